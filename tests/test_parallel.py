@@ -77,7 +77,7 @@ def test_no_thread_keeps_a_gradient(threads, pixels):
     assert kept == [False] * 6
 
 
-def test_what_goes_wrong_in_a_piece_is_told(threads, pixels):
+def test_an_error_in_a_batch_is_raised(threads, pixels):
     def fail(piece):
         raise ValueError("no such picture")
 

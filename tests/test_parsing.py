@@ -116,7 +116,7 @@ def test_rows_are_read(tmp_path):
 
 @pytest.mark.parametrize("read", [read_class_names, lambda path: read_costs(path, ["a"]), load_suite])
 @pytest.mark.parametrize("name", ["nothing/a.toml", "folder/a.toml", "nul\0/a.toml", "x" * 300 + "/a.toml"])
-def test_what_can_not_be_opened_is_told(tmp_path, read, name):
+def test_a_file_that_can_not_be_opened_raises_an_error(tmp_path, read, name):
     (tmp_path / "folder" / "a.toml").mkdir(parents=True)
     with pytest.raises(DataError, match=r"can't be opened: \w"):
         read(f"{tmp_path}/{name}")
@@ -137,7 +137,7 @@ def test_a_file_without_an_end_is_refused():
         read_text("/dev/zero", 1 << 10)
 
 
-def test_the_most_depth_is_taken_and_one_more_is_not():
+def test_the_largest_depth_is_accepted_and_one_more_is_not():
     assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH, "x")
     assert parse_toml(f"a = {'[' * (MAX_DEPTH - 1)}{']' * (MAX_DEPTH - 1)}", "x")
     for text in ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), '{"a":' * MAX_DEPTH + "[]" + "}" * MAX_DEPTH):
@@ -147,7 +147,7 @@ def test_the_most_depth_is_taken_and_one_more_is_not():
         parse_toml(f"a = {'[' * MAX_DEPTH}{']' * MAX_DEPTH}", "x")
 
 
-def test_whole_letters_are_taken_however_they_are_written():
+def test_whole_characters_are_accepted_in_any_notation():
     assert parse_json(r'{"\ud83d\ude00": ["\\ud83d", "é"]}', "x") == {"\U0001f600": [r"\ud83d", "é"]}
 
 
@@ -158,7 +158,7 @@ def test_whole_letters_are_taken_however_they_are_written():
         max_leaves=8,
     )
 )
-def test_what_json_can_say_is_read_as_it_was_written(value):
+def test_json_is_read_as_it_was_written(value):
     assert parse_json(json.dumps(value), "x") == value
 
 

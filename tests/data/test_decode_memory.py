@@ -19,7 +19,7 @@ def test_threads_never_hold_more_than_the_budget_together():
     assert most <= 10 and budget.held == 0
 
 
-def test_what_is_larger_than_the_budget_runs_alone():
+def test_a_request_above_the_budget_runs_alone():
     budget, entered = MemoryBudget(10), threading.Event()
 
     def large():
@@ -37,7 +37,7 @@ def test_what_is_larger_than_the_budget_runs_alone():
     assert budget.held == 0
 
 
-def test_room_is_given_in_the_order_in_which_it_was_asked_for():
+def test_memory_is_granted_in_the_order_of_requests():
     budget, order = MemoryBudget(10), []
 
     def work(size):

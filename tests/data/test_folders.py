@@ -67,7 +67,7 @@ def test_a_flat_folder_has_no_labels(tmp_path, put):
         dataset.labels  # noqa: B018
 
 
-def test_what_is_no_picture_is_left_out_with_the_reason(tmp_path, put):
+def test_files_that_are_not_pictures_are_left_out_with_the_reason(tmp_path, put):
     for name in ("cat/1.jpg", "dog/1.jpg", "cat/.hidden.jpg", ".git/x/1.jpg", "stray.jpg"):
         put(tmp_path / name)
     for name in ("cat/notes.txt", "cat/drawing.svg", "dog/phone.HEIC", "cat/no_extension"):
@@ -149,7 +149,7 @@ def test_list_images_ignores_the_layout(tmp_path, put):
     assert list_images(tmp_path) == wanted
 
 
-def test_what_cannot_be_a_data_set_says_what_to_do(tmp_path, put):
+def test_invalid_sources_raise_errors_with_advice(tmp_path, put):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text("x")
@@ -167,7 +167,7 @@ def test_what_cannot_be_a_data_set_says_what_to_do(tmp_path, put):
             load_dataset(tmp_path / name)
 
 
-def test_unknown_split_says_which_there_are(tmp_path, put):
+def test_an_unknown_split_lists_the_known_ones(tmp_path, put):
     for name in ("train/cat/1.jpg", "train/dog/1.jpg", "test/cat/1.jpg"):
         put(tmp_path / name)
     with pytest.raises(DataError, match="has no split 'dev'; it has: train, test"):

@@ -58,7 +58,7 @@ def test_pictures_in_a_table_become_files_byte_by_byte(package, folder, tmp_path
     assert all(path.is_relative_to(tmp_path / "cache/clipadapter/hf") for path in dataset.paths)
 
 
-def test_an_interrupted_run_goes_on_and_a_whole_one_is_not_repeated(package, folder, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues_and_a_complete_one_is_not_repeated(package, folder, tmp_path, monkeypatch):
     table(package, folder).save_to_disk(tmp_path / "saved")
     first = load_dataset(f"hf:{tmp_path / 'saved'}")
     assert first.splits == ("all",)
@@ -127,7 +127,7 @@ def test_a_set_that_cannot_be_had_says_why(package, tmp_path):
         load_dataset("hf:nobody/nothing@odd")
 
 
-def test_without_the_extra_its_name_is_told(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(name=name)
 

@@ -57,7 +57,7 @@ def assert_is_the_picture(image):
         ("café 写真 🍕 with spaces.png", "PNG"),
     ],
 )
-def test_the_type_is_told_from_the_bytes_not_the_name(tmp_path, picture, name, kind):
+def test_the_format_depends_on_the_bytes_not_the_name(tmp_path, picture, name, kind):
     (tmp_path / name).write_bytes(coded(picture, kind))
     assert_is_the_picture(read_image(tmp_path / name))
     assert_is_the_picture(read_image(str(tmp_path / name)))
@@ -197,7 +197,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("case", REASONS)
-def test_what_cannot_be_read_is_refused_with_a_plain_reason(tmp_path, picture, case):
+def test_unreadable_files_are_refused_with_the_reason(tmp_path, picture, case):
     make, reason = REASONS[case]
     (tmp_path / "bad.jpg").write_bytes(make(picture))
     with pytest.raises(ImageError, match=reason) as caught:
@@ -287,7 +287,7 @@ def large_jpeg(width, height, **options):
         ((484, 644), 30, (121, 161)),
     ],
 )
-def test_a_jpeg_is_shrunk_as_far_as_asked(tmp_path, size, least, expected):
+def test_a_jpeg_is_shrunk_to_the_requested_size(tmp_path, size, least, expected):
     (tmp_path / "a").write_bytes(large_jpeg(*size))
     assert read_image(tmp_path / "a", shrink_to=least).size == expected
 
@@ -301,7 +301,7 @@ def test_a_shrunk_jpeg_has_the_means_of_its_pixels():
     assert gap.mean() < 1
 
 
-def test_pixels_are_whole_unless_asked_otherwise():
+def test_all_pixels_are_kept_by_default():
     data = large_jpeg(640, 480)
     whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(read_image("a", data=data), whole)

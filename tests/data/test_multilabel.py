@@ -84,7 +84,7 @@ def test_classes_of_label_sets_are_renamed(folder):
     assert renamed.label_sets == [("cat", "wolf"), (), ("wolf",)]
 
 
-def test_matrix_names_what_it_does_not_know():
+def test_the_matrix_refuses_unknown_labels():
     assert label_matrix(SETS, ["dog", "fox", "cat"]).tolist() == [[1, 0, 1], [0, 0, 0], [1, 0, 0]]
     with pytest.raises(DataError, match="picture 1 has labels that are no classes: wolf"):
         label_matrix([("cat",), ("wolf",)], ["cat", "dog"])
@@ -116,6 +116,6 @@ def test_shots_that_can_not_be_drawn_are_named():
         draw_multilabel_shots([(), ()], 1)
 
 
-def test_what_one_class_brought_along_is_not_drawn_again_for_another():
+def test_shots_of_several_classes_are_drawn_once():
     assert len(draw_multilabel_shots([("cat", "dog")] * 9, 2)) == 2
     assert len(draw_multilabel_shots([("cat", "dog")] * 2 + [("dog",)] * 9, 3)) == 3

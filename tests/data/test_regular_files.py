@@ -49,7 +49,7 @@ def test_a_picture_must_be_a_regular_file(endless, read):
         read(endless("a.jpg"))
 
 
-def test_scan_names_what_is_not_a_regular_file_and_goes_on(endless, tmp_path):
+def test_scan_reports_files_that_are_not_regular(endless, tmp_path):
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         Image.fromarray(np.full((4, 4, 3), len(label), np.uint8)).save(tmp_path / label / "1.png")

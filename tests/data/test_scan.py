@@ -46,7 +46,7 @@ def test_equal_files_of_one_class_and_part_are_no_finding(tmp_path, put):
     assert report.duplicates == () and report.warnings == ()
 
 
-def test_what_load_refuses_is_reported(tmp_path, put):
+def test_data_sets_that_load_refuses_are_reported(tmp_path, put):
     for name, start in (
         ("empty", "There are no pictures."),
         ("flat", "No picture has a label"),

@@ -117,7 +117,7 @@ def test_a_stand_in_is_read_like_the_original(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", list_sets())
-def test_a_set_says_all_there_is_to_know(name, tmp_path):
+def test_a_set_has_a_complete_description(name, tmp_path):
     one = create_set(name)
     assert name == one.name
     assert get_templates(one.templates)
@@ -204,7 +204,7 @@ def test_a_half_unpacked_set_is_refused(tmp_path):
         load_dataset("eurosat", tmp_path)
 
 
-def test_differences_from_the_papers_are_told(tmp_path):
+def test_differences_from_the_papers_are_listed(tmp_path):
     root = make_stand_in("dtd", tmp_path)
     assert create_set("dtd").differences(load_dataset("dtd", root)) == [
         "3 classes found, but the papers have 47",
@@ -229,7 +229,7 @@ def test_damaged_lists_of_aircraft_say_where(tmp_path):
         load_dataset("fgvc_aircraft", tmp_path)
 
 
-def test_odd_folders_of_imagenet_say_what_to_do(tmp_path, put):
+def test_invalid_folders_of_imagenet_raise_errors_with_advice(tmp_path, put):
     val = make_stand_in("imagenet", tmp_path) / "imagenet/images/val"
     shutil.move(val / IMAGENET[0][0], tmp_path / "away")
     with pytest.raises(DataError, match=f"train, test have different classes, such as {IMAGENET[0][0]}"):
@@ -248,7 +248,7 @@ def test_odd_folders_of_imagenet_say_what_to_do(tmp_path, put):
 
 @pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_what_torchvision_unpacks_is_put_where_it_is_read(name, tmp_path, torchvision_of):
+def test_files_that_torchvision_unpacks_are_moved_into_the_layout(name, tmp_path, torchvision_of):
     source, fetched = torchvision_of(name)
     done = prepare(name, tmp_path / "root")
     assert done.downloaded
@@ -269,7 +269,7 @@ def test_what_torchvision_unpacks_is_put_where_it_is_read(name, tmp_path, torchv
 
 @pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")
 @pytest.mark.parametrize("name", ["dtd", "fgvc_aircraft"])
-def test_half_a_download_is_never_taken_for_whole(name, tmp_path, torchvision_of, monkeypatch):
+def test_an_incomplete_download_is_never_used(name, tmp_path, torchvision_of, monkeypatch):
     _, fetched = torchvision_of(name)
     module = getattr(torchvision.datasets, set_info(name).cls.download.dataset).__module__
     works = __import__(module, fromlist=["_"]).download_and_extract_archive
@@ -304,7 +304,7 @@ def test_half_a_download_is_never_taken_for_whole(name, tmp_path, torchvision_of
     assert archives_seen == (["whole.tar.gz"] if name == "dtd" else [])
 
 
-def test_what_nobody_offers_is_left_to_the_person(tmp_path):
+def test_sets_without_a_download_are_listed_as_missing(tmp_path):
     for name in ("stanford_cars", "ucf101", "imagenet"):
         done = prepare(name, tmp_path)
         assert not done.downloaded

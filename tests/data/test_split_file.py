@@ -86,7 +86,7 @@ def test_a_damaged_split_file_says_where(tmp_path, content, message):
         read_split(written(tmp_path / "split.json", content), tmp_path)
 
 
-def test_a_file_that_is_not_there_or_far_too_large(tmp_path):
+def test_a_missing_or_too_large_file_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"none\.json can't be opened: No such file"):
         read_split(tmp_path / "none.json", tmp_path)
     with (tmp_path / "large.json").open("wb") as file:

@@ -3,7 +3,7 @@ import pytest
 from clipadapter.data import read_image, textiles
 
 
-def test_the_textiles_are_there_with_readable_names():
+def test_the_textiles_have_readable_class_names():
     pytest.importorskip("conformal_clip_data")
     dataset = textiles()
     assert (dataset.name, dataset.splits) == ("textiles", ("all",))

@@ -45,7 +45,7 @@ def test_average_precision_by_hand():
     assert average_precision([1, 0, 0, 0], [1, 1, 1, 1]) == 0.25
 
 
-def test_classes_that_no_picture_has_are_said_and_left_out():
+def test_classes_without_pictures_are_listed_and_left_out():
     truth, scores = answers(0)
     truth[:, 2] = False
     said = np.zeros_like(truth)

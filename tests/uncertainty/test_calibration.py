@@ -64,7 +64,7 @@ def test_logits_of_another_unit_give_the_same_probabilities():
     np.testing.assert_allclose(scaled, p, atol=1e-6)
 
 
-def test_rows_that_are_there_twice_count_as_shots_once():
+def test_repeated_rows_count_as_one_shot():
     z, y = answers(10)
     once, twice = learn_calibrator(z, y), learn_calibrator(np.tile(z, (2, 1)), np.tile(y, 2), n=10)
     assert twice.temperature == pytest.approx(once.temperature, rel=2e-3)
@@ -90,7 +90,7 @@ def test_of_very_many_rows_a_part_is_enough(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["temperature", "vector"])
-def test_what_is_saved_answers_alike(method):
+def test_a_loaded_state_gives_equal_predictions(method):
     z, y = answers(50)
     found = learn_calibrator(z, y, method=method)
     again = Calibrator.from_state(*found.state(), classes=5)

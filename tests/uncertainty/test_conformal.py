@@ -36,7 +36,7 @@ def test_aps_is_the_mean_of_the_papers_randomised_score():
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_a_more_probable_class_is_less_strange(score):
+def test_a_more_probable_class_has_a_lower_nonconformity(score):
     p, _ = draw(30, 7)
     order = np.argsort(-p, axis=1)
     assert (np.diff(np.take_along_axis(nonconformity(p, score), order, axis=1), axis=1) > 0).all()
@@ -81,7 +81,7 @@ def test_cross_interpolates_between_two_shots():
     assert np.isinf(model.thresholds(0.95)).all()  # rank 18.05 of 18
 
 
-def test_a_class_as_strange_as_the_threshold_is_in():
+def test_a_class_at_the_threshold_is_in_the_set():
     shots = [[0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0.875, 0.125]]  # strangeness 0.25, 0.5, 0.75, 0.125
     tied, just_above = [[0.5, 0.5]], [[0.5 - 1e-9, 0.5 + 1e-9]]
     split = learn_conformal(shots, [0, 0, 0, 0], method="split")
@@ -99,7 +99,7 @@ def test_each_class_has_the_threshold_of_its_own_shots():
         assert threshold == own[math.ceil(0.8 * (len(own) + 1)) - 1]
 
 
-def test_split_covers_what_it_promises():
+def test_split_has_the_guaranteed_coverage():
     """On average over draws: between the rate and 1 / (r + 1) above it (Vovk 2005, Lei 2018)."""
     hits = []
     for seed in range(400):
@@ -179,7 +179,7 @@ def test_cv_plus_sets_are_those_of_mapie():
     np.testing.assert_array_equal(ours, expected[:, :, 0])
 
 
-def test_no_set_is_empty_unless_asked():
+def test_no_set_is_empty_by_default():
     model = learn_conformal([[0.99, 0.01]] * 20, [0] * 20)
     sure, unsure = [0.995, 0.005], [0.45, 0.55]
     np.testing.assert_array_equal(model.sets([sure, unsure], empty=True), [[True, False], [False, False]])

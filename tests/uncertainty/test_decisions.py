@@ -33,7 +33,7 @@ def test_the_best_class_is_the_most_probable_one():
     assert [name for name, _ in said.top] == ["cat", "cow"]
 
 
-def test_strange_pictures_are_none_of_the_classes_and_say_why_and_what_is_nearest():
+def test_rejected_pictures_have_a_reason_and_the_nearest_class():
     rows = np.array([[1.0, 0.0, 0.0], [-1.0, -0.9, -1.1]])
     found = uncertainty(reject=0.1).answer(rows, rows)
     assert found.rejected.tolist() == [False, True]
@@ -57,7 +57,7 @@ def test_a_set_names_its_classes_best_first():
     assert found.prediction(0, "x.jpg", NAMES).labels[0] == "cow"
 
 
-def test_what_is_asked_for_now_goes_before_the_default():
+def test_given_decisions_override_the_default():
     one = uncertainty(reject=0.1, coverage=0.9)
     strange = np.array([[-1.0, -1.0, -1.0]])
     assert one.answer(strange, strange).rejected.all()
@@ -66,13 +66,13 @@ def test_what_is_asked_for_now_goes_before_the_default():
     assert none.sets is None
 
 
-def test_an_unknown_wish_is_refused_with_what_comes_close():
+def test_an_unknown_option_is_refused_with_the_closest_name():
     with pytest.raises(UnknownNameError, match="Did you mean 'reject'"):
         DecisionOptions().with_changes({"rejekt": 0.1})
 
 
 @pytest.mark.parametrize("asked", [{"reject": 0.1}, {"coverage": 0.9}])
-def test_what_was_not_learned_cant_be_asked_for(asked):
+def test_decisions_without_a_learned_part_are_refused(asked):
     with pytest.raises(InputError, match="two shots of each class"):
         Uncertainty().answer([[1.0, 0.0]], [[1.0, 0.0]], DecisionOptions(**asked))
 
@@ -85,7 +85,7 @@ def test_sets_by_folds_need_the_answers_of_the_folds():
     assert by_folds.answer(np.eye(3), np.eye(3), DecisionOptions(coverage=0.5), [np.eye(3)] * 2).sets.shape == (3, 3)
 
 
-def test_what_is_saved_answers_alike():
+def test_a_loaded_state_gives_equal_predictions():
     one = uncertainty(reject=0.1, coverage=0.8, costs=1 - np.eye(3))
     again = Uncertainty.from_state(*one.state(), classes=3)
     rows = np.random.default_rng(1).normal(size=(9, 3))
@@ -114,6 +114,6 @@ def test_damaged_parts_are_refused(facts, words):
         ({"score": "best"}, "lac"),
     ],
 )
-def test_options_say_what_they_can_be(options, words):
+def test_invalid_options_list_the_valid_ones(options, words):
     with pytest.raises(InputError, match=words):
         UncertaintyOptions(**options)

@@ -136,7 +136,7 @@ def test_wrong_input_is_named(logits, targets, precision, words):
         learn_multilabel(logits, targets, precision=precision)
 
 
-def test_without_held_out_shots_logits_are_taken_at_their_word():
+def test_without_held_out_shots_the_default_rule_applies():
     rule = MultiLabel.default(2)
     logits = np.log([[0.24 / 0.76, 0.26 / 0.74]])
     np.testing.assert_allclose(rule.probabilities(logits), [[0.24, 0.26]])

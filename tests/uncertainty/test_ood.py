@@ -177,7 +177,7 @@ def test_the_threshold_is_the_conformal_quantile(rate, position):
     assert (threshold.is_attainable, threshold.shots, threshold.min_rate) == (True, 19, 0.05)
 
 
-def test_too_few_shots_for_a_rate_are_told():
+def test_too_few_shots_for_a_rate_are_reported():
     rejector, *_ = learned(method="text", counts=(4, 4, 4, 4, 2))
     threshold = rejector.threshold(0.05)
     assert not threshold.is_attainable
@@ -200,7 +200,7 @@ def test_two_held_out_shots_reject_nothing():
 
 @pytest.mark.parametrize("method", ["auto", "text", "mahalanobis", "knn", "max-logit"])
 @pytest.mark.parametrize("counts", [(2,) * 5, (8,) * 5])
-def test_the_asked_share_of_pictures_of_the_classes_is_rejected(method, counts):
+def test_the_set_rate_of_pictures_of_the_classes_is_rejected(method, counts):
     realised = []
     for seed in range(40):
         rejector, known, _, text = learned(method, seed, counts, outliers=None, negative_labels=None, names=())
@@ -211,7 +211,7 @@ def test_the_asked_share_of_pictures_of_the_classes_is_rejected(method, counts):
     assert wanted - 0.07 - 3 * error < np.mean(realised) < wanted + 0.03 + 3 * error
 
 
-def test_with_one_shot_a_class_fewer_are_rejected_than_asked_and_it_says_so():
+def test_with_one_shot_per_class_the_rate_is_an_upper_bound():
     realised = []
     for seed in range(40):
         rejector, known, _, text = learned("auto", seed, (1,) * 5, logits=None, rows=None, probabilities=None)
@@ -226,7 +226,7 @@ def test_text_alone_is_exact_with_one_shot_a_class():
     assert not rejector.threshold(0.2).bound
 
 
-def test_answers_for_other_views_of_single_shots_are_taken_where_they_are_asked_for():
+def test_logits_of_other_views_of_single_shots_are_used():
     rejector, *_ = learned("max-logit", counts=(1,) * 5)
     assert (rejector.threshold(0.2).bound, rejector.threshold(0.2).shots) == (False, 5)
 
@@ -234,7 +234,7 @@ def test_answers_for_other_views_of_single_shots_are_taken_where_they_are_asked_
 # What is summed
 
 
-def test_auto_tells_strangers_and_finds_what_helps():
+def test_auto_separates_outliers_and_weights_useful_scores():
     areas = {}
     for method in ("auto", "text", "mahalanobis", "max-logit"):
         found = [learned(method, seed, negative_labels=None, names=(), outliers=None) for seed in range(12)]
@@ -253,7 +253,7 @@ def test_negative_labels_and_outliers_like_the_unknown_pictures_help():
     assert area(negative_labels=None, names=()) > plain + 0.01
 
 
-def test_a_score_that_tells_nothing_gets_no_weight():
+def test_an_uninformative_score_has_no_weight():
     X, y, *_ = world()
     rng = np.random.default_rng(1)
     rejector = learn_rejector(X, y, 5, logits=np.zeros((20, 5)), text=rng.standard_normal((5, D)))
@@ -262,7 +262,7 @@ def test_a_score_that_tells_nothing_gets_no_weight():
     assert weights["mahalanobis"] > 0
 
 
-def test_the_weight_is_the_distance_of_pretended_strangers_in_deviations():
+def test_the_weight_is_the_distance_of_simulated_outliers_in_deviations():
     X, y, _, _, text, _ = world()
     rejector = learn_rejector(X, y, 5, text=text, logits=logits_of(X, text))
     cosines = unit_rows(X) @ text.T
@@ -297,7 +297,7 @@ def test_the_only_shot_of_a_class_sets_no_threshold_where_others_have_two(method
 
 
 @pytest.mark.parametrize("counts", [(3, 0, 2, 2, 1), (0, 1, 1, 1, 1)])
-def test_classes_without_shots_are_judged_by_logits_and_text(counts):
+def test_classes_without_shots_are_scored_by_logits_and_text(counts):
     rejector, known, _, text = learned(counts=counts)
     assert not {part.name for part in rejector.parts} & {"mahalanobis", "background"}
     assert np.isfinite(scored(rejector, known, text)).all()
@@ -322,7 +322,7 @@ def test_of_many_outliers_some_are_drawn_by_seed():
 # Reasons
 
 
-def test_reasons_name_what_is_strange():
+def test_reasons_name_the_largest_part():
     X = np.eye(6)[[0, 0, 0, 1, 1, 1]] + 0.05 * np.random.default_rng(0).standard_normal((6, 6))
     y = [0, 0, 0, 1, 1, 1]
     text, tractor, photo = np.eye(6)[:2], np.eye(6)[2:3], np.eye(6)[3:4]
@@ -425,7 +425,7 @@ def test_distances_need_a_shot_of_every_class():
         ({"rows": np.arange(3)}, r"held-out predictions \(20, 5\) of rows \(3,\)"),
     ],
 )
-def test_what_is_missing_or_does_not_fit_is_named(change, words):
+def test_missing_or_invalid_inputs_are_named(change, words):
     with pytest.raises(InputError, match=words):
         learned(**change)
 

@@ -16,8 +16,7 @@ from typing import NoReturn
 from clipadapter.errors import ClipAdapterError
 
 MAX_SCANNED_SAMPLES_PER_PIXEL = 20
-"""Samples that all scans of a JPEG may process, per pixel of ``max_pixels``. Common files with ten scans need 8 to 14.
-"""
+"""Samples that all scans of a JPEG may process, per pixel of ``max_pixels``. Ten scans commonly need 8 to 14."""
 MAX_JPEG_SEGMENTS = 2_000
 MAX_EXIF_SEGMENTS = 16
 MAX_QUANTIZATION_BYTES = 1 << 16

@@ -27,20 +27,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused by default."""
+MAX_SIDE_RATIO = 100
+"""Largest ratio of the sides: resizing a longer strip by its shorter side would fill the memory."""
+
 ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 
-MAX_PIXELS = 100_000_000
-MAX_SIDE_RATIO = 100
-MAX_DECODE_SECONDS = 120.0
-"""Processor time for a file that a separate process decodes. 100 megapixels of lossless JPEG 2000 take 50 seconds."""
-_MAX_FILE_BYTES = 1 << 30
-_MAGIC_BYTES = 1024
-_BAND_PIXELS = 1 << 18
-"""Pictures are converted in bands, so that intermediate modes need only the memory of a band."""
 _BUDGET = MemoryBudget()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_BUDGET.reset)
 
+MAX_DECODE_SECONDS = 120.0
+"""Processor time for a file that a separate process decodes. 100 megapixels of lossless JPEG 2000 take 50 seconds."""
+_BAND_PIXELS = 1 << 18
+"""Pictures are converted in bands, so that intermediate modes need only the memory of a band."""
+_MAX_FILE_BYTES = 1 << 30
+_MAGIC_BYTES = 1024
+"""Bytes at the beginning of a file that determine its format."""
 _JPEG = b"\xff\xd8\xff"
 
 # Format, pattern of the first bytes, and the Pillow class that reads it; None: known, but not supported.

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from clipadapter.metrics.evaluation import Predictions
 from clipadapter.metrics.table import metrics_shown
 
-DEFAULT_RESAMPLES = 2000
 Z_95 = 1.959963984540054
 """97.5 % quantile of the standard normal distribution, for two-sided intervals at 95 %."""
 
@@ -95,7 +94,7 @@ def percentile_interval(value: float, resampled: NDArray[np.float64]) -> Estimat
 
 
 def bootstrap_metrics(
-    systems: Mapping[str, Predictions], resamples: int = DEFAULT_RESAMPLES, seed: int = 0
+    systems: Mapping[str, Predictions], resamples: int = 2000, seed: int = 0
 ) -> dict[str, MetricsWithIntervals]:
     """Estimate the metrics of reports for systems that predicted the same pictures; differences are paired.
 
