@@ -10,6 +10,7 @@ from clipadapter.tuners.coop import CoOp
 from clipadapter.tuners.kgcoop import KgCoOp
 
 from .golden_figures import golden, text_tower
+from .recorded import recorded
 
 
 @pytest.fixture(scope="module")
@@ -17,24 +18,11 @@ def figures():
     return golden("kgcoop_prograd")
 
 
-class Given(KgCoOp):
-    """Starts from a given context, and keeps the loss and gradient of every step."""
-
-    def _initial_prompts(self, shots):
-        self.losses, self.gradients = [], []
-        return super()._initial_prompts(shots)[0], self.given.clone()
-
-    def _backward(self, parameters, value):
-        super()._backward(parameters, value)
-        self.losses.append(float(value.detach()))
-        self.gradients.append(parameters[0].grad.clone())
-
-
 def fitted(figures, weight):
     tensors, parameters = figures
     names, tower = parameters["class_names"], text_tower(tensors, parameters)
     text = TextFeatures(names, tensors["text_handmade_unit"].numpy(), 100.0, tower=lambda: tower)
-    head = Given(weight=weight, ctx_init=None, epochs=5, schedule="constant", warmup_epochs=0)
+    head = recorded(KgCoOp)(weight=weight, ctx_init=None, epochs=5, schedule="constant", warmup_epochs=0)
     head.given = tensors["ctx"]
     return head.fit(tensors["image_features"], [names[i] for i in tensors["labels"]], text=text)
 
@@ -42,7 +30,7 @@ def fitted(figures, weight):
 @pytest.mark.parametrize("weight", [1, 8])
 def test_loss_gradient_and_context_are_the_authors(weight, figures):
     tensors, head = figures[0], fitted(figures, weight)
-    assert head.losses[0] == pytest.approx(tensors[f"kgcoop_loss_w{weight}"].item(), abs=1e-5)
+    assert float(head.losses[0]) == pytest.approx(tensors[f"kgcoop_loss_w{weight}"].item(), abs=1e-5)
     torch.testing.assert_close(head.gradients[0], tensors[f"kgcoop_grad_w{weight}"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(head.context_, tensors[f"kgcoop_ctx5_w{weight}"], rtol=0, atol=1e-6)
 

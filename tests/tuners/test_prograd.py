@@ -10,6 +10,7 @@ from clipadapter.tuners.coop import CoOp
 from clipadapter.tuners.prograd import ProGrad, without_opposed
 
 from .golden_figures import golden, text_tower
+from .recorded import recorded
 
 RUNS = [(1, 1), (0.5, 2)]
 
@@ -19,24 +20,11 @@ def figures():
     return golden("kgcoop_prograd")
 
 
-class Given(ProGrad):
-    """Starts from a given context, and keeps the losses and gradient of every step."""
-
-    def _initial_prompts(self, shots):
-        self.losses, self.gradients = [], []
-        return super()._initial_prompts(shots)[0], self.given.clone()
-
-    def _backward(self, parameters, value):
-        super()._backward(parameters, value)
-        self.losses.append(value.detach().clone())
-        self.gradients.append(parameters[0].grad.clone())
-
-
 def fitted(figures, strength, temperature, **changes):
     tensors, parameters = figures
     names, tower = parameters["class_names"], text_tower(tensors, parameters)
     text = TextFeatures(names, tensors["prograd_teacher_unit"].numpy(), 100.0, tower=lambda: tower)
-    head = Given(
+    head = recorded(ProGrad)(
         strength=strength, temperature=temperature, n_ctx=4, epochs=5, schedule="constant", warmup_epochs=0, **changes
     )
     head.given = tensors["prograd_ctx"]
