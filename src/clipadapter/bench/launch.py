@@ -38,7 +38,7 @@ class SuiteResult:
         n_existing: number of runs that had a record before.
         n_failed: how many of the runs made failed.
         seconds: from the first fit to the last.
-        figures: plots of features, if the suite asks for them.
+        figures: plots of features, if the suite has any.
         keys: of the records of this call; the plan also has those of earlier calls.
     """
 
@@ -96,7 +96,7 @@ def run_suite(
     records.migrate()
     fits: list[_FitWithEntries] = []
     for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders, rows)):
-        folder = save_bundle(group.bundle, out / "features" / _name(group.bundle))
+        folder = save_bundle(group.bundle, out / "features" / _hash_bundle(group.bundle))
         fits += [_with_entries(suite, group, fit) for fit in group.plan(str(folder.absolute()))]
         # What a worker reads, and the copies of a fit.
         launcher.memory = max(launcher.memory, 3 * (folder / ARRAYS_FILE).stat().st_size)
@@ -114,7 +114,7 @@ def run_suite(
         tqdm(total=len(jobs), desc="fits", unit="fit", disable=not progress) as bar,
     ):
         for result in results:
-            runs = _runs(missing[result.job.number], result.result, result.error)
+            runs = _read_result(missing[result.job.number], result.result, result.error)
             try:
                 records.write(runs)
             except InputError as error:
@@ -129,13 +129,15 @@ def run_suite(
             bar.update()
     outcome.seconds = time.perf_counter() - start
     if oracle:
-        outcome.plan = _with_oracle(suite, [entry for planned in fits for entry in planned.entries], records, out)
+        outcome.plan = _add_oracle_records(
+            suite, [entry for planned in fits for entry in planned.entries], records, out
+        )
     if suite.figure == "projection":
-        outcome.figures = _figures(fits, out / "figures" / suite.name)
+        outcome.figures = _draw_features(fits, out / "figures" / suite.name)
     return outcome
 
 
-def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out: Path) -> Plan:
+def _add_oracle_records(suite: Suite, entries: list[Entry], records: RecordFolder, out: Path) -> Plan:
     """The plan with the records of choosing on the test part; these records are written once, too."""
     oracle = make_oracle_runs(suite, entries, {run.key: run for run in records.read()})
     existing = records.keys()
@@ -145,7 +147,7 @@ def _with_oracle(suite: Suite, entries: list[Entry], records: RecordFolder, out:
     return plan
 
 
-def _figures(fits: Sequence[_FitWithEntries], folder: Path) -> list[Path]:
+def _draw_features(fits: Sequence[_FitWithEntries], folder: Path) -> list[Path]:
     """Plots of the features of each bundle."""
     from clipadapter.bench.projection import draw_adapted_features
 
@@ -159,7 +161,7 @@ def _figures(fits: Sequence[_FitWithEntries], folder: Path) -> list[Path]:
     ]
 
 
-def _name(bundle: Bundle) -> str:
+def _hash_bundle(bundle: Bundle) -> str:
     """The name of a folder: a hash of everything in the bundle."""
     every = range(len(bundle.support)) if bundle.rows is None else [int(row) for row in bundle.rows]
     parts = [
@@ -187,7 +189,7 @@ def _with_entries(suite: Suite, group: BundleOfFits, fit: PlannedFit) -> _FitWit
     return _FitWithEntries(fit.spec, entries)
 
 
-def _runs(fit: _FitWithEntries, result: list[str] | None, error: str | None) -> list[Run]:
+def _read_result(fit: _FitWithEntries, result: list[str] | None, error: str | None) -> list[Run]:
     """The records of a worker; if it died, records with that reason."""
     if result is not None:
         runs = [Run.model_validate_json(text) for text in result]

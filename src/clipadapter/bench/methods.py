@@ -45,7 +45,7 @@ def method_version(cls: type[Head]) -> str:
     code, which a hash of the source does not; ``tests/bench/test_method_versions.py`` fails if a head of this package
     gives other logits and has the same number.
 
-    No such test covers a head of another package, so its version also has a hash of its own module. The hash ignores
+    No such test covers a head of another package, so its version also has a hash of that module. The hash ignores
     comments, docstrings and annotations.
     """
     stated = next((head_info(name).facts.get("version", 1) for name in list_heads() if head_info(name).cls is cls), 1)
