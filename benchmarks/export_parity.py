@@ -35,7 +35,7 @@ HEADS = ("auto", "zero-shot", "tip-adapter", "clip-adapter", "linear-probe", "gd
 KINDS = (("onnx", "fp32"), ("onnx", "int8"), ("openvino", "fp32"), ("openvino", "int8"))
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 BATCH, REPEATS, COMPARED = 32, 5, 64
-COLUMNS = "| encoder | head | file | logits | least cosine | same answers | same rejections | MB | rate |"
+COLUMNS = "| encoder | head | file | logits | smallest cosine | same answers | same rejections | MB | rate |"
 RULE = "|---|---|---|---:|---:|---:|---:|---:|---:|"
 
 

@@ -29,7 +29,7 @@ def convert(graph: GraphModule, path: Path, rows: NDArray[Any] | None) -> WriteF
             "it as OpenVINO (format openvino), or use a smaller encoder"
         )
     steps = path.parent / "steps"
-    steps.mkdir()  # a folder of its own: the file may have the same name as an intermediate one
+    steps.mkdir()  # a separate folder: the file may have the same name as an intermediate one
     float_file = steps / "plain.onnx" if rows is not None else path
     with suppress_logs():
         write_onnx(cast("nn.Module", graph), graph.example_input, float_file, graph.input_name, graph.output_names)
