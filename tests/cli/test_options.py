@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from clipadapter.cli.encoder_options import EncoderOptions, ModelEncoderOptions
+from clipadapter.cli.option_types import LateChoice
 from clipadapter.cli.options import field_option, option, option_group
 
 
@@ -66,3 +67,18 @@ def test_no_cache_overrides_a_cache_file(tmp_path):
     assert call(group)["encoder"].store == "auto"
     assert call(group, "--cache", str(tmp_path / "a"))["encoder"].store == tmp_path / "a"
     assert call(group, "--cache", str(tmp_path / "a"), "--no-cache")["encoder"].store is None
+
+
+def test_the_names_of_a_late_choice_are_listed_only_when_they_are_needed():
+    listings = []
+
+    def list_names():
+        listings.append(1)
+        return ["red", "blue"]
+
+    decorator = click.option("--colour", type=LateChoice(list_names), default="red")
+    assert not listings
+    assert call(decorator, "--colour", "blue") == {"colour": "blue"}
+    assert "--colour [red|blue]" in call(decorator, "--help")
+    with pytest.raises(AssertionError, match="'pink' is not one of 'red', 'blue'"):
+        call(decorator, "--colour", "pink")

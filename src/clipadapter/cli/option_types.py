@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,27 @@ class Fraction(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 FRACTION = Fraction()
+
+
+class LateChoice(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A choice whose names are listed only when they are needed: listing plug-ins takes long.
+
+    Args:
+        list_names: returns the names.
+    """
+
+    name = "choice"
+
+    def __init__(self, list_names: Callable[[], Sequence[str]]) -> None:
+        self.list_names = list_names
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the names for the help."""
+        return f"[{'|'.join(self.list_names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name; an unknown one is an error of usage."""
+        return click.Choice(self.list_names()).convert(value, param, ctx)
 
 
 def parse_counts(ctx: click.Context | None, param: click.Parameter | None, value: str) -> list[int]:

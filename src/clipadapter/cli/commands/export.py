@@ -10,7 +10,7 @@ import click
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import path_beside
-from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.option_types import FOLDER, LateChoice
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import InputError
@@ -19,20 +19,18 @@ from clipadapter.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_fo
 if TYPE_CHECKING:
     from clipadapter.export import ExportResult
 
-SUFFIXES = ", ".join(f"{get_format(name).suffix} for {get_format(name).title}" for name in list_formats())
-
 
 @cli_command("clipadapter export model/ --format onnx --out model.onnx", Section.SHARE, 1, extra="lite,onnx")
 @click.argument("model", type=FOLDER)
 @click.option(
-    "--format", "format_name", type=click.Choice(list_formats()), default=DEFAULT_FORMAT, help="Format of the file."
+    "--format", "format_name", type=LateChoice(list_formats), default=DEFAULT_FORMAT, help="Format of the file."
 )
 @click.option(
     "--out",
     "path",
     metavar="FILE",
     type=FOLDER,
-    help=f"File to write ({SUFFIXES}); by default it lies beside MODEL and has its name.",
+    help="File to write, with the suffix of its format; by default beside MODEL, with its name.",
 )
 @click.option(
     "--precision",

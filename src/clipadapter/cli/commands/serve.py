@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from clipadapter.cli.groups import Section, cli_command
-from clipadapter.cli.option_types import COUNT, FILE
+from clipadapter.cli.option_types import COUNT, FILE, LateChoice
 from clipadapter.cli.options import Command, Decorator
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 from clipadapter.formats import list_inference_backends
 
 TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
+BACKENDS = LateChoice(lambda: ["auto", *list_inference_backends()])
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 POSITIVE = click.FloatRange(0, min_open=True)
 
@@ -55,7 +56,7 @@ def limit_options(command: Command) -> Command:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--token-file", type=FILE, help=f"Has a token that requests must send; or set {TOKEN_VARIABLE}.")
-@click.option("--backend", type=click.Choice(["auto", *list_inference_backends()]), default="auto", show_default=True)
+@click.option("--backend", type=BACKENDS, default="auto", show_default=True)
 @click.option("--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores.")
 @limit_options
 @click.option(
