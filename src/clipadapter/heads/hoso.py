@@ -10,6 +10,8 @@ in which shots are trained on and held out: that head trains on all shots, and c
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 
 from clipadapter.functional import unit
@@ -29,6 +31,7 @@ from clipadapter.heads.warm_start import find_warm_start
     fidelity="partial: Written from a short description of the method. That the ratio is learned on one held-out "
     "shot per class is as published. How it is learned, and the recipe, are ours.",
 )
+@dataclass(eq=False, repr=False, kw_only=True)
 class Hoso(ClipAdapter):
     """A bottleneck adapter on picture features whose blending ratio is learned on shots the adapter does not see.
 
@@ -36,17 +39,12 @@ class Hoso(ClipAdapter):
     A fit from an earlier one keeps its ratio.
 
     Args:
-        reduction: bottleneck width is d divided by this.
         centre: subtract the mean of the shots' features before the adapter.
         noise: standard deviation of Gaussian noise that is added to each component of the unit-length features in
             training.
-        temperature: what the encoder's logit scale is divided by in training.
         lr: highest learning rate of AdamW, which falls as a cosine.
         epochs: passes over the shots that are trained on; None for as many as make ``steps`` steps, and at least 20.
-        steps: fewest optimizer steps if ``epochs`` is None.
-        batch_size: shots per step.
         seed: of the held-out shots, initialisation, noise and shuffling.
-        progress: show a bar on stderr while training.
 
     >>> from clipadapter.testing import toy_features
     >>> X, y, text = toy_features()
@@ -59,31 +57,22 @@ class Hoso(ClipAdapter):
     presets = {}
     temperature_prior = (1.5, 1.5, 1.7, 1.6, 1.4)
 
-    def __init__(
-        self,
-        reduction: float = 4,
-        centre: bool = True,
-        noise: float = 0.03,
-        temperature: float = 2.0,
-        lr: float = 2e-3,
-        epochs: int | str | None = None,
-        steps: int = 200,
-        batch_size: int = 256,
-        seed: int = 0,
-        progress: bool = False,
-    ) -> None:
-        super().__init__(
-            reduction=reduction,
-            centre=centre,
-            noise=noise,
-            temperature=temperature,
-            lr=lr,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-        )
+    # Parameters of CLIP-Adapter that are fixed here.
+    branch: str = field(default="visual", init=False)
+    hidden: int | None = field(default=None, init=False)
+    alpha: float | str = field(default="auto", init=False)
+    beta: float | str = field(default="auto", init=False)
+    input_norm: bool = field(default=True, init=False)
+    final_relu: bool = field(default=False, init=False)
+    output_norm: bool = field(default=True, init=False)
+    bias: bool = field(default=False, init=False)
+    zero_init: bool = field(default=False, init=False)
+    optimizer: str = field(default="adamw", init=False)
+    momentum: float = field(default=0.9, init=False)
+    weight_decay: float = field(default=0.0, init=False)
+    schedule: str = field(default="cosine", init=False)
+    warmup_epochs: int = field(default=0, init=False)
+    folds: int = field(default=3, init=False)
 
     def _fit(self, shots: SupportSet) -> None:
         self._check_parameters()

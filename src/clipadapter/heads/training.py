@@ -76,8 +76,8 @@ class TrainConfig:
             estimator: has some of the fields as attributes.
             changes: fields that it has not, or that differ.
         """
-        own = vars(estimator)
-        return cls(**{**{field.name: own[field.name] for field in fields(cls) if field.name in own}, **changes})
+        names = [field.name for field in fields(cls) if hasattr(estimator, field.name)]
+        return cls(**{**{name: getattr(estimator, name) for name in names}, **changes})
 
     def __post_init__(self) -> None:
         for name, value, known in (
