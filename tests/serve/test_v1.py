@@ -101,7 +101,7 @@ def test_multilabel_predictions_have_all_labels(serve):
 def test_options_that_were_not_learned_are_refused_before_pictures_run(serve):
     model = Colours(several())
     client, before = serve(model=model), len(model.batches)
-    assert refused(client.post("/v1/predict", json=json_body(RED, reject=0.1)), 422, "class by class")
+    assert refused(client.post("/v1/predict", json=json_body(RED, reject=0.1)), 422, "each class separately")
     assert [size for size in model.batches[before:] if size] == []
 
 
