@@ -208,7 +208,7 @@ def test_views(squares, fit):
         (["--head", "clip-adaptor"], "Did you mean 'clip-adapter'?"),
         (["--encoder", "light"], "no encoder is called 'light'. Did you mean 'lite'?"),
         (["--templates", "imagnet7"], "Did you mean 'imagenet7'?"),
-        (["--templates", "a photo"], "needs one: write {} there"),
+        (["--templates", "a photo"], "0 placeholders for the class name, not one: write {} once"),
         (["--set", "alhpa=1", "--head", "clip-adapter"], "Did you mean 'alpha'? Known: "),
         (["--set", "alpha"], "--set takes key=value"),
         (["--grid", "alpha"], "--grid takes key=value,value,..."),
