@@ -26,7 +26,7 @@ def test_default_decisions_of_the_model_are_measured(trusted, noisy_squares, tmp
     assert "% are called none of these (requested: 20.0 %)" in result.stdout
     assert "% have their class in the set (requested: 80.0 %)" in result.stdout
     assert "mean cost " in result.stdout
-    record = json.loads((tmp_path / "r" / "metrics.json").read_text())["asked"]
+    record = json.loads((tmp_path / "r" / "metrics.json").read_text())["decisions"]
     assert record["cost"] <= record["cost_of_likeliest"]
 
 

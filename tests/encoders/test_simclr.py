@@ -9,7 +9,7 @@ from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.pretraining.simclr import SimClrModel
 from clipadapter.testing import ENCODER_CHECKS
 
-FOR_TEXT = ("text", "different_inputs", "no_gradients", "global_randomness", "same_again")
+FOR_TEXT = ("text", "different_inputs", "no_gradients", "global_randomness", "repeatable")
 
 
 @pytest.fixture(scope="module")

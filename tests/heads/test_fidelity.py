@@ -31,7 +31,7 @@ def test_every_head_of_this_package_states_its_fidelity():
 def test_a_head_says_that_it_was_checked_where_a_test_compares_it_with_released_code_and_only_there(name):
     folder, module = head_info(name).cls.__module__.split(".")[1:3]
     test = TESTS / folder / f"test_{module}.py"
-    compared = test.is_file() and "golden(" in test.read_text(encoding="utf-8")
+    compared = test.is_file() and re.search(r"golden\(|released_shots\(", test.read_text(encoding="utf-8"))
     found = fidelity_of(name)
     if compared:
         assert found.kind in ("verified", "partial")

@@ -29,16 +29,16 @@ def test_names_do_not_contain_the_folder(report, tmp_path_factory):
 def test_sets_and_rejections_are_counted(report):
     data, answers, labels = report.uncertainty.to_dict(), report.uncertainty.answers, report.pictures.labels
     inside = [bool(answers.sets[i, labels[i]]) for i in range(15)]
-    assert data["sets"]["found"] == pytest.approx(sum(inside) / 15)
+    assert data["sets"]["measured"] == pytest.approx(sum(inside) / 15)
     assert data["sets"]["mean_size"] == pytest.approx(sum(int(k) for k in answers.sets.sum(axis=1)) / 15)
-    assert data["reject"] == {"asked": 0.05, "found": pytest.approx(np.mean(answers.rejected))}
+    assert data["reject"] == {"requested": 0.05, "measured": pytest.approx(np.mean(answers.rejected))}
 
 
 def test_outliers_are_measured_by_auroc(report):
     uncertainty = report.uncertainty
     scores = [*rejection_scores(uncertainty.answers), *rejection_scores(uncertainty.outliers)]
     truth = [0] * 15 + [1] * 3
-    assert uncertainty.to_dict()["background"]["auroc"] == pytest.approx(roc_auc_score(truth, scores))
+    assert uncertainty.to_dict()["outliers"]["auroc"] == pytest.approx(roc_auc_score(truth, scores))
 
 
 def test_rates_can_be_given(model, report):

@@ -178,7 +178,7 @@ def evaluate_model(
         among_shots=len(find_shared_rows(support, test)),
         curve=_fit_fewer_shots(model, support, test, seeds, progress) if curve and len(support) else [],
         facts={
-            "asked": measure_decisions(model, test, model_score),
+            "decisions": measure_decisions(model, test, model_score),
             **_model_facts(model),
             "shots": dict(Counter(support.y)),
         },

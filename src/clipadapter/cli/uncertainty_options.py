@@ -186,17 +186,17 @@ def report_uncertainty(uncertainty: Uncertainty, calibration: str) -> Uncertaint
     data: dict[str, Any] = {
         "temperature": calibrator.temperature,
         "held_out": calibrator.n,
-        "how": uncertainty.held_out_by,
+        "held_out_by": uncertainty.held_out_by,
     }
     if decisions.reject is not None and uncertainty.rejector is not None:
         threshold = uncertainty.rejector.threshold(decisions.reject)
         value = threshold.value if threshold.shots > 2 else None
-        data["reject"] = {"rate": decisions.reject, "threshold": value, "enough": threshold.is_attainable}
+        data["reject"] = {"rate": decisions.reject, "threshold": value, "is_attainable": threshold.is_attainable}
         lines.append(("none of these", f"about {100 * decisions.reject:g} % of pictures of the classes"))
     if decisions.coverage is not None and uncertainty.conformal is not None:
-        promise = uncertainty.conformal.describe_guarantee(decisions.coverage)
-        data["coverage"] = {"rate": decisions.coverage, "promise": promise}
-        lines.append(("sets", uncertainty.conformal.explain_shortage(decisions.coverage) or promise.split(". ")[0]))
+        guarantee = uncertainty.conformal.describe_guarantee(decisions.coverage)
+        data["coverage"] = {"rate": decisions.coverage, "guarantee": guarantee}
+        lines.append(("sets", uncertainty.conformal.explain_shortage(decisions.coverage) or guarantee.split(". ")[0]))
     return UncertaintyReport(data, lines, rate_warnings(uncertainty, decisions.reject, decisions.coverage))
 
 

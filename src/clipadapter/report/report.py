@@ -77,7 +77,7 @@ class Report:
         return {
             **self.evaluation.to_dict(),
             "figures": {name: metrics.to_dict() for name, metrics in self.system_metrics.items()},
-            "trust": self.uncertainty.to_dict(),
+            "uncertainty": self.uncertainty.to_dict(),
             "findings": self.doctor.counts,
         }
 

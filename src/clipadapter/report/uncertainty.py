@@ -42,19 +42,19 @@ class UncertaintyResults:
         """Requested and measured rates as JSON values."""
         data: dict[str, Any] = {}
         if self.reject is not None:
-            data["reject"] = {"asked": self.reject, "found": float(self.answers.rejected.mean())}
+            data["reject"] = {"requested": self.reject, "measured": float(self.answers.rejected.mean())}
         sets = self.answers.sets
         if sets is not None:
             sizes = sets.sum(axis=1)
             data["sets"] = {
-                "asked": self.coverage,
-                "found": float(sets[np.arange(len(sets)), self.labels].mean()),
+                "requested": self.coverage,
+                "measured": float(sets[np.arange(len(sets)), self.labels].mean()),
                 "mean_size": float(sizes.mean()),
                 "single": float((sizes == 1).mean()),
             }
         if self.outliers is not None:
             scores, outlier_scores = rejection_scores(self.answers), rejection_scores(self.outliers)
-            data["background"] = {
+            data["outliers"] = {
                 "pictures": len(outlier_scores),
                 "auroc": auroc(scores, outlier_scores),
                 "fpr95": fpr_at(scores, outlier_scores),

@@ -38,9 +38,9 @@ def test_list_has_every_suite(run):
 def test_run_status_and_report(bench, run, tmp_path):
     result = bench("--json")
     assert result.exit_code == 0, result.stderr
-    assert {key: json.loads(result.stdout)[key] for key in ("made", "there", "failed")} == {
-        "made": 12,
-        "there": 0,
+    assert {key: json.loads(result.stdout)[key] for key in ("fitted", "existing", "failed")} == {
+        "fitted": 12,
+        "existing": 0,
         "failed": 0,
     }
     assert len(RecordFolder(tmp_path / "out").read()) == 12
@@ -48,7 +48,7 @@ def test_run_status_and_report(bench, run, tmp_path):
     assert "0 runs finished" in again.stdout
     assert "12 were in the records" in again.stdout
     status = run("bench", "status", "--out", tmp_path / "out", "--json")
-    assert json.loads(status.stdout) == [{"suite": "own", "asked": 12, "done": 12, "failed": 0, "open": 0}]
+    assert json.loads(status.stdout) == [{"suite": "own", "planned": 12, "done": 12, "failed": 0, "open": 0}]
     report = run("bench", "report", "own", "--out", tmp_path / "out", "--json")
     assert report.exit_code == 0, report.stderr
     files = json.loads(report.stdout)["files"]
@@ -93,7 +93,7 @@ def test_the_cost_of_per_epoch_views_is_printed_before_they_are_computed(bench, 
 
 def test_what_the_command_line_changes(bench):
     result = bench("--heads", "knn", "--shots", "2", "--seeds", "3", "--json")
-    assert json.loads(result.stdout)["made"] == 3
+    assert json.loads(result.stdout)["fitted"] == 3
 
 
 def test_rows_in_place_of_draws(bench, tmp_path):
@@ -153,10 +153,10 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(start, run, tmp_path, nois
     assert 3 <= len(before) < 12
     result = run("bench", "run", suite, *place, "--workers", 1, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["made"] == 12 - len(before)
+    assert json.loads(result.stdout)["fitted"] == 12 - len(before)
     after = {path.name: path.read_bytes() for path in runs.glob("*.json")}
     assert before.items() <= after.items()
     whole = run("bench", "run", suite, *place, "--workers", 1, "--out", tmp_path / "whole", "--json")
-    assert json.loads(whole.stdout)["made"] == 12
+    assert json.loads(whole.stdout)["fitted"] == 12
     accuracies = [{r.key: r.metrics.accuracy for r in RecordFolder(tmp_path / o).read()} for o in ("out", "whole")]
     assert accuracies[0] == accuracies[1]

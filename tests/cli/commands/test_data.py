@@ -91,7 +91,7 @@ def test_a_failed_download_does_not_stop_the_others(root, run, monkeypatch):
     assert result.exit_code == 1
     failed, manual = json.loads(result.stdout)
     assert "the download of 'eurosat' failed (no network)" in failed["problems"][0]
-    assert [one["how"] for one in manual["missing"]][1].endswith("DATASETS.md#ucf101")
+    assert [one["source"] for one in manual["missing"]][1].endswith("DATASETS.md#ucf101")
 
 
 def test_a_complete_data_set_is_ready(root, run, monkeypatch):

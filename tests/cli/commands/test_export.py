@@ -35,7 +35,7 @@ def test_json(model, tmp_path, run):
     found = json.loads(result.stdout)
     assert (found["path"], found["format"], found["input"]) == (str(path), "openvino", "float")
     assert found["files"] == [str(path.with_suffix(".bin")), str(path)]
-    assert (found["gate"]["agreement"], found["notes"], result.stderr) == (1.0, [], "")
+    assert (found["parity"]["agreement"], found["notes"], result.stderr) == (1.0, [], "")
     assert Predictor(path).metadata.input == "float"
 
 
@@ -48,8 +48,8 @@ def test_the_default_file_is_beside_the_model(kind, name, squares, tmp_path, run
 
 def test_pictures_of_a_folder(squares, model, tmp_path, run):
     result = run("export", model, "--out", tmp_path / "m.onnx", "--pictures", squares / "red", "--json")
-    assert json.loads(result.stdout)["gate"]["pictures"] == "given"
-    assert json.loads(result.stdout)["gate"]["n"] == 4
+    assert json.loads(result.stdout)["parity"]["pictures"] == "given"
+    assert json.loads(result.stdout)["parity"]["n"] == 4
 
 
 def test_missing_shots_are_reported(write_squares, tmp_path, run):

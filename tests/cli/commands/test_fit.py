@@ -288,7 +288,7 @@ def test_the_default_head_is_auto(squares, tmp_path, run):
 def test_a_grid_is_searched_on_held_out_shots(squares, tmp_path, fit):
     args = ["--grid", "alpha=0,1,2", "--grid", "beta=1,5.5"]
     found = json.loads(fit(squares, *args, "--json", head="tip-adapter").stdout)
-    assert found["selection"]["how"] == "leave-one-out"
+    assert found["selection"]["strategy"] == "leave-one-out"
     assert found["selection"]["held_out"] == 12
     assert len(found["selection"]["candidates"]) == 6
     best = found["selection"]["candidates"][0]

@@ -30,8 +30,8 @@ def test_json_has_figures_and_the_file(probe, noisy_squares, squares, tmp_path, 
     page = out.read_text(encoding="utf-8")
     for metric in metrics_shown("report", "single-label").values():
         assert f'<th scope="col">{metric.heading}</th>' in page
-    assert found["trust"]["sets"]["asked"] == 0.8
-    assert found["trust"]["background"]["pictures"] == 12
+    assert found["uncertainty"]["sets"]["requested"] == 0.8
+    assert found["uncertainty"]["outliers"]["pictures"] == 12
     assert found["findings"] is not None and found["curve"]
 
 

@@ -119,7 +119,7 @@ def _prepare(name: str, root: Path | None, out: Output) -> dict[str, Any]:
             prepared: PrepareResult = sets.prepare(name, root)
     except DataError as error:
         return {"name": name, "ready": False, "downloaded": False, "missing": [], "problems": [str(error)]}
-    missing = [{"path": str(need.path), "how": need.source} for need in prepared.missing]
+    missing = [{"path": str(need.path), "source": need.source} for need in prepared.missing]
     ready = not missing and not prepared.differences
     return {
         "name": name,
@@ -134,7 +134,7 @@ def _report(result: dict[str, Any]) -> list[str]:
     """Format the lines about one data set."""
     downloaded = ", the pictures were downloaded" if result["downloaded"] else ""
     lines = [f"{result['name']}: {'ready' if result['ready'] else 'not ready'}{downloaded}"]
-    lines += [f"  missing: {need['path']}\n    {need['how']}" for need in result["missing"]]
+    lines += [f"  missing: {need['path']}\n    {need['source']}" for need in result["missing"]]
     return lines + [f"  {problem}" for problem in result["problems"]]
 
 

@@ -118,7 +118,7 @@ def _text(result: ModelEvaluation) -> str:
     parts = [
         f"{result.n_test} pictures of {result.data}",
         _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label"),
-        *_decisions(result.facts["asked"]),
+        *_decisions(result.facts["decisions"]),
         _classes(evaluation),
     ]
     confusions = evaluation.confusions()

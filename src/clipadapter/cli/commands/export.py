@@ -123,6 +123,6 @@ def _record(done: ExportResult) -> dict[str, Any]:
         "precision": done.precision,
         "input": done.input,
         "size": done.size_bytes,
-        "gate": dict(done.parity),
+        "parity": dict(done.parity),
         "notes": list(done.notes),
     }

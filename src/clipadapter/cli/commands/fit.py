@@ -195,7 +195,7 @@ def _selection_record(model: FewShotClassifier) -> dict[str, Any] | None:
     keys = ("name", "loss", "behind", "error", "accuracy", "seconds")
     candidates = [{key: getattr(candidate, key) for key in keys} for candidate in selection.candidates]
     return {
-        "how": selection.strategy,
+        "strategy": selection.strategy,
         "held_out": selection.n_held_out,
         "seconds": selection.seconds,
         "candidates": candidates,

@@ -58,7 +58,7 @@ def status(suite: str | None, folder: Path, out: Output) -> None:
     names = [suite] if suite else list_planned_suites(folder)
     studies = [load_study(folder, name) for name in names]
     counts = [_counts(study) for study in studies]
-    rows = [[row["suite"], row["asked"], row["done"], row["failed"], row["open"]] for row in counts]
+    rows = [[row["suite"], row["planned"], row["done"], row["failed"], row["open"]] for row in counts]
     failures = [f"{study.suite.name}: {text}" for study in studies for text in study.failures()]
     text = table(["suite", "planned", "done", "failed", "open"], rows) if rows else f"{folder} has no runs yet"
     out.result(counts, "\n".join([text, *failures]))
@@ -70,7 +70,7 @@ def _counts(study: Study) -> dict[str, int | str]:
     done = len(study.runs) - failed
     return {
         "suite": study.suite.name,
-        "asked": planned,
+        "planned": planned,
         "done": done,
         "failed": failed,
         "open": planned - done - failed,

@@ -245,8 +245,8 @@ def _time(seconds: float) -> str:
 def _outcome_data(outcome: SuiteResult, folder: Path) -> dict[str, object]:
     return {
         "suite": outcome.plan.suite.name,
-        "made": outcome.n_made,
-        "there": outcome.n_existing,
+        "fitted": outcome.n_made,
+        "existing": outcome.n_existing,
         "failed": outcome.n_failed,
         "seconds": round(outcome.seconds, 3),
         "folder": str(folder),
