@@ -18,7 +18,7 @@ from clipadapter.errors import InputError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MAX_ASPECT_RATIO = 8
+MAX_UNCROPPED_ASPECT_RATIO = 8
 """Pictures of a larger ratio of long to short side are cropped to their centre while they are scaled."""
 MIN_JPEG_SIDE_RATIO = 4
 """Minimum short side of a JPEG that is shrunk while it is decoded, as a multiple of the side of the square."""
@@ -142,7 +142,7 @@ def centre_square(image: Image.Image, size: int, resample: Image.Resampling = Im
     # torchvision rounds the long side down to whole pixels before it scales.
     scaled_width, scaled_height = int(size * width / short_side), int(size * height / short_side)
     left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
-    if max(width, height) <= MAX_ASPECT_RATIO * short_side:
+    if max(width, height) <= MAX_UNCROPPED_ASPECT_RATIO * short_side:
         scaled = image.resize((scaled_width, scaled_height), resample)
         return scaled.crop((left, top, left + size, top + size))
     scale_x, scale_y = width / scaled_width, height / scaled_height

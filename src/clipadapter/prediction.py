@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+DEFAULT_LOGIT_SCALE = 100.0
+"""Logit scale if none is given: that of CLIP's released checkpoints."""
+
 
 @dataclass(frozen=True)
 class Prediction:

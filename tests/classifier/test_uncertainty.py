@@ -168,7 +168,7 @@ def test_each_head_predicts_out_of_fold_in_its_cheapest_way(name, how):
 def test_of_very_many_shots_one_fold_is_held_out(monkeypatch):
     X, y, text = toy_features()
     head = create_head("linear-probe", C=10.0).fit(X, y, text=text)
-    monkeypatch.setattr(sys.modules["clipadapter.heads.out_of_fold"], "MAX_MULTIPLICATIONS", 10)
+    monkeypatch.setattr(sys.modules["clipadapter.heads.out_of_fold"], "MAX_MULTIPLICATIONS_OF_ALL_FOLDS", 10)
     assert len(out_of_fold(head, X, y, text).rows) == 3
 
 

@@ -309,7 +309,7 @@ def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
     assert sizes == [27, 18, 18, 18]
     for enough, folds in ((27, 3), (19, 3), (18, 2), (10, 2), (9, 1), (1, 1)):
         sizes.clear()
-        monkeypatch.setattr(clip_adapter, "MIN_HELD_OUT_SHOTS", enough)
+        monkeypatch.setattr(clip_adapter, "SUFFICIENT_SHOTS_FOR_RATIO", enough)
         fewer = Counting().fit(X, y, text=text).alpha_
         assert sizes == [27, *[18] * folds], enough
         assert fewer == pytest.approx(all_folds, abs=0.1)

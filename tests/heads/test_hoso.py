@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.folds import hold_out_one_per_class
 from clipadapter.heads.hoso import Hoso
-from clipadapter.heads.training import hold_out_one_per_class
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
@@ -40,19 +40,6 @@ def test_logits_are_those_of_a_clip_adapter_at_the_learned_ratio():
     X, y, text = toy_features(noise=2.0)
     fitted = Hoso(centre=False, steps=30).fit(X, y, text=text)
     np.testing.assert_allclose(fitted.logits(X), plain_logits(fitted, X, text, fitted.alpha_), atol=1e-4)
-
-
-def test_one_shot_of_each_class_that_has_two_is_held_out():
-    labels = torch.tensor([0, 1, 0, 2, 1, 0])
-    train, held = hold_out_one_per_class(labels)
-    assert sorted([*train.tolist(), *held.tolist()]) == list(range(6))
-    assert sorted(labels[held].tolist()) == [0, 1]
-    assert set(labels[train].tolist()) == {0, 1, 2}
-
-
-def test_the_held_out_shot_depends_on_the_seed():
-    labels = torch.zeros(20, dtype=torch.int64)
-    assert len({hold_out_one_per_class(labels, seed)[1].item() for seed in range(8)}) > 1
 
 
 def test_at_one_shot_the_ratio_and_the_adapter_are_those_of_clip_adapter():

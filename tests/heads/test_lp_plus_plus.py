@@ -134,7 +134,7 @@ def test_large_problems_run_fewer_epochs(monkeypatch):
     monkeypatch.setattr("clipadapter.heads.lp_plus_plus.tqdm", lambda epochs, **_: seen.append(len(epochs)) or iter(()))
     multiplications = 2 * 12 * 3 * 16  # of an epoch: there and back, 12 shots, 3 classes, width 16
     for work, epochs in ((1e12, 300), (100 * multiplications, 100), (1, 50)):
-        monkeypatch.setattr("clipadapter.heads.lp_plus_plus.MAX_MULTIPLICATIONS", work)
+        monkeypatch.setattr("clipadapter.heads.lp_plus_plus.MAX_TRAINING_MULTIPLICATIONS", work)
         LpPlusPlus().fit(X, y, text=text)
         assert seen[-1] == epochs
 

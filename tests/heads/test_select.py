@@ -24,8 +24,8 @@ def test_the_head_that_predicts_held_out_shots_is_chosen():
     assert isinstance(select(heads, X, y, misled(text)).best, LinearProbe)
     found = select({"zero-shot": ZeroShot(), "linear-probe": LinearProbe(C=1e-6)}, X, y, text)
     assert isinstance(found.best, ZeroShot)
-    assert found.candidates[0].behind == 0
-    assert found.candidates[1].behind > 3 * found.candidates[1].error > 0
+    assert found.candidates[0].excess_loss == 0
+    assert found.candidates[1].excess_loss > 3 * found.candidates[1].standard_error > 0
 
 
 def test_losses_are_taken_at_the_best_temperature():

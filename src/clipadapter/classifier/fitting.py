@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
@@ -16,6 +17,7 @@ from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
 from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
+from clipadapter.heads.folds import most_targets_repeat
 from clipadapter.imagenet import imagenet_names
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
@@ -45,7 +47,8 @@ LEARNED_OPTIONS = {
     "score": "score",
     "distractors": "negative_labels",
 }
-"""Options that decide what is learned, by their key in a saved model. `Uncertainty` saves the others."""
+"""Options that decide what is learned, by their keys in saved models, some of which are older than the names of the
+options. `Uncertainty` saves the others."""
 Array = NDArray[Any]
 
 
@@ -221,9 +224,8 @@ def learn_multilabel_thresholds(
         InputError: if the head is not multi-label, or shapes don't match.
     """
     targets = np.asarray(Y)
-    counts = targets.sum(axis=0)
     # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
-    if not 2 * np.sum(counts > 1) >= np.sum(counts > 0) > 0:
+    if not most_targets_repeat(torch.tensor(targets)):
         return MultiLabel.default(targets.shape[1])
     held_out = out_of_fold(clone(head), X, targets, text, folds=folds, seed=seed)
     if held_out is None:
@@ -389,6 +391,7 @@ class FitSettings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as a JSON object."""
         uncertainty = {key: getattr(self.uncertainty, name) for key, name in LEARNED_OPTIONS.items()}
+        # "trust" is the key of the uncertainty in saved models, which is older than its name.
         return {"templates": list(self.templates), "views": asdict(self.views), "trust": uncertainty, "seed": self.seed}
 
 

@@ -39,7 +39,7 @@ MIN_GREY_OF_BRIGHT = 190.0
 MIN_CONTRAST = 30.0
 """A picture is empty if its lightest and darkest grey differ by less."""
 MIN_SHARPNESS = 0.08
-MAX_ASPECT_RATIO = 2.5
+MAX_USUAL_ASPECT_RATIO = 2.5
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def check_image_quality(
         if 2 * short <= input_side:
             size = f"{image.width} x {image.height} pixels, the encoder's input has {input_side}"
             yield Finding("tiny", 1 - short / input_side, f"{picture.name}: {size}", (picture,))
-        if long > MAX_ASPECT_RATIO * short:
+        if long > MAX_USUAL_ASPECT_RATIO * short:
             lost = 1 - short / long
             effect = f"is squeezed to {short / long:.0%} of its length" if squashes else f"{lost:.0%} of it is cut off"
             yield Finding("cut", lost, f"{picture.name}: {effect}", (picture,))

@@ -32,7 +32,7 @@ from clipadapter.encoders.projection import find_projection
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 from clipadapter.parallel import run_in_batches
-from clipadapter.pixels import MAX_ASPECT_RATIO, PixelSpec, as_rgb, centre_square
+from clipadapter.pixels import MAX_UNCROPPED_ASPECT_RATIO, PixelSpec, as_rgb, centre_square
 from clipadapter.towers import Projection, TextTower
 
 CODE_VERSION = 1
@@ -178,7 +178,7 @@ class OpenClipEncoder(Encoder):
         """Crop a long strip to its centre, so that scaling it needs little memory; other pictures stay as they are."""
         short, long = sorted(image.size)
         size = self.info.image_size
-        if self._resize_mode == "shortest" and long > MAX_ASPECT_RATIO * short:
+        if self._resize_mode == "shortest" and long > MAX_UNCROPPED_ASPECT_RATIO * short:
             return centre_square(image, size, self._resample)
         if self._resize_mode == "longest" and long > size * short:
             # The short side would be scaled to less than one pixel.

@@ -49,6 +49,7 @@ class ModelGraph(nn.Module):
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs in the file, in their order."""
         names = (TOWER_OUTPUT, "logits", "probabilities")
+        # "strangeness" is the name of the out-of-distribution scores in exported files, which is older than theirs.
         return names if self.ood_scores is None else (*names, "strangeness", "strangeness_parts")
 
     @property

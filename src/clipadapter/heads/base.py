@@ -39,6 +39,7 @@ from clipadapter.heads.support import (
 )
 from clipadapter.heads.support import SupportSet as SupportSet
 from clipadapter.heads.text import TextFeatures
+from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.registry import Registry, unknown
 
 Preset = Mapping[str, Any]
@@ -293,7 +294,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             labels=labels,
             n_classes=len(classes),
             text=None if text is None else unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)),
-            scale=100.0 if text is None else text.logit_scale,
+            scale=DEFAULT_LOGIT_SCALE if text is None else text.logit_scale,
             unlabelled=self._check_unlabelled(unlabelled, tensor),
             names=() if text is None else text.labels,
             tower=None if text is None else text.tower,

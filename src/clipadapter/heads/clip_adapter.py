@@ -32,8 +32,7 @@ from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import (
     CANDIDATE_RATIOS,
-    START_RATIO,
-    TRAINED_RATIOS,
+    TRAINED_MODES,
     check_ratio,
     choose_ratio,
     empty_loss_table,
@@ -41,9 +40,9 @@ from clipadapter.heads.residual_ratio import (
     gate_inputs,
     held_out_loss_table,
     initial_gate,
+    initial_ratio,
     ratio_from_gate,
-    residual_part,
-    training_ratio,
+    unadapted_part,
 )
 from clipadapter.heads.training import ScheduledHead, TrainConfig, coop_epochs, gather_views, train
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
@@ -180,11 +179,19 @@ class Adapter(nn.Module):
 
 ADAPTER_TENSORS = ("down", "up", "down_bias", "up_bias")
 BRANCHES = ("visual", "text", "both")
-AS_WRITTEN: Preset = {"alpha": START_RATIO, "centre": False, "noise": 0.0, "temperature": 1.0, "batch_size": 32}
-"""What the paper and the released code have in common, and the default has not."""
+PUBLISHED_RATIO = 0.2
+"""Ratio of the released code, and the best on ImageNet in the paper."""
+COMMON_TO_PAPER_AND_CODE: Preset = {
+    "alpha": PUBLISHED_RATIO,
+    "centre": False,
+    "noise": 0.0,
+    "temperature": 1.0,
+    "batch_size": 32,
+}
+"""What the paper and the released code have in common, and the default does not."""
 OFFICIAL: Preset = MappingProxyType(
     {
-        **AS_WRITTEN,
+        **COMMON_TO_PAPER_AND_CODE,
         "input_norm": False,
         "final_relu": True,
         "optimizer": "sgd",
@@ -196,11 +203,13 @@ OFFICIAL: Preset = MappingProxyType(
     }
 )
 """What the released code sets otherwise than the defaults."""
-PAPER: Preset = MappingProxyType({**AS_WRITTEN, "optimizer": "adam", "lr": 1e-5, "schedule": "constant", "epochs": 200})
+PAPER: Preset = MappingProxyType(
+    {**COMMON_TO_PAPER_AND_CODE, "optimizer": "adam", "lr": 1e-5, "schedule": "constant", "epochs": 200}
+)
 """What the paper sets otherwise than the defaults."""
 WARM_START_SHARE = 0.75
 """Share of what an earlier fit learned that a warm start keeps."""
-MIN_HELD_OUT_SHOTS = 256
+SUFFICIENT_SHOTS_FOR_RATIO = 256
 """Held-out shots that suffice to choose the ratio: no fold is fitted beyond these."""
 
 
@@ -337,7 +346,7 @@ class ClipAdapter(ScheduledHead):
         all_rows = torch.arange(n)
         zero_shot = shots.scale * unit(shots.X) @ shots.text.T
         # A trained ratio and the text adapter are not stored in a form that training could continue from.
-        can_continue = self.branch == "visual" and self.alpha not in TRAINED_RATIOS
+        can_continue = self.branch == "visual" and self.alpha not in TRAINED_MODES
         before = find_warm_start(self, shots, WARM_START_SHARE) if can_continue else None
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
         # The ratio of an earlier fit, or of the fit to all shots of which this one leaves some out, is kept.
@@ -365,6 +374,7 @@ class ClipAdapter(ScheduledHead):
         temperature = self.temperature if shots.targets is None else 1.0
         objective = Loss.of_support_set(shots, rows, self.bias_, temperature)
         d, dtype = text.shape[1], text.dtype
+        # Of the initial weights and the noise. `train` makes another one from the same seed, for batches and views.
         generator = torch.Generator().manual_seed(self.seed)
         config = self._train_config(progress, shots.labels[rows])
         config = config if before is None else before.shorten(config, len(rows))
@@ -380,11 +390,11 @@ class ClipAdapter(ScheduledHead):
                 x = torch.addcmul(x, noise, x.norm(dim=1, keepdim=True), value=self.noise)
             weight = text
             if textual is not None:
-                beta = training_ratio(self.beta) if beta_gate is None else ratio_from_gate(beta_gate, text)
+                beta = initial_ratio(self.beta) if beta_gate is None else ratio_from_gate(beta_gate, text)
                 weight = self._normalised(Adapter.blend(text, textual(text), beta))
             if visual is None:
                 return objective.from_features(x, weight, batch)
-            alpha: Tensor | float = training_ratio(self.alpha)
+            alpha: Tensor | float = initial_ratio(self.alpha)
             if alpha_gate is not None:
                 alpha = ratio_from_gate(alpha_gate, gate_inputs(unit(x), weight, scale))
             if self.output_norm:  # then the length of the blend does not matter
@@ -398,8 +408,9 @@ class ClipAdapter(ScheduledHead):
         last_loss = train(parameters, loss, len(rows), inputs.shape[1], config, row_cost=row_cost)
         for parameter in parameters:
             parameter.requires_grad_(False)
+        # An adapter that is None, since its branch is off, stays None.
         visual, textual = (adapter and adapter.fold_centre() for adapter in (visual, textual))
-        alpha, beta = training_ratio(self.alpha), training_ratio(self.beta)
+        alpha, beta = initial_ratio(self.alpha), initial_ratio(self.beta)
         trained = TrainedAdapters(visual, textual, alpha, beta, alpha_gate, beta_gate, last_loss)
         return self._with_mean_ratios(trained, unit(inputs[:, 0]), text, scale)
 
@@ -416,7 +427,7 @@ class ClipAdapter(ScheduledHead):
             visual.centre = self._centre(x, shots, rows)
         if textual is not None:
             textual.centre = text.mean(dim=0) if self.centre else None
-        if self.bias:  # a bias that is trained starts at the centre
+        if self.bias:  # a bias that is trained starts at the centre; an adapter that is off stays None
             visual, textual = (adapter and adapter.fold_centre() for adapter in (visual, textual))
         if before is not None and visual is not None:
             with torch.no_grad():
@@ -479,7 +490,7 @@ class ClipAdapter(ScheduledHead):
     def _text_logits(self, X: Tensor) -> Tensor | None:
         if self.branch != "visual":
             return None
-        return self._cosine_logits(X, partial(residual_part, normalise=self.output_norm))
+        return self._cosine_logits(X, partial(unadapted_part, normalise=self.output_norm))
 
     def _cosine_logits(
         self,
@@ -548,7 +559,8 @@ class ClipAdapter(ScheduledHead):
         """Rows to train on and rows to judge by; none if most classes have one shot."""
         splits = hyperparameter_folds(shots, self.folds, self.seed)
         held_out_counts = torch.tensor([len(held_out) for _, held_out in splits]).cumsum(0)
-        return splits[: 1 + int((held_out_counts < MIN_HELD_OUT_SHOTS).sum())]
+        # One more than the folds that hold out too few: the fold that reaches the number is fitted too.
+        return splits[: 1 + int((held_out_counts < SUFFICIENT_SHOTS_FOR_RATIO).sum())]
 
     def _check_parameters(self) -> None:
         if self.branch not in BRANCHES:

@@ -1,4 +1,4 @@
-"""Cross-validation folds over shots: how heads choose a hyperparameter without a validation set."""
+"""Cross-validation folds and splits of shots: how heads choose a hyperparameter without a validation set."""
 
 from __future__ import annotations
 
@@ -83,6 +83,25 @@ def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list
             fold[of_class[0]] = -1
     splits = [(torch.nonzero(fold != i).flatten(), torch.nonzero(fold == i).flatten()) for i in range(folds)]
     return [(train, held) for train, held in splits if len(held) and len(train)]
+
+
+def hold_out_one_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows to train on, and held-out rows: a random one of each class that has two or more.
+
+    Args:
+        labels: (n,) class positions.
+        seed: of the draw.
+
+    >>> [len(rows) for rows in hold_out_one_per_class(torch.tensor([0, 0, 0, 1, 1, 2]))]
+    [4, 2]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    is_held_out = torch.zeros_like(labels, dtype=torch.bool)
+    for label in labels.unique():
+        rows = torch.nonzero(labels == label).flatten()
+        if len(rows) > 1:
+            is_held_out[rows[torch.randint(len(rows), (1,), generator=generator)]] = True
+    return torch.nonzero(~is_held_out).flatten(), torch.nonzero(is_held_out).flatten()
 
 
 def hyperparameter_folds(shots: SupportSet, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:

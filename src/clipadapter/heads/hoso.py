@@ -17,10 +17,10 @@ import torch
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter import WARM_START_SHARE, ClipAdapter
+from clipadapter.heads.folds import hold_out_one_per_class
 from clipadapter.heads.losses import Loss
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import choose_ratio, empty_loss_table, expected_ratio
-from clipadapter.heads.training import hold_out_one_per_class
 from clipadapter.heads.warm_start import find_warm_start
 
 

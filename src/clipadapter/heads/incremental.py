@@ -28,6 +28,7 @@ from clipadapter.heads.support import (
 )
 from clipadapter.heads.text import TextFeatures
 from clipadapter.heads.warm_start import class_origins, remap_rows
+from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 
 HAS_TEXT = "with_text_"
 """Attribute that only heads have which were fitted with text features."""
@@ -253,7 +254,7 @@ class ExactIncrementalHead(IncrementalHead):
         self._remap_sums(places)
         self.classes_ = names_to_dtype(tuple(map(str, classes)), self.classes_.dtype)
         vectors = None if text is None else unit(torch.from_numpy(text.embeddings.copy()))
-        self._solve_from_sums(vectors, 100.0 if text is None else text.logit_scale)
+        self._solve_from_sums(vectors, DEFAULT_LOGIT_SCALE if text is None else text.logit_scale)
         return self
 
 

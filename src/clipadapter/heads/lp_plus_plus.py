@@ -25,11 +25,15 @@ from clipadapter.heads.warm_start import STEPS_SHARE, WarmStart, find_warm_start
 from clipadapter.parallel import limit_threads
 
 EPOCHS = 300
+"""Full-batch steps of the released code."""
 MIN_EPOCHS = 50
-MAX_MULTIPLICATIONS = 1e12
+"""Fewest full-batch steps on large problems."""
+MAX_TRAINING_MULTIPLICATIONS = 1e12
 """Multiplications after which ``epochs=None`` stops: a quarter of a minute on two cores."""
-ALPHA_EVERY = 10
+EPOCHS_PER_ALPHA_STEP = 10
+"""The text weights move once in so many epochs, as in the released code."""
 MOMENTUM = 0.9
+"""Momentum of the steps of weight and bias, as in the released code."""
 WARM_START_SHARE = 0.95
 """Share of what an earlier fit learned that a warm start keeps."""
 
@@ -155,7 +159,7 @@ class LpPlusPlus(Head):
         total = torch.zeros_like(alpha)
         n, p, d = len(problem.X), *weight.shape
         epochs = (
-            min(EPOCHS, max(MIN_EPOCHS, int(MAX_MULTIPLICATIONS / (2 * n * p * d))))
+            min(EPOCHS, max(MIN_EPOCHS, int(MAX_TRAINING_MULTIPLICATIONS / (2 * n * p * d))))
             if self.epochs is None
             else self.epochs
         )
@@ -166,7 +170,7 @@ class LpPlusPlus(Head):
             momentum_bias.mul_(MOMENTUM).add_(residual.sum(dim=0))
             weight.sub_(momentum_weight, alpha=lr_weight)
             bias.sub_(momentum_bias, alpha=lr_bias)
-            moves_alpha = epoch % ALPHA_EVERY == 0
+            moves_alpha = epoch % EPOCHS_PER_ALPHA_STEP == 0
             if moves_alpha or self.literal:
                 gradient = (residual * problem.similarity).sum(dim=0)
                 total = total + gradient if self.literal else gradient

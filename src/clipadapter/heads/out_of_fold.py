@@ -35,14 +35,14 @@ FOLDS = 4
 FOLDS_OF_FITTED = 5
 """Default number of folds for a fitted head."""
 MAX_REPEATS = 3
-MIN_HELD_OUT_SHOTS = 200
+SUFFICIENT_HELD_OUT_SHOTS = 200
 """The folds of a fitted head are drawn again, up to MAX_REPEATS times, until about this many shots were held out: with
 few shots the result depends on how they fall. A head that was fitted by a warm start gets no more folds than hold them:
 to fit all would take longer than its own fit did."""
 MAX_LOGIT_SCALE_RATIO = 10.0
 """Bound of the ratio of logit scales of two fits; the logits of fits to nearly equal shots have no spread."""
-MAX_MULTIPLICATIONS = 1_000_000_000
-"""Multiplications of one pass over the shots, above which one fold is fitted: it holds out thousands of shots."""
+MAX_MULTIPLICATIONS_OF_ALL_FOLDS = 1_000_000_000
+"""Multiplications of one pass over the shots, above which only one fold is fitted: it holds out thousands of shots."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +193,7 @@ def _from_folds(
     is_fitted = hasattr(head, "classes_")
     folds = folds or (FOLDS_OF_FITTED if is_fitted else FOLDS)
     # Enough shots are held out of a fitted head; of an unfitted one, each shot once.
-    repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_SHOTS // len(y))) if is_fitted and not keep_heads else 1
+    repeats = max(1, min(MAX_REPEATS, SUFFICIENT_HELD_OUT_SHOTS // len(y))) if is_fitted and not keep_heads else 1
     make_folds = stratified_folds if truth.ndim == 1 else iterative_stratification
     parts = [part for i in range(repeats) for part in make_folds(torch.from_numpy(truth), folds, seed + i)]
     splits = [(train.numpy(), held.numpy()) for train, held in parts]
@@ -201,11 +201,11 @@ def _from_folds(
         return None
     if is_fitted and not keep_heads:
         n_classes = len(np.unique(truth)) if truth.ndim == 1 else truth.shape[1]
-        if len(y) * n_classes * views.shape[2] > MAX_MULTIPLICATIONS:
+        if len(y) * n_classes * views.shape[2] > MAX_MULTIPLICATIONS_OF_ALL_FOLDS:
             splits = splits[:1]
         elif head.is_warm_start:
             n_held_out = np.cumsum([len(held) for _, held in splits])
-            splits = splits[: int(np.searchsorted(n_held_out, MIN_HELD_OUT_SHOTS)) + 1]
+            splits = splits[: int(np.searchsorted(n_held_out, SUFFICIENT_HELD_OUT_SHOTS)) + 1]
     heads: list[Head] = []
     logits: list[Array] = []
     scales: list[float] = []

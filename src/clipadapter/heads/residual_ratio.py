@@ -16,12 +16,12 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.heads.losses import Loss
 
-TRAINED_RATIOS = ("learned", "dynamic")
-"""Ratios that gradient steps change, beside the adapter."""
-TRAINING_RATIO = 0.4
-"""Ratio that "auto" trains with, the middle of what the paper found best (0.2 to 0.6)."""
+TRAINED_MODES = ("learned", "dynamic")
+"""Modes in which gradient steps change the ratio, beside the adapter."""
+AUTO_TRAINING_RATIO = 0.4
+"""Ratio that "auto" trains with before it chooses one: the middle of what the paper found best (0.2 to 0.6)."""
 START_RATIO = 0.2
-"""Where a learned and a dynamic ratio start: the ratio of the released code."""
+"""Where a learned and a dynamic ratio start."""
 CANDIDATE_RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Ratios that held-out shots are evaluated at."""
 CANDIDATE_TEMPERATURES = tuple(2.0 ** (i / 2) for i in range(-4, 13))
@@ -116,7 +116,7 @@ def choose_ratio(table: Tensor, expected: float) -> float:
 
 def check_ratio(name: str, value: float | str) -> None:
     """Raise InputError unless a ratio is 0 to 1, "auto", "learned" or "dynamic"."""
-    if value not in ("auto", "learned", "dynamic") and (isinstance(value, str) or not 0 <= value <= 1):
+    if value not in ("auto", *TRAINED_MODES) and (isinstance(value, str) or not 0 <= value <= 1):
         raise InputError(f"{name} must be 0 to 1, 'auto', 'learned' or 'dynamic', but is {value!r}")
 
 
@@ -147,21 +147,21 @@ def ratio_from_gate(gate: Tensor, inputs: Tensor) -> Tensor:
     return (gate[0] + inputs @ gate[1:] if len(gate) > 1 else gate).sigmoid().view(-1, 1)
 
 
-def training_ratio(ratio: float | str) -> float:
-    """The ratio at the start of training; a number stays."""
-    return TRAINING_RATIO if ratio == "auto" else START_RATIO if isinstance(ratio, str) else float(ratio)
+def initial_ratio(ratio: float | str) -> float:
+    """The ratio that training starts with: that of a mode, or the number itself."""
+    return AUTO_TRAINING_RATIO if ratio == "auto" else START_RATIO if isinstance(ratio, str) else float(ratio)
 
 
 def initial_gate(ratio: float | str, width: int, dtype: torch.dtype) -> Tensor | None:
     """Parameters of a trained ratio: its logit if it is learned, that and a linear map if it is dynamic; else None."""
-    if ratio not in TRAINED_RATIOS:
+    if ratio not in TRAINED_MODES:
         return None
     gate = torch.zeros(1 + (width if ratio == "dynamic" else 0), dtype=dtype)
     gate[0] = math.log(START_RATIO / (1 - START_RATIO))
     return gate.requires_grad_()
 
 
-def residual_part(x: Tensor, adapted: Tensor, ratio: Tensor | float, normalise: bool = True) -> Tensor:
+def unadapted_part(x: Tensor, adapted: Tensor, ratio: Tensor | float, normalise: bool = True) -> Tensor:
     """The part (n, d) of `clip_adapter.Adapter.blend` that does not come from the adapter.
 
     Args:
@@ -171,7 +171,7 @@ def residual_part(x: Tensor, adapted: Tensor, ratio: Tensor | float, normalise: 
         normalise: divide by the length of the whole blend.
 
     >>> x, adapted = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    >>> residual_part(x, adapted, 0.25, normalise=False)
+    >>> unadapted_part(x, adapted, 0.25, normalise=False)
     tensor([[0.7500, 0.0000]])
     """
     own = (1 - ratio) * x

@@ -42,8 +42,8 @@ class Candidate:
         name: its key in the mapping of heads, or its parameters in a grid.
         head: unfitted.
         loss: mean log-loss in nats at the candidate's own best temperature: a calibrator will set the scale anyway.
-        behind: how much higher the loss is than the best candidate's; 0 for the best.
-        error: standard error of ``behind``, from the paired losses of the held-out shots.
+        excess_loss: how much higher the loss is than the best candidate's; 0 for the best.
+        standard_error: of ``excess_loss``, from the paired losses of the held-out shots.
         accuracy: share of held-out shots that are right; if multi-label, of all binary predictions.
         temperature: the temperature of that loss.
         seconds: duration of its fits.
@@ -52,8 +52,8 @@ class Candidate:
     name: str
     head: Head
     loss: float
-    behind: float
-    error: float
+    excess_loss: float
+    standard_error: float
     accuracy: float
     temperature: float
     seconds: float
@@ -185,14 +185,14 @@ def _rank(
     for name in order:
         losses, temperature = scored[name]
         excess = losses - best_losses
-        error = float(excess.std()) / max(len(excess) - 1, 1) ** 0.5 if len(excess) > 1 else float("nan")
+        standard_error = float(excess.std()) / max(len(excess) - 1, 1) ** 0.5 if len(excess) > 1 else float("nan")
         ranked.append(
             Candidate(
                 name=name,
                 head=candidates[name],
                 loss=float(losses.mean()),
-                behind=float(excess.mean()),
-                error=error if name != order[0] else 0.0,
+                excess_loss=float(excess.mean()),
+                standard_error=standard_error if name != order[0] else 0.0,
                 accuracy=float(_is_right(results[name]).mean()),
                 temperature=temperature,
                 seconds=seconds[name],

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.towers import TextTower
 
 Array = NDArray[Any]
@@ -54,7 +55,7 @@ class TextFeatures:
         self,
         labels: Sequence[str],
         embeddings: ArrayLike,
-        logit_scale: float = 100.0,
+        logit_scale: float = DEFAULT_LOGIT_SCALE,
         logit_bias: float | None = None,
         tower: Callable[[], TextTower] | None = None,
         order: Order = "sorted",

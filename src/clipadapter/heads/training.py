@@ -252,6 +252,7 @@ def train(
             value = loss(rows, _choose_views(len(rows), n_views, view, generator))
             backward(value)
             state.optimizer.step(config.learning_rate(step, steps_per_epoch, epochs))
+            # Not always a scalar: `loss` may return several terms that `backward` treats differently, as in ProGrad.
             state.loss = float(value.detach().sum())
             if config.progress:
                 bar.set_postfix(loss=f"{state.loss:.4g}", refresh=False)
@@ -330,7 +331,9 @@ class _TrainingState:
         prefix = "optimizer."
         self.optimizer.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         device = self.parameters[0].device
-        self.best_parameters = [state[f"best.{i}"].to(device) for i in range(len(self.parameters)) if "best.0" in state]
+        # A state that was written before the end of the first epoch has no best parameters.
+        has_best = "best.0" in state
+        self.best_parameters = [state[f"best.{i}"].to(device) for i in range(len(self.parameters) if has_best else 0)]
         return int(step)
 
 
@@ -365,22 +368,3 @@ def gather_views(views: Tensor, rows: Tensor, view: Tensor) -> Tensor:
     """
     n_views = views.shape[1]
     return views.flatten(0, 1).index_select(0, rows if n_views == 1 else rows * n_views + view)
-
-
-def hold_out_one_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows to train on, and held-out rows: a random one of each class that has two or more.
-
-    Args:
-        labels: (n,) class positions.
-        seed: of the draw.
-
-    >>> [len(rows) for rows in hold_out_one_per_class(torch.tensor([0, 0, 0, 1, 1, 2]))]
-    [4, 2]
-    """
-    generator = torch.Generator().manual_seed(seed)
-    is_held_out = torch.zeros_like(labels, dtype=torch.bool)
-    for label in labels.unique():
-        rows = torch.nonzero(labels == label).flatten()
-        if len(rows) > 1:
-            is_held_out[rows[torch.randint(len(rows), (1,), generator=generator)]] = True
-    return torch.nonzero(~is_held_out).flatten(), torch.nonzero(is_held_out).flatten()

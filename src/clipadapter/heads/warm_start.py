@@ -62,8 +62,10 @@ def find_warm_start(head: Head, shots: SupportSet, shrink_factor: float = 1.0, *
     """The start from the head that `Head.fit_from` got, or None if this fit must start from scratch.
 
     A fit starts from scratch if the earlier head has other parameters or widths, or if more than a tenth of the shots
-    changed since the last fit from scratch. Changes of warm starts in a row are added up. The number of shots per class
-    and the changes are noted on the head as ``seen_`` and ``changed_``.
+    changed since the last fit from scratch. Changes of warm starts in a row are added up. The head gets the attributes
+
+    - ``seen_``: (c,) shots per class of this fit, as ``counts_`` of incremental heads;
+    - ``changed_``: number of shots that changed since the last fit from scratch, only if this is a warm start.
 
     Args:
         head: that is being fitted.

@@ -41,6 +41,7 @@ HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE = (
     "trust.safetensors",
     "folds.safetensors",
 )
+"""File names of saved models, kept as they are: "trust" is the former name of the uncertainty."""
 MODEL_FILES = (CONFIG_FILE, CARD_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE)
 """All files that the folder of a model can have."""
 HISTORY_FOLDER = "history"

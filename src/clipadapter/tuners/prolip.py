@@ -29,13 +29,13 @@ from clipadapter.heads.linear_adapter import LinearAdapterHead
 class ProLip(LinearAdapterHead):
     """Zero-shot with the image tower's projection W trained by cross-entropy plus ``penalty * ||W - W0||_F^2``.
 
-    The first columns of X, as many as class text has, are the features; the others are what these were projected from,
-    as ``unprojected:ENCODER`` gives them. Without others the features are taken for both and W0 for the identity, which
-    is RLA with this recipe.
+    X is what the encoder ``unprojected:ENCODER`` gives: as many columns of features as class text has, and then the
+    columns that these features are the projection of. If X has no further columns, the features themselves are
+    projected, and W0 is the identity: this is RLA with this recipe.
 
     Args:
-        lr: highest learning rate of Adam, whose epsilon is 1e-4 as in the released code; with the penalty of the paper
-            1e-5 to 1e-2 did there.
+        lr: highest learning rate of Adam, whose epsilon is 1e-4 as in the released code. The paper reports that rates
+            from 1e-5 to 1e-2 work with its penalty.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
@@ -58,7 +58,7 @@ class ProLip(LinearAdapterHead):
     def _shift_shape(self, shots: SupportSet) -> tuple[int, int]:
         assert shots.text is not None
         width, d = shots.views.shape[2], shots.text.shape[1]
-        return d, width - d or d
+        return d, width - d or d  # without unprojected columns W is (d, d)
 
     def _text_width(self) -> int:
         return len(self.shift_)

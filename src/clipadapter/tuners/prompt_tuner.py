@@ -17,12 +17,12 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import SupportSet, TextFeatures
+from clipadapter.heads.folds import hold_out_one_per_class
 from clipadapter.heads.training import (
     EarlyStopping,
     ScheduledHead,
     TrainConfig,
     gather_views,
-    hold_out_one_per_class,
     train,
 )
 from clipadapter.heads.warm_start import WarmStart, find_warm_start

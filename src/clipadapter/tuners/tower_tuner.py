@@ -40,7 +40,7 @@ class Trainable:
 
     Args:
         arrays: parameters by the name they will have on the head: such as ``image_a_``.
-        towers: which towers depend on them, "image" or "text"; another runs only once.
+        towers: which towers depend on them, "image" or "text"; a tower that is not listed runs only once.
         start_step: called at the beginning of each step.
     """
 
@@ -72,7 +72,10 @@ class TowerTuner(TrainedHead):
 
     @abstractmethod
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        """Put parameters into the twin's towers. All random numbers, here and in training, come from the generator."""
+        """Put parameters into the towers of the tunable copy.
+
+        All random numbers, here and in training, come from the generator.
+        """
 
     @abstractmethod
     def _train_config(self, shots_per_class: int) -> TrainConfig:
@@ -80,7 +83,10 @@ class TowerTuner(TrainedHead):
 
     @abstractmethod
     def _merge(self, tunable: Encoder) -> str:
-        """Add the learned arrays to the twin's weights; returns the method's name and what was changed, as text.
+        """Add the learned arrays to the weights of the tunable copy.
+
+        Returns:
+            The method's name and what was changed, as text.
 
         Raises:
             InputError: if they don't fit its layers.

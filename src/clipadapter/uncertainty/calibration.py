@@ -26,8 +26,9 @@ Method = Literal["temperature", "vector"]
 METHODS = ("temperature", "vector")
 MIN_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE, GRID_STEPS = -4.0, 6.0, 41
 """Range of the logarithm of the temperature divided by the prior one, and the number of grid points in it."""
-LABEL_DOUBT = 0.25
-"""All labels together count as wrong by this part of one label."""
+WRONG_LABELS = 0.25
+"""Number of wrong labels that is assumed among all n, whatever n is: the soft target of each label gives this over
+n + 1 to another class."""
 LOG_TEMPERATURE_DEVIATION = 0.4
 """Standard deviation of the prior of the log-temperature, over data sets."""
 WEIGHT_DEVIATION, BIAS_DEVIATION = 0.2, 0.5
@@ -141,7 +142,7 @@ def _soft_targets(z: Array, y: NDArray[Any], n: int) -> tuple[NDArray[Any], NDAr
     """Label, the most probable other class, and the probability that the soft target gives to this one."""
     others = z.copy()
     others[np.arange(len(y)), y] = -np.inf
-    return y, others.argmax(axis=1), LABEL_DOUBT / (n + 1)
+    return y, others.argmax(axis=1), WRONG_LABELS / (n + 1)
 
 
 def _loss(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float]) -> float:
@@ -160,7 +161,7 @@ def _fit_temperature(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float]
     best = int(np.argmin([minus_log_posterior(value) for value in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID_STEPS - 1)]
     golden = (np.sqrt(5) - 1) / 2
-    while high - low > 1e-3:
+    while high - low > 1e-3:  # of the logarithm: the temperature is exact to 0.1 %
         lower, upper = high - golden * (high - low), low + golden * (high - low)
         low, high = (low, upper) if minus_log_posterior(lower) < minus_log_posterior(upper) else (lower, high)
     return float(np.exp((low + high) / 2))
@@ -179,6 +180,7 @@ def _fit_vector(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: 
     def loss_and_gradient(parameters: Array) -> tuple[float, Array]:
         weight, bias = parameters[:c], parameters[c:]
         logs = _log_softmax(z * weight + bias)
+        # m rows stand for n shots: a shot may have several rows, or rows may be a subset. The priors weigh n shots.
         gradient = (np.exp(logs) - soft_targets) * n / m
         prior_gradient = (weight - 1) / WEIGHT_DEVIATION**2, bias / BIAS_DEVIATION**2
         loss = (

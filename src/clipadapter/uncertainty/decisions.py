@@ -242,7 +242,11 @@ class Uncertainty:
         return self.conformal.sets(fold_probabilities, coverage, best=best)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Facts for JSON, and arrays by name: the keys of saved models."""
+        """Facts for JSON, and arrays by name.
+
+        Some keys of saved models are older than the names of the attributes: "how" is ``held_out_by``, "louder" is
+        ``logit_scale_ratio``; for "several" see `SAVED_PARTS`.
+        """
         decisions = {"reject": self.decisions.reject, "coverage": self.decisions.coverage}
         facts: dict[str, Any] = {**decisions, "how": self.held_out_by, "louder": self.logit_scale_ratio}
         arrays: dict[str, Array] = {} if self.decisions.costs is None else {"costs": self.decisions.costs}

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import ArtifactError, InputError, TooFewShotsError
+from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.uncertainty.ood_scores import (
     NEEDS_OTHER_SHOTS,
     SCORE_NEEDS,
@@ -264,7 +265,7 @@ def learn_rejector(
     rows: ArrayLike | None = None,
     probabilities: ArrayLike | None = None,
     text: ArrayLike | None = None,
-    scale: float = 100.0,
+    scale: float = DEFAULT_LOGIT_SCALE,
     negative_labels: ArrayLike | None = None,
     names: Sequence[str] = (),
     outliers: ArrayLike | None = None,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 
 Array = NDArray[Any]
 Scores = NDArray[np.float64]
@@ -348,7 +349,7 @@ class MemoryBank:
     negative_labels: Array | None = None
     outliers: Array | None = None
     shots: Array | None = None
-    scale: float = 100.0
+    scale: float = DEFAULT_LOGIT_SCALE
 
     @property
     def width(self) -> int | None:

@@ -292,7 +292,7 @@ def test_a_grid_is_searched_on_held_out_shots(squares, tmp_path, fit):
     assert found["selection"]["held_out"] == 12
     assert len(found["selection"]["candidates"]) == 6
     best = found["selection"]["candidates"][0]
-    assert best["behind"] == 0
+    assert best["excess_loss"] == best["standard_error"] == 0
     chosen = {key: found["head"]["params"][key] for key in ("alpha", "beta")}
     assert best["name"] == ", ".join(f"{key}={value}" for key, value in chosen.items())
     assert "best of 6 on 12 held-out shots by leave-one-out" in fit(squares, *args, head="tip-adapter").stdout

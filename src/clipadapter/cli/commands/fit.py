@@ -192,7 +192,7 @@ def _selection_record(model: FewShotClassifier) -> dict[str, Any] | None:
     selection = model.selection_
     if selection is None:
         return None
-    keys = ("name", "loss", "behind", "error", "accuracy", "seconds")
+    keys = ("name", "loss", "excess_loss", "standard_error", "accuracy", "seconds")
     candidates = [{key: getattr(candidate, key) for key in keys} for candidate in selection.candidates]
     return {
         "strategy": selection.strategy,
@@ -210,7 +210,8 @@ def _describe_selection(model: FewShotClassifier) -> str:
     best, *others = selection.candidates
     runner_up = ""
     if others:
-        runner_up = f"; next {others[0].name} (log-loss {others[0].behind:+.3f} ± {others[0].error:.3f})"
+        second = others[0]
+        runner_up = f"; next {second.name} (log-loss {second.excess_loss:+.3f} ± {second.standard_error:.3f})"
     return (
         f", {best.name}: best of {len(selection.candidates)} on {selection.n_held_out} held-out shots by "
         f"{selection.strategy}, {selection.seconds:.1f} s{runner_up}"
