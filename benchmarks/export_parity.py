@@ -79,7 +79,7 @@ def one(model: FewShotClassifier, kind: tuple[str, str], pictures: list[Path]) -
         except (ArtifactError, InputError) as error:
             return {"refused": str(error)}
         predictor = Predictor(path)
-        squares = np.stack([predictor.square(picture) for picture in pictures[:BATCH]])
+        squares = np.stack([predictor.preprocess(picture) for picture in pictures[:BATCH]])
         return {**export.parity, "size": export.size_bytes, "rate": speed_up(model, predictor, squares)}
 
 

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from pipeline_speed import BATCH, CALIBRATION, find
 
-from clipadapter.backends import Calibration, measure_parity
+from clipadapter.backends import Int8Calibration, measure_parity
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import MissingExtraError
@@ -101,10 +101,10 @@ def ours(encoder: Encoder, paths: list[Path], scratch: Path, text: TextFeatures 
     return [*contestants, Contestant(name, extraction(chosen), time.perf_counter() - start)]
 
 
-def calibration(encoder: Encoder, paths: list[Path]) -> Calibration:
+def calibration(encoder: Encoder, paths: list[Path]) -> Int8Calibration:
     tower = encoder.tower()
     assert tower is not None
-    return Calibration(np.stack([tower.pixels.to_square(read_image(path)) for path in spread(paths, CALIBRATION)]))
+    return Int8Calibration(np.stack([tower.pixels.to_square(read_image(path)) for path in spread(paths, CALIBRATION)]))
 
 
 def extraction(encoder: Encoder) -> _rivals.Run:

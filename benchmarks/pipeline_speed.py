@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipadapter.backends import Calibration
+from clipadapter.backends import Int8Calibration
 from clipadapter.data import IMAGE_SUFFIXES, read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.features import FeatureStore, embed
@@ -41,7 +41,7 @@ def open_encoder(uri: str, backend: str, precision: str, paths: list[Path]) -> E
     tower = plain.tower()
     if precision == "int8" and tower is not None:
         some = paths[:: max(1, len(paths) // CALIBRATION)][:CALIBRATION]
-        calibration = Calibration(np.stack([tower.pixels.to_square(read_image(path)) for path in some]))
+        calibration = Int8Calibration(np.stack([tower.pixels.to_square(read_image(path)) for path in some]))
     return with_backend(plain, backend, precision, calibration)
 
 

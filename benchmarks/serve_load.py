@@ -190,7 +190,7 @@ def throughput(server: Server, model: Path, paths: list[Path], args: argparse.Na
     for _ in range(args.rounds):
         clock, cpu, n = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - clock < args.seconds:
-            n += sum(1 for _ in predictor.stream(paths, batch_size=args.batch))
+            n += sum(1 for _ in predictor.iter_predictions(paths, batch_size=args.batch))
         offline.append((n / (time.perf_counter() - clock), 1e3 * (time.process_time() - cpu) / n))
         for k in args.sizes:
             cpu, before = server.cpu(), pictures_of(server)

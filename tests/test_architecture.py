@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"conversion", "parsing"},
     {"backends", "formats", "uncertainty"},
-    {"data", "encoders", "heads"},
+    {"data", "encoders", "heads", "model_folder"},
     {"features", "pretraining", "rendering", "runtime", "tuners"},
     {"persistence"},
     {"classifier"},

@@ -5,7 +5,7 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.backends import Calibration, Tower, create_backend
+from clipadapter.backends import Int8Calibration, Tower, create_backend
 from clipadapter.encoders import create_encoder
 from clipadapter.pixels import PixelSpec
 
@@ -53,7 +53,7 @@ def runner(towers, squares):
         key = name, backend, precision
         if key not in kept:
             tower = towers[name]
-            calibration = Calibration(squares(16, tower.pixels.size, seed=1)) if precision == "int8" else None
+            calibration = Int8Calibration(squares(16, tower.pixels.size, seed=1)) if precision == "int8" else None
             kept[key] = create_backend(backend).prepare(tower, precision, calibration)
         return kept[key]
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from clipadapter.backends import Calibration, backend_info, create_backend
+from clipadapter.backends import Int8Calibration, backend_info, create_backend
 from clipadapter.backends.tower_cache import build_in_cache, read_cache_facts
 from clipadapter.errors import StoreError
 
@@ -61,18 +61,18 @@ def never(folder):
 @pytest.mark.parametrize("backend", CONVERTING)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_second_run_takes_what_the_first_made(backend, precision, tiny, squares, no_cache, monkeypatch):
-    made, calibration = create_backend(backend), Calibration(squares(4, 32))
+    made, calibration = create_backend(backend), Int8Calibration(squares(4, 32))
     assert not made.is_ready(tiny.fingerprint, precision, calibration)
     first = made.prepare(tiny, precision, calibration)(squares(3, 32))
     assert made.is_ready(tiny.fingerprint, precision, calibration)
     monkeypatch.setattr(type(made), "_convert", lambda *_: never(None))
-    named = Calibration(None, calibration.digest)
+    named = Int8Calibration(None, calibration.digest)
     np.testing.assert_array_equal(create_backend(backend).prepare(tiny, precision, named)(squares(3, 32)), first)
 
 
 @pytest.mark.parametrize("backend", CONVERTING)
 def test_only_the_tower_and_its_facts_are_kept(backend, tiny, squares, no_cache):
-    made, calibration = create_backend(backend), Calibration(squares(4, 32))
+    made, calibration = create_backend(backend), Int8Calibration(squares(4, 32))
     made.prepare(tiny, "int8", calibration)
     place = made.cache_folder(tiny.fingerprint, "int8", calibration.digest)
     known = json.loads((place / "facts.json").read_text())
@@ -183,11 +183,11 @@ tried = []
 socket.socket.connect = lambda self, address: tried.append(address)
 socket.getaddrinfo = lambda *args, **kwargs: tried.append(args) or []
 from clipadapter.encoders import create_encoder, with_backend
-from clipadapter.backends import Calibration
+from clipadapter.backends import Int8Calibration
 import numpy as np
 squares = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 for precision in ("fp32", "int8"):
-    with_backend(create_encoder(sys.argv[1]), "openvino", precision, Calibration(squares))
+    with_backend(create_encoder(sys.argv[1]), "openvino", precision, Int8Calibration(squares))
 import threading
 for thread in threading.enumerate():
     if thread is not threading.current_thread():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.backends import Calibration, backend_info, create_backend, list_backends
+from clipadapter.backends import Int8Calibration, backend_info, create_backend, list_backends
 from clipadapter.errors import InputError, MissingExtraError, UnknownNameError
 
 KINDS = [(backend, precision) for backend in list_backends() for precision in backend_info(backend).cls.precisions]
@@ -92,7 +92,7 @@ def test_threads_get_their_own_features(backend, precision, runner, squares):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_converting_is_quiet(backend, precision, tiny, squares, no_cache, capfd):
     handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
-    create_backend(backend).prepare(tiny, precision, Calibration(squares(2, 32)))
+    create_backend(backend).prepare(tiny, precision, Int8Calibration(squares(2, 32)))
     said = capfd.readouterr()
     assert said.out == ""
     assert said.err == ""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.backends import Calibration
+from clipadapter.backends import Int8Calibration
 from clipadapter.encoders import create_encoder, with_backend
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 from clipadapter.testing import ENCODER_CHECKS, check_encoder
@@ -37,7 +37,7 @@ def test_an_encoder_without_a_tower_is_left_as_it_is():
 def test_the_fingerprint_says_what_shapes_the_features(lite, fast, squares, monkeypatch):
     for backend in ("base.ConvertingBackend", "pytorch.TorchBackend"):
         monkeypatch.setattr(f"clipadapter.backends.{backend}.prepare", lambda *_: None)
-    two = [Calibration(squares(2, 224, seed=seed)) for seed in (0, 1)]
+    two = [Int8Calibration(squares(2, 224, seed=seed)) for seed in (0, 1)]
     made = [with_backend(lite, "openvino", "bf16"), *(with_backend(lite, "openvino", "int8", each) for each in two)]
     prints = {encoder.info.fingerprint for encoder in (lite, *made)}
     assert len(prints) == 4
@@ -46,8 +46,8 @@ def test_the_fingerprint_says_what_shapes_the_features(lite, fast, squares, monk
     assert with_backend(lite, "torch", "bf16").info.fingerprint in prints
     assert with_backend(lite, "onnxruntime", "int8", two[0]).info.fingerprint not in prints
     assert [encoder.info.precision for encoder in made] == ["bf16", "int8", "int8"]
-    assert made[1].info.calibration == two[0].digest
-    assert made[0].info.calibration == ""
+    assert made[1].info.int8_calibration_digest == two[0].digest
+    assert made[0].info.int8_calibration_digest == ""
 
 
 def test_an_backend_on_an_backend_is_one_backend(lite, fast):
@@ -85,12 +85,12 @@ def test_wrong_names(lite):
 
 def test_pictures_of_another_machine(lite):
     with pytest.raises(EncoderUnavailableError, match="not on this machine"):
-        with_backend(lite, "openvino", "int8", Calibration(None, "0123456789abcdef"))
+        with_backend(lite, "openvino", "int8", Int8Calibration(None, "0123456789abcdef"))
 
 
 def test_calibration_is_named_by_its_pictures(squares):
     one, two = squares(2, 8), squares(2, 8).copy()
     two[1, 7, 7, 2] ^= 1
-    assert Calibration(one).digest == Calibration(np.asfortranarray(one)).digest
-    assert Calibration(one).digest != Calibration(two).digest
-    assert Calibration(None, Calibration(one).digest).digest == Calibration(one).digest
+    assert Int8Calibration(one).digest == Int8Calibration(np.asfortranarray(one)).digest
+    assert Int8Calibration(one).digest != Int8Calibration(two).digest
+    assert Int8Calibration(None, Int8Calibration(one).digest).digest == Int8Calibration(one).digest

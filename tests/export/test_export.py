@@ -53,7 +53,7 @@ def test_all_outputs_are_the_model_s(format, source, calibration, fitted, draw, 
     done = write(model, format, input=source)
     predictor, (pictures, _) = Predictor(done.path), draw(4, seed=3)
     pictures.append(np.full((40, 40, 3), 128, np.uint8))
-    found = predictor.run(np.stack([predictor.square(picture) for picture in pictures]))
+    found = predictor.run(np.stack([predictor.preprocess(picture) for picture in pictures]))
     features = model.encoder_.encode_images([Image.fromarray(picture) for picture in pictures]).numpy()
     logits = model.head_.logits(features)
     likely = model.uncertainty_.probabilities(logits)
@@ -145,8 +145,8 @@ def test_int8_is_the_tower_s_alone(format, folders, fitted, draw, write):
         assert [node for node in nodes if node.op_type == "QuantizeLinear"]
     predictor = Predictor(done.path)
     assert predictor.metadata.precision == "int8"
-    features = predictor.run(np.stack([predictor.square(picture) for picture in pictures[:4]])).features
-    head = predictor.run(np.stack([predictor.square(picture) for picture in pictures[:4]])).logits
+    features = predictor.run(np.stack([predictor.preprocess(picture) for picture in pictures[:4]])).features
+    head = predictor.run(np.stack([predictor.preprocess(picture) for picture in pictures[:4]])).logits
     np.testing.assert_allclose(head, model.head_.logits(features), rtol=1e-3, atol=1e-3)
 
 

@@ -23,7 +23,7 @@ def test_a_head_answers_alike_for_any_number_of_pictures(head, format, fitted, e
     done = export_model(model, tmp_path / f"model{FORMATS[format]}", format=format)
     assert done.parity["agreement"] == 1.0
     predictor, (pictures, _) = Predictor(done.path), draw(3, seed=2)
-    squares = np.stack([predictor.square(picture) for picture in pictures])
+    squares = np.stack([predictor.preprocess(picture) for picture in pictures])
     wanted = model.logits(pictures)
     for n in (1, 2, 9):
         found = predictor.run(squares[:n])
@@ -49,7 +49,7 @@ def test_several_labels_a_picture(head, format, fitted, draw, tmp_path):
     predictor = Predictor(export_model(model, tmp_path / f"model{FORMATS[format]}", format=format).path)
     pictures, _ = draw(3, seed=2)
     assert predictor.predict(pictures) == model.predict(pictures)
-    found = predictor.run(np.stack([predictor.square(picture) for picture in pictures]))
+    found = predictor.run(np.stack([predictor.preprocess(picture) for picture in pictures]))
     np.testing.assert_allclose(found.probabilities, model.predict_proba(pictures), atol=1e-5)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipadapter.monitor.label_shift import compare_with_pictures, compare_with_shots
+from clipadapter.monitor.label_shift import compare_priors_with_pictures, compare_priors_with_shots
 
 CONFUSION = np.array([[0.9, 0.08, 0.02], [0.25, 0.7, 0.05], [0.02, 0.03, 0.95]])
 """Rates at which pictures of each class are predicted as each class."""
@@ -23,7 +23,7 @@ def compare_streams(runs, priors, k=8, m=150, reference_priors=EQUAL_PRIORS):
         y = np.repeat(np.arange(3), k)
         stream = draw_probabilities(rng, rng.choice(3, p=priors, size=m))
         shots = draw_probabilities(rng, y)
-        results.append(compare_with_shots(shots, y, np.array(reference_priors), stream, draws=199, seed=seed))
+        results.append(compare_priors_with_shots(shots, y, np.array(reference_priors), stream, draws=199, seed=seed))
     return results
 
 
@@ -49,22 +49,22 @@ def test_the_priors_of_the_reference_can_be_given():
 def test_a_class_without_a_shot_has_no_effect():
     y, rng = np.repeat([0, 1], 8), np.random.default_rng(0)
     shots, stream = np.eye(3)[y], np.eye(3)[rng.integers(2, size=60)]
-    assert compare_with_shots(shots, y, np.array([0.5, 0.5, 0.0]), stream, draws=199).p_value > 0.05
+    assert compare_priors_with_shots(shots, y, np.array([0.5, 0.5, 0.0]), stream, draws=199).p_value > 0.05
 
 
 def test_pictures_are_compared_by_permutation():
     p_values, rng = [], np.random.default_rng(0)
     for seed in range(150):
         rows = draw_probabilities(rng, rng.choice(3, p=[0.7, 0.2, 0.1], size=120))
-        p_values.append(compare_with_pictures(rows[:40], rows[40:], draws=99, seed=seed).p_value)
+        p_values.append(compare_priors_with_pictures(rows[:40], rows[40:], draws=99, seed=seed).p_value)
     assert 0.01 <= np.mean(np.array(p_values) <= 0.1) <= 0.19
     stream = draw_probabilities(rng, rng.choice(3, p=[0.4, 0.2, 0.4], size=150))
-    changed = compare_with_pictures(draw_probabilities(rng, rng.choice(3, p=[0.7, 0.2, 0.1], size=150)), stream)
+    changed = compare_priors_with_pictures(draw_probabilities(rng, rng.choice(3, p=[0.7, 0.2, 0.1], size=150)), stream)
     assert changed.p_value <= 0.01 and changed.class_p_values[2] <= 0.01
 
 
 def test_p_values_of_classes_are_corrected_for_their_number():
     rng = np.random.default_rng(0)
     rows = np.eye(40)[rng.integers(40, size=400)]
-    p_values = compare_with_pictures(rows[:200], rows[200:], draws=199).class_p_values
+    p_values = compare_priors_with_pictures(rows[:200], rows[200:], draws=199).class_p_values
     assert (p_values <= 0.05).sum() <= 1  # of 40, where two are expected without the correction

@@ -28,8 +28,8 @@ from clipadapter.persistence import (
     read_config,
     record_evaluation,
     save_model,
+    transaction,
 )
-from clipadapter.persistence import folder as folders
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
 
@@ -375,8 +375,8 @@ def test_no_change_is_lost_when_many_processes_save_at_once(tmp_path):
 
 
 def test_waiting_for_a_locked_folder_times_out(folder, monkeypatch):
-    monkeypatch.setattr(folders, "LOCK_TIMEOUT_SECONDS", 0.05)
-    with folders.lock_folder(folder), pytest.raises(ArtifactError, match="is being changed by another process"):
+    monkeypatch.setattr(transaction, "LOCK_TIMEOUT_SECONDS", 0.05)
+    with transaction.lock_folder(folder), pytest.raises(ArtifactError, match="is being changed by another process"):
         change(folder, 5)
     change(folder, 5)
 
@@ -391,8 +391,8 @@ def test_a_lock_file_is_used_where_folders_cannot_be_locked(folder, monkeypatch)
         flock(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(folders, "LOCK_TIMEOUT_SECONDS", 0.05)
-    held = folders._acquire_file_lock(folder)
+    monkeypatch.setattr(transaction, "LOCK_TIMEOUT_SECONDS", 0.05)
+    held = transaction._acquire_file_lock(folder)
     with pytest.raises(ArtifactError, match="is being changed by another process"):
         change(folder, 5)
     held()

@@ -81,7 +81,7 @@ def test_thumbnails_are_stored_once(parsed):
 
 def test_metrics_are_compared_with_the_baselines(parsed, report):
     assert "<u>colours</u>: 86.7 % of 15 pictures classified correctly" in parsed.text
-    assert list(report.system_metrics) == ["this model", "zero-shot", "linear-probe"]
+    assert list(report.metrics_by_model) == ["this model", "zero-shot", "linear-probe"]
     assert "0.0 points" in parsed.text  # the model is a linear probe
 
 
@@ -152,7 +152,7 @@ def test_a_head_that_tunes_the_encoder_has_no_baselines(model, test_part):
     tuned.head_ = copy(model.head_)
     tuned.head_.tunes_encoder = True
     new_report = make_report(tuned, test_part, doctor=False)
-    assert list(new_report.system_metrics) == ["this model"]
+    assert list(new_report.metrics_by_model) == ["this model"]
     assert "The head tunes the encoder" in Page(new_report.to_html()).text
 
 
@@ -175,7 +175,7 @@ def test_a_model_without_shots_has_a_page(fit, shots, test_part, tmp_path):
     loaded = type(fitted).load(tmp_path / "model", cache=None)
     new_report = make_report(loaded, test_part)
     html_page = Page(new_report.to_html())
-    assert list(new_report.system_metrics) == ["this model", "zero-shot"]
+    assert list(new_report.metrics_by_model) == ["this model", "zero-shot"]
     assert "saved without its shots" in html_page.text and html_page.data["curve"] is None
     assert html_page.data["test"]["near"] == [[]] * 15
 

@@ -18,7 +18,7 @@ from clipadapter.formats.checksum import append_checksum
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata
 from clipadapter.runtime.isolated import IsolatedOpener
-from clipadapter.serve import Models
+from clipadapter.serve import ServedModels
 
 from ..runtime.conftest import NAMES, SIDE, graph
 from ..serve.colours import learned
@@ -75,7 +75,7 @@ def test_damaged_files_over_a_served_one_change_no_answer(sound, tmp_path):
     target, rng = tmp_path / "served.xml", random.Random(0)
     for suffix in (".xml", ".bin"):
         target.with_suffix(suffix).write_bytes((sound / f"sound{suffix}").read_bytes())
-    models = Models(
+    models = ServedModels(
         [str(target)], backend="openvino", threads=1, isolated=IsolatedOpener("openvino", timeout_seconds=60)
     )
     first, answers, done = models.get(), set(), threading.Event()

@@ -70,13 +70,13 @@ def test_one_picture_is_not_taken_for_many(one, predictor):
 
 def test_a_batch_of_none_is_refused(predictor):
     with pytest.raises(InputError, match="batch_size must be 1 or more"):
-        list(predictor.stream([RED], batch_size=0))
+        list(predictor.iter_predictions([RED], batch_size=0))
 
 
 def test_squares_may_be_a_view(write):
     pytest.importorskip("openvino")
     path = write(about().to_json())
-    square = Predictor(path).square(RED)
+    square = Predictor(path).preprocess(RED)
     for backend in ("onnxruntime", "openvino"):
         seen = Predictor(path, backend=backend).run(square[None, ..., ::-1])  # blue first
         assert seen.logits.argmax() == NAMES.index("blue")
@@ -135,7 +135,7 @@ def test_predict_and_proba_raise_for_a_bad_file(predictor, tmp_path):
 def test_order_is_kept_over_many_batches(predictor):
     colours = np.random.default_rng(0).integers(0, 3, 50)
     pictures = [plain(255 * np.eye(3, dtype=np.uint8)[k]) for k in colours]
-    found = predictor.stream(iter(pictures), batch_size=7)
+    found = predictor.iter_predictions(iter(pictures), batch_size=7)
     assert [answer.label for answer in found] == [NAMES[k] for k in colours]
 
 
@@ -147,7 +147,7 @@ def test_only_a_few_batches_are_read_ahead(predictor):
             taken.append(i)
             yield RED
 
-    next(predictor.stream(pictures(), batch_size=5))
+    next(predictor.iter_predictions(pictures(), batch_size=5))
     assert len(taken) <= 15
 
 
@@ -155,11 +155,11 @@ def test_float_input_is_normalised_as_the_spec_says(write):
     # Mean 0.5 and deviation 0.5 put 255 to 1 and 0 to -1.
     spec = PixelSpec(4, (0.5,) * 3, (0.5,) * 3)
     model = Predictor(write(about(input="float", pixels=spec, uncertainty=Uncertainty()).to_json(), input="float"))
-    np.testing.assert_allclose(model.run(model.square(RED)[None]).features, [[1.0, -1.0, -1.0]], atol=1e-6)
+    np.testing.assert_allclose(model.run(model.preprocess(RED)[None]).features, [[1.0, -1.0, -1.0]], atol=1e-6)
 
 
 def test_threads_may_ask_at_once(predictor):
-    squares = {name: predictor.square(plain(c))[None] for name, c in zip(NAMES, 255 * np.eye(3), strict=True)}
+    squares = {name: predictor.preprocess(plain(c))[None] for name, c in zip(NAMES, 255 * np.eye(3), strict=True)}
     wrong = []
 
     def ask(k, name):

@@ -3,7 +3,7 @@
 import pytest
 from starlette.testclient import TestClient
 
-from clipadapter.serve import Limits, Models, create_app
+from clipadapter.serve import Limits, ServedModels, create_app
 
 from .colours import Colours, write_file
 
@@ -41,7 +41,7 @@ def serve(files, colours):
         opener = (lambda path: model) if model is not None else None
         isolated = options.pop("isolated", Unchecked())
         specs = specs or [str(files / "colours.onnx")]
-        models = Models(specs, limits or Limits(), opener=opener, isolated=isolated)
+        models = ServedModels(specs, limits or Limits(), opener=opener, isolated=isolated)
         client = TestClient(create_app(models, token, refresh_seconds=options.pop("refresh_seconds", 60)), **options)
         client.__enter__()
         clients.append(client)

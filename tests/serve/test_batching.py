@@ -129,12 +129,12 @@ def test_late_pictures_are_dropped_before_they_run(serve, colours, post_later):
 def test_late_pictures_are_not_even_loaded(serve, colours, post_later):
     client, made, go = serve(Limits(deadline=0.2)), [], threading.Event()
 
-    def square(*args, **kwargs):
+    def preprocess(*args, **kwargs):
         made.append(1)
         go.wait(20)
-        return type(colours).square(colours, *args, **kwargs)
+        return type(colours).preprocess(colours, *args, **kwargs)
 
-    colours.square = square
+    colours.preprocess = preprocess
     assert refused(post_later(client, *[RED] * 60).result(20), 504)
     begun = len(made)
     go.set()
@@ -168,9 +168,9 @@ def test_a_backend_failure_affects_its_batch_only(serve, colours):
 def test_pictures_of_a_disconnected_client_do_not_run(colours, files):
     import asyncio
 
-    from clipadapter.serve import Models, create_app
+    from clipadapter.serve import ServedModels, create_app
 
-    models = Models([str(files / "colours.onnx")], opener=lambda path: colours)
+    models = ServedModels([str(files / "colours.onnx")], opener=lambda path: colours)
     app, before = create_app(models), len(colours.batches)
     gone = threading.Event()
 

@@ -10,7 +10,7 @@ import tracemalloc
 
 import pytest
 
-from clipadapter.serve import Limits, Models, json_body
+from clipadapter.serve import Limits, ServedModels, json_body
 from clipadapter.serve.json_body import decode_base64, read_numbers, read_outline
 from clipadapter.serve.limits import RequestRefused
 from clipadapter.serve.oip import parse_request
@@ -27,7 +27,7 @@ OVERHEAD_BYTES = MIB
 
 @pytest.fixture
 def model(files):
-    models = Models([str(files / "colours.onnx")], opener=lambda path: Colours())
+    models = ServedModels([str(files / "colours.onnx")], opener=lambda path: Colours())
     yield models.get()
     models.close()
 

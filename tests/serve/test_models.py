@@ -10,7 +10,7 @@ import pytest
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
 from clipadapter.formats.checksum import append_checksum
 from clipadapter.runtime.isolated import IsolatedOpener
-from clipadapter.serve import Limits, Models
+from clipadapter.serve import Limits, ServedModels
 from clipadapter.serve.model_sources import read_sources
 
 from .colours import RED, Colours, base64_of, refused, write_file
@@ -110,7 +110,7 @@ def test_a_device_is_not_read(serve, files):
     refresh(client)
     assert label(client) == "red" and "not a regular file" in client.get("/v1/models/colours").json()["error"]
     with pytest.raises(ArtifactError, match="neither a regular file nor a folder"):
-        Models([str(files / "colours.onnx")])
+        ServedModels([str(files / "colours.onnx")])
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_an_altered_export_in_the_cache_is_replaced(tmp_path, record_exports):
             data = bytearray(exported_paths[0].read_bytes())
             data[200] ^= 1
             exported_paths[0].write_bytes(data)
-        models = Models([str(saved(tmp_path))])
+        models = ServedModels([str(saved(tmp_path))])
         models.close()
     assert len(exported_paths) == 2
 
@@ -232,7 +232,7 @@ def test_unservable_specifications_are_refused_at_the_start(files, tmp_path, mon
     (tmp_path / "note.txt").write_text("x")
     (tmp_path / "bad.onnx").write_bytes(b"x")
     with pytest.raises(error, match=words):
-        Models(texts)
+        ServedModels(texts)
 
 
 def test_model_names_come_from_files_folders_or_the_specification(files, tmp_path):
@@ -255,11 +255,11 @@ def saved(tmp_path, text='{"a": 1}'):
 def test_a_saved_model_is_exported_once(tmp_path, record_exports):
     exported_paths = record_exports(write_file)
     for _ in range(2):
-        models = Models([str(saved(tmp_path))])
+        models = ServedModels([str(saved(tmp_path))])
         assert models.names == ["pets"] and models.get("pets").predictor.class_names == ("red", "green", "blue")
         models.close()
     assert len(exported_paths) == 1 and exported_paths[0].is_relative_to(tmp_path / "cache")
-    models = Models([str(saved(tmp_path))])
+    models = ServedModels([str(saved(tmp_path))])
     saved(tmp_path, '{"a": 2}')  # fitted again
     models.refresh()
     models.refresh()
@@ -273,7 +273,7 @@ def test_without_torch_a_saved_model_says_where_to_export(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "clipadapter.export", None)
     monkeypatch.setitem(sys.modules, "clipadapter.classifier", None)
     with pytest.raises(ModuleNotFoundError):  # a missing module of this package is a bug, not a missing extra
-        Models([str(saved(tmp_path))])
+        ServedModels([str(saved(tmp_path))])
     error = ModuleNotFoundError("No module named 'torch'", name="torch")
 
     class Blocked:
@@ -284,7 +284,7 @@ def test_without_torch_a_saved_model_says_where_to_export(tmp_path, monkeypatch)
     monkeypatch.delitem(sys.modules, "clipadapter.classifier")
     monkeypatch.setattr(sys, "meta_path", [Blocked(), *sys.meta_path])
     with pytest.raises(MissingExtraError, match=r"Where it was fitted: clipadapter export .*pets --out pets.onnx"):
-        Models([str(saved(tmp_path))])
+        ServedModels([str(saved(tmp_path))])
 
 
 def test_a_request_survives_the_replacement_of_its_model(serve, files):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
-from clipadapter.serve import Limits, Models, create_app
+from clipadapter.serve import Limits, ServedModels, create_app
 
 from .colours import Colours
 
@@ -46,7 +46,7 @@ def test_answers_are_as_documented(files):
     schemathesis = pytest.importorskip("schemathesis")  # here, since it takes seconds
     from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-    models = Models([str(files / "colours.onnx")], Limits(max_pictures=4), opener=lambda path: Colours())
+    models = ServedModels([str(files / "colours.onnx")], Limits(max_pictures=4), opener=lambda path: Colours())
     config = schemathesis.Config.from_dict({"checks": CHECKS})
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(models), config=config)
     asked, path = [], {"name": "colours", "version": models.get().version}

@@ -8,7 +8,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from clipadapter import FewShotClassifier
-from clipadapter.serve import Models, create_app
+from clipadapter.serve import ServedModels, create_app
 from clipadapter.uncertainty import UncertaintyOptions
 
 pytest.importorskip("onnx")
@@ -32,7 +32,7 @@ def test_a_saved_model_predicts_as_the_classifier(shots, tmp_path):
     model = FewShotClassifier(encoder="toy", uncertainty=UncertaintyOptions(reject=0.1)).fit(paths, labels)
     model.save(tmp_path / "saved")
     wanted = model.classify(paths, top=3)
-    with TestClient(create_app(Models([str(tmp_path / "saved")]))) as client:
+    with TestClient(create_app(ServedModels([str(tmp_path / "saved")]))) as client:
         files = [("images", (path.name, path.read_bytes())) for path in paths]
         found = client.post("/v1/models/saved/predict", files=files, data={"top": 3}).json()["predictions"]
         described = client.get("/v1/models/saved").json()

@@ -3,7 +3,7 @@
 Importing this package does not load torch: a converted tower runs without it.
 """
 
-from clipadapter.backends.base import PRECISIONS, Backend, Calibration, Runner, Tower
+from clipadapter.backends.base import PRECISIONS, Backend, Int8Calibration, Runner, Tower
 from clipadapter.backends.parity import MIN_AGREEMENT, MIN_COSINES, Parity, measure_parity
 from clipadapter.backends.registry import backend_info, create_backend, list_backends, register_backend
 from clipadapter.backends.tower_cache import build_in_cache, cache_root, read_cache_facts
@@ -13,7 +13,7 @@ __all__ = [
     "MIN_COSINES",
     "PRECISIONS",
     "Backend",
-    "Calibration",
+    "Int8Calibration",
     "Parity",
     "Runner",
     "Tower",

@@ -54,7 +54,7 @@ class Tower:
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
+class Int8Calibration:
     """Pictures that set the ranges of int8 values; the features depend on them.
 
     Args:
@@ -125,12 +125,12 @@ class Backend(ABC):
             raise MissingExtraError(f"the {cls.title()} backend needs an extra: pip install 'clipadapter[{cls.extra}]'")
 
     @classmethod
-    def is_ready(cls, fingerprint: str, precision: str, calibration: Calibration | None = None) -> bool:
+    def is_ready(cls, fingerprint: str, precision: str, calibration: Int8Calibration | None = None) -> bool:
         """Whether an encoder with this fingerprint can run without being converted first."""
         return True
 
     @abstractmethod
-    def prepare(self, tower: Tower, precision: str, calibration: Calibration | None = None) -> Runner:
+    def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
         """Make a tower ready to run.
 
         Args:
@@ -148,7 +148,7 @@ class Backend(ABC):
 class ConvertingBackend(Backend):
     """A backend that converts towers to files, once, in the cache folder."""
 
-    def prepare(self, tower: Tower, precision: str, calibration: Calibration | None = None) -> Runner:
+    def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
         """See `Backend.prepare`."""
         self.check_available(precision)
         if precision == "int8" and calibration is None:
@@ -159,7 +159,9 @@ class ConvertingBackend(Backend):
             self._build(tower, precision, calibration, digest, folder)
         return self.load(folder, precision)
 
-    def _build(self, tower: Tower, precision: str, calibration: Calibration | None, digest: str, folder: Path) -> None:
+    def _build(
+        self, tower: Tower, precision: str, calibration: Int8Calibration | None, digest: str, folder: Path
+    ) -> None:
         if digest and calibration is not None and calibration.squares is None:
             raise EncoderUnavailableError(
                 f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
@@ -177,7 +179,7 @@ class ConvertingBackend(Backend):
         build_in_cache(folder, lambda part: self._convert(tower, precision, calibration, part), facts)
 
     @classmethod
-    def is_ready(cls, fingerprint: str, precision: str, calibration: Calibration | None = None) -> bool:
+    def is_ready(cls, fingerprint: str, precision: str, calibration: Int8Calibration | None = None) -> bool:
         """See `Backend.is_ready`."""
         digest = "" if calibration is None else calibration.digest
         return read_cache_facts(cls.cache_folder(fingerprint, precision, digest)) is not None
@@ -195,7 +197,7 @@ class ConvertingBackend(Backend):
         return bool((read_cache_facts(folder) or {}).get("convolutional", False))
 
     @abstractmethod
-    def _convert(self, tower: Tower, precision: str, calibration: Calibration | None, folder: Path) -> None:
+    def _convert(self, tower: Tower, precision: str, calibration: Int8Calibration | None, folder: Path) -> None:
         """Write the converted tower into an empty folder; fp32 and bf16 share a folder."""
 
     @abstractmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends.base import Calibration, ConvertingBackend, Runner, Tower
+from clipadapter.backends.base import ConvertingBackend, Int8Calibration, Runner, Tower
 from clipadapter.backends.registry import register_backend
 from clipadapter.conversion.onnx import MAX_FILE_BYTES, quantize_onnx, suppress_logs, write_onnx
 from clipadapter.errors import InputError
@@ -31,7 +31,7 @@ class OnnxRuntimeBackend(ConvertingBackend):
         """The name as its authors write it."""
         return "ONNX Runtime"
 
-    def _convert(self, tower: Tower, precision: str, calibration: Calibration | None, folder: Path) -> None:
+    def _convert(self, tower: Tower, precision: str, calibration: Int8Calibration | None, folder: Path) -> None:
         from clipadapter.conversion.tracing import SquareTower, example_squares
 
         float_file = folder / ("plain.onnx" if precision == "int8" else TOWER_FILE)

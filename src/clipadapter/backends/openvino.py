@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends.base import Calibration, ConvertingBackend, Runner, Tower
+from clipadapter.backends.base import ConvertingBackend, Int8Calibration, Runner, Tower
 from clipadapter.backends.registry import register_backend
 from clipadapter.conversion.openvino import import_openvino, quantize_openvino
 from clipadapter.parallel import PICTURES_PER_THREAD
@@ -37,7 +37,7 @@ class OpenVinoBackend(ConvertingBackend):
         """The name as its authors write it."""
         return "OpenVINO"
 
-    def _convert(self, tower: Tower, precision: str, calibration: Calibration | None, folder: Path) -> None:
+    def _convert(self, tower: Tower, precision: str, calibration: Int8Calibration | None, folder: Path) -> None:
         from clipadapter.conversion.tracing import SquareTower, example_squares, is_transformer, trace
 
         size, example = tower.pixels.size, example_squares(tower.pixels)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends.base import Backend, Calibration, Runner, Tower
+from clipadapter.backends.base import Backend, Int8Calibration, Runner, Tower
 from clipadapter.backends.registry import register_backend
 from clipadapter.parallel import run_in_batches
 
@@ -25,7 +25,7 @@ class TorchBackend(Backend):
     precisions = ("fp32", "bf16")
     devices = ("cpu", "cuda", "mps", "xpu")
 
-    def prepare(self, tower: Tower, precision: str, calibration: Calibration | None = None) -> Runner:
+    def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
         """See `Backend.prepare`; nothing is converted, and the module is created with the first squares."""
         import torch
 

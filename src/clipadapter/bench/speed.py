@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipadapter.backends import Calibration, Parity, backend_info, list_backends, measure_parity
+from clipadapter.backends import Int8Calibration, Parity, backend_info, list_backends, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ImageError, InputError
@@ -99,7 +99,9 @@ def measure_speed(
         for precision in cls.precisions:
             on_step(f"{backend} {precision}")
             start = time.perf_counter()
-            converted = with_backend(encoder, backend, precision, Calibration(squares) if precision == "int8" else None)
+            converted = with_backend(
+                encoder, backend, precision, Int8Calibration(squares) if precision == "int8" else None
+            )
             converted.encode_pixels(torch.from_numpy(squares[:1]))
             encoders.append((converted, time.perf_counter() - start))
     rates, features = _timed([converted for converted, _ in encoders], squares, batch_size, rounds, on_step)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends import Calibration
+from clipadapter.backends import Int8Calibration
 from clipadapter.classifier.inputs import Skipped, check_any_readable
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import (
@@ -99,7 +99,7 @@ def apply_backend(tuned: Encoder, images: Sequence[ImageSource], backend: str, p
 
 def info_of_base(base: EncoderInfo, tuned: EncoderInfo) -> EncoderInfo:
     """Facts that a saved model keeps: those of the encoder before tuning, in the precision of the tuned one."""
-    fingerprint = precision_fingerprint(base.fingerprint, tuned.backend, tuned.precision, tuned.calibration)
+    fingerprint = precision_fingerprint(base.fingerprint, tuned.backend, tuned.precision, tuned.int8_calibration_digest)
     return replace(tuned, fingerprint=fingerprint)
 
 
@@ -154,7 +154,7 @@ def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:
         FingerprintError: if it is another.
     """
     if (
-        precision_fingerprint(opened.fingerprint, saved.backend, saved.precision, saved.calibration)
+        precision_fingerprint(opened.fingerprint, saved.backend, saved.precision, saved.int8_calibration_digest)
         != saved.fingerprint
     ):
         raise FingerprintError(
@@ -167,7 +167,8 @@ def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:
 def _restore_precision(saved: EncoderInfo, encoder: Encoder, backend: str, precision: str) -> Encoder:
     """Run a plain encoder in the precision that a model was fitted with; see `open_saved_encoders`."""
     target = saved.precision if precision == "auto" else precision
-    calibration = Calibration(None, saved.calibration) if target == "int8" and saved.calibration else None
+    digest = saved.int8_calibration_digest
+    calibration = Int8Calibration(None, digest) if target == "int8" and digest else None
     if encoder.tower() is None:
         return encoder
     if backend != "auto":

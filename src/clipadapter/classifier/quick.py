@@ -12,10 +12,11 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from clipadapter.backends import Calibration, backend_info, build_in_cache, create_backend, read_cache_facts
+from clipadapter.backends import Int8Calibration, backend_info, build_in_cache, create_backend, read_cache_facts
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
+from clipadapter.model_folder import UNCERTAINTY_FILE
 from clipadapter.runtime import quick
 from clipadapter.uncertainty import Uncertainty
 
@@ -68,10 +69,8 @@ def make_quick(
         uncertainty_facts, arrays = uncertainty.state()
 
         def build(folder: Path) -> None:
-            _convert_head(head, folder / quick.HEAD_FILE)
-            save_file(
-                {key: np.ascontiguousarray(value) for key, value in arrays.items()}, folder / quick.UNCERTAINTY_FILE
-            )
+            _convert_head(head, folder / quick.CONVERTED_HEAD_FILE)
+            save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, folder / UNCERTAINTY_FILE)
 
         build_in_cache(entry, build, {**tower_facts, "class_names": list(class_names), "trust": uncertainty_facts})
     except (ClipAdapterError, RuntimeError):
@@ -86,13 +85,13 @@ def _convert_tower(encoder: Encoder) -> dict[str, Any] | None:
     tower, info, backend = plain.tower(), encoder.info, backend_info(quick.BACKEND).cls
     if tower is None:
         return None
-    calibration = Calibration(None, info.calibration) if info.calibration else None
+    calibration = Int8Calibration(None, info.int8_calibration_digest) if info.int8_calibration_digest else None
     if not backend.is_ready(tower.fingerprint, info.precision, calibration):
         n_weights = sum(p.numel() for p in tower.module.parameters())
         if info.precision == "int8" or n_weights > MAX_CONVERTED_WEIGHTS:
             return None
         with_backend(plain, quick.BACKEND, info.precision)
-    place = backend.cache_folder(tower.fingerprint, info.precision, info.calibration)  # type: ignore[attr-defined]
+    place = backend.cache_folder(tower.fingerprint, info.precision, info.int8_calibration_digest)  # type: ignore[attr-defined]
     return {"tower": place.name, "precision": info.precision, "pixels": tower.pixels.to_dict()}
 
 

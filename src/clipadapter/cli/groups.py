@@ -29,7 +29,7 @@ class Command(click.Command):
         args: as of ``click.Command``.
         section: of the help.
         position: in the section; equal ones are sorted by name.
-        extra: extra of the package that the command needs.
+        extra: extra of the package that the command needs. "lite" installs the extra ``train`` and an encoder.
         attributes: as of ``click.Command``.
     """
 

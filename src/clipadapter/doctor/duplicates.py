@@ -74,10 +74,10 @@ def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neigh
     k = min(k, n - 1)
     index, cosine = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
     block = max(1, MAX_BLOCK_VALUES // n)
-    for start in range(0, n if k else 0, block):
+    for start in range(0, n if k else 0, block):  # no step if there is a single picture
         rows = np.arange(start, min(start + block, n))
         similarity = units[rows] @ units.T  # (b, n)
-        similarity[np.arange(len(rows)), rows] = -2
+        similarity[np.arange(len(rows)), rows] = -2  # below any cosine, so that no picture is its own neighbour
         best = np.argpartition(similarity, n - k, axis=1)[:, n - k :]
         values = np.take_along_axis(similarity, best, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")

@@ -27,6 +27,7 @@ SHORT_SIDE = 256
 HASH_SIDE = 32
 """Side in pixels of the input of the perceptual hash."""
 CHUNK_PICTURES = 1024
+"""Pictures that are measured between two updates of the progress bar."""
 MAX_THREADS = 8
 
 # The limits were chosen on half of Caltech-101's training pictures. By these limits none of them is dark, bright or
@@ -39,7 +40,9 @@ MIN_GREY_OF_BRIGHT = 190.0
 MIN_CONTRAST = 30.0
 """A picture is empty if its lightest and darkest grey differ by less."""
 MIN_SHARPNESS = 0.08
+"""A picture is blurred if its sharpness (see `measure_sharpness`) is below."""
 MAX_USUAL_ASPECT_RATIO = 2.5
+"""A picture is cut or squeezed too much if its long side is more than this times its short side."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from clipadapter.heads import Head, TextFeatures, create_head, out_of_fold
 from clipadapter.prediction import softmax
 
 FOLDS = 8
+"""Folds of the held-out predictions: each head is fitted to seven eighths of the pictures."""
 VOTING_NEIGHBOURS = 5
+"""Nearest pictures whose labels are counted."""
 CANDIDATE_TEMPERATURES = np.logspace(-2, 2, 41)
+"""0.01 to 100, ten per power of ten."""
 ABSENT_LOGIT = -1e9
 """Logit of a class that the head does not have."""
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipadapter.backends import PRECISIONS, Calibration, Runner, Tower, create_backend
+from clipadapter.backends import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
 from clipadapter.encoders.base import Encoder, EncoderListing
 from clipadapter.errors import InputError
 from clipadapter.pixels import MIN_JPEG_SIDE_RATIO
@@ -40,7 +40,7 @@ class BackendEncoder(Encoder):
             fingerprint=precision_fingerprint(plain.info.fingerprint, backend, precision, calibration),
             backend=backend,
             precision=precision,
-            calibration=calibration,
+            int8_calibration_digest=calibration,
         )
 
     @classmethod
@@ -118,7 +118,7 @@ def precision_fingerprint(fingerprint: str, backend: str, precision: str, calibr
 
 
 def with_backend(
-    encoder: Encoder, backend: str = "torch", precision: str = "fp32", calibration: Calibration | None = None
+    encoder: Encoder, backend: str = "torch", precision: str = "fp32", calibration: Int8Calibration | None = None
 ) -> Encoder:
     """The same encoder, with an image tower that runs in another backend or precision.
 

@@ -31,7 +31,8 @@ class EncoderInfo:
             features.
         backend: name of the backend that runs the image tower.
         precision: precision of the image tower: "fp32", "bf16" or "int8"; part of the fingerprint.
-        calibration: digest of the pictures that int8 was calibrated with, else empty; part of the fingerprint.
+        int8_calibration_digest: digest of the pictures that int8 was calibrated with, else empty; part of the
+            fingerprint.
     """
 
     name: str
@@ -45,7 +46,7 @@ class EncoderInfo:
     text_dim: int | None = None
     backend: str = "torch"
     precision: str = "fp32"
-    calibration: str = ""
+    int8_calibration_digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def open_tunable_copy(encoder: Encoder) -> Encoder:
         InputError: if its weights can't be changed; the message names encoders whose weights can.
     """
     tunable = encoder.tunable_copy()
+    # A copy has no tower if no `PixelSpec` describes its preprocessing, as where open_clip pads pictures to a square.
     if tunable is None or tunable.tower() is None:
         raise InputError(
             f"the weights of the encoder {encoder.info.name} can't be tuned; those of {schemes_with('tunable_copy')} "

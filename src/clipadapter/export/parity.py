@@ -23,6 +23,7 @@ FIRST_BATCH_SIZES = (1, 2)
 BATCH_SIZE = 32
 """Size of the batches after the first two."""
 MIN_ROWS = sum(FIRST_BATCH_SIZES) + 3
+"""Pictures that are compared at least. The last 3 are a batch of more than two, as `_run_in_batches` tries."""
 DEFAULT_REJECTION_RATE = 0.05
 """Rate at which rejections are compared if the model has none set."""
 
@@ -33,27 +34,41 @@ class ParityLimits:
 
     Args:
         min_cosine: smallest cosine of features.
-        mean_cosine: mean cosine of features.
-        logits: largest difference of a logit, in standard deviations of all logits; None if it does not matter.
-        agreement: smallest share of equal predictions.
-        rejected: smallest share of equal rejections.
-        ood_scores: largest difference of the score of "none of these", in standard deviations of the shots' scores; or
-            None.
-        calibration: largest difference between a probability and that of the model's calibrator for the file's logits.
+        min_mean_cosine: smallest mean cosine of features.
+        max_logit_difference: in standard deviations of all logits; None if it does not matter.
+        min_agreement: smallest share of equal predictions.
+        min_rejection_agreement: smallest share of equal rejections.
+        max_ood_score_difference: of the score of "none of these", in standard deviations of the shots' scores; None if
+            it does not matter.
+        max_probability_difference: between a probability and that of the model's calibrator for the file's logits.
     """
 
     min_cosine: float
-    mean_cosine: float
-    logits: float | None
-    agreement: float
-    rejected: float
-    ood_scores: float | None
-    calibration: float = 1e-3
+    min_mean_cosine: float
+    max_logit_difference: float | None
+    min_agreement: float
+    min_rejection_agreement: float
+    max_ood_score_difference: float | None
+    max_probability_difference: float = 1e-3
 
 
-FULL_PRECISION_LIMITS = ParityLimits(0.99999, 0.99999, 1e-3, 0.98, 0.98, 0.05)
+FULL_PRECISION_LIMITS = ParityLimits(
+    min_cosine=0.99999,
+    min_mean_cosine=0.99999,
+    max_logit_difference=1e-3,
+    min_agreement=0.98,
+    min_rejection_agreement=0.98,
+    max_ood_score_difference=0.05,
+)
 """Where model and file are both in fp32: only a picture at a boundary between two classes may change its class."""
-REDUCED_PRECISION_LIMITS = ParityLimits(*MIN_COSINES["int8"], None, MIN_AGREEMENT, 0.95, None)
+REDUCED_PRECISION_LIMITS = ParityLimits(
+    min_cosine=MIN_COSINES["int8"][0],
+    min_mean_cosine=MIN_COSINES["int8"][1],
+    max_logit_difference=None,
+    min_agreement=MIN_AGREEMENT,
+    min_rejection_agreement=0.95,
+    max_ood_score_difference=None,
+)
 """Where one of them is not: the limits of backends for features, and the same predictions."""
 
 
@@ -164,29 +179,37 @@ def find_faults(figures: Mapping[str, Any], limits: ParityLimits) -> list[str]:
     """Differences above the limits, in words."""
     faults = []
     # "not x >= limit" also finds values that are not numbers.
-    if not (figures["cosine_least"] >= limits.min_cosine and figures["cosine_mean"] >= limits.mean_cosine):
+    if not (figures["cosine_least"] >= limits.min_cosine and figures["cosine_mean"] >= limits.min_mean_cosine):
         faults.append(
             f"the smallest cosine of features is {figures['cosine_least']:.5f} and their mean "
-            f"{figures['cosine_mean']:.5f}, where {limits.min_cosine} and {limits.mean_cosine} are needed"
+            f"{figures['cosine_mean']:.5f}, where {limits.min_cosine} and {limits.min_mean_cosine} are needed"
         )
-    if limits.logits is not None and not figures["logits"] <= limits.logits:
-        faults.append(f"logits differ by {figures['logits']:.2g} of their spread, more than {limits.logits:g}")
-    if not figures["calibration"] <= limits.calibration:
-        faults.append(f"probabilities differ by {figures['calibration']:.2g} from those of its logits")
-    if limits.ood_scores is not None and not figures.get("strangeness", 0.0) <= limits.ood_scores:
+    if limits.max_logit_difference is not None and not figures["logits"] <= limits.max_logit_difference:
         faults.append(
-            f"scores of 'none of these' differ by {figures['strangeness']:.2g}, more than {limits.ood_scores}"
+            f"logits differ by {figures['logits']:.2g} of their spread, more than {limits.max_logit_difference:g}"
         )
-    if figures["agreement"] < limits.agreement:
-        faults.append(f"{figures['agreement']:.1%} of the answers are the same, less than {limits.agreement:.0%}")
-    if figures.get("rejected", 1.0) < limits.rejected:
-        faults.append(f"{figures['rejected']:.1%} of the rejections are the same, less than {limits.rejected:.0%}")
+    if not figures["calibration"] <= limits.max_probability_difference:
+        faults.append(f"probabilities differ by {figures['calibration']:.2g} from those of its logits")
+    if (
+        limits.max_ood_score_difference is not None
+        and not figures.get("strangeness", 0.0) <= limits.max_ood_score_difference
+    ):
+        faults.append(
+            f"scores of 'none of these' differ by {figures['strangeness']:.2g}, "
+            f"more than {limits.max_ood_score_difference}"
+        )
+    if figures["agreement"] < limits.min_agreement:
+        faults.append(f"{figures['agreement']:.1%} of the answers are the same, less than {limits.min_agreement:.0%}")
+    if figures.get("rejected", 1.0) < limits.min_rejection_agreement:
+        faults.append(
+            f"{figures['rejected']:.1%} of the rejections are the same, less than {limits.min_rejection_agreement:.0%}"
+        )
     return faults
 
 
 def _run_in_batches(predictor: Predictor, sources: Sequence[ImageSource]) -> Outputs:
     """Outputs of a file for pictures, in batches of one, two and more: a graph may work for one size only."""
-    squares = np.stack([predictor.square(source) for source in sources])
+    squares = np.stack([predictor.preprocess(source) for source in sources])
     n_first = sum(FIRST_BATCH_SIZES)
     ends = [*np.cumsum(FIRST_BATCH_SIZES).tolist(), *range(n_first + BATCH_SIZE, len(squares) + BATCH_SIZE, BATCH_SIZE)]
     batches = np.split(squares, [end for end in ends if end < len(squares)])

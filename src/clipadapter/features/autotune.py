@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from clipadapter.backends import (
     PRECISIONS,
-    Calibration,
+    Int8Calibration,
     Parity,
     backend_info,
     cache_root,
@@ -102,7 +102,7 @@ def choose_backend(
 
 
 def restore_backend(
-    encoder: Encoder, precision: str, preferred: str = "torch", calibration: Calibration | None = None
+    encoder: Encoder, precision: str, preferred: str = "torch", calibration: Int8Calibration | None = None
 ) -> Encoder:
     """The same encoder in the precision of a saved model, by a backend that needs no conversion for it.
 
@@ -171,7 +171,7 @@ class _Search:
         choice = choose_measured(measured, self.is_precision_fixed)
         if choice is None or (choice.backend, choice.precision) == ("torch", "fp32"):
             return self._add_hint(self._most_exact())
-        calibration = Calibration(None, choice.calibration) if choice.calibration else None
+        calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
         return self._add_hint(choice.add_note(with_backend(self.plain, choice.backend, choice.precision, calibration)))
 
     def _add_hint(self, encoder: Encoder) -> Encoder:
@@ -220,7 +220,7 @@ class _Search:
             if precision == "int8" and not is_int8_only and seconds < MIN_SECONDS_FOR_INT8:
                 continue
             self.bar.set_postfix_str(f"{backend} {precision}")
-            calibration = Calibration(squares) if precision == "int8" else None
+            calibration = Int8Calibration(squares) if precision == "int8" else None
             candidate = with_backend(self.plain, backend, precision, calibration)
             measured.append(measure(candidate, squares, reference, text_embeddings))
             self.bar.update()
@@ -380,7 +380,12 @@ def measure(
     expected = features if reference is None or reference.features is None else reference.features
     info = encoder.info
     return Measured(
-        info.backend, info.precision, rate, measure_parity(expected, features, text), info.calibration, features
+        info.backend,
+        info.precision,
+        rate,
+        measure_parity(expected, features, text),
+        info.int8_calibration_digest,
+        features,
     )
 
 

@@ -22,7 +22,6 @@ from clipadapter.formats.registry import (
     is_exported,
     list_formats,
     list_inference_backends,
-    why_no_model,
 )
 
 __all__ = [
@@ -41,5 +40,4 @@ __all__ = [
     "is_exported",
     "list_formats",
     "list_inference_backends",
-    "why_no_model",
 ]

@@ -83,26 +83,3 @@ def companion_files(path: Path) -> tuple[Path, ...]:
 def list_inference_backends() -> list[str]:
     """Names of all backends that run exported models, the default first."""
     return list(dict.fromkeys(backend.name for each in load_formats().values() for backend in each.backends))
-
-
-def why_no_model(path: str | Path) -> str:
-    """The reason why a path is not the folder of a saved model, with advice; "" if it seems to be one.
-
-    >>> why_no_model("nowhere")
-    "there is no folder nowhere: give the one that 'clipadapter fit' wrote"
-    """
-    folder = Path(path)
-    try:
-        exists, is_folder, has_config = folder.exists(), folder.is_dir(), (folder / "config.json").is_file()
-    except (OSError, ValueError) as error:
-        return f"{path} can't be read ({error}): give the folder that 'clipadapter fit' wrote"
-    if is_folder:
-        return "" if has_config else f"{path} holds no model: it has no config.json. 'clipadapter fit' makes one"
-    if not exists:
-        return f"there is no folder {path}: give the one that 'clipadapter fit' wrote"
-    if is_exported(folder):
-        return (
-            f"{path} is an exported file, which only 'clipadapter predict' and 'serve' take: give the folder that "
-            "'clipadapter fit' wrote"
-        )
-    return f"{path} is a file: give the folder that 'clipadapter fit' wrote"

@@ -50,7 +50,7 @@ class CovariateShift:
 
 def measure_covariate_shift(
     reference: ArrayLike,
-    stream: ArrayLike,
+    current: ArrayLike,
     probabilities: tuple[ArrayLike, ArrayLike] | None = None,
     odds: tuple[ArrayLike, ArrayLike] | None = None,
     *,
@@ -61,7 +61,7 @@ def measure_covariate_shift(
 
     Args:
         reference: (n, d) features, of any length.
-        stream: (m, d).
+        current: (m, d) of the pictures of the stream.
         probabilities: (n, c) and (m, c) of the classes, by one model that was fitted without both samples.
         odds: (n,) and (m,) how much likelier each picture is in the stream, given the classes it may have; equal if not
             given.
@@ -76,7 +76,7 @@ def measure_covariate_shift(
     >>> measure_covariate_shift(before, after).p_value > 0.05, measure_covariate_shift(before, after + 2).p_value
     (True, 0.001)
     """
-    X, Z = _unit_rows(reference), _unit_rows(stream)
+    X, Z = _unit_rows(reference), _unit_rows(current)
     if X.ndim != 2 or Z.ndim != 2 or X.shape[1:] != Z.shape[1:] or min(len(X), len(Z)) < 2:
         raise InputError(f"features {X.shape} and {Z.shape}: give two or more pictures of each, by one encoder")
     rows = np.concatenate([X, Z])
@@ -120,22 +120,22 @@ def gaussian_kernel(rows: Array) -> NDArray[np.float32]:
     return np.asarray(np.exp(-distances / (2 * width)), np.float32)
 
 
-def discrepancy(kernel: NDArray[np.float32], in_stream: Mask, weights: Array | None = None) -> Array:
+def discrepancy(kernel: NDArray[np.float32], is_current: Mask, weights: Array | None = None) -> Array:
     """Squared discrepancy (b,) of each division (b, N) by a kernel (N, N): Gretton et al. (2012), eq. 3, unbiased.
 
     Args:
         kernel: ones on its diagonal.
-        in_stream: true where a picture is of the stream.
+        is_current: true where a picture is of the stream.
         weights: (N,) of the pictures that are of the reference; equal if not given.
 
     >>> rows = np.array([[0.0], [0.0], [9.0], [9.0]])
     >>> discrepancy(gaussian_kernel(rows), np.array([[True, True, False, False], [True, False, True, False]])).round(2)
     array([ 0.79, -0.39])
     """
-    stream = in_stream.astype(np.float32)
-    reference = (1 - stream) * (1 if weights is None else weights.astype(np.float32))
-    within_stream, within_reference = (_mean_of_pairs(kernel, sample, sample) for sample in (stream, reference))
-    return within_stream + within_reference - 2 * _mean_of_pairs(kernel, stream, reference)
+    current = is_current.astype(np.float32)
+    reference = (1 - current) * (1 if weights is None else weights.astype(np.float32))
+    within_current, within_reference = (_mean_of_pairs(kernel, sample, sample) for sample in (current, reference))
+    return within_current + within_reference - 2 * _mean_of_pairs(kernel, current, reference)
 
 
 def _mean_of_pairs(kernel: NDArray[np.float32], a: NDArray[np.float32], b: NDArray[np.float32]) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from clipadapter.errors import DataError, InputError
 from clipadapter.monitor.covariate_shift import CovariateShift, measure_covariate_shift
 from clipadapter.monitor.drift import CHECKS, CheckResult, ClassPrior, DriftReport, Window, holm
-from clipadapter.monitor.label_shift import LabelShift, compare_with_pictures, compare_with_shots
+from clipadapter.monitor.label_shift import LabelShift, compare_priors_with_pictures, compare_priors_with_shots
 from clipadapter.monitor.messages import describe_covariate_shift, describe_label_shift, describe_ood_rate
 from clipadapter.monitor.observations import AnyModel, Observations, observe, rejected_mask, uncertainty_of
 from clipadapter.monitor.ood_rate import OodRate, fisher_p_value, wilson_interval
@@ -27,8 +27,13 @@ MAX_COMPARED_PICTURES = 1000
 MIN_SHOTS_PER_CLASS = 3
 """Shots per class that class priors are compared with: two show too little of a model's confusions."""
 DEFAULT_WINDOWS = 12
+"""Number of windows that the stream is divided into."""
 DEFAULT_REJECT_RATE = 0.05
-WINDOW_DRAWS = 199
+"""Share of pictures of the classes that may be called "none of these", if the model has none set."""
+MIN_DRAWS, MAX_DRAWS = 199, 99_999
+"""Draws per test. With b draws the smallest p-value is 1 / (b + 1): 0.005 and 0.00001."""
+WINDOW_DRAWS = MIN_DRAWS
+"""Draws per window: these give the limit of a plot, and no p-value is reported."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,12 @@ class DetectionOptions:
 
         The smallest p-value is then a twentieth of alpha; Holm's correction multiplies the smallest of three by 3.
         """
-        return max(199, min(99_999, math.ceil(20 / self.alpha) - 1))
+        return max(MIN_DRAWS, min(MAX_DRAWS, math.ceil(20 / self.alpha) - 1))
 
 
 def detect_drift(
     model: AnyModel,
-    stream: Sequence[Path],
+    current: Sequence[Path],
     *,
     reference: Sequence[Path] | None = None,
     reference_priors: Mapping[str, float] | None = None,
@@ -75,7 +80,7 @@ def detect_drift(
 
     Args:
         model: fitted, one label per picture; or an exported file as `clipadapter.runtime.Predictor`.
-        stream: paths of pictures, in the order in which they were taken.
+        current: paths of the pictures of the stream, in the order in which they were taken.
         reference: paths of pictures of normal operation; the model's shots if not given.
         reference_priors: priors of classes by name, for shots as reference. The other classes share the rest. If not
             given, the priors are the shares of the shots.
@@ -99,7 +104,7 @@ def detect_drift(
     options = _check_options(model, reject, alpha, window, skip, seed)
     if reference is not None and reference_priors:
         raise InputError(
-            "the usual shares are estimated from the pictures of the reference: give usual shares or a reference, "
+            "the class priors of the reference are estimated from its pictures: give reference_priors or a reference, "
             "not both"
         )
     expected = (
@@ -107,7 +112,7 @@ def detect_drift(
         if reference is None
         else reference_from_pictures(model, reference, options.reject)
     )
-    observed = observe(model, stream, options.reject)
+    observed = observe(model, current, options.reject)
     _check_size(observed, "the stream has")
     _check_size(expected, "the reference has" if reference is not None else "the model has kept shots of")
     probabilities = expected.comparable_probabilities(observed)
@@ -167,8 +172,8 @@ def _measure_label_shift(expected: Reference, probabilities: Array, options: Det
         return None
     draws, seed = options.draws, options.seed
     if expected.labels is None:
-        return compare_with_pictures(expected.probabilities, probabilities, draws=draws, seed=seed)
-    return compare_with_shots(
+        return compare_priors_with_pictures(expected.probabilities, probabilities, draws=draws, seed=seed)
+    return compare_priors_with_shots(
         expected.probabilities, expected.labels, expected.priors, probabilities, draws=draws, seed=seed
     )
 
@@ -182,11 +187,11 @@ def _measure_covariate_shift(
     # above zero.
     ratio = ((m * priors + c * expected.sample_priors) / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
     rng = np.random.default_rng(options.seed)
-    rows, stream_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
-    P, Q = expected.probabilities[rows], probabilities[stream_rows]
+    rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
+    P, Q = expected.probabilities[rows], probabilities[current_rows]
     return measure_covariate_shift(
         expected.features[rows],
-        features[stream_rows],
+        features[current_rows],
         (P, Q),
         (_odds(P, expected, ratio), _odds(Q, expected, ratio)),
         draws=draws,

@@ -23,10 +23,10 @@ from clipadapter.monitor.priors import Array
 
 MAX_CHUNK_VALUES = 2_000_000
 """Values (draws times pictures) that are in memory at a time."""
-BORROWED_SHOTS = 2.0
-"""Weight, in shots, of the shots of other classes that are added to each class."""
-BORROWED_SAMPLE = 20
-"""About so many shots of all classes are used for that."""
+SMOOTHING_WEIGHT_SHOTS = 2.0
+"""Weight in all, in shots, of the shots of any class that smooth the distribution of a class."""
+SMOOTHING_SAMPLE_SIZE = 20
+"""Approximate number of shots that smooth it. A weight of two shots needs no more, and each costs time per draw."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,34 +43,36 @@ class LabelShift:
     class_p_values: Array
 
 
-def compare_with_pictures(reference: Array, stream: Array, *, draws: int = 999, seed: int = 0) -> LabelShift:
+def compare_priors_with_pictures(reference: Array, current: Array, *, draws: int = 999, seed: int = 0) -> LabelShift:
     """Compare two samples of pictures.
 
     Args:
         reference: (n, c) probabilities.
-        stream: (m, c).
+        current: (m, c) of the pictures of the stream.
         draws: b.
         seed: of the draws.
 
     >>> rng = np.random.default_rng(0)
     >>> half, rare = np.eye(2)[rng.integers(2, size=200)], np.eye(2)[rng.integers(8, size=200) // 7]
-    >>> compare_with_pictures(half[:100], half[100:]).p_value > 0.05, compare_with_pictures(half, rare).p_value
+    >>> equal = compare_priors_with_pictures(half[:100], half[100:])
+    >>> equal.p_value > 0.05, compare_priors_with_pictures(half, rare).p_value
     (True, 0.001)
     """
-    rows, n, m = np.concatenate([reference, stream]), len(reference), len(stream)
+    rows, n, m = np.concatenate([reference, current]), len(reference), len(current)
     total = rows.sum(axis=0)
 
     def draw_differences(count: int, rng: np.random.Generator) -> Array:
-        in_stream = rng.permuted(np.tile(np.arange(n + m) < m, (count, 1)), axis=1)
-        stream_sum = in_stream.astype(np.float64) @ rows
-        return np.asarray(stream_sum / m - (total - stream_sum) / n)
+        # (count, n + m): each row marks m random pictures as current, so the number of current pictures stays m.
+        is_current = rng.permuted(np.tile(np.arange(n + m) < m, (count, 1)), axis=1)
+        current_sum = is_current.astype(np.float64) @ rows
+        return np.asarray(current_sum / m - (total - current_sum) / n)
 
-    observed = stream.mean(axis=0) - reference.mean(axis=0)
+    observed = current.mean(axis=0) - reference.mean(axis=0)
     return _test_difference(observed, total / (n + m), draw_differences, draws, seed, n + m)
 
 
-def compare_with_shots(
-    shots: Array, labels: NDArray[np.int64], priors: Array, stream: Array, *, draws: int = 999, seed: int = 0
+def compare_priors_with_shots(
+    shots: Array, labels: NDArray[np.int64], priors: Array, current: Array, *, draws: int = 999, seed: int = 0
 ) -> LabelShift:
     """Compare pictures with shots.
 
@@ -78,16 +80,16 @@ def compare_with_shots(
         shots: (n, c) probabilities by fits without the shot.
         labels: (n,) class positions.
         priors: (c,) of the classes in the reference.
-        stream: (m, c) probabilities.
+        current: (m, c) probabilities of the pictures of the stream.
         draws: b.
         seed: of the draws.
 
     >>> shots, y = np.eye(2)[[0, 0, 0, 1, 1, 1]], np.array([0, 0, 0, 1, 1, 1])
     >>> even = np.eye(2)[[0, 1] * 30]
-    >>> [compare_with_shots(shots, y, np.array(priors), even).p_value for priors in ([0.5, 0.5], [0.75, 0.25])]
+    >>> [compare_priors_with_shots(shots, y, np.array(priors), even).p_value for priors in ([0.5, 0.5], [0.75, 0.25])]
     [1.0, 0.001]
     """
-    m, c = len(stream), len(priors)
+    m, c = len(current), len(priors)
     class_rows = [shots[labels == k] for k in range(c)]
     distributions = [_class_distribution(shots, labels, k) for k in range(c)]
     priors = np.where([len(rows) > 0 for rows in class_rows], priors, 0.0)
@@ -95,7 +97,7 @@ def compare_with_shots(
     expected = np.sum([p * rows.mean(axis=0) for p, rows in zip(priors, class_rows, strict=True) if len(rows)], axis=0)
 
     def draw_differences(count: int, rng: np.random.Generator) -> Array:
-        differences = np.zeros((count, stream.shape[1]))
+        differences = np.zeros((count, current.shape[1]))
         sizes = rng.multinomial(m, priors, size=count)
         for k in range(c):
             n_shots = len(class_rows[k])
@@ -108,20 +110,22 @@ def compare_with_shots(
             differences -= priors[k] * (rng.multinomial(n_drawn, weights, size=count) / n_drawn) @ rows
         return differences
 
-    return _test_difference(stream.mean(axis=0) - expected, expected, draw_differences, draws, seed, m)
+    return _test_difference(current.mean(axis=0) - expected, expected, draw_differences, draws, seed, m)
 
 
 def _class_distribution(shots: Array, labels: NDArray[np.int64], k: int) -> tuple[Array, Array]:
     """Distribution of the probabilities that pictures of class k get: weights (r,) of rows (r, c).
 
     Each shot of the class has a weight of one. Some shots of all classes are added as if they were of class k: the
-    probabilities of their class and of k are exchanged. Their weight in all is `BORROWED_SHOTS`. Otherwise a confusion
-    that no shot of the class shows would be taken for impossible.
+    probabilities of their class and of k are exchanged. Their weight in all is `SMOOTHING_WEIGHT_SHOTS`. Otherwise a
+    confusion that no shot of the class shows would be taken for impossible.
     """
-    of_class, borrowed = np.flatnonzero(labels == k), np.arange(0, len(shots), max(1, len(shots) // BORROWED_SAMPLE))
-    rows, indices, classes = shots[borrowed].copy(), np.arange(len(borrowed)), labels[borrowed]
-    rows[indices, classes], rows[:, k] = shots[borrowed, k], shots[borrowed, classes]
-    weights = np.concatenate([np.ones(len(of_class)), np.full(len(borrowed), BORROWED_SHOTS / len(borrowed))])
+    of_class = np.flatnonzero(labels == k)
+    sample = np.arange(0, len(shots), max(1, len(shots) // SMOOTHING_SAMPLE_SIZE))
+    rows, indices, classes = shots[sample].copy(), np.arange(len(sample)), labels[sample]
+    # Exchange the columns of the shot's class and of k. Both values are read from `shots`, which does not change.
+    rows[indices, classes], rows[:, k] = shots[sample, k], shots[sample, classes]
+    weights = np.concatenate([np.ones(len(of_class)), np.full(len(sample), SMOOTHING_WEIGHT_SHOTS / len(sample))])
     return weights / weights.sum(), np.concatenate([shots[of_class], rows])
 
 

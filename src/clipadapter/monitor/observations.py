@@ -108,7 +108,7 @@ def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
     outputs, squares = [], []
     for i, path in enumerate(paths):
         try:
-            squares.append(model.square(path))
+            squares.append(model.preprocess(path))
             indices.append(i)
         except ImageError as error:
             skipped.append((error.source, error.reason))

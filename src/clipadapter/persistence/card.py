@@ -14,8 +14,9 @@ from typing import Any
 from clipadapter.errors import ArtifactError
 from clipadapter.heads import fidelity_of, head_info, list_heads
 from clipadapter.metrics import metrics_shown, wilson_interval
+from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE
 from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
-from clipadapter.persistence.format import CARD_FILE, SUPPORT_FILE, ModelConfig
+from clipadapter.persistence.format import ModelConfig
 
 MAX_CARD_BYTES = 16 << 20
 GENERATED_MARK = (

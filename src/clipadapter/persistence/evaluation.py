@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from clipadapter.errors import InputError
 from clipadapter.metrics import check_metrics, metrics_shown
-from clipadapter.persistence.format import HEAD_FILE, UNCERTAINTY_FILE, ArrayFile, ModelConfig
+from clipadapter.model_folder import HEAD_FILE, UNCERTAINTY_FILE
+from clipadapter.persistence.format import ArrayFile, ModelConfig
 
 EVALUATION_KEY = "evaluation"
 """Key in the provenance of the model."""

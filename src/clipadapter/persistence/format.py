@@ -1,4 +1,4 @@
-"""The files of a saved model: their names, their layout, and how they are read and checked.
+"""The files of a saved model: their layout, and how they are read and checked. `model_folder` has their names.
 
 | file | content |
 |---|---|
@@ -9,8 +9,8 @@
 | ``trust.safetensors`` | arrays of the uncertainty, if any |
 | ``folds.safetensors`` | weights of the fold heads, if prediction sets are CV+ |
 
-Nothing in them is executed or unpickled. Sizes, types, shapes and hashes are checked before anything is used. `folder`
-writes them.
+Nothing in them is executed or unpickled. Sizes, types, shapes and hashes are checked before anything is used.
+`transaction` writes them.
 """
 
 from __future__ import annotations
@@ -31,23 +31,9 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from clipadapter.errors import ArtifactError
-from clipadapter.formats import why_no_model
+from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, STAGING_FOLDER, why_no_model
 
 FORMAT = 3
-CONFIG_FILE, CARD_FILE = "config.json", "README.md"
-HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE = (
-    "head.safetensors",
-    "support.safetensors",
-    "trust.safetensors",
-    "folds.safetensors",
-)
-"""File names of saved models, kept as they are: "trust" is the former name of the uncertainty."""
-MODEL_FILES = (CONFIG_FILE, CARD_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE)
-"""All files that the folder of a model can have."""
-HISTORY_FOLDER = "history"
-"""Subfolder with earlier versions."""
-STAGING_FOLDER = ".clipadapter-save"
-"""Subfolder with the files of a save in progress."""
 FIRST_FORMAT_WITH_CHECKSUM = 3
 """First format whose ``config.json`` has a checksum of its content."""
 CHECKSUM_KEY = "checksum"
@@ -68,7 +54,24 @@ class _FrozenModel(BaseModel):
 
 
 class SavedEncoder(_FrozenModel):
-    """The encoder that the head was fitted on."""
+    """The encoder that the head was fitted on; see `clipadapter.encoders.EncoderInfo` for the facts of every encoder.
+
+    Args:
+        name: URI.
+        fingerprint: of weights, preprocessing, code version, backend and precision. An encoder with another one is
+            refused when the model is loaded.
+        dim: width of the features of pictures.
+        image_size: side in pixels of the encoder's input.
+        logit_scale: factor of the cosines.
+        logit_bias: added to the logits by sigmoid-loss models (SigLIP), else None.
+        licence: licence of the weights, or "unknown".
+        note: what a user should know; may be empty.
+        text_dim: width of text features if it differs from ``dim``.
+        backend: backend of the image tower; its key in the file is "engine".
+        precision: precision of the image tower.
+        int8_calibration_digest: digest of the pictures that set the ranges of int8 values, else empty; its key in the
+            file is "calibration".
+    """
 
     name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00]*$")
     fingerprint: str
@@ -81,7 +84,7 @@ class SavedEncoder(_FrozenModel):
     text_dim: int | None = Field(default=None, gt=0, le=MAX_FEATURE_WIDTH)
     backend: str = Field("torch", validation_alias=AliasChoices("backend", "engine"), serialization_alias="engine")
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    calibration: str = Field(default="", pattern="^[0-9a-f]{0,64}$")
+    int8_calibration_digest: str = Field(default="", pattern="^[0-9a-f]{0,64}$", alias="calibration")
 
 
 class SavedHead(_FrozenModel):

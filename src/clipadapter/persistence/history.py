@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.persistence.folder import lock_folder
 from clipadapter.persistence.format import read_config
 from clipadapter.persistence.history_files import (
     Change,
@@ -21,6 +20,7 @@ from clipadapter.persistence.history_files import (
     retained_snapshots,
     utc_now,
 )
+from clipadapter.persistence.transaction import lock_folder
 
 if TYPE_CHECKING:
     from clipadapter.persistence.model import Model

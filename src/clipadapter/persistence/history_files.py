@@ -20,13 +20,9 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import ArtifactError, InputError
+from clipadapter.model_folder import CONFIG_FILE, HISTORY_FOLDER, MODEL_FILES, SUPPORT_FILE
 from clipadapter.persistence.evaluation import EVALUATION_KEY
-from clipadapter.persistence.folder import Staging, find_file, link_or_copy, list_history_files, read_consistently
 from clipadapter.persistence.format import (
-    CONFIG_FILE,
-    HISTORY_FOLDER,
-    MODEL_FILES,
-    SUPPORT_FILE,
     Arrays,
     ModelConfig,
     check_format,
@@ -38,6 +34,7 @@ from clipadapter.persistence.format import (
     read_config_file,
     write_and_sync,
 )
+from clipadapter.persistence.transaction import Staging, find_file, link_or_copy, list_history_files, read_consistently
 
 LOG_FILE = "log.json"
 LOG_FORMAT = 1

@@ -19,13 +19,9 @@ from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
+from clipadapter.model_folder import FOLD_HEADS_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE
 from clipadapter.persistence.evaluation import EVALUATION_KEY, validate_evaluation
-from clipadapter.persistence.folder import read_consistently
 from clipadapter.persistence.format import (
-    FOLD_HEADS_FILE,
-    HEAD_FILE,
-    SUPPORT_FILE,
-    UNCERTAINTY_FILE,
     Arrays,
     ModelConfig,
     SavedEncoder,
@@ -34,6 +30,7 @@ from clipadapter.persistence.format import (
     read_arrays,
     read_config,
 )
+from clipadapter.persistence.transaction import read_consistently
 from clipadapter.uncertainty import Uncertainty
 
 TEXT_KEY = "class_text"

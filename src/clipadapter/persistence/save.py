@@ -1,4 +1,4 @@
-"""Save a model and its history into a folder, in one transaction (see `folder`)."""
+"""Save a model and its history into a folder, in one transaction (see `transaction`)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import ArtifactError
+from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.evaluation import EVALUATION_KEY, make_evaluation
-from clipadapter.persistence.folder import Staging, link_or_copy, lock_folder, replace_model, stage_files
-from clipadapter.persistence.format import (
-    CARD_FILE,
-    CONFIG_FILE,
-    HISTORY_FOLDER,
-    ModelConfig,
-    config_bytes,
-    read_config,
-    write_and_sync,
-)
+from clipadapter.persistence.format import ModelConfig, config_bytes, read_config, write_and_sync
 from clipadapter.persistence.history import History
 from clipadapter.persistence.history_files import (
     LOG_FILE,
@@ -37,6 +29,7 @@ from clipadapter.persistence.history_files import (
     stage_snapshots,
 )
 from clipadapter.persistence.model import Model, to_files
+from clipadapter.persistence.transaction import Staging, link_or_copy, lock_folder, replace_model, stage_files
 
 
 def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, history: History | None = None) -> Path:

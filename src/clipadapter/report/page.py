@@ -70,7 +70,7 @@ def _template_values(report: Report) -> dict[str, Any]:
         "report": report,
         "evaluation": report.evaluation,
         "metrics": metrics_shown("report", "single-label"),
-        "model_metrics": report.system_metrics[THIS_MODEL].metrics,
+        "model_metrics": report.metrics_by_model[THIS_MODEL].metrics,
         "uncertainty": report.uncertainty.to_dict(),
         "data": page_data(report),
         "worst": report.pictures.mistakes[:MAX_WORST_MISTAKES],

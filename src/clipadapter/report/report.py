@@ -54,7 +54,7 @@ class Report:
 
     Args:
         evaluation: of the model and of its baselines.
-        system_metrics: metrics with intervals of the model and of its baselines, by name; the model comes first.
+        metrics_by_model: metrics with intervals of the model and of its baselines, by name; the model comes first.
         uncertainty: rejection and prediction sets, as requested and as measured.
         pictures: the test pictures and the shots one by one.
         projection: features in the plane.
@@ -64,7 +64,7 @@ class Report:
     """
 
     evaluation: ModelEvaluation
-    system_metrics: dict[str, MetricsWithIntervals]
+    metrics_by_model: dict[str, MetricsWithIntervals]
     uncertainty: UncertaintyResults
     pictures: PictureTable
     projection: Projection
@@ -76,7 +76,7 @@ class Report:
         """The measurements as JSON values, without single pictures."""
         return {
             **self.evaluation.to_dict(),
-            "figures": {name: metrics.to_dict() for name, metrics in self.system_metrics.items()},
+            "figures": {name: metrics.to_dict() for name, metrics in self.metrics_by_model.items()},
             "uncertainty": self.uncertainty.to_dict(),
             "findings": self.doctor.counts,
         }
@@ -119,7 +119,7 @@ def make_report(
         reject: share of test pictures that may be called none of the classes; that of the model, else 5 %.
         coverage: share of test pictures whose class is in the prediction set; that of the model, else 90 %.
         curve: also fit on fewer of the model's shots.
-        seeds: of these draws.
+        seeds: of the draws of fewer shots for the curve.
         doctor: find faults in shots and test pictures.
         seed: of the bootstrap, the projection and the doctor's folds.
         progress: show bars on stderr.
@@ -138,7 +138,7 @@ def make_report(
     >>> data = load_dataset(root)
     >>> model = FewShotClassifier(encoder="toy", cache=None).fit(data.paths, data.labels)
     >>> report = make_report(model, data, doctor=False)
-    >>> report.system_metrics["this model"].metrics["accuracy"].value, len(report.pictures.test)
+    >>> report.metrics_by_model["this model"].metrics["accuracy"].value, len(report.pictures.test)
     (1.0, 2)
     """
     _check_single_label(model, dataset)
@@ -159,7 +159,7 @@ def make_report(
     pictures = collect_pictures(dataset, evaluation, model.support_, uncertainty.answers)
     return Report(
         evaluation=evaluation,
-        system_metrics=bootstrap_metrics(predictions, seed=seed),
+        metrics_by_model=bootstrap_metrics(predictions, seed=seed),
         uncertainty=uncertainty,
         pictures=pictures,
         projection=project_features(evaluation.test.plain, model.support_.plain, seed),
@@ -210,7 +210,7 @@ def run_doctor(
     if not samples:
         return DoctorResults(why_not_run="the files of the pictures do not exist any more")
     root = Path(os.path.commonpath([sample.path.parent for sample in samples]))
-    # A copy, since class text is encoded again from the prompts of the model, which would set its attributes.
+    # `diagnose` encodes class text again from the prompts, and that sets attributes of the model: so it gets a copy.
     model = copy(model)
     model.descriptions = model.prompts_
     try:

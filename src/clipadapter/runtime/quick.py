@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 
 from clipadapter.backends import Runner, backend_info, cache_root, create_backend, read_cache_facts
 from clipadapter.errors import ClipAdapterError
+from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, UNCERTAINTY_FILE
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime.model import Outputs, RuntimeModel
 from clipadapter.uncertainty import Uncertainty
 
 BACKEND = "openvino"
-CONFIG_FILE, TENSORS_FILE, UNCERTAINTY_FILE = "config.json", "head.safetensors", "trust.safetensors"
-"""Files of a saved model."""
-HEAD_FILE = "head.xml"
-"""The converted head, in the entry; the arrays of the uncertainty have the same file name there."""
+CONVERTED_HEAD_FILE = "head.xml"
+"""The converted head, in the entry; the arrays of the uncertainty have the same file name as in the saved model."""
 MAX_HASHED_BYTES = 64 << 20
 """Models with larger files have no entry: hashing these would take longer than is saved."""
 ENTRY_VERSION = 2
@@ -64,7 +63,7 @@ def locate_entry(folder: Path) -> Path | None:
     try:
         config = _read(folder / CONFIG_FILE)
         files = json.loads(config)["files"]
-        for name in (TENSORS_FILE, *({UNCERTAINTY_FILE} & set(files))):
+        for name in (HEAD_FILE, *({UNCERTAINTY_FILE} & set(files))):
             if hashlib.sha256(_read(folder / name)).hexdigest() != files[name]["sha256"]:
                 return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -90,7 +89,7 @@ def open_quick(folder: Path) -> QuickModel | None:
             tuple(facts["class_names"]),
             PixelSpec.from_dict(facts["pixels"]),
             backend.load(tower, facts["precision"]),
-            backend.open_graph(entry / HEAD_FILE, "fp32"),
+            backend.open_graph(entry / CONVERTED_HEAD_FILE, "fp32"),
             Uncertainty.from_state(
                 facts["trust"], dict(load_file(entry / UNCERTAINTY_FILE)), len(facts["class_names"])
             ),

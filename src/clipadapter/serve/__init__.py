@@ -14,7 +14,7 @@ for _module in ("fastapi", "fastapi_offline", "uvicorn", "h11", "python_multipar
 
 from clipadapter.serve.app import create_app  # noqa: E402 - after the check of the packages that it needs
 from clipadapter.serve.limits import Limits  # noqa: E402
-from clipadapter.serve.models import Models  # noqa: E402
+from clipadapter.serve.models import ServedModels  # noqa: E402
 from clipadapter.serve.server import run  # noqa: E402
 
-__all__ = ["Limits", "Models", "create_app", "run"]
+__all__ = ["Limits", "ServedModels", "create_app", "run"]

@@ -16,7 +16,7 @@ from clipadapter import __version__
 from clipadapter.serve import oip, v1
 from clipadapter.serve.metrics import CONTENT_TYPE
 from clipadapter.serve.middleware import RequestMiddleware, add_error_handlers
-from clipadapter.serve.models import REFRESH_SECONDS, Models
+from clipadapter.serve.models import REFRESH_SECONDS, ServedModels
 from clipadapter.serve.state import ServerState
 
 DESCRIPTION = (
@@ -24,7 +24,7 @@ DESCRIPTION = (
 )
 
 
-def create_app(models: Models, token: str | None = None, refresh_seconds: float = REFRESH_SECONDS) -> FastAPI:
+def create_app(models: ServedModels, token: str | None = None, refresh_seconds: float = REFRESH_SECONDS) -> FastAPI:
     """An app that serves models; any ASGI server runs it.
 
     Args:
@@ -34,7 +34,7 @@ def create_app(models: Models, token: str | None = None, refresh_seconds: float 
 
     Example::
 
-        app = create_app(Models(["pets.onnx"]))
+        app = create_app(ServedModels(["pets.onnx"]))
     """
     state = ServerState(models)
 

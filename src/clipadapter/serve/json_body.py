@@ -20,16 +20,20 @@ from pydantic_core import from_json
 from clipadapter.serve.limits import RequestRefused
 
 MAX_OUTLINE_BYTES = 16 << 10
-"""Of JSON outside of texts and of the list of numbers; 64 pictures, one per line, take about 1 KiB."""
+"""Largest size of the JSON without its long texts and lists of numbers. For 64 pictures, one per line, it is about
+1 KiB."""
 MAX_CONTAINERS = 256
-"""Lists and objects outside of the list of numbers; this bounds the nesting too."""
+"""Largest number of lists and objects outside of the list of numbers. It limits the depth of nesting too."""
 MAX_OTHER_TEXTS = 256
-"""Texts besides the pictures; keys are texts too."""
+"""Largest number of texts besides the pictures. Keys are texts too."""
 MAX_ESCAPED_QUOTES = 1000
+"""Largest number of escaped quotation marks: each costs one more step of the search for the end of a text."""
 LONG_TEXT_BYTES = 1024
+"""Size above which a text is not parsed: a placeholder takes its place in the outline."""
 BLOCK_BYTES = 64 << 10
-"""Decoded at a time, in a few milliseconds; other threads run in between."""
+"""Size of a block that is decoded in one step of a few milliseconds. Other threads run between two steps."""
 COUNTED_BYTES = 1 << 20
+"""Size of a block in which commas are counted in one step."""
 MAX_ESCAPE_BYTES = 6
 """The longest escape in JSON is a backslash, u and four digits."""
 _BEFORE_LIST = re.compile(rb"\s{0,100}:\s{0,100}(?=\[)")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from clipadapter.errors import ClipAdapterError, InputError
 
 BODY_GRACE_SECONDS = 3.0
-"""A body may pause this long: mobile networks do."""
+"""Time for which a body may pause: mobile networks do."""
 BUFFERED_BODIES = 8
-"""Bodies of the largest size that may be in memory together."""
+"""Number of bodies of the largest size that may be in memory together."""
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,22 @@ class Limits:
     """What is refused, and when.
 
     Args:
-        max_bytes: of a request's body; counted while it is received, whatever its header says.
-        max_pixels: of a picture; larger ones are refused before they are decoded.
-        max_pictures: of a request.
-        max_batch: pictures that run in one batch.
+        max_bytes: largest size of a request's body. The bytes are counted while they are received, whatever the header
+            says.
+        max_pixels: largest number of pixels of a picture. Larger pictures are refused before they are decoded.
+        max_pictures: largest number of pictures of a request.
+        max_batch: largest number of pictures that run in one batch.
         max_wait: seconds that a picture waits at most for others that are being loaded.
-        queue: pictures of a model that were accepted and have no result yet; more are refused with 503.
-        deadline: seconds from a request's first byte to its answer; a later request is dropped with 504.
-        max_bodies: received at a time; for one more the slowest is cut off, or the new one is refused if none is slow.
+        queue: largest number of pictures of a model that were accepted and have no result yet. More are refused with
+            503.
+        deadline: seconds from a request's first byte to its answer; a request that takes longer is answered with 504.
+        max_bodies: largest number of bodies that are received at a time. For one more the slowest is cut off, or the
+            new one is refused if none is slow.
         min_rate: bytes per second at which a body must arrive, after ``BODY_GRACE_SECONDS``.
         head_timeout: seconds in which the head of a request must arrive, from the start of a connection or the head's
             first byte.
-        max_connections: open at a time; for one more the longest idle one is closed.
+        max_connections: largest number of connections that are open at a time. For one more the longest idle one is
+            closed.
 
     Raises:
         InputError: if one is not above zero, or a request may bring more pictures than the queue holds.

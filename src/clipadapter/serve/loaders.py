@@ -9,7 +9,7 @@ from clipadapter.data.images import is_slow_file
 from clipadapter.errors import ImageError
 from clipadapter.serve.batching import Loader, SlowFormat, Square
 from clipadapter.serve.json_body import decode_base64
-from clipadapter.serve.models import Model
+from clipadapter.serve.models import ServedModel
 
 DATA_URL = re.compile(r"data:[\w.+/\\-]{0,100};base64,")
 MAX_DATA_URL_PREFIX_CHARS = 200
@@ -17,25 +17,27 @@ MAX_SLOW_SECONDS = 10.0
 """Processor time for a picture of a slow format, such as JPEG 2000."""
 
 
-def bytes_loader(model: Model, data: bytes | bytearray | memoryview, max_pixels: int) -> Loader:
+def bytes_loader(model: ServedModel, data: bytes | bytearray | memoryview, max_pixels: int) -> Loader:
     """The loader of a picture's file."""
     return partial(_load_bytes, model, data, max_pixels)
 
 
-def base64_loader(model: Model, text: str | memoryview, max_pixels: int) -> Loader:
+def base64_loader(model: ServedModel, text: str | memoryview, max_pixels: int) -> Loader:
     """The loader of a picture's file in base64, with or without ``data:...;base64,`` before it."""
     return partial(_load_base64, model, text, max_pixels)
 
 
-def _load_bytes(model: Model, data: bytes | bytearray | memoryview, max_pixels: int) -> Square:
+def _load_bytes(model: ServedModel, data: bytes | bytearray | memoryview, max_pixels: int) -> Square:
     data = bytes(data)
-    loader = partial(model.predictor.square, "picture", data=data, max_pixels=max_pixels, max_seconds=MAX_SLOW_SECONDS)
+    loader = partial(
+        model.predictor.preprocess, "picture", data=data, max_pixels=max_pixels, max_seconds=MAX_SLOW_SECONDS
+    )
     if is_slow_file(data):
         raise SlowFormat(loader)
     return loader()
 
 
-def _load_base64(model: Model, text: str | memoryview, max_pixels: int) -> Square:
+def _load_base64(model: ServedModel, text: str | memoryview, max_pixels: int) -> Square:
     start = text[:MAX_DATA_URL_PREFIX_CHARS]
     prefix = DATA_URL.match(start if isinstance(start, str) else bytes(start).decode("latin-1"))
     try:

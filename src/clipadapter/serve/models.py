@@ -29,11 +29,11 @@ from clipadapter.serve.metrics import Metrics
 from clipadapter.serve.model_sources import MODEL_NAME, FileStamp, ModelSource, file_version, find_sources, read_sources
 
 REFRESH_SECONDS = 1.0
-"""Between two checks of the files."""
+"""Time between two checks of the files."""
 Opener = Callable[[Path], RuntimeModel]
 
 
-class Models:
+class ServedModels:
     """All models that are served.
 
     Args:
@@ -66,9 +66,10 @@ class Models:
         self._specs = list(specs)
         self._open = opener or (lambda path: Predictor(path, backend=backend, threads=threads))
         self._isolated = isolated or (None if opener else IsolatedOpener(backend))
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, ServedModel] = {}
         self._stamps: dict[str, FileStamp | None] = {}
-        self._changing: dict[str, FileStamp | None] = {}
+        # Stamps that the last check saw for the first time, by name: a change counts when the next check sees it again.
+        self._unconfirmed_stamps: dict[str, FileStamp | None] = {}
         for source in read_sources(self._specs):
             self._stamps[source.name] = source.stamp()
             self._add(self._load(source))
@@ -78,7 +79,7 @@ class Models:
         """Names of all models, sorted."""
         return sorted(self._models)
 
-    def get(self, name: str | None = None) -> Model:
+    def get(self, name: str | None = None) -> ServedModel:
         """A model by its name, or the only one.
 
         Raises:
@@ -96,7 +97,7 @@ class Models:
             raise RequestRefused(404, text)
         return model
 
-    def take_slot(self, name: str | None = None) -> tuple[Model, QueueSlot]:
+    def take_slot(self, name: str | None = None) -> tuple[ServedModel, QueueSlot]:
         """A model and a slot of its queue.
 
         Raises:
@@ -126,11 +127,11 @@ class Models:
                 continue  # a folder that is not mounted for a moment removes no model
             stamp = None if source is None else source.stamp()
             if stamp == self._stamps.get(name):
-                self._changing.pop(name, None)
-            elif name not in self._changing or self._changing[name] != stamp:
-                self._changing[name] = stamp
+                self._unconfirmed_stamps.pop(name, None)
+            elif name not in self._unconfirmed_stamps or self._unconfirmed_stamps[name] != stamp:
+                self._unconfirmed_stamps[name] = stamp
             else:
-                del self._changing[name]
+                del self._unconfirmed_stamps[name]
                 self._stamps[name] = stamp
                 self._apply_change(name, source if stamp is not None else None)
 
@@ -172,7 +173,7 @@ class Models:
             old.error = "its file is gone; the loaded model is still served"
             log_event("model file is gone, the loaded model is still served", logging.ERROR, model=name)
 
-    def _replace(self, source: ModelSource, old: Model | None) -> None:
+    def _replace(self, source: ModelSource, old: ServedModel | None) -> None:
         try:
             new = self._load(source, old, self._isolated)
         except Exception as error:  # whatever is wrong with a new file, the old model is served
@@ -191,7 +192,9 @@ class Models:
             if old is not None:
                 old.batcher.close()
 
-    def _load(self, source: ModelSource, old: Model | None = None, isolated: IsolatedOpener | None = None) -> Model:
+    def _load(
+        self, source: ModelSource, old: ServedModel | None = None, isolated: IsolatedOpener | None = None
+    ) -> ServedModel:
         """Load a model and run it once; the old one if the file is the same.
 
         Raises:
@@ -217,16 +220,16 @@ class Models:
         if exported.stamp() != stamp:
             raise ArtifactError(f"{path} changed while it was loaded: it is loaded again when it no longer changes")
         batcher = Batcher(predictor, self.limits, self.metrics.for_model(source.name), self.pool, self.slow_pool)
-        return Model(source, version, predictor, batcher)
+        return ServedModel(source, version, predictor, batcher)
 
-    def _add(self, model: Model) -> None:
+    def _add(self, model: ServedModel) -> None:
         self._models[model.name] = model
         self.metrics.add_queue(model.name, lambda: model.batcher.pending)
         self.metrics.count_load(model.name, "loaded")
         log_event("model loaded", model=model.name, version=model.version, classes=len(model.predictor.class_names))
 
 
-class Model:
+class ServedModel:
     """A model that is served.
 
     Args:
@@ -252,7 +255,7 @@ class Model:
 
     @property
     def side(self) -> int:
-        """Of its squares, in pixels."""
+        """Side in pixels of the squares that it takes."""
         return self.predictor.pixels.size
 
     @property

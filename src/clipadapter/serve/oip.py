@@ -24,7 +24,7 @@ from clipadapter.serve.batching import Answer, Loader, Unreadable
 from clipadapter.serve.json_body import Outline, read_numbers, read_outline
 from clipadapter.serve.limits import Limits, RequestRefused, too_many_pictures
 from clipadapter.serve.loaders import base64_loader, bytes_loader
-from clipadapter.serve.models import Model
+from clipadapter.serve.models import ServedModel
 from clipadapter.serve.prediction_request import PredictionRequest
 from clipadapter.serve.schemas import (
     MIN_RATE,
@@ -187,14 +187,14 @@ def _json_response(content: Any, status: int = 200) -> Response:
     return Response(to_json(content), status, media_type="application/json")
 
 
-def _find_model(state: ServerState, name: str, version: str | None) -> Model:
+def _find_model(state: ServerState, name: str, version: str | None) -> ServedModel:
     model = state.models.get(name)
     if version not in (None, model.version):
         raise RequestRefused(404, f"{name} has the version {model.version}, not {str(version)[:50]!r}")
     return model
 
 
-def _output_names(model: Model) -> list[str]:
+def _output_names(model: ServedModel) -> list[str]:
     """Outputs of a model, in the order of its metadata."""
     can_reject = model.predictor.uncertainty.rejector is not None
     return [LOGITS, PROBABILITIES, *([OOD_SCORES] if can_reject else []), FEATURES, LABELS]
@@ -219,7 +219,9 @@ class InferenceRequest:
     options: dict[str, float]
 
 
-def parse_request(body: bytes | bytearray, json_bytes: int | None, model: Model, limits: Limits) -> InferenceRequest:
+def parse_request(
+    body: bytes | bytearray, json_bytes: int | None, model: ServedModel, limits: Limits
+) -> InferenceRequest:
     """Parse the body of `infer`.
 
     Args:
@@ -306,7 +308,7 @@ def _read_outputs(request: JsonObject, is_binary: bool) -> list[tuple[str, bool]
 
 
 def _input_loaders(
-    tensor: JsonObject, outline: Outline, tail: memoryview, model: Model, limits: Limits
+    tensor: JsonObject, outline: Outline, tail: memoryview, model: ServedModel, limits: Limits
 ) -> list[Loader]:
     """Loaders of the pictures of the input tensor."""
     name, shape, side = tensor.get("name"), tensor.get("shape"), model.side
@@ -339,7 +341,7 @@ def _input_loaders(
     return [bytes_loader(model, content, limits.max_pixels) for content in _split_texts(tail, count)]
 
 
-def _base64_loaders(data: Any, count: int, outline: Outline, model: Model, limits: Limits) -> list[Loader]:
+def _base64_loaders(data: Any, count: int, outline: Outline, model: ServedModel, limits: Limits) -> list[Loader]:
     contents: list[str] = data if isinstance(data, list) else []
     if not contents or not all(isinstance(text, str) for text in contents):
         raise _bad_request(f"data of {IMAGES} must be a list of texts: files of pictures in base64")
@@ -383,7 +385,7 @@ def _split_texts(data: memoryview, count: int) -> list[memoryview]:
     return texts
 
 
-def _check_outputs(request: InferenceRequest, model: Model) -> None:
+def _check_outputs(request: InferenceRequest, model: ServedModel) -> None:
     for name, _ in request.outputs or ():
         if name not in _output_names(model):
             raise _bad_request(f"there is no output {name[:50]!r}, but {', '.join(_output_names(model))}")
@@ -398,7 +400,7 @@ def _check_readable(results: Sequence[Answer | Unreadable]) -> list[Answer]:
     return [result for result in results if isinstance(result, Answer)]
 
 
-def _inference_response(model: Model, request: InferenceRequest, results: list[Answer]) -> Response:
+def _inference_response(model: ServedModel, request: InferenceRequest, results: list[Answer]) -> Response:
     default_outputs = [(name, request.is_binary) for name in DEFAULT_OUTPUTS if name in _output_names(model)]
     tensors = []
     for name, is_binary in request.outputs or default_outputs:
@@ -417,7 +419,7 @@ def _inference_response(model: Model, request: InferenceRequest, results: list[A
     return Response(body, media_type="application/octet-stream", headers=headers)
 
 
-def _output_row(result: Answer, name: str, model: Model) -> NDArray[Any]:
+def _output_row(result: Answer, name: str, model: ServedModel) -> NDArray[Any]:
     """The row of an output for one picture."""
     outputs, row = result.outputs, result.row
     if name == PROBABILITIES:  # of the decisions: a graph need not have any
@@ -431,7 +433,7 @@ def _output_row(result: Answer, name: str, model: Model) -> NDArray[Any]:
     return np.asarray((outputs.logits if name == LOGITS else outputs.features)[row])
 
 
-def _label(result: Answer, model: Model) -> str:
+def _label(result: Answer, model: ServedModel) -> str:
     """The class, "" for a rejected picture; all labels of a multi-label model."""
     prediction = result.answers.prediction(result.row, "", model.predictor.class_names, 1)
     return LABEL_SEPARATOR.join(prediction.labels or ()) if model.predictor.is_multilabel else prediction.label or ""

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from clipadapter.serve.batching import Answer, BackendFailure, Job, Loader, QueueSlot, Unreadable
 from clipadapter.serve.limits import BODY_GRACE_SECONDS, Limits, RequestRefused
-from clipadapter.serve.models import Model
+from clipadapter.serve.models import ServedModel
 from clipadapter.serve.state import RequestContext, ServerState, Upload
 
 MAX_INLINE_BYTES = 64 << 10
@@ -74,7 +74,7 @@ class PredictionRequest:
             raise self._cut_off(upload)
         return body
 
-    def take_slot(self, name: str | None = None) -> tuple[Model, QueueSlot]:
+    def take_slot(self, name: str | None = None) -> tuple[ServedModel, QueueSlot]:
         """The model of a name, and a slot of its queue.
 
         Raises:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from clipadapter.serve.limits import BODY_GRACE_SECONDS, Limits, RequestRefused
-from clipadapter.serve.models import Models
+from clipadapter.serve.models import ServedModels
 
 MIN_SLOW_SECONDS = 1.0
 """A body that has been received for less time is never cut off for another one: its rate is not known yet."""
@@ -32,7 +32,7 @@ class ServerState:
         is_stopping: the server was asked to stop.
     """
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ServedModels) -> None:
         self.models = models
         self.buffered_bytes = 0
         self.uploads = Uploads(models.limits.max_bodies)

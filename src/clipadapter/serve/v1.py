@@ -16,7 +16,7 @@ from clipadapter.serve.batching import Answer, Loader, Unreadable
 from clipadapter.serve.json_body import read_outline
 from clipadapter.serve.limits import Limits, RequestRefused, too_many_pictures
 from clipadapter.serve.loaders import base64_loader, bytes_loader
-from clipadapter.serve.models import Model
+from clipadapter.serve.models import ServedModel
 from clipadapter.serve.multipart_body import Form
 from clipadapter.serve.prediction_request import PredictionRequest
 from clipadapter.serve.schemas import MIN_RATE, ModelDescription, ModelList, PredictionResponse, responses_of
@@ -164,7 +164,7 @@ def _media_type(content_type: str) -> str:
 
 
 def _parse_body(
-    content_type: str, body: bytes | bytearray, model: Model, limits: Limits
+    content_type: str, body: bytes | bytearray, model: ServedModel, limits: Limits
 ) -> tuple[PredictionOptions, list[str], list[Loader]]:
     """Options, and each picture's name and loader."""
     if _media_type(content_type) == MULTIPART:
@@ -206,7 +206,7 @@ def _shorten(name: str) -> str:
 
 
 def _prediction_response(
-    model: Model, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
+    model: ServedModel, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
 ) -> Response:
     predictions = [prediction.record() for prediction in _predictions(model, results, sources, top)]
     content = {"model": model.name, "version": model.version, "predictions": predictions}
@@ -214,7 +214,7 @@ def _prediction_response(
 
 
 def _predictions(
-    model: Model, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
+    model: ServedModel, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
 ) -> list[Prediction]:
     class_names = model.predictor.class_names
     return [
@@ -225,7 +225,7 @@ def _predictions(
     ]
 
 
-def describe_model(model: Model) -> dict[str, Any]:
+def describe_model(model: ServedModel) -> dict[str, Any]:
     """The description of a model, as in `ModelDescription`."""
     metadata, predictor = model.metadata, model.predictor
     encoder = {} if metadata is None else metadata.encoder

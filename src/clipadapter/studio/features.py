@@ -34,7 +34,9 @@ class FeatureCache:
 
     def __init__(self, encoder: Encoder, backend: str, precision: str, params: Mapping[str, Any]) -> None:
         self.encoder = encoder
+        # None once the encoder runs in its backend: when it was chosen, or if the plain one was requested.
         self._requested_backend = None if (backend, precision) == ("torch", "fp32") else (backend, precision)
+        # "auto", a path of the feature store, or None for no store.
         self._store_path = params.get("cache", "auto")
         self._batch_size = params.get("batch_size", 32)
         self._features: dict[Stamp, Array] = {}

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipadapter.backends import Calibration
+from clipadapter.backends import Int8Calibration
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import InputError
 from clipadapter.testing.assertions import require, require_equal_features
@@ -48,7 +48,7 @@ def check_opens_again_by_its_name(encoder: Encoder) -> None:
     info = encoder.info
     again = create_encoder(info.name, device=encoder.device)
     if (info.backend, info.precision) != ("torch", "fp32"):
-        calibration = Calibration(None, info.calibration) if info.calibration else None
+        calibration = Int8Calibration(None, info.int8_calibration_digest) if info.int8_calibration_digest else None
         again = with_backend(again, info.backend, info.precision, calibration)
     require(
         again.info.fingerprint == info.fingerprint,

@@ -17,7 +17,8 @@ from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION
 from clipadapter.cli.options import option, option_group, output_options, seed_option
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.formats import is_exported, why_no_model
+from clipadapter.formats import is_exported
+from clipadapter.model_folder import why_no_model
 
 if TYPE_CHECKING:
     from clipadapter.monitor import DriftReport

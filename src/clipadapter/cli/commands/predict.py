@@ -20,7 +20,8 @@ from clipadapter.cli.output import Output
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import ArtifactError, DataError, ImageError, MissingExtraError, needs_training
 from clipadapter.files import IMAGE_SUFFIXES
-from clipadapter.formats import is_exported, why_no_model
+from clipadapter.formats import is_exported
+from clipadapter.model_folder import why_no_model
 
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
@@ -153,7 +154,7 @@ def _predict_exported(request: PredictRequest) -> Iterator[tuple[Prediction, int
     options = request.options(predictor.uncertainty, predictor.class_names)
     is_hidden = not request.out.progress or sys.stdout.isatty()
     batch_size = min(request.encoder.batch_size, DEFAULT_BATCH_SIZE)
-    predictions = predictor.stream(_pictures(request.inputs), batch_size=batch_size, **options)
+    predictions = predictor.iter_predictions(_pictures(request.inputs), batch_size=batch_size, **options)
     with tqdm(predictions, desc="pictures", unit="img", disable=is_hidden) as bar:
         yield from _with_width(bar, predictor.class_names)
 

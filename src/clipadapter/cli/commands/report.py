@@ -111,7 +111,7 @@ def _text(result: Report) -> str:
     others = metrics_shown("terminal", "single-label")
     del others["accuracy"]
     rows = []
-    for name, system in result.system_metrics.items():
+    for name, system in result.metrics_by_model.items():
         accuracy = system.metrics["accuracy"]
         low, high = accuracy.low or 0.0, accuracy.high or 0.0
         lead = "" if system.accuracy_lead is None else f"{100 * system.accuracy_lead.value:+.1f}"

@@ -101,7 +101,7 @@ def command(
 
     token = _read_token(token_file)
 
-    from clipadapter.serve import Limits, Models, create_app, run
+    from clipadapter.serve import Limits, ServedModels, create_app, run
     from clipadapter.serve.logs import log_to_stream
 
     log_to_stream(sys.stderr, logging.WARNING if quiet else logging.INFO)
@@ -109,7 +109,7 @@ def command(
         logging.getLogger("clipadapter.serve").warning(
             "anyone who reaches this address may send requests: give --token-file, or let a proxy check who sends them"
         )
-    served = Models(models, Limits(max_wait=max_wait_ms / 1000, **limits), backend=backend, threads=threads)
+    served = ServedModels(models, Limits(max_wait=max_wait_ms / 1000, **limits), backend=backend, threads=threads)
     out = Output(as_json, quiet)
 
     def report_address(url: str) -> None:

@@ -35,16 +35,8 @@ from typing import TypeVar
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError
 from clipadapter.files import sync_folder
-from clipadapter.persistence.format import (
-    CARD_FILE,
-    CONFIG_FILE,
-    HISTORY_FOLDER,
-    MODEL_FILES,
-    STAGING_FOLDER,
-    check_target_folder,
-    read_config_file,
-    write_and_sync,
-)
+from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER, MODEL_FILES, STAGING_FOLDER
+from clipadapter.persistence.format import check_target_folder, read_config_file, write_and_sync
 
 LOCK_TIMEOUT_SECONDS = 60.0
 LOCK_POLL_SECONDS = 0.02

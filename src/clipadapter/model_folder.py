@@ -1,0 +1,49 @@
+"""The folder of a saved model: the names of its files, and why a path is no such folder.
+
+`clipadapter.persistence` reads and writes the files. This module loads neither numpy nor torch, so that commands can
+check a path first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipadapter.formats import is_exported
+
+CONFIG_FILE, CARD_FILE = "config.json", "README.md"
+HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE = (
+    "head.safetensors",
+    "support.safetensors",
+    "trust.safetensors",
+    "folds.safetensors",
+)
+"""File names of saved models, kept as they are: "trust" is the former name of the uncertainty."""
+MODEL_FILES = (CONFIG_FILE, CARD_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE)
+"""All files that the folder of a model can have."""
+HISTORY_FOLDER = "history"
+"""Subfolder with earlier versions."""
+STAGING_FOLDER = ".clipadapter-save"
+"""Subfolder with the files of a save in progress."""
+
+
+def why_no_model(path: str | Path) -> str:
+    """The reason why a path is not the folder of a saved model, with advice; "" if it seems to be one.
+
+    >>> why_no_model("nowhere")
+    "there is no folder nowhere: give the one that 'clipadapter fit' wrote"
+    """
+    folder = Path(path)
+    try:
+        exists, is_folder, has_config = folder.exists(), folder.is_dir(), (folder / CONFIG_FILE).is_file()
+    except (OSError, ValueError) as error:
+        return f"{path} can't be read ({error}): give the folder that 'clipadapter fit' wrote"
+    if is_folder:
+        return "" if has_config else f"{path} holds no model: it has no {CONFIG_FILE}. 'clipadapter fit' makes one"
+    if not exists:
+        return f"there is no folder {path}: give the one that 'clipadapter fit' wrote"
+    if is_exported(folder):
+        return (
+            f"{path} is an exported file, which only 'clipadapter predict' and 'serve' take: give the folder that "
+            "'clipadapter fit' wrote"
+        )
+    return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
