@@ -6,8 +6,9 @@ import torch
 
 from clipadapter.export.ood_graph import MahalanobisDistance, OodScores
 from clipadapter.uncertainty import Rejector, learn_rejector
-from clipadapter.uncertainty.ood import Part
-from clipadapter.uncertainty.ood_scores import SCORE_NEEDS, MemoryBank, fit_class_gaussians
+from clipadapter.uncertainty.class_gaussians import fit_class_gaussians
+from clipadapter.uncertainty.ood import ScorePart
+from clipadapter.uncertainty.ood_scores import SCORES, MemoryBank
 
 D, C = 48, 4
 
@@ -38,7 +39,7 @@ def logits_and_probabilities(X, text):
 
 
 @pytest.mark.parametrize("k", [1, 3, 40])
-@pytest.mark.parametrize("method", ["auto", *SCORE_NEEDS])
+@pytest.mark.parametrize("method", ["auto", *SCORES])
 def test_scores_are_those_of_numpy(method, k):
     X, labels, text, others, back, Q = make_features(k)
     (z, p), (logits, likely) = logits_and_probabilities(X, text), logits_and_probabilities(Q, text)
@@ -56,7 +57,7 @@ def test_scores_are_those_of_numpy(method, k):
 def test_every_score_is_tried():
     """What `trust` learns to know must be learned here too."""
     rejector = Rejector(
-        "new", (Part("new", 1.0, 0.0, 1.0),), np.zeros((3, 1)), False, (), MemoryBank(text=np.eye(C, D))
+        "new", (ScorePart("new", 1.0, 0.0, 1.0),), np.zeros((3, 1)), False, (), MemoryBank(text=np.eye(C, D))
     )
     with pytest.raises(AssertionError, match="'new'"):
         OodScores(rejector)(torch.ones(1, D), torch.ones(1, C), torch.ones(1, C))

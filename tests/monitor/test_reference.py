@@ -29,6 +29,6 @@ def test_new_pictures_are_predicted_by_each_fold_in_turn(world):
 def test_shots_above_the_threshold_are_counted(world):
     model = world.model(k=8)
     reference = reference_from_shots(model, 0.2, None)
-    scores = model.uncertainty_.rejector.weighted_sum(model.uncertainty_.rejector.held_out)
+    scores = model.uncertainty_.rejector.weighted_sum(model.uncertainty_.rejector.held_out_scores)
     assert reference.n_rejected == (scores > np.sort(scores)[19]).sum() == 4  # the 20th of 24: ceil(25 * 0.8)
     assert (reference.n_scored, reference_from_shots(model, None, None).n_scored) == (24, 0)

@@ -444,7 +444,7 @@ def negatives_of(model: Model, text: TextFeatures) -> Negatives:
     rejector = model.uncertainty.rejector
     if rejector is None:
         return Negatives()
-    memory, names = rejector.memory, rejector.names
+    memory, names = rejector.memory, rejector.negative_label_names
     if memory.negative_labels is None:
         return Negatives(memory.outliers)
     rows = select_negative_labels(text.labels, text.embeddings, names, np.asarray(memory.negative_labels))

@@ -142,7 +142,7 @@ def rate_warnings(uncertainty: Uncertainty, reject: float | None, coverage: floa
                 f"{threshold.shots} held-out shots can't set a rate of {100 * reject:g} %: the smallest rate is "
                 f"{100 * threshold.min_rate:.2g} %. Beyond that, a normal tail is assumed"
             )
-        if threshold.bound:
+        if threshold.rate_is_upper_bound:
             warnings.append("with one shot per class, fewer pictures than this rate will be called none of these")
     if coverage is not None and uncertainty.conformal is not None:
         too_few = uncertainty.conformal.explain_shortage(coverage)

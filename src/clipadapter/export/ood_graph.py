@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from clipadapter.functional import unit
 from clipadapter.uncertainty import Rejector
-from clipadapter.uncertainty.ood_scores import ClassGaussians, unit_rows
+from clipadapter.uncertainty.class_gaussians import ClassGaussians
+from clipadapter.uncertainty.ood_scores import unit_rows
 
 
 class OodScores(nn.Module):

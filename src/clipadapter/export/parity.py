@@ -164,7 +164,7 @@ def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, ou
         rate = uncertainty.decisions.reject or DEFAULT_REJECTION_RATE
         threshold = rejector.threshold(rate).value
         model_scores = rejector.scores(features, logits, probabilities)
-        spread = float(np.std(rejector.weighted_sum(rejector.held_out)))
+        spread = float(np.std(rejector.weighted_sum(rejector.held_out_scores)))
         # Both are compared: other programs read the total, `Predictor` the parts.
         file_scores = np.stack([outputs.ood_scores, rejector.weighted_sum(outputs.ood_score_parts)])
         figures |= {

@@ -124,7 +124,7 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
     sample_priors = np.bincount(shots.labels, minlength=len(names)) / len(shots.labels)
     n_rejected = n_scored = 0
     if reject is not None and uncertainty.rejector is not None:
-        scores = uncertainty.rejector.weighted_sum(uncertainty.rejector.held_out)
+        scores = uncertainty.rejector.weighted_sum(uncertainty.rejector.held_out_scores)
         n_rejected, n_scored = int((scores > uncertainty.rejector.threshold(reject).value).sum()), len(scores)
     return Reference(
         np.asarray(support.plain, np.float64)[shots.rows],

@@ -12,7 +12,7 @@ others. This is a linear discriminant with a diagonal covariance.
 
 If no class has two shots, scores by text are still exact, since text has not seen the shots. Distances can only be
 computed to the shots of other classes. The threshold of the sum is then too high, never too low: fewer pictures of the
-classes are rejected than the rate says (``Threshold.bound``).
+classes are rejected than the rate says (``Threshold.rate_is_upper_bound``).
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import ArtifactError, InputError, TooFewShotsError
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.uncertainty.class_gaussians import ClassGaussians
 from clipadapter.uncertainty.ood_scores import (
-    NEEDS_OTHER_SHOTS,
-    SCORE_NEEDS,
-    ClassGaussians,
+    SCORES,
     MemoryBank,
     compare_with_shots,
     leave_one_out_outlier_scores,
@@ -40,13 +39,13 @@ from clipadapter.uncertainty.ood_scores import (
 )
 
 Array = NDArray[Any]
-METHODS = ("auto", *SCORE_NEEDS)
+METHODS = ("auto", *SCORES)
 MAX_OUTLIERS = 512
 """Outliers that are stored; of more, as many are drawn."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ScorePart:
     """One score in the sum.
 
     Args:
@@ -71,7 +70,7 @@ class Threshold:
         rate: share of pictures of the classes to reject.
         min_rate: smallest rate that so many held-out shots can set, 1 / (r + 1).
         is_attainable: whether ``rate`` is not below it; if it is, a normal tail is assumed.
-        bound: one shot per class, so that the rate is an upper bound only.
+        rate_is_upper_bound: whether fewer pictures than ``rate`` are rejected, since every class has one shot.
         shots: r, held-out shots that set it.
     """
 
@@ -79,7 +78,7 @@ class Threshold:
     rate: float
     min_rate: float
     is_attainable: bool
-    bound: bool
+    rate_is_upper_bound: bool
     shots: int
 
 
@@ -90,17 +89,18 @@ class Rejector:
     Args:
         method: as learned.
         parts: scores that are summed.
-        held_out: (r, p) the parts' scores of held-out shots.
-        bound: whether no class had two shots.
-        names: the negative labels.
+        held_out_scores: (r, p) the parts' scores of held-out shots.
+        rate_is_upper_bound: whether fewer pictures are rejected than the rate says: no class had two shots, and a part
+            compares pictures with shots.
+        negative_label_names: the negative labels.
         memory: the features that pictures are compared with.
     """
 
     method: str
-    parts: tuple[Part, ...]
-    held_out: Array
-    bound: bool
-    names: tuple[str, ...]
+    parts: tuple[ScorePart, ...]
+    held_out_scores: Array
+    rate_is_upper_bound: bool
+    negative_label_names: tuple[str, ...]
     memory: MemoryBank
 
     def scores(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
@@ -147,11 +147,11 @@ class Rejector:
         """
         if not 0 < rate < 1:
             raise InputError(f"the rate of rejection must be between 0 and 1, but is {rate}")
-        ordered = np.sort(self.weighted_sum(self.held_out))
+        ordered = np.sort(self.weighted_sum(self.held_out_scores))
         r = len(ordered)
         position = math.ceil((r + 1) * (1 - rate) - 1e-9)
         value = float(ordered[position - 1]) if position <= r else _normal_tail_bound(ordered, rate)
-        return Threshold(value, rate, 1 / (r + 1), position <= r, self.bound, r)
+        return Threshold(value, rate, 1 / (r + 1), position <= r, self.rate_is_upper_bound, r)
 
     def reasons(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> list[str]:
         """Why each of m pictures is far from the classes, in a few words: the part that adds most to its score."""
@@ -166,19 +166,20 @@ class Rejector:
 
     def without_arrays(self) -> Rejector:
         """A copy without the memory bank, for an exported graph that computes the parts' scores itself."""
-        return replace(self, names=(), memory=MemoryBank(scale=self.memory.scale))
+        return replace(self, negative_label_names=(), memory=MemoryBank(scale=self.memory.scale))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON and arrays: all that `from_state` needs."""
+        # The keys "bound", "names" and "held_out" of saved models are older than the names of the attributes.
         facts = {
             "method": self.method,
             "parts": [vars(part) for part in self.parts],
-            "bound": self.bound,
-            "names": list(self.names),
+            "bound": self.rate_is_upper_bound,
+            "names": list(self.negative_label_names),
             "scale": self.memory.scale,
             "floor": self.memory.gaussians.floor if self.memory.gaussians else None,
         }
-        return facts, {"held_out": self.held_out, **_memory_arrays(self.memory)}
+        return facts, {"held_out": self.held_out_scores, **_memory_arrays(self.memory)}
 
     @classmethod
     def from_state(cls, facts: dict[str, Any], arrays: dict[str, Array], arrays_removed: bool = False) -> Rejector:
@@ -193,7 +194,7 @@ class Rejector:
             ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
         """
         parts, names, memory = _read_state(facts, arrays, arrays_removed)
-        restored_parts = tuple(Part(**part) for part in parts)
+        restored_parts = tuple(ScorePart(**part) for part in parts)
         return cls(str(facts["method"]), restored_parts, arrays["held_out"], bool(facts["bound"]), names, memory)
 
     def part_scores(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
@@ -217,24 +218,21 @@ class Rejector:
     def _describe(self, p: int, value: float, row: Array) -> str:
         """Why one picture (d,) is far from the classes by part ``p``, whose score of it is ``value``."""
         name, memory = self.parts[p].name, self.memory
-        percent_below = int(100 * (self.held_out[:, p] < value).mean())
+        reason, names = SCORES[name].reason, self.negative_label_names
+        percent_below = int(100 * (self.held_out_scores[:, p] < value).mean())
         comparison = "all of the shots are" if percent_below == 100 else f"{percent_below} % of the shots are"
-        if name == "distractors" and memory.negative_labels is not None and memory.text is not None:
+        if name == "distractors":
+            if memory.negative_labels is None or memory.text is None:  # after `without_arrays`
+                return f"less like any class than {comparison}"
             negative_cosines = memory.negative_labels @ row
-            if negative_cosines.max() > (memory.text @ row).max() and self.names:
-                return f"nearer to '{self.names[int(negative_cosines.argmax())]}' than to any class name"
-            return f"nearer to names of other things than {comparison}"
-        if name == "background":
-            return (
-                "nearer to background pictures than to any class"
-                if value > 0
-                else f"nearer to background pictures than {comparison}"
-            )
-        if name in ("mahalanobis", "knn"):
-            return f"farther from every class than {comparison}" + (" from other classes" if self.bound else "")
-        if name in ("text", "mcm"):
-            return f"less like any class name than {comparison}"
-        return f"less like any class than {comparison}"
+            if negative_cosines.max() > (memory.text @ row).max() and names:
+                return f"nearer to '{names[int(negative_cosines.argmax())]}' than to any class name"
+        elif name == "background":
+            if value > 0:
+                return f"{reason} than to any class"
+        elif SCORES[name].compares_with_shots and self.rate_is_upper_bound:
+            return f"{reason} than {comparison} from other classes"
+        return f"{reason} than {comparison}"
 
 
 def _normal_tail_bound(ordered: Array, rate: float) -> float:
@@ -310,7 +308,7 @@ def learn_rejector(
         "outliers": _subsample(_check_matrix(outliers, "outlier (background) features", X.shape[1], None), seed),
     }
     logit_rows, probability_rows = (_scatter_rows(part, rows, len(X), c) for part in (logits, probabilities))
-    needs_distances = method in ("auto", "mahalanobis", "background")
+    needs_distances = method == "auto" or "gaussians" in SCORES[method].arrays
     memory, held_out = compare_with_shots(
         X, y, c, logit_rows, probability_rows, needs_distances, scale=float(scale), **arrays
     )
@@ -323,8 +321,8 @@ def learn_rejector(
     columns = [score_held_out_shots(name, memory, held_out) for name in score_names]
     known, other = (np.stack([column[i] for column in columns], axis=1) for i in (0, 1))
     # The only shot of a class can be compared with other classes only. Its distance is too large: fewer are rejected.
-    bound = one_shot and not NEEDS_OTHER_SHOTS.isdisjoint(score_names)
-    known = np.where(np.isnan(known), other, known) if bound else known
+    rate_is_upper_bound = one_shot and any(SCORES[name].compares_with_shots for name in score_names)
+    known = np.where(np.isnan(known), other, known) if rate_is_upper_bound else known
     complete = np.isfinite(known).all(axis=1)
     if not complete.any():
         raise TooFewShotsError("no shot can be scored out of fold: give two shots of some class, or class text")
@@ -333,12 +331,14 @@ def learn_rejector(
     deviation = np.where(deviation > 1e-12 * (1 + np.abs(centre)), deviation, 1.0)
     weights = (
         np.ones(len(score_names))
-        if bound or len(score_names) == 1
+        if rate_is_upper_bound or len(score_names) == 1
         else _separation_weights(score_names, known, other, memory)
     )
-    parts = tuple(Part(*map(_to_float, each)) for each in zip(score_names, weights, centre, deviation, strict=True))
+    parts = tuple(
+        ScorePart(*map(_to_float, each)) for each in zip(score_names, weights, centre, deviation, strict=True)
+    )
     stored_names = tuple(map(str, names)) if "distractors" in score_names else ()
-    return Rejector(method, parts, known, bound, stored_names, memory.restrict(score_names))
+    return Rejector(method, parts, known, rate_is_upper_bound, stored_names, memory.restrict(score_names))
 
 
 def _to_float(value: Any) -> Any:
@@ -436,12 +436,12 @@ def _read_state(
     _require_valid(
         isinstance(facts, Mapping) and set(facts) == _FACTS, f"it must have the fields {', '.join(sorted(_FACTS))}"
     )
-    _require_valid(facts["method"] in ("auto", *SCORE_NEEDS), f"its method is {facts['method']!r}")
+    _require_valid(facts["method"] in METHODS, f"its method is {facts['method']!r}")
     parts = facts["parts"]
     _require_valid(isinstance(parts, list) and len(parts) > 0, "its parts must be a list")
     for part in parts:
         _require_valid(
-            isinstance(part, dict) and set(part) == _PART and part["name"] in SCORE_NEEDS, f"it has a part {part!r}"
+            isinstance(part, dict) and set(part) == _PART and part["name"] in SCORES, f"it has a part {part!r}"
         )
         numbers = [part["weight"], part["centre"], part["deviation"]]
         _require_valid(
@@ -486,15 +486,7 @@ def _read_memory_bank(arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> 
 
 
 def _has_arrays(memory: MemoryBank, name: str) -> bool:
-    required = {
-        "mahalanobis": (memory.gaussians,),
-        "background": (memory.gaussians, memory.outliers),
-        "knn": (memory.shots,),
-        "distractors": (memory.text, memory.negative_labels),
-        "text": (memory.text,),
-        "mcm": (memory.text,),
-    }
-    return all(each is not None for each in required.get(name, ()))
+    return all(getattr(memory, attribute) is not None for attribute in SCORES[name].arrays)
 
 
 def _is_number(value: object) -> bool:

@@ -1,20 +1,20 @@
-"""Scores of out-of-distribution detection, the Gaussians of the Mahalanobis score, and scores of held-out shots.
+"""Scores of out-of-distribution detection, of pictures and of held-out shots.
 
 All scores are higher for pictures that are farther from the classes. Letters: m pictures, n shots, c classes, d width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.uncertainty.class_gaussians import ClassGaussians, fit_class_gaussians
 
 Array = NDArray[Any]
 Scores = NDArray[np.float64]
@@ -144,193 +144,6 @@ def without_own(values: Array, labels: Array) -> Array:
     return other
 
 
-MIN_SHRINKAGE = 1e-3
-"""Smallest share of equal variances in the covariance: with many shots and no noise the formula would say none."""
-
-
-class Projected(NamedTuple):
-    """Rows (m, d) and their products with the basis of the Gaussians (m, q), computed once for several products."""
-
-    rows: Array
-    projections: Array
-
-
-@dataclass(frozen=True, eq=False)
-class ClassGaussians:
-    """Class means and a shrunk covariance that all classes share: what Mahalanobis distances are computed from.
-
-    Lee et al. 2018, https://arxiv.org/abs/1807.03888 (eq. 2, on one layer), with the shrinkage of Ledoit and Wolf
-    2004, https://doi.org/10.1016/S0047-259X(03)00096-4, in place of the sample covariance, which few shots leave
-    singular.
-
-    k shots of a class have k - 1 independent differences. As orthogonal contrasts they are independent draws with the
-    within-class covariance S, which is what the shrinkage assumes. (Residuals about a mean are not: two shots have the
-    same residual twice.) With S = V diag(e) V', shrunk to (1 - a) S + a t I, the inverse is
-
-        (I - V diag(g) V') / (a t),    g = (1 - a) e / ((1 - a) e + a t)
-
-    so that min(n - c, d) rows are stored instead of a (d, d) matrix.
-
-    Args:
-        means: (c, d).
-        basis: (q, d) rows B with B'B = V diag(g) V'; q is 0 where no class has two shots.
-        floor: a t, the variance that every direction has; 1 where no class has two shots.
-    """
-
-    means: Array
-    basis: Array
-    floor: float
-
-    def distances(self, rows: Array) -> Array:
-        """Squared distances (m, c) of rows (m, d) to the means.
-
-        >>> ClassGaussians(np.array([[0.0, 1.0]]), np.zeros((0, 2)), 1.0).distances(np.array([[2.0, 1.0]]))
-        array([[4.]])
-        """
-        return self._compare(self._project(rows))[0]
-
-    def single(self) -> ClassGaussians:
-        """The same in float32, to be kept."""
-        return ClassGaussians(
-            self.means.astype(np.float32, order="C"), self.basis.astype(np.float32, order="C"), self.floor
-        )
-
-    def _project(self, rows: Array) -> Projected:
-        return Projected(rows, rows @ self.basis.T)
-
-    @cached_property
-    def _centres(self) -> Projected:
-        return self._project(self.means.astype(np.float64))  # float64: differences of nearly equal numbers follow
-
-    @cached_property
-    def _squared_norms(self) -> Array:
-        return self._product(self._centres, self._centres)
-
-    def _compare(self, rows: Projected) -> tuple[Array, Array, Array]:
-        """Squared distances (m, c) to the means, and what they are made of: x_i' P x_i (m,) and x_i' P mu_j (m, c)."""
-        squares, cross = self._product(rows, rows), self._products(rows, self._centres)
-        return np.maximum(squares[:, None] + self._squared_norms - 2 * cross, 0.0), squares, cross
-
-    def _product(self, a: Projected, b: Projected) -> Array:
-        """a_i' P b_i (m,), with P the inverse covariance."""
-        inner = np.einsum("md,md->m", a.rows, b.rows) - np.einsum("mq,mq->m", a.projections, b.projections)
-        return np.asarray(inner / self.floor)
-
-    def _products(self, a: Projected, b: Projected) -> Array:
-        """a_i' P b_j (m, c)."""
-        return np.asarray((a.rows @ b.rows.T - a.projections @ b.projections.T) / self.floor)
-
-
-def fit_class_gaussians(rows: Array, labels: Array, c: int) -> tuple[ClassGaussians, Array]:
-    """Fit class means and the shared covariance, and compute leave-one-out distances of the shots.
-
-    Args:
-        rows: (n, d) unit features.
-        labels: (n,) class positions; every class has a shot.
-        c: number of classes.
-
-    Returns:
-        The Gaussians and squared distances (n, c). That of a shot to its own class is to the mean of the others, by a
-        covariance without it (a rank-one step; the shrinkage stays). A mean of one shot less is less certain: with k
-        shots the expected square is 1 + 1 / (k - 1) times the variance instead of 1 + 1 / k, so it is multiplied by
-        (k^2 - 1) / k^2. NaN for the only shot of a class.
-    """
-    counts = np.bincount(labels, minlength=c)
-    means = np.zeros((c, rows.shape[1]))
-    np.add.at(means, labels, rows)
-    means /= counts[:, None]
-    contrasts = _contrasts(rows, labels)
-    gaussians, sample_share = _shrink_covariance(means, contrasts)
-    class_counts, row_numbers = counts[labels].astype(np.float64), np.arange(len(rows))
-    n_others = np.maximum(class_counts - 1, 1)
-    distances, squares, cross = gaussians._compare(gaussians._project(rows))
-    # The mean of the other shots is k / (k - 1) times as far from a shot as the mean of all.
-    ratio = class_counts / n_others
-    own_distances = ratio**2 * distances[row_numbers, labels]
-    step = sample_share * n_others / (class_counts * max(len(contrasts), 1))
-    correction = 1 / (1 - step * own_distances)  # rank-one downdate of the inverse (Sherman and Morrison 1950)
-    centres = gaussians._products(gaussians._centres, gaussians._centres)
-    inner = ratio[:, None] * ((squares - cross[row_numbers, labels])[:, None] - cross + centres[labels])  # (n, c)
-    distances += (step * correction)[:, None] * inner**2
-    distances[row_numbers, labels] = np.where(
-        class_counts > 1, own_distances * correction * (class_counts**2 - 1) / class_counts**2, np.nan
-    )
-    return gaussians, distances
-
-
-def _contrasts(rows: Array, labels: Array) -> Array:
-    """Helmert contrasts of the shots of each class, scaled to the variance of one shot (n - c, d)."""
-    # The order of the shots does not matter statistically; sorted rows give the same model for any order of input.
-    order = np.lexsort((rows[:, 0], labels))
-    counts = np.bincount(labels)
-    first = np.cumsum(counts) - counts
-    contrasts = [np.zeros((0, rows.shape[1]))]
-    for k in np.unique(counts[counts > 1]):
-        class_rows = rows[order[first[counts == k][:, None] + np.arange(k)]]  # (classes of k shots, k, d)
-        contrasts.append((_helmert(int(k)) @ class_rows).reshape(-1, rows.shape[1]))
-    return np.concatenate(contrasts)
-
-
-def _helmert(k: int) -> Array:
-    """(k - 1, k) orthonormal rows: each element against the mean of those before it.
-
-    >>> _helmert(2).round(4)
-    array([[-0.7071,  0.7071]])
-    """
-    before = np.arange(1, k)[:, None]
-    places = np.arange(k)
-    return np.asarray(np.sqrt(before / (before + 1)) * ((places == before) - (places < before) / before))
-
-
-def _shrink_covariance(means: Array, contrasts: Array) -> tuple[ClassGaussians, float]:
-    """The Gaussians, and the weight 1 - a of the sample covariance in theirs (Ledoit and Wolf 2004)."""
-    r, d = contrasts.shape
-    gram = contrasts @ contrasts.T if r <= d else contrasts.T @ contrasts
-    trace = float(np.trace(gram))
-    empty_basis = np.zeros((0, d))
-    if not r or not trace > 1e-12 * r:  # identical shots give no estimate of the variance
-        return ClassGaussians(means, empty_basis, 1.0), 0.0
-    mean, square = trace / (r * d), float((gram**2).sum()) / r**2
-    between = square - d * mean**2
-    noise = ((np.einsum("rd,rd->r", contrasts, contrasts) ** 2).mean() - square) / r
-    a = float(np.clip(noise / between, MIN_SHRINKAGE, 1.0)) if between > 0 else 1.0
-    basis = _basis(contrasts, gram, trace, r * a * mean / (1 - a)) if a < 1 else empty_basis
-    return ClassGaussians(means, basis, a * mean), 1 - a
-
-
-def _basis(contrasts: Array, gram: Array, trace: float, floor: float) -> Array:
-    """Rows B with B'B = V diag(g) V' (q, d), by Cholesky factors: an eigendecomposition takes three times as long.
-
-    With any F so that F'F is the sum of squares of the contrasts, V diag(g) V' = F' (F F' + floor I)^-1 F.
-    """
-    from scipy.linalg import solve_triangular
-
-    r, d = contrasts.shape
-    factor = contrasts
-    if r > d:  # the factor of the gram matrix, which may be singular, has fewer rows than the contrasts
-        factor = np.linalg.cholesky(gram + 1e-10 * trace / d * np.eye(d)).T
-        gram = factor @ factor.T
-    outer = np.linalg.cholesky(gram + floor * np.eye(len(gram)))
-    return np.asarray(solve_triangular(outer, factor, lower=True, check_finite=False))
-
-
-SCORE_NEEDS = {
-    "max-logit": "logits",
-    "energy": "logits",
-    "msp": "probabilities",
-    "mcm": "text",
-    "text": "text",
-    "distractors": "negative labels",
-    "mahalanobis": "shots of every class",
-    "knn": "shots",
-    "background": "outliers",
-}
-"""Every score by its name in saved models, and what it needs: "distractors" is the score of negative labels (NegLabel),
-"background" the score of outliers."""
-NEEDS_OTHER_SHOTS = {"mahalanobis", "knn", "background"}
-"""Scores that compare a picture with shots: the only shot of a class can be compared with other classes only."""
-
-
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
     """The features that scores compare a picture with. A field is None if it is not available.
@@ -370,16 +183,10 @@ class MemoryBank:
         Args:
             names: of the scores.
         """
-        by_text = {"text", "mcm", "distractors"} & set(names)
-        needs_gaussians = self.gaussians is not None and {"mahalanobis", "background"} & set(names)
-        return MemoryBank(
-            gaussians=self.gaussians.single() if self.gaussians and needs_gaussians else None,
-            text=_as_float32(self.text) if by_text else None,
-            negative_labels=_as_float32(self.negative_labels) if "distractors" in names else None,
-            outliers=_as_float32(self.outliers) if "background" in names else None,
-            shots=_as_float32(self.shots) if "knn" in names else None,
-            scale=self.scale,
-        )
+        needed = {attribute for name in names for attribute in SCORES[name].arrays}
+        arrays = {attribute: _as_float32(getattr(self, attribute)) for attribute in needed - {"gaussians"}}
+        gaussians = self.gaussians.single() if self.gaussians and "gaussians" in needed else None
+        return MemoryBank(gaussians, **arrays, scale=self.scale)
 
     def column(self, name: str, rows: Array, logits: Array, probabilities: Array | None) -> Array:
         """One score (m,) of pictures.
@@ -390,25 +197,11 @@ class MemoryBank:
             logits: (m, c).
             probabilities: (m, c).
         """
-        if name in ("max-logit", "energy"):
-            return max_logit(logits) if name == "max-logit" else energy(logits)
-        if name == "msp":
-            if probabilities is None:
-                raise InputError("the score 'msp' needs calibrated probabilities: give probabilities")
-            return msp(probabilities)
-        if name == "mahalanobis":
-            return np.asarray(_require(self.gaussians, name).distances(rows).min(axis=1))
-        if name == "knn":
-            return nearest(rows @ _require(self.shots, name).T)
-        if name == "background":
-            directions = unit_rows(_require(self.gaussians, name).means)
-            return outlier_score(rows @ _require(self.outliers, name).T, rows @ directions.T)
-        return self._by_text(name, rows, rows @ _require(self.text, name).T)
-
-    def _by_text(self, name: str, rows: Array, cosines: Array) -> Array:
-        if name == "distractors":
-            return negative_label_score(cosines, rows @ _require(self.negative_labels, name).T, self.scale)
-        return mcm(cosines) if name == "mcm" else text_distance(cosines)
+        score = SCORES[name]
+        _require_arrays(name, self)
+        if "probabilities" in score.predictions and probabilities is None:
+            raise InputError(f"the score {name!r} needs calibrated probabilities: give probabilities")
+        return score.score_pictures(self, rows, logits, probabilities)
 
 
 @dataclass(frozen=True, eq=False)
@@ -430,6 +223,145 @@ class HeldOutShots:
     distances: Array
 
 
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One out-of-distribution score: how it is computed, what it needs, and how it is explained.
+
+    The functions get a memory bank whose ``arrays`` are not None.
+
+    Args:
+        needs: what it needs, for errors.
+        reason: what is said of a picture with a high score; "than 90 % of the shots are" follows.
+        score_pictures: computes scores (m,) from a memory bank, unit features (m, d), logits and probabilities (m, c).
+        score_held_out: computes what `score_held_out_shots` returns.
+        arrays: attributes of `MemoryBank` that it needs.
+        predictions: attributes of `HeldOutShots` that it needs.
+        compares_with_shots: whether it compares a picture with shots: the only shot of a class can be compared with
+            other classes only.
+    """
+
+    needs: str
+    reason: str
+    score_pictures: Callable[[Any, Array, Array, Any], Scores]
+    score_held_out: Callable[[Any, Any], tuple[Array, Array]]
+    arrays: tuple[str, ...] = ()
+    predictions: tuple[str, ...] = ()
+    compares_with_shots: bool = False
+
+
+def _logit_score(function: Callable[[Array], Scores]) -> Score:
+    """A score of the logits alone."""
+    return Score(
+        needs="logits",
+        reason="less like any class",
+        score_pictures=lambda memory, rows, logits, probabilities: function(logits),
+        score_held_out=lambda memory, held_out: (
+            function(held_out.logits),
+            function(without_own(held_out.logits, held_out.labels)),
+        ),
+        predictions=("logits",),
+    )
+
+
+def _text_score(
+    function: Callable[[Any, Array, Array], Scores], needs: str, reason: str, arrays: tuple[str, ...] = ("text",)
+) -> Score:
+    """A score of a memory bank, unit features (m, d) and their cosines to the class text (m, c)."""
+
+    def score_held_out(memory: Any, held_out: HeldOutShots) -> tuple[Array, Array]:
+        rows = held_out.rows
+        cosines = rows @ memory.text.T
+        return function(memory, rows, cosines), function(memory, rows, without_own(cosines, held_out.labels))
+
+    return Score(
+        needs=needs,
+        reason=reason,
+        score_pictures=lambda memory, rows, logits, probabilities: function(memory, rows, rows @ memory.text.T),
+        score_held_out=score_held_out,
+        arrays=arrays,
+    )
+
+
+def _held_out_msp(memory: Any, held_out: Any) -> tuple[Array, Array]:
+    p = held_out.probabilities
+    others = np.where(np.arange(p.shape[1]) == held_out.labels[:, None], 0.0, p)
+    return msp(p), msp(others / np.maximum(others.sum(axis=1, keepdims=True), 1e-300))
+
+
+def _held_out_mahalanobis(memory: Any, held_out: HeldOutShots) -> tuple[Array, Array]:
+    distances = held_out.distances
+    return distances.min(axis=1), -without_own(-distances, held_out.labels).max(axis=1)
+
+
+def _held_out_nearest(memory: Any, held_out: HeldOutShots) -> tuple[Array, Array]:
+    rows, labels = held_out.rows, held_out.labels
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -np.inf)
+    others = np.where(labels[:, None] == labels, -np.inf, cosines)
+    alone = np.bincount(labels)[labels] < 2
+    return np.where(alone, np.nan, nearest(cosines)), nearest(others)
+
+
+def _score_by_outliers(memory: Any, rows: Array, logits: Array, probabilities: Any) -> Scores:
+    directions = unit_rows(memory.gaussians.means)
+    return outlier_score(rows @ memory.outliers.T, rows @ directions.T)
+
+
+def _held_out_by_outliers(memory: Any, held_out: HeldOutShots) -> tuple[Array, Array]:
+    near = held_out.rows @ memory.outliers.T
+    cosines = _cosines_to_means(memory, held_out)
+    return outlier_score(near, cosines), outlier_score(near, without_own(cosines, held_out.labels))
+
+
+SCORES = {
+    "max-logit": _logit_score(max_logit),
+    "energy": _logit_score(energy),
+    "msp": Score(
+        needs="probabilities",
+        reason="less like any class",
+        score_pictures=lambda memory, rows, logits, probabilities: msp(probabilities),
+        score_held_out=_held_out_msp,
+        predictions=("probabilities",),
+    ),
+    "mcm": _text_score(lambda memory, rows, cosines: mcm(cosines), "text", "less like any class name"),
+    "text": _text_score(lambda memory, rows, cosines: text_distance(cosines), "text", "less like any class name"),
+    "distractors": _text_score(
+        lambda memory, rows, cosines: negative_label_score(cosines, rows @ memory.negative_labels.T, memory.scale),
+        "negative labels",
+        "nearer to names of other things",
+        ("text", "negative_labels"),
+    ),
+    "mahalanobis": Score(
+        needs="shots of every class",
+        reason="farther from every class",
+        score_pictures=lambda memory, rows, logits, probabilities: np.asarray(
+            memory.gaussians.distances(rows).min(axis=1)
+        ),
+        score_held_out=_held_out_mahalanobis,
+        arrays=("gaussians",),
+        compares_with_shots=True,
+    ),
+    "knn": Score(
+        needs="shots",
+        reason="farther from every class",
+        score_pictures=lambda memory, rows, logits, probabilities: nearest(rows @ memory.shots.T),
+        score_held_out=_held_out_nearest,
+        arrays=("shots",),
+        compares_with_shots=True,
+    ),
+    "background": Score(
+        needs="outliers",
+        reason="nearer to background pictures",
+        score_pictures=_score_by_outliers,
+        score_held_out=_held_out_by_outliers,
+        arrays=("gaussians", "outliers"),
+        compares_with_shots=True,
+    ),
+}
+"""Every score by its name in saved models: "distractors" is the score of negative labels (NegLabel), "background" the
+score of outliers. A new score is an entry here, and its graph in `clipadapter.export.ood_graph`."""
+
+
 def score_held_out_shots(name: str, memory: MemoryBank, held_out: HeldOutShots) -> tuple[Array, Array]:
     """One score of the shots, out of fold, and the same as if the shot's own class did not exist.
 
@@ -439,30 +371,11 @@ def score_held_out_shots(name: str, memory: MemoryBank, held_out: HeldOutShots) 
         Two arrays (n,). NaN where a shot is the only one of its class and the score compares with shots, or where there
         is no out-of-fold prediction.
     """
-    rows, labels = held_out.rows, held_out.labels
-    if name in ("max-logit", "energy"):
-        score = max_logit if name == "max-logit" else energy
-        logits = _require(held_out.logits, name)
-        return score(logits), score(without_own(logits, labels))
-    if name == "msp":
-        p = _require(held_out.probabilities, name)
-        others = np.where(np.arange(p.shape[1]) == labels[:, None], 0.0, p)
-        return msp(p), msp(others / np.maximum(others.sum(axis=1, keepdims=True), 1e-300))
-    if name == "mahalanobis":
-        _require(memory.gaussians, name)
-        return held_out.distances.min(axis=1), -without_own(-held_out.distances, labels).max(axis=1)
-    if name == "knn":
-        cosines = rows @ rows.T
-        np.fill_diagonal(cosines, -np.inf)
-        others = np.where(labels[:, None] == labels, -np.inf, cosines)
-        alone = np.bincount(labels)[labels] < 2
-        return np.where(alone, np.nan, nearest(cosines)), nearest(others)
-    if name == "background":
-        near = rows @ _require(memory.outliers, name).T
-        cosines = _cosines_to_means(memory, held_out)
-        return outlier_score(near, cosines), outlier_score(near, without_own(cosines, labels))
-    cosines = rows @ _require(memory.text, name).T
-    return memory._by_text(name, rows, cosines), memory._by_text(name, rows, without_own(cosines, labels))
+    score = SCORES[name]
+    _require_arrays(name, memory)
+    for prediction in score.predictions:
+        _require(getattr(held_out, prediction), name)
+    return score.score_held_out(memory, held_out)
 
 
 def leave_one_out_outlier_scores(memory: MemoryBank) -> Array:
@@ -516,7 +429,12 @@ def _as_float32(value: Array | None) -> Array | None:
     return None if value is None else value.astype(np.float32, order="C")
 
 
+def _require_arrays(name: str, memory: MemoryBank) -> None:
+    for attribute in SCORES[name].arrays:
+        _require(getattr(memory, attribute), name)
+
+
 def _require(value: Any, name: str) -> Any:
     if value is None:
-        raise InputError(f"the score {name!r} needs {SCORE_NEEDS[name]}, which is missing")
+        raise InputError(f"the score {name!r} needs {SCORES[name].needs}, which is missing")
     return value

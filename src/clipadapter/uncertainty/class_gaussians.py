@@ -1,0 +1,183 @@
+"""Class means and a shared, shrunk covariance of the shots: the Gaussians of the Mahalanobis score.
+
+Letters: m pictures, n shots, c classes, d width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+MIN_SHRINKAGE = 1e-3
+"""Smallest share of equal variances in the covariance: with many shots and no noise the formula would say none."""
+
+
+class Projected(NamedTuple):
+    """Rows (m, d) and their products with the basis of the Gaussians (m, q), computed once for several products."""
+
+    rows: Array
+    projections: Array
+
+
+@dataclass(frozen=True, eq=False)
+class ClassGaussians:
+    """Class means and a shrunk covariance that all classes share: what Mahalanobis distances are computed from.
+
+    Lee et al. 2018, https://arxiv.org/abs/1807.03888 (eq. 2, on one layer), with the shrinkage of Ledoit and Wolf
+    2004, https://doi.org/10.1016/S0047-259X(03)00096-4, in place of the sample covariance, which few shots leave
+    singular.
+
+    k shots of a class have k - 1 independent differences. As orthogonal contrasts they are independent draws with the
+    within-class covariance S, which is what the shrinkage assumes. (Residuals about a mean are not: two shots have the
+    same residual twice.) With S = V diag(e) V', shrunk to (1 - a) S + a t I, the inverse is
+
+        (I - V diag(g) V') / (a t),    g = (1 - a) e / ((1 - a) e + a t)
+
+    so that min(n - c, d) rows are stored instead of a (d, d) matrix.
+
+    Args:
+        means: (c, d).
+        basis: (q, d) rows B with B'B = V diag(g) V'; q is 0 where no class has two shots.
+        floor: a t, the variance that every direction has; 1 where no class has two shots.
+    """
+
+    means: Array
+    basis: Array
+    floor: float
+
+    def distances(self, rows: Array) -> Array:
+        """Squared distances (m, c) of rows (m, d) to the means.
+
+        >>> ClassGaussians(np.array([[0.0, 1.0]]), np.zeros((0, 2)), 1.0).distances(np.array([[2.0, 1.0]]))
+        array([[4.]])
+        """
+        return self._compare(self._project(rows))[0]
+
+    def single(self) -> ClassGaussians:
+        """The same in float32, to be kept."""
+        return ClassGaussians(
+            self.means.astype(np.float32, order="C"), self.basis.astype(np.float32, order="C"), self.floor
+        )
+
+    def _project(self, rows: Array) -> Projected:
+        return Projected(rows, rows @ self.basis.T)
+
+    @cached_property
+    def _centres(self) -> Projected:
+        return self._project(self.means.astype(np.float64))  # float64: differences of nearly equal numbers follow
+
+    @cached_property
+    def _squared_norms(self) -> Array:
+        return self._product(self._centres, self._centres)
+
+    def _compare(self, rows: Projected) -> tuple[Array, Array, Array]:
+        """Squared distances (m, c) to the means, and what they are made of: x_i' P x_i (m,) and x_i' P mu_j (m, c)."""
+        squares, cross = self._product(rows, rows), self._products(rows, self._centres)
+        return np.maximum(squares[:, None] + self._squared_norms - 2 * cross, 0.0), squares, cross
+
+    def _product(self, a: Projected, b: Projected) -> Array:
+        """a_i' P b_i (m,), with P the inverse covariance."""
+        inner = np.einsum("md,md->m", a.rows, b.rows) - np.einsum("mq,mq->m", a.projections, b.projections)
+        return np.asarray(inner / self.floor)
+
+    def _products(self, a: Projected, b: Projected) -> Array:
+        """a_i' P b_j (m, c)."""
+        return np.asarray((a.rows @ b.rows.T - a.projections @ b.projections.T) / self.floor)
+
+
+def fit_class_gaussians(rows: Array, labels: Array, c: int) -> tuple[ClassGaussians, Array]:
+    """Fit class means and the shared covariance, and compute leave-one-out distances of the shots.
+
+    Args:
+        rows: (n, d) unit features.
+        labels: (n,) class positions; every class has a shot.
+        c: number of classes.
+
+    Returns:
+        The Gaussians and squared distances (n, c). That of a shot to its own class is to the mean of the others, by a
+        covariance without it (a rank-one step; the shrinkage stays). A mean of one shot less is less certain: with k
+        shots the expected square is 1 + 1 / (k - 1) times the variance instead of 1 + 1 / k, so it is multiplied by
+        (k^2 - 1) / k^2. NaN for the only shot of a class.
+    """
+    counts = np.bincount(labels, minlength=c)
+    means = np.zeros((c, rows.shape[1]))
+    np.add.at(means, labels, rows)
+    means /= counts[:, None]
+    contrasts = _contrasts(rows, labels)
+    gaussians, sample_share = _shrink_covariance(means, contrasts)
+    class_counts, row_numbers = counts[labels].astype(np.float64), np.arange(len(rows))
+    n_others = np.maximum(class_counts - 1, 1)
+    distances, squares, cross = gaussians._compare(gaussians._project(rows))
+    # The mean of the other shots is k / (k - 1) times as far from a shot as the mean of all.
+    ratio = class_counts / n_others
+    own_distances = ratio**2 * distances[row_numbers, labels]
+    step = sample_share * n_others / (class_counts * max(len(contrasts), 1))
+    correction = 1 / (1 - step * own_distances)  # rank-one downdate of the inverse (Sherman and Morrison 1950)
+    centres = gaussians._products(gaussians._centres, gaussians._centres)
+    inner = ratio[:, None] * ((squares - cross[row_numbers, labels])[:, None] - cross + centres[labels])  # (n, c)
+    distances += (step * correction)[:, None] * inner**2
+    distances[row_numbers, labels] = np.where(
+        class_counts > 1, own_distances * correction * (class_counts**2 - 1) / class_counts**2, np.nan
+    )
+    return gaussians, distances
+
+
+def _contrasts(rows: Array, labels: Array) -> Array:
+    """Helmert contrasts of the shots of each class, scaled to the variance of one shot (n - c, d)."""
+    # The order of the shots does not matter statistically; sorted rows give the same model for any order of input.
+    order = np.lexsort((rows[:, 0], labels))
+    counts = np.bincount(labels)
+    first = np.cumsum(counts) - counts
+    contrasts = [np.zeros((0, rows.shape[1]))]
+    for k in np.unique(counts[counts > 1]):
+        class_rows = rows[order[first[counts == k][:, None] + np.arange(k)]]  # (classes of k shots, k, d)
+        contrasts.append((_helmert(int(k)) @ class_rows).reshape(-1, rows.shape[1]))
+    return np.concatenate(contrasts)
+
+
+def _helmert(k: int) -> Array:
+    """(k - 1, k) orthonormal rows: each element against the mean of those before it.
+
+    >>> _helmert(2).round(4)
+    array([[-0.7071,  0.7071]])
+    """
+    before = np.arange(1, k)[:, None]
+    places = np.arange(k)
+    return np.asarray(np.sqrt(before / (before + 1)) * ((places == before) - (places < before) / before))
+
+
+def _shrink_covariance(means: Array, contrasts: Array) -> tuple[ClassGaussians, float]:
+    """The Gaussians, and the weight 1 - a of the sample covariance in theirs (Ledoit and Wolf 2004)."""
+    r, d = contrasts.shape
+    gram = contrasts @ contrasts.T if r <= d else contrasts.T @ contrasts
+    trace = float(np.trace(gram))
+    empty_basis = np.zeros((0, d))
+    if not r or not trace > 1e-12 * r:  # identical shots give no estimate of the variance
+        return ClassGaussians(means, empty_basis, 1.0), 0.0
+    mean, square = trace / (r * d), float((gram**2).sum()) / r**2
+    between = square - d * mean**2
+    noise = ((np.einsum("rd,rd->r", contrasts, contrasts) ** 2).mean() - square) / r
+    a = float(np.clip(noise / between, MIN_SHRINKAGE, 1.0)) if between > 0 else 1.0
+    basis = _basis(contrasts, gram, trace, r * a * mean / (1 - a)) if a < 1 else empty_basis
+    return ClassGaussians(means, basis, a * mean), 1 - a
+
+
+def _basis(contrasts: Array, gram: Array, trace: float, floor: float) -> Array:
+    """Rows B with B'B = V diag(g) V' (q, d), by Cholesky factors: an eigendecomposition takes three times as long.
+
+    With any F so that F'F is the sum of squares of the contrasts, V diag(g) V' = F' (F F' + floor I)^-1 F.
+    """
+    from scipy.linalg import solve_triangular
+
+    r, d = contrasts.shape
+    factor = contrasts
+    if r > d:  # the factor of the gram matrix, which may be singular, has fewer rows than the contrasts
+        factor = np.linalg.cholesky(gram + 1e-10 * trace / d * np.eye(d)).T
+        gram = factor @ factor.T
+    outer = np.linalg.cholesky(gram + floor * np.eye(len(gram)))
+    return np.asarray(solve_triangular(outer, factor, lower=True, check_finite=False))
