@@ -84,8 +84,8 @@ def export_model(
 
     Args:
         model: fitted.
-        path: ends with the suffix of the format: ``.onnx``, or ``.xml`` for OpenVINO, which adds a ``.bin`` with the
-            weights. Existing files are replaced.
+        path: ends with the suffix of the format, such as ``.onnx``. OpenVINO adds a ``.bin`` with the weights to its
+            ``.xml``. Existing files are replaced.
         format: one of `clipadapter.formats.list_formats`.
         precision: "fp32", or "int8" for the image tower.
         input: "uint8" takes squares (n, s, s, 3), values 0 .. 255; "float" takes normalised pixels (n, 3, s, s).

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.metrics.evaluation import Predictions
-from clipadapter.metrics.table import metrics_shown
+from clipadapter.metrics.table import MetricInfo, metrics_shown
 
 Z_95 = 1.959963984540054
 """97.5 % quantile of the standard normal distribution, for two-sided intervals at 95 %."""
@@ -133,7 +133,7 @@ def bootstrap_metrics(
     return {
         system: MetricsWithIntervals(
             {
-                name: _estimate(values[system][name], metric.interval, resampled[system].get(name), m)
+                name: _estimate(values[system][name], metric, resampled[system].get(name), m)
                 for name, metric in metrics.items()
             },
             leads.get(system),
@@ -142,7 +142,8 @@ def bootstrap_metrics(
     }
 
 
-def _estimate(value: float, interval: str | None, resampled: NDArray[np.float64] | None, m: int) -> Estimate:
+def _estimate(value: float, metric: MetricInfo, resampled: NDArray[np.float64] | None, m: int) -> Estimate:
+    interval = metric.interval
     if interval == "wilson":
         return Estimate(value, *wilson_interval(value, m))
     if interval is None or resampled is None:
@@ -151,4 +152,4 @@ def _estimate(value: float, interval: str | None, resampled: NDArray[np.float64]
         return percentile_interval(value, resampled)
     # A resample has fewer different pictures, which alone lowers F1 and recall. So it is centred on the value.
     centred = percentile_interval(value, resampled + (value - resampled.mean()))
-    return Estimate(value, max(0.0, centred.low or 0.0), min(1.0, centred.high or 0.0))
+    return Estimate(value, max(metric.lowest, centred.low or 0.0), min(1.0, centred.high or 0.0))

@@ -62,7 +62,8 @@ def push(
     Args:
         folder: a saved model; it is checked first.
         repo_id: repository such as ``org/name``.
-        exported: files that `clipadapter export` wrote, to upload too: ``.onnx``, or ``.xml`` with its ``.bin``.
+        exported: files that `clipadapter export` wrote, to upload too, such as ``pets.onnx``. Files that belong to them
+            are added.
         private: whether a new repository is private; if None, the default of the account.
         token: access token; if None, that of the hub's client.
         branch: target branch; "main" if None.

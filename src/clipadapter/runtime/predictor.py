@@ -25,7 +25,7 @@ class Predictor(RuntimeModel):
     """A model that ``clipadapter export`` wrote. Neither torch nor open_clip is loaded.
 
     Args:
-        path: the file: ``.onnx``, or the ``.xml`` of an OpenVINO pair.
+        path: the file, of any format of `clipadapter.formats`; of an OpenVINO pair the ``.xml``.
         backend: "onnxruntime" or "openvino"; "auto" uses the first that is installed of those that run the format.
         threads: number of threads that run the graph; all cores by default.
 

@@ -96,12 +96,14 @@ def check_input_is_untouched(head: Head) -> None:
 
 
 def check_number_types(head: Head) -> None:
-    """float16, float64, lists and tensors give the predictions of float32."""
+    """float16, float64, lists and tensors give the predictions of float32, in a fit, in a prediction, or in both."""
     X, y, text = toy_features()
     expected = fit_head(clone(head), X, y, text).predict(X)
     for other in (X.astype(np.float16), X.astype(np.float64), X.tolist(), torch.from_numpy(X)):
         fitted = fit_head(clone(head), other, y, text)  # type: ignore[arg-type]
         assert (fitted.predict(other) == expected).all()
+        assert (fitted.predict(X) == expected).all()
+        assert (fitted.predict(X.astype(np.float64)) == expected).all()
 
 
 def check_views(head: Head) -> None:

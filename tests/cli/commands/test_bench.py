@@ -56,6 +56,17 @@ def test_run_status_and_report(bench, run, tmp_path):
     assert "prototype" in (tmp_path / "out" / "reports" / "own.md").read_text()
 
 
+def test_a_protocol_that_fits_all_shots_takes_them_and_no_other(run, tmp_path, suite, noisy_squares):
+    place = ("--data", noisy_squares, "--encoder", "toy", "--out", tmp_path / "out", "--workers", 1)
+    refused = run("bench", "run", suite, *place, "--shots", "all")
+    assert refused.exit_code == 1
+    assert "protocol 'few-shot' has no shots 'all'" in refused.stderr
+    suite.write_text(SUITE.replace("shots = [1, 2]", 'shots = [1, "all"]\nprotocol = "cross-validation"'))
+    result = run("bench", "run", suite, *place, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["fitted"] == 12
+
+
 def test_compare_two_folders(bench, run, tmp_path):
     bench()
     result = run("bench", "compare", tmp_path / "out", tmp_path / "out", "--suite", "own")

@@ -282,12 +282,14 @@ def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Su
         InputError: if it has no streams, or there is no such order.
     """
     from clipadapter.bench.continual.orders import ORDERS
+    from clipadapter.bench.protocols import create_protocol
     from clipadapter.bench.suite import ALL
     from clipadapter.registry import unknown
 
     if not suite.is_stream:
+        if ALL in suite.shots and not create_protocol(suite.protocol).accepts_all_shots:
+            raise InputError(f"protocol '{suite.protocol}' has no shots 'all': leave --shots all out")
         options = [name for name, value in (("--order", order), ("--per-task", per_task)) if value is not None]
-        options += ["--shots all"] if ALL in suite.shots else []
         if options:
             raise InputError(f"suite '{suite.name}' has no stream of tasks: leave {' and '.join(options)} out")
         return suite
