@@ -19,15 +19,13 @@ from clipadapter.heads import fidelity_of
 PREFACE = """# Results
 
 Made by `benchmarks/heads.py`, `head_costs.py` and `results.py`; data is not part of the project. Accuracy in %,
-mean ± sd over seeds. Every head has its one default; nothing is chosen on test pictures within a run. How the defaults
-came about, and that some of these sets were seen while it went on, is said in
-[a decision record](decisions/0029-auto.md) and in the heads' files.
-Heads with a * see the test pictures (without labels) when they are fitted; `auto` is not held against
-them. Heads with a ‡ are not the published method: what each is stands [below](#heads-that-are-not-as-published).
+mean ± sd over seeds. Every head has one default. Nothing is chosen on test pictures within a run.
+[A decision record](decisions/0029-auto.md) and the heads' files say how the defaults were chosen. Some of these sets were
+seen meanwhile. Heads with a * use the test pictures (without labels) when they are fitted; `auto` is not compared with
+them. Heads with a ‡ are not the published method: the differences are [below](#heads-that-are-not-as-published).
 
 Published figures of these methods are on other sets (the eleven of CoOp, ImageNet first) with encoders whose weights
-were not at hand here, so they are neither confirmed nor refuted by these tables. What can be checked is the arithmetic:
-the formulas are tested against plain loops, and {verified} of these {count} heads, in some form, against outputs of
+were not available here. These tables neither confirm nor refute them. The arithmetic can be checked: the formulas are tested against plain loops, and {verified} of these {count} heads, in some form, against outputs of
 released code. The tables have the defaults of this project, which may differ from that form: `clipadapter heads NAME`
 says how.
 """
