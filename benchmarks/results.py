@@ -20,13 +20,14 @@ PREFACE = """# Results
 
 Made by `benchmarks/heads.py`, `head_costs.py` and `results.py`; data is not part of the project. Accuracy in %,
 mean ± sd over seeds. Every head has one default. Nothing is chosen on test pictures within a run.
-[A decision record](decisions/0029-auto.md) and the heads' files say how the defaults were chosen. Some of these sets were
-seen meanwhile. Heads with a * use the test pictures (without labels) when they are fitted; `auto` is not compared with
-them. Heads with a ‡ are not the published method: the differences are [below](#heads-that-are-not-as-published).
+[A decision record](decisions/0029-auto.md) and the heads' files say how the defaults were chosen. Some of these sets
+were seen meanwhile. Heads with a * use the test pictures (without labels) when they are fitted; `auto` is not compared
+with them. Heads with a ‡ are not the published method: the differences are [below](#heads-that-are-not-as-published).
 
 Published figures of these methods are on other sets (the eleven of CoOp, ImageNet first) with encoders whose weights
-were not available here. These tables neither confirm nor refute them. The arithmetic can be checked: the formulas are tested against plain loops, and {verified} of these {count} heads, in some form, against outputs of
-released code. The tables have the defaults of this project, which may differ from that form: `clipadapter heads NAME`
+were not available here. These tables neither confirm nor refute them. The arithmetic can be checked: the formulas are
+tested against plain loops, and {verified} of these {count} heads, in some form, against outputs of released code. The
+tables have the defaults of this project, which may differ from that form: `clipadapter heads NAME`
 says how.
 """
 FIDELITY = """## Heads that are not as published
