@@ -104,8 +104,8 @@ def detect_drift(
     options = _check_options(model, reject, alpha, window, skip, seed)
     if reference is not None and reference_priors:
         raise InputError(
-            "the class priors of the reference are estimated from its pictures: give reference_priors or a reference, "
-            "not both"
+            "class frequencies are estimated from the pictures of a reference: give usual frequencies (--usual, "
+            "reference_priors=) or a reference (--reference, reference=), not both"
         )
     expected = (
         reference_from_shots(model, options.reject, reference_priors)

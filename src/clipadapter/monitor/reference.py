@@ -184,7 +184,10 @@ def complete_priors(priors: Mapping[str, float] | None, names: Sequence[str], sa
         raise InputError(f"no class is called {unknown[0]!r}; the model's classes: {', '.join(names)}")
     total, is_other = sum(priors.values()), np.array([name not in priors for name in names])
     if min(priors.values()) < 0 or total > 1 + 1e-9 or (abs(total - 1) > 1e-9 and not is_other.any()):
-        raise InputError(f"the usual shares add up to {total:g}: give shares between 0 and 1 that are 1 in all")
+        raise InputError(
+            f"the usual class frequencies (--usual, reference_priors=) add up to {total:g}: give numbers "
+            "between 0 and 1 that are 1 in all"
+        )
     others = sample_priors * is_other
     others = others / others.sum() * max(0.0, 1 - total) if others.sum() else others
     return np.array([priors.get(name, others[i]) for i, name in enumerate(names)])
