@@ -121,6 +121,16 @@ def test_an_unreadable_picture_is_a_row_that_says_why(pictures, tmp_path):
     assert len(read_feature_shards(tmp_path / "out")) == 18
 
 
+def test_a_picture_of_an_archive_that_is_too_large_is_a_row_that_says_so(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("clipadapter.features.collection.MAX_IMAGE_BYTES", 1 << 20)
+    (tmp_path / "tars").mkdir()
+    members = [("a.png", files_of(pictures)[0].read_bytes()), ("b.png", bytes((1 << 20) + 1))]
+    archive(tmp_path / "tars" / "0.tar", members)
+    assert make(tmp_path / "tars", tmp_path / "out") == (2, 1)
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    assert [row["error"] for row in parquet.read_table(shard).to_pylist()] == [None, "too large: over 1 MiB"]
+
+
 def test_a_damaged_archive_keeps_what_came_before(pictures, tmp_path):
     (tmp_path / "tars").mkdir()
     archive(tmp_path / "tars" / "0.tar", [(path.name, path.read_bytes()) for path in files_of(pictures)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_dataset
@@ -15,15 +16,13 @@ def read_folder(root: Path) -> Listing:
     """Read the pictures of a folder.
 
     ``ROOT/CLASS/**/*.jpg``, ``ROOT/train/CLASS/**/*.jpg`` (also val, test), or ``ROOT/*.jpg`` without labels.
-    Files in nested folders belong to the first-level class. A folder has splits if all folders in it, or at least two,
-    have the name of a split: a single class can be called "train".
+    Files in nested folders belong to the first-level class. `find_split_folders` says when a folder has splits.
     """
     reader = _FolderReader(root)
     images, folders = reader.entries(root)
-    split_folders = {
-        folder: SPLIT_ALIASES[folder.name.lower()] for folder in folders if folder.name.lower() in SPLIT_ALIASES
-    }
-    if len(split_folders) >= 2 or (split_folders and len(split_folders) == len(folders)):
+    split_names = find_split_folders([folder.name for folder in folders])
+    split_folders = {folder: split_names[folder.name] for folder in folders if folder.name in split_names}
+    if split_folders:
         reader.leave(images, "not in a class folder")
         reader.leave(
             [folder for folder in folders if folder not in split_folders], "folder next to train, val and test"
@@ -35,6 +34,22 @@ def read_folder(root: Path) -> Listing:
     else:
         samples = reader.classes(images, folders, "all")
     return Listing(make_dataset(printable(root.resolve().name), root, samples), tuple(sorted(reader.left_out)))
+
+
+def find_split_folders(names: Collection[str]) -> dict[str, str]:
+    """Find the folders that are splits, among the different names of all folders of a data set.
+
+    The data set has splits if all its folders, or at least two, have the name of a split: a single class can be called
+    "train".
+
+    Returns:
+        The split by the name of the folder; empty if the data set has no splits.
+
+    >>> find_split_folders(["Train", "valid", "extra"]), find_split_folders(["train", "car"])
+    ({'Train': 'train', 'valid': 'val'}, {})
+    """
+    splits = {name: SPLIT_ALIASES[name.lower()] for name in names if name.lower() in SPLIT_ALIASES}
+    return splits if len(splits) >= 2 or len(splits) == len(names) else {}
 
 
 def list_images(root: str | Path) -> list[Path]:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.data.dataset import SPLIT_ALIASES
+from clipadapter.data.folders import find_split_folders
 from clipadapter.errors import DataError, ImageError, require
 from clipadapter.files import IMAGE_SUFFIXES
 
 MAX_IMAGE_BYTES = 1 << 30
 """Larger files are refused."""
+TOO_LARGE = "too large: over {} MiB"
 ROWS_PER_BATCH = 64
 """Rows of a table in memory at a time. Each row may hold a picture."""
 PURPOSE = "Reading pictures through pyarrow"
@@ -160,15 +162,14 @@ def _hash_file_facts(files: Sequence[Any]) -> str:
 def _label_files(root: str, files: Sequence[Any]) -> list[tuple[Any, str | None, str]]:
     """Label and split of each file, by the rules of `load_dataset` for folders."""
     folders_of = [(file, file.path[len(root) :].strip("/").split("/")[:-1]) for file in files]
-    top_folders = {folders[0] for _, folders in folders_of if folders}
-    split_of = {top: SPLIT_ALIASES[top.lower()] for top in top_folders if top.lower() in SPLIT_ALIASES}
+    split_of = find_split_folders({folders[0] for _, folders in folders_of if folders})
     labelled: list[tuple[Any, str | None, str]] = []
-    has_splits = len(split_of) >= 2 or (split_of and len(split_of) == len(top_folders))
     for file, folders in folders_of:
-        if not has_splits:
+        if not split_of:
             labelled.append((file, folders[0] if folders else None, "all"))
         elif folders and folders[0] in split_of:
             labelled.append((file, folders[1] if len(folders) > 1 else None, split_of[folders[0]]))
+    # Pictures next to class folders have no class and are left out, as in `load_dataset`.
     splits_with_classes = {split for _, label, split in labelled if label is not None}
     return [row for row in labelled if row[1] is not None or row[2] not in splits_with_classes]
 
@@ -182,7 +183,7 @@ def _read_file(filesystem: Any, path: str) -> bytes:
     except (OSError, ValueError) as error:
         raise ImageError(path, f"can't be opened: {error}") from error
     if len(data) > MAX_IMAGE_BYTES:
-        raise ImageError(path, f"too large: over {MAX_IMAGE_BYTES >> 20} MiB")
+        raise ImageError(path, TOO_LARGE.format(MAX_IMAGE_BYTES >> 20))
     return data
 
 
@@ -231,14 +232,18 @@ def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
     try:
         with filesystem.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
             for _, members in groupby((one for one in archive if one.isfile()), key=_sample_key):
-                files = {member.name: _member_bytes(archive, member) for member in members}
-                classes = [data for name, data in files.items() if name.endswith(".cls")]
+                files = {member.name: _read_member(archive, member) for member in members}
+                classes = [data or b"" for name, data in files.items() if name.endswith(".cls")]
                 label = classes[0].decode(errors="replace").strip() if classes else None
                 for name, data in files.items():
                     if posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                        yield ImageRef(
-                            f"{path}/{name}", label or None, _split_of_path(path), partial(_return_bytes, data)
+                        picture = f"{path}/{name}"
+                        read = (
+                            partial(_raise_image_error, picture, TOO_LARGE.format(MAX_IMAGE_BYTES >> 20))
+                            if data is None
+                            else partial(_return_bytes, data)
                         )
+                        yield ImageRef(picture, label or None, _split_of_path(path), read)
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
         yield ImageRef(
             path,
@@ -253,9 +258,12 @@ def _sample_key(member: tarfile.TarInfo) -> str:
     return f"{folder}/{name.partition('.')[0]}"
 
 
-def _member_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    """The bytes of a regular file of an archive; None if it is too large."""
+    if member.size > MAX_IMAGE_BYTES:
+        return None
     file = archive.extractfile(member)
-    return b"" if file is None or member.size > MAX_IMAGE_BYTES else file.read()
+    return b"" if file is None else file.read()
 
 
 def _split_of_path(path: str) -> str:
