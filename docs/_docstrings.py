@@ -13,7 +13,7 @@ import griffe
 
 EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 LITERAL = re.compile(r"^::\n\n((?:(?: {4}.*)?\n|(?: {4}.+)$)+)", re.MULTILINE)
-FIELDS = {"NamedTuple", "ABC", "BaseModel", "Part", "_Part"}
+FIELDS = {"NamedTuple", "ABC", "BaseModel", "FrozenModel"}
 """Bases of such classes, by their names."""
 
 

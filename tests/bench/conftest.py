@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapter.bench.run import DataPart, EncoderPart, Machine, Metrics, Run, Seconds
+from clipadapter.bench.run import Machine, Metrics, Run, RunData, RunEncoder, Seconds
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
 
@@ -37,8 +37,8 @@ def make_run():
             "head": head,
             "method": head,
             "params": {"alpha": 0.2, "seed": seed},
-            "encoder": EncoderPart(name="toy", fingerprint="f"),
-            "data": DataPart(support="pets", test="pets", protocol="given", digest="d"),
+            "encoder": RunEncoder(name="toy", fingerprint="f"),
+            "data": RunData(support="pets", test="pets", protocol="given", digest="d"),
             "templates": ["a photo of a {}."],
             "text": "t",
             "shots": shots,

@@ -1,9 +1,17 @@
-"""Measuring: the few-shot protocol, suites, records, tables and plots. The test part is opened by `score` alone."""
+"""Measuring: the few-shot protocol, suites, records, tables and plots. The test part is opened by `score` alone.
+
+- A suite says what is to be measured: a TOML file with heads, data sets, shots and seeds.
+- A fit is one head fitted once to one draw of shots; it is the unit of work of a launcher.
+- A run is the measurement of one fit on one test part.
+- A record is a run as it is stored, under a key that is a hash of everything that determines its metrics.
+- An entry is one planned record of a suite; the plan of a suite is the list of its entries.
+- A study is a suite with its entries and the records that exist.
+"""
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle, save_bundle
 from clipadapter.bench.comparison import Comparison, compare
-from clipadapter.bench.continual.learning import StreamTask, stream
+from clipadapter.bench.continual.learning import StreamTask, learn_task_stream
 from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
 from clipadapter.bench.continual.summary import stream_table
 from clipadapter.bench.costs import Estimate, estimate
@@ -79,7 +87,7 @@ __all__ = [
     "run_suite",
     "save_bundle",
     "score",
-    "stream",
+    "learn_task_stream",
     "stream_table",
     "summarise",
     "table",

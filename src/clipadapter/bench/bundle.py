@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipadapter.bench.run import DataPart, EncoderPart, digest
+from clipadapter.bench.run import RunData, RunEncoder, digest
 from clipadapter.bench.score import check_labels
 from clipadapter.errors import InputError
 from clipadapter.features import PER_EPOCH, FeatureSet
@@ -97,10 +97,10 @@ class Bundle:
         return tuple(self.tests) or (UNDRAWN_ROWS,)
 
     @cached_property
-    def encoder(self) -> EncoderPart:
+    def encoder(self) -> RunEncoder:
         """The encoder that made the features."""
         provenance = self.support.provenance
-        return EncoderPart(
+        return RunEncoder(
             name=str(provenance.get("encoder", "unknown")), fingerprint=str(provenance.get("fingerprint", ""))
         )
 
@@ -114,7 +114,7 @@ class Bundle:
         parts = [self.text, *([self.tests[name].text] if name in self.tests else [])]
         return digest(*(part for text in parts if text is not None for part in _text_parts(text)))
 
-    def data(self, name: str, rows: Sequence[int]) -> DataPart:
+    def data(self, name: str, rows: Sequence[int]) -> RunData:
         """The part of a record about its data; the digest covers the shots and the test part, and no other rows.
 
         Args:
@@ -123,10 +123,10 @@ class Bundle:
         """
         own = str(self.support.provenance.get("data", "unnamed"))
         if name not in self.tests:
-            return DataPart(support=own, test=own, protocol="rest", digest=self._digests[UNDRAWN_ROWS])
+            return RunData(support=own, test=own, protocol="rest", digest=self._digests[UNDRAWN_ROWS])
         part = self.tests[name]
         title = str(part.features.provenance.get("data", "unnamed"))
-        return DataPart(support=own, test=title, protocol=part.kind, digest=self.hash_data(rows, [name]))
+        return RunData(support=own, test=title, protocol=part.kind, digest=self.hash_data(rows, [name]))
 
     def hash_data(self, rows: Sequence[int], names: Sequence[str]) -> str:
         """Hash of the drawn shots and of some test parts, in this order."""

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from clipadapter.bench.bundle import Bundle, TestKind, TestPart
+from clipadapter.bench.run import FrozenModel
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import remove_abandoned
@@ -29,11 +30,7 @@ STORED_PROVENANCE = ("encoder", "fingerprint", "data", "templates", "views", "cr
 """Fields of the provenance of features that are stored."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TextFacts(_Part):
+class TextFacts(FrozenModel):
     """Class text without the vectors, which are an array."""
 
     labels: list[str] = Field(min_length=1)
@@ -41,7 +38,7 @@ class TextFacts(_Part):
     logit_bias: float | None = None
 
 
-class SetFacts(_Part):
+class SetFacts(FrozenModel):
     """Features without the vectors and the labels, which are arrays; labels are positions among the class names."""
 
     class_names: list[str] = Field(min_length=1)
@@ -57,7 +54,7 @@ class TestFacts(SetFacts):
     text: TextFacts | None = None
 
 
-class BundleFacts(_Part):
+class BundleFacts(FrozenModel):
     """``bundle.json``.
 
     Args:

@@ -131,7 +131,7 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
     """Estimate the cost of a suite on some data sets.
 
     Args:
-        suite: the study.
+        suite: the suite.
         data: data sets as the user named them.
         encoders: number of encoders.
         width: of their features.

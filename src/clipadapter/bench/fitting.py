@@ -1,4 +1,6 @@
-"""The few-shot protocol: every head gets the same drawn shots, and the test part is opened only after `fit`.
+"""Fits heads to drawn shots and measures them: all heads get the same shots, the test part is opened only after `fit`.
+
+`bench.protocols.few_shot` plans such fits for a suite.
 
 Shots are drawn as in the papers (``data.draw_shots``). A head sees no other labelled picture.
 """
@@ -68,7 +70,8 @@ def few_shot(
         text: class text of all classes.
         shots: shots per class; a class with fewer rows gives all of them.
         seeds: of the draws.
-        records: JSONL file. Its runs are not made again; a new run is appended as soon as it is finished.
+        records: JSONL file. Its successful runs are not repeated, failed ones are made again. A new run is appended as
+            soon as it is finished.
         progress: show a bar on stderr.
 
     Returns:

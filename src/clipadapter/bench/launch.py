@@ -1,4 +1,7 @@
-"""Runs a suite: features once, then every fit without a record, on a launcher. A stopped call can be repeated."""
+"""Runs a suite: features once, then every fit whose records are not all successful, on a launcher.
+
+A stopped call can be repeated: successful fits are not repeated, failed ones are made again.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 
 RunTracker = Callable[[Run], None]
+WORKER_BYTES_PER_BUNDLE_BYTE = 3
+"""Estimated memory of a worker: the arrays of its bundle once as they are read, and about two copies in a fit."""
 
 
 @dataclass
@@ -34,8 +39,8 @@ class SuiteResult:
 
     Args:
         plan: all planned records.
-        n_made: number of runs that were made by this call.
-        n_existing: number of runs that had a record before.
+        n_made: number of runs that were made by this call; those of failed fits were made again.
+        n_existing: number of runs that were not made, because all records of their fit are successful.
         n_failed: how many of the runs made failed.
         seconds: from the first fit to the last.
         figures: plots of features, if the suite has any.
@@ -75,10 +80,10 @@ def run_suite(
     oracle: bool = False,
     progress: bool = False,
 ) -> SuiteResult:
-    """Make every run of a suite that has no record yet.
+    """Make every fit of a suite that has a missing or failed record.
 
     Args:
-        suite: the study.
+        suite: the suite.
         sources: data sets; a text is ``features:FOLDER``, for which no encoder is needed.
         encoders: by their name in tables; they compute features and class text.
         out: folder of records; see `RecordFolder`. Features go to ``features/``, the plan to ``plans/``.
@@ -98,8 +103,7 @@ def run_suite(
     for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders, rows)):
         folder = save_bundle(group.bundle, out / "features" / _hash_bundle(group.bundle))
         fits += [_with_entries(suite, group, fit) for fit in group.plan(str(folder.absolute()))]
-        # What a worker reads, and the copies of a fit.
-        launcher.memory = max(launcher.memory, 3 * (folder / ARRAYS_FILE).stat().st_size)
+        launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / ARRAYS_FILE).stat().st_size)
     plan = Plan(suite=suite, entries=[entry for planned in fits for entry in planned.entries]).with_earlier_entries(out)
     plan.save(out)
     records.append_missing_to_log()
@@ -212,7 +216,7 @@ def make_oracle_runs(suite: Suite, entries: Sequence[Entry], runs: Mapping[str, 
     This selection on test data inflates accuracy. Tables mark these records.
 
     Args:
-        suite: the study.
+        suite: the suite.
         entries: its planned records.
         runs: records by key; missing and failed ones are left out.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from clipadapter.bench.bundle import count_epochs
-from clipadapter.bench.run import Part, Stream
+from clipadapter.bench.run import FrozenModel, TaskStream
 from clipadapter.bench.suite import Suite, Variant, make_head
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError
@@ -21,12 +21,13 @@ Rows = Mapping[tuple[int, int], Sequence[int]]
 """Rows of a data set by (shots, seed)."""
 
 
-class FitSpec(Part):
+class FitSpec(FrozenModel):
     """One fit, as a worker process gets it.
 
     Args:
         bundle: folder of the features.
-        protocol: name of the protocol that makes the fit.
+        protocol: registered name of the protocol that makes the fit, such as "few-shot". `RunData.protocol` is another
+            name.
         options: of the protocol.
         variant: the head.
         shots: shots per class.
@@ -42,7 +43,7 @@ class FitSpec(Part):
     shots: int
     seed: int
     rows: list[int]
-    stream: Stream | None = None
+    stream: TaskStream | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class PlannedFit:
     records: list[tuple[str, str]]
 
 
-class Entry(Part):
+class Entry(FrozenModel):
     """One planned record of a suite.
 
     Args:
@@ -80,7 +81,7 @@ class Entry(Part):
     value: float | str | None = None
 
 
-class Plan(Part):
+class Plan(FrozenModel):
     """All planned records of a suite, as ``plans/SUITE.json``."""
 
     suite: Suite

@@ -41,29 +41,30 @@ MEASUREMENT_VERSION = 1
 """Version of ``bench.score`` and of the metrics. Raise it if the same logits give other metrics."""
 
 
-class Part(BaseModel):
-    """Base of all parts: frozen, and without unknown fields."""
+class FrozenModel(BaseModel):
+    """Base of pydantic models that are frozen and refuse unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EncoderPart(Part):
+class RunEncoder(FrozenModel):
     """The encoder of the features."""
 
     name: str
     fingerprint: str
 
 
-class DataPart(Part):
+class RunData(FrozenModel):
     """The data.
 
     Args:
         support: name of the data set that the shots were drawn from.
         test: name of the test part; the same as ``support`` if the rows that were not drawn are the test part.
-        protocol: ``"given"`` if the test part is separate, ``"rest"`` if it is the rows that were not drawn,
-            ``"shift"`` if its pictures are of another data set with classes of the support, ``"new"`` if it has other
-            classes, of which the head has only the text, ``"stream"`` for the test parts of a stream of tasks,
-            ``"folds"`` if it is all rows, each predicted by a fit to other folds.
+        protocol: what the test pictures are; `FitSpec.protocol` is another name, that of a registered protocol.
+            ``"given"`` if the test part is separate, ``"rest"`` if it is the rows that were not drawn, ``"shift"`` if
+            its pictures are of another data set with classes of the support, ``"new"`` if it has other classes, of
+            which the head has only the text, ``"stream"`` for the test parts of a stream of tasks, ``"folds"`` if it is
+            all rows, each predicted by a fit to other folds.
         digest: hash of features and labels of both.
     """
 
@@ -73,7 +74,7 @@ class DataPart(Part):
     digest: str
 
 
-class Flags(Part):
+class Flags(FrozenModel):
     """What qualifies a figure.
 
     Args:
@@ -115,14 +116,14 @@ class Metrics(RootModel[dict[str, float]]):
         return name in self.root
 
 
-class Seconds(Part):
+class Seconds(FrozenModel):
     """Duration of the fit and of the prediction."""
 
     fit: float
     predict: float
 
 
-class Machine(Part):
+class Machine(FrozenModel):
     """The machine; peak memory is that of the process so far, None if the system does not report it."""
 
     cpus: int
@@ -130,7 +131,7 @@ class Machine(Part):
     peak_memory_mb: int | None = None
 
 
-class Task(Part):
+class Task(FrozenModel):
     """One task of a stream.
 
     Args:
@@ -146,7 +147,7 @@ class Task(Part):
     shots: int = Field(ge=0)
 
 
-class Stream(Part):
+class TaskStream(FrozenModel):
     """A stream of tasks, and how a head learns it.
 
     Args:
@@ -165,7 +166,7 @@ class Stream(Part):
         """Split the drawn rows, which are in the order of the tasks, by task.
 
         >>> tasks = [Task(name=name, part="test", classes=[name], shots=n) for name, n in (("a", 1), ("b", 2))]
-        >>> Stream(task_known=False, joint=False, tasks=tasks).split_rows([7, 8, 9])
+        >>> TaskStream(task_known=False, joint=False, tasks=tasks).split_rows([7, 8, 9])
         [[7], [8, 9]]
         """
         found, start = [], 0
@@ -175,7 +176,7 @@ class Stream(Part):
         return found
 
 
-class Step(Part):
+class Step(FrozenModel):
     """The result of learning one task.
 
     Args:
@@ -190,7 +191,7 @@ class Step(Part):
     metrics: list[Metrics]
 
 
-class ContinualResult(Part):
+class ContinualResult(FrozenModel):
     """The result of a stream of T tasks.
 
     Args:
@@ -212,7 +213,7 @@ class ContinualResult(Part):
         return continual_metrics(self.accuracy, self.zero_shot)
 
 
-class Run(Part):
+class Run(FrozenModel):
     """One head, fitted once on drawn shots and measured once.
 
     Args:
@@ -252,8 +253,8 @@ class Run(Part):
     method_version: str = "1"
     measurement_version: int = MEASUREMENT_VERSION
     params: dict[str, bool | int | float | str | None]
-    encoder: EncoderPart
-    data: DataPart
+    encoder: RunEncoder
+    data: RunData
     templates: list[str]
     text: str
     shots: int = Field(ge=1)
@@ -271,7 +272,7 @@ class Run(Part):
     error: str | None = None
     machine: Machine
     created: str
-    stream: Stream | None = None
+    stream: TaskStream | None = None
     continual: ContinualResult | None = None
 
     @property

@@ -45,7 +45,7 @@ class Study:
     """A suite with its planned and existing records.
 
     Args:
-        suite: the study.
+        suite: the suite.
         entries: the planned records.
         records: the existing records by key, failed ones too.
     """

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from clipadapter.bench.continual.orders import StreamRules
 from clipadapter.bench.methods import default_heads
 from clipadapter.bench.protocols import create_protocol, list_protocols
-from clipadapter.bench.run import Part
+from clipadapter.bench.run import FrozenModel
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.parsing import parse_toml, read_text
@@ -32,7 +32,7 @@ OWN = "own"
 ShotCount = Annotated[int, BeforeValidator(lambda value: ALL if value == "all" else value)]
 
 
-class Variant(Part):
+class Variant(FrozenModel):
     """A head with some parameters.
 
     Args:
@@ -79,7 +79,7 @@ class Variant(Part):
         return self.label or (f"{self.head} ({details})" if details else self.head)
 
 
-class Vary(Part):
+class Vary(FrozenModel):
     """One head at several values of one parameter.
 
     Args:
@@ -95,7 +95,7 @@ class Vary(Part):
     params: dict[str, Scalar] = Field(default_factory=dict)
 
 
-class Prompts(Part):
+class Prompts(FrozenModel):
     """How sentences are made of class names.
 
     Args:
@@ -109,8 +109,8 @@ class Prompts(Part):
     descriptions: bool = False
 
 
-class Suite(Part):
-    """A study.
+class Suite(FrozenModel):
+    """What is measured, as a TOML file says it: heads, data sets, shots and seeds.
 
     Args:
         name: the file's name.
@@ -175,7 +175,7 @@ class Suite(Part):
         return self.protocol == "stream"
 
     def all_variants(self) -> list[Variant]:
-        """Every head of the study with its parameters, each title once."""
+        """Every head of the suite with its parameters, each title once."""
         protocol = create_protocol(self.protocol)
         all_names = [name for name in default_heads() if protocol.accepts_head(head_info(name).cls)]
         names = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.bench import StreamTask, continual_metrics, read_runs, stream, stream_table
+from clipadapter.bench import StreamTask, continual_metrics, learn_task_stream, read_runs, stream_table
 from clipadapter.bench.continual.learning import check_learner, choose_mode
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -97,21 +97,23 @@ def loop(make, tasks, text, joint, known):
     ("make", "joint"), [(Means, False), (Last, False), (Means, True), (Knn, True), (ZeroShot, True)]
 )
 def test_the_matrix_is_that_of_plain_loops(make, joint, known, tasks, text):
-    (run,) = stream({"it": make()}, tasks, text, task_known=known, joint=["it"] if joint else [])
+    (run,) = learn_task_stream({"it": make()}, tasks, text, task_known=known, joint=["it"] if joint else [])
     assert run.error is None
     assert run.stream.joint is joint
     np.testing.assert_allclose(run.continual.accuracy, loop(make, tasks, text, joint, known))
 
 
 def test_predictions_among_the_classes_of_a_task_are_right_more_often(tasks, text):
-    known, unknown = (stream({"it": Means()}, tasks, text, task_known=known)[0].continual for known in (True, False))
+    known, unknown = (
+        learn_task_stream({"it": Means()}, tasks, text, task_known=known)[0].continual for known in (True, False)
+    )
     assert (np.array(known.accuracy) >= np.array(unknown.accuracy)).all()
     assert known.accuracy != unknown.accuracy
 
 
 def test_metrics_are_computed_from_the_matrix_and_zero_shot(tasks, text):
-    (run,) = stream({"it": Last()}, tasks, text)
-    (plain,) = stream({"zero-shot": ZeroShot()}, tasks, text)
+    (run,) = learn_task_stream({"it": Last()}, tasks, text)
+    (plain,) = learn_task_stream({"zero-shot": ZeroShot()}, tasks, text)
     assert run.continual.zero_shot == plain.continual.accuracy[0] == plain.continual.accuracy[2]
     assert run.continual.metrics == continual_metrics(run.continual.accuracy, plain.continual.accuracy[0])
     assert plain.continual.metrics.forward_transfer == plain.continual.metrics.forgetting == 0
@@ -135,15 +137,15 @@ def test_an_incremental_head_gets_each_shot_once(tasks, text):
             label_batches.append(shots.views.shape[0])
             super()._update_sums(shots, sign)
 
-    stream({"it": Spy()}, tasks, text)
+    learn_task_stream({"it": Spy()}, tasks, text)
     assert label_batches == [10, 10, 10]
     label_batches.clear()
-    stream({"it": Spy()}, tasks, text, joint=["it"])
+    learn_task_stream({"it": Spy()}, tasks, text, joint=["it"])
     assert label_batches == [10, 20, 30]
 
 
 def test_stored_numbers_grow_only_for_joint_fits(tasks, text):
-    runs = stream({"means": Means(), "anew": Means(), "zero-shot": ZeroShot()}, tasks, text, joint=["anew"])
+    runs = learn_task_stream({"means": Means(), "anew": Means(), "zero-shot": ZeroShot()}, tasks, text, joint=["anew"])
     sizes = {run.head: [step.size for step in run.continual.steps] for run in runs}
     assert sizes["means"] == [6 + 1 + 2 * 6 * 8] * 3  # counts, whether there was text, sums and rows
     assert sizes["anew"] == [103 + 10 * 8, 103 + 20 * 8, 103 + 30 * 8]
@@ -151,7 +153,7 @@ def test_stored_numbers_grow_only_for_joint_fits(tasks, text):
 
 
 def test_shots_are_drawn_by_the_seed(tasks, text):
-    one, again, other, same = stream({"a": Means(), "b": Knn()}, tasks, text, shots=2, seeds=[1, 2])
+    one, again, other, same = learn_task_stream({"a": Means(), "b": Knn()}, tasks, text, shots=2, seeds=[1, 2])
     assert one.rows == again.rows != other.rows == same.rows
     assert [task.shots for task in one.stream.tasks] == [4, 4, 4]
     labels = [label for task in tasks for label in task.support.y]
@@ -161,7 +163,7 @@ def test_shots_are_drawn_by_the_seed(tasks, text):
 
 def test_a_class_may_come_again(tasks, text):
     tasks[2] = StreamTask("again", pictures(("ant", "fox"), 4, 7), pictures(("ant", "fox"), 6, 8))
-    (run,) = stream({"it": Means()}, tasks, text)
+    (run,) = learn_task_stream({"it": Means()}, tasks, text)
     everything = Means().fit(
         np.concatenate([task.support.X for task in tasks]), [y for task in tasks for y in task.support.y], text=text
     )
@@ -173,7 +175,7 @@ def test_records_are_made_once_and_depend_on_all_settings(tasks, text, tmp_path)
     file = tmp_path / "runs.jsonl"
 
     def keys(given=tasks, heads=None, **more):
-        record = stream(heads or {"knn": Knn()}, given, text, records=file, **more)
+        record = learn_task_stream(heads or {"knn": Knn()}, given, text, records=file, **more)
         return tuple(run.key for run in record)
 
     first = keys()
@@ -192,7 +194,7 @@ def test_records_are_made_once_and_depend_on_all_settings(tasks, text, tmp_path)
     assert keys(heads={"renamed": Knn()}) == first
     assert len(file.read_text().splitlines()) == 8
     # Whether it goes on or is fitted anew is another run, even where both end in the same head.
-    plan = [stream({"it": Means()}, tasks, text, joint=joint)[0].key for joint in ((), ("it",))]
+    plan = [learn_task_stream({"it": Means()}, tasks, text, joint=joint)[0].key for joint in ((), ("it",))]
     assert plan[0] != plan[1]
 
 
@@ -201,7 +203,7 @@ def test_the_record_of_a_failed_head_names_the_last_task(tasks, text):
         def _partial_fit_next(self, shots, origin):
             raise ValueError("enough")
 
-    tired, fine = stream({"tired": Tired(), "fine": Means()}, tasks, text)
+    tired, fine = learn_task_stream({"tired": Tired(), "fine": Means()}, tasks, text)
     assert tired.error == "ValueError: enough (after 1 of 3 tasks)"
     assert tired.continual is None and tired.metrics is None
     assert fine.error is None
@@ -218,18 +220,18 @@ def test_the_record_of_a_failed_head_names_the_last_task(tasks, text):
 def test_what_makes_no_stream_is_refused(change, error, tasks, text):
     arguments = {"heads": {"it": Means()}, "tasks": tasks, **change}
     with pytest.raises(InputError, match=error):
-        stream(arguments["heads"], arguments["tasks"], text)
+        learn_task_stream(arguments["heads"], arguments["tasks"], text)
 
 
 def test_tasks_have_different_names(tasks, text):
     with pytest.raises(InputError, match="different names, but are task 0, task 0"):
-        stream({"it": Means()}, [tasks[0], tasks[0]], text)
+        learn_task_stream({"it": Means()}, [tasks[0], tasks[0]], text)
 
 
 def test_features_of_two_encoders_make_no_stream(tasks, text):
     other = FeatureSet(tasks[1].support.X, tasks[1].support.y, NAMES, {"fingerprint": "g"})
     with pytest.raises(InputError, match="features of one encoder"):
-        stream({"it": Means()}, [tasks[0], StreamTask("b", other, tasks[1].test)], text)
+        learn_task_stream({"it": Means()}, [tasks[0], StreamTask("b", other, tasks[1].test)], text)
 
 
 def test_views_of_two_crop_scales_make_no_stream(tasks, text):
@@ -239,7 +241,7 @@ def test_views_of_two_crop_scales_make_no_stream(tasks, text):
         return replace(task, support=FeatureSet(views, features.y, features.class_names, provenance))
 
     with pytest.raises(InputError, match="views of one crop scale, but have tip and coop"):
-        stream({"it": Means()}, [seen(tasks[0]), seen(tasks[1], crop="coop")], text)
+        learn_task_stream({"it": Means()}, [seen(tasks[0]), seen(tasks[1], crop="coop")], text)
 
 
 def test_a_head_learns_as_it_can():
@@ -261,14 +263,16 @@ def test_a_head_learns_as_it_can():
 
 
 def test_the_table_marks_what_is_not_as_published(tasks, text):
-    runs = stream({"zero-shot": ZeroShot(), "neighbours": Knn()}, tasks, text)
+    runs = learn_task_stream({"zero-shot": ZeroShot(), "neighbours": Knn()}, tasks, text)
     table = stream_table(runs).splitlines()
     assert ["‡" in line.split() for line in table[1:3]] == [False, True]
     assert f"‡ knn: {fidelity_of('knn')}" in table
 
 
 def test_the_table_marks_the_best_of_the_incremental_heads(tasks, text):
-    runs = stream({"zero-shot": ZeroShot(), "means": Means(), "last": Last(), "knn": Knn()}, tasks, text, seeds=[1, 2])
+    runs = learn_task_stream(
+        {"zero-shot": ZeroShot(), "means": Means(), "last": Last(), "knn": Knn()}, tasks, text, seeds=[1, 2]
+    )
     lines = stream_table(runs).splitlines()
     assert lines[0].split() == ["head", "learns", "Transfer", "Average", "Last", "forgetting", "forward", "transfer"]
     assert [line.split()[0] for line in lines[1:5]] == ["zero-shot", "means", "last", "knn"]
@@ -283,7 +287,7 @@ def test_the_table_marks_the_best_of_the_incremental_heads(tasks, text):
 
 
 def test_a_stream_of_record_format_2_is_read(tasks, text, tmp_path):
-    (run,) = stream({"it": Means()}, tasks, text)
+    (run,) = learn_task_stream({"it": Means()}, tasks, text)
     older = run.model_dump(mode="json", exclude={"method_version", "measurement_version", "continual"})
     older["stream"]["lessons"] = older["stream"].pop("tasks")
     older |= {"format": 2, "course": run.continual.model_dump(mode="json")}

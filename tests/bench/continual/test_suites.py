@@ -12,13 +12,13 @@ from clipadapter.bench import (
     FEATURES,
     RecordFolder,
     StreamTask,
+    learn_task_stream,
     load_bundle,
     load_study,
     load_suite,
     open_source,
     run_suite,
     save_bundle,
-    stream,
     write_report,
 )
 from clipadapter.bench.bundle import Bundle, TestPart
@@ -30,7 +30,7 @@ from clipadapter.bench.costs import estimate
 from clipadapter.bench.launchers import create_launcher
 from clipadapter.bench.published import find_published_streams
 from clipadapter.bench.report.published import make_published_grid
-from clipadapter.bench.run import EncoderPart, Stream, Task
+from clipadapter.bench.run import RunEncoder, Task, TaskStream
 from clipadapter.bench.suite import ALL, Prompts, list_suites, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -201,7 +201,7 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
         own = bundle.support.take([row for row in rows if bundle.support.y[row] in names])
         part = bundle.tests["test"].features
         tasks.append(StreamTask(names[0], own, part.take([i for i, y in enumerate(part.y) if y in names])))
-    (expected,) = stream({"knn": Knn()}, tasks, bundle.text)
+    (expected,) = learn_task_stream({"knn": Knn()}, tasks, bundle.text)
     run = next(r for r in RecordFolder(tmp_path / "out").read() if (r.head, r.seed) == ("knn", 1))
     assert run.continual.accuracy == expected.continual.accuracy
     assert run.continual.zero_shot == expected.continual.zero_shot
@@ -425,8 +425,8 @@ def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path
     ]
 
     def told(known=True, tasks=tasks, encoder="open_clip:ViT-B-16/openai"):
-        plan = Stream(task_known=known, joint=False, tasks=tasks)
-        same = run.model_copy(update={"stream": plan, "encoder": EncoderPart(name=encoder, fingerprint="f")})
+        plan = TaskStream(task_known=known, joint=False, tasks=tasks)
+        same = run.model_copy(update={"stream": plan, "encoder": RunEncoder(name=encoder, fingerprint="f")})
         return make_published_grid("t", 16, [HeadRuns("mine", [same])])
 
     rows = told().rows

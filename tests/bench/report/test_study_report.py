@@ -11,7 +11,7 @@ from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.document import Grid
 from clipadapter.bench.report.record_csv import format_record_csv
 from clipadapter.bench.report.tables import HARMONIC, Row, make_mean_tables, make_tables
-from clipadapter.bench.run import DataPart, EncoderPart, Flags, Metrics
+from clipadapter.bench.run import Flags, Metrics, RunData, RunEncoder
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError, UnknownNameError
@@ -51,7 +51,7 @@ def grids(study, published=False):
 
 
 def part(support="pets", test=None, protocol="given"):
-    return DataPart(support=support, test=test or support, protocol=protocol, digest=f"{support}{test}")
+    return RunData(support=support, test=test or support, protocol=protocol, digest=f"{support}{test}")
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_every_table_says_how_it_was_measured(study):
 
 
 def test_a_fingerprint_is_cut_to_twelve_digits(make_run):
-    run = make_run(encoder=EncoderPart(name="toy", fingerprint="0123456789abcdef"))
+    run = make_run(encoder=RunEncoder(name="toy", fingerprint="0123456789abcdef"))
     assert "toy (fingerprint 0123456789ab)" in " ".join(grids(joined(suite(), [run]))["Accuracy: pets"].common)
 
 
@@ -207,7 +207,7 @@ def test_shifted_parts_have_a_column_each_and_a_mean(make_run):
 
 
 def test_encoders_are_the_columns_if_there_is_one_number_of_shots(make_run):
-    runs = [make_run("a", encoder=EncoderPart(name=name, fingerprint=name)) for name in ("small", "large")]
+    runs = [make_run("a", encoder=RunEncoder(name=name, fingerprint=name)) for name in ("small", "large")]
     assert grids(joined(suite(), runs))["Accuracy: pets, 1 shot"].header == ("head", "small", "large", "validation")
 
 
@@ -353,7 +353,7 @@ def published_run(make_run, **changes):
         "head": "clip-adapter",
         "shots": 16,
         "accuracy": 0.6,
-        "encoder": EncoderPart(name="open_clip:RN50/openai", fingerprint="f"),
+        "encoder": RunEncoder(name="open_clip:RN50/openai", fingerprint="f"),
         "data": part("dtd"),
         "n_classes": 47,
         "n_test": 1692,
@@ -378,7 +378,7 @@ def test_published_figures_are_in_a_separate_section(make_run):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"encoder": EncoderPart(name="open_clip:RN50/yfcc15m", fingerprint="f")},
+        {"encoder": RunEncoder(name="open_clip:RN50/yfcc15m", fingerprint="f")},
         {"n_classes": 9},
         {"n_test": 100},
         {"data": part("my-own")},
@@ -397,7 +397,7 @@ def test_two_folders_are_compared_cell_by_cell(make_run):
     def made(gain, **changes):
         return joined(suite(), [make_run("a", 1, seed, accuracy=0.5 + gain, **changes) for seed in (1, 2, 3)])
 
-    changed = {"code": "new", "versions": {"torch": "2"}, "encoder": EncoderPart(name="toy", fingerprint="other")}
+    changed = {"code": "new", "versions": {"torch": "2"}, "encoder": RunEncoder(name="toy", fingerprint="other")}
     text = compare_studies(made(0.0), made(0.02, **changed))
     assert "| a | pets | toy | test | 1 | 50.0 ± 0.0 | 52.0 ± 0.0 | +2.0 [+2.0, +2.0] |" in text
     for line in ("- encoder fingerprint: f to other", "- code: c to new", "- version of torch: 1 to 2"):

@@ -25,7 +25,7 @@ from clipadapter.bench.bundle import Bundle, TestPart, select_columns
 from clipadapter.bench.continual.joining import join_features
 from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_numbers, read_existing_runs, record_failure
 from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.run import ContinualResult, DataPart, Metrics, Run, Seconds, Step, Stream, Task, append_runs
+from clipadapter.bench.run import ContinualResult, Metrics, Run, RunData, Seconds, Step, Task, TaskStream, append_runs
 from clipadapter.bench.score import score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
@@ -39,7 +39,7 @@ HEAD_WITHOUT_SHOTS = "zero-shot"
 
 @dataclass(frozen=True, eq=False)
 class StreamTask:
-    """A task of `stream`.
+    """A task of `learn_task_stream`.
 
     Args:
         name: its name in tables.
@@ -52,7 +52,7 @@ class StreamTask:
     test: FeatureSet
 
 
-def stream(
+def learn_task_stream(
     heads: Mapping[str, Head],
     tasks: Sequence[StreamTask],
     text: TextFeatures,
@@ -95,7 +95,7 @@ def stream(
     ...     StreamTask("insects", pictures("ant", "bee"), pictures("ant", "bee")),
     ...     StreamTask("pets", pictures("cat", "dog"), pictures("cat", "dog")),
     ... ]
-    >>> run, = stream({"zero-shot": ZeroShot()}, tasks, text)
+    >>> run, = learn_task_stream({"zero-shot": ZeroShot()}, tasks, text)
     >>> run.continual.accuracy
     [[1.0, 1.0], [1.0, 1.0]]
     """
@@ -115,7 +115,7 @@ def stream(
         for seed in seeds:
             rows, planned_tasks = _draw_tasks(tasks, text, shots, seed)
             for name, head in heads.items():
-                plan = Stream(task_known=task_known, joint=modes[name] == "joint", tasks=planned_tasks)
+                plan = TaskStream(task_known=task_known, joint=modes[name] == "joint", tasks=planned_tasks)
                 own = clone_with_seed(head, seed)
                 run = plan_stream(bundle, FitInputs(name, own, shots or _max_shots(tasks), seed, rows), plan)
                 finished = known.get(run.key)
@@ -183,7 +183,7 @@ def check_learner(name: str, cls: type[Head]) -> None:
         raise InputError(f"{name} {why}, which no stream of tasks allows: leave it out")
 
 
-def plan_stream(bundle: Bundle, inputs: FitInputs, plan: Stream) -> Run:
+def plan_stream(bundle: Bundle, inputs: FitInputs, plan: TaskStream) -> Run:
     """The record of a stream before its fits.
 
     Args:
@@ -192,7 +192,7 @@ def plan_stream(bundle: Bundle, inputs: FitInputs, plan: Stream) -> Run:
         plan: the tasks.
     """
     parts = list(dict.fromkeys(task.part for task in plan.tasks))
-    data = DataPart(
+    data = RunData(
         support=str(bundle.support.provenance.get("data", "unnamed")),
         test=" + ".join(parts),
         protocol="stream",

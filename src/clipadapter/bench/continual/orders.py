@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from clipadapter.bench.run import Part
+from clipadapter.bench.run import FrozenModel
 from clipadapter.errors import InputError
 
 
-class Order(Part):
+class Order(FrozenModel):
     """An order of tasks.
 
     Args:
@@ -35,7 +35,7 @@ ORDERS = {
 """Orders for any data sets."""
 
 
-class StreamRules(Part):
+class StreamRules(FrozenModel):
     """How data sets become a stream of tasks, and among which classes heads predict.
 
     Args:

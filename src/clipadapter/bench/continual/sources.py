@@ -16,7 +16,7 @@ from clipadapter.bench.continual.orders import Order, order_tasks
 from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.plan import FitSpec, PlannedFit, draw_all_shots
 from clipadapter.bench.protocols.base import fit_inputs
-from clipadapter.bench.run import Stream, Task
+from clipadapter.bench.run import Task, TaskStream
 from clipadapter.bench.sources import (
     FEATURES,
     Source,
@@ -125,7 +125,7 @@ def plan_stream_fits(suite: Suite, union: JoinedDataSets, folder: str) -> Iterat
         rows, planned_tasks = plan_tasks(suite, union, order, n, seed)
         for variant, head in heads:
             joint = choose_mode(variant.title, head, variant.mode) == "joint"
-            plan = Stream(task_known=suite.stream.task_known, joint=joint, tasks=planned_tasks)
+            plan = TaskStream(task_known=suite.stream.task_known, joint=joint, tasks=planned_tasks)
             spec = FitSpec(
                 bundle=folder, protocol=suite.protocol, variant=variant, shots=n, seed=seed, rows=rows, stream=plan
             )

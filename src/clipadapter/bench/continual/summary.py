@@ -152,7 +152,7 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
     """Transfer, Average, Last, forgetting and forward transfer of each head, as plain text.
 
     Args:
-        runs: records of one stream, as `stream` returns them: several heads, several seeds.
+        runs: records of one stream, as `learn_task_stream` returns them: several heads, several seeds.
         notes: whether definitions of the metrics follow the table.
 
     Raises:

@@ -32,7 +32,7 @@ class SuiteInputs:
     """What a suite is run on.
 
     Args:
-        suite: the study.
+        suite: the suite.
         sources: data sets; a text is ``features:FOLDER``.
         encoders: by the name that tables show; they make features and class text.
         rows: rows of the first data set to use in place of a draw, by (shots, seed).
@@ -49,7 +49,7 @@ class ProtocolInputs:
     """What one bundle is built from.
 
     Args:
-        suite: the study.
+        suite: the suite.
         sources: one data set; several for a protocol that combines them.
         model: makes features and class text.
         prompts: how the class text is made.
@@ -94,7 +94,7 @@ class Protocol:
     """How the data sets of a suite become fits and test parts. A protocol overrides what differs from few-shot."""
 
     test_kinds: ClassVar[Mapping[str, str]] = {}
-    """Explanations in reports, by the values of `DataPart.protocol` that the protocol gives."""
+    """Explanations in reports, by the values of `RunData.protocol` that the protocol gives."""
     report_columns: ClassVar[Literal["shots", "test"]] = "test"
     """Whether the columns of report tables are numbers of shots or test parts."""
     combines_data_sets: ClassVar[bool] = False
@@ -178,7 +178,7 @@ class Protocol:
         """Every fit of a suite on some features.
 
         Args:
-            suite: the study.
+            suite: the suite.
             bundle: the features.
             rows: the drawn rows of the data set by (shots, seed); None to draw from the support.
             folder: where the features are stored.

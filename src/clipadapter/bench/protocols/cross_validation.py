@@ -21,7 +21,7 @@ from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_num
 from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol, ProtocolInputs, fit_inputs
-from clipadapter.bench.run import DataPart, Run, Seconds, describe_machine
+from clipadapter.bench.run import Run, RunData, Seconds, describe_machine
 from clipadapter.bench.score import Score, pool_scores, score
 from clipadapter.bench.sources import extract_training_views
 from clipadapter.bench.suite import ALL, Suite
@@ -201,7 +201,7 @@ def plan_folds(bundle: Bundle, inputs: FitInputs, folds: int) -> list[Run]:
     return [
         Run(
             **common_fields(bundle, inputs),
-            data=DataPart(support=name, test=test, protocol=KIND, digest=digest),
+            data=RunData(support=name, test=test, protocol=KIND, digest=digest),
             text=bundle.text_digest(test),
             n_classes=len(bundle.text.labels),
             n_test=len(bundle.support),

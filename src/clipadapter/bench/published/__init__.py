@@ -12,9 +12,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from clipadapter.bench.run import FrozenModel
 from clipadapter.registry import unknown
 
 if sys.version_info >= (3, 11):
@@ -42,11 +43,7 @@ MEAN_NAMES = ("mean11", "mean11_base", "mean11_new", "mean11_harmonic")
 Percent = Annotated[float, Field(gt=0, lt=100)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PublishedSource(_Part):
+class PublishedSource(FrozenModel):
     """The source of figures.
 
     Args:
@@ -62,7 +59,7 @@ class PublishedSource(_Part):
     secondary: bool = False
 
 
-class PublishedAccuracy(_Part):
+class PublishedAccuracy(FrozenModel):
     """One published accuracy.
 
     Args:
@@ -90,7 +87,7 @@ class PublishedAccuracy(_Part):
     verified: bool
 
 
-class PublishedCost(_Part):
+class PublishedCost(FrozenModel):
     """The cost of a method; None where the source does not state it.
 
     Args:
@@ -116,7 +113,7 @@ class PublishedCost(_Part):
     source: str
 
 
-class PublishedStream(_Part):
+class PublishedStream(FrozenModel):
     """PublishedAccuracy figures of one method on a stream of tasks.
 
     Args:
@@ -142,7 +139,7 @@ class PublishedStream(_Part):
     protocol: str
 
 
-class _StreamTable(_Part):
+class _StreamTable(FrozenModel):
     backbone: str
     task_known: bool
     data: tuple[str, ...]
@@ -157,7 +154,7 @@ class _StreamTable(_Part):
         ]
 
 
-class _Table(_Part):
+class _Table(FrozenModel):
     method: str | None = None
     variant: str = ""
     dataset: str | None = None
@@ -201,14 +198,14 @@ class _Table(_Part):
         ]
 
 
-class _CostOf(_Part):
+class _CostOf(FrozenModel):
     epochs: int | None = None
     train_minutes: float | None = None
     ms_per_image: float | None = None
     gpu_mib: int | None = None
 
 
-class _CostTable(_Part):
+class _CostTable(FrozenModel):
     dataset: str
     backbone: str
     shots: int
@@ -222,7 +219,7 @@ class _CostTable(_Part):
         ]
 
 
-class _File(_Part):
+class _File(FrozenModel):
     source: PublishedSource
     table: list[_Table]
     cost: _CostTable | None = None

@@ -26,7 +26,7 @@ from clipadapter.bench.report.tables import (
     make_tables,
 )
 from clipadapter.bench.report.texts import format_cell, format_head, format_points
-from clipadapter.bench.run import Run, Stream
+from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import Study
 from clipadapter.bench.summary import Cell
 from clipadapter.data.sets import list_sets, set_info
@@ -232,7 +232,7 @@ def _figures(stream: PublishedStream) -> tuple[str, ...]:
     return tuple(f"{getattr(stream, figure):.1f}" for figure in STREAM_METRICS)
 
 
-def _is_same(stream: Stream | None, encoder: str, theirs: PublishedStream) -> bool:
+def _is_same(stream: TaskStream | None, encoder: str, theirs: PublishedStream) -> bool:
     """Whether a measured stream is the published one: a user's folder may have the same name."""
     if stream is None or stream.task_known != theirs.task_known or backbone_of(encoder) != theirs.backbone:
         return False

@@ -17,7 +17,7 @@ from clipadapter.bench.report.document import Grid, Plot, Section
 from clipadapter.bench.report.published import NO_PUBLISHED_STREAM, make_published_grid
 from clipadapter.bench.report.tables import format_shots
 from clipadapter.bench.report.texts import failure_messages, stream_notes
-from clipadapter.bench.run import Run, Stream
+from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import Setting, Study, distinct_values
 from clipadapter.bench.summary import Cell, fidelity_mark, fidelity_notes
 from clipadapter.metrics import mean_sd
@@ -123,7 +123,7 @@ def _task_names(runs: Sequence[Run]) -> list[str]:
 
 def _story(runs: Sequence[Run]) -> tuple[str, ...]:
     """Sentences that describe the stream."""
-    streams: list[Stream] = [run.stream for run in runs if run.stream is not None]
+    streams: list[TaskStream] = [run.stream for run in runs if run.stream is not None]
     first, classes = streams[0], runs[0].n_classes
     n = len(first.tasks)
     task_titles = [f"{task.name} ({len(task.classes)} classes)" for task in first.tasks]

@@ -98,7 +98,7 @@ def measurement_notes(table: Table) -> tuple[str, ...]:
 
 
 def describe_test_kinds(kinds: Iterable[str]) -> list[str]:
-    """A text on each kind of test part that records name in `DataPart.protocol`."""
+    """A text on each kind of test part that records name in `RunData.protocol`."""
     texts: dict[str, str] = {}
     # Few-shot first, so that a separate test part is explained before others.
     for name in sorted(list_protocols(), key=lambda name: (name != "few-shot", name)):
