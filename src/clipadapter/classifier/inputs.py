@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from sklearn.base import clone
@@ -19,12 +19,13 @@ from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec
 from clipadapter.heads import Head, head_info, list_heads
+from clipadapter.metrics.table import Task
 
 Label = str | Collection[str]
 """Class name of a picture, or all its class names."""
 Skipped = tuple[int, str, str]
 """Position, name and reason of an unreadable picture."""
-TASKS = ("auto", "single-label", "multilabel")
+TASKS = ("auto", *get_args(Task))
 TIMED_PICTURES = 2
 TIMED_VIEWS_PER_PICTURE = 16
 """Augmented views: with two pictures they make one batch of the default size."""

@@ -14,30 +14,30 @@ if TYPE_CHECKING:
 
 
 def open_dataset(source: Path, split: str | None, default: str | None = None) -> Dataset:
-    """Open labelled pictures: one part of a data set, or all of it.
+    """Open labelled pictures: one split of a data set, or all of it.
 
     Args:
         source: folder or table.
-        split: the part that the user named, or None.
-        default: the part that is taken if the user named none; all pictures if the data set has no such part.
+        split: the split that the user named, or None.
+        default: the split that is taken if the user named none; all pictures if the data set has no such split.
 
     Raises:
-        DataError: if there are no pictures, one class, no labels, or no such part.
+        DataError: if there are no pictures, one class, no labels, or no such split.
     """
     from clipadapter.data import load_dataset
 
     dataset = load_dataset(source)
     name = split or (default if default in dataset.splits else None)
-    part = dataset.split(name) if name else dataset
-    part.label_sets  # noqa: B018 - raises for pictures without a label
-    return part
+    pictures = dataset.split(name) if name else dataset
+    pictures.label_sets  # noqa: B018 - raises for pictures without a label
+    return pictures
 
 
 def read_samples(source: Path, split: str | None) -> Sequence[Sample]:
     """Read the pictures of a folder or table, which needs no classes.
 
     Raises:
-        DataError: if there are no pictures, or no such part.
+        DataError: if there are no pictures, or no such split.
     """
     from clipadapter.data import load_dataset
     from clipadapter.data.load import read_listing

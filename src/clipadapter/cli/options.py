@@ -42,7 +42,7 @@ folds_option = click.option(
 curve_option = click.option(
     "--curve/--no-curve", default=True, help="Also fit to fewer of the shots of the model: a learning curve."
 )
-split_option = click.option("--split", metavar="NAME", help="Part of the data: train, val or test.")
+split_option = click.option("--split", metavar="NAME", help="Split of the data: train, val or test.")
 strict_option = click.option("--strict", is_flag=True, help="Fail at the first picture that can't be read.")
 
 

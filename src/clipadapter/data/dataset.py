@@ -30,13 +30,13 @@ class Sample:
         path: of the file.
         label: class name; None if it is unknown.
         split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` if the data are not split.
-        labels: all class names of a multi-label picture, possibly none; None for single-label data.
+        label_set: all class names of a multi-label picture, possibly none; None for single-label data.
     """
 
     path: Path
     label: str | None
     split: str
-    labels: tuple[str, ...] | None = None
+    label_set: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Dataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that have pictures, in the order train, val, test."""
+        """The splits that have pictures, in the order train, val, test, all."""
         present = {sample.split for sample in self.samples}
         return tuple(split for split in _SPLIT_ORDER if split in present)
 
@@ -90,7 +90,7 @@ class Dataset:
     @property
     def multilabel(self) -> bool:
         """Whether a picture can have several labels, or none."""
-        return any(sample.labels is not None for sample in self.samples)
+        return any(sample.label_set is not None for sample in self.samples)
 
     @property
     def label_sets(self) -> list[tuple[str, ...]]:
@@ -101,12 +101,12 @@ class Dataset:
         """
         if not self.multilabel:
             return [(label,) for label in self.labels]
-        unlabelled = [sample.path for sample in self.samples if sample.labels is None]
+        unlabelled = [sample.path for sample in self.samples if sample.label_set is None]
         if unlabelled:
             raise DataError(
                 f"{len(unlabelled)} pictures of '{self.name}' have no column 'labels': {format_list(unlabelled)}"
             )
-        return [sample.labels for sample in self.samples if sample.labels is not None]
+        return [sample.label_set for sample in self.samples if sample.label_set is not None]
 
     def split(self, name: str) -> Dataset:
         """The pictures of one split. All classes are kept, in the same order.
@@ -156,14 +156,14 @@ def make_dataset(name: str, root: Path, samples: Iterable[Sample]) -> Dataset:
     """Build a data set whose classes are the sorted labels of its samples."""
     samples = tuple(samples)
     labels = {sample.label for sample in samples if sample.label is not None}
-    labels |= {label for sample in samples for label in sample.labels or ()}
+    labels |= {label for sample in samples for label in sample.label_set or ()}
     return Dataset(name, root, samples, tuple(sorted(labels)))
 
 
 def _renamed(sample: Sample, mapping: Mapping[str, str]) -> Sample:
     label = None if sample.label is None else mapping.get(sample.label, sample.label)
-    labels = None if sample.labels is None else tuple(mapping.get(name, name) for name in sample.labels)
-    return replace(sample, label=label, labels=labels)
+    label_set = None if sample.label_set is None else tuple(mapping.get(name, name) for name in sample.label_set)
+    return replace(sample, label=label, label_set=label_set)
 
 
 def format_list(items: Iterable[object], limit: int = 5) -> str:

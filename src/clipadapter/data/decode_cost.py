@@ -18,10 +18,13 @@ from clipadapter.errors import ClipAdapterError
 MAX_SCANNED_SAMPLES_PER_PIXEL = 20
 """Samples that all scans of a JPEG may process, per pixel of ``max_pixels``. Ten scans commonly need 8 to 14."""
 MAX_JPEG_SEGMENTS = 2_000
+"""Segments of a JPEG. Pillow reads each segment before the first scan in Python."""
 MAX_EXIF_SEGMENTS = 16
+"""Segments of a JPEG with an EXIF block, up to 64 KiB each."""
 MAX_QUANTIZATION_BYTES = 1 << 16
+"""Bytes of all quantization tables of a JPEG. Valid files have at most four tables of 129 bytes."""
 MAX_PHOTOSHOP_SEGMENTS = 128
-"""Segments of a JPEG that Pillow parses in Python, up to 64 KiB each."""
+"""Segments of a JPEG with Photoshop data, which Pillow parses in Python, up to 64 KiB each."""
 MAX_JUNK_BYTES = 1 << 16
 """Bytes without meaning between the parts of a header. Pillow skips them one at a time."""
 MIN_CHUNKS = 10_000
@@ -30,9 +33,11 @@ MIN_BYTES_PER_CHUNK = 1_024
 MAX_PROFILES = 16
 """Compressed colour profiles of a PNG, each of which can decompress to 1 MiB."""
 MAX_GIF_BLOCKS = 65_536
+"""Blocks of a GIF before its first frame. Pillow reads them one by one."""
 MAX_GIF_COMMENT_BLOCKS = 4_096
 """Pillow joins the blocks of comments one by one: the time grows with the square of their number."""
 MAX_TAGS = 65_536
+"""Tags of a TIFF directory: as many as the 16-bit count of plain TIFF allows; that of BigTIFF has 64 bits."""
 MAX_TAG_VALUES = 3 << 16
 """Values of one TIFF tag that Pillow converts to Python numbers. The longest valid tag is a 16-bit palette."""
 MAX_OVERLAP = 4
@@ -40,13 +45,20 @@ MAX_OVERLAP = 4
 MAX_STRIP_OVERLAP = 16
 """The same for strips. Some programs write strip sizes that are too large."""
 _SPARE_BYTES = 1 << 20
+"""Bytes that the tags or strips of a TIFF may refer to beyond the multiple of its size: small files may pass."""
 _MAX_HEADER_BYTES = 1 << 16
+"""Bytes of the header of a PPM, which may have comments."""
 _SEARCH_BYTES = 1 << 20
+"""Bytes searched at a time for the marker after a scan; other threads run in between."""
 
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of one value by the TIFF type of a tag: 1 is BYTE, 3 SHORT, 4 LONG, 5 RATIONAL, 12 DOUBLE, 16 LONG8."""
 _INTEGERS = {3: "u2", 4: "u4", 16: "u8"}
+"""Dtype of the TIFF types that byte counts can have: SHORT, LONG and LONG8."""
 _COMPRESSION, _STRIP_BYTES, _TILE_BYTES = 259, 279, 325
+"""TIFF tags Compression, StripByteCounts and TileByteCounts."""
 _FAST_COMPRESSIONS = frozenset((1, 5, 8, 32773, 32946))
+"""Values of tag Compression: none, LZW, Deflate, PackBits, and the older number of Deflate."""
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))

@@ -139,7 +139,7 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
         raise ImageError(name, "not an image" if data else "file is empty")
     try:
         if reader is None:
-            raise ImportError
+            raise ImportError  # no decoder in Pillow: the same message as for a module that it lacks
         module, cls = reader.split(".")
         opener = getattr(importlib.import_module(f"PIL.{module}"), cls)
     except ImportError as error:
@@ -332,7 +332,7 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
 
     if image.mode.startswith("I"):
         # Pillow would clip at 255. 16-bit grey is I;16 in new versions, I in old ones.
-        values = np.asarray(image).astype(np.float32) / 257
+        values = np.asarray(image).astype(np.float32) / 257  # 65535 / 255
         if values.min() < 0 or values.max() > 255:
             raise ImageError(name, "unsupported pixel values: grey of more than 16 bits")
         image = Image.fromarray((values + 0.5).astype(np.uint8))
@@ -364,7 +364,7 @@ def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
     try:
         if stored.format != "JPEG":  # the EXIF block of a JPEG was checked before Pillow read it
             check_exif(_exif(stored))
-        transposition = transpositions.get(stored.getexif().get(0x0112))
+        transposition = transpositions.get(stored.getexif().get(0x0112))  # tag Orientation
     except TooCostly:
         raise
     except Exception:  # a damaged EXIF block must not make the picture unreadable
@@ -376,7 +376,7 @@ def _exif(image: Image.Image) -> bytes:
     """The EXIF block that Pillow will read. ImageMagick writes it into PNG files as text."""
     exif = image.info.get("exif")
     if exif is None and (text := image.info.get("Raw profile type exif")):
-        exif = bytes.fromhex("".join(text.split("\n")[3:]))
+        exif = bytes.fromhex("".join(text.split("\n")[3:]))  # after an empty line, "exif" and the length
     return exif or b""
 
 

@@ -44,7 +44,7 @@ def read_manifest(path: Path) -> Listing:
         raise DataError(
             f"{printable(path)}: none of its {len(samples)} pictures exists, {where}: {format_list([samples[0].path])}"
         )
-    if len({sample.labels is None for sample in samples}) > 1:
+    if len({sample.label_set is None for sample in samples}) > 1:
         raise DataError(
             f"{printable(path)}: some rows have 'labels' and some do not; for none of the classes give an empty value"
         )

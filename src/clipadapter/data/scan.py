@@ -18,6 +18,7 @@ from clipadapter.errors import ImageError
 from clipadapter.files import printable
 
 MIN_IMBALANCE_RATIO = 5
+"""Ratio of the pictures of the largest class to those of the smallest from which a scan warns. It is our choice."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def scan(source: str | Path, max_pixels: int = MAX_PIXELS) -> ScanReport:
         name=dataset.name,
         splits=dataset.splits,
         readable=len(readable),
-        unlabelled=sum(sample.label is None and sample.labels is None for sample in readable),
+        unlabelled=sum(sample.label is None and sample.label_set is None for sample in readable),
         classes=classes,
         unreadable=tuple(unreadable),
         left_out=tuple((_relative(path, dataset.root), reason) for path, reason in listing.left_out),
@@ -116,7 +117,7 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _count_classes(dataset: Dataset, readable: Iterable[Sample]) -> dict[str, dict[str, int]]:
-    counts = Counter((label, s.split) for s in readable for label in (s.labels or (s.label,)))
+    counts = Counter((label, s.split) for s in readable for label in (s.label_set or (s.label,)))
     return {name: {split: counts[name, split] for split in dataset.splits} for name in dataset.class_names}
 
 
@@ -137,7 +138,7 @@ def _find_duplicates(dataset: Dataset, digests: Iterable[tuple[Sample, bytes]]) 
 
 def _joined_labels(sample: Sample) -> str | None:
     """The label of a picture; several labels are joined by a bar, as in manifests."""
-    return sample.label if sample.labels is None else "|".join(sorted(sample.labels))
+    return sample.label if sample.label_set is None else "|".join(sorted(sample.label_set))
 
 
 def _warnings(

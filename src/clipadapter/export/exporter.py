@@ -52,7 +52,7 @@ class ExportResult:
         precision: "fp32" or "int8".
         input: "uint8" or "float".
         size_bytes: of all files.
-        parity: figures of the comparison with the model, see `clipadapter.export.parity.compare_outputs`.
+        parity: numbers of the comparison with the model, see `clipadapter.export.parity.compare_outputs`.
         parity_summary: the same as a line for people, with the pictures that were compared.
         notes: what the model can do and the file can't.
     """
@@ -118,12 +118,12 @@ def export_model(
         write = _convert(export_format, graph, folder / target.name, model, rows)
         metadata = describe_model(model, graph.pixels, precision, input)
         parity = _check_file(export_format, write, metadata, model, chosen)
-        written = _write(write, replace(metadata, parity=parity.figures))
+        written = _write(write, replace(metadata, parity=parity.measured))
         size_bytes = sum(part.stat().st_size for part in written)
         files = move_into_place(written, target)
     notes = tuple(_missing_abilities(model))
     return ExportResult(
-        Path(path), files, format, precision, input, size_bytes, parity.figures, parity.summary(), notes
+        Path(path), files, format, precision, input, size_bytes, parity.measured, parity.summary(), notes
     )
 
 

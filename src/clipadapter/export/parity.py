@@ -77,26 +77,26 @@ class ExportParity:
     """Result of a comparison.
 
     Args:
-        figures: numbers by name, see `compare_outputs`.
+        measured: numbers by name, see `compare_outputs`.
         faults: differences above the limits, in words; empty if the file is accepted.
         pictures: what was compared, in words.
     """
 
-    figures: Mapping[str, Any]
+    measured: Mapping[str, Any]
     faults: tuple[str, ...]
     pictures: str
 
     def summary(self) -> str:
         """One line for people."""
-        figures = self.figures
+        measured = self.measured
         parts = [
-            f"on {self.pictures}: same answers {figures['agreement']:.1%}",
-            f"smallest cosine of features {figures['cosine_least']:.6f}",
-            f"logits differ by {figures['logits']:.1e} of their spread",
-            f"probabilities by {figures['probabilities']:.1e}",
+            f"on {self.pictures}: same answers {measured['agreement']:.1%}",
+            f"smallest cosine of features {measured['cosine_least']:.6f}",
+            f"logits differ by {measured['logits']:.1e} of their spread",
+            f"probabilities by {measured['probabilities']:.1e}",
         ]
-        if "rejected" in figures:
-            parts.append(f"same rejections {figures['rejected']:.1%}")
+        if "rejected" in measured:
+            parts.append(f"same rejections {measured['rejected']:.1%}")
         return ", ".join(parts)
 
 
@@ -121,17 +121,17 @@ def check_parity(model: FewShotClassifier, predictor: Predictor, pictures: Expor
     n = len(features)
     rows = np.arange(max(n, MIN_ROWS)) % n  # few pictures are repeated, so that batches of all sizes are tried
     outputs = _run_in_batches(predictor, [pictures.comparison[extracted.rows[i]] for i in rows])
-    figures = {
+    measured = {
         **compare_outputs(model.uncertainty_, features[rows], model.head_.logits(features)[rows], outputs),
         "n": n,
     }
     is_exact = (model.encoder_.info.precision, predictor.precision) == ("fp32", "fp32")
-    faults = find_faults(figures, FULL_PRECISION_LIMITS if is_exact else REDUCED_PRECISION_LIMITS)
-    return ExportParity({"pictures": pictures.kind, **figures}, tuple(faults), f"{n} {KINDS[pictures.kind]}")
+    faults = find_faults(measured, FULL_PRECISION_LIMITS if is_exact else REDUCED_PRECISION_LIMITS)
+    return ExportParity({"pictures": pictures.kind, **measured}, tuple(faults), f"{n} {KINDS[pictures.kind]}")
 
 
 def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, outputs: Outputs) -> dict[str, Any]:
-    """Figures of a comparison; their names are keys in the metadata of files.
+    """Numbers of a comparison; their names are keys in the metadata of files.
 
     Args:
         uncertainty: of the model.
@@ -150,7 +150,7 @@ def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, ou
     parity = measure_parity(np.asarray(features, np.float32), np.asarray(outputs.features, np.float32))
     probabilities = uncertainty.probabilities(logits)
     assert outputs.probabilities is not None
-    figures = {
+    measured = {
         "n": len(features),
         "cosine_least": parity.min_cosine,
         "cosine_mean": parity.mean_cosine,
@@ -167,42 +167,42 @@ def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, ou
         spread = float(np.std(rejector.weighted_sum(rejector.held_out_scores)))
         # Both are compared: other programs read the total, `Predictor` the parts.
         file_scores = np.stack([outputs.ood_scores, rejector.weighted_sum(outputs.ood_score_parts)])
-        figures |= {
+        measured |= {
             "strangeness": _max_difference(model_scores, file_scores) / (spread if spread > 1e-6 else 1.0),
             "rejected": float(((model_scores > threshold) == (file_scores > threshold)).all(axis=0).mean()),
             "rate": rate,
         }
-    return {name: value if isinstance(value, int) else round(float(value), 9) for name, value in figures.items()}
+    return {name: value if isinstance(value, int) else round(float(value), 9) for name, value in measured.items()}
 
 
-def find_faults(figures: Mapping[str, Any], limits: ParityLimits) -> list[str]:
+def find_faults(measured: Mapping[str, Any], limits: ParityLimits) -> list[str]:
     """Differences above the limits, in words."""
     faults = []
     # "not x >= limit" also finds values that are not numbers.
-    if not (figures["cosine_least"] >= limits.min_cosine and figures["cosine_mean"] >= limits.min_mean_cosine):
+    if not (measured["cosine_least"] >= limits.min_cosine and measured["cosine_mean"] >= limits.min_mean_cosine):
         faults.append(
-            f"the smallest cosine of features is {figures['cosine_least']:.5f} and their mean "
-            f"{figures['cosine_mean']:.5f}, where {limits.min_cosine} and {limits.min_mean_cosine} are needed"
+            f"the smallest cosine of features is {measured['cosine_least']:.5f} and their mean "
+            f"{measured['cosine_mean']:.5f}, where {limits.min_cosine} and {limits.min_mean_cosine} are needed"
         )
-    if limits.max_logit_difference is not None and not figures["logits"] <= limits.max_logit_difference:
+    if limits.max_logit_difference is not None and not measured["logits"] <= limits.max_logit_difference:
         faults.append(
-            f"logits differ by {figures['logits']:.2g} of their spread, more than {limits.max_logit_difference:g}"
+            f"logits differ by {measured['logits']:.2g} of their spread, more than {limits.max_logit_difference:g}"
         )
-    if not figures["calibration"] <= limits.max_probability_difference:
-        faults.append(f"probabilities differ by {figures['calibration']:.2g} from those of its logits")
+    if not measured["calibration"] <= limits.max_probability_difference:
+        faults.append(f"probabilities differ by {measured['calibration']:.2g} from those of its logits")
     if (
         limits.max_ood_score_difference is not None
-        and not figures.get("strangeness", 0.0) <= limits.max_ood_score_difference
+        and not measured.get("strangeness", 0.0) <= limits.max_ood_score_difference
     ):
         faults.append(
-            f"scores of 'none of these' differ by {figures['strangeness']:.2g}, "
+            f"scores of 'none of these' differ by {measured['strangeness']:.2g}, "
             f"more than {limits.max_ood_score_difference}"
         )
-    if figures["agreement"] < limits.min_agreement:
-        faults.append(f"{figures['agreement']:.1%} of the answers are the same, less than {limits.min_agreement:.0%}")
-    if figures.get("rejected", 1.0) < limits.min_rejection_agreement:
+    if measured["agreement"] < limits.min_agreement:
+        faults.append(f"{measured['agreement']:.1%} of the answers are the same, less than {limits.min_agreement:.0%}")
+    if measured.get("rejected", 1.0) < limits.min_rejection_agreement:
         faults.append(
-            f"{figures['rejected']:.1%} of the rejections are the same, less than {limits.min_rejection_agreement:.0%}"
+            f"{measured['rejected']:.1%} of the rejections are the same, less than {limits.min_rejection_agreement:.0%}"
         )
     return faults
 

@@ -49,7 +49,7 @@ FIRST_SAMPLE_SIZE = 8
 """Pictures that show whether a trial is worth its time."""
 OPENVINO_HINT = "OpenVINO, which is mostly faster, is not installed: pip install 'clipadapter[openvino]'"
 CONVERSION_SECONDS, SAMPLE_PASSES = 2.0, 3
-"""Cost of a trial: seconds to convert, and passes of the sample through the plain encoder that take as long."""
+"""Cost of a trial: about 2 s to convert the tower, and the time of 3 passes of the sample through the plain encoder."""
 MIN_SECONDS_FOR_INT8 = 40.0
 """int8 is tried if all pictures would take more seconds with the fastest candidate so far."""
 

@@ -39,11 +39,11 @@ from clipadapter.heads.support import (
 )
 from clipadapter.heads.support import SupportSet as SupportSet
 from clipadapter.heads.text import TextFeatures
+from clipadapter.metrics.table import Task
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.registry import Registry, unknown
 
 Preset = Mapping[str, Any]
-
 RECIPES = ("official", "paper")
 """Names of the class methods that return a head with the authors' code's parameters, or the paper's."""
 MULTILABEL = "multilabel_"
@@ -240,8 +240,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         return self
 
     @property
-    def task_(self) -> str:
-        """The task that the head was fitted to: "single-label" or "multilabel"."""
+    def task_(self) -> Task:
+        """The task that the head was fitted to."""
         check_is_fitted(self)
         return "multilabel" if MULTILABEL in vars(self) else "single-label"
 

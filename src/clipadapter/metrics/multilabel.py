@@ -172,7 +172,7 @@ def evaluate_multilabel(
     f1 = 2 * true_positives / np.maximum(true + predicted, 1)
     return MultiLabelEvaluation(
         metrics={
-            name: metric.function(predictions) for name, metric in METRICS.items() if "multi-label" in metric.tasks
+            name: metric.function(predictions) for name, metric in METRICS.items() if "multilabel" in metric.tasks
         },
         classes=tuple(
             LabelReport(

@@ -17,7 +17,8 @@ import numpy as np
 from clipadapter.errors import InputError
 from clipadapter.metrics.calibration import expected_calibration_error
 
-Task = Literal["single-label", "multi-label"]
+Task = Literal["single-label", "multilabel"]
+"""Whether a picture has one label, or any number of labels. Sentences write "multi-label"."""
 Place = Literal["record", "metrics.json", "terminal", "comparison", "card", "report"]
 """Where a metric is shown.
 
@@ -143,12 +144,12 @@ METRICS: Mapping[str, MetricInfo] = {
         "mean average precision",
         lambda predictions: predictions.mean_average_precision,
         shown=frozenset({"metrics.json", "terminal", "card"}),
-        tasks=frozenset({"multi-label"}),
+        tasks=frozenset({"multilabel"}),
     ),
     "macro_f1": MetricInfo(
         "macro F1",
         macro_f1,
-        tasks=frozenset({"single-label", "multi-label"}),
+        tasks=frozenset({"single-label", "multilabel"}),
         interval="centred bootstrap",
         hub_type="f1",
     ),
@@ -156,20 +157,20 @@ METRICS: Mapping[str, MetricInfo] = {
         "micro F1",
         micro_f1,
         shown=frozenset({"metrics.json", "terminal", "card"}),
-        tasks=frozenset({"multi-label"}),
+        tasks=frozenset({"multilabel"}),
         hub_type="f1",
     ),
     "sample_f1": MetricInfo(
         "sample F1",
         lambda predictions: float(predictions.f1_by_picture.mean()),
         shown=frozenset({"metrics.json"}),
-        tasks=frozenset({"multi-label"}),
+        tasks=frozenset({"multilabel"}),
     ),
     "exact": MetricInfo(
         "exact match",
         lambda predictions: float(predictions.correct.mean()),
         shown=frozenset({"metrics.json"}),
-        tasks=frozenset({"multi-label"}),
+        tasks=frozenset({"multilabel"}),
     ),
     "log_loss": MetricInfo(
         "log-loss",

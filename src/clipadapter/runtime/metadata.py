@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.formats.base import INPUT_NAMES, PRECISIONS
 from clipadapter.formats.checksum import ALGORITHM
+from clipadapter.metrics.table import Task
 from clipadapter.pixels import PixelSpec
 from clipadapter.uncertainty import Uncertainty
 
@@ -61,8 +62,8 @@ class ExportMetadata:
     checksum: str = ""
 
     @property
-    def task(self) -> str:
-        """Either "single-label", or "multilabel" where a picture may have several labels."""
+    def task(self) -> Task:
+        """The task of the head."""
         return "single-label" if self.uncertainty.multilabel is None else "multilabel"
 
     def to_json(self) -> str:

@@ -49,7 +49,7 @@ def command(
 ) -> None:
     """Show the whole workflow on 2,000 pictures of fabric, without network: compare, fit, save, predict.
 
-    zero-shot, linear-probe, clip-adapter and auto are fitted to the same few pictures. If the data has the parts train
+    zero-shot, linear-probe, clip-adapter and auto are fitted to the same few pictures. If the data has the splits train
     and test, shots are drawn from train, and the heads are measured on test. Else every other picture of each class is
     a test picture. A second run takes features and runs from the first one.
     """

@@ -52,7 +52,7 @@ def command(
 ) -> None:
     """Measure MODEL on the labelled pictures in DATA, beside zero-shot and a linear probe fitted to the same shots.
 
-    Without --split the part "test" is taken if there is one, else everything. Writes metrics.json and
+    Without --split the split "test" is taken if there is one, else everything. Writes metrics.json and
     confusion.png, and learning-curve.png if the model has two shots or more of a class. Pictures with several
     labels are measured by average precision and F1, and only metrics.json is written.
 
@@ -175,7 +175,7 @@ def _multilabel_text(result: MultiLabelModelEvaluation) -> str:
         for scores in classes
     ]
     more = _not_listed(len(result.model.classes) - len(rows))
-    head = _scores(result.scores, "multi-label")
+    head = _scores(result.scores, "multilabel")
     body = table(["class", "pictures", "average precision %", "precision %", "recall %"], rows)
     return f"{result.n_test} pictures of {result.data}, several labels each\n\n{head}\n\n{body}{more}"
 

@@ -63,7 +63,7 @@ def command(
 ) -> None:
     """Fit a classifier to the pictures in DATA and save it.
 
-    Without --split the part "train" is taken if there is one, else everything. If a class has fewer pictures than
+    Without --split the split "train" is taken if there is one, else everything. If a class has fewer pictures than
     --shots, all of them are used.
     """
     from clipadapter.features import PER_EPOCH
