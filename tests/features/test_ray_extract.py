@@ -10,7 +10,7 @@ from PIL import Image
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureStore, extract
-from clipadapter.features.collection import find_parts, open_filesystem
+from clipadapter.features.collection import divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, ShardWriter, extract_with_ray
 from clipadapter.features.shards import ShardPlan, import_shards, read_feature_shards, shard_name, write_plan
 
@@ -37,12 +37,12 @@ def make(source, out, size=6, filesystem=None, only=None):
     system, path = open_filesystem(source, filesystem)
     target, folder = open_filesystem(out)
     info = create_encoder("toy").info
-    parts = find_parts(system, path, size)
-    names = [shard_name(part, info.fingerprint) for part in parts]
+    units = divide_collection(system, path, size)
+    names = [shard_name(unit, info.fingerprint) for unit in units]
     plan = ShardPlan(encoder="toy", fingerprint=info.fingerprint, dim=info.dim, shards=names)
     write_plan(target, folder, plan)
     writer = ShardWriter(RayJob(plan, system, target, folder, 4, 2, "cpu"))
-    counts = [writer.write_part(part) for part in parts[:only]]
+    counts = [writer.write_unit(unit) for unit in units[:only]]
     return tuple(sum(column) for column in zip(*counts, strict=True))
 
 
@@ -163,10 +163,10 @@ def test_folders_have_the_labels_and_parts_that_load_dataset_sees(pictures, tmp_
         (tmp_path / "divided" / part / "cat").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "divided" / part / "cat" / "a.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "divided" / "beside.png")
-    (part,) = find_parts(fs.LocalFileSystem(), str(tmp_path / "divided"), 10)
-    assert [(label, split) for _, label, split in part.files] == [("cat", "test"), ("cat", "train")]
-    (part,) = find_parts(fs.LocalFileSystem(), str(pictures / "cat"), 10)
-    assert {(label, split) for _, label, split in part.files} == {(None, "all")}
+    (unit,) = divide_collection(fs.LocalFileSystem(), str(tmp_path / "divided"), 10)
+    assert [(label, split) for _, label, split in unit.files] == [("cat", "test"), ("cat", "train")]
+    (unit,) = divide_collection(fs.LocalFileSystem(), str(pictures / "cat"), 10)
+    assert {(label, split) for _, label, split in unit.files} == {(None, "all")}
 
 
 @pytest.mark.parametrize(

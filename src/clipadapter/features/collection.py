@@ -1,6 +1,6 @@
-"""Collections of pictures of any size, divided into parts that are the same on every call and every machine.
+"""Collections of pictures of any size, divided into units of work that are the same on every call and every machine.
 
-A part takes few bytes: it names its pictures, and the machine that works on it reads them.
+A unit takes few bytes: it names its pictures, and the machine that works on it reads them.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class ImageRef:
 
 
 @dataclass(frozen=True)
-class CollectionPart:
-    """Some pictures of a collection.
+class WorkUnit:
+    """Some pictures of a collection, whose features become one file.
 
     Args:
-        path: path of the archive or table; empty if the part consists of single files.
-        group: row group of the table; -1 if the part is no table.
+        path: path of the archive or table; empty if the unit consists of single files.
+        group: row group of the table; -1 if the unit is no table.
         files: (path, label, split) of pictures that are single files.
         stamp: hash of paths, sizes and modification times of the files.
     """
@@ -63,7 +63,7 @@ class CollectionPart:
     stamp: str
 
     def images(self, filesystem: Any) -> Iterator[ImageRef]:
-        """The pictures of the part, in order."""
+        """The pictures of the unit, in order."""
         if self.files:
             return (ImageRef(*file, partial(_read_file, filesystem, file[0])) for file in self.files)
         return (
@@ -97,13 +97,13 @@ def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, st
     return parsed, path.rstrip("/")
 
 
-def find_parts(filesystem: Any, path: str, size: int) -> list[CollectionPart]:
-    """Divide a collection into parts: one per archive, one per row group of a table, or one per `size` files.
+def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
+    """Divide a collection into units of work: one per archive, one per row group of a table, or one per `size` files.
 
     Args:
         filesystem: a file system of pyarrow.
         path: a folder of class folders, of ``.tar`` or of ``.parquet`` files, or one such file.
-        size: number of single files in a part.
+        size: number of single files in a unit.
 
     Raises:
         DataError: if there are no pictures, or pictures of several kinds.
@@ -120,17 +120,17 @@ def find_parts(filesystem: Any, path: str, size: int) -> list[CollectionPart]:
         raise DataError(f"'{path}' {problem}; expected class folders, or .tar or .parquet files")
     archives, tables, pictures = kinds.values()
     if archives:
-        return [CollectionPart(file.path, -1, (), _hash_file_facts([file])) for file in archives]
+        return [WorkUnit(file.path, -1, (), _hash_file_facts([file])) for file in archives]
     if tables:
         return [
-            CollectionPart(file.path, group, (), _hash_file_facts([file]))
+            WorkUnit(file.path, group, (), _hash_file_facts([file]))
             for file in tables
             for group in range(_open_table(filesystem, file.path).num_row_groups)
         ]
     labelled = _label_files(path, pictures)
     blocks = [labelled[i : i + size] for i in range(0, len(labelled), size)]
     return [
-        CollectionPart(
+        WorkUnit(
             "",
             -1,
             tuple((file.path, label, split) for file, label, split in block),

@@ -13,7 +13,7 @@ from typing import Any
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, FingerprintError, InputError, require
 from clipadapter.features.cluster import connect_ray
-from clipadapter.features.collection import CollectionPart, find_parts, open_filesystem
+from clipadapter.features.collection import WorkUnit, divide_collection, open_filesystem
 from clipadapter.features.shards import ShardPlan, encode_pictures, shard_name, write_plan, write_shard
 
 MAX_ATTEMPTS = 3
@@ -78,20 +78,20 @@ def extract_with_ray(
         raise InputError("batch_size, shard_size, cores and workers must be 1 or more, and gpus 0 or more")
     source_system, path = open_filesystem(source, filesystem)
     target_system, folder = open_filesystem(out)
-    parts = find_parts(source_system, path, shard_size)
+    units = divide_collection(source_system, path, shard_size)
     info = create_encoder(encoder).info
-    names = [shard_name(part, info.fingerprint) for part in parts]
+    names = [shard_name(unit, info.fingerprint) for unit in units]
     plan = ShardPlan(encoder=encoder, fingerprint=info.fingerprint, dim=info.dim, shards=names)
     write_plan(target_system, folder, plan)
     infos = target_system.get_file_info([posixpath.join(folder, name) for name in names])
-    missing = [part for part, file in zip(parts, infos, strict=True) if not file.is_file]
+    missing = [unit for unit, file in zip(units, infos, strict=True) if not file.is_file]
     if not missing:
-        return ShardReport(len(parts), len(parts), 0, 0)
+        return ShardReport(len(units), len(units), 0, 0)
     job = RayJob(plan, source_system, target_system, folder, batch_size, cores, "cuda" if gpus else "cpu")
     with connect_ray(ray, None if workers is None else workers * cores), _progress_bars_disabled(ray):
         n_actors = workers or _count_actors(ray, cores, gpus)
         pictures, unreadable = _run_actors(ray, job, missing, n_actors, gpus)
-    return ShardReport(len(parts), len(parts) - len(missing), pictures, unreadable)
+    return ShardReport(len(units), len(units) - len(missing), pictures, unreadable)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class RayJob:
 
 
 class ShardWriter:
-    """An actor: opens the encoder once, then writes a file for each part that it receives.
+    """An actor: opens the encoder once, then writes a file for each unit that it receives.
 
     Args:
         job: encoder, file systems and batch size.
@@ -139,30 +139,30 @@ class ShardWriter:
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Write parts; returns the number of pictures of each part and of those that could not be read."""
-        counts = [self.write_part(_parse_part(text)) for text in batch["item"]]
+        """Write units; returns the number of pictures of each unit and of those that could not be read."""
+        counts = [self.write_unit(_parse_unit(text)) for text in batch["item"]]
         return {"pictures": [count for count, _ in counts], "unreadable": [bad for _, bad in counts]}
 
-    def write_part(self, part: CollectionPart) -> tuple[int, int]:
+    def write_unit(self, unit: WorkUnit) -> tuple[int, int]:
         """Write one file, unless another worker wrote it meanwhile."""
         job = self.job
-        path = posixpath.join(job.folder, shard_name(part, job.plan.fingerprint))
+        path = posixpath.join(job.folder, shard_name(unit, job.plan.fingerprint))
         if job.target.get_file_info(path).is_file:
             return 0, 0
-        rows = list(encode_pictures(self.encoder, part.images(job.source), job.batch_size, job.cores))
+        rows = list(encode_pictures(self.encoder, unit.images(job.source), job.batch_size, job.cores))
         write_shard(job.target, path, rows, job.plan)
         return len(rows), sum(row.error is not None for row in rows)
 
 
-def _parse_part(text: str) -> CollectionPart:
+def _parse_unit(text: str) -> WorkUnit:
     fields = json.loads(text)
     files = tuple((path, label, split) for path, label, split in fields["files"])
-    return CollectionPart(fields["path"], int(fields["group"]), files, fields["stamp"])
+    return WorkUnit(fields["path"], int(fields["group"]), files, fields["stamp"])
 
 
-def _run_actors(ray: Any, job: RayJob, parts: list[CollectionPart], workers: int, gpus: float) -> tuple[int, int]:
+def _run_actors(ray: Any, job: RayJob, units: list[WorkUnit], workers: int, gpus: float) -> tuple[int, int]:
     """The number of pictures, and of unreadable ones, of the files that are written."""
-    items = [{"item": json.dumps(asdict(part))} for part in parts]
+    items = [{"item": json.dumps(asdict(unit))} for unit in units]
     data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         ShardWriter,
         fn_constructor_args=(job,),

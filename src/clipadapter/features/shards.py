@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder
 from clipadapter.errors import DataError, ImageError, require
-from clipadapter.features.collection import CollectionPart, ImageRef, open_filesystem
+from clipadapter.features.collection import ImageRef, WorkUnit, open_filesystem
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
 
@@ -77,10 +77,10 @@ class ShardRow:
     error: str | None = None
 
 
-def shard_name(part: CollectionPart, fingerprint: str) -> str:
-    """File name of the features of a part."""
+def shard_name(unit: WorkUnit, fingerprint: str) -> str:
+    """File name of the features of a unit."""
     return (
-        blake2b(json.dumps([1, fingerprint, part.stamp, part.group]).encode(), digest_size=16).hexdigest() + ".parquet"
+        blake2b(json.dumps([1, fingerprint, unit.stamp, unit.group]).encode(), digest_size=16).hexdigest() + ".parquet"
     )
 
 
@@ -217,7 +217,7 @@ def read_feature_shards(folder: str | Path, split: str | None = None, filesystem
         table_labels = table["label"].to_pylist()
         labels += [table_labels[rows[i]] for i in selected]
     if not labels:
-        raise DataError(f"'{folder}' has no features{f' of the part {split!r}' if split else ''}")
+        raise DataError(f"'{folder}' has no features{f' of the split {split!r}' if split else ''}")
     unlabelled = sum(label is None for label in labels)
     if unlabelled:
         raise DataError(f"{unlabelled} of {len(labels)} pictures of '{folder}' have no label")

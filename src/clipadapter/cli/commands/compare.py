@@ -56,7 +56,7 @@ def command(
     """
     from clipadapter.bench import compare, table
 
-    train, test = _open_parts(shots_from, test_from)
+    train, test = _open_splits(shots_from, test_from)
     train, test = prompts.rename_classes(train), None if test is None else prompts.rename_classes(test)
     selected = _create_heads(heads)
     prompt_parameters = prompts.classifier_parameters(train.class_names)
@@ -74,7 +74,7 @@ def command(
     out.result(comparison_record(result, files), text)
 
 
-def _open_parts(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset | None]:
+def _open_splits(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset | None]:
     from clipadapter.bench import split_train_test
     from clipadapter.data import load_dataset
 
