@@ -74,7 +74,8 @@ def learn_task_stream(
         joint: names of incremental heads that are fitted again to all shots so far; other heads always are.
         shots: shots per class; None takes all rows.
         seeds: of the draws.
-        records: JSONL file. Its runs are not made again; a new run is appended as soon as it is finished.
+        records: JSONL file. Its successful runs are not repeated, failed ones are made again. A new run is appended as
+            soon as it is finished.
         progress: show a bar on stderr.
 
     Returns:

@@ -52,7 +52,7 @@ def command(
     Without TEST, the splits train and test of SHOTS are used. If SHOTS has no such splits, heads are compared by
     cross-validation: SHOTS is cut into folds, and each picture is classified by heads fitted to shots of the other
     folds. zero-shot and linear-probe always take part. Every run is appended to runs.jsonl as soon as it is done; a
-    run that is in this file is not repeated.
+    successful run that is in this file is not repeated.
     """
     from clipadapter.bench import compare, table
 

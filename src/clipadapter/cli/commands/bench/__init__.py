@@ -26,7 +26,8 @@ def command(ctx: click.Context, out: Output) -> None:
     """Run the studies of the papers: few-shot curves, ablations, shift, cost.
 
     A study is described by a suite: a short TOML file. The suites of this package have names; your own are paths. Every
-    run is stored as one record and is not repeated, so that a study can be stopped and continued at any time.
+    run is stored as one record and is not repeated unless it failed, so that a study can be
+    stopped and continued at any time.
     """
     command.share_output_options(ctx, out)
 
