@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.formats.base import INPUT_NAMES, PRECISIONS
 from clipadapter.formats.checksum import ALGORITHM
-from clipadapter.metrics.table import Task
 from clipadapter.pixels import PixelSpec
 from clipadapter.uncertainty import Uncertainty
+
+if TYPE_CHECKING:  # the metrics would be imported by every prediction
+    from clipadapter.metrics.table import Task
 
 FORMAT_VERSION = 1
 REJECTION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
