@@ -3,12 +3,16 @@
 import argparse
 import json
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from few_shot_features import read
 
 from clipadapter import FewShotClassifier, load_dataset
+from clipadapter.data import draw_shots
+from clipadapter.heads import TextFeatures
 
 
 def make_parser(description: str, shots: str, seeds: int) -> argparse.ArgumentParser:
@@ -48,6 +52,52 @@ def load_features(args: argparse.Namespace) -> tuple:
     parts = [model.extract_features(part.paths, part.labels, names) for part in (train, test)]
     text = model.encode_classes(names)
     return parts[0].plain, np.array(parts[0].y), parts[1].plain, np.array(parts[1].y), text
+
+
+class Draw(NamedTuple):
+    """Shots, and the pictures that a head fitted to them is measured on.
+
+    Args:
+        shots: shots per class.
+        seed: of the draw.
+        X: (n, d) features of the shots.
+        y: (n,) labels of the shots.
+        Q: (m, d) features of the test part.
+        truth: (m,) labels of the test part.
+        text: class text.
+    """
+
+    shots: int
+    seed: int
+    X: np.ndarray
+    y: np.ndarray
+    Q: np.ndarray
+    truth: np.ndarray
+    text: TextFeatures
+
+
+def draw_rows(y: np.ndarray, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of the shots and their labels."""
+    rows = np.array(draw_shots(list(y), shots, seed))
+    return rows, y[rows]
+
+
+def each_draw(
+    args: argparse.Namespace, draw: Callable[[np.ndarray, int, int], tuple[np.ndarray, np.ndarray]] = draw_rows
+) -> Iterator[Draw]:
+    """Every draw of the options, by seed and number of shots. Without a test part it is the rows not drawn.
+
+    Args:
+        args: options of `make_parser` and `add_source`.
+        draw: gives rows and labels of the shots, from all labels, shots per class and a seed.
+    """
+    X, y, Q, truth, text = load_features(args)
+    for seed in range(args.seeds):
+        for shots in args.shots:
+            rows, labels = draw(y, shots, seed)
+            others = np.setdiff1d(np.arange(len(y)), rows)
+            queries, query_labels = (X[others], y[others]) if Q is None else (Q, truth)
+            yield Draw(shots, seed, X[rows], labels, queries, query_labels, text)
 
 
 class Records:

@@ -15,13 +15,14 @@ the mean number of classes in a set; in brackets the same for sets that may be e
 theorems apply.
 """
 
+import itertools
+
 import numpy as np
-from _runs import Records, add_source, load_features, make_parser, parse, write_table
+from _runs import Records, add_source, each_draw, make_parser, parse, write_table
 from scipy.optimize import minimize_scalar
 from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 
-from clipadapter.data import draw_shots
 from clipadapter.heads import create_head
 from clipadapter.prediction import softmax
 from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, SCORES, learn_conformal
@@ -86,25 +87,19 @@ def measure(predictions, truth, how, args):
 
 
 def run(args):
-    X, y, Q, truth, text = load_features(args)
-    position = {name: i for i, name in enumerate(text.labels)}
     records = Records(args.out)
     known = records.keys("head", "how", "shots", "seed", "score")
-    for seed in range(args.seeds):
-        for shots in args.shots:
-            rows = np.array(draw_shots(list(y), shots, seed))
-            others = np.setdiff1d(np.arange(len(y)), rows)
-            queries, names = (X[others], y[others]) if Q is None else (Q, truth)
-            query_labels = np.array([position[name] for name in names])
-            labels = np.array([position[name] for name in y[rows]])
-            for name in args.heads:
-                for how in args.how:
-                    if all((name, how, shots, seed, score) in known for score in args.scores):
-                        continue
-                    head = create_head(name)
-                    predictions = predict(head, X[rows], y[rows], labels, queries, text, how, args.folds, seed)
-                    for record in measure(predictions, query_labels, how, args):
-                        records.add({"head": name, "how": how, "shots": shots, "seed": seed, **record})
+    for draw in each_draw(args):
+        shots, seed = draw.shots, draw.seed
+        position = {name: i for i, name in enumerate(draw.text.labels)}
+        truth = np.array([position[name] for name in draw.truth])
+        for name, how in itertools.product(args.heads, args.how):
+            if all((name, how, shots, seed, score) in known for score in args.scores):
+                continue
+            labels = np.array([position[label] for label in draw.y])
+            predictions = predict(create_head(name), draw.X, draw.y, labels, draw.Q, draw.text, how, args.folds, seed)
+            for record in measure(predictions, truth, how, args):
+                records.add({"head": name, "how": how, "shots": shots, "seed": seed, **record})
     return records.rows
 
 

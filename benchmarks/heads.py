@@ -12,18 +12,18 @@ not compared with them, because they see the test pictures.
 """
 
 import time
+from functools import partial
 
 import numpy as np
-from _runs import Records, add_source, load_features, make_parser, parse, write_table
+from _runs import Records, add_source, draw_rows, each_draw, make_parser, parse, write_table
 
 from clipadapter.bench import default_heads
-from clipadapter.data import draw_shots
 
 
-def draw(y, shots, seed, args):
-    """Row numbers of the shots and their labels."""
+def draw_unequal_or_wrong(y, shots, seed, args):
+    """Row numbers of the shots and their labels, some of them wrong."""
     rng = np.random.default_rng(seed)
-    rows = np.array(draw_shots(list(y), 16 if args.unequal else shots, seed))
+    rows, _ = draw_rows(y, 16 if args.unequal else shots, seed)
     if args.unequal:
         counts = {name: rng.integers(1, 17) for name in sorted(set(y))}
         rows = np.concatenate([rows[y[rows] == name][: counts[name]] for name in sorted(set(y))])
@@ -35,30 +35,25 @@ def draw(y, shots, seed, args):
     return rows, labels
 
 
-def measure(name, head, X, rows, labels, Q, truth, text):
+def measure(name, head, draw):
     start = time.perf_counter()
-    head.fit(X[rows], labels, text=text, unlabelled=Q if head.transductive else None)
+    head.fit(draw.X, draw.y, text=draw.text, unlabelled=draw.Q if head.transductive else None)
     fitted = time.perf_counter()
-    accuracy = float((head.predict(Q) == truth).mean())
+    accuracy = float((head.predict(draw.Q) == draw.truth).mean())
     return {"head": name, "accuracy": accuracy, "fit": fitted - start, "predict": time.perf_counter() - fitted}
 
 
 def run(args):
-    X, y, Q, truth, text = load_features(args)
     records = Records(args.out)
     known = records.keys("head", "shots", "seed")
-    for seed in range(args.seeds):
-        for shots in args.shots:
-            rows, labels = draw(y, shots, seed, args)
-            others = np.setdiff1d(np.arange(len(y)), rows)
-            queries, query_labels = (X[others], y[others]) if Q is None else (Q, truth)
-            for name, head in default_heads().items():
-                if (name, shots, seed) in known or (args.heads and name not in args.heads):
-                    continue
-                if "seed" in head.get_params():
-                    head.set_params(seed=seed)
-                result = measure(name, head, X, rows, labels, queries, query_labels, text)
-                records.add({**result, "shots": shots, "seed": seed, "transductive": head.transductive})
+    for draw in each_draw(args, partial(draw_unequal_or_wrong, args=args)):
+        for name, head in default_heads().items():
+            if (name, draw.shots, draw.seed) in known or (args.heads and name not in args.heads):
+                continue
+            if "seed" in head.get_params():
+                head.set_params(seed=draw.seed)
+            result = measure(name, head, draw)
+            records.add({**result, "shots": draw.shots, "seed": draw.seed, "transductive": head.transductive})
     return records.rows
 
 

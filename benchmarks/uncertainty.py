@@ -12,10 +12,9 @@ Each result is written to runs.jsonl at once, and a stopped run continues there.
 """
 
 import numpy as np
-from _runs import Records, add_source, load_features, make_parser, parse, write_table
+from _runs import Records, add_source, each_draw, make_parser, parse, write_table
 
 from clipadapter import FewShotClassifier
-from clipadapter.data import draw_shots
 from clipadapter.features import FeatureSet
 from clipadapter.metrics import expected_calibration_error, log_loss
 from clipadapter.prediction import softmax
@@ -25,12 +24,12 @@ OPTIONS = UncertaintyOptions(reject=0.05, coverage=0.9)
 COLUMNS = ("accuracy", "ECE", "ECE plain", "log-loss", "log-loss plain", "coverage", "size", "rejected")
 
 
-def measure(head, X, y, Q, truth, text, seed):
-    model = FewShotClassifier("toy", head, seed=seed, cache=None, uncertainty=OPTIONS)
-    model.fit_features(FeatureSet(X, tuple(y), text.labels), text)
-    logits = model.head_.logits(Q)
-    answers = model.uncertainty_.answer(logits, Q)
-    labels = np.array([text.labels.index(name) for name in truth])
+def measure(head, draw):
+    model = FewShotClassifier("toy", head, seed=draw.seed, cache=None, uncertainty=OPTIONS)
+    model.fit_features(FeatureSet(draw.X, tuple(draw.y), draw.text.labels), draw.text)
+    logits = model.head_.logits(draw.Q)
+    answers = model.uncertainty_.answer(logits, draw.Q)
+    labels = np.array([draw.text.labels.index(name) for name in draw.truth])
     calibrated, plain = answers.probabilities, softmax(logits)
     return {
         "accuracy": 100 * float((answers.best == labels).mean()),
@@ -45,18 +44,12 @@ def measure(head, X, y, Q, truth, text, seed):
 
 
 def run(args):
-    X, y, Q, truth, text = load_features(args)
     records = Records(args.out)
     known = records.keys("head", "shots", "seed")
-    for seed in range(args.seeds):
-        for shots in args.shots:
-            rows = np.array(draw_shots(list(y), shots, seed))
-            others = np.setdiff1d(np.arange(len(y)), rows)
-            queries, query_labels = (X[others], y[others]) if Q is None else (Q, truth)
-            for head in args.heads:
-                if (head, shots, seed) not in known:
-                    result = measure(head, X[rows], y[rows], queries, query_labels, text, seed)
-                    records.add({"head": head, "shots": shots, "seed": seed, **result})
+    for draw in each_draw(args):
+        for head in args.heads:
+            if (head, draw.shots, draw.seed) not in known:
+                records.add({"head": head, "shots": draw.shots, "seed": draw.seed, **measure(head, draw)})
     return records.rows
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -169,3 +170,9 @@ def test_released_search_has_these_values_in_this_order():
     np.testing.assert_allclose([beta, alpha], figures["searched_beta_alpha"], rtol=1e-14)
     found = TipAdapter(alpha=alpha, beta=beta).fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(found, figures["f64_logits_searched"], rtol=1e-10, atol=1e-10)
+
+
+def test_class_numbers_of_the_compiled_cache_are_on_the_device_of_the_labels(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    keys, labels = torch.eye(2, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    assert cache.cache_logits(keys, keys, labels, n_classes=3, beta=1.0).shape == (2, 3)

@@ -244,7 +244,7 @@ def test_reasons_name_the_largest_part():
     one = learn_rejector(X, y, 2, text=text, negative_labels=tractor, names=["tractor"], method="distractors")
     assert one.reasons(tractor, answers) == ["nearer to 'tractor' than to any class name"]
     two = learn_rejector(X, y, 2, outliers=photo, method="background")
-    assert two.reasons(photo, answers) == ["nearer to background pictures than to any class"]
+    assert two.reasons(photo, answers) == ["closer to an outlier picture than to any class mean"]
     three = learn_rejector(X, y, 2, method="mahalanobis")
     assert three.reasons(photo, answers) == ["farther from every class than all of the shots are"]
     four = learn_rejector(X, y, 2, method="text", text=text)

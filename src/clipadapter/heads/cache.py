@@ -187,7 +187,7 @@ def _weighted_affinities(
 def _sum_by_class(affinities: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """(n, m) to (m, c): the product with the one-hot labels, without that matrix of mostly zeros."""
     if torch.compiler.is_compiling():  # LiteRT has no sum by index
-        one_hot = labels[:, None] == torch.arange(n_classes)
+        one_hot = labels[:, None] == torch.arange(n_classes, device=labels.device)
         return affinities.T @ one_hot.to(affinities.dtype)
     sums = affinities.new_zeros(n_classes, affinities.shape[1])
     if torch.jit.is_tracing():  # type: ignore[attr-defined]

@@ -229,7 +229,7 @@ class Rejector:
                 return f"nearer to '{names[int(negative_cosines.argmax())]}' than to any class name"
         elif name == "background":
             if value > 0:
-                return f"{reason} than to any class"
+                return "closer to an outlier picture than to any class mean"
         elif SCORES[name].compares_with_shots and self.rate_is_upper_bound:
             return f"{reason} than {comparison} from other classes"
         return f"{reason} than {comparison}"

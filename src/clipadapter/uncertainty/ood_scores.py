@@ -351,7 +351,7 @@ SCORES = {
     ),
     "background": Score(
         needs="outliers",
-        reason="nearer to background pictures",
+        reason="closer to an outlier picture, relative to the class means,",
         score_pictures=_score_by_outliers,
         score_held_out=_held_out_by_outliers,
         arrays=("gaussians", "outliers"),
