@@ -17,6 +17,8 @@ from clipadapter.encoders import open_clip as open_clip_module
 from clipadapter.encoders.open_clip import OpenClipEncoder, find_pretrained, is_downloaded, weights_licence
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 
+from ..conftest import CLIP
+
 FAMILIES = ["RN50", "ViT-B-32", "SigLIP"]
 TEXTS = ["a photo of a cat.", "A Photo of the BMW-X5!", "  two  spaces ", "word " * 100]
 
@@ -160,7 +162,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
     monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: None)
     monkeypatch.setattr(open_clip, "download_pretrained", fail)
     with pytest.raises(EncoderUnavailableError, match=r"disk full.*open_clip:local-dir:PATH"):
-        create_encoder("open_clip:RN50-quickgelu/openai")
+        create_encoder("open_clip:RN50/openai")
 
 
 @pytest.mark.parametrize(
@@ -181,17 +183,55 @@ def test_a_name_without_weights_is_refused(uri):
         create_encoder(uri)
 
 
-def test_weights_of_another_activation_are_refused():
-    with pytest.raises(InputError, match="say open_clip:ViT-B-32-quickgelu/openai"):
-        create_encoder("open_clip:ViT-B-32/openai")
+def test_every_model_has_the_activation_of_its_weights(monkeypatch):
+    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: "weights.safetensors")
+    for model, tag in open_clip.list_pretrained():
+        # open_clip states the activation of roberta-ViT-B-32 with the architecture, not with the weights.
+        expected = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", model == "roberta-ViT-B-32")
+        assert find_pretrained(model, tag).config.get("quick_gelu", False) == expected, (model, tag)
 
 
-def test_listing_names_only_what_can_be_opened():
+@pytest.mark.parametrize(
+    "name", ["ViT-B-32/openai", "RN50/openai", "ViT-B-16/dfn2b", "ViT-L-14/metaclip_400m", "ViT-H-14-378/dfn5b"]
+)
+def test_both_names_of_quick_gelu_are_one_source(name, monkeypatch):
+    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: f"{repo}/{names[0]}")
+    model, tag = name.split("/")
+    source = find_pretrained(model, tag)
+    assert source == find_pretrained(f"{model}-quickgelu", tag)
+    assert source.uri == f"open_clip:{name}"
+
+
+def test_both_names_of_quick_gelu_have_the_same_features(
+    narrow_clip, write_model, picture, tmp_path, monkeypatch, recwarn
+):
+    config = {**narrow_clip["ViT-B-32"], "quick_gelu": True}
+    folder = write_model(tmp_path / "openai", config, CLIP)
+    weights = str(folder / "open_clip_model.safetensors")
+    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: weights)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", config)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", narrow_clip["ViT-B-32"])
+    plain, quick = (create_encoder(f"open_clip:ViT-B-32{form}/openai") for form in ("", "-quickgelu"))
+    assert plain.info == quick.info
+    assert not [warning for warning in recwarn if "QuickGELU" in str(warning.message)]
+    model, transform = open_clip.create_model_from_pretrained("ViT-B-32-quickgelu", pretrained=weights)
+    with torch.no_grad():
+        expected = model.eval().encode_image(transform(picture(90, 70))[None])
+    for encoder in (plain, quick):
+        torch.testing.assert_close(encoder.encode_images([picture(90, 70)]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_that_lack_quick_gelu_name_the_plain_model():
+    with pytest.raises(UnknownNameError, match="without QuickGELU.*say open_clip:ViT-B-32/laion2b_s34b_b79k"):
+        create_encoder("open_clip:ViT-B-32-quickgelu/laion2b_s34b_b79k")
+
+
+def test_listing_names_each_encoder_once_by_its_short_name():
     lines = {line.name: line for line in OpenClipEncoder.listing()}
     assert lines["open_clip:ViT-B-32/laion2b_s34b_b79k"].dim == 512
     assert lines["open_clip:ViT-B-16-SigLIP/webli"].licence == "Apache-2.0"
-    assert lines["open_clip:RN50-quickgelu/openai"].licence == "MIT"
-    assert "open_clip:RN50/openai" not in lines
+    assert lines["open_clip:RN50/openai"].licence == "MIT"
+    assert "open_clip:RN50-quickgelu/openai" not in lines
 
 
 @pytest.mark.parametrize(

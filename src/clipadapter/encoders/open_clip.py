@@ -1,8 +1,8 @@
 """Models of open_clip with its loader, preprocessing and tokenizers: CLIP, SigLIP and others.
 
 Code: https://github.com/mlfoundations/open_clip. Where open_clip warns or says nothing, this module raises an error: if
-a folder does not name its mean and deviation, if weights were trained with QuickGELU and the model has another
-activation, and if the tokenizer does not fit the vocabulary.
+a folder does not name its mean and deviation, and if the tokenizer does not fit the vocabulary. Where open_clip warns
+that weights were trained with another activation, this module takes the activation of the weights.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from clipadapter.towers import Projection, TextTower
 
 CODE_VERSION = 1
 """Incremented whenever the same weights would give another feature."""
+
+QUICK_GELU = "-quickgelu"
+"""How open_clip ends the name of an architecture with the QuickGELU activation."""
 
 TOKENIZER_PROBES = (
     "a photo of a cat.",
@@ -212,18 +215,15 @@ class ModelSource:
 def find_pretrained(model: str, tag: str) -> ModelSource:
     """A pretrained model by its names in open_clip; the weights are downloaded if they are not on this machine.
 
+    Weights that were trained with QuickGELU are opened with it: ``ViT-B-32/openai`` and ``ViT-B-32-quickgelu/openai``
+    are one encoder, of the first name.
+
     Raises:
         UnknownNameError: if open_clip has no such model, or the model no such weights.
-        InputError: if the weights were trained with another activation than the model has.
         EncoderUnavailableError: if the weights are not on this machine and can't be downloaded.
     """
     model, tag, facts, config = _look_up(model, tag)
-    uri = f"open_clip:{model}/{tag}"
-    if facts.get("quick_gelu") and not config.get("quick_gelu"):
-        raise InputError(
-            f"the weights '{tag}' were trained with the QuickGELU activation, which '{model}' does not have, "
-            f"and would silently be worse: say open_clip:{model}-quickgelu/{tag}"
-        )
+    uri = f"open_clip:{model.removesuffix(QUICK_GELU)}/{tag}"
     repo, names = _weights_files(facts)
     path = cached_file(repo, names) or _download(uri, facts)
     return ModelSource(uri, model, config, path, facts, weights_licence(tag, repo))
@@ -318,14 +318,14 @@ def is_downloaded(model: str, tag: str) -> bool:
 
 
 def list_pretrained_models() -> list[tuple[str, str, int, str]]:
-    """Model, tag, width and licence of all pretrained models whose activation is that of their weights."""
+    """Model, tag, width and licence of all pretrained models, each once: without the second names for QuickGELU."""
     import open_clip
 
     listed = []
     for model, tag in open_clip.list_pretrained():
-        config = open_clip.get_model_config(model)
-        facts = open_clip.get_pretrained_cfg(model, tag)
-        if not facts.get("quick_gelu") or config.get("quick_gelu"):
+        if not model.endswith(QUICK_GELU):
+            config = open_clip.get_model_config(model)
+            facts = open_clip.get_pretrained_cfg(model, tag)
             listed.append((model, tag, int(config["embed_dim"]), weights_licence(tag, _weights_files(facts)[0])))
     return listed
 
@@ -349,7 +349,10 @@ def weights_licence(tag: str, repo: str) -> str:
 
 
 def _look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-    """The names in open_clip's spelling, its configuration of the weights, and that of the model."""
+    """Model and tag in open_clip's spelling, its configuration of the weights, and that of the model.
+
+    The model is the form of the architecture that has the activation of the weights.
+    """
     import open_clip
 
     model = model.replace("/", "-")
@@ -359,7 +362,14 @@ def _look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, 
     tags = open_clip.list_pretrained_tags_by_model(model)
     facts = open_clip.get_pretrained_cfg(model, tag)
     if not facts:
+        plain = model.removesuffix(QUICK_GELU)
+        if open_clip.get_pretrained_cfg(plain, tag):
+            raise UnknownNameError(
+                f"the weights '{tag}' were trained without QuickGELU, which '{model}' has: say open_clip:{plain}/{tag}"
+            )
         raise _unknown(f"'{model}' has no weights", tag, tags, f"open_clip:{model}/*")
+    if facts.get("quick_gelu") and not model.endswith(QUICK_GELU):
+        model += QUICK_GELU
     return model, tag.lower().replace("-", "_"), facts, open_clip.get_model_config(model)
 
 

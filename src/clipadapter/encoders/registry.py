@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from clipadapter.encoders.base import Encoder
+from typing import TYPE_CHECKING
+
 from clipadapter.errors import InputError
 from clipadapter.registry import Registry
-from clipadapter.towers import TextTower
+
+if TYPE_CHECKING:
+    from clipadapter.encoders.base import Encoder
+    from clipadapter.towers import TextTower
 
 ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
 register_encoder = ENCODERS.register
@@ -65,5 +69,7 @@ def open_tunable_copy(encoder: Encoder) -> Encoder:
 
 def schemes_with(method: str) -> str:
     """The schemes of the encoders that override a method of `Encoder`, joined by commas."""
+    from clipadapter.encoders.base import Encoder
+
     default = getattr(Encoder, method)
     return ", ".join(name for name in list_encoders() if getattr(encoder_info(name).cls, method) is not default)
