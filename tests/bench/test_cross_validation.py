@@ -16,7 +16,7 @@ from clipadapter.bench import (
     write_report,
 )
 from clipadapter.bench.launchers import create_launcher
-from clipadapter.bench.protocols.cross_validation import split_folds
+from clipadapter.bench.protocols.cross_validation import draw_folds
 from clipadapter.bench.suite import ALL, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -60,9 +60,9 @@ def test_each_picture_is_answered_by_a_head_fitted_to_the_other_folds(pictures, 
 
 def test_every_picture_is_in_one_fold(pictures):
     features, _ = pictures
-    folds = split_folds(features.y, 5, seed=1)
+    folds = draw_folds(features.y, 5, seed=1)
     assert sorted(row for _, fold in folds for row in fold) == list(range(21))
-    assert all(set(others) | set(fold) == set(range(21)) for others, fold in folds)
+    assert all(set(shots) | set(fold) == set(range(21)) for shots, fold in folds)
 
 
 def test_there_are_no_more_folds_than_pictures_of_the_smallest_class(pictures):

@@ -351,6 +351,35 @@ def test_the_estimate_counts_fits_and_pictures(source, pictures):
     assert all(size.ready for size in cost.sizes)
 
 
+FOLDS = SUITE.replace("heads", 'protocol = "cross-validation"\nheads')
+
+
+def test_the_estimate_counts_no_more_folds_than_the_smallest_class_has_pictures(pictures):
+    cost = estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=1)
+    # 2 heads, 2 numbers of shots, 2 seeds; each class has 4 training pictures, so there are 4 folds, not 5.
+    assert (cost.fits, cost.fits_are_upper_bound) == (2 * 2 * 2 * 4, False)
+    assert cost.pictures == 12  # all training pictures once; the test part is not used
+
+
+def test_the_estimate_refuses_to_cross_validate_a_class_with_one_picture(pictures):
+    for path in sorted((pictures / "train" / "red").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(InputError, match="needs two pictures of each class, but a class of '.*' has one"):
+        estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=1)
+
+
+def test_folds_of_a_set_that_is_not_on_disk_are_an_upper_bound(tmp_path):
+    cost = estimate(parse_suite("own", FOLDS), ["dtd"], encoders=1, root=tmp_path)
+    assert (cost.fits, cost.fits_are_upper_bound) == (2 * 2 * 2 * 5, True)
+
+
+@pytest.mark.parametrize(("suite", "n_sets", "fits"), [("base-to-new", 1, 2), ("shift", 3, 3), ("few-shot", 1, 1)])
+def test_the_estimate_counts_a_fit_of_a_transductive_head_for_each_test_part(pictures, suite, n_sets, fits):
+    text = f'title = "t"\nprotocol = "{suite}"\nheads = ["zero-shot", "transclip"]\nshots = [1]\nseeds = [1]'
+    cost = estimate(parse_suite("own", text), [str(pictures)] * n_sets, encoders=1)
+    assert cost.fits == 1 + fits
+
+
 def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
     cost = estimate(load_suite("paper"), ["dtd"], 1, root=tmp_path)
     (size,) = cost.sizes

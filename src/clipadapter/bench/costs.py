@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipadapter.bench.continual.learning import choose_mode
 from clipadapter.bench.continual.orders import count_tasks
 from clipadapter.bench.plan import plan_views
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.sources import FEATURES, load_feature_bundle, open_source
+from clipadapter.bench.sources import FEATURES, DataSetSize, find_size
 from clipadapter.bench.suite import Suite, make_head
-from clipadapter.data.sets import create_set, data_root, list_sets
+from clipadapter.data.sets import data_root
 from clipadapter.errors import ClipAdapterError
+
+if TYPE_CHECKING:
+    from clipadapter.bench.protocols.base import Protocol
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,64 +61,13 @@ def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> flo
 
 
 @dataclass(frozen=True)
-class DataSetSize:
-    """The size of a data set.
-
-    Args:
-        spec: as the user named it.
-        classes: number of classes.
-        train: pictures to draw shots from.
-        test: test pictures; all pictures if the set is not divided.
-        divided: whether test pictures are separate. Then only the drawn training pictures are encoded.
-        ready: whether it is on disk.
-        missing: which files are missing; else empty.
-    """
-
-    spec: str
-    classes: int
-    train: int
-    test: int
-    divided: bool
-    ready: bool
-    missing: str = ""
-
-
-def find_size(spec: str, root: Path | None = None) -> DataSetSize:
-    """The size of a data set; for a named one that is not on disk, the size that its papers state.
-
-    Raises:
-        DataError: if there is no such data set.
-    """
-    if spec.startswith(FEATURES):
-        bundle = load_feature_bundle(spec)
-        assert bundle is not None
-        tests = sum(len(part.features) for part in bundle.tests.values())
-        divided = bool(bundle.tests)
-        return DataSetSize(
-            spec, len(bundle.text.labels), len(bundle.support), tests or len(bundle.support), divided, True
-        )
-    try:
-        source = open_source(spec, root)
-    except ClipAdapterError as error:
-        if spec not in list_sets():
-            raise
-        known = create_set(spec)
-        counts = known.counts
-        return DataSetSize(
-            spec, known.n_classes, counts.get("train", 0), counts.get("test", 0), True, False, str(error)
-        )
-    tests = len(source.train.samples) if source.test is None else len(source.test.samples)
-    train, divided = len(source.train.samples), source.test is not None
-    return DataSetSize(spec, len(source.train.class_names), train, tests, divided, True)
-
-
-@dataclass(frozen=True)
 class Estimate:
     """The cost of a suite.
 
     Args:
         sizes: of the data sets.
         fits: number of fits; of streams of tasks for a suite of streams.
+        fits_are_upper_bound: whether there may be fewer fits, since they depend on a data set that is not on disk.
         pictures: number of pictures to encode, views included, if none is in the feature store.
         fit_seconds: of all fits, one after the other on two cores.
         encode_seconds: of the pictures, at `ENCODED_IMAGES_PER_SECOND`.
@@ -122,6 +75,7 @@ class Estimate:
 
     sizes: list[DataSetSize]
     fits: int
+    fits_are_upper_bound: bool
     pictures: int
     fit_seconds: float
     encode_seconds: float
@@ -142,29 +96,28 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
     """
     sizes = [_size(suite, spec, root) for spec in data]
     protocol = create_protocol(suite.protocol)
-    fitted = sizes[:1] if protocol.combines_data_sets else sizes
-    variants, fits, seconds = suite.all_variants(), 0, 0.0
+    used = [protocol.used_size(size) for size in sizes]
+    groups = [used] if protocol.combines_data_sets else [[size] for size in used]
     if suite.is_stream:
-        fits, seconds = _streams(suite, sizes, encoders, width)
-    for size in fitted if not suite.is_stream else ():
-        for shots in suite.shots:
-            repeats = len(suite.seeds) * encoders * len(suite.prompts) * protocol.fits_per_draw(suite)
-            for variant in variants:
-                # An epoch takes one view, however many there are.
-                rows = min(shots * size.classes, size.train) * (suite.views if isinstance(suite.views, int) else 1)
-                fits += repeats
-                seconds += repeats * (
-                    estimate_fit_seconds(variant.head, rows, size.classes, width) + OVERHEAD_SECONDS_PER_RUN
-                )
+        fits, seconds = _streams(suite, used, encoders, width)
+    else:
+        fits, seconds = _fits(suite, protocol, groups, encoders, width)
     shots_per_class = len(suite.seeds) * sum(suite.shots)
-    pictured = [size for size in sizes if not size.spec.startswith(FEATURES)]
+    pictured = [size for size in used if not size.spec.startswith(FEATURES)]
     shots = 0
-    for size in (size for size in fitted if size in pictured):
+    for size in (first for first, *_ in groups if first in pictured):
         # All pictures of an undivided set were counted once as test pictures, and all have views.
         views = _views(suite, size)
         shots += min(size.train, shots_per_class * size.classes) * views if size.divided else size.train * (views - 1)
     pictures = encoders * (sum(size.test for size in pictured) + shots)
-    return Estimate(sizes, fits, pictures, seconds, pictures / ENCODED_IMAGES_PER_SECOND)
+    return Estimate(
+        sizes=sizes,
+        fits=fits,
+        fits_are_upper_bound=protocol.fits_depend_on_class_sizes and any(size.smallest_class is None for size in used),
+        pictures=pictures,
+        fit_seconds=seconds,
+        encode_seconds=pictures / ENCODED_IMAGES_PER_SECOND,
+    )
 
 
 def _views(suite: Suite, size: DataSetSize) -> int:
@@ -183,6 +136,27 @@ def _size(suite: Suite, spec: str, root: Path | None) -> DataSetSize:
         folder = data_root(root) / spec
         hint = f"put its pictures into {folder / 'train' / 'CLASS'} and {folder / 'test' / 'CLASS'}"
         return DataSetSize(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {folder}; {hint}")
+
+
+def _fits(
+    suite: Suite, protocol: Protocol, groups: Sequence[Sequence[DataSetSize]], encoders: int, width: int
+) -> tuple[int, float]:
+    """The number of fits, and their seconds; each group of data sets is fitted together."""
+    heads = [(variant, make_head(variant).transductive) for variant in suite.all_variants()]
+    draws = len(suite.seeds) * encoders * len(suite.prompts)
+    fits, seconds = 0, 0.0
+    for group in groups:
+        size = group[0]
+        for variant, transductive in heads:
+            n = draws * protocol.fits_per_draw(suite, group, transductive)
+            for shots in suite.shots:
+                # An epoch takes one view, however many there are.
+                rows = min(shots * size.classes, size.train) * (suite.views if isinstance(suite.views, int) else 1)
+                fits += n
+                seconds += n * (
+                    estimate_fit_seconds(variant.head, rows, size.classes, width) + OVERHEAD_SECONDS_PER_RUN
+                )
+    return fits, seconds
 
 
 def _streams(suite: Suite, sizes: Sequence[DataSetSize], encoders: int, width: int) -> tuple[int, float]:

@@ -17,7 +17,7 @@ from clipadapter.bench.comparison import find_shared_rows
 from clipadapter.bench.fitting import few_shot
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import draw_confusion_matrix, draw_learning_curve
-from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, score_folds
+from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.run import Run, library_versions
 from clipadapter.bench.score import Score, check_labels, measure_decisions, score, score_multilabel
 from clipadapter.bench.sources import extract_dataset
@@ -245,13 +245,13 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
         raise InputError(f"a model that {why} can't be cross-validated on its shots: give test pictures")
     if not len(support):
         raise InputError("the model was saved without its shots (--no-support): give test pictures")
-    bundle = Bundle(support, model.text_)
+    bundle, splits = Bundle(support, model.text_), draw_folds(support.y, folds, seed)
     return CrossValidation(
         head=registered_name(head),
         n_pictures=len(support),
-        folds=count_folds(support.y, folds),
-        model=score_folds(head, bundle, folds, seed)[0],
-        baselines={name: score_folds(create_head(name), bundle, folds, seed)[0] for name in BASELINES},
+        folds=len(splits),
+        model=score_folds(head, bundle, splits)[0],
+        baselines={name: score_folds(create_head(name), bundle, splits)[0] for name in BASELINES},
         facts={**_model_facts(model), "shots": support.counts},
     )
 

@@ -17,8 +17,8 @@ from clipadapter.bench.plan import Rows, draw_all_shots, plan_views
 from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
-from clipadapter.data.sets import data_root, list_sets, set_info
-from clipadapter.errors import DataError, InputError
+from clipadapter.data.sets import create_set, data_root, list_sets, set_info
+from clipadapter.errors import ClipAdapterError, DataError, InputError
 from clipadapter.features import PER_EPOCH, FeatureSet, ViewCost, ViewSpec
 
 FEATURES = "features:"
@@ -80,6 +80,82 @@ def open_source(spec: str, root: Path | None = None) -> Source:
 
 def _templates(spec: str) -> str:
     return set_info(spec).cls.templates if spec in list_sets() and not Path(spec).exists() else "default"
+
+
+@dataclass(frozen=True)
+class DataSetSize:
+    """The size of a data set.
+
+    Args:
+        spec: as the user named it.
+        classes: number of classes.
+        train: pictures to draw shots from.
+        test: test pictures; all pictures if the set is not divided.
+        divided: whether test pictures are separate. Then only the drawn training pictures are encoded.
+        ready: whether it is on disk.
+        missing: which files are missing; else empty.
+        smallest_class: training pictures of the class with the fewest; None if unknown.
+        test_parts: number of test parts; the pictures that are not drawn are one.
+    """
+
+    spec: str
+    classes: int
+    train: int
+    test: int
+    divided: bool
+    ready: bool
+    missing: str = ""
+    smallest_class: int | None = None
+    test_parts: int = 1
+
+
+def find_size(spec: str, root: Path | None = None) -> DataSetSize:
+    """The size of a data set; for a named one that is not on disk, the size that its papers state.
+
+    Raises:
+        DataError: if there is no such data set.
+    """
+    if spec.startswith(FEATURES):
+        bundle = load_feature_bundle(spec)
+        assert bundle is not None
+        tests = sum(len(part.features) for part in bundle.tests.values())
+        divided = bool(bundle.tests)
+        return DataSetSize(
+            spec,
+            len(bundle.text.labels),
+            len(bundle.support),
+            tests or len(bundle.support),
+            divided,
+            True,
+            smallest_class=_count_smallest_class(bundle.support.y),
+            test_parts=len(bundle.names),
+        )
+    try:
+        source = open_source(spec, root)
+    except ClipAdapterError as error:
+        if spec not in list_sets():
+            raise
+        known = create_set(spec)
+        counts = known.counts
+        return DataSetSize(
+            spec, known.n_classes, counts.get("train", 0), counts.get("test", 0), True, False, str(error)
+        )
+    tests = len(source.train.samples) if source.test is None else len(source.test.samples)
+    train, divided = len(source.train.samples), source.test is not None
+    return DataSetSize(
+        spec,
+        len(source.train.class_names),
+        train,
+        tests,
+        divided,
+        True,
+        smallest_class=_count_smallest_class(source.train.labels),
+    )
+
+
+def _count_smallest_class(labels: Sequence[str]) -> int:
+    """Pictures of the class with the fewest, among the classes that have any."""
+    return min(Counter(labels).values(), default=0)
 
 
 def require_test_part(suite: Suite, source: Source) -> Dataset:

@@ -14,6 +14,7 @@ from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.plan import FitSpec, PlannedFit, Rows, draw_all_shots
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import (
+    DataSetSize,
     Source,
     apply_prompts,
     extract_dataset,
@@ -103,6 +104,8 @@ class Protocol:
     """Whether ``features:FOLDER`` can be a data set: the protocol needs no other class text and no other classes."""
     accepts_all_shots: ClassVar[bool] = False
     """Whether ``shots = "all"`` is possible: a test part remains if every picture is a shot."""
+    fits_depend_on_class_sizes: ClassVar[bool] = False
+    """Whether the number of fits depends on the number of pictures of each class."""
     options: ClassVar[Mapping[str, int]] = {}
     """Options that ``[options]`` of a suite may set, with their defaults."""
 
@@ -128,9 +131,22 @@ class Protocol:
             InputError: if so.
         """
 
-    def fits_per_draw(self, suite: Suite) -> int:
-        """Number of fits of each head for one draw of shots, for estimates of the cost."""
-        return 1
+    def used_size(self, size: DataSetSize) -> DataSetSize:
+        """The size of what the protocol uses of a data set, for estimates of the cost."""
+        return size
+
+    def fits_per_draw(self, suite: Suite, sizes: Sequence[DataSetSize], transductive: bool) -> int:
+        """Number of fits of a head for one draw of shots, for estimates of the cost.
+
+        Args:
+            suite: the suite.
+            sizes: of the data sets that the bundle is built from; shots are drawn from the first.
+            transductive: whether the head is fitted again for each test part.
+
+        Raises:
+            InputError: if the protocol cannot use data sets of these sizes.
+        """
+        return sizes[0].test_parts if transductive else 1
 
     def bundles(self, inputs: SuiteInputs) -> Iterator[BundleOfFits]:
         """Compute the features of a suite, and plan the fits on them.
@@ -223,6 +239,10 @@ class TransferProtocol(Protocol):
     """Shots from the first data set; a test part from its test pictures, and one from each of the other data sets."""
 
     combines_data_sets = True
+
+    def fits_per_draw(self, suite: Suite, sizes: Sequence[DataSetSize], transductive: bool) -> int:
+        """As `Protocol.fits_per_draw`; each data set has a test part."""
+        return len(sizes) if transductive else 1
 
     def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
         """As `Protocol.build`."""

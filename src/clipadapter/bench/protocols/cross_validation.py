@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol, ProtocolInputs, fit_inputs
 from clipadapter.bench.run import Run, RunData, Seconds, describe_machine
 from clipadapter.bench.score import Score, pool_scores, score
-from clipadapter.bench.sources import extract_training_views
+from clipadapter.bench.sources import DataSetSize, extract_training_views
 from clipadapter.bench.suite import ALL, Suite
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
@@ -32,6 +33,9 @@ from clipadapter.heads import Head, TextFeatures
 
 DEFAULT_FOLDS = 5
 KIND = "folds"
+
+Split = tuple[list[int], list[int]]
+"""Rows of the shots, and rows that a head fitted to them predicts."""
 
 
 @register_protocol("cross-validation")
@@ -42,6 +46,7 @@ class CrossValidation(Protocol):
     report_columns = "shots"
     accepts_features = True
     accepts_all_shots = True
+    fits_depend_on_class_sizes = True
     options = {"folds": DEFAULT_FOLDS}
 
     def check_suite(self, suite: Suite) -> None:
@@ -50,9 +55,22 @@ class CrossValidation(Protocol):
         if suite.options.get("folds", DEFAULT_FOLDS) < 2:
             raise ValueError("folds must be 2 or more")
 
-    def fits_per_draw(self, suite: Suite) -> int:
-        """As `Protocol.fits_per_draw`: a fit for each fold."""
-        return suite.options.get("folds", DEFAULT_FOLDS)
+    def used_size(self, size: DataSetSize) -> DataSetSize:
+        """As `Protocol.used_size`; a separate test part is not used."""
+        return replace(size, test=size.train, divided=False, test_parts=1)
+
+    def fits_per_draw(self, suite: Suite, sizes: Sequence[DataSetSize], transductive: bool) -> int:
+        """As `Protocol.fits_per_draw`; a fit for each fold, at most if the smallest class is unknown."""
+        (size,) = sizes
+        folds = suite.options.get("folds", DEFAULT_FOLDS)
+        if size.smallest_class is None:
+            return folds
+        if size.smallest_class < 2:
+            raise InputError(
+                f"cross-validation needs two pictures of each class, but a class of '{size.spec}' has one. "
+                "Use another protocol, or add pictures"
+            )
+        return min(folds, size.smallest_class)
 
     def from_features(self, bundle: Bundle) -> Bundle:
         """As `Protocol.from_features`: separate test parts are left out."""
@@ -160,29 +178,40 @@ def count_folds(labels: Sequence[str], folds: int) -> int:
     return min(folds, *counts.values())
 
 
-def split_folds(labels: Sequence[str], folds: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """(rows of the other folds, rows of the fold) of each stratified fold."""
+def draw_folds(labels: Sequence[str], folds: int, seed: int, shots: int = ALL) -> list[Split]:
+    """Cut pictures into stratified folds, and draw the shots of each fold from the other folds.
+
+    Args:
+        labels: of all pictures.
+        folds: number of folds, see `count_folds`.
+        seed: of the folds and the draws.
+        shots: shots per class.
+
+    Returns:
+        (rows of the shots, rows of the fold) for each fold.
+    """
     cut = StratifiedKFold(count_folds(labels, folds), shuffle=True, random_state=seed)
-    return [(others.tolist(), fold.tolist()) for others, fold in cut.split(np.zeros(len(labels)), list(labels))]
+    splits = []
+    for others, fold in cut.split(np.zeros(len(labels)), list(labels)):
+        drawn = draw_shots([labels[row] for row in others], shots, seed)
+        splits.append((others[drawn].tolist(), fold.tolist()))
+    return splits
 
 
-def score_folds(head: Head, bundle: Bundle, folds: int, seed: int, shots: int = ALL) -> tuple[Score, float, int]:
+def score_folds(head: Head, bundle: Bundle, splits: Sequence[Split]) -> tuple[Score, float, int]:
     """Cross-validate one head.
 
     Args:
         head: unfitted.
         bundle: all pictures and their class text.
-        folds: number of folds.
-        seed: of the folds and the draws.
-        shots: shots per class.
+        splits: as from `draw_folds`.
 
     Returns:
         The score over all pictures, seconds of all fits, and the numbers in the state of the largest fitted head.
     """
     scores, seconds, size = [], 0.0, 0
-    for others, fold in split_folds(bundle.support.y, folds, seed):
-        train = bundle.support.take(_draw_from(bundle.support.y, others, shots, seed))
-        train_features = select_views(head, select_columns(head, train, bundle.text))
+    for shots, fold in splits:
+        train_features = select_views(head, select_columns(head, bundle.support.take(shots), bundle.text))
         test = select_columns(head, TestPart(bundle.support.take(fold)).features, bundle.text)
         start = time.perf_counter()
         unlabelled = test.plain if head.transductive else None
@@ -214,7 +243,8 @@ def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> li
     finished = []
     for run in runs:
         try:
-            pooled, seconds, size = score_folds(head, bundle, folds, run.seed, run.shots)
+            splits = draw_folds(bundle.support.y, folds, run.seed, run.shots)
+            pooled, seconds, size = score_folds(head, bundle, splits)
         except Exception as error:  # of any head, also of plug-ins: the other heads must still run
             finished.append(record_failure(run, error))
             continue
@@ -228,11 +258,6 @@ def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> li
     return finished
 
 
-def _draw_from(labels: Sequence[str], rows: Sequence[int], shots: int, seed: int) -> list[int]:
-    """Shots drawn from some rows."""
-    return [rows[i] for i in draw_shots([labels[row] for row in rows], shots, seed)]
-
-
 def _draw_all_folds(labels: Sequence[str], folds: int, shots: int, seed: int) -> list[int]:
     """The shots of all folds one after the other; a picture is a shot of several folds."""
-    return [row for others, _ in split_folds(labels, folds, seed) for row in _draw_from(labels, others, shots, seed)]
+    return [row for drawn, _ in draw_folds(labels, folds, seed, shots) for row in drawn]
