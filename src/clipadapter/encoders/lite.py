@@ -59,6 +59,8 @@ TEXT_WIDTH = 384
 MAX_TOKENS = 256
 TEMPLATES = ("{}", "a photo of a {}.")
 """Both embed each ImageNet name, so that bare names and prompts are matched about equally well."""
+NAMES_FILE = Path(__file__).with_name("lite_names.safetensors")
+"""Embeddings of the ImageNet names, made by ``scripts/make_lite_names.py``: embedding them takes half a minute."""
 TEMPERATURE = 0.08
 """Of the softmax over ImageNet names; 0.06 to 0.1 give the same accuracy on Caltech-101 within one point."""
 
@@ -377,41 +379,61 @@ def text_fingerprint() -> str:
 
 
 def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
-    """The bridge, from the user's cache folder if it is there and intact; otherwise built and saved there.
+    """The bridge, with embeddings of the ImageNet names from this package.
+
+    They are computed, and saved in the user's cache folder, only if the installed timm has other names.
 
     Args:
-        tower: embeds the ImageNet names if the cache has no embeddings of them; that takes some seconds.
+        tower: embeds the ImageNet names if they have to be computed; that takes about half a minute.
         weight: (1000, d) weight of the ImageNet classifier.
     """
-    path = default_cache_dir() / f"lite-names-{text_fingerprint()}.safetensors"
-    embeddings = _read_names(path)
+    fingerprint = text_fingerprint()
+    path = default_cache_dir() / f"lite-names-{fingerprint}.safetensors"
+    embeddings = _read_names(NAMES_FILE, fingerprint) or _read_names(path, fingerprint)
     if embeddings is None:
-        embeddings = _embed_names(tower)
-        metadata = {"digest": _digest(embeddings)}
+        embeddings = embed_names(tower)
         with contextlib.suppress(InputError):  # a cache that can't be written costs time, but gives the same bridge
-            write_atomically(path, safetensors.torch.save(embeddings, metadata))
-    return Bridge(embeddings["names"], embeddings["centre"], weight)
+            write_atomically(path, serialize_names(embeddings))
+    return Bridge(embeddings["names"], embeddings["centres"].mean(dim=0), weight)
 
 
-def _embed_names(tower: MiniLm) -> dict[str, Tensor]:
+def embed_names(tower: MiniLm) -> dict[str, Tensor]:
+    """Embed the ImageNet names in each of `TEMPLATES`.
+
+    Args:
+        tower: embeds the texts.
+
+    Returns:
+        ``names`` (1000, 384), unit rows: the mean over the templates of the embeddings, centred per template.
+        ``centres`` (2, 384): the mean embedding of each template.
+    """
     names = imagenet_names("wordnet")
     with torch.no_grad():  # not inference mode: prompts are learned through the bridge
         rows = [tower([template.format(name) for name in names], batch_size=128) for template in TEMPLATES]
         centres = [embeddings.mean(dim=0) for embeddings in rows]
         centred = torch.stack([unit(embeddings - centre) for embeddings, centre in zip(rows, centres, strict=True)])
-        return {"names": unit(centred.mean(dim=0)), "centre": torch.stack(centres).mean(dim=0)}
+        return {"names": unit(centred.mean(dim=0)), "centres": torch.stack(centres)}
 
 
-def _read_names(path: Path) -> dict[str, Tensor] | None:
-    """The saved result of `_embed_names`; None if the file is missing, damaged, or has other shapes."""
+def serialize_names(embeddings: dict[str, Tensor]) -> bytes:
+    """The result of `embed_names` as a safetensors file that `load_bridge` reads."""
+    return safetensors.torch.save(embeddings, {"digest": _digest(embeddings), "text": text_fingerprint()})
+
+
+def _read_names(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
+    """The saved result of `embed_names`; None if the file is missing, damaged, of other names, or has other shapes."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
-            embeddings = {name: file.get_tensor(name) for name in ("names", "centre")}
-            digest = (file.metadata() or {}).get("digest")
+            embeddings = {name: file.get_tensor(name) for name in ("names", "centres")}
+            metadata = file.metadata() or {}
     except (OSError, safetensors.SafetensorError):
         return None
-    shapes = [tuple(embeddings[name].shape) for name in ("names", "centre")]
-    is_intact = shapes == [(N_IMAGENET_CLASSES, TEXT_WIDTH), (TEXT_WIDTH,)] and digest == _digest(embeddings)
+    shapes = [tuple(embeddings[name].shape) for name in ("names", "centres")]
+    is_intact = (
+        shapes == [(N_IMAGENET_CLASSES, TEXT_WIDTH), (len(TEMPLATES), TEXT_WIDTH)]
+        and metadata.get("digest") == _digest(embeddings)
+        and metadata.get("text") == fingerprint
+    )
     return embeddings if is_intact else None
 
 
