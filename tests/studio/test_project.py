@@ -2,9 +2,12 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from clipadapter.data import load_dataset, read_class_names, scan
@@ -30,15 +33,60 @@ def test_a_project_is_an_ordinary_data_set(project, upload):
     assert sorted(data.rename(names).class_names) == ["Hütte 貓", "a/b", "cat", "test"]
 
 
-def test_bytes_are_kept_and_file_names_are_not_used(project, png):
+def test_bytes_and_file_names_are_kept(project, png):
     project.add_class("cat")
     jpeg = png("red", 1, "JPEG")
-    result = project.add_pictures("cat", [Upload("../../../evil.png", jpeg), Upload("", png("blue", 2))])
-    assert result.rejected == [] and len(result.added) == 2
-    files = sorted((project.root / "cat").iterdir())
-    assert {path.read_bytes() for path in files} == {jpeg, png("blue", 2)}
-    assert {path.suffix for path in files} == {".jpg", ".png"}
-    assert not list(project.root.parent.glob("evil*"))
+    result = project.add_pictures("cat", [Upload("Tabby 1.JPEG", jpeg), Upload("münchen.png", png("blue", 2))])
+    assert result.rejected == [] and result.added == ["cat/Tabby 1.JPEG", "cat/münchen.png"]
+    files = {path.name: path.read_bytes() for path in (project.root / "cat").iterdir()}
+    assert files == {"Tabby 1.JPEG": jpeg, "münchen.png": png("blue", 2)}
+
+
+def test_a_picture_whose_name_is_used_gets_a_number_and_overwrites_nothing(project, png, tree):
+    project.add_class("cat")
+    (project.root / "cat" / "IMG.PNG").write_bytes(png("red"))  # by another program, and not read yet
+    names = ["img.png", "img.png", "img-2.png"]
+    result = project.add_pictures("cat", [Upload(name, png("blue", i)) for i, name in enumerate(names)])
+    assert result.added == ["cat/img-2.png", "cat/img-3.png", "cat/img-2-2.png"]
+    assert tree(project.root)["cat/IMG.PNG"] == png("red")
+    project.undo()
+    assert list(tree(project.root)) == ["cat/IMG.PNG"]
+    project.add_unlabelled([Upload("IMG.png", png("green", 5))])
+    project.label_pictures([project.contents.unlabelled[0].key], "cat")
+    assert set(tree(project.root)) == {"cat/IMG.PNG", "cat/IMG-2.png"}
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("../../../evil.png", "evil.png"),
+        ("C:\\pictures\\cat.png", "cat.png"),
+        ("/etc/passwd", "passwd.png"),
+        ("..", "_.png"),
+        ("", "picture.png"),
+        (".png", "picture.png"),
+        (".hidden.png", "_hidden.png"),
+        ("a\0b\n\u202egnp.png", "abgnp.png"),
+        ("con.png", "con_.png"),
+        ('what?<"x">.png', "what___x__.png"),
+        ("photo.jpg", "photo.png"),  # the bytes are those of a PNG file
+        ("notes.txt", "notes.txt.png"),
+        ("\ud800.png", "picture.png"),
+    ],
+)
+def test_a_name_from_a_browser_becomes_one_visible_file_of_the_class(project, png, name, stored):
+    project.add_class("cat")
+    assert project.add_pictures("cat", [Upload(name, png("red"))]).added == [f"cat/{stored}"]
+    assert [path.name for path in (project.root / "cat").iterdir()] == [stored]
+    assert {path.name for path in project.root.iterdir()} == {"cat", ".studio"}
+    assert len(load_dataset(project.root, one_class=True).paths) == 1
+
+
+@given(st.text(max_size=400))
+def test_every_name_is_stored_as_one_short_path_component(name):
+    stored = stored_file_name(Upload(name, b"\x89PNG"))
+    assert not set(stored) & set('/\\:*?"<>|\0\n') and not stored.startswith(".") and len(stored.encode()) <= 110
+    assert Path(stored).suffix.lower() == ".png" and stored == stored.strip()
 
 
 def test_every_readable_format_gets_a_suffix_of_images():
@@ -56,7 +104,8 @@ def test_every_readable_format_gets_a_suffix_of_images():
     }
     assert set(starts) == set(known)
     for start in starts.values():
-        assert stored_file_name(Upload("x.exe", start))[20:] in IMAGE_SUFFIXES
+        stem, dot, suffix = stored_file_name(Upload("x.exe", start)).rpartition(".")
+        assert stem == "x.exe" and dot + suffix in IMAGE_SUFFIXES
 
 
 def test_a_file_that_is_no_picture_is_rejected_alone(project, upload):

@@ -113,7 +113,7 @@ class Actions:
         rejected: list[tuple[str, str]] = []
         uploads = []
         for file in (file for file in _get_list(data, "files") if isinstance(file, Mapping)):
-            name = _get_text(file, "name")[:MAX_FILE_NAME_LETTERS]
+            name = _get_text(file, "name")
             try:
                 uploads.append(Upload(name, self._take_uploaded_bytes(_get_text(file, "path"))))
             except InputError as error:
@@ -210,6 +210,7 @@ def _describe_result(result: AddResult, class_name: str, verb: str = "Added") ->
         if class_name:
             offers.append((f"Move to '{class_name}'", class_name, keys))
     if result.rejected:
-        texts.append(f"Rejected: {join_first([f'{file} ({reason})' for file, reason in result.rejected])}.")
+        reasons = [f"{file[:MAX_FILE_NAME_LETTERS]} ({reason})" for file, reason in result.rejected]
+        texts.append(f"Rejected: {join_first(reasons)}.")
     has_errors = bool(result.rejected or result.in_other_classes)
     return Note(" ".join(texts) or "Nothing was added.", has_errors, tuple(offers))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from clipadapter.data.images import image_bytes, read_image
 from clipadapter.errors import ImageError
@@ -15,19 +16,23 @@ from clipadapter.files import IMAGE_SUFFIXES, printable, write_atomically
 Stamp = tuple[int, int, int, int]
 """Device, inode, size and time of the last change. A move does not change it."""
 
-SUFFIX_BY_MAGIC = (
-    (rb"\xff\xd8\xff", ".jpg"),
-    (rb"\x89PNG", ".png"),
-    (rb"RIFF....WEBP", ".webp"),
-    (rb"GIF8", ".gif"),
-    (rb"BM", ".bmp"),
-    (rb"II\*\0|II\+\0|MM\0", ".tif"),
-    (rb"P[14]\s", ".pbm"),
-    (rb"P[25]\s", ".pgm"),
-    (rb"P[36]\s", ".ppm"),
-    (rb"....ftypavi", ".avif"),
-    (rb"\0\0\0\x0cjP|\xff\x4f\xff\x51", ".jp2"),
+SUFFIXES_BY_MAGIC = (
+    (rb"\xff\xd8\xff", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")),
+    (rb"\x89PNG", (".png",)),
+    (rb"RIFF....WEBP", (".webp",)),
+    (rb"GIF8", (".gif",)),
+    (rb"BM", (".bmp",)),
+    (rb"II\*\0|II\+\0|MM\0", (".tif", ".tiff")),
+    (rb"P[14]\s", (".pbm", ".pnm")),
+    (rb"P[25]\s", (".pgm", ".pnm")),
+    (rb"P[36]\s", (".ppm", ".pnm")),
+    (rb"....ftypavi", (".avif",)),
+    (rb"\0\0\0\x0cjP|\xff\x4f\xff\x51", (".jp2",)),
 )
+"""First bytes of a format, and the suffixes of its files, the usual one first."""
+MAX_ENTRY_NAME_BYTES = 100
+"""File systems allow 255; temporary files beside an entry have longer names."""
+DEVICE_NAMES = frozenset({"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))})
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Upload:
     """A file that a browser sent. It may be no picture.
 
     Args:
-        name: name of the file; shown, and never used as a path.
+        name: name of the file on the machine of the browser; never used as a path.
         data: its bytes.
     """
 
@@ -94,26 +99,70 @@ def find_rejection_reason(upload: Upload) -> str | None:
     return None
 
 
-def stored_file_name(upload: Upload) -> str:
-    r"""Return the file name of an upload in the project: the hash of its bytes, and the suffix of their format.
+def stored_file_name(upload: Upload, used: Collection[str] = ()) -> str:
+    r"""Return the file name of an upload in the project: its own name, made safe, with the suffix of its format.
 
-    >>> stored_file_name(Upload("../x.exe", b"\x89PNG..."))
-    '52f8e43555fceacc2b17.png'
+    Args:
+        upload: its name comes from a browser, so only the part after the last separator counts.
+        used: names of the files beside it, in the form of `fold_name`; the returned name is none of them.
+
+    >>> stored_file_name(Upload("../IMG 1.PNG", b"\x89PNG..."), used={"img 1.png"})
+    'IMG 1-2.PNG'
+    >>> stored_file_name(Upload("con", b"\xff\xd8\xff..."))
+    'con_.jpg'
     """
-    start = upload.data[:64]
-    suffix = next((suffix for magic, suffix in SUFFIX_BY_MAGIC if re.match(magic, start, re.DOTALL)), "")
-    uploaded_suffix = PurePath(upload.name).suffix.lower()
-    suffix = suffix or (uploaded_suffix if uploaded_suffix in IMAGE_SUFFIXES else ".jpg")  # readers look at the bytes
-    return blake2b(upload.data, digest_size=10).hexdigest() + suffix
+    last_part = re.split(r"[/\\]", upload.name)[-1]
+    stem, dot, letters = last_part.rpartition(".")
+    suffix = f"{dot}{letters}"
+    if suffix.lower() not in IMAGE_SUFFIXES:
+        stem, suffix = last_part, ""
+    allowed = next(
+        (suffixes for magic, suffixes in SUFFIXES_BY_MAGIC if re.match(magic, upload.data[:64], re.DOTALL)), ()
+    )
+    if allowed and suffix.lower() not in allowed:
+        suffix = allowed[0]
+    suffix = suffix or ".jpg"  # of a format that is not in the table; readers look at the bytes
+    visible = "".join(letter for letter in stem if unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co"))
+    base = safe_entry_name(visible, "picture")
+    name, number = base + suffix, 2
+    while fold_name(name) in used:
+        name, number = f"{base}-{number}{suffix}", number + 1
+    return name
+
+
+def safe_entry_name(text: str, default: str = "_") -> str:
+    """Return a name for a file or folder that every system allows, and that is not hidden.
+
+    Args:
+        text: any text.
+        default: the name if nothing is left.
+
+    >>> safe_entry_name("a/b"), safe_entry_name(".."), safe_entry_name("aux")
+    ('a_b', '_', 'aux_')
+    """
+    base = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", unicodedata.normalize("NFC", text)).strip()
+    base = re.sub(r"[.\s]+$", "", re.sub(r"^\.+", "_", base)) or default
+    base = base.encode(errors="replace").decode()
+    if base.partition(".")[0].strip().casefold() in DEVICE_NAMES:
+        base += "_"
+    if len(base.encode()) > MAX_ENTRY_NAME_BYTES:
+        cut = base.encode()[: MAX_ENTRY_NAME_BYTES - 9].decode(errors="ignore").rstrip(". ")
+        base = f"{cut}-{blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
+    return base
+
+
+def fold_name(name: str) -> str:
+    """Return the same text for names that some file system takes for one: they differ in case or form of accents."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def write_upload(folder: Path, upload: Upload) -> Path:
-    """Write an upload into a folder and sync it.
+    """Write an upload into a folder, under the hash of its bytes, and sync it.
 
     Raises:
         InputError: if it can't be written.
     """
-    return write_atomically(folder / stored_file_name(upload), upload.data)
+    return write_atomically(folder / blake2b(upload.data, digest_size=10).hexdigest(), upload.data)
 
 
 class DuplicateFinder:

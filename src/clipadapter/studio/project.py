@@ -13,7 +13,6 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 
 from typing_extensions import Self
@@ -30,7 +29,9 @@ from clipadapter.studio.pictures import (
     PictureFile,
     Upload,
     find_rejection_reason,
+    fold_name,
     list_picture_files,
+    safe_entry_name,
     stored_file_name,
     write_upload,
 )
@@ -41,9 +42,6 @@ INCOMING_FOLDER = f"{STUDIO_FOLDER}/incoming"
 UNLABELLED_FOLDER = f"{STUDIO_FOLDER}/unlabelled"
 TRASH_FOLDER = f"{STUDIO_FOLDER}/trash"
 MAX_NAME_LETTERS = 120
-MAX_FOLDER_NAME_BYTES = 100
-"""File systems allow 255; temporary files beside the folder have longer names."""
-DEVICE_NAMES = frozenset({"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))})
 
 
 @dataclass
@@ -232,7 +230,7 @@ class Project:
         with self._guard:
             pictures = [one for one in map(self.contents.picture, dict.fromkeys(keys)) if not one.is_external]
             if pictures:
-                moves = _moves_into(self.root, pictures, self._trash_folder())
+                moves = _moves_into(self.root, pictures, self._trash_folder(), set())
                 with self._step():
                     self._journal.perform(f"removing {_count(len(pictures))}", moves)
             return len(pictures)
@@ -388,6 +386,8 @@ class _Batch:
         self.result = AddResult()
         self._root, self._incoming, self._contents, self._duplicates = root, incoming, contents, duplicates
         self._target, self._class_name = target, class_name
+        self._new_uploads: set[bytes] = set()
+        self._used_names = _list_used_names(root / target)
 
     def add_upload(self, upload: Upload) -> None:
         """Decide about an upload. The bytes of an upload to add are on the disk after this.
@@ -396,13 +396,12 @@ class _Batch:
             InputError: if the disk can't be written.
         """
         reason = find_rejection_reason(upload) or self._find_test_picture(upload)
-        target = f"{self._target}/{stored_file_name(upload)}"
         equal = [] if reason else self._duplicates.find(upload.data, self._contents.pictures())
         by_class = {self._contents.label(picture.key): picture for picture in equal}
         others = [(label, picture) for label, picture in by_class.items() if label not in (self._class_name, None)]
         if reason:
             self.result.rejected.append((upload.name, reason))
-        elif self._class_name in by_class or target in self.result.added:
+        elif self._class_name in by_class or upload.data in self._new_uploads:
             self.result.duplicates.append(upload.name)
         elif others:
             self.result.in_other_classes.append((others[0][1].key, str(others[0][0])))
@@ -411,10 +410,12 @@ class _Batch:
             if unlabelled:
                 source = _relative_path(self._root, unlabelled[0])
             else:
-                source = f"{self._incoming}/{stored_file_name(upload)}"
-                write_upload(self._root / self._incoming, upload)
-            self.moves.append((source, target))
-            self.result.added.append(target)
+                source = f"{self._incoming}/{write_upload(self._root / self._incoming, upload).name}"
+            name = stored_file_name(upload, self._used_names)
+            self._used_names.add(fold_name(name))
+            self._new_uploads.add(upload.data)
+            self.moves.append((source, f"{self._target}/{name}"))
+            self.result.added.append(f"{self._target}/{name}")
 
     def add_pictures(self, pictures: Sequence[PictureFile]) -> None:
         """Add existing pictures: those of the project are moved, those outside it are copied.
@@ -423,8 +424,9 @@ class _Batch:
             InputError: if the disk can't be written.
         """
         own = [one for one in pictures if not one.is_external and self._contents.label(one.key) != self._class_name]
-        self.moves += _moves_into(self._root, own, self._target)
-        self.result.added += [target for _, target in self.moves]
+        moves = _moves_into(self._root, own, self._target, self._used_names)
+        self.moves += moves
+        self.result.added += [target for _, target in moves]
         for picture in pictures:
             if not picture.is_external:
                 continue
@@ -438,18 +440,21 @@ class _Batch:
         return "it is one of the test pictures" if self._duplicates.find(upload.data, test) else None
 
 
-def _moves_into(root: Path, pictures: Sequence[PictureFile], folder: str) -> list[Move]:
-    """Return moves of pictures into a folder, to file names that are free there."""
-    path = root / folder
-    used = {entry.name.casefold() for entry in path.iterdir()} if path.is_dir() else set()
+def _moves_into(root: Path, pictures: Sequence[PictureFile], folder: str, used: set[str]) -> list[Move]:
+    """Return moves of pictures into a folder, to file names that are free there; adds these to the used ones."""
     moves: list[Move] = []
     for picture in pictures:
         name, number = picture.path.name, 2
-        while name.casefold() in used:
+        while fold_name(name) in used:
             name, number = f"{picture.path.stem}-{number}{picture.path.suffix}", number + 1
-        used.add(name.casefold())
+        used.add(fold_name(name))
         moves.append((_relative_path(root, picture), f"{folder}/{name}"))
     return moves
+
+
+def _list_used_names(folder: Path) -> set[str]:
+    """Return the names of the entries of a folder, in the form of `fold_name`."""
+    return {fold_name(entry.name) for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _relative_path(root: Path, picture: PictureFile) -> str:
@@ -483,7 +488,7 @@ def normalize_class_name(text: str, used: Collection[str] = ()) -> str:
         raise InputError("a class needs a name: type one, such as 'tabby cat'")
     if len(name) > MAX_NAME_LETTERS:
         raise InputError(f"a class name has at most {MAX_NAME_LETTERS} letters, this one has {len(name)}: shorten it")
-    equal = [other for other in used if _fold(other) == _fold(name)]
+    equal = [other for other in used if fold_name(other) == fold_name(name)]
     if equal:
         raise InputError(f"there is a class '{equal[0]}' already: choose another name")
     return name
@@ -501,20 +506,9 @@ def safe_folder_name(name: str, used: Collection[str] = ()) -> str:
     >>> safe_folder_name("tabby cat"), safe_folder_name("a/b"), safe_folder_name("..")
     ('tabby cat', 'a_b', '_')
     """
-    base = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", unicodedata.normalize("NFC", name)).strip(" ")
-    base = re.sub(r"^\.+", "_", base).rstrip(". ") or "_"
-    base = base.encode(errors="replace").decode()
-    if base.partition(".")[0].strip().casefold() in DEVICE_NAMES or base.casefold() in SPLIT_ALIASES:
-        base += "_"
-    if len(base.encode()) > MAX_FOLDER_NAME_BYTES:
-        cut = base.encode()[: MAX_FOLDER_NAME_BYTES - 9].decode(errors="ignore").rstrip(". ")
-        base = f"{cut}-{blake2b(name.encode(errors='replace'), digest_size=4).hexdigest()}"
-    folded, folder, number = {_fold(other) for other in used}, base, 2
-    while _fold(folder) in folded:
+    base = safe_entry_name(name)
+    base += "_" if base.casefold() in SPLIT_ALIASES else ""
+    folded, folder, number = {fold_name(other) for other in used}, base, 2
+    while fold_name(folder) in folded:
         folder, number = f"{base}-{number}", number + 1
     return folder
-
-
-def _fold(name: str) -> str:
-    """Return the same text for names that some file system takes for one: they differ in case or form of accents."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
