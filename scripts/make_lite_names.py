@@ -8,6 +8,8 @@ compares the file with the names of the installed timm.
 
 from __future__ import annotations
 
+import sys
+
 from clipadapter.encoders.lite import NAMES_FILE, MiniLm, embed_names, serialize_names
 from clipadapter.files import write_atomically
 
@@ -15,7 +17,7 @@ from clipadapter.files import write_atomically
 def main() -> None:
     """Embed the names and write the file into the package."""
     write_atomically(NAMES_FILE, serialize_names(embed_names(MiniLm("cpu"))))
-    print(f"wrote {NAMES_FILE}, {NAMES_FILE.stat().st_size / 1e6:.1f} MB")
+    sys.stdout.write(f"wrote {NAMES_FILE}, {NAMES_FILE.stat().st_size / 1e6:.1f} MB\n")
 
 
 if __name__ == "__main__":
