@@ -20,10 +20,10 @@ def test_a_table_has_mean_and_sample_deviation_and_marks_the_best(runs):
     # 0.5 and 0.7: mean 0.6, sd 0.1414; 0.5 and 0.6: mean 0.55, sd 0.0707.
     assert table(runs).splitlines() == [
         "head        1 shot      2 shots  fit at 2",
-        "a     *60.0 ± 14.1   80.0 ± 0.0    0.25 s",
-        "b       55.0 ± 7.1  *85.0 ± 7.1    0.25 s",
+        "a     •60.0 ± 14.1   80.0 ± 0.0    0.25 s",
+        "b       55.0 ± 7.1  •85.0 ± 7.1    0.25 s",
         "",
-        "accuracy in %, mean ± sd over 2 seeds, 40 test pictures of 2 classes; *: best at these shots",
+        "accuracy in %, mean ± sd over 2 seeds, 40 test pictures of 2 classes; •: best at these shots",
     ]
 
 
@@ -38,7 +38,7 @@ def test_a_markdown_table_has_the_best_in_bold(runs):
 
 def test_of_the_log_loss_the_lowest_is_best(runs):
     assert summarise(runs, "log_loss").best(2) == {"b"}
-    assert "*0.150 ± 0.071" in table(runs, "log_loss")
+    assert "•0.150 ± 0.071" in table(runs, "log_loss")
 
 
 def test_what_looks_equal_is_equally_good(make_run):
@@ -49,7 +49,7 @@ def test_what_looks_equal_is_equally_good(make_run):
 def test_failed_runs_are_named(make_run):
     runs = [make_run("a", seed=1, accuracy=0.5), make_run("a", seed=2, error="E: why"), make_run("b", error="E: no")]
     lines = table(runs).splitlines()
-    assert lines[1].split() == ["a", "*50.0", "±", "0.0", "(1", "of", "2)", "0.25", "s"]
+    assert lines[1].split() == ["a", "•50.0", "(1", "of", "2)", "0.25", "s"]
     assert lines[2].split() == ["b", "failed", "-"]
     assert lines[-2:] == ["a failed: E: why", "b failed: E: no"]
 

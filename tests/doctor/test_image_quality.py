@@ -81,9 +81,9 @@ def test_degraded_pictures_are_found(find_faults, draw, kind, degrade):
     assert list(find_faults(degrade(draw(1)))) == [kind]
 
 
-def test_tiny_is_at_most_half_of_the_encoders_input(find_faults, draw):
-    assert list(find_faults(draw(0, size=(50, 40)), input_side=80)) == ["tiny"]
-    assert find_faults(draw(0, size=(50, 41)), input_side=80) == {}
+def test_pictures_smaller_than_the_encoders_input_are_tiny(find_faults, draw):
+    assert list(find_faults(draw(0, size=(100, 79)), input_side=80)) == ["tiny"]
+    assert find_faults(draw(0, size=(100, 80)), input_side=80) == {}
 
 
 def test_the_finding_on_a_long_picture_has_the_lost_part(find_faults, draw):

@@ -73,4 +73,4 @@ def test_numbers_are_shown_in_the_unit_of_the_metric():
         "log-loss in nats",
         "Brier score",
     ]
-    assert (METRICS["accuracy"].round(0.12345), METRICS["log_loss"].round(0.12345)) == (12.3, 0.123)
+    assert (METRICS["accuracy"].format(0.12345), METRICS["log_loss"].format(0.3)) == ("12.3", "0.300")

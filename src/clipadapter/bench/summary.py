@@ -11,11 +11,10 @@ from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
 from clipadapter.metrics import METRICS, mean_sd, metrics_shown
 from clipadapter.registry import unknown
+from clipadapter.rendering.marks import BEST, NOT_AS_PUBLISHED
 
 Metric = str
 """Name of a metric of records, as in `clipadapter.metrics.METRICS`."""
-NOT_AS_PUBLISHED = "‡"
-"""Mark of a head that is not the published method, by `heads.Fidelity`."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,13 @@ class Cell:
 
     @property
     def sd(self) -> float:
-        """Sample standard deviation over the seeds; 0 for one."""
+        """Sample standard deviation over the seeds; 0 for one, so that plots draw nothing."""
         return mean_sd(self.values)[1]
+
+    @property
+    def known_sd(self) -> float | None:
+        """Sample standard deviation over the seeds; None for fewer than two."""
+        return self.sd if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Summary:
                 "head": head,
                 "shots": n,
                 "mean": cell.mean if cell.values else None,
-                "sd": cell.sd if cell.values else None,
+                "sd": cell.known_sd,
                 "seeds": len(cell.values),
                 "failed": cell.failed,
             }
@@ -119,12 +123,12 @@ def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
 
 
 def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = False) -> str:
-    """Mean ± sd by head and shots, with the best of each column marked, and notes below.
+    """Mean ± sd (the mean alone for one seed) by head and shots, with the best of each column marked, and notes below.
 
     Args:
         runs: records of one comparison.
         metric: name of the metric.
-        markdown: a Markdown table with the best in bold; else plain text with a star.
+        markdown: a Markdown table with the best in bold; else plain text with a dot before it.
 
     Raises:
         InputError: if there are no records.
@@ -194,10 +198,11 @@ def _cell(cell: Cell, metric: Metric, best: bool, markdown: bool) -> str:
     if not cell.values:
         return "failed" if cell.failed else "-"
     mean, seeds = format_metric(cell.mean, metric), len(cell.values)
-    mark = ("**" if markdown else "*") if best else ""
+    mark = ("**" if markdown else BEST) if best else ""
     number = f"{mark}{mean}{mark}" if markdown else f"{mark}{mean}"
     count = f" ({seeds} of {seeds + cell.failed})" if cell.failed else ""
-    return f"{number} ± {format_metric(cell.sd, metric)}{count}"
+    spread = "" if cell.known_sd is None else f" ± {format_metric(cell.known_sd, metric)}"
+    return f"{number}{spread}{count}"
 
 
 def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -229,7 +234,7 @@ def _notes(runs: Sequence[Run], summary: Summary, markdown: bool) -> list[str]:
     spread = f"mean ± sd over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     pictures = sorted({run.n_test for run in runs})
     counts = f"{pictures[0]}" if len(pictures) == 1 else f"{pictures[0]} to {pictures[-1]}"
-    mark = "bold" if markdown else "*"
+    mark = "bold" if markdown else BEST
     classes = ", ".join(str(n) for n in sorted({run.n_classes for run in runs}))
     notes = [
         f"{METRICS[summary.metric].title_with_unit}, {spread}, {counts} test pictures of {classes} classes; {mark}: "

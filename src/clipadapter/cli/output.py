@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -69,16 +70,21 @@ class Output:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Format rows as aligned columns. Columns of numbers are right-aligned.
+    """Format rows as aligned columns. Columns of numbers are right-aligned, also of numbers that are formatted already.
 
     >>> print(table(["class", "all"], [["cat", 12], ["zebra", 3]]))
     class  all
     cat     12
     zebra    3
+    >>> print(table(["", "log-loss"], [["this model", "0.300"], ["zero-shot", "2.055"]]))
+                log-loss
+    this model     0.300
+    zero-shot      2.055
     """
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    is_number = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    # The first column has names, which may look like numbers.
+    is_number = [bool(rows) and all(_is_number(row[i], i) for row in rows) for i in range(len(header))]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if is_right else cell.ljust(width)
@@ -86,6 +92,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def _is_number(cell: object, column: int) -> bool:
+    return isinstance(cell, int | float) or (column > 0 and re.fullmatch(r"[+-]?\d+(\.\d+)?", str(cell)) is not None)
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> str:

@@ -174,7 +174,7 @@ def check_image_quality(
     for picture, image in zip(pictures, measures, strict=True):
         yield from _check_tones(picture, image)
         short, long = sorted((image.width, image.height))
-        if 2 * short <= input_side:
+        if short < input_side:
             size = f"{image.width} x {image.height} pixels, the encoder's input has {input_side}"
             yield Finding("tiny", 1 - short / input_side, f"{picture.name}: {size}", (picture,))
         if long > MAX_USUAL_ASPECT_RATIO * short:

@@ -99,10 +99,6 @@ class MetricInfo:
         """
         return f"{self.scale * value:.{self.digits}f}"
 
-    def round(self, value: float) -> float:
-        """A value as `format` shows it, as a number."""
-        return round(self.scale * value, self.digits)
-
     def is_in_range(self, value: float) -> bool:
         """Whether the metric can have this value."""
         return isfinite(value) and value >= self.lowest - ROUNDING_TOLERANCE and (value <= 1 or self.unit != "%")

@@ -278,8 +278,8 @@ def test_the_table_marks_the_best_of_the_incremental_heads(tasks, text):
     assert [line.split()[0] for line in lines[1:5]] == ["zero-shot", "means", "last", "knn"]
     assert ["nothing" in lines[1], "task by task" in lines[2], "joint" in lines[4]] == [True] * 3
     means = next(run for run in runs if run.head == "means")
-    assert f"*{100 * means.continual.metrics.last:.1f} ± 0.0" in lines[2]
-    assert "*" not in lines[4]
+    assert f"•{100 * means.continual.metrics.last:.1f} ± 0.0" in lines[2]
+    assert "•" not in lines[4]
     assert "mean ± sd over 2 seeds" in stream_table(runs)
     assert len(stream_table(runs, notes=False).splitlines()) == 5
     with pytest.raises(InputError, match="no records of streams"):

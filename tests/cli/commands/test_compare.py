@@ -23,8 +23,8 @@ def test_one_table_of_heads_and_shots(noisy_squares, tmp_path, compare):
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["head", "1", "shot", "2", "shots", "fit", "at", "2"]
-    assert lines[1].split()[:4] == ["zero-shot", "*100.0", "±", "0.0"]
-    assert lines[2].split()[:4] == ["linear-probe", "*100.0", "±", "0.0"]
+    assert lines[1].split()[:4] == ["zero-shot", "•100.0", "±", "0.0"]
+    assert lines[2].split()[:4] == ["linear-probe", "•100.0", "±", "0.0"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"runs.jsonl", "table.md", "accuracy.png"}
     assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 2 * 2 * 2
     text = (tmp_path / "out" / "table.md").read_text()
@@ -42,7 +42,7 @@ def test_runs_in_the_records_are_not_repeated(noisy_squares, compare):
     first = compare(noisy_squares, *HEADS, "--shots", "2", "--seeds", 1, "--json")
     assert first.exit_code == 0, first.stderr
     found = json.loads(first.stdout)
-    assert found["rows"][0] == {"head": "zero-shot", "shots": 2, "mean": 1.0, "sd": 0.0, "seeds": 1, "failed": 0}
+    assert found["rows"][0] == {"head": "zero-shot", "shots": 2, "mean": 1.0, "sd": None, "seeds": 1, "failed": 0}
     assert (found["n_test"], found["classes"], found["encoder"]) == (6, ["blue", "green", "red"], "toy")
     second = compare(noisy_squares, *HEADS, "--shots", "2", "--seeds", 1, "--json")
     assert second.stderr.splitlines()[-1] == "2 of 2 runs were taken from the records"

@@ -19,7 +19,7 @@ def test_list_shows_ready_and_missing_data_sets(root, run):
     assert sorted(lines) == list_sets()
     assert lines["dtd"] == ["dtd", "47", "2820", "1128", "1692", "ready"]
     assert lines["ucf101"][-3:] == ["missing:", "UCF-101-midframes,", "split_zhou_UCF101.json"]
-    assert lines["food101"][1] == "*"
+    assert lines["food101"][1] == "?"
     assert result.stderr == f"root: {root}\n"
 
 

@@ -13,6 +13,7 @@ from clipadapter.bench.continual.learning import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.run import ContinualResult, Run
 from clipadapter.bench.summary import Cell, fidelity_mark, fidelity_notes, format_metric
 from clipadapter.errors import InputError
+from clipadapter.rendering.marks import BEST
 
 CONTINUAL_METRICS = {
     "transfer": "Transfer",
@@ -168,7 +169,7 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
             f"{head.label} {fidelity_mark({run.method for run in head.runs})}".rstrip(),
             head.learns,
             *(
-                ("*" if i in best[figure] else "") + format_figure(head.cell(figure), figure)
+                (BEST if i in best[figure] else "") + format_figure(head.cell(figure), figure)
                 for figure in CONTINUAL_METRICS
             ),
         ]
@@ -186,7 +187,7 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
     seeds = len({run.seed for run in stream_runs})
     spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
     notes_below = (
-        [f"in %, {spread}; *: best of the heads that learn task by task", *METRIC_DEFINITIONS, JOINT_DEFINITION]
+        [f"in %, {spread}; {BEST}: best of the heads that learn task by task", *METRIC_DEFINITIONS, JOINT_DEFINITION]
         if notes
         else []
     )

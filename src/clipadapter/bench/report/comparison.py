@@ -12,6 +12,7 @@ from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import Setting, Study
 from clipadapter.bench.summary import fidelity_notes, markdown_table
 from clipadapter.registry import unknown
+from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
 
 HEADER = ("head", "data", "encoder", "test", "shots")
 PAIRING_NOTE = "Two runs are compared if they were fitted to the same rows."
@@ -88,7 +89,10 @@ def compare_heads(study: Study, first: str, second: str) -> str:
 
 
 def _mark_text(head_marks: str) -> str:
-    texts = {"*": "is transductive: it uses the unlabelled test pictures", "†": "was given labels beyond the shots"}
+    texts = {
+        TRANSDUCTIVE: "is transductive: it uses the unlabelled test pictures",
+        EXTRA_LABELS: "was given labels beyond the shots",
+    }
     return ", and ".join(texts[mark] for mark in head_marks)
 
 

@@ -18,6 +18,7 @@ from clipadapter.bench.report.texts import (
 from clipadapter.bench.run import Run
 from clipadapter.bench.summary import format_metric
 from clipadapter.metrics import METRICS, mean_sd
+from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
 
 INTERVAL = (
     "Difference of accuracy in points on the same draws, with the 95 % interval of a paired bootstrap over the draws. "
@@ -40,7 +41,8 @@ def measured_grid(table: Table) -> Grid:
     metric = METRICS[table.metric]
     better = "highest" if metric.higher_is_better else "lowest"
     unit = metric.title_with_unit
-    notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column among the heads without * or †."]
+    unmarked = f"among the heads without {TRANSDUCTIVE} or {EXTRA_LABELS}"
+    notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column {unmarked}."]
     if any("(" in cell or cell in ("failed", "not run yet") for row in rows for cell in row[1:-1]):
         notes.append("(2 of 3): two of three planned runs have figures; the others failed or are not run yet.")
     notes += failure_messages({format_head(row, table.runs[row]): table.runs[row] for row in table.rows})

@@ -10,6 +10,7 @@ import numpy as np
 from clipadapter.bench.report.grids import select_most_shots
 from clipadapter.bench.report.tables import Row, Table
 from clipadapter.metrics import mean_sd
+from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
 from clipadapter.rendering.plots import COLOURS, MARKERS, create_figure, set_title, style_axes, truncate
 
 if TYPE_CHECKING:
@@ -297,8 +298,10 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
             accuracy, sd = mean_sd([100 * run.metrics.accuracy for run in runs if run.metrics])
             seconds = max(mean_sd([run.seconds.fit for run in runs if run.seconds])[0], MIN_FIT_SECONDS)
             points.append((seconds, accuracy, sd, names[row]))
-    for i, label in enumerate(("sees the shots and class text only", "* or †: sees more than that")):
-        group = [point for point in points if point[3].endswith(("*", "†")) == bool(i)]
+    for i, label in enumerate(
+        ("sees the shots and class text only", f"{TRANSDUCTIVE} or {EXTRA_LABELS}: sees more than that")
+    ):
+        group = [point for point in points if point[3].endswith((TRANSDUCTIVE, EXTRA_LABELS)) == bool(i)]
         if group:
             style: dict[str, Any] = {"color": COLOURS[i], "marker": "oD"[i], "ecolor": FAINT, "label": label}
             at, height, bar, _ = zip(*group, strict=True)

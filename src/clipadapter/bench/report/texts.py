@@ -10,8 +10,8 @@ from clipadapter.bench.report.tables import Row, Table
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference
 from clipadapter.bench.summary import Cell, Metric, fidelity_mark, fidelity_notes, format_metric
+from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
 
-TRANSDUCTIVE, ORACLE = "*", "†"
 DEFAULTS = (
     "A head whose name says nothing else has the defaults of clipadapter, which may differ from the paper's: see "
     "`clipadapter heads NAME`."
@@ -70,7 +70,7 @@ def head_marks(runs: Iterable[Run]) -> str:
     runs = list(runs)
     transductive = any(run.flags.transductive for run in runs)
     beyond = any(run.flags.oracle or run.flags.validation != "none" for run in runs)
-    return (TRANSDUCTIVE if transductive else "") + (ORACLE if beyond else "")
+    return (TRANSDUCTIVE if transductive else "") + (EXTRA_LABELS if beyond else "")
 
 
 def format_validation(runs: Iterable[Run]) -> str:
@@ -172,7 +172,7 @@ def _templates(table: Table) -> str:
 def _marks_text(table: Table) -> str:
     used_marks = "".join(head_marks(runs) for runs in table.runs.values())
     texts = [f"{TRANSDUCTIVE} transductive: the head uses the unlabelled test pictures"]
-    texts += [f"{ORACLE} something was chosen with labels beyond the shots: see the column validation"]
+    texts += [f"{EXTRA_LABELS} something was chosen with labels beyond the shots: see the column validation"]
     sentences = [text for text in texts if text[0] in used_marks]
     return (
         f"{'; '.join(sentences)}." if sentences else "No head is transductive, none was given labels beyond the shots."

@@ -13,6 +13,7 @@ from clipadapter.cli.groups import SuggestingGroup
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Failure, Output, facts, table
 from clipadapter.errors import DataError
+from clipadapter.rendering.marks import UNVERIFIED
 
 if TYPE_CHECKING:
     from clipadapter.data.sets import BenchmarkSet, PrepareResult
@@ -49,7 +50,7 @@ def list_(root: Path | None, out: Output) -> None:
     header = ["data set", "classes", "train", "val", "test", "state"]
     rows = [
         [
-            f"{description['name']}{'' if description['pictures_checked'] else ' *'}",
+            f"{description['name']}{'' if description['pictures_checked'] else f' {UNVERIFIED}'}",
             description["classes"],
             *(description["pictures"].get(part, "-") for part in header[2:5]),
             _state(description),
@@ -58,7 +59,8 @@ def list_(root: Path | None, out: Output) -> None:
     ]
     out.note(f"root: {data_root(root)}")
     out.result(
-        descriptions, f"{table(header, rows)}\n\n* these counts were not verified, and are not compared with your files"
+        descriptions,
+        f"{table(header, rows)}\n\n{UNVERIFIED} these counts were not verified, and are not compared with your files",
     )
 
 

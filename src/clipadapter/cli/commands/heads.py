@@ -13,6 +13,7 @@ from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.registry import unknown
+from clipadapter.rendering.marks import TRANSDUCTIVE
 
 
 @cli_command("clipadapter heads 'clip-*'", Section.INSPECT, 2)
@@ -48,14 +49,14 @@ def command(pattern: str, out: Output) -> None:
     kinds = _describe_kinds({row[1] for row in rows})
     text = f"{table(['head', 'fidelity', 'summary'], rows)}\n\n{kinds}"
     if any(head["transductive"] for head in entries):
-        text += "\n\n* transductive: uses the pictures to classify when it is fitted"
+        text += f"\n\n{TRANSDUCTIVE} transductive: uses the pictures to classify when it is fitted"
     if len(entries) == 1:
         text = _describe_head(names[0], entries[0]["params"])
     out.result(entries, text)
 
 
 def _name_with_mark(head: Mapping[str, Any]) -> str:
-    return f"{head['name']}{' *' if head['transductive'] else ''}"
+    return f"{head['name']}{f' {TRANSDUCTIVE}' if head['transductive'] else ''}"
 
 
 def _describe_kinds(kinds: Collection[str]) -> str:

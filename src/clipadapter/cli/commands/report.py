@@ -117,7 +117,7 @@ def _text(result: Report) -> str:
         lead = "" if system.accuracy_lead is None else f"{100 * system.accuracy_lead.value:+.1f}"
         interval = f"{100 * accuracy.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
         rows.append(
-            (name, interval, lead, *(metric.round(system.metrics[key].value) for key, metric in others.items()))
+            (name, interval, lead, *(metric.format(system.metrics[key].value) for key, metric in others.items()))
         )
     head = ["", "accuracy % (95 %)", "model is ahead by", *(metric.heading for metric in others.values())]
     return f"{result.evaluation.n_test} pictures of {result.evaluation.data}\n\n{table(head, rows)}"
