@@ -417,7 +417,7 @@ def embed_names(tower: MiniLm) -> dict[str, Tensor]:
 
 def serialize_names(embeddings: dict[str, Tensor]) -> bytes:
     """The result of `embed_names` as a safetensors file that `load_bridge` reads."""
-    return safetensors.torch.save(embeddings, {"digest": _digest(embeddings), "text": text_fingerprint()})
+    return safetensors.torch.save(embeddings, {"digest": _digest(embeddings, text_fingerprint())})
 
 
 def _read_names(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
@@ -425,21 +425,18 @@ def _read_names(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             embeddings = {name: file.get_tensor(name) for name in ("names", "centres")}
-            metadata = file.metadata() or {}
+            digest = (file.metadata() or {}).get("digest")
     except (OSError, safetensors.SafetensorError):
         return None
     shapes = [tuple(embeddings[name].shape) for name in ("names", "centres")]
-    is_intact = (
-        shapes == [(N_IMAGENET_CLASSES, TEXT_WIDTH), (len(TEMPLATES), TEXT_WIDTH)]
-        and metadata.get("digest") == _digest(embeddings)
-        and metadata.get("text") == fingerprint
-    )
+    expected = [(N_IMAGENET_CLASSES, TEXT_WIDTH), (len(TEMPLATES), TEXT_WIDTH)]
+    is_intact = shapes == expected and digest == _digest(embeddings, fingerprint)
     return embeddings if is_intact else None
 
 
-def _digest(arrays: dict[str, Tensor]) -> str:
-    """Hex digest of the values."""
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(arrays: dict[str, Tensor], fingerprint: str) -> str:
+    """Hex digest of the values, and of what they were computed from."""
+    digest = hashlib.blake2b(fingerprint.encode(), digest_size=16)
     for name in sorted(arrays):
         digest.update(arrays[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
