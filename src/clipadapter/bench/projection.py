@@ -67,15 +67,15 @@ def adapted_features(head: Head, X: ArrayLike) -> Array:
     """
     name = type(head).__name__
 
-    def answers(directions: Array) -> Array:
+    def inner_products(directions: Array) -> Array:
         """Inner products of features with text (k, d)."""
         text = TextFeatures([str(i) for i in range(len(directions))], directions, logit_scale=1.0, order="given")
         return head.for_classes(text).logits(X)
 
     width = np.shape(X)[-1]
     # Text along each axis returns the feature if the head only compares features with text. Random text verifies that.
-    features, others = answers(np.eye(width)), _unit_rows(np.random.default_rng(0).normal(size=(3, width)))
-    if not np.allclose(answers(others), features @ others.T, atol=1e-4):
+    features, others = inner_products(np.eye(width)), _unit_rows(np.random.default_rng(0).normal(size=(3, width)))
+    if not np.allclose(inner_products(others), features @ others.T, atol=1e-4):
         raise InputError(f"{name} does more than compare a feature with class text: it has no adapted features")
     if np.allclose(features, _unit_rows(X), atol=SAME_FEATURE_DISTANCE):
         raise InputError(f"{name} does not adapt features: use a head that does, such as clip-adapter or rla")

@@ -169,11 +169,11 @@ class TaskStream(FrozenModel):
         >>> TaskStream(task_known=False, joint=False, tasks=tasks).split_rows([7, 8, 9])
         [[7], [8, 9]]
         """
-        found, start = [], 0
+        rows_of_tasks, start = [], 0
         for task in self.tasks:
-            found.append(list(rows[start : start + task.shots]))
+            rows_of_tasks.append(list(rows[start : start + task.shots]))
             start += task.shots
-        return found
+        return rows_of_tasks
 
 
 class Step(FrozenModel):

@@ -43,11 +43,11 @@ def connect_ray(ray: Any, workers: int | None = None) -> Iterator[bool]:
             **local_options,
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        place = f"at RAY_ADDRESS={address}" if address else "on this machine"
+        location = f"at RAY_ADDRESS={address}" if address else "on this machine"
         advice = "do without Ray"
         if address:
             advice = "check the address and the cluster's token, or unset RAY_ADDRESS to use this machine"
-        raise InputError(f"no Ray could be reached {place} ({error}): {advice}") from error
+        raise InputError(f"no Ray could be reached {location} ({error}): {advice}") from error
     try:
         yield not address
     finally:

@@ -84,5 +84,5 @@ def some_classes(targets: Tensor, d: int, seed: int) -> Tensor:
     n, c = targets.shape
     if n * c * d <= MAX_PASS_COST:
         return targets
-    drawn = torch.randperm(c, generator=torch.Generator().manual_seed(seed))
-    return targets[:, drawn[: max(8, MAX_PASS_COST // (n * d))].sort().values]
+    order = torch.randperm(c, generator=torch.Generator().manual_seed(seed))
+    return targets[:, order[: max(8, MAX_PASS_COST // (n * d))].sort().values]

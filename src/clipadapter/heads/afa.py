@@ -1,33 +1,34 @@
 """AFA: against forward and backward forgetting, by one adapter for all tasks and one for each.
 
-Paper: Dong et al., 2025, https://arxiv.org/abs/2505.07690. Known to us are its abstract, and no code: on frozen CLIP,
-one module learns what is common to the tasks, so that classes to come are recognised better than by zero-shot; another
-learns each task from few shots and keeps the earlier ones. HOW THAT IS DONE HERE IS OURS: figures of this head are not
-the paper's.
+Paper: Dong et al., 2025, https://arxiv.org/abs/2505.07690. Only its abstract is known to us, and no code. On frozen
+CLIP, one module learns what the tasks have in common, so that future classes are recognised better than by zero-shot.
+Another module learns each task from few shots and does not forget earlier tasks. HOW THAT IS DONE HERE IS OURS: results
+of this head are not the paper's.
 
-- forward: A, one linear map for all tasks, takes class text to where pictures of the class lie. It is a ridge
-  regression on the means of the classes that have shots, drawn to a multiple of the identity, which answers as
-  zero-shot does. A class without a shot is looked for there, in a wider Gaussian, and its frozen logit is added.
-- routing: the classes of all tasks compete by their densities (`ClassGaussians`), those without shots too. So no
-  task need be named, and a picture far from all that was learned is left to what was not.
-- backward: of earlier tasks there are sums over shots, which no later task changes. Each task trains a residual
-  adapter B of the logits of its classes, which stays fixed until further shots of these classes come. In training each
+- forward: A, one linear map for all tasks, predicts the mean of a class from its text. It is a ridge regression on the
+  means of the classes that have shots, shrunk towards a multiple of the identity, which predicts as zero-shot does. A
+  class without a shot gets a wider Gaussian around its predicted mean, and its zero-shot logit is added.
+- routing: all classes of all tasks are compared by their densities (`ClassGaussians`), those without shots too. So no
+  task identity is needed, and a picture far from all learned classes is assigned to a class without shots.
+- backward: of earlier tasks, sums over shots are stored, which later tasks do not change. Each task trains a residual
+  adapter B of the logits of its classes. B stays fixed until there are further shots of these classes. In training each
   shot gets the logits that the sums without it give (leave-one-out). On pseudo-features of all other classes the logits
   are distilled from the model before the task (in the first task, from the model without B). A pseudo-feature is the
-  mean of a class, or A's image of its text if it has no shot (the anchors), plus the deviation of a shot of the task
-  from its own mean.
+  mean of a class, or the mean that A predicts if it has no shot, plus the deviation of a shot of the task from the mean
+  of its class.
 
-    logit_k(x) = log N(x; mean_k, variance_k) + v (1 - trust_k) z_k(x) + B_k (x - centre)       class with shots
-    logit_u(x) = log N(x; centre + t_u A, W + R) + max(v, w) z_u(x) + prior                     class without
+    logit_k(x) = log N(x; mean_k, variance_k) + v (1 - s_k) z_k(x) + B_k (x - centre)       class with shots
+    logit_u(x) = log N(x; centre + t_u A, W + R) + max(v, w) z_u(x) + prior                 class without
 
-with z the frozen logits less their mean over the classes, trust_k how far the mean is that of shots, and v the odds
+with z the zero-shot logits less their mean over the classes, s_k the weight of the shots in the mean, and v the odds
 that zero-shot is right, from the mean probability that it gave the shots' own classes; 2 at most. All of it is linear
-in x of unit length, so that an answer takes one product.
+in x of unit length, so that a prediction takes one product.
 
 On development streams (Caltech-101's training part in five tasks, then fabrics, `lite`; 4 and 12 shots; zero-shot's
 Transfer is 43.8 and 43.4) it has a Transfer of 46.5 and 45.1 and a Last of 83.2 and 85.1. Without the tasks' adapters
 these are 46.8, 45.6 and 81.9, 84.8; with the identity alone for A 45.5, 44.6 and 83.4, 85.2. Distillation makes no
-difference there, since at this penalty an adapter hardly reaches other classes; at a small one it holds them.
+difference there, since at this penalty an adapter hardly changes other classes; with a small penalty it prevents
+forgetting.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ from clipadapter.heads.warm_start import remap_rows
 from clipadapter.parallel import limit_threads
 
 MAX_TEXT_WEIGHT = 2.0
-"""Largest v, the weight of the frozen logits."""
+"""Largest v, the weight of the zero-shot logits."""
 PSEUDO_FEATURES_PER_CLASS, MAX_PSEUDO_FEATURES = 4, 4000
 """Pseudo-features of a class, and of all."""
 MAX_ITERATIONS, GRADIENT_TOLERANCE = 50, 1e-3
-"""Of the training of an adapter; it ends when the gradient has fallen to this share of its first length."""
+"""Of the training of an adapter, which stops when the gradient norm has fallen to this share of its initial value."""
 
 
 @register_head(
@@ -74,10 +75,10 @@ class Afa(IncrementalHead):
     training of their adapter. Memory grows with the classes, not with the pictures.
 
     Args:
-        ridge: of the shared adapter; the larger, the nearer it is to zero-shot.
-        dimensions: in how many directions the pictures of a class are taken to spread; sharpens the answers.
-        text: w, the least weight of the frozen logits of classes without shots.
-        prior: log-odds of such a class beside one with shots. Below 0, a picture is rather of what was shown.
+        ridge: penalty of the shared adapter; the larger, the nearer it is to zero-shot.
+        dimensions: assumed number of dimensions of the Gaussians; a larger number gives more confident predictions.
+        text: w, the least weight of the zero-shot logits of classes without shots.
+        prior: log-odds of a class without shots relative to one with shots. Below 0, classes with shots are preferred.
         penalty: L2 on the tasks' adapters, for each shot; None to train none.
         seed: of the pseudo-features.
 
@@ -122,93 +123,93 @@ class Afa(IncrementalHead):
         self._check()
         for name in ("sums_", "residual_", "offset_"):
             setattr(self, name, remap_rows(getattr(self, name), origin))
-        level = torch.where(origin >= 0, remap_rows(self.bias_, origin), -math.inf)
-        before = remap_rows(self.weight_, origin).double(), level.double()
-        new = torch.bincount(shots.labels, minlength=len(origin))
-        self._fit_task(shots, new + remap_rows(self.counts_, origin), before)
+        bias = torch.where(origin >= 0, remap_rows(self.bias_, origin), -math.inf)
+        previous = remap_rows(self.weight_, origin).double(), bias.double()
+        new_counts = torch.bincount(shots.labels, minlength=len(origin))
+        self._fit_task(shots, new_counts + remap_rows(self.counts_, origin), previous)
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
-    def _fit_task(self, shots: SupportSet, counts: Tensor, before: tuple[Tensor, Tensor] | None) -> None:
+    def _fit_task(self, shots: SupportSet, counts: Tensor, previous: tuple[Tensor, Tensor] | None) -> None:
         assert shots.text is not None
         x, labels = unit(shots.X.double()), shots.labels
         rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.text.double())
         self.sums_ = self.sums_.index_add(0, labels, rows)
-        known = ClassGaussians.fit(counts, self.sums_, text, self.ridge)
-        frozen = shots.scale * (text - text.mean(dim=0))
+        gaussians = ClassGaussians.fit(counts, self.sums_, text, self.ridge)
+        zero_shot = shots.scale * (text - text.mean(dim=0))
         v = self._text_weight((shots.scale * x @ text.T).softmax(dim=1)[torch.arange(len(x)), labels], counts)
-        by_text = torch.where(counts > 0, v, max(self.text, v))
+        text_weight = torch.where(counts > 0, v, max(self.text, v))
         prior = torch.where(counts > 0, 0.0, self.prior)
-        weight, bias = linear_log_density(*known.estimates(), self.dimensions)
-        held, open_to_text = self._leave_one_out_logits(known, x, rows, labels, weight, bias)
-        weight, bias = weight + (by_text * (1 - known.shot_weights))[:, None] * frozen, bias + prior
+        weight, bias = linear_log_density(*gaussians.estimates(), self.dimensions)
+        log_densities, text_share = self._leave_one_out_logits(gaussians, x, rows, labels, weight, bias)
+        weight, bias = weight + (text_weight * (1 - gaussians.shot_weights))[:, None] * zero_shot, bias + prior
         if self.penalty is not None:
             with limit_threads(len(x) * text.numel()):
-                answers = held + by_text * open_to_text * (x @ frozen.T) + prior
-                self._train_task_adapter(known, x, labels, answers, (weight, bias), before)
+                logits = log_densities + text_weight * text_share * (x @ zero_shot.T) + prior
+                self._train_task_adapter(gaussians, x, labels, logits, (weight, bias), previous)
         dtype = shots.views.dtype
         self.weight_, self.bias_ = (weight + self.residual_).to(dtype), (bias + self.offset_).to(dtype)
 
     def _text_weight(self, agreed: Tensor, counts: Tensor) -> float:
-        """v, from the probabilities that zero-shot gives the classes of new shots, and those of before."""
+        """v, from the probabilities that zero-shot gives the classes of the new and of all earlier shots."""
         self.agreed_ += float(agreed.sum())
         wrong = 1 - self.agreed_ / float(counts.sum())
         return min(1 / wrong - 1, MAX_TEXT_WEIGHT) if wrong > 0 else MAX_TEXT_WEIGHT
 
     def _leave_one_out_logits(
-        self, known: ClassGaussians, x: Tensor, rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor
+        self, gaussians: ClassGaussians, x: Tensor, rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits (n, c) of shots without the part of text, and 1 - trust (n, c), each without that shot in its class.
+        """Logits (n, c) of shots without their text part, and 1 - s_k (n, c); each shot is left out of its class.
 
         Args:
-            known: Gaussians of every class.
+            gaussians: of every class.
             x: (n, d) plain pictures of the shots.
             rows: (n, d) what was added to the sums for them.
             labels: (n,) their classes.
             weight: (c, d) of densities with all shots.
             bias: (c,) likewise.
         """
-        mean, variance, trust = known.leave_one_out(rows, labels)
-        own, level = linear_log_density(mean, variance, self.dimensions)
-        place = torch.arange(len(x)), labels
+        mean, variance, shot_weight = gaussians.leave_one_out(rows, labels)
+        own_weight, own_bias = linear_log_density(mean, variance, self.dimensions)
+        own_class = torch.arange(len(x)), labels
         logits = x @ (weight + self.residual_).T + bias + self.offset_
-        logits[place] += ((own - weight[labels]) * x).sum(dim=1) + level - bias[labels]
-        return logits, (1 - known.shot_weights).expand_as(logits).index_put(place, 1 - trust)
+        logits[own_class] += ((own_weight - weight[labels]) * x).sum(dim=1) + own_bias - bias[labels]
+        return logits, (1 - gaussians.shot_weights).expand_as(logits).index_put(own_class, 1 - shot_weight)
 
     def _train_task_adapter(
         self,
-        known: ClassGaussians,
+        gaussians: ClassGaussians,
         x: Tensor,
         labels: Tensor,
-        held: Tensor,
-        now: tuple[Tensor, Tensor],
-        before: tuple[Tensor, Tensor] | None,
+        shot_logits: Tensor,
+        current: tuple[Tensor, Tensor],
+        previous: tuple[Tensor, Tensor] | None,
     ) -> None:
-        """Train B of the classes that shots came of.
+        """Train B of the classes that the task has shots of.
 
         Args:
-            known: Gaussians of every class.
+            gaussians: of every class.
             x: (n, d) shots.
             labels: (n,) their classes.
-            held: (n, c) their logits without the new adapter, and of its class without the shot.
-            now: weight (c, d) and bias (c,) of the answers to be adapted, earlier adapters left out.
-            before: the same of the previous model; None in the first task.
+            shot_logits: (n, c) their leave-one-out logits, without the new adapter.
+            current: weight (c, d) and bias (c,) of the logits without any adapter.
+            previous: weight and bias of the previous model; None in the first task.
         """
         assert self.penalty is not None
-        others = self._pseudo_features(known, x, labels)
-        answers = others @ (now[0] + self.residual_).T + now[1] + self.offset_
-        previous = answers if before is None else others @ before[0].T + before[1]
-        n, m, c = len(x), len(others), held.shape[1]
-        logits = torch.cat([held, answers])
-        targets = torch.cat([torch.nn.functional.one_hot(labels, c).to(x.dtype), previous.softmax(dim=1)])
-        share = torch.cat([x.new_full((n,), 1 / n), x.new_full((m,), 1 / max(m, 1))])
-        z, classes, penalty = torch.cat([x, others]) - known.centre, labels.unique(), self.penalty / n
+        pseudo = self._pseudo_features(gaussians, x, labels)
+        pseudo_logits = pseudo @ (current[0] + self.residual_).T + current[1] + self.offset_
+        teacher_logits = pseudo_logits if previous is None else pseudo @ previous[0].T + previous[1]
+        n, m, c = len(x), len(pseudo), shot_logits.shape[1]
+        logits = torch.cat([shot_logits, pseudo_logits])
+        targets = torch.cat([torch.nn.functional.one_hot(labels, c).to(x.dtype), teacher_logits.softmax(dim=1)])
+        row_weight = torch.cat([x.new_full((n,), 1 / n), x.new_full((m,), 1 / max(m, 1))])
+        z, classes, penalty = torch.cat([x, pseudo]) - gaussians.centre, labels.unique(), self.penalty / n
 
         def evaluate(point: Tensor) -> tuple[float, Tensor]:
             logs = logits.index_add(1, classes, z @ point[0].T).log_softmax(dim=1)
-            loss = -(share * (targets * logs).sum(dim=1)).sum() + penalty / 2 * point.square().sum()
-            error = share[:, None] * (logs.exp() - targets)[:, classes]
+            loss = -(row_weight * (targets * logs).sum(dim=1)).sum() + penalty / 2 * point.square().sum()
+            error = row_weight[:, None] * (logs.exp() - targets)[:, classes]
             return float(loss), (error.T @ z + penalty * point[0])[None]
 
         start = x.new_zeros(1, len(classes), x.shape[1])
@@ -218,23 +219,23 @@ class Afa(IncrementalHead):
             point, _ = descend(evaluate, start, first, 1.0, GRADIENT_TOLERANCE * length, MAX_ITERATIONS)
             added = point.view_as(start)[0]
             self.residual_ = self.residual_.index_add(0, classes, added)
-            self.offset_ = self.offset_.index_add(0, classes, -added @ known.centre)
+            self.offset_ = self.offset_.index_add(0, classes, -added @ gaussians.centre)
 
-    def _pseudo_features(self, known: ClassGaussians, x: Tensor, labels: Tensor) -> Tensor:
+    def _pseudo_features(self, gaussians: ClassGaussians, x: Tensor, labels: Tensor) -> Tensor:
         """(m, d) pseudo-features of the classes that have no shot among these."""
-        missing = torch.ones(len(known.counts), dtype=torch.bool)
+        missing = torch.ones(len(gaussians.counts), dtype=torch.bool)
         missing[labels] = False
         classes = torch.nonzero(missing).flatten()
         classes = classes.repeat(max(1, min(PSEUDO_FEATURES_PER_CLASS, MAX_PSEUDO_FEATURES // max(1, len(classes)))))
-        generator = torch.Generator().manual_seed(self.seed + int(known.counts.sum()))
-        n = known.counts[labels].double()
-        apart = (x - known.sums[labels] / n[:, None])[n > 1] * (n / (n - 1).clamp_min(1)).sqrt()[n > 1, None]
-        if len(apart):
-            noise = apart[torch.randint(len(apart), (len(classes),), generator=generator)]
+        generator = torch.Generator().manual_seed(self.seed + int(gaussians.counts.sum()))
+        n = gaussians.counts[labels].double()
+        deviations = (x - gaussians.sums[labels] / n[:, None])[n > 1] * (n / (n - 1).clamp_min(1)).sqrt()[n > 1, None]
+        if len(deviations):
+            noise = deviations[torch.randint(len(deviations), (len(classes),), generator=generator)]
         else:
             noise = torch.randn(len(classes), x.shape[1], generator=generator, dtype=x.dtype)
-            noise *= math.sqrt(known.within_variance / x.shape[1])
-        return unit(known.estimates()[0][classes] + noise)
+            noise *= math.sqrt(gaussians.within_variance / x.shape[1])
+        return unit(gaussians.estimates()[0][classes] + noise)
 
     def _check(self) -> None:
         check_not_negative(text=self.text, penalty=self.penalty or 0.0)

@@ -376,7 +376,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         self,
         X: ArrayLike,
         y: ArrayLike,
-        held: Array,
+        held_out: Array,
         text: TextFeatures | None = None,
         *,
         reuse_chosen: bool = True,
@@ -386,7 +386,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         Args:
             X: all shots, as for `fit`.
             y: as for `fit`.
-            held: (h,) rows that are left out.
+            held_out: (h,) rows that are left out.
             text: as for `fit`.
             reuse_chosen: True to take over hyperparameters that this head chose among all its shots, such as a residual
                 ratio or a penalty. To search them again may take several times as long as the fit.
@@ -394,7 +394,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
         Raises:
             InputError: as `fit`.
         """
-        train = np.setdiff1d(np.arange(len(np.asarray(y))), held)
+        train = np.setdiff1d(np.arange(len(np.asarray(y))), held_out)
         head: Self = clone(self)
         head._full_fit = self if reuse_chosen else None
         try:
@@ -517,8 +517,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
 
     def prior_temperature(self, shots_per_class: float) -> float:
         """`temperature_prior` at any number of shots per class, by linear interpolation of its logarithms."""
-        places, values = np.log(PRIOR_SHOTS_PER_CLASS), np.log(self.temperature_prior)
-        return float(np.exp(np.interp(np.log(max(shots_per_class, 1.0)), places, values)))
+        log_shots, values = np.log(PRIOR_SHOTS_PER_CLASS), np.log(self.temperature_prior)
+        return float(np.exp(np.interp(np.log(max(shots_per_class, 1.0)), log_shots, values)))
 
     def _map_logits(
         self, X: ArrayLike, function: Callable[[Array], Array], scores: Callable[[Tensor], Tensor] | None = None

@@ -102,9 +102,9 @@ class BdcAdapter(TrainedHead):
             return logits
         present = self.counts_ > 0
         correlated = correlations_as_graph if torch.jit.is_tracing() else correlations  # type: ignore[attr-defined]
-        near = (self.beta * (correlated(x, self.rows_.to(X.dtype), self.labels_, len(self.counts_)) - 1)).exp()
-        mean = (near * present).sum(dim=1, keepdim=True) / int(present.sum())
-        return logits + self.alpha * torch.where(present, near, mean)
+        affinities = (self.beta * (correlated(x, self.rows_.to(X.dtype), self.labels_, len(self.counts_)) - 1)).exp()
+        mean = (affinities * present).sum(dim=1, keepdim=True) / int(present.sum())
+        return logits + self.alpha * torch.where(present, affinities, mean)
 
     def _numbers_per_row(self) -> int:
         # Not one for each shot: rows are compared with prototypes, which are made anew for each block of rows.

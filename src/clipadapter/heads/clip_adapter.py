@@ -347,14 +347,14 @@ class ClipAdapter(ScheduledHead):
         zero_shot = shots.scale * unit(shots.X) @ shots.text.T
         # A trained ratio and the text adapter are not stored in a form that training could continue from.
         can_continue = self.branch == "visual" and self.alpha not in TRAINED_MODES
-        before = find_warm_start(self, shots, WARM_START_SHARE) if can_continue else None
+        warm_start = find_warm_start(self, shots, WARM_START_SHARE) if can_continue else None
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
         # The ratio of an earlier fit, or of the fit to all shots of which this one leaves some out, is kept.
-        ratio_source = self._full_fit if before is None else before.head
+        ratio_source = self._full_fit if warm_start is None else warm_start.head
         active_ratios = {"visual": [self.alpha], "text": [self.beta], "both": [self.alpha, self.beta]}[self.branch]
         needs_choice = "auto" in active_ratios and ratio_source is None
         splits = self._splits(shots) if needs_choice else []
-        fits = [partial(self._train, shots, all_rows, self.progress, before)]
+        fits = [partial(self._train, shots, all_rows, self.progress, warm_start)]
         fits += [partial(self._train, shots, train_rows, False) for train_rows, _ in splits]
         trained, *fold_adapters = parallel_map(fits, work=min(self.batch_size, n) * self._hidden_width(d) * d)
         if needs_choice:
@@ -366,7 +366,7 @@ class ClipAdapter(ScheduledHead):
         self._store(shots, trained)
 
     def _train(
-        self, shots: SupportSet, rows: Tensor, progress: bool, before: WarmStart | None = None
+        self, shots: SupportSet, rows: Tensor, progress: bool, warm_start: WarmStart | None = None
     ) -> TrainedAdapters:
         """Adapters trained on some of the shots."""
         assert shots.text is not None
@@ -377,9 +377,9 @@ class ClipAdapter(ScheduledHead):
         # Of the initial weights and the noise. `train` makes another one from the same seed, for batches and views.
         generator = torch.Generator().manual_seed(self.seed)
         config = self._train_config(progress, shots.labels[rows])
-        config = config if before is None else before.shorten(config, len(rows))
+        config = config if warm_start is None else warm_start.shorten(config, len(rows))
         inputs = self._input(shots.views[rows])
-        visual, textual = self._initial_adapters(shots, rows, inputs[:, 0], generator, before)
+        visual, textual = self._initial_adapters(shots, rows, inputs[:, 0], generator, warm_start)
         alpha_gate = initial_gate(self.alpha, 2 * d, dtype) if visual is not None else None
         beta_gate = initial_gate(self.beta, d, dtype) if textual is not None else None
 
@@ -415,7 +415,7 @@ class ClipAdapter(ScheduledHead):
         return self._with_mean_ratios(trained, unit(inputs[:, 0]), text, scale)
 
     def _initial_adapters(
-        self, shots: SupportSet, rows: Tensor, x: Tensor, generator: torch.Generator, before: WarmStart | None
+        self, shots: SupportSet, rows: Tensor, x: Tensor, generator: torch.Generator, warm_start: WarmStart | None
     ) -> tuple[Adapter | None, Adapter | None]:
         """The adapters of picture features (n, d) and of class text at the start of training; None if one is off."""
         assert shots.text is not None
@@ -429,10 +429,10 @@ class ClipAdapter(ScheduledHead):
             textual.centre = text.mean(dim=0) if self.centre else None
         if self.bias:  # a bias that is trained starts at the centre; an adapter that is off stays None
             visual, textual = (adapter and adapter.fold_centre() for adapter in (visual, textual))
-        if before is not None and visual is not None:
+        if warm_start is not None and visual is not None:
             with torch.no_grad():
                 for name, parameter in visual.named_parameters():
-                    parameter.copy_(before.shrink(f"{name}_", parameter.detach()))
+                    parameter.copy_(warm_start.shrink(f"{name}_", parameter.detach()))
         return visual, textual
 
     def _held_out_losses(self, shots: SupportSet, trained: TrainedAdapters, split: tuple[Tensor, Tensor]) -> Tensor:

@@ -91,11 +91,11 @@ class CrossModal(TrainedHead):
         rows, row_labels = self._text_rows(shots)
         rows, views = shots.scale * unit(rows), shots.scale * unit(shots.views)
         weight, config = shots.text.clone(), self._train_config()
-        before = (
+        warm_start = (
             find_warm_start(self, shots, WARM_START_SHARE, weight_=weight) if self.wise == 0 else None
         )  # a mix can't be taken apart
-        if before is not None:
-            weight, config = before.shrink_rows("weight_", weight), before.shorten(config, len(views))
+        if warm_start is not None:
+            weight, config = warm_start.shrink_rows("weight_", weight), warm_start.shorten(config, len(views))
             config = replace(config, warmup_steps=round(STEPS_SHARE * self.warmup_steps))
         weight.requires_grad_()
         generator = torch.Generator().manual_seed(self.seed)

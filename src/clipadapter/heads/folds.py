@@ -24,7 +24,7 @@ def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Te
     Returns:
         (training rows, held-out rows) of each fold; empty if every class has a single shot.
 
-    >>> [(len(train), len(held)) for train, held in stratified_folds(torch.tensor([0, 0, 0, 0, 1, 1, 2]), 2)]
+    >>> [(len(train), len(held_out)) for train, held_out in stratified_folds(torch.tensor([0, 0, 0, 0, 1, 1, 2]), 2)]
     [(4, 3), (4, 3)]
     """
     generator = torch.Generator().manual_seed(seed)
@@ -61,7 +61,7 @@ def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list
         (training rows, held-out rows) of each fold; empty if nothing can be held out.
 
     >>> targets = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 0], [0, 0], [0, 1]])
-    >>> [(len(train), len(held)) for train, held in iterative_stratification(targets, 2)]
+    >>> [(len(train), len(held_out)) for train, held_out in iterative_stratification(targets, 2)]
     [(3, 3), (3, 3)]
     """
     generator = torch.Generator().manual_seed(seed)
@@ -82,7 +82,7 @@ def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list
         if len(fold[of_class].unique()) == 1:
             fold[of_class[0]] = -1
     splits = [(torch.nonzero(fold != i).flatten(), torch.nonzero(fold == i).flatten()) for i in range(folds)]
-    return [(train, held) for train, held in splits if len(held) and len(train)]
+    return [(train, held_out) for train, held_out in splits if len(held_out) and len(train)]
 
 
 def hold_out_one_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -180,8 +180,8 @@ class Gda(ExactIncrementalHead):
             return torch.cat([self.views_, rows.to(self.views_.dtype)])
         # The kept views have no labels: all count as one class when rows are looked up.
         any_class = torch.zeros(len(self.views_) + len(rows))
-        stay = find_remaining_rows(self.views_, any_class[: len(self.views_)], rows, any_class[: len(rows)])
-        return self.views_[stay]
+        remaining = find_remaining_rows(self.views_, any_class[: len(self.views_)], rows, any_class[: len(rows)])
+        return self.views_[remaining]
 
     def _remap_sums(self, origin: Tensor) -> None:
         self.sums_, self.rows_ = remap_rows(self.sums_, origin), remap_rows(self.rows_, origin)

@@ -78,11 +78,11 @@ class Hoso(ClipAdapter):
         self._check_parameters()
         assert shots.text is not None
         train_rows, held_out = hold_out_one_per_class(shots.labels, self.seed)
-        before = find_warm_start(self, shots, WARM_START_SHARE)
+        warm_start = find_warm_start(self, shots, WARM_START_SHARE)
         self.bias_ = None
-        trained = self._train(shots, train_rows, self.progress, before)
-        if before is not None:  # the earlier adapter may have seen the shots that are held out now
-            ratio = before.head.alpha_
+        trained = self._train(shots, train_rows, self.progress, warm_start)
+        if warm_start is not None:  # the earlier adapter may have seen the shots that are held out now
+            ratio = warm_start.head.alpha_
         else:
             zero_shot = shots.scale * unit(shots.X) @ shots.text.T
             expected = expected_ratio(zero_shot, Loss.of_support_set(shots, torch.arange(len(zero_shot)), None))

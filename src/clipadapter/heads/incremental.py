@@ -213,16 +213,16 @@ class ExactIncrementalHead(IncrementalHead):
         self,
         X: ArrayLike,
         y: ArrayLike,
-        held: Array,
+        held_out: Array,
         text: TextFeatures | None = None,
         *,
         reuse_chosen: bool = True,
     ) -> Self:
         """As `Head.refit_without`; by `unlearn` if at most half of the shots are left out."""
-        if not self.is_updatable or 2 * len(held) > len(np.asarray(y)):
-            return super().refit_without(X, y, held, text, reuse_chosen=reuse_chosen)
+        if not self.is_updatable or 2 * len(held_out) > len(np.asarray(y)):
+            return super().refit_without(X, y, held_out, text, reuse_chosen=reuse_chosen)
         # A shallow copy is enough: learned tensors are replaced, never changed in place.
-        return copy.copy(self).unlearn(np.asarray(X)[held], np.asarray(y)[held], text)
+        return copy.copy(self).unlearn(np.asarray(X)[held_out], np.asarray(y)[held_out], text)
 
     def remap_classes(self, classes: Sequence[str], origin: Sequence[int], text: TextFeatures | None = None) -> Self:
         """Change the classes: reorder or rename them, add classes without a shot, or remove such classes.
@@ -240,9 +240,9 @@ class ExactIncrementalHead(IncrementalHead):
         """
         check_is_fitted(self)
         self._check_same_use_of_text(text)
-        places = torch.as_tensor(list(origin), dtype=torch.int64)
-        known = places[places >= 0]
-        if len(classes) != len(places) or len(known.unique()) != len(known) or len(classes) < 2:
+        origins = torch.as_tensor(list(origin), dtype=torch.int64)
+        known = origins[origins >= 0]
+        if len(classes) != len(origins) or len(known.unique()) != len(known) or len(classes) < 2:
             raise InputError("each class has one origin, no two the same, and there must be two classes or more")
         removed_counts = self.counts_.clone()
         removed_counts[known] = 0
@@ -250,8 +250,8 @@ class ExactIncrementalHead(IncrementalHead):
             raise InputError(f"the class '{self.classes_[int(removed_counts.argmax())]}' has shots: unlearn them first")
         if text is not None and tuple(text.labels) != tuple(map(str, classes)):
             raise InputError("the class text is of other classes, or in another order")
-        self.counts_ = remap_rows(self.counts_, places)
-        self._remap_sums(places)
+        self.counts_ = remap_rows(self.counts_, origins)
+        self._remap_sums(origins)
         self.classes_ = names_to_dtype(tuple(map(str, classes)), self.classes_.dtype)
         vectors = None if text is None else unit(torch.from_numpy(text.embeddings.copy()))
         self._solve_from_sums(vectors, DEFAULT_LOGIT_SCALE if text is None else text.logit_scale)

@@ -59,19 +59,19 @@ class LinearAdapterHead(TrainedHead):
         n, n_views = shots.views.shape[:2]
         # The change is trained, not the map: the penalty is its square, and it stays exact where it is small.
         shift = torch.zeros(self._shift_shape(shots), dtype=shots.text.dtype, requires_grad=True)
-        before = find_warm_start(self, shots, shift_=shift)
-        if before is not None:
-            shift = before.shrink("shift_", shift.detach()).requires_grad_()
+        warm_start = find_warm_start(self, shots, shift_=shift)
+        if warm_start is not None:
+            shift = warm_start.shrink("shift_", shift.detach()).requires_grad_()
         loss = shift_loss(shots, shift, self.penalty_, self.cycle_views)
-        config = self._train_config(n, before)
+        config = self._train_config(n, warm_start)
         self.loss_ = train([shift], loss, n, n_views, config, row_cost=shift.numel() + shots.text.numel())
         self.shift_, self.weight_, self.scale_ = shift.detach(), shots.text, shots.scale
 
-    def _train_config(self, n: int, before: WarmStart | None) -> TrainConfig:
+    def _train_config(self, n: int, warm_start: WarmStart | None) -> TrainConfig:
         """Adam with the released code's epsilon, for as many passes over n shots as make ``steps``."""
         rows = n if self.batch_size is None else self.batch_size
         config = TrainConfig.from_estimator(self, optimizer="adam", batch_size=rows, min_epochs=1, eps=ADAM_EPS)
-        return config if before is None else before.shorten(config, n, WARM_START_LR_SHARE)
+        return config if warm_start is None else warm_start.shorten(config, n, WARM_START_LR_SHARE)
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale
@@ -100,8 +100,8 @@ def apply_shift(X: Tensor, shift: Tensor) -> Tensor:
 
 def _shift(x: Tensor, shift: Tensor) -> Tensor:
     d = len(shift)
-    before = x[..., d:] if x.shape[-1] > d else x
-    return x[..., :d] + before @ shift.T
+    unprojected = x[..., d:] if x.shape[-1] > d else x
+    return x[..., :d] + unprojected @ shift.T
 
 
 def shift_loss(

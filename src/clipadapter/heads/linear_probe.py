@@ -131,8 +131,8 @@ class LinearProbe(Head):
         if self.solver not in SOLVERS:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {self.solver!r}")
         X, labels = self._input(shots.X), shots.labels
-        before = find_warm_start(self, shots)
-        chosen = self._full_fit if before is None else before.head
+        warm_start = find_warm_start(self, shots)
+        chosen = self._full_fit if warm_start is None else warm_start.head
         C = self.C if chosen is None else chosen.C_
         if shots.targets is not None:
             self._fit_multilabel(X, shots.targets, C)

@@ -126,15 +126,15 @@ class LpPlusPlus(Head):
         problem = _Problem(X, X @ shots.text[present].T, shots.onehot[:, present])
         start = problem.initial_weight(), self._initial_bias(problem), problem.initial_alpha()
         # With the gradients' sum since the start, as released, a fit can't go on from where another one ended.
-        before = (
+        warm_start = (
             None
             if self.literal
             else find_warm_start(self, shots, WARM_START_SHARE, weight_=start[0], bias_=start[1], alpha_=start[2])
         )
-        if before is not None:
-            start = _warm_start(replace(before, origin=before.origin[present]), start)
+        if warm_start is not None:
+            start = _warm_start(replace(warm_start, origin=warm_start.origin[present]), start)
         with limit_threads(len(X) * len(present) * X.shape[1]):
-            weight, bias, alpha = self._train(problem, start, 1.0 if before is None else STEPS_SHARE)
+            weight, bias, alpha = self._train(problem, start, 1.0 if warm_start is None else STEPS_SHARE)
         c = shots.n_classes
         # A class without a shot has what the others have on average: only its text sets it apart.
         visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, present, weight)
@@ -187,8 +187,12 @@ class LpPlusPlus(Head):
         return (2 * draw - 1) / math.sqrt(d)
 
 
-def _warm_start(before: WarmStart, initial: Start) -> Start:
+def _warm_start(warm_start: WarmStart, initial: Start) -> Start:
     """Where to begin at an earlier head, whose weights have the text in them; origins are of the p classes."""
-    visual = before.head.weight_ - before.head.alpha_[:, None] * before.head.text_
+    visual = warm_start.head.weight_ - warm_start.head.alpha_[:, None] * warm_start.head.text_
     weight, bias, alpha = initial
-    return before.shrink_rows(visual, weight), before.shrink_rows("bias_", bias), before.shrink_rows("alpha_", alpha)
+    return (
+        warm_start.shrink_rows(visual, weight),
+        warm_start.shrink_rows("bias_", bias),
+        warm_start.shrink_rows("alpha_", alpha),
+    )

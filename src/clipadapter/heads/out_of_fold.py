@@ -196,7 +196,7 @@ def _from_folds(
     repeats = max(1, min(MAX_REPEATS, SUFFICIENT_HELD_OUT_SHOTS // len(y))) if is_fitted and not keep_heads else 1
     make_folds = stratified_folds if truth.ndim == 1 else iterative_stratification
     parts = [part for i in range(repeats) for part in make_folds(torch.from_numpy(truth), folds, seed + i)]
-    splits = [(train.numpy(), held.numpy()) for train, held in parts]
+    splits = [(train.numpy(), held_out.numpy()) for train, held_out in parts]
     if not splits:
         return None
     if is_fitted and not keep_heads:
@@ -204,14 +204,14 @@ def _from_folds(
         if len(y) * n_classes * views.shape[2] > MAX_MULTIPLICATIONS_OF_ALL_FOLDS:
             splits = splits[:1]
         elif head.is_warm_start:
-            n_held_out = np.cumsum([len(held) for _, held in splits])
+            n_held_out = np.cumsum([len(held_out) for _, held_out in splits])
             splits = splits[: int(np.searchsorted(n_held_out, SUFFICIENT_HELD_OUT_SHOTS)) + 1]
     heads: list[Head] = []
     logits: list[Array] = []
     scales: list[float] = []
-    for train, held in splits:
-        fold_head = head.refit_without(views, y, held, text, reuse_chosen=is_fitted and not keep_heads)
-        logits.append(fold_head.logits(views[held, 0]))
+    for train, held_out in splits:
+        fold_head = head.refit_without(views, y, held_out, text, reuse_chosen=is_fitted and not keep_heads)
+        logits.append(fold_head.logits(views[held_out, 0]))
         if is_fitted:
             scales.append(_logit_scale(fold_head, views[train, 0]))
         heads += [fold_head] if keep_heads else []
@@ -219,8 +219,8 @@ def _from_folds(
     if is_fitted:
         ratio = _logit_scale(head, views[:, 0]) / max(float(np.mean(scales)), 1e-12)
         ratio = float(np.clip(ratio, 1 / MAX_LOGIT_SCALE_RATIO, MAX_LOGIT_SCALE_RATIO))
-    rows = np.concatenate([held for _, held in splits])
-    fold_of_row = np.repeat(np.arange(len(splits)), [len(held) for _, held in splits]) if keep_heads else None
+    rows = np.concatenate([held_out for _, held_out in splits])
+    fold_of_row = np.repeat(np.arange(len(splits)), [len(held_out) for _, held_out in splits]) if keep_heads else None
     shots_per_class = float(np.mean([mean_shots_per_class(y[train]) for train, _ in splits]))
     scaled = np.concatenate(logits) * ratio if is_fitted else np.concatenate(logits)
     return OutOfFold(scaled, truth[rows], rows, "folds", shots_per_class, ratio, tuple(heads), fold_of_row)

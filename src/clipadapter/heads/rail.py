@@ -171,9 +171,9 @@ class Rail(ExactIncrementalHead):
         if not self._keeps_shots:
             self.sums_ = remap_rows(self.sums_.T, origin).T
         else:
-            place = torch.full((self.weight_.shape[1],), -1)
-            place[origin[origin >= 0]] = torch.nonzero(origin >= 0).flatten()
-            self.labels_ = place[self.labels_]
+            new_positions = torch.full((self.weight_.shape[1],), -1)
+            new_positions[origin[origin >= 0]] = torch.nonzero(origin >= 0).flatten()
+            self.labels_ = new_positions[self.labels_]
         self.weight_ = remap_rows(self.weight_.T, origin).T.contiguous()
 
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
@@ -209,10 +209,10 @@ class Rail(ExactIncrementalHead):
 
     def _remove_shots(self, rows: Tensor, labels: Tensor) -> None:
         """Drop rows (n, d) from those that are kept."""
-        stay = find_remaining_rows(self.kept_, self.labels_, rows, labels)
-        self.kept_, self.labels_ = self.kept_[stay], self.labels_[stay]
+        remaining = find_remaining_rows(self.kept_, self.labels_, rows, labels)
+        self.kept_, self.labels_ = self.kept_[remaining], self.labels_[remaining]
         if self._has_random_features:
-            self.products_ = pack_lower_triangle(unpack_lower_triangle(self.products_)[stay][:, stay])
+            self.products_ = pack_lower_triangle(unpack_lower_triangle(self.products_)[remaining][:, remaining])
 
     def _set_weight(self, c: int, phi: Tensor | None, products: Tensor | None) -> None:
         """Solve for the weight of c classes.

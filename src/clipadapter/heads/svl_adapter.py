@@ -118,15 +118,18 @@ class SvlAdapter(TrainedHead):
         self.present_ = shots.counts > 0  # (c,)
         inputs, labels = self._second(shots.views), shots.labels  # (n, v, d2)
         weights, config = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), self._train_config()
-        before = find_warm_start(
+        warm_start = find_warm_start(
             self, shots, WARM_START_SHARE, **{f"{name}_": start for name, start in zip(TENSORS, weights, strict=True)}
         )
-        if before is not None:
+        if warm_start is not None:
             starts = zip(
-                (before.shrink, before.shrink, before.shrink_rows, before.shrink_rows), TENSORS, weights, strict=True
+                (warm_start.shrink, warm_start.shrink, warm_start.shrink_rows, warm_start.shrink_rows),
+                TENSORS,
+                weights,
+                strict=True,
             )
             weights = [start(f"{name}_", initial) for start, name, initial in starts]
-            config = before.shorten(config, len(labels))
+            config = warm_start.shorten(config, len(labels))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             return cross_entropy(_network(inputs[rows, views], *weights), labels[rows])

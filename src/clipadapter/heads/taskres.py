@@ -100,9 +100,9 @@ class TaskRes(ScheduledHead):
     def _fit(self, shots: SupportSet) -> None:
         base, config = scale_text(shots, self.text_norm), self._train_config(int(shots.counts.max()))
         start = torch.zeros_like(base)
-        before = find_warm_start(self, shots, WARM_START_SHARE, residual_=start)
-        if before is not None:
-            config, start = before.shorten(config, len(shots.views)), before.shrink_rows("residual_", start)
+        warm_start = find_warm_start(self, shots, WARM_START_SHARE, residual_=start)
+        if warm_start is not None:
+            config, start = warm_start.shorten(config, len(shots.views)), warm_start.shrink_rows("residual_", start)
         self.residual_, self.loss_ = train_residual(shots, base, self.alpha, config, start=start)
         adapted = base + self.alpha * self.residual_
         self.weight_, self.length_ = unit(adapted), adapted.norm(dim=1)

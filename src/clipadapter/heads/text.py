@@ -128,8 +128,8 @@ class TextFeatures:
             raise InputError(
                 f"class text of {', '.join(self.labels[:5])} is not that of the classes {', '.join(names[:5])}"
             )
-        place = {name: i for i, name in enumerate(self.labels)}
-        rows = self._rows()[[place[name] for name in names]]
+        positions = {name: i for i, name in enumerate(self.labels)}
+        rows = self._rows()[[positions[name] for name in names]]
         return TextFeatures(names, rows, self.logit_scale, self.logit_bias, self.tower, self.order)
 
     def numbered(self) -> TextFeatures:

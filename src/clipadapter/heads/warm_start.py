@@ -124,12 +124,12 @@ def remap_rows(rows: Tensor, origin: Tensor) -> Tensor:
     return remapped
 
 
-def class_origins(before: Array, after: Array) -> Tensor:
-    """(k,) position of each class of ``after`` in ``before``, -1 for a new class.
+def class_origins(previous_classes: Array, classes: Array) -> Tensor:
+    """(k,) position of each class in ``previous_classes``, -1 for a new class.
 
     >>> import numpy as np
     >>> class_origins(np.array(["cat", "dog"]), np.array(["ant", "dog"]))
     tensor([-1,  1])
     """
-    place = {str(name): i for i, name in enumerate(before)}
-    return torch.tensor([place.get(str(name), -1) for name in after])
+    positions = {str(name): i for i, name in enumerate(previous_classes)}
+    return torch.tensor([positions.get(str(name), -1) for name in classes])

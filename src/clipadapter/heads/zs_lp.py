@@ -73,7 +73,7 @@ class ZsLp(ScheduledHead):
     def _fit(self, shots: SupportSet) -> None:
         base = scale_text(shots, self.text_norm)
         start = torch.zeros_like(base)
-        before = find_warm_start(self, shots, self._warm_start_share, moved_=start)
+        warm_start = find_warm_start(self, shots, self._warm_start_share, moved_=start)
         multipliers = self._multipliers(shots)
 
         def penalty(residual: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ class ZsLp(ScheduledHead):
             return residual.square().sum(dim=1) @ multipliers[shots.counts > 0] / shots.n_classes
 
         config = TrainConfig.from_estimator(self, optimizer="sgd")
-        if before is not None:
-            config, start = before.shorten(config, len(shots.views)), before.shrink_rows("moved_", start)
+        if warm_start is not None:
+            config, start = warm_start.shorten(config, len(shots.views)), warm_start.shrink_rows("moved_", start)
         self.moved_, self.loss_ = train_residual(
             shots, base, 1.0, config, None if multipliers is None else penalty, start
         )

@@ -220,15 +220,15 @@ def _acquire_file_lock(target: Path) -> Callable[[], object]:
     from filelock import FileLock, Timeout
 
     name = hashlib.sha256(os.fsencode(target)).hexdigest()[:32]
-    place = default_cache_dir() / "locks" / f"{name}.lock"
+    lock_path = default_cache_dir() / "locks" / f"{name}.lock"
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place, timeout=LOCK_TIMEOUT_SECONDS)
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_path, timeout=LOCK_TIMEOUT_SECONDS)
         lock.acquire()
     except Timeout:
         raise _busy_error(target) from None
     except OSError as error:
-        raise ArtifactError(f"can't lock {target}: {place}: {error.strerror or error}") from error
+        raise ArtifactError(f"can't lock {target}: {lock_path}: {error.strerror or error}") from error
     return lock.release
 
 

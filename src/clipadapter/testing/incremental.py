@@ -20,9 +20,9 @@ OLD = np.arange(12) < 8
 """The shots of the first two classes."""
 
 
-def _text_of(text: TextFeatures, places: list[int], order: Order = "given") -> TextFeatures:
+def _select_text(text: TextFeatures, positions: list[int], order: Order = "given") -> TextFeatures:
     """Text features of some of the classes, in another order."""
-    names, rows = [text.labels[i] for i in places], text.embeddings[places]
+    names, rows = [text.labels[i] for i in positions], text.embeddings[positions]
     return TextFeatures(names, rows, text.logit_scale, tower=text.tower, order=order)
 
 
@@ -74,10 +74,10 @@ def check_partial_fit_in_parts(head: Head) -> None:
 def check_partial_fit_with_new_classes(head: Head) -> None:
     """New classes are added: columns are sorted, or in the order of the text features if that is `given`."""
     X, y, text = toy_features()
-    fitted = _fit_incremental(head, X[OLD], y[OLD], _text_of(text, [0, 1]))
+    fitted = _fit_incremental(head, X[OLD], y[OLD], _select_text(text, [0, 1]))
     if fitted is None:
         return
-    reversed_text = _text_of(text, [2, 1, 0])
+    reversed_text = _select_text(text, [2, 1, 0])
     for part, expected in ((reversed_text, reversed_text.labels), (reversed_text.with_order("sorted"), CLASSES)):
         updated = copy.copy(fitted).partial_fit(X[~OLD], y[~OLD], text=part)
         assert updated.classes_.tolist() == list(expected)
@@ -123,8 +123,8 @@ def check_remap_classes(head: Head) -> None:
     assert fitted.remap_classes(after.labels, [1, 0, -1], text=after) is fitted
     names = np.where(y[OLD] == "dog", "hound", y[OLD])
     _assert_equal_heads(fitted, clone(head).fit(X[OLD], names, text=after))
-    fitted.remap_classes(["cat", "hound"], [1, 0], text=_text_of(after, [1, 0]))
-    _assert_equal_heads(fitted, clone(head).fit(X[OLD], names, text=_text_of(after, [1, 0])))
+    fitted.remap_classes(["cat", "hound"], [1, 0], text=_select_text(after, [1, 0]))
+    _assert_equal_heads(fitted, clone(head).fit(X[OLD], names, text=_select_text(after, [1, 0])))
     fitted.partial_fit(X[~OLD], ["fish"] * 4, text=after)
     _assert_equal_heads(fitted, clone(head).fit(X, np.concatenate([names, ["fish"] * 4]), text=after))
 
@@ -156,7 +156,7 @@ def check_partial_fit_leaves_copies_unchanged(head: Head) -> None:
     if isinstance(fitted, ExactIncrementalHead):
         exact = fitted
         changes += [lambda: exact.unlearn(X[:1], y[:1], text=text)]
-        changes += [lambda: exact.remap_classes(CLASSES[::-1], [2, 1, 0], text=_text_of(text, [2, 1, 0]))]
+        changes += [lambda: exact.remap_classes(CLASSES[::-1], [2, 1, 0], text=_select_text(text, [2, 1, 0]))]
     for change in changes:
         before = copy.copy(fitted)
         logits, state = before.logits(X), {name: np.array(value) for name, value in before.state().items()}
@@ -185,7 +185,9 @@ def check_partial_fit_refuses_bad_input(head: Head) -> None:
             assert_raises(InputError, "set ", lambda: fitted.remap_classes(CLASSES, [0, 1, 2], text=text))
         np.testing.assert_array_equal(fitted.logits(X), logits)
         return
-    assert_raises(InputError, "lacks classes", lambda: fitted.partial_fit(X[:4], y[:4], text=_text_of(text, [0, 2])))
+    assert_raises(
+        InputError, "lacks classes", lambda: fitted.partial_fit(X[:4], y[:4], text=_select_text(text, [0, 2]))
+    )
     assert_raises(InputError, "with class text", lambda: fitted.partial_fit(X, y))
     assert_raises(InputError, "wolf", lambda: fitted.partial_fit(X, np.where(y == "cat", "wolf", y), text=text))
     narrow = TextFeatures(CLASSES, text.embeddings[:, 1:], text.logit_scale, tower=text.tower)
@@ -200,13 +202,13 @@ def check_partial_fit_refuses_bad_input(head: Head) -> None:
         assert_raises(
             InputError,
             "unlearn them first",
-            lambda: fitted.remap_classes(CLASSES[1:], [1, 2], text=_text_of(text, [1, 2])),
+            lambda: fitted.remap_classes(CLASSES[1:], [1, 2], text=_select_text(text, [1, 2])),
         )
         assert_raises(InputError, "one origin", lambda: fitted.remap_classes(CLASSES, [0, 1, 1], text=text))
         assert_raises(
             InputError,
             "another order",
-            lambda: fitted.remap_classes(CLASSES, [0, 1, 2], text=_text_of(text, [2, 1, 0])),
+            lambda: fitted.remap_classes(CLASSES, [0, 1, 2], text=_select_text(text, [2, 1, 0])),
         )
     if not head.needs_text:
         alone = clone(head).fit(X[OLD], y[OLD])

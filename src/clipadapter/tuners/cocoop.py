@@ -74,15 +74,17 @@ class CoCoOp(PromptTuner):
     def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._initial_prompts(shots)
         learned = {"context": context, **self._net(shots.views.shape[2], context)}
-        before = self._earlier(shots)
-        if before is not None:
-            learned = {name: before.shrink(f"{name}_", first) for name, first in learned.items()}
+        warm_start = self._find_usable_warm_start(shots)
+        if warm_start is not None:
+            learned = {name: warm_start.shrink(f"{name}_", first) for name, first in learned.items()}
         parameters = [tensor.requires_grad_() for tensor in learned.values()]
 
         def logits(features: Tensor) -> Tensor:
             return shots.scale * _cosines(features, prompts, **learned)
 
-        self.loss_ = self._train(parameters, lambda X, y: cross_entropy(logits(X), y), logits, shots, prompts, before)
+        self.loss_ = self._train(
+            parameters, lambda X, y: cross_entropy(logits(X), y), logits, shots, prompts, warm_start
+        )
         for name, tensor in learned.items():
             setattr(self, f"{name}_", tensor.detach().cpu())
         self.scale_ = shots.scale

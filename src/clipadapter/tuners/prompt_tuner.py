@@ -114,9 +114,9 @@ class PromptTuner(ScheduledHead):
     def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._initial_prompts(shots)
         text = _require(shots.text).to(context)
-        before = self._earlier(shots)
-        if before is not None:
-            context = (before.shrink_rows if context.ndim == 3 else before.shrink)("context_", context)
+        warm_start = self._find_usable_warm_start(shots)
+        if warm_start is not None:
+            context = (warm_start.shrink_rows if context.ndim == 3 else warm_start.shrink)("context_", context)
 
         def weight() -> Tensor:
             return unit(prompts.class_vectors(context))
@@ -127,7 +127,7 @@ class PromptTuner(ScheduledHead):
             return self._loss(Batch(logits, labels, learned, text, zero_shot))
 
         self.loss_ = self._train(
-            [context.requires_grad_()], loss, lambda X: shots.scale * X @ weight().T, shots, prompts, before
+            [context.requires_grad_()], loss, lambda X: shots.scale * X @ weight().T, shots, prompts, warm_start
         )
         self.context_, self.scale_ = context.detach().cpu(), shots.scale
         self.weight_ = self._class_vectors(prompts.tower, shots.names)
@@ -179,7 +179,7 @@ class PromptTuner(ScheduledHead):
         logits: Callable[[Tensor], Tensor],
         shots: SupportSet,
         prompts: Prompts,
-        before: WarmStart | None = None,
+        warm_start: WarmStart | None = None,
     ) -> float:
         """Change the parameters so that a loss of unit features (b, d) and labels (b,) falls; gives the last one.
 
@@ -187,11 +187,11 @@ class PromptTuner(ScheduledHead):
         """
         features = unit(shots.views).to(parameters[0])
         labels = shots.labels.to(features.device)
-        rows, held = (part.to(features.device) for part in self._split_rows(shots.labels))
+        rows, held_out = (part.to(features.device) for part in self._split_rows(shots.labels))
         early_stopping = None
-        if self.patience is not None and len(held):
+        if self.patience is not None and len(held_out):
             early_stopping = EarlyStopping(
-                lambda: cross_entropy(logits(features[held, 0]), labels[held]), self.patience
+                lambda: cross_entropy(logits(features[held_out, 0]), labels[held_out]), self.patience
             )
 
         def step(batch: Tensor, views: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class PromptTuner(ScheduledHead):
             step,
             len(rows),
             features.shape[1],
-            config if before is None else before.shorten(config, len(rows)),
+            config if warm_start is None else warm_start.shorten(config, len(rows)),
             checkpoint=Checkpoint(self._digest(shots, prompts.tower), self.checkpoint),
             backward=lambda value: self._backward(parameters, value),
             early_stopping=early_stopping,
@@ -212,10 +212,10 @@ class PromptTuner(ScheduledHead):
             step_cost=int(prompts.lengths.sum()) * prompts.tower.width**2,
         )
 
-    def _earlier(self, shots: SupportSet) -> WarmStart | None:
+    def _find_usable_warm_start(self, shots: SupportSet) -> WarmStart | None:
         """The head to begin at; none with `patience`, since it may have seen the shots that are held out now."""
-        before = find_warm_start(self, shots, WARM_START_SHARE)
-        return before if self.patience is None else None
+        warm_start = find_warm_start(self, shots, WARM_START_SHARE)
+        return warm_start if self.patience is None else None
 
     def _split_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rows to train on and rows held out: with `patience`, one of each class that has two."""

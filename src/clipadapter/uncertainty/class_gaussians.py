@@ -147,8 +147,8 @@ def _helmert(k: int) -> Array:
     array([[-0.7071,  0.7071]])
     """
     before = np.arange(1, k)[:, None]
-    places = np.arange(k)
-    return np.asarray(np.sqrt(before / (before + 1)) * ((places == before) - (places < before) / before))
+    columns = np.arange(k)
+    return np.asarray(np.sqrt(before / (before + 1)) * ((columns == before) - (columns < before) / before))
 
 
 def _shrink_covariance(means: Array, contrasts: Array) -> tuple[ClassGaussians, float]:

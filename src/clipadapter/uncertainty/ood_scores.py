@@ -298,8 +298,8 @@ def _held_out_nearest(memory: Any, held_out: HeldOutShots) -> tuple[Array, Array
     cosines = rows @ rows.T
     np.fill_diagonal(cosines, -np.inf)
     others = np.where(labels[:, None] == labels, -np.inf, cosines)
-    alone = np.bincount(labels)[labels] < 2
-    return np.where(alone, np.nan, nearest(cosines)), nearest(others)
+    is_only_shot = np.bincount(labels)[labels] < 2
+    return np.where(is_only_shot, np.nan, nearest(cosines)), nearest(others)
 
 
 def _score_by_outliers(memory: Any, rows: Array, logits: Array, probabilities: Any) -> Scores:
@@ -308,9 +308,11 @@ def _score_by_outliers(memory: Any, rows: Array, logits: Array, probabilities: A
 
 
 def _held_out_by_outliers(memory: Any, held_out: HeldOutShots) -> tuple[Array, Array]:
-    near = held_out.rows @ memory.outliers.T
+    outlier_cosines = held_out.rows @ memory.outliers.T
     cosines = _cosines_to_means(memory, held_out)
-    return outlier_score(near, cosines), outlier_score(near, without_own(cosines, held_out.labels))
+    return outlier_score(outlier_cosines, cosines), outlier_score(
+        outlier_cosines, without_own(cosines, held_out.labels)
+    )
 
 
 SCORES = {

@@ -114,7 +114,7 @@ def _square(accuracy: ArrayLike) -> NDArray[np.float64]:
             "accuracy on task i after task t"
         )
     if not np.isfinite(cells).all():
-        t, i = (int(place) for place in np.argwhere(~np.isfinite(cells))[0])
+        t, i = (int(index) for index in np.argwhere(~np.isfinite(cells))[0])
         raise InputError(
             f"the accuracy on task {i} after task {t} is {cells[t, i]}: measure every task after every task, those "
             "not yet learned too"

@@ -34,7 +34,7 @@ def write_report(study: Study, folder: str | Path, published: bool = False) -> l
     from clipadapter.rendering.plots import save_png
 
     document = build_report(study, published)
-    place, name = Path(folder) / "reports", study.suite.name
+    reports, name = Path(folder) / "reports", study.suite.name
     names = document.plot_names()
     texts = {
         "md": render_markdown(document, names),
@@ -42,10 +42,10 @@ def write_report(study: Study, folder: str | Path, published: bool = False) -> l
         "tex": render_latex(document),
         "html": render_html(document),
     }
-    written = [write_atomically(place / f"{name}.{ending}", text) for ending, text in texts.items()]
+    written = [write_atomically(reports / f"{name}.{ending}", text) for ending, text in texts.items()]
     for section in document.sections:
-        written += [save_png(plot.figure, place / f"{names[id(plot)]}.png") for plot in section.plots]
-    for old in place.iterdir():
+        written += [save_png(plot.figure, reports / f"{names[id(plot)]}.png") for plot in section.plots]
+    for old in reports.iterdir():
         if re.fullmatch(rf"{re.escape(name)}-\d+-[a-z]+\.png", old.name) and old not in written:
             old.unlink()
     return written

@@ -121,7 +121,7 @@ def _axis_figure(
 
     figure = create_figure(9.5, 5.2)
     axes = figure.add_subplot()
-    positions = _axis_places(axes, [values[row.label] for row in rows])
+    positions = _axis_positions(axes, [values[row.label] for row in rows])
     for i, n in enumerate(table.columns):
         points = [(position, table.cell(row, n)) for position, row in zip(positions, rows, strict=True)]
         points = sorted((position, cell) for position, cell in points if cell.values)
@@ -153,7 +153,7 @@ def _level_lines(axes: Axes, table: Table, row: Row, style: str) -> None:
         axes.axhline(height, color=_style(i)["color"], linestyle=style, linewidth=1.2)
 
 
-def _axis_places(axes: Axes, values: Sequence[float | str]) -> list[float]:
+def _axis_positions(axes: Axes, values: Sequence[float | str]) -> list[float]:
     """Positions of values on the x axis. The axis gets ticks there, and a log scale if values grow by factors."""
     if any(isinstance(value, str) for value in values):
         axes.set_xticks(range(len(values)), [str(value) for value in values], parse_math=False)

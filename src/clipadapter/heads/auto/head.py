@@ -167,22 +167,22 @@ class Auto(Head):
         for i in range(1, repeats):
             splits += stratified_folds(part.labels, self.folds, self.seed + i)
         splits = [
-            (_balance_training_rows(part.labels, train, held, self.seed + i), held)
-            for i, (train, held) in enumerate(splits)
+            (_balance_training_rows(part.labels, train, held_out, self.seed + i), held_out)
+            for i, (train, held_out) in enumerate(splits)
         ]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(inputs.z) <= MAX_KERNEL_SHOTS]
         logits = _out_of_fold_logits(part, splits, names)
-        held = torch.cat([rows for _, rows in splits])
+        held_out = torch.cat([rows for _, rows in splits])
         with limit_threads(0):  # small products between lines of Python
-            weights, noise = _fit_weights(part, held, logits, repeats)
+            weights, noise = _fit_weights(part, held_out, logits, repeats)
         if len(rows) == len(inputs.z):
             shots = sum(len(train) for train, _ in splits) / len(splits) / part.n_classes
             # 1 where the folds leave one of two shots to train on, 0 where they leave three quarters or more.
             one_of_two = max(0.0, 3 - 4 * shots * part.n_classes / len(part.z))
-            mixture = _mixture_logits(part, held, logits, weights, noise).numpy()
+            mixture = _mixture_logits(part, held_out, logits, weights, noise).numpy()
             ratio = 1 + TWO_SHOT_LOGIT_GROWTH * one_of_two
             self._own_out_of_fold = OutOfFold(
-                mixture * ratio, part.labels[held].numpy(), held.numpy(), "own", shots, logit_scale_ratio=ratio
+                mixture * ratio, part.labels[held_out].numpy(), held_out.numpy(), "own", shots, logit_scale_ratio=ratio
             )
         return weights, noise
 
@@ -248,10 +248,10 @@ def _out_of_fold_logits(
 ) -> dict[str, Tensor]:
     """(m, c) logits of each expert for the held-out rows of all splits in their order, fitted to the training rows."""
 
-    def fit_and_predict(train: Tensor, held: Tensor) -> list[Tensor]:
-        part, zero_shot = inputs.take(train), None if inputs.zero_shot is None else inputs.zero_shot[held]
-        products = inputs.gram_block(held, train)
-        return [EXPERTS[name](part).logits(inputs.z[held], zero_shot, products) for name in names]
+    def fit_and_predict(train: Tensor, held_out: Tensor) -> list[Tensor]:
+        part, zero_shot = inputs.take(train), None if inputs.zero_shot is None else inputs.zero_shot[held_out]
+        products = inputs.gram_block(held_out, train)
+        return [EXPERTS[name](part).logits(inputs.z[held_out], zero_shot, products) for name in names]
 
     by_split = parallel_map(
         [partial(fit_and_predict, *split) for split in splits], work=inputs.cost // PARALLEL_COST_RATIO
@@ -260,15 +260,15 @@ def _out_of_fold_logits(
 
 
 def _fit_weights(
-    inputs: ExpertInputs, held: Tensor, logits: dict[str, Tensor], repeats: int
+    inputs: ExpertInputs, held_out: Tensor, logits: dict[str, Tensor], repeats: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Stacking weights and noise from the out-of-fold logits of rows, each of which was held out ``repeats`` times."""
-    labels, names = inputs.labels[held], list(logits)
+    labels, names = inputs.labels[held_out], list(logits)
     noise = {name: noise_std(centre_logits(logits[name]), labels) for name in names}
     stack = [logits[name] / noise[name] for name in names]
     mean, std = _expert_priors(names, noise["probe"])
     if inputs.zero_shot is not None:
-        stack = [inputs.zero_shot[held], *stack]
+        stack = [inputs.zero_shot[held_out], *stack]
         mean, std = [TEXT_WEIGHT * inputs.inverse_temperature, *mean], [TEXT_WEIGHT_STD, *std]
         names = ["text", *names]
     counts = torch.bincount(labels)
@@ -289,11 +289,15 @@ def _expert_priors(names: list[str], probe_noise: float) -> tuple[list[float], l
 
 
 def _mixture_logits(
-    inputs: ExpertInputs, held: Tensor, logits: dict[str, Tensor], weights: dict[str, float], noise: dict[str, float]
+    inputs: ExpertInputs,
+    held_out: Tensor,
+    logits: dict[str, Tensor],
+    weights: dict[str, float],
+    noise: dict[str, float],
 ) -> Tensor:
     """(m, c) logits of the mixture for held-out rows, centred as those of the final fit are."""
     mixture = sum((weights[name] / noise[name] * centre_logits(logits[name]) for name in logits), torch.zeros(()))
-    return mixture if inputs.zero_shot is None else mixture + weights["text"] * inputs.zero_shot[held]
+    return mixture if inputs.zero_shot is None else mixture + weights["text"] * inputs.zero_shot[held_out]
 
 
 def _take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
@@ -305,7 +309,7 @@ def _take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
     return ExpertInputs(part.z, labels, len(classes), zero_shot, part.inverse_temperature, part.gram)
 
 
-def _balance_training_rows(labels: Tensor, train: Tensor, held: Tensor, seed: int) -> Tensor:
+def _balance_training_rows(labels: Tensor, train: Tensor, held_out: Tensor, seed: int) -> Tensor:
     """Training rows of a fold in which each held-out class keeps as many shots as a randomly drawn class has.
 
     Only classes with two or more shots are held out. With unequal shots the experts would be judged on the best known
@@ -313,13 +317,13 @@ def _balance_training_rows(labels: Tensor, train: Tensor, held: Tensor, seed: in
     """
     generator = torch.Generator().manual_seed(seed)
     counts = torch.bincount(labels)
-    kept = []
+    balanced = []
     for label in labels[train].unique():
         rows = train[labels[train] == label]
         max_shots = int(counts[torch.randint(len(counts), (1,), generator=generator)])
         order = torch.randperm(len(rows), generator=generator)
-        kept.append(rows[order[:max_shots]] if (labels[held] == label).any() else rows)
-    return torch.cat(kept)
+        balanced.append(rows[order[:max_shots]] if (labels[held_out] == label).any() else rows)
+    return torch.cat(balanced)
 
 
 def _leave_one_out_ridge_noise(inputs: ExpertInputs) -> float:

@@ -76,11 +76,11 @@ def fit_multilabel(shots: SupportSet, folds: int, seed: int) -> MultilabelMixtur
         slope = _fit_slope(zero_shot, targets)
     with limit_threads(z.numel() * targets.shape[1]):
         ridge_weight = fit_multilabel_ridge(z, targets)
-        held, scores, repeats = _out_of_fold_scores(z, targets, folds, seed)
+        held_out, scores, repeats = _out_of_fold_scores(z, targets, folds, seed)
     if repeats:
-        noise = _noise_std(scores, targets[held])
+        noise = _noise_std(scores, targets[held_out])
         weights, bias = multilabel_stacking_weights(
-            [zero_shot[held], scores / noise], targets[held], [TEXT_WEIGHT * slope, RIDGE_WEIGHT], 1 / repeats
+            [zero_shot[held_out], scores / noise], targets[held_out], [TEXT_WEIGHT * slope, RIDGE_WEIGHT], 1 / repeats
         )
     else:
         scores = _leave_one_out_scores(z, targets)
@@ -163,9 +163,9 @@ def _out_of_fold_scores(z: Tensor, targets: Tensor, folds: int, seed: int) -> tu
     repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(z)))
     rows, scores = [], []
     for i in range(repeats):
-        for train, held in iterative_stratification(targets, folds, seed + i):
-            rows.append(held)
-            scores.append(z[held] @ fit_multilabel_ridge(z[train], targets[train]).T)
+        for train, held_out in iterative_stratification(targets, folds, seed + i):
+            rows.append(held_out)
+            scores.append(z[held_out] @ fit_multilabel_ridge(z[train], targets[train]).T)
     return torch.cat(rows), torch.cat(scores), repeats
 
 
