@@ -26,6 +26,8 @@ IMAGE_SUFFIXES = frozenset(
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of the tables that list pictures."""
 
+LOCAL_WEIGHTS = re.compile(r"local-dir:|simclr:|open_clip:[^:+]+:")
+"""What stands before a path in the name of an encoder."""
 ABANDONED_SECONDS = 24 * 3600
 """Age from which a temporary file counts as abandoned."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
@@ -41,6 +43,15 @@ def printable(path: str | Path) -> str:
     return os.fspath(path).encode(errors="backslashreplace").decode()
 
 
+def has_local_weights(name: str) -> bool:
+    """Whether weights of an encoder are in a file or folder of this machine.
+
+    >>> has_local_weights("open_clip:ViT-B-32:/home/ann/own.pt"), has_local_weights("open_clip:ViT-B-32/openai")
+    (True, False)
+    """
+    return LOCAL_WEIGHTS.search(name) is not None
+
+
 def without_paths(name: str) -> str:
     """The name of an encoder; of paths of this machine only the last part is kept.
 
@@ -48,7 +59,7 @@ def without_paths(name: str) -> str:
     'open_clip:local-dir:clip'
     """
     # A folder may be called "a+b"; where a plus joins two encoders, the second one's scheme follows it.
-    parts = re.compile(r"(local-dir:|simclr:)(.*?)(?=\+[a-z_]+:|$)")
+    parts = re.compile(rf"({LOCAL_WEIGHTS.pattern})(.*?)(?=\+[a-z_-]+:|$)")
     return parts.sub(lambda match: match[1] + re.split(r"[/\\]", match[2].rstrip("/\\"))[-1], name)
 
 

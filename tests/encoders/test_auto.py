@@ -7,17 +7,17 @@ import open_clip
 import pytest
 
 from clipadapter.encoders import auto, create_encoder, hub
-from clipadapter.encoders.open_clip import _weights_files
+from clipadapter.encoders.open_clip_sources import weights_files
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    monkeypatch.setattr(auto, "cached_file", lambda repo, names: None)
+    monkeypatch.setattr(auto, "cached_file", lambda repo, names, revision=None: None)
 
 
 def test_its_files_are_those_of_open_clip():
-    assert _weights_files(open_clip.get_pretrained_cfg(*auto.MODEL.split("/"))) == (auto.REPO, auto.FILES)
+    assert weights_files(open_clip.get_pretrained_cfg(*auto.MODEL.split("/"))) == (auto.REPO, auto.FILES)
 
 
 def test_without_weights_and_hub_it_is_lite(no_weights, monkeypatch):

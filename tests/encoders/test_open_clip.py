@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clipadapter.encoders import create_encoder
-from clipadapter.encoders import open_clip as open_clip_module
-from clipadapter.encoders.open_clip import OpenClipEncoder, find_pretrained, is_downloaded, weights_licence
+from clipadapter.encoders import open_clip_sources as sources
+from clipadapter.encoders.open_clip import OpenClipEncoder, compute_fingerprint
+from clipadapter.encoders.open_clip_sources import find_pretrained, is_downloaded, weights_licence
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 
 from ..conftest import CLIP
@@ -111,7 +112,7 @@ def test_fingerprint_knows_the_weights(change, opened, write_model, folders, tmp
 def test_fingerprint_knows_the_tokenizer(opened):
     encoder = opened("tiny")
     prints = {
-        open_clip_module.compute_fingerprint(torch.nn.Linear(1, 1), tokenizer, {}, {})
+        compute_fingerprint(torch.nn.Linear(1, 1), tokenizer, {}, {})
         for tokenizer in (lambda texts: torch.zeros(1), lambda texts: torch.ones(1), encoder._tokenizer)
     }
     assert len(prints) == 3
@@ -139,7 +140,7 @@ def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, o
 
 
 def test_a_tag_brings_its_own_preprocessing(monkeypatch):
-    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: "weights.safetensors")
+    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
     source = find_pretrained("ViT-B-16-SigLIP2-256", "webli")
     assert source.licence == "Apache-2.0"
     assert source.preprocess["resize_mode"] == "squash"
@@ -147,8 +148,8 @@ def test_a_tag_brings_its_own_preprocessing(monkeypatch):
 
 
 def test_without_weights_and_hub_it_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(open_clip_module, "hub_answers", lambda repo, name: False)
-    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: None)
+    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: False)
+    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: None)
     with pytest.raises(EncoderUnavailableError) as error:
         create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")
     assert all(word in str(error.value) for word in ("hub", "open_clip:local-dir:PATH", "lite"))
@@ -158,8 +159,8 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
     def fail(facts):
         raise FileNotFoundError("disk full")
 
-    monkeypatch.setattr(open_clip_module, "hub_answers", lambda repo, name: True)
-    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: None)
+    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: True)
+    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: None)
     monkeypatch.setattr(open_clip, "download_pretrained", fail)
     with pytest.raises(EncoderUnavailableError, match=r"disk full.*open_clip:local-dir:PATH"):
         create_encoder("open_clip:RN50/openai")
@@ -184,7 +185,7 @@ def test_a_name_without_weights_is_refused(uri):
 
 
 def test_every_model_has_the_activation_of_its_weights(monkeypatch):
-    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: "weights.safetensors")
+    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
     for model, tag in open_clip.list_pretrained():
         # open_clip states the activation of roberta-ViT-B-32 with the architecture, not with the weights.
         expected = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", model == "roberta-ViT-B-32")
@@ -195,7 +196,7 @@ def test_every_model_has_the_activation_of_its_weights(monkeypatch):
     "name", ["ViT-B-32/openai", "RN50/openai", "ViT-B-16/dfn2b", "ViT-L-14/metaclip_400m", "ViT-H-14-378/dfn5b"]
 )
 def test_both_names_of_quick_gelu_are_one_source(name, monkeypatch):
-    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: f"{repo}/{names[0]}")
+    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: f"{repo}/{names[0]}")
     model, tag = name.split("/")
     source = find_pretrained(model, tag)
     assert source == find_pretrained(f"{model}-quickgelu", tag)
@@ -208,7 +209,7 @@ def test_both_names_of_quick_gelu_have_the_same_features(
     config = {**narrow_clip["ViT-B-32"], "quick_gelu": True}
     folder = write_model(tmp_path / "openai", config, CLIP)
     weights = str(folder / "open_clip_model.safetensors")
-    monkeypatch.setattr(open_clip_module, "cached_file", lambda repo, names: weights)
+    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: weights)
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", config)
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", narrow_clip["ViT-B-32"])
     plain, quick = (create_encoder(f"open_clip:ViT-B-32{form}/openai") for form in ("", "-quickgelu"))

@@ -229,6 +229,8 @@ def test_the_encoder_is_named_where_it_is_on_the_hub(folder):
     assert "license" not in facts and "have the licence MIT" in text
     pair = "pair:open_clip:ViT-B-32/laion2b_s34b_b79k+lite"
     assert hub_repositories(pair) == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]
+    assert hub_repositories("hf-hub:imageomics/bioclip@main") == ["imageomics/bioclip"]
+    assert hub_repositories("open_clip:ViT-B-32/openai:/a/b.pt") == []
     assert hub_repositories("open_clip:local-dir:/a/b") == hub_repositories("open_clip:ViT-B-32/none") == []
 
 

@@ -355,6 +355,8 @@ def test_errors_of_the_commands_are_one_line(fitted, hub, tmp_path):
         ("pair:open_clip:local-dir:/home/ann/a+simclr:/home/ann/b", "pair:open_clip:local-dir:a+simclr:b"),
         ("pair:open_clip:local-dir:/home/ann/a+lite", "pair:open_clip:local-dir:a+lite"),
         ("open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
+        ("open_clip:ViT-B-32/openai:/home/ann/own.pt", "open_clip:ViT-B-32/openai:own.pt"),
+        ("pair:open_clip:RN50:/home/ann/own.pt+hf-hub:a/b", "pair:open_clip:RN50:own.pt+hf-hub:a/b"),
     ],
 )
 def test_only_the_last_part_of_an_encoder_path_is_uploaded(name, told):

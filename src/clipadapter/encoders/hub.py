@@ -1,4 +1,4 @@
-"""Is a file on the Hugging Face Hub, or in its cache on this machine? Both checks end within seconds."""
+"""Files of the Hugging Face hub: in its cache on this machine, reachable within seconds, or downloaded."""
 
 from __future__ import annotations
 
@@ -7,20 +7,43 @@ import threading
 TIMEOUT_SECONDS = 3.0
 
 
-def cached_file(repo: str, names: list[str]) -> str | None:
+def cached_file(repo: str, names: list[str], revision: str | None = None) -> str | None:
     """Path of the first of these files in the hub's cache on this machine; makes no request.
 
     Args:
         repo: such as ``laion/CLIP-ViT-B-32-laion2B-s34B-b79K``.
         names: file names, best first.
+        revision: branch, tag or commit; by default the main branch as it was at the last request.
     """
     from huggingface_hub import try_to_load_from_cache
 
     for name in names:
-        path = try_to_load_from_cache(repo, name)
+        path = try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(path, str):
             return path
     return None
+
+
+def download_file(repo: str, name: str, revision: str | None = None) -> str | None:
+    """Path of a file of a repository, downloaded into the hub's cache; None if the repository has no such file.
+
+    Args:
+        repo: such as ``imageomics/bioclip``.
+        name: name of the file.
+        revision: branch, tag or commit; by default the main branch.
+
+    Raises:
+        OSError: if it can't be downloaded; other classes are possible.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(repo, name, revision=revision)
+    except LocalEntryNotFoundError:  # no answer; a class of EntryNotFoundError
+        raise
+    except EntryNotFoundError:
+        return None
 
 
 def hub_answers(repo: str, name: str, timeout: float = TIMEOUT_SECONDS) -> bool:

@@ -1,19 +1,15 @@
 """Models of open_clip with its loader, preprocessing and tokenizers: CLIP, SigLIP and others.
 
-Code: https://github.com/mlfoundations/open_clip. Where open_clip warns or says nothing, this module raises an error: if
-a folder does not name its mean and deviation, and if the tokenizer does not fit the vocabulary. Where open_clip warns
-that weights were trained with another activation, this module takes the activation of the weights.
+Code: https://github.com/mlfoundations/open_clip. `clipadapter.encoders.open_clip_sources` finds the weights.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,22 +20,29 @@ from torch import Tensor, nn
 
 from clipadapter.backends import Tower
 from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders.hub import cached_file, hub_answers
+from clipadapter.encoders.hub import hub_answers
 from clipadapter.encoders.inputs import check_pixels, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
+from clipadapter.encoders.open_clip_sources import (
+    ADVICE,
+    ARCHITECTURE_ADVICE,
+    ModelSource,
+    check_position_embeddings,
+    explain_load_error,
+    find_source,
+    list_pretrained_models,
+    read_shapes,
+)
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
 from clipadapter.encoders.projection import find_projection
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
+from clipadapter.errors import EncoderUnavailableError, InputError, require
 from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import MAX_UNCROPPED_ASPECT_RATIO, PixelSpec, as_rgb, centre_square
 from clipadapter.towers import Projection, TextTower
 
 CODE_VERSION = 1
 """Incremented whenever the same weights would give another feature."""
-
-QUICK_GELU = "-quickgelu"
-"""How open_clip ends the name of an architecture with the QuickGELU activation."""
 
 TOKENIZER_PROBES = (
     "a photo of a cat.",
@@ -49,15 +52,10 @@ TOKENIZER_PROBES = (
 )
 """Texts whose tokens differ between tokenizers: case, accents, punctuation, spaces, truncation."""
 
-ADVICE = (
-    "Copy a folder with its weights here and say open_clip:local-dir:PATH, make the hub reachable, "
-    "or say lite, which needs neither"
-)
-
 
 @register_encoder("open_clip")
 class OpenClipEncoder(Encoder):
-    """A pretrained model of open_clip, ``open_clip:MODEL/TAG``, or a folder, ``open_clip:local-dir:PATH``.
+    """A model of open_clip: pretrained (MODEL/TAG), from a file (MODEL:FILE), a folder or a repository of the hub.
 
     A feature does not depend on the batch that it was computed in, up to 1e-4 of its length.
 
@@ -90,6 +88,7 @@ class OpenClipEncoder(Encoder):
             logit_bias=None if bias is None else float(bias),
             licence=source.licence,
             fingerprint=compute_fingerprint(model, self._tokenizer, source.config, facts),
+            note=source.note,
         )
         self.device = device
         self._pixels: PixelSpec | None = None
@@ -100,22 +99,14 @@ class OpenClipEncoder(Encoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> OpenClipEncoder:
-        """Open ``MODEL/TAG`` or ``local-dir:PATH``.
+        """Open what `clipadapter.encoders.open_clip_sources.find_source` finds.
 
         Raises:
-            InputError: if it is neither.
+            InputError: if the variant names no weights, or the file does not fit.
             UnknownNameError: if open_clip has no such model, or the model no such weights.
             EncoderUnavailableError: if the weights can't be had.
         """
-        if variant.startswith("local-dir:"):
-            return cls(find_folder(variant.removeprefix("local-dir:")), device)
-        model, _, tag = variant.rpartition("/")
-        if not model or not tag:
-            raise InputError(
-                f"'open_clip:{variant}' names no weights: say open_clip:MODEL/TAG, such as "
-                "open_clip:ViT-B-32/laion2b_s34b_b79k, or open_clip:local-dir:PATH"
-            )
-        return cls(find_pretrained(model, tag), device)
+        return cls(find_source(variant), device)
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
@@ -191,83 +182,23 @@ class OpenClipEncoder(Encoder):
         return image
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from, before it is loaded.
-
-    Args:
-        uri: name of the encoder.
-        model: name of the model in open_clip, or ``local-dir:PATH``.
-        config: model configuration of open_clip.
-        weights: file with the weights; None if open_clip finds it in the folder.
-        preprocess: preprocessing that belongs to the weights; None if the folder states it.
-        licence: licence of the weights.
-    """
-
-    uri: str
-    model: str
-    config: dict[str, Any]
-    weights: str | None
-    preprocess: dict[str, Any] | None
-    licence: str
-
-
-def find_pretrained(model: str, tag: str) -> ModelSource:
-    """A pretrained model by its names in open_clip; the weights are downloaded if they are not on this machine.
-
-    Weights that were trained with QuickGELU are opened with it: ``ViT-B-32/openai`` and ``ViT-B-32-quickgelu/openai``
-    are one encoder, of the first name.
-
-    Raises:
-        UnknownNameError: if open_clip has no such model, or the model no such weights.
-        EncoderUnavailableError: if the weights are not on this machine and can't be downloaded.
-    """
-    model, tag, facts, config = _look_up(model, tag)
-    uri = f"open_clip:{model.removesuffix(QUICK_GELU)}/{tag}"
-    repo, names = _weights_files(facts)
-    path = cached_file(repo, names) or _download(uri, facts)
-    return ModelSource(uri, model, config, path, facts, weights_licence(tag, repo))
-
-
-def find_folder(path: str) -> ModelSource:
-    """A model from a folder in the layout of open_clip: ``open_clip_config.json`` and the weights.
-
-    Raises:
-        EncoderUnavailableError: if the folder or one of the files is missing or can't be used.
-    """
-    folder = Path(path).expanduser().resolve()
-    config_path = folder / "open_clip_config.json"
-    if not path or not folder.is_dir():
-        raise EncoderUnavailableError(f"there is no folder {path!r}: say open_clip:local-dir:PATH")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise EncoderUnavailableError(f"{folder} needs a readable open_clip_config.json: {error}") from error
-    facts = config.get("preprocess_cfg") if isinstance(config, dict) else None
-    if not isinstance(facts, dict) or not {"mean", "std"} <= set(facts) or "model_cfg" not in config:
-        # open_clip would silently use the mean and deviation of another model.
-        raise EncoderUnavailableError(
-            f"{config_path} must have 'model_cfg', and 'preprocess_cfg' with 'mean' and 'std'"
-        )
-    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
-        raise EncoderUnavailableError(f"{folder} has no weights: put an open_clip_model.safetensors into it")
-    return ModelSource(
-        f"open_clip:local-dir:{folder}", f"local-dir:{folder}", config["model_cfg"], None, None, "unknown"
-    )
-
-
 def load_model(source: ModelSource) -> tuple[Any, Any]:
     """The model in fp32 on the CPU, ready to use, and its tokenizer.
 
     Raises:
         InputError: if the model takes pictures that are not square.
         EncoderUnavailableError: if the weights or the tokenizer can't be loaded.
+        MissingExtraError: if the tokenizer needs the library transformers, which is not installed.
     """
     import open_clip
 
     size = source.config.get("vision_cfg", {}).get("image_size", 224)
     if isinstance(size, Sequence) and len(set(size)) > 1:
         raise InputError(f"{source.uri} takes pictures of {size[0]} x {size[1]}; only square ones are supported")
+    if {"hf_tokenizer_name", "hf_model_name"} & set(source.config.get("text_cfg", {})):
+        require("transformers", "transformers", f"The text tower of {source.uri}")
+    shapes = read_shapes(Path(source.weights)) if source.is_own_file and source.weights else {}
+    advice = ARCHITECTURE_ADVICE if source.is_own_file else ADVICE
     try:
         with torch.random.fork_rng(devices=[]):  # a new network draws from the global generator
             model = open_clip.create_model(
@@ -277,9 +208,12 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
                 require_pretrained=True,
                 weights_only=True,
             )
-        tokenizer = open_clip.get_tokenizer(source.model)
+        tokenizer = open_tokenizer(source)
     except Exception as error:  # open_clip and its loaders raise errors of many classes
-        raise EncoderUnavailableError(f"{source.uri} can't be loaded: {error}. {ADVICE}.") from error
+        raise EncoderUnavailableError(
+            f"{source.uri} can't be loaded: {explain_load_error(error)}. {advice}."
+        ) from error
+    check_position_embeddings(shapes, source, model)
     vocabulary_size = source.config.get("text_cfg", {}).get("vocab_size", 49408)
     if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size != vocabulary_size:
         raise EncoderUnavailableError(
@@ -287,6 +221,28 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
             "name one in text_cfg.hf_tokenizer_name and put its files into the folder"
         )
     return model.eval().requires_grad_(False), tokenizer
+
+
+def open_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer that open_clip opens for the model. What is in the hub's cache is used without a request."""
+    import open_clip
+
+    facts = source.config.get("text_cfg", {})
+    name = facts.get("hf_tokenizer_name")
+    if not name or (source.repo is None and source.weights is None):
+        return open_clip.get_tokenizer(source.model)  # CLIP's, or in the folder
+    options = {"trust_remote_code": False, **({"revision": source.commit} if name == source.repo else {})}
+    options |= {"context_length": facts.get("context_length"), "tokenizer_mode": facts.get("tokenizer_mode")}
+    options |= facts.get("tokenizer_kwargs", {})
+    try:
+        return open_clip.tokenizer.HFTokenizer(name, local_files_only=True, **options)
+    except (OSError, ValueError) as error:  # not in the cache, or not all of its files
+        if not hub_answers(name, "tokenizer_config.json"):
+            raise FileNotFoundError(
+                f"its tokenizer is that of the repository {name}, which does not open from the hub's cache on this "
+                f"machine ({str(error).partition(chr(10))[0]}), and the hub does not answer"
+            ) from error
+        return open_clip.tokenizer.HFTokenizer(name, **options)
 
 
 def compute_fingerprint(
@@ -306,100 +262,6 @@ def compute_fingerprint(
         digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
-
-
-def is_downloaded(model: str, tag: str) -> bool:
-    """Whether the weights of this name are on this machine; makes no request.
-
-    Raises:
-        UnknownNameError: if open_clip has no such model, or the model no such weights.
-    """
-    return cached_file(*_weights_files(_look_up(model, tag)[2])) is not None
-
-
-def list_pretrained_models() -> list[tuple[str, str, int, str]]:
-    """Model, tag, width and licence of all pretrained models, each once: without the second names for QuickGELU."""
-    import open_clip
-
-    listed = []
-    for model, tag in open_clip.list_pretrained():
-        if not model.endswith(QUICK_GELU):
-            config = open_clip.get_model_config(model)
-            facts = open_clip.get_pretrained_cfg(model, tag)
-            listed.append((model, tag, int(config["embed_dim"]), weights_licence(tag, _weights_files(facts)[0])))
-    return listed
-
-
-def weights_licence(tag: str, repo: str) -> str:
-    """Licence of weights as their makers state it, or "unknown".
-
-    >>> weights_licence("laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
-    'MIT'
-    """
-    owner = repo.split("/")[0]
-    if tag == "openai" or owner == "laion" or (owner == "timm" and tag.startswith("laion")):
-        return "MIT"
-    if tag == "webli":
-        return "Apache-2.0"
-    if tag.startswith("metaclip"):
-        return "CC-BY-NC-4.0"
-    if owner == "apple" or "MobileCLIP" in repo:
-        return "apple-amlr"
-    return "unknown"
-
-
-def _look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-    """Model and tag in open_clip's spelling, its configuration of the weights, and that of the model.
-
-    The model is the form of the architecture that has the activation of the weights.
-    """
-    import open_clip
-
-    model = model.replace("/", "-")
-    known = sorted({name for name, _ in open_clip.list_pretrained()})
-    if model not in known:
-        raise _unknown("open_clip has no pretrained model", model, known, "open_clip:*")
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    facts = open_clip.get_pretrained_cfg(model, tag)
-    if not facts:
-        plain = model.removesuffix(QUICK_GELU)
-        if open_clip.get_pretrained_cfg(plain, tag):
-            raise UnknownNameError(
-                f"the weights '{tag}' were trained without QuickGELU, which '{model}' has: say open_clip:{plain}/{tag}"
-            )
-        raise _unknown(f"'{model}' has no weights", tag, tags, f"open_clip:{model}/*")
-    if facts.get("quick_gelu") and not model.endswith(QUICK_GELU):
-        model += QUICK_GELU
-    return model, tag.lower().replace("-", "_"), facts, open_clip.get_model_config(model)
-
-
-def _unknown(sentence: str, name: str, known: list[str], pattern: str) -> UnknownNameError:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    return UnknownNameError(f"{sentence} '{name}'.{hint} See all: clipadapter encoders '{pattern}'")
-
-
-def _weights_files(facts: dict[str, Any]) -> tuple[str, list[str]]:
-    """Repository on the hub and possible file names of its weights, safetensors first as in open_clip."""
-    repo, _, name = facts["hf_hub"].rpartition("/")
-    if not name:
-        return repo, ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    return repo, list(dict.fromkeys([f"{name.rpartition('.')[0]}.safetensors", name]))
-
-
-def _download(uri: str, facts: dict[str, Any]) -> str:
-    """Download the weights from the hub; returns their path."""
-    import open_clip
-
-    repo, names = _weights_files(facts)
-    if not hub_answers(repo, names[0]):
-        raise EncoderUnavailableError(
-            f"the weights of {uri} are not on this machine and the hub does not answer. {ADVICE}."
-        )
-    try:
-        return open_clip.download_pretrained(facts)
-    except OSError as error:
-        raise EncoderUnavailableError(f"the weights of {uri} can't be downloaded: {error}. {ADVICE}.") from error
 
 
 def encode_patches(visual: Any, pixels: Tensor) -> Tensor | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import ArtifactError
+from clipadapter.files import has_local_weights
 from clipadapter.heads import fidelity_of, head_info, list_heads
 from clipadapter.metrics import metrics_shown, wilson_interval
 from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE
@@ -115,8 +116,10 @@ def hub_repositories(encoder: str) -> list[str]:
         return hub_repositories(rest)
     if scheme == "pair":
         return list(dict.fromkeys(name for part in rest.split("+") for name in hub_repositories(part)))
+    if scheme == "hf-hub":
+        return [rest.partition("@")[0]]
     model, _, tag = rest.rpartition("/")
-    if scheme != "open_clip" or rest.startswith("local-dir:") or not model:
+    if scheme != "open_clip" or ":" in rest or not model:
         return []
     import open_clip
 
@@ -188,11 +191,6 @@ def _is_multilabel(config: ModelConfig) -> bool:
     return bool(config.uncertainty.get("several"))
 
 
-def _has_local_weights(config: ModelConfig) -> bool:
-    """Whether the weights of the encoder are in a folder of one machine."""
-    return "local-dir:" in config.encoder.name or "simclr:" in config.encoder.name
-
-
 def _shot_counts(config: ModelConfig) -> dict[str, int]:
     """Number of shots by class, as far as known."""
     raw = config.provenance.get("shots")
@@ -223,7 +221,7 @@ def _describe_head(head: str) -> str:
 
 
 def _describe_usage(config: ModelConfig, repo: str) -> str:
-    encoder = ', encoder="open_clip:local-dir:PATH"' if _has_local_weights(config) else ""
+    encoder = ', encoder="open_clip:local-dir:PATH"' if has_local_weights(config.encoder.name) else ""
     extra = "lite" if config.encoder.name == "lite" else "train"
     if repo:
         shell = f"clipadapter pull {repo} --out model\nclipadapter predict model photo.jpg"
@@ -298,7 +296,7 @@ def _describe_encoder(config: ModelConfig) -> str:
     note = f" Note: {escape(encoder.note)}." if encoder.note else ""
     where = (
         "They are in a folder of the machine where it was fitted, and must be copied from there."
-        if _has_local_weights(config)
+        if has_local_weights(config.encoder.name)
         else "They are not part of this folder and come from where the encoder has them."
     )
     return (

@@ -24,13 +24,14 @@ def command(model: Path, name: str, private: bool, exported: tuple[Path, ...], o
     The token is that of 'hf auth login', or in HF_TOKEN or in the file that HF_TOKEN_PATH names. Paths of this machine
     are removed. The features of the shots are included, unless the model was fitted with --no-support.
     """
+    from clipadapter.files import has_local_weights
     from clipadapter.persistence import push, read_config
 
     config = read_config(model)
     done = push(model, name, exported=exported, private=True if private else None)
-    if "local-dir:" in config.encoder.name or "simclr:" in config.encoder.name:
+    if has_local_weights(config.encoder.name):
         out.warn(
-            "the encoder is in a folder of this machine: whoever downloads the model needs its weights, and --encoder"
+            "the weights of the encoder are on this machine only: whoever downloads the model needs them, and --encoder"
         )
     if "evaluation" not in config.provenance:
         out.note("the card has no figures: run 'clipadapter eval MODEL TEST --record', then push again")

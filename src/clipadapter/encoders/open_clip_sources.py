@@ -1,0 +1,442 @@
+"""Where models of open_clip come from: pretrained weights by name, a repository of the hub, a folder, or a file.
+
+Code: https://github.com/mlfoundations/open_clip. Where open_clip warns or says nothing, these functions raise an error:
+if mean and deviation are not stated, if a file has other position embeddings than the model, and if a configuration
+asks for code from the hub. Where open_clip warns that weights were trained with another activation, the activation of
+the weights is taken.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clipadapter.encoders.hub import cached_file, download_file, hub_answers
+from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+"""Names of the weights in a repository, best first, as in open_clip."""
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+PREPROCESS_FIELDS = ("mean", "std", "interpolation", "resize_mode")
+POSITION_EMBEDDINGS = (
+    "visual.positional_embedding",
+    "visual.trunk.pos_embed",
+    "positional_embedding",
+    "text.positional_embedding",
+)
+"""Weights that open_clip silently scales to another length."""
+
+QUICK_GELU = "-quickgelu"
+"""How open_clip ends the name of an architecture with the QuickGELU activation."""
+
+ADVICE = (
+    "Copy a folder with its weights here and say open_clip:local-dir:PATH, make the hub reachable, "
+    "or say lite, which needs neither"
+)
+ARCHITECTURE_ADVICE = "Name the architecture of the weights: 'clipadapter encoders open_clip:*' lists all"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from, before it is loaded.
+
+    Args:
+        uri: name of the encoder.
+        model: name of the model in open_clip, or ``local-dir:PATH``.
+        config: model configuration of open_clip.
+        weights: file with the weights; None if open_clip finds it in the folder.
+        preprocess: preprocessing that belongs to the weights; None if the folder states it.
+        licence: licence of the weights.
+        repo: repository of the hub whose snapshot is the folder; None for others.
+        commit: commit of the snapshot.
+        is_own_file: whether the user named the file with the weights.
+        note: what a user should know; may be empty.
+    """
+
+    uri: str
+    model: str
+    config: dict[str, Any]
+    weights: str | None
+    preprocess: dict[str, Any] | None
+    licence: str
+    repo: str | None = None
+    commit: str | None = None
+    is_own_file: bool = False
+    note: str = ""
+
+
+def find_source(variant: str) -> ModelSource:
+    """The source that follows the scheme in the URI of an encoder.
+
+    Args:
+        variant: ``MODEL/TAG``, ``MODEL:FILE``, ``MODEL/TAG:FILE``, ``local-dir:FOLDER``, ``hf-hub:ORG/MODEL`` or
+            ``hf-hub:ORG/MODEL@REVISION``.
+
+    Raises:
+        InputError: if it is none of these, or the file does not fit.
+        UnknownNameError: if open_clip has no such model, or the model no such weights.
+        EncoderUnavailableError: if the weights can't be had.
+    """
+    kind, has_path, rest = variant.partition(":")
+    if kind == "local-dir":
+        return find_folder(rest)
+    if kind == "hf-hub":
+        return find_repository(rest)
+    if has_path:
+        return find_file(kind, rest)
+    model, _, tag = variant.rpartition("/")
+    if variant.endswith(WEIGHTS_SUFFIXES):
+        raise InputError(
+            f"'open_clip:{variant}' names a file but no architecture: say open_clip:MODEL:{variant}, such as "
+            f"open_clip:ViT-B-32:{variant}"
+        )
+    if not model or not tag:
+        raise InputError(
+            f"'open_clip:{variant}' names no weights: say open_clip:MODEL/TAG, such as "
+            "open_clip:ViT-B-32/laion2b_s34b_b79k, open_clip:MODEL:FILE, or open_clip:local-dir:PATH"
+        )
+    return find_pretrained(model, tag)
+
+
+def find_pretrained(model: str, tag: str) -> ModelSource:
+    """A pretrained model by its names in open_clip; the weights are downloaded if they are not on this machine.
+
+    Weights that were trained with QuickGELU are opened with it: ``ViT-B-32/openai`` and ``ViT-B-32-quickgelu/openai``
+    are one encoder, of the first name.
+
+    Raises:
+        UnknownNameError: if open_clip has no such model, or the model no such weights.
+        EncoderUnavailableError: if the weights are not on this machine and can't be downloaded.
+    """
+    model, tag, facts, config = look_up(model, tag)
+    uri = f"open_clip:{model.removesuffix(QUICK_GELU)}/{tag}"
+    repo, names = weights_files(facts)
+    path = cached_file(repo, names) or _download(uri, facts)
+    return ModelSource(uri, model, config, path, facts, weights_licence(tag, repo))
+
+
+def find_folder(path: str) -> ModelSource:
+    """A model from a folder in the layout of open_clip: ``open_clip_config.json`` and the weights.
+
+    Raises:
+        EncoderUnavailableError: if the folder or one of the files is missing or can't be used.
+    """
+    folder = Path(path).expanduser().resolve()
+    if not path or not folder.is_dir():
+        raise EncoderUnavailableError(f"there is no folder {path!r}: say open_clip:local-dir:PATH")
+    config = _read_config(folder / CONFIG_FILE, str(folder))
+    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
+        raise EncoderUnavailableError(f"{folder} has no weights: put an open_clip_model.safetensors into it")
+    return ModelSource(f"open_clip:local-dir:{folder}", f"local-dir:{folder}", config, None, None, "unknown")
+
+
+def find_repository(name: str) -> ModelSource:
+    """A model from a repository of the Hugging Face hub that has an ``open_clip_config.json``.
+
+    What is in the hub's cache on this machine is used without a request. Everything else is downloaded.
+
+    Args:
+        name: ``ORG/MODEL`` or ``ORG/MODEL@REVISION``; a revision is a branch, a tag or a commit.
+
+    Raises:
+        InputError: if this is not the name of a repository.
+        EncoderUnavailableError: if the repository can't be reached, or has no model of open_clip.
+    """
+    parts = re.fullmatch(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?", name)
+    if parts is None:
+        raise InputError(
+            f"'hf-hub:{name}' names no repository of the hub: say hf-hub:ORG/MODEL, such as hf-hub:imageomics/bioclip, "
+            "or hf-hub:ORG/MODEL@REVISION"
+        )
+    repo, revision = parts["repo"], parts["revision"]
+    uri = f"hf-hub:{name}"
+    config_path = Path(_hub_file(uri, repo, [CONFIG_FILE], revision))
+    commit = config_path.parent.name
+    config = _read_config(config_path, uri)
+    _hub_file(uri, repo, WEIGHTS_FILES, commit)
+    return ModelSource(
+        uri,
+        f"local-dir:{config_path.parent}",
+        config,
+        weights=None,
+        preprocess=None,
+        licence=weights_licence("", repo),
+        repo=repo,
+        commit=commit,
+        note=""
+        if revision
+        else f"commit {commit}; hf-hub:{repo}@{commit} opens this one even after a change on the hub",
+    )
+
+
+def find_file(model: str, path: str) -> ModelSource:
+    """Weights from a file of one's own, for an architecture of open_clip.
+
+    Args:
+        model: name of the architecture, or ``MODEL/TAG`` for weights that were trained on from those of this name:
+            then preprocessing and activation are theirs.
+        path: safetensors, or a file of ``torch.save`` that holds tensors only.
+
+    Raises:
+        UnknownNameError: if open_clip has no such architecture, or the model no such weights.
+        InputError: if the file is no file of weights, or the preprocessing is not known.
+    """
+    import open_clip
+
+    file = Path(path).expanduser().resolve()
+    if file.is_dir():
+        raise InputError(f"{path!r} is a folder, not a file of weights: say open_clip:local-dir:{path}")
+    if not path or not file.is_file():
+        raise EncoderUnavailableError(f"there is no file {path!r}: say open_clip:{model}:FILE")
+    if file.suffix not in WEIGHTS_SUFFIXES:
+        raise InputError(f"{file.name} is no file of weights: its name must end in {', '.join(WEIGHTS_SUFFIXES)}")
+    name, _, tag = model.partition("/")
+    if tag:
+        name, tag, facts, config = look_up(name, tag)
+        uri = f"open_clip:{name.removesuffix(QUICK_GELU)}/{tag}:{file}"
+    else:
+        config = open_clip.get_model_config(name)
+        if config is None:
+            raise _unknown("open_clip has no architecture", name, open_clip.list_models(), "open_clip:*")
+        uri, facts = f"open_clip:{name}:{file}", _preprocessing_of(name, path)
+    note = ""
+    if not tag and not config.get("quick_gelu") and open_clip.get_model_config(name + QUICK_GELU):
+        note = (
+            f"opened without QuickGELU; if the weights were trained on from OpenAI's, say open_clip:{name}/openai:FILE"
+        )
+    return ModelSource(uri, name, config, str(file), facts, "unknown", is_own_file=True, note=note)
+
+
+def check_position_embeddings(shapes: dict[str, tuple[int, ...]], source: ModelSource, network: nn.Module) -> None:
+    """Refuse weights for pictures or texts of another size, whose position embeddings open_clip silently scales.
+
+    Args:
+        shapes: of the weights in the file, from `read_shapes`.
+        source: where the weights come from.
+        network: the model that they were loaded into.
+
+    Raises:
+        EncoderUnavailableError: if so.
+    """
+    for name, value in network.state_dict().items():
+        if name in POSITION_EMBEDDINGS and shapes.get(name, value.shape) != tuple(value.shape):
+            raise EncoderUnavailableError(
+                f"the weights of {source.uri} are for pictures or texts of another size: {name} is {shapes[name]} in "
+                f"the file and {tuple(value.shape)} in {source.model}. {ARCHITECTURE_ADVICE}"
+            )
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the arrays in a file of weights.
+
+    Raises:
+        EncoderUnavailableError: if the file is damaged, or holds anything but tensors, which could run code.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(file, framework="pt") as opened:
+                return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        content = torch.load(file, map_location="meta", weights_only=True)
+    except Exception as error:  # the classes depend on the format and on the version of torch
+        raise EncoderUnavailableError(f"{file} can't be read as weights: {explain_load_error(error)}") from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        raise EncoderUnavailableError(
+            f"{file} has no weights by name, but a {type(content).__name__}: save model.state_dict() into it"
+        )
+    return {
+        str(name).removeprefix("module."): tuple(value.shape)
+        for name, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def explain_load_error(error: Exception) -> str:
+    """What is wrong with a file of weights, in one sentence, from an error of torch, safetensors or open_clip."""
+    text = str(error)
+    if type(error).__name__ == "UnpicklingError":
+        return "it holds Python objects beside tensors, which could run code. Save model.state_dict() as safetensors"
+    if "TorchScript" in text:
+        return "it is a TorchScript archive, which holds code. For OpenAI's weights say open_clip:ViT-B-32/openai"
+    if "loading state_dict" not in text:
+        return text.strip().partition("\n")[0] or f"it is damaged or empty ({type(error).__name__})"
+    differing = re.findall(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\) from .*?Size\(\[(.*?)\]\)", text)
+    parts = [
+        f"{len(differing)} of another shape ({name}: {theirs} in the file, {ours} in the model)"
+        for name, theirs, ours in differing[:1]
+    ]
+    for kind, meaning in (("Missing", "missing"), ("Unexpected", "unknown")):
+        listed = re.search(rf"{kind} key\(s\) in state_dict: (.*?)\. *(?:\n|$)", text, re.DOTALL)
+        names = re.findall(r'"(.*?)"', listed[1]) if listed else []
+        parts += [f"{len(names)} {meaning} ({names[0]})"] if names else []
+    return f"these are weights of another architecture, with arrays {', '.join(parts)}"
+
+
+def is_downloaded(model: str, tag: str) -> bool:
+    """Whether the weights of this name are on this machine; makes no request.
+
+    Raises:
+        UnknownNameError: if open_clip has no such model, or the model no such weights.
+    """
+    return cached_file(*weights_files(look_up(model, tag)[2])) is not None
+
+
+def list_pretrained_models() -> list[tuple[str, str, int, str]]:
+    """Model, tag, width and licence of all pretrained models, each once: without the second names for QuickGELU."""
+    import open_clip
+
+    listed = []
+    for model, tag in open_clip.list_pretrained():
+        if not model.endswith(QUICK_GELU):
+            config = open_clip.get_model_config(model)
+            facts = open_clip.get_pretrained_cfg(model, tag)
+            listed.append((model, tag, int(config["embed_dim"]), weights_licence(tag, weights_files(facts)[0])))
+    return listed
+
+
+def weights_licence(tag: str, repo: str) -> str:
+    """Licence of weights as their makers state it, or "unknown".
+
+    >>> weights_licence("laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
+    'MIT'
+    """
+    owner = repo.split("/")[0]
+    if tag == "openai" or owner == "laion" or (owner == "timm" and tag.startswith("laion")):
+        return "MIT"
+    if tag == "webli":
+        return "Apache-2.0"
+    if tag.startswith("metaclip"):
+        return "CC-BY-NC-4.0"
+    if owner == "apple" or "MobileCLIP" in repo:
+        return "apple-amlr"
+    return "unknown"
+
+
+def look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """Model and tag in open_clip's spelling, its configuration of the weights, and that of the model.
+
+    The model is the form of the architecture that has the activation of the weights.
+    """
+    import open_clip
+
+    model = model.replace("/", "-")
+    known = sorted({name for name, _ in open_clip.list_pretrained()})
+    if model not in known:
+        raise _unknown("open_clip has no pretrained model", model, known, "open_clip:*")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    facts = open_clip.get_pretrained_cfg(model, tag)
+    if not facts:
+        plain = model.removesuffix(QUICK_GELU)
+        if open_clip.get_pretrained_cfg(plain, tag):
+            raise UnknownNameError(
+                f"the weights '{tag}' were trained without QuickGELU, which '{model}' has: say open_clip:{plain}/{tag}"
+            )
+        raise _unknown(f"'{model}' has no weights", tag, tags, f"open_clip:{model}/*")
+    if facts.get("quick_gelu") and not model.endswith(QUICK_GELU):
+        model += QUICK_GELU
+    return model, tag.lower().replace("-", "_"), facts, open_clip.get_model_config(model)
+
+
+def _unknown(sentence: str, name: str, known: list[str], pattern: str) -> UnknownNameError:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return UnknownNameError(f"{sentence} '{name}'.{hint} See all: clipadapter encoders '{pattern}'")
+
+
+def weights_files(facts: dict[str, Any]) -> tuple[str, list[str]]:
+    """Repository on the hub and possible file names of its weights, safetensors first as in open_clip."""
+    repo, _, name = facts["hf_hub"].rpartition("/")
+    if not name:
+        return repo, WEIGHTS_FILES
+    return repo, list(dict.fromkeys([f"{name.rpartition('.')[0]}.safetensors", name]))
+
+
+def _download(uri: str, facts: dict[str, Any]) -> str:
+    """Download the weights from the hub; returns their path."""
+    import open_clip
+
+    repo, names = weights_files(facts)
+    if not hub_answers(repo, names[0]):
+        raise EncoderUnavailableError(
+            f"the weights of {uri} are not on this machine and the hub does not answer. {ADVICE}."
+        )
+    try:
+        return open_clip.download_pretrained(facts)
+    except OSError as error:
+        raise EncoderUnavailableError(f"the weights of {uri} can't be downloaded: {error}. {ADVICE}.") from error
+
+
+def _hub_file(uri: str, repo: str, names: list[str], revision: str | None) -> str:
+    """Path of the first of these files that a repository has, downloaded if it is not on this machine."""
+    path = cached_file(repo, names, revision)
+    if path is not None:
+        return path
+    if not hub_answers(repo, names[0]):
+        raise EncoderUnavailableError(
+            f"{names[0]} of {uri} is not in the hub's cache on this machine, and the hub does not answer or has no "
+            f"such repository. Check the name. {ADVICE}."
+        )
+    for name in names:
+        try:
+            path = download_file(repo, name, revision)
+        except Exception as error:  # the class depends on the version of huggingface_hub
+            raise EncoderUnavailableError(f"{name} of {uri} can't be downloaded: {error}. {ADVICE}.") from error
+        if path is not None:
+            return path
+    raise EncoderUnavailableError(
+        f"the repository {repo} has no {' or '.join(names)}, so it is no model of open_clip: take one of "
+        "'clipadapter encoders', or one that its page on the hub opens with open_clip"
+    )
+
+
+def _read_config(path: Path, place: str) -> dict[str, Any]:
+    """The configuration of the model in an ``open_clip_config.json``, which must also state the preprocessing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EncoderUnavailableError(f"{place} needs a readable {CONFIG_FILE}: {error}") from error
+    facts = content.get("preprocess_cfg") if isinstance(content, dict) else None
+    config = content.get("model_cfg") if isinstance(content, dict) else None
+    if not isinstance(facts, dict) or not {"mean", "std"} <= set(facts) or not isinstance(config, dict):
+        # open_clip would silently use the mean and deviation of another model.
+        raise EncoderUnavailableError(
+            f"{CONFIG_FILE} of {place} must have 'model_cfg', and 'preprocess_cfg' with 'mean' and 'std'"
+        )
+    options = dict(config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
+    if "trust_remote_code" in options:
+        raise EncoderUnavailableError(
+            f"{CONFIG_FILE} of {place} asks to run code of the tokenizer (trust_remote_code), which is never done: "
+            "remove it from tokenizer_kwargs in a copy of the folder"
+        )
+    return config
+
+
+def _preprocessing_of(model: str, path: str) -> dict[str, Any]:
+    """The preprocessing of all pretrained weights of an architecture; CLIP's if it has none."""
+    import open_clip
+
+    name = model.removesuffix(QUICK_GELU)
+    tags = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+    ways = {tag: {field: facts[field] for field in PREPROCESS_FIELDS} for tag, facts in tags.items()}
+    first = next(iter(ways), None)
+    if first is None:
+        return {}
+    others = [tag for tag, way in ways.items() if way != ways[first]]
+    if others:
+        raise InputError(
+            f"the weights of {name} do not all take pictures prepared in the same way, so say what yours were trained "
+            f"on from: open_clip:{name}/{first}:{path}, open_clip:{name}/{others[0]}:{path} or another name; "
+            f"'clipadapter encoders open_clip:{name}/*' lists them"
+        )
+    return ways[first]

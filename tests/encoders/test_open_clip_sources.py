@@ -1,0 +1,307 @@
+"""Models of the hub and files of one's own open as what they are; what does not fit is refused in plain words."""
+
+import json
+import pickle
+import shutil
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from clipadapter.encoders import create_encoder
+from clipadapter.encoders import hub as hub_module
+from clipadapter.encoders import open_clip_sources as sources
+from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
+
+from ..conftest import CLIP, TINY
+
+FIRST, SECOND = "a" * 40, "b" * 40
+REPO = "imageomics/bioclip"
+
+
+@pytest.fixture
+def hub_cache(folders, tmp_path, monkeypatch):
+    """A function that puts a folder into an empty cache of the hub, as a commit of a repository."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(folder=folders["tiny"], repo=REPO, commit=FIRST, is_main=True):
+        place = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+        snapshot = shutil.copytree(folder, place / "snapshots" / commit)
+        if is_main:
+            (place / "refs").mkdir(exist_ok=True)
+            (place / "refs" / "main").write_text(commit)
+        return snapshot
+
+    return put
+
+
+@pytest.fixture
+def architecture(monkeypatch):
+    """The name of an architecture of open_clip, which is the tiny model here."""
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", TINY)
+    return "ViT-B-32"
+
+
+@pytest.fixture
+def weights(folders, tmp_path):
+    """A function that writes the weights of the tiny model, changed or not, into a file."""
+    state = load_file(folders["tiny"] / "open_clip_model.safetensors")
+
+    def write(name, change=lambda state: state):
+        path = tmp_path / name
+        content = change(dict(state))
+        save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+        return path
+
+    return write
+
+
+# Repositories of the hub
+
+
+@pytest.mark.parametrize("uri", [f"hf-hub:{REPO}", f"open_clip:hf-hub:{REPO}"])
+def test_a_repository_opens_from_the_cache_without_a_request(uri, hub_cache, opened, picture, monkeypatch):
+    hub_cache()
+    monkeypatch.setattr(hub_module, "_request", lambda *asked: pytest.fail("no request is needed"))
+    encoder = create_encoder(uri)
+    assert encoder.info.name == f"hf-hub:{REPO}"
+    assert encoder.info.fingerprint == opened("tiny").info.fingerprint
+    images = [picture(50, 40)]
+    torch.testing.assert_close(encoder.encode_images(images), opened("tiny").encode_images(images))
+
+
+def test_a_revision_is_opened_and_named(hub_cache, opened, write_model, tmp_path):
+    hub_cache()
+    hub_cache(write_model(tmp_path / "other", TINY, CLIP, seed=1), commit=SECOND, is_main=False)
+    pinned = create_encoder(f"hf-hub:{REPO}@{SECOND}").info
+    assert pinned.name == f"hf-hub:{REPO}@{SECOND}" and pinned.note == ""
+    assert pinned.fingerprint != opened("tiny").info.fingerprint
+    main = create_encoder(f"hf-hub:{REPO}").info
+    assert main.fingerprint == opened("tiny").info.fingerprint
+    assert f"hf-hub:{REPO}@{FIRST}" in main.note
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_tokenizer_is_that_of_the_named_repository(own, hub_cache, folders, opened, tmp_path):
+    """As in open_clip: not the files of the folder, but those of ``hf_tokenizer_name``."""
+    copy = shutil.copytree(folders["SigLIP"], tmp_path / "copy")
+    config = json.loads((copy / "open_clip_config.json").read_text())
+    name = REPO if own else "timm/ViT-B-16-SigLIP"
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = name
+    (copy / "open_clip_config.json").write_text(json.dumps(config))
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    for file in copy.glob("*token*"):
+        file.rename(tokenizer / file.name)
+    (tokenizer / "config.json").write_text("{}")  # the library transformers asks for one
+    snapshot = hub_cache(copy)
+    if own:
+        shutil.copytree(tokenizer, snapshot, dirs_exist_ok=True)
+    else:
+        hub_cache(tokenizer, repo=name)
+    texts = ["A Photo, of a CAT!", "dog"]
+    expected = opened("SigLIP")._tokenizer(texts)
+    assert torch.equal(create_encoder(f"hf-hub:{REPO}")._tokenizer(texts), expected)
+
+
+def test_a_missing_tokenizer_is_named(hub_cache, folders, monkeypatch, tmp_path):
+    copy = shutil.copytree(folders["SigLIP"], tmp_path / "copy", ignore=shutil.ignore_patterns("*token*"))
+    hub_cache(copy)
+    with pytest.raises(
+        EncoderUnavailableError, match="tokenizer is that of the repository timm/ViT-B-16-SigLIP, which"
+    ):
+        create_encoder(f"hf-hub:{REPO}")
+
+
+@pytest.mark.parametrize("name", ["", "bioclip", "imageomics/", "imageomics/bioclip@", "a/b/c", "a b/c"])
+def test_what_is_no_repository_is_refused(name):
+    with pytest.raises(InputError, match="say hf-hub:ORG/MODEL"):
+        create_encoder(f"hf-hub:{name}")
+
+
+def test_a_repository_that_is_out_of_reach_says_what_to_do(hub_cache):
+    with pytest.raises(EncoderUnavailableError) as error:
+        create_encoder(f"hf-hub:{REPO}")
+    for part in ("open_clip_config.json of hf-hub:imageomics/bioclip", "Check the name", "local-dir:PATH", "lite"):
+        assert part in str(error.value)
+
+
+def test_a_repository_without_a_model_of_open_clip_is_refused(hub_cache, monkeypatch):
+    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: True)
+    monkeypatch.setattr(sources, "download_file", lambda repo, name, revision: None)
+    with pytest.raises(EncoderUnavailableError, match="openai/clip has no open_clip_config.json, so it is no model of"):
+        create_encoder("hf-hub:openai/clip")
+
+
+def test_a_failed_download_names_the_file(hub_cache, folders, monkeypatch):
+    snapshot = hub_cache()
+    (snapshot / "open_clip_model.safetensors").unlink()
+
+    def fail(repo, name, revision):
+        assert revision == FIRST  # of the configuration, even if the main branch moves meanwhile
+        raise OSError("disk full")
+
+    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: True)
+    monkeypatch.setattr(sources, "download_file", fail)
+    with pytest.raises(EncoderUnavailableError, match=r"safetensors of hf-hub:\S+ can't be downloaded: disk full"):
+        create_encoder(f"hf-hub:{REPO}")
+
+
+@pytest.mark.parametrize("scheme", ["hf-hub:", "open_clip:local-dir:"])
+def test_code_of_a_tokenizer_is_never_run(scheme, hub_cache, folders, tmp_path):
+    copy = shutil.copytree(folders["SigLIP"], tmp_path / "copy")
+    config = json.loads((copy / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["trust_remote_code"] = True
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = REPO
+    (copy / "open_clip_config.json").write_text(json.dumps(config))
+    (copy / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["harm.Harm", None]}}))
+    (copy / "harm.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')\nclass Harm: pass\n")
+    hub_cache(copy)
+    with pytest.raises(EncoderUnavailableError, match="trust_remote_code.*never"):
+        create_encoder(scheme + (REPO if scheme == "hf-hub:" else str(copy)))
+    assert not (tmp_path / "harm").exists()
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["own.safetensors", "own.pt"])
+def test_a_file_opens_for_a_named_architecture(name, weights, architecture, opened):
+    path = weights(name)
+    encoder = create_encoder(f"open_clip:{architecture}:{path}")
+    info = encoder.info
+    assert info.name == f"open_clip:{architecture}:{path}"
+    assert (info.dim, info.licence) == (32, "unknown")
+    torch.testing.assert_close(encoder.encode_text(["a cat"]), opened("tiny").encode_text(["a cat"]))
+    assert "without QuickGELU" in info.note and "open_clip:ViT-B-32/openai:FILE" in info.note
+
+
+def test_a_checkpoint_of_open_clips_training_is_read(weights, architecture, opened):
+    path = weights(
+        "epoch_3.pt",
+        lambda state: {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}},
+    )
+    features = create_encoder(f"open_clip:{architecture}:{path}").encode_text(["a cat"])
+    torch.testing.assert_close(features, opened("tiny").encode_text(["a cat"]))
+
+
+def test_a_file_of_named_weights_has_their_activation_and_preprocessing(weights, monkeypatch):
+    """The same bytes are the same encoder, whether they come by name or from a file."""
+    path = weights("copy.safetensors")
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", {**TINY, "quick_gelu": True})
+    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: str(path))
+    named = create_encoder("open_clip:ViT-B-32/openai").info
+    own = create_encoder(f"open_clip:ViT-B-32/openai:{path}").info
+    assert own.fingerprint == named.fingerprint
+    assert own.name == f"open_clip:ViT-B-32/openai:{path}" and own.note == ""
+
+
+def test_the_preprocessing_of_a_file_is_that_of_all_weights_of_the_architecture(tmp_path):
+    path = tmp_path / "own.safetensors"
+    path.touch()
+    facts = sources.find_file("ViT-B-16-SigLIP2", str(path)).preprocess
+    # open_clip 3.3, pretrained.py, _slpcfg
+    expected = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    assert facts == expected
+
+
+def test_an_architecture_with_several_ways_of_preprocessing_asks_which(tmp_path):
+    path = tmp_path / "own.pt"
+    path.touch()
+    with pytest.raises(InputError, match=r"open_clip:ViT-L-14/openai:.*open_clip:ViT-L-14/laion2b_s32b_b82k:"):
+        create_encoder(f"open_clip:ViT-L-14:{path}")
+    assert sources.find_file("ViT-L-14/laion2b_s32b_b82k", str(path)).preprocess["mean"] == (0.5, 0.5, 0.5)
+
+
+def drop(state):
+    return {name: value for name, value in state.items() if not name.startswith("ln_final")}
+
+
+def widen(state):
+    return state | {"visual.conv1.weight": torch.zeros(8, 3, 4, 4), "extra": torch.zeros(1)}
+
+
+def longer(state):
+    return state | {"visual.positional_embedding": torch.zeros(10, 32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop, r"another architecture, with arrays 2 missing \(ln_final.weight\)"),
+        (
+            widen,
+            r"1 of another shape \(visual.conv1.weight: 8, 3, 4, 4 in the file, 32, 3, 16, 16 in .*1 unknown \(extra\)",
+        ),
+        (longer, r"another size: visual.positional_embedding is \(10, 32\) in the file and \(5, 32\) in ViT-B-32"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused_with_what_differs(change, message, weights, architecture):
+    with pytest.raises(EncoderUnavailableError, match=message) as error:
+        create_encoder(f"open_clip:{architecture}:{weights('own.pt', change)}")
+    assert "clipadapter encoders open_clip:*" in str(error.value) and len(str(error.value)) < 600
+
+
+def write_pickle(path):
+    path.write_bytes(pickle.dumps({"weights": Harm(path.with_suffix(".harm"))}))
+
+
+def write_network(path):
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def write_script(path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+
+
+class Harm:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return type(self.path).touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("own.pt", write_pickle, "Python objects beside tensors, which could run code"),
+        ("own.pt", write_network, "Python objects beside tensors, which could run code"),
+        ("own.pt", write_script, "TorchScript archive.*say open_clip:ViT-B-32/openai"),
+        ("own.pt", lambda path: torch.save([1, 2], path), "no weights by name, but a list"),
+        ("own.pt", lambda path: path.write_text("hello"), "can't be read as weights"),
+        ("own.pt", lambda path: path.touch(), "can't be read as weights: it is damaged or empty"),
+        ("own.safetensors", lambda path: path.write_text("hello"), "can't be read as weights"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_holds_no_weights_is_refused_and_never_run(name, write, message, tmp_path, architecture):
+    write(tmp_path / name)
+    with pytest.raises(EncoderUnavailableError, match=message):
+        create_encoder(f"open_clip:{architecture}:{tmp_path / name}")
+    assert not (tmp_path / "own.harm").exists()
+
+
+def test_cut_weights_are_refused(weights, architecture):
+    path = weights("own.pt")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(EncoderUnavailableError, match="can't be read as weights"):
+        create_encoder(f"open_clip:{architecture}:{path}")
+
+
+def test_names_that_do_not_lead_to_a_file_say_what_to_write(tmp_path):
+    (tmp_path / "own.txt").touch()
+    (tmp_path / "own.pt").touch()
+    for uri, kind, message in [
+        (f"open_clip:{tmp_path}/own.pt", InputError, "say open_clip:MODEL:"),
+        (f"open_clip:ViT-B-32:{tmp_path}/none.pt", EncoderUnavailableError, "there is no file"),
+        (f"open_clip:ViT-B-32:{tmp_path}", InputError, "say open_clip:local-dir:"),
+        (f"open_clip:ViT-B-32:{tmp_path}/own.txt", InputError, "must end in .safetensors"),
+        (f"open_clip:ViT-B-23:{tmp_path}/own.pt", UnknownNameError, "Did you mean 'ViT-B-32'"),
+        (f"open_clip:ViT-B-32/opnai:{tmp_path}/own.pt", UnknownNameError, "Did you mean 'openai'"),
+    ]:
+        with pytest.raises(kind, match=message):
+            create_encoder(uri)
