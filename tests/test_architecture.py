@@ -24,7 +24,7 @@ FLOORS = [
         "telemetry",
         "towers",
     },
-    {"conversion", "parsing"},
+    {"conversion", "formatting", "parsing"},
     {"backends", "formats", "uncertainty"},
     {"data", "encoders", "heads", "model_folder"},
     {"features", "pretraining", "rendering", "runtime", "tuners"},
@@ -128,7 +128,7 @@ def test_every_part_has_a_floor():
     assert {part(path) for path in MODULES} <= set(FLOOR)
 
 
-LONG = {"classifier/classifier.py": 800}
+LONG = {"classifier/classifier.py": 1000}
 """One class in lifecycle order, which is easier to read in one file."""
 
 

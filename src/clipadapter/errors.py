@@ -18,7 +18,9 @@ Tree::
 from __future__ import annotations
 
 import importlib
+import math
 from types import ModuleType
+from typing import Any
 
 TRAIN = frozenset(
     ("torch", "torchvision", "open_clip", "timm", "sklearn", "scipy", "safetensors", "pydantic", "huggingface_hub")
@@ -79,6 +81,48 @@ class ArtifactError(ClipAdapterError):
 
 class FingerprintError(ArtifactError):
     """The encoder at hand is not the one that the model was fitted with."""
+
+
+MAX_BRIEF_CHARACTERS = 80
+MAX_BRIEF_VALUES = 3
+
+
+def brief(value: object) -> str:
+    """A value for a message: of an array or a list the size and at most three values, of a text the beginning.
+
+    >>> brief("auto"), brief(0.5), brief([0.5] * 512)
+    ("'auto'", '0.5', 'list of 512: 0.5, 0.5, 0.5 ...')
+    >>> import numpy as np
+    >>> brief(np.zeros((2, 512), np.float32))
+    'array (2, 512) float32: 0.0, 0.0, 0.0 ...'
+    """
+    kind = type(value).__name__
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and dtype is not None:
+        return _brief_array(value, "array" if kind == "ndarray" else kind, tuple(shape), dtype)
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        text = repr(value) if len(value) <= MAX_BRIEF_VALUES else ""
+        if text and len(text) <= MAX_BRIEF_CHARACTERS:
+            return text
+        first = ", ".join(brief(item) for item in list(value)[:MAX_BRIEF_VALUES])
+        return f"{kind} of {len(value)}: {first}{' ...' if len(value) > MAX_BRIEF_VALUES else ''}"
+    if isinstance(value, (str, bytes)):
+        shown = value[:MAX_BRIEF_CHARACTERS]
+        return repr(shown) if len(shown) == len(value) else f"{shown!r} ... ({len(value)} characters)"
+    text = repr(value)
+    return text if len(text) <= MAX_BRIEF_CHARACTERS else f"an object of type {kind}"
+
+
+def _brief_array(value: Any, kind: str, shape: tuple[int, ...], dtype: object) -> str:
+    try:
+        first = [brief(item) for item in value.reshape(-1)[:MAX_BRIEF_VALUES].tolist()]
+        size = math.prod(shape)
+    except Exception:  # other libraries' arrays, such as sparse ones, can't be sliced this way
+        return f"{kind} {shape} {dtype}"
+    if not shape:
+        return first[0]
+    name = f"{kind} {shape} {str(dtype).removeprefix('torch.')}"
+    return f"{name}: {', '.join(first)}{' ...' if size > MAX_BRIEF_VALUES else ''}" if first else name
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

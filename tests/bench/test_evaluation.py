@@ -87,6 +87,7 @@ def test_the_baselines_of_a_pair_are_those_of_its_first_encoder(colour_folder, f
     shots = load_dataset(colour_folder("pair-shots", 2))
     model = FewShotClassifier("pair:toy+toy", "svl-adapter", cache=None).fit(shots.paths, shots.labels)
     pair_evaluation, alone = evaluate_model(model, test_data), evaluate_model(fitted(2), test_data)
-    assert pair_evaluation.baselines["zero-shot"].metrics == alone.baselines["zero-shot"].metrics
+    zero_shot = pair_evaluation.baselines["zero-shot"].evaluation.metrics
+    assert zero_shot == alone.baselines["zero-shot"].evaluation.metrics
     assert {run.head for run in pair_evaluation.curve} == {"zero-shot", "linear-probe", "svl-adapter"}
     assert [run.error for run in pair_evaluation.curve if run.error] == []

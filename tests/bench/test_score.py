@@ -55,7 +55,7 @@ def test_figures_are_those_of_scikit_learn(problem):
 def test_the_temperature_divides_the_logits(text):
     head = ZeroShot().fit([[1.0, 0.0]], ["cat"], text=text)  # logits of (1, 0): 10 and 0
     test = FeatureSet([[1.0, 0.0]], ("cat",), ("cat", "dog"))
-    assert score(head, test, Calibrator(temperature=5.0)).metrics["log_loss"] == pytest.approx(
+    assert score(head, test, Calibrator(temperature=5.0)).evaluation.metrics["log_loss"] == pytest.approx(
         math.log(1 + math.exp(-2.0))
     )
 

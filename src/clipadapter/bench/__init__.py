@@ -33,11 +33,11 @@ from clipadapter.bench.protocols.cross_validation import cross_validate
 from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.report import compare_heads, compare_studies, write_report
 from clipadapter.bench.run import Run, append_runs, read_runs
-from clipadapter.bench.score import Score, score
 from clipadapter.bench.sources import FEATURES, Source, open_source, split_in_halves, split_train_test
 from clipadapter.bench.study import Study, load_study
 from clipadapter.bench.suite import Suite, list_suites, load_suite
 from clipadapter.bench.summary import summarise, table
+from clipadapter.classifier.evaluation import Score, score
 
 __all__ = [
     "MultiLabelModelEvaluation",

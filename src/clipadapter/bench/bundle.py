@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from clipadapter.bench.run import RunData, RunEncoder, digest
-from clipadapter.bench.score import check_labels
+from clipadapter.classifier.evaluation import check_labels
 from clipadapter.errors import InputError
 from clipadapter.features import PER_EPOCH, FeatureSet
 from clipadapter.heads import Head, TextFeatures

@@ -15,10 +15,10 @@ from clipadapter.bench.fitting import record_failure, record_score, run_fit, run
 from clipadapter.bench.plots import draw_learning_curve
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, cross_validate
 from clipadapter.bench.run import Run, read_runs
-from clipadapter.bench.score import check_labels
 from clipadapter.bench.sources import extract_dataset
 from clipadapter.bench.summary import table
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.classifier.evaluation import check_labels
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet

@@ -13,15 +13,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 from sklearn.base import clone
 
 from clipadapter.bench.bundle import Bundle, select_columns
-from clipadapter.bench.comparison import find_shared_rows
 from clipadapter.bench.fitting import few_shot
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import draw_confusion_matrix, draw_learning_curve
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
-from clipadapter.bench.run import Run, library_versions
-from clipadapter.bench.score import Score, check_labels, measure_decisions, score, score_multilabel
+from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.classifier.evaluation import Score, check_labels, score
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -114,7 +113,7 @@ class ModelEvaluation(TestPictureEvaluation[Score]):
             **self.test_fields(),
             "among_shots": self.among_shots,
             "model": self.model.evaluation.to_dict(),
-            "baselines": {name: baseline.metrics.model_dump() for name, baseline in self.baselines.items()},
+            "baselines": {name: Metrics.of_score(baseline).model_dump() for name, baseline in self.baselines.items()},
             "curve": [run.model_dump() for run in self.curve],
             **self.facts,
         }
@@ -167,18 +166,19 @@ def evaluate_model(
         # Zero-shot does not look at the shots: if there are none, it is fitted to the class text instead.
         X, y = (select_columns(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
         head.fit(X, y, text=text)
-    model_score = score(model.head_, test, model.uncertainty_.calibrator)
+    result = model.evaluate_features(test)
+    assert result.score is not None
     return ModelEvaluation(
         head=registered_name(model.head_),
         data=dataset.name,
         n_test=len(test),
-        model=model_score,
+        model=result.score,
         baselines={name: score(head, select_columns(head, test, text)) for name, head in heads.items()},
         skipped=list(test.provenance["skipped"]),
-        among_shots=len(find_shared_rows(support, test)),
+        among_shots=result.among_shots,
         curve=_fit_fewer_shots(model, support, test, seeds, progress) if curve and len(support) else [],
         facts={
-            "decisions": measure_decisions(model, test, model_score),
+            "decisions": dict(result.decisions),
             **_model_facts(model),
             "shots": dict(Counter(support.y)),
         },
@@ -208,7 +208,7 @@ class CrossValidation(EvaluationWithBaselines[Score]):
             "folds": self.folds,
             "n_pictures": self.n_pictures,
             "model": self.model.evaluation.to_dict(),
-            "baselines": {name: baseline.metrics.model_dump() for name, baseline in self.baselines.items()},
+            "baselines": {name: Metrics.of_score(baseline).model_dump() for name, baseline in self.baselines.items()},
             **self.facts,
         }
 
@@ -298,11 +298,17 @@ def evaluate_multilabel_model(model: FewShotClassifier, dataset: Dataset) -> Mul
         head=registered_name(model.head_),
         data=dataset.name,
         n_test=len(test),
-        model=score_multilabel(model, test),
-        baselines={name: score_multilabel(baseline, test) for name, baseline in _fit_multilabel_baselines(model)},
+        model=_evaluate_multilabel(model, test),
+        baselines={name: _evaluate_multilabel(baseline, test) for name, baseline in _fit_multilabel_baselines(model)},
         skipped=list(test.provenance["skipped"]),
         facts={**_model_facts(model), "shots": model.support_.counts},
     )
+
+
+def _evaluate_multilabel(model: FewShotClassifier, test: FeatureSet) -> MultiLabelEvaluation:
+    evaluation = model.evaluate_features(test).evaluation
+    assert isinstance(evaluation, MultiLabelEvaluation)
+    return evaluation
 
 
 def _fit_multilabel_baselines(model: FewShotClassifier) -> list[tuple[str, FewShotClassifier]]:

@@ -19,8 +19,17 @@ from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_columns, select_views
 from clipadapter.bench.methods import clone_with_seed, method_version, package_digest, registered_name
-from clipadapter.bench.run import Flags, Run, Seconds, append_runs, describe_machine, library_versions, read_runs
-from clipadapter.bench.score import Score, score
+from clipadapter.bench.run import (
+    Flags,
+    Metrics,
+    Run,
+    Seconds,
+    append_runs,
+    describe_machine,
+    library_versions,
+    read_runs,
+)
+from clipadapter.classifier.evaluation import Score, score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -243,7 +252,7 @@ def record_score(run: Run, fitted: tuple[Head, float], part: TestPart, features:
     return run.model_copy(
         update={
             "seconds": Seconds(fit=seconds, predict=result.seconds),
-            "metrics": result.metrics,
+            "metrics": Metrics.of_score(result),
             "learned": _learned(head),
             "size": count_stored_numbers(head),
             "machine": describe_machine(),

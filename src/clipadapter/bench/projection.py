@@ -19,8 +19,8 @@ from clipadapter.bench.bundle import select_views
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.plan import FitSpec
-from clipadapter.bench.score import check_labels
 from clipadapter.bench.suite import make_head
+from clipadapter.classifier.evaluation import check_labels
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 from typing_extensions import Self
@@ -19,6 +19,9 @@ from typing_extensions import Self
 from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
 from clipadapter.errors import DataError, InputError
 from clipadapter.metrics import check_metrics, metrics_shown
+
+if TYPE_CHECKING:
+    from clipadapter.classifier.evaluation import Score
 
 FORMAT = 3
 KEY_FIELDS = {
@@ -103,6 +106,11 @@ class Metrics(RootModel[dict[str, float]]):
     def _check(self) -> Self:
         check_metrics(self.root, metrics_shown("record", "single-label"))
         return self
+
+    @classmethod
+    def of_score(cls, score: Score) -> Self:
+        """The metrics of a score that a record has."""
+        return cls({name: score.evaluation.metrics[name] for name in metrics_shown("record", "single-label")})
 
     @property
     def accuracy(self) -> float:

@@ -22,6 +22,7 @@ from clipadapter.classifier.encoder import (
     open_saved_encoders,
     tune_encoder,
 )
+from clipadapter.classifier.evaluation import EvaluationResult, check_label_kind, check_labels, evaluate_features
 from clipadapter.classifier.fitting import (
     FIT_KEY,
     FitSettings,
@@ -34,18 +35,23 @@ from clipadapter.classifier.fitting import (
 )
 from clipadapter.classifier.inputs import (
     Label,
+    Pictures,
     build_feature_set,
     check_task,
     collect_class_names,
+    is_multilabel,
+    label_names,
+    list_pictures,
     measure_encoding_rate,
     open_store,
     parse_views,
     plan_views,
+    read_labelled,
 )
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.encoders import Encoder, create_encoder, open_text_tower, with_unprojected
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, ImageError, InputError
 from clipadapter.features import (
     Extraction,
     FeatureSet,
@@ -96,6 +102,7 @@ class FewShotClassifier(ModelHubMixin):
         uncertainty_: calibration, thresholds and prediction sets, learned from held-out shots.
         fold_heads_: heads that were each fitted without one fold, for CV+ prediction sets.
         selection_: result of the search over ``grid``, or None.
+        evaluation_: result of the last `evaluate` since the model was fitted, loaded or edited; None without one.
         skipped_: pictures that the last edit could not read, each with the reason.
 
     >>> import numpy as np
@@ -162,6 +169,7 @@ class FewShotClassifier(ModelHubMixin):
         self._tuned_encoder: Encoder | None = None
         self._history: History | None = None
         self.skipped_: tuple[tuple[str, str], ...] = ()
+        self.evaluation_: EvaluationResult | None = None
 
     @property
     def encoder_(self) -> Encoder:
@@ -179,19 +187,22 @@ class FewShotClassifier(ModelHubMixin):
 
     def fit(
         self,
-        images: Sequence[ImageSource],
-        labels: Sequence[Label],
+        images: Pictures,
+        labels: Sequence[Label] | None = None,
         class_names: Sequence[str] | None = None,
-        unlabelled: Sequence[ImageSource] | None = None,
-        outliers: Sequence[ImageSource] | None = None,
+        unlabelled: Pictures | None = None,
+        outliers: Pictures | None = None,
     ) -> Self:
         """Fit the head to labelled pictures.
 
         Args:
-            images: paths, PIL images or arrays.
-            labels: class name of each picture; or a list, tuple or set of all its class names.
+            images: a list of paths, PIL images or arrays. Without labels: a `Dataset`, or a folder, table or name as
+                `load_dataset` takes it; of one with splits, the split "train".
+            labels: class name of each picture; or a list, tuple or set of all its class names. None: those of the data
+                set.
             class_names: all classes in the order of ``class_names_``; if None, those of the labels, sorted.
-            unlabelled: unlabelled pictures of the test distribution, for transductive heads.
+            unlabelled: unlabelled pictures of the test distribution, for transductive heads; in all forms that
+                `predict` takes.
             outliers: pictures of none of the classes, as expected in use. They help to detect others.
 
         Raises:
@@ -199,10 +210,12 @@ class FewShotClassifier(ModelHubMixin):
             DataError: if no picture can be read.
             EncoderUnavailableError: if the weights of the encoder are not available.
         """
-        if len(images) != len(labels):
-            raise InputError(f"{len(images)} pictures but {len(labels)} labels")
+        images, labels, dataset = read_labelled(images, labels, default_split="train")
+        unlabelled = None if unlabelled is None else list_pictures(unlabelled)
         check_task(self.task, labels)
-        names = list(class_names) if class_names is not None else collect_class_names(labels)
+        if class_names is None:
+            class_names = collect_class_names(labels) if dataset is None else dataset.class_names
+        names = list(class_names)
         if len(names) < 2:
             raise InputError(f"a classifier needs two classes or more, but got {', '.join(names) or 'none'}")
         head = self._build_head()
@@ -215,7 +228,7 @@ class FewShotClassifier(ModelHubMixin):
             self._tune_encoder(head, images, [str(label) for label in labels], names)
         support = self.extract_features(images, labels, names, views=1 if head.tunes_encoder else None)
         unlabelled_features = None if unlabelled is None else self._extract_plain(unlabelled)
-        outlier_features = None if outliers is None else self._extract_plain(outliers)
+        outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
         return self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
 
     def prepare_encoder(self, *heads: Head) -> None:
@@ -264,6 +277,7 @@ class FewShotClassifier(ModelHubMixin):
         settings = FitSettings(get_templates(self.templates), views, options, self.seed)
         self.support_ = replace(support, provenance={**support.provenance, FIT_KEY: settings.to_json()})
         self.text_, self.class_names_, self._history = text, tuple(text.labels), None
+        self.evaluation_ = None
         return self
 
     def extract_features(
@@ -358,37 +372,67 @@ class FewShotClassifier(ModelHubMixin):
         return self._encode_prompts(self.prompts_)
 
     # ---- Predict ----
+    # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
+    # of an answer does not depend on whether a path is a file or a folder, or on how many pictures a folder has.
 
-    def logits(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Compute the logits (m, c) of pictures; columns are in the order of ``class_names_``.
+    def logits(self, images: Pictures) -> NDArray[Any]:
+        """Compute the logits (m, c) of m pictures; columns are in the order of ``class_names_``.
+
+        Args:
+            images: as for `predict`; one picture gives (1, c).
 
         Raises:
             ImageError: if a picture can't be read.
             ArtifactError: if a logit is not finite.
         """
         self._check_fitted()
-        return _finite_logits(self.head_, self._extract_plain(images))
+        return _finite_logits(self.head_, self._extract_plain(list_pictures(images)))
 
-    def predict_proba(self, images: Sequence[ImageSource]) -> NDArray[Any]:
-        """Compute the calibrated probabilities (m, c) of pictures."""
+    def predict_proba(self, images: Pictures) -> NDArray[Any]:
+        """Compute the calibrated probabilities (m, c) of m pictures; columns are in the order of ``class_names_``.
+
+        Args:
+            images: as for `predict`; one picture gives (1, c).
+
+        Raises:
+            ImageError: if a picture can't be read.
+        """
         return self.uncertainty_.probabilities(self.logits(images))
 
-    def predict(self, images: Sequence[ImageSource], **decision: Any) -> list[Any]:
-        """Predict the class name of each picture; None for a rejected one (see ``reject`` of `classify`).
+    def predict(self, images: Pictures, **decision: Any) -> list[Any]:
+        """Predict the class name of each picture.
 
-        A multi-label classifier gives a tuple of class names per picture, which may be empty.
+        >>> import numpy as np
+        >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+        >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
+        >>> model.predict([blue, red]), model.predict(blue)
+        (['blue', 'red'], ['blue'])
+
+        Args:
+            images: a path, a PIL image or an array (h, w, 3); a list of these, or an array (m, h, w, 3); a folder with
+                pictures at any depth, in sorted order; a table with the column ``path``; or a `Dataset`.
+            decision: ``reject``, ``coverage`` or ``costs``; see `classify`.
+
+        Returns:
+            A list with one class name per picture, also for a single picture; None for a rejected one. A multi-label
+            classifier gives a tuple of class names per picture, which may be empty.
+
+        Raises:
+            ImageError: if a picture can't be read; `classify` gives an answer with an error for it instead.
+            InputError: if the classifier is not fitted.
         """
-        answers = self._answer(self._extract_plain(images), decision)
+        self._check_fitted()
+        answers = self._answer(self._extract_plain(list_pictures(images)), decision)
         names = self.class_names_
         if answers.multilabel and answers.sets is not None:
             return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answers.sets]
         return [None if no else names[i] for i, no in zip(answers.best, answers.rejected, strict=True)]
 
-    def classify(self, images: Sequence[ImageSource], top: int = 5, **decision: Any) -> list[Prediction]:
+    def classify(self, images: Pictures, top: int = 5, **decision: Any) -> list[Prediction]:
         """Predict one `Prediction` per picture, in order. An unreadable picture gives a prediction with an error.
 
         Args:
-            images: paths, PIL images or arrays.
+            images: as for `predict`; one picture gives a list of one prediction.
             top: number of classes to list.
             decision: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of
                 `UncertaintyOptions`; None turns one off.
@@ -397,6 +441,7 @@ class FewShotClassifier(ModelHubMixin):
             InputError: if a decision needs a threshold that could not be learned from the shots.
         """
         self._check_fitted()
+        images = list_pictures(images)
         extraction = self._extract(images, ViewSpec(), strict=False)
         answers = self._answer(extraction.features[:, 0], decision) if extraction.rows else None
         reasons = {i: reason for i, _, reason in extraction.skipped}
@@ -407,6 +452,76 @@ class FewShotClassifier(ModelHubMixin):
             else answers.prediction(positions[i], source_name(image), self.class_names_, top)
             for i, image in enumerate(images)
         ]
+
+    # ---- Evaluate ----
+
+    def score(self, images: Pictures, labels: Sequence[Label] | None = None) -> float:
+        """Accuracy on labelled pictures, as ``score`` of scikit-learn's classifiers.
+
+        Every picture counts with its most probable class, also one that `predict` rejects. With several labels per
+        picture it is the share of pictures whose labels are all right.
+
+        Args:
+            images: as for `evaluate`.
+            labels: as for `evaluate`.
+
+        Raises:
+            ImageError: if a picture can't be read; `evaluate` leaves it out and names it.
+            InputError: as `evaluate`.
+        """
+        result = self.evaluate(images, labels)
+        if result.skipped:
+            raise ImageError(*result.skipped[0])
+        return result.accuracy
+
+    def evaluate(self, images: Pictures, labels: Sequence[Label] | None = None) -> EvaluationResult:
+        """Measure the classifier on labelled pictures: all metrics, a table of the classes, and the confusion matrix.
+
+        `clipadapter eval` gives the same metrics, beside those of baselines.
+
+        >>> import numpy as np
+        >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+        >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
+        >>> model.evaluate([red // 2, blue // 2], ["red", "blue"]).metrics["accuracy"]
+        1.0
+
+        Args:
+            images: a list of paths, PIL images or arrays. Without labels: a `Dataset`, or a folder, table or name as
+                `load_dataset` takes it; of one with splits, the split "test".
+            labels: class name of each picture, or all its class names; None: those of the data set.
+
+        Returns:
+            The result, which is stored as ``evaluation_`` too. Unreadable pictures are left out and named in it.
+
+        Raises:
+            InputError: if a label is no class of the model, labels are missing, or the classifier is not fitted.
+            DataError: if the data set or all pictures can't be read.
+        """
+        self._check_fitted()
+        pictures, labels, dataset = read_labelled(images, labels, default_split="test")
+        check_label_kind(self.uncertainty_, is_multilabel(labels))
+        names = [str(name) for label in labels for name in label_names(label)]
+        if names or not is_multilabel(labels):  # no picture needs to have a label if there may be several
+            check_labels(names, self.class_names_)
+        test = self.extract_features(pictures, labels, self.class_names_, views=1)
+        data = {} if dataset is None else {"data": dataset.name}
+        return self.evaluate_features(replace(test, provenance={**test.provenance, **data}))
+
+    def evaluate_features(self, test: FeatureSet) -> EvaluationResult:
+        """Measure the classifier on features of labelled pictures.
+
+        Args:
+            test: features from the encoder of this classifier (see `extract_features`), with its classes.
+
+        Raises:
+            InputError: if there are no pictures, a label is no class, or pictures have several labels and the model
+                gives one, or the other way around.
+        """
+        self._check_fitted()
+        self.evaluation_ = evaluate_features(
+            self.head_, self.uncertainty_, self.fold_heads_, self.support_, test.mark_for_evaluation()
+        )
+        return self.evaluation_
 
     # ---- Edit ----
     # Each edit makes a new version, and needs no picture of the fit. Heads with a closed form then equal a fit from
@@ -421,13 +536,14 @@ class FewShotClassifier(ModelHubMixin):
         return self._history
 
     def add_class(
-        self, name: str, images: Sequence[ImageSource], *, descriptions: Sequence[str] | None = None, by: str = ""
+        self, name: str, images: Pictures, *, descriptions: Sequence[str] | None = None, by: str = ""
     ) -> Self:
         """Add a class, which becomes the last one. Shots among the pictures move to it; multi-label shots get it too.
 
         Args:
             name: name of the class.
-            images: pictures of it; other shots of the model are no examples against it.
+            images: pictures of it, in all forms that `predict` takes; other shots of the model are no examples against
+                it.
             descriptions: sentences about the class, used instead of the templates.
             by: author of the change, for the history.
 
@@ -437,36 +553,39 @@ class FewShotClassifier(ModelHubMixin):
         """
         change = edit.add_class(self._to_model(), name, descriptions, self._encode_prompts)
         rule: ConflictRule = "replace" if self.support_.targets is None else "merge"
+        images = list_pictures(images)
         return self._add_shots(change, images, [name] * len(images), rule, "add-class", {"class": name}, by)
 
-    def add_examples(self, images: Sequence[ImageSource], labels: Sequence[Label], *, by: str = "") -> Self:
+    def add_examples(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
         """Add shots to existing classes. Pictures that are shots with these labels already are left out.
 
         Args:
-            images: paths, PIL images or arrays.
-            labels: class name of each picture, or all its class names.
+            images: as for `fit`.
+            labels: as for `fit`.
             by: author of the change, for the history.
 
         Raises:
             InputError: if a label is unknown, a picture is a shot of another class, or the model can't be edited.
             DataError: if no picture can be read.
         """
+        images, labels, _ = read_labelled(images, labels, default_split="train")
         return self._add_shots(edit.keep_classes(self._to_model()), images, labels, "refuse", "add-examples", {}, by)
 
-    def correct(self, images: Sequence[ImageSource], labels: Sequence[Label], *, by: str = "") -> Self:
+    def correct(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
         """Correct the labels of shots. Pictures that are no shots are added.
 
         Shots are recognised by their features, so the path of a picture does not matter.
 
         Args:
-            images: paths, PIL images or arrays.
-            labels: correct class name of each picture, or all its class names.
+            images: as for `fit`.
+            labels: correct class name of each picture, or all its class names; None: those of the data set.
             by: author of the change, for the history.
 
         Raises:
             InputError: if a label is unknown, or the model can't be edited.
             DataError: if no picture can be read.
         """
+        images, labels, _ = read_labelled(images, labels, default_split="train")
         return self._add_shots(edit.keep_classes(self._to_model()), images, labels, "replace", "correct", {}, by)
 
     def remove_class(self, name: str, *, by: str = "") -> Self:
@@ -751,6 +870,7 @@ class FewShotClassifier(ModelHubMixin):
         self.prompts_, self.fold_heads_ = model.prompts, model.fold_heads
         self.uncertainty_ = model.uncertainty
         self.class_names_ = model.text.labels
+        self.evaluation_ = None
 
 
 def _finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from clipadapter.cli.options import Command, option_group, output_options, stric
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import ArtifactError, DataError
 from clipadapter.formats import is_exported
+from clipadapter.formatting import describe_shots, format_count
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
@@ -144,28 +145,14 @@ def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: 
     out.result(data, facts(lines))
 
 
-def describe_shots(shots: dict[str, int], total: int) -> str:
-    """Describe the numbers of shots.
-
-    Args:
-        shots: number by class.
-        total: number of pictures, each counted once.
-
-    >>> describe_shots({"cat": 4, "dog": 4}, 8), describe_shots({"cat": 4, "dog": 5}, 9)
-    ('4 per class', '4 to 5 per class, 9 in total')
-    """
-    smallest, largest = min(shots.values()), max(shots.values())
-    return f"{smallest} per class" if smallest == largest else f"{smallest} to {largest} per class, {total} in total"
-
-
 def _describe_change(action: str, details: dict[str, Any]) -> str:
-    parts = [f"{details['pictures']} new pictures"] if details.get("pictures") else []
-    parts += [f"{details['relabelled']} shots relabelled"] if details.get("relabelled") else []
+    parts = [format_count(details["pictures"], "new picture")] if details.get("pictures") else []
+    parts += [f"{format_count(details['relabelled'], 'shot')} relabelled"] if details.get("relabelled") else []
     parts += [f"{details['known']} already known"] if details.get("known") else []
     counts = ", ".join(parts)
     if action == "rename-class":
         return f"{action} '{details['class']}' to '{details['to']}'"
     if action == "remove-class":
-        shots = f" and its {details['pictures']} shots" if details["pictures"] else ""
+        shots = f" and its {format_count(details['pictures'], 'shot')}" if details["pictures"] else ""
         return f"{action} '{details['class']}'{shots}"
     return f"{action} '{details['class']}': {counts}" if "class" in details else f"{action}: {counts}"

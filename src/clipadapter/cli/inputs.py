@@ -24,13 +24,9 @@ def open_dataset(source: Path, split: str | None, default: str | None = None) ->
     Raises:
         DataError: if there are no pictures, one class, no labels, or no such split.
     """
-    from clipadapter.data import load_dataset
+    from clipadapter.data.load import load_labelled
 
-    dataset = load_dataset(source)
-    name = split or (default if default in dataset.splits else None)
-    pictures = dataset.split(name) if name else dataset
-    pictures.label_sets  # noqa: B018 - raises for pictures without a label
-    return pictures
+    return load_labelled(source, split, default)
 
 
 def read_samples(source: Path, split: str | None) -> Sequence[Sample]:

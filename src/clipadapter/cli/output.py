@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import click
+
+from clipadapter.formatting import table as table
 
 MAX_LISTED = 10
 """How many similar lines are printed for a person; JSON has all of them."""
@@ -67,35 +68,6 @@ class Output:
             self.warn(f"skipped {name}: {reason}")
         if len(pictures) > MAX_LISTED:
             self.warn(f"skipped {len(pictures) - MAX_LISTED} more")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Format rows as aligned columns. Columns of numbers are right-aligned, also of numbers that are formatted already.
-
-    >>> print(table(["class", "all"], [["cat", 12], ["zebra", 3]]))
-    class  all
-    cat     12
-    zebra    3
-    >>> print(table(["", "log-loss"], [["this model", "0.300"], ["zero-shot", "2.055"]]))
-                log-loss
-    this model     0.300
-    zero-shot      2.055
-    """
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    # The first column has names, which may look like numbers.
-    is_number = [bool(rows) and all(_is_number(row[i], i) for row in rows) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(line, widths, is_number, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _is_number(cell: object, column: int) -> bool:
-    return isinstance(cell, int | float) or (column > 0 and re.fullmatch(r"[+-]?\d+(\.\d+)?", str(cell)) is not None)
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> str:

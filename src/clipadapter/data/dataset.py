@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipadapter.errors import DataError
-from clipadapter.files import printable
+from clipadapter.formatting import format_list
 from clipadapter.registry import unknown
 
 SPLIT_ALIASES: Mapping[str, str] = {
@@ -164,14 +164,3 @@ def _renamed(sample: Sample, mapping: Mapping[str, str]) -> Sample:
     label = None if sample.label is None else mapping.get(sample.label, sample.label)
     label_set = None if sample.label_set is None else tuple(mapping.get(name, name) for name in sample.label_set)
     return replace(sample, label=label, label_set=label_set)
-
-
-def format_list(items: Iterable[object], limit: int = 5) -> str:
-    """The first items of a list, and the number of the others, for a message.
-
-    >>> format_list("abcdefg", limit=2)
-    'a, b and 5 more'
-    """
-    texts = [printable(str(item)) for item in items]
-    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
-    return ", ".join(texts[:limit]) + more

@@ -47,6 +47,27 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, one_clas
     return dataset
 
 
+def load_labelled(
+    source: str | Path, split: str | None = None, default: str | None = None, *, one_class: bool = False
+) -> Dataset:
+    """Load labelled pictures: one split of a data set, or all of it.
+
+    Args:
+        source: as for `load_dataset`.
+        split: the split to take; None for the default.
+        default: the split that is taken if the data set has it; else all pictures are.
+        one_class: as for `load_dataset`.
+
+    Raises:
+        DataError: as `load_dataset`; or if a picture has no label, or there is no such split.
+    """
+    dataset = load_dataset(source, one_class=one_class)
+    name = split or (default if default in dataset.splits else None)
+    pictures = dataset.split(name) if name else dataset
+    pictures.label_sets  # noqa: B018 - raises for pictures without a label
+    return pictures
+
+
 def read_listing(source: str | Path, root: str | Path | None = None) -> Listing:
     """Load a data set as `load_dataset` does, with the files that were left out. Any number of classes is allowed.
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, format_list, make_dataset
+from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_dataset
 from clipadapter.errors import DataError, require
 from clipadapter.files import MANIFEST_SUFFIXES, open_regular, open_text, printable
+from clipadapter.formatting import format_list
 from clipadapter.parsing import parse_json_lines
 
 _NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]

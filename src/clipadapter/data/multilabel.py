@@ -6,8 +6,8 @@ import random
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from clipadapter.data.dataset import format_list
 from clipadapter.errors import DataError, InputError
+from clipadapter.formatting import format_list
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,11 +11,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from clipadapter.data.dataset import Dataset, Sample, format_list
+from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.images import MAX_PIXELS, image_bytes, read_image
 from clipadapter.data.load import read_listing
 from clipadapter.errors import ImageError
 from clipadapter.files import printable
+from clipadapter.formatting import format_list
 
 MIN_IMBALANCE_RATIO = 5
 """Ratio of the pictures of the largest class to those of the smallest from which a scan warns. It is our choice."""

@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 
-from clipadapter.data.dataset import Dataset, Sample, format_list
+from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.errors import DataError
 from clipadapter.files import printable
+from clipadapter.formatting import format_list
 from clipadapter.parsing import read_json
 
 SPLITS = ("train", "val", "test")

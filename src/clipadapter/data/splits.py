@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 
-from clipadapter.data.dataset import format_list
 from clipadapter.errors import DataError, InputError
+from clipadapter.formatting import format_list
 
 
 def draw_shots(labels: Sequence[Hashable], shots: int, seed: int = 0, allow_fewer: bool = True) -> list[int]:

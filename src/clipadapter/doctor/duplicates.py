@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.data.dataset import format_list
 from clipadapter.doctor.findings import Finding, Picture
 from clipadapter.doctor.image_quality import ImageMeasures
+from clipadapter.formatting import format_list
 
 MAX_NEIGHBOURS = 12
 """Nearest pictures that are compared; limits memory if hundreds are similar, such as frames of a video."""

@@ -1,1 +1,1 @@
-"""What HTML pages and plots share: templates, thumbnails, and PNG files of matplotlib."""
+"""What HTML pages and plots share: templates, and PNG files of matplotlib."""

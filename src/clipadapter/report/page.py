@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from clipadapter import __version__
 from clipadapter.bench import Score, summarise
+from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.doctor import FindingGroup, illustrate_findings, read_findings_css, render_findings
 from clipadapter.metrics import metrics_shown, reliability
 from clipadapter.metrics.detection import aurc, risk_coverage
 from clipadapter.prediction import softmax
 from clipadapter.rendering.html import create_environment, read_asset
-from clipadapter.rendering.thumbnails import encode_thumbnails
 
 if TYPE_CHECKING:
     from clipadapter.report.report import Report

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from clipadapter.bench.score import score
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.classifier.evaluation import score
 from clipadapter.data import draw_shots
 from clipadapter.data.images import ImageSource
 from clipadapter.explain import explain

@@ -10,9 +10,9 @@ from typing import Any
 
 from jinja2 import Environment
 
+from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.files import printable
 from clipadapter.rendering.html import create_environment
-from clipadapter.rendering.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.model import CurvePoint
 from clipadapter.studio.pictures import PictureFile, Stamp

@@ -26,7 +26,7 @@ from clipadapter.bench.continual.joining import join_features
 from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_numbers, read_existing_runs, record_failure
 from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.run import ContinualResult, Metrics, Run, RunData, Seconds, Step, Task, TaskStream, append_runs
-from clipadapter.bench.score import score
+from clipadapter.classifier.evaluation import score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -243,7 +243,9 @@ def run_stream(bundle: Bundle, head: Head, run: Run) -> Run:
                 else 0
             )
             n_stored = count_stored_numbers(learner) + features
-            steps.append(Step(seconds=seconds, size=n_stored, metrics=[task_score.metrics for task_score in scores]))
+            steps.append(
+                Step(seconds=seconds, size=n_stored, metrics=[Metrics.of_score(task_score) for task_score in scores])
+            )
     except Exception as error:  # of any head, also of plug-ins: the other heads must still run
         failed_run = record_failure(run, error)
         progress = f" (after {len(steps)} of {len(plan.tasks)} tasks)"
@@ -290,4 +292,6 @@ def _zero_shot(
     width = bundle.text.embeddings.shape[1]
     head = create_head("zero-shot").fit(shots.X[..., :width], shots.y, text=bundle.text)
     narrow = [select_columns(head, part, bundle.text) for part in tests]
-    return [score(head, part, among=own).metrics.accuracy for part, own in zip(narrow, among, strict=True)]
+    return [
+        score(head, part, among=own).evaluation.metrics["accuracy"] for part, own in zip(narrow, among, strict=True)
+    ]

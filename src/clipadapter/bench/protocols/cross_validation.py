@@ -22,14 +22,15 @@ from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_num
 from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol, ProtocolInputs, fit_inputs
-from clipadapter.bench.run import Run, RunData, Seconds, describe_machine
-from clipadapter.bench.score import Score, pool_scores, score
+from clipadapter.bench.run import Metrics, Run, RunData, Seconds, describe_machine
 from clipadapter.bench.sources import DataSetSize, extract_training_views
 from clipadapter.bench.suite import ALL, Suite
+from clipadapter.classifier.evaluation import Score, score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.metrics import evaluate
 
 DEFAULT_FOLDS = 5
 KIND = "folds"
@@ -222,6 +223,21 @@ def score_folds(head: Head, bundle: Bundle, splits: Sequence[Split]) -> tuple[Sc
     return pool_scores(scores), seconds, size
 
 
+def pool_scores(scores: Sequence[Score]) -> Score:
+    """One score of several test parts, such as folds; each picture counts the same.
+
+    Raises:
+        InputError: if the parts have different classes.
+    """
+    classes = [item.name for item in scores[0].evaluation.classes]
+    if any([item.name for item in part.evaluation.classes] != classes for part in scores):
+        raise InputError("scores of different classes can't be pooled")
+    logits = np.concatenate([part.logits for part in scores])
+    labels = [classes[i] for part in scores for i in part.labels]
+    log_probabilities = np.concatenate([part.evaluation.predictions.log_probabilities for part in scores])
+    return Score(evaluate(labels, log_probabilities, classes), logits, sum(part.seconds for part in scores))
+
+
 def plan_folds(bundle: Bundle, inputs: FitInputs, folds: int) -> list[Run]:
     """The record of one cross-validation before it is made; see `fitting.planned`."""
     name = str(bundle.support.provenance.get("data", "unnamed"))
@@ -250,7 +266,7 @@ def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> li
             continue
         figures = {
             "seconds": Seconds(fit=seconds, predict=pooled.seconds),
-            "metrics": pooled.metrics,
+            "metrics": Metrics.of_score(pooled),
             "size": size,
             "machine": describe_machine(),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,8 @@ from clipadapter.cli.output import Output, table
 
 if TYPE_CHECKING:
     from clipadapter.bench import CrossValidation, ModelEvaluation, MultiLabelModelEvaluation
-    from clipadapter.metrics import ClassReport, Evaluation, MultiLabelEvaluation
+    from clipadapter.metrics import Evaluation, MultiLabelEvaluation
     from clipadapter.metrics.table import Task
-
-MAX_LISTED_CLASSES = 20
-"""How many classes are listed for a person, the worst first; metrics.json has all of them."""
 
 
 @cli_command("clipadapter eval model/ test/ --out report/", Section.START, 4)
@@ -114,21 +111,23 @@ def _warn_about(result: ModelEvaluation, out: Output) -> None:
 
 
 def _text(result: ModelEvaluation) -> str:
+    from clipadapter.classifier.evaluation import describe_decisions, format_classes, format_confusions
+
     evaluation = result.model.evaluation
-    parts = [
-        f"{result.n_test} pictures of {result.data}",
-        _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label"),
-        *_decisions(result.facts["decisions"]),
-        _classes(evaluation),
-    ]
-    confusions = evaluation.confusions()
-    if confusions:
-        rows = [(true, predicted, count) for true, predicted, count in confusions]
-        parts.append(table(["class", "predicted as", "times"], rows))
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        [
+            f"{result.n_test} pictures of {result.data}",
+            _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label"),
+            *describe_decisions(result.facts["decisions"]),
+            format_classes(evaluation),
+            *format_confusions(evaluation),
+        ]
+    )
 
 
 def _validation_text(result: CrossValidation) -> str:
+    from clipadapter.classifier.evaluation import format_classes
+
     head = (
         f"cross-validation over {result.folds} folds of the {result.n_pictures} pictures that the model was fitted to: "
         "each is classified by a head fitted to the other folds; the model itself is not measured"
@@ -137,47 +136,16 @@ def _validation_text(result: CrossValidation) -> str:
         [
             head,
             _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label"),
-            _classes(result.model.evaluation),
+            format_classes(result.model.evaluation),
         ]
     )
 
 
-def _decisions(measured: Mapping[str, float]) -> list[str]:
-    """Describe the outcome of the decisions that the model makes by default."""
-    lines = []
-    if "rejected" in measured:
-        share, rate = _percent(measured["rejected"]), _percent(measured["reject"])
-        lines.append(
-            f"{share} % are called none of these (requested: {rate} %); the figures above give each picture a class"
-        )
-    if "covered" in measured:
-        share, rate = _percent(measured["covered"]), _percent(measured["coverage"])
-        size = f"{measured['set_size']:.2f} classes on average"
-        lines.append(f"{share} % have their class in the set (requested: {rate} %), of {size}")
-    if "cost" in measured:
-        lines.append(
-            f"mean cost {measured['cost']:.3g}, accuracy {_percent(measured['accuracy_by_cost'])} %, decided by costs; "
-            f"mean cost {measured['cost_of_likeliest']:.3g} decided by the most probable class, as in the figures above"
-        )
-    return ["\n".join(lines)] if lines else []
-
-
 def _multilabel_text(result: MultiLabelModelEvaluation) -> str:
-    classes = sorted(result.model.classes, key=lambda scores: scores.f1)[:MAX_LISTED_CLASSES]
-    rows = [
-        (
-            scores.name,
-            scores.count,
-            _percent(scores.average_precision or 0.0),
-            _percent(scores.precision),
-            _percent(scores.recall),
-        )
-        for scores in classes
-    ]
-    more = _not_listed(len(result.model.classes) - len(rows))
-    head = _scores(result.scores, "multilabel")
-    body = table(["class", "pictures", "average precision %", "precision %", "recall %"], rows)
-    return f"{result.n_test} pictures of {result.data}, several labels each\n\n{head}\n\n{body}{more}"
+    from clipadapter.classifier.evaluation import format_classes
+
+    head = f"{result.n_test} pictures of {result.data}, several labels each"
+    return "\n\n".join([head, _scores(result.scores, "multilabel"), format_classes(result.model)])
 
 
 def _scores(scores: Mapping[str, Evaluation | MultiLabelEvaluation], task: Task) -> str:
@@ -189,23 +157,3 @@ def _scores(scores: Mapping[str, Evaluation | MultiLabelEvaluation], task: Task)
         for name, evaluation in scores.items()
     ]
     return table(["", *(metric.heading for metric in metrics.values())], rows)
-
-
-def _classes(evaluation: Evaluation) -> str:
-    classes: Sequence[ClassReport] = evaluation.classes
-    if len(classes) > MAX_LISTED_CLASSES:
-        classes = sorted(classes, key=lambda scores: scores.f1)[:MAX_LISTED_CLASSES]
-    rows = [
-        (scores.name, scores.count, _percent(scores.precision), _percent(scores.recall), _percent(scores.f1))
-        for scores in classes
-    ]
-    listed = table(["class", "pictures", "precision %", "recall %", "F1 %"], rows)
-    return listed + _not_listed(len(evaluation.classes) - len(rows))
-
-
-def _not_listed(count: int) -> str:
-    return f"\nand {count} classes with a better F1; metrics.json has all" if count else ""
-
-
-def _percent(fraction: float) -> float:
-    return round(100 * fraction, 1)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.edit import describe_shots
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
 from clipadapter.cli.groups import Section, cli_command
@@ -20,6 +19,7 @@ from clipadapter.cli.options import option_group, output_options, seed_option, s
 from clipadapter.cli.output import Output, facts
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
 from clipadapter.errors import ArtifactError, InputError
+from clipadapter.formatting import describe_shots
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier

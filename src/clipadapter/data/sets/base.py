@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.data.dataset import Dataset, Sample, format_list
+from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.split_file import missing_pictures
 from clipadapter.errors import DataError
+from clipadapter.formatting import format_list
 
 ROOT_VARIABLE = "CLIPADAPTER_DATA"
 INSTRUCTIONS_URL = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from clipadapter.data.dataset import Sample, format_list
+from clipadapter.data.dataset import Sample
 from clipadapter.data.sets.base import (
     INSTRUCTIONS_URL,
     BenchmarkSet,
@@ -18,6 +18,7 @@ from clipadapter.data.sets.base import (
 from clipadapter.data.split_file import read_split
 from clipadapter.errors import DataError
 from clipadapter.files import IMAGE_SUFFIXES
+from clipadapter.formatting import format_list
 from clipadapter.imagenet import imagenet_names, imagenet_synsets
 
 

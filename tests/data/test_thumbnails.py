@@ -3,7 +3,7 @@ import io
 
 from PIL import Image
 
-from clipadapter.rendering.thumbnails import encode_thumbnails, thumbnail_url
+from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 
 
 def test_thumbnails_are_small_and_end_at_the_budget(tmp_path):

@@ -1,0 +1,460 @@
+"""Scores of fitted heads and classifiers on test pictures. No other module opens the test part of a data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.classifier.deduplicate import find_duplicates
+from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet
+from clipadapter.formatting import Markup, format_count, format_list, html_table, table
+from clipadapter.heads import Head
+from clipadapter.metrics import (
+    Evaluation,
+    MultiLabelEvaluation,
+    evaluate,
+    evaluate_multilabel,
+    metrics_shown,
+)
+from clipadapter.metrics.table import Task
+from clipadapter.uncertainty import Calibrator, Uncertainty
+
+MAX_LISTED_CLASSES = 20
+"""How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""
+MAX_MATRIX_CLASSES = 20
+"""Most classes of a confusion matrix in a notebook."""
+MAX_SHOWN_ERRORS = 8
+"""Wrong predictions that a notebook shows with thumbnails."""
+THUMBNAIL_SIDE = 96
+THUMBNAIL_QUALITY = 80
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """The score of a fitted head on a test part.
+
+    Args:
+        evaluation: metrics, metrics by class, confusions, and the predictions that they are computed from.
+        logits: (m, c), columns in the order of the evaluation's classes.
+        seconds: of the prediction.
+    """
+
+    evaluation: Evaluation
+    logits: NDArray[np.float64]
+    seconds: float
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(m, c), columns in the order of the evaluation's classes."""
+        return self.evaluation.predictions.probabilities
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(m,) positions of the true classes."""
+        return self.evaluation.predictions.labels
+
+
+def score(
+    head: Head, test: FeatureSet, calibrator: Calibrator | None = None, among: Sequence[str] | None = None
+) -> Score:
+    """Measure a fitted head: the only place where a fitted head meets test features.
+
+    Args:
+        head: fitted.
+        test: plain features are used.
+        calibrator: turns logits into probabilities; None for their softmax.
+        among: the classes that the head predicts among; None for all.
+
+    Raises:
+        InputError: if there are no test pictures, a label is no class of the head, or a logit is not finite.
+    """
+    classes = [str(name) for name in head.classes_]
+    check_labels(test.y, classes)
+    start = time.perf_counter()
+    logits = np.asarray(head.logits(test.plain), np.float64)  # (m, c)
+    seconds = time.perf_counter() - start
+    if not np.isfinite(logits).all():
+        raise InputError(f"{type(head).__name__} gives logits that are not finite")
+    if among is not None:
+        columns = [i for i, name in enumerate(classes) if name in set(among)]
+        classes, logits = [classes[i] for i in columns], logits[:, columns]
+        check_labels(test.y, classes)
+    logs = (calibrator or Calibrator()).log_probabilities(logits)
+    return Score(evaluate(test.y, logs, classes), logits, seconds)
+
+
+def score_multilabel(head: Head, uncertainty: Uncertainty, test: FeatureSet) -> MultiLabelEvaluation:
+    """Measure a head that was fitted to pictures with several labels.
+
+    Args:
+        head: fitted.
+        uncertainty: has the thresholds of the classes.
+        test: with ``targets``; plain features are used.
+
+    Raises:
+        InputError: if there are no test pictures.
+    """
+    if not len(test) or test.targets is None:
+        raise InputError("there are no test pictures with several labels")
+    answers = uncertainty.answer(head.logits(test.plain), test.plain)
+    assert answers.sets is not None
+    return evaluate_multilabel(test.targets, answers.probabilities, answers.sets, test.class_names)
+
+
+def measure_decisions(
+    uncertainty: Uncertainty, fold_heads: Sequence[Head], test: FeatureSet, result: Score
+) -> dict[str, float]:
+    """Metrics of a model's decisions on a test part: rejection as "none of these", sets of classes, unequal costs.
+
+    Args:
+        uncertainty: of the model, which has one label per picture.
+        fold_heads: of the model, for CV+ prediction sets.
+        test: plain features are used.
+        result: its score.
+
+    Returns:
+        Rates and means by name; empty if the model has no such options.
+    """
+    options = uncertainty.decisions
+    if options.reject is None and options.coverage is None and options.costs is None:
+        return {}
+    folds = [head.logits(test.plain) for head in fold_heads]
+    answers = uncertainty.answer(result.logits, test.plain, None, folds)
+    rows = np.arange(len(result.labels))
+    shares: dict[str, float] = {}
+    if options.reject is not None:
+        shares |= {"reject": options.reject, "rejected": float(answers.rejected.mean())}
+    if options.coverage is not None and answers.sets is not None:
+        shares |= {"coverage": options.coverage, "covered": float(answers.sets[rows, result.labels].mean())}
+        shares |= {"set_size": float(answers.sets.sum(axis=1).mean())}
+    if options.costs is not None:
+        likeliest = result.probabilities.argmax(axis=1)
+        shares |= {"cost": float(options.costs[result.labels, answers.best].mean())}
+        shares |= {"cost_of_likeliest": float(options.costs[result.labels, likeliest].mean())}
+        shares |= {"accuracy_by_cost": float((answers.best == result.labels).mean())}
+    return shares
+
+
+def check_label_kind(uncertainty: Uncertainty, are_multilabel: bool) -> None:
+    """Refuse test pictures with several labels for a model that gives one, and the other way around.
+
+    Raises:
+        InputError: if so.
+    """
+    if uncertainty.multilabel is not None and not are_multilabel:
+        raise InputError(
+            "the model gives several labels per picture: give a list of labels for each, or a table with the column "
+            "'labels'"
+        )
+    if uncertainty.multilabel is None and are_multilabel:
+        raise InputError(
+            "the pictures have several labels each, but the model gives one: fit a model to several labels too, such "
+            "as to a table with the column 'labels'"
+        )
+
+
+def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse a test part that is empty, or has a label that is no class of the model.
+
+    Raises:
+        InputError: if so.
+
+    >>> check_labels(["cat", "cow"], ["cat", "dog"])
+    Traceback (most recent call last):
+    ...
+    clipadapter.errors.InputError: the test pictures have a label that is no class of the model: cow; known: cat, dog...
+    """
+    if not len(labels):
+        raise InputError("there are no test pictures")
+    unknown = sorted(set(labels) - set(classes))
+    if unknown:
+        what = "a label that is no class" if len(unknown) == 1 else f"{len(unknown)} labels that are no classes"
+        raise InputError(
+            f"the test pictures have {what} of the model: {format_list(unknown)}; known: {format_list(classes)}. "
+            "Leave these pictures out, or rename them, or fit with shots of them"
+        )
+
+
+# ---- The evaluation of a classifier ----
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EvaluationResult:
+    """What `FewShotClassifier.evaluate` returns. It prints as tables, and notebooks show it with the worst errors.
+
+    >>> import numpy as np
+    >>> from clipadapter import FewShotClassifier
+    >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+    >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
+    >>> result = model.evaluate([red, red // 2, blue // 2], ["red", "red", "blue"])
+    >>> result.metrics["accuracy"], result.confusion.tolist(), result.among_shots
+    (1.0, [[1, 0], [0, 2]], 1)
+
+    Args:
+        data: name of the data; empty for a list of pictures.
+        class_names: classes of the model, in the order of the confusion matrix.
+        evaluation: metrics, metrics by class, and the predictions that they are computed from.
+        n_test: pictures that were evaluated.
+        skipped: (name, reason) of pictures that can't be read.
+        among_shots: evaluated pictures that are shots of the model. They make the metrics better than they would be on
+            new pictures.
+        decisions: metrics of rejection, prediction sets and costs, if the model decides so by default.
+        sources: names of the evaluated pictures.
+        score: score of a model with one label per picture, with its logits; else None.
+    """
+
+    data: str
+    class_names: tuple[str, ...]
+    evaluation: Evaluation | MultiLabelEvaluation
+    n_test: int
+    skipped: tuple[tuple[str, str], ...]
+    among_shots: int
+    decisions: Mapping[str, float]
+    sources: tuple[str, ...]
+    score: Score | None
+
+    @property
+    def metrics(self) -> Mapping[str, float | None]:
+        """Values by the name of the metric in `clipadapter.metrics.METRICS`; None for a metric that is not defined."""
+        return dict(self.evaluation.metrics)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pictures whose most probable class is right; with several labels, whose labels are all right."""
+        return float(self.evaluation.metrics["exact" if self.task == "multilabel" else "accuracy"] or 0.0)
+
+    @property
+    def task(self) -> Task:
+        """Whether pictures have one label or several."""
+        return "single-label" if isinstance(self.evaluation, Evaluation) else "multilabel"
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """Metrics of each class: name, count, precision, recall, f1; with several labels, average_precision too."""
+        return self.evaluation.classes
+
+    @property
+    def confusion(self) -> NDArray[np.int64] | None:
+        """(c, c) counts; rows are true classes, columns predicted ones. None with several labels."""
+        return self.evaluation.confusion if isinstance(self.evaluation, Evaluation) else None
+
+    @cached_property
+    def errors(self) -> tuple[tuple[str, str, str, float], ...]:
+        """Wrong predictions as (picture, true class, predicted class, its probability), the most confident first.
+
+        Empty with several labels per picture.
+        """
+        if not isinstance(self.evaluation, Evaluation):
+            return ()
+        predictions, names = self.evaluation.predictions, self.class_names
+        rows = np.flatnonzero(~predictions.correct)
+        confidence = predictions.probabilities[rows, predictions.predicted[rows]]
+        return tuple(
+            (
+                self.sources[row] if self.sources else "",
+                names[predictions.labels[row]],
+                names[predictions.predicted[row]],
+                float(predictions.probabilities[row, predictions.predicted[row]]),
+            )
+            for row in rows[np.argsort(-confidence, kind="stable")]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the predictions, for JSON."""
+        return {
+            "data": self.data,
+            "n_test": self.n_test,
+            "skipped": [{"path": name, "reason": reason} for name, reason in self.skipped],
+            "among_shots": self.among_shots,
+            **self.evaluation.to_dict(),
+            **({} if self.confusion is None else {"confusion": self.confusion.tolist()}),
+            "decisions": dict(self.decisions),
+        }
+
+    def __str__(self) -> str:
+        """The tables that ``clipadapter eval`` prints, without baselines."""
+        shown = metrics_shown("terminal", self.task)
+        values = [metric.format(self.evaluation.metrics[key] or 0.0) for key, metric in shown.items()]
+        parts = [
+            "\n".join([self._headline(), *self._warnings()]),
+            table([metric.heading for metric in shown.values()], [values]),
+            *describe_decisions(self.decisions),
+            format_classes(self.evaluation),
+            *format_confusions(self.evaluation),
+        ]
+        return "\n\n".join(parts)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the tables, the confusion matrix and the most confident errors. No other file is loaded."""
+        shown = metrics_shown("terminal", self.task)
+        values = [metric.format(self.evaluation.metrics[key] or 0.0) for key, metric in shown.items()]
+        header, rows, omitted = _class_rows(self.evaluation)
+        parts = [
+            f"<b>{escape(self._headline())}</b>",
+            *(f"<br>{escape(text)}" for text in (*self._warnings(), *describe_decisions(self.decisions))),
+            html_table([metric.heading for metric in shown.values()], [values]),
+            html_table(header, rows),
+            escape(omitted),
+            self._matrix_html(),
+            self._errors_html(),
+        ]
+        return f"<div>{''.join(parts)}</div>"
+
+    def _headline(self) -> str:
+        pictures = format_count(self.n_test, "picture")
+        several = ", several labels each" if self.task == "multilabel" else ""
+        return f"{pictures}{f' of {self.data}' if self.data else ''}{several}"
+
+    def _warnings(self) -> list[str]:
+        warnings = []
+        if self.skipped:
+            name, reason = self.skipped[0]
+            more = f" and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
+            warnings.append(f"not counted, since it can't be read: {name} ({reason}){more}")
+        if self.among_shots:
+            warnings.append(
+                f"{self.among_shots} of them are among the shots that the model was fitted to: the metrics are better "
+                "than they would be on new pictures"
+            )
+        return warnings
+
+    def _matrix_html(self) -> str:
+        """The confusion matrix, each cell as dark as its share of the row."""
+        if self.confusion is None or len(self.class_names) > MAX_MATRIX_CLASSES:
+            return ""
+        totals = np.maximum(self.confusion.sum(axis=1, keepdims=True), 1)
+        shares = self.confusion / totals
+        rows = []
+        for i, name in enumerate(self.class_names):
+            cells = [
+                Markup(
+                    f'<div style="text-align:right;padding:2px 6px;background:rgba('
+                    f'{"0,114,178" if i == j else "213,94,0"},{0.6 * shares[i, j]:.2f})">{self.confusion[i, j]}</div>'
+                )
+                for j in range(len(self.class_names))
+            ]
+            rows.append([name, *cells])
+        return html_table(["true class / predicted", *self.class_names], rows)
+
+    def _errors_html(self) -> str:
+        """The most confident errors, with thumbnails of those that are files."""
+        shown = self.errors[:MAX_SHOWN_ERRORS]
+        if not shown:
+            return ""
+        thumbnails = encode_thumbnails([Path(name) for name, *_ in shown], THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
+        rows = [
+            [
+                Markup(f'<img src="{thumbnail_url(thumbnail)}" alt="">' if thumbnail else ""),
+                true,
+                predicted,
+                f"{probability:.2f}",
+                source,
+            ]
+            for thumbnail, (source, true, predicted, probability) in zip(thumbnails, shown, strict=True)
+        ]
+        return html_table(["most confident errors", "true class", "predicted as", "probability", "picture"], rows)
+
+
+def evaluate_features(
+    head: Head,
+    uncertainty: Uncertainty,
+    fold_heads: Sequence[Head],
+    support: FeatureSet,
+    test: FeatureSet,
+) -> EvaluationResult:
+    """Measure a fitted classifier on features of labelled pictures.
+
+    Args:
+        head: of the classifier.
+        uncertainty: of the classifier.
+        fold_heads: of the classifier.
+        support: its shots.
+        test: features and labels; its ``provenance`` may have ``data``, ``skipped`` and ``sources``.
+
+    Raises:
+        InputError: if there are no test pictures, a label is no class, or pictures have several labels and the model
+            gives one, or the other way around.
+    """
+    check_label_kind(uncertainty, test.targets is not None)
+    result = None if uncertainty.multilabel is not None else score(head, test, uncertainty.calibrator)
+    return EvaluationResult(
+        data=str(test.provenance.get("data", "")),
+        class_names=test.class_names,
+        evaluation=score_multilabel(head, uncertainty, test) if result is None else result.evaluation,
+        n_test=len(test),
+        skipped=tuple(test.provenance.get("skipped", ())),
+        among_shots=sum(bool(rows) for rows in find_duplicates(support.plain, test.plain)),
+        decisions={} if result is None else measure_decisions(uncertainty, fold_heads, test, result),
+        sources=tuple(test.provenance.get("sources", ())),
+        score=result,
+    )
+
+
+# ---- Text that `clipadapter eval` prints too ----
+
+
+def format_classes(evaluation: Evaluation | MultiLabelEvaluation) -> str:
+    """A table of the metrics of each class; of many classes, those with the lowest F1."""
+    header, rows, omitted = _class_rows(evaluation)
+    return table(header, rows) + (f"\n{omitted}" if omitted else "")
+
+
+def format_confusions(evaluation: Evaluation | MultiLabelEvaluation) -> list[str]:
+    """A table of the most frequent errors; nothing if there is no error, or pictures have several labels."""
+    confusions = evaluation.confusions() if isinstance(evaluation, Evaluation) else []
+    return [table(["class", "predicted as", "times"], confusions)] if confusions else []
+
+
+def describe_decisions(measured: Mapping[str, float]) -> list[str]:
+    """Describe what `measure_decisions` measured."""
+    lines = []
+    if "rejected" in measured:
+        share, rate = _percent(measured["rejected"]), _percent(measured["reject"])
+        lines.append(
+            f"{share} % are called none of these (requested: {rate} %); the figures above give each picture a class"
+        )
+    if "covered" in measured:
+        share, rate = _percent(measured["covered"]), _percent(measured["coverage"])
+        size = f"{measured['set_size']:.2f} classes on average"
+        lines.append(f"{share} % have their class in the set (requested: {rate} %), of {size}")
+    if "cost" in measured:
+        lines.append(
+            f"mean cost {measured['cost']:.3g}, accuracy {_percent(measured['accuracy_by_cost'])} %, decided by costs; "
+            f"mean cost {measured['cost_of_likeliest']:.3g} decided by the most probable class, as in the figures above"
+        )
+    return ["\n".join(lines)] if lines else []
+
+
+def _class_rows(evaluation: Evaluation | MultiLabelEvaluation) -> tuple[list[str], list[list[object]], str]:
+    """Header and rows of the table of classes, and a sentence about classes that are not listed."""
+    classes: Sequence[Any] = evaluation.classes
+    if isinstance(evaluation, Evaluation):
+        columns = {"precision %": "precision", "recall %": "recall", "F1 %": "f1"}
+    else:
+        columns = {"average precision %": "average_precision", "precision %": "precision", "recall %": "recall"}
+        classes = sorted(classes, key=lambda scores: scores.f1)
+    if len(classes) > MAX_LISTED_CLASSES:
+        classes = sorted(classes, key=lambda scores: scores.f1)[:MAX_LISTED_CLASSES]
+    rows = [
+        [scores.name, scores.count, *(_percent(getattr(scores, name) or 0.0) for name in columns.values())]
+        for scores in classes
+    ]
+    omitted = len(evaluation.classes) - len(rows)
+    sentence = f"and {omitted} classes with a better F1; to_dict() and metrics.json have all" if omitted else ""
+    return ["class", "pictures", *columns], rows, sentence
+
+
+def _percent(fraction: float) -> float:
+    return round(100 * fraction, 1)

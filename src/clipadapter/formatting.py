@@ -1,0 +1,111 @@
+"""Text for people: lists of names, counts, and tables for a terminal or a notebook."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from clipadapter.files import printable
+
+CELL_STYLE = "padding:2px 10px;vertical-align:middle;border:0;border-bottom:1px solid rgba(128,128,128,.3);"
+"""Without colours of its own, so that notebooks in dark themes can show it."""
+
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+DECIMAL = re.compile(r"[+-]?\d+\.\d+")
+
+
+def format_list(items: Iterable[object], limit: int = 5) -> str:
+    """The first items of a list, and the number of the others, for a message.
+
+    >>> format_list("abcdefg", limit=2)
+    'a, b and 5 more'
+    """
+    texts = [printable(str(item)) for item in items]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + more
+
+
+def format_count(count: int, noun: str) -> str:
+    """A number with its noun, whose plural ends in "s".
+
+    >>> format_count(1, "new picture"), format_count(2, "new picture")
+    ('1 new picture', '2 new pictures')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def describe_shots(shots: Mapping[str, int], total: int) -> str:
+    """Describe the numbers of shots.
+
+    Args:
+        shots: number by class.
+        total: number of pictures, each counted once.
+
+    >>> describe_shots({"cat": 4, "dog": 4}, 8), describe_shots({"cat": 4, "dog": 5}, 9)
+    ('4 per class', '4 to 5 per class, 9 in total')
+    """
+    smallest, largest = min(shots.values()), max(shots.values())
+    return f"{smallest} per class" if smallest == largest else f"{smallest} to {largest} per class, {total} in total"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Format rows as aligned columns. Columns of numbers are right-aligned, also of numbers that are formatted already.
+
+    >>> print(table(["class", "all"], [["cat", 12], ["zebra", 3]]))
+    class  all
+    cat     12
+    zebra    3
+    >>> print(table(["", "log-loss"], [["this model", "0.300"], ["zero-shot", "2.055"]]))
+                log-loss
+    this model     0.300
+    zero-shot      2.055
+    """
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    is_number = [_is_number_column(rows, i) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, is_number, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Format rows as an HTML table. Texts are escaped; columns of numbers are right-aligned.
+
+    >>> html_table(["class"], [["<b>"]]).count("&lt;b&gt;")
+    1
+    """
+    is_number = [_is_number_column(rows, i) for i in range(len(header))]
+    aligned = [f"{CELL_STYLE}text-align:{'right' if is_right else 'left'};" for is_right in is_number]
+    head = "".join(f'<th style="{style}">{escape(cell)}</th>' for cell, style in zip(header, aligned, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td style="{style}">{cell if isinstance(cell, Markup) else escape(str(cell))}</td>'
+            for cell, style in zip(row, aligned, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    head = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
+    return f'<table style="border-collapse:collapse;margin:4px 0;">{head}<tbody>{body}</tbody></table>'
+
+
+class Markup(str):
+    """HTML that `html_table` inserts into a cell unescaped."""
+
+    __slots__ = ()
+
+
+def _is_number_column(rows: Sequence[Sequence[object]], i: int) -> bool:
+    """Whether a column has numbers only, which may be formatted."""
+    return bool(rows) and all(isinstance(row[i], int | float) or _is_formatted_number(row[i], i) for row in rows)
+
+
+def _is_formatted_number(cell: object, column: int) -> bool:
+    # The first column has names, which may look like numbers, unless they have decimal places.
+    return (DECIMAL if column == 0 else NUMBER).fullmatch(str(cell)) is not None
