@@ -127,9 +127,9 @@ def test_filters_select_figures():
 def test_a_name_without_figures_is_refused():
     with pytest.raises(UnknownNameError, match="Did you mean 'tip-adapter'"):
         find_published("tip-adaptor")
-    with pytest.raises(UnknownNameError, match="no data set with published figures is called 'euro'"):
+    with pytest.raises(UnknownNameError, match="no data set with published results is called 'euro'"):
         find_published(dataset="euro")
-    with pytest.raises(UnknownNameError, match="no backbone with published figures is called 'RN5'"):
+    with pytest.raises(UnknownNameError, match="no backbone with published results is called 'RN5'"):
         find_published(backbone="RN5")
 
 

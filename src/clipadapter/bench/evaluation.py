@@ -37,8 +37,8 @@ class EvaluationWithBaselines(Generic[Scored]):
 
     Args:
         head: the model's head.
-        model: figures of the model.
-        baselines: figures of zero-shot, and of the linear probe if the model has its shots.
+        model: metrics of the model.
+        baselines: metrics of zero-shot, and of the linear probe if the model has its shots.
         facts: other fields of ``metrics.json``.
     """
 
@@ -156,7 +156,7 @@ def evaluate_model(
     """
     names = model.class_names_
     if model.uncertainty_.multilabel is not None:
-        raise InputError("the model gives several labels per picture: test it on a table with the column 'labels'")
+        raise InputError("the model is multi-label: test it on a table with the column 'labels'")
     check_labels(dataset.labels, names)
     test = extract_dataset(model, dataset, names).mark_for_evaluation()
     support, text = model.support_, model.text_
@@ -188,7 +188,7 @@ def evaluate_model(
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CrossValidation(EvaluationWithBaselines[Score]):
-    """What `cross_validate_model` gives; see also `EvaluationWithBaselines`. Figures are over all folds.
+    """What `cross_validate_model` gives; see also `EvaluationWithBaselines`. Metrics are over all folds.
 
     Args:
         n_pictures: pictures that the model was fitted to; each is predicted once.
@@ -226,7 +226,7 @@ class CrossValidation(EvaluationWithBaselines[Score]):
 def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, seed: int = 1) -> CrossValidation:
     """Estimate how good a model is without test pictures: by cross-validation of its head on the model's own shots.
 
-    For each fold the head is fitted again, with the same parameters, to the shots of the other folds. So the figures
+    For each fold the head is fitted again, with the same parameters, to the shots of the other folds. So the metrics
     are of heads that saw fewer shots than the model did. Logits become probabilities by their softmax: the model's
     calibration was fitted to all shots.
 
@@ -236,12 +236,12 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
         seed: of the folds.
 
     Raises:
-        InputError: if the model has several labels per picture, tunes the encoder, or was saved without its shots; or
+        InputError: if the model is multi-label, tunes the encoder, or was saved without its shots; or
             if a class has a single shot.
     """
     support, head = model.support_, model.head_
     if model.uncertainty_.multilabel is not None or head.tunes_encoder:
-        why = "tunes the encoder" if head.tunes_encoder else "gives several labels per picture"
+        why = "tunes the encoder" if head.tunes_encoder else "is multi-label"
         raise InputError(f"a model that {why} can't be cross-validated on its shots: give test pictures")
     if not len(support):
         raise InputError("the model was saved without its shots (--no-support): give test pictures")
@@ -277,7 +277,7 @@ def evaluate_multilabel_model(model: FewShotClassifier, dataset: Dataset) -> Mul
     """Measure a multi-label model, and zero-shot and a linear probe beside it.
 
     Args:
-        model: fitted to pictures with several labels.
+        model: fitted to multi-label pictures.
         dataset: test pictures with all their labels; unreadable ones are left out and named.
 
     Raises:
@@ -286,7 +286,7 @@ def evaluate_multilabel_model(model: FewShotClassifier, dataset: Dataset) -> Mul
     """
     if model.uncertainty_.multilabel is None:
         raise InputError(
-            f"the pictures of '{dataset.name}' have several labels each, but the model gives one: fit it to a table "
+            f"the pictures of '{dataset.name}' are multi-label, but the model gives one label: fit it to a table "
             "with the column 'labels' too"
         )
     names = model.class_names_

@@ -122,7 +122,7 @@ def run_suite(
             try:
                 records.write(runs)
             except InputError as error:
-                hint = f"{outcome.n_made} runs were made and are kept"
+                hint = f"{outcome.n_made} runs were made and are stored"
                 raise InputError(f"{error}. {hint}: free some space and repeat the call") from error
             for run in runs:
                 outcome.n_made += 1

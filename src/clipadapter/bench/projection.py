@@ -192,12 +192,12 @@ def draw_projection(
             f"there are {len(labels)} labels, but {len(np.asarray(before))} rows before and "
             f"{len(np.asarray(after))} after: all must be of the same pictures"
         )
-    figures = [separation(features, labels) for features in (before, after)]
+    panel_separations = [separation(features, labels) for features in (before, after)]
     before_points = project(before, method, seed)
     panels = {"before": before_points, "after": _turned(project(after, method, seed, before_points), before_points)}
     coloured = _frequent_classes(labels, class_names)
     figure = create_figure(10.5, 4.9)
-    for axes, (name, points), separations in zip(figure.subplots(1, 2), panels.items(), figures, strict=True):
+    for axes, (name, points), separations in zip(figure.subplots(1, 2), panels.items(), panel_separations, strict=True):
         _scatter(axes, points, np.asarray(labels), coloured)
         axes.set_title(
             f"{name}: silhouette {separations[0]:.3f}, {N_NEIGHBOURS}-NN purity {100 * separations[1]:.1f} %",

@@ -70,7 +70,7 @@ class RecordFolder:
     def migrate(self) -> None:
         """Write records of an older format in the current format, under their current keys; plans and the log, too.
 
-        A folder without such records is not changed. If two older records get the same key, the later one is kept. A
+        A folder without such records is not changed. If two older records get the same key, the later one is used. A
         planned record that does not exist yet is left out of the plan: the next call of the suite plans it again.
 
         Raises:

@@ -78,10 +78,10 @@ class RunData(FrozenModel):
 
 
 class Flags(FrozenModel):
-    """What qualifies a figure.
+    """What qualifies the metrics of a record.
 
     Args:
-        validation: labelled pictures beyond the shots that the head was given: ``"none"``.
+        validation: labelled pictures beyond the shots that the head used: ``"none"``.
         transductive: whether the head uses the unlabelled test pictures.
         oracle: whether a parameter was chosen on the test part.
     """
@@ -238,7 +238,7 @@ class Run(FrozenModel):
         shots: requested shots per class; a smaller class gives all its rows.
         seed: of the draw, and of the head if it has a parameter ``seed``.
         rows: the drawn rows of the support data.
-        flags: what qualifies the figures.
+        flags: what qualifies the metrics.
         code: hash of the source of this package. The key does not depend on it.
         versions: of the libraries.
         n_classes: number of classes.
@@ -360,7 +360,7 @@ def parse_run(where: str, line: bytes) -> Run:
 def _from_format_2(record: dict[str, Any]) -> dict[str, Any]:
     """Convert a record of format 2 to format 3. Keys of format 2 had a hash of the source code in place of versions.
 
-    All such records get version 1: no method gave other figures while format 2 was written.
+    All such records get version 1: no method gave other results while format 2 was written.
     """
     other = {key: value for key, value in record.items() if key not in ("stream", "course")}
     stream = record.get("stream")

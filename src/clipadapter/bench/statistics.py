@@ -72,8 +72,8 @@ def paired_difference(
 
     >>> ours = {("pets", 1): 0.80, ("pets", 2): 0.70, ("pets", 3): 0.90, ("pets", 4): 0.75}
     >>> theirs = {("pets", 1): 0.78, ("pets", 2): 0.69, ("pets", 3): 0.86, ("pets", 4): 0.74}
-    >>> found = paired_difference(ours, theirs)
-    >>> round(found.mean, 3), found.pairs, found.above_zero
+    >>> difference = paired_difference(ours, theirs)
+    >>> round(difference.mean, 3), difference.pairs, difference.above_zero
     (0.02, 4, 1.0)
     >>> paired_difference({1: 0.8, 2: 0.7}, {1: 0.7, 2: 0.7}).interval is None
     True

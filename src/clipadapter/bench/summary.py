@@ -53,7 +53,7 @@ class Summary:
 
     Args:
         metric: name of the metric.
-        heads: rows in the order of the records; a name includes what qualifies its figures.
+        heads: rows in the order of the records; a name includes what qualifies its metrics.
         shots: columns, rising.
         cells: by head and shots.
         seconds: mean seconds of a fit of each head with the most shots; None if it failed.
@@ -152,7 +152,7 @@ def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = Fal
 
 
 def _title(run: Run) -> str:
-    """A head's name with what qualifies its figures."""
+    """A head's name with what qualifies its metrics."""
     marks = ["transductive"] if run.flags.transductive else []
     marks += [] if run.flags.validation == "none" else [f"validation: {run.flags.validation}"]
     return f"{run.head} ({', '.join(marks)})" if marks else run.head

@@ -9,7 +9,7 @@ from clipadapter.heads.softmax_regression import MAX_PASS_COST, SoftmaxRegressio
 
 
 class OneVsRest(SoftmaxRegression):
-    """One logistic regression a class with an L2 penalty on the weights; on the intercept only if asked.
+    """One logistic regression per class with an L2 penalty on the weights; on the intercept only if asked.
 
     The optimum is that of scikit-learn's LogisticRegression for each class by itself. A class that no row has, or that
     all have, has no optimum: it is left out, and is answered by its share of the rows, with half a row added to each
@@ -18,9 +18,9 @@ class OneVsRest(SoftmaxRegression):
     Args:
         X: (n, d).
         targets: (n, c) ones and zeros.
-        offset: (n, c) logits to begin with; zero if not given.
+        offset: (n, c) logits to begin with; None for zero.
         unit_intercept: penalise the intercept as the weight of a feature that is one in every row.
-        gram: (n, n) products of the rows, which should be centred or nearly so; made where it is of use if not given.
+        gram: (n, n) products of the rows, which should be centred or nearly so; None: computed if needed.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class OneVsRest(SoftmaxRegression):
         self.share = (counts + 0.5) / (len(targets) + 1)
         self.positive = targets[:, self.learned].T.contiguous()  # (c, n)
         offset = None if offset is None else offset[:, self.learned]
-        # The base looks for one row of weights for each label that it finds in its second argument.
+        # The base class expects one row of weights for each label in its second argument.
         super().__init__(X, self.learned, offset, unit_intercept=unit_intercept, gram=gram)
 
     def solve(self, C: float, tol: float, max_iter: int) -> int:

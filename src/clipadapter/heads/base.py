@@ -423,7 +423,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
     def for_classes(self, text: TextFeatures) -> Self:
         """A copy of the fitted head that predicts other classes, known by their text features alone.
 
-        What the head learned about features is kept (base-to-new and cross-dataset protocols).
+        What the head learned about features does not change (base-to-new and cross-dataset protocols).
 
         Args:
             text: of the new classes; they are ordered as by `fit`.

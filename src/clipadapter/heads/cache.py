@@ -136,7 +136,7 @@ def leave_one_out_cache_logits(shots: SupportSet, beta: float) -> Tensor:
     """Cache logits (n, c) of each shot's plain image, from the keys of all other shots.
 
     Args:
-        shots: of a small support set the cosines are kept, so that a search over beta computes them once.
+        shots: of a small support set the cosines are stored, so that a search over beta computes them once.
         beta: sharpness.
     """
     if len(shots.labels) ** 2 > MAX_AFFINITIES:

@@ -2,9 +2,10 @@
 
 Paper: Silva-Rodriguez et al., CVPR 2024, https://arxiv.org/abs/2312.12730.
 Differs from the paper, whose penalty acts on un-normalised text vectors, so that its strength depends on their length:
-ours arrive unit-length and are given a length by ``text_norm``. The default, a tenth of the encoder's logit scale, is
-about the paper's with CLIP, and makes the penalty one on the change of the logits at any scale: ``lambda_k * (scale *
-||v - u|| / 10) ** 2`` for unit text u. A class without a shot keeps its text; the paper's formula has 0 / 0 there.
+ours arrive unit-length and are scaled to a length by ``text_norm``. The default, a tenth of the encoder's logit scale,
+is about the paper's with CLIP, and makes the penalty one on the change of the logits at any scale:
+``lambda_k * (scale * ||v - u|| / 10) ** 2`` for unit text u. A class without a shot keeps its text;
+the paper's formula has 0 / 0 there.
 Differs from the released code, which trains on 20 augmented views as rows: here each step draws a view of each picture.
 """
 

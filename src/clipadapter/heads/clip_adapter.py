@@ -42,7 +42,7 @@ from clipadapter.heads.residual_ratio import (
     initial_gate,
     initial_ratio,
     ratio_from_gate,
-    unadapted_part,
+    residual_part,
 )
 from clipadapter.heads.training import ScheduledHead, TrainConfig, coop_epochs, gather_views, train
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
@@ -349,7 +349,7 @@ class ClipAdapter(ScheduledHead):
         can_continue = self.branch == "visual" and self.alpha not in TRAINED_MODES
         warm_start = find_warm_start(self, shots, WARM_START_SHARE) if can_continue else None
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots, zero_shot)
-        # The ratio of an earlier fit, or of the fit to all shots of which this one leaves some out, is kept.
+        # The ratio of an earlier fit, or of the fit to all shots of which this one leaves some out, is reused.
         ratio_source = self._full_fit if warm_start is None else warm_start.head
         active_ratios = {"visual": [self.alpha], "text": [self.beta], "both": [self.alpha, self.beta]}[self.branch]
         needs_choice = "auto" in active_ratios and ratio_source is None
@@ -490,7 +490,7 @@ class ClipAdapter(ScheduledHead):
     def _text_logits(self, X: Tensor) -> Tensor | None:
         if self.branch != "visual":
             return None
-        return self._cosine_logits(X, partial(unadapted_part, normalise=self.output_norm))
+        return self._cosine_logits(X, partial(residual_part, normalise=self.output_norm))
 
     def _cosine_logits(
         self,

@@ -1,10 +1,10 @@
-"""CLIP-Adapter that is trained on, task after task: with a few shots of each class kept, or with none.
+"""CLIP-Adapter trained on one task after another: with replay of a few stored shots per class, or without.
 
 Papers: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544 (the adapter); Rebuffi et al., CVPR 2017,
 https://arxiv.org/abs/1611.07725, and Chaudhry et al., 2019, https://arxiv.org/abs/1902.10486 (a few pictures of each
-class are kept and shown again). With ``replay=0`` it is sequential fine-tuning, what forgetting is measured against.
-Ours: kept shots are drawn at random, as features, and repeated so often that a class of an earlier task weighs as much
-as one of this task; a ratio "auto" follows the shots that each task so far held out, by their summed losses.
+class are stored and replayed). With ``replay=0`` it is sequential fine-tuning, the baseline for forgetting.
+Ours: stored shots are drawn at random, as features, and repeated so often that a class of an earlier task weighs as
+much as one of this task; a ratio "auto" follows the shots that each task so far held out, by their summed losses.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     The first fit is that of `ClipAdapter`. Memory is ``replay`` features per class, however many pictures come.
 
     Args:
-        replay: shots of each class that are kept and trained on again; 0 for sequential fine-tuning, which forgets.
+        replay: shots of each class that are stored and trained on again; 0 for sequential fine-tuning, which forgets.
         alpha: weight of the adapted feature, 0 to 1; "learned" and "dynamic" train it anew in each task; "auto" chooses
             it as `ClipAdapter` does, by the held-out shots of all tasks so far.
         lr: highest learning rate of each task.
@@ -49,7 +49,7 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         epochs: of each task; None for as many as make ``steps`` steps.
         steps: of each task.
         folds: for "auto", in the first fit; each later task holds out one such part of its new shots.
-        seed: of initialisation, shuffling, folds, and of which shots are kept.
+        seed: of initialisation, shuffling, folds, and of which shots are stored.
 
     >>> from clipadapter.testing import toy_features
     >>> X, y, text = toy_features()
@@ -135,17 +135,17 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
             )
             trained = self._with_ratio(trained, choose_ratio(self.losses_, expected))
         self._store(shots, trained)
-        self._draw_kept_shots(all_shots)
+        self._draw_stored_shots(all_shots)
 
     def _count_repeats(self, labels: Tensor) -> int:
-        """How often kept shots are shown where new ones are shown once, so that their classes weigh as much."""
+        """How often stored shots are repeated per epoch, so that their classes weigh as much as the new ones."""
         if not len(self.kept_):
             return 1
         new, old = (len(rows) / len(rows.unique()) for rows in (labels, self.kept_labels_))
         return max(1, round(new / old))
 
-    def _draw_kept_shots(self, all_shots: SupportSet) -> None:
-        """Draw from new and kept shots of each class those that are kept from now on."""
+    def _draw_stored_shots(self, all_shots: SupportSet) -> None:
+        """Draw the shots to store from the new and the stored shots of each class."""
         generator = torch.Generator().manual_seed(self.seed + len(all_shots.labels))
         order = torch.randperm(len(all_shots.labels), generator=generator)
         order = order[all_shots.labels[order].argsort(stable=True)]

@@ -18,7 +18,7 @@ def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Te
 
     Args:
         labels: (n,) class positions.
-        folds: number of folds wanted, at least 2.
+        folds: number of folds, at least 2.
         seed: of the random assignment.
 
     Returns:
@@ -54,7 +54,7 @@ def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list
 
     Args:
         targets: (n, c) zeros and ones.
-        folds: number of folds wanted, at least 2.
+        folds: number of folds, at least 2.
         seed: of the random assignment.
 
     Returns:

@@ -77,7 +77,7 @@ class Gda(ExactIncrementalHead):
         shrinkage: estimator of the covariance: "pooled" as above, "published", or "base-to-new" as published for that
             protocol. The last needs two shots or views per class, and many of them to be useful.
         neighbours: number of views of the shots that represent a class without images in `for_classes`; 64 is
-            published. If above 0, all views are kept, n v d numbers. 0 keeps none, and `for_classes` is refused.
+            published. If above 0, all views are stored, n v d numbers. 0 stores none, and `for_classes` is refused.
         stream: keep the sums over the shots that `partial_fit`, `unlearn` and `remap_classes` update, d^2 / 2 + c d
             numbers in float64: 2 MB where d is 512 and 9 MB where it is 1280, with 100 classes. Not available for
             "base-to-new", which needs the shots of each class.
@@ -124,7 +124,7 @@ class Gda(ExactIncrementalHead):
 
     @property
     def is_updatable(self) -> bool:
-        """Whether the sums over the shots are kept."""
+        """Whether the sums over the shots are stored."""
         return self.stream and "products_" in vars(self)
 
     def remap_classes(self, classes: Sequence[str], origin: Sequence[int], text: TextFeatures | None = None) -> Self:
@@ -174,11 +174,11 @@ class Gda(ExactIncrementalHead):
         self.rows_ = self.rows_ + sign * rows.shape[1] * counts
 
     def _update_views(self, rows: Tensor, sign: int) -> Tensor:
-        """The kept views with rows (r, d) added, or removed."""
+        """The stored views with rows (r, d) added, or removed."""
         assert self.views_ is not None
         if sign > 0:
             return torch.cat([self.views_, rows.to(self.views_.dtype)])
-        # The kept views have no labels: all count as one class when rows are looked up.
+        # The stored views have no labels: all count as one class when rows are looked up.
         any_class = torch.zeros(len(self.views_) + len(rows))
         remaining = find_remaining_rows(self.views_, any_class[: len(self.views_)], rows, any_class[: len(rows)])
         return self.views_[remaining]

@@ -81,7 +81,7 @@ class Hoso(ClipAdapter):
         warm_start = find_warm_start(self, shots, WARM_START_SHARE)
         self.bias_ = None
         trained = self._train(shots, train_rows, self.progress, warm_start)
-        if warm_start is not None:  # the earlier adapter may have seen the shots that are held out now
+        if warm_start is not None:  # the earlier adapter may have been fitted to the shots that are held out now
             ratio = warm_start.head.alpha_
         else:
             zero_shot = shots.scale * unit(shots.X) @ shots.text.T

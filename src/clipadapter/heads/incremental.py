@@ -50,7 +50,7 @@ class IncrementalHead(Head):
 
     @property
     def is_updatable(self) -> bool:
-        """Whether what `partial_fit` needs was kept: a parameter may turn it off, and models of old formats lack it."""
+        """Whether what `partial_fit` needs was stored: a parameter may prevent it, and old models lack it."""
         return hasattr(self, "counts_")
 
     @property

@@ -59,8 +59,8 @@ class OutOfFold:
         logit_scale_ratio: how much larger the logits of the fit to all shots are: a probe on two shots per class is
             more confident than one on one shot. Estimated from the spread of the logits of each fit's own shots; 1 for
             an unfitted head.
-        heads: the fitted heads in the order of their folds; empty if they were not kept.
-        folds: (r,) the fold of each row; None if heads were not kept.
+        heads: the fitted heads in the order of their folds; empty if they were not stored.
+        folds: (r,) the fold of each row; None if heads were not stored.
     """
 
     logits: Array
@@ -102,8 +102,8 @@ def out_of_fold(
     - "views": a fit to all views but the last predicts the last one.
 
     An unfitted head is an estimator under test: each fit chooses its hyperparameters again. A fitted head is to be
-    calibrated: the fits take over what it chose among all shots, unless they are kept; the logits are scaled to those
-    of the head; and few shots are divided into folds several times.
+    calibrated: the fits reuse the hyperparameters that it chose on all shots, unless the heads of the folds are stored;
+    the logits are scaled to those of the head; and few shots are divided into folds several times.
 
     Args:
         head: fitted to these shots, or unfitted; it does not change.
@@ -111,7 +111,7 @@ def out_of_fold(
         y: (n,) labels, or (n, c) multi-label targets.
         text: text features.
         strategies: in order of preference.
-        folds: number of folds wanted, fewer if no class has so many shots; by default 4 for an unfitted head, 5 for a
+        folds: number of folds, fewer if no class has so many shots; by default 4 for an unfitted head, 5 for a
             fitted one.
         seed: of the folds.
         keep_heads: keep the heads of the folds, each shot in one fold only. Coverage guarantees of CV+ hold for fits

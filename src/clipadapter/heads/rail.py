@@ -156,7 +156,7 @@ class Rail(ExactIncrementalHead):
     def _update_sums(self, shots: SupportSet, sign: int) -> None:
         rows, labels = unit(unit(shots.views).mean(dim=1)), shots.labels
         phi = products = None
-        if not self._keeps_shots:
+        if not self._stores_shots:
             products = self._add_to_sums(rows, labels, sign)
         elif sign < 0:
             self._remove_shots(rows, labels)
@@ -168,7 +168,7 @@ class Rail(ExactIncrementalHead):
         self._set_weight(shots.n_classes, phi, products)
 
     def _remap_sums(self, origin: Tensor) -> None:
-        if not self._keeps_shots:
+        if not self._stores_shots:
             self.sums_ = remap_rows(self.sums_.T, origin).T
         else:
             new_positions = torch.full((self.weight_.shape[1],), -1)
@@ -181,7 +181,7 @@ class Rail(ExactIncrementalHead):
         self.text_, self.scale_ = text, scale
 
     def _replace_shots_by_sums(self, c: int) -> None:
-        """Compute the sums from the kept shots, and drop these."""
+        """Compute the sums from the stored shots, and delete these."""
         rows, labels = self.kept_, self.labels_
         del self.kept_, self.labels_
         self.products_ = torch.zeros(self._width * (self._width + 1) // 2, dtype=torch.float64)
@@ -199,7 +199,7 @@ class Rail(ExactIncrementalHead):
         return products
 
     def _add_shots(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Keep more rows (n, d); returns phi of all rows that are kept then."""
+        """Store more rows (n, d); returns phi of all stored rows."""
         self.kept_, self.labels_ = torch.cat([self.kept_, rows]), torch.cat([self.labels_, labels])
         phi = self._phi(self.kept_)
         if self._has_random_features:
@@ -208,7 +208,7 @@ class Rail(ExactIncrementalHead):
         return phi
 
     def _remove_shots(self, rows: Tensor, labels: Tensor) -> None:
-        """Drop rows (n, d) from those that are kept."""
+        """Delete rows (n, d) from the stored ones."""
         remaining = find_remaining_rows(self.kept_, self.labels_, rows, labels)
         self.kept_, self.labels_ = self.kept_[remaining], self.labels_[remaining]
         if self._has_random_features:
@@ -219,8 +219,8 @@ class Rail(ExactIncrementalHead):
 
         Args:
             c: number of classes.
-            phi: (n, width) features of the kept shots, if they are computed already.
-            products: (width, width) Phi' Phi; None while the shots are kept.
+            phi: (n, width) features of the stored shots, if they are computed already.
+            products: (width, width) Phi' Phi; None while the shots are stored.
         """
         if products is not None:
             self.weight_ = self._solve_ridge(products, self.sums_).to(self.weight_.dtype)
@@ -256,8 +256,8 @@ class Rail(ExactIncrementalHead):
         return (-2 * self.gamma * (1 - a @ b.T)).exp()
 
     @property
-    def _keeps_shots(self) -> bool:
-        """Whether the shots are kept instead of the sums."""
+    def _stores_shots(self) -> bool:
+        """Whether the shots are stored instead of the sums."""
         return "kept_" in vars(self)
 
     @property

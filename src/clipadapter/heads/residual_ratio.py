@@ -1,8 +1,8 @@
 """The residual ratio of adapters: how it is chosen, and how a trained one is computed (at the end of this file).
 
 It is chosen by a prior from the zero-shot loss of the shots, and by the loss of held-out shots. Both are log-losses,
-each at its best temperature: a ratio is judged by how well it separates the classes, not by how confident it is at the
-encoder's logit scale. This choice is ours; the paper searched the ratio for each data set.
+each at its best temperature: a ratio is evaluated by how well it separates the classes, not by how confident it is at
+the encoder's logit scale. This choice is ours; the paper searched the ratio for each data set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clipadapter.heads.losses import Loss
 TRAINED_MODES = ("learned", "dynamic")
 """Modes in which gradient steps change the ratio, beside the adapter."""
 AUTO_TRAINING_RATIO = 0.4
-"""Ratio that "auto" trains with before it chooses one: the middle of what the paper found best (0.2 to 0.6)."""
+"""Ratio that "auto" trains with before it chooses one: the middle of the best range in the paper (0.2 to 0.6)."""
 START_RATIO = 0.2
 """Where a learned and a dynamic ratio start."""
 CANDIDATE_RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -95,7 +95,7 @@ def held_out_loss_table(logits: Sequence[Tensor], loss: Loss) -> Tensor:
 
 
 def choose_ratio(table: Tensor, expected: float) -> float:
-    """Posterior mean of the ratio, each ratio judged at its best temperature.
+    """Posterior mean of the ratio, each ratio evaluated at its best temperature.
 
     Args:
         table: (r, t) summed losses of held-out shots; zeros if none was held out.
@@ -161,7 +161,7 @@ def initial_gate(ratio: float | str, width: int, dtype: torch.dtype) -> Tensor |
     return gate.requires_grad_()
 
 
-def unadapted_part(x: Tensor, adapted: Tensor, ratio: Tensor | float, normalise: bool = True) -> Tensor:
+def residual_part(x: Tensor, adapted: Tensor, ratio: Tensor | float, normalise: bool = True) -> Tensor:
     """The part (n, d) of `clip_adapter.Adapter.blend` that does not come from the adapter.
 
     Args:
@@ -171,7 +171,7 @@ def unadapted_part(x: Tensor, adapted: Tensor, ratio: Tensor | float, normalise:
         normalise: divide by the length of the whole blend.
 
     >>> x, adapted = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    >>> unadapted_part(x, adapted, 0.25, normalise=False)
+    >>> residual_part(x, adapted, 0.25, normalise=False)
     tensor([[0.7500, 0.0000]])
     """
     own = (1 - ratio) * x

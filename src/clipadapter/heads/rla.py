@@ -1,4 +1,4 @@
-"""RLA: a linear map on picture features that starts at the identity and is kept near it.
+"""RLA: a linear map on picture features that starts at the identity, with a penalty on the distance from it.
 
 Paper: Fahes et al., https://arxiv.org/abs/2410.05270 (ProLIP), which compares with this regularised linear adapter.
 Differs from the paper, whose encoders all have a logit scale of 100: by default the penalty is one on the change of the

@@ -1,8 +1,9 @@
 """TaskRes: a trained residual on each class's text vector.
 
 Paper: Yu et al., CVPR 2023, https://arxiv.org/abs/2211.10277.
-Differs from the paper, where text vectors kept the length that the encoder gave them: ours arrive unit-length, and are
-given a length by ``text_norm``, because the size of a step is relative to it. A class without a shot keeps its text.
+Differs from the paper, where text vectors have the length that the encoder gives them: ours arrive unit-length, and are
+scaled to a length by ``text_norm``, because the size of a step is relative to it. A class without a shot keeps its
+text.
 The "enhanced base", class text tuned beforehand, is not built in: pass such text as the class text.
 The default recipe differs as well: `TaskRes.official` is that of the authors' scripts.
 """

@@ -13,7 +13,7 @@ from clipadapter.heads.base import SupportSet
 from clipadapter.heads.training import TrainConfig, gather_views, train
 
 TEXT_NORM = 0.1
-"""Length that class text is given, relative to the encoder's logit scale: 10 with CLIP, which is about what its
+"""Length that class text is scaled to, relative to the encoder's logit scale: 10 with CLIP, which is about what its
 un-normalised text vectors have, and then a step or penalty means the same change of the logits at every scale."""
 
 

@@ -1,9 +1,9 @@
 """Tip-Adapter-F: Tip-Adapter whose cached keys are trained.
 
 Paper: Zhang et al., ECCV 2022, https://arxiv.org/abs/2207.09519, section 3.3.
-Differs from the released code, which kept the epoch with the best TEST accuracy and then searched alpha and beta anew:
-the last epoch is kept, alpha and beta stay those of the training. The views are drawn from the cached ones, where that
-code augments pictures in every epoch; an epoch's last, incomplete batch is left out.
+Differs from the released code, which takes the epoch with the best TEST accuracy and then searches alpha and beta anew:
+here the last epoch is taken, and alpha and beta are those of the training. The views are drawn from the cached
+ones, where that code augments pictures in every epoch; an epoch's last, incomplete batch is left out.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class EarlyStopping:
 
     Args:
         loss: of held-out rows, computed after each epoch.
-        patience: epochs without a lower loss before training stops; the parameters of the lowest are kept.
+        patience: epochs without a lower loss before training stops; the parameters of the best epoch are restored.
     """
 
     loss: Callable[[], Tensor]

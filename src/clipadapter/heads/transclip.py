@@ -109,21 +109,21 @@ class TransClip(Head):
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
-        rows, answers = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
-        u, c = answers.shape
+        rows, stored_logits = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
+        u, c = stored_logits.shape
         cosines, indices = nearest_neighbours(x, rows, self.neighbours)  # (b, k)
         onehot = torch.eye(c, dtype=x.dtype)
         from_neighbours = x.new_zeros(x.shape[0], c)
         for cosine, index in zip(cosines.T.clamp_min(0), indices.T, strict=True):
             # Rows below u are unlabelled images with an assignment, the others shots with a label.
-            assigned = answers[index.clamp_max(u - 1)].softmax(dim=1)
+            assigned = stored_logits[index.clamp_max(u - 1)].softmax(dim=1)
             if len(self.labels_):
                 label = onehot[self.labels_[(index - u).clamp_min(0)]]
                 assigned = torch.where((index < u)[:, None], assigned, label)
             from_neighbours += cosine[:, None] * assigned
-        new = self._prior(x) + self._density(x) + self.smoothness / self.neighbours * from_neighbours
-        known = find_same_image(x, rows[:u])
-        return torch.where((known >= 0)[:, None], answers[known.clamp_min(0)], new)
+        logits = self._prior(x) + self._density(x) + self.smoothness / self.neighbours * from_neighbours
+        stored_rows = find_same_image(x, rows[:u])
+        return torch.where((stored_rows >= 0)[:, None], stored_logits[stored_rows.clamp_min(0)], logits)
 
     def _graph(self, u: int) -> csr_array:
         """(u, u + n) symmetric neighbour graph, the weights of other assignments in that of each unlabelled image."""

@@ -36,7 +36,7 @@ class WarmStart:
     Args:
         head: the earlier head, fitted with the same parameters.
         origin: (c,) position of each class in the earlier head, -1 for a new class.
-        shrink_factor: share of the learned weights that is kept; the rest is that of the initial weights.
+        shrink_factor: weight of the earlier solution; the rest is that of the initial weights.
     """
 
     head: Any
@@ -70,7 +70,7 @@ def find_warm_start(head: Head, shots: SupportSet, shrink_factor: float = 1.0, *
     Args:
         head: that is being fitted.
         shots: all of them.
-        shrink_factor: share of the learned weights that is kept.
+        shrink_factor: weight of the earlier solution.
         initial: the weights of a fit from scratch, by the name of the learned attribute.
     """
     counts = (shots.counts if shots.targets is None else shots.targets.sum(dim=0)).long()

@@ -3,7 +3,7 @@
 Paper: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020, section 3.1.
 With multi-label images: a sigmoid of each class's logit and the encoder's bias, as SigLIP was trained (Zhai et al.,
 ICCV 2023, https://arxiv.org/abs/2303.15343). For an encoder without a bias, such as CLIP, a bias of each class is
-fitted to the shots: that is ours, and the only thing that this head learns from them.
+fitted to the shots: that is ours, and all that this head learns from them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """ZS-LP: a cosine classifier that starts at the class text.
 
 Paper: Silva-Rodriguez et al., CVPR 2024, https://arxiv.org/abs/2312.12730.
-Differs from the paper, where class weights started at un-normalised text vectors: ours arrive unit-length and are given
-a length by ``text_norm``, because the size of a step is relative to it. A class without a shot keeps its text.
+Differs from the paper, where class weights started at un-normalised text vectors: ours arrive unit-length and are
+scaled to a length by ``text_norm``, because the size of a step is relative to it. A class without a shot keeps its
+text.
 Differs from the released code, which trains on 20 augmented views as rows: here each step draws a view of each picture.
 """
 
@@ -52,7 +53,7 @@ class ZsLp(ScheduledHead):
     supports_warm_start = True
     temperature_prior = (0.9, 0.81, 0.74, 0.9, 1.1)
     _warm_start_share: ClassVar[float] = 0.95
-    """Share of what an earlier fit learned that is kept: at the end the loss is so small that a quarter of the steps
+    """Weight of the earlier solution in a warm start: at the end the loss is so small that a quarter of the steps
     adds little."""
 
     text_norm: float | str | Sequence[float] = "auto"

@@ -83,7 +83,7 @@ def expected_calibration_error(
 ) -> float:
     """Mean distance between the probability of the best class and its accuracy (Guo et al. 2017, eq. 3).
 
-    For ``bins`` and ``mass`` see `reliability`. Bins of equal mass are less biased: a bin with few pictures looks badly
+    For ``bins`` and ``mass`` see `reliability`. Bins of equal mass are less biased: a bin with few pictures seems badly
     calibrated by chance alone.
 
     >>> expected_calibration_error([[0.8, 0.2], [0.8, 0.2]], [0, 1], bins=1)

@@ -310,9 +310,9 @@ def _describe_encoder(config: ModelConfig) -> str:
 def _describe_limits(config: ModelConfig, evaluation: Evaluation | None) -> str:
     limits = [
         "It knows pictures like its shots. Other cameras, places and times were not tried unless the test had them.",
-        "A picture of none of its classes may be given some of them all the same."
+        "A picture of none of its classes may still get some of them."
         if _is_multilabel(config)
-        else "A picture of none of its classes is given one of them, unless `reject` is set.",
+        else "A picture of none of its classes gets one of them, unless `reject` is set.",
     ]
     if evaluation is None:
         limits.append("How often it is right was not measured.")

@@ -113,7 +113,7 @@ class History:
             The history with the undo, and the restored model.
 
         Raises:
-            InputError: if there is nothing to undo, no such version, or its snapshot is not kept.
+            InputError: if there is nothing to undo, no such version, or its snapshot is not stored.
             ArtifactError: if the snapshot or the log is damaged.
         """
         self.check()
@@ -173,7 +173,7 @@ class History:
         return saved, keys.index(self.changes[0].key)
 
     def read_snapshot(self, number: int) -> Snapshot | None:
-        """Return a snapshot from the folder; None if it is not kept there.
+        """Return a snapshot from the folder; None if it is not stored there.
 
         Raises:
             ArtifactError: if it is damaged.
@@ -196,7 +196,7 @@ class History:
                 if snapshot is not None:
                     return from_files(snapshot.config, snapshot.arrays, self.folder)
         stored = ", ".join(map(str, self.stored_versions()))
-        raise InputError(f"version {number} is not kept any more, only what is known of it; there are still: {stored}")
+        raise InputError(f"version {number} is no longer stored, only its description; stored versions: {stored}")
 
     def _append(self, change: Change, models: Mapping[int, Model]) -> History:
         changes = (*self.changes, change)

@@ -165,7 +165,7 @@ class SavedHistory:
         return self._is_current(number) or is_regular_file(self._config_path(number))
 
     def snapshot(self, number: int) -> Snapshot | None:
-        """Return a snapshot; None if it is not kept.
+        """Return a snapshot; None if it is not stored.
 
         Raises:
             ArtifactError: if it is damaged.
@@ -336,7 +336,7 @@ def merge_logs(on_disk: Sequence[Change], ours: Sequence[Change]) -> tuple[Log, 
 
 
 def retained_snapshots(changes: Sequence[Change]) -> list[int]:
-    """Numbers of the snapshots that are kept, ascending: the first one and those that the model had last.
+    """Numbers of the stored snapshots, ascending: the first one and those that the model had last.
 
     >>> changes = [new_change("fit", {}, "", version=i, content=i) for i in range(1, 31)]
     >>> retained_snapshots(changes)[:3]

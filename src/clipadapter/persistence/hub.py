@@ -224,10 +224,10 @@ def _as_library_errors(repo_id: str, action: str) -> Iterator[None]:
         raise ArtifactError(f"the repository {repo_id} has no such branch, tag or commit") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if action != "read":
-            raise ArtifactError(f"can't {action} {repo_id}: the hub was not asked. Unset HF_HUB_OFFLINE") from error
+            raise ArtifactError(f"can't {action} {repo_id}: no request was sent. Unset HF_HUB_OFFLINE") from error
         raise ArtifactError(
-            f"{repo_id} is not available: it is not in the hub's cache on this machine, and the hub was not asked or "
-            "does not answer. Unset HF_HUB_OFFLINE, be online once, or copy the model's folder here and give its path"
+            f"{repo_id} is not available: it is not in the hub's cache on this machine, and the hub was not contacted "
+            "or does not answer. Unset HF_HUB_OFFLINE, be online once, or copy the model's folder here and pass it"
         ) from error
     except Exception as error:  # which class a dead network raises depends on the version of the hub's client
         message = " ".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))

@@ -3,7 +3,7 @@
 Paper: Chen et al., ICML 2020, https://arxiv.org/abs/2002.05709; the recipe is that of SVL-Adapter (Pantazis et al.,
 BMVC 2022, https://arxiv.org/abs/2210.03794): ResNet-18, 112 pixels, temperature 0.5, SGD at 0.03 for 256 pictures,
 cosine.
-Differs from it: training starts from random weights unless weights are given; equal files count once.
+Differs from it: training starts from random weights unless `weights` names a file; equal files count once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 PROJECTION_WIDTH = 128
 MAX_WORKERS = 8
 MAX_CACHED_BYTES = 1 << 30
-"""Shrunk pictures that are kept in memory. The others are read again each time."""
+"""Shrunk pictures that stay in memory. The others are read again each time."""
 
 # Augmentation of Chen et al. 2020, appendix A.
 MIN_CROP_AREA = 0.08
@@ -123,7 +123,7 @@ def train_simclr(
         size: side of the views in pixels.
         seed: seed of initialization, shuffling and views.
         weights: initial weights: "imagenet" for torchvision's ResNet-18 if its file is on this machine, or the path
-            of a file with such weights; random if not given.
+            of a file with such weights; None for random ones.
         device: a torch device.
         progress: show bars on stderr.
 
@@ -402,7 +402,7 @@ def _imagenet_weights_path() -> Path:
 
 @torch.no_grad()
 def _initialize(network: Module, generator: torch.Generator) -> None:
-    """Initialize as torchvision and torch do, but from a given generator."""
+    """Initialize as torchvision and torch do, but from a generator."""
     for module in network.modules():
         if isinstance(module, Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)

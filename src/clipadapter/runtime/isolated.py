@@ -23,7 +23,7 @@ from clipadapter.runtime.predictor import Predictor
 
 DEFAULT_TIMEOUT_SECONDS = 120.0
 PACKAGE_PARENT = Path(__file__).parents[2]
-"""Working folder of the child: "-m" looks for modules there first, and the server's own may hold anyone's files."""
+"""Working folder of the child: "-m" searches modules there first, and the server's own may hold anyone's files."""
 MIN_ADDRESS_SPACE_BYTES = 8 << 30
 ADDRESS_SPACE_PER_FILE_BYTE = 8
 """Address space of the child: backends reserve far more than they use, and a damaged size would need far more still."""

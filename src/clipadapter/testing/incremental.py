@@ -72,7 +72,7 @@ def check_partial_fit_in_parts(head: Head) -> None:
 
 
 def check_partial_fit_with_new_classes(head: Head) -> None:
-    """New classes are added: columns are sorted, or in the order of the text features if that is `given`."""
+    """New classes are added: columns are sorted, or in the order of the text features if their `order` is "given"."""
     X, y, text = toy_features()
     fitted = _fit_incremental(head, X[OLD], y[OLD], _select_text(text, [0, 1]))
     if fitted is None:

@@ -1,4 +1,7 @@
-"""Tuners: methods that train through a tower, with the face of heads and in their registry. One file a method."""
+"""Tuners: methods that train through a tower. They have the interface of heads and are in their registry.
+
+One file per method.
+"""
 
 from clipadapter.tuners.tower_tuner import TowerTuner
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a long training, kept in the user's cache folder until it is done.
+"""Checkpoints of a long training, stored in the user's cache folder until it is done.
 
 The name of the file is the digest of all that the result depends on, so only the same training resumes from it.
 """

@@ -2,7 +2,7 @@
 
 Paper: Zanella and Ben Ayed, CVPR workshops 2024, https://arxiv.org/abs/2405.18541.
 The defaults are those of the paper and of its authors' code, which scales an update by ``alpha / sqrt(r)``. Differs
-from these in precision (fp32 by default, not mixed), in the views of pictures (as many as are given, not new ones each
+from these in precision (fp32 by default, not mixed), in the views of pictures (as many as there are, not new ones each
 step), and in that training is of whole epochs of whole batches.
 
 The library peft is not used: its LoRA of ``nn.MultiheadAttention``, which CLIP's towers are made of, has one matrix A
@@ -31,7 +31,7 @@ from clipadapter.tuners.tower_tuner import Trainable
     "clip-lora",
     paper="https://arxiv.org/abs/2405.18541",
     compare=False,
-    fidelity="verified: One attention layer, its answers and its gradients, is that of the authors' code. Whole "
+    fidelity="verified: One attention layer, its outputs and its gradients, is that of the authors' code. Whole "
     "trainings were not compared.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -109,11 +109,11 @@ class SeededDropout:
         self._generator = torch.Generator(device)
 
     def start_step(self) -> None:
-        """Begin the draws of another step; one number of the stream, so that a stream that is restored is enough."""
+        """Seed the masks of the next step from one number, so that checkpoints store the state of one generator."""
         self._generator.manual_seed(int(torch.randint(2**62, (), generator=self._seed)))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The values that are kept are scaled up, so that the mean stays."""
+        """Values that are not dropped are scaled up, so that the mean does not change."""
         if not self.rate:
             return x
         mask = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self._generator)

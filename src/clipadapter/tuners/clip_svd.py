@@ -214,7 +214,7 @@ class SingularValues:
     def attach(self, layers: Sequence[AttentionLayer]) -> None:
         """Put factors into the layers, to be trained there."""
         slices = _slices(layers)
-        weights = [place.values for layer in layers for place in layer.values()]
+        weights = [matrix.values for layer in layers for matrix in layer.values()]
         factors = iter(parallel_map([partial(_decompose_like, weight) for weight in weights], work=MIN_SVD_WORK))
         for layer, own in zip(layers, slices, strict=True):
             factored = {letter: FactoredRows(layer[letter].rows, next(factors), self, own[letter]) for letter in layer}
@@ -229,17 +229,17 @@ class SingularValues:
     def merge(self, layers: Sequence[AttentionLayer]) -> None:
         """Put weights into the layers that have the changed singular values."""
         change = self.change.detach().to("cpu", torch.float64)
-        places = [
+        matrices = [
             (layer[letter], own[letter]) for layer, own in zip(layers, _slices(layers), strict=True) for letter in layer
         ]
-        tasks = [partial(_weight_change, place.values, change[part]) for place, part in places]
-        for (place, _), weight_change in zip(places, parallel_map(tasks, work=MIN_SVD_WORK), strict=True):
-            add_to_weight(place, weight_change)
+        tasks = [partial(_weight_change, matrix.values, change[part]) for matrix, part in matrices]
+        for (matrix, _), weight_change in zip(matrices, parallel_map(tasks, work=MIN_SVD_WORK), strict=True):
+            add_to_weight(matrix, weight_change)
 
 
 def count_singular_values(layers: Sequence[AttentionLayer]) -> int:
     """How many singular values all matrices of some layers have."""
-    return sum(min(place.values.shape) for layer in layers for place in layer.values())
+    return sum(min(matrix.values.shape) for layer in layers for matrix in layer.values())
 
 
 def _slices(layers: Sequence[AttentionLayer]) -> list[dict[str, slice]]:
@@ -247,8 +247,8 @@ def _slices(layers: Sequence[AttentionLayer]) -> list[dict[str, slice]]:
     slices, stop = [], 0
     for layer in layers:
         own = {}
-        for letter, place in layer.items():
-            own[letter] = slice(stop, stop + min(place.values.shape))
+        for letter, matrix in layer.items():
+            own[letter] = slice(stop, stop + min(matrix.values.shape))
             stop = own[letter].stop
         slices.append(own)
     return slices

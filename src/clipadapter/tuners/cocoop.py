@@ -5,7 +5,7 @@ The defaults are the paper's: context from "a photo of a", a net of width d / 16
 from it in precision (fp32), and in that pictures are augmented once, as views.
 
 Each picture has prompts of its own: the text tower runs over all classes for each of them, in training and after it.
-So a fitted head needs its tower to answer; one that was loaded gets it by `CoCoOp.attach`.
+So a fitted head needs its tower to predict; one that was loaded gets it by `CoCoOp.attach`.
 """
 
 from __future__ import annotations
@@ -100,18 +100,18 @@ class CoCoOp(PromptTuner):
             InputError: if the class text does not open a text tower, or is that of other classes.
         """
         if text.tower is None:
-            raise InputError(f"{type(self).__name__} needs the text tower to answer: use encode_classes(...)")
+            raise InputError(f"{type(self).__name__} needs the text tower to predict: use encode_classes(...)")
         names = text.arranged(self.classes_).labels
         n_ctx = len(self.context_)
         self._prompts = Prompts(text.tower(), names, n_ctx, self.class_token, self.memory * GIGABYTE)
         return self
 
     def for_classes(self, text: TextFeatures) -> Self:
-        """A copy that answers for other classes by the same context and net; see `Head.for_classes`."""
+        """A copy that predicts other classes with the same context and net; see `Head.for_classes`."""
         return Head.for_classes(self, text).attach(text)
 
     def load_state(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> Self:
-        """Become the fitted head that `state` came from; it answers after `attach`.
+        """Become the fitted head that `state` came from; it predicts after `attach`.
 
         Raises:
             ArtifactError: if the arrays are not those of a fitted head.

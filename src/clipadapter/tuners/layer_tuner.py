@@ -164,24 +164,24 @@ def replace_linear(layer: AttentionLayer, letters: str, make: MakeModule) -> Non
         return make(weight, bias, "".join(letter for letter in letters if layer[letter].owner is owner))
 
     for letter in letters:
-        place = layer[letter]
-        module = place.module
+        matrix = layer[letter]
+        module = matrix.module
         if isinstance(module, nn.MultiheadAttention):
             inner = replacement(module, module.in_proj_weight, module.in_proj_bias)
             outer = replacement(module.out_proj, module.out_proj.weight, module.out_proj.bias)
-            setattr(place.parent, place.child, SplitAttention(module, inner, outer))
+            setattr(matrix.parent, matrix.child, SplitAttention(module, inner, outer))
         elif isinstance(module, nn.Linear):
-            setattr(place.parent, place.child, replacement(module, module.weight, module.bias))
+            setattr(matrix.parent, matrix.child, replacement(module, module.weight, module.bias))
 
 
-def add_to_weight(place: Matrix, change: Tensor) -> None:
+def add_to_weight(matrix: Matrix, change: Tensor) -> None:
     """Replace the weight that a matrix is part of by a changed copy; the old weight stays as it is.
 
     Args:
-        place: the matrix.
+        matrix: the matrix.
         change: (out, in), added to it.
     """
     with torch.no_grad():
-        weight = place.full_weight.detach().clone()
-        weight[place.rows] += change.to(weight)
-        setattr(place.owner, place.weight, nn.Parameter(weight, requires_grad=False))
+        weight = matrix.full_weight.detach().clone()
+        weight[matrix.rows] += change.to(weight)
+        setattr(matrix.owner, matrix.weight, nn.Parameter(weight, requires_grad=False))

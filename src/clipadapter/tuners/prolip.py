@@ -1,4 +1,4 @@
-"""ProLIP: the projection at the end of the image tower, trained from where it was and kept near it.
+"""ProLIP: the projection at the end of the image tower, fine-tuned with a penalty on its change.
 
 Paper: Fahes et al., https://arxiv.org/abs/2410.05270.
 What is learned is the change of the projection: pictures' features from before and after it are all that this takes,

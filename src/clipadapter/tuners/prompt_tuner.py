@@ -73,7 +73,7 @@ class PromptTuner(ScheduledHead):
         patience: None trains all epochs on all shots; a number holds out a shot of each class that has two, stops after
             so many epochs without a lower loss on these, and keeps the best.
         precision: of the text tower while training: "fp32", or "bf16" where class vectors stay near to those of fp32.
-            Those of the answer are made in fp32.
+            Those of predictions are made in fp32.
         memory: gigabytes that the text tower may keep for its gradient; where they don't suffice for all classes, it
             runs twice over parts of them, to the same gradient.
         checkpoint: seconds between two checkpoints in the user's cache folder, from which a killed `fit` goes on when
@@ -133,7 +133,7 @@ class PromptTuner(ScheduledHead):
         self.weight_ = self._class_vectors(prompts.tower, shots.names)
 
     def for_classes(self, text: TextFeatures) -> Self:
-        """A copy that answers for other classes by the same context before their names; see `Head.for_classes`.
+        """A copy that predicts other classes with the same context before their names; see `Head.for_classes`.
 
         Raises:
             InputError: if each class has a context of its own, or the class text does not open its text tower.
@@ -213,7 +213,7 @@ class PromptTuner(ScheduledHead):
         )
 
     def _find_usable_warm_start(self, shots: SupportSet) -> WarmStart | None:
-        """The head to begin at; none with `patience`, since it may have seen the shots that are held out now."""
+        """The earlier fit to start from; None with `patience`, since it was fitted to shots that are held out now."""
         warm_start = find_warm_start(self, shots, WARM_START_SHARE)
         return warm_start if self.patience is None else None
 

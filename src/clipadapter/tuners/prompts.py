@@ -58,34 +58,34 @@ class Prompts:
         self.n_ctx = n_ctx
         self._memory = memory
         self._uses_bf16 = precision == "bf16"
-        self._before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_token]  # context before the name
-        rows, places = zip(*(self._row(name) for name in names), strict=True)
+        self._n_before_name = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_token]  # context before the name
+        rows, positions = zip(*(self._tokenize(name) for name in names), strict=True)
         self.lengths = torch.tensor([len(row) for row in rows])
         longest = int(self.lengths.max())
         ids = torch.tensor([row + row[:1] * (longest - len(row)) for row in rows])
         with torch.no_grad():
             self._fixed = tower.embed(ids).detach()  # (c, l, w), rows of any token where the context goes
-        self._places = torch.tensor(places, device=self._fixed.device)  # (c, M)
+        self._context_positions = torch.tensor(positions, device=self._fixed.device)  # (c, M)
         self._bytes: dict[bool, int] = {}
 
-    def _row(self, name: str) -> tuple[list[int], list[int]]:
-        """Tokens of one prompt, any token standing for the context; and the places of the context."""
+    def _tokenize(self, name: str) -> tuple[list[int], list[int]]:
+        """Tokens of one prompt, any token standing for the context; and the positions of the context."""
         text = clean_name(name)
         sentence, name_tokens = self.tower.tokenize([f"{text}.", text])
         n_prefix, n_suffix = self.tower.special_token_counts
         body = sentence[n_prefix : len(sentence) - n_suffix]
         # As in CoOp: the name's tokens are counted by themselves, since the full stop may join its last token.
         count = min(len(name_tokens) - n_prefix - n_suffix, len(body))
-        before, after = self._before, self.n_ctx - self._before
-        row = sentence[:n_prefix] + sentence[:1] * before + body[:count] + sentence[:1] * after
+        n_before, n_after = self._n_before_name, self.n_ctx - self._n_before_name
+        row = sentence[:n_prefix] + sentence[:1] * n_before + body[:count] + sentence[:1] * n_after
         row += body[count:] + sentence[len(sentence) - n_suffix :]
         if len(row) > self.tower.context_length:
             raise InputError(
                 f"the prompt of class {name!r} has {len(row)} tokens or more with {self.n_ctx} context vectors, but "
                 f"the text tower takes {self.tower.context_length}: shorten the name, or learn fewer vectors"
             )
-        after_name = n_prefix + before + count
-        return row, [*range(n_prefix, n_prefix + before), *range(after_name, after_name + after)]
+        after_name = n_prefix + n_before + count
+        return row, [*range(n_prefix, n_prefix + n_before), *range(after_name, after_name + n_after)]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -93,25 +93,25 @@ class Prompts:
     def class_vectors(self, context: Tensor, classes: Tensor | None = None) -> Tensor:
         """Class vectors by the tower, with a gradient in the context; exact however many passes are made.
 
-        Where one pass would keep more than the memory allows, each part keeps nothing and is run again when its
-        gradient is asked for.
+        Where one pass would store more activations than the memory allows, each part stores none and is run again in
+        the backward pass.
 
         Args:
             context: (M, w) for all prompts, or (k, M, w) one for each.
-            classes: (k,) positions of the classes; all c in order if not given.
+            classes: (k,) positions of the classes; None for all c in order.
 
         Returns:
             (k, d) raw text features.
         """
         classes = torch.arange(len(self)) if classes is None else classes
         shared = context.ndim == 2
-        beginning = self._encode_prefix(context) if shared else None
+        prefix = self._encode_prefix(context) if shared else None
         order = self.lengths[classes].argsort(stable=True)
         parts = order.split(self.batch_size(shared))
         recompute = len(parts) > 1 and torch.is_grad_enabled() and context.requires_grad
         outputs = []
         for part in parts:
-            inputs = (context if shared else context[part], classes[part], beginning)
+            inputs = (context if shared else context[part], classes[part], prefix)
             if recompute:
                 outputs.append(checkpoint(self._encode, *inputs, use_reentrant=False, preserve_rng_state=False))
             else:
@@ -120,20 +120,20 @@ class Prompts:
         return vectors.index_select(0, order.argsort().to(vectors.device))
 
     def fall_back_to_fp32(self, context: Tensor) -> None:
-        """Run in fp32 from now on if bf16 gives class vectors of this context that are not near."""
+        """Run in fp32 from now on if bf16 gives class vectors of this context that are too far from those of fp32."""
         if self._uses_bf16:
             with torch.no_grad():
                 low = self.class_vectors(context)
                 self._uses_bf16 = False
-                near = torch.cosine_similarity(low, self.class_vectors(context), dim=1)
-            self._uses_bf16 = bool((near >= MIN_BF16_COSINE).all())
+                cosines = torch.cosine_similarity(low, self.class_vectors(context), dim=1)
+            self._uses_bf16 = bool((cosines >= MIN_BF16_COSINE).all())
 
     def batch_size(self, shared: bool) -> int:
         """Prompts of a pass; `shared` says whether they have one context."""
         return max(1, int(self._memory / self.bytes_per_prompt(shared)))
 
     def bytes_per_prompt(self, shared: bool) -> int:
-        """What a pass keeps for its gradient, for one of the longest prompts: measured, since towers differ."""
+        """Bytes of the activations that a pass stores for one of the longest prompts: measured, since towers differ."""
         if shared not in self._bytes:
             self._bytes[shared] = self._measure_bytes(shared)
         return self._bytes[shared]
@@ -142,24 +142,24 @@ class Prompts:
         """What all prompts begin with, if they share the context (M, w)."""
         marks = self._fixed[0, : self.tower.special_token_counts[0]]
         with self._precision():
-            return self.tower.encode_prefix(torch.cat([marks, context[: self._before].to(marks.dtype)]))
+            return self.tower.encode_prefix(torch.cat([marks, context[: self._n_before_name].to(marks.dtype)]))
 
-    def _encode(self, context: Tensor, classes: Tensor, beginning: Prefix | None) -> Tensor:
-        lengths, places = self.lengths[classes], self._places[classes]
+    def _encode(self, context: Tensor, classes: Tensor, prefix: Prefix | None) -> Tensor:
+        lengths, positions = self.lengths[classes], self._context_positions[classes]
         embeddings = self._fixed[classes, : int(lengths.max())]
-        if beginning is not None:
-            alike = len(beginning.embeddings)
-            lengths, embeddings = lengths - alike, embeddings[:, alike:]
-            context, places = context[self._before :], places[:, self._before :] - alike
-        if places.numel():
+        if prefix is not None:
+            n_prefix = len(prefix.embeddings)
+            lengths, embeddings = lengths - n_prefix, embeddings[:, n_prefix:]
+            context, positions = context[self._n_before_name :], positions[:, self._n_before_name :] - n_prefix
+        if positions.numel():
             k, _, width = embeddings.shape
-            where = places[:, :, None].expand(-1, -1, width)
-            embeddings = embeddings.scatter(1, where, context.to(embeddings.dtype).expand(k, -1, width))
+            index = positions[:, :, None].expand(-1, -1, width)
+            embeddings = embeddings.scatter(1, index, context.to(embeddings.dtype).expand(k, -1, width))
         with self._precision():
-            if beginning is None:
+            if prefix is None:
                 output = self.tower.encode(embeddings, lengths)
             else:
-                output = self.tower.encode_after_prefix(beginning, embeddings, lengths)
+                output = self.tower.encode_after_prefix(prefix, embeddings, lengths)
         return output.to(embeddings.dtype)
 
     def _precision(self) -> torch.autocast:
@@ -170,8 +170,8 @@ class Prompts:
         context = self._fixed.new_zeros(self.n_ctx, self._fixed.shape[2]).requires_grad_()
         saved_bytes = []
         with torch.enable_grad():
-            beginning = self._encode_prefix(context) if shared else None
-            for k in (1, 2):  # the difference leaves out the weights and the beginning, which are kept anyway
+            prefix = self._encode_prefix(context) if shared else None
+            for k in (1, 2):  # the difference leaves out the weights and the beginning, which are stored anyway
                 storages: dict[int, int] = {}
 
                 def pack(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
@@ -179,7 +179,7 @@ class Prompts:
                     return tensor
 
                 with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                    self._encode(context, longest.expand(k), beginning)
+                    self._encode(context, longest.expand(k), prefix)
                 saved_bytes.append(sum(storages.values()))
         return max(1, saved_bytes[1] - saved_bytes[0])
 

@@ -159,7 +159,7 @@ class TowerTuner(TrainedHead):
     def tuned(self, encoder: Encoder) -> Encoder:
         """An encoder of which the towers are changed as was learned; it has a fingerprint of its own.
 
-        It shares with the one given all weights that stay as they were.
+        It shares with the original all weights that do not change.
 
         Args:
             encoder: the one that was tuned; it is not changed itself.

@@ -59,7 +59,7 @@ class ClassGaussians:
         return self._compare(self._project(rows))[0]
 
     def single(self) -> ClassGaussians:
-        """The same in float32, to be kept."""
+        """The same in float32, to be stored."""
         return ClassGaussians(
             self.means.astype(np.float32, order="C"), self.basis.astype(np.float32, order="C"), self.floor
         )

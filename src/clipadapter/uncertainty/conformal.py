@@ -44,8 +44,8 @@ class Conformal:
         n_classes: c.
         score: see `nonconformity`.
         by_class: whether each class has its own threshold (Mondrian).
-        method: "split": the final fit did not see these shots. "cross": each of several fits left out a part, and a fit
-            to all shots predicts. "cv+": those several fits predict together.
+        method: "split": the final fit did not see these shots. "cross": each of k fits left out a part, and a fit
+            to all shots predicts. "cv+": those k fits predict together.
     """
 
     scores: Array

@@ -1,4 +1,4 @@
-"""Negative labels: names of things that are none of the classes (NegLabel, https://arxiv.org/abs/2403.20078)."""
+"""Negative labels: names that mean none of the classes (NegLabel, https://arxiv.org/abs/2403.20078)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def select_negative_labels(
     """Select the names of a list that mean something else than every class.
 
     A name is left out if it shares a word with a class name, or if its text is too close to a class text: closer than
-    half of the names are to their nearest other name, and closer than nine in ten classes are to theirs. Those are
-    different things, so a name that is closer is probably a synonym or a kind of that class.
+    half of the names are to their nearest other name, and closer than nine in ten classes are to theirs. Those mean
+    different objects, so a name that is closer is probably a synonym or a kind of that class.
 
     Args:
         class_names: c names.

@@ -1,7 +1,7 @@
 """Out-of-distribution detection: whether a picture shows any of the classes at all ("none of these").
 
 A `Rejector` is learned from the shots alone. It scores how far a picture is from the classes. Its threshold is set so
-that a given share of pictures of the classes is rejected, by out-of-fold scores of the shots. The scores are in
+that a chosen share of pictures of the classes is rejected, by out-of-fold scores of the shots. The scores are in
 `clipadapter.uncertainty.ood_scores`, each with its paper.
 
 ``method="auto"`` is a weighted sum of standardised scores (by mean and deviation of the held-out shots): the maximum
@@ -10,9 +10,9 @@ the distance to the nearest class text), and the outliers if there are some. The
 is also scored as if its class did not exist, and the weight is how many standard deviations these scores lie above the
 others. This is a linear discriminant with a diagonal covariance.
 
-If no class has two shots, scores by text are still exact, since text has not seen the shots. Distances can only be
-computed to the shots of other classes. The threshold of the sum is then too high, never too low: fewer pictures of the
-classes are rejected than the rate says (``Threshold.rate_is_upper_bound``).
+If no class has two shots, scores by text are still exact, since text does not depend on the shots. Distances can only
+be computed to the shots of other classes. The threshold of the sum is then too high, never too low: fewer pictures of
+the classes are rejected than the rate says (``Threshold.rate_is_upper_bound``).
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ def _to_float(value: Any) -> Any:
 
 
 def _select_scores(memory: MemoryBank, logits: bool, distances: bool) -> list[str]:
-    """Names of the scores that "auto" sums, given whether held-out logits and distances to shots exist."""
+    """Names of the scores that "auto" sums; it depends on whether held-out logits and distances to shots exist."""
     distances = distances and memory.gaussians is not None
     by_text = "text" if memory.negative_labels is None else "distractors"
     is_available = {

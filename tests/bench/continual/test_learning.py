@@ -214,7 +214,7 @@ def test_the_record_of_a_failed_head_names_the_last_task(tasks, text):
     [
         ({"heads": {}}, "nothing to run"),
         ({"tasks": []}, "nothing to run"),
-        ({"heads": {"transclip": create_head("transclip")}}, "transclip looks at the test pictures as a whole"),
+        ({"heads": {"transclip": create_head("transclip")}}, "transclip is fitted to all test pictures together"),
     ],
 )
 def test_what_makes_no_stream_is_refused(change, error, tasks, text):

@@ -360,7 +360,7 @@ def test_a_report_describes_the_stream_and_its_results(report):
     assert "4 tasks are learned one after the other: zoo 1/3 (2 classes), then zoo 2/3 (2 classes)" in page
     assert "The task of a test picture is unknown: a head predicts among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
-    assert "No published figure that comes with the package is of this stream" in page
+    assert "No published result that comes with the package is of this stream" in page
     knn = HeadRuns("knn", next(runs for place, runs in study.runs_by_setting.items() if place.label == "knn"))
     row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):

@@ -365,14 +365,14 @@ def published_run(make_run, **changes):
 def test_published_figures_are_in_a_separate_section(make_run):
     study = joined(suite(), [published_run(make_run)])
     tables = grids(study, published=True)
-    beside = tables.pop("Accuracy beside published figures")
+    beside = tables.pop("Accuracy beside published results")
     # Tip-Adapter's log has CLIP-Adapter with 16 shots on DTD at 65.96.
     row = next(row for row in beside.rows if row[7] == "S1")
     assert row[:7] == ("clip-adapter", "dtd", "RN50", "16 shots", "60.0", "65.96", "-6.0")
     assert "search" in row[9] and row[10] == "verified"
     assert any(note.startswith("S1: Tip-Adapter") for note in beside.notes)
     assert "65.96" not in " ".join(cell for grid in tables.values() for line in grid.rows for cell in line)
-    assert "Accuracy beside published figures" not in grids(study)
+    assert "Accuracy beside published results" not in grids(study)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ def test_published_figures_are_in_a_separate_section(make_run):
 )
 def test_only_the_same_cell_is_compared_with_a_published_one(make_run, changes):
     section = build_report(joined(suite(), [published_run(make_run, **changes)]), published=True).sections[-1]
-    assert section.blocks == () and section.text[0].startswith("No published figure")
+    assert section.blocks == () and section.text[0].startswith("No published result")
 
 
 def test_two_folders_are_compared_cell_by_cell(make_run):

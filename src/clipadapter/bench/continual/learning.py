@@ -64,7 +64,7 @@ def learn_task_stream(
     records: str | Path | None = None,
     progress: bool = False,
 ) -> list[Run]:
-    """Let heads learn tasks one after the other, from given features, and measure all tasks after each.
+    """Let heads learn tasks one after the other, from features, and measure all tasks after each.
 
     Args:
         heads: by their name in tables; they stay unfitted. A head that has a parameter ``seed`` gets the seed.
@@ -180,7 +180,7 @@ def check_learner(name: str, cls: type[Head]) -> None:
         InputError: if it is transductive, or tunes the encoder.
     """
     if cls.transductive or cls.tunes_encoder:
-        why = "looks at the test pictures as a whole" if cls.transductive else "tunes the encoder"
+        why = "is fitted to all test pictures together" if cls.transductive else "tunes the encoder"
         raise InputError(f"{name} {why}, which no stream of tasks allows: leave it out")
 
 

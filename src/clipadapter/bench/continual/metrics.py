@@ -81,10 +81,10 @@ def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> C
         InputError: if the matrix is not square, is empty, or has a cell that is no finite number; or if ``before`` is
             not T finite numbers.
 
-    >>> found = continual_metrics([[80, 50, 30], [70, 90, 40], [60, 85, 95]])
-    >>> found.transfer_per_task, found.transfer
+    >>> metrics = continual_metrics([[80, 50, 30], [70, 90, 40], [60, 85, 95]])
+    >>> metrics.transfer_per_task, metrics.transfer
     ((50.0, 35.0), 42.5)
-    >>> found.average_per_task, found.last, found.forgetting
+    >>> metrics.average_per_task, metrics.last, metrics.forgetting
     ((70.0, 75.0, 55.0), 80.0, 12.5)
     >>> continual_metrics([[80, 50], [70, 90]], before=[40, 45]).forward_transfer
     5.0

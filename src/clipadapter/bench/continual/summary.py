@@ -69,18 +69,18 @@ class HeadRuns:
         """How many runs failed."""
         return sum(run.error is not None for run in self.runs)
 
-    def cell(self, figure: str) -> Cell:
+    def cell(self, metric: str) -> Cell:
         """One of `CONTINUAL_METRICS` over the seeds."""
-        values = [getattr(result.metrics, figure) for result in self.results]
+        values = [getattr(result.metrics, metric) for result in self.results]
         return Cell(tuple(value for value in values if value is not None), self.failed, self.missing)
 
-    def by_task(self, figure: str) -> list[Cell]:
-        """A figure of each task over the seeds, in the order of learning; empty cells where a task has none.
+    def by_task(self, metric: str) -> list[Cell]:
+        """A metric of each task over the seeds, in the order of learning; empty cells where a task has none.
 
         Args:
-            figure: one of `CONTINUAL_METRICS`, or "learned": just after the task was learned.
+            metric: one of `CONTINUAL_METRICS`, or "learned": just after the task was learned.
         """
-        rows = [_by_task(result, figure) for result in self.results]
+        rows = [_by_task(result, metric) for result in self.results]
         return [
             Cell(tuple(value for value in column if value is not None), self.failed, self.missing)
             for column in zip(*rows, strict=True)
@@ -103,12 +103,12 @@ class HeadRuns:
         return [Cell(column) for column in zip(*rows, strict=True)]
 
 
-def _by_task(result: ContinualResult, figure: str) -> list[float | None]:
-    if figure == "learned":
+def _by_task(result: ContinualResult, metric: str) -> list[float | None]:
+    if metric == "learned":
         return [row[t] for t, row in enumerate(result.accuracy)]
-    values = list(getattr(result.metrics, f"{figure}_per_task") or ())
+    values = list(getattr(result.metrics, f"{metric}_per_task") or ())
     padding: list[float | None] = [None] * (len(result.steps) - len(values))
-    return [*values, *padding] if figure == "forgetting" else [*padding, *values]
+    return [*values, *padding] if metric == "forgetting" else [*padding, *values]
 
 
 def group_by_head(runs: Sequence[Run]) -> list[HeadRuns]:
@@ -120,28 +120,28 @@ def group_by_head(runs: Sequence[Run]) -> list[HeadRuns]:
     return [HeadRuns(label, runs_by_label[label]) for label in labels]
 
 
-def best_heads(heads: Sequence[HeadRuns], figure: str) -> set[int]:
+def best_heads(heads: Sequence[HeadRuns], metric: str) -> set[int]:
     """Positions of the heads whose printed mean is best. Joint heads are left out: they keep all shots."""
     printed = {
-        i: float(format_metric(head.cell(figure).mean, "accuracy"))
+        i: float(format_metric(head.cell(metric).mean, "accuracy"))
         for i, head in enumerate(heads)
-        if head.cell(figure).values and head.learns == "task by task"
+        if head.cell(metric).values and head.learns == "task by task"
     }
     if not printed:
         return set()
-    best_value = (min if figure == LOWER_IS_BETTER else max)(printed.values())
+    best_value = (min if metric == LOWER_IS_BETTER else max)(printed.values())
     return {i for i, value in printed.items() if value == best_value}
 
 
-def format_figure(cell: Cell, figure: str) -> str:
-    """A figure as tables print it: in %, differences with their sign.
+def format_continual_metric(cell: Cell, metric: str) -> str:
+    """A metric as tables print it: in %, differences with their sign.
 
-    >>> format_figure(Cell((0.5, 0.7)), "last"), format_figure(Cell((0.012,)), "forward_transfer")
+    >>> format_continual_metric(Cell((0.5, 0.7)), "last"), format_continual_metric(Cell((0.012,)), "forward_transfer")
     ('60.0 ± 14.1', '+1.2')
     """
     if not cell.values:
         return "failed" if cell.failed else "not run yet" if cell.missing else "-"
-    sign = "+" if figure == "forward_transfer" else ""
+    sign = "+" if metric == "forward_transfer" else ""
     mean = f"{round(100 * cell.mean, 1) + 0.0:{sign}.1f}"
     n_done = len(cell.values)
     spread = f" ± {format_metric(cell.sd, 'accuracy')}" if n_done > 1 else ""
@@ -163,14 +163,14 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
     if not stream_runs:
         raise InputError("there are no records of streams to make a table of")
     heads = group_by_head(stream_runs)
-    best = {figure: best_heads(heads, figure) for figure in CONTINUAL_METRICS}
+    best = {metric: best_heads(heads, metric) for metric in CONTINUAL_METRICS}
     rows = [
         [
             f"{head.label} {fidelity_mark({run.method for run in head.runs})}".rstrip(),
             head.learns,
             *(
-                (BEST if i in best[figure] else "") + format_figure(head.cell(figure), figure)
-                for figure in CONTINUAL_METRICS
+                (BEST if i in best[metric] else "") + format_continual_metric(head.cell(metric), metric)
+                for metric in CONTINUAL_METRICS
             ),
         ]
         for i, head in enumerate(heads)

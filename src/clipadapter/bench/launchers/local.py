@@ -19,7 +19,7 @@ from clipadapter.bench.worker import set_threads
 from clipadapter.parallel import count_cores
 
 PROCESS_BYTES = 700 << 20
-"""Bytes of Python, torch and a fit of usual size, besides the features."""
+"""Bytes of Python, torch and a fit of typical size, besides the features."""
 MEMORY_FRACTION = 0.8
 """How much of the free memory is used."""
 
@@ -105,7 +105,7 @@ def _pool(
 
 
 def _requeue(jobs: Sequence[Job], queue: deque[Job], tries: Counter[int]) -> list[JobResult]:
-    """Put jobs whose worker died back into the queue; return the failure of those that were tried often enough."""
+    """Put jobs whose worker died back into the queue; return the failure of those tried `MAX_ATTEMPTS` times."""
     failures = []
     for job in jobs:
         tries[job.number] += 1

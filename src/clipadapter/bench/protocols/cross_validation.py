@@ -264,13 +264,13 @@ def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> li
         except Exception as error:  # of any head, also of plug-ins: the other heads must still run
             finished.append(record_failure(run, error))
             continue
-        figures = {
+        results = {
             "seconds": Seconds(fit=seconds, predict=pooled.seconds),
             "metrics": Metrics.of_score(pooled),
             "size": size,
             "machine": describe_machine(),
         }
-        finished.append(run.model_copy(update=figures))
+        finished.append(run.model_copy(update=results))
     return finished
 
 

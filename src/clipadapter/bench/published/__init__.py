@@ -1,7 +1,7 @@
-"""Published accuracies of other authors, to compare with. The figures are in the TOML files here, one file per source.
+"""Published accuracies of other authors, to compare with. The numbers are in the TOML files here, one file per source.
 
-A table of a file first states what all its figures share: either the method, and then its rows are data sets, or the
-data set, and then its rows are methods. The columns are numbers of shots. A published figure is no target: most were
+A table of a file first states what all its numbers share: either the method, and then its rows are data sets, or the
+data set, and then its rows are methods. The columns are numbers of shots. A published accuracy is no target: most were
 tuned with labels beyond the shots, which `PublishedAccuracy.protocol` says, and from other draws of shots.
 """
 
@@ -44,13 +44,13 @@ Percent = Annotated[float, Field(gt=0, lt=100)]
 
 
 class PublishedSource(FrozenModel):
-    """The source of figures.
+    """The source of published results.
 
     Args:
-        tag: its short name in figures.
+        tag: its short name in reports.
         title: its title.
         where: address.
-        secondary: whether it copies the figures of the original paper.
+        secondary: whether it copies the results of the original paper.
     """
 
     tag: str
@@ -64,7 +64,7 @@ class PublishedAccuracy(FrozenModel):
 
     Args:
         method: registered name of the head, or the method's own name in the same spelling.
-        variant: the form of the method, if the source has several.
+        variant: the form of the method, if the source has more than one.
         dataset: one of `ELEVEN_DATA_SETS`, `SHIFTED_DATA_SETS` or `MEAN_NAMES`.
         backbone: the encoder, such as "RN50" or "ViT-B/16".
         shots: shots per class; 0 for a method without shots.
@@ -114,7 +114,7 @@ class PublishedCost(FrozenModel):
 
 
 class PublishedStream(FrozenModel):
-    """PublishedAccuracy figures of one method on a stream of tasks.
+    """Published results of one method on a stream of tasks.
 
     Args:
         method: as in `PublishedAccuracy`.
@@ -179,7 +179,7 @@ class _Table(FrozenModel):
             raise ValueError(f"rows of another length than shots: {wrong}")
         return self
 
-    def figures(self, source: str) -> list[PublishedAccuracy]:
+    def results(self, source: str) -> list[PublishedAccuracy]:
         return [
             PublishedAccuracy(
                 method=self.method or row,
@@ -233,16 +233,16 @@ def _files() -> tuple[_File, ...]:
 
 
 @cache
-def _figures() -> tuple[PublishedAccuracy, ...]:
-    return tuple(figure for file in _files() for table in file.table for figure in table.figures(file.source.tag))
+def _all_results() -> tuple[PublishedAccuracy, ...]:
+    return tuple(result for file in _files() for table in file.table for result in table.results(file.source.tag))
 
 
 def find_published(
     method: str | None = None, dataset: str | None = None, backbone: str | None = None, shots: int | None = None
 ) -> list[PublishedAccuracy]:
-    """PublishedAccuracy accuracies, all or those of one method, data set, backbone or number of shots.
+    """Published accuracies, all or those of one method, data set, backbone or number of shots.
 
-    Several sources may state the same figure: there is one entry for each.
+    If more than one source states the same accuracy, there is one entry for each.
 
     Args:
         method: such as "clip-adapter".
@@ -251,26 +251,26 @@ def find_published(
         shots: shots per class; 0 for methods without shots.
 
     Raises:
-        UnknownNameError: if no figure has this method, data set or backbone.
+        UnknownNameError: if no published accuracy has this method, data set or backbone.
 
-    >>> for found in find_published("clip-adapter", "imagenet", "ViT-B/16"):
-    ...     print(found.shots, found.accuracy, found.source, found.protocol)
+    >>> for result in find_published("clip-adapter", "imagenet", "ViT-B/16"):
+    ...     print(result.shots, result.accuracy, result.source, result.protocol)
     16 71.13 S2 tuned on the test part where a method has parameters to search
     """
-    figures = _figures()
+    results = _all_results()
     for kind, name in (("method", method), ("dataset", dataset), ("backbone", backbone)):
-        known = sorted({getattr(figure, kind) for figure in figures})
+        known = sorted({getattr(result, kind) for result in results})
         if name is not None and name not in known:
-            raise unknown(f"{'data set' if kind == 'dataset' else kind} with published figures", name, known)
+            raise unknown(f"{'data set' if kind == 'dataset' else kind} with published results", name, known)
     filters = {"method": method, "dataset": dataset, "backbone": backbone, "shots": shots}
     set_filters = {field: value for field, value in filters.items() if value is not None}
     return [
-        figure for figure in figures if all(getattr(figure, field) == value for field, value in set_filters.items())
+        result for result in results if all(getattr(result, field) == value for field, value in set_filters.items())
     ]
 
 
 def published_costs() -> list[PublishedCost]:
-    """PublishedAccuracy costs of training and of classifying a picture.
+    """Published costs of training and of classifying a picture.
 
     >>> {cost.method: cost.ms_per_image for cost in published_costs()}["clip-adapter"]
     10.59
@@ -279,12 +279,12 @@ def published_costs() -> list[PublishedCost]:
 
 
 def find_published_streams() -> list[PublishedStream]:
-    """PublishedAccuracy figures of streams of tasks.
+    """Published results of streams of tasks.
 
-    >>> [found.last for found in find_published_streams() if found.method == "zscl"]
+    >>> [result.last for result in find_published_streams() if result.method == "zscl"]
     [83.6, 83.4]
     """
-    return [figure for file in _files() for table in file.stream for figure in table.streams(file.source.tag)]
+    return [result for file in _files() for table in file.stream for result in table.streams(file.source.tag)]
 
 
 def published_sources() -> dict[str, PublishedSource]:

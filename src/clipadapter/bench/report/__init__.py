@@ -18,7 +18,7 @@ def write_report(study: Study, folder: str | Path, published: bool = False) -> l
     Args:
         study: the records.
         folder: the folder of records; reports are written to ``reports/`` in it.
-        published: whether a section compares published figures with the measured ones.
+        published: whether a section compares published results with the measured ones.
 
     Returns:
         The four files, then the plots.

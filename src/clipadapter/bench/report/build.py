@@ -26,7 +26,7 @@ def build_report(study: Study, published: bool = False) -> Document:
 
     Args:
         study: the records.
-        published: whether a section compares published figures with the measured ones.
+        published: whether a section compares published results with the measured ones.
 
     Raises:
         InputError: if there is no record yet.

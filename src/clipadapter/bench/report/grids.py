@@ -33,7 +33,7 @@ def measured_grid(table: Table) -> Grid:
     rows = [
         (
             format_head(row, table.runs[row]),
-            *(_figure_text(table, row, column) for column in table.columns),
+            *(_measurement_text(table, row, column) for column in table.columns),
             format_validation(table.runs[row]),
         )
         for row in table.rows
@@ -44,7 +44,7 @@ def measured_grid(table: Table) -> Grid:
     unmarked = f"among the heads without {TRANSDUCTIVE} or {EXTRA_LABELS}"
     notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column {unmarked}."]
     if any("(" in cell or cell in ("failed", "not run yet") for row in rows for cell in row[1:-1]):
-        notes.append("(2 of 3): two of three planned runs have figures; the others failed or are not run yet.")
+        notes.append("(2 of 3): two of three planned runs have results; the others failed or are not run yet.")
     notes += failure_messages({format_head(row, table.runs[row]): table.runs[row] for row in table.rows})
     return Grid(
         f"{metric.title[0].upper()}{metric.title[1:]}: {table.title}",
@@ -62,9 +62,9 @@ def _headers(table: Table) -> list[str]:
     return [format_shots(column) if isinstance(column, int) else column for column in table.columns]
 
 
-def _figure_text(table: Table, row: Row, column: str | int) -> str:
-    figure = table.measurements[row, column]
-    return figure.remark or format_cell(figure.cell, table.metric)
+def _measurement_text(table: Table, row: Row, column: str | int) -> str:
+    measurement = table.measurements[row, column]
+    return measurement.remark or format_cell(measurement.cell, table.metric)
 
 
 def _best(table: Table, column: str | int) -> list[int]:
@@ -100,8 +100,10 @@ def difference_grid(table: Table, reference: Row) -> Grid:
 
 
 def _difference_text(table: Table, row: Row, reference: Row, columns: Sequence[str | int]) -> str:
-    figures = [table.measurements[one, column] for one in (row, reference) for column in columns]
-    if any(figure.remark for figure in figures) or not all(figure.draws for figure in figures):
+    measurements = [table.measurements[one, column] for one in (row, reference) for column in columns]
+    if any(measurement.remark for measurement in measurements) or not all(
+        measurement.draws for measurement in measurements
+    ):
         return "-"
     return format_difference(compare_rows(table, row, reference, columns))
 

@@ -1,4 +1,4 @@
-"""Published figures beside measured ones, in a section or table that says so: measured tables have no others."""
+"""Published results beside measured ones, in a section or table that says so: measured tables have no others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from clipadapter.bench.continual.summary import HeadRuns, format_figure
+from clipadapter.bench.continual.summary import HeadRuns, format_continual_metric
 from clipadapter.bench.published import (
     ELEVEN_DATA_SETS,
     PublishedAccuracy,
@@ -40,7 +40,7 @@ MEAN_TITLES = {
     "mean11_harmonic": "mean of eleven sets, harmonic",
 }
 NO_PUBLISHED_FIGURE = (
-    "No published figure that comes with the package is of the same method, data set, backbone and shots as a measured "
+    "No published result that comes with the package is of the same method, data set, backbone and shots as a measured "
     "one. Only the papers' data sets with all of their classes, and the weights that the papers used, are compared."
 )
 HEAD_WITHOUT_SHOTS = "zero-shot"
@@ -59,7 +59,7 @@ class Measured:
 
 
 def make_published_section(study: Study) -> Section:
-    """The section on the published figures of what a study has measured."""
+    """The section on the published results of what a study has measured."""
     measured = list(_measured(study))
     order = list(dict.fromkeys(ours.dataset for ours in measured))
     heads = list(dict.fromkeys(ours.head for ours in measured))
@@ -76,13 +76,13 @@ def make_published_section(study: Study) -> Section:
         *("published variant", "protocol of the source", "checked"),
     )
     notes = (
-        "Accuracy in %. Published figures are from other draws of shots, and mostly from other protocols: many were "
+        "Accuracy in %. Published results are from other draws of shots, and mostly from other protocols: many were "
         "tuned with labels beyond the shots. So the difference is in points, without an interval, and no target.",
         "Unverified: backbone, shots or source are inferred, or sources contradict each other.",
         *source_notes,
     )
     return Section(
-        TITLE, (Grid("Accuracy beside published figures", header, tuple(rows), notes=notes, text_columns=TEXT_COLUMNS),)
+        TITLE, (Grid("Accuracy beside published results", header, tuple(rows), notes=notes, text_columns=TEXT_COLUMNS),)
     )
 
 
@@ -113,12 +113,12 @@ def _means(table: Table) -> Iterator[Measured]:
     for row in table.rows:
         runs = table.runs[row]
         for column in table.columns:
-            figure = table.measurements[row, column]
-            if not figure.by_seed:
+            measurement = table.measurements[row, column]
+            if not measurement.by_seed:
                 continue
             if isinstance(column, int):
                 if all(_is_complete_set(run.data.support, run) for run in runs):
-                    yield Measured("mean11", row, column, figure.cell, runs)
+                    yield Measured("mean11", row, column, measurement.cell, runs)
             elif column == HARMONIC:
                 base, new = (table.measurements[row, part].by_seed for part in table.columns[:2])
                 # The papers' harmonic mean is that of the two means.
@@ -126,7 +126,7 @@ def _means(table: Table) -> Iterator[Measured]:
                 yield Measured("mean11_harmonic", row, int(table.fixed["shots"]), Cell(values), runs)
             elif HARMONIC in table.columns:
                 name = "mean11_new" if kinds[column] == {"new"} else "mean11_base"
-                yield Measured(name, row, int(table.fixed["shots"]), figure.cell, runs)
+                yield Measured(name, row, int(table.fixed["shots"]), measurement.cell, runs)
 
 
 def _matches(ours: Measured) -> list[PublishedAccuracy]:
@@ -136,10 +136,10 @@ def _matches(ours: Measured) -> list[PublishedAccuracy]:
     backbone = backbone_of(ours.runs[0].encoder.name)
     shots = {0, ours.shots} if method == HEAD_WITHOUT_SHOTS else {ours.shots}
     return [
-        figure
-        for figure in find_published()
-        if (figure.method, figure.dataset, figure.backbone) == (method, ours.dataset, backbone)
-        and figure.shots in shots
+        published
+        for published in find_published()
+        if (published.method, published.dataset, published.backbone) == (method, ours.dataset, backbone)
+        and published.shots in shots
     ]
 
 
@@ -178,19 +178,19 @@ def _row(ours: Measured, theirs: PublishedAccuracy) -> tuple[str, ...]:
 
 
 NO_PUBLISHED_STREAM = (
-    "No published figure that comes with the package is of this stream: the same data sets with all of their classes, "
+    "No published result that comes with the package is of this stream: the same data sets with all of their classes, "
     "in the same order, with the same weights, and the task of a picture known or unknown as here."
 )
 STREAM_METRICS = ("transfer", "average", "last")
 
 
 def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Grid | None:
-    """A table of measured figures of a stream, and published ones below them; None if there are no published ones.
+    """A table of measured metrics of a stream, and published ones below them; None if there are no published ones.
 
     Args:
         title: of the stream.
-        shots: shots per class of the measured figures.
-        heads: heads with figures.
+        shots: shots per class of the measured heads.
+        heads: heads with results.
     """
     runs = [run for head in heads for run in head.runs]
     streams = [
@@ -203,13 +203,18 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
         (
             head.label,
             format_shots(shots),
-            *(format_figure(head.cell(figure), figure) for figure in STREAM_METRICS),
+            *(format_continual_metric(head.cell(metric), metric) for metric in STREAM_METRICS),
             "measured",
         )
         for head in heads
     ]
     rows += [
-        (head.method, "takes none" if head.method == "zero-shot" else head.protocol, *_figures(head), head.source)
+        (
+            head.method,
+            "takes none" if head.method == "zero-shot" else head.protocol,
+            *_format_metrics(head),
+            head.source,
+        )
         for head in streams
     ]
     source_notes = [
@@ -217,7 +222,7 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
         for tag in sorted({head.source for head in streams})
     ]
     return Grid(
-        f"Beside published figures: {title}",
+        f"Beside published results: {title}",
         ("method", "learned from", "Transfer", "Average", "Last", "source"),
         tuple(rows),
         notes=(
@@ -228,8 +233,8 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
     )
 
 
-def _figures(stream: PublishedStream) -> tuple[str, ...]:
-    return tuple(f"{getattr(stream, figure):.1f}" for figure in STREAM_METRICS)
+def _format_metrics(stream: PublishedStream) -> tuple[str, ...]:
+    return tuple(f"{getattr(stream, metric):.1f}" for metric in STREAM_METRICS)
 
 
 def _is_same(stream: TaskStream | None, encoder: str, theirs: PublishedStream) -> bool:

@@ -10,7 +10,7 @@ from clipadapter.bench.continual.summary import (
     METRIC_DEFINITIONS,
     HeadRuns,
     best_heads,
-    format_figure,
+    format_continual_metric,
 )
 from clipadapter.bench.report import plots
 from clipadapter.bench.report.document import Grid, Plot, Section
@@ -38,7 +38,7 @@ def stream_sections(study: Study, published: bool) -> list[Section]:
 
     Args:
         study: the records of a suite of protocol "stream".
-        published: whether published figures of the same stream are below the measured ones.
+        published: whether published results of the same stream are below the measured ones.
     """
     groups: dict[Setting, list[Setting]] = {}
     for setting in study.settings:
@@ -79,8 +79,8 @@ def _section(study: Study, where: Setting, heads: Sequence[HeadRuns], runs: Sequ
         name = f"Tasks learned so far: {title}"
         blocks.append(Plot("learned", name, plots.draw_learned_tasks(measured, name)))
     blocks += [
-        _by_task(measured, tasks, f"{name}: {title}", figure, common_notes[:1], minor)
-        for figure, name, minor in (
+        _by_task(measured, tasks, f"{name}: {title}", metric, common_notes[:1], minor)
+        for metric, name, minor in (
             ("last", "By task, after the last one (Last)", False),
             ("learned", "By task, just after it was learned", True),
             ("transfer", "By task, before it was learned (Transfer)", True),
@@ -149,10 +149,10 @@ def _story(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def _grid(heads: Sequence[HeadRuns], title: str, common_notes: tuple[str, ...]) -> Grid:
-    best = {(i, j) for j, figure in enumerate(CONTINUAL_METRICS, 2) for i in best_heads(heads, figure)}
+    best = {(i, j) for j, metric in enumerate(CONTINUAL_METRICS, 2) for i in best_heads(heads, metric)}
     rows = []
     for head in heads:
-        cells = [format_figure(head.cell(figure), figure) for figure in CONTINUAL_METRICS]
+        cells = [format_continual_metric(head.cell(metric), metric) for metric in CONTINUAL_METRICS]
         sizes, seconds = head.after_each("size"), head.after_each("seconds")
         sizes_text = f"{sizes[0].mean:,.0f} → {sizes[-1].mean:,.0f}" if sizes else "-"
         name = f"{head.label} {fidelity_mark({run.method for run in head.runs})}".rstrip()
@@ -177,9 +177,11 @@ def _grid(heads: Sequence[HeadRuns], title: str, common_notes: tuple[str, ...]) 
 
 
 def _by_task(
-    heads: Sequence[HeadRuns], tasks: Sequence[str], title: str, figure: str, common_notes: tuple[str, ...], minor: bool
+    heads: Sequence[HeadRuns], tasks: Sequence[str], title: str, metric: str, common_notes: tuple[str, ...], minor: bool
 ) -> Grid:
-    rows = tuple((head.label, *(format_figure(cell, figure) for cell in head.by_task(figure))) for head in heads)
+    rows = tuple(
+        (head.label, *(format_continual_metric(cell, metric) for cell in head.by_task(metric))) for head in heads
+    )
     return Grid(title, ("head", *tasks), rows, notes=("Accuracy in %.",), common=common_notes, minor=minor)
 
 

@@ -1,4 +1,4 @@
-"""Tables of a study: figures by head and column, with what paired comparisons need, and means. No text is made here."""
+"""Tables of a study: metrics by head and column, with what paired comparisons need, and means. No text is made here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Measurement:
         draws: accuracy by draw.
         failed: number of failed runs.
         missing: number of planned runs that do not exist yet.
-        remark: text in place of a figure.
+        remark: text in place of a number.
     """
 
     by_seed: Mapping[int, float] = field(default_factory=dict)
@@ -278,7 +278,7 @@ def _differing(group: Sequence[Table], groups: Sequence[Sequence[Table]]) -> lis
 
 
 def make_mean_table(tables: Sequence[Table], title: str) -> Table:
-    """The mean over data sets, seed by seed; a head without figures for every data set gets none.
+    """The mean over data sets, seed by seed; a head without results for every data set gets none.
 
     Args:
         tables: tables of one kind, one per data set.

@@ -1,4 +1,4 @@
-"""Texts of reports: cells, marks of heads, and notes on how figures were measured."""
+"""Texts of reports: cells, marks of heads, and notes on how metrics were measured."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def format_validation(runs: Iterable[Run]) -> str:
 
 
 def measurement_notes(table: Table) -> tuple[str, ...]:
-    """Notes on how all figures of a table were measured."""
+    """Notes on how all metrics of a table were measured."""
     runs = table.all_runs
     kinds = describe_test_kinds(run.data.protocol for run in runs)
     return (
@@ -108,7 +108,7 @@ def describe_test_kinds(kinds: Iterable[str]) -> list[str]:
 
 
 def stream_notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Notes on how the figures of streams were measured."""
+    """Notes on how the metrics of streams were measured."""
     templates = dict.fromkeys(template for run in runs for template in run.templates)
     return (
         _seeds_text(runs),

@@ -1,6 +1,6 @@
 """Data sets that are described by a TOML file of this folder. A new data set of a known layout is one such file.
 
-The registry imports this module when it is first asked; the import registers every file by its stem.
+The registry imports this module at its first use; the import registers every file by its stem.
 """
 
 from __future__ import annotations

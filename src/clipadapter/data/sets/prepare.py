@@ -40,7 +40,7 @@ class PrepareResult:
 def prepare(name: str, root: str | Path | None = None) -> PrepareResult:
     """Download the pictures of a set if they are missing and can be downloaded, and check all its files.
 
-    An interrupted download starts again, but complete archives are kept.
+    An interrupted download starts again, but complete archives are used again.
 
     Args:
         name: of the set.

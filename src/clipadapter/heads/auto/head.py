@@ -312,8 +312,8 @@ def _take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
 def _balance_training_rows(labels: Tensor, train: Tensor, held_out: Tensor, seed: int) -> Tensor:
     """Training rows of a fold in which each held-out class keeps as many shots as a randomly drawn class has.
 
-    Only classes with two or more shots are held out. With unequal shots the experts would be judged on the best known
-    classes alone, and would get too large a weight for the others. With equal shots no row is dropped.
+    Only classes with two or more shots are held out. With unequal shots the experts would be evaluated on the
+    classes with most shots alone, and would get too large a weight for the others. With equal shots no row is dropped.
     """
     generator = torch.Generator().manual_seed(seed)
     counts = torch.bincount(labels)

@@ -81,7 +81,7 @@ def _counts(study: Study) -> dict[str, int | str]:
 @command.command()
 @click.argument("suite")
 @folder_option
-@click.option("--published", is_flag=True, help="Add the published figures beside the measured ones.")
+@click.option("--published", is_flag=True, help="Add the published results beside the measured ones.")
 @output_options
 def report(suite: str, folder: Path, published: bool, out: Output) -> None:
     """Write the tables and plots of a suite: Markdown, CSV, LaTeX and one HTML page."""
