@@ -27,6 +27,8 @@ TRAIN = frozenset(
     + ("matplotlib", "jinja2", "filelock", "threadpoolctl", "tomli")
 )
 """Modules of the extra ``train``: all parts but those that answer with an exported model import them freely."""
+MAX_NAMED_FILES = 5
+"""Files that a warning names; it counts the others."""
 
 
 class ClipAdapterError(Exception):
@@ -61,6 +63,24 @@ class ImageError(DataError):
         super().__init__(f"{source}: {reason}")
         self.source = source
         self.reason = reason
+
+
+class DataWarning(UserWarning):
+    """Files were read or left out in a way that a user may not expect, such as an animation of which one frame is read.
+
+    Args:
+        note: what the files have in common.
+        names: of the files.
+
+    >>> str(DataWarning("links in a loop are left out", ("a", "b")))
+    'links in a loop are left out: 2 (a, b)'
+    """
+
+    def __init__(self, note: str, names: tuple[str, ...]) -> None:
+        more = f" and {len(names) - MAX_NAMED_FILES} more" if len(names) > MAX_NAMED_FILES else ""
+        super().__init__(f"{note}: {len(names)} ({', '.join(names[:MAX_NAMED_FILES])}{more})")
+        self.note = note
+        self.names = names
 
 
 class MissingExtraError(ClipAdapterError, ImportError):

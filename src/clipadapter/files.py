@@ -20,7 +20,7 @@ from clipadapter.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
+    + (".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".heic", ".heif", ".hif")
 )
 """Lower-case suffixes of the pictures that are read from folders."""
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from clipadapter.data import Sample, list_images, load_dataset
+from clipadapter.data.folders import read_folder
 from clipadapter.data.load import read_listing
-from clipadapter.errors import DataError, UnknownNameError
+from clipadapter.errors import DataError, DataWarning, UnknownNameError
 
 
 def reasons(root):
@@ -70,7 +71,7 @@ def test_a_flat_folder_has_no_labels(tmp_path, put):
 def test_files_that_are_not_pictures_are_left_out_with_the_reason(tmp_path, put):
     for name in ("cat/1.jpg", "dog/1.jpg", "cat/.hidden.jpg", ".git/x/1.jpg", "stray.jpg"):
         put(tmp_path / name)
-    for name in ("cat/notes.txt", "cat/drawing.svg", "dog/phone.HEIC", "cat/no_extension"):
+    for name in ("cat/notes.txt", "cat/drawing.svg", "dog/form.PDF", "cat/no_extension"):
         (tmp_path / name).write_text("x")
     (tmp_path / "eel").mkdir()
     assert len(load_dataset(tmp_path).samples) == 2
@@ -81,34 +82,77 @@ def test_files_that_are_not_pictures_are_left_out_with_the_reason(tmp_path, put)
         "cat/drawing.svg": "unsupported type (SVG)",
         "cat/no_extension": "not an image file",
         "cat/notes.txt": "not an image file",
-        "dog/phone.HEIC": "unsupported type (HEIC)",
+        "dog/form.PDF": "unsupported type (PDF)",
         "eel": "folder without pictures",
         "stray.jpg": "not in a class folder",
     }
 
 
-def test_links_are_followed_only_inside_the_folder(tmp_path, put):
+@pytest.fixture
+def links(tmp_path, put):
+    """A data set whose pictures lie outside, as DVC, git-annex and the cache of the Hub make them."""
     root = tmp_path / "root"
-    put(tmp_path / "outside/secret.jpg")
+    put(tmp_path / "outside/9f86d0.jpg")
     put(root / "cat/1.jpg")
     put(root / "dog/2.jpg")
-    (root / "dog/3.jpg").symlink_to(root / "cat/1.jpg")
-    (root / "dog/out.jpg").symlink_to(tmp_path / "outside/secret.jpg")
+    (root / "dog/3.jpg").symlink_to("../cat/1.jpg")
+    (root / "dog/out.jpg").symlink_to(tmp_path / "outside/9f86d0.jpg")
     (root / "fox").symlink_to(tmp_path / "outside")
-    (root / "dog/gone.jpg").symlink_to(root / "nothing.jpg")
-    dataset = load_dataset(root)
-    assert [sample.path.relative_to(root).as_posix() for sample in dataset.samples] == [
-        "cat/1.jpg",
-        "dog/2.jpg",
-        "dog/3.jpg",
-    ]
-    assert reasons(root) == {
-        "dog/gone.jpg": "not a file",
+    return root
+
+
+def relative_paths(root, paths):
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
+def test_links_are_followed(links):
+    expected = ["cat/1.jpg", "dog/2.jpg", "dog/3.jpg", "dog/out.jpg", "fox/9f86d0.jpg"]
+    assert relative_paths(links, load_dataset(links).paths) == expected
+    assert relative_paths(links, list_images(links)) == expected
+    assert reasons(links) == {}
+
+
+def test_links_that_lead_out_of_the_folder_are_left_out_on_request(links):
+    listing = read_folder(links, follow_links=False)
+    assert relative_paths(links, listing.dataset.paths) == ["cat/1.jpg", "dog/2.jpg", "dog/3.jpg"]
+    assert {path.relative_to(links).as_posix(): reason for path, reason in listing.left_out} == {
         "dog/out.jpg": "link that leads out of the folder",
         "fox": "link that leads out of the folder",
     }
+    assert relative_paths(links, list_images(links, follow_links=False)) == ["cat/1.jpg", "dog/2.jpg", "dog/3.jpg"]
 
 
+def test_links_to_nothing_and_loops_are_left_out_with_a_warning_per_kind(links):
+    (links / "dog/gone.jpg").symlink_to("nothing.jpg")
+    (links / "dog/me.jpg").symlink_to("me.jpg")
+    (links / "dog/up").symlink_to(links)
+    with pytest.warns(DataWarning) as caught:
+        assert len(load_dataset(links).samples) == 5
+    assert [str(warning.message) for warning in caught] == [
+        f"links to files that do not exist, perhaps because their content was not fetched, are left out: 1 "
+        f"({links / 'dog/gone.jpg'})",
+        f"links that lead to themselves or to a folder above them are left out: 2 ({links / 'dog/me.jpg'}, "
+        f"{links / 'dog/up'})",
+    ]
+    assert reasons(links) == {
+        "dog/gone.jpg": "link to a file that does not exist",
+        "dog/me.jpg": "link that leads to itself or to a folder above it",
+        "dog/up": "link that leads to itself or to a folder above it",
+    }
+
+
+def test_a_data_set_of_links_to_nothing_says_so(tmp_path):
+    for name in ("cat/1.jpg", "dog/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).symlink_to("../.git/annex/objects/1.jpg")
+    with (
+        pytest.warns(DataWarning, match="content was not fetched"),
+        pytest.raises(DataError, match=r"no pictures in .* \(left out: .*2 x link to a file that does not exist"),
+    ):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::clipadapter.errors.DataWarning")
 def test_links_in_a_circle_end(tmp_path, put):
     put(tmp_path / "a/1.jpg")
     put(tmp_path / "b/2.jpg")
@@ -117,6 +161,18 @@ def test_links_in_a_circle_end(tmp_path, put):
     (tmp_path / "b/y").symlink_to(tmp_path / "a")
     names = [path.relative_to(tmp_path).as_posix() for path in load_dataset(tmp_path).paths]
     assert names == ["a/1.jpg", "a/x/2.jpg", "b/2.jpg", "b/y/1.jpg"]
+
+
+def test_folders_that_link_to_each_other_are_read_once(tmp_path, put):
+    for i in range(20):
+        put(tmp_path / f"folders/{i}/{i}.jpg")
+    for i in range(19):
+        for name in ("x", "y"):
+            (tmp_path / f"folders/{i}/{name}").symlink_to(tmp_path / f"folders/{i + 1}")
+    put(tmp_path / "data/dog/1.jpg")
+    (tmp_path / "data/cat").symlink_to(tmp_path / "folders/0")
+    assert [path.name for path in load_dataset(tmp_path / "data").paths[:20]] == [f"{i}.jpg" for i in range(20)]
+    assert reasons(tmp_path / "data")["cat/y"] == "link to a folder that is read already"
 
 
 def test_a_link_to_the_root_is_a_root(tmp_path, put):

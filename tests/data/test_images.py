@@ -1,14 +1,17 @@
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
-from clipadapter.data import image_bytes, read_image
+from clipadapter.data import image_bytes, images, read_image, set_max_pixels
 from clipadapter.errors import ImageError, InputError
 
 RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 180, 30)
@@ -153,6 +156,60 @@ def test_grey_with_alpha_reads_as_grey():
     assert [image.getpixel((9, y)) for y in (0, 128, 255)] == [(0,) * 3, (128,) * 3, (255,) * 3]
 
 
+def heic(image, **options):
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, **options)
+    return buffer.getvalue()
+
+
+def test_heic_is_read_with_its_colours_and_its_orientation(picture):
+    assert_is_the_picture(read_image("a.heic", data=heic(picture, quality=90)))
+    stored = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert_is_the_picture(read_image("a.heic", data=heic(stored, quality=90, exif=exif.tobytes())))
+
+
+def test_the_size_of_a_heic_is_checked_before_it_is_decoded(picture):
+    with pytest.raises(ImageError, match=r"too large: 0\.0192 million pixels"):
+        read_image("a.heic", data=heic(picture), max_pixels=19_199)
+
+
+def test_a_heic_names_the_extra_that_reads_it(picture, monkeypatch):
+    data = heic(picture)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("clipadapter.data.images.can_start_process", lambda: False)
+    with pytest.raises(
+        ImageError, match=r"HEIC needs an extra that is not installed: pip install 'clipadapter\[heic\]'"
+    ):
+        read_image("a.heic", data=data)
+
+
+def test_reading_other_formats_does_not_import_the_reader_of_heic(tmp_path, picture):
+    picture.save(tmp_path / "a.png")
+    code = (
+        "import sys; from clipadapter.data import read_image; read_image('a.png'); print('pillow_heif' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True) == "False\n"
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_its_end_marker_is_read(picture, progressive):
+    data = coded(picture, "JPEG", progressive=progressive)
+    assert data.endswith(b"\xff\xd9")
+    for cut in (1, 2):
+        assert read_image("a.jpg", data=data[:-cut]).tobytes() == read_image("a.jpg", data=data).tobytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}])
+def test_a_jpeg_that_lacks_more_than_its_end_marker_is_refused(options):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8))
+    data = coded(noise, "JPEG", **options)
+    for cut in (3, 4, 9, 200, 2000):
+        with pytest.raises(ImageError, match="file is truncated"):
+            read_image("a.jpg", data=data[:-cut])
+
+
 def test_an_animation_counts_as_its_first_frame():
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "lime")]
     for kind in ("GIF", "PNG", "WEBP"):
@@ -187,11 +244,14 @@ REASONS = {
         r"unsupported type \(SVG\)",
     ),
     "bare svg": (lambda picture: b"  <svg/>", r"unsupported type \(SVG\)"),
-    "heic": (lambda picture: b"\0\0\0\x18ftypheic" + b"junk" * 9, r"unsupported type \(HEIC\)"),
+    "cut heic": (lambda picture: heic(picture)[:-60], "file is (damaged|truncated)"),
     "mp4": (lambda picture: b"\0\0\0\x18ftypisom" + b"junk" * 9, r"unsupported type \(video\)"),
     "pdf": (lambda picture: b"%PDF-1.7\n", r"unsupported type \(PDF\)"),
     "strip": (lambda picture: coded(Image.new("RGB", (1, 5000)), "PNG"), "extreme shape: 1x5000"),
-    "bomb": (lambda picture: one_bit_png(30000, 30000), r"too large: 900 million pixels \(limit 100\)"),
+    "bomb": (
+        lambda picture: one_bit_png(30000, 30000),
+        r"too large: 900 million pixels \(limit 100; --max-pixels or set_max_pixels raises it\)",
+    ),
     "small bomb": (lambda picture: one_bit_png(12000, 12000), "too large: 144 million pixels"),
 }
 
@@ -214,6 +274,28 @@ def test_the_limit_is_an_argument_and_pillows_own_guard_neither_warns_nor_change
             read_image(Image.new("RGB", (160, 120)), max_pixels=19_199)
     assert big.size == (9600, 9600) and big.width * big.height > before
     assert caught == [] and before == Image.MAX_IMAGE_PIXELS
+
+
+def test_the_limit_can_be_set_for_all_calls():
+    picture = Image.new("RGB", (160, 120))
+    try:
+        set_max_pixels(19_199)
+        with pytest.raises(ImageError, match="set_max_pixels raises it"):
+            read_image(picture)
+        assert read_image(picture, max_pixels=19_200).size == (160, 120)
+    finally:
+        set_max_pixels()
+    assert read_image(picture).size == (160, 120)
+    with pytest.raises(InputError, match="max_pixels must be 1 or more"):
+        set_max_pixels(0)
+
+
+def test_a_large_jpeg_is_shrunk_so_that_its_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(images, "MAX_DECODED_JPEG_PIXELS", 640 * 480)
+    for size, expected in (((640, 480), (640, 480)), ((642, 480), (321, 240)), ((1281, 961), (321, 241))):
+        assert read_image("a.jpg", data=large_jpeg(*size)).size == expected
+    assert read_image("a.jpg", data=large_jpeg(1280, 960), shrink_to=1).size == (160, 120)
+    assert read_image("a.png", data=coded(Image.new("RGB", (700, 480)), "PNG")).size == (700, 480)
 
 
 def test_ratio_of_100_is_still_read():

@@ -67,5 +67,5 @@ def test_scan_takes_manifests_and_a_limit(tmp_path, put):
     assert scan(tmp_path / "a.csv").unreadable == (("gone.png", "no such file"),)
     assert {reason for _, reason in scan(tmp_path / "a.csv", max_pixels=15).unreadable} == {
         "no such file",
-        "too large: 1.6e-05 million pixels (limit 1.5e-05)",
+        "too large: 1.6e-05 million pixels (limit 1.5e-05; --max-pixels or set_max_pixels raises it)",
     }

@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -118,6 +119,16 @@ def test_slow_formats_are_ended_after_their_processor_time():
     with pytest.raises(ImageError, match=r"too costly to decode: more than 0\.01 seconds of processor time"):
         read_image("a", data=data, max_seconds=0.01)
     assert np.array_equal(np.asarray(read_image("a", data=data)), np.asarray(noise))
+
+
+def test_a_heic_that_hides_its_size_is_refused_before_its_pixels_are_sent():
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (640, 480))).save(file)
+    data = file.getvalue()
+    hidden = data.replace(struct.pack(">II", 640, 480), struct.pack(">II", 64, 48))
+    assert hidden != data
+    with pytest.raises(ImageError, match="file is damaged"):
+        read_image("a", data=hidden, max_pixels=64 * 48)
 
 
 @pytest.mark.parametrize("kind", ["JPEG2000", "PPM", "BMP", "TIFF"])

@@ -100,6 +100,7 @@ def test_every_readable_format_gets_a_suffix_of_images():
         "TIFF": b"II*\0",
         "PPM": b"P6 ",
         "AVIF": b"0000ftypavif",
+        "HEIC": b"0000ftypheic",
         "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
     }
     assert set(starts) == set(known)

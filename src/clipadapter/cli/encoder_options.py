@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipadapter.cli.option_types import COUNT, FILE
-from clipadapter.cli.options import field_option, option
+from clipadapter.cli.options import MAX_PIXELS_ATTRIBUTES, field_option, option
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 
@@ -50,6 +50,7 @@ class EncoderOptions:
     )
     cache: Path | None = option("--cache", type=FILE, help="Feature store; by default in the user's cache folder.")
     no_cache: bool = option("--no-cache", default=False, is_flag=True, help="Store no features.")
+    max_pixels: int = option("--max-pixels", **MAX_PIXELS_ATTRIBUTES)
 
     @property
     def store(self) -> str | Path | None:

@@ -16,8 +16,10 @@ from typing import Any
 import click
 
 from clipadapter.cli.option_types import COUNT, parse_counts
-from clipadapter.cli.output import Output, silence_libraries
+from clipadapter.cli.output import Output, collect_data_warnings, silence_libraries
 
+DEFAULT_MAX_PIXELS = 100_000_000
+"""`clipadapter.data.images.MAX_PIXELS`, which ``--help`` does not import."""
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
@@ -44,6 +46,26 @@ curve_option = click.option(
 )
 split_option = click.option("--split", metavar="NAME", help="Split of the data: train, val or test.")
 strict_option = click.option("--strict", is_flag=True, help="Fail at the first picture that can't be read.")
+
+
+def _limit_pixels(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    """Set the size of the largest picture that the process reads, until the command ends."""
+    if value != DEFAULT_MAX_PIXELS:
+        from clipadapter.data import set_max_pixels
+
+        set_max_pixels(value)
+        ctx.call_on_close(set_max_pixels)
+    return value
+
+
+MAX_PIXELS_ATTRIBUTES: dict[str, Any] = {
+    "default": DEFAULT_MAX_PIXELS,
+    "type": COUNT,
+    "metavar": "N",
+    "callback": _limit_pixels,
+    "help": "Larger pictures are refused; 108000000 reads those of a phone with 108 megapixels.",
+}
+max_pixels_option = click.option("--max-pixels", expose_value=False, **MAX_PIXELS_ATTRIBUTES)
 
 
 def option(*names: str, default: Any = None, **attributes: Any) -> Any:
@@ -103,7 +125,7 @@ def output_options(function: Command) -> Command:
         if click.get_current_context().find_root().params.get("debug"):
             function(out=out, **values)
             return
-        with silence_libraries(show_bars=out.progress):
+        with silence_libraries(show_bars=out.progress), collect_data_warnings(out):
             function(out=out, **values)
 
     return wrapped

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import click
 
+from clipadapter.errors import DataWarning
 from clipadapter.formatting import table as table
 
 MAX_LISTED = 10
@@ -98,3 +99,22 @@ def silence_libraries(show_bars: bool) -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def collect_data_warnings(out: Output) -> Iterator[None]:
+    """Collect the warnings about files, and write one line per kind at the end, however many calls raised them."""
+    names: dict[str, dict[str, None]] = {}
+
+    def collect(message: Warning | str, *args: Any, **options: Any) -> None:
+        if isinstance(message, DataWarning):
+            names.setdefault(message.note, {}).update(dict.fromkeys(message.names))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        warnings.showwarning = collect
+        try:
+            yield
+        finally:
+            for note, files in names.items():
+                out.warn(str(DataWarning(note, tuple(files))))

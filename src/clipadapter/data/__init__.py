@@ -2,7 +2,7 @@
 
 from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.folders import list_images
-from clipadapter.data.images import ImageSource, image_bytes, read_image, source_name
+from clipadapter.data.images import ImageSource, image_bytes, read_image, set_max_pixels, source_name
 from clipadapter.data.load import load_dataset
 from clipadapter.data.multilabel import draw_multilabel_shots, label_matrix
 from clipadapter.data.prompts import (
@@ -41,6 +41,7 @@ __all__ = [
     "read_draw",
     "read_image",
     "scan",
+    "set_max_pixels",
     "source_name",
     "textiles",
 ]

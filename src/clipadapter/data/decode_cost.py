@@ -106,8 +106,8 @@ def check_exif(exif: bytes) -> None:
 def is_slow(kind: str, data: bytes) -> bool:
     """Whether decoding a file takes seconds or blocks other threads.
 
-    JPEG 2000 and AVIF are decoded under Python's global lock, parts of PPM and BMP in Python, and some compressions of
-    TIFF are formats of their own with a structure that is not checked here.
+    JPEG 2000 and AVIF are decoded under Python's global lock, parts of PPM and BMP in Python. HEIC and some
+    compressions of TIFF are formats of their own with a structure that is not checked here.
 
     >>> is_slow("PPM", b"P3 1 1 255 1 2 3"), is_slow("PPM", b"P6 1 1 255 abc")
     (True, False)
@@ -118,7 +118,7 @@ def is_slow(kind: str, data: bytes) -> bool:
         return data[30:31] in (b"\x01", b"\x02")  # run-length encoding; in the oldest headers these bytes are pixels
     if kind == "TIFF":
         return not _tiff_compressions(data) <= _FAST_COMPRESSIONS
-    return kind in ("JPEG 2000", "AVIF")
+    return kind in ("JPEG 2000", "AVIF", "HEIC")
 
 
 @dataclass
@@ -128,20 +128,33 @@ class JpegWork:
     Args:
         scanned_samples: samples that all scans process, including blocks of 64 beyond the edges.
         is_multi_scan: whether there are several scans, so that the coefficients of the whole picture are kept.
+        has_all_scans: whether the scans give all coefficients of all components in full precision.
     """
 
     scanned_samples: int = 0
     is_multi_scan: bool = False
+    has_all_scans: bool = False
 
 
 @dataclass
 class _Frame:
-    """A JPEG's frame header: sampling factors (h, v) of each component."""
+    """A JPEG's frame header: sampling factors (h, v) of each component, and those of its coefficients with all bits."""
 
     width: int
     height: int
     progressive: bool
     factors: dict[int, tuple[int, int]]
+    precise: dict[int, set[int]] = field(default_factory=dict)
+
+    @property
+    def has_all_coefficients(self) -> bool:
+        return all(len(self.precise.get(component, ())) == 64 for component in self.factors)
+
+    def add_scan(self, components: bytes, selection: bytes) -> None:
+        """Record the coefficients of a scan: the first, the last, and bits that later scans refine."""
+        if len(selection) == 3 and not selection[2] & 15:
+            for component in components:
+                self.precise.setdefault(component, set()).update(range(selection[0], min(selection[1], 63) + 1))
 
     def scanned_samples(self, components: bytes) -> int:
         """Samples that a scan of these components processes."""
@@ -214,6 +227,8 @@ def read_jpeg(data: bytes, max_scanned_samples: int) -> JpegWork:
             if frame is None or not body:
                 break
             components = body[1 : 1 + 2 * body[0] : 2]
+            frame.add_scan(components, body[1 + 2 * body[0] :][:3])
+            work.has_all_scans = frame.has_all_coefficients
             work.scanned_samples += frame.scanned_samples(components)
             _check_limit(work.scanned_samples, max_scanned_samples, "samples in all scans", 1_000_000)
             work.is_multi_scan = frame.progressive or len(components) < len(frame.factors)

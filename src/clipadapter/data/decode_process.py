@@ -37,7 +37,8 @@ SPARE_BYTES = 256 << 20
 """Memory that a process can allocate in addition to that of its picture."""
 IDLE_SECONDS = 10.0
 """Time after which an idle process is ended."""
-MAX_AVIF_THREADS = 4
+MAX_DECODER_THREADS = 4
+"""Threads of one process for AVIF or HEIC."""
 _START = "import sys; sys.path[:] = {path!r}; from clipadapter.data.decode_process import serve; serve()"
 
 
@@ -202,14 +203,25 @@ def serve() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     if hasattr(signal, "SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent by the terminal to all processes: the parent decides
+    _limit_decoders()
+    while line := source.readline():
+        _serve_one(json.loads(line), source, target)
+
+
+def _limit_decoders() -> None:
+    """Limit the threads of decoders, and what they read beside the picture."""
+    from clipadapter.parallel import count_cores
+
+    n_threads = min(MAX_DECODER_THREADS, count_cores())
     with contextlib.suppress(ImportError):
         from PIL import AvifImagePlugin
 
-        from clipadapter.parallel import count_cores
+        AvifImagePlugin.DEFAULT_MAX_THREADS = n_threads
+    with contextlib.suppress(ImportError):
+        from pillow_heif import options
 
-        AvifImagePlugin.DEFAULT_MAX_THREADS = min(MAX_AVIF_THREADS, count_cores())
-    while line := source.readline():
-        _serve_one(json.loads(line), source, target)
+        options.DECODE_THREADS = n_threads
+        options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
 
 
 def _serve_one(request: dict[str, Any], source: IO[bytes], target: IO[bytes]) -> None:

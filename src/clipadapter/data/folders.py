@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Collection
+import warnings
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_dataset
+from clipadapter.errors import DataWarning
 from clipadapter.files import IMAGE_SUFFIXES, printable
 
-_UNSUPPORTED = {".svg": "SVG", ".heic": "HEIC", ".heif": "HEIC", ".pdf": "PDF", ".eps": "PostScript"}
+_UNSUPPORTED = {".svg": "SVG", ".pdf": "PDF", ".eps": "PostScript"}
+LINK_TO_NOTHING = "link to a file that does not exist"
+LINK_LOOP = "link that leads to itself or to a folder above it"
+LINK_NOTES = {
+    LINK_TO_NOTHING: "links to files that do not exist, perhaps because their content was not fetched, are left out",
+    LINK_LOOP: "links that lead to themselves or to a folder above them are left out",
+}
 
 
-def read_folder(root: Path) -> Listing:
+def read_folder(root: Path, follow_links: bool = True) -> Listing:
     """Read the pictures of a folder.
 
     ``ROOT/CLASS/**/*.jpg``, ``ROOT/train/CLASS/**/*.jpg`` (also val, test), or ``ROOT/*.jpg`` without labels.
     Files in nested folders belong to the first-level class. `find_split_folders` says when a folder has splits.
+
+    Args:
+        root: folder to read.
+        follow_links: also follow links that lead out of the folder. False where others may have made the links.
     """
-    reader = _FolderReader(root)
+    reader = _FolderReader(root, follow_links)
     images, folders = reader.entries(root)
     split_names = find_split_folders([folder.name for folder in folders])
     split_folders = {folder: split_names[folder.name] for folder in folders if folder.name in split_names}
@@ -52,16 +66,38 @@ def find_split_folders(names: Collection[str]) -> dict[str, str]:
     return splits if len(splits) >= 2 or len(splits) == len(names) else {}
 
 
-def list_images(root: str | Path) -> list[Path]:
-    """List all pictures under a folder, sorted. Hidden files and links that lead out of it are skipped."""
-    return sorted(_FolderReader(Path(root)).images(Path(root), frozenset()))
+def list_images(root: str | Path, follow_links: bool = True) -> list[Path]:
+    """List all pictures under a folder, sorted, without hidden files. A linked folder is read once.
+
+    Args:
+        root: folder to read.
+        follow_links: also follow links that lead out of the folder. False where others may have made the links.
+    """
+    reader = _FolderReader(Path(root), follow_links)
+    paths = sorted(reader.images(Path(root)))
+    for warning in link_warnings(reader.left_out):
+        warnings.warn(warning)
+    return paths
+
+
+def link_warnings(left_out: Iterable[tuple[Path, str]]) -> list[DataWarning]:
+    """Warnings of links that lead nowhere or form a loop, one per kind.
+
+    Args:
+        left_out: paths that were left out, each with the reason.
+    """
+    names = defaultdict(list)
+    for path, reason in left_out:
+        names[reason].append(printable(path))
+    return [DataWarning(note, tuple(names[reason])) for reason, note in LINK_NOTES.items() if reason in names]
 
 
 class _FolderReader:
     """Reads a folder in sorted order, and records the files that it leaves out with the reasons."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, follow_links: bool) -> None:
         self.root = Path(os.path.realpath(root))
+        self.follow_links = follow_links
         self.left_out: list[tuple[Path, str]] = []
 
     def leave(self, paths: list[Path], reason: str) -> None:
@@ -88,8 +124,8 @@ class _FolderReader:
     def _find_reason(self, path: Path) -> str | None:
         if path.name.startswith("."):
             return "hidden"
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(self.root):
-            return "link that leads out of the folder"
+        if path.is_symlink() and (reason := self._find_link_reason(path)):
+            return reason
         if path.is_dir():
             return None
         if not path.is_file():
@@ -99,20 +135,41 @@ class _FolderReader:
             return f"unsupported type ({_UNSUPPORTED[suffix]})"
         return None if suffix in IMAGE_SUFFIXES else "not an image file"
 
-    def images(self, folder: Path, above: frozenset[str]) -> list[Path]:
-        """All pictures in a folder and below. `above` has the real paths of its parents: links must not form a loop."""
+    def _find_link_reason(self, path: Path) -> str | None:
+        try:
+            path.stat()
+        except OSError as error:
+            reasons = {errno.ELOOP: LINK_LOOP, errno.ENOENT: LINK_TO_NOTHING, errno.ENOTDIR: LINK_TO_NOTHING}
+            return reasons.get(error.errno or 0, f"can't be opened: {error.strerror}")
+        is_inside = self.follow_links or Path(os.path.realpath(path)).is_relative_to(self.root)
+        return None if is_inside else "link that leads out of the folder"
+
+    def images(self, folder: Path, above: tuple[str, ...] = ()) -> list[Path]:
+        """All pictures in a folder and below. Each folder is read once: n links to each other can make 2^n paths.
+
+        Args:
+            folder: to read.
+            above: real paths of the folders above it.
+        """
+        return self._images(folder, above, set())
+
+    def _images(self, folder: Path, above: tuple[str, ...], read: set[str]) -> list[Path]:
         real = os.path.realpath(folder)
         if real in above:
-            self.leave([folder], "link to a folder above it")
+            self.leave([folder], LINK_LOOP)
             return []
+        if real in read:
+            self.leave([folder], "link to a folder that is read already")
+            return []
+        read.add(real)
         images, folders = self.entries(folder)
         for inner in folders:
-            images += self.images(inner, above | {real})
+            images += self._images(inner, (*above, real), read)
         return images
 
     def classes(self, images: list[Path], folders: list[Path], split: str) -> list[Sample]:
         """Samples of the class folders; if none has a picture, the pictures next to them, without labels."""
-        images_by_folder = {folder: self.images(folder, frozenset({str(self.root)})) for folder in folders}
+        images_by_folder = {folder: self.images(folder, (str(self.root),)) for folder in folders}
         self.leave(
             [folder for folder, folder_images in images_by_folder.items() if not folder_images],
             "folder without pictures",

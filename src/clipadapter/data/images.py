@@ -2,7 +2,8 @@
 
 The first bytes of a file determine its format, not its name. Only the formats of ``_FORMATS`` are read. The cost of
 decoding is checked beforehand (`decode_cost`), threads share a memory budget (`decode_memory`), and slow formats are
-decoded in a separate process (`decode_process`).
+decoded in a separate process (`decode_process`). What a user should know about a picture that was read, as that it is
+the first frame of an animation, is found by `image_notes`.
 Pillow's `Image.open` is not used: its guard against huge files is a process-wide setting with a warning, which can't be
 silenced in one thread. All functions are thread-safe.
 """
@@ -14,13 +15,22 @@ import importlib
 import io
 import os
 import re
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from clipadapter.data.decode_cost import TooCostly, check_cost, check_exif, is_slow
+from clipadapter.data.decode_cost import (
+    MAX_SCANNED_SAMPLES_PER_PIXEL,
+    TooCostly,
+    check_cost,
+    check_exif,
+    is_slow,
+    read_jpeg,
+)
 from clipadapter.data.decode_memory import MemoryBudget, peak_bytes
 from clipadapter.data.decode_process import DECODER_PROCESSES, can_start_process
-from clipadapter.errors import ImageError, InputError
+from clipadapter.data.image_notes import END_OF_JPEG, lacks_end_marker
+from clipadapter.errors import ImageError, InputError, MissingExtraError, require
 from clipadapter.files import open_regular, printable
 
 if TYPE_CHECKING:
@@ -28,12 +38,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 100_000_000
-"""Larger pictures are refused by default."""
+"""Larger pictures are refused, unless `set_max_pixels` was called or the caller names a limit."""
+MAX_DECODED_JPEG_PIXELS = 100_000_000
+"""Larger JPEG files are shrunk while they are decoded, so that they need no more memory than this size."""
 MAX_SIDE_RATIO = 100
 """Largest ratio of the sides: resizing a longer strip by its shorter side would fill the memory."""
 
 ImageSource: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 
+_max_pixels = MAX_PIXELS
 _BUDGET = MemoryBudget()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_BUDGET.reset)
@@ -47,18 +60,24 @@ _MAGIC_BYTES = 1024
 """Bytes at the beginning of a file that determine its format."""
 _JPEG = b"\xff\xd8\xff"
 
-# Format, pattern of the first bytes, and the Pillow class that reads it; None: known, but not supported.
+_FILLER = bytes(range(254, 0, -1)) * 4
+_FILLERS = _FILLER + b"".join(bytes((0xFF, 0xD0 + i)) + _FILLER for i in range(8))
+"""Follows the data of a JPEG that has no end marker: more than a group of blocks usually takes, alone and after each
+restart marker, which a decoder may wait for."""
+
+# Format, pattern of the first bytes, and the class that reads it; None: known, but not supported.
+# A file with the brand "mif1" may hold HEIC or AVIF: the compatible brands that follow tell which.
 _FORMATS: tuple[tuple[str, bytes, str | None], ...] = (
-    ("JPEG", _JPEG, "JpegImagePlugin.JpegImageFile"),
-    ("PNG", rb"\x89PNG\r\n\x1a\n", "PngImagePlugin.PngImageFile"),
-    ("WebP", rb"RIFF....WEBP", "WebPImagePlugin.WebPImageFile"),
-    ("GIF", rb"GIF8[79]a", "GifImagePlugin.GifImageFile"),
-    ("BMP", rb"BM.{8}", "BmpImagePlugin.BmpImageFile"),
-    ("TIFF", rb"II[*+]\0|MM\0[*+]", "TiffImagePlugin.TiffImageFile"),
-    ("PPM", rb"P[1-6]\s", "PpmImagePlugin.PpmImageFile"),
-    ("AVIF", rb"....ftypavi[fs]", "AvifImagePlugin.AvifImageFile"),
-    ("JPEG 2000", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "Jpeg2KImagePlugin.Jpeg2KImageFile"),
-    ("HEIC", rb"....ftyp(hei|hev|mif1|msf1)", None),
+    ("JPEG", _JPEG, "PIL.JpegImagePlugin.JpegImageFile"),
+    ("PNG", rb"\x89PNG\r\n\x1a\n", "PIL.PngImagePlugin.PngImageFile"),
+    ("WebP", rb"RIFF....WEBP", "PIL.WebPImagePlugin.WebPImageFile"),
+    ("GIF", rb"GIF8[79]a", "PIL.GifImagePlugin.GifImageFile"),
+    ("BMP", rb"BM.{8}", "PIL.BmpImagePlugin.BmpImageFile"),
+    ("TIFF", rb"II[*+]\0|MM\0[*+]", "PIL.TiffImagePlugin.TiffImageFile"),
+    ("PPM", rb"P[1-6]\s", "PIL.PpmImagePlugin.PpmImageFile"),
+    ("AVIF", rb"....ftyp(avi[fs]|m[is]f1(....){1,9}avi[fs])", "PIL.AvifImagePlugin.AvifImageFile"),
+    ("JPEG 2000", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "PIL.Jpeg2KImagePlugin.Jpeg2KImageFile"),
+    ("HEIC", rb"....ftyp(hei|hev|mif1|msf1)", "pillow_heif.HeifImageFile"),
     ("video", rb"....ftyp", None),
     ("SVG", rb"(\xef\xbb\xbf)?\s*(<\?xml.{,900}?)?<(svg|!DOCTYPE svg)", None),
     ("PDF", rb"%PDF", None),
@@ -68,22 +87,23 @@ _FORMATS: tuple[tuple[str, bytes, str | None], ...] = (
 
 def read_image(
     source: ImageSource,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     data: bytes | None = None,
     shrink_to: int | None = None,
     max_seconds: float = MAX_DECODE_SECONDS,
 ) -> Image.Image:
     """Read a picture as an upright picture in mode RGB.
 
-    EXIF rotation is applied, transparent pixels become white, 16-bit grey is scaled, and of an animation the first
-    frame is read. Threads share a memory budget of a quarter of the machine's memory: a call waits until enough is
-    free.
+    EXIF rotation is applied, transparent pixels become white, 16-bit grey is scaled, and of an animation or a document
+    with several pages the first is read. A JPEG that lacks only its end marker is read. Threads share a memory budget
+    of a quarter of the machine's memory: a call waits until enough is free.
 
     Args:
         source: path, PIL picture, or array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), of uint8 or of
             floats in 0..1.
-        max_pixels: larger pictures are refused before decoding. All scans of a JPEG together may process at most 20
-            samples for each of these pixels.
+        max_pixels: larger pictures are refused before decoding; None: see `set_max_pixels`. All scans of a JPEG
+            together may process at most 20 samples for each of these pixels. A JPEG above 100 million pixels is decoded
+            at a half, a quarter or an eighth of its size.
         data: the bytes of the file if they were read already, see `image_bytes`.
         shrink_to: decode a JPEG at a half, a quarter or an eighth of its size, which is faster, if its shorter side
             then has at least this many pixels and both sides are divisible. None: decode at full size.
@@ -102,6 +122,7 @@ def read_image(
     from PIL import Image
 
     name = source_name(source)
+    max_pixels = get_max_pixels() if max_pixels is None else max_pixels
     if isinstance(source, (str, Path)):
         data = image_bytes(source) if data is None else data
         kind = _kind(data)[0]
@@ -110,14 +131,83 @@ def read_image(
         image, is_multi_scan = open_image(data, name, max_pixels)
         pixels = image.width * image.height
         factor = 1 if shrink_to is None else shrink_factor(data, image.size, shrink_to)
-        if factor > 1:
-            image.draft(None, (image.width // factor, image.height // factor))
+        factor = max(factor, _factor_of_large(kind, pixels))
         with _BUDGET.hold(peak_bytes(kind, image.mode, pixels, pixels // factor**2, is_multi_scan)):
-            return finish_image(image, name)
+            if kind == "JPEG" and lacks_end_marker(data):
+                return _read_jpeg_without_end(data, name, max_pixels, factor)
+            return finish_image(_draft(image, factor), name)
     image = source if isinstance(source, Image.Image) else _from_array(source, name)
     _check_size(image.size, name, max_pixels)
     finished = finish_image(image, name)
     return finished.copy() if finished is source else finished
+
+
+def set_max_pixels(max_pixels: int = MAX_PIXELS) -> None:
+    """Set the number of pixels above which this process refuses a picture, for all calls that name no other limit.
+
+    Raises:
+        InputError: if it is less than one.
+
+    >>> set_max_pixels(108_000_000)  # for the pictures of a phone
+    >>> set_max_pixels()  # the default again
+    """
+    global _max_pixels
+    if max_pixels < 1:
+        raise InputError(f"max_pixels must be 1 or more, but is {max_pixels}")
+    _max_pixels = max_pixels
+
+
+def get_max_pixels() -> int:
+    """The number of pixels above which this process refuses a picture.
+
+    >>> get_max_pixels()
+    100000000
+    """
+    return _max_pixels
+
+
+def _factor_of_large(kind: str, pixels: int) -> int:
+    """The factor by which the sides of a picture are divided because of its size; 1 for formats other than JPEG."""
+    factors = (1, 2, 4, 8) if kind == "JPEG" else (1,)
+    return next((factor for factor in factors if pixels <= factor**2 * MAX_DECODED_JPEG_PIXELS), factors[-1])
+
+
+def _draft(image: Image.Image, factor: int) -> Image.Image:
+    """Let the decoder divide the sides of a JPEG by 1, 2, 4 or 8."""
+    if factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+    return image
+
+
+def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int) -> Image.Image:
+    """Read a JPEG that has no end marker.
+
+    A decoder completes missing pixels without an error. Whether any are missing shows when other bytes follow the data:
+    they are ignored after a complete picture, and change an incomplete one.
+
+    Raises:
+        ImageError: if more than the end marker is missing.
+    """
+
+    def decode(end: bytes) -> Image.Image:
+        return finish_image(_draft(open_image(data + end, name, max_pixels)[0], factor), name)
+
+    if not read_jpeg(data, MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels).has_all_scans:
+        raise ImageError(name, "file is truncated")
+    data = data.rstrip(b"\xff")  # the first half of the end marker would make a marker with what follows
+    digest = _digest(decode(_FILLERS + END_OF_JPEG))
+    image = decode(END_OF_JPEG)
+    if _digest(image) != digest:
+        raise ImageError(name, "file is truncated")
+    return image
+
+
+def _digest(rgb: Image.Image) -> bytes:
+    rows = max(_BAND_PIXELS // rgb.width, 1)
+    digest = blake2b(digest_size=16)
+    for top in range(0, rgb.height, rows):
+        digest.update(rgb.crop((0, top, rgb.width, min(top + rows, rgb.height))).tobytes())
+    return digest.digest()
 
 
 def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bool]:
@@ -137,13 +227,7 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
     kind, reader = _kind(data)
     if not kind:
         raise ImageError(name, "not an image" if data else "file is empty")
-    try:
-        if reader is None:
-            raise ImportError  # no decoder in Pillow: the same message as for a module that it lacks
-        module, cls = reader.split(".")
-        opener = getattr(importlib.import_module(f"PIL.{module}"), cls)
-    except ImportError as error:
-        raise ImageError(name, f"unsupported type ({kind})") from error
+    opener = _find_opener(kind, reader, name)
     try:
         is_multi_scan = check_cost(kind, data, max_pixels)
         image: Image.Image = opener(io.BytesIO(data), "")
@@ -153,6 +237,24 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
         raise ImageError(name, _reason(error)) from error
     _check_size(image.size, name, max_pixels)
     return image, is_multi_scan
+
+
+def _find_opener(kind: str, reader: str | None, name: str) -> Any:
+    """Import the class that reads a format. Nothing is registered with Pillow, whose own functions stay as they are.
+
+    Raises:
+        ImageError: if there is none, or it is not installed.
+    """
+    if reader is None:
+        raise ImageError(name, f"unsupported type ({kind})")
+    module, _, cls = reader.rpartition(".")
+    try:
+        found = require(module, "heic", kind) if kind == "HEIC" else importlib.import_module(module)
+    except MissingExtraError as error:
+        raise ImageError(name, str(error)) from error
+    except ImportError as error:
+        raise ImageError(name, f"{kind} needs a newer Pillow: pip install --upgrade pillow") from error
+    return getattr(found, cls)
 
 
 def finish_image(image: Image.Image, name: str) -> Image.Image:
@@ -165,8 +267,11 @@ def finish_image(image: Image.Image, name: str) -> Image.Image:
     Raises:
         ImageError: if it is damaged.
     """
+    size = image.size
     try:
         image.load()
+        if image.width * image.height > size[0] * size[1]:  # the container of HEIC may say less than its content
+            raise ImageError(name, "file is damaged")
         return _upright(_rgb(image, name), image)
     except ImageError:
         raise
@@ -219,8 +324,8 @@ def stop_decoding() -> None:
 def is_slow_file(data: bytes, name: str = "picture") -> bool:
     """Whether `read_image` decodes a file in a separate process, because that takes seconds or blocks other threads.
 
-    These are JPEG 2000, AVIF, PPM as text, BMP with run lengths, and TIFF with other compressions than LZW, deflate and
-    PackBits.
+    These are JPEG 2000, AVIF, HEIC, PPM as text, BMP with run lengths, and TIFF with other compressions than LZW,
+    deflate and PackBits.
 
     Args:
         data: the file.
@@ -303,8 +408,8 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     if min(size) < 1:
         raise ImageError(name, "has no pixels")
     if width * height > max_pixels:
-        million = f"{width * height / 1e6:.4g} million pixels (limit {max_pixels / 1e6:.4g})"
-        raise ImageError(name, f"too large: {million}")
+        million = f"{width * height / 1e6:.4g} million pixels (limit {max_pixels / 1e6:.4g}"
+        raise ImageError(name, f"too large: {million}; --max-pixels or set_max_pixels raises it)")
     if max(size) > MAX_SIDE_RATIO * min(size):
         raise ImageError(name, f"extreme shape: {width}x{height} (one side over {MAX_SIDE_RATIO} times the other)")
 

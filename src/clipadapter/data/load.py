@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections import Counter
 from pathlib import Path
 
 from clipadapter.data.dataset import Dataset, Listing
-from clipadapter.data.folders import read_folder
+from clipadapter.data.folders import link_warnings, read_folder
 from clipadapter.data.manifests import is_manifest, read_manifest
 from clipadapter.errors import DataError
 from clipadapter.files import MANIFEST_SUFFIXES, printable
@@ -39,6 +40,8 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, one_clas
     """
     listing = read_listing(source, root)
     dataset = listing.dataset
+    for warning in link_warnings(listing.left_out):
+        warnings.warn(warning)
     if not dataset.samples:
         raise DataError(f"there are no pictures in '{printable(source)}'{_describe_left_out(listing)}; {_LAYOUTS}")
     if len(dataset.class_names) == 1 and not one_class:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.data.dataset import Dataset, Sample
-from clipadapter.data.images import MAX_PIXELS, image_bytes, read_image
+from clipadapter.data.folders import link_warnings
+from clipadapter.data.image_notes import ImageNotes, find_image_notes
+from clipadapter.data.images import image_bytes, read_image
 from clipadapter.data.load import read_listing
 from clipadapter.errors import ImageError
 from clipadapter.files import printable
@@ -70,12 +72,12 @@ class ScanReport:
         return asdict(self)
 
 
-def scan(source: str | Path, max_pixels: int = MAX_PIXELS) -> ScanReport:
+def scan(source: str | Path, max_pixels: int | None = None) -> ScanReport:
     """Read every picture of a folder or manifest completely, and report on the data set.
 
     Args:
         source: as for `load_dataset`. No pictures, or only one class, is reported and not an error.
-        max_pixels: larger pictures count as unreadable.
+        max_pixels: larger pictures count as unreadable; None: see `set_max_pixels`.
 
     Raises:
         DataError: if there is no such path, or a manifest is invalid.
@@ -83,17 +85,20 @@ def scan(source: str | Path, max_pixels: int = MAX_PIXELS) -> ScanReport:
     listing = read_listing(source)
     dataset = listing.dataset
 
-    def read_sample(sample: Sample) -> tuple[bytes, str | None]:
+    def read_sample(sample: Sample) -> tuple[bytes, str | None, list[str]]:
         try:
             data = image_bytes(sample.path)
             read_image(sample.path, max_pixels, data)
         except ImageError as error:
-            return b"", error.reason
-        return blake2b(data, digest_size=16).digest(), None
+            return b"", error.reason, []
+        return blake2b(data, digest_size=16).digest(), None, find_image_notes(data)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = list(pool.map(read_sample, dataset.samples))
-    pairs = list(zip(dataset.samples, results, strict=True))
+    notes = ImageNotes()
+    for sample, (_, _, image_notes) in zip(dataset.samples, results, strict=True):
+        notes.add(_relative(sample.path, dataset.root), image_notes)
+    pairs = [(sample, result[:2]) for sample, result in zip(dataset.samples, results, strict=True)]
     readable = [sample for sample, (_, reason) in pairs if reason is None]
     classes = _count_classes(dataset, readable)
     unreadable = [(_relative(s.path, dataset.root), reason) for s, (_, reason) in pairs if reason is not None]
@@ -109,7 +114,10 @@ def scan(source: str | Path, max_pixels: int = MAX_PIXELS) -> ScanReport:
         left_out=tuple((_relative(path, dataset.root), reason) for path, reason in listing.left_out),
         duplicates=duplicates,
         imbalance=(min(first), max(first)) if first else None,
-        warnings=tuple(_warnings(dataset, classes, len(unreadable), duplicates)),
+        warnings=(
+            *_warnings(dataset, classes, len(unreadable), duplicates),
+            *map(str, (*link_warnings(listing.left_out), *notes.warnings())),
+        ),
     )
 
 

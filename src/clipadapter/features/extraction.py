@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import ImageSource, image_bytes, read_image, shrink_factor, source_name
 from clipadapter.encoders import Encoder
 from clipadapter.errors import ImageError, InputError
@@ -247,18 +248,22 @@ def _run_to_end(
         The pictures that can't be read, and how many features were computed.
     """
     skipped: list[Skipped] = []
+    notes = ImageNotes()
     computed = 0
     with closing(_run_job(job, positions)) as results:
         bar = tqdm(results, total=len(positions), desc="features", unit="img", file=sys.stderr) if progress else results
         for extracted in bar:
             if not isinstance(extracted.values, ImageError):
                 computed += extracted.computed
+                if extracted.notes:
+                    notes.add(source_name(job.sources[extracted.position]), extracted.notes)
                 if collect is not None:
                     collect(extracted.position, extracted.values)
             elif strict:
                 raise extracted.values
             else:
                 skipped.append((extracted.position, extracted.values.source, extracted.values.reason))
+    notes.warn()
     return sorted(skipped), computed
 
 
@@ -295,11 +300,13 @@ class ExtractedImage:
         position: its index in the sources.
         values: (v, d) features, or the error that says why there are none.
         computed: how many of the v features were computed for this picture, not taken from the store.
+        notes: what a user should know about the file.
     """
 
     position: int
     values: NDArray[np.float32] | ImageError
     computed: int = 0
+    notes: Sequence[str] = ()
 
 
 @dataclass
@@ -309,11 +316,12 @@ class _PreparedImage:
     position: int
     keys: list[bytes]
     stored: dict[bytes, NDArray[np.float32]]
+    notes: Sequence[str] = ()
     pixels: dict[bytes, Tensor] = field(default_factory=dict)
 
     def finish(self, fresh: dict[bytes, NDArray[np.float32]], computed: int) -> ExtractedImage:
         vectors = [self.stored[key] if key in self.stored else fresh[key] for key in self.keys]
-        return ExtractedImage(self.position, np.stack(vectors), computed)
+        return ExtractedImage(self.position, np.stack(vectors), computed, self.notes)
 
 
 class _PositionQueue:
@@ -384,7 +392,8 @@ def _prepare_image(job: ExtractionJob, position: int) -> _PreparedImage | Extrac
             data = image_bytes(source)
         digest = blake2b(data, digest_size=32).digest()
         keys = [feature_key(digest, info.fingerprint, job.views.key(i), job.dtype) for i in range(job.views.count)]
-        picture = _PreparedImage(position, keys, job.store.get_many(keys, info.dim))
+        notes = find_image_notes(data) if isinstance(source, str | Path) else []
+        picture = _PreparedImage(position, keys, job.store.get_many(keys, info.dim), notes)
         if len(picture.stored) == len(keys):
             return picture.finish({}, computed=0)
         missing = [i for i, key in enumerate(keys) if key not in picture.stored]

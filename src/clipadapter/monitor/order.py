@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from clipadapter.data.images import MAX_PIXELS, image_bytes, open_image
+from clipadapter.data.images import get_max_pixels, image_bytes, open_image
 from clipadapter.errors import InputError
 
 SortKey = Literal["time", "name"]
@@ -50,7 +50,7 @@ def _exif_time(path: Path) -> float | None:
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         return None
     try:
-        image, _ = open_image(image_bytes(path), path.name, MAX_PIXELS)
+        image, _ = open_image(image_bytes(path), path.name, get_max_pixels())
         text = str(image.getexif().get_ifd(EXIF_BLOCK_TAG).get(DATE_TIME_ORIGINAL_TAG, ""))
         return time.mktime(time.strptime(text.strip("\0 "), "%Y:%m:%d %H:%M:%S"))
     except Exception:  # PIL raises many types for damaged files, and the order does not depend on the date alone

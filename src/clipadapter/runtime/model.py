@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.data.images import MAX_DECODE_SECONDS, MAX_PIXELS, ImageSource, read_image, source_name
+from clipadapter.data.image_notes import ImageNotes, find_image_notes
+from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image, source_name
 from clipadapter.errors import ImageError, InputError
 from clipadapter.pixels import PixelSpec, min_jpeg_side
 from clipadapter.prediction import Prediction, unreadable
@@ -89,7 +91,7 @@ class RuntimeModel(ABC):
         self,
         image: ImageSource,
         data: bytes | None = None,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
         max_seconds: float = MAX_DECODE_SECONDS,
     ) -> NDArray[np.uint8]:
         """Preprocess a picture to the square (s, s, 3) that `run` takes; may be called from several threads.
@@ -97,7 +99,7 @@ class RuntimeModel(ABC):
         Args:
             image: a path, PIL picture or array.
             data: the bytes of the file, if they were read already: then the path is only a name.
-            max_pixels: larger pictures are refused before they are decoded.
+            max_pixels: larger pictures are refused before they are decoded; None: see `set_max_pixels`.
             max_seconds: processor time for a file of a slow format, such as JPEG 2000.
 
         Raises:
@@ -185,21 +187,26 @@ class RuntimeModel(ABC):
         """Pictures, and the outputs for those that can be read."""
         if isinstance(images, str | np.ndarray) or not isinstance(images, Iterable):
             raise InputError(f"pictures must be given as a list, but came as {type(images).__name__}")
-        remaining = iter(images)
+        remaining, notes = iter(images), ImageNotes()
         with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
             pending: deque[list[Future[_LoadedPicture]]] = deque()
             while True:
                 while len(pending) < PREFETCHED_BATCHES and (batch := list(islice(remaining, batch_size))):
                     pending.append([pool.submit(self._load, image) for image in batch])
                 if not pending:
-                    return
+                    break
                 pictures = [future.result() for future in pending.popleft()]
+                for picture in pictures:
+                    notes.add(picture.name, picture.notes)
                 squares = [picture.square for picture in pictures if picture.square is not None]
                 yield pictures, self.run(np.stack(squares)) if squares else self._empty_outputs()
+        notes.warn()
 
     def _load(self, image: ImageSource) -> _LoadedPicture:
         try:
-            return _LoadedPicture(source_name(image), self.preprocess(image))
+            data = image_bytes(image) if isinstance(image, (str, Path)) else None
+            notes = [] if data is None else find_image_notes(data)
+            return _LoadedPicture(source_name(image), self.preprocess(image, data), notes=notes)
         except ImageError as error:
             return _LoadedPicture(error.source, error=error.reason)
 
@@ -213,8 +220,9 @@ class RuntimeModel(ABC):
 
 @dataclass(frozen=True, eq=False)
 class _LoadedPicture:
-    """The square of a picture, or why it can't be read."""
+    """The square of a picture and the notes on it, or why it can't be read."""
 
     name: str
     square: NDArray[np.uint8] | None = None
     error: str | None = None
+    notes: Sequence[str] = ()

@@ -88,7 +88,7 @@ def read_contents(
         external: unlabelled pictures outside the project.
         duplicates: finds the unlabelled pictures that have a label by now.
     """
-    listing = read_folder(root)
+    listing = read_folder(root, follow_links=False)
     is_split = _is_split(root, listing.dataset.splits)
     class_root = _split_folder(root, "train") if is_split else ""
     paths: dict[str, list[Path]] = {folder: [] for folder in _list_folders(root, class_root)}

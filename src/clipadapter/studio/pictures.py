@@ -27,6 +27,7 @@ SUFFIXES_BY_MAGIC = (
     (rb"P[25]\s", (".pgm", ".pnm")),
     (rb"P[36]\s", (".ppm", ".pnm")),
     (rb"....ftypavi", (".avif",)),
+    (rb"....ftyp(hei|hev|mif1|msf1)", (".heic", ".heif", ".hif")),
     (rb"\0\0\0\x0cjP|\xff\x4f\xff\x51", (".jp2",)),
 )
 """First bytes of a format, and the suffixes of its files, the usual one first."""

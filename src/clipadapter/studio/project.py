@@ -136,7 +136,7 @@ class Project:
     def refresh(self) -> Contents:
         """Read the project from the disk again."""
         with self._guard:
-            paths = [] if self.external_folder is None else list_images(self.external_folder)
+            paths = [] if self.external_folder is None else list_images(self.external_folder, follow_links=False)
             self._external = list_picture_files(path for path in paths if not path.is_relative_to(self.root))
             self._write_class_names()
             return self._read()

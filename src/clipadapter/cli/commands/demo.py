@@ -37,7 +37,7 @@ class DemoEncoderOptions(EncoderOptions):
 
 @cli_command("clipadapter demo --data my-pictures/ --shots 1,4", Section.START, 6, extra="demo")
 @click.option("--data", type=FOLDER, help="Your own folder or table in place of the pictures of fabric.")
-@option_group("encoder_options", DemoEncoderOptions, only=("uri", "cache"))
+@option_group("encoder_options", DemoEncoderOptions, only=("uri", "cache", "max_pixels"))
 @shots_option
 @seeds_option
 @click.option(

@@ -15,7 +15,7 @@ from clipadapter.cli.options import option_group, output_options, seed_option, s
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import DataError, require
 
-ALL_BUT_NO_CACHE = ("uri", "device", "backend", "precision", "batch_size", "cache")
+ALL_BUT_NO_CACHE = ("uri", "device", "backend", "precision", "batch_size", "cache", "max_pixels")
 
 
 @cli_command("clipadapter embed pictures/ --encoder lite --shard 1/4")

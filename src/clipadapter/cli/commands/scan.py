@@ -10,7 +10,7 @@ import click
 
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.option_types import FOLDER
-from clipadapter.cli.options import output_options
+from clipadapter.cli.options import max_pixels_option, output_options
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @cli_command("clipadapter scan shots/", Section.START, 1)
 @click.argument("data", type=FOLDER)
 @click.option("--strict", is_flag=True, help="Exit with 1 if a picture can't be read.")
+@max_pixels_option
 @output_options
 def command(data: Path, strict: bool, out: Output) -> None:
     """List the contents of DATA: classes, counts, unreadable files, duplicates.

@@ -12,7 +12,7 @@ from clipadapter.cli.encoder_options import check_device, device_option
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import read_samples
 from clipadapter.cli.option_types import COUNT, FOLDER
-from clipadapter.cli.options import option, option_group, output_options, seed_option, split_option
+from clipadapter.cli.options import max_pixels_option, option, option_group, output_options, seed_option, split_option
 from clipadapter.cli.output import Output, facts
 
 
@@ -41,6 +41,7 @@ class TrainingOptions:
 @seed_option
 @split_option
 @device_option
+@max_pixels_option
 @output_options
 def command(
     pictures: Path,

@@ -12,7 +12,7 @@ import click
 from clipadapter.cli.encoder_options import device_option
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import COUNT, FILE, FOLDER, parse_counts
-from clipadapter.cli.options import output_options
+from clipadapter.cli.options import max_pixels_option, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import DataError, InputError
 from clipadapter.parsing import read_json
@@ -71,6 +71,7 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
     "--oracle", is_flag=True, help="Also measure the result of selecting the varied parameter on the test part."
 )
 @click.option("--dry-run", is_flag=True, help="Only print what would be done, and its cost.")
+@max_pixels_option
 @output_options
 def run(
     suite: str,

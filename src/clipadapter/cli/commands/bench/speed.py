@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: clipadapter bench speed pictures/ --encoder lite")
 @click.argument("pictures", type=FOLDER, required=False)
-@option_group("encoder", EncoderOptions, only=("uri", "device", "batch_size"))
+@option_group("encoder", EncoderOptions, only=("uri", "device", "batch_size", "max_pixels"))
 @click.option("--rounds", type=COUNT, metavar="N", default=5, help="Number of measurements of each.")
 @click.option("--count", type=COUNT, metavar="N", default=64, help="Number of pictures.")
 @output_options
