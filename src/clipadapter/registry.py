@@ -1,24 +1,51 @@
 """A registry of classes by name: heads, encoders, data sets and others.
 
-A member registers itself where it is defined. The modules of the package are imported at the first query, and so are
-plug-ins with an entry point in the group of the package's name.
+A member registers itself where it is defined. Names are read from the source of the package, so that a name can be
+checked without an import of torch, and only the module of a member in use is imported. Plug-ins, which have an entry
+point in the group of the package's name, are imported.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import fnmatch
+import functools
 import importlib
+import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from clipadapter.errors import InputError, UnknownNameError
 
 T = TypeVar("T")
+
+
+REGISTRATION = re.compile(r"^@register_\w+\(\s*[\"']([^\"']+)[\"']", re.MULTILINE)
+"""The decorator that registers a member, as it stands in a source file."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A member as its source file declares it, read without an import.
+
+    Args:
+        name: its public name.
+        summary: first line of the class's docstring.
+        facts: the other arguments of its registration that are literals, such as the paper.
+        attributes: class attributes that are set to a literal in the body of the class.
+    """
+
+    name: str
+    summary: str
+    facts: Mapping[str, Any]
+    attributes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,14 +91,17 @@ class Registry(Generic[T]):
 
     Args:
         kind: what a member is, for messages, such as ``"head"``.
-        package: dotted name of the package whose public modules register members; also the entry point group.
-        other_packages: dotted names of other packages whose public modules register members.
+        package: dotted name of the package whose modules register members; also the entry point group.
+        other_packages: dotted names of other packages whose modules register members.
+        read_source: whether each member is registered by a decorator ``@register_KIND("NAME", ...)``. Otherwise all
+            modules of the packages are imported at the first query.
     """
 
-    def __init__(self, kind: str, package: str, *other_packages: str) -> None:
+    def __init__(self, kind: str, package: str, *other_packages: str, read_source: bool = True) -> None:
         self.kind = kind
         self.package = package
         self._packages = (package, *other_packages)
+        self._read_source = read_source
         self._entries: dict[str, Entry[T]] = {}
         self._loaded = False
 
@@ -99,7 +129,7 @@ class Registry(Generic[T]):
     def list(self, pattern: str = "*") -> list[str]:
         """Names that match a shell wildcard, sorted."""
         self._load()
-        return sorted(name for name in self._entries if fnmatch.fnmatchcase(name, pattern))
+        return sorted(name for name in {*self._entries, *self._modules} if fnmatch.fnmatchcase(name, pattern))
 
     def info(self, name: str) -> Entry[T]:
         """The entry of one name.
@@ -107,10 +137,24 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: if no member has this name.
         """
-        self._load()
+        if name not in self._entries and name in self._modules:
+            importlib.import_module(self._modules[name][0])
         if name not in self._entries:
-            raise unknown(self.kind, name, self.list())
+            self.check(name)
         return self._entries[name]
+
+    def check(self, name: str) -> None:
+        """Refuse a name that no member has. A member of the package is not imported.
+
+        Raises:
+            UnknownNameError: if no member has this name.
+        """
+        if name not in self._modules and name not in self.list():
+            raise unknown(self.kind, name, self.list())
+
+    def declarations(self, pattern: str = "*") -> Sequence[Declaration]:
+        """Members whose names match a shell wildcard, sorted. Only plug-ins and members without source are imported."""
+        return [self._declaration(name) for name in self.list(pattern)]
 
     def create(self, name: str, **params: Any) -> T:
         """A new instance by name.
@@ -127,18 +171,85 @@ class Registry(Generic[T]):
         except TypeError as error:
             raise InputError(f"{self.kind} '{name}': {error}") from error
 
+    @functools.cached_property
+    def _modules(self) -> dict[str, tuple[str, Path]]:
+        """By name, the module of each member whose source declares it, and its file."""
+        if not self._read_source:
+            return {}
+        return {
+            name: (module, path)
+            for package in self._packages
+            for module, path in _source_files(package)
+            for name in REGISTRATION.findall(path.read_text(encoding="utf-8"))
+        }
+
     def _load(self) -> None:
+        """Import the plug-ins; and all modules of the packages if their source declares no members."""
         if self._loaded:
             return
         self._loaded = True
-        for name in self._packages:
-            for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
+        for package in () if self._modules else self._packages:
+            for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
                 if not module.name.startswith("_"):
-                    importlib.import_module(f"{name}.{module.name}")
+                    importlib.import_module(f"{package}.{module.name}")
         from importlib.metadata import entry_points  # late: most commands need no plug-in for their help
 
         for point in entry_points(group=self.package):
             point.load()
+
+    def _declaration(self, name: str) -> Declaration:
+        if name in self._modules:
+            for node, call in _decorated_classes(self._modules[name][1]):
+                if call.args and _literal(call.args[0]) == name:
+                    return _declare(name, node, call)
+        entry = self.info(name)
+        return Declaration(name, entry.summary, entry.facts, vars(entry.cls))
+
+
+def _source_files(package: str) -> list[tuple[str, Path]]:
+    """The modules of a package and its packages, with their files; none if the package is installed without source."""
+    spec = importlib.util.find_spec(package)
+    found = []
+    for folder in () if spec is None else spec.submodule_search_locations or ():
+        for path in sorted(Path(folder).rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found.append((".".join((package, *(part for part in parts if part != "__init__"))), path))
+    return found
+
+
+def _decorated_classes(path: Path) -> Iterator[tuple[ast.ClassDef, ast.Call]]:
+    """Each class of a source file with each call that decorates it."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+            if isinstance(node, ast.ClassDef) and isinstance(call, ast.Call):
+                yield node, call
+
+
+def _declare(name: str, node: ast.ClassDef, registration: ast.Call) -> Declaration:
+    """What the definition of a class and its registration state as literals."""
+    facts = {keyword.arg: _literal(keyword.value) for keyword in registration.keywords if keyword.arg is not None}
+    attributes: dict[str, Any] = {}
+    for statement in node.body:
+        if isinstance(statement, ast.Assign):
+            attributes |= {
+                target.id: _literal(statement.value) for target in statement.targets if isinstance(target, ast.Name)
+            }
+        elif (
+            isinstance(statement, ast.AnnAssign)
+            and statement.value is not None
+            and isinstance(statement.target, ast.Name)
+        ):
+            attributes[statement.target.id] = _literal(statement.value)
+    summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
+    return Declaration(name, summary, MappingProxyType(facts), MappingProxyType(attributes))
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal; None for any other expression."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
 
 
 def _qualified_name(cls: type[Any]) -> str:

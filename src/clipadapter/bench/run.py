@@ -41,7 +41,7 @@ KEY_FIELDS = {
 }
 """The fields that determine the metrics. Two runs with the same values are the same run."""
 MEASUREMENT_VERSION = 1
-"""Version of ``bench.score`` and of the metrics. Raise it if the same logits give other metrics."""
+"""Version of ``classifier.evaluation.score`` and of the metrics. Raise it if the same logits give other metrics."""
 
 
 class FrozenModel(BaseModel):

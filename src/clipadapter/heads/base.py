@@ -22,6 +22,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
+from clipadapter.heads.registry import HEADS
 from clipadapter.heads.support import (
     Array,
     as_labels,
@@ -41,7 +42,7 @@ from clipadapter.heads.support import SupportSet as SupportSet
 from clipadapter.heads.text import TextFeatures
 from clipadapter.metrics.table import Task
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
-from clipadapter.registry import Registry, unknown
+from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]
 RECIPES = ("official", "paper")
@@ -594,7 +595,3 @@ class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ig
             raise ArtifactError(f"the saved arrays don't fit a {name}: {error}") from error
         if logits.shape != (1, c) or not np.isfinite(logits).all():
             raise ArtifactError(f"the saved arrays of {name} give no finite logits of {c} classes")
-
-
-HEADS: Registry[Head] = Registry("head", "clipadapter.heads", "clipadapter.tuners")
-"""All heads by name. Tuners, which train through a tower, are chosen by name like them."""

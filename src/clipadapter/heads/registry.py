@@ -1,4 +1,7 @@
-"""Register and look up heads by name, with their `Fidelity`: how close each is to the publication it is named after."""
+"""Register and look up heads by name, with their `Fidelity`: how close each is to the publication it is named after.
+
+Nothing here imports torch: the names of heads are checked before the work begins.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,18 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.heads.base import HEADS, Head
+from clipadapter.registry import Registry
+
+if TYPE_CHECKING:
+    from clipadapter.heads.base import Head
+
+HEADS: Registry[Head] = Registry("head", "clipadapter.heads", "clipadapter.tuners")
+"""All heads by name. Tuners, which train through a tower, are chosen by name like them."""
 
 FIDELITY_KINDS: Mapping[str, str] = MappingProxyType(
     {
@@ -66,6 +75,12 @@ class Fidelity:
             known = ", ".join(FIDELITY_KINDS)
             raise InputError(f"fidelity is 'KIND: sentences.' with a kind out of {known}, but is {text!r}")
         return cls(kind, statement)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """The fidelity among the facts of a registration, as parsed or as text; "not stated" if there is none."""
+        fidelity = facts.get("fidelity", cls.kind)
+        return fidelity if isinstance(fidelity, cls) else cls.parse(fidelity) if isinstance(fidelity, str) else cls()
 
     @property
     def is_as_published(self) -> bool:
@@ -152,5 +167,4 @@ def fidelity_of(name: str) -> Fidelity:
     >>> fidelity_of("auto").kind
     'own'
     """
-    fidelity = HEADS.info(name).facts.get("fidelity") if name in HEADS.list() else None
-    return fidelity if isinstance(fidelity, Fidelity) else Fidelity()
+    return Fidelity.of(HEADS.info(name).facts) if name in HEADS.list() else Fidelity()

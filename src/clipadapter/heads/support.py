@@ -136,7 +136,9 @@ def as_views(X: ArrayLike) -> Array:
         InputError: if the features are marked for evaluation.
     """
     if isinstance(X, EvaluationFeatures):
-        raise InputError("these features are marked for evaluation: fit and select on shots, measure with bench.score")
+        raise InputError(
+            "these features are marked for evaluation: fit and select on shots, measure with clipadapter.classifier.evaluation.score"
+        )
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
     if getattr(X, "ndim", 2) != 3:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter import __version__
-from clipadapter.bench import Score, summarise
+from clipadapter.bench import summarise
+from clipadapter.classifier.evaluation import Score
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.doctor import FindingGroup, illustrate_findings, read_findings_css, render_findings
 from clipadapter.metrics import metrics_shown, reliability

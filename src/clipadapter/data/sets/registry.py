@@ -7,7 +7,7 @@ from collections.abc import Callable
 from clipadapter.data.sets.base import BenchmarkSet
 from clipadapter.registry import Registry
 
-SETS: Registry[BenchmarkSet] = Registry("data set", "clipadapter.data.sets")
+SETS: Registry[BenchmarkSet] = Registry("data set", "clipadapter.data.sets", read_source=False)
 list_sets = SETS.list
 set_info = SETS.info
 create_set = SETS.create

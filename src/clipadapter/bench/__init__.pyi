@@ -1,0 +1,85 @@
+from .bundle import Bundle as Bundle
+from .bundle import TestPart as TestPart
+from .bundle_files import load_bundle as load_bundle
+from .bundle_files import save_bundle as save_bundle
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
+from .continual.learning import StreamTask as StreamTask
+from .continual.learning import learn_task_stream as learn_task_stream
+from .continual.metrics import ContinualMetrics as ContinualMetrics
+from .continual.metrics import continual_metrics as continual_metrics
+from .continual.summary import stream_table as stream_table
+from .costs import Estimate as Estimate
+from .costs import estimate as estimate
+from .evaluation import (
+    CrossValidation as CrossValidation,
+)
+from .evaluation import (
+    ModelEvaluation as ModelEvaluation,
+)
+from .evaluation import (
+    MultiLabelModelEvaluation as MultiLabelModelEvaluation,
+)
+from .evaluation import (
+    cross_validate_model as cross_validate_model,
+)
+from .evaluation import (
+    evaluate_model as evaluate_model,
+)
+from .evaluation import (
+    evaluate_multilabel_model as evaluate_multilabel_model,
+)
+from .fitting import few_shot as few_shot
+from .launch import run_suite as run_suite
+from .methods import BASELINES as BASELINES
+from .methods import default_heads as default_heads
+from .methods import method_version as method_version
+from .plan import Plan as Plan
+from .plan import list_planned_suites as list_planned_suites
+from .plots import draw_confusion_matrix as draw_confusion_matrix
+from .plots import draw_learning_curve as draw_learning_curve
+from .protocols import (
+    create_protocol as create_protocol,
+)
+from .protocols import (
+    list_protocols as list_protocols,
+)
+from .protocols import (
+    register_protocol as register_protocol,
+)
+from .protocols.cross_validation import cross_validate as cross_validate
+from .records import RecordFolder as RecordFolder
+from .report import (
+    compare_heads as compare_heads,
+)
+from .report import (
+    compare_studies as compare_studies,
+)
+from .report import (
+    write_report as write_report,
+)
+from .run import Run as Run
+from .run import append_runs as append_runs
+from .run import read_runs as read_runs
+from .sources import (
+    FEATURES as FEATURES,
+)
+from .sources import (
+    Source as Source,
+)
+from .sources import (
+    open_source as open_source,
+)
+from .sources import (
+    split_in_halves as split_in_halves,
+)
+from .sources import (
+    split_train_test as split_train_test,
+)
+from .study import Study as Study
+from .study import load_study as load_study
+from .suite import Suite as Suite
+from .suite import list_suites as list_suites
+from .suite import load_suite as load_suite
+from .summary import summarise as summarise
+from .summary import table as table

@@ -1,0 +1,26 @@
+from ._unprojected import with_unprojected as with_unprojected
+from .backend import precision_fingerprint as precision_fingerprint
+from .backend import with_backend as with_backend
+from .base import Encoder as Encoder
+from .base import EncoderInfo as EncoderInfo
+from .base import EncoderListing as EncoderListing
+from .layers import AttentionLayer as AttentionLayer
+from .layers import attention_layers as attention_layers
+from .registry import (
+    create_encoder as create_encoder,
+)
+from .registry import (
+    encoder_info as encoder_info,
+)
+from .registry import (
+    list_encoders as list_encoders,
+)
+from .registry import (
+    open_text_tower as open_text_tower,
+)
+from .registry import (
+    open_tunable_copy as open_tunable_copy,
+)
+from .registry import (
+    register_encoder as register_encoder,
+)

@@ -1,0 +1,39 @@
+from .autotune import choose_backend as choose_backend
+from .autotune import restore_backend as restore_backend
+from .export import FeatureRow as FeatureRow
+from .export import extract_rows as extract_rows
+from .export import write_parquet as write_parquet
+from .extraction import (
+    EmbedResult as EmbedResult,
+)
+from .extraction import (
+    Extraction as Extraction,
+)
+from .extraction import (
+    embed as embed,
+)
+from .extraction import (
+    extract as extract,
+)
+from .extraction import (
+    parse_shard as parse_shard,
+)
+from .feature_set import FeatureSet as FeatureSet
+from .store import FeatureStore as FeatureStore
+from .store import feature_key as feature_key
+from .text import encode_classes as encode_classes
+from .views import (
+    PER_EPOCH as PER_EPOCH,
+)
+from .views import (
+    PerEpochViews as PerEpochViews,
+)
+from .views import (
+    ViewCost as ViewCost,
+)
+from .views import (
+    ViewSpec as ViewSpec,
+)
+from .views import (
+    augment as augment,
+)

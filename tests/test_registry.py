@@ -1,0 +1,42 @@
+"""What a registry reads from source files is what an import registers."""
+
+import subprocess
+import sys
+
+import pytest
+
+from clipadapter.backends.registry import BACKENDS
+from clipadapter.bench.launchers.base import LAUNCHERS
+from clipadapter.bench.protocols import PROTOCOLS
+from clipadapter.encoders.registry import ENCODERS
+from clipadapter.heads.registry import HEADS, Fidelity
+
+REGISTRIES = {registry.kind: registry for registry in (BACKENDS, ENCODERS, HEADS, LAUNCHERS, PROTOCOLS)}
+
+
+@pytest.mark.parametrize("registry", REGISTRIES.values(), ids=REGISTRIES)
+def test_every_name_that_is_read_has_a_class_with_this_summary(registry):
+    declared = {declaration.name: declaration for declaration in registry.declarations()}
+    assert len(declared) > 1 and list(declared) == registry.list()
+    for name, declaration in declared.items():
+        entry = registry.info(name)
+        assert entry.cls.__module__.startswith("clipadapter.")
+        assert declaration.summary == entry.summary
+
+
+def test_the_declaration_of_a_head_states_what_the_class_states():
+    for declaration in HEADS.declarations():
+        cls = HEADS.info(declaration.name).cls
+        assert bool(declaration.attributes.get("transductive")) == cls.transductive
+        assert Fidelity.of(declaration.facts) == Fidelity.of(HEADS.info(declaration.name).facts)
+
+
+def test_names_of_heads_and_encoders_are_read_without_torch():
+    code = (
+        "import sys\n"
+        "from clipadapter.encoders.registry import ENCODERS\n"
+        "from clipadapter.heads.registry import HEADS\n"
+        "assert 'lite' in ENCODERS.list() and 'gda' in [head.name for head in HEADS.declarations()]\n"
+        "assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
