@@ -137,7 +137,8 @@ def as_views(X: ArrayLike) -> Array:
     """
     if isinstance(X, EvaluationFeatures):
         raise InputError(
-            "these features are marked for evaluation: fit and select on shots, measure with clipadapter.classifier.evaluation.score"
+            "these features are marked for evaluation: fit and select on shots, and measure with "
+            "clipadapter.classifier.evaluation.score"
         )
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
