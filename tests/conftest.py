@@ -3,17 +3,15 @@
 And encoders to test: models of open_clip with random weights, written to disk once a session.
 """
 
+import gc
 import json
 import math
 import socket
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from clipadapter.encoders import create_encoder
-
+# What takes long to import is imported in functions: the process that hands out the tests reads this file too.
 CLIP = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 TINY = {
@@ -24,9 +22,23 @@ TINY = {
 LETTERS = ["<pad>", "</s>", "<unk>", *"▁abcdefghijklmnopqrstuvwxyz0123456789"]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect without searching for garbage: 860,000 objects live to the end, and a search of them takes 0.3 s."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        import hypothesis  # noqa: F401  its plugin does it at the end, where it looks for objects that are frozen then
+
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def sealed(tmp_path_factory):
     """No connection leaves the machine, and nothing is written to the user's cache folder."""
+    import torch
 
     def refuse(self, address):
         raise OSError(f"a test tried to reach {address}")
@@ -45,7 +57,9 @@ def sealed(tmp_path_factory):
 @pytest.fixture(scope="session")
 def write_model():
     """A function that writes a model of open_clip with random weights into a folder."""
-    import open_clip  # here, since it takes seconds, and most files of tests need none of it
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
 
     def write(folder: Path, config: dict, preprocess: dict, seed: int = 0) -> Path:
         folder.mkdir(exist_ok=True)
@@ -69,12 +83,12 @@ def narrow_clip():
     """Configurations of CLIP's ResNet and ViT by name: their pictures and texts, but few and narrow layers."""
     import open_clip
 
-    found = {name: open_clip.get_model_config(name) for name in ("RN50", "ViT-B-32")}
+    configs = {name: open_clip.get_model_config(name) for name in ("RN50", "ViT-B-32")}
     for config, image in (("RN50", {"width": 16, "layers": [1, 1, 1, 1]}), ("ViT-B-32", {"width": 128, "layers": 4})):
-        found[config]["embed_dim"] = 64
-        found[config]["vision_cfg"] |= image
-        found[config]["text_cfg"] |= {"width": 64, "heads": 2, "layers": 2}
-    return found
+        configs[config]["embed_dim"] = 64
+        configs[config]["vision_cfg"] |= image
+        configs[config]["text_cfg"] |= {"width": 64, "heads": 2, "layers": 2}
+    return configs
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +114,8 @@ def folders(tmp_path_factory, write_model, narrow_clip):
 @pytest.fixture(scope="session")
 def opened(folders):
     """A function that opens an encoder by its name here, each once a session."""
+    from clipadapter.encoders import create_encoder
+
     kept = {}
 
     def get(name: str):

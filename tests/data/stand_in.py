@@ -7,6 +7,9 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from clipadapter.data.sets import list_sets, set_info
+from clipadapter.data.sets.layouts import ImageNetSet
+
 # Synsets that ImageNet-A and ImageNet-R have too, their number among ImageNet's outputs, and CLIP's name.
 IMAGENET = (
     ("n01498041", 6, "stingray"),
@@ -20,25 +23,6 @@ IMAGENET = (
     ("n01774750", 76, "tarantula"),
     ("n01784675", 79, "centipede"),
 )
-IMAGENET_FOLDERS = {
-    "imagenet": {"train": "imagenet/images/train", "test": "imagenet/images/val"},
-    "imagenet_v2": {"test": "imagenetv2/imagenetv2-matched-frequency-format-val"},
-    "imagenet_sketch": {"test": "imagenet-sketch/images"},
-    "imagenet_a": {"test": "imagenet-adversarial/imagenet-a"},
-    "imagenet_r": {"test": "imagenet-rendition/imagenet-r"},
-}
-# Folder of the set, folder of the pictures in it, split file.
-SPLIT_SETS = {
-    "caltech101": ("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
-    "dtd": ("dtd", "images", "split_zhou_DescribableTextures.json"),
-    "eurosat": ("eurosat", "2750", "split_zhou_EuroSAT.json"),
-    "food101": ("food-101", "images", "split_zhou_Food101.json"),
-    "oxford_flowers": ("oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json"),
-    "oxford_pets": ("oxford_pets", "images", "split_zhou_OxfordPets.json"),
-    "stanford_cars": ("stanford_cars", ".", "split_zhou_StanfordCars.json"),
-    "sun397": ("sun397", "SUN397", "split_zhou_SUN397.json"),
-    "ucf101": ("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json"),
-}
 
 
 def make_stand_in(name, root, classes=3, pictures=6):
@@ -50,25 +34,26 @@ def make_stand_in(name, root, classes=3, pictures=6):
     """
     fewer = max(1, pictures // 2)
     counts = {"train": pictures, "val": fewer, "test": fewer}
-    if name in IMAGENET_FOLDERS:
-        _imagenet(name, root, classes, counts)
+    cls = set_info(name).cls
+    if issubclass(cls, ImageNetSet):
+        _imagenet(cls, root / cls.folder, classes, counts)
     elif name == "fgvc_aircraft":
-        _aircraft(root, classes, counts)
+        _aircraft(root / cls.folder, classes, counts)
     else:
-        _split_set(name, root, classes, counts)
+        _split_set(cls, root / cls.folder, classes, counts)
     return root
 
 
-def _imagenet(name, root, classes, counts):
-    for part, folder in IMAGENET_FOLDERS[name].items():
+def _imagenet(cls, root, classes, counts):
+    for split, folder in cls.split_folders.items():
         for number, (synset, index, _) in enumerate(IMAGENET[:classes]):
-            inner = str(index) if name == "imagenet_v2" else synset
-            for i in range(counts[part]):
-                _draw(root / folder / inner / f"{synset}_{i}.JPEG", number, classes, name)
+            inner = str(index) if cls.class_folders == "index" else synset
+            for i in range(counts[split]):
+                _draw(root / folder / inner / f"{synset}_{i}.JPEG", number, classes, cls.name)
 
 
-def _aircraft(root, classes, counts):
-    folder, count = root / "fgvc_aircraft", 0
+def _aircraft(folder, classes, counts):
+    count = 0
     for part, amount in counts.items():
         lines = []
         for number in range(classes):
@@ -80,24 +65,23 @@ def _aircraft(root, classes, counts):
     (folder / "variants.txt").write_text("".join(f"kind {number}\n" for number in range(classes)), "utf-8")
 
 
-def _split_set(name, root, classes, counts):
-    own, pictures, split_file = SPLIT_SETS[name]
-    folder, split = root / own, {part: [] for part in counts}
+def _split_set(cls, folder, classes, counts):
+    split = {part: [] for part in counts}
     for number in range(classes):
         for part, amount in counts.items():
             for i in range(amount):
                 inner = f"kind_{number}/{part}_{i}.jpg"
-                if name == "stanford_cars":
+                if cls.name == "stanford_cars":
                     inner = f"cars_{'test' if part == 'test' else 'train'}/{number}_{part}_{i}.jpg"
-                _draw(folder / pictures / inner, number, classes, name)
+                _draw(folder / cls.image_folder / inner, number, classes, cls.name)
                 split[part].append([inner, number, f"kind_{number}"])
-    (folder / split_file).write_text(json.dumps(split), "utf-8")
+    (folder / cls.split_file).write_text(json.dumps(split), "utf-8")
 
 
 def _draw(path, number, classes, name):
     """A noisy square; its noise depends on its path alone."""
-    base = "imagenet" if name in IMAGENET_FOLDERS else name
-    bright = 1 - 0.1 * list(IMAGENET_FOLDERS).index(name) if base == "imagenet" else 1
+    imagenets = [other for other in list_sets() if issubclass(set_info(other).cls, ImageNetSet)]
+    bright = 1 - 0.1 * imagenets.index(name) if name in imagenets else 1
     colour = 150 * np.array(colorsys.hsv_to_rgb(number / classes, 1, 1)) * bright
     noise = np.random.default_rng(zlib.crc32("/".join(path.parts[-4:]).encode())).integers(0, 60, (16, 16, 3))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.utils.estimator_checks import estimator_checks_generator
+from sklearn.utils.estimator_checks import check_estimator
 
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
 from clipadapter.heads.base import HEADS
@@ -40,16 +40,14 @@ def test_head_passes_the_check(name, check):
     check(create_head(name) if check.__name__ in LEARNING else create_short(name))
 
 
-def sklearn_cases():
-    for name in NAMES:
-        for estimator, check in estimator_checks_generator(with_own_text(name), mark="skip"):
-            rule = getattr(check, "func", check).__name__
-            yield pytest.param(estimator, check, id=f"{name}-{rule}", marks=excused(name, rule))
-
-
-@pytest.mark.parametrize(("estimator", "check"), list(sklearn_cases()))
-def test_heads_are_scikit_learn_estimators(estimator, check):
-    check(estimator)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_head_is_a_scikit_learn_estimator(name):
+    """All 53 checks of scikit-learn are one test: 1,800 short tests take longer to hand out than to run."""
+    results = check_estimator(
+        with_own_text(name), expected_failed_checks=head_info(name).facts.get("xfail"), on_skip=None
+    )
+    assert len(results) > 40
+    assert [result["check_name"] for result in results if result["expected_to_fail"] and not result["exception"]] == []
 
 
 def test_the_three_heads_are_there():

@@ -13,6 +13,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.bench import evaluate_model, evaluate_multilabel_model
 from clipadapter.data import load_dataset
 from clipadapter.errors import ArtifactError, InputError
+from clipadapter.metrics import metrics_shown
 from clipadapter.persistence import load_model, read_config, record_evaluation
 from clipadapter.persistence import save as record
 from clipadapter.persistence.card import GENERATED_MARK, code, escape, hub_repositories, render_card
@@ -55,6 +56,10 @@ def read(folder):
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
+def card_columns(task):
+    return " | ".join(metric.heading for metric in metrics_shown("card", task).values())
+
+
 def test_the_hub_reads_what_the_model_is(folder):
     facts = ModelCard(read(folder)).data.to_dict()
     assert facts == {
@@ -74,14 +79,13 @@ def test_recorded_figures_stand_beside_the_baselines(folder, metrics):
     assert written == [folder / "README.md", folder / "config.json"]
     text = read(folder)
     card = ModelCard(text).data
-    found = {result.metric_name: result.metric_value for result in card.eval_results}
-    assert found["accuracy"] == 0.75
-    assert found["balanced accuracy"] == round(metrics["model"]["balanced_accuracy"], 4)
-    assert found["accuracy of zero-shot (baseline)"] == metrics["baselines"]["zero-shot"]["accuracy"]
+    values = {result.metric_name: result.metric_value for result in card.eval_results}
+    assert values["accuracy"] == 0.75
+    assert values["balanced accuracy"] == round(metrics["model"]["balanced_accuracy"], 4)
+    assert values["accuracy of zero-shot (baseline)"] == metrics["baselines"]["zero-shot"]["accuracy"]
     assert {result.dataset_name for result in card.eval_results} == {'fruit: "fresh"'}
     assert {result.task_type for result in card.eval_results} == {"image-classification"}
-    columns = "accuracy % | balanced accuracy % | macro F1 % | log-loss | calibration error %"
-    assert f'| 4 pictures of fruit: "fresh" | {columns} |' in text
+    assert f'| 4 pictures of fruit: "fresh" | {card_columns("single-label")} |' in text
     assert "| this model (`linear-probe`) | 75.0 |" in text and "| zero-shot |" in text and "| linear-probe |" in text
     assert "Classes with the lowest F1: blue (F1 67 %, pictures: 1), red (F1 67 %, pictures: 2)." in text
     assert "It was tested on 4 pictures only: its figures are rough." in text
@@ -184,9 +188,9 @@ def test_a_multilabel_card_has_multilabel_metrics(tmp_path):
     model = FewShotClassifier("toy", "linear-probe", cache=None, task="multilabel").fit(table.paths, table.label_sets)
     folder = model.save(tmp_path / "model")
     record_evaluation(folder, evaluate_multilabel_model(model, table).to_dict())
-    found = {result.metric_name for result in ModelCard(read(folder)).data.eval_results}
-    assert {"mean average precision", "micro F1", "macro F1 of zero-shot (baseline)"} <= found
-    assert "| 12 pictures of table | mean average precision % | macro F1 % | micro F1 % |" in read(folder)
+    metric_names = {result.metric_name for result in ModelCard(read(folder)).data.eval_results}
+    assert {"mean average precision", "micro F1", "macro F1 of zero-shot (baseline)"} <= metric_names
+    assert f"| 12 pictures of table | {card_columns('multilabel')} |" in read(folder)
     assert "accuracy is between" not in read(folder)
 
 

@@ -17,10 +17,12 @@ def test_baselines_are_measured_too(probe, noisy_squares, tmp_path, run):
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "6 pictures of noisy"
-    assert lines[2].strip().split("  ") == [
-        metric.heading for metric in metrics_shown("terminal", "single-label").values()
-    ]
-    assert lines[3].split()[:-2] == ["this", "model", "(linear-probe)", "100.0", "100.0", "100.0"]
+    metrics = metrics_shown("terminal", "single-label")
+    assert lines[2].strip().split("  ") == [metric.heading for metric in metrics.values()]
+    assert lines[3].split()[:4] == ["this", "model", "(linear-probe)", "100.0"]
+    values = dict(zip(metrics, lines[3].split()[3:], strict=True))
+    scores = {name: metric for name, metric in metrics.items() if metric.higher_is_better}
+    assert {name: values[name] for name in scores} == {name: metric.format(1) for name, metric in scores.items()}
     assert [line.split()[0] for line in lines[4:6]] == ["zero-shot", "linear-probe"]
     assert lines[7].split() == ["class", "pictures", "precision", "%", "recall", "%", "F1", "%"]
     assert lines[8].split() == ["blue", "2", "100.0", "100.0", "100.0"]
@@ -35,8 +37,8 @@ def test_without_test_pictures_the_head_is_cross_validated_on_the_shots_of_the_m
     lines = result.stdout.splitlines()
     assert lines[0].startswith("cross-validation over 2 folds of the 12 pictures that the model was fitted to")
     assert lines[3].split()[:3] == ["this", "head", "(linear-probe)"]
-    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert (found["protocol"], found["folds"], found["n_pictures"]) == ("cross-validation", 2, 12)
+    evaluation = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert (evaluation["protocol"], evaluation["folds"], evaluation["n_pictures"]) == ("cross-validation", 2, 12)
 
 
 @pytest.mark.parametrize("option", [("--record",), ("--split", "test")])
@@ -52,21 +54,22 @@ def test_mistakes_are_listed(probe, test_copy, tmp_path, run):
     result = run("eval", probe, test_copy, "--out", tmp_path / "report", "--no-curve")
     assert result.exit_code == 0, result.stderr
     assert ["green", "red", "2"] in [line.split() for line in result.stdout.splitlines()]
-    found = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert found["model"]["accuracy"] == 4 / 6
-    assert found["model"]["confusions"] == [["green", "red", 2]]
+    evaluation = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert evaluation["model"]["accuracy"] == 4 / 6
+    assert evaluation["model"]["confusions"] == [["green", "red", 2]]
     assert not (tmp_path / "report" / "learning-curve.png").exists()
 
 
 def test_json(probe, noisy_squares, tmp_path, run):
     result = run("eval", probe, noisy_squares, "--split", "test", "--out", tmp_path / "r", "--no-curve", "--json")
-    found = json.loads(result.stdout)
-    assert {name: found["model"][name] for name in metrics_shown("metrics.json", "single-label")} == pytest.approx(
-        {"accuracy": 1, "balanced_accuracy": 1, "macro_f1": 1, "log_loss": 0, "calibration_error": 0}, abs=0.2
-    )
-    assert found["baselines"]["zero-shot"].keys() == metrics_shown("record", "single-label").keys()
-    assert found["baselines"].keys() == {"zero-shot", "linear-probe"}
-    assert found["files"] == [str(tmp_path / "r" / name) for name in ("metrics.json", "confusion.png")]
+    evaluation = json.loads(result.stdout)
+    best = {
+        name: float(metric.higher_is_better) for name, metric in metrics_shown("metrics.json", "single-label").items()
+    }
+    assert {name: evaluation["model"][name] for name in best} == pytest.approx(best, abs=0.2)
+    assert evaluation["baselines"]["zero-shot"].keys() == metrics_shown("record", "single-label").keys()
+    assert evaluation["baselines"].keys() == {"zero-shot", "linear-probe"}
+    assert evaluation["files"] == [str(tmp_path / "r" / name) for name in ("metrics.json", "confusion.png")]
 
 
 def test_the_default_report_folder_is_beside_the_model(probe, noisy_squares, run):
