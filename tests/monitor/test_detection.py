@@ -38,7 +38,7 @@ def test_false_alarms_are_as_rare_as_alpha(world):
 def test_changed_priors_are_found_and_not_taken_for_changed_features(world):
     model = world.model()
     report = detect_drift(model, world.stream(model, CHANGED_PRIORS, 120))
-    assert significant_checks(report) == {"shares"}
+    assert significant_checks(report) == {"label-shift"}
     assert "'owl' is 1." in report.summary() and "usually 33 %" in report.summary()
     owl = report.classes[2]
     assert owl.low <= 0.6 <= owl.high and owl.reference == pytest.approx(1 / 3)
@@ -49,7 +49,7 @@ def test_priors_of_the_reference_can_be_given(world):
     stream = world.stream(model, CHANGED_PRIORS, 120)
     report = detect_drift(model, stream, reference_priors={"cat": 0.1, "dog": 0.3, "owl": 0.6})
     assert significant_checks(report) == set()
-    assert significant_checks(detect_drift(model, stream, reference_priors={"cat": 0.6})) == {"shares"}
+    assert significant_checks(detect_drift(model, stream, reference_priors={"cat": 0.6})) == {"label-shift"}
 
 
 def test_pictures_can_be_the_reference(world):
@@ -58,7 +58,7 @@ def test_pictures_can_be_the_reference(world):
     same = detect_drift(model, world.stream(model, PRIORS, 120), reference=reference)
     assert (significant_checks(same), same.reference, same.n_reference) == (set(), "pictures", 120)
     other = detect_drift(model, world.stream(model, CHANGED_PRIORS, 120), reference=reference)
-    assert significant_checks(other) == {"shares"}
+    assert significant_checks(other) == {"label-shift"}
     assert other.classes[0].reference == pytest.approx(0.6, abs=0.12)
 
 
@@ -67,7 +67,7 @@ def test_changed_features_are_found_for_any_priors(world, by_pictures):
     model = world.model()
     reference = world.stream(model, PRIORS, 120) if by_pictures else None
     report = detect_drift(model, world.stream(model, CHANGED_PRIORS, 120, spread=1.8), reference=reference)
-    assert "looks" in significant_checks(report)
+    assert "covariate-shift" in significant_checks(report)
     assert "the pictures look different (p = 0.00" in report.summary()
 
 
@@ -75,7 +75,7 @@ def test_pictures_of_none_of_the_classes_are_found(world):
     model = world.model()
     outliers = world.rng.normal(0, 1, (40, 12)) - 4
     report = detect_drift(model, [*world.stream(model, m=60), *world.paths(model, outliers)], window=20)
-    assert "none" in significant_checks(report)
+    assert "ood-rate" in significant_checks(report)
     assert "% are none of the classes (target 5 %)" in report.summary()
     assert report.ood_rate.low <= report.ood_rate.current <= report.ood_rate.high
     first, last = report.windows[0], report.windows[-1]
@@ -94,6 +94,33 @@ def test_the_message_on_priors_says_seems_if_the_features_changed(world):
     message = describe_label_shift(changed, 0.01, is_reliable=True)
     assert "'dog' is new (100 %, usually 0 %)" in message
     assert "'cat' has nearly vanished (0 %, usually 50 %)" in message
+
+
+@pytest.mark.parametrize("by_pictures", [False, True])
+def test_intervals_of_a_weak_model_contain_the_true_priors(world, by_pictures):
+    n_covered = n_intervals = 0
+    for _ in range(8):
+        model = world.model(k=7, spread=9.0)  # right for half of the pictures
+        reference = world.stream(model, PRIORS, 60, spread=9.0) if by_pictures else None
+        stream = world.stream(model, PRIORS, 100, spread=9.0)
+        report = detect_drift(model, stream, reference=reference, skip=("covariate-shift",))
+        assert report.knows_confusions
+        n_covered += sum(one.low <= true <= one.high for one, true in zip(report.classes, PRIORS, strict=True))
+        n_intervals += 3
+    assert n_covered >= 21  # of 24
+
+
+def test_without_held_out_shots_intervals_take_the_probabilities_to_be_right(world):
+    model = world.model(k=1)
+    report = detect_drift(model, world.stream(model, m=60), reference=world.stream(model, m=60))
+    assert not report.knows_confusions
+
+
+def test_an_interval_is_never_one_point(world):
+    model = world.model()
+    report = detect_drift(model, world.stream(model, (1.0, 0.0, 0.0), 40))
+    assert report.classes[0].high > 0.99 and 0.5 < report.classes[0].low < 0.97
+    assert all(one.high - one.low > 0.03 for one in report.classes)
 
 
 def test_windows_cover_the_stream_in_its_order(world):
@@ -173,9 +200,11 @@ def test_priors_are_not_tested_with_two_shots_per_class(world, monkeypatch):
 def test_a_skipped_check_is_not_run(world):
     model = world.model()
     stream = world.stream(model, CHANGED_PRIORS, 120)
-    report = detect_drift(model, stream, skip=("shares",))
+    report = detect_drift(model, stream, skip=("label-shift",))
     assert report.checks[1].message == "skipped" and not report.has_drift
-    with pytest.raises(InputError, match=r"no check is called 'look'; there are: looks, shares, none"):
+    with pytest.raises(
+        InputError, match=r"no check is called 'look'; there are: covariate-shift, label-shift, ood-rate"
+    ):
         detect_drift(model, stream, skip=("look",))
     with pytest.raises(InputError, match="all checks are skipped"):
         detect_drift(model, stream, skip=tuple(CHECKS))
@@ -213,9 +242,8 @@ def test_json_and_plot_have_all_parts(world, tmp_path):
     times = [1.7e9 + 3600 * i for i in range(80)]
     report = detect_drift(model, world.stream(model, CHANGED_PRIORS, 80), times=times)
     data = json.loads(json.dumps(report.to_dict()))
-    assert data["drift"] and data["verdict"] == report.summary()
-    assert set(data["windows"][0]["shares"]) == {"cat", "dog", "owl"}
-    assert set(data["windows"][0]["none"]) == {"now", "low", "high"}
+    assert data["has_drift"] and data["summary"] == report.summary()
+    assert set(data["windows"][0]["priors"]) == {"cat", "dog", "owl"}
     assert report.to_png(tmp_path / "drift.png").is_file()
     with Image.open(tmp_path / "drift.png") as image:
         assert image.format == "PNG" and image.width > 1000
@@ -224,18 +252,19 @@ def test_json_and_plot_have_all_parts(world, tmp_path):
 
 
 def test_the_keys_of_the_json_are_those_of_history_files(world):
-    """Files that ``--history`` wrote before have these keys."""
+    """Another key is another format."""
     model = world.model()
     data = detect_drift(model, world.stream(model)).to_dict()
     assert list(data) == [
-        *("drift", "verdict", "pictures", "repeated", "skipped", "reference", "reference_pictures", "alpha"),
-        *("findings", "classes", "none", "windows"),
+        *("format", "has_drift", "summary", "n_pictures", "n_repeated", "skipped", "reference", "n_reference"),
+        *("alpha", "checks", "classes", "ood_rate", "windows", "knows_confusions", "is_reliable"),
     ]
-    assert list(data["findings"][0]) == ["check", "p", "corrected", "found", "words"]
-    assert list(data["classes"][0]) == ["name", "usual", "now", "low", "high", "p"]
-    assert list(data["none"]) == ["rate", "usual", "now", "low", "high"]
+    assert data["format"] == 2
+    assert list(data["checks"][0]) == ["check", "p_value", "corrected_p_value", "is_significant", "message"]
+    assert list(data["classes"][0]) == ["name", "reference", "current", "low", "high", "p_value"]
+    assert list(data["ood_rate"]) == ["target", "reference", "current", "low", "high"]
     assert list(data["windows"][0]) == [
-        *("start", "end", "begins", "none", "probability", "distance", "chance", "shares")
+        *("start", "end", "start_time", "ood_rate", "mean_confidence", "distance", "distance_limit", "priors")
     ]
 
 

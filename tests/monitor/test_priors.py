@@ -56,6 +56,12 @@ def test_intervals_contain_the_true_prior_in_95_percent():
     assert 52 <= n_covered <= 60  # 57 and 3 sd
 
 
+def test_the_interval_of_pictures_that_all_look_like_one_class_is_that_of_wilson():
+    _, low, high = prior_intervals(np.tile([1.0, 0.0], (30, 1)))
+    # 30 of 30: 1 / (1 + z^2 / 30)
+    np.testing.assert_allclose([*low, *high], [0.8865, 0, 1, 0.1135], atol=1e-4)
+
+
 def test_intervals_depend_on_the_seed_alone():
     P = draw_probabilities((0.8, 0.2), 50, 0)
     np.testing.assert_array_equal(prior_intervals(P, seed=3), prior_intervals(P, seed=3))

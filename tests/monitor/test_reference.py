@@ -14,12 +14,12 @@ def test_shots_and_new_pictures_are_predicted_by_fits_of_one_kind(world):
         reference = reference_from_shots(model, None, None)
         pictures = world.draw(EQUAL_PRIORS, 200, spread=4.0)[0]
         shot_confidences.append(reference.probabilities.max(axis=1).mean())
-        new_confidences.append(reference.predict(pictures).max(axis=1).mean())
+        new_confidences.append(reference.held_out.predict(pictures).max(axis=1).mean())
     assert abs(np.mean(shot_confidences) - np.mean(new_confidences)) < 0.03
 
 
 def test_new_pictures_are_predicted_by_each_fold_in_turn(world):
-    predict = reference_from_shots(world.model(k=5), None, None).predict
+    predict = reference_from_shots(world.model(k=5), None, None).held_out.predict
     pictures = world.draw(EQUAL_PRIORS, 12)[0]
     by_first_fold = np.concatenate([predict(pictures[i : i + 1]) for i in range(12)])
     together = predict(pictures)

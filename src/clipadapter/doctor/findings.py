@@ -150,10 +150,10 @@ class Finding:
             "kind": self.kind,
             "severity": self.severity,
             "score": round(self.score, 4),
-            "words": self.message,
+            "message": self.message,
             "pictures": [picture.to_dict() for picture in self.pictures],
             "classes": list(self.classes),
-            "do": KINDS[self.kind].advice,
+            "advice": KINDS[self.kind].advice,
         }
 
 
@@ -204,7 +204,7 @@ class Diagnosis:
             "pictures": self.n_pictures,
             "classes": self.n_classes,
             "splits": list(self.splits),
-            "judged": self.n_checked_labels,
+            "checked_labels": self.n_checked_labels,
             "counts": self.counts,
             "findings": [finding.to_dict() for finding in self.findings],
         }

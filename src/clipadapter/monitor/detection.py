@@ -16,7 +16,7 @@ from clipadapter.monitor.label_shift import LabelShift, compare_priors_with_pict
 from clipadapter.monitor.messages import describe_covariate_shift, describe_label_shift, describe_ood_rate
 from clipadapter.monitor.observations import AnyModel, Observations, observe, rejected_mask, uncertainty_of
 from clipadapter.monitor.ood_rate import OodRate, fisher_p_value, wilson_interval
-from clipadapter.monitor.priors import Array, estimate_priors, prior_intervals
+from clipadapter.monitor.priors import Array, estimate_priors
 from clipadapter.monitor.reference import Reference, reference_from_pictures, reference_from_shots
 from clipadapter.runtime import Predictor
 
@@ -119,10 +119,11 @@ def detect_drift(
     rejected = rejected_mask(model, observed, options.reject)
     label_shift = _measure_label_shift(expected, probabilities, options)
     covariate_shift = None
-    if "looks" not in options.skip:
+    if "covariate-shift" not in options.skip:
         covariate_shift = _measure_covariate_shift(expected, observed.features, probabilities, options, options.draws)
     classes = _class_priors(model, expected, observed, label_shift, options)
     ood_rate = _ood_rate(expected, rejected, options)
+    checks = _check_results(expected, covariate_shift, label_shift, classes, ood_rate, rejected, options)
     return DriftReport(
         len(observed),
         observed.n_repeated,
@@ -130,10 +131,12 @@ def detect_drift(
         expected.kind,
         len(expected),
         alpha,
-        _check_results(expected, covariate_shift, label_shift, classes, ood_rate, rejected, options),
+        checks,
         classes,
         ood_rate,
         tuple(_windows(expected, observed, probabilities, rejected, times, options)),
+        expected.knows_confusions,
+        not any(result.is_significant for result in checks if result.check != "label-shift"),
     )
 
 
@@ -168,7 +171,7 @@ def _check_size(sample: Observations | Reference, subject: str) -> None:
 
 
 def _measure_label_shift(expected: Reference, probabilities: Array, options: DetectionOptions) -> LabelShift | None:
-    if "shares" in options.skip or expected.shots_per_class() < MIN_SHOTS_PER_CLASS:
+    if "label-shift" in options.skip or expected.shots_per_class() < MIN_SHOTS_PER_CLASS:
         return None
     draws, seed = options.draws, options.seed
     if expected.labels is None:
@@ -209,14 +212,14 @@ def _class_priors(
     model: AnyModel, expected: Reference, observed: Observations, shift: LabelShift | None, options: DetectionOptions
 ) -> tuple[ClassPrior, ...]:
     names = getattr(model, "class_names_", None) or model.class_names  # type: ignore[union-attr]
-    current, low, high = prior_intervals(observed.probabilities, expected.assumed_priors, seed=options.seed)
+    estimates = expected.estimate_priors(observed, options.seed)
     return tuple(
         ClassPrior(
             name,
             float(expected.priors[i]),
-            float(current[i]),
-            float(low[i]),
-            float(high[i]),
+            float(estimates.mean[i]),
+            float(estimates.low[i]),
+            float(estimates.high[i]),
             None if shift is None else float(shift.class_p_values[i]),
         )
         for i, name in enumerate(names)
@@ -231,8 +234,8 @@ def _ood_rate(expected: Reference, rejected: Array | None, options: DetectionOpt
 
 
 NOT_TESTED = {
-    "shares": f"it takes {MIN_SHOTS_PER_CLASS} shots per class or more, or pictures of the usual situation",
-    "none": "the model can't reject pictures of none of its classes, that takes two shots per class or more",
+    "label-shift": f"it takes {MIN_SHOTS_PER_CLASS} shots per class or more, or pictures of the usual situation",
+    "ood-rate": "the model can't reject pictures of none of its classes, that takes two shots per class or more",
 }
 
 
@@ -247,20 +250,20 @@ def _check_results(
 ) -> tuple[CheckResult, ...]:
     p_values: dict[str, float] = {}
     if covariate_shift is not None:
-        p_values["looks"] = covariate_shift.p_value
+        p_values["covariate-shift"] = covariate_shift.p_value
     if label_shift is not None:
-        p_values["shares"] = label_shift.p_value
-    if rejected is not None and "none" not in options.skip:
+        p_values["label-shift"] = label_shift.p_value
+    if rejected is not None and "ood-rate" not in options.skip:
         n_rejected = int(rejected.sum())
-        p_values["none"] = fisher_p_value(n_rejected, len(rejected), expected.n_rejected, expected.n_scored)
+        p_values["ood-rate"] = fisher_p_value(n_rejected, len(rejected), expected.n_rejected, expected.n_scored)
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     is_significant = {check: p <= options.alpha for check, p in corrected.items()}
-    # EM assumes that pictures of a class look as before, so that its priors can't be trusted otherwise.
-    is_reliable = not (is_significant.get("looks") or is_significant.get("none"))
+    # Estimates of priors assume that pictures of a class look as before, and can't be trusted otherwise.
+    is_reliable = not (is_significant.get("covariate-shift") or is_significant.get("ood-rate"))
     messages = {
-        "looks": describe_covariate_shift(corrected.get("looks", 1.0)),
-        "shares": describe_label_shift(classes, options.alpha, is_reliable),
-        "none": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
+        "covariate-shift": describe_covariate_shift(corrected.get("covariate-shift", 1.0)),
+        "label-shift": describe_label_shift(classes, options.alpha, is_reliable),
+        "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
     }
     return tuple(
         CheckResult(check, p_values[check], corrected[check], is_significant[check], messages[check])
@@ -283,7 +286,7 @@ def _windows(
     windows = []
     for rows in np.array_split(np.arange(m), max(1, m // size)):
         shift = None
-        if "looks" not in options.skip:
+        if "covariate-shift" not in options.skip:
             shift = _measure_covariate_shift(
                 expected, observed.features[rows], probabilities[rows], options, WINDOW_DRAWS
             )

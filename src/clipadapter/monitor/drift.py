@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clipadapter.monitor.ood_rate import OodRate
 
-CHECKS = {"looks": "how the pictures look", "shares": "how frequent the classes are", "none": "none of the classes"}
-"""Title of each check by its name: covariate shift, label shift, and the rate of pictures of none of the classes."""
+CHECKS = {
+    "covariate-shift": "how the pictures look",
+    "label-shift": "how frequent the classes are",
+    "ood-rate": "none of the classes",
+}
+"""Title of each check by its name; the last one is the rate of pictures of none of the classes."""
+FORMAT = 2
+"""Format of `DriftReport.to_dict`, which files of ``--history`` have. Format 1 had no key of that name."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class CheckResult:
     """The result of one check, which is a statistical test.
 
     Args:
-        check: "looks", "shares" or "none".
+        check: one of `CHECKS`.
         p_value: probability of such a difference if nothing changed; None if the check was not run.
         corrected_p_value: the same, corrected for the number of checks (Holm 1979).
         is_significant: whether the corrected p-value is not above alpha.
@@ -40,7 +46,7 @@ class ClassPrior:
         name: of the class.
         reference: its prior in the reference.
         current: its prior in the stream.
-        low: lower end of the 95 % interval of ``current``.
+        low: lower end of the 95 % interval of ``current``; see `DriftReport.knows_confusions`.
         high: upper end.
         p_value: probability of such a difference in any of the classes if nothing changed; None if it was not tested.
     """
@@ -67,7 +73,7 @@ class Window:
         distance: discrepancy between the features and those of the reference, in standard deviations of the draws
             where nothing changed; None if it was not measured.
         distance_limit: the distance that 95 % of these draws stay below.
-        priors: estimated prior of each class.
+        priors: estimated prior of each class, by the EM on the model's probabilities.
     """
 
     start: int
@@ -95,6 +101,10 @@ class DriftReport:
         classes: the prior of each class.
         ood_rate: share of the pictures that show none of the classes; None if the model can't reject.
         windows: the stream over time.
+        knows_confusions: whether intervals of priors allow for the model's confusions, as its held-out shots show them;
+            else they take its probabilities to be right.
+        is_reliable: whether priors can be trusted: pictures of a class must look as before, and none of the classes
+            must not be more frequent.
     """
 
     n_pictures: int
@@ -107,6 +117,8 @@ class DriftReport:
     classes: tuple[ClassPrior, ...]
     ood_rate: OodRate | None
     windows: tuple[Window, ...]
+    knows_confusions: bool
+    is_reliable: bool
 
     @property
     def has_drift(self) -> bool:
@@ -124,19 +136,17 @@ class DriftReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; the keys are a format, since files of ``--history`` have them."""
+        names = [prior.name for prior in self.classes]
+        windows = [
+            {**asdict(window), "priors": dict(zip(names, window.priors, strict=True))} for window in self.windows
+        ]
         return {
-            "drift": self.has_drift,
-            "verdict": self.summary(),
-            "pictures": self.n_pictures,
-            "repeated": self.n_repeated,
+            "format": FORMAT,
+            "has_drift": self.has_drift,
+            "summary": self.summary(),
+            **asdict(self),
             "skipped": [{"source": name, "error": reason} for name, reason in self.skipped],
-            "reference": self.reference,
-            "reference_pictures": self.n_reference,
-            "alpha": self.alpha,
-            "findings": [_rename_attributes(result, CHECK_KEYS) for result in self.checks],
-            "classes": [_rename_attributes(prior, PRIOR_KEYS) for prior in self.classes],
-            "none": None if self.ood_rate is None else _rename_attributes(self.ood_rate, RATE_KEYS),
-            "windows": [_window_to_dict(window, [prior.name for prior in self.classes]) for window in self.windows],
+            "windows": windows,
         }
 
     def to_png(self, path: str | Path) -> Path:
@@ -151,36 +161,6 @@ class DriftReport:
         from clipadapter.monitor.plot import plot_drift
 
         return plot_drift(self, path)
-
-
-# Attributes and their JSON keys.
-CHECK_KEYS = {
-    "check": "check",
-    "p_value": "p",
-    "corrected_p_value": "corrected",
-    "is_significant": "found",
-    "message": "words",
-}
-PRIOR_KEYS = {"name": "name", "reference": "usual", "current": "now", "low": "low", "high": "high", "p_value": "p"}
-RATE_KEYS = {"target": "rate", "reference": "usual", "current": "now", "low": "low", "high": "high"}
-
-
-def _rename_attributes(value: Any, keys: Mapping[str, str]) -> dict[str, Any]:
-    return {key: getattr(value, attribute) for attribute, key in keys.items()}
-
-
-def _window_to_dict(window: Window, class_names: Sequence[str]) -> dict[str, Any]:
-    rate = window.ood_rate
-    return {
-        "start": window.start,
-        "end": window.end,
-        "begins": window.start_time,
-        "none": None if rate is None else dict(zip(("now", "low", "high"), rate, strict=True)),
-        "probability": window.mean_confidence,
-        "distance": window.distance,
-        "chance": window.distance_limit,
-        "shares": dict(zip(class_names, window.priors, strict=True)),
-    }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

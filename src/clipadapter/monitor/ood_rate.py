@@ -53,7 +53,7 @@ def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> fl
     return min(1.0, math.fsum(math.exp(log - _log_binomial(m + n, total)) for log in log_ways))
 
 
-def wilson_interval(count: int, m: int) -> tuple[float, float, float]:
+def wilson_interval(count: float, m: int) -> tuple[float, float, float]:
     """The share ``count`` of m pictures, with the lower and upper end of Wilson's 95 % interval (1927).
 
     >>> [round(x, 3) for x in wilson_interval(10, 10)]

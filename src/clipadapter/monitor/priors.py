@@ -2,7 +2,8 @@
 
 Paper: Saerens, Latinne, Decaestecker, "Adjusting the outputs of a classifier to new a priori probabilities: a simple
 procedure", Neural Computation 14(1):21-41, 2002, https://doi.org/10.1162/089976602753284446.
-Intervals are percentiles of a bootstrap over the pictures (the paper gives none).
+Intervals are percentiles of a bootstrap over the pictures (the paper gives none). They hold if the probabilities are
+right; `prior_posterior` has those that allow for a model's errors.
 
 Letters: m pictures, c classes, b resamples.
 """
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.monitor.ood_rate import wilson_interval
 
 Array = NDArray[np.float64]
 MAX_ITERATIONS = 500
@@ -22,6 +24,7 @@ RESAMPLE_TOLERANCE = 1e-4
 """The same for resamples. A percentile of many resamples needs less precision than an estimate."""
 MIN_DENSITY = 1e-12
 RESAMPLES = 400
+INTERVAL_QUANTILES = (0.025, 0.975)
 MAX_CHUNK_VALUES = 4_000_000
 """Values (m, b) that are in memory at a time."""
 
@@ -68,18 +71,19 @@ def prior_intervals(
     probabilities: ArrayLike,
     assumed: ArrayLike | None = None,
     *,
-    level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Array, Array, Array]:
-    """Prior of each class with its interval over the draw of the pictures: percentiles of a bootstrap.
+    """Prior of each class with its 95 % interval over the draw of the pictures.
 
-    The probabilities are taken to be right: errors of the model are not in the interval.
+    The probabilities are taken to be right: errors of the model are not in the interval. Its ends are percentiles of a
+    bootstrap. If all pictures are of one class, so are those of each resample, and the percentiles are one point. So
+    the interval has at least the ends of Wilson's: even if the class of each picture were known, the share of a class
+    among the pictures is not its prior.
 
     Args:
         probabilities: as of `estimate_priors`.
         assumed: as of `estimate_priors`.
-        level: of the interval.
         resamples: b.
         seed: of the resampling.
 
@@ -99,8 +103,9 @@ def prior_intervals(
         count = min(chunk, resamples - first)
         weights = rng.multinomial(m, np.full(m, 1 / m), size=count).astype(np.float64)
         estimates.append(_run_em(ratio, weights, np.repeat(start[None], count, axis=0), RESAMPLE_TOLERANCE))
-    low, high = np.quantile(np.concatenate(estimates), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return estimate, np.minimum(low, estimate), np.maximum(high, estimate)
+    low, high = np.quantile(np.concatenate(estimates), INTERVAL_QUANTILES, axis=0)
+    _, wilson_low, wilson_high = np.array([wilson_interval(share * m, m) for share in estimate]).T
+    return estimate, np.minimum(low, wilson_low), np.maximum(high, wilson_high)
 
 
 def check_probabilities(probabilities: ArrayLike, assumed: ArrayLike | None) -> tuple[Array, Array]:

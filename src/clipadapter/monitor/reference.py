@@ -1,8 +1,9 @@
 """The reference that a stream is compared with: the model's shots, or pictures of normal operation.
 
 A model was fitted to its shots, so that its probabilities for them are too good. Shots are therefore held out in folds.
-For the tests, pictures of the stream are predicted by the heads of these folds too, each picture by one of them. The
-probabilities of both samples then come from fits of the same kind.
+Pictures of the stream are predicted by the heads of these folds too, each picture by one of them. The probabilities of
+both samples then come from fits of the same kind. This serves the tests if shots are the reference, and class priors
+for either reference: held-out shots show how often the model confuses which classes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
 from clipadapter.monitor.observations import AnyModel, Observations, count_rejected, observe
-from clipadapter.monitor.priors import MIN_DENSITY, Array, estimate_priors
+from clipadapter.monitor.prior_posterior import Confusions, draw_priors
+from clipadapter.monitor.priors import INTERVAL_QUANTILES, MIN_DENSITY, Array, estimate_priors, prior_intervals
 from clipadapter.runtime import Predictor
 
 if TYPE_CHECKING:
@@ -25,6 +27,37 @@ if TYPE_CHECKING:
 
 ADVICE = "give pictures of the usual situation (--reference FOLDER, reference=)"
 PRIOR_POWERS = np.linspace(0, 1, 21)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutShots:
+    """Shots of a model, predicted by fits that did not see them.
+
+    Args:
+        rows: (n,) row of each among the shots of the model.
+        probabilities: (n, c).
+        labels: (n,) class positions.
+        predict: gives probabilities (m, c) of other pictures from features (m, d), by the same kind of fits.
+    """
+
+    rows: NDArray[np.int64]
+    probabilities: Array
+    labels: NDArray[np.int64]
+    predict: Callable[[NDArray[Any]], Array]
+
+    @property
+    def confusions(self) -> Confusions:
+        """How often each class is predicted as each."""
+        return Confusions.from_predictions(self.probabilities.argmax(axis=1), self.labels, self.probabilities.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class PriorEstimates:
+    """Priors (c,) of the classes in a sample of pictures, with the ends of their 95 % intervals."""
+
+    mean: Array
+    low: Array
+    high: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +73,7 @@ class Reference:
         sample_priors: (c,) shares of the classes in the reference itself.
         n_rejected: how many the model calls none of the classes.
         n_scored: how many have a score of that.
-        predict: gives probabilities (m, c) of other pictures from features (m, d), by the same kind of fits as for the
-            reference; None if the model itself made ``probabilities``.
+        held_out: the model's shots, held out; None if they can't be. If shots are the reference, these are its rows.
     """
 
     features: Array
@@ -52,7 +84,7 @@ class Reference:
     sample_priors: Array
     n_rejected: int
     n_scored: int
-    predict: Callable[[NDArray[Any]], Array] | None = None
+    held_out: HeldOutShots | None = None
 
     def __len__(self) -> int:
         """How many pictures."""
@@ -69,7 +101,22 @@ class Reference:
 
     def comparable_probabilities(self, observations: Observations) -> Array:
         """Probabilities (m, c) of pictures, by the same kind of fits as those of the reference."""
-        return np.asarray(observations.probabilities) if self.predict is None else self.predict(observations.features)
+        if self.labels is None or self.held_out is None:
+            return np.asarray(observations.probabilities)
+        return self.held_out.predict(observations.features)
+
+    @property
+    def knows_confusions(self) -> bool:
+        """Whether the model's confusions are known from held-out shots, so that intervals of priors allow for them."""
+        return self.held_out is not None
+
+    def estimate_priors(self, observations: Observations, seed: int = 0) -> PriorEstimates:
+        """Priors of the classes in a sample of pictures.
+
+        With held-out shots: mean and percentiles of the posterior of `draw_priors`. Without: the EM on the model's
+        probabilities, with the intervals of `prior_intervals`, which take the probabilities to be right.
+        """
+        return _estimate_priors(observations, self.held_out, self.assumed_priors, seed)
 
 
 def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Reference:
@@ -80,11 +127,18 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
     """
     observations = observe(model, paths, reject)
     assumed = _priors_of_shots(model)
-    priors = estimate_priors(observations.probabilities, assumed)
+    held_out = None if isinstance(model, Predictor) or _why_not_held_out(model) else hold_out_shots(model)
     n_rejected = 0 if reject is None else count_rejected(model, observations, reject)
-    n = len(observations)
     return Reference(
-        observations.features, observations.probabilities, None, assumed, priors, priors, n_rejected, n_scored=n
+        observations.features,
+        observations.probabilities,
+        None,
+        assumed,
+        _estimate_priors(observations, held_out, assumed).mean,
+        estimate_priors(observations.probabilities, assumed),
+        n_rejected,
+        len(observations),
+        held_out,
     )
 
 
@@ -103,40 +157,61 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
         raise InputError(f"an exported file has no shots to compare with: {ADVICE}")
     if why := _why_not_held_out(model):
         raise InputError(f"{why}: {ADVICE}")
-    from clipadapter.heads import out_of_fold
-
-    names, support, uncertainty = model.class_names_, model.support_, model.uncertainty_
-    held_out = out_of_fold(
-        model.head_, support.X, support.y, model.text_, strategies=("folds",), keep_heads=True, seed=model.seed
-    )
-    assert held_out is not None
-    shots = held_out.first_per_shot
-    probabilities = uncertainty.calibrator.probabilities(shots.logits)
-
-    def predict(features: NDArray[Any]) -> Array:
-        fold_of_row = np.arange(len(features)) % len(held_out.heads)
-        logits = np.empty((len(features), len(names)))
-        for fold, head in enumerate(held_out.heads):
-            rows = fold_of_row == fold
-            logits[rows] = head.logits(features[rows]) if rows.any() else 0
-        return np.asarray(uncertainty.calibrator.probabilities(logits * held_out.logit_scale_ratio))
-
+    names, uncertainty = model.class_names_, model.uncertainty_
+    shots = hold_out_shots(model)
     sample_priors = np.bincount(shots.labels, minlength=len(names)) / len(shots.labels)
     n_rejected = n_scored = 0
     if reject is not None and uncertainty.rejector is not None:
         scores = uncertainty.rejector.weighted_sum(uncertainty.rejector.held_out_scores)
         n_rejected, n_scored = int((scores > uncertainty.rejector.threshold(reject).value).sum()), len(scores)
     return Reference(
-        np.asarray(support.plain, np.float64)[shots.rows],
-        probabilities,
+        np.asarray(model.support_.plain, np.float64)[shots.rows],
+        shots.probabilities,
         shots.labels,
-        estimate_assumed_priors(probabilities, shots.labels),
+        estimate_assumed_priors(shots.probabilities, shots.labels),
         complete_priors(priors, names, sample_priors),
         sample_priors,
         n_rejected,
         n_scored,
-        predict,
+        shots,
     )
+
+
+def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
+    """Predict each shot of a model by a head that was fitted without it.
+
+    Args:
+        model: fitted; its shots can be held out, see `_why_not_held_out`.
+    """
+    from clipadapter.heads import out_of_fold
+
+    support, calibrator = model.support_, model.uncertainty_.calibrator
+    held_out = out_of_fold(
+        model.head_, support.X, support.y, model.text_, strategies=("folds",), keep_heads=True, seed=model.seed
+    )
+    assert held_out is not None
+    shots = held_out.first_per_shot
+
+    def predict(features: NDArray[Any]) -> Array:
+        fold_of_row = np.arange(len(features)) % len(held_out.heads)
+        logits = np.empty((len(features), len(model.class_names_)))
+        for fold, head in enumerate(held_out.heads):
+            rows = fold_of_row == fold
+            logits[rows] = head.logits(features[rows]) if rows.any() else 0
+        return np.asarray(calibrator.probabilities(logits * held_out.logit_scale_ratio))
+
+    return HeldOutShots(shots.rows, calibrator.probabilities(shots.logits), shots.labels, predict)
+
+
+def _estimate_priors(
+    observations: Observations, held_out: HeldOutShots | None, assumed: Array, seed: int = 0
+) -> PriorEstimates:
+    if held_out is None:
+        return PriorEstimates(*prior_intervals(observations.probabilities, assumed, seed=seed))
+    predictions = held_out.predict(observations.features).argmax(axis=1)
+    counts = np.bincount(predictions, minlength=len(assumed))
+    priors = draw_priors(counts, held_out.confusions, seed=seed)
+    return PriorEstimates(priors.mean(axis=0), *np.quantile(priors, INTERVAL_QUANTILES, axis=0))
 
 
 def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> Array:

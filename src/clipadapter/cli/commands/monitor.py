@@ -27,7 +27,7 @@ DRIFT_EXIT_CODE = 3
 """Exit code if there is drift."""
 MAX_LISTED_CLASSES = 10
 """Classes in the table; JSON has all."""
-CHECK_NAMES = click.Choice(["looks", "shares", "none"])
+CHECK_NAMES = click.Choice(["covariate-shift", "label-shift", "ood-rate"])
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def command(
         **vars(checks),
     )
     out.skipped(report.skipped)
-    if report.reference == "shots" and not usual and "shares" not in checks.skip:
+    if report.reference == "shots" and not usual and "label-shift" not in checks.skip:
         out.note("the reference is the shots, which are few and no random sample: --reference FOLDER is better")
     result = report.to_dict()
     files = [str(report.to_png(plot))] if plot is not None else []
@@ -185,6 +185,12 @@ def _format_report(report: DriftReport, stream: Path) -> str:
         table(["", "p", "p of all checks", "changed"], rows),
         table(["class", "usual %", "now %", "95 %"], priors),
     ]
+    if not report.is_reliable:
+        parts.append("the frequencies can't be trusted: they assume that pictures of a class look as usual")
+    if not report.knows_confusions:
+        parts.append(
+            "the intervals take the model's probabilities to be right: no shots could be held out to see its confusions"
+        )
     if report.ood_rate is not None:
         rate = report.ood_rate
         current = f"{100 * rate.current:.1f} % ({_format_interval(rate.low, rate.high)})"

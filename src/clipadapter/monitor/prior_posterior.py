@@ -1,0 +1,147 @@
+"""Class priors of pictures without labels, with the uncertainty of a model's confusions.
+
+Paper: Ziegler and Czyż, "Bayesian quantification with black-box estimators", TMLR 2024,
+https://arxiv.org/abs/2302.09159. A picture of class k is predicted as class j with probability C[k, j]. The model's
+held-out shots show C, but there are only a few per class: so C is uncertain, and has a posterior as the priors have.
+The paper samples both by Hamiltonian Monte Carlo. Given the true classes of the pictures, both posteriors are
+Dirichlet distributions: so here a Gibbs sampler draws the classes, the priors and C in turn.
+
+Two things are ours:
+
+- The prior of a row of C is a Dirichlet distribution whose mean has the accuracy on the diagonal and the same value
+  everywhere else. Its accuracy and its weight are drawn from their posterior by the shots of all classes. With a fixed
+  weight, rows of a weak model would be taken for less spread than they are.
+- The prior of the class priors has the weight of one picture in all (Perks 1947), so that an interval covers nearly
+  everything if the model's predictions say nothing.
+
+Letters: n shots, m pictures, c classes, g chains.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.monitor.priors import Array
+
+WARM_UP = 60
+"""Steps of each chain that are not used. More of them change no interval by more than a tenth of its width."""
+DRAWS = 2000
+"""Draws that intervals are made of, if classes are few."""
+MAX_CHAINS = 50
+MIN_STEPS = 40
+"""Steps of each chain that are used, at least."""
+MIN_DRAWS = 120
+MAX_VALUES = 20_000_000
+"""Random values that are drawn in all, about 1 s, unless that gives fewer than `MIN_DRAWS`: 1,000 classes take 6 s."""
+ACCURACY_STEPS = 40
+"""Accuracies that the prior of the confusions may have."""
+PRIOR_WEIGHTS = 2.0 ** np.arange(7)
+"""Weights, in shots, that the prior of a row of the confusions may have."""
+MAX_ACCURACY = 0.999
+
+
+@dataclass(frozen=True, eq=False)
+class Confusions:
+    """How often shots of each class are predicted as each class, by fits without the shot.
+
+    Args:
+        counts: (c, c), rows by true class.
+    """
+
+    counts: Array
+
+    @classmethod
+    def from_predictions(cls, predictions: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Confusions:
+        """Count the predicted classes (n,) of shots with labels (n,).
+
+        >>> Confusions.from_predictions(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).counts
+        array([[1., 1.],
+               [0., 1.]])
+        """
+        counts = np.zeros((classes, classes))
+        np.add.at(counts, (labels, predictions), 1)
+        return cls(counts)
+
+
+def draw_priors(
+    predicted_counts: NDArray[np.int64], confusions: Confusions, *, draws: int = DRAWS, seed: int = 0
+) -> Array:
+    """Draw class priors (b, c) from their posterior; b is about ``draws``, fewer with many classes.
+
+    Args:
+        predicted_counts: (c,) how many of m pictures are predicted as each class.
+        confusions: of shots.
+        draws: b.
+        seed: of the draws.
+
+    >>> perfect = Confusions(np.diag([50.0, 50.0]))
+    >>> draw_priors(np.array([30, 10]), perfect).mean(axis=0).round(2)
+    array([0.75, 0.25])
+    >>> useless = Confusions(np.full((2, 2), 25.0))  # the predictions say nothing about the class
+    >>> np.quantile(draw_priors(np.array([20, 20]), useless), [0.025, 0.975], axis=0).round(1)[:, 0]
+    array([0., 1.])
+    """
+    rng, c = np.random.default_rng(seed), len(predicted_counts)
+    columns = np.flatnonzero(predicted_counts)  # a class that is never predicted adds no factor to the likelihood
+    chains, steps = _plan_chains(c * len(columns), draws)
+    rows = confusions.counts + _draw_row_priors(confusions.counts, chains, rng)  # (g, c, c)
+    used = rows[:, :, columns]
+    unused = np.maximum(rows.sum(axis=2) - used.sum(axis=2), 1e-12)
+    C = used / rows.sum(axis=2, keepdims=True)
+    priors = np.full((chains, c), 1 / c)
+    kept = []
+    for step in range(WARM_UP + steps):
+        joint = np.swapaxes(priors[:, :, None] * C, 1, 2) + 1e-300  # (g, columns, c)
+        of_class = rng.multinomial(predicted_counts[columns], joint / joint.sum(axis=2, keepdims=True))
+        by_class = np.swapaxes(of_class, 1, 2)  # (g, c, columns): pictures by true and predicted class
+        priors = _normalise(rng.standard_gamma(1 / c + by_class.sum(axis=2)))
+        weights = rng.standard_gamma(used + by_class)
+        C = weights / (weights.sum(axis=2) + rng.standard_gamma(unused) + 1e-300)[:, :, None]
+        if step >= WARM_UP:
+            kept.append(priors)
+    return np.concatenate(kept)
+
+
+def _plan_chains(values: int, draws: int) -> tuple[int, int]:
+    """Number of chains, and of steps of each after the first ones, for so many random values per step of a chain."""
+    chains = int(np.clip(MAX_VALUES // (values * (WARM_UP + MIN_STEPS)), 1, MAX_CHAINS))
+    affordable = max(MIN_STEPS, MIN_DRAWS // chains, MAX_VALUES // (values * chains) - WARM_UP)
+    return chains, min(affordable, max(1, math.ceil(draws / chains)))
+
+
+def _draw_row_priors(counts: Array, chains: int, rng: np.random.Generator) -> Array:
+    """Draw parameters (g, c, c) of the Dirichlet priors of all rows, one set per chain.
+
+    The accuracy and the weight come from a grid, with probabilities proportional to the likelihood of the counts
+    (Dirichlet-multinomial distribution).
+    """
+    c = len(counts)
+    accuracies = np.linspace(1 / c, MAX_ACCURACY, ACCURACY_STEPS)[:, None]
+    diagonal, other = PRIOR_WEIGHTS * accuracies, PRIOR_WEIGHTS * (1 - accuracies) / max(c - 1, 1)
+    off_diagonal = counts[~np.eye(c, dtype=bool)]
+    log_likelihood = np.ravel(
+        _log_rising_factorials(diagonal, np.diag(counts))
+        + _log_rising_factorials(other, off_diagonal)
+        - _log_rising_factorials(PRIOR_WEIGHTS * np.ones_like(accuracies), counts.sum(axis=1))
+    )
+    chosen = rng.choice(log_likelihood.size, size=chains, p=_normalise(np.exp(log_likelihood - log_likelihood.max())))
+    row_priors = np.repeat(other.ravel()[chosen], c * c).reshape(chains, c, c)
+    row_priors[:, np.arange(c), np.arange(c)] = diagonal.ravel()[chosen][:, None]
+    return row_priors
+
+
+def _log_rising_factorials(start: Array, counts: Array) -> Array:
+    """Sum over the counts of log(a (a + 1) ... (a + count - 1)), for each a in ``start``.
+
+    That is the difference of two log-gamma functions, which NumPy lacks; the counts are the few shots of a class.
+    """
+    repeats = [int((counts > i).sum()) for i in range(int(counts.max(initial=0)))]
+    return np.asarray(sum((times * np.log(start + i) for i, times in enumerate(repeats)), np.zeros_like(start)))
+
+
+def _normalise(weights: Array) -> Array:
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
