@@ -35,6 +35,15 @@ def format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def describe_classes(names: Sequence[str], limit: int = 3) -> str:
+    """The number of classes and the first names.
+
+    >>> describe_classes(["cat", "cow", "dog", "hen"])
+    '4 classes (cat, cow, dog and 1 more)'
+    """
+    return f"{len(names):,} class{'' if len(names) == 1 else 'es'} ({format_list(names, limit)})"
+
+
 def describe_shots(shots: Mapping[str, int], total: int) -> str:
     """Describe the numbers of shots.
 
@@ -93,6 +102,25 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
     head = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
     return f'<table style="border-collapse:collapse;margin:4px 0;">{head}<tbody>{body}</tbody></table>'
+
+
+def html_block(title: str, *parts: str) -> str:
+    """A title, which is escaped, and HTML below it, for a notebook."""
+    return f"<div><b>{escape(title)}</b>{''.join(parts)}</div>"
+
+
+def html_images(thumbnails: Iterable[str]) -> Markup:
+    """Pictures in a cell of `html_table`.
+
+    Args:
+        thumbnails: JPEG files in base64; empty ones are left out.
+    """
+    images = (
+        f'<img src="data:image/jpeg;base64,{data}" alt="" style="display:inline-block;margin:1px 3px 1px 0;">'
+        for data in thumbnails
+        if data
+    )
+    return Markup("".join(images))
 
 
 class Markup(str):

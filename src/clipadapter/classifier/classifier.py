@@ -62,10 +62,17 @@ from clipadapter.features import (
     encode_classes,
     extract,
 )
+from clipadapter.files import without_paths
+from clipadapter.formatting import describe_classes, describe_shots, format_count, html_block, html_table
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.persistence import History, Model, load_model, push, save_model
+from clipadapter.persistence.evaluation import EVALUATION_KEY
+from clipadapter.persistence.model import registered_name
 from clipadapter.prediction import Prediction, unreadable
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
+
+MAX_SHOWN_CLASSES = 20
+"""Classes that a notebook shows."""
 
 
 class FewShotClassifier(ModelHubMixin):
@@ -182,6 +189,50 @@ class FewShotClassifier(ModelHubMixin):
         if not hasattr(self, "_encoder"):
             self._encoder = create_encoder(self.encoder, self.device) if isinstance(self.encoder, str) else self.encoder
         return self._encoder
+
+    def __repr__(self) -> str:
+        facts = [f"{name} {value}" if value else "not fitted" for name, value in self._facts().items()]
+        return f"<FewShotClassifier: {', '.join(facts)}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the same as a table, and the number of shots of each class."""
+        parts = [html_table(["", ""], [(name, value or "nothing yet") for name, value in self._facts().items()])]
+        if hasattr(self, "head_"):
+            counts = list(self._shot_counts().items())
+            more = f"and {len(counts) - MAX_SHOWN_CLASSES} more" if len(counts) > MAX_SHOWN_CLASSES else ""
+            parts += [html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]), more]
+        return html_block("FewShotClassifier", *parts)
+
+    def _facts(self) -> dict[str, str]:
+        """What a person wants to know of the classifier, by name. Nothing is opened or computed."""
+        encoder = self._encoder.info.name if hasattr(self, "_encoder") else self.encoder
+        name = encoder if isinstance(encoder, str) else encoder.info.name
+        head = self.head if isinstance(self.head, str) else registered_name(self.head) or type(self.head).__name__
+        facts = {"encoder": without_paths(name), "head": head, "fitted to": ""}
+        if hasattr(self, "head_"):
+            counts = self._shot_counts()
+            n_shots = len(self.support_) or sum(counts.values())
+            shots = f"{format_count(n_shots, 'shot')} ({describe_shots(counts, n_shots)})"
+            facts["fitted to"] = f"{describe_classes(self.class_names_)}, {shots}"
+        accuracy = self._known_accuracy() if hasattr(self, "head_") else ""
+        return {**facts, "accuracy": accuracy} if accuracy else facts
+
+    def _shot_counts(self) -> dict[str, int]:
+        """Number of shots of each class, also of a model that was saved without them."""
+        saved = self.support_.provenance.get("shots")
+        if len(self.support_) or not isinstance(saved, Mapping):
+            return self.support_.counts
+        return {name: int(saved.get(name, 0)) for name in self.class_names_}
+
+    def _known_accuracy(self) -> str:
+        """The accuracy of the last `evaluate`, or else the one that the folder of the model records; or empty."""
+        if self.evaluation_ is not None:
+            return f"{100 * self.evaluation_.accuracy:.1f} % on {self.evaluation_.headline}"
+        recorded = self.support_.provenance.get(EVALUATION_KEY)
+        if not isinstance(recorded, Mapping) or "accuracy" not in recorded.get("model", {}):
+            return ""
+        pictures = format_count(recorded["n"], "picture")
+        return f"{100 * recorded['model']['accuracy']:.1f} % on {pictures} of {recorded['data']}"
 
     # ---- Fit ----
 

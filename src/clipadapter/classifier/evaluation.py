@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.classifier.deduplicate import find_duplicates
-from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
+from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.formatting import Markup, format_count, format_list, html_table, table
+from clipadapter.formatting import Markup, format_count, format_list, html_block, html_images, html_table, table
 from clipadapter.heads import Head
 from clipadapter.metrics import (
     Evaluation,
@@ -33,9 +33,9 @@ MAX_LISTED_CLASSES = 20
 """How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""
 MAX_MATRIX_CLASSES = 20
 """Most classes of a confusion matrix in a notebook."""
-MAX_SHOWN_ERRORS = 8
+MAX_SHOWN_ERRORS = 6
 """Wrong predictions that a notebook shows with thumbnails."""
-THUMBNAIL_SIDE = 96
+THUMBNAIL_SIDE = 72
 THUMBNAIL_QUALITY = 80
 
 
@@ -286,7 +286,7 @@ class EvaluationResult:
         shown = metrics_shown("terminal", self.task)
         values = [metric.format(self.evaluation.metrics[key] or 0.0) for key, metric in shown.items()]
         parts = [
-            "\n".join([self._headline(), *self._warnings()]),
+            "\n".join([self.headline, *self._warnings()]),
             table([metric.heading for metric in shown.values()], [values]),
             *describe_decisions(self.decisions),
             format_classes(self.evaluation),
@@ -301,18 +301,19 @@ class EvaluationResult:
         shown = metrics_shown("terminal", self.task)
         values = [metric.format(self.evaluation.metrics[key] or 0.0) for key, metric in shown.items()]
         header, rows, omitted = _class_rows(self.evaluation)
-        parts = [
-            f"<b>{escape(self._headline())}</b>",
+        return html_block(
+            self.headline,
             *(f"<br>{escape(text)}" for text in (*self._warnings(), *describe_decisions(self.decisions))),
             html_table([metric.heading for metric in shown.values()], [values]),
             html_table(header, rows),
             escape(omitted),
             self._matrix_html(),
             self._errors_html(),
-        ]
-        return f"<div>{''.join(parts)}</div>"
+        )
 
-    def _headline(self) -> str:
+    @property
+    def headline(self) -> str:
+        """What was evaluated, such as "60 pictures of test"."""
         pictures = format_count(self.n_test, "picture")
         several = ", several labels each" if self.task == "multilabel" else ""
         return f"{pictures}{f' of {self.data}' if self.data else ''}{several}"
@@ -355,16 +356,11 @@ class EvaluationResult:
             return ""
         thumbnails = encode_thumbnails([Path(name) for name, *_ in shown], THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
         rows = [
-            [
-                Markup(f'<img src="{thumbnail_url(thumbnail)}" alt="">' if thumbnail else ""),
-                true,
-                predicted,
-                f"{probability:.2f}",
-                source,
-            ]
+            [html_images([thumbnail]), true, predicted, f"{probability:.2f}", source]
             for thumbnail, (source, true, predicted, probability) in zip(thumbnails, shown, strict=True)
         ]
-        return html_table(["most confident errors", "true class", "predicted as", "probability", "picture"], rows)
+        header = ["", "true class", "predicted as", "probability", "picture"]
+        return html_block("most confident errors", html_table(header, rows))
 
 
 def evaluate_features(

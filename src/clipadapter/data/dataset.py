@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from clipadapter.errors import DataError
-from clipadapter.formatting import format_list
+from clipadapter.files import printable
+from clipadapter.formatting import (
+    describe_classes,
+    format_count,
+    format_list,
+    html_block,
+    html_images,
+    html_table,
+)
 from clipadapter.registry import unknown
 
 SPLIT_ALIASES: Mapping[str, str] = {
@@ -39,9 +49,20 @@ class Sample:
     label_set: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True)
+MAX_SHOWN_CLASSES = 10
+"""Classes that a notebook shows."""
+THUMBNAILS_PER_CLASS = 4
+THUMBNAIL_SIDE = 72
+THUMBNAIL_QUALITY = 75
+
+
+@dataclass(frozen=True, repr=False)
 class Dataset:
-    """Pictures with class names and splits.
+    """Pictures with class names and splits. A notebook shows the classes with a few pictures of each.
+
+    >>> samples = [Sample(Path("1.jpg"), "cat", "train"), Sample(Path("2.jpg"), "dog", "test")]
+    >>> make_dataset("pets", Path("pets"), samples)
+    <Dataset 'pets': 2 pictures of 2 classes (cat, dog); train 1, test 1>
 
     Args:
         name: for messages.
@@ -107,6 +128,40 @@ class Dataset:
                 f"{len(unlabelled)} pictures of '{self.name}' have no column 'labels': {format_list(unlabelled)}"
             )
         return [sample.label_set for sample in self.samples if sample.label_set is not None]
+
+    @property
+    def split_counts(self) -> dict[str, int]:
+        """Number of pictures of each split."""
+        counts = Counter(sample.split for sample in self.samples)
+        return {split: counts[split] for split in self.splits}
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {count}" for name, count in self.split_counts.items())
+        classes = describe_classes(self.class_names) if self.class_names else "no class"
+        labels = ", several labels each" if self.multilabel else ""
+        return (
+            f"<Dataset '{printable(self.name)}': {format_count(len(self.samples), 'picture')}{labels} of {classes}"
+            f"{'' if self.splits in ((), ('all',)) else f'; {splits}'}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the classes with thumbnails. Unreadable pictures have none."""
+        from clipadapter.data.thumbnails import encode_thumbnails  # late: Pillow is not needed to list pictures
+
+        by_class: dict[str, list[Sample]] = {name: [] for name in self.class_names}
+        for sample in self.samples:
+            for name in (sample.label,) if sample.label_set is None else sample.label_set:
+                by_class.setdefault("without a label" if name is None else name, []).append(sample)
+        shown = dict(islice(by_class.items(), MAX_SHOWN_CLASSES))
+        paths = [sample.path for samples in shown.values() for sample in samples[:THUMBNAILS_PER_CLASS]]
+        thumbnails = iter(encode_thumbnails(paths, THUMBNAIL_SIDE, THUMBNAIL_QUALITY))
+        rows: list[list[object]] = []
+        for name, samples in shown.items():
+            counts = Counter(sample.split for sample in samples)
+            pictures = [next(thumbnails) for _ in samples[:THUMBNAILS_PER_CLASS]]
+            rows.append([name, *(counts[split] for split in self.splits), html_images(pictures)])
+        more = f"and {len(by_class) - len(shown)} more" if len(by_class) > len(shown) else ""
+        return html_block(repr(self)[1:-1], html_table(["class", *self.splits, ""], rows), more)
 
     def split(self, name: str) -> Dataset:
         """The pictures of one split. All classes are kept, in the same order.

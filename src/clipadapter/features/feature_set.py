@@ -11,10 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.files import without_paths
+from clipadapter.formatting import describe_classes, format_count, html_block, html_table
 from clipadapter.split_types import mark_for_evaluation
 
+MAX_SHOWN_CLASSES = 20
+"""Classes that a notebook shows."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureSet:
     """Raw features of n pictures and their labels.
 
@@ -31,6 +36,8 @@ class FeatureSet:
     >>> features = FeatureSet([[1, 2], [3, 4]], ("cat", "dog"), ("cat", "dog"))
     >>> features.take([1]).y
     ('dog',)
+    >>> features
+    <FeatureSet: 2 pictures of 2 classes (cat, dog), 2 features each>
     """
 
     X: NDArray[np.float32]
@@ -68,6 +75,28 @@ class FeatureSet:
             raise InputError(
                 f"{len(bad_rows)} of {len(self.X)} features are not finite, the first in row {bad_rows[0]}"
             )
+
+    def __repr__(self) -> str:
+        return f"<FeatureSet: {self._summary()}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the number of pictures of each class."""
+        counts = list(self.counts.items())
+        omitted = len(counts) - MAX_SHOWN_CLASSES
+        more = f"and {omitted} more" if omitted > 0 else ""
+        return html_block(
+            f"FeatureSet: {self._summary()}", html_table(["class", "pictures"], counts[:MAX_SHOWN_CLASSES]), more
+        )
+
+    def _summary(self) -> str:
+        views = f" in {self.X.shape[1]} views" if self.X.ndim == 3 else ""
+        labels = "" if self.targets is None else ", several labels each"
+        encoder = self.provenance.get("encoder")
+        made_by = f", from the encoder {without_paths(str(encoder))}" if encoder else ""
+        return (
+            f"{format_count(len(self), 'picture')}{views}{labels} of {describe_classes(self.class_names)}, "
+            f"{self.X.shape[-1]:,} features each{made_by}"
+        )
 
     def __len__(self) -> int:
         return len(self.X)
