@@ -88,17 +88,17 @@ def parse_json(text: str, where: str, expected: str = "", surrogates: bool = Fal
     clipadapter.errors.DataError: names.json: lists and objects are nested more than 100 deep
     """
     advice = f"; {expected}" if expected else ""
-    place = f"{where}, line {line}" if line else where
+    location = f"{where}, line {line}" if line else where
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         position = f"line {line or error.lineno}, character {error.colno}"
         raise DataError(f"{where}, {position}: not JSON ({error.msg}){advice}") from error
     except RecursionError as error:
-        raise _nesting_error(place) from error
+        raise _nesting_error(location) from error
     except ValueError as error:
-        raise DataError(f"{place}: {_reason(error)}{advice}") from error
-    _check_value(value, place, strings=not surrogates and _SURROGATE.search(text) is not None)
+        raise DataError(f"{location}: {_reason(error)}{advice}") from error
+    _check_value(value, location, strings=not surrogates and _SURROGATE.search(text) is not None)
     return value
 
 

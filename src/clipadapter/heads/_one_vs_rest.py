@@ -9,16 +9,16 @@ from clipadapter.heads.softmax_regression import MAX_PASS_COST, SoftmaxRegressio
 
 
 class OneVsRest(SoftmaxRegression):
-    """One logistic regression per class with an L2 penalty on the weights; on the intercept only if asked.
+    """One logistic regression per class with an L2 penalty on the weights; on the intercept if ``unit_intercept``.
 
     The optimum is that of scikit-learn's LogisticRegression for each class by itself. A class that no row has, or that
-    all have, has no optimum: it is left out, and is answered by its share of the rows, with half a row added to each
-    side.
+    all have, has no optimum: it is left out, and its probability is its share of the rows, with half a row
+    added to each side.
 
     Args:
         X: (n, d).
         targets: (n, c) ones and zeros.
-        offset: (n, c) logits to begin with; None for zero.
+        offset: (n, c) fixed logits; None for zero.
         unit_intercept: penalise the intercept as the weight of a feature that is one in every row.
         gram: (n, n) products of the rows, which should be centred or nearly so; None: computed if needed.
     """

@@ -251,7 +251,7 @@ def _groups(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Shots of one class, at most SHOTS_PER_GROUP together and padded with zeros: (g, d, shots), and classes (g,)."""
     counts = torch.bincount(labels)
     size = min(SHOTS_PER_GROUP, int(counts.max()))
-    position = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]  # place of a shot within its class
+    position = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]  # of a shot within its class
     per_class = (counts + size - 1) // size
     group = (per_class.cumsum(0) - per_class)[labels] + position // size
     filled = torch.zeros(int(per_class.sum()), rows.shape[1], size, dtype=rows.dtype)

@@ -19,7 +19,7 @@ MIN_LOSS = 1e-10
 
 
 class SoftmaxRegression:
-    """Softmax regression with an L2 penalty on the weights, and on the intercept if asked; as in scikit-learn.
+    """Softmax regression as in scikit-learn: L2 penalty on the weights, and on the intercept if ``unit_intercept``.
 
     Two changes of variables leave the optimum as it is and make L-BFGS need a half to a third of the iterations. The
     rows are centred, and the constant column of the intercept is as long as the rows are in a typical direction.

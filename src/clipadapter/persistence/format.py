@@ -159,7 +159,7 @@ def check_target_folder(folder: str | Path) -> Path:
         raise ArtifactError(f"{target} is a file; give a folder for the model")
     # Many programs write a config.json, and a save replaces files. A first save that was killed leaves only STAGING.
     names = {path.name for path in target.iterdir()} - {STAGING_FOLDER} if target.is_dir() else set()
-    has_arrays = any((target / place / HEAD_FILE).is_file() for place in (".", STAGING_FOLDER))
+    has_arrays = any((target / subfolder / HEAD_FILE).is_file() for subfolder in (".", STAGING_FOLDER))
     if names and not (has_arrays and (target / CONFIG_FILE).is_file()):
         raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
     return target

@@ -422,13 +422,13 @@ def is_regular_file(path: Path) -> bool:
     Raises:
         ArtifactError: if the file or the folder of the history is something else, such as a link.
     """
-    for place, is_kind, kind in ((path.parent, stat.S_ISDIR, "folder"), (path, stat.S_ISREG, "file")):
+    for checked_path, is_kind, kind in ((path.parent, stat.S_ISDIR, "folder"), (path, stat.S_ISREG, "file")):
         try:
-            mode = place.lstat().st_mode
+            mode = checked_path.lstat().st_mode
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise ArtifactError(f"{place} can't be read: {error.strerror or error}") from error
+            raise ArtifactError(f"{checked_path} can't be read: {error.strerror or error}") from error
         if not is_kind(mode):
-            raise ArtifactError(f"{place} is no plain {kind} of the model's own: links are not followed")
+            raise ArtifactError(f"{checked_path} is no plain {kind} of the model's own: links are not followed")
     return True

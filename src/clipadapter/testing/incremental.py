@@ -88,9 +88,9 @@ def check_partial_fit_with_new_classes(head: Head) -> None:
     if head.needs_text:
         return
     late = y != "cat"
-    alone = clone(head).fit(X[late], y[late]).partial_fit(X[~late], y[~late])
-    assert alone.classes_.tolist() == ["cat", "dog", "owl"]
-    assert (alone.predict(X) == y).all() or not alone.exact
+    without_text = clone(head).fit(X[late], y[late]).partial_fit(X[~late], y[~late])
+    assert without_text.classes_.tolist() == ["cat", "dog", "owl"]
+    assert (without_text.predict(X) == y).all() or not without_text.exact
     known = clone(head).partial_fit(X[OLD], y[OLD], classes=list(CLASSES)).partial_fit(X[~OLD], y[~OLD])
     if known.exact:
         _assert_equal_heads(known, clone(head).fit(X, y))
@@ -211,8 +211,8 @@ def check_partial_fit_refuses_bad_input(head: Head) -> None:
             lambda: fitted.remap_classes(CLASSES, [0, 1, 2], text=_select_text(text, [2, 1, 0])),
         )
     if not head.needs_text:
-        alone = clone(head).fit(X[OLD], y[OLD])
-        assert_raises(InputError, "without class text", lambda: alone.partial_fit(X, y, text=text))
+        without_text = clone(head).fit(X[OLD], y[OLD])
+        assert_raises(InputError, "without class text", lambda: without_text.partial_fit(X, y, text=text))
     np.testing.assert_array_equal(fitted.logits(X), logits)
     assert fitted.classes_.tolist() == list(CLASSES) and fitted.counts_.tolist() == [4, 4, 0]
 

@@ -47,8 +47,8 @@ class Ray(Launcher):
         ray = require("ray", "ray", "The launcher ray")
         if not jobs:
             return
-        with connect_ray(ray, self.workers) as alone:
-            yield from _tasks(ray, self, function, jobs, travel=not alone)
+        with connect_ray(ray, self.workers) as is_local:
+            yield from _tasks(ray, self, function, jobs, travel=not is_local)
 
 
 def _tasks(
