@@ -4,7 +4,7 @@ import pytest
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder
 from clipadapter.heads import TextFeatures, create_head
-from clipadapter.studio.model import fit_project_model, learning_curve, mean_class_accuracy
+from clipadapter.studio.model import fit_project_model, learning_curve
 
 
 @pytest.fixture
@@ -20,10 +20,10 @@ def scene():
     return X.astype(np.float32), labels.tolist(), TextFeatures(names, text, 20.0)
 
 
-def fit(scene, rows=None):
+def fit(scene, rows=None, head="auto"):
     X, labels, text = scene
     rows = np.arange(len(X)) if rows is None else np.array(rows, int)
-    classifier = FewShotClassifier(create_encoder("toy"), cache=None)
+    classifier = FewShotClassifier(create_encoder("toy"), head, cache=None)
     return fit_project_model(classifier, text, [f"{i}.png" for i in rows], X[rows], [labels[i] for i in rows])
 
 
@@ -71,13 +71,14 @@ def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
         model.zero_shot_accuracy == expected.zero_shot_accuracy
         and model.held_out_accuracy == expected.held_out_accuracy
     )
-    assert min(point.accuracy for point in learning_curve(model, X, labels)) > 0.9
+    assert min(point.accuracy for point in learning_curve(model, X, labels).points) > 0.9
 
 
 def test_one_shot_per_class_can_not_be_held_out(scene):
     model = fit(scene, [0, 6, 12])
     assert model.held_out_accuracy is None and model.classifier is not None
-    assert [point.shots_per_class for point in learning_curve(model, scene[0][[0, 6, 12]], ["a", "b", "c"])] == [0]
+    curve = learning_curve(model, scene[0][[0, 6, 12]], ["a", "b", "c"])
+    assert [point.shots_per_class for point in curve.points] == [0] and curve.forecast is None
 
 
 def test_a_class_without_pictures_is_predicted_by_its_name(scene):
@@ -90,24 +91,47 @@ def test_a_class_without_pictures_is_predicted_by_its_name(scene):
 
 def test_the_curve_is_measured_on_pictures_that_each_fit_did_not_see(scene):
     X, labels, text = scene
-    points = list(learning_curve(fit(scene), X, labels))
+    points = learning_curve(fit(scene), X, labels).points
     assert [point.shots_per_class for point in points[:3]] == [0, 1, 2]
     assert points[0].accuracy == fit(scene).zero_shot_accuracy and points[-1].accuracy == fit(scene).held_out_accuracy
-    assert all(0 <= point.lowest <= point.accuracy <= point.highest <= 1 for point in points)
+    saw = [np.isnan(point.correct).sum(axis=1).tolist() for point in points]
+    assert saw[:3] == [[0], [3, 3, 3], [6, 6, 6]]  # of three classes
     # Noise that no fit can know: right on what it saw, by chance on all else.
     noise = np.random.default_rng(1).standard_normal((60, 32)).astype(np.float32)
     names = ["a", "b", "c"] * 20
     classifier = FewShotClassifier(create_encoder("toy"), "knn", cache=None)
     blind = fit_project_model(classifier, text, [str(i) for i in range(60)], noise, names)
-    assert mean_class_accuracy(blind.probabilities(noise).argmax(axis=1), np.array([0, 1, 2] * 20)) > 0.9
-    assert all(point.accuracy < 0.6 for point in learning_curve(blind, noise, names))
+    assert (blind.probabilities(noise).argmax(axis=1) == np.array([0, 1, 2] * 20)).mean() > 0.9
+    assert all(point.accuracy < 0.6 for point in learning_curve(blind, noise, names).points)
 
 
 def test_test_pictures_measure_the_curve_and_change_no_fit(scene):
     X, labels, text = scene
     test = (X[::2], ["b"] * 9)  # as if all were b
-    points = list(learning_curve(fit(scene), X, labels, test))
+    points = learning_curve(fit(scene), X, labels, test).points
     head = create_head("auto").fit(X, labels, text=text)
     assert (
         points[-1].accuracy == pytest.approx(np.mean(head.predict(X[::2]) == "b")) and points[-1].shots_per_class == 6
     )
+
+
+def test_a_class_without_pictures_is_left_out_of_the_accuracy(scene):
+    X, labels, text = scene
+    # The name of the empty class is the first one's; by names alone, all pictures of both classes are taken for it.
+    with_empty = TextFeatures([*text.labels, "empty"], [*text.embeddings, text.embeddings[0]], text.logit_scale)
+    rows = [*range(12)]
+    few, test = (X[rows], labels[:12]), (X, ["a"] * 6 + ["b"] * 6 + ["c"] * 6)
+    models = [fit((X, labels, each), rows, "tip-adapter") for each in (text, with_empty)]
+    for measured_on in (None, test):
+        accuracies = [[point.accuracy for point in learning_curve(model, *few, measured_on).points] for model in models]
+        assert accuracies[0] == pytest.approx(accuracies[1])
+    assert models[0].held_out_accuracy == models[1].held_out_accuracy
+    assert "empty" not in models[1].misclassified.values()
+
+
+def test_the_forecast_needs_four_pictures_per_class(scene):
+    X, labels, _ = scene
+    for count, has_forecast in ((3, False), (4, True)):
+        rows = [6 * k + i for k in range(3) for i in range(count)]
+        curve = learning_curve(fit(scene, rows, "tip-adapter"), X[rows], [labels[i] for i in rows])
+        assert (curve.forecast is not None) == has_forecast and curve.forecast_shots == count + 10

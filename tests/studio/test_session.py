@@ -61,7 +61,7 @@ def test_predictions_are_explained_by_labelled_pictures(session):
     state = settle(session)
     assert state.model.shot_count == 8 and state.model.held_out_accuracy == 1.0
     assert state.revision == session.project.contents.revision
-    assert state.curve[0].shots_per_class == 0 and not state.is_curve_on_test
+    assert state.curve.points[0].shots_per_class == 0 and not state.curve.is_on_test
     assert state.activity == state.error == ""
     prediction = session.predict(Image.open(io.BytesIO(noisy("red", 9).data)))
     assert prediction.top[0][0] == "red" and prediction.shot_count == 8 and "leads 'blue'" in prediction.sentences[0]
@@ -158,7 +158,11 @@ def test_the_curve_is_measured_on_test_pictures_if_there_are_any(tmp_path):
                 (place / f"{i}.png").write_bytes(noisy(name, i + 10 * count).data)
     session = Session(Project(tmp_path), "toy", cache=None)
     state = settle(session)
-    assert state.is_curve_on_test and state.curve[-1].shots_per_class == 3 and state.curve[-1].accuracy == 1.0
+    assert (
+        state.curve.is_on_test
+        and state.curve.points[-1].shots_per_class == 3
+        and state.curve.points[-1].accuracy == 1.0
+    )
     session.close()
 
 

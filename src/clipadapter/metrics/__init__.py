@@ -10,6 +10,7 @@ from clipadapter.metrics.calibration import (
 )
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at, risk_coverage
 from clipadapter.metrics.evaluation import ClassReport, Evaluation, Predictions, evaluate, mean_sd
+from clipadapter.metrics.extrapolation import forecast_accuracy
 from clipadapter.metrics.intervals import (
     Estimate,
     MetricsWithIntervals,
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate_multilabel",
     "excess_aurc",
     "expected_calibration_error",
+    "forecast_accuracy",
     "fpr_at",
     "log_loss",
     "mean_sd",

@@ -1,9 +1,13 @@
-"""The model of a project: its fit, its accuracy on pictures that the fit did not see, and explained predictions."""
+"""The model of a project: its fit, its accuracy on pictures that the fit did not see, and explained predictions.
+
+Accuracies are measured among the classes that have pictures. A class without pictures has none that could be predicted
+correctly, so that its name would only lower the accuracy of the others until it gets its pictures.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +22,7 @@ from clipadapter.data.images import ImageSource
 from clipadapter.explain import explain
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, mean_shots_per_class, out_of_fold
+from clipadapter.metrics import Estimate, forecast_accuracy
 from clipadapter.prediction import softmax
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
@@ -25,6 +30,8 @@ from clipadapter.studio.features import FeatureCache
 Array = NDArray[Any]
 DRAWS_PER_POINT = 3
 """Random draws of shots for each point of the learning curve."""
+MORE_SHOTS = 10
+"""Pictures per class to add in the forecast."""
 MAX_CURVE_SHOTS = 32
 """Most shots per class of a point that is drawn."""
 MAX_PREDICTED_CLASSES = 5
@@ -42,8 +49,7 @@ class ProjectModel:
         classifier: fitted to the labelled pictures; None if there are none.
         shot_count: number of labelled pictures.
         zero_shot_accuracy: accuracy of the class names alone, mean over classes; None without labelled pictures.
-        held_out_accuracy: accuracy on held-out labelled pictures, mean over classes; None if none can be held out.
-        held_out_shots_per_class: shots per class of the fits that held pictures out.
+        held_out: accuracy on held-out labelled pictures; None if none can be held out.
         misclassified: predicted class of each held-out picture whose prediction is wrong, by key.
         fit_seconds: duration of the fit.
     """
@@ -53,10 +59,14 @@ class ProjectModel:
     classifier: FewShotClassifier | None = None
     shot_count: int = 0
     zero_shot_accuracy: float | None = None
-    held_out_accuracy: float | None = None
-    held_out_shots_per_class: float = 0.0
+    held_out: CurvePoint | None = None
     misclassified: Mapping[str, str] = field(default_factory=dict)
     fit_seconds: float = 0.0
+
+    @property
+    def held_out_accuracy(self) -> float | None:
+        """Accuracy on held-out labelled pictures, mean over classes; None if none can be held out."""
+        return None if self.held_out is None else self.held_out.accuracy
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -100,21 +110,23 @@ def fit_project_model(
     }
     classifier.fit_features(FeatureSet(features, tuple(labels), text.labels, provenance), text)
     label_indices = _to_indices(labels, text.labels)
-    zero_shot_accuracy = mean_class_accuracy(zero_shot.logits(features).argmax(axis=1), label_indices)
+    best = _predict_among(zero_shot.logits(features), label_indices)
+    zero_shot_accuracy = mean_class_accuracy(best == label_indices, label_indices)
     fit_seconds = time.perf_counter() - start
     held_out = out_of_fold(classifier.head_, features, np.asarray(labels), text, strategies=("own", "folds"))
     if held_out is None:
         return ProjectModel(text, zero_shot, classifier, len(labels), zero_shot_accuracy, fit_seconds=fit_seconds)
     rows = held_out.first_per_shot
-    predicted = rows.logits.argmax(axis=1)
+    predicted = _predict_among(rows.logits, label_indices)
+    correct = np.full((1, len(labels)), np.nan)
+    correct[0, rows.rows] = predicted == rows.labels
     return ProjectModel(
         text,
         zero_shot,
         classifier,
         len(labels),
         zero_shot_accuracy,
-        held_out_accuracy=mean_class_accuracy(predicted, rows.labels),
-        held_out_shots_per_class=held_out.shots_per_class,
+        held_out=CurvePoint.of_fits(held_out.shots_per_class, correct, label_indices),
         misclassified={
             keys[row]: text.labels[k] for row, k, t in zip(rows.rows, predicted, rows.labels, strict=True) if k != t
         },
@@ -125,76 +137,130 @@ def fit_project_model(
 # ---- Learning curve ----
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CurvePoint:
-    """A point of the learning curve.
+    """A point of the learning curve: fits to the same number of shots.
 
     Args:
         shots_per_class: shots of each class; 0 for the class names alone.
-        accuracy: mean over the draws of the accuracy on other pictures, which is a mean over classes.
-        lowest: accuracy of the worst draw.
-        highest: accuracy of the best draw.
+        accuracy: mean over the fits of the accuracy on other pictures, which is a mean over classes.
+        correct: (fits, m) 1 where a fit predicted a picture correctly, 0 where not, NaN where it saw the picture.
     """
 
     shots_per_class: float
     accuracy: float
-    lowest: float
-    highest: float
+    correct: Array
+
+    @classmethod
+    def of_fits(cls, shots_per_class: float, correct: Array, labels: Array) -> CurvePoint:
+        """Compute the accuracy of fits, (fits, m), from the classes of the pictures (m,)."""
+        return cls(shots_per_class, float(np.mean([mean_class_accuracy(row, labels) for row in correct])), correct)
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """How the accuracy grows with the number of labelled pictures.
+
+    Args:
+        points: in the order of their shots.
+        is_on_test: whether it was measured on the part "test".
+        forecast_shots: shots per class of the forecast.
+        forecast: accuracy with `MORE_SHOTS` more pictures per class; None if the points say too little.
+    """
+
+    points: tuple[CurvePoint, ...]
+    is_on_test: bool = False
+    forecast_shots: float = 0.0
+    forecast: Estimate | None = None
 
 
 def learning_curve(
-    model: ProjectModel, features: Array, labels: Sequence[str], test: tuple[Array, Sequence[str]] | None = None
-) -> Iterator[CurvePoint]:
-    """Compute the accuracy of fits to fewer shots, on pictures that they did not see.
+    model: ProjectModel,
+    features: Array,
+    labels: Sequence[str],
+    test: tuple[Array, Sequence[str]] | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> LearningCurve:
+    """Measure the accuracy of fits to fewer shots, on pictures that they did not see, and forecast that of more shots.
 
-    The first point is that of the class names alone. The last one is `ProjectModel.held_out_accuracy`, or the accuracy
-    of the model on the test pictures.
+    The first point is that of the class names alone. The last one is `ProjectModel.held_out`, or that of the model on
+    the test pictures.
 
     Args:
         model: fitted to all labelled pictures.
         features: (n, d) of the labelled pictures.
         labels: class of each.
-        test: (m, d) and m class names of the part "test"; no choice depends on them.
+        test: (m, d) and m class names of the part "test"; no choice depends on them. Those of classes without labelled
+            pictures are left out.
+        on_step: called between two fits; may raise.
     """
     assert model.classifier is not None
     label_indices = _to_indices(labels, model.class_names)
-    test_set = None if test is None else FeatureSet(test[0], tuple(test[1]), model.class_names).mark_for_evaluation()
-    zero_shot_accuracy = model.zero_shot_accuracy if test_set is None else _test_accuracy(model.zero_shot, test_set)
-    if zero_shot_accuracy is not None:
-        yield CurvePoint(0, zero_shot_accuracy, zero_shot_accuracy, zero_shot_accuracy)
+    test_set, measured_labels = None, label_indices
+    rows = [] if test is None else [i for i, name in enumerate(test[1]) if name in set(labels)]
+    if test is not None and rows:
+        test_labels = [test[1][i] for i in rows]
+        test_set = FeatureSet(test[0][rows], tuple(test_labels), model.class_names).mark_for_evaluation()
+        measured_labels = _to_indices(test_labels, model.class_names)
+
+    def measure(head: Head, drawn: Array) -> Array:
+        """(m,) correct predictions; NaN for the pictures that the head was fitted to."""
+        on_step()
+        if test_set is not None:
+            result = score(head, test_set, among=sorted(set(labels)))
+            return np.asarray(result.logits.argmax(axis=1) == result.labels, np.float64)
+        others = np.setdiff1d(np.arange(len(labels)), drawn)
+        correct = np.full(len(labels), np.nan)
+        correct[others] = _predict_among(head.logits(features[others]), label_indices) == label_indices[others]
+        return correct
+
+    points = [CurvePoint.of_fits(0, measure(model.zero_shot, np.array([], int))[None], measured_labels)]
     counts = np.bincount(label_indices)
     divisible = counts[counts >= 2]
-    last_shots = model.held_out_shots_per_class if test_set is None else mean_shots_per_class(labels)
+    shots_now = mean_shots_per_class(labels)
+    last_shots = shots_now if test_set is not None else 0 if model.held_out is None else model.held_out.shots_per_class
     max_shots = min(int(divisible.min()) - 1, MAX_CURVE_SHOTS) if len(divisible) else 0
     for shots in (2**i for i in range(6) if 2**i <= max_shots and 2**i < 0.9 * last_shots):
-        accuracies = []
-        for seed in range(DRAWS_PER_POINT):
-            drawn = np.array(draw_shots(labels, shots, seed))
-            head = clone(model.classifier.head_).fit(features[drawn], [labels[i] for i in drawn], text=model.text)
-            if test_set is not None:
-                accuracies.append(_test_accuracy(head, test_set))
-                continue
-            others = np.setdiff1d(np.arange(len(labels)), drawn)
-            predicted = head.logits(features[others]).argmax(axis=1)
-            accuracies.append(mean_class_accuracy(predicted, label_indices[others]))
-        yield CurvePoint(shots, float(np.mean(accuracies)), min(accuracies), max(accuracies))
-    last = model.held_out_accuracy if test_set is None else _test_accuracy(model.classifier.head_, test_set)
-    if last is not None:
-        yield CurvePoint(last_shots, last, last, last)
+        draws = [np.array(draw_shots(labels, shots, seed)) for seed in range(DRAWS_PER_POINT)]
+        heads = (
+            (clone(model.classifier.head_).fit(features[drawn], [labels[i] for i in drawn], text=model.text), drawn)
+            for drawn in draws
+        )
+        correct = np.stack([measure(head, drawn) for head, drawn in heads])
+        points.append(CurvePoint.of_fits(shots, correct, measured_labels))
+    if test_set is not None:
+        correct = measure(model.classifier.head_, np.arange(len(labels)))[None]
+        points.append(CurvePoint.of_fits(shots_now, correct, measured_labels))
+    elif model.held_out is not None:
+        points.append(model.held_out)
+    forecast = forecast_accuracy(
+        [point.shots_per_class for point in points for _ in point.correct],
+        np.concatenate([point.correct for point in points]),
+        measured_labels,
+        target_shots=shots_now + MORE_SHOTS,
+    )
+    return LearningCurve(tuple(points), test_set is not None, shots_now + MORE_SHOTS, forecast)
 
 
-def mean_class_accuracy(predicted: Array, labels: Array) -> float:
+def mean_class_accuracy(correct: Array, labels: Array) -> float:
     """Return the mean over classes of the share of correct predictions.
 
-    >>> mean_class_accuracy(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1]))
+    Args:
+        correct: (m,) 1 or True for a correct prediction; NaN for a picture that is left out.
+        labels: (m,) class of each picture.
+
+    >>> mean_class_accuracy(np.array([1, 1, np.nan, 0]), np.array([0, 0, 0, 1]))
     0.5
     """
-    return float(np.mean([(predicted[labels == k] == k).mean() for k in np.unique(labels)]))
+    is_measured = ~np.isnan(np.asarray(correct, np.float64))
+    shares = [correct[is_measured & (labels == k)].mean() for k in np.unique(labels[is_measured])]
+    return float(np.mean(shares))
 
 
-def _test_accuracy(head: Head, test: FeatureSet) -> float:
-    result = score(head, test)
-    return mean_class_accuracy(result.logits.argmax(axis=1), result.labels)
+def _predict_among(logits: Array, labels: Array) -> Array:
+    """(m,) predicted classes from logits (m, c), among the classes that some labelled picture has."""
+    has_pictures = np.isin(np.arange(logits.shape[1]), labels)
+    return np.asarray(np.where(has_pictures, logits, -np.inf).argmax(axis=1))
 
 
 def _to_indices(labels: Sequence[str], class_names: Sequence[str]) -> Array:

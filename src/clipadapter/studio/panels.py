@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from typing import Any
@@ -14,10 +15,10 @@ from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.files import printable
 from clipadapter.rendering.html import create_environment
 from clipadapter.studio.contents import Contents
-from clipadapter.studio.model import CurvePoint
+from clipadapter.studio.model import MORE_SHOTS, LearningCurve
 from clipadapter.studio.pictures import PictureFile, Stamp
 from clipadapter.studio.session import Session, SessionState
-from clipadapter.studio.tab import Tab
+from clipadapter.studio.tab import Tab, join_first
 
 PACKAGE = "clipadapter.studio"
 PANELS = ("status", "classes", "queue", "prediction", "accuracy")
@@ -147,7 +148,16 @@ class Panels:
         }
 
     def _accuracy(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
-        return {"model": state.model, "is_on_test": state.is_curve_on_test, "points": plot_points(state.curve)}
+        return {
+            "model": state.model,
+            "curve": state.curve,
+            "plot": None if state.curve is None else plot_curve(state.curve),
+            "more_shots": MORE_SHOTS,
+            "width": PLOT_WIDTH,
+            "height": PLOT_HEIGHT,
+            "percent": lambda share: round(100 * share),
+            "left_out": join_first(self.session.classes_without_pictures()),
+        }
 
 
 class ThumbnailCache:
@@ -195,22 +205,52 @@ def suggest_next_step(contents: Contents) -> str:
     return "Try pictures, correct wrong labels, and save the model when it is good enough."
 
 
-def plot_points(
-    curve: Sequence[CurvePoint], width: float = 300, height: float = 120
-) -> list[tuple[float, float, str, str]]:
-    """Return the points of the learning curve at equal distances: (x, y, label of the axis, description).
+@dataclass(frozen=True)
+class CurvePlot:
+    """A learning curve as shapes of a figure of `PLOT_WIDTH` by `PLOT_HEIGHT`, from the upper left.
 
-    >>> plot_points([CurvePoint(0, 0.5, 0.5, 0.5), CurvePoint(1, 1.0, 1.0, 1.0)], 100, 50)
-    [(0.0, 25.0, 'names', 'names alone: 50 %'), (100.0, 0.0, '1', '1 per class: 100 %')]
+    Args:
+        points: (x, y, label of the axis, description) of the measured points, at equal distances.
+        forecast: the same of the forecast; None if there is none.
+        forecast_ends: y of the upper and the lower end of its interval.
     """
-    step = width / max(len(curve) - 1, 1)
-    points = []
-    for i, point in enumerate(curve):
-        shots = f"{point.shots_per_class:.2g}"
-        tick, description = (shots, f"{shots} per class") if point.shots_per_class else ("names", "names alone")
-        y = round(height * (1 - point.accuracy), 1)
-        points.append((i * step, y, tick, f"{description}: {100 * point.accuracy:.0f} %"))
-    return points
+
+    points: tuple[tuple[float, float, str, str], ...]
+    forecast: tuple[float, float, str, str] | None = None
+    forecast_ends: tuple[float, float] = (0.0, 0.0)
+
+
+PLOT_WIDTH, PLOT_HEIGHT = 400, 150
+
+
+def plot_curve(curve: LearningCurve) -> CurvePlot:
+    """Return the shapes of a learning curve.
+
+    >>> import numpy as np
+    >>> from clipadapter.studio.model import CurvePoint
+    >>> curve = LearningCurve((CurvePoint(0, 0.5, np.ones((1, 2))), CurvePoint(1, 1.0, np.ones((1, 2)))))
+    >>> plot_curve(curve).points
+    ((0.0, 75.0, 'names', 'names alone: 50 %'), (400.0, 0.0, '1', '1 per class: 100 %'))
+    """
+    count = len(curve.points) + (curve.forecast is not None)
+    step = PLOT_WIDTH / max(count - 1, 1)
+
+    def place(i: int, accuracy: float, shots: float) -> tuple[float, float, str, str]:
+        text = f"{shots:.2g}"
+        tick, description = (text, f"{text} per class") if shots else ("names", "names alone")
+        return round(i * step, 1), _plot_y(accuracy), tick, f"{description}: {100 * accuracy:.0f} %"
+
+    points = tuple(place(i, point.accuracy, point.shots_per_class) for i, point in enumerate(curve.points))
+    forecast = curve.forecast
+    if forecast is None or forecast.low is None or forecast.high is None:
+        return CurvePlot(points)
+    x, y, tick, text = place(count - 1, forecast.value, curve.forecast_shots)
+    text = f"{text}, 95 % interval {100 * forecast.low:.0f} to {100 * forecast.high:.0f} % (forecast)"
+    return CurvePlot(points, (x, y, tick, text), (_plot_y(forecast.high), _plot_y(forecast.low)))
+
+
+def _plot_y(accuracy: float) -> float:
+    return round(PLOT_HEIGHT * (1 - accuracy), 1)
 
 
 def _summarize(contents: Contents, state: SessionState) -> str:

@@ -17,8 +17,8 @@ from clipadapter.heads import head_info
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
 from clipadapter.studio.model import (
-    CurvePoint,
     ExplainedPrediction,
+    LearningCurve,
     ProjectModel,
     explain_prediction,
     fit_project_model,
@@ -49,8 +49,7 @@ class SessionState:
         error: why something could not be computed.
         revision: revision of the contents that the model was fitted to.
         model: fitted to these contents; None if there are fewer than two classes.
-        curve: learning curve.
-        is_curve_on_test: whether the curve was measured on the part "test".
+        curve: learning curve; None until it is measured.
         guesses: (class, probability) of the unlabelled pictures, by key.
         queue: keys of the pictures to label next.
         unreadable: why pictures can't be read, by key.
@@ -62,8 +61,7 @@ class SessionState:
     error: str = ""
     revision: int = -1
     model: ProjectModel | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    is_curve_on_test: bool = False
+    curve: LearningCurve | None = None
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
     queue: tuple[str, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -251,7 +249,7 @@ class Session:
             queue = ()
         self._check_superseded()
         with self._condition:
-            self._publish(revision=contents.revision, model=model, queue=queue, curve=())
+            self._publish(revision=contents.revision, model=model, queue=queue, curve=None)
 
     def _select_queue(self, contents: Contents) -> None:
         """Predict all unlabelled pictures that have features; select a new queue if the last one is used up."""
@@ -282,19 +280,16 @@ class Session:
 
     def _measure(self, contents: Contents, test: Sequence[tuple[str, PictureFile]]) -> None:
         model = self.state.model
-        if model is None or model.classifier is None or self.state.curve:
+        if model is None or model.classifier is None or self.state.curve is not None:
             return
         _, X, labels = self._labelled_features(contents)
         test = [(name, picture) for name, picture in test if self._features.has(picture)]
         test_set = (self._features.matrix([one for _, one in test]), [name for name, _ in test]) if test else None
         with self._condition:
             self._publish(activity="measuring", progress=None)
-        curve: list[CurvePoint] = []
-        for point in learning_curve(model, X, labels, test_set):
-            self._check_superseded()
-            curve.append(point)
+        curve = learning_curve(model, X, labels, test_set, self._check_superseded)
         with self._condition:
-            self._publish(curve=tuple(curve), is_curve_on_test=test_set is not None)
+            self._publish(curve=curve)
 
     def _labelled_features(self, contents: Contents) -> tuple[list[PictureFile], Any, list[str]]:
         """Readable labelled pictures, their features (n, d) and their classes."""
