@@ -438,7 +438,7 @@ def test_the_log_gets_what_a_killed_process_had_no_time_for(source, tmp_path):
         assert sorted(log.read_bytes().splitlines()) == sorted(complete.splitlines())
 
 
-def test_the_error_on_a_full_disk_says_how_many_runs_are_kept(source, tmp_path, monkeypatch):
+def test_the_error_on_a_full_disk_says_how_many_runs_are_stored(source, tmp_path, monkeypatch):
     calls = []
 
     def write(path, data):
@@ -450,7 +450,7 @@ def test_the_error_on_a_full_disk_says_how_many_runs_are_kept(source, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr("clipadapter.bench.records.write_atomically", write)
         with pytest.raises(
-            InputError, match=r"No space left .*\. 3 runs were made and are kept: free some space and repeat"
+            InputError, match=r"No space left .*\. 3 runs were made and are stored: free some space and repeat"
         ):
             go(source, tmp_path / "out")
     again = go(source, tmp_path / "out")
