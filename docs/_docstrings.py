@@ -19,11 +19,13 @@ FIELDS = {"NamedTuple", "ABC", "BaseModel", "FrozenModel"}
 
 def head_docstrings() -> dict[str, tuple[str, str]]:
     """By the path of each registered head, its docstring with the inherited parameters, and its fidelity."""
+    from clipadapter.docstrings import without_defaults
     from clipadapter.heads import head_info, list_heads
 
     classes = [head_info(name).cls for name in list_heads()]
     parts = {f"{cls.__module__}.{cls.__qualname__}": (cls.__doc__ or "").partition("\n\nFidelity: ") for cls in classes}
-    return {path: (docstring, fidelity.strip()) for path, (docstring, _, fidelity) in parts.items()}
+    # The reference has a column of its own for defaults.
+    return {path: (without_defaults(docstring), fidelity.strip()) for path, (docstring, _, fidelity) in parts.items()}
 
 
 class Docstrings(griffe.Extension):

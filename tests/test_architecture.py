@@ -24,7 +24,7 @@ FLOORS = [
         "telemetry",
         "towers",
     },
-    {"conversion", "formatting", "parsing"},
+    {"conversion", "docstrings", "formatting", "parsing"},
     {"backends", "formats", "uncertainty"},
     {"data", "encoders", "heads", "model_folder"},
     {"features", "pretraining", "rendering", "runtime", "tuners"},

@@ -97,8 +97,8 @@ def test_a_docstring_describes_each_parameter_once_its_own_before_inherited_ones
     described = re.findall(r"^    (\w+): (.*)$", Trained.__doc__, re.MULTILINE)
     assert [name for name, _ in described[:2]] == ["width", "lr"]
     assert sorted(name for name, _ in described) == sorted(inspect.signature(Trained).parameters)
-    assert dict(described)["lr"] == "a rate of another meaning."
-    assert dict(described)["momentum"] == "of SGD."
+    assert dict(described)["lr"] == "a rate of another meaning. Default: 0.001."
+    assert dict(described)["momentum"] == "of SGD. Default: 0.9."
     assert Trained.__doc__.endswith("\n\nThe end.\n\nFidelity: Not stated.\n")
 
 

@@ -50,6 +50,7 @@ from clipadapter.classifier.inputs import (
 )
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource, source_name
+from clipadapter.docstrings import document_defaults
 from clipadapter.encoders import Encoder, create_encoder, open_text_tower, with_unprojected
 from clipadapter.errors import ArtifactError, ImageError, InputError
 from clipadapter.features import (
@@ -75,8 +76,22 @@ MAX_SHOWN_CLASSES = 20
 """Classes that a notebook shows."""
 
 
+@document_defaults
 class FewShotClassifier(ModelHubMixin):
     """An image classifier that is fitted to a few labelled pictures per class.
+
+    Pictures are given as paths, folders, PIL images or arrays::
+
+        model = FewShotClassifier(encoder="lite").fit("shots/")  # one folder of pictures per class
+        model.predict("photo.jpg")  # ['cat']
+        print(model.evaluate("test/"))
+        model.save("model/")
+
+    >>> import numpy as np
+    >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+    >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
+    >>> model.predict([blue])
+    ['blue']
 
     Args:
         encoder: URI of an encoder, or an open encoder.
@@ -111,12 +126,6 @@ class FewShotClassifier(ModelHubMixin):
         selection_: result of the search over ``grid``, or None.
         evaluation_: result of the last `evaluate` since the model was fitted, loaded or edited; None without one.
         skipped_: pictures that the last edit could not read, each with the reason.
-
-    >>> import numpy as np
-    >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
-    >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
-    >>> model.predict([blue])
-    ['blue']
     """
 
     head_: Head

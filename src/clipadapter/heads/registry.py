@@ -6,7 +6,6 @@ Nothing here imports torch: the names of heads are checked before the work begin
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,6 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
+from clipadapter.docstrings import (
+    describe_arguments,
+    examples_first,
+    with_arguments,
+    with_defaults,
+    without_defaults,
+)
 from clipadapter.errors import InputError
 from clipadapter.registry import Registry
 
@@ -36,11 +42,6 @@ FIDELITY_KINDS: Mapping[str, str] = MappingProxyType(
 """Kinds of fidelity and their meaning."""
 AS_PUBLISHED = ("verified", "paper", "not stated")
 """Kinds that are not marked in tables of results."""
-
-ARGUMENTS = re.compile(r"^Args:\n((?: {4}.*\n?)+)", re.MULTILINE)
-"""The section of a cleaned docstring that describes parameters."""
-ARGUMENT = re.compile(r"^( {4}(\w+): .*\n?(?: {8}.*\n?)*)", re.MULTILINE)
-"""The description of one parameter in that section."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ create_head = HEADS.create
 def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> Callable[[type[Head]], type[Head]]:
     """Class decorator that registers a head under a public name and completes the class docstring.
 
-    The docstring gets the description of inherited parameters that it does not describe itself, and the fidelity.
+    The docstring gets the description of inherited parameters that it does not describe itself, the defaults, and the
+    fidelity. Its example is put before the parameters.
 
     Args:
         name: lower-case words joined by hyphens.
@@ -134,31 +136,22 @@ def default_parameters(name: str) -> dict[str, Any]:
     """
     cls = HEADS.info(name).cls
     defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
-    described = [key for key in _describe_arguments(inspect.cleandoc(cls.__doc__ or "")) if key in defaults]
+    described = [key for key in describe_arguments(inspect.cleandoc(cls.__doc__ or "")) if key in defaults]
     return {key: defaults[key] for key in dict.fromkeys((*described, *defaults))}
 
 
 def _complete_arguments(cls: type[Head]) -> str:
-    """The docstring of a class, with the descriptions of its inherited parameters at the end of "Args:"."""
+    """The docstring of a class: example, own parameters, inherited parameters, all with their defaults."""
     text = inspect.cleandoc(cls.__doc__ or "")
     inherited = {
-        name: description
+        name: without_defaults(description)
         for base in reversed(cls.__mro__[1:])
-        for name, description in _describe_arguments(inspect.cleandoc(base.__dict__.get("__doc__") or "")).items()
+        for name, description in describe_arguments(inspect.cleandoc(base.__dict__.get("__doc__") or "")).items()
     }
-    described = _describe_arguments(text)
-    missing = [name for name in inspect.signature(cls).parameters if name in inherited and name not in described]
-    section = ARGUMENTS.search(text)
-    if not missing or section is None:
-        return text
-    complete = section[0].rstrip() + "".join(f"\n{inherited[name]}" for name in missing) + "\n"
-    return text[: section.start()] + complete + text[section.end() :]
-
-
-def _describe_arguments(docstring: str) -> dict[str, str]:
-    """By parameter, the lines under "Args:" that describe it, with their indentation."""
-    section = ARGUMENTS.search(docstring)
-    return {} if section is None else {match[2]: match[1].rstrip() for match in ARGUMENT.finditer(section[1])}
+    described, parameters = describe_arguments(text), inspect.signature(cls).parameters
+    missing = {name: inherited[name] for name in parameters if name in inherited and name not in described}
+    defaults = {name: part.default for name, part in parameters.items() if part.default is not part.empty}
+    return examples_first(with_defaults(with_arguments(text, missing), defaults))
 
 
 def fidelity_of(name: str) -> Fidelity:

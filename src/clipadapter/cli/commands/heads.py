@@ -12,6 +12,7 @@ import click
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts, table
+from clipadapter.docstrings import without_defaults, without_examples
 from clipadapter.registry import unknown
 
 
@@ -79,7 +80,8 @@ def _describe_head(name: str) -> str:
     from clipadapter.heads import default_parameters, fidelity_of, head_info
 
     cls, fidelity, params = head_info(name).cls, fidelity_of(name), default_parameters(name)
-    description = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0].partition(">>>")[0].strip()
+    docstring = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0]
+    description = without_defaults(without_examples(docstring))
     defaults = f"\n\nDefaults:\n{facts(list(params.items()))}" if params else ""
     recipes = f"\n\nRecipes (--recipe): {', '.join(cls.recipes())}" if cls.recipes() else ""
     presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""
