@@ -7,6 +7,7 @@ Tree::
     │   ├── UnknownNameError    no head, encoder, template ... has this name; says which come close
     │   ├── TooFewShotsError    nothing can be learned from so few shots
     │   └── DataError           a folder, manifest or list of pictures can't be used as it is
+    │       ├── LayoutError     folders are taken for classes, but the classes are one level deeper
     │       └── ImageError      one picture can't be read; `reason` says why
     ├── MissingExtraError       an optional part is not installed; names the line that installs it (also an ImportError)
     ├── EncoderUnavailableError the weights are neither on this machine nor to be had
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +52,22 @@ class TooFewShotsError(InputError):
 
 class DataError(InputError):
     """A folder, manifest or list of pictures can't be used as it is."""
+
+
+class LayoutError(DataError):
+    """Folders are taken for classes, but the classes are one level deeper.
+
+    Args:
+        text: the folders, and what they hold.
+        source: the folder that was given.
+        folders: the folders that may be meant, the likeliest first; possibly none.
+    """
+
+    def __init__(self, text: str, source: Path, folders: Sequence[Path] = ()) -> None:
+        super().__init__(f"{text}: give the folder that has the classes, '{folders[0]}'" if folders else text)
+        self.text = text
+        self.source = source
+        self.folders = tuple(folders)
 
 
 class ImageError(DataError):

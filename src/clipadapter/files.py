@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -50,6 +51,15 @@ def has_local_weights(name: str) -> bool:
     (True, False)
     """
     return LOCAL_WEIGHTS.search(name) is not None
+
+
+def quote_path(path: str | Path) -> str:
+    """A path as one word of a command that a message prints.
+
+    >>> quote_path("my model"), quote_path("model")
+    ("'my model'", 'model')
+    """
+    return shlex.quote(printable(path))
 
 
 def without_paths(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
 from clipadapter import __version__
 from clipadapter.cli import commands
@@ -103,3 +104,45 @@ def test_debug_raises(tmp_path, run):
 def test_the_entry_point_is_main():
     (point,) = entry_points(group="console_scripts", name="clipadapter")
     assert point.load() is main
+
+
+def test_an_error_of_the_layout_prints_the_command_to_repeat(tmp_path, run, write_squares):
+    for part in ("shots", "test"):
+        write_squares(tmp_path / "my data" / part, 1)
+    data = tmp_path / "my data"
+    for arguments, meant in (
+        (["fit", data, "--out", "model", "--encoder", "toy"], "shots"),
+        (["doctor", data, "--encoder", "toy"], "shots"),
+    ):
+        result = run(*arguments)
+        words = shlex.split(result.stderr.split("Repeat with: ")[1])
+        assert result.exit_code == 1
+        assert words == ["clipadapter", *(str(data / meant if word == data else word) for word in arguments)]
+
+
+def test_warnings_about_files_come_once_per_kind_at_the_end(tmp_path, run, write_squares):
+    data = write_squares(tmp_path / "data", 1)
+    for name in ("blue", "red"):
+        frames = [Image.new("RGB", (9, 9), colour) for colour in (name, "white")]
+        frames[0].save(data / name / "a.gif", save_all=True, append_images=frames[1:])
+    (data / "red" / "gone.png").symlink_to("nowhere.png")
+    result = run("fit", data, "--out", tmp_path / "model", "--encoder", "toy", "--head", "zero-shot")
+    assert result.exit_code == 0
+    assert [line.split(":")[:2] for line in result.stderr.splitlines() if line.startswith("warning")] == [
+        [
+            "warning",
+            " links to files that do not exist, perhaps because their content was not fetched, are left out",
+        ],
+        ["warning", " pictures with several pages or frames, of which the first is read"],
+    ]
+    assert f": 2 ({data / 'blue' / 'a.gif'}, {data / 'red' / 'a.gif'})" in result.stderr
+    assert "frames" not in run("predict", tmp_path / "model", data / "red" / "a.gif", "-q").stderr
+    assert "frames" in run("predict", tmp_path / "model", data / "red" / "a.gif").stderr
+
+
+def test_the_largest_picture_is_an_option_that_ends_with_the_command(squares, run):
+    assert run("scan", squares).exit_code == 0
+    refused = run("scan", squares, "--max-pixels", 2000, "--strict")
+    assert refused.exit_code == 1
+    assert "too large: 0.00205 million pixels (limit 0.002; --max-pixels or set_max_pixels raises it)" in refused.stdout
+    assert run("scan", squares, "--strict").exit_code == 0

@@ -8,8 +8,11 @@ from __future__ import annotations
 import errno
 import importlib
 import pkgutil
+import shlex
 import sys
+from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,13 +21,19 @@ from clipadapter import __version__
 from clipadapter.cli import commands
 from clipadapter.cli.groups import Command, Section, SuggestingGroup
 from clipadapter.cli.output import Failure
-from clipadapter.errors import ClipAdapterError, needs_training
+from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
 
 INTERRUPTED_EXIT_CODE = 130
+ARGUMENTS_KEY = "clipadapter.arguments"
 
 
 class Commands(SuggestingGroup):
     """The modules of `cli.commands` as commands. A module is imported only when its command or its help is needed."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the arguments, so that an error can print the command to repeat."""
+        ctx.meta[ARGUMENTS_KEY] = list(args)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the names of the modules, sorted."""
@@ -59,7 +68,8 @@ class Commands(SuggestingGroup):
         except ClipAdapterError as error:
             if ctx.params["debug"]:
                 raise
-            raise Failure(str(error)) from error
+            repeat = _repeat_command(error, ctx.meta[ARGUMENTS_KEY]) if isinstance(error, LayoutError) else ""
+            raise Failure(f"{error}{repeat}") from error
         except ModuleNotFoundError as error:
             name = ctx.invoked_subcommand or ""
             command = self.get_command(ctx, name)
@@ -75,6 +85,15 @@ class Commands(SuggestingGroup):
         except KeyboardInterrupt:
             click.echo("\ninterrupted", err=True)
             ctx.exit(INTERRUPTED_EXIT_CODE)
+
+
+def _repeat_command(error: LayoutError, arguments: Sequence[str]) -> str:
+    """The command line with the folder that was probably meant; empty if the folder can't be found in it."""
+    if not error.folders:
+        return ""
+    meant = str(error.folders[0])
+    changed = [meant if Path(argument) == error.source else argument for argument in arguments]
+    return "" if changed == list(arguments) else f". Repeat with: {shlex.join(['clipadapter', *changed])}"
 
 
 EPILOG = """\b

@@ -16,6 +16,7 @@ from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.options import Command, option_group, output_options, strict_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import ArtifactError, DataError
+from clipadapter.files import quote_path
 from clipadapter.formats import is_exported
 from clipadapter.formatting import describe_shots, format_count
 
@@ -125,7 +126,7 @@ def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: 
         ("classes", len(model.class_names_)),
         ("shots", describe_shots(shots, len(model.support_))),
         ("seconds", f"{seconds:.1f}"),
-        ("undo", f"clipadapter undo {folder}"),
+        ("undo", f"clipadapter undo {quote_path(folder)}"),
     ]
     if not len(model.support_):
         lines[3] = (

@@ -7,12 +7,17 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from clipadapter.data.dataset import Dataset, Listing
+from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Listing
 from clipadapter.data.folders import link_warnings, read_folder
+from clipadapter.data.layout import find_layout_fault
 from clipadapter.data.manifests import is_manifest, read_manifest
-from clipadapter.errors import DataError
+from clipadapter.errors import DataError, DataWarning, LayoutError
 from clipadapter.files import MANIFEST_SUFFIXES, printable
 
+SIMILAR_FOLDERS = (
+    "folders that are taken for classes, but hold only folders of the same names; if these are the classes, give one "
+    "of the folders"
+)
 _LAYOUTS = (
     "expected one folder per class, such as ROOT/cat/1.jpg and ROOT/dog/1.jpg, optionally under ROOT/train, "
     f"ROOT/val and ROOT/test, or a manifest ({', '.join(MANIFEST_SUFFIXES)}) with the columns path and label, or labels"
@@ -36,6 +41,7 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, one_clas
     Raises:
         DataError: if there is no such path or name, there is no picture or only one class, a manifest is invalid, or
             files of a named set are missing.
+        LayoutError: if the classes are one level deeper, as in the folder above ``shots`` and ``test``.
         MissingExtraError: if a Hugging Face data set is loaded without the extra ``hf``.
     """
     listing = read_listing(source, root)
@@ -44,10 +50,28 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, one_clas
         warnings.warn(warning)
     if not dataset.samples:
         raise DataError(f"there are no pictures in '{printable(source)}'{_describe_left_out(listing)}; {_LAYOUTS}")
-    if len(dataset.class_names) == 1 and not one_class:
+    has_one_class = len(dataset.class_names) == 1
+    if not (has_one_class and one_class):
+        _check_layout(Path(source), dataset)
+    if has_one_class and not one_class:
         one = f"'{printable(source)}' has only one class, '{dataset.class_names[0]}', but at least two are needed"
         raise DataError(f"{one}{_describe_left_out(listing)}; {_LAYOUTS}")
     return dataset
+
+
+def _check_layout(source: Path, dataset: Dataset) -> None:
+    """Refuse folders that are hardly classes, and warn of others that may be none.
+
+    Raises:
+        LayoutError: if the classes are one level deeper.
+    """
+    if not source.is_dir() or dataset.splits != ("all",) or not dataset.class_names:
+        return
+    fault = find_layout_fault(source, dataset.samples)
+    if fault is not None and fault.is_certain:
+        raise LayoutError(fault.text, source, fault.folders)
+    if fault is not None:
+        warnings.warn(DataWarning(SIMILAR_FOLDERS, tuple(map(printable, fault.folders))))
 
 
 def load_labelled(
@@ -64,7 +88,13 @@ def load_labelled(
     Raises:
         DataError: as `load_dataset`; or if a picture has no label, or there is no such split.
     """
-    dataset = load_dataset(source, one_class=one_class)
+    try:
+        dataset = load_dataset(source, one_class=one_class)
+    except LayoutError as error:
+        if default not in SPLIT_ALIASES.values():
+            raise
+        first = sorted(error.folders, key=lambda folder: SPLIT_ALIASES.get(folder.name.lower()) != default)
+        raise LayoutError(error.text, error.source, first) from error
     name = split or (default if default in dataset.splits else None)
     pictures = dataset.split(name) if name else dataset
     pictures.label_sets  # noqa: B018 - raises for pictures without a label

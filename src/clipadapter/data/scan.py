@@ -15,6 +15,7 @@ from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.folders import link_warnings
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import image_bytes, read_image
+from clipadapter.data.layout import find_layout_fault
 from clipadapter.data.load import read_listing
 from clipadapter.errors import ImageError
 from clipadapter.files import printable
@@ -158,6 +159,10 @@ def _warnings(
         return
     if unreadable:
         yield f"{unreadable} of {len(dataset.samples)} pictures can't be read."
+    if dataset.splits == ("all",) and classes and dataset.root.is_dir():
+        fault = find_layout_fault(dataset.root, dataset.samples)
+        if fault is not None:
+            yield f"{fault.text}." + (f" Did you mean '{printable(fault.folders[0])}'?" if fault.folders else "")
     if not classes:
         yield "No picture has a label: put each class into its own folder."
     if len(classes) == 1:

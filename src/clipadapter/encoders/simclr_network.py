@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from clipadapter.errors import EncoderUnavailableError
-from clipadapter.files import write_atomically
+from clipadapter.files import quote_path, write_atomically
 
 FILE = "encoder.safetensors"
 FORMAT = 1
@@ -75,7 +75,8 @@ def load_tower(folder: Path) -> tuple[Module, int, str]:
     """
     path = folder / FILE
     if not path.is_file():
-        raise EncoderUnavailableError(f"there is no {path}: 'clipadapter simclr PICTURES --out {folder}' makes one")
+        command = f"clipadapter simclr PICTURES --out {quote_path(folder)}"
+        raise EncoderUnavailableError(f"there is no {path}; to make one: {command}")
     try:
         tensors, facts, digest = read_tensors(path)
         tower, size = empty_tower(), int(facts["size"])

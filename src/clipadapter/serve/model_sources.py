@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
+from clipadapter.files import quote_path
 from clipadapter.formats import DEFAULT_FORMAT, companion_files, export_suffixes, get_format, is_exported
 from clipadapter.formats.checksum import add_bytes, check_file, open_model
 
@@ -168,5 +169,6 @@ def _export_elsewhere(folder: Path, reason: str) -> MissingExtraError:
     file = f"{folder.name}{get_format(DEFAULT_FORMAT).suffix}"
     return MissingExtraError(
         f"{folder} is a saved model, which must be exported before it is served, and that is not possible here "
-        f"({reason}). Where it was fitted: clipadapter export {folder} --out {file}; then serve that file"
+        f"({reason}). Where it was fitted: clipadapter export {quote_path(folder)} --out {quote_path(file)}; then "
+        "serve that file"
     )

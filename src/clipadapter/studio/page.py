@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipadapter.errors import ClipAdapterError
-from clipadapter.files import printable
+from clipadapter.files import printable, quote_path
 from clipadapter.rendering.html import read_asset
 from clipadapter.studio.actions import Actions
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
@@ -189,7 +189,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
 
     def _report_saved(self, tab: Tab, verb: str, path: Path, download: str | Path) -> list[Update]:
         tab.unsaved_revisions = None
-        text = f"{verb}. Use it with `clipadapter predict {printable(path)} photo.jpg`."
+        text = f"{verb}. Use it with `clipadapter predict {quote_path(path)} photo.jpg`."
         if names := self.session.classes_without_pictures():
             # As code, and without the sign that ends code: a class name must not become Markdown.
             listed = join_first([f"`{name.replace('`', chr(39))}`" for name in names])

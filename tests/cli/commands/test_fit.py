@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 
 import click
@@ -331,3 +332,22 @@ def test_a_transductive_head_sees_the_unlabelled_pictures(squares, tmp_path, fit
     assert fit(squares, "--unlabelled", squares, head="zlap").exit_code == 0
     head = FewShotClassifier.load(tmp_path / "model").head_
     assert head.state()["n_unlabelled_"] == 12
+
+
+def test_a_fit_over_a_model_names_both_versions(squares, tmp_path, fit, run):
+    assert f"model        {tmp_path / 'model'}\n" in fit(squares).stdout
+    assert f"model        {tmp_path / 'model'}, version 2 (was 1)\n" in fit(squares).stdout
+    again = json.loads(fit(squares, "--json").stdout)
+    assert (again["previous_version"], again["version"]) == (2, 3)
+    run("undo", tmp_path / "model")
+    assert "version 5 (was 4)" in fit(squares).stdout
+
+
+def test_commands_in_messages_quote_paths(squares, tmp_path, run):
+    folder = tmp_path / "my model"
+    for _ in range(2):
+        assert run("fit", squares, "--out", folder, "--encoder", "toy", "--head", "zero-shot").exit_code == 0
+    line = run("history", folder).stdout.splitlines()[-1]
+    command = line.split("to go back to 1: ")[1].removesuffix(" [--to VERSION]")
+    assert shlex.split(command) == ["clipadapter", "undo", str(folder)]
+    assert f"clipadapter undo '{folder}' --to 2" in run("undo", folder).stdout

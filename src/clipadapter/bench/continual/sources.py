@@ -30,6 +30,7 @@ from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
+from clipadapter.files import quote_path
 
 
 def build_joined_data_sets(
@@ -186,4 +187,4 @@ def missing_data_message(suite_name: str, missing: Sequence[str], available: Seq
 
 
 def _options(names: Sequence[str]) -> str:
-    return " ".join(f"--data {name}" for name in names)
+    return " ".join(f"--data {quote_path(name)}" for name in names)

@@ -16,6 +16,7 @@ from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import option, option_group, output_options, seeds_option, shots_option
 from clipadapter.cli.output import Output
+from clipadapter.files import quote_path
 
 if TYPE_CHECKING:
     from clipadapter.bench import Comparison
@@ -120,5 +121,5 @@ def _next_steps(encoder: str | None, folder: Path) -> str:
     return (
         "Next, with one folder of pictures per class:\n"
         f"  clipadapter fit YOUR_FOLDER --encoder {encoder} --out my-model\n"
-        f"  clipadapter predict {folder} SOME_PICTURE.jpg"
+        f"  clipadapter predict {quote_path(folder)} SOME_PICTURE.jpg"
     )

@@ -14,6 +14,7 @@ from clipadapter.cli.option_types import FOLDER, LateChoice
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import InputError
+from clipadapter.files import quote_path
 from clipadapter.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def _text(done: ExportResult) -> str:
                 ("compared", done.parity_summary),
             ]
         )
-        + f"\n\nto use it: clipadapter predict {done.path} photo.jpg\nwithout this package: see docs/export.md"
+        + f"\n\nto use it: clipadapter predict {quote_path(done.path)} photo.jpg\n"
+        + "without this package: see docs/export.md"
     )
 
 

@@ -31,7 +31,11 @@ MAX_NAMED_CLASSES = 5
 @cli_command("clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2", Section.START, 2)
 @click.argument("data", type=FOLDER)
 @click.option(
-    "--out", "folder", type=FOLDER, required=True, help="Folder for the model; a model that is in it is replaced."
+    "--out",
+    "folder",
+    type=FOLDER,
+    required=True,
+    help="Folder for the model; a model that is in it stays as an earlier version.",
 )
 @option_group("encoder_options", EncoderOptions)
 @option_group("head", HeadOptions)
@@ -76,7 +80,7 @@ def command(
     head_parameters = head.classifier_parameters()
     unlabelled_pictures, outliers = _list_unlabelled(head, unlabelled), uncertainty.outlier_pictures()
     uncertainty_options = uncertainty.options(dataset.class_names)
-    _check_folder(folder)
+    version_before = _check_folder(folder)
     parameters = {"uncertainty": uncertainty_options, "views": spec, "seed": seed, "strict": strict}
     model = encoder_options.create_classifier(out, **head_parameters, **prompt_parameters, **parameters)
     opened = model.encoder_
@@ -87,7 +91,8 @@ def command(
     note_backend(opened, model.encoder_, out)
     model.save(folder, support=not no_support)
     model.make_quick(folder)
-    _report(model, head, uncertainty.calibration, folder, time.monotonic() - started, out)
+    versions = (version_before, model.history_.version)
+    _report(model, head, uncertainty.calibration, folder, versions, time.monotonic() - started, out)
 
 
 def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
@@ -134,22 +139,35 @@ def _list_unlabelled(head: HeadOptions, folder: Path | None) -> list[Path] | Non
     return None if folder is None else load_dataset(folder).paths
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse, before the work, a folder that saving would refuse after it."""
+def _check_folder(folder: Path) -> int | None:
+    """Refuse, before the work, a folder that saving would refuse after it.
+
+    Returns:
+        The version of the model in the folder; None if there is none.
+    """
     from clipadapter.persistence import History, check_target_folder
 
     try:
         check_target_folder(folder)
     except OSError as error:
         raise ArtifactError(f"can't write {folder}: {error.strerror}") from error
-    if (folder / "config.json").is_file():
-        History.load(folder).check()
     if blocked := find_unwritable_parent(folder):
         raise ArtifactError(f"can't write {folder}: {blocked} is not a folder that you may write to")
+    if not (folder / "config.json").is_file():
+        return None
+    history = History.load(folder)
+    history.check()
+    return history.version
 
 
 def _report(
-    model: FewShotClassifier, head: HeadOptions, calibration: str, folder: Path, seconds: float, out: Output
+    model: FewShotClassifier,
+    head: HeadOptions,
+    calibration: str,
+    folder: Path,
+    versions: tuple[int | None, int],
+    seconds: float,
+    out: Output,
 ) -> None:
     provenance, support, info = model.support_.provenance, model.support_, model.encoder_.info
     shots = support.counts
@@ -162,6 +180,8 @@ def _report(
         out.warn(text)
     result: dict[str, Any] = {
         "model": str(folder),
+        "version": versions[1],
+        "previous_version": versions[0],
         "classes": list(shots),
         "shots": shots,
         "head": {"name": head.name, "params": model.head_.get_params(deep=False)},
@@ -175,7 +195,7 @@ def _report(
         "seconds": round(seconds, 2),
     }
     lines = [
-        ("model", folder),
+        ("model", folder if versions[0] is None else f"{folder}, version {versions[1]} (was {versions[0]})"),
         ("classes", len(shots)),
         ("pictures", describe_shots(shots, len(support))),
         ("skipped", len(skipped)),

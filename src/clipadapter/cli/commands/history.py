@@ -12,6 +12,7 @@ from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, table
+from clipadapter.files import quote_path
 
 if TYPE_CHECKING:
     from clipadapter.persistence import Change
@@ -47,8 +48,8 @@ def command(model: Path, out: Output) -> None:
     listing = table(["version", "when (UTC)", "who", "what", "classes", "pictures"], rows)
     others = [number for number in stored if history.changes[number - 1].content != last.content]
     same_as = "" if last.content == last.version else f", the same as version {last.content}"
-    undo = f"to go back to {format_ranges(others)}: clipadapter undo {model} [--to VERSION]" if others else ""
-    summary = f"{model} is version {last.version}{same_as}" + (f"; {undo}" if undo else "")
+    undo = f"; to go back to {format_ranges(others)}: clipadapter undo {quote_path(model)} [--to VERSION]"
+    summary = f"{model} is version {last.version}{same_as}" + (undo if others else "")
     out.result({"model": str(model), "version": last.version, "changes": data}, f"{listing}\n\n{summary}")
 
 

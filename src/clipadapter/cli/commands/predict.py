@@ -19,7 +19,7 @@ from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import Output
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import ArtifactError, DataError, ImageError, MissingExtraError, needs_training
-from clipadapter.files import IMAGE_SUFFIXES
+from clipadapter.files import IMAGE_SUFFIXES, quote_path
 from clipadapter.formats import is_exported
 from clipadapter.model_folder import why_no_model
 
@@ -134,7 +134,7 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
         missing = needs_training(error, "the folder of a saved model")
         if missing is None:
             raise
-        advice = f"export it where it was fitted: clipadapter export {request.model}"
+        advice = f"export it where it was fitted: clipadapter export {quote_path(request.model)}"
         raise MissingExtraError(f"{missing}; or {advice}") from error
     options = request.options(classifier.uncertainty_, classifier.class_names_)
     is_hidden = not request.out.progress or sys.stdout.isatty()  # no bar between predictions on a terminal

@@ -12,6 +12,7 @@ from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts
+from clipadapter.files import quote_path
 
 MAX_NAMED_CLASSES = 5
 
@@ -46,7 +47,7 @@ def command(model: Path, to: int | None, author: str | None, out: Output) -> Non
         ("same as", f"version {now.content}, {describe_change(same_as)}"),
         ("classes", f"{len(names)}: {', '.join(map(to_printable, names[:MAX_NAMED_CLASSES]))}{more}"),
         ("pictures", now.pictures),
-        ("go back", f"clipadapter undo {model} --to {before.version}"),
+        ("go back", f"clipadapter undo {quote_path(model)} --to {before.version}"),
     ]
     data = {
         "model": str(model),

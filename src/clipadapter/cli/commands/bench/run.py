@@ -15,6 +15,7 @@ from clipadapter.cli.option_types import COUNT, FILE, FOLDER, parse_counts
 from clipadapter.cli.options import max_pixels_option, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import DataError, InputError
+from clipadapter.files import quote_path
 from clipadapter.parsing import read_json
 
 if TYPE_CHECKING:
@@ -262,9 +263,9 @@ def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
     text = f"{outcome.n_made} {noun} finished in {_time(outcome.seconds)}{rate}"
     text += f"; {outcome.n_existing} were in the records"
     if outcome.n_failed:
-        text += f"\n{outcome.n_failed} failed: see 'clipadapter bench status {suite.name} --out {folder}'"
+        text += f"\n{outcome.n_failed} failed; why: clipadapter bench status {suite.name} --out {quote_path(folder)}"
     text += "".join(f"\nwrote {path}" for path in outcome.figures)
-    return f"{text}\nnext: clipadapter bench report {suite.name} --out {folder}"
+    return f"{text}\nnext: clipadapter bench report {suite.name} --out {quote_path(folder)}"
 
 
 # ---- Streams of tasks ----

@@ -1,0 +1,95 @@
+"""Folders above the folders of classes are not learned as classes; nested folders of a class are."""
+
+import warnings
+
+import pytest
+
+from clipadapter.data import load_dataset, scan
+from clipadapter.data.load import load_labelled
+from clipadapter.errors import DataWarning, LayoutError
+
+NUMBERED = ("session1", "session2")
+LEGITIMATE = {
+    "flat classes": ["cat/1.jpg", "dog/1.jpg"],
+    "sessions": [f"{name}/{session}/1.jpg" for name in ("cat", "dog") for session in NUMBERED],
+    "days": [f"{name}/{day}/1.jpg" for name in ("cat", "dog") for day in ("2026-05-01", "2026-05-02")],
+    "kinds of each class": ["cat/tabby/1.jpg", "cat/siamese/1.jpg", "dog/poodle/1.jpg", "dog/beagle/1.jpg"],
+    "a class of vehicles": ["train/steam/1.jpg", "train/diesel/1.jpg", "car/sedan/1.jpg", "car/suv/1.jpg"],
+    "sessions of a class of vehicles": [f"{name}/{s}/1.jpg" for name in ("train", "car") for s in NUMBERED],
+    "a class called test": ["test/1.jpg", "cat/1.jpg"],
+    "pictures and folders": ["shots/1.jpg", "shots/cat/1.jpg", "shots/dog/1.jpg", "other/1.jpg"],
+    "one folder in each": ["shots/cat/1.jpg", "test/cat/1.jpg"],
+    "splits": ["train/cat/1.jpg", "train/dog/1.jpg", "test/cat/1.jpg", "test/dog/1.jpg"],
+}
+MISTAKES = {
+    "shots and test": (["shots", "test"], "shots"),
+    "test and shots of another spelling": (["Shots", "Test"], "Shots"),
+    "images and labels of other programs": (["images", "data"], "data"),
+    "shots beside pictures without classes": (["shots"], "shots"),
+    "train beside folders with the same classes": (["train", "photos"], "train"),
+}
+
+
+def write(root, put, names):
+    for name in names:
+        put(root / name)
+    return root
+
+
+@pytest.mark.parametrize("case", LEGITIMATE)
+def test_nested_folders_belong_to_their_class(tmp_path, put, case):
+    names = LEGITIMATE[case]
+    dataset = load_dataset(write(tmp_path, put, names))
+    assert len(dataset.samples) == len(names)
+    if case != "splits":
+        assert dataset.class_names == tuple(sorted({name.split("/")[0] for name in names}))
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_folders_of_class_folders_are_no_classes(tmp_path, put, case):
+    tops, meant = MISTAKES[case]
+    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in tops for name in ("cat", "dog")])
+    put(tmp_path / "new/1.jpg")
+    with pytest.raises(LayoutError, match=rf"hold.? only folders \(cat, dog\): give the folder .*/{meant}'") as caught:
+        load_dataset(tmp_path)
+    assert caught.value.folders[0] == tmp_path / meant
+    assert len(load_dataset(tmp_path / meant).samples) == 2
+
+
+def test_the_folder_that_is_meant_has_the_name_of_the_wanted_split(tmp_path, put):
+    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in ("shots", "test") for name in ("cat", "dog")])
+    for default, meant in ((None, "shots"), ("train", "shots"), ("test", "test")):
+        with pytest.raises(LayoutError) as caught:
+            load_labelled(tmp_path, default=default)
+        assert caught.value.folders[0].name == meant
+
+
+def test_the_only_folder_is_named_if_it_has_the_classes(tmp_path, put):
+    write(tmp_path, put, ["animals/cat/1.jpg", "animals/dog/1.jpg"])
+    with pytest.raises(LayoutError, match="give the folder that has the classes, '.*animals'"):
+        load_dataset(tmp_path)
+    assert load_dataset(tmp_path, one_class=True).class_names == ("animals",)
+
+
+def test_a_folder_with_the_same_classes_as_those_beside_it_is_no_class(tmp_path, put):
+    write(tmp_path, put, ["cat/1.jpg", "dog/1.jpg", "held out/cat/2.jpg", "held out/dog/2.jpg"])
+    with pytest.raises(
+        LayoutError, match=r"'.*held out' .* names of the classes beside it \(cat, dog\): move it"
+    ) as caught:
+        load_dataset(tmp_path)
+    assert caught.value.folders == ()
+
+
+def test_similar_folders_of_any_name_are_classes_with_a_warning(tmp_path, put):
+    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in ("photo", "sketch") for name in ("cat", "dog")])
+    with pytest.warns(DataWarning, match="hold only folders of the same names") as caught:
+        assert load_dataset(tmp_path).class_names == ("photo", "sketch")
+    assert caught[0].message.names == (str(tmp_path / "photo"), str(tmp_path / "sketch"))
+
+
+def test_a_scan_reports_the_layout_and_does_not_fail(tmp_path, put):
+    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in ("shots", "test") for name in ("cat", "dog")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = scan(tmp_path)
+    assert any(text.endswith(f"Did you mean '{tmp_path / 'shots'}'?") for text in report.warnings)
