@@ -1,5 +1,7 @@
 """Every registered head against every check; a new head needs no entry here."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,8 @@ def test_head_passes_the_check(name, check):
     check(create_head(name) if check.__name__ in LEARNING else create_short(name))
 
 
+# Heads have the protocol of BaseEstimator, but import scikit-learn only when one of its tools is used.
+@pytest.mark.filterwarnings("ignore:.*does not inherit from .sklearn.base.BaseEstimator:UserWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_head_is_a_scikit_learn_estimator(name):
     """All 53 checks of scikit-learn are one test: 1,800 short tests take longer to hand out than to run."""

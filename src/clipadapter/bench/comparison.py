@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sklearn.base import clone
-
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fitting import record_failure, record_score, run_fit, run_fits
 from clipadapter.bench.plots import draw_learning_curve
@@ -25,6 +23,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.files import write_atomically
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.heads.estimator import clone
 from clipadapter.metrics import metrics_shown
 
 SAME_IMAGE_DISTANCE = 1e-4

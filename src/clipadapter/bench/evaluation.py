@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from sklearn.base import clone
-
 from clipadapter.bench.bundle import Bundle, select_columns
 from clipadapter.bench.fitting import few_shot
 from clipadapter.bench.methods import BASELINES, registered_name
@@ -26,6 +24,7 @@ from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import write_atomically
 from clipadapter.heads import Head, create_head
+from clipadapter.heads.estimator import clone
 from clipadapter.metrics import MultiLabelEvaluation
 
 Scored = TypeVar("Scored", Score, MultiLabelEvaluation)

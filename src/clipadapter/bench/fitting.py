@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_columns, select_views
@@ -34,6 +33,7 @@ from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.heads.estimator import clone
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,8 @@ from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
-from sklearn.base import clone
-
 from clipadapter.heads import Head, create_head, head_info, list_heads
+from clipadapter.heads.estimator import clone
 
 BASELINES = ("zero-shot", "linear-probe")
 """Heads that every comparison includes."""

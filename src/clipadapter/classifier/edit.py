@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 
 from clipadapter.classifier.deduplicate import ConflictRule, deduplicate
 from clipadapter.classifier.fitting import (
@@ -40,6 +39,7 @@ from clipadapter.data.images import ImageSource
 from clipadapter.errors import InputError, UnknownNameError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
+from clipadapter.heads.estimator import clone
 from clipadapter.persistence import Model
 from clipadapter.registry import unknown
 from clipadapter.uncertainty import Calibrator, DecisionOptions, Uncertainty

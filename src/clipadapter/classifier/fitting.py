@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.prompts import clean_name
@@ -17,6 +16,7 @@ from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
 from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
+from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import most_targets_repeat
 from clipadapter.imagenet import imagenet_names
 from clipadapter.persistence import Model

@@ -14,7 +14,6 @@ from typing import Any, TypeAlias, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import clone
 
 from clipadapter.data import Dataset, label_matrix, list_images
 from clipadapter.data.images import ImageSource, source_name
@@ -25,6 +24,7 @@ from clipadapter.errors import DataError, InputError, brief
 from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec
 from clipadapter.files import printable
 from clipadapter.heads import Head, head_info, list_heads
+from clipadapter.heads.estimator import clone
 from clipadapter.metrics.table import Task
 
 Label = str | Collection[str]

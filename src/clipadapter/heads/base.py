@@ -14,14 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
+from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
 from clipadapter.heads.registry import HEADS
 from clipadapter.heads.support import (
     Array,
@@ -57,7 +56,7 @@ NOT_IN_STATE = ("classes_", "feature_names_in_", "n_features_in_")
 """Learned attributes that are not part of `Head.state`."""
 
 
-class Head(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc, unused-ignore]
+class Head(Estimator, ABC):
     """Base class of all heads.
 
     A subclass stores its parameters in ``__init__`` under their own names and does nothing else there, learns in

@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from typing_extensions import Self
 
@@ -40,6 +39,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import check_not_negative
+from clipadapter.heads.estimator import check_is_fitted
 from clipadapter.heads.gaussian import (
     MIN_TRACE,
     GaussianMoments,

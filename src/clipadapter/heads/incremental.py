@@ -10,13 +10,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head
+from clipadapter.heads.estimator import check_is_fitted
 from clipadapter.heads.support import (
     Array,
     SupportSet,

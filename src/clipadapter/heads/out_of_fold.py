@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import clone
 
 from clipadapter.heads.base import Head
+from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import iterative_stratification, stratified_folds
 from clipadapter.heads.support import (
     Array,

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import clone
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
+from clipadapter.heads.estimator import clone
 from clipadapter.heads.multilabel import binary_losses
 from clipadapter.heads.out_of_fold import OutOfFold, out_of_fold
 from clipadapter.heads.registry import create_head

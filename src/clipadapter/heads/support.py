@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d, validate_data
 from torch import Tensor
 
 from clipadapter.errors import InputError
@@ -25,6 +23,8 @@ from clipadapter.split_types import EvaluationFeatures
 from clipadapter.towers import TextTower
 
 Array = NDArray[Any]
+PLAIN_ARRAYS = (np.ndarray, Tensor, EvaluationFeatures)
+"""Types without column names."""
 _PARSERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
 """How a class name is read as a number, by the kind of the labels' dtype."""
 
@@ -91,8 +91,22 @@ def as_matrix(X: ArrayLike) -> Array:
     """Checked (m, d) float array: float64 is kept, other types become float32."""
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
-    array = check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1)
+    array = np.asarray(X) if _is_plain_matrix(X) else _check_matrix(X)
     return np.array(array) if not array.flags.writeable else np.ascontiguousarray(array)
+
+
+def _is_plain_matrix(X: ArrayLike) -> bool:
+    """Whether X is an array (m, d) of finite floats, which needs no check by scikit-learn, whose import takes long."""
+    if type(X) not in PLAIN_ARRAYS or not isinstance(X, np.ndarray):
+        return False
+    return X.ndim == 2 and X.size > 0 and X.dtype in (np.float32, np.float64) and bool(np.isfinite(X).all())
+
+
+def _check_matrix(X: ArrayLike) -> Array:
+    """Anything else as such an array, if scikit-learn takes it; otherwise with its error."""
+    from sklearn.utils.validation import check_array
+
+    return np.asarray(check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1))
 
 
 def check_feature_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None:
@@ -101,6 +115,11 @@ def check_feature_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None
     Raises:
         ValueError: if the names or their order differ; the message is scikit-learn's.
     """
+    if type(X) in PLAIN_ARRAYS and (reset or "feature_names_in_" not in vars(head)):
+        vars(head).pop("feature_names_in_", None)
+        return
+    from sklearn.utils.validation import validate_data
+
     validate_data(head, X, reset=reset, skip_check_array=True, ensure_2d=False)
 
 
@@ -150,6 +169,24 @@ def as_views(X: ArrayLike) -> Array:
 
 def as_labels(y: ArrayLike, n: int) -> Array:
     """Checked (n,) labels."""
+    labels = np.asarray(y) if _are_plain_labels(y) else _check_labels(y)
+    if len(labels) != n:
+        raise InputError(f"X has {n} rows but y has {len(labels)} labels")
+    return labels
+
+
+def _are_plain_labels(y: ArrayLike) -> bool:
+    """Whether y is a list of strings, or an array (n,) of strings or integers; see `_is_plain_matrix`."""
+    if isinstance(y, np.ndarray):
+        return type(y) is np.ndarray and y.ndim == 1 and y.dtype.kind in "Uiub"
+    return isinstance(y, list | tuple) and all(type(label) is str for label in y)
+
+
+def _check_labels(y: ArrayLike) -> Array:
+    """Other labels (n,), if scikit-learn takes them for classes; otherwise its error."""
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import assert_all_finite, column_or_1d
+
     labels = column_or_1d(y, warn=True)
     if labels.dtype.kind == "f":
         assert_all_finite(labels, input_name="y")
@@ -157,8 +194,6 @@ def as_labels(y: ArrayLike, n: int) -> Array:
         # With one shot per class scikit-learn warns that y may be a regression target; here this is the normal case.
         warnings.simplefilter("ignore", UserWarning)
         check_classification_targets(labels)
-    if len(labels) != n:
-        raise InputError(f"X has {n} rows but y has {len(labels)} labels")
     return np.asarray(labels)
 
 

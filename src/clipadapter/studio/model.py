@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import score
@@ -22,6 +21,7 @@ from clipadapter.data.images import ImageSource
 from clipadapter.explain import explain
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, mean_shots_per_class, out_of_fold
+from clipadapter.heads.estimator import clone
 from clipadapter.metrics import Estimate, forecast_accuracy
 from clipadapter.prediction import softmax
 from clipadapter.studio.contents import Contents

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 from safetensors.numpy import load, save
-from sklearn.base import clone
 from torch import Tensor
 
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.heads.estimator import clone
 
 
 def require(condition: bool, message: str) -> None:

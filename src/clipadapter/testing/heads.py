@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from clipadapter.errors import InputError
 from clipadapter.heads import Head, IncrementalHead, TextFeatures
+from clipadapter.heads.estimator import clone
 from clipadapter.testing.assertions import assert_raises, save_and_load
 from clipadapter.testing.incremental import INCREMENTAL_CHECKS
 from clipadapter.testing.multilabel import MULTILABEL_CHECKS

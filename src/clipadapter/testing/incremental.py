@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from clipadapter.errors import InputError
 from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
+from clipadapter.heads.estimator import clone
 from clipadapter.heads.text import Order
 from clipadapter.testing.assertions import assert_raises, save_and_load
 from clipadapter.testing.toy import CLASSES, Array, toy_features

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.base import clone
 
 from clipadapter.errors import InputError
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.heads.estimator import clone
 from clipadapter.testing.assertions import save_and_load
 from clipadapter.testing.toy import CLASSES, Array, toy_features
 

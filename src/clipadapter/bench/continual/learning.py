@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from sklearn.base import clone
 from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_columns
@@ -31,6 +30,7 @@ from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, IncrementalHead, TextFeatures, create_head
+from clipadapter.heads.estimator import clone
 
 Mode = Literal["stream", "joint"]
 HEAD_WITHOUT_SHOTS = "zero-shot"

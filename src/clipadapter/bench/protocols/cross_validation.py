@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_columns, select_views
@@ -30,6 +29,7 @@ from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.heads.estimator import clone
 from clipadapter.metrics import evaluate
 
 DEFAULT_FOLDS = 5
