@@ -1,7 +1,5 @@
 """Every registered head against every check; a new head needs no entry here."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import ModelCard, ModelHubMixin
 from numpy.typing import NDArray
 from typing_extensions import Self
 
@@ -72,12 +71,15 @@ from clipadapter.persistence.model import registered_name
 from clipadapter.prediction import Prediction, unreadable
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
 MAX_SHOWN_CLASSES = 20
 """Classes that a notebook shows."""
 
 
 @document_defaults
-class FewShotClassifier(ModelHubMixin):
+class FewShotClassifier:
     """An image classifier that is fitted to a few labelled pictures per class.
 
     Pictures are given as paths, folders, PIL images or arrays::
@@ -138,10 +140,6 @@ class FewShotClassifier(ModelHubMixin):
     selection_: Selection | None
 
     # ---- Construct ----
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Create the object without `ModelHubMixin`'s copy of the parameters, which are attributes already."""
-        return object.__new__(cls)
 
     def __init__(
         self,
@@ -730,7 +728,7 @@ class FewShotClassifier(ModelHubMixin):
         return quick.make_quick(Path(folder), self.encoder_, self.head_, self.class_names_, self.uncertainty_)
 
     # ---- Hugging Face hub ----
-    # The interface of `ModelHubMixin`. See hub.py.
+    # The methods of `huggingface_hub.ModelHubMixin`. See hub.py.
 
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
@@ -811,8 +809,8 @@ class FewShotClassifier(ModelHubMixin):
         """
         return hub.upload_model(self._to_model(), repo_id, support=support, exported=exported, **options)
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card that `save` writes. The arguments of `ModelHubMixin` are ignored."""
+    def generate_model_card(self) -> ModelCard:
+        """Return the model card that `save` writes."""
         return hub.load_card(self._to_model())
 
     # ---- Internal ----

@@ -1,8 +1,8 @@
-"""Upload and download of a classifier: functions behind the methods of ``huggingface_hub.ModelHubMixin``.
+"""Upload and download of a classifier: functions behind the methods that ``huggingface_hub.ModelHubMixin`` names.
 
-The mixin itself would write the parameters of the constructor into ``config.json`` and pass those of the file to the
-constructor. Our ``config.json`` describes the fitted model, has a checksum and is written in one transaction with all
-other files. So `FewShotClassifier` overrides the public methods of the mixin.
+`FewShotClassifier` has these methods but is no subclass. The mixin would write the parameters of the constructor into
+``config.json``, which describes the fitted model and is written in one transaction with all other files. And the import
+of the hub's client would make every command slower.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import ModelCard
+from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import InputError
 from clipadapter.persistence import Model, fetch, push, save_model
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 
 def resolve_pretrained(name_or_path: str | Path, **download_options: Any) -> Path:
@@ -61,5 +62,7 @@ def upload_model(
 
 def load_card(model: Model) -> ModelCard:
     """Return the model card that saving a model writes."""
+    from huggingface_hub import ModelCard
+
     with tempfile.TemporaryDirectory() as parent:
         return ModelCard.load(save_model(Path(parent) / "model", model) / "README.md")
