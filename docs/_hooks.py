@@ -118,18 +118,29 @@ def _traits(cls: Any) -> dict[str, bool]:
 
 
 def encoders() -> str:
-    """One line an encoder that can be named without a path, from the registry."""
-    from clipadapter.cli.commands.encoders import TEST_SCHEME
-    from clipadapter.encoders import encoder_info, list_encoders
+    """The groups of encoders, then all others that can be named without a path."""
+    from clipadapter.encoders.catalogue import EncoderListing, list_known, read_groups
 
-    listed = [line for name in list_encoders() if name != TEST_SCHEME for line in encoder_info(name).cls.listing()]
-    rows = [[f"`{line.name}`", str(line.dim or ""), line.licence, line.note] for line in listed]
-    return f"""# Encoders
+    def rows(listings: Sequence[EncoderListing]) -> str:
+        header = ["encoder", "parameters", "pixels", "width", "licence of the weights", "texts", "note"]
+        return _table(header, [_encoder_row(one) for one in listings])
 
-What `clipadapter encoders` lists. Which to take: [Which encoder](../guides/which-encoder.md).
+    listings = {one.name: one for one in list_known()}
+    parts = [
+        "# Encoders",
+        "What `clipadapter encoders` lists. Which to take: [Which encoder](../guides/which-encoder.md).",
+    ]
+    for group in read_groups():
+        parts += [f"## {group.title}", rows([listings.pop(name) for name in group.encoders if name in listings])]
+        parts += [group.about] if group.about else []
+    return "\n\n".join([*parts, "## All others", rows(list(listings.values()))]) + "\n"
 
-{_table(["encoder", "width", "licence of the weights", "note"], rows)}
-"""
+
+def _encoder_row(listing: Any) -> list[str]:
+    count = "" if listing.parameters is None else f"{listing.parameters / 1e6:.0f} M"
+    licence = "see model card" if listing.licence == "unknown" else listing.licence
+    facts = [f"`{listing.name}`", count, str(listing.image_size or ""), str(listing.dim or ""), licence]
+    return [*facts, listing.text, listing.note]
 
 
 def formats() -> str:

@@ -3,9 +3,12 @@ from .backend import precision_fingerprint as precision_fingerprint
 from .backend import with_backend as with_backend
 from .base import Encoder as Encoder
 from .base import EncoderInfo as EncoderInfo
-from .base import EncoderListing as EncoderListing
+from .catalogue import EncoderListing as EncoderListing
 from .layers import AttentionLayer as AttentionLayer
 from .layers import attention_layers as attention_layers
+from .registry import (
+    check_uri as check_uri,
+)
 from .registry import (
     create_encoder as create_encoder,
 )
@@ -14,6 +17,9 @@ from .registry import (
 )
 from .registry import (
     list_encoders as list_encoders,
+)
+from .registry import (
+    list_listings as list_listings,
 )
 from .registry import (
     open_text_tower as open_text_tower,

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from clipadapter.backends import Tower
 from clipadapter.encoders.backend import BackendEncoder, with_backend
-from clipadapter.encoders.base import Encoder, EncoderListing
+from clipadapter.encoders.base import Encoder
+from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.inputs import check_pixels
 from clipadapter.encoders.projection import replace_projection
 from clipadapter.encoders.registry import create_encoder, register_encoder, schemes_with
 from clipadapter.errors import InputError
 from clipadapter.towers import Projection, TextTower
-
-NOTE = "features of an encoder, and behind each what it is projected from; for heads such as prolip"
 
 
 @register_encoder("unprojected")
@@ -74,8 +73,8 @@ class UnprojectedEncoder(Encoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """One line."""
-        return [EncoderListing("unprojected:ENCODER", None, "unknown", NOTE)]
+        """What the catalogue says."""
+        return listings_of("unprojected")
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """As the encoder itself does."""

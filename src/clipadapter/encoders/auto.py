@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipadapter.encoders.base import Encoder, EncoderListing
+from clipadapter.encoders.base import Encoder
+from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.hub import cached_file, hub_answers
 from clipadapter.encoders.lite import NOTE as LITE_NOTE
 from clipadapter.encoders.lite import LiteEncoder
@@ -48,8 +49,8 @@ class AutoEncoder(Encoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """One line."""
-        return [EncoderListing("auto", None, "unknown", f"open_clip:{MODEL} if it is available, else lite")]
+        """What the catalogue says."""
+        return listings_of("auto")
 
 
 def _add_note(encoder: Encoder, reason: str) -> Encoder:

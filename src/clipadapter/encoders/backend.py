@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
-from clipadapter.encoders.base import Encoder, EncoderListing
+from clipadapter.encoders.base import Encoder
+from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.errors import InputError
 from clipadapter.pixels import MIN_JPEG_SIDE_RATIO
 from clipadapter.towers import Projection, TextTower

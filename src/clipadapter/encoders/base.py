@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import Tower
+from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.towers import Projection, TextTower
 
 
@@ -47,23 +48,6 @@ class EncoderInfo:
     backend: str = "torch"
     precision: str = "fp32"
     int8_calibration_digest: str = ""
-
-
-@dataclass(frozen=True)
-class EncoderListing:
-    """One line of ``clipadapter encoders``: the facts that are known without opening the towers.
-
-    Args:
-        name: URI.
-        dim: feature width, or None if not known before opening.
-        licence: licence of the weights, or "unknown".
-        note: purpose of the encoder.
-    """
-
-    name: str
-    dim: int | None
-    licence: str
-    note: str = ""
 
 
 class Encoder(ABC):

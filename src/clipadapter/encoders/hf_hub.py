@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from clipadapter.encoders.base import Encoder, EncoderListing
+from clipadapter.encoders.base import Encoder
+from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.open_clip import OpenClipEncoder
 from clipadapter.encoders.registry import register_encoder
 
@@ -23,5 +24,5 @@ class HubEncoder(Encoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """The form of the URI."""
-        return [EncoderListing("hf-hub:ORG/MODEL", None, "unknown", "any model of open_clip on the hub")]
+        """What the catalogue says."""
+        return listings_of("hf-hub")

@@ -28,7 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.backends import Tower
 from clipadapter.cache import default_cache_dir
-from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.inputs import check_pixels, count_special_tokens, length_batches, to_tensor, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.registry import register_encoder
@@ -109,8 +110,8 @@ class LiteEncoder(Encoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """One line."""
-        return [EncoderListing("lite", IMAGE_WIDTH, LICENCE, NOTE)]
+        """What the catalogue says."""
+        return listings_of("lite")
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Scale the short side to 224 (bicubic), crop the centre, scale values to -1 .. 1."""

@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
-from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
-from clipadapter.encoders.hub import hub_answers
+from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.catalogue import QUICK_GELU, EncoderListing, find_licence, list_known
+from clipadapter.encoders.hub import cached_file, hub_answers
 from clipadapter.encoders.inputs import check_pixels, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_sources import (
@@ -30,8 +31,8 @@ from clipadapter.encoders.open_clip_sources import (
     check_position_embeddings,
     explain_load_error,
     find_source,
-    list_pretrained_models,
     read_shapes,
+    weights_files,
 )
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
 from clipadapter.encoders.projection import find_projection
@@ -110,11 +111,18 @@ class OpenClipEncoder(Encoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """All pretrained models of open_clip."""
-        return [
-            EncoderListing(f"open_clip:{model}/{tag}", dim, licence)
-            for model, tag, dim, licence in list_pretrained_models()
-        ]
+        """All pretrained models of open_clip, each once: without the second names for QuickGELU."""
+        import open_clip
+
+        known = {one.name: one for one in list_known()}
+        listings = []
+        for model, tag in open_clip.list_pretrained():
+            if not model.endswith(QUICK_GELU):
+                name = f"open_clip:{model}/{tag}"
+                licence = find_licence(weights_files(open_clip.get_pretrained_cfg(model, tag))[0])
+                dim = int(open_clip.get_model_config(model)["embed_dim"])
+                listings.append(known.get(name, EncoderListing(name, dim, licence)))
+        return listings
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Open_clip's own transform for evaluation."""
@@ -231,18 +239,22 @@ def open_tokenizer(source: ModelSource) -> Any:
     name = facts.get("hf_tokenizer_name")
     if not name or (source.repo is None and source.weights is None):
         return open_clip.get_tokenizer(source.model)  # CLIP's, or in the folder
-    options = {"trust_remote_code": False, **({"revision": source.commit} if name == source.repo else {})}
-    options |= {"context_length": facts.get("context_length"), "tokenizer_mode": facts.get("tokenizer_mode")}
-    options |= facts.get("tokenizer_kwargs", {})
-    try:
-        return open_clip.tokenizer.HFTokenizer(name, local_files_only=True, **options)
-    except (OSError, ValueError) as error:  # not in the cache, or not all of its files
-        if not hub_answers(name, "tokenizer_config.json"):
-            raise FileNotFoundError(
-                f"its tokenizer is that of the repository {name}, which does not open from the hub's cache on this "
-                f"machine ({str(error).partition(chr(10))[0]}), and the hub does not answer"
-            ) from error
-        return open_clip.tokenizer.HFTokenizer(name, **options)
+    revision = source.commit if name == source.repo else None
+    options = {"trust_remote_code": False, **facts.get("tokenizer_kwargs", {})}
+    options |= {"context_length": facts.get("context_length", 77), "tokenizer_mode": facts.get("tokenizer_mode")}
+    cached = cached_file(name, ["tokenizer.json", "tokenizer_config.json"], revision)
+    reason = ""
+    if cached is not None:
+        try:  # as a folder: by its name, the library transformers would also ask for a config.json
+            return open_clip.tokenizer.HFTokenizer(str(Path(cached).parent), **options)
+        except (OSError, ValueError) as error:  # not all of its files are in the cache
+            reason = f" ({str(error).partition(chr(10))[0]})"
+    if not hub_answers(name, "tokenizer_config.json"):
+        raise FileNotFoundError(
+            f"its tokenizer is that of the repository {name}, which does not open from the hub's cache on this "
+            f"machine{reason}, and the hub does not answer"
+        )
+    return open_clip.tokenizer.HFTokenizer(name, revision=revision, **options)
 
 
 def compute_fingerprint(

@@ -4,23 +4,34 @@ Code: https://github.com/mlfoundations/open_clip. Where open_clip warns or says 
 if mean and deviation are not stated, if a file has other position embeddings than the model, and if a configuration
 asks for code from the hub. Where open_clip warns that weights were trained with another activation, the activation of
 the weights is taken.
+
+torch and open_clip are imported when they are used: `check_variant` needs neither.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
+from clipadapter.encoders.catalogue import (
+    QUICK_GELU,
+    check_architecture,
+    check_pretrained,
+    find_licence,
+    find_repository_name,
+    read_models,
+    suggest,
+)
 from clipadapter.encoders.hub import cached_file, download_file, hub_answers
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+REPOSITORY_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
 """Names of the weights in a repository, best first, as in open_clip."""
@@ -34,9 +45,6 @@ POSITION_EMBEDDINGS = (
     "text.positional_embedding",
 )
 """Weights that open_clip silently scales to another length."""
-
-QUICK_GELU = "-quickgelu"
-"""How open_clip ends the name of an architecture with the QuickGELU activation."""
 
 ADVICE = (
     "Copy a folder with its weights here and say open_clip:local-dir:PATH, make the hub reachable, "
@@ -86,6 +94,7 @@ def find_source(variant: str) -> ModelSource:
         UnknownNameError: if open_clip has no such model, or the model no such weights.
         EncoderUnavailableError: if the weights can't be had.
     """
+    check_variant(variant)
     kind, has_path, rest = variant.partition(":")
     if kind == "local-dir":
         return find_folder(rest)
@@ -94,17 +103,42 @@ def find_source(variant: str) -> ModelSource:
     if has_path:
         return find_file(kind, rest)
     model, _, tag = variant.rpartition("/")
-    if variant.endswith(WEIGHTS_SUFFIXES):
+    return find_pretrained(model, tag)
+
+
+def check_variant(variant: str) -> None:
+    """Refuse what `find_source` can't find, as far as names and paths show. Imports neither torch nor open_clip.
+
+    Raises:
+        InputError: if the form is none that `find_source` takes.
+        UnknownNameError: if open_clip has no such model, or the model no such weights.
+        EncoderUnavailableError: if the file or folder is missing.
+    """
+    kind, has_path, rest = variant.partition(":")
+    if kind == "local-dir":
+        if not rest or not Path(rest).expanduser().is_dir():
+            raise EncoderUnavailableError(f"there is no folder {rest!r}: say open_clip:local-dir:FOLDER")
+    elif kind == "hf-hub":
+        if REPOSITORY_NAME.fullmatch(rest) is None:
+            raise InputError(
+                f"'hf-hub:{rest}' names no repository of the hub: say hf-hub:ORG/MODEL, such as "
+                "hf-hub:imageomics/bioclip, or hf-hub:ORG/MODEL@REVISION"
+            )
+    elif has_path:
+        _check_file(kind, rest)
+    elif variant.endswith(WEIGHTS_SUFFIXES):
         raise InputError(
             f"'open_clip:{variant}' names a file but no architecture: say open_clip:MODEL:{variant}, such as "
             f"open_clip:ViT-B-32:{variant}"
         )
-    if not model or not tag:
-        raise InputError(
-            f"'open_clip:{variant}' names no weights: say open_clip:MODEL/TAG, such as "
-            "open_clip:ViT-B-32/laion2b_s34b_b79k, open_clip:MODEL:FILE, or open_clip:local-dir:PATH"
-        )
-    return find_pretrained(model, tag)
+    else:
+        model, _, tag = variant.rpartition("/")
+        if not model or not tag:
+            raise InputError(
+                f"'open_clip:{variant}' names no weights: say open_clip:MODEL/TAG, such as "
+                f"open_clip:{_example(variant)}, open_clip:MODEL:FILE, or open_clip:local-dir:FOLDER"
+            )
+        check_pretrained(model, tag)
 
 
 def find_pretrained(model: str, tag: str) -> ModelSource:
@@ -121,7 +155,7 @@ def find_pretrained(model: str, tag: str) -> ModelSource:
     uri = f"open_clip:{model.removesuffix(QUICK_GELU)}/{tag}"
     repo, names = weights_files(facts)
     path = cached_file(repo, names) or _download(uri, facts)
-    return ModelSource(uri, model, config, path, facts, weights_licence(tag, repo))
+    return ModelSource(uri, model, config, path, facts, find_licence(repo))
 
 
 def find_folder(path: str) -> ModelSource:
@@ -131,8 +165,6 @@ def find_folder(path: str) -> ModelSource:
         EncoderUnavailableError: if the folder or one of the files is missing or can't be used.
     """
     folder = Path(path).expanduser().resolve()
-    if not path or not folder.is_dir():
-        raise EncoderUnavailableError(f"there is no folder {path!r}: say open_clip:local-dir:PATH")
     config = _read_config(folder / CONFIG_FILE, str(folder))
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise EncoderUnavailableError(f"{folder} has no weights: put an open_clip_model.safetensors into it")
@@ -148,20 +180,15 @@ def find_repository(name: str) -> ModelSource:
         name: ``ORG/MODEL`` or ``ORG/MODEL@REVISION``; a revision is a branch, a tag or a commit.
 
     Raises:
-        InputError: if this is not the name of a repository.
         EncoderUnavailableError: if the repository can't be reached, or has no model of open_clip.
     """
-    parts = re.fullmatch(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?", name)
-    if parts is None:
-        raise InputError(
-            f"'hf-hub:{name}' names no repository of the hub: say hf-hub:ORG/MODEL, such as hf-hub:imageomics/bioclip, "
-            "or hf-hub:ORG/MODEL@REVISION"
-        )
+    parts = REPOSITORY_NAME.fullmatch(name)
+    assert parts is not None  # `check_variant` saw to it
     repo, revision = parts["repo"], parts["revision"]
     uri = f"hf-hub:{name}"
     config_path = Path(_hub_file(uri, repo, [CONFIG_FILE], revision))
     commit = config_path.parent.name
-    config = _read_config(config_path, uri)
+    config = _read_config(config_path, uri, _other_name(repo))
     _hub_file(uri, repo, WEIGHTS_FILES, commit)
     return ModelSource(
         uri,
@@ -169,7 +196,7 @@ def find_repository(name: str) -> ModelSource:
         config,
         weights=None,
         preprocess=None,
-        licence=weights_licence("", repo),
+        licence=find_licence(repo),
         repo=repo,
         commit=commit,
         note=""
@@ -193,12 +220,6 @@ def find_file(model: str, path: str) -> ModelSource:
     import open_clip
 
     file = Path(path).expanduser().resolve()
-    if file.is_dir():
-        raise InputError(f"{path!r} is a folder, not a file of weights: say open_clip:local-dir:{path}")
-    if not path or not file.is_file():
-        raise EncoderUnavailableError(f"there is no file {path!r}: say open_clip:{model}:FILE")
-    if file.suffix not in WEIGHTS_SUFFIXES:
-        raise InputError(f"{file.name} is no file of weights: its name must end in {', '.join(WEIGHTS_SUFFIXES)}")
     name, _, tag = model.partition("/")
     if tag:
         name, tag, facts, config = look_up(name, tag)
@@ -206,7 +227,7 @@ def find_file(model: str, path: str) -> ModelSource:
     else:
         config = open_clip.get_model_config(name)
         if config is None:
-            raise _unknown("open_clip has no architecture", name, open_clip.list_models(), "open_clip:*")
+            raise UnknownNameError(f"open_clip has no architecture '{name}'.{suggest(name, open_clip.list_models())}")
         uri, facts = f"open_clip:{name}:{file}", _preprocessing_of(name, path)
     note = ""
     if not tag and not config.get("quick_gelu") and open_clip.get_model_config(name + QUICK_GELU):
@@ -241,6 +262,8 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         EncoderUnavailableError: if the file is damaged, or holds anything but tensors, which could run code.
     """
+    import torch
+
     try:
         if file.suffix == ".safetensors":
             from safetensors import safe_open
@@ -292,66 +315,71 @@ def is_downloaded(model: str, tag: str) -> bool:
     return cached_file(*weights_files(look_up(model, tag)[2])) is not None
 
 
-def list_pretrained_models() -> list[tuple[str, str, int, str]]:
-    """Model, tag, width and licence of all pretrained models, each once: without the second names for QuickGELU."""
+def describe_models() -> dict[str, dict[str, Any]]:
+    """Facts about the architectures of open_clip, for `clipadapter.encoders.catalogue`: see `KnownModel` there.
+
+    No weights are needed: parameters are counted in networks without storage. For text towers of the library
+    transformers, whose configuration is on the hub, they are not counted.
+    """
     import open_clip
 
-    listed = []
-    for model, tag in open_clip.list_pretrained():
-        if not model.endswith(QUICK_GELU):
-            config = open_clip.get_model_config(model)
-            facts = open_clip.get_pretrained_cfg(model, tag)
-            listed.append((model, tag, int(config["embed_dim"]), weights_licence(tag, weights_files(facts)[0])))
-    return listed
+    described = {}
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        text = config["text_cfg"]
+        size = config["vision_cfg"].get("image_size", 224)
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        described[name] = {
+            "dim": int(config["embed_dim"]),
+            "image_size": int(size if isinstance(size, int) else size[0]),
+            "parameters": None if "hf_model_name" in text else count_parameters(name),
+            "tokens": int(text.get("context_length", 77)),
+            "cleaning": _cleaning(text),
+            "tags": {tag: weights_files(open_clip.get_pretrained_cfg(name, tag))[0] for tag in tags},
+        }
+    return described
 
 
-def weights_licence(tag: str, repo: str) -> str:
-    """Licence of weights as their makers state it, or "unknown".
+def count_parameters(model: str) -> int:
+    """Number of parameters of an architecture of open_clip, both towers."""
+    import open_clip
+    import torch
 
-    >>> weights_licence("laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
-    'MIT'
-    """
-    owner = repo.split("/")[0]
-    if tag == "openai" or owner == "laion" or (owner == "timm" and tag.startswith("laion")):
-        return "MIT"
-    if tag == "webli":
-        return "Apache-2.0"
-    if tag.startswith("metaclip"):
-        return "CC-BY-NC-4.0"
-    if owner == "apple" or "MobileCLIP" in repo:
-        return "apple-amlr"
-    return "unknown"
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = open_clip.create_model(model, load_weights=False, device="meta")
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _cleaning(text_config: dict[str, Any]) -> str:
+    """What happens to a text before its tokens are looked up; empty if the tokenizer of the library decides."""
+    default = "" if text_config.get("hf_tokenizer_name") else "lower"
+    return str((text_config.get("tokenizer_kwargs") or {}).get("clean", default))
 
 
 def look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     """Model and tag in open_clip's spelling, its configuration of the weights, and that of the model.
 
     The model is the form of the architecture that has the activation of the weights.
+
+    Raises:
+        UnknownNameError: if open_clip has no such model, or the model no such weights.
     """
+    check_pretrained(model, tag)
     import open_clip
 
-    model = model.replace("/", "-")
-    known = sorted({name for name, _ in open_clip.list_pretrained()})
-    if model not in known:
-        raise _unknown("open_clip has no pretrained model", model, known, "open_clip:*")
-    tags = open_clip.list_pretrained_tags_by_model(model)
+    model = model.replace("/", "-").removesuffix(QUICK_GELU)
     facts = open_clip.get_pretrained_cfg(model, tag)
     if not facts:
-        plain = model.removesuffix(QUICK_GELU)
-        if open_clip.get_pretrained_cfg(plain, tag):
-            raise UnknownNameError(
-                f"the weights '{tag}' were trained without QuickGELU, which '{model}' has: say open_clip:{plain}/{tag}"
-            )
-        raise _unknown(f"'{model}' has no weights", tag, tags, f"open_clip:{model}/*")
-    if facts.get("quick_gelu") and not model.endswith(QUICK_GELU):
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        models = sorted({name for name, _ in open_clip.list_pretrained()})
+        raise UnknownNameError(
+            f"'{model}' has no weights '{tag}'.{suggest(tag, tags)}"
+            if tags
+            else f"open_clip has no pretrained model '{model}'.{suggest(model, models)}"
+        )
+    if facts.get("quick_gelu"):
         model += QUICK_GELU
     return model, tag.lower().replace("-", "_"), facts, open_clip.get_model_config(model)
-
-
-def _unknown(sentence: str, name: str, known: list[str], pattern: str) -> UnknownNameError:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    return UnknownNameError(f"{sentence} '{name}'.{hint} See all: clipadapter encoders '{pattern}'")
 
 
 def weights_files(facts: dict[str, Any]) -> tuple[str, list[str]]:
@@ -360,6 +388,27 @@ def weights_files(facts: dict[str, Any]) -> tuple[str, list[str]]:
     if not name:
         return repo, WEIGHTS_FILES
     return repo, list(dict.fromkeys([f"{name.rpartition('.')[0]}.safetensors", name]))
+
+
+def _check_file(model: str, path: str) -> None:
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise InputError(f"{path!r} is a folder, not a file of weights: say open_clip:local-dir:{path}")
+    if not path or not file.is_file():
+        raise EncoderUnavailableError(f"there is no file {path!r}: say open_clip:{model}:FILE")
+    if file.suffix not in WEIGHTS_SUFFIXES:
+        raise InputError(f"{file.name} is no file of weights: its name must end in {', '.join(WEIGHTS_SUFFIXES)}")
+    name, _, tag = model.partition("/")
+    if tag:
+        check_pretrained(name, tag)
+    else:
+        check_architecture(name)
+
+
+def _example(model: str) -> str:
+    """The first pretrained weights of a model; of ViT-B-32 if there is no such model."""
+    facts = read_models().get(model.strip("/").removesuffix(QUICK_GELU))
+    return f"{model.strip('/')}/{next(iter(facts.tags))}" if facts and facts.tags else "ViT-B-32/laion2b_s34b_b79k"
 
 
 def _download(uri: str, facts: dict[str, Any]) -> str:
@@ -385,7 +434,7 @@ def _hub_file(uri: str, repo: str, names: list[str], revision: str | None) -> st
     if not hub_answers(repo, names[0]):
         raise EncoderUnavailableError(
             f"{names[0]} of {uri} is not in the hub's cache on this machine, and the hub does not answer or has no "
-            f"such repository. Check the name. {ADVICE}."
+            f"such repository. {_other_name(repo, 'Check the name.')} {ADVICE}."
         )
     for name in names:
         try:
@@ -395,12 +444,18 @@ def _hub_file(uri: str, repo: str, names: list[str], revision: str | None) -> st
         if path is not None:
             return path
     raise EncoderUnavailableError(
-        f"the repository {repo} has no {' or '.join(names)}, so it is no model of open_clip: take one of "
-        "'clipadapter encoders', or one that its page on the hub opens with open_clip"
+        f"the repository {repo} has no {' or '.join(names)}, so it is no model of open_clip: "
+        + _other_name(repo, "take one of 'clipadapter encoders', or one that its page on the hub opens with open_clip")
     )
 
 
-def _read_config(path: Path, place: str) -> dict[str, Any]:
+def _other_name(repo: str, otherwise: str = "") -> str:
+    """How open_clip opens the weights of a repository, as advice; if they are not known to be there, another advice."""
+    name = find_repository_name(repo)
+    return f"say {name} for these weights." if name else otherwise
+
+
+def _read_config(path: Path, place: str, advice: str = "") -> dict[str, Any]:
     """The configuration of the model in an ``open_clip_config.json``, which must also state the preprocessing."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -412,6 +467,7 @@ def _read_config(path: Path, place: str) -> dict[str, Any]:
         # open_clip would silently use the mean and deviation of another model.
         raise EncoderUnavailableError(
             f"{CONFIG_FILE} of {place} must have 'model_cfg', and 'preprocess_cfg' with 'mean' and 'std'"
+            + (f": {advice}" if advice else "")
         )
     options = dict(config.get("text_cfg") or {}).get("tokenizer_kwargs") or {}
     if "trust_remote_code" in options:

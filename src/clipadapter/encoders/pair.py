@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import Tower
-from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.registry import create_encoder, list_encoders, register_encoder
 from clipadapter.errors import InputError
 from clipadapter.towers import TextTower
-
-NOTE = "features of two encoders side by side, text of the first; for heads such as svl-adapter"
 
 
 @register_encoder("pair")
@@ -63,8 +62,8 @@ class PairEncoder(Encoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """One line."""
-        return [EncoderListing("pair:FIRST+SECOND", None, "unknown", NOTE)]
+        """What the catalogue says."""
+        return listings_of("pair")
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clipadapter.encoders import catalogue
+from clipadapter.encoders.catalogue import EncoderListing
+from clipadapter.encoders.open_clip_sources import check_variant
 from clipadapter.errors import InputError
 from clipadapter.registry import Registry
 
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from clipadapter.towers import TextTower
 
 ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
+TEST_SCHEME = "toy"
+"""The encoder of the tests, which is not listed."""
 register_encoder = ENCODERS.register
 list_encoders = ENCODERS.list
 encoder_info = ENCODERS.info
@@ -32,8 +37,40 @@ def create_encoder(uri: str, device: str = "cpu") -> Encoder:
     >>> create_encoder("toy").info.dim
     32
     """
+    check_uri(uri)
     scheme, _, variant = uri.partition(":")
     return encoder_info(scheme).cls.open(variant, device=device)
+
+
+def check_uri(uri: str) -> None:
+    """Refuse the URI of an encoder that can't be opened, as far as its text shows. Does not import torch.
+
+    Raises:
+        UnknownNameError: if there is no such encoder, or no such weights; the message names those that come near.
+        InputError: if the URI is incomplete.
+        EncoderUnavailableError: if the file or folder is missing.
+    """
+    scheme, _, variant = uri.partition(":")
+    if scheme == "unprojected" and variant:
+        check_uri(variant)
+    elif scheme in ("open_clip", "hf-hub"):
+        check_variant(variant if scheme == "open_clip" else f"{scheme}:{variant}")
+    elif scheme not in list_encoders():
+        raise catalogue.unknown_encoder(uri, list_encoders())
+
+
+def list_listings() -> list[EncoderListing]:
+    """What is known of all encoders without opening one: the recommended ones first.
+
+    torch is imported only if there are plug-ins, or another release of open_clip than the one that is described here.
+    """
+    listings = {one.name: one for one in catalogue.list_known()}
+    schemes = {name.partition(":")[0] for name in listings}
+    missing = [] if catalogue.names_are_current() else ["open_clip"]
+    missing += [name for name in list_encoders() if name not in (*schemes, TEST_SCHEME)]
+    for name in missing:
+        listings = {**{one.name: one for one in encoder_info(name).cls.listing()}, **listings}
+    return list(listings.values())
 
 
 def open_text_tower(encoder: Encoder) -> TextTower:

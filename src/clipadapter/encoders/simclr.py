@@ -11,15 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import Tower
-from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.inputs import check_pixels, to_tensor
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.simclr_network import MEAN, STD, WIDTH, load_tower
 from clipadapter.errors import InputError
 from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import PixelSpec
-
-NOTE = "trained on your own pictures by 'clipadapter simclr'; no text, so use it as pair:lite+simclr:FOLDER"
 
 
 @register_encoder("simclr")
@@ -69,8 +68,8 @@ class SimClrEncoder(Encoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """One line."""
-        return [EncoderListing("simclr:FOLDER", WIDTH, "unknown", NOTE)]
+        """What the catalogue says."""
+        return listings_of("simclr")
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Scale the short side to the size of the training, crop the centre, normalize as for ImageNet."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.backends import Tower
-from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderListing
+from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.encoders.inputs import check_pixels, to_tensor, unique_texts
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import InputError

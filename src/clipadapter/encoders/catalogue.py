@@ -1,0 +1,301 @@
+"""What is known of encoders without opening one: lists, groups, licences, and the names that come near a wrong one.
+
+It needs neither torch nor open_clip, which take seconds to import. ``open_clip_models.json`` is written by
+``scripts/make_open_clip_models.py``; ``catalogue.toml`` is written by hand, with the source of every licence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.parsing import parse_json, parse_toml
+
+MODELS_FILE = Path(__file__).with_name("open_clip_models.json")
+CATALOGUE_FILE = Path(__file__).with_name("catalogue.toml")
+UNKNOWN_LICENCE = "unknown"
+QUICK_GELU = "-quickgelu"
+"""How open_clip ends the name of an architecture with the QuickGELU activation."""
+MAX_SUGGESTIONS = 3
+MIN_SIMILARITY = 0.5
+MIN_PART_LENGTH = 3
+"""Characters that a part of a name must have to be looked for."""
+
+
+@dataclass(frozen=True)
+class EncoderListing:
+    """One line of ``clipadapter encoders``: the facts that are known without opening the towers.
+
+    Args:
+        name: URI.
+        dim: feature width, or None if not known before opening.
+        licence: licence of the weights, or "unknown".
+        note: purpose of the encoder.
+        parameters: number of parameters of both towers, or None if not known.
+        image_size: side of the square input in pixels, or None if not known.
+        text: rules for texts, such as "77 tokens, lower case"; may be empty.
+        groups: names of the groups that recommend it.
+    """
+
+    name: str
+    dim: int | None
+    licence: str
+    note: str = ""
+    parameters: int | None = None
+    image_size: int | None = None
+    text: str = ""
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Encoders that are good for one purpose.
+
+    Args:
+        name: short name.
+        title: what they are good for.
+        about: what to know before taking one; may be empty.
+        encoders: URIs, each with its note.
+    """
+
+    name: str
+    title: str
+    about: str
+    encoders: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """Facts about an architecture of open_clip.
+
+    Args:
+        dim: width of its features.
+        image_size: side of its pictures in pixels.
+        parameters: number of parameters of both towers; None for text towers of the library transformers.
+        tokens: length of its texts in tokens.
+        cleaning: what open_clip does to a text first: "lower", "canonicalize" (lower case, no punctuation),
+            "whitespace", or empty.
+        tags: names of its pretrained weights, each with its repository on the hub.
+    """
+
+    dim: int
+    image_size: int
+    parameters: int | None
+    tokens: int
+    cleaning: str
+    tags: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        """The rules for texts in words."""
+        rules = {"lower": ", lower case", "canonicalize": ", lower case, no punctuation"}
+        return f"{self.tokens} tokens{rules.get(self.cleaning, '')}"
+
+
+def list_known() -> list[EncoderListing]:
+    """All encoders that are known without importing torch: recommended ones first, then every model of open_clip."""
+    recommended = {uri: _listing(uri) for group in read_groups() for uri in group.encoders}
+    others = {f"open_clip:{model}/{tag}" for model, facts in read_models().items() for tag in facts.tags}
+    return [*recommended.values(), *(_listing(uri) for uri in sorted(others - set(recommended), key=str.lower))]
+
+
+def listings_of(scheme: str) -> list[EncoderListing]:
+    """The known encoders of one scheme.
+
+    >>> [one.name for one in listings_of("pair")]
+    ['pair:FIRST+SECOND']
+    """
+    return [one for one in list_known() if one.name.partition(":")[0] == scheme]
+
+
+def match_listings(pattern: str, listings: Sequence[EncoderListing]) -> list[EncoderListing]:
+    """The encoders whose URI matches a shell wildcard, or that contain a text without wildcards.
+
+    Upper and lower case are the same.
+
+    Raises:
+        UnknownNameError: if none matches; the message names those that come near.
+    """
+    wanted = pattern.lower().replace(f"{QUICK_GELU}/", "/")
+    matching = [one for one in listings if fnmatch.fnmatchcase(one.name.lower(), wanted)]
+    if not matching and not set("*?[") & set(wanted):
+        matching = [one for one in listings if len(wanted) >= MIN_PART_LENGTH and wanted in one.name.lower()]
+    if not matching:
+        near = suggest(wanted.strip("*"), [one.name for one in listings])
+        raise UnknownNameError(f"no encoder matches '{pattern}'.{near} 'clipadapter encoders \"*\"' lists all")
+    return matching
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """A sentence that asks whether one of the nearest known names was meant; empty if none comes near.
+
+    >>> suggest("ViT-B32", ["RN50", "ViT-B-32", "ViT-L-14"])
+    " Did you mean 'ViT-B-32'?"
+    """
+    lower = {one.lower(): one for one in reversed(known)}
+    close = difflib.get_close_matches(name.lower(), list(lower), n=MAX_SUGGESTIONS, cutoff=MIN_SIMILARITY)
+    best = [lower[one] for one in close if _similarity(name, one) > 0.9 * _similarity(name, close[0])]
+    return f" Did you mean {' or '.join(repr(one) for one in best)}?" if best else ""
+
+
+def unknown_encoder(uri: str, schemes: Sequence[str]) -> UnknownNameError:
+    """The error for a URI without a known scheme: a model of open_clip may be named without it, or a repository.
+
+    >>> print(unknown_encoder("ViT-B-32/openai", ["lite", "open_clip"]))
+    no encoder is called 'ViT-B-32/openai': say open_clip:ViT-B-32/openai. 'clipadapter encoders' lists them
+    """
+    names = [one.name for one in list_known()]
+    variants = {name: name.partition(":")[2].lower() for name in names}
+    same = find_repository_name(uri) or next((name for name in names if variants[name] == uri.lower()), None)
+    containing = [name for name in names if len(uri) >= MIN_PART_LENGTH and uri.lower() in variants[name]]
+    if same:
+        hint = f": say {same}."
+    elif Path(uri).is_dir():
+        hint = f": say open_clip:local-dir:{uri} for a folder with a model of open_clip."
+    elif containing:
+        hint = f". Did you mean {' or '.join(repr(name) for name in containing[:MAX_SUGGESTIONS])}?"
+    elif re.fullmatch(r"[\w-]+/[\w.-]+", uri):
+        hint = f": say hf-hub:{uri} for a repository of the hub."
+    else:
+        hint = f".{suggest(uri, schemes) or suggest(uri, names)}"
+    return UnknownNameError(f"no encoder is called '{uri}'{hint} 'clipadapter encoders' lists them")
+
+
+def find_repository_name(repo: str) -> str | None:
+    """The URI by which open_clip opens the weights of a repository of the hub; None if they are not known to be there.
+
+    >>> find_repository_name("openai/clip-vit-base-patch32"), find_repository_name("apple/DFN2B-CLIP-ViT-B-16")
+    ('open_clip:ViT-B-32/openai', 'open_clip:ViT-B-16/dfn2b')
+    """
+    names = (
+        f"open_clip:{name}/{tag}" for name, its in read_models().items() for tag in its.tags if its.tags[tag] == repo
+    )
+    converted: str | None = _catalogue()["converted"].get(repo)
+    return converted or next(names, None)
+
+
+def check_pretrained(model: str, tag: str) -> None:
+    """Refuse the name of pretrained weights that the installed open_clip does not have. Does not import it.
+
+    Nothing is refused if another release of open_clip is installed than the one that the names are from.
+
+    Raises:
+        UnknownNameError: if there is no such model, or the model has no such weights.
+    """
+    if not names_are_current():
+        return
+    models = read_models()
+    name = model.replace("/", "-")
+    plain = name.removesuffix(QUICK_GELU)
+    facts = models.get(plain)
+    if facts is None or not facts.tags:
+        known = [other for other, its in models.items() if its.tags]
+        raise UnknownNameError(
+            f"open_clip has no pretrained model '{name}'.{suggest(plain, known)} "
+            "'clipadapter encoders \"open_clip:*\"' lists all"
+        )
+    if tag.lower().replace("-", "_") not in facts.tags:
+        raise UnknownNameError(
+            f"'{plain}' has no weights '{tag}'.{suggest(tag, list(facts.tags))} "
+            f"'clipadapter encoders \"open_clip:{plain}/*\"' lists all"
+        )
+
+
+def check_architecture(model: str) -> None:
+    """Refuse the name of an architecture that the installed open_clip does not have; see `check_pretrained`.
+
+    The form with QuickGELU is an architecture of its own here: nothing else says which activation a file was trained
+    with.
+
+    Raises:
+        UnknownNameError: if there is no such architecture.
+    """
+    known = list(_models_content()["models"])
+    if names_are_current() and model not in known:
+        raise UnknownNameError(
+            f"open_clip has no architecture '{model}'.{suggest(model, known)} "
+            "'clipadapter encoders \"open_clip:*\"' lists those with weights"
+        )
+
+
+def names_are_current() -> bool:
+    """Whether the names are those of the installed open_clip."""
+    try:
+        return version("open_clip_torch") == _models_content()["open_clip"]
+    except PackageNotFoundError:
+        return True
+
+
+def find_licence(repo: str) -> str:
+    """Licence of the weights in a repository of the hub as their makers state it, or "unknown".
+
+    >>> find_licence("laion/CLIP-ViT-B-32-laion2B-s34B-b79K"), find_licence("ann/own-clip")
+    ('MIT', 'unknown')
+    """
+    licences = (entry["licence"] for entry in _catalogue()["licences"] if fnmatch.fnmatchcase(repo, entry["repo"]))
+    return next(licences, UNKNOWN_LICENCE)
+
+
+@cache
+def read_models() -> Mapping[str, KnownModel]:
+    """All architectures of open_clip, without the second names for QuickGELU."""
+    models = _models_content()["models"]
+    return {name: KnownModel(**facts) for name, facts in models.items() if not _is_second_name(name, models)}
+
+
+@cache
+def read_groups() -> tuple[Group, ...]:
+    """The groups of encoders, in the order in which they are shown."""
+    return tuple(Group(**group) for group in _catalogue()["groups"])
+
+
+@cache
+def read_hardware() -> Mapping[str, Mapping[str, str]]:
+    """Encoders by hardware: URIs, each with the reason."""
+    return {entry["title"]: entry["encoders"] for entry in _catalogue()["hardware"]}
+
+
+def _listing(uri: str) -> EncoderListing:
+    """What is known of an encoder."""
+    notes = [(group.name, group.encoders[uri]) for group in read_groups() if uri in group.encoders]
+    stated = dict(_catalogue()["encoders"].get(uri, {}))
+    scheme, _, variant = uri.partition(":")
+    model, _, tag = variant.rpartition("/")
+    repo = variant if scheme == "hf-hub" else ""
+    facts = read_models().get(stated.pop("architecture", model if scheme == "open_clip" else ""))
+    known: dict[str, Any] = {"dim": None, "licence": UNKNOWN_LICENCE}
+    if facts is not None:
+        known |= {"dim": facts.dim, "parameters": facts.parameters, "image_size": facts.image_size, "text": facts.text}
+        repo = repo or facts.tags.get(tag, "")
+    known["licence"] = find_licence(repo)
+    note = next((text for _, text in notes if text), "")
+    return EncoderListing(uri, **{**known, "note": note, "groups": tuple(name for name, _ in notes), **stated})
+
+
+def _is_second_name(name: str, models: Mapping[str, Any]) -> bool:
+    return name.endswith(QUICK_GELU) and name.removesuffix(QUICK_GELU) in models
+
+
+def _similarity(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+
+
+@cache
+def _models_content() -> dict[str, Any]:
+    content = parse_json(MODELS_FILE.read_text(encoding="utf-8"), MODELS_FILE.name)
+    if not isinstance(content, dict):
+        raise InputError(f"{MODELS_FILE.name} of this installation is damaged: install clipadapter again")
+    return content
+
+
+@cache
+def _catalogue() -> dict[str, Any]:
+    return parse_toml(CATALOGUE_FILE.read_text(encoding="utf-8"), CATALOGUE_FILE.name)
