@@ -21,6 +21,7 @@ FLOORS = [
         "parallel",
         "pixels",
         "prediction",
+        "progress",
         "telemetry",
         "towers",
     },

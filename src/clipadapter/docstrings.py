@@ -89,14 +89,8 @@ def without_examples(docstring: str) -> str:
 def examples_first(docstring: str) -> str:
     r"""A cleaned docstring with its examples before "Args:".
 
-    >>> print(examples_first("Adds.\n\nArgs:\n    x: a number.\n\n>>> 1 + 1\n2"))
-    Adds.
-    <BLANKLINE>
-    >>> 1 + 1
-    2
-    <BLANKLINE>
-    Args:
-        x: a number.
+    >>> examples_first("Adds.\n\nArgs:\n    x: a number.\n\n>>> 1 + 1\n2")
+    'Adds.\n\n>>> 1 + 1\n2\n\nArgs:\n    x: a number.'
     """
     examples = [match[0].rstrip() for match in EXAMPLES.finditer(docstring)]
     text = without_examples(docstring)

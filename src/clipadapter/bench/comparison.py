@@ -25,6 +25,7 @@ from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import metrics_shown
+from clipadapter.progress import shows_progress
 
 SAME_IMAGE_DISTANCE = 1e-4
 """Unit features closer than this are of the same picture: another batch changes a feature by 1e-5 at most."""
@@ -177,7 +178,7 @@ def run_tuned(
     for run in runs:
         tuner = clone(head)
         if "progress" in tuner.get_params(deep=False):
-            tuner.set_params(progress=model.progress)
+            tuner.set_params(progress=shows_progress(model.progress))
         tuned = FewShotClassifier(
             model.encoder_,
             tuner,

@@ -69,6 +69,7 @@ from clipadapter.persistence import History, Model, load_model, push, save_model
 from clipadapter.persistence.evaluation import EVALUATION_KEY
 from clipadapter.persistence.model import registered_name
 from clipadapter.prediction import Prediction, unreadable
+from clipadapter.progress import shows_progress
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ class FewShotClassifier:
             fastest on the pictures and close enough to fp32 (see `choose_backend`). Few pictures: torch in fp32.
         cache: path of the feature store; "auto" is a file in the user's cache folder; None stores nothing.
         batch_size: number of pictures that are encoded at once.
-        progress: whether to show progress bars on stderr.
+        progress: whether to show progress bars, on stderr or as widgets of a notebook. None shows them in notebooks
+            only.
         strict: raise for an unreadable picture instead of leaving it out.
 
     Attributes:
@@ -159,7 +161,7 @@ class FewShotClassifier:
         precision: str = "auto",
         cache: str | Path | None = "auto",
         batch_size: int = 32,
-        progress: bool = False,
+        progress: bool | None = None,
         strict: bool = False,
     ) -> None:
         self.encoder = encoder
@@ -320,7 +322,13 @@ class FewShotClassifier:
         self.selection_ = None
         if self.grid:
             self.selection_ = select(
-                head, support.X, support.labels, text, grid=self.grid, seed=self.seed, progress=self.progress
+                head,
+                support.X,
+                support.labels,
+                text,
+                grid=self.grid,
+                seed=self.seed,
+                progress=shows_progress(self.progress),
             )
             head = self.selection_.best
         negatives = Negatives(outliers)
@@ -716,6 +724,8 @@ class FewShotClassifier:
         saved = load_model(folder)
         model = cls(encoder if encoder is not None else saved.encoder.name, saved.head, **params)
         model._set_model(saved, encoder)
+        if "progress" in model.head_.get_params(deep=False):  # that of the fit says nothing of where the model is used
+            model.head_.set_params(progress=shows_progress(model.progress))
         if model.uncertainty:
             model.uncertainty_ = saved.uncertainty.with_defaults(model.uncertainty)
         model._history = history
@@ -816,7 +826,7 @@ class FewShotClassifier:
     # ---- Internal ----
 
     def _build_head(self) -> Head:
-        return build_head(self.head, self.head_params, self.seed, self.progress)
+        return build_head(self.head, self.head_params, self.seed, shows_progress(self.progress))
 
     def _choose_backend(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
         """Choose backend and precision once, on the first pictures; an encoder that a head has tuned keeps its own."""
@@ -831,7 +841,7 @@ class FewShotClassifier:
                 precision=self.precision,
                 text=partial(self.encode_classes, class_names),
                 store=store,
-                progress=self.progress,
+                progress=shows_progress(self.progress),
             )
 
     def _tune_encoder(
@@ -850,7 +860,7 @@ class FewShotClassifier:
                 store=store,
                 views=views,
                 batch_size=self.batch_size,
-                progress=self.progress,
+                progress=shows_progress(self.progress),
                 strict=strict,
             )
 

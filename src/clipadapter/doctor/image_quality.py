@@ -6,7 +6,6 @@ Each picture is read and decoded once, in threads. The same measures serve to fi
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from types import ModuleType
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from clipadapter.data.images import image_bytes, read_image
 from clipadapter.doctor.findings import Finding, Picture
 from clipadapter.errors import ImageError, require
+from clipadapter.progress import progress_bar
 
 SHORT_SIDE = 256
 """Short side in pixels at which pictures are measured; smaller pictures are not resized."""
@@ -93,7 +92,7 @@ def measure_images(paths: Sequence[Path], progress: bool = False) -> list[ImageM
 
     measures: list[ImageMeasures | None] = []
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        bar = tqdm(total=len(paths), desc="image quality", unit="img", file=sys.stderr, disable=not progress)
+        bar = progress_bar(total=len(paths), desc="image quality", unit="img", shown=progress)
         for start in range(0, len(paths), CHUNK_PICTURES):
             measures += pool.map(measure, paths[start : start + CHUNK_PICTURES])
             bar.update(len(measures) - bar.n)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -23,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from clipadapter.backends import (
     PRECISIONS,
@@ -42,6 +40,7 @@ from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec
 from clipadapter.files import write_atomically
 from clipadapter.heads import TextFeatures
+from clipadapter.progress import progress_bar
 
 SAMPLE_SIZE = 64
 """Pictures that candidates are tested on and int8 is calibrated with."""
@@ -160,7 +159,7 @@ class _Search:
         positions = {source_key(source, i): i for i, source in enumerate(sources)}
         self.sample = {key: positions[key] for key in sorted(positions)[:SAMPLE_SIZE]}
         self.record = read_record(encoder.info.fingerprint, encoder.device)
-        self.bar = tqdm(total=len(self.candidates), desc="backend", file=sys.stderr, disable=not progress, leave=False)
+        self.bar = progress_bar(total=len(self.candidates), desc="backend", shown=progress, leave=False)
 
     def run(self) -> Encoder:
         """Choose."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import ImageSource, image_bytes, read_image, shrink_factor, source_name
@@ -33,6 +31,7 @@ from clipadapter.errors import ImageError, InputError
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec, augment
 from clipadapter.pixels import min_jpeg_side
+from clipadapter.progress import progress_bar
 
 Dtype = Literal["float32", "float16"]
 
@@ -251,8 +250,7 @@ def _run_to_end(
     notes = ImageNotes()
     computed = 0
     with closing(_run_job(job, positions)) as results:
-        bar = tqdm(results, total=len(positions), desc="features", unit="img", file=sys.stderr) if progress else results
-        for extracted in bar:
+        for extracted in progress_bar(results, total=len(positions), desc="features", unit="img", shown=progress):
             if not isinstance(extracted.values, ImageError):
                 computed += extracted.computed
                 if extracted.notes:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from clipadapter.functional import unit
@@ -23,6 +22,7 @@ from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import STEPS_SHARE, WarmStart, find_warm_start
 from clipadapter.parallel import limit_threads
+from clipadapter.progress import BRIEF_SECONDS, progress_bar
 
 EPOCHS = 300
 """Full-batch steps of the released code."""
@@ -164,7 +164,9 @@ class LpPlusPlus(Head):
             else self.epochs
         )
         epochs = round(share * epochs)
-        for epoch in tqdm(range(1, epochs + 1), desc="training", unit="epoch", disable=not self.progress, leave=False):
+        options = {"desc": "training", "unit": "epoch", "leave": False, "delay": BRIEF_SECONDS}
+        bar = progress_bar(range(1, epochs + 1), shown=self.progress, **options)
+        for epoch in bar:
             residual = problem.residual(weight, bias, alpha)
             momentum_weight.mul_(MOMENTUM).addmm_(residual.T, problem.X)
             momentum_bias.mul_(MOMENTUM).add_(residual.sum(dim=0))

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
@@ -26,6 +25,7 @@ from clipadapter.heads.out_of_fold import OutOfFold, out_of_fold
 from clipadapter.heads.registry import create_head
 from clipadapter.heads.support import Array, SupportSet
 from clipadapter.heads.text import TextFeatures
+from clipadapter.progress import progress_bar
 from clipadapter.registry import unknown
 
 MAX_CANDIDATES = 4096
@@ -128,7 +128,7 @@ def select(
             raise InputError(_why_nothing_is_held_out(head))
         return result
 
-    for name, head in tqdm(candidates.items(), desc="held-out shots", disable=not progress, leave=False):
+    for name, head in progress_bar(candidates.items(), desc="held-out shots", shown=progress, leave=False):
         start_of_candidate = time.perf_counter()
         is_closed_form = all(other.strategy == "leave-one-out" for other in results.values())
         result = None

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
@@ -17,6 +16,7 @@ from clipadapter.heads.base import Head
 from clipadapter.heads.optimizers import SGD, Adam, Optimizer
 from clipadapter.memory import keep_freed_memory
 from clipadapter.parallel import limit_threads
+from clipadapter.progress import BRIEF_SECONDS, progress_bar
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "cosine-epoch", "constant")
@@ -239,7 +239,15 @@ def train(
     state = _TrainingState(parameters, config.make_optimizer(parameters), generator, n)
     start = state.resume(checkpoint)
     steps = epochs * steps_per_epoch
-    bar = tqdm(total=steps, initial=start, desc="training", unit="step", disable=not config.progress, leave=False)
+    bar = progress_bar(
+        total=steps,
+        initial=start,
+        desc="training",
+        unit="step",
+        shown=config.progress,
+        leave=False,
+        delay=BRIEF_SECONDS,
+    )
     with bar, limit_threads(batch_size * row_cost + step_cost):
         for step in range(start, steps):
             epoch, i = divmod(step, steps_per_epoch)

@@ -1,0 +1,56 @@
+"""Progress bars: in notebooks by default, elsewhere on request."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from clipadapter import FewShotClassifier
+from clipadapter.progress import in_notebook, progress_bar, shows_progress
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """This process looks like the kernel of a notebook without ipywidgets."""
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", ModuleType("ipykernel.zmqshell"))
+
+
+def fit(**params):
+    pictures = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
+    return FewShotClassifier("toy", "linear-probe", cache=None, **params).fit(pictures, ["red", "blue"])
+
+
+def test_bars_are_off_in_a_script(capfd):
+    assert not in_notebook() and not shows_progress(None)
+    fit()
+    assert capfd.readouterr().err == ""
+
+
+def test_bars_are_on_in_a_notebook(kernel, capfd):
+    assert shows_progress(None)
+    fit()
+    assert "features: 100%" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_parameter_decides_everywhere(progress, kernel, capfd):
+    fit(progress=progress)
+    assert ("features" in capfd.readouterr().err) == progress
+
+
+def test_a_bar_counts_its_iterable(capfd):
+    assert list(progress_bar([1, 2, 3], shown=True, desc="numbers", unit="n")) == [1, 2, 3]
+    assert "numbers: 100%" in capfd.readouterr().err
+    assert list(progress_bar([1, 2, 3], shown=False)) == [1, 2, 3]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_loaded_model_has_the_bars_of_where_it_is_used(tmp_path):
+    pictures = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
+    params = {"steps": 2, "folds": 2}
+    fitted = FewShotClassifier("toy", "clip-adapter", head_params=params, cache=None, progress=True)
+    fitted.fit(pictures, ["red", "blue"])
+    assert fitted.head_.progress
+    folder = fitted.save(tmp_path / "model")
+    assert not FewShotClassifier.load(folder, cache=None).head_.progress
