@@ -263,13 +263,13 @@ def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, 
 
 
 def test_the_estimate_counts_views_for_each_epoch_once_per_picture_of_the_draws(pictures):
-    cost = estimate(parse_suite("own", PER_EPOCH), [str(pictures)], encoders=1)
+    cost = estimate(parse_suite("own", PER_EPOCH), [str(pictures)], encoders=["lite"])
     # 3 classes x (1 + 2) shots of one seed, the plain view and 5 others of each; 9 test pictures.
     assert cost.pictures == 9 * 6 + 9
 
 
 def test_the_estimate_of_a_set_that_is_not_divided_counts_all_views_of_all_pictures(pictures):
-    cost = estimate(parse_suite("own", f"{SUITE}\nviews = 4"), [str(pictures / "train")], encoders=1)
+    cost = estimate(parse_suite("own", f"{SUITE}\nviews = 4"), [str(pictures / "train")], encoders=["lite"])
     assert cost.pictures == 12 * 4
 
 
@@ -339,12 +339,12 @@ def test_prompt_styles_give_other_text(pictures, toy):
 
 
 def test_the_estimate_counts_fits_and_pictures(source, pictures):
-    cost = estimate(parse_suite("own", SUITE), [source, str(pictures)], encoders=2)
+    cost = estimate(parse_suite("own", SUITE), [source, str(pictures)], encoders=["lite", "toy"])
     assert cost.fits == 2 * 2 * 2 * 2 * 2
     # Of the pictures of 3 classes 2 x (1 + 2) are drawn at most, and 12 are there.
     assert cost.pictures == 2 * (12 + 9)
     one_shot_cost = estimate(
-        parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1]")), [str(pictures)], 1
+        parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1]")), [str(pictures)], ["lite"]
     )
     assert one_shot_cost.pictures == 3 + 9
     assert cost.encode_seconds == pytest.approx(cost.pictures / 25)
@@ -355,7 +355,7 @@ FOLDS = SUITE.replace("heads", 'protocol = "cross-validation"\nheads')
 
 
 def test_the_estimate_counts_no_more_folds_than_the_smallest_class_has_pictures(pictures):
-    cost = estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=1)
+    cost = estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=["lite"])
     # 2 heads, 2 numbers of shots, 2 seeds; each class has 4 training pictures, so there are 4 folds, not 5.
     assert (cost.fits, cost.fits_are_upper_bound) == (2 * 2 * 2 * 4, False)
     assert cost.pictures == 12  # all training pictures once; the test part is not used
@@ -365,35 +365,51 @@ def test_the_estimate_refuses_to_cross_validate_a_class_with_one_picture(picture
     for path in sorted((pictures / "train" / "red").iterdir())[1:]:
         path.unlink()
     with pytest.raises(InputError, match="needs two pictures of each class, but a class of '.*' has one"):
-        estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=1)
+        estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=["lite"])
 
 
 def test_folds_of_a_set_that_is_not_on_disk_are_an_upper_bound(tmp_path):
-    cost = estimate(parse_suite("own", FOLDS), ["dtd"], encoders=1, root=tmp_path)
+    cost = estimate(parse_suite("own", FOLDS), ["dtd"], encoders=["lite"], root=tmp_path)
     assert (cost.fits, cost.fits_are_upper_bound) == (2 * 2 * 2 * 5, True)
 
 
 @pytest.mark.parametrize(("suite", "n_sets", "fits"), [("base-to-new", 1, 2), ("shift", 3, 3), ("few-shot", 1, 1)])
 def test_the_estimate_counts_a_fit_of_a_transductive_head_for_each_test_part(pictures, suite, n_sets, fits):
     text = f'title = "t"\nprotocol = "{suite}"\nheads = ["zero-shot", "transclip"]\nshots = [1]\nseeds = [1]'
-    cost = estimate(parse_suite("own", text), [str(pictures)] * n_sets, encoders=1)
+    cost = estimate(parse_suite("own", text), [str(pictures)] * n_sets, encoders=["lite"])
     assert cost.fits == 1 + fits
 
 
 def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):
-    cost = estimate(load_suite("paper"), ["dtd"], 1, root=tmp_path)
+    cost = estimate(load_suite("paper"), ["dtd"], ["lite"], root=tmp_path)
     (size,) = cost.sizes
     assert (size.classes, size.train, size.test, size.ready) == (47, 2820, 1692, False)
     assert "data set 'dtd' is not ready" in size.missing
     assert cost.fits == 8 * 5 * 3
     with pytest.raises((DataError, UnknownNameError), match="no folder or file"):
-        estimate(load_suite("paper"), ["dtx/"], 1, root=tmp_path)
+        estimate(load_suite("paper"), ["dtx/"], ["lite"], root=tmp_path)
 
 
 def test_fit_seconds_pass_through_the_two_measured_sizes():
     assert estimate_fit_seconds("auto", 1600, 100, 512) == pytest.approx(1.71)
     assert estimate_fit_seconds("auto", 16_000, 1000, 1024) == pytest.approx(46.25)
     assert estimate_fit_seconds("a head of yours", 1600, 100, 512) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("head", "encoder", "seconds"),
+    [
+        # 50 epochs of one step with one shot per class, 100 with two; prompts of 16 + 5 tokens for each of 3 classes
+        ("coop", "lite", (50 + 100) * 3 * 21 / 1200),
+        ("coop", "open_clip:ViT-B-32/openai", (50 + 100) * 3 * 21 / 230),
+        # 10 epochs of 3 and of 6 pictures; each of them, and a third of 9 test pictures, has prompts of 4 + 5 tokens
+        ("cocoop", "lite", (10 * 3 + 10 * 6 + 2 * 9 // 3) * 3 * 9 / 1200),
+    ],
+)
+def test_the_estimate_counts_the_work_of_heads_that_train_through_the_text_tower(pictures, head, encoder, seconds):
+    text = f'title = "t"\nheads = ["{head}"]\nshots = [1, 2]\nseeds = [1]'
+    cost = estimate(parse_suite("own", text), [str(pictures)], encoders=[encoder])
+    assert cost.fit_seconds == pytest.approx(seconds + 2 * 0.1)
 
 
 def test_a_suite_about_features_draws_them(source, tmp_path):

@@ -19,6 +19,7 @@ from clipadapter.bench.sources import FEATURES, DataSetSize, find_size
 from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data.sets import data_root
 from clipadapter.errors import ClipAdapterError
+from clipadapter.heads import Head
 
 if TYPE_CHECKING:
     from clipadapter.bench.protocols.base import Protocol
@@ -34,6 +35,10 @@ UNTIMED_HEAD_SECONDS = (2.0, 60.0)
 """Seconds at the two sizes for a head that was not timed."""
 ENCODED_IMAGES_PER_SECOND = 25.0
 """Pictures per second of a small encoder on two cores; a GPU encodes hundreds to thousands."""
+TRAINED_TOKENS_PER_SECOND = {"lite": 1200.0}
+"""Tokens per second through the text tower of an encoder and back, on two cores."""
+TRAINED_TOKENS_PER_SECOND_OF_CLIP = 230.0
+"""The same for all other encoders: that of the text tower of CLIP ViT-B/32."""
 OVERHEAD_SECONDS_PER_RUN = 0.1
 """Seconds of a run besides its fit: measuring and writing."""
 
@@ -60,6 +65,26 @@ def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> flo
     return float(small * (max(shots * classes * width, 1) / SMALL_FIT_SIZE) ** power)
 
 
+def estimate_tower_seconds(head: Head, shots: int, classes: int, predictions: int, encoder: str) -> float:
+    """Seconds that one fit and its predictions spend in the text tower, on two cores; 0 for most heads.
+
+    Args:
+        head: unfitted.
+        shots: per class.
+        classes: number of classes.
+        predictions: number of test pictures.
+        encoder: as the user named it.
+
+    >>> from clipadapter.heads import create_head
+    >>> estimate_tower_seconds(create_head("knn"), 16, 100, 1000, "lite")
+    0.0
+    >>> 20 < estimate_tower_seconds(create_head("coop"), 4, 10, 100, "lite") < 60  # 100 epochs of 2 steps of 10 prompts
+    True
+    """
+    rate = TRAINED_TOKENS_PER_SECOND.get(encoder, TRAINED_TOKENS_PER_SECOND_OF_CLIP)
+    return head.planned_tower_tokens(shots, classes, predictions) / rate
+
+
 @dataclass(frozen=True)
 class Estimate:
     """The cost of a suite.
@@ -81,13 +106,15 @@ class Estimate:
     encode_seconds: float
 
 
-def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512, root: Path | None = None) -> Estimate:
+def estimate(
+    suite: Suite, data: Sequence[str], encoders: Sequence[str], width: int = 512, root: Path | None = None
+) -> Estimate:
     """Estimate the cost of a suite on some data sets.
 
     Args:
         suite: the suite.
         data: data sets as the user named them.
-        encoders: number of encoders.
+        encoders: as the user named them.
         width: of their features.
         root: folder of the named data sets.
 
@@ -109,7 +136,7 @@ def estimate(suite: Suite, data: Sequence[str], encoders: int, width: int = 512,
         # All pictures of an undivided set were counted once as test pictures, and all have views.
         views = _views(suite, size)
         shots += min(size.train, shots_per_class * size.classes) * views if size.divided else size.train * (views - 1)
-    pictures = encoders * (sum(size.test for size in pictured) + shots)
+    pictures = len(encoders) * (sum(size.test for size in pictured) + shots)
     return Estimate(
         sizes=sizes,
         fits=fits,
@@ -139,41 +166,51 @@ def _size(suite: Suite, spec: str, root: Path | None) -> DataSetSize:
 
 
 def _fits(
-    suite: Suite, protocol: Protocol, groups: Sequence[Sequence[DataSetSize]], encoders: int, width: int
+    suite: Suite, protocol: Protocol, groups: Sequence[Sequence[DataSetSize]], encoders: Sequence[str], width: int
 ) -> tuple[int, float]:
     """The number of fits, and their seconds; each group of data sets is fitted together."""
-    heads = [(variant, make_head(variant).transductive) for variant in suite.all_variants()]
-    draws = len(suite.seeds) * encoders * len(suite.prompts)
+    heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
+    draws = len(suite.seeds) * len(suite.prompts)
     fits, seconds = 0, 0.0
     for group in groups:
         size = group[0]
-        for variant, transductive in heads:
-            n = draws * protocol.fits_per_draw(suite, group, transductive)
+        for variant, head in heads:
+            n = draws * protocol.fits_per_draw(suite, group, head.transductive)
             for shots in suite.shots:
                 # An epoch takes one view, however many there are.
                 rows = min(shots * size.classes, size.train) * (suite.views if isinstance(suite.views, int) else 1)
-                fits += n
-                seconds += n * (
-                    estimate_fit_seconds(variant.head, rows, size.classes, width) + OVERHEAD_SECONDS_PER_RUN
-                )
+                fits += n * len(encoders)
+                tests = sum(one.test for one in group)
+                for encoder in encoders:
+                    own_shots = min(shots, size.train // max(size.classes, 1))
+                    tower_seconds = estimate_tower_seconds(head, own_shots, size.classes, tests, encoder)
+                    seconds += n * (
+                        (tower_seconds or estimate_fit_seconds(variant.head, rows, size.classes, width))
+                        + OVERHEAD_SECONDS_PER_RUN
+                    )
     return fits, seconds
 
 
-def _streams(suite: Suite, sizes: Sequence[DataSetSize], encoders: int, width: int) -> tuple[int, float]:
+def _streams(suite: Suite, sizes: Sequence[DataSetSize], encoders: Sequence[str], width: int) -> tuple[int, float]:
     """The number of streams, and seconds of all their fits; joint fits grow with the number of tasks."""
     tasks = sum(count_tasks(size.classes, suite.stream.classes_per_task) for size in sizes)
     classes = sum(size.classes for size in sizes)
-    repeats = len(suite.seeds) * len(suite.stream.orders) * encoders * len(suite.prompts)
+    repeats = len(suite.seeds) * len(suite.stream.orders) * len(suite.prompts)
     streams, seconds = 0, 0.0
     for shots in suite.shots:
         views = suite.views if isinstance(suite.views, int) else 1
         rows = sum(min(shots * size.classes, size.train) for size in sizes) * views
         for variant in suite.all_variants():
-            joint = choose_mode(variant.title, make_head(variant), variant.mode) == "joint"
+            head = make_head(variant)
+            joint = choose_mode(variant.title, head, variant.mode) == "joint"
             fractions = [(t + 1) / tasks if joint else 1 / tasks for t in range(tasks)]
-            stream_seconds = sum(
-                estimate_fit_seconds(variant.head, round(rows * fraction), classes, width) for fraction in fractions
-            )
-            streams += repeats
-            seconds += repeats * (stream_seconds + OVERHEAD_SECONDS_PER_RUN * tasks)
+            tests = sum(size.test for size in sizes)
+            for encoder in encoders:
+                stream_seconds = sum(
+                    estimate_tower_seconds(head, rows // max(classes, 1), round(classes * fraction), tests, encoder)
+                    or estimate_fit_seconds(variant.head, round(rows * fraction), classes, width)
+                    for fraction in fractions
+                )
+                seconds += repeats * (stream_seconds + OVERHEAD_SECONDS_PER_RUN * tasks)
+            streams += repeats * len(encoders)
     return streams, seconds

@@ -28,6 +28,8 @@ from clipadapter.heads.support import Array
 from clipadapter.tuners.prompt_tuner import GIGABYTE, PromptTuner
 from clipadapter.tuners.prompts import Prompts
 
+TRAINING_COST = 3
+"""How much more work a prompt is in training than in prediction: its way back takes twice that of its way through."""
 SHIFT_NET = ("down", "down_bias", "up", "up_bias")
 LEARNED_NDIM = {"context_": 2, "down_": 2, "down_bias_": 1, "up_": 2, "up_bias_": 1, "scale_": 0, "loss_": 0}
 """Arrays by name, and their numbers of dimensions."""
@@ -89,6 +91,11 @@ class CoCoOp(PromptTuner):
             setattr(self, f"{name}_", tensor.detach().cpu())
         self.scale_ = shots.scale
         self._prompts = Prompts(prompts.tower, shots.names, prompts.n_ctx, self.class_token, self.memory * GIGABYTE)
+
+    def planned_tower_tokens(self, shots: int, classes: int, predictions: int) -> int:
+        """See `Head.planned_tower_tokens`: each picture runs the prompts of all classes, also to be predicted."""
+        trained = self._planned_epochs(shots) * shots * classes
+        return (trained + predictions // TRAINING_COST) * self._tokens_of_prompts(classes)
 
     def attach(self, text: TextFeatures) -> Self:
         """Give a head that was loaded the text tower that its prompts go through.

@@ -33,6 +33,8 @@ from clipadapter.tuners.prompts import CLASS_TOKENS, PRECISIONS, Prompts, contex
 RESULT_NEUTRAL = ("progress", "checkpoint", "memory")
 """Parameters that the result depends on by rounding at most."""
 GIGABYTE = 1e9
+OTHER_TOKENS = 5
+"""Approximate number of tokens of a prompt besides its context: start, a name of two tokens, full stop, end."""
 WARM_START_SHARE = 0.75
 """Share of what an earlier fit learned that a warm start keeps."""
 T = TypeVar("T")
@@ -102,6 +104,15 @@ class PromptTuner(ScheduledHead):
     precision: str = "fp32"
     memory: float = 2.0
     checkpoint: float | None = 30.0
+
+    def planned_tower_tokens(self, shots: int, classes: int, predictions: int) -> int:
+        """See `Head.planned_tower_tokens`: each step runs the prompts of all classes."""
+        steps = -(-shots * classes // self.batch_size)
+        return self._planned_epochs(shots) * steps * self._tokens_of_prompts(classes)
+
+    def _tokens_of_prompts(self, classes: int) -> int:
+        """Approximate number of tokens of one prompt of each class."""
+        return classes * (OTHER_TOKENS + (self.n_ctx if self.ctx_init is None else len(self.ctx_init.split())))
 
     def _loss(self, batch: Batch) -> Tensor:
         """The loss of a step; a scalar, or what `_backward` takes."""
@@ -224,10 +235,13 @@ class PromptTuner(ScheduledHead):
         return hold_out_one_per_class(labels, self.seed)
 
     def _train_config(self, shots: int) -> TrainConfig:
-        epochs = self.epochs
-        if epochs is None:
-            epochs = next((number for max_shots, number in self.epochs_by_shots if shots <= max_shots), self.max_epochs)
+        epochs = self._planned_epochs(shots)
         return TrainConfig.from_estimator(self, optimizer="sgd", epochs=epochs, view_per_epoch=False)
+
+    def _planned_epochs(self, shots: int) -> int:
+        if self.epochs is not None:
+            return self.epochs
+        return next((number for max_shots, number in self.epochs_by_shots if shots <= max_shots), self.max_epochs)
 
     def _check(self) -> None:
         for name, known in (("class_token", CLASS_TOKENS), ("precision", PRECISIONS)):

@@ -327,7 +327,7 @@ def test_rows_in_place_of_draws_are_of_one_data_set(sets, tmp_path):
 
 def test_the_estimate_counts_streams(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
-    cost = estimate(suite, sets, 1)
+    cost = estimate(suite, sets, ["lite"])
     assert cost.fits == 2 * 2
     assert cost.fit_seconds > 4 * 4 * 0.1
 
@@ -337,7 +337,7 @@ def test_a_folder_beside_the_named_sets_is_a_data_set(tmp_path, colour_folder):
     colour_folder("root/mnist/test", 1)
     assert open_source("mnist", tmp_path / "root").name == "mnist"
     suite = load_suite("mtil").model_copy(update={"heads": ["knn"], "variants": []})
-    sizes = {size.spec: size for size in estimate(suite, suite.data, 1, root=tmp_path / "root").sizes}
+    sizes = {size.spec: size for size in estimate(suite, suite.data, ["lite"], root=tmp_path / "root").sizes}
     assert (sizes["mnist"].ready, sizes["mnist"].classes) == (True, 3)
     assert not sizes["cifar100"].ready and "put its pictures into" in sizes["cifar100"].missing
 

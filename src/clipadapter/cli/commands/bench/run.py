@@ -114,7 +114,7 @@ def run(
             "there is no data set: give --data NAME or --data FOLDER. 'clipadapter data list' lists the names"
         )
     encoders = encoder or tuple(study.encoders) or ("auto",)
-    cost = estimate(study, specs, len(encoders), root=root)
+    cost = estimate(study, specs, encoders, root=root)
     if dry_run:
         out.result(_cost_data(study, specs, encoders, cost), _cost_text(study, encoders, cost))
         return
@@ -259,8 +259,8 @@ def _outcome_data(outcome: SuiteResult, folder: Path) -> dict[str, object]:
 
 def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
     rate = f", {outcome.n_made / outcome.seconds:.1f} a second" if outcome.n_made and outcome.seconds else ""
-    noun = "streams" if suite.is_stream else "runs"
-    text = f"{outcome.n_made} {noun} finished in {_time(outcome.seconds)}{rate}"
+    noun = "stream" if suite.is_stream else "run"
+    text = f"{outcome.n_made} {noun}{'s' * (outcome.n_made != 1)} finished in {_time(outcome.seconds)}{rate}"
     text += f"; {outcome.n_existing} were in the records"
     if outcome.n_failed:
         text += f"\n{outcome.n_failed} failed; why: clipadapter bench status {suite.name} --out {quote_path(folder)}"
