@@ -20,6 +20,7 @@ from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data.sets import data_root
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
+from clipadapter.tuners.prompt_tuner import PromptTuner
 
 if TYPE_CHECKING:
     from clipadapter.bench.protocols.base import Protocol
@@ -81,6 +82,8 @@ def estimate_tower_seconds(head: Head, shots: int, classes: int, predictions: in
     >>> 20 < estimate_tower_seconds(create_head("coop"), 4, 10, 100, "lite") < 60  # 100 epochs of 2 steps of 10 prompts
     True
     """
+    if not isinstance(head, PromptTuner):
+        return 0.0
     rate = TRAINED_TOKENS_PER_SECOND.get(encoder, TRAINED_TOKENS_PER_SECOND_OF_CLIP)
     return head.planned_tower_tokens(shots, classes, predictions) / rate
 

@@ -155,16 +155,6 @@ class Head(Estimator, ABC):
         """
         return None
 
-    def planned_tower_tokens(self, shots: int, classes: int, predictions: int) -> int:
-        """How many tokens will go through the encoder's text tower and back; 0 for a head that does not run it.
-
-        Args:
-            shots: per class, that `fit` gets.
-            classes: number of classes.
-            predictions: pictures that the fitted head predicts.
-        """
-        return 0
-
     # Construct
 
     @classmethod

@@ -106,7 +106,13 @@ class PromptTuner(ScheduledHead):
     checkpoint: float | None = 30.0
 
     def planned_tower_tokens(self, shots: int, classes: int, predictions: int) -> int:
-        """See `Head.planned_tower_tokens`: each step runs the prompts of all classes."""
+        """How many tokens will go through the encoder's text tower and back: each step runs the prompts of all classes.
+
+        Args:
+            shots: per class, that `fit` gets.
+            classes: number of classes.
+            predictions: pictures that the fitted head predicts.
+        """
         steps = -(-shots * classes // self.batch_size)
         return self._planned_epochs(shots) * steps * self._tokens_of_prompts(classes)
 
