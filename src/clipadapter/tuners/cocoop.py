@@ -93,7 +93,7 @@ class CoCoOp(PromptTuner):
         self._prompts = Prompts(prompts.tower, shots.names, prompts.n_ctx, self.class_token, self.memory * GIGABYTE)
 
     def planned_tower_tokens(self, shots: int, classes: int, predictions: int) -> int:
-        """See `PromptTuner.planned_tower_tokens`: each picture runs the prompts of all classes, also to be predicted."""
+        """See `PromptTuner.planned_tower_tokens`: each picture runs the prompts of all classes."""
         trained = self._planned_epochs(shots) * shots * classes
         return (trained + predictions // TRAINING_COST) * self._tokens_of_prompts(classes)
 
