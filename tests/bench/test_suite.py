@@ -3,12 +3,13 @@ import pytest
 from clipadapter.bench import default_heads
 from clipadapter.bench.plan import get_varied_value
 from clipadapter.bench.suite import Suite, Variant, list_suites, load_suite, make_head, parse_suite
+from clipadapter.encoders import check_uri
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.heads.clip_adapter import ClipAdapter
 
 
 @pytest.mark.parametrize("name", list_suites())
-def test_every_shipped_suite_makes_its_heads(name):
+def test_every_shipped_suite_makes_its_heads_and_names_encoders(name):
     suite = load_suite(name)
     assert suite.name == name
     assert suite.title
@@ -16,6 +17,8 @@ def test_every_shipped_suite_makes_its_heads(name):
     assert suite.source
     for variant in suite.all_variants():
         make_head(variant)
+    for uri in suite.encoders:
+        check_uri(uri)
 
 
 def test_the_package_has_the_studies_of_the_paper():
