@@ -303,9 +303,8 @@ TABLES: dict[str, tuple[str, type[FrozenModel]]] = {
     "stream": ("table 'stream'", StreamRules),
 }
 """What the tables in a field are called, and their fields."""
-FIELD_NAMES = {
-    name for model in (Suite, Order, *(table for _, table in TABLES.values())) for name in model.model_fields
-}
+MODELS: list[type[FrozenModel]] = [Suite, Order, *(model for _, model in TABLES.values())]
+FIELD_NAMES = {name for model in MODELS for name in model.model_fields}
 
 
 def _explain(error: ValidationError) -> str:
@@ -316,8 +315,9 @@ def _explain(error: ValidationError) -> str:
         return message
     field = str(location[0])
     if first["type"] == "extra_forbidden":
-        kind, model = TABLES[field] if len(location) > 1 else ("suite", Suite)
-        kind, model = ("table of 'orders'", Order) if "orders" in location else (kind, model)
+        kind, model = TABLES.get(field, ("suite", Suite)) if len(location) > 1 else ("suite", Suite)
+        if "orders" in location:
+            kind, model = "table of 'orders'", Order
         return str(unknown(f"field of a {kind}", str(location[-1]), list(model.model_fields)))
     # Between the names of fields stand the types that a value may have, which say nothing to the author of a suite.
     parts = [part for part in location if isinstance(part, int) or part in FIELD_NAMES]
