@@ -27,7 +27,7 @@ from typing import Any
 
 TRAIN = frozenset(
     ("torch", "torchvision", "open_clip", "timm", "sklearn", "scipy", "safetensors", "pydantic", "huggingface_hub")
-    + ("matplotlib", "jinja2", "filelock", "threadpoolctl", "tomli")
+    + ("matplotlib", "fontTools", "jinja2", "filelock", "threadpoolctl", "tomli")
 )
 """Modules of the extra ``train``: all parts but those that answer with an exported model import them freely."""
 MAX_NAMED_FILES = 5

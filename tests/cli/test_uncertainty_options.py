@@ -76,7 +76,7 @@ def test_what_is_read_is_not_written_over(trusted, noisy_squares, tmp_path, run)
     assert result.exit_code == 1
     assert "is an input" in result.stderr
     assert photo.read_bytes() == before
-    result = run("explain", trusted, photo, "--out", tmp_path / "why.pdf")
+    result = run("explain", trusted, photo, "--out", tmp_path / "why.jpg")
     assert "ends with .png" in result.stderr
 
 

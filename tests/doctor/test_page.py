@@ -89,7 +89,7 @@ def test_the_page_loads_no_file_and_contains_its_thumbnails(diagnosis, tmp_path)
     assert not re.findall(r"https?://|@import|url\(", text)
     assert not page.all("script") and not page.all("link")
     size = Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1]))).size
-    assert size == (96, 64)
+    assert size == (192, 128)
     assert "unreadable" in text  # the missing file
 
 

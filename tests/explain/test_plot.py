@@ -43,7 +43,7 @@ def opened(path):
 
 
 def test_the_plot_is_a_png_file_in_a_new_folder(explanation, tmp_path):
-    path = explanation.to_png(tmp_path / "new" / "why.png")
+    path = explanation.plot(tmp_path / "new" / "why.png")
     assert opened(path).format == "PNG"
     assert [file.name for file in path.parent.iterdir()] == ["why.png"]
 
@@ -63,16 +63,16 @@ def test_the_plot_is_a_png_file_in_a_new_folder(explanation, tmp_path):
     ids=["no map", "no parts", "several labels", "no shots", "many shots", "odd name", "none of these", "flat map"],
 )
 def test_any_explanation_can_be_plotted(changes, explanation, tmp_path):
-    assert opened(replace(explanation, **changes).to_png(tmp_path / "why.png")).format == "PNG"
+    assert opened(replace(explanation, **changes).plot(tmp_path / "why.png")).format == "PNG"
 
 
 def test_a_path_that_cannot_be_written_is_an_error(explanation, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't write"):
-        explanation.to_png(tmp_path / "file" / "why.png")
+        explanation.plot(tmp_path / "file" / "why.png")
     (tmp_path / "why.png").mkdir()
     with pytest.raises(InputError, match="can't write"):
-        explanation.to_png(tmp_path / "why.png")
+        explanation.plot(tmp_path / "why.png")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "why.png"]
 
 
@@ -90,4 +90,4 @@ def test_the_explanation_of_a_fitted_model_is_plotted(tmp_path):
     model = FewShotClassifier("toy", "auto", cache=None).fit(images, ["red", "blue"])
     from clipadapter.explain import explain
 
-    assert explain(model, images[0]).to_png(tmp_path / "why.png").is_file()
+    assert explain(model, images[0]).plot(tmp_path / "why.png").is_file()

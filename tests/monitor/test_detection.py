@@ -244,11 +244,11 @@ def test_json_and_plot_have_all_parts(world, tmp_path):
     data = json.loads(json.dumps(report.to_dict()))
     assert data["has_drift"] and data["summary"] == report.summary()
     assert set(data["windows"][0]["priors"]) == {"cat", "dog", "owl"}
-    assert report.to_png(tmp_path / "drift.png").is_file()
+    assert report.plot(tmp_path / "drift.png").is_file()
     with Image.open(tmp_path / "drift.png") as image:
         assert image.format == "PNG" and image.width > 1000
     windows = tuple(replace(window, ood_rate=None, distance=None) for window in report.windows)
-    assert replace(report, ood_rate=None, windows=windows).to_png(tmp_path / "empty.png").is_file()
+    assert replace(report, ood_rate=None, windows=windows).plot(tmp_path / "empty.png").is_file()
 
 
 def test_the_keys_of_the_json_are_those_of_history_files(world):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fitting import record_failure, record_score, run_fit, run_fits
-from clipadapter.bench.plots import draw_learning_curve
+from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, cross_validate
 from clipadapter.bench.run import Run, read_runs
 from clipadapter.bench.sources import extract_dataset
@@ -26,6 +26,7 @@ from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import metrics_shown
 from clipadapter.progress import shows_progress
+from clipadapter.rendering.plots import save_plots
 
 SAME_IMAGE_DISTANCE = 1e-4
 """Unit features closer than this are of the same picture: another batch changes a feature by 1e-5 at most."""
@@ -69,8 +70,13 @@ class Comparison:
             "that was fitted to shots of the other folds.\n\n"
         )
 
-    def write(self, folder: Path, title: str) -> list[Path]:
-        """Write ``table.md`` and ``accuracy.png``.
+    def write(self, folder: Path, title: str, plot_formats: Sequence[str] = ("png",)) -> list[Path]:
+        """Write ``table.md`` and the learning curve ``accuracy``, as ``accuracy.png``.
+
+        Args:
+            folder: for the files.
+            title: of both.
+            plot_formats: of the plot: "png", "pdf", "svg".
 
         Raises:
             InputError: if the folder can't be written.
@@ -78,7 +84,7 @@ class Comparison:
         tables = [table(self.runs, name, markdown=True) for name in metrics_shown("comparison", "single-label")]
         text = f"# {title}\n\n{self.protocol_text}" + "\n".join(tables)
         page = write_atomically(folder / "table.md", text)
-        return [page, draw_learning_curve(self.runs, folder / "accuracy.png", title)]
+        return [page, *save_plots(learning_curve_figure(self.runs, title), folder / "accuracy", plot_formats)]
 
 
 def compare(

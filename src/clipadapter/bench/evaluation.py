@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from clipadapter.bench.bundle import Bundle, select_columns
 from clipadapter.bench.fitting import few_shot
 from clipadapter.bench.methods import BASELINES, registered_name
-from clipadapter.bench.plots import draw_confusion_matrix, draw_learning_curve
+from clipadapter.bench.plots import confusion_figure, learning_curve_figure
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
@@ -26,6 +26,7 @@ from clipadapter.files import write_atomically
 from clipadapter.heads import Head, create_head
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import MultiLabelEvaluation
+from clipadapter.rendering.plots import save_plots
 
 Scored = TypeVar("Scored", Score, MultiLabelEvaluation)
 
@@ -58,8 +59,13 @@ class EvaluationWithBaselines(Generic[Scored]):
         """For JSON."""
         raise NotImplementedError
 
-    def write(self, folder: Path) -> list[Path]:
-        """Write ``metrics.json``.
+    def write(self, folder: Path, title: str = "", plot_formats: Sequence[str] = ("png",)) -> list[Path]:
+        """Write ``metrics.json``, and the plots of an evaluation that has some.
+
+        Args:
+            folder: for the files.
+            title: of the plots; by default what they show.
+            plot_formats: of the plots: "png", "pdf", "svg".
 
         Raises:
             InputError: if the folder can't be written.
@@ -117,18 +123,21 @@ class ModelEvaluation(TestPictureEvaluation[Score]):
             **self.facts,
         }
 
-    def write(self, folder: Path) -> list[Path]:
-        """Write ``metrics.json``, ``confusion.png``, and ``learning-curve.png`` where shots vary.
+    def write(self, folder: Path, title: str = "", plot_formats: Sequence[str] = ("png",)) -> list[Path]:
+        """Write ``metrics.json``, the plot ``confusion``, and ``learning-curve`` where shots vary.
 
         Raises:
             InputError: if the folder can't be written.
         """
         evaluation = self.model.evaluation
-        title = f"{self.head} on {self.data}: {_accuracy_text(self.model, self.n_test)}"
-        files = [*super().write(folder), draw_confusion_matrix(evaluation, folder / "confusion.png", title)]
+        heading = title or f"{self.head} on {self.data}: {_accuracy_text(self.model, self.n_test)}"
+        figures = {"confusion": confusion_figure(evaluation, heading)}
         if self.curve:
-            name = f"{self.data}: draws from the model's own shots"
-            files.append(draw_learning_curve(self.curve, folder / "learning-curve.png", name))
+            heading = title or f"{self.data}: draws from the model's own shots"
+            figures["learning-curve"] = learning_curve_figure(self.curve, heading)
+        files = super().write(folder)
+        for name, figure in figures.items():
+            files += save_plots(figure, folder / name, plot_formats)
         return files
 
 
@@ -211,15 +220,16 @@ class CrossValidation(EvaluationWithBaselines[Score]):
             **self.facts,
         }
 
-    def write(self, folder: Path) -> list[Path]:
-        """Write ``metrics.json`` and ``confusion.png``.
+    def write(self, folder: Path, title: str = "", plot_formats: Sequence[str] = ("png",)) -> list[Path]:
+        """Write ``metrics.json`` and the plot ``confusion``.
 
         Raises:
             InputError: if the folder can't be written.
         """
         text = _accuracy_text(self.model, self.n_pictures)
-        title = f"{self.head}, cross-validation over {self.folds} folds: {text}"
-        return [*super().write(folder), draw_confusion_matrix(self.model.evaluation, folder / "confusion.png", title)]
+        heading = title or f"{self.head}, cross-validation over {self.folds} folds: {text}"
+        figure = confusion_figure(self.model.evaluation, heading)
+        return [*super().write(folder), *save_plots(figure, folder / "confusion", plot_formats)]
 
 
 def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, seed: int = 1) -> CrossValidation:

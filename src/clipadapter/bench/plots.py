@@ -1,8 +1,9 @@
-"""Learning curves and confusion matrices as PNG files."""
+"""Learning curves and confusion matrices as PNG, PDF and SVG files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,43 +11,143 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.run import Run
-from clipadapter.bench.summary import Metric, Summary, summarise
+from clipadapter.bench.summary import Metric, summarise
 from clipadapter.metrics import METRICS, Evaluation
-from clipadapter.rendering.plots import COLOURS, MARKERS, create_figure, save_png, set_title, style_axes, truncate
+from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
+from clipadapter.rendering.method_colours import assign_styles
+from clipadapter.rendering.plots import (
+    create_figure,
+    format_greek,
+    save_plot,
+    set_subtitle,
+    set_title,
+    style_axes,
+    truncate,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAMED_METHODS = ("clip-adapter", "auto", "linear-probe")
+"""Always among the lines in colour, if they take part."""
+WITHOUT_SHOTS = "zero-shot"
+"""Drawn as a star at 0 shots, as in the papers."""
 
 
 def draw_learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", metric: Metric = "accuracy") -> Path:
-    """Draw a metric over the number of shots: one line per head, with error bars of one standard deviation.
+    """Draw a metric over the number of shots: lines with bands of one standard deviation, and zero-shot as a star.
+
+    At most five lines are in colour, with their name at their end: the method of the paper, ``auto``, the linear probe,
+    and the best of the others. The rest is thin and grey.
 
     Args:
         runs: records of one comparison.
-        path: PNG file to write.
+        path: PNG, PDF or SVG file to write.
         title: above the plot.
         metric: name of the metric.
 
     Raises:
         InputError: if there are no records, or the file can't be written.
     """
+    return save_plot(learning_curve_figure(runs, title, metric), path)
+
+
+def learning_curve_figure(
+    runs: Sequence[Run], title: str = "", metric: Metric = "accuracy", size: tuple[float, float] = (8.0, 4.8)
+) -> Figure:
+    """The figure of `draw_learning_curve`; its size is in inches."""
     summary = summarise(runs, metric)
-    figure = create_figure(8.0, 5.0)
+    factor = METRICS[metric].scale
+    series = []
+    for head in summary.heads:
+        cells = [(n, summary.cells[head, n]) for n in summary.shots if summary.cells[head, n].values]
+        if cells:
+            points = np.array([(n, factor * cell.mean, factor * cell.sd) for n, cell in cells])
+            series.append(ShotSeries(head, summary.methods[head], *points.T))
+    n_seeds = len({run.seed for run in runs})
+    figure = create_figure(*size)
     axes = figure.add_subplot()
-    for i, head in enumerate(summary.heads):
-        _line(axes, summary, head, i)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(summary.shots, [str(n) for n in summary.shots])
-    axes.set_xlim(summary.shots[0] / 1.25, summary.shots[-1] * 1.25)
-    axes.minorticks_off()
-    axes.set_xlabel("shots per class")
+    draw_shot_series(
+        axes,
+        series,
+        summary.shots,
+        f"mean ± sd of {n_seeds} draws" if n_seeds > 1 else "one draw",
+        metric,
+    )
     axes.set_ylabel(METRICS[metric].title_with_unit)
-    style_axes(axes)
-    seeds = len({run.seed for run in runs})
-    legend_title = f"mean ± sd of {seeds} draws" if seeds > 1 else "one draw"
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, title=legend_title)
     set_title(figure, title)
-    return save_png(figure, path)
+    return figure
+
+
+@dataclass(frozen=True, eq=False)
+class ShotSeries:
+    """The figures of a head by number of shots.
+
+    Args:
+        name: of the head in the plot.
+        method: registered name of its method, for the colour.
+        shots: (n,) rising.
+        mean: (n,)
+        sd: (n,) standard deviation over the draws.
+        is_named: whether it is always in colour.
+    """
+
+    name: str
+    method: str
+    shots: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    sd: NDArray[np.float64]
+    is_named: bool = False
+
+
+def draw_shot_series(
+    axes: Axes, series: Sequence[ShotSeries], shots: Sequence[int], note: str, metric: Metric = "accuracy"
+) -> None:
+    """Draw figures over the number of shots, on a log axis with 0 at its left if zero-shot takes part.
+
+    Args:
+        axes: empty.
+        series: heads with figures.
+        shots: ticks of the axis, rising.
+        note: above the axes, such as what a band means.
+        metric: name of the metric.
+    """
+    levels = [one for one in series if one.method == WITHOUT_SHOTS]
+    lines = [one for one in series if one.method != WITHOUT_SHOTS]
+    coloured = _foremost(lines, METRICS[metric].higher_is_better)
+    shown = [*levels[:2], *coloured]
+    styles = assign_styles([one.method for one in shown])
+    zero = np.log2(shots[0]) - 1
+    curves = []
+    for one, style in zip(shown, styles, strict=True):
+        is_level = one.method == WITHOUT_SHOTS
+        x, y = np.log2(one.shots), one.mean
+        if is_level:
+            # Shots change nothing; with test pictures that depend on the draw, the figures differ slightly.
+            x, y = np.array([zero, np.log2(shots[-1])]), np.full(2, one.mean.mean())
+        band = None if is_level else one.sd
+        label = f"{one.name}  {METRICS[metric].format(y[-1] / METRICS[metric].scale)}"
+        curves.append(Curve(format_greek(label), x, y, band, style.colour, style.marker, is_level=is_level))
+    others = [(np.log2(one.shots), one.mean) for one in lines if one not in coloured]
+    ticks, names = list(np.log2(shots)), [str(n) for n in shots]
+    if levels:
+        ticks, names = [zero, *ticks], ["0", *names]
+    axes.set_xticks(ticks, names)
+    margin = 0.04 * max(ticks[-1] - ticks[0], 1)
+    axes.set_xlim(ticks[0] - margin, ticks[-1] + margin)
+    axes.set_xlabel("shots per class")
+    style_axes(axes)
+    draw_curves(axes, curves, others)
+    set_subtitle(axes, note + (f"; grey: {len(others)} other heads" if others else ""))
+
+
+def _foremost(lines: Sequence[ShotSeries], higher_is_better: bool) -> list[ShotSeries]:
+    """The lines in colour: all if they are few, else the named ones and the best on average; the best comes first."""
+    order = sorted(lines, key=lambda one: float(one.mean.mean()), reverse=higher_is_better)
+    named = [one for one in order if one.is_named or one.name in NAMED_METHODS]
+    chosen = [*named, *(one for one in order if one not in named)][:MAX_COLOURED_LINES]
+    return [one for one in order if one in chosen]
 
 
 def draw_confusion_matrix(evaluation: Evaluation, path: str | Path, title: str = "", limit: int = 25) -> Path:
@@ -54,13 +155,18 @@ def draw_confusion_matrix(evaluation: Evaluation, path: str | Path, title: str =
 
     Args:
         evaluation: of the predictions.
-        path: PNG file to write.
+        path: PNG, PDF or SVG file to write.
         title: above the plot.
         limit: maximum number of drawn classes.
 
     Raises:
         InputError: if the file can't be written.
     """
+    return save_plot(confusion_figure(evaluation, title, limit), path)
+
+
+def confusion_figure(evaluation: Evaluation, title: str = "", limit: int = 25) -> Figure:
+    """The figure of `draw_confusion_matrix`."""
     classes = worst_classes(evaluation.confusion, limit)
     counts, columns = (
         evaluation.confusion[np.ix_(classes, classes)],
@@ -71,21 +177,21 @@ def draw_confusion_matrix(evaluation: Evaluation, path: str | Path, title: str =
         others = evaluation.confusion[classes].sum(axis=1) - counts.sum(axis=1)
         counts, columns = np.column_stack([counts, others]), [*columns, f"{n_others} others"]
     totals = evaluation.confusion[classes].sum(axis=1, keepdims=True)
-    fractions = counts / np.maximum(totals, 1)
-    size = 0.34 if len(classes) > 8 else 0.75
-    figure = create_figure(3.6 + size * len(columns), 2.6 + size * len(classes))
+    shares = counts / np.maximum(totals, 1)
+    side = 0.34 if len(classes) > 8 else 0.75
+    figure = create_figure(max(5.0, 2.6 + side * len(columns)), 2.4 + side * len(classes))
     axes = figure.add_subplot()
-    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    is_right: NDArray[np.bool_] = np.eye(*counts.shape) > 0
+    for part, colours in ((is_right, "Blues"), (~is_right, "Oranges")):
+        # Up to 1.15, so that the darkest colour still has the hue.
+        axes.imshow(np.ma.masked_array(shares, ~part | (counts == 0)), cmap=colours, vmin=-0.05, vmax=1.15)
+    axes.set_facecolor("#f4f4f2")
     _name_axes(axes, columns, [f"{evaluation.classes[i].name}" for i in classes])
-    _write_counts(axes, counts, fractions)
-    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=25, pad=0.02)
-    bar.set_label("share of the true class")
-    bar.outline.set_visible(False)
-    heading = title + (
-        f"\nthe {len(classes)} of {len(evaluation.classes)} classes with most mistakes" if n_others else ""
-    )
-    set_title(figure, heading.strip())
-    return save_png(figure, path)
+    _write_counts(axes, counts, shares)
+    note = f"{len(classes)} of {len(evaluation.classes)} classes, those with most mistakes; " if n_others else ""
+    set_subtitle(axes, f"{note}blue: right, orange: wrong; darker: a larger share of the row")
+    set_title(figure, title)
+    return figure
 
 
 def worst_classes(confusion: NDArray[np.int64], limit: int) -> list[int]:
@@ -98,28 +204,6 @@ def worst_classes(confusion: NDArray[np.int64], limit: int) -> list[int]:
         return list(range(len(confusion)))
     wrong = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * np.diag(confusion)
     return sorted(int(i) for i in np.argsort(-wrong, kind="stable")[:limit])
-
-
-def _line(axes: Axes, summary: Summary, head: str, i: int) -> None:
-    points = [(n, summary.cells[head, n]) for n in summary.shots if summary.cells[head, n].values]
-    if not points:
-        return
-    factor = METRICS[summary.metric].scale
-    # Heads are shifted slightly, so that their error bars can be distinguished.
-    shift = 2 ** (0.05 * (i - (len(summary.heads) - 1) / 2) / max(1, len(summary.heads) / 5))
-    axes.errorbar(
-        [n * shift for n, _ in points],
-        [factor * cell.mean for _, cell in points],
-        yerr=[factor * cell.sd for _, cell in points],
-        label=head,
-        color=COLOURS[i % len(COLOURS)],
-        marker=MARKERS[i % len(MARKERS)],
-        linestyle="-" if i < len(COLOURS) else "--",
-        linewidth=1.8,
-        markersize=6,
-        capsize=3,
-        elinewidth=1.2,
-    )
 
 
 def _name_axes(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
@@ -141,5 +225,5 @@ def _name_axes(axes: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
 def _write_counts(axes: Axes, counts: NDArray[np.int64], fractions: NDArray[np.float64]) -> None:
     size = 8 if len(counts) > 8 else 11
     for i, j in np.argwhere(counts):
-        colour = "white" if fractions[i, j] > 0.55 else "black"
+        colour = "white" if fractions[i, j] > 0.6 else "black"
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=size, color=colour)

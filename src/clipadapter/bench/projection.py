@@ -24,7 +24,8 @@ from clipadapter.classifier.evaluation import check_labels
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
-from clipadapter.rendering.plots import COLOURS, MARKERS, create_figure, save_png, set_title, truncate
+from clipadapter.rendering.method_colours import MARKERS
+from clipadapter.rendering.plots import create_figure, save_plot, set_title, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ Method = Literal["tsne", "pca"]
 METHOD_TITLES = {"tsne": "t-SNE", "pca": "PCA"}
 MIN_ROWS = 5
 """Fewer rows are not projected."""
-PALETTE = (*COLOURS, "#7A4B2A", "#6A3D9A", "#999933")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A4B2A", "#6A3D9A", "#999933")
 """One colour per class, as many as can be distinguished."""
 GREY = "#cccccc"
 N_NEIGHBOURS = 10
@@ -177,7 +178,7 @@ def draw_projection(
         after: (n, e) features of the same pictures, such as `adapted_features` gives.
         labels: n class names.
         class_names: all classes in order; of more than 10 those with the most pictures are coloured.
-        path: PNG file to write.
+        path: PNG, PDF or SVG file to write.
         title: above the plot.
         method: see `project`.
         seed: of t-SNE.
@@ -206,7 +207,7 @@ def draw_projection(
         )
     _legend(figure, coloured, len(set(labels)) - len(coloured))
     set_title(figure, title or f"{len(labels)} pictures, {METHOD_TITLES[method]}")
-    return save_png(figure, path)
+    return save_plot(figure, path)
 
 
 def _unit_rows(features: ArrayLike) -> Array:

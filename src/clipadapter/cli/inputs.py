@@ -70,21 +70,22 @@ def path_beside(folder: Path, ending: str) -> Path:
     return named.with_name(f"{named.name}{ending}")
 
 
-def check_output_file(path: Path | None, *inputs: Path, suffix: str = "") -> None:
+def check_output_file(path: Path | None, *inputs: Path, suffixes: Sequence[str] = ()) -> None:
     """Refuse, before the work, a file that must not be written.
 
     Args:
         path: to write; None for none.
         inputs: files that are read.
-        suffix: required suffix.
+        suffixes: allowed suffixes; none if all are.
 
     Raises:
         InputError: if it is one of the inputs, not a regular file, or has another suffix.
     """
     if path is None:
         return
-    if suffix and path.suffix.lower() != suffix:
-        raise InputError(f"{path} does not end with {suffix}: give a file name that ends with {suffix}")
+    if suffixes and path.suffix.lower() not in suffixes:
+        endings = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
+        raise InputError(f"{path} does not end with {endings}: give a file name that ends with {suffixes[0]}")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file: give another name")
     if any(path.resolve() == other.resolve() for other in inputs):

@@ -8,9 +8,12 @@ from typing import Any
 
 import click
 
+from clipadapter.errors import InputError
+
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 class Fraction(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -33,27 +36,6 @@ class Fraction(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 FRACTION = Fraction()
 
 
-class EncoderUri(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """The URI of an encoder, which is checked before the command imports torch."""
-
-    name = "uri"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the URI.
-
-        Raises:
-            InputError: if its text shows that it can't be opened.
-            EncoderUnavailableError: if the file or folder that it names is missing.
-        """
-        from clipadapter.encoders.registry import check_uri
-
-        check_uri(str(value))
-        return str(value)
-
-
-ENCODER_URI = EncoderUri()
-
-
 class LateChoice(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A choice whose names are listed only when they are needed: listing plug-ins takes long.
 
@@ -73,6 +55,24 @@ class LateChoice(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name; an unknown one is an error of usage."""
         return click.Choice(self.list_names()).convert(value, param, ctx)
+
+
+class PlotFormats(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Formats of plots in a text such as ``png,pdf``."""
+
+    name = "formats"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the formats, each once."""
+        from clipadapter.rendering.plots import parse_plot_formats
+
+        try:
+            return value if isinstance(value, tuple) else parse_plot_formats(str(value))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+PLOT_FORMATS = PlotFormats()
 
 
 def parse_counts(ctx: click.Context | None, param: click.Parameter | None, value: str) -> list[int]:

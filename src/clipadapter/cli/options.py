@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from clipadapter.cli.option_types import COUNT, parse_counts
+from clipadapter.cli.option_types import COUNT, PLOT_FORMATS, parse_counts
 from clipadapter.cli.output import Output, collect_data_warnings, silence_libraries
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -43,6 +43,15 @@ folds_option = click.option(
 )
 curve_option = click.option(
     "--curve/--no-curve", default=True, help="Also fit to fewer of the shots of the model: a learning curve."
+)
+title_option = click.option("--title", default="", metavar="TEXT", help="Title of plots; by default what they show.")
+plot_format_option = click.option(
+    "--plot-format",
+    "plot_formats",
+    default="png",
+    metavar="FORMAT,...",
+    type=PLOT_FORMATS,
+    help="Files of each plot: png, pdf, svg or several.",
 )
 split_option = click.option("--split", metavar="NAME", help="Split of the data: train, val or test.")
 strict_option = click.option("--strict", is_flag=True, help="Fail at the first picture that can't be read.")

@@ -14,7 +14,8 @@ from clipadapter.files import write_atomically
 from clipadapter.rendering.html import create_environment, read_asset
 
 PACKAGE = "clipadapter.doctor"
-THUMBNAIL_SIDE = 96
+THUMBNAIL_SIDE = 192
+"""In pixels: twice that of the page, for screens with two pixels per point."""
 THUMBNAIL_QUALITY = 80
 MAX_PICTURES_PER_FINDING = 8
 

@@ -115,16 +115,17 @@ class Explanation:
             "notes": list(self.notes),
         }
 
-    def to_png(self, path: str | Path) -> Path:
+    def plot(self, path: str | Path, title: str = "") -> Path:
         """Plot the picture, the heat map, the parts of the margin and the nearest shots.
 
         Args:
-            path: PNG file to write; its folder is created. It is written completely or not at all.
+            path: PNG, PDF or SVG file to write; its folder is created. It is written completely or not at all.
+            title: of the plot; by default the prediction.
 
         Raises:
             InputError: if it can't be written.
         """
-        return plot_explanation(self, path)
+        return plot_explanation(self, path, title)
 
     def sentences(self) -> list[str]:
         """The prediction, the margin and its parts in words, one sentence per entry."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipadapter.data.images import read_image
 from clipadapter.errors import ImageError
-from clipadapter.rendering.plots import BLUE, VERMILION, create_figure, save_png, truncate
+from clipadapter.rendering.plots import BLUE, VERMILION, create_figure, save_plot, set_title, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,21 +28,25 @@ GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """Luminance of red, green and blue (ITU-R BT.601)."""
 
 
-def plot_explanation(explanation: Explanation, path: str | Path) -> Path:
-    """Write the plot as a PNG file; see `Explanation.to_png`."""
+def plot_explanation(explanation: Explanation, path: str | Path, title: str = "") -> Path:
+    """Write the plot as a PNG, PDF or SVG file; see `Explanation.plot`."""
     shots = explanation.nearest[:MAX_SHOTS]
-    figure = create_figure(WIDTH_INCHES, 3.9 + (2.3 if shots else 0))
-    height_ratios = [1.75, 1] if shots else None
+    height, width = np.shape(explanation.picture)[:2]
+    # The widths are such that the picture and the square of the heat map have the same height.
+    widths = [float(np.clip(width / height, 0.5, 1.6)), 1.2, 1.15]
+    panel_height = (WIDTH_INCHES - 1.4) / sum(widths)
+    upper_height = panel_height + 1.0
+    figure = create_figure(WIDTH_INCHES, upper_height + (2.5 if shots else 0))
+    height_ratios = [upper_height, 2.5] if shots else None
     rows = figure.subfigures(2 if shots else 1, 1, height_ratios=height_ratios, squeeze=False)[:, 0]
-    panels = rows[0].subplots(1, 3, width_ratios=[1, 1.12, 1])
+    panels = rows[0].subplots(1, 3, width_ratios=widths)
     _show_image(panels[0], explanation.picture, "the picture")
     _plot_heat_map(panels[1], explanation)
     _plot_margin(panels[2], explanation)
     if shots:
         _plot_shots(rows[1], shots)
-    title = f"{Path(explanation.source).name}: {explanation.sentences()[0]}"
-    figure.suptitle("\n".join(textwrap.wrap(title, 110)), x=0.01, ha="left", fontsize=12, parse_math=False)
-    return save_png(figure, path)
+    set_title(figure, title or f"{Path(explanation.source).name}: {explanation.sentences()[0]}")
+    return save_plot(figure, path)
 
 
 def _show_image(axes: Axes, pixels: Any, title: str) -> None:

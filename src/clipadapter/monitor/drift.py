@@ -149,18 +149,19 @@ class DriftReport:
             "windows": windows,
         }
 
-    def to_png(self, path: str | Path) -> Path:
+    def plot(self, path: str | Path, title: str = "") -> Path:
         """Plot the stream over time and the priors of the classes.
 
         Args:
-            path: PNG file to write.
+            path: PNG, PDF or SVG file to write.
+            title: of the plot; by default the summary.
 
         Raises:
             InputError: if it can't be written.
         """
         from clipadapter.monitor.plot import plot_drift
 
-        return plot_drift(self, path)
+        return plot_drift(self, path, title)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipadapter.monitor.messages import format_percent
-from clipadapter.rendering.plots import BLUE, VERMILION, create_figure, save_png, style_axes, truncate
+from clipadapter.rendering.plots import BLUE, GREY, VERMILION, create_figure, save_plot, set_title, style_axes, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +22,8 @@ MAX_NAME_LETTERS = 24
 SECONDS_PER_DAY = 86_400
 
 
-def plot_drift(report: DriftReport, path: str | Path) -> Path:
-    """Write the plot as a PNG file; see `DriftReport.to_png`."""
+def plot_drift(report: DriftReport, path: str | Path, title: str = "") -> Path:
+    """Write the plot as a PNG, PDF or SVG file; see `DriftReport.plot`."""
     classes = sorted(report.classes, key=lambda prior: -abs(prior.current - prior.reference))[:MAX_CLASSES]
     figure = create_figure(11.0, max(5.6, 1.8 + 0.36 * len(classes)))
     left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1], squeeze=False)[0]
@@ -33,9 +32,8 @@ def plot_drift(report: DriftReport, path: str | Path) -> Path:
     _plot_distance(over_time[1], report)
     _label_time_axis(over_time[1], report)
     _plot_priors(right.subplots(), classes, len(report.classes))
-    title = "\n".join(textwrap.wrap(f"{report.n_pictures} pictures: {report.summary()}", 105))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
-    return save_png(figure, path)
+    set_title(figure, title or f"{report.n_pictures} pictures: {report.summary()}")
+    return save_plot(figure, path)
 
 
 def _window_centres(report: DriftReport) -> list[float]:
@@ -43,7 +41,6 @@ def _window_centres(report: DriftReport) -> list[float]:
 
 
 def _plot_ood_rate(axes: Axes, report: DriftReport) -> None:
-    axes.set_title('share of "none of these"', fontsize=10, loc="left")
     style_axes(axes)
     points = [
         (x, *(100 * value for value in window.ood_rate))
@@ -51,21 +48,21 @@ def _plot_ood_rate(axes: Axes, report: DriftReport) -> None:
         if window.ood_rate
     ]
     if not points or report.ood_rate is None:
+        _set_heading(axes, 'share of "none of these"')
         _show_text(axes, "this model can't reject pictures of none of its classes")
         return
     x, rates, low, high = zip(*points, strict=True)
     _plot_with_band(axes, x, rates, low, high, CURRENT_COLOUR)
     by_shots = report.reference == "shots"
     expected = report.ood_rate.target if by_shots else report.ood_rate.reference
+    axes.axhline(100 * expected, color=REFERENCE_COLOUR, linestyle="--")
     label = f"{'target' if by_shots else 'usual'} {format_percent(expected)}"
-    axes.axhline(100 * expected, color=REFERENCE_COLOUR, linestyle="--", label=label)
+    _set_heading(axes, 'share of "none of these"', f"dashed: {label}; band: 95 %")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("% of the pictures")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
 
 
 def _plot_distance(axes: Axes, report: DriftReport) -> None:
-    axes.set_title("distance of the features from the reference", fontsize=10, loc="left")
     style_axes(axes)
     points = [
         (x, window.distance, window.distance_limit)
@@ -73,12 +70,15 @@ def _plot_distance(axes: Axes, report: DriftReport) -> None:
         if window.distance is not None and window.distance_limit is not None
     ]
     if not points:
+        _set_heading(axes, "distance of the features from the reference")
         _show_text(axes, "this check was skipped")
         return
     x, distances, limits = zip(*points, strict=True)
-    _plot_with_band(axes, x, distances, [-2] * len(x), limits, REFERENCE_COLOUR, "95 % if nothing changed")
+    lowest = min(-2.5, *distances) - 0.3
+    _plot_with_band(axes, x, distances, [lowest] * len(x), limits, REFERENCE_COLOUR)
+    axes.set_ylim(bottom=lowest)
     axes.set_ylabel("standard deviations")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    _set_heading(axes, "distance of the features from the reference", "band: 95 % if nothing changed")
 
 
 def _plot_with_band(
@@ -88,10 +88,15 @@ def _plot_with_band(
     low: Sequence[float],
     high: Sequence[float],
     band_colour: str,
-    band_label: str | None = None,
 ) -> None:
-    axes.fill_between(x, low, high, color=band_colour, alpha=0.2, lw=0, label=band_label)
-    axes.plot(x, y, color=CURRENT_COLOUR, marker="o", markersize=4)
+    axes.fill_between(x, low, high, color=band_colour, alpha=0.16, linewidth=0)
+    axes.plot(x, y, color=CURRENT_COLOUR, marker="o", markersize=5, linewidth=2, clip_on=False)
+
+
+def _set_heading(axes: Axes, text: str, note: str = "") -> None:
+    """What axes show, and in grey at the right what their marks mean."""
+    axes.set_title(text, fontsize=10, loc="left", parse_math=False)
+    axes.set_title(note, fontsize=9, loc="right", color=GREY, parse_math=False)
 
 
 def _label_time_axis(axes: Axes, report: DriftReport) -> None:
@@ -100,27 +105,32 @@ def _label_time_axis(axes: Axes, report: DriftReport) -> None:
     if any(seconds is None for seconds in times):
         axes.set_xlabel("picture")
         return
-    is_long = (times[-1] or 0) - (times[0] or 0) > 3 * SECONDS_PER_DAY
-    date_format = "%Y-%m-%d" if is_long else "%m-%d %H:%M"
-    labels = [time.strftime(date_format, time.localtime(seconds)) for seconds in times]
-    step = -(-len(times) // 6)
+    known = [seconds for seconds in times if seconds is not None]
+    span = known[-1] - known[0]
+    date_format = "%Y-%m-%d" if span > 3 * SECONDS_PER_DAY else "%m-%d %H:%M" if span > 3600 else "%H:%M:%S"
+    labels = [time.strftime(date_format, time.localtime(seconds)) for seconds in known]
+    if len(set(labels)) == 1:  # files that were written at once
+        axes.set_xlabel("picture")
+        return
+    step = -(-len(labels) // 6)
     axes.set_xticks([window.start for window in report.windows][::step], labels[::step])
     axes.tick_params(axis="x", labelsize=8)
 
 
 def _plot_priors(axes: Axes, classes: list[ClassPrior], n_classes: int) -> None:
     subset = f", the {len(classes)} of {n_classes} that changed most" if len(classes) < n_classes else ""
-    axes.set_title(f"how frequent the classes are{subset}", fontsize=10, loc="left")
     style_axes(axes)
+    _set_heading(axes, f"how frequent the classes are{subset}")
     y = list(range(len(classes)))[::-1]
     low, high = ([100 * getattr(prior, end) for prior in classes] for end in ("low", "high"))
-    axes.hlines(y, low, high, color=CURRENT_COLOUR, lw=2)
-    axes.plot([100 * prior.current for prior in classes], y, "o", color=CURRENT_COLOUR, label="now (95 %)")
+    axes.hlines(y, low, high, color=CURRENT_COLOUR, alpha=0.25, linewidth=6)
+    axes.plot([100 * prior.current for prior in classes], y, "o", color=CURRENT_COLOUR, label="now, with 95 % band")
     axes.plot([100 * prior.reference for prior in classes], y, "D", color=REFERENCE_COLOUR, markersize=5, label="usual")
     axes.set_yticks(y, [truncate(prior.name, MAX_NAME_LETTERS) for prior in classes], parse_math=False)
     axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
     axes.set_xlabel("% of the pictures")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.figure.legend(loc="outside lower right", frameon=False, fontsize=9, ncols=2)
 
 
 def _show_text(axes: Axes, text: str) -> None:

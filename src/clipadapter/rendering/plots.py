@@ -1,14 +1,17 @@
-"""Figures as PNG and SVG files, without the global state of matplotlib."""
+"""Figures as PNG, PDF and SVG files, without the global state of matplotlib."""
 
 from __future__ import annotations
 
+import base64
+import re
 import textwrap
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.errors import require
+from clipadapter.errors import InputError, require
 from clipadapter.files import write_atomically
 
 if TYPE_CHECKING:
@@ -16,13 +19,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
+PLOT_FORMATS = ("png", "pdf", "svg")
 BLUE, VERMILION = "#0072B2", "#D55E00"
 """Two colours of Okabe and Ito, which colour-blind people can distinguish."""
-COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Okabe and Ito's colours without yellow, which is too light for a line."""
-MARKERS = "osD^vPX*"
-GRID_GREY = "#dddddd"
+INK, GREY, PALE_GREY, GRID_GREY = "#222222", "#666666", "#c4c4c4", "#e2e2e2"
+"""Text, secondary text, lines of secondary importance, and grids."""
 MAX_NAME_CHARACTERS = 28
+GREEK = {
+    "alpha": "α",
+    "beta": "β",
+    "gamma": "γ",
+    "delta": "δ",
+    "epsilon": "ε",
+    "eta": "η",
+    "lambda": "λ",
+    "mu": "μ",
+    "sigma": "σ",
+    "tau": "τ",
+}
+SETTINGS: dict[Any, Any] = {
+    # TrueType fonts in PDF files, and text as text in SVG files: both can be searched, and edited by other programs.
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "clipadapter",
+}
 
 
 def create_figure(width: float, height: float) -> Figure:
@@ -39,14 +59,21 @@ def style_axes(axes: Axes, grid_colour: str = GRID_GREY) -> None:
     axes.grid(color=grid_colour, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.tick_params(color="#999999", labelcolor="#333333")
 
 
 def set_title(figure: Figure, text: str) -> None:
     """Put a title at the upper left, broken into lines that fit: the layout makes no room for a long one."""
-    width = int(8 * figure.get_figwidth())  # characters; a legend may stand at the right
+    width = int(9.5 * figure.get_figwidth())  # characters
     lines = [line for part in text.splitlines() for line in textwrap.wrap(part, width)]
     if lines:
-        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, parse_math=False)
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, parse_math=False)
+
+
+def set_subtitle(axes: Axes, text: str) -> None:
+    """Put a note in grey above the axes, such as what a band means."""
+    axes.set_title(text, loc="left", fontsize=9, color=GREY, parse_math=False)
 
 
 def truncate(name: str, length: int = MAX_NAME_CHARACTERS) -> str:
@@ -58,21 +85,68 @@ def truncate(name: str, length: int = MAX_NAME_CHARACTERS) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def save_png(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as a PNG file, completely or not at all.
+def format_greek(text: str) -> str:
+    """A text in which the names of Greek letters are letters, as in papers.
+
+    >>> format_greek("alpha"), format_greek("clip-adapter (beta=0.2)"), format_greek("alphabet")
+    ('α', 'clip-adapter (β=0.2)', 'alphabet')
+    """
+    return re.sub(r"(?<![A-Za-z])(" + "|".join(GREEK) + r")(?![A-Za-z])", lambda match: GREEK[match[1]], text)
+
+
+def parse_plot_formats(text: str) -> tuple[str, ...]:
+    """The formats in a text such as "png,pdf", each once, in the order of the text.
 
     Raises:
-        InputError: if it can't be written.
+        InputError: if there is none, or one is unknown.
+
+    >>> parse_plot_formats("PDF, png,pdf")
+    ('pdf', 'png')
     """
-    return write_atomically(path, _render(figure, format="png"))
+    formats = tuple(dict.fromkeys(part.strip().lower().removeprefix(".") for part in text.split(",") if part.strip()))
+    if not formats or not set(formats) <= set(PLOT_FORMATS):
+        raise InputError(f"plots are written as {', '.join(PLOT_FORMATS)}, but '{text}' was given: give png,pdf")
+    return formats
 
 
-def render_svg(figure: Figure) -> bytes:
-    """A figure as an SVG file. The same figure gives the same bytes."""
+def save_plot(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as a PNG, PDF or SVG file, completely or not at all. The suffix of the path says which.
+
+    Text is text in PDF and SVG files, and these contain the font. A figure that is drawn again gives the same bytes.
+
+    Raises:
+        InputError: if the suffix is another one, or the file can't be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in PLOT_FORMATS:
+        endings = ", ".join(f".{one}" for one in PLOT_FORMATS)
+        raise InputError(f"{path.name} does not end with {endings}: give a file name that does")
+    return write_atomically(path, render_plot(figure, kind))
+
+
+def save_plots(figure: Figure, path: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Write a figure in each of some formats, see `save_plot`.
+
+    Args:
+        figure: what to write.
+        path: of the files, without a suffix.
+        formats: of `PLOT_FORMATS`.
+    """
+    path = Path(path)
+    return [save_plot(figure, path.with_name(f"{path.name}.{kind}")) for kind in formats]
+
+
+def render_plot(figure: Figure, kind: str) -> bytes:
+    """A figure as the bytes of a PNG, PDF or SVG file."""
     from matplotlib import rc_context
 
-    with rc_context({"svg.hashsalt": "clipadapter"}):
-        return _render(figure, format="svg", metadata={"Date": None})
+    if kind == "png":
+        return _render(figure, format="png")
+    with rc_context(SETTINGS):
+        if kind == "pdf":
+            return _render(figure, format="pdf", metadata={"CreationDate": None})
+        return _embed_font(_render(figure, format="svg", metadata={"Date": None}))
 
 
 def _render(figure: Figure, **options: Any) -> bytes:
@@ -82,3 +156,23 @@ def _render(figure: Figure, **options: Any) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(data, facecolor="white", **options)
     return data.getvalue()
+
+
+def _embed_font(svg: bytes) -> bytes:
+    """Add the letters that an SVG file uses of matplotlib's font: a viewer without it would break the layout."""
+    from fontTools import subset
+    from matplotlib import font_manager
+
+    letters = set("".join(re.findall(r">([^<]*)</t(?:ext|span)>", svg.decode())))
+    names = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
+    options = subset.Options(flavor="woff", layout_features=[], hinting=False, drop_tables=["FFTM"])
+    data = BytesIO()
+    with subset.load_font(font_manager.findfont("DejaVu Sans"), options) as font:
+        cutter = subset.Subsetter(options)
+        cutter.populate(text="".join(letters | set(names.values())))
+        cutter.subset(font)
+        font["head"].modified = font["head"].created  # the same figure gives the same bytes
+        subset.save_font(font, data, options)
+    source = f"data:font/woff;base64,{base64.b64encode(data.getvalue()).decode()}"
+    style = f"<style>@font-face {{ font-family: 'DejaVu Sans'; src: url({source}) format('woff'); }}</style>"
+    return svg.replace(b"<defs>", f"<defs>{style}".encode(), 1)

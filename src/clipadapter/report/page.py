@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clipadapter import __version__
 from clipadapter.bench import summarise
+from clipadapter.bench.plots import WITHOUT_SHOTS
 from clipadapter.classifier.evaluation import Score
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.doctor import FindingGroup, illustrate_findings, read_findings_css, render_findings
@@ -18,6 +19,7 @@ from clipadapter.metrics import metrics_shown, reliability
 from clipadapter.metrics.detection import aurc, risk_coverage
 from clipadapter.prediction import softmax
 from clipadapter.rendering.html import create_environment, read_asset
+from clipadapter.rendering.method_colours import method_style
 
 if TYPE_CHECKING:
     from clipadapter.report.report import Report
@@ -28,14 +30,16 @@ PictureKey = tuple[str, int]
 PACKAGE = "clipadapter.report"
 THIS_MODEL = "this model"
 """Name of the model among the systems that are compared."""
+UNCALIBRATED = "without calibration"
 MAX_PAGE_LETTERS = 4_900_000
 """Size of a page of some thousand pictures: it opens at once, and is small enough for a mail."""
 MIN_THUMBNAIL_LETTERS = 1_500_000
 """Size of all thumbnails together, if names and data of very many pictures exceed the size of the page."""
 LETTERS_PER_THUMBNAIL = 8
 """Letters that a thumbnail takes besides its own."""
-THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 88, 70
-FINDING_SIDE = 80
+THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 176, 68
+"""Side in pixels: twice that of the page, for screens with two pixels per point."""
+FINDING_SIDE = 160
 MAX_FINDINGS_PER_KIND = 6
 MAX_WORST_MISTAKES = 24
 MAX_CURVE_POINTS = 200
@@ -79,6 +83,7 @@ def _template_values(report: Report) -> dict[str, Any]:
         "groups": groups,
         "findings": render_findings(groups, level=3),
         "findings_css": read_findings_css(),
+        "colours": {name: _colour(name, report) for name in report.metrics_by_model},
         "css": read_asset(PACKAGE, "report.css"),
         "js": read_asset(PACKAGE, "report.js"),
         "version": __version__,
@@ -133,7 +138,9 @@ def page_data(report: Report) -> dict[str, Any]:
         "thumbs": [],
         "curve": _learning_curve(report),
         "reliability": _reliability_curves(report),
-        "risk": [_risk_coverage_curve(name, score) for name, score in systems.items()],
+        "risk": [
+            {**_risk_coverage_curve(name, score), "colour": _colour(name, report)} for name, score in systems.items()
+        ],
         "map": {
             "rows": projection.rows.tolist(),
             "views": [{"name": name, "xy": xy.round(4).ravel().tolist()} for name, xy in projection.views.items()],
@@ -170,7 +177,15 @@ def _learning_curve(report: Report) -> dict[str, Any] | None:
         cells = [(n, summary.cells[head, n]) for n in summary.shots if summary.cells[head, n].values]
         points = [[n, round(cell.mean, 5), round(cell.sd, 5), len(cell.values)] for n, cell in cells]
         is_model = head.split(" (")[0] == model_head
-        series.append({"name": f"{head}, as this model" if is_model else head, "points": points})
+        method = summary.methods[head]
+        series.append(
+            {
+                "name": f"{head}, as this model" if is_model else head,
+                "points": points,
+                "colour": method_style(method).css,
+                "level": method == WITHOUT_SHOTS,
+            }
+        )
     return {"shots": list(summary.shots), "series": series}
 
 
@@ -179,8 +194,18 @@ def _reliability_curves(report: Report) -> list[dict[str, Any]]:
     score, calibrator = report.evaluation.model, report.model.uncertainty_.calibrator
     probabilities = {THIS_MODEL: score.probabilities}
     if calibrator.n or calibrator.temperature != 1:
-        probabilities["without calibration"] = softmax(report.logits)
-    return [_reliability_curve(name, p, score.labels) for name, p in probabilities.items()]
+        probabilities[UNCALIBRATED] = softmax(report.logits)
+    return [
+        {**_reliability_curve(name, p, score.labels), "colour": _colour(name, report)}
+        for name, p in probabilities.items()
+    ]
+
+
+def _colour(system: str, report: Report) -> str:
+    """The colour of a system in charts: that of its method."""
+    if system == UNCALIBRATED:
+        return "var(--soft)"
+    return method_style(report.evaluation.head if system == THIS_MODEL else system).css
 
 
 def _reliability_curve(name: str, p: Array, labels: Array) -> dict[str, Any]:

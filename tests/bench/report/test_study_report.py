@@ -289,7 +289,7 @@ def test_names_are_escaped_in_every_format(make_run, tmp_path):
     assert "&lt;b&gt;50%_$x" in html and "a &amp; b|c" in html and "&lt;u&gt;" in html
     assert "| &lt;b&gt;50%\\_$x |" in md and "a &amp; b|c" in md
     assert r"\textless{}b\textgreater{}50\%\_\$x & " in tex
-    assert r"a \& b\textbar{}c" in tex and r"\{\}" in tex
+    assert r"a \& b\textbar{}c" in tex and "“<i>{}”" in tex
 
 
 def test_a_latex_table_is_one_of_booktabs(study, tmp_path):
@@ -297,6 +297,21 @@ def test_a_latex_table_is_one_of_booktabs(study, tmp_path):
     assert r"\begin{tabular}{lrrl}" in text and r"\toprule" in text
     assert r"clip-adapter & \textbf{53.0 $\pm$ 1.0} & \textbf{70.0 $\pm$ 10.0} & none \\" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(grids(study))
+
+
+def test_a_latex_caption_is_short_and_provenance_is_a_comment(study, tmp_path):
+    lines = write_report(study, tmp_path)[2].read_text(encoding="utf-8").splitlines()
+    captions = [line for line in lines if line.startswith(r"\caption")]
+    assert captions[0] == r"\caption{Accuracy: pets. Accuracy in \%. \textbf{Bold}: best of a column.}"
+    assert all("fingerprint" not in caption and "Libraries" not in caption for caption in captions)
+    assert all(len(line) <= 102 for line in lines if line.startswith("%"))
+    assert any("fingerprint" in line for line in lines if line.startswith("% "))
+
+
+def test_a_latex_caption_explains_the_marks_of_its_table(make_run, tmp_path):
+    runs = [make_run("zero-shot", flags=Flags()), make_run("transclip", flags=Flags(transductive=True))]
+    text = write_report(joined(suite(), runs), tmp_path)[2].read_text(encoding="utf-8")
+    assert r"* transductive; $\ddagger$ not the published method.}" in text
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def test_one_table_of_heads_and_shots(noisy_squares, tmp_path, compare):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"runs.jsonl", "table.md", "accuracy.png"}
     assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 2 * 2 * 2
     text = (tmp_path / "out" / "table.md").read_text()
+    assert text.startswith(f"# {noisy_squares.name} with toy\n")  # names no folder above it
     for metric in metrics_shown("comparison").values():
         assert f"{metric.title_with_unit}, mean ± sd" in text
 
@@ -79,3 +80,18 @@ def test_an_unknown_head_gets_a_suggestion(noisy_squares, compare):
 def test_shots_that_are_no_numbers_are_a_wrong_command_line(noisy_squares, compare, shots):
     result = compare(noisy_squares, *HEADS, "--shots", shots)
     assert result.exit_code == 2 and "expected numbers of 1 or more" in result.stderr
+
+
+def test_plots_are_written_in_the_formats_that_are_asked_for(noisy_squares, compare, tmp_path):
+    result = compare(
+        noisy_squares, *HEADS, "--shots", 1, "--seeds", 1, "--plot-format", "PDF,svg", "--title", "Squares & co"
+    )
+    assert result.exit_code == 0, result.stderr
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"runs.jsonl", "table.md", "accuracy.pdf", "accuracy.svg"}
+    assert ">Squares &amp; co</text>" in (tmp_path / "out" / "accuracy.svg").read_text(encoding="utf-8")
+
+
+def test_an_unknown_format_of_plots_is_a_wrong_command_line(noisy_squares, compare):
+    result = compare(noisy_squares, *HEADS, "--plot-format", "png,jpg")
+    assert result.exit_code == 2 and "plots are written as png, pdf, svg, but 'png,jpg' was given" in result.stderr

@@ -101,7 +101,7 @@ def test_failures_are_exit_code_1(place, tmp_path, run):
     assert result.exit_code == 1 and "1 different pictures that can be used, too few" in result.stderr
     result = run("monitor", tmp_path / "one", place / "same")
     assert result.exit_code == 1 and "or a file that 'clipadapter export' wrote" in result.stderr
-    result = run("monitor", place / "model", place / "same", "--plot", tmp_path / "drift.pdf")
+    result = run("monitor", place / "model", place / "same", "--plot", tmp_path / "drift.jpg")
     assert result.exit_code == 1 and "does not end with .png" in result.stderr
     assert run("monitor", place / "model").exit_code == 2
 

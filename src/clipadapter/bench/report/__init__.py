@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clipadapter.bench.report.comparison import compare_heads, compare_studies
@@ -12,13 +14,17 @@ from clipadapter.files import write_atomically
 __all__ = ["compare_heads", "compare_studies", "write_report"]
 
 
-def write_report(study: Study, folder: str | Path, published: bool = False) -> list[Path]:
-    """Write ``reports/SUITE.md``, ``.csv``, ``.tex``, ``.html`` and the plots as PNG files, in place of older ones.
+def write_report(
+    study: Study, folder: str | Path, published: bool = False, plot_formats: Sequence[str] = ("png",), title: str = ""
+) -> list[Path]:
+    """Write ``reports/SUITE.md``, ``.csv``, ``.tex``, ``.html`` and the plots, in place of older ones.
 
     Args:
         study: the records.
         folder: the folder of records; reports are written to ``reports/`` in it.
         published: whether a section compares published results with the measured ones.
+        plot_formats: of the files of plots: "png", "pdf", "svg". The Markdown file shows the first that a browser can.
+        title: of the report and its plots; by default what they show.
 
     Returns:
         The four files, then the plots.
@@ -31,21 +37,28 @@ def write_report(study: Study, folder: str | Path, published: bool = False) -> l
     from clipadapter.bench.report.latex import render_latex
     from clipadapter.bench.report.markdown import render_markdown
     from clipadapter.bench.report.record_csv import format_record_csv, format_stream_csv
-    from clipadapter.rendering.plots import save_png
+    from clipadapter.rendering.plots import PLOT_FORMATS, save_plots, set_title
 
     document = build_report(study, published)
+    if title:
+        document = replace(document, title=title)
+        drawn = [plot.figure for section in document.sections for plot in section.plots]
+        for figure in drawn:
+            set_title(figure, title if len(drawn) == 1 else f"{title}: {figure.get_suptitle()}")
     reports, name = Path(folder) / "reports", study.suite.name
     names = document.plot_names()
+    shown = next((kind for kind in ("png", "svg") if kind in plot_formats), plot_formats[0])
     texts = {
-        "md": render_markdown(document, names),
+        "md": render_markdown(document, {plot: f"{stem}.{shown}" for plot, stem in names.items()}),
         "csv": format_stream_csv(study) if study.suite.is_stream else format_record_csv(study),
         "tex": render_latex(document),
         "html": render_html(document),
     }
     written = [write_atomically(reports / f"{name}.{ending}", text) for ending, text in texts.items()]
     for section in document.sections:
-        written += [save_png(plot.figure, reports / f"{names[id(plot)]}.png") for plot in section.plots]
+        for plot in section.plots:
+            written += save_plots(plot.figure, reports / names[id(plot)], plot_formats)
     for old in reports.iterdir():
-        if re.fullmatch(rf"{re.escape(name)}-\d+-[a-z]+\.png", old.name) and old not in written:
+        if re.fullmatch(rf"{re.escape(name)}-\d+-[a-z]+\.({'|'.join(PLOT_FORMATS)})", old.name) and old not in written:
             old.unlink()
     return written

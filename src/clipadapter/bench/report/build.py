@@ -87,7 +87,7 @@ def _pictures(study: Study, table: Table) -> list[Plot]:
         ]
     if figure == "curves" and table.axis == "shots" and len(table.columns) > 1:
         front = reference_row(study, table)
-        return [Plot("curves", f"Accuracy by shots: {table.title}", plots.draw_curves(table, names, front))]
+        return [Plot("curves", f"Accuracy by shots: {table.title}", plots.draw_learning_curves(table, names, front))]
     figures = []
     if len(table.columns) <= MAX_DOT_COLUMNS:
         figures.append(Plot("bars", f"Accuracy by head: {table.title}", plots.draw_dots(table, names)))

@@ -7,7 +7,7 @@ import base64
 from clipadapter import __version__
 from clipadapter.bench.report.document import Document, Grid, Plot
 from clipadapter.rendering.html import create_environment
-from clipadapter.rendering.plots import render_svg
+from clipadapter.rendering.plots import render_plot
 
 WIDE_CELL_CHARACTERS = 40
 """Longer cells get a wide column."""
@@ -24,7 +24,7 @@ def render_html(document: Document) -> str:
 
 def _address(plot: Plot) -> str:
     """A plot as a data URL. As an image, its ids can't clash with those of another plot."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(render_svg(plot.figure)).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(render_plot(plot.figure, 'svg')).decode()}"
 
 
 def _numbered(grid: Grid) -> list[list[tuple[str, str]]]:

@@ -13,7 +13,7 @@ def render_markdown(document: Document, names: Mapping[int, str]) -> str:
 
     Args:
         document: the report.
-        names: file names of the plots without suffix, by the id of the plot.
+        names: file names of the plots, by the id of the plot.
     """
     parts = [f"# {_escape(document.title)}"]
     parts += [_escape(document.question)] if document.question else []
@@ -23,7 +23,7 @@ def render_markdown(document: Document, names: Mapping[int, str]) -> str:
         parts += [f"## {_escape(section.title)}", *(_escape(text) for text in section.text)]
         for block in section.blocks:
             if isinstance(block, Plot):
-                parts.append(f"![{_escape(block.title)}]({names[id(block)]}.png)")
+                parts.append(f"![{_escape(block.title)}]({names[id(block)]})")
             else:
                 parts += _render_grid(block)
     return "\n\n".join(parts) + "\n"

@@ -7,58 +7,60 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipadapter.bench.plots import ShotSeries, draw_shot_series
 from clipadapter.bench.report.grids import select_most_shots
 from clipadapter.bench.report.tables import Row, Table
+from clipadapter.bench.report.texts import head_marks
 from clipadapter.metrics import mean_sd
-from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
-from clipadapter.rendering.plots import COLOURS, MARKERS, create_figure, set_title, style_axes, truncate
+from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
+from clipadapter.rendering.method_colours import assign_styles
+from clipadapter.rendering.plots import (
+    GREY,
+    INK,
+    PALE_GREY,
+    create_figure,
+    format_greek,
+    set_subtitle,
+    set_title,
+    style_axes,
+    truncate,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from clipadapter.bench.continual.summary import HeadRuns
-    from clipadapter.bench.report.tables import Row, Table
 
 
-MAX_COLOURED_LINES = 10
-"""More lines can't be distinguished: the others are drawn grey."""
-ANCHORS = ("zero-shot", "linear-probe")
 MAX_LABEL_CHARACTERS = 44
-GRID_COLOUR = "#e2e2e2"
-GREY, FAINT = "#666666", "#b8b8b8"
+MEAN_SD = "mean ± sd of the draws"
+SHOT_COLOURS = ("#A3BEE0", "#6F9BD1", "#4178B5", "#245A91", "#0F3C66", "#08233F")
+"""From few to many shots: one hue, since these are no methods."""
 
 
-def draw_curves(table: Table, names: Mapping[Row, str], front: Row) -> Figure:
-    """Accuracy over shots: one line per head, with a band of one standard deviation.
+def method_of(table: Table, row: Row) -> str:
+    """The registered name of the method of a row; its label if it has no records."""
+    return next((run.method for run in table.runs[row]), row.label)
+
+
+def draw_learning_curves(table: Table, names: Mapping[Row, str], front: Row) -> Figure:
+    """Accuracy over shots; see `clipadapter.bench.draw_learning_curve`.
 
     Args:
         table: its columns are shots.
-        names: names of the heads in the legend.
-        front: a head that is never drawn grey.
+        names: names of the heads in the plot.
+        front: a head that is always in colour.
     """
-    rows = [row for row in table.rows if any(table.cell(row, n).values for n in table.columns)]
-    coloured = _foremost(table, rows, front)
-    figure = create_figure(9.5, 5.4)
+    series = []
+    for row in table.rows:
+        shots, mean, sd = _line(table, row)
+        if len(shots):
+            series.append(ShotSeries(truncate(names[row]), method_of(table, row), shots, mean, sd, row == front))
+    figure = create_figure(9.0, 5.2)
     axes = figure.add_subplot()
-    grey_line: Any = None
-    for row in rows:
-        if row not in coloured:
-            (grey_line,) = axes.plot(*_line(table, row)[:2], color=FAINT, linewidth=1.0, zorder=1)
-    handles, labels = [], []
-    for row in sorted(coloured, key=lambda row: -_line(table, row)[1][-1]):
-        style = _style(coloured.index(row))
-        x, y, sd = _line(table, row)
-        (line,) = axes.plot(x, y, **style, linewidth=1.9, markersize=5.5, zorder=3)
-        axes.fill_between(x, y - sd, y + sd, color=style["color"], alpha=0.13, linewidth=0, zorder=2)
-        handles.append(line)
-        labels.append(f"{truncate(names[row])}  {y[-1]:.1f}")
-    if grey_line is not None:
-        handles.append(grey_line)
-        labels.append(f"{len(rows) - len(coloured)} other heads")
-    _shots_axis(axes, [int(n) for n in table.columns])
-    finish_axes(axes, "accuracy in %")
-    _legend(figure, handles, labels, f"mean ± sd, ordered by {table.columns[-1]} shots")
+    draw_shot_series(axes, series, [int(n) for n in table.columns], MEAN_SD)
+    axes.set_ylabel("accuracy in %")
     set_title(figure, table.title)
     return figure
 
@@ -70,22 +72,10 @@ def _line(table: Table, row: Row) -> tuple[Any, Any, Any]:
     return points[:, 0], points[:, 1], points[:, 2]
 
 
-def _foremost(table: Table, rows: Sequence[Row], front: Row) -> list[Row]:
-    """The lines in colour: all if they are few, else the reference, the baselines, and the best on average."""
-    if len(rows) <= MAX_COLOURED_LINES:
-        return list(rows)
-    first = [row for row in rows if row == front or row.label in ANCHORS]
-    others = sorted((row for row in rows if row not in first), key=lambda row: -float(_line(table, row)[1].mean()))
-    chosen = {*first, *others[: MAX_COLOURED_LINES - len(first)]}
-    return [row for row in rows if row in chosen]
-
-
-def _style(i: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
-    }
+def _shot_colours(n: int) -> list[str]:
+    """Colours for n numbers of shots, from light to dark."""
+    places = np.linspace(0 if n > 2 else 2, len(SHOT_COLOURS) - 1, n).round().astype(int) if n > 1 else [3]
+    return [SHOT_COLOURS[i] for i in places]
 
 
 def draw_parameter_axes(
@@ -117,40 +107,42 @@ def _axis_figure(
     names: Mapping[Row, str],
     values: Mapping[str, float | str],
 ) -> Figure:
-    from matplotlib.lines import Line2D
-
-    figure = create_figure(9.5, 5.2)
+    figure = create_figure(9.0, 5.2)
     axes = figure.add_subplot()
     positions = _axis_positions(axes, [values[row.label] for row in rows])
-    for i, n in enumerate(table.columns):
+    style_axes(axes)
+    curves: list[Curve] = []
+    colours = _shot_colours(len(table.columns))
+    # The coloured lines are the largest numbers of shots; there are rarely more than five.
+    for n, colour in list(zip(table.columns, colours, strict=True))[-MAX_COLOURED_LINES:]:
         points = [(position, table.cell(row, n)) for position, row in zip(positions, rows, strict=True)]
         points = sorted((position, cell) for position, cell in points if cell.values)
         if points:
             x = np.array([position for position, _ in points])
             y, sd = (np.array([100 * getattr(cell, name) for _, cell in points]) for name in ("mean", "sd"))
-            axes.plot(x, y, **{**_style(i), "linestyle": "-"}, linewidth=1.9, markersize=5.5, zorder=3)
-            axes.fill_between(x, y - sd, y + sd, color=_style(i)["color"], alpha=0.13, linewidth=0)
+            label = f"{n} shot{'s' if n != 1 else ''}"
+            curves.append(Curve(label, x, y, sd if len(x) > 1 else None, colour))
+    draw_curves(axes, curves[::-1])
     for j, row in enumerate(level):
-        _level_lines(axes, table, row, ("--", ":", "-.")[j % 3])
-    handles = [Line2D([], [], **{**_style(i), "linestyle": "-"}) for i in range(len(table.columns))]
-    labels = [f"{n} shot{'s' if n != 1 else ''}" for n in table.columns]
-    handles += [Line2D([], [], color=GREY, linestyle=("--", ":", "-.")[j % 3]) for j in range(len(level))]
-    labels += [truncate(names[row]) for row in level]
-    finish_axes(axes, "accuracy in %")
-    axes.set_xlabel(parameter, parse_math=False)
-    _legend(figure, handles, labels, "mean ± sd")
+        _level_lines(axes, table, row, ("--", ":", "-.")[j % 3], dict(zip(table.columns, colours, strict=True)))
+    kinds = ("dashed", "dotted", "dash-dotted")
+    dashes = [f"{kinds[j % 3]}: {truncate(names[row])}" for j, row in enumerate(level)]
+    axes.set_ylabel("accuracy in %")
+    axes.set_xlabel(format_greek(parameter), parse_math=False)
+    set_subtitle(axes, "; ".join([MEAN_SD, *map(format_greek, dashes)]))
     set_title(figure, table.title)
     return figure
 
 
-def _level_lines(axes: Axes, table: Table, row: Row, style: str) -> None:
+def _level_lines(axes: Axes, table: Table, row: Row, style: str, colours: Mapping[str | int, str]) -> None:
     """A line for each number of shots in its colour; one grey line if they are all the same."""
-    heights = {i: 100 * table.cell(row, n).mean for i, n in enumerate(table.columns) if table.cell(row, n).values}
-    if len(set(heights.values())) == 1:
-        axes.axhline(next(iter(heights.values())), color=GREY, linestyle=style, linewidth=1.2)
-        return
-    for i, height in heights.items():
-        axes.axhline(height, color=_style(i)["color"], linestyle=style, linewidth=1.2)
+    heights = {n: 100 * table.cell(row, n).mean for n in table.columns if table.cell(row, n).values}
+    is_same = len(set(heights.values())) == 1
+    for n, height in list(heights.items())[: 1 if is_same else None]:
+        axes.axhline(height, color=GREY if is_same else colours[n], linestyle=style, linewidth=1.2)
+    low, high = axes.get_ylim()
+    reach = [*heights.values(), low, high]
+    axes.set_ylim(min(reach), max(reach))
 
 
 def _axis_positions(axes: Axes, values: Sequence[float | str]) -> list[float]:
@@ -168,44 +160,57 @@ def _axis_positions(axes: Axes, values: Sequence[float | str]) -> list[float]:
 
 
 def draw_dots(table: Table, names: Mapping[Row, str]) -> Figure:
-    """Accuracy of each head in each column, as a dot with an error bar of one standard deviation.
+    """Accuracy of each head in each column, as a dot on a band of one standard deviation.
 
     Dots and not bars from zero: differences of one point would be invisible in bars, and truncated bars mislead.
     """
     rows = [row for row in table.rows if any(table.cell(row, column).values for column in table.columns)]
-    figure = create_figure(9.5, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * len(table.columns))
+    figure = create_figure(9.0, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * len(table.columns))
     axes = figure.add_subplot()
-    spread = min(0.6, 0.14 * (len(table.columns) - 1))
-    offsets = np.linspace(-spread / 2, spread / 2, len(table.columns)) if len(table.columns) > 1 else [0.0]
+    n = len(table.columns)
+    spread = min(0.6, 0.14 * (n - 1))
+    offsets = np.linspace(-spread / 2, spread / 2, n) if n > 1 else [0.0]
+    are_shots = all(isinstance(column, int) for column in table.columns)
+    styles = [(colour, "o") for colour in _shot_colours(n)]
+    if not are_shots:
+        styles = [(style.colour, style.marker) for style in assign_styles([""] * n)]
     handles, labels = [], []
-    for i, (column, offset) in enumerate(zip(table.columns, offsets, strict=True)):
+    for column, offset, (colour, marker) in zip(table.columns, offsets, styles, strict=True):
         points = [(y + offset, table.cell(row, column)) for y, row in enumerate(rows) if table.cell(row, column).values]
         if points:
-            handles.append(_dots(axes, points, i, label_values=len(table.columns) == 1))
+            handles.append(_dots(axes, points, colour, marker, label_values=n == 1))
             labels.append(f"{column} shot{'s' if column != 1 else ''}" if isinstance(column, int) else truncate(column))
-    axes.set_yticks(range(len(rows)), [truncate(names[row], MAX_LABEL_CHARACTERS) for row in rows], parse_math=False)
+    axes.set_yticks(
+        range(len(rows)),
+        [truncate(format_greek(names[row]), MAX_LABEL_CHARACTERS) for row in rows],
+        parse_math=False,
+    )
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    style_axes(axes)
     for y in range(1, len(rows)):
         axes.axhline(y - 0.5, color="#f0f0f0", linewidth=0.8, zorder=0)
     axes.tick_params(axis="y", length=0)
-    finish_axes(axes, "")
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("accuracy in %")
-    _legend(figure, handles, labels, "mean ± sd")
+    set_subtitle(axes, MEAN_SD)
+    if n > 1:
+        _legend(figure, handles, labels)
     set_title(figure, table.title)
     return figure
 
 
-def _dots(axes: Axes, points: Sequence[tuple[float, Any]], i: int, label_values: bool) -> Any:
-    style = {**_style(i), "linestyle": "none"}
-    x = [100 * cell.mean for _, cell in points]
-    sd = [100 * cell.sd for _, cell in points]
-    bars = axes.errorbar(x, [y for y, _ in points], xerr=sd, **style, markersize=6, elinewidth=1.4, capsize=2.5)
+def _dots(axes: Axes, points: Sequence[tuple[float, Any]], colour: str, marker: str, label_values: bool) -> Any:
+    y = np.array([height for height, _ in points])
+    mean, sd = (np.array([100 * getattr(cell, name) for _, cell in points]) for name in ("mean", "sd"))
+    axes.hlines(y, mean - sd, mean + sd, color=colour, alpha=0.25, linewidth=6)
+    (dots,) = axes.plot(mean, y, linestyle="none", color=colour, marker=marker, markersize=6)
     if label_values:
-        for value, width, (y, _) in zip(x, sd, points, strict=True):
-            axes.annotate(f"{value:.1f}", (value + width, y), xytext=(6, 0), textcoords="offset points", va="center")
+        for value, width, height in zip(mean, sd, y, strict=True):
+            axes.annotate(
+                f"{value:.1f}", (value + width, height), xytext=(6, 0), textcoords="offset points", va="center"
+            )
         axes.margins(x=0.12)
-    return bars
+    return dots
 
 
 def draw_heat_map(
@@ -247,7 +252,7 @@ def draw_heat_map(
         colour = mesh.cmap(mesh.norm(above[i, j])) if np.isfinite(above[i, j]) else (1.0, 1.0, 1.0)
         dark = np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.52
         text = f"{values[i, j]:.1f}" if known else "–"
-        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "#222222")
+        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8.5, color="white" if dark else INK)
     rotation: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(spots) > 3 else {}
     axes.set_xticks(np.arange(len(spots)) + 0.5, [truncate(name) for name, _, _ in spots], parse_math=False, **rotation)
     axes.set_yticks(
@@ -263,22 +268,10 @@ def draw_heat_map(
     return figure
 
 
-def _shots_axis(axes: Axes, shots: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(shots, [str(n) for n in shots])
-    axes.set_xlim(shots[0] / 1.15, shots[-1] * 1.15)
-    axes.minorticks_off()
-    axes.set_xlabel("shots per class")
-
-
-def finish_axes(axes: Axes, ylabel: str) -> None:
-    """Label the y axis, and add a faint grid; lines are at the left and the bottom only."""
-    axes.set_ylabel(ylabel)
-    style_axes(axes, GRID_COLOUR)
-
-
-def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str) -> None:
-    legend = figure.legend(handles, labels, loc="outside right upper", frameon=False, title=title, alignment="left")
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend below the plot, in as many columns as fit, so that it stays on the page."""
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 9 / (6 + max(map(len, labels), default=1)))))
+    legend = figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -289,7 +282,7 @@ MIN_FIT_SECONDS = 1e-5
 
 def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
     """Accuracy over seconds of a fit, with the most shots; each point has the name of its head."""
-    figure = create_figure(9.5, 6.4)
+    figure = create_figure(9.0, 6.2)
     axes = figure.add_subplot()
     points = []
     for row in table.rows:
@@ -297,15 +290,12 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
         if runs:
             accuracy, sd = mean_sd([100 * run.metrics.accuracy for run in runs if run.metrics])
             seconds = max(mean_sd([run.seconds.fit for run in runs if run.seconds])[0], MIN_FIT_SECONDS)
-            points.append((seconds, accuracy, sd, names[row]))
-    for i, label in enumerate(
-        ("sees the shots and class text only", f"{TRANSDUCTIVE} or {EXTRA_LABELS}: sees more than that")
-    ):
-        group = [point for point in points if point[3].endswith((TRANSDUCTIVE, EXTRA_LABELS)) == bool(i)]
-        if group:
-            style: dict[str, Any] = {"color": COLOURS[i], "marker": "oD"[i], "ecolor": FAINT, "label": label}
-            at, height, bar, _ = zip(*group, strict=True)
-            axes.errorbar(at, height, yerr=bar, **style, linestyle="none", markersize=6, elinewidth=1.0, zorder=3)
+            points.append((seconds, accuracy, names[row]))
+            style = assign_styles([method_of(table, row)])[0]
+            fill = "white" if head_marks(runs) else style.colour
+            axes.vlines(seconds, accuracy - sd, accuracy + sd, color=style.colour, alpha=0.25, linewidth=6)
+            axes.plot(seconds, accuracy, color=style.colour, marker=style.marker, markerfacecolor=fill, markersize=7)
+    style_axes(axes)
     axes.set_xscale("log")
     if points:
         x, y = [point[0] for point in points], [point[1] for point in points]
@@ -313,10 +303,11 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
         span = max(max(x) / min(x), 10.0)
         axes.set_ylim(min(y) - margin, max(y) + 3 * margin)
         axes.set_xlim(min(x) / span**0.05, max(x) * span**0.2)  # space for names at the right
-        _name_points(axes, [(point[0], point[1], point[3]) for point in points])
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", frameon=False, ncols=2)
-    finish_axes(axes, "accuracy in %")
+        _name_points(axes, points)
+    axes.set_ylabel("accuracy in %")
     axes.set_xlabel("seconds to fit")
+    hollow = "; hollow: sees more than the shots and class text" if any(map(head_marks, table.runs.values())) else ""
+    set_subtitle(axes, MEAN_SD + hollow)
     set_title(figure, table.title)
     return figure
 
@@ -335,7 +326,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
                 label_y = other + line_height
         occupied.append((label_y, label_start, label_end))
         arrow = (
-            {"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "shrinkA": 0}
+            {"arrowstyle": "-", "color": PALE_GREY, "linewidth": 0.8, "shrinkA": 0}
             if label_y - y > line_height / 2
             else None
         )
@@ -345,7 +336,7 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
             xytext=(float(np.exp(label_start)), label_y),
             va="center",
             fontsize=8.5,
-            color="#222222",
+            color=INK,
             arrowprops=arrow,
             parse_math=False,
             annotation_clip=False,
@@ -404,11 +395,11 @@ def _panel(axes: Axes, matrix: Any, tasks: Sequence[str], low: float, has_row_na
         if n <= MAX_TASKS_WITH_NUMBERS:
             dark = np.dot(mesh.cmap(mesh.norm(matrix[t, i]))[:3], (0.299, 0.587, 0.114)) < 0.52
             text = axes.text(i + 0.5, t + 0.5, f"{matrix[t, i]:.0f}", ha="center", va="center", fontsize=7.5)
-            text.set_color("white" if dark else "#222222")
+            text.set_color("white" if dark else INK)
             if t < i:
                 text.set_fontstyle("italic")
     stairs = [(k + step, k + 0.0) for k in range(n) for step in (0, 1)]
-    axes.plot(*zip(*stairs, (n, n), strict=True), color="#222222", linewidth=1.4)
+    axes.plot(*zip(*stairs, (n, n), strict=True), color=INK, linewidth=1.4)
     axes.set_xticks(np.arange(n) + 0.5, [truncate(name, 18) for name in tasks], rotation=40, ha="right", fontsize=7.5)
     axes.set_yticks(
         np.arange(n) + 0.5, [truncate(name, 18) for name in tasks] if has_row_names else [""] * n, fontsize=7.5
@@ -433,25 +424,33 @@ def draw_learned_tasks(heads: Sequence[HeadRuns], title: str) -> Figure:
     """Mean accuracy on the tasks learned so far, after each task: one line per head, dashed for joint heads.
 
     Args:
-        heads: heads with figures.
+        heads: heads with figures; the five that are best at the end are in colour.
         title: above the plot.
     """
-    figure = create_figure(8.5, 4.8)
+    figure = create_figure(9.0, 4.8)
     axes = figure.add_subplot()
-    for i, head in enumerate(heads):
-        cells = head.so_far
-        x = np.arange(1, len(cells) + 1)
-        y, sd = (100 * np.array([getattr(cell, name) for cell in cells]) for name in ("mean", "sd"))
-        colour = COLOURS[i % len(COLOURS)]
-        style: dict[str, Any] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
-        (line,) = axes.plot(x, y, **style, linestyle="-" if head.learns == "task by task" else "--", linewidth=1.8)
-        line.set_label(f"{truncate(head.label, 40)}  {y[-1]:.1f}")
-        axes.fill_between(x, y - sd, y + sd, color=colour, alpha=0.12, linewidth=0)
-    axes.set_xticks(range(1, len(cells) + 1))
+    best = sorted(heads, key=lambda head: -head.so_far[-1].mean)
+    coloured = best[:MAX_COLOURED_LINES]
+    styles = assign_styles([next((run.method for run in head.runs), head.label) for head in coloured])
+    curves = []
+    for head, style in zip(coloured, styles, strict=True):
+        y, sd = _so_far(head)
+        label = f"{truncate(head.label)}  {y[-1]:.1f}"
+        dashes = "-" if head.learns == "task by task" else "--"
+        x = np.arange(1, len(y) + 1)
+        curves.append(Curve(format_greek(label), x, y, sd, style.colour, style.marker.replace("*", "o"), dashes))
+    others = [(np.arange(1, len(head.so_far) + 1), _so_far(head)[0]) for head in best[MAX_COLOURED_LINES:]]
+    style_axes(axes)
+    axes.set_xticks(range(1, len(best[0].so_far) + 1))
+    draw_curves(axes, curves, others)
     axes.set_xlabel("tasks learned")
-    finish_axes(axes, "accuracy on them in %")
-    legend = figure.legend(loc="outside right upper", frameon=False, title="mean ± sd, at the end", alignment="left")
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    set_title(figure, f"{title}\ndashed: joint, or learns nothing")
+    axes.set_ylabel("accuracy on them in %")
+    grey = f"; grey: {len(others)} other heads" if others else ""
+    set_subtitle(axes, f"{MEAN_SD}; dashed: joint, or learns nothing{grey}")
+    set_title(figure, title)
     return figure
+
+
+def _so_far(head: HeadRuns) -> tuple[Any, Any]:
+    mean, sd = (100 * np.array([getattr(cell, name) for cell in head.so_far]) for name in ("mean", "sd"))
+    return mean, sd

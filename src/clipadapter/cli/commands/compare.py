@@ -13,7 +13,15 @@ from clipadapter.cli.fit_options import PromptOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_folder, open_dataset
 from clipadapter.cli.option_types import FOLDER
-from clipadapter.cli.options import folds_option, option_group, output_options, seeds_option, shots_option
+from clipadapter.cli.options import (
+    folds_option,
+    option_group,
+    output_options,
+    plot_format_option,
+    seeds_option,
+    shots_option,
+    title_option,
+)
 from clipadapter.cli.output import Output
 
 if TYPE_CHECKING:
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
 @click.option(
     "--out", "folder", type=FOLDER, default="clipadapter-compare", help="Folder for runs.jsonl, table.md, accuracy.png."
 )
+@title_option
+@plot_format_option
 @option_group("encoder_options", EncoderOptions)
 @option_group("prompts", PromptOptions)
 @output_options
@@ -43,6 +53,8 @@ def command(
     seeds: int,
     folds: int,
     folder: Path,
+    title: str,
+    plot_formats: tuple[str, ...],
     encoder_options: EncoderOptions,
     prompts: PromptOptions,
     out: Output,
@@ -68,8 +80,8 @@ def command(
     result = compare(model, train, test, selected, shots, draws, folds=folds, records=records, progress=out.progress)
     note_backend(opened, model.encoder_, out)
     note_comparison(result, out)
-    title = f"{'/'.join(shots_from.absolute().parts[-2:])} with {model.encoder_.info.name}"
-    files = [records, *result.write(folder, title)]
+    title = title or f"{shots_from.absolute().name} with {model.encoder_.info.name}"
+    files = [records, *result.write(folder, title, plot_formats)]
     text = f"{result.protocol_text}{table(result.runs)}\nwrote {', '.join(map(str, files))}"
     out.result(comparison_record(result, files), text)
 

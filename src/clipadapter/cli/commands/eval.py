@@ -13,7 +13,16 @@ from clipadapter.cli.fit_options import class_names_option, rename_classes
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_folder, open_dataset, path_beside
 from clipadapter.cli.option_types import FOLDER
-from clipadapter.cli.options import curve_option, folds_option, option_group, output_options, seeds_option, split_option
+from clipadapter.cli.options import (
+    curve_option,
+    folds_option,
+    option_group,
+    output_options,
+    plot_format_option,
+    seeds_option,
+    split_option,
+    title_option,
+)
 from clipadapter.cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -32,6 +41,8 @@ if TYPE_CHECKING:
 @seeds_option
 @folds_option
 @class_names_option
+@title_option
+@plot_format_option
 @option_group("encoder", ModelEncoderOptions)
 @output_options
 def command(
@@ -44,6 +55,8 @@ def command(
     seeds: int,
     folds: int,
     class_names: Path | None,
+    title: str,
+    plot_formats: tuple[str, ...],
     encoder: ModelEncoderOptions,
     out: Output,
 ) -> None:
@@ -66,7 +79,7 @@ def command(
         if split is not None or class_names is not None or record:
             raise click.UsageError("--split, --class-names and --record need DATA")
         validation = cross_validate_model(encoder.load(model, progress=out.progress), folds)
-        _finish(validation, validation.write(target), _validation_text(validation), None, out)
+        _finish(validation, validation.write(target, title, plot_formats), _validation_text(validation), None, out)
         return
     dataset = rename_classes(open_dataset(data, split, default="test"), class_names)
     classifier = encoder.load(model, progress=out.progress)
@@ -77,7 +90,7 @@ def command(
         return
     result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
     _warn_about(result, out)
-    _finish(result, result.write(target), _text(result), model if record else None, out)
+    _finish(result, result.write(target, title, plot_formats), _text(result), model if record else None, out)
 
 
 def _finish(

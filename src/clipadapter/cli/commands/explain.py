@@ -10,8 +10,8 @@ import click
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_file
-from clipadapter.cli.option_types import FILE, FOLDER
-from clipadapter.cli.options import option_group, output_options
+from clipadapter.cli.option_types import FILE, FOLDER, PLOT_SUFFIXES
+from clipadapter.cli.options import option_group, output_options, title_option
 from clipadapter.cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @cli_command("clipadapter explain model/ photo.jpg --out why.png", Section.INSPECT, 5)
 @click.argument("model", type=FOLDER)
 @click.argument("photo", type=click.Path(path_type=Path))
-@click.option("--out", "path", metavar="FILE.png", type=FILE, help="Picture to draw; without it there is only text.")
+@click.option("--out", "path", metavar="FILE.png", type=FILE, help="PNG, PDF or SVG file to draw.")
+@title_option
 @click.option("--class", "class_name", metavar="NAME", help="Class to explain; by default the predicted one.")
 @click.option(
     "--neighbours", type=click.IntRange(0), metavar="K", default=5, help="How many of the nearest shots to list."
@@ -32,6 +33,7 @@ def command(
     model: Path,
     photo: Path,
     path: Path | None,
+    title: str,
     class_name: str | None,
     neighbours: int,
     encoder: ModelEncoderOptions,
@@ -45,13 +47,13 @@ def command(
     """
     from clipadapter.explain import explain
 
-    check_output_file(path, photo, suffix=".png")
+    check_output_file(path, photo, suffixes=PLOT_SUFFIXES)
     explanation = explain(encoder.load(model), photo, class_name=class_name, neighbours=neighbours)
     for note in explanation.notes:
         out.note(note)
     data, text = explanation.to_dict(), _text(explanation)
     if path is not None:
-        data["files"] = [str(explanation.to_png(path))]
+        data["files"] = [str(explanation.plot(path, title))]
         text = f"{text}\n\nwrote {path}"
     out.result(data, text)
 

@@ -13,8 +13,8 @@ import click
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_file, list_pictures
-from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION
-from clipadapter.cli.options import option, option_group, output_options, seed_option
+from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION, PLOT_SUFFIXES
+from clipadapter.cli.options import option, option_group, output_options, seed_option, title_option
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.formats import is_exported
@@ -63,7 +63,8 @@ class CheckOptions:
 )
 @click.option("--last", type=COUNT, metavar="N", help="Only the last N pictures of the stream.")
 @option_group("checks", CheckOptions)
-@click.option("--plot", type=FILE, help="PNG file to write: the stream over time.")
+@click.option("--plot", type=FILE, help="PNG, PDF or SVG file to write: the stream over time.")
+@title_option
 @click.option("--history", type=FILE, help="File to which each run adds a line of JSON.")
 @seed_option
 @option_group("encoder", ModelEncoderOptions)
@@ -77,6 +78,7 @@ def command(
     last: int | None,
     checks: CheckOptions,
     plot: Path | None,
+    title: str,
     history: Path | None,
     seed: int,
     encoder: ModelEncoderOptions,
@@ -93,8 +95,8 @@ def command(
     """
     from clipadapter.monitor import detect_drift, sort_pictures
 
-    for path, suffix in ((plot, ".png"), (history, "")):
-        check_output_file(path, suffix=suffix)
+    for path, suffixes in ((plot, PLOT_SUFFIXES), (history, ())):
+        check_output_file(path, suffixes=suffixes)
     reference_priors = _parse_shares(usual)
     opened = _open_model(model, encoder, out)
     paths, times = sort_pictures(list_pictures(stream), by)  # type: ignore[arg-type]
@@ -113,7 +115,7 @@ def command(
     if report.reference == "shots" and not usual and "label-shift" not in checks.skip:
         out.note("the reference is the shots, which are few and no random sample: --reference FOLDER is better")
     result = report.to_dict()
-    files = [str(report.to_png(plot))] if plot is not None else []
+    files = [str(report.plot(plot, title))] if plot is not None else []
     if history is not None:
         _append_line(history, {"when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stream": str(stream), **result})
     text = "\n\n".join([_format_report(report, stream), *(f"wrote {name}" for name in files)])

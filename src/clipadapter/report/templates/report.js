@@ -150,6 +150,15 @@
     select(0);
   }
 
+  function onResize(host, redraw) {
+    let width = host.clientWidth;
+    new ResizeObserver(() => {
+      if (host.clientWidth === width) return;
+      width = host.clientWidth;
+      redraw();
+    }).observe(host);
+  }
+
   // ---- confusions ----
   const counts = new Map();
   for (const r of testRows) {
@@ -166,35 +175,43 @@
     const [i, j] = cell.dataset.cell.split(",").map(Number), rows = inCell(i, j);
     all(".cell[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", false));
     cell.setAttribute("aria-pressed", true);
+    openedCell = cell.dataset.cell;
     byId("cell-title").textContent = `${cellTitle(i, j)}: ${count(rows.length, "picture")}`;
     fill(byId("cell-pictures"), rows);
   }
+  let shownClasses = [], openedCell = null;
   function matrix(shown) {
-    const k = shown.length, named = k <= 40, size = named ? Math.max(18, Math.min(44, Math.floor(540 / k))) : Math.max(5, Math.floor(720 / k));
+    shownClasses = shown;
+    // Cells fill the width of the page; they become no higher than a line of text needs.
+    const k = shown.length, named = k <= 40, available = byId("matrix-plot").parentElement.clientWidth;
     const letters = Math.max(...shown.map((i) => Math.min(20, D.classes[i].length)));
-    const left = named ? 12 + 6.6 * letters : 26, top = named ? 12 + 4.9 * letters : 26, right = named ? 4.6 * letters : 4;
+    const left = named ? 12 + 6.8 * letters : 26;
+    const level = named && (available - left - 4) / k >= 6.8 * letters + 8;  // names fit above their columns
+    const top = named && !level ? 12 + 4.9 * letters : 26, right = named && !level ? 4.8 * letters : 4;
+    const across = Math.max(named ? 18 : 5, (available - left - right) / k), down = Math.min(across, named ? 44 : 1e9);
     const place = new Map(shown.map((i, at) => [i, at]));
-    const width = left + k * size + right, height = top + k * size + 4;
+    const width = left + k * across + right, height = top + k * down + 4;
     const plot = draw("svg", { width, height, role: "group", "aria-label": "Confusion matrix" });
-    plot.append(draw("rect", { class: "back", x: left, y: top, width: k * size, height: k * size }));
+    plot.append(draw("rect", { class: "back", x: left, y: top, width: k * across, height: k * down }));
     if (named) shown.forEach((i, at) => {
-      const middle = (at + 0.5) * size, name = short(D.classes[i], 20);
-      plot.append(draw("text", { x: left - 6, y: top + middle + 4, "text-anchor": "end" }, name));
-      plot.append(draw("text", { transform: `translate(${left + middle + 3},${top - 6}) rotate(-45)` }, name));
+      const middle = (at + 0.5) * across, name = short(D.classes[i], 20);
+      plot.append(draw("text", { x: left - 6, y: top + (at + 0.5) * down + 4, "text-anchor": "end" }, name));
+      plot.append(level ? draw("text", { x: left + middle, y: top - 8, "text-anchor": "middle" }, name)
+        : draw("text", { transform: `translate(${left + middle + 3},${top - 6}) rotate(-45)` }, name));
     });
     else plot.append(draw("text", { x: left, y: 16 }, "predicted class →"), draw("text", { transform: `translate(16,${top}) rotate(-90)`, "text-anchor": "end" }, "← true class"));
     for (const [i, j, n] of cells.slice().sort((a, b) => place.get(a[0]) - place.get(b[0]) || place.get(a[1]) - place.get(b[1]))) {
       if (!place.has(i) || !place.has(j)) continue;
-      const x = left + place.get(j) * size, y = top + place.get(i) * size, share = n / totals[i];
-      const kind = i === j ? "right" : "wrong", gap = size > 10 ? 1 : 0;
+      const x = left + place.get(j) * across, y = top + place.get(i) * down, share = n / totals[i];
+      const kind = i === j ? "right" : "wrong", gap = across > 10 ? 1 : 0, opacity = i === j ? 0.15 + 0.85 * share : 0.35 + 0.65 * share;
       const cell = draw("rect", {
-        class: `cell ${kind}`, x: x + gap, y: y + gap, width: size - 2 * gap, height: size - 2 * gap, rx: size > 10 ? 2 : 0,
-        "fill-opacity": (i === j ? 0.12 + 0.6 * share : 0.35 + 0.65 * share).toFixed(2), role: "button", tabindex: -1,
+        class: `cell ${kind}`, x: x + gap, y: y + gap, width: across - 2 * gap, height: down - 2 * gap, rx: across > 10 ? 2 : 0,
+        "fill-opacity": opacity.toFixed(2), role: "button", tabindex: -1,
         "aria-pressed": false, "aria-label": `${cellTitle(i, j)}: ${count(n, "picture")}`, "data-cell": `${i},${j}`,
       });
       plot.append(cell);
-      if (named && size >= 18) {
-        plot.append(draw("text", { class: "ink", x: x + size / 2, y: y + size / 2 + 4, "text-anchor": "middle", "pointer-events": "none" }, n));
+      if (named && across >= 18) {
+        plot.append(draw("text", { class: opacity > 0.75 ? "on" : "ink", x: x + across / 2, y: y + down / 2 + 4, "text-anchor": "middle", "pointer-events": "none" }, n));
       }
     }
     byId("matrix-plot").replaceChildren(plot);
@@ -219,7 +236,7 @@
       return best;
     });
     const [i, j] = pairs.find((pair) => place.has(pair[0]) && place.has(pair[1])) || cells[0];
-    const first = plot.querySelector(`[data-cell="${i},${j}"]`);
+    const first = (openedCell && plot.querySelector(`[data-cell="${openedCell}"]`)) || plot.querySelector(`[data-cell="${i},${j}"]`);
     if (first) openCell(first);
   }
   const order = D.classes.map((_, i) => i);
@@ -227,6 +244,7 @@
   const large = D.classes.length > 25;
   choices(byId("matrix-choice"), large ? ["25 most confused", `all ${D.classes.length}`] : ["all"],
     (k) => matrix(large && k === 0 ? most : order));
+  onResize(byId("matrix-plot").parentElement, () => matrix(shownClasses));
   function listPairs(most) {
     const shown = pairs.slice(0, most).map(([i, j, n]) => make("li", {},
       make("button", { type: "button", class: "link", "data-cell": `${i},${j}` }, `${D.classes[i]} → ${D.classes[j]}`), make("span", { class: "soft" }, ` × ${n}`)));
@@ -267,10 +285,12 @@
     for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9; n++) values.push(+(n * step).toFixed(10));
     return values;
   }
+  const LABEL_LETTER = 7.6, WIDE_CHART = 560;
+  const innerWidth = (host) => Math.max(240, host.clientWidth - parseFloat(getComputedStyle(host).paddingLeft) * 2);
   function axes(host, about) {
-    const style = getComputedStyle(host), width = Math.max(240, host.clientWidth - parseFloat(style.paddingLeft) * 2);
-    const height = about.square ? Math.min(width, 440) : Math.min(340, Math.max(240, width * 0.5));
-    const left = 46, right = 14, top = 26, bottom = 42;
+    const width = innerWidth(host);
+    const height = about.square ? Math.min(width, 440) : Math.min(440, Math.max(260, width * 0.42));
+    const left = 46, right = about.right || 14, top = 26, bottom = 42;
     const x = (value) => left + (value - about.x[0]) / (about.x[1] - about.x[0]) * (width - left - right);
     const y = (value) => height - bottom - (value - about.y[0]) / (about.y[1] - about.y[0]) * (height - top - bottom);
     const plot = draw("svg", { width, height, role: "img", "aria-label": about.label });
@@ -283,71 +303,97 @@
     }
     plot.append(draw("text", { x: left, y: 13 }, about.ylabel));
     plot.append(draw("text", { x: width - right, y: height - 5, "text-anchor": "end" }, about.xlabel));
-    return { plot, x, y };
+    return { plot, x, y, height, end: width - right };
   }
-  const seriesColour = (k) => `var(--s${k % 4})`;
   const addTooltip = (element, text) => { element.append(draw("title", {}, text)); return element; };
-  function key(names) {
-    return make("ul", { class: "key" }, ...names.map((name, k) => make("li", {}, make("i", { style: `background:${seriesColour(k)}` }), name)));
+  // Names stand at the end of their lines, or above the chart where it is too narrow for them.
+  const isWide = (host) => innerWidth(host) >= WIDE_CHART;
+  const spaceForNames = (host, names) => isWide(host) ? 22 + LABEL_LETTER * Math.max(...names.map((name) => Math.min(name.length, 34))) : 14;
+  function key(series) {
+    return make("ul", { class: "key" }, ...series.map((one) => make("li", {}, make("i", { style: `background:${one.colour}` }), one.name)));
   }
-  const path = (points, k) => draw("polyline", {
-    points: points.map((point) => point.join(",")).join(" "), fill: "none", "stroke-width": 2, "stroke-linejoin": "round", style: `stroke:${seriesColour(k)}`,
+  function nameEnds(chart, ends) {
+    const gap = 16, order = ends.slice().sort((a, b) => a.y - b.y);
+    let last = -Infinity;
+    for (const one of order) { one.at = Math.max(one.y, last + gap); last = one.at; }
+    last = Math.min(last, chart.height - 42);
+    for (const one of order.reverse()) { one.at = Math.min(one.at, last); last = one.at - gap; }
+    for (const one of order) {
+      chart.plot.append(draw("line", { x1: one.x + 5, y1: one.y, x2: chart.end + 14, y2: one.at, "stroke-opacity": 0.5, style: `stroke:${one.colour}` }));
+      chart.plot.append(draw("text", { class: "name", x: chart.end + 17, y: one.at + 4, style: `fill:${one.colour}` }, short(one.name, 34)));
+    }
+  }
+  const path = (points, colour) => draw("polyline", {
+    points: points.map((point) => point.join(",")).join(" "), fill: "none", "stroke-width": 2, "stroke-linejoin": "round", style: `stroke:${colour}`,
   });
   const charts = {
     curve(host) {
       const C = D.curve, at = Math.log2, values = C.series.flatMap((s) => s.points.flatMap(([, mean, sd]) => [mean - sd, mean + sd]));
       const low = Math.max(0, Math.min(...values) - 0.02), high = Math.min(1, Math.max(...values) + 0.02);
-      const ends = [at(C.shots[0]) - 0.2, at(C.shots[C.shots.length - 1]) + 0.2];
-      const { plot, x, y } = axes(host, {
-        x: ends, y: [low, high], xticks: C.shots.map(at), yticks: ticks(low, high), xname: (value) => Math.round(2 ** value),
-        xlabel: "shots per class", ylabel: "accuracy in %, mean ± sd of draws", label: "Accuracy by number of shots; the table below has the numbers",
+      // Zero-shot has no shots: a star at 0, which stands one step to the left of the fewest shots.
+      const zero = at(C.shots[0]) - 1, last = at(C.shots[C.shots.length - 1]), hasLevel = C.series.some((s) => s.level);
+      const names = C.series.map((s) => `${s.name}  ${(100 * s.points[s.points.length - 1][1]).toFixed(1)}`);
+      const chart = axes(host, {
+        x: [(hasLevel ? zero : zero + 1) - 0.12, last + 0.12], y: [low, high], yticks: ticks(low, high), right: spaceForNames(host, names),
+        xticks: [...(hasLevel ? [zero] : []), ...C.shots.map(at)], xname: (value) => hasLevel && value === zero ? 0 : Math.round(2 ** value),
+        xlabel: "shots per class", ylabel: "accuracy in %; band: mean ± sd of draws", label: "Accuracy by number of shots; the table below has the numbers",
       });
+      const { plot, x, y } = chart, ends = [];
+      for (const series of C.series.filter((s) => !s.level)) {
+        const upper = series.points.map(([n, mean, sd]) => [x(at(n)), y(Math.min(high, mean + sd))]);
+        const lower = series.points.map(([n, mean, sd]) => [x(at(n)), y(Math.max(low, mean - sd))]).reverse();
+        plot.append(draw("polygon", { points: [...upper, ...lower].map((one) => one.join(",")).join(" "), "fill-opacity": 0.15, style: `fill:${series.colour}` }));
+      }
       C.series.forEach((series, k) => {
-        // Systems are shifted, so that their bars do not overlap.
-        const points = series.points.map(([n, mean, sd]) => [x(at(n)) + 5 * (k - (C.series.length - 1) / 2), y(mean), y(Math.max(low, mean - sd)), y(Math.min(high, mean + sd)), n, mean, sd]);
-        plot.append(path(points.map(([a, b]) => [a, b]), k));
-        for (const [a, b, c, d, n, mean, sd] of points) {
-          plot.append(draw("line", { x1: a, x2: a, y1: c, y2: d, "stroke-width": 1.5, style: `stroke:${seriesColour(k)}` }));
-          plot.append(addTooltip(draw("circle", { cx: a, cy: b, r: 4.5, style: `fill:${seriesColour(k)}` }), `${series.name}, ${count(n, "shot")}: ${percent(mean, 1)} ± ${(100 * sd).toFixed(1)}`));
+        const [n, mean] = series.points[series.points.length - 1];
+        ends.push({ name: names[k], colour: series.colour, x: x(at(n)), y: y(mean) });
+        if (series.level) {
+          plot.append(draw("line", { x1: x(zero), x2: x(last), y1: y(mean), y2: y(mean), "stroke-width": 1.5, "stroke-dasharray": "2 4", style: `stroke:${series.colour}` }));
+          plot.append(addTooltip(draw("text", { class: "star", x: x(zero), y: y(mean) + 8, "text-anchor": "middle", style: `fill:${series.colour}` }, "★"), `${series.name}: ${percent(mean, 1)}`));
+          return;
+        }
+        plot.append(path(series.points.map(([m, value]) => [x(at(m)), y(value)]), series.colour));
+        for (const [m, value, sd] of series.points) {
+          plot.append(addTooltip(draw("circle", { cx: x(at(m)), cy: y(value), r: 4.5, style: `fill:${series.colour}` }), `${series.name}, ${count(m, "shot")}: ${percent(value, 1)} ± ${(100 * sd).toFixed(1)}`));
         }
       });
-      return [key(C.series.map((s) => s.name)), plot];
+      if (!isWide(host)) return [key(C.series), plot];
+      nameEnds(chart, ends);
+      return [plot];
     },
     reliability(host) {
       const { plot, x, y } = axes(host, {
         x: [0, 1], y: [0, 1], xticks: ticks(0, 1), yticks: ticks(0, 1), square: true, xlabel: "confidence in %", ylabel: "accuracy in %",
         label: "Reliability diagram: " + D.reliability.map((s) => `${s.name}, error ${percent(s.error, 1)}`).join("; "),
       });
-      plot.append(draw("line", { class: "grid", "stroke-dasharray": "4 4", "stroke-width": 1.5, x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
+      plot.append(draw("line", { class: "diagonal", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
       D.reliability.map((series, k) => [series, k]).reverse().forEach(([series, k]) => {
         const most = Math.max(...series.bins.map((bin) => bin[2]));
-        const line = path(series.bins.map(([p, right]) => [x(p), y(right)]), k);
-        line.setAttribute("stroke-opacity", k ? 0.5 : 0.9);
+        const line = path(series.bins.map(([p, right]) => [x(p), y(right)]), series.colour);
+        line.setAttribute("stroke-opacity", 0.35);
+        line.setAttribute("stroke-width", 1.5);
         plot.append(line);
         for (const [p, right, n] of series.bins) {
-          plot.append(addTooltip(draw("circle", { cx: x(p), cy: y(right), r: 3 + 8 * Math.sqrt(n / most), style: `fill:${seriesColour(k)}`, "fill-opacity": k ? 0.45 : 0.85 }),
+          plot.append(addTooltip(draw("circle", { cx: x(p), cy: y(right), r: 3 + 9 * Math.sqrt(n / most), style: `fill:${series.colour}`, "fill-opacity": k ? 0.4 : 0.85 }),
             `${series.name}: ${count(n, "picture")} at ${percent(p)} on average, accuracy ${percent(right)}`));
         }
       });
-      return [key(D.reliability.map((s) => s.name)), plot];
+      return [key(D.reliability), plot];
     },
     risk(host) {
       const high = Math.max(0.01, ...D.risk.flatMap((s) => s.points.map((point) => point[1]))) * 1.05;
       const { plot, x, y } = axes(host, {
-        x: [0, 1], y: [0, high], xticks: ticks(0, 1), yticks: ticks(0, high), xlabel: "predicted pictures in %, highest confidence first", ylabel: "wrong predictions in %",
+        x: [0, 1], y: [0, high], xticks: ticks(0, 1), yticks: ticks(0, high), square: true, xlabel: "predicted pictures in %, highest confidence first", ylabel: "wrong predictions in %",
         label: "Share of wrong predictions by share of predicted pictures",
       });
-      D.risk.map((series, k) => [series, k]).reverse().forEach(([series, k]) => plot.append(addTooltip(path(series.points.map(([c, r]) => [x(c), y(r)]), k), series.name)));
-      return [key(D.risk.map((s) => s.name)), plot];
+      for (const series of D.risk.slice().reverse()) plot.append(addTooltip(path(series.points.map(([c, r]) => [x(c), y(r)]), series.colour), series.name));
+      return [key(D.risk), plot];
     },
   };
   for (const host of all("[data-chart]")) {
-    let width = 0;
-    new ResizeObserver(() => {
-      if (host.clientWidth === width) return;
-      width = host.clientWidth;
-      host.replaceChildren(...charts[host.dataset.chart](host));
-    }).observe(host);
+    const redraw = () => host.replaceChildren(...charts[host.dataset.chart](host));
+    redraw();
+    onResize(host, redraw);
   }
 
   // ---- the map ----
@@ -363,7 +409,7 @@
     const words = test ? `${D.classes[label]}${wrong(i) ? `, predicted as ${D.classes[D.test.answer[i]]}` : ""}: ${D.test.name[i]}` : `shot of ${D.classes[label]}: ${D.shots.name[i]}`;
     const shape = test ? draw("circle", { cx: x, cy: y, r: 7.5 }) : draw("rect", { x: x - 5.5, y: y - 5.5, width: 11, height: 11, "fill-opacity": 0.5 });
     shape.style.fill = classColour(label);
-    if (test && wrong(i)) { shape.style.stroke = "var(--bad)"; shape.setAttribute("stroke-width", 3.5); }
+    if (test && wrong(i)) { shape.style.stroke = "var(--ring)"; shape.setAttribute("stroke-width", 3.5); }
     for (const [name, value] of Object.entries({ class: "point", role: "button", tabindex: -1, "aria-label": words })) shape.setAttribute(name, value);
     Object.assign(shape, { about: { test, i, label, wrong: test && wrong(i) } });
     return shape;

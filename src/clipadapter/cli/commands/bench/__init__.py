@@ -12,7 +12,7 @@ from clipadapter.cli.commands.bench.speed import speed
 from clipadapter.cli.groups import SuggestingGroup
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import FOLDER
-from clipadapter.cli.options import output_options
+from clipadapter.cli.options import output_options, plot_format_option, title_option
 from clipadapter.cli.output import Output, facts, table
 
 if TYPE_CHECKING:
@@ -82,13 +82,17 @@ def _counts(study: Study) -> dict[str, int | str]:
 @click.argument("suite")
 @folder_option
 @click.option("--published", is_flag=True, help="Add the published results beside the measured ones.")
+@title_option
+@plot_format_option
 @output_options
-def report(suite: str, folder: Path, published: bool, out: Output) -> None:
+def report(suite: str, folder: Path, published: bool, title: str, plot_formats: tuple[str, ...], out: Output) -> None:
     """Write the tables and plots of a suite: Markdown, CSV, LaTeX and one HTML page."""
     from clipadapter.bench import load_study, write_report
 
     study = load_study(folder, suite)
-    files = write_report(study, check_output_folder(folder), published=published)
+    files = write_report(
+        study, check_output_folder(folder), published=published, plot_formats=plot_formats, title=title
+    )
     out.result(
         {"suite": suite, "files": [str(path) for path in files]},
         facts([(path.suffix[1:], path) for path in files]),
