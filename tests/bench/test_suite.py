@@ -2,13 +2,14 @@ import pytest
 
 from clipadapter.bench import default_heads
 from clipadapter.bench.plan import get_varied_value
-from clipadapter.bench.suite import Suite, Variant, list_suites, load_suite, make_head, parse_suite
+from clipadapter.bench.suite import EXAMPLES, Suite, Variant, list_suites, load_suite, make_head, parse_suite
+from clipadapter.encoders import check_uri
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.heads.clip_adapter import ClipAdapter
 
 
 @pytest.mark.parametrize("name", list_suites())
-def test_every_shipped_suite_makes_its_heads(name):
+def test_every_shipped_suite_makes_its_heads_and_names_encoders(name):
     suite = load_suite(name)
     assert suite.name == name
     assert suite.title
@@ -16,6 +17,8 @@ def test_every_shipped_suite_makes_its_heads(name):
     assert suite.source
     for variant in suite.all_variants():
         make_head(variant)
+    for uri in suite.encoders:
+        check_uri(uri)
 
 
 def test_the_package_has_the_studies_of_the_paper():
@@ -131,14 +134,37 @@ def test_a_suite_of_ones_own(tmp_path):
     [
         ("title = ", "suite 'own' is not TOML"),
         ('title = "t"', "names no head"),
-        ('title = "t"\nheads = ["knn"]\nshot = [1]', "shot Extra inputs"),
+        ('title = "t"\nheads = ["knn"]\nshot = [1]', "no field of a suite is called 'shot'. Did you mean 'shots'"),
         ('title = "t"\nheads = ["knn"]\nshots = [0]', "shots must be 1 or more"),
         ('title = "t"\nheads = ["knn"]\nprotocol = "all"', "protocol"),
+        ('title = "t"\nheads = ["knn", 5]', r"'heads', entry 2 is 5: .*; write it as in heads = \["),
+        ('title = "t"\nheads = "knn"', r"'heads' is 'knn': .* list; write it as in heads = \["),
+        (
+            'title = "t"\nheads = [{ head = "knn", parms = {} }]',
+            "a head with parameters is called 'parms'. Did",
+        ),
+        ('title = "t"\nvary = [{ head = "knn" }]', "'vary', entry 1, 'parameter' is missing; write it as in vary = "),
+        ('title = "t"\nheads = ["knn"]\nviews = "epoch"', "'views' is 'epoch': .*write it as in views = 10, or"),
+        ('title = "t"\nheads = ["knn"]\nstream = { orders = [{ nam = "x" }] }', "'orders', entry 1, 'name' is missing"),
     ],
 )
 def test_a_damaged_suite_is_refused(text, error):
     with pytest.raises(DataError, match=error):
         parse_suite("own", text)
+
+
+def test_a_head_with_parameters_may_stand_among_the_names_of_heads():
+    suite = parse_suite("own", 'title = "t"\nheads = ["knn", { head = "clip-adapter", params = { alpha = 0.2 } }]')
+    assert [variant.title for variant in suite.all_variants()] == ["knn", "clip-adapter (alpha=0.2)"]
+    assert Suite.model_validate(suite.model_dump()) == suite
+
+
+def test_examples_in_messages_are_accepted():
+    for field, example in EXAMPLES.items():
+        text = example.partition(", or ")[0]
+        heads = "" if field in ("heads", "variants", "vary") else 'heads = ["clip-adapter"]\n'
+        protocol = {"options": "cross-validation", "stream": "stream"}.get(field, "few-shot")
+        parse_suite("own", f'title = "t"\nprotocol = "{protocol}"\n{heads}{text}').all_variants()
 
 
 def test_names_that_nothing_has():

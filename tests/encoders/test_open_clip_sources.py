@@ -122,15 +122,29 @@ def test_what_is_no_repository_is_refused(name):
 def test_a_repository_that_is_out_of_reach_says_what_to_do(hub_cache):
     with pytest.raises(EncoderUnavailableError) as error:
         create_encoder(f"hf-hub:{REPO}")
-    for part in ("open_clip_config.json of hf-hub:imageomics/bioclip", "Check the name", "local-dir:PATH", "lite"):
+    for part in ("open_clip_config.json of hf-hub:imageomics/bioclip", "check the name", "local-dir:PATH", "lite"):
         assert part in str(error.value)
 
 
-def test_a_repository_without_a_model_of_open_clip_is_refused(hub_cache, monkeypatch):
+@pytest.mark.parametrize(
+    ("repo", "advice"),
+    [("ann/clip", "take one of"), ("openai/clip-vit-base-patch32", "say open_clip:ViT-B-32/openai for these weights")],
+)
+def test_a_repository_without_a_model_of_open_clip_is_refused(repo, advice, hub_cache, monkeypatch):
     monkeypatch.setattr(sources, "hub_answers", lambda repo, name: True)
     monkeypatch.setattr(sources, "download_file", lambda repo, name, revision: None)
-    with pytest.raises(EncoderUnavailableError, match="openai/clip has no open_clip_config.json, so it is no model of"):
-        create_encoder("hf-hub:openai/clip")
+    message = f"{repo} has no open_clip_config.json, so it is no model of open_clip: {advice}"
+    with pytest.raises(EncoderUnavailableError, match=message):
+        create_encoder(f"hf-hub:{repo}")
+
+
+def test_a_configuration_without_preprocessing_names_how_open_clip_opens_the_weights(hub_cache, folders, tmp_path):
+    """As apple/DFN2B-CLIP-ViT-B-16, whose configuration also lacks the activation."""
+    copy = shutil.copytree(folders["tiny"], tmp_path / "copy")
+    (copy / "open_clip_config.json").write_text(json.dumps(TINY))
+    hub_cache(copy, repo="apple/DFN2B-CLIP-ViT-B-16")
+    with pytest.raises(EncoderUnavailableError, match="'mean' and 'std': say open_clip:ViT-B-16/dfn2b for these"):
+        create_encoder("hf-hub:apple/DFN2B-CLIP-ViT-B-16")
 
 
 def test_a_failed_download_names_the_file(hub_cache, folders, monkeypatch):

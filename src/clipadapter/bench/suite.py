@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from typing_extensions import Self
 
-from clipadapter.bench.continual.orders import StreamRules
+from clipadapter.bench.continual.orders import Order, StreamRules
 from clipadapter.bench.methods import default_heads
 from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import FrozenModel
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import DataError, InputError, brief
 from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.parsing import parse_toml, read_text
 from clipadapter.registry import unknown
@@ -36,7 +36,7 @@ class Variant(FrozenModel):
     """A head with some parameters.
 
     Args:
-        head: registered name.
+        head: name as in ``clipadapter heads``.
         label: its name in tables; made of the name and the parameters if empty.
         preset: published parameters to start from; "own" for those of the data set, where the head has them, and else
             those of the recipe, or the defaults.
@@ -83,7 +83,7 @@ class Vary(FrozenModel):
     """One head at several values of one parameter.
 
     Args:
-        head: registered name.
+        head: name as in ``clipadapter heads``.
         parameter: the one that varies.
         values: its values.
         params: other parameters that differ from the default.
@@ -117,15 +117,18 @@ class Suite(FrozenModel):
         title: one line.
         question: the question that it answers.
         source: the paper's table or figure.
-        protocol: name of a protocol: how the data sets become fits and test parts; see `bench.protocols`.
+        protocol: how the data sets become fits and test parts: "few-shot", "cross-validation", "base-to-new",
+            "cross-dataset", "shift" or "stream".
         options: of the protocol, such as ``folds = 10`` of "cross-validation".
-        figure: the kind of plot in the report.
-        heads: registered names; ``"all"`` for every head.
+        figure: the plot of the report: "curves" over shots; "axis", over the varied parameter; "bars"; "efficiency",
+            accuracy over seconds of a fit; or "projection", features in the plane.
+        heads: names as in ``clipadapter heads``; ``"all"`` for every head. A table, as for ``variants``, is a head with
+            parameters.
         variants: heads with parameters.
         vary: heads over values of a parameter.
         prompts: how class text is made; by default with the data set's own templates.
         shots: shots per class; in streams also "all".
-        seeds: of the draws.
+        seeds: each draws other shots; tables have mean and standard deviation over them.
         views: views of each picture, the plain one included; "per-epoch" gives each head the plain one and a view for
             each of its epochs, and a head without epochs the plain one alone.
         crop: crop scale of the views: "tip" for 0.5 to 1 of the picture's area, "coop" for 0.08 to 1.
@@ -152,6 +155,18 @@ class Suite(FrozenModel):
     data: list[str] = Field(default_factory=list)
     encoders: list[str] = Field(default_factory=list)
     stream: StreamRules = Field(default_factory=StreamRules)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_tables_to_variants(cls, data: Any) -> Any:
+        """A head with parameters may stand among the names of heads."""
+        if not isinstance(data, Mapping) or not isinstance(heads := data.get("heads"), list):
+            return data
+        tables = [entry for entry in heads if isinstance(entry, Mapping)]
+        if not tables or not isinstance(variants := data.get("variants", []), list):
+            return data
+        names = [entry for entry in heads if not isinstance(entry, Mapping)]
+        return {**data, "heads": names, "variants": [*tables, *variants]}
 
     @model_validator(mode="after")
     def _has_work(self) -> Self:
@@ -261,9 +276,56 @@ def parse_suite(name: str, text: str) -> Suite:
     try:
         return Suite(**{"name": name, **fields})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"suite '{name}': {where + ' ' if where else ''}{first['msg']}") from error
+        raise DataError(f"suite '{name}': {_explain(error)}") from error
+
+
+EXAMPLES = {
+    "heads": 'heads = ["zero-shot", { head = "clip-adapter", params = { alpha = 0.2 } }]',
+    "variants": 'variants = [{ head = "clip-adapter", params = { alpha = 0.2 } }]',
+    "vary": 'vary = [{ head = "clip-adapter", parameter = "alpha", values = [0.2, 0.5] }]',
+    "prompts": 'prompts = [{ label = "name alone", templates = ["{}"] }]',
+    "shots": "shots = [1, 4, 16]",
+    "seeds": "seeds = [1, 2, 3]",
+    "views": 'views = 10, or views = "per-epoch"',
+    "data": 'data = ["dtd", "eurosat"]',
+    "encoders": 'encoders = ["open_clip:ViT-B-32/openai"]',
+    "options": "options = { folds = 10 }",
+    "stream": "stream = { classes_per_task = 10 }",
+}
+"""How fields are written that are more than a text or a number."""
+
+
+TABLES: dict[str, tuple[str, type[FrozenModel]]] = {
+    "heads": ("head with parameters", Variant),
+    "variants": ("head with parameters", Variant),
+    "vary": ("table of 'vary'", Vary),
+    "prompts": ("table of 'prompts'", Prompts),
+    "stream": ("table 'stream'", StreamRules),
+}
+"""What the tables in a field are called, and their fields."""
+MODELS: list[type[FrozenModel]] = [Suite, Order, *(model for _, model in TABLES.values())]
+FIELD_NAMES = {name for model in MODELS for name in model.model_fields}
+
+
+def _explain(error: ValidationError) -> str:
+    """What is wrong with the first wrong value of a suite, and how it is written."""
+    first = error.errors()[0]
+    message, location = first["msg"].removeprefix("Value error, "), first["loc"]
+    if not location:
+        return message
+    field = str(location[0])
+    if first["type"] == "extra_forbidden":
+        kind, model = TABLES.get(field, ("suite", Suite)) if len(location) > 1 else ("suite", Suite)
+        if "orders" in location:
+            kind, model = "table of 'orders'", Order
+        return str(unknown(f"field of a {kind}", str(location[-1]), list(model.model_fields)))
+    # Between the names of fields stand the types that a value may have, which say nothing to the author of a suite.
+    parts = [part for part in location if isinstance(part, int) or part in FIELD_NAMES]
+    where = ", ".join(f"entry {part + 1}" if isinstance(part, int) else f"'{part}'" for part in parts)
+    what = (
+        "is missing" if first["type"] == "missing" else f"is {brief(first['input'])}: {message[0].lower()}{message[1:]}"
+    )
+    return f"{where} {what}" + (f"; write it as in {EXAMPLES[field]}" if field in EXAMPLES else "")
 
 
 def _shipped() -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.option_types import COUNT, FILE
+from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE
 from clipadapter.cli.options import MAX_PIXELS_ATTRIBUTES, field_option, option
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
@@ -29,6 +29,7 @@ class EncoderOptions:
     uri: str | None = option(
         "--encoder",
         default="auto",
+        type=ENCODER_URI,
         metavar="URI",
         help="Encoder; 'clipadapter encoders' lists them. auto: CLIP ViT-B/32 if it is available, else lite.",
     )
@@ -100,7 +101,10 @@ class ModelEncoderOptions(EncoderOptions):
     """The same for a fitted model, which has an encoder already."""
 
     uri: str | None = option(
-        "--encoder", metavar="URI", help="Where the encoder of the model is now, if its weights were moved."
+        "--encoder",
+        type=ENCODER_URI,
+        metavar="URI",
+        help="Where the encoder of the model is now, if its weights were moved.",
     )
 
     @property

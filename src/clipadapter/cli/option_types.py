@@ -36,6 +36,27 @@ class Fraction(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 FRACTION = Fraction()
 
 
+class EncoderUri(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """The URI of an encoder, which is checked before the command imports torch."""
+
+    name = "uri"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the URI.
+
+        Raises:
+            InputError: if its text shows that it can't be opened.
+            EncoderUnavailableError: if the file or folder that it names is missing.
+        """
+        from clipadapter.encoders.registry import check_uri
+
+        check_uri(str(value))
+        return str(value)
+
+
+ENCODER_URI = EncoderUri()
+
+
 class LateChoice(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A choice whose names are listed only when they are needed: listing plug-ins takes long.
 

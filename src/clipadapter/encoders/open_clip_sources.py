@@ -434,7 +434,7 @@ def _hub_file(uri: str, repo: str, names: list[str], revision: str | None) -> st
     if not hub_answers(repo, names[0]):
         raise EncoderUnavailableError(
             f"{names[0]} of {uri} is not in the hub's cache on this machine, and the hub does not answer or has no "
-            f"such repository. {_other_name(repo, 'Check the name.')} {ADVICE}."
+            f"such repository: {_other_name(repo, 'check the name')}. {ADVICE}."
         )
     for name in names:
         try:
@@ -452,7 +452,7 @@ def _hub_file(uri: str, repo: str, names: list[str], revision: str | None) -> st
 def _other_name(repo: str, otherwise: str = "") -> str:
     """How open_clip opens the weights of a repository, as advice; if they are not known to be there, another advice."""
     name = find_repository_name(repo)
-    return f"say {name} for these weights." if name else otherwise
+    return f"say {name} for these weights" if name else otherwise
 
 
 def _read_config(path: Path, place: str, advice: str = "") -> dict[str, Any]:

@@ -45,3 +45,11 @@ def test_an_unknown_encoder(run):
     result = run("encoders", "light")
     assert result.exit_code == 1
     assert "Did you mean 'lite'?" in result.stderr
+
+
+def test_a_wrong_encoder_of_a_command_is_refused_before_torch_is_imported(run, tmp_path):
+    for command in (["fit", tmp_path], ["bench", "run", "backbones"]):
+        with recorded("torch", "open_clip") as tried:
+            result = run(*command, "--encoder", "open_clip:ViT-B-32/opnai")
+        assert result.exit_code == 1 and tried == []
+        assert "'ViT-B-32' has no weights 'opnai'. Did you mean 'openai'?" in result.stderr

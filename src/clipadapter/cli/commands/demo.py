@@ -13,7 +13,7 @@ from clipadapter.cli.commands.compare import comparison_record, note_comparison
 from clipadapter.cli.encoder_options import EncoderOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.option_types import ENCODER_URI, FOLDER
 from clipadapter.cli.options import option, option_group, output_options, seeds_option, shots_option
 from clipadapter.cli.output import Output
 from clipadapter.files import quote_path
@@ -32,7 +32,7 @@ class DemoEncoderOptions(EncoderOptions):
     """The same with the encoder that needs no network by default."""
 
     uri: str | None = option(
-        "--encoder", default="lite", metavar="URI", help="Encoder; 'clipadapter encoders' lists them."
+        "--encoder", default="lite", type=ENCODER_URI, metavar="URI", help="Encoder; 'clipadapter encoders' lists them."
     )
 
 

@@ -11,7 +11,7 @@ import click
 
 from clipadapter.cli.encoder_options import device_option
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.option_types import COUNT, FILE, FOLDER, parse_counts
+from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
 from clipadapter.cli.options import max_pixels_option, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import DataError, InputError
@@ -47,7 +47,7 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 @click.command(epilog=EXAMPLE)
 @click.argument("suite")
 @click.option("--data", "-d", multiple=True, metavar="NAME|PATH", help="Data set. May be repeated.")
-@click.option("--encoder", "-e", multiple=True, metavar="URI", help="Encoder. May be repeated.")
+@click.option("--encoder", "-e", multiple=True, type=ENCODER_URI, metavar="URI", help="Encoder. May be repeated.")
 @click.option("--heads", metavar="NAME,...", help="Only these heads of the suite.")
 @click.option(
     "--shots",
@@ -105,6 +105,7 @@ def run(
     from clipadapter.bench import FEATURES, estimate, load_suite, open_source, run_suite
     from clipadapter.bench.launchers import create_launcher
     from clipadapter.bench.trackers import create_tracker
+    from clipadapter.encoders import check_uri
     from clipadapter.features import PER_EPOCH
 
     study = _change_streams(_change_suite(load_suite(suite), heads, shots, seeds), order, per_task)
@@ -114,6 +115,8 @@ def run(
             "there is no data set: give --data NAME or --data FOLDER. 'clipadapter data list' lists the names"
         )
     encoders = encoder or tuple(study.encoders) or ("auto",)
+    for uri in encoders:
+        check_uri(uri)
     cost = estimate(study, specs, encoders, root=root)
     if dry_run:
         out.result(_cost_data(study, specs, encoders, cost), _cost_text(study, encoders, cost))
