@@ -50,6 +50,37 @@ def test_runs_in_the_records_are_not_repeated(noisy_squares, compare):
     assert json.loads(second.stdout) == found
 
 
+def test_parameters_of_heads_can_be_set(noisy_squares, tmp_path, compare):
+    options = ("--heads", "knn,clip-adapter", "--encoder", "toy", "--shots", 1, "--seeds", 1)
+    settings = ("--set", "knn.k=2", "--set", "clip-adapter.alpha=0.2", "--set", "clip-adapter.epochs=1")
+    result = compare(noisy_squares, *options, *settings)
+    assert result.exit_code == 0, result.stderr
+    params = {run.head: run.params for run in read_runs(tmp_path / "out" / "runs.jsonl")}
+    assert set(params) == {"zero-shot", "linear-probe", "knn (k=2)", "clip-adapter (alpha=0.2, epochs=1)"}
+    assert params["knn (k=2)"]["k"] == 2
+
+
+def test_the_head_need_not_be_named_if_there_is_one(noisy_squares, compare):
+    result = compare(noisy_squares, *HEADS, "--shots", 1, "--seeds", 1, "--set", "C=10")
+    assert result.exit_code == 0 and "linear-probe (C=10)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("heads", "settings", "message"),
+    [
+        ("knn,gda", ["k=2"], "--set takes HEAD.KEY=VALUE, such as clip-adapter.alpha=0.2, but got 'k=2'"),
+        ("knn", ["k"], "--set takes HEAD.KEY=VALUE"),
+        ("knn,gda", ["kn.k=2"], "no head of this comparison is called 'kn'. Did you mean 'knn'?"),
+        ("knn", ["n=2"], "no parameter of knn is called 'n'. Known: k, "),
+        ("knn", ["k=2", "knn.k=3"], "knn.k is set twice: several values are compared by a suite with 'vary'"),
+    ],
+)
+def test_wrong_settings_are_errors(noisy_squares, compare, heads, settings, message):
+    options = [part for setting in settings for part in ("--set", setting)]
+    result = compare(noisy_squares, "--heads", heads, "--encoder", "toy", *options)
+    assert result.exit_code == 1 and message in result.stderr, result.stderr
+
+
 def test_small_classes_and_test_pictures_among_the_shots_are_warnings(noisy_squares, compare):
     train = noisy_squares / "train"
     result = compare(train, train, *HEADS, "--shots", 8, "--seeds", 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend
-from clipadapter.cli.fit_options import PromptOptions
+from clipadapter.cli.fit_options import HeadOptions, PromptOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_folder, open_dataset
 from clipadapter.cli.option_types import FOLDER
@@ -23,6 +23,8 @@ from clipadapter.cli.options import (
     title_option,
 )
 from clipadapter.cli.output import Output
+from clipadapter.errors import InputError
+from clipadapter.registry import unknown
 
 if TYPE_CHECKING:
     from clipadapter.bench import Comparison
@@ -34,6 +36,14 @@ if TYPE_CHECKING:
 @click.argument("shots_from", metavar="SHOTS", type=FOLDER)
 @click.argument("test_from", metavar="[TEST]", type=FOLDER, required=False)
 @click.option("--heads", metavar="NAME,...", help="Heads to compare, see 'clipadapter heads'; by default all.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="[HEAD.]KEY=VALUE",
+    help="Parameter of a head, such as clip-adapter.alpha=0.2; with one head in --heads also alpha=0.2. May be "
+    "repeated.",
+)
 @shots_option
 @seeds_option
 @folds_option
@@ -49,6 +59,7 @@ def command(
     shots_from: Path,
     test_from: Path | None,
     heads: str | None,
+    settings: tuple[str, ...],
     shots: list[int],
     seeds: int,
     folds: int,
@@ -70,7 +81,7 @@ def command(
 
     train, test = _open_splits(shots_from, test_from)
     train, test = prompts.rename_classes(train), None if test is None else prompts.rename_classes(test)
-    selected = _create_heads(heads)
+    selected = _create_heads(heads, settings)
     prompt_parameters = prompts.classifier_parameters(train.class_names)
     check_output_folder(folder)
     model = encoder_options.create_classifier(out, **prompt_parameters)
@@ -96,14 +107,43 @@ def _open_splits(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dat
     return open_dataset(shots_from, None, default="train"), open_dataset(test_from, None, default="test")
 
 
-def _create_heads(names: str | None) -> dict[str, Head]:
+def _create_heads(names: str | None, settings: Sequence[str]) -> dict[str, Head]:
+    """Return the heads by their name in the table, which says the parameters that were set."""
     from clipadapter.bench import BASELINES, default_heads
-    from clipadapter.heads import create_head
+    from clipadapter.bench.suite import Variant
 
-    if names is None:
-        return default_heads()
-    selected = [name.strip() for name in names.split(",") if name.strip()]
-    return {name: create_head(name) for name in dict.fromkeys([*BASELINES, *selected])}
+    selected = list(default_heads()) if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    own_settings = _split_settings(settings, selected)
+    heads = {}
+    for name in dict.fromkeys([*BASELINES, *selected] if names is not None else selected):
+        options = HeadOptions(name, settings=own_settings.get(name, ()))
+        heads[Variant(head=name, params=options.parameters()).title] = options.create()
+    return heads
+
+
+def _split_settings(settings: Sequence[str], selected: Sequence[str]) -> dict[str, list[str]]:
+    """Return the settings of each head, as ``KEY=VALUE``.
+
+    Raises:
+        InputError: if a setting names no head of the comparison, or a parameter is set twice.
+    """
+    own_settings: dict[str, list[str]] = {}
+    known: set[tuple[str, str]] = set()
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        name, dot, key = path.rpartition(".")
+        if not equals or (not dot and len(selected) != 1):
+            raise InputError(f"--set takes HEAD.KEY=VALUE, such as clip-adapter.alpha=0.2, but got '{setting}'")
+        name = name or selected[0]
+        if name not in selected:
+            raise unknown("head of this comparison", name, list(selected))
+        if (name, key) in known:
+            raise InputError(
+                f"{name}.{key} is set twice: several values are compared by a suite with 'vary', see docs/suites.md"
+            )
+        known.add((name, key))
+        own_settings.setdefault(name, []).append(f"{key}={value}")
+    return own_settings
 
 
 def note_comparison(result: Comparison, out: Output) -> None:
