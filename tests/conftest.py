@@ -107,7 +107,7 @@ def folders(tmp_path_factory, write_model, narrow_clip):
         "tiny": (TINY, CLIP),
     }
     written = {name: write_model(root / name, *both) for name, both in configs.items()}
-    _letter_tokenizer().save_pretrained(written["SigLIP"])
+    letter_tokenizer().save_pretrained(written["SigLIP"])
     return written
 
 
@@ -127,7 +127,7 @@ def opened(folders):
     return get
 
 
-def _letter_tokenizer():
+def letter_tokenizer():
     """A tokenizer of letters in the layout of SigLIP's: sentence pieces, then the end mark."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
