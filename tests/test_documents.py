@@ -43,9 +43,15 @@ def test_the_readme_runs_from_top_to_bottom(pictures):
             run_python(block.code)
         else:
             for line in block.code.splitlines():
-                # Every head once: four times as many fits show no more of the command.
-                run_command(line.replace("--shots 1,4 --seeds 2", "--shots 1 --seeds 1"))
+                # Two heads once: without --heads the command compares all (tests/cli/commands/test_compare.py).
+                run_command(line.replace("--shots 1,4 --seeds 2", "--shots 1 --seeds 1 --heads knn,tip-adapter"))
     assert (pictures / "model" / "config.json").is_file()
+
+
+def test_the_commands_of_the_first_page_are_in_the_readme():
+    commands = {line.split("#")[0].strip() for block in marked(README) for line in block.code.splitlines()}
+    (block,) = marked(read_page("docs/index.md"))
+    assert {line.split("#")[0].strip() for line in block.code.splitlines()} <= commands
 
 
 @pytest.mark.slow

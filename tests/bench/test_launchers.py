@@ -154,7 +154,7 @@ def test_a_study_does_not_wait_for_its_workers_to_unload(forked):
 
 
 @pytest.mark.slow
-def test_workers_of_a_killed_parent_leave(tmp_path):
+def test_workers_of_a_killed_parent_leave(tmp_path, monkeypatch):
     code = (
         "import launcher_jobs, sys\nfrom clipadapter.bench.launchers import Job, create_launcher\n"
         "if __name__ == '__main__':\n"
@@ -162,14 +162,15 @@ def test_workers_of_a_killed_parent_leave(tmp_path):
         "    list(create_launcher('local', workers=2).run(launcher_jobs.linger, jobs))\n"
     )
     (tmp_path / "parent.py").write_text(code)
-    (tmp_path / "told").mkdir()
-    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "told")]
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": TEST_FOLDER}, stderr=subprocess.DEVNULL) as parent:
+    (tmp_path / "workers").mkdir()
+    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "workers")]
+    monkeypatch.setenv("PYTHONPATH", TEST_FOLDER, prepend=os.pathsep)
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
         try:
-            assert until(lambda: len(numbers(tmp_path / "told")) == 2, 240)
+            assert until(lambda: len(numbers(tmp_path / "workers")) == 2, 240)
         finally:
             parent.send_signal(signal.SIGKILL)
-    assert until(lambda: not any(map(alive, numbers(tmp_path / "told"))), 60)
+    assert until(lambda: not any(map(alive, numbers(tmp_path / "workers"))), 60)
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def ray(tmp_path_factory):
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", CONNECT)
-        patch.setenv("PYTHONPATH", TEST_FOLDER)
+        patch.setenv("PYTHONPATH", TEST_FOLDER, prepend=os.pathsep)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("node")))
@@ -243,6 +244,8 @@ def ray(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
 class TestRay:
+    """What kills workers comes last: to start one takes seconds."""
+
     def test_records_are_those_of_the_local_launcher(self, ray, source, tmp_path):
         expected = figures(source, tmp_path / "local", create_launcher("local", workers=1))
         assert figures(source, tmp_path / "ray", ray) == expected
@@ -267,9 +270,6 @@ class TestRay:
         assert content == ["facts", "arrays"]
         assert path.startswith(os.environ["XDG_CACHE_HOME"])
 
-    def test_killed_workers_lose_nothing(self, ray, tmp_path):
-        check_deaths(ray, tmp_path)
-
     def test_an_exception_reaches_the_caller(self, ray):
         with pytest.raises(LookupError, match="no a"):
             run(ray, launcher_jobs.fail, ["a", "a"])
@@ -279,3 +279,6 @@ class TestRay:
 
     def test_closing_stops_what_runs(self, ray, tmp_path):
         check_close(ray, tmp_path, 1)
+
+    def test_killed_workers_lose_nothing(self, ray, tmp_path):
+        check_deaths(ray, tmp_path)

@@ -18,15 +18,20 @@ def refuse(*_, **__):
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
 from clipadapter.cli.app import main
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["clipadapter", *words]
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["clipadapter", *arguments]
     try:
         main()
     except SystemExit as end:
         for stream in (sys.stdout, sys.stderr):
             print(f"exit {end.code or 0}, touched: {pathlib.Path('touched').exists()}", file=stream, flush=True)
+import urllib.request
+try:
+    urllib.request.urlopen("http://127.0.0.1:1")
+except OSError:
+    print("touched:", pathlib.Path("touched").exists())
 """
-"""Runs command after command in one process; each tells on both streams how it ended."""
+"""Runs commands in one process. Each writes to both streams how it ended; the last line shows that calls are seen."""
 
 
 @pytest.mark.slow
@@ -41,22 +46,21 @@ def test_fit_and_predict_textiles_without_a_network(tmp_path, monkeypatch):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
     (tmp_path / "names.json").write_text(json.dumps({folder: label for label, folder in expected.items()}))
-    remote = "open_clip:ViT-B-32/laion2b_s34b_b79k"  # asks the hub, which shows that connections are watched
     lines = [
         ["fit", "shots", "--out", "model", "--encoder", "lite", "--class-names", "names.json", "--json"],
         ["predict", "model", "new", "--json"],
-        ["fit", "shots", "--out", "other", "--encoder", remote],
     ]
 
     command = [sys.executable, "-c", CUT, json.dumps(lines)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
-    ends = ["exit 0, touched: False", "exit 0, touched: False", "exit 1, touched: True"]
-    for stream in (done.stdout, done.stderr):
-        assert [line for line in stream.splitlines() if line.startswith("exit ")] == ends, done.stderr
-    fitted, predicted, _ = done.stdout.split("exit ", maxsplit=2)
+    ends = ["exit 0, touched: False"] * 2
+    for stream in (process.stdout, process.stderr):
+        assert [line for line in stream.splitlines() if line.startswith("exit ")] == ends, process.stderr
+    assert process.stdout.endswith("\ntouched: True\n")
+    fitted, predicted, _ = process.stdout.split("exit ", maxsplit=2)
     assert json.loads(fitted)["shots"] == dict.fromkeys(sorted(expected), 8)
-    output, output_of_predict, _ = done.stderr.split("exit ", maxsplit=2)
+    output, output_of_predict, _ = process.stderr.split("exit ", maxsplit=2)
     assert output.startswith("encoder lite: ") and output.count("\n") == 1  # no other library has a say
     assert output_of_predict.splitlines()[1:] == []
     answers = [json.loads(line) for line in predicted.splitlines()[1:]]

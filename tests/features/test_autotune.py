@@ -207,9 +207,9 @@ def test_a_saved_model_remembers_its_precision(pictures, tmp_path):
     assert exact.predict(pictures) == labels
 
 
-def test_an_int8_model_predicts_in_fp32_where_its_tower_is_missing(pictures, own_cache, tmp_path):
+def test_an_int8_model_predicts_in_fp32_where_its_tower_is_missing(opened, pictures, own_cache, tmp_path):
     labels = ["red", "blue"] * 6
-    model = FewShotClassifier("lite", precision="int8").fit(pictures, labels)
+    model = FewShotClassifier(opened("tiny").info.name, "linear-probe", precision="int8").fit(pictures, labels)
     assert model.encoder_.info.int8_calibration_digest
     model.save(tmp_path / "model")
     assert FewShotClassifier.load(tmp_path / "model").encoder_.info.precision == "int8"

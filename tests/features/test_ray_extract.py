@@ -1,4 +1,5 @@
 import io
+import os
 import socket
 import tarfile
 from pathlib import Path
@@ -220,7 +221,7 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_worker(pictures, tmp_p
     pytest.importorskip("ray.data")
     monkeypatch.setattr(socket.socket, "connect", CONNECT)
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from fsspec.implementations.local import LocalFileSystem
     from killing_files import KillingFiles

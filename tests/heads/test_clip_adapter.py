@@ -305,12 +305,12 @@ def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
             sizes.append(len(rows))
             return super()._train(shots, rows, progress, before)
 
-    all_folds = Counting().fit(X, y, text=text).alpha_
+    all_folds = Counting(steps=40).fit(X, y, text=text).alpha_
     assert sizes == [27, 18, 18, 18]
     for enough, folds in ((27, 3), (19, 3), (18, 2), (10, 2), (9, 1), (1, 1)):
         sizes.clear()
         monkeypatch.setattr(clip_adapter, "SUFFICIENT_SHOTS_FOR_RATIO", enough)
-        fewer = Counting().fit(X, y, text=text).alpha_
+        fewer = Counting(steps=40).fit(X, y, text=text).alpha_
         assert sizes == [27, *[18] * folds], enough
         assert fewer == pytest.approx(all_folds, abs=0.1)
 
@@ -466,7 +466,7 @@ def test_threads_change_no_bit_of_a_fit(monkeypatch):
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            fitted.append(ClipAdapter(steps=30).fit(X, y, text=text))
+            fitted.append(ClipAdapter(steps=10).fit(X, y, text=text))
     finally:
         torch.set_num_threads(before)
     for other in fitted[1:]:

@@ -165,7 +165,7 @@ def test_bad_solver_is_named():
         LinearProbe(solver="saga").fit(X, y)
 
 
-@pytest.mark.parametrize("run", ["shot1_seed1", "shot4_seed2", "shot16_seed3"])
+@pytest.mark.parametrize("run", ["shot1_seed1", "shot16_seed3"])
 def test_released_search_finds_the_same_c_and_its_probe_the_same_classes(run):
     figures, _ = golden("lpclip")
     rows, held = figures[f"train_index_{run}"], figures[f"val_index_{run}"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -13,12 +13,14 @@ from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at, risk
 values = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(values, values)
 def test_auroc_is_scikit_learns(known, unknown):
     expected = roc_auc_score([0] * len(known) + [1] * len(unknown), known + unknown)
     assert auroc(known, unknown) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(values, values, st.sampled_from([0.25, 0.5, 0.8, 0.95, 1.0]))
 def test_fpr_is_the_least_over_thresholds_that_let_enough_known_pass(known, unknown, tpr):
     allowed = [t for t in known if sum(k <= t for k in known) / len(known) >= tpr - 1e-12]
@@ -42,6 +44,7 @@ def test_risk_coverage_by_hand():
     np.testing.assert_allclose(risk, [0, 1 / 2, 2 / 3, 1 / 2])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=7))
 def test_the_area_is_the_mean_over_all_orders_of_ties(rows):
     confidence, correct = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
@@ -53,6 +56,7 @@ def test_the_area_is_the_mean_over_all_orders_of_ties(rows):
     assert aurc(confidence, correct) == pytest.approx(np.mean(areas), abs=5 * np.std(areas) / 20 + 1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=9))
 def test_the_excess_is_above_the_best_order(rows):
     confidence, correct = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])

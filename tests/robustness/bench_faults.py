@@ -1,7 +1,7 @@
 """Runs a suite on pictures, killed or on a full disk before some operations on files, and goes on with it.
 
-Usage: bench_faults.py FOLDER POINTS WAY, where WAY is killed or full. It writes how many points were tried; what is
-wrong ends it with an AssertionError.
+Usage: bench_faults.py FOLDER POINTS. It writes how many points were tried; what is wrong ends it with an
+AssertionError.
 """
 
 import importlib
@@ -11,6 +11,7 @@ import shutil
 import sys
 import traceback
 from contextlib import nullcontext, suppress
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -74,7 +75,7 @@ def records(out):
     }
 
 
-def main(folder, points, way):
+def main(folder, points):
     data, count = folder / "pictures", folder / "count"
     pictures(data)
     assert in_child(data, folder / "whole", OPERATIONS.counted(), count) == 0
@@ -84,15 +85,14 @@ def main(folder, points, way):
             importlib.import_module(name)
     assert len(expected) == RECORDS
     tried = sorted({i * number // points for i in range(points)})
-    for at in tried:
-        out = folder / str(at)
+    for way, at in product(("killed", "full"), tried):
+        out = folder / f"{way}{at}"
         status = in_child(data, out, getattr(OPERATIONS, way)(at))
-        assert status != 2 << 8, f"point {at}"
-        assert in_child(data, out, nullcontext()) == 0, f"point {at}"
-        found = records(out)
-        assert found == expected, f"point {at}"
+        assert status != 2 << 8, f"{way} at {at}"
+        assert in_child(data, out, nullcontext()) == 0, f"{way} at {at}"
+        assert records(out) == expected, f"{way} at {at}"
         shutil.rmtree(out)
-    sys.stdout.write(str(len(tried)))
+    sys.stdout.write(str(2 * len(tried)))
 
 
 if __name__ == "__main__":
@@ -100,4 +100,4 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     OPERATIONS = Operations(sys.argv[1])
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]))

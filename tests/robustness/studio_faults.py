@@ -1,7 +1,7 @@
 """Makes random steps in a studio's project, killed or failed before every operation on files.
 
-Usage: studio_faults.py FOLDER SEED WAY, where WAY is killed, failing or full. It writes how many points were tried;
-what is wrong ends it with an AssertionError.
+Usage: studio_faults.py FOLDER SEED. It writes how many points were tried; what is wrong ends it with an
+AssertionError.
 """
 
 import json
@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from clipadapter.errors import InputError
@@ -116,7 +117,7 @@ def failed(around, root, seed, at):
     return done
 
 
-def main(operations, folder, seed, way):
+def main(operations, folder, seed):
     root = folder / "plain"
     rng, states = random.Random(seed), []
     with Project(root) as project:
@@ -125,8 +126,9 @@ def main(operations, folder, seed, way):
             for _ in range(LENGTH):
                 act(project, rng)
                 states.append(state(project))
-    for at in range(operations.count):
-        root = folder / str(at)
+    points = operations.count
+    for way, at in product(("killed", "failing", "full"), range(points)):
+        root = folder / f"{way}{at}"
         if way == "killed":
             done = killed(operations, root, seed, at)
             check(root, states[done : done + 2])
@@ -134,10 +136,10 @@ def main(operations, folder, seed, way):
             done = failed(getattr(operations, way), root, seed, at)
             check(root, states[done : done + 1])
         shutil.rmtree(root)
-    sys.stdout.write(str(operations.count))
+    sys.stdout.write(str(3 * points))
 
 
 if __name__ == "__main__":
     from file_operations import Operations  # beside this file, and found only where it is run
 
-    main(Operations(sys.argv[1]), Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Operations(sys.argv[1]), Path(sys.argv[1]), int(sys.argv[2]))

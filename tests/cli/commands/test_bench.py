@@ -1,7 +1,4 @@
 import json
-import os
-import signal
-import time
 
 import pytest
 
@@ -144,30 +141,3 @@ def test_wrong_arguments_are_refused(run, noisy_squares, tmp_path, monkeypatch, 
 
 def test_an_empty_folder_has_a_status(run, tmp_path):
     assert "has no runs yet" in run("bench", "status", "--out", tmp_path).stdout
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_where_it_was(start, run, tmp_path, noisy_squares):
-    suite = tmp_path / "long.toml"
-    vary = '[{ head = "clip-adapter", parameter = "reduction", values = [1, 2, 4, 8] }]'
-    suite.write_text(f'title = "t"\nvary = {vary}\nshots = [1]\n')
-    place = ("--data", noisy_squares, "--encoder", "toy")
-    process = start("bench", "run", suite, *place, "--workers", 2, "--out", tmp_path / "out")
-    runs = tmp_path / "out" / "runs"
-    limit = time.time() + 240
-    while len(list(runs.glob("*.json"))) < 3 and process.poll() is None:
-        assert time.time() < limit
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    before = {path.name: path.read_bytes() for path in runs.glob("*.json")}
-    assert 3 <= len(before) < 12
-    result = run("bench", "run", suite, *place, "--workers", 1, "--out", tmp_path / "out", "--json")
-    assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["fitted"] == 12 - len(before)
-    after = {path.name: path.read_bytes() for path in runs.glob("*.json")}
-    assert before.items() <= after.items()
-    whole = run("bench", "run", suite, *place, "--workers", 1, "--out", tmp_path / "whole", "--json")
-    assert json.loads(whole.stdout)["fitted"] == 12
-    accuracies = [{r.key: r.metrics.accuracy for r in RecordFolder(tmp_path / o).read()} for o in ("out", "whole")]
-    assert accuracies[0] == accuracies[1]
