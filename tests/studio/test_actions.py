@@ -1,4 +1,5 @@
 import os
+import re
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -85,8 +86,8 @@ def test_only_uploaded_files_are_read_and_all_of_them_are_removed(actions, uploa
 def test_keys_of_pictures_are_not_used_as_paths(actions, upload_file, png):
     perform(actions, action="add-class", text="cat")
     for key in ("../secret.png", "/etc/passwd", ".studio/journal.jsonl", ""):
-        for name in ("label-picture", "remove-picture"):
-            note = perform(actions, action=name, **{"class": "cat"}, picture=key).note
+        for name in ("label-picture", "remove-pictures", "move-pictures"):
+            note = perform(actions, action=name, **{"class": "cat"}, picture=key, pictures=[key]).note
             assert note.is_error and "does not exist any more" in note.text
     assert perform(actions, action="move-pictures", **{"class": "gone"}, pictures=[]).note.text.startswith(
         "There is no class 'gone'"
@@ -106,7 +107,7 @@ ACTIONS = [
     "upload-failed",
     "label-picture",
     "move-pictures",
-    "remove-picture",
+    "remove-pictures",
     "add-tried-picture",
     "skip-picture",
     "undo",
@@ -120,7 +121,7 @@ ACTIONS = [
     data=VALUES
     | st.fixed_dictionaries(
         {"action": st.sampled_from(ACTIONS)},
-        optional=dict.fromkeys(("class", "text", "picture", "pictures", "files", "renaming"), VALUES),
+        optional=dict.fromkeys(("class", "text", "picture", "pictures", "files", "renaming", "unlabelled"), VALUES),
     )
 )
 def test_no_request_raises_an_error(actions, data):
@@ -259,8 +260,103 @@ def test_each_state_of_a_project_has_its_own_next_step(actions, upload_file, png
         steps.append(suggest_next_step(actions.project.contents))
     perform(actions, action="upload", **{"class": "cat"}, files=[upload_file(png("blue", j)) for j in range(3)])
     steps.append(suggest_next_step(actions.project.contents))
-    assert len(set(steps)) == 6 and all(text.count(".") <= 2 for text in steps)
-    assert steps[0].startswith("Name your first class") and "“dog”" in steps[3]
+    steps.append(suggest_next_step(actions.project.contents, is_saved=True))
+    steps.append(suggest_next_step(actions.project.contents, has_guess=True))
+    assert len({step.text for step in steps}) == 8 and all(step.text.count(".") <= 2 for step in steps)
+    assert [(step.button, step.class_name) for step in steps] == [
+        ("add-class", ""),
+        ("add-class", ""),
+        ("upload", "cat"),
+        ("upload", "dog"),
+        ("upload", "cat"),
+        ("save", ""),
+        ("download", ""),
+        ("label", ""),
+    ]
+
+
+class Filled(HTMLParser):
+    """Collects the filled buttons of the panels, apart from that of the selection, which is hidden at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.filled = []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if "cs-primary" in attributes.get("class", "").split() and "data-selected" not in attributes:
+            self.filled.append(attributes.get("data-class", tag))
+
+
+def test_at_most_one_button_of_the_panels_is_filled(actions, upload_file, png):
+    """The buttons for new classes, saving and downloading are no part of the panels; the status names them."""
+
+    def filled():
+        actions.session.wait_until_idle(30)
+        changed = Panels(actions.session).render_changed(Tab())
+        parser = Filled()
+        parser.feed("".join(changed.values()))
+        return re.findall('data-next="(.*?)"', changed["status"]), parser.filled
+
+    assert filled() == (["add-class"], [])
+    for name in ("cat", "dog"):
+        perform(actions, action="add-class", text=name)
+    assert filled() == (["upload"], ["label"])
+    perform(actions, action="upload", **{"class": ""}, files=[upload_file(png("red", 30))])
+    guess = next(iter(actions.session.state.guesses.values()), None) if filled() else None
+    assert filled() == (["label"], [guess[0]])
+
+
+def test_many_pictures_are_moved_and_removed_in_one_step(actions, upload_file, png):
+    for name in ("cat", "dog"):
+        perform(actions, action="add-class", text=name)
+    perform(actions, action="upload", **{"class": "cat"}, files=[upload_file(png("red", i)) for i in range(3)])
+    perform(actions, action="upload", **{"class": ""}, files=[upload_file(png("blue", i)) for i in range(3)])
+    contents = actions.project.contents
+    keys = [one.key for one in (*contents.classes["cat"][:2], *contents.unlabelled)]
+    assert perform(actions, action="move-pictures", **{"class": "dog"}, pictures=keys).note.text == (
+        "Moved 5 pictures to 'dog'."
+    )
+    dogs = [one.key for one in actions.project.contents.classes["dog"]]
+    note = perform(actions, action="remove-pictures", pictures=dogs[:4]).note
+    assert note.text == "Removed 4 pictures. Undo brings them back." and not note.is_error
+    assert [len(each) for each in actions.project.contents.classes.values()] == [1, 1]
+    perform(actions, action="undo")
+    perform(actions, action="undo")
+    assert len(actions.project.contents.classes["cat"]) == 3 and len(actions.project.contents.unlabelled) == 3
+
+
+def test_unlabelled_pictures_are_shown_by_predicted_class_on_request(actions, upload_file, png):
+    for name in ("red", "blue"):
+        perform(actions, action="add-class", text=name)
+        perform(actions, action="upload", **{"class": name}, files=[upload_file(png(name, i)) for i in range(2)])
+    for name in ("red", "blue"):
+        files = [upload_file(png(name, 10 + i)) for i in range(2)]
+        perform(actions, action="upload", **{"class": ""}, files=files)
+    actions.session.wait_until_idle(30)
+    tab, panels = Tab(), Panels(actions.session)
+    assert "cs-group" not in panels.render_changed(tab)["queue"]
+    perform(actions, tab, action="open", unlabelled="all")
+    groups = panels._queue(tab, actions.session.state, actions.project.contents)["groups"]
+    assert [(name, len(pictures)) for name, pictures in groups] == [("blue", 2), ("red", 2)]
+    for key, _, percent in groups[1][1]:
+        assert actions.session.state.guesses[key][0] == "red" and 50 <= percent <= 100
+
+
+def test_a_tried_picture_stays_when_the_same_file_is_added_to_a_class(actions, png, tmp_path):
+    """Gradio stores equal uploads in one file, and the file of an upload into a class is removed."""
+    for name in ("red", "blue"):
+        perform(actions, action="add-class", text=name)
+    actions.session.wait_until_idle(30)
+    file, tab = tmp_path / "uploads" / "tried.png", Tab()
+    file.write_bytes(png("red"))
+    actions.try_picture(tab, file)
+    perform(actions, action="upload", **{"class": "blue"}, files=[{"path": str(file), "name": "tried.png"}])
+    actions.session.wait_until_idle(30)
+    actions.update_prediction(tab)
+    assert tab.prediction.labelled_as == "blue"
+    actions.try_picture(tab, None)
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
 def test_notes_are_valid_unicode(actions, upload_file):

@@ -132,6 +132,16 @@ class Person:
 
         ActionChains(self.driver).key_down(Keys.CONTROL).send_keys("z").key_up(Keys.CONTROL).perform()
 
+    def filled(self):
+        """The texts of the filled buttons that can be seen."""
+        return self.driver.execute_script(
+            "const colour = getComputedStyle(document.body).getPropertyValue('--cs-accent').trim();"
+            "const probe = document.createElement('i'); probe.style.color = colour; document.body.append(probe);"
+            "const wanted = getComputedStyle(probe).color; probe.remove();"
+            "return [...document.querySelectorAll('button, .cs-drop, a')].filter((e) => e.checkVisibility())"
+            ".filter((e) => getComputedStyle(e).backgroundColor === wanted).map((e) => e.innerText.trim())"
+        )
+
     def leave(self):
         """Take the focus off everything."""
         self.driver.execute_script("document.activeElement.blur()")
@@ -171,7 +181,8 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
 
     person.resize(1280)
     person.open(server.url)
-    person.see(".cs-next", "Name your first class below")
+    person.see(".cs-next", "Name your first class")
+    person.until(lambda: person.filled() == ["Add class"])
 
     # Classes, by keyboard.
     person.see("textarea, input[type=text]").click()
@@ -182,7 +193,8 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
     person.see(".cs-note", "There is a class 'red' already")
     wanted = "const e = document.activeElement; return e.value.slice(e.selectionStart, e.selectionEnd)"
     person.until(lambda: person.driver.execute_script(wanted) == "red")  # the next name is written over it
-    person.see(".cs-next", "Drop a few pictures into each class")
+    person.see(".cs-next", "Add a few pictures to each class")
+    person.until(lambda: [text.endswith("choose pictures") for text in person.filled()] == [True])
 
     # By the class names alone.
     person.see("#cs-try input[type=file]").send_keys(squares(tmp_path, "green", 1, 900)[0])
@@ -197,6 +209,16 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
         assert len(server.files(name)) == 4  # on the disk when the page says so
     person.drop("red", [str(tmp_path / "bad.jpg"), str(tmp_path / "blue 0.png")])
     person.see(".cs-note", "not added: already in 'blue'. Rejected: bad.jpg (not an image).")
+    assert server.files("red")[0] == "red 0.png"  # the name that the file had
+    person.driver.execute_script("scrollTo(0, document.body.scrollHeight)")
+    left, top, right, bottom, width, height = person.driver.execute_script(
+        "const box = document.querySelector('.cs-note').getBoundingClientRect();"
+        "return [box.left, box.top, box.right, box.bottom, innerWidth, innerHeight]"
+    )
+    assert 0 <= left < right <= width and 0 <= top < bottom - 20 < bottom <= height
+    person.driver.execute_script("scrollTo(0, 0)")
+    person.see("[data-close-note]").click()
+    person.until(lambda: not person.see(".cs-note").is_displayed())
     sending = "return [...document.querySelectorAll('.cs-sending')].some((e) => e.textContent.startsWith('Sending'))"
     person.until(lambda: not person.driver.execute_script(sending))  # also where nothing was added
     person.see(".cs-accuracy", "of held-out pictures are predicted correctly")
@@ -221,6 +243,20 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
     person.see(".cs-note", "Undone: adding 1 picture to 'red'.")
     assert len(server.files("red")) == 4
 
+    # Many pictures are assigned to a class at once.
+    person.see("button", "Select pictures").click()
+    person.see('[data-drop="red"] [data-select-all]').click()
+    person.see(".cs-selected-count", "4 selected")
+    assert person.filled() == ["Move"]
+    person.see(".cs-target option", "green").click()
+    person.see(".cs-selection button", "Move").click()
+    person.see(".cs-note", "Moved 4 pictures to 'green'.")
+    assert len(server.files("green")) == 8 and not person.see(".cs-selection").is_displayed()
+    person.leave()
+    person.undo()
+    person.see(".cs-note", "Undone: labelling 4 pictures 'green'.")
+    person.see(".cs-forecast", "With 10 more pictures per class")
+
     # Selected pictures, labelled by number keys.
     person.drop("", squares(tmp_path, "red", 5, 50) + squares(tmp_path, "green", 5, 50))
     person.see(".cs-current")
@@ -236,10 +272,12 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
         )
     assert len(server.files("red")) + len(server.files("green")) == 12
 
-    # The model.
+    # The model, in the folder that the page shows.
+    folder = person.see("#cs-folder textarea, #cs-folder input").get_attribute("value")
     person.see("button", "Save the model").click()
     person.see("#cs-saved", "Saved.")
-    model = FewShotClassifier.load(server.project / ".studio" / "model", cache=None)
+    assert folder == f"{server.project}-model"
+    model = FewShotClassifier.load(folder, cache=None)
     assert model.predict([tmp_path / "green 900.png"]) == ["green"] and len(model.support_) == 16
 
 
@@ -284,7 +322,7 @@ def test_it_is_used_by_keyboard_and_nothing_hangs_over(person, server):
     person.open(server.url)
     person.see(".cs-current")
     names = []
-    for _ in range(60):
+    for _ in range(70):
         person.press(Keys.TAB)
         names.append(
             person.driver.execute_script(
@@ -297,8 +335,8 @@ def test_it_is_used_by_keyboard_and_nothing_hangs_over(person, server):
             break
     order = [names.index(name) for name in ("New class", "Add class", "Rename blue", "Add pictures to blue")]
     assert order == sorted(order) and names[-1] == "Export to ONNX"
-    assert not {"INPUT", "TEXTAREA", "BUTTON", ""} & set(names)  # everything that can be reached has a name
-    for width in (1280, 390):
+    assert not {"INPUT", "TEXTAREA", "BUTTON", ""} & set(names), names  # everything that can be reached has a name
+    for width in (1920, 1280, 390):
         person.resize(width)
         over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         person.until(lambda: person.driver.execute_script(over) == 0)  # noqa: B023

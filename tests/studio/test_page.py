@@ -104,26 +104,43 @@ def test_telemetry_is_off(page):
     assert page.run_history is False and "fonts.googleapis" not in get(url)[1]
 
 
-def test_a_failed_save_is_reported_until_something_changes(page, upload):
-    import gradio as gr  # here, since it takes seconds
+def test_the_result_of_a_save_is_reported(page, upload):
+    request, project, session = SimpleNamespace(session_hash="a"), page.session.project, page.session
 
-    tab, project, session = SimpleNamespace(session_hash="a"), page.session.project, page.session
-    assert "nothing to save yet" in page._save(tab)[0]
-    assert gr.skip() == page._poll(tab)[0]
+    def save():
+        session.notify_change()
+        text, download = page._save("", request)
+        return text, download.visible, page._tab(request).note
+
+    text, is_visible, note = save()
+    assert (text, is_visible) == ("", False) and note.is_error and "nothing to save yet" in note.text
+    assert 'data-note="1"' in page._poll(request)[0]  # shown at once, though nothing has changed
     for name in ("cat", "do`g", "eel"):
         project.add_class(name)
-    assert page._poll(tab)[0] == ""
-    assert gr.skip() == page._poll(tab)[0]
     project.add_pictures("cat", [upload("red")])
-    session.notify_change()
-    assert "`do'g`, `eel` have no pictures: the model knows only the class name." in page._save(tab)[0]
+    assert "`` do`g ``, `eel` have no pictures: the model knows only the class name." in save()[0]
     project.add_pictures("eel", [upload("blue")])
-    session.notify_change()
-    assert page._save(tab)[0].endswith(" photo.jpg`. `do'g` has no pictures: the model knows only the class name.")
-    assert gr.skip() == page._poll(tab)[0]
     project.add_pictures("do`g", [upload("green")])
-    session.notify_change()
-    assert page._save(tab)[0].endswith(" photo.jpg`.")
+    text, is_visible, note = save()
+    assert text.endswith(" photo.jpg`.") and is_visible and note.text == f"Saved: {session.default_model_folder}"
+
+
+def test_only_a_person_at_this_machine_chooses_the_folder_of_the_model(page, upload, tmp_path):
+    request, project, chosen = SimpleNamespace(session_hash="a"), page.session.project, tmp_path / "chosen"
+    for name, colour in (("cat", "red"), ("dog", "blue")):
+        project.add_class(name)
+        project.add_pictures(name, [upload(colour)])
+    page.session.notify_change()
+    page.launch(server_name="0.0.0.0", prevent_thread_lock=True)
+    assert page._load_page(request)[0].interactive is False
+    page._save(str(chosen), request)
+    assert not chosen.exists() and page.session.default_model_folder.is_dir()
+    page.close(verbose=False)
+    page.launch(prevent_thread_lock=True)
+    folder = page._load_page(request)[0]
+    assert folder.interactive and folder.value == str(page.session.default_model_folder)
+    page._save(str(chosen), request)
+    assert (chosen / "config.json").is_file()
 
 
 def test_the_space_of_the_docs_can_be_built(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.errors import ImageError, InputError, StoreError
+from clipadapter.errors import ClipAdapterError, ImageError, InputError, StoreError
 from clipadapter.studio import Project
 from clipadapter.studio.pictures import Upload
 from clipadapter.studio.session import QUEUE_PICTURES, Session
@@ -228,3 +228,31 @@ def test_a_model_is_saved_only_after_the_last_change_is_learned(session, monkeyp
     settle(session)
     with pytest.raises(InputError, match="not learned yet .the disk is full"):
         session.save_model()
+
+
+def test_a_model_is_saved_beside_the_project_or_where_a_person_says(session, tmp_path):
+    root = session.project.root
+    for name in ("red", "blue"):
+        session.project.add_pictures(name, [noisy(name, 0)])
+    session.notify_change()
+    assert session.save_model() == root.with_name(f"{root.name}-model") == session.default_model_folder
+    assert session.state.saved_revision == session.project.contents.revision
+    for text, folder in (("mine", root.parent / "mine"), (f" {tmp_path}/a/b ", tmp_path / "a" / "b")):
+        assert session.save_model(text) == folder and (folder / "config.json").is_file()
+    session.project.add_class("green")
+    assert session.state.saved_revision != session.project.contents.revision
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("text")
+    for text, reason in (
+        ("", "needs a folder"),
+        ("a\0b", "needs a folder"),
+        (str(root / "model"), "inside the project"),
+        (f"{tmp_path}/a/../{root.relative_to(tmp_path)}/red", "inside the project"),
+        (str(tmp_path / "thesis"), "holds other files than a model"),
+        (str(tmp_path / "thesis" / "thesis.tex"), "is a file"),
+        ("x" * 300, "can't write"),
+        ("~nobody-with-this-name/x", "there is no folder"),
+    ):
+        with pytest.raises(ClipAdapterError, match=reason):
+            session.save_model(text)
+    assert sorted(path.name for path in (tmp_path / "thesis").iterdir()) == ["thesis.tex"]

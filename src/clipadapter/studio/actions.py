@@ -7,6 +7,8 @@ stored them; no text of a request becomes a path.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +18,7 @@ from typing import Any
 
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.files import printable
-from clipadapter.studio.pictures import Upload
+from clipadapter.studio.pictures import Upload, stored_file_name
 from clipadapter.studio.project import AddResult
 from clipadapter.studio.session import Session
 from clipadapter.studio.tab import Note, Tab, join_first
@@ -44,7 +46,7 @@ class Actions:
             "upload-failed": self._upload_failed,
             "label-picture": self._label_picture,
             "move-pictures": self._move_pictures,
-            "remove-picture": self._remove_picture,
+            "remove-pictures": self._remove_pictures,
             "add-tried-picture": self._add_tried_picture,
             "skip-picture": self._skip_picture,
             "undo": self._undo,
@@ -56,16 +58,16 @@ class Actions:
         name = data.get("action") if isinstance(data, Mapping) else None
         action = self._actions.get(str(name))
         if action is None:
-            tab.note = Note("The page sent an unknown action: load the page again.", is_error=True)
+            tab.show(Note("The page sent an unknown action: load the page again.", is_error=True))
             return
         revision = self.project.contents.revision
         tab.upload_count += name in ("upload", "upload-failed")
         try:
-            tab.note = action(tab, data) or Note("")
+            tab.show(action(tab, data) or Note(""))
         except ClipAdapterError as error:
-            tab.note = Note(_to_sentence(str(error)), is_error=True)
+            tab.show(Note(to_sentence(str(error)), is_error=True))
         if self.project.class_names_error:
-            text = f"{tab.note.text} {_to_sentence(self.project.class_names_error)}".strip()
+            text = f"{tab.note.text} {to_sentence(self.project.class_names_error)}".strip()
             tab.note = replace(tab.note, text=text, is_error=True)
         if self.project.contents.revision != revision:
             self.session.notify_change()
@@ -73,11 +75,23 @@ class Actions:
 
     def try_picture(self, tab: Tab, file: Path | None) -> None:
         """Predict the class of a picture; None if the page has no picture any more."""
-        tab.tried_file, tab.note = file, Note("")
+        self._forget_tried_picture(tab)
+        tab.show(Note(""))
         try:
+            if file is not None:
+                folder = Path(tempfile.mkdtemp(prefix="tried-", dir=self._upload_folder()))
+                tab.tried_file = folder / stored_file_name(Upload(file.name, b""))
+                shutil.copyfile(file, tab.tried_file)
             self._predict(tab)
         except ClipAdapterError as error:
-            tab.note = Note(_to_sentence(str(error)), is_error=True)
+            tab.show(Note(to_sentence(str(error)), is_error=True))
+        except OSError as error:
+            tab.show(Note(f"The picture can't be copied: {error.strerror or error}.", is_error=True))
+
+    def _forget_tried_picture(self, tab: Tab) -> None:
+        if tab.tried_file is not None:
+            shutil.rmtree(tab.tried_file.parent, ignore_errors=True)
+        tab.tried_file = None
 
     def update_prediction(self, tab: Tab) -> None:
         """Predict the tried picture again if the model changed; the note stays."""
@@ -136,10 +150,13 @@ class Actions:
         tab.open_picture = ""
         return _describe_result(self.project.label_pictures(keys, name), name, "Moved")
 
-    def _remove_picture(self, tab: Tab, data: Data) -> Note:
+    def _remove_pictures(self, tab: Tab, data: Data) -> Note:
         tab.open_picture = ""
-        count = self.project.remove_pictures([_get_text(data, "picture")])
-        return Note(f"Removed {_count(count)}. Undo brings it back.")
+        keys = [str(key) for key in _get_list(data, "pictures")]
+        count = self.project.remove_pictures(keys)
+        if count < len(set(keys)):
+            return Note(f"Removed {_count(count)}. Pictures in another folder than the project stay.", is_error=True)
+        return Note(f"Removed {_count(count)}. Undo brings {'it' if count == 1 else 'them'} back.")
 
     def _add_tried_picture(self, tab: Tab, data: Data) -> Note:
         if tab.tried_file is None or not tab.tried_file.is_file():
@@ -161,6 +178,8 @@ class Actions:
             tab.open_picture = _get_text(data, "picture")
         if "class" in data:
             tab.open_class = _get_text(data, "class")
+        if "unlabelled" in data:
+            tab.shows_unlabelled = bool(_get_text(data, "unlabelled"))
         if "renaming" in data:
             tab.renamed_class = _get_text(data, "renaming")
 
@@ -188,7 +207,12 @@ def _get_list(data: Data, key: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _to_sentence(text: str) -> str:
+def to_sentence(text: str) -> str:
+    """Return the text of an error as a sentence.
+
+    >>> to_sentence("there is no class 'cat'")
+    "There is no class 'cat'."
+    """
     return f"{text[:1].upper()}{text[1:]}.".replace("..", ".")
 
 

@@ -21,11 +21,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from clipadapter.errors import ClipAdapterError
 from clipadapter.files import printable, quote_path
 from clipadapter.rendering.html import read_asset
-from clipadapter.studio.actions import Actions
+from clipadapter.studio.actions import Actions, to_sentence
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
 from clipadapter.studio.project import STUDIO_FOLDER
 from clipadapter.studio.session import Session
-from clipadapter.studio.tab import Tab, join_first
+from clipadapter.studio.tab import Note, Tab, join_first
 
 POLL_SECONDS = 0.7
 """Time between two checks for changes by another tab or by the computing thread."""
@@ -53,6 +53,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         self._actions = Actions(session, get_upload_folder)
         self._tabs: OrderedDict[str, Tab] = OrderedDict()
         self._guard = threading.Lock()
+        self._may_choose_folder = False
         with self:
             self._lay_out()
 
@@ -63,7 +64,9 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         point there.
         """
         defaults: dict[str, Any] = {
-            "theme": gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
+            "theme": gr.themes.Default(
+                primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+            ),
             "head": f"<style>{read_asset(PACKAGE, 'studio.css')}</style>",
             "allowed_paths": [str(self.session.project.root / STUDIO_FOLDER / "export")],
             "footer_links": [],
@@ -76,7 +79,9 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         host = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK_HOSTS[0]
         has_tunnel = options.get("share") or os.environ.get("GRADIO_SHARE") or colab_check() or is_hosted_notebook()
         middleware = [Middleware(ForeignRequestFilter)]
-        if host in LOOPBACK_HOSTS and not has_tunnel:
+        # Anybody who can open the page could write a model anywhere: only a person at this machine may choose where.
+        self._may_choose_folder = host in LOOPBACK_HOSTS and not has_tunnel
+        if self._may_choose_folder:
             middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS]))
         defaults["app_kwargs"] = {"middleware": middleware}
         return super().launch(*args, **{**defaults, **options})
@@ -89,7 +94,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         }
         parts = {name: gr.HTML(elem_id=f"cs-{name}", **html_options) for name in PANELS}
         parts["status"].render()
-        with gr.Row():
+        with gr.Row(elem_id="cs-columns"):
             with gr.Column(scale=1, min_width=330):
                 with gr.Row():
                     new_class = gr.Textbox(
@@ -100,7 +105,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
                         min_width=160,
                         elem_id="cs-new",
                     )
-                    add = gr.Button("Add class", scale=1, min_width=110)
+                    add = gr.Button("Add class", scale=1, min_width=110, elem_id="cs-add")
                 parts["classes"].render()
             with gr.Column(scale=1, min_width=330):
                 tried = gr.Image(
@@ -113,12 +118,21 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
                 )
                 parts["prediction"].render()
                 parts["queue"].render()
+            with gr.Column(scale=1, min_width=330):
                 parts["accuracy"].render()
-                with gr.Row():
-                    save = gr.Button("Save the model", min_width=140)
-                    export = gr.Button("Export to ONNX", min_width=140)
-                save_result = gr.Markdown(elem_id="cs-saved")
-                file = gr.File(label="Download", interactive=False, visible=False)
+                with gr.Column(elem_id="cs-save-group"):
+                    folder = gr.Textbox(
+                        label="Save the model to this folder",
+                        max_lines=1,
+                        interactive=False,
+                        buttons=["copy"],
+                        elem_id="cs-folder",
+                    )
+                    with gr.Row():
+                        save = gr.Button("Save the model", min_width=140, elem_id="cs-save")
+                        export = gr.Button("Export to ONNX", min_width=140, elem_id="cs-export")
+                    save_result = gr.Markdown(elem_id="cs-saved")
+                    download = gr.DownloadButton("Download", visible=False, elem_id="cs-download")
         panels = [parts[name] for name in PANELS]
         hidden: dict[str, Any] = {
             "show_progress": "hidden",
@@ -126,15 +140,15 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             "concurrency_id": "studio",  # one at a time: a tab gets its updates in the order they were rendered in
             "concurrency_limit": 1,
         }
-        self.load(self._load_page, None, panels, **hidden)
-        gr.Timer(POLL_SECONDS).tick(self._poll, None, [save_result, *panels], **hidden)
+        self.load(self._load_page, None, [folder, *panels], **hidden)
+        gr.Timer(POLL_SECONDS).tick(self._poll, None, panels, **hidden)
         for part in panels:
             part.act(self._perform, None, panels, **hidden)
         gr.on([new_class.submit, add.click], self._add_class, new_class, [new_class, *panels], **hidden)
         tried.change(self._try_picture, tried, panels, **hidden)
         slow: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "files", "concurrency_limit": 1}
-        save.click(self._save, None, [save_result, file], **slow)
-        export.click(self._export, None, [save_result, file], **slow)
+        save.click(self._save, folder, [save_result, download], **slow)
+        export.click(self._export, None, [save_result, download], **slow)
 
     # ---- Events ----
 
@@ -143,16 +157,14 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             self._tabs.pop(str(request.session_hash), None)
         self.session.project.refresh()
         self.session.notify_change()
-        return self._render(self._tab(request))
+        folder = gr.Textbox(printable(self.session.default_model_folder), interactive=self._may_choose_folder)
+        return [folder, *self._render(self._tab(request))]
 
     def _poll(self, request: gr.Request) -> list[Update]:
         tab = self._tab(request)
         versions = (self.session.state.version, self.session.project.contents.revision)
-        save_result: Update = gr.skip()
-        if tab.unsaved_revisions not in (None, self._revisions()):
-            save_result, tab.unsaved_revisions = "", None
         is_unchanged = tab.rendered_versions == versions and not self._actions.is_prediction_outdated(tab)
-        return [save_result, *([gr.skip() for _ in PANELS] if is_unchanged else self._render(tab))]
+        return [gr.skip() for _ in PANELS] if is_unchanged else self._render(tab)
 
     def _perform(self, request: gr.Request, event: gr.EventData) -> list[Update]:
         tab = self._tab(request)
@@ -169,15 +181,16 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         self._actions.try_picture(tab, None if path is None else Path(path))
         return self._render(tab)
 
-    def _save(self, request: gr.Request) -> list[Update]:
+    def _save(self, folder: str, request: gr.Request) -> list[Update]:
         tab = self._tab(request)
         try:
-            folder = self.session.save_model()
+            saved = self.session.save_model(folder if self._may_choose_folder else None)
         except ClipAdapterError as error:
             return self._report_failure(tab, error)
-        (folder.parent / "export").mkdir(exist_ok=True)
-        archive = shutil.make_archive(str(folder.parent / "export" / "model"), "zip", folder)
-        return self._report_saved(tab, "Saved", folder, archive)
+        own = self.session.project.root / STUDIO_FOLDER / "export"
+        own.mkdir(exist_ok=True)
+        archive = shutil.make_archive(str(own / "model"), "zip", saved)
+        return self._report_saved(tab, "Saved", saved, archive)
 
     def _export(self, request: gr.Request) -> list[Update]:
         tab = self._tab(request)
@@ -188,18 +201,24 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         return self._report_saved(tab, "Exported", path, path)
 
     def _report_saved(self, tab: Tab, verb: str, path: Path, download: str | Path) -> list[Update]:
-        tab.unsaved_revisions = None
-        text = f"{verb}. Use it with `clipadapter predict {quote_path(path)} photo.jpg`."
+        text = f"{verb}. Use it with {_as_code(f'clipadapter predict {quote_path(path)} photo.jpg')}."
         if names := self.session.classes_without_pictures():
-            # As code, and without the sign that ends code: a class name must not become Markdown.
-            listed = join_first([f"`{name.replace('`', chr(39))}`" for name in names])
-            verb = "has" if len(names) == 1 else "have"
-            text += f" {listed} {verb} no pictures: the model knows only the class name."
-        return [text, gr.File(str(download), visible=True)]
+            listed = join_first([_as_code(name) for name in names])
+            has = "has" if len(names) == 1 else "have"
+            text += f" {listed} {has} no pictures: the model knows only the class name."
+        self._show_at_next_poll(tab, Note(f"{verb}: {printable(path)}"))
+        file = Path(download)
+        label = f"Download {file.name} ({file.stat().st_size / 1e6:.1f} MB)"
+        return [text, gr.DownloadButton(label, str(file), visible=True)]
 
     def _report_failure(self, tab: Tab, error: ClipAdapterError) -> list[Update]:
-        tab.unsaved_revisions = self._revisions()
-        return [str(error), gr.File(visible=False)]
+        self._show_at_next_poll(tab, Note(to_sentence(str(error)), is_error=True))
+        return ["", gr.DownloadButton(visible=False)]
+
+    def _show_at_next_poll(self, tab: Tab, note: Note) -> None:
+        """Show a message without an update of the panels, which another queue of events renders in order."""
+        tab.show(note)
+        tab.rendered_versions = (-1, -1)
 
     # ---- Tabs ----
 
@@ -216,9 +235,11 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         changed = self._panels.render_changed(tab)
         return [changed.get(name, gr.skip()) for name in PANELS]
 
-    def _revisions(self) -> tuple[int, int]:
-        """Revisions of the contents and of those that the model was fitted to."""
-        return self.session.project.contents.revision, self.session.state.revision
+
+def _as_code(text: str) -> str:
+    """Return Markdown that shows a text as code, whatever signs it has."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
 class ForeignRequestFilter:

@@ -26,6 +26,8 @@ SMALL_PIXELS, MEDIUM_PIXELS, LARGE_PIXELS = 72, 88, 360
 """Longest sides of the pictures on the page."""
 CLASS_PICTURES, OPEN_CLASS_PICTURES = 8, 400
 """Most pictures that are shown of a class, and of the open class."""
+MAX_UNLABELLED_PICTURES = 200
+"""Most unlabelled pictures that are shown at once."""
 PAGE_PICTURES = 240
 """Most pictures of all classes together; each class shows one at least."""
 NUMBER_KEYS = 9
@@ -71,17 +73,24 @@ class Panels:
 
     def _status(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
         return {
-            "next_step": suggest_next_step(contents),
+            "next_step": self._next_step(state, contents),
             "summary": _summarize(contents, state),
             "encoder": self.session.encoder.info.name,
             "activity": state.activity,
             "progress": state.progress,
             "error": state.error,
             "note": tab.note,
+            "note_count": tab.note_count,
             "upload_count": tab.upload_count,
             "rejected_name_count": tab.rejected_name_count,
             "undo": self.session.project.next_undo,
         }
+
+    def _next_step(self, state: SessionState, contents: Contents) -> NextStep:
+        first = self.session.pending_queue()[:1]
+        has_guess = any(key in state.guesses and state.guesses[key][0] in contents.classes for key in first)
+        is_saved = state.saved_revision == contents.revision
+        return suggest_next_step(contents, has_guess, is_saved)
 
     def _classes(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
         misclassified = state.model.misclassified if state.model is not None else {}
@@ -108,7 +117,12 @@ class Panels:
                     "open_picture": self._open_picture(tab, name, contents, misclassified),
                 }
             )
-        return {"cards": cards, "class_names": list(contents.classes)}
+        return {
+            "cards": cards,
+            "class_names": list(contents.classes),
+            "next_step": self._next_step(state, contents),
+            "has_pictures": any(contents.classes.values()) or bool(contents.unlabelled),
+        }
 
     def _open_picture(
         self, tab: Tab, class_name: str, contents: Contents, misclassified: Mapping[str, str]
@@ -126,7 +140,12 @@ class Panels:
     def _queue(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
         queue = [contents.picture(key) for key in self.session.pending_queue() if contents.has(key)]
         first = queue[0] if queue else None
+        groups = self._unlabelled_groups(state, contents) if tab.shows_unlabelled else []
         return {
+            "next_step": self._next_step(state, contents),
+            "groups": groups,
+            "hidden_count": len(contents.unlabelled) - sum(len(pictures) for _, pictures in groups),
+            "shows_unlabelled": tab.shows_unlabelled,
             "unlabelled_count": len(contents.unlabelled),
             "class_names": list(contents.classes),
             "number_keys": NUMBER_KEYS,
@@ -136,6 +155,23 @@ class Panels:
             "next_urls": self._thumbnails.urls(queue[1:], SMALL_PIXELS),
             "activity": state.activity,
         }
+
+    def _unlabelled_groups(
+        self, state: SessionState, contents: Contents
+    ) -> list[tuple[str, list[tuple[str, str, int]]]]:
+        """Group unlabelled pictures by predicted class: (key, URL, probability in %) each, the most probable first."""
+        by_class: dict[str, list[tuple[float, PictureFile]]] = {name: [] for name in (*contents.classes, "")}
+        readable = [one for one in contents.unlabelled if one.key not in state.unreadable]
+        for picture in readable[:MAX_UNLABELLED_PICTURES]:
+            name, probability = state.guesses.get(picture.key, ("", 0.0))
+            by_class[name if name in by_class else ""].append((probability, picture))
+        groups = []
+        for name, members in by_class.items():
+            members.sort(key=lambda member: -member[0])
+            urls = self._thumbnails.urls([picture for _, picture in members], SMALL_PIXELS)
+            cells = [(one.key, url, round(100 * p)) for (p, one), url in zip(members, urls, strict=True)]
+            groups += [(name, cells)] if cells else []
+        return groups
 
     def _prediction(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
         nearest = [one for one in tab.prediction.nearest if contents.has(one.key)] if tab.prediction else []
@@ -188,21 +224,48 @@ class ThumbnailCache:
 # ---- Texts and plots ----
 
 
-def suggest_next_step(contents: Contents) -> str:
-    """Return what to do next, as one sentence or two."""
+@dataclass(frozen=True)
+class NextStep:
+    """What to do next. The page has one filled button, the one for this.
+
+    Args:
+        text: one sentence or two.
+        button: "add-class", "upload", "label", "save" or "download".
+        class_name: class of the button, if there is one per class.
+    """
+
+    text: str
+    button: str
+    class_name: str = ""
+
+
+def suggest_next_step(contents: Contents, has_guess: bool = False, is_saved: bool = False) -> NextStep:
+    """Return what to do next.
+
+    Args:
+        contents: what is in the project.
+        has_guess: whether a picture without a label is shown with its prediction.
+        is_saved: whether the model of these contents is saved.
+    """
     classes = contents.classes
-    empty = [name for name, pictures in classes.items() if not pictures]
     if not classes:
-        return "Name your first class below, such as “tabby cat”, and press Enter."
+        return NextStep("Name your first class, such as “tabby cat”, and press Enter.", "add-class")
     if len(classes) == 1:
-        return "Name a second class: a model chooses between classes."
-    if len(empty) == len(classes):
-        return "Drop a few pictures into each class. You can already try a picture: the class names are enough."
-    if empty:
-        return f"Drop a few pictures into “{empty[0]}” too."
-    if min(map(len, classes.values())) < RECOMMENDED_SHOTS_PER_CLASS:
-        return f"Try a picture. With {RECOMMENDED_SHOTS_PER_CLASS} or more pictures per class, predictions are better."
-    return "Try pictures, correct wrong labels, and save the model when it is good enough."
+        return NextStep("Name a second class: a model chooses between classes.", "add-class")
+    if has_guess:
+        return NextStep("Label the picture under “Label next”: is its prediction correct?", "label")
+    smallest = min(classes, key=lambda name: len(classes[name]))
+    if not any(classes.values()):
+        text = "Add a few pictures to each class. You can already try a picture: the class names are enough."
+        return NextStep(text, "upload", smallest)
+    if not classes[smallest]:
+        return NextStep(f"Add a few pictures to “{smallest}” too.", "upload", smallest)
+    if len(classes[smallest]) < RECOMMENDED_SHOTS_PER_CLASS:
+        reason = f"with {RECOMMENDED_SHOTS_PER_CLASS} or more per class, predictions are better"
+        return NextStep(f"Add pictures to “{smallest}”: {reason}.", "upload", smallest)
+    if not is_saved:
+        return NextStep("Try pictures, correct wrong labels, and save the model when it is good enough.", "save")
+    return NextStep("The model is saved. Download it, or go on: every change can be saved again.", "download")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import ClipAdapterError, InputError
+from clipadapter.files import printable
 from clipadapter.heads import head_info
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
@@ -53,6 +55,7 @@ class SessionState:
         guesses: (class, probability) of the unlabelled pictures, by key.
         queue: keys of the pictures to label next.
         unreadable: why pictures can't be read, by key.
+        saved_revision: revision of the contents that the saved model was fitted to; -1 if none was saved.
     """
 
     version: int = 0
@@ -65,6 +68,7 @@ class SessionState:
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
     queue: tuple[str, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
+    saved_revision: int = -1
 
 
 class _Superseded(Exception):
@@ -144,16 +148,47 @@ class Session:
             raise InputError("a prediction needs two classes: name two classes first")
         return explain_prediction(model, image, self.project.contents, self._features)
 
-    def save_model(self) -> Path:
-        """Save the model in the folder ``.studio/model`` of the project, and return the folder.
+    @property
+    def default_model_folder(self) -> Path:
+        """The folder beside the project that the model is saved to if a person chooses no other."""
+        return self.project.root.with_name(f"{self.project.root.name}-model")
+
+    def save_model(self, folder: str | Path | None = None) -> Path:
+        """Save the model, and return its folder.
+
+        Args:
+            folder: the folder; relative to the one that the project is in. By default `default_model_folder`.
 
         Raises:
-            InputError: if nothing was learned yet, or the folder can't be written.
+            InputError: if nothing was learned yet, or the folder is inside the project, where folders are classes.
+            ArtifactError: if the folder has other files than a model, or can't be written.
         """
-        return self._current_classifier().save(self.project.root / STUDIO_FOLDER / "model")
+        target = self.default_model_folder if folder is None else self._check_model_folder(str(folder))
+        classifier, revision = self._current_classifier()
+        try:
+            saved = classifier.save(target)
+        except OSError as error:  # such as a name that is too long
+            raise InputError(f"can't write to {printable(target)}: {error.strerror or error}") from error
+        with self._condition:
+            self._publish(saved_revision=revision)
+        return saved
+
+    def _check_model_folder(self, text: str) -> Path:
+        text = text.strip()
+        if not text or "\0" in text:
+            raise InputError("the model needs a folder: type the path of a new or empty one")
+        try:
+            target = self.project.root.parent / Path(text).expanduser()
+        except RuntimeError as error:  # "~name" of an unknown person
+            raise InputError(f"there is no folder {text}: {error}") from error
+        if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(self.project.root)):
+            raise InputError(
+                f"{printable(target)} is inside the project, where folders are classes: choose another one"
+            )
+        return target
 
     def export_model(self) -> Path:
-        """Write the model as one ONNX file that needs no clipadapter; see `clipadapter.export.export_model`.
+        """Write the model as one ONNX file into the studio's own folder; see `clipadapter.export.export_model`.
 
         Raises:
             InputError: if nothing was learned yet, or the head can't be exported.
@@ -161,7 +196,7 @@ class Session:
         """
         from clipadapter.export import export_model
 
-        model, folder = self._current_classifier(), self.project.root / STUDIO_FOLDER / "export"
+        (model, _), folder = self._current_classifier(), self.project.root / STUDIO_FOLDER / "export"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         paths = [picture.path for _, picture in self.project.contents.labelled()]
@@ -172,8 +207,8 @@ class Session:
         classes = self.project.contents.classes
         return [name for name, pictures in classes.items() if not any(map(self._features.has, pictures))]
 
-    def _current_classifier(self) -> FewShotClassifier:
-        """Wait until the last change is learned, and return the classifier."""
+    def _current_classifier(self) -> tuple[FewShotClassifier, int]:
+        """Wait until the last change is learned. Return the classifier and the revision that it was fitted to."""
         if self._is_outdated():
             self.notify_change()
         with self._condition:
@@ -181,10 +216,10 @@ class Session:
         if self._is_outdated():
             reason = self.state.error or f"{self.state.activity or 'learning'} takes long: save again when it is done"
             raise InputError(f"the last change is not learned yet ({reason})")
-        model = self.state.model
-        if model is None or model.classifier is None:
+        state = self.state
+        if state.model is None or state.model.classifier is None:
             raise InputError("there is nothing to save yet: name two classes and add pictures to them")
-        return model.classifier
+        return state.model.classifier, state.revision
 
     def _is_outdated(self) -> bool:
         """Whether the model was fitted to other contents than the present ones."""

@@ -30,32 +30,39 @@ class Tab:
 
     Args:
         open_class: class of which all pictures are shown.
+        shows_unlabelled: whether all unlabelled pictures are shown, not only the next ones.
         renamed_class: class whose new name is being typed.
         open_picture: key of the picture that is shown large.
-        tried_file: file of the picture to predict.
+        tried_file: copy of the picture to predict. Gradio stores equal uploads in one file, and that of an upload into
+            a class is removed.
         prediction: its prediction.
         prediction_revision: revision of the contents that the prediction was learned from.
         note: the last message.
+        note_count: number of messages so far.
         upload_count: number of uploads so far, failed ones too.
         rejected_name_count: number of names of new classes that were rejected.
-        unsaved_revisions: revisions of the contents and of the model when a save failed; None if none did.
         rendered_versions: version of the session's state and revision of the contents that the page shows.
         panel_digests: digests of the HTML of each panel. The HTML has the pictures in it: it is a megabyte, and tabs
             are many.
     """
 
     open_class: str = ""
+    shows_unlabelled: bool = False
     renamed_class: str = ""
     open_picture: str = ""
     tried_file: Path | None = None
     prediction: ExplainedPrediction | None = None
     prediction_revision: int = -1
     note: Note = Note("")
+    note_count: int = 0
     upload_count: int = 0
     rejected_name_count: int = 0
-    unsaved_revisions: tuple[int, int] | None = None
     rendered_versions: tuple[int, int] = (-1, -1)
     panel_digests: dict[str, bytes] = field(default_factory=dict)
+
+    def show(self, note: Note) -> None:
+        """Show a message in place of the last one."""
+        self.note, self.note_count = note, self.note_count + 1
 
 
 def join_first(texts: Sequence[str], limit: int = 3) -> str:

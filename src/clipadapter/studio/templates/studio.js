@@ -1,6 +1,7 @@
 const perform = (data) => trigger('act', data);
 const parsePictures = (data) => ({ ...data, ...(data.pictures ? { pictures: JSON.parse(data.pictures) } : {}) });
 const FILES_PER_REQUEST = 50;
+const NOTE_MILLISECONDS = 8000;
 
 const sendFiles = async (files, className, dropArea) => {
   const label = dropArea && dropArea.querySelector('.cs-sending');
@@ -23,7 +24,68 @@ const sendFiles = async (files, className, dropArea) => {
   }
 };
 
+// ---- Selection of many pictures: shared by the panels, and kept when the server renders them again. ----
+const selection = (window.clipadapterSelection ??= { keys: new Set(), isOn: false, last: null, panels: new Set() });
+const showSelection = () => selection.panels.forEach((show) => show());
+const thumbs = () => [...element.querySelectorAll('.cs-thumb[data-picture]')].filter((one) => !one.closest('.cs-nearest'));
+const setMode = (isOn) => {
+  selection.isOn = isOn;
+  if (!isOn) selection.keys.clear();
+  showSelection();
+};
+const toggle = (keys, isSelected) => {
+  for (const key of keys) isSelected ? selection.keys.add(key) : selection.keys.delete(key);
+  selection.isOn = true;
+  showSelection();
+};
+selection.panels.add(() => {
+  document.body.classList.toggle('cs-selecting', selection.isOn);
+  for (const thumb of thumbs()) {
+    if (selection.isOn || thumb.hasAttribute('data-select')) thumb.setAttribute('aria-pressed', selection.keys.has(thumb.dataset.picture));
+    else thumb.removeAttribute('aria-pressed');
+  }
+  const bar = element.querySelector('.cs-selection');
+  if (!bar) return;
+  const all = new Set([...document.querySelectorAll('.cs-thumb[data-picture]')].map((one) => one.dataset.picture));
+  for (const key of selection.keys) if (!all.has(key)) selection.keys.delete(key);
+  bar.hidden = !selection.isOn;
+  bar.querySelector('.cs-selected-count').textContent = `${selection.keys.size} selected`;
+  for (const button of bar.querySelectorAll('[data-selected]')) button.disabled = !selection.keys.size;
+  if (selection.target) bar.querySelector('.cs-target').value = selection.target;
+  element.querySelector('.cs-select-row button').setAttribute('aria-pressed', selection.isOn);
+});
+watch('value', showSelection);
+element.addEventListener('change', (event) => {
+  if (event.target.matches('.cs-target')) selection.target = event.target.value;
+});
+// True if a click was about the selection.
+const select = (event) => {
+  const thumb = event.target.closest('.cs-thumb[data-picture]');
+  if (thumb && !thumb.closest('.cs-nearest') && (selection.isOn || thumb.hasAttribute('data-select') || event.ctrlKey || event.metaKey)) {
+    const keys = thumbs().map((one) => one.dataset.picture);
+    const [here, last] = [keys.indexOf(thumb.dataset.picture), keys.indexOf(selection.last)];
+    const range = event.shiftKey && last >= 0 ? keys.slice(Math.min(here, last), Math.max(here, last) + 1) : [keys[here]];
+    const isSelected = event.shiftKey || !selection.keys.has(keys[here]);
+    selection.last = keys[here];
+    toggle(range, isSelected);
+    return true;
+  }
+  const button = event.target.closest('button');
+  if (!button) return false;
+  if ('selectMode' in button.dataset) setMode(!selection.isOn);
+  else if ('selectAll' in button.dataset) {
+    const keys = thumbs().filter((one) => button.closest('.cs-card, .cs-group').contains(one)).map((one) => one.dataset.picture);
+    toggle(keys, !keys.every((key) => selection.keys.has(key)));
+  } else if (button.dataset.selected) {
+    const target = element.querySelector('.cs-target').value;
+    perform({ action: button.dataset.selected, class: target, pictures: [...selection.keys] });
+    setMode(false);
+  } else return false;
+  return true;
+};
+
 element.addEventListener('click', (event) => {
+  if (select(event)) return;
   const button = event.target.closest('button[data-action]');
   if (!button || button.disabled) return;
   // After the first click of a double click, another class or picture has the place of the removed one.
@@ -63,7 +125,8 @@ watch('value', () => {
 const isTyping = (target) => target.closest && target.closest('input, textarea, select, [contenteditable]');
 if (element.closest('#cs-queue')) {
   document.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || isTyping(event.target)) return;
+    if (selection.isOn && event.key === 'Escape') setMode(false);
+    if (selection.isOn || event.ctrlKey || event.metaKey || event.altKey || event.repeat || isTyping(event.target)) return;
     const focused = document.activeElement;
     if (focused !== document.body && focused && !element.contains(focused)) return;
     const button = element.querySelector(`button[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
@@ -73,7 +136,33 @@ if (element.closest('#cs-queue')) {
 if (element.closest('#cs-status')) {
   // The status panel has the results of all actions, also of those that change no other panel.
   let before = { uploads: 0, rejectedNames: 0 };
+  let closedNote = '';
+  let timer = 0;
+  const closeNote = (number) => {
+    closedNote = number;
+    const note = element.querySelector('.cs-note');
+    if (note && note.dataset.note === number) note.classList.add('cs-closed');
+  };
+  let shownNote = '';
+  const showNote = () => {
+    const note = element.querySelector('.cs-note');
+    const number = note.dataset.note;
+    note.classList.toggle('cs-closed', number === closedNote);
+    if (number === shownNote) return;
+    shownNote = number;
+    clearTimeout(timer);
+    // An error or an offer stays until it is closed or another message comes.
+    if (!note.matches('.cs-error') && !note.querySelector('[data-action]')) {
+      timer = setTimeout(() => closeNote(number), NOTE_MILLISECONDS);
+    }
+  };
+  element.addEventListener('click', (event) => {
+    if (event.target.closest('[data-close-note]')) closeNote(element.querySelector('.cs-note').dataset.note);
+  });
   watch('value', () => {
+    showNote();
+    // Gradio puts the button that copies into the label, which then names the button and not the field.
+    document.querySelector('#cs-folder input, #cs-folder textarea')?.setAttribute('aria-label', 'Save the model to this folder');
     const { uploads, rejectedNames } = element.querySelector('.cs-status').dataset;
     if (uploads !== before.uploads) {
       for (const label of document.querySelectorAll('.cs-sending[data-default]')) label.textContent = label.dataset.default;
