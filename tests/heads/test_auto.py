@@ -35,16 +35,16 @@ def accuracy(head, X, y, text, Q, truth):
     return (head.fit(X, y, text=text).predict(Q) == truth).mean()
 
 
-@pytest.mark.parametrize("shots", [1, 2, 4, 16])
+@pytest.mark.parametrize("shots", [1, 4, 16])
 @pytest.mark.parametrize("quality", [0.0, 0.4, 1.0])
 def test_it_keeps_up_with_the_better_of_text_and_shots(shots, quality):
-    found = np.array(
+    auto, *others = np.array(
         [
             [accuracy(head, *world(shots, quality, seed=seed)) for head in (Auto(), ZeroShot(), LinearProbe())]
             for seed in range(3)
         ]
     ).mean(axis=0)
-    assert found[0] >= max(found[1:]) - 0.03
+    assert auto >= max(others) - 0.03
 
 
 def test_text_and_shots_together_beat_either():
