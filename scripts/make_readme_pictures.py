@@ -83,15 +83,14 @@ def draw_curve(folder: Path) -> Image.Image:
 
 
 def photograph_report(folder: Path) -> Image.Image:
-    """Confusions and mistakes on the page of `clipadapter report`."""
+    """The upper part of the page of `clipadapter report`."""
     shots, test = split_textiles(REPORT_SHOTS)
     model = FewShotClassifier(encoder="lite", progress=True).fit(shots.paths, shots.labels, shots.class_names)
     page = make_report(model, test).write(folder / "report.html")
     with open_browser(folder / "profile", REPORT_SIZE) as browser:
         browser.get(page.as_uri())
         wait(lambda: browser.find_elements("css selector", "#matrix .cell"))
-        top = browser.execute_script("return document.querySelector('#matrix-title').getBoundingClientRect().top")
-        return photograph(browser, REPORT_SIZE, top - 24)
+        return photograph(browser, REPORT_SIZE, 0)
 
 
 def photograph_studio(folder: Path) -> Image.Image:
