@@ -75,6 +75,24 @@ def test_a_click_on_a_cell_shows_its_pictures(page):
     assert shown(page, "#cell-pictures") == {"<i>ü\"'0.png", "<i>ü\"'1.png"}
 
 
+def test_the_matrix_fills_its_part_of_the_page_at_every_width(page):
+    size = "const svg = document.querySelector('#matrix-plot svg').getBoundingClientRect();"
+    size += "return [svg.width, document.querySelector('#matrix .wide').clientWidth]"
+    for width in (1920, 800):
+        resize(page, width)
+        end = time.monotonic() + 60
+        while time.monotonic() < end and page.execute_script(size)[0] < page.execute_script(size)[1] - 20:
+            time.sleep(0.05)  # it is drawn again if the width changes
+        drawn, available = page.execute_script(size)
+        assert available - 20 <= drawn <= available + 1
+
+
+def test_zero_shot_is_a_star_and_lines_are_named_at_their_end(page):
+    names = {text.text.split("  ")[0] for text in page.find_elements("css selector", "#curve svg .name")}
+    assert len(page.find_elements("css selector", "#curve svg .star")) == 1
+    assert len(names) == 2 and not page.find_elements("css selector", "#curve .key")
+
+
 def test_the_matrix_and_the_dialog_can_be_used_by_keyboard(page):
     from selenium.webdriver import Keys
 

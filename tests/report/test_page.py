@@ -10,6 +10,7 @@ import pytest
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample
 from clipadapter.errors import InputError
+from clipadapter.rendering.method_colours import method_style
 from clipadapter.report import make_report, page
 from clipadapter.uncertainty import UncertaintyOptions
 
@@ -95,6 +96,15 @@ def test_confusions_curve_and_risk_are_in_the_data(parsed, report):
     assert [one["name"] for one in parsed.data["risk"]] == ["this model", "zero-shot", "linear-probe"]
     assert parsed.data["risk"][0]["points"][-1] == [1, pytest.approx(2 / 15, abs=1e-4)]
     assert sum(n for *_, n in parsed.data["reliability"][0]["bins"]) == 15
+
+
+def test_a_system_has_the_colour_of_its_method_in_every_chart(parsed):
+    curve = {series["name"].partition(",")[0]: series for series in parsed.data["curve"]["series"]}
+    risk = {series["name"]: series["colour"] for series in parsed.data["risk"]}
+    for name in ("zero-shot", "linear-probe"):
+        assert risk[name] == curve[name]["colour"] == method_style(name).css
+    assert risk["this model"] == parsed.data["reliability"][0]["colour"] == risk["linear-probe"]  # the model's head
+    assert [name for name, series in curve.items() if series["level"]] == ["zero-shot"]
 
 
 def test_the_doctor_checks_shots_and_test_pictures_together(model, test_part, shots, parsed):

@@ -12,7 +12,7 @@ def test_the_default_page_is_beside_the_model(probe, noisy_squares, run):
     assert lines[3].startswith("this model    100.0 (61.0 to 100.0)")
     page = probe.parent / "model-report.html"
     assert lines[-1] == f"wrote {page}"
-    assert "The doctor was not run: it was switched off (--no-doctor)." in page.read_text(encoding="utf-8")
+    assert "<p>The doctor was not run.</p>" in page.read_text(encoding="utf-8")
     assert result.stderr == ""
 
 
