@@ -39,6 +39,16 @@ class Docstrings(griffe.Extension):
     def __init__(self) -> None:
         self.heads = head_docstrings()
 
+    def on_package(self, *, pkg: griffe.Module, **unused: Any) -> None:
+        """Make the names public that a package imports at their first use: griffe reads them, but not ``__all__``."""
+        modules = [pkg]
+        for module in modules:
+            modules += module.modules.values()
+            if "lazy_loader" in module.members:
+                module.exports = [
+                    name for name, each in module.members.items() if each.is_alias and name != "lazy_loader"
+                ]
+
     def on_object(self, *, obj: griffe.Object, **unused: Any) -> None:
         """Change one docstring."""
         if obj.docstring is None:
