@@ -59,7 +59,7 @@ def test_other_weights_have_another_fingerprint(folder, encoder, tmp_path):
 def test_a_folder_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(InputError, match="names no folder"):
         create_encoder("simclr")
-    with pytest.raises(EncoderUnavailableError, match="'clipadapter simclr PICTURES --out"):
+    with pytest.raises(EncoderUnavailableError, match="to make one: clipadapter simclr PICTURES --out"):
         create_encoder(f"simclr:{tmp_path}")
     (tmp_path / "encoder.safetensors").write_bytes(b"no tensors")
     with pytest.raises(EncoderUnavailableError, match="holds no encoder"):
