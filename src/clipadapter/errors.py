@@ -19,7 +19,9 @@ Tree::
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -187,8 +189,28 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise
-        text = f"{purpose} needs an extra that is not installed: pip install 'clipadapter[{extra}]'"
-        raise MissingExtraError(text) from error
+        raise MissingExtraError(_missing_text(extra, purpose)) from error
+
+
+def require_installed(module: str, extra: str, purpose: str) -> None:
+    """Say which extra installs an optional module if it is missing, without importing it.
+
+    Args:
+        module: name of a top-level module.
+        extra: the extra of this package that brings it.
+        purpose: what needs it, the subject of the error's sentence.
+
+    Raises:
+        MissingExtraError: if the module is not installed.
+
+    >>> require_installed("json", "lite", "this example")
+    """
+    if sys.modules.get(module) is None and (module in sys.modules or importlib.util.find_spec(module) is None):
+        raise MissingExtraError(_missing_text(extra, purpose))
+
+
+def _missing_text(extra: str, purpose: str) -> str:
+    return f"{purpose} needs an extra that is not installed: pip install 'clipadapter[{extra}]'"
 
 
 def needs_training(error: ModuleNotFoundError, purpose: str, extra: str = "lite") -> MissingExtraError | None:

@@ -313,7 +313,7 @@ def test_shift_measures_on_other_pictures_of_the_same_classes(pictures, toy, col
     (tmp_path / "other" / "red").rename(tmp_path / "other" / "mauve")
     sources[1] = open_source(str(tmp_path / "other"))
     with pytest.raises(DataError, match="has classes that .* has not: mauve"):
-        build_bundle(load_suite("shift"), sources, toy, Prompts(label=""))
+        run_suite(load_suite("shift"), sources, {"toy": toy}, tmp_path / "out", create_launcher("local"))
     crossed, _ = build_bundle(load_suite("cross-dataset"), sources, toy, Prompts(label=""))
     assert crossed.tests[str(tmp_path / "other")].text.labels == ("blue", "green", "mauve")
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipadapter.encoders import create_encoder
+from clipadapter.encoders import check_encoder, create_encoder
 from clipadapter.encoders import open_clip_sources as sources
 from clipadapter.encoders.open_clip import OpenClipEncoder, compute_fingerprint
 from clipadapter.encoders.open_clip_sources import find_pretrained, is_downloaded
@@ -153,6 +153,44 @@ def test_without_weights_and_hub_it_says_what_to_do(monkeypatch):
     with pytest.raises(EncoderUnavailableError) as error:
         create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")
     assert all(word in str(error.value) for word in ("hub", "open_clip:local-dir:PATH", "lite"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "error"),
+    [
+        ("open_clip:ViT-B-32/nope", "'ViT-B-32' has no weights 'nope'"),
+        ("open_clip:ViT-B-32", "names no weights"),
+        ("open_clip:ViT-B-32/openai", "is not on this machine, and the hub does not answer"),
+        ("open_clip:local-dir:nowhere", "there is no folder 'nowhere'"),
+        ("open_clip:ViT-B-32:nowhere.pt", "there is no file 'nowhere.pt'"),
+        ("hf-hub:nowhere", "names no repository of the hub"),
+        ("hf-hub:nobody/nothing", "is not on this machine, and the hub does not answer"),
+        ("pair:toy+open_clip:ViT-B-32/nope", "'ViT-B-32' has no weights 'nope'"),
+        ("auto:clip", "auto has no variants"),
+        ("lite:large", "lite encoder has no variants"),
+        ("simclr:nowhere", "there is no .*nowhere"),
+        ("nope", "no encoder is called 'nope'"),
+    ],
+)
+def test_a_check_refuses_what_cannot_be_opened_without_opening_it(uri, error, monkeypatch):
+    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: False)
+    monkeypatch.setattr(sources, "cached_file", lambda *_: None)
+    with pytest.raises((InputError, EncoderUnavailableError), match=error):
+        check_encoder(uri)
+
+
+def test_a_check_passes_what_can_be_opened_and_loads_nothing(folders, monkeypatch):
+    monkeypatch.setattr(sources, "cached_file", lambda *_: None)
+    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: True)
+    monkeypatch.setattr(open_clip, "create_model_from_pretrained", None)
+    monkeypatch.setattr(open_clip, "download_pretrained", None)
+    for uri in (
+        "open_clip:ViT-B-32/openai",
+        "hf-hub:imageomics/bioclip",
+        f"open_clip:local-dir:{folders['tiny']}",
+        "toy",
+    ):
+        check_encoder(uri)
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch):

@@ -38,6 +38,7 @@ from .plan import Plan as Plan
 from .plan import list_planned_suites as list_planned_suites
 from .plots import draw_confusion_matrix as draw_confusion_matrix
 from .plots import draw_learning_curve as draw_learning_curve
+from .problems import find_problems as find_problems
 from .protocols import (
     create_protocol as create_protocol,
 )

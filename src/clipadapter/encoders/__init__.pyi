@@ -7,6 +7,9 @@ from .catalogue import EncoderListing as EncoderListing
 from .layers import AttentionLayer as AttentionLayer
 from .layers import attention_layers as attention_layers
 from .registry import (
+    check_encoder as check_encoder,
+)
+from .registry import (
     check_uri as check_uri,
 )
 from .registry import (

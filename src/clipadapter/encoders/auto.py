@@ -29,8 +29,7 @@ class AutoEncoder(Encoder):
         Raises:
             EncoderUnavailableError: if neither is available.
         """
-        if variant:
-            raise InputError(f"auto has no variants: say 'auto', not 'auto:{variant}'")
+        _refuse_variant(variant)
         if cached_file(REPO, FILES):
             return _add_note(OpenClipEncoder.open(MODEL, device), "its weights are on this machine")
         reason = "the weights of CLIP are not on this machine and the hub does not answer"
@@ -48,9 +47,21 @@ class AutoEncoder(Encoder):
             ) from error
 
     @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
+        _refuse_variant(variant)
+        if not cached_file(REPO, FILES) and not hub_answers(REPO, FILES[0]):
+            LiteEncoder.check("")
+
+    @classmethod
     def listing(cls) -> list[EncoderListing]:
         """What the catalogue says."""
         return listings_of("auto")
+
+
+def _refuse_variant(variant: str) -> None:
+    if variant:
+        raise InputError(f"auto has no variants: say 'auto', not 'auto:{variant}'")
 
 
 def _add_note(encoder: Encoder, reason: str) -> Encoder:

@@ -75,6 +75,17 @@ class Encoder(ABC):
             device: a torch device.
         """
 
+    @classmethod  # noqa: B027 - not abstract: an encoder that is opened quickly needs no check
+    def check(cls, variant: str) -> None:
+        """Refuse a variant that can't be opened, as far as that shows without loading or downloading weights.
+
+        Args:
+            variant: what follows the scheme in the URI.
+
+        Raises:
+            InputError, EncoderUnavailableError, MissingExtraError: as `open`.
+        """
+
     @classmethod
     @abstractmethod
     def listing(cls) -> list[EncoderListing]:

@@ -23,6 +23,11 @@ class HubEncoder(Encoder):
         return OpenClipEncoder.open(f"hf-hub:{variant}", device)
 
     @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
+        OpenClipEncoder.check(f"hf-hub:{variant}")
+
+    @classmethod
     def listing(cls) -> list[EncoderListing]:
         """What the catalogue says."""
         return listings_of("hf-hub")

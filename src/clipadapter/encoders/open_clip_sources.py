@@ -141,6 +141,31 @@ def check_variant(variant: str) -> None:
         check_pretrained(model, tag)
 
 
+def check_available(variant: str) -> None:
+    """Refuse weights of the hub that are not on this machine, if the hub does not answer. Nothing is downloaded.
+
+    Args:
+        variant: of which `check_variant` approves.
+
+    Raises:
+        EncoderUnavailableError: if so.
+    """
+    kind, has_path, rest = variant.partition(":")
+    if kind == "hf-hub":
+        repo, _, revision = rest.partition("@")
+        names = [CONFIG_FILE]
+    elif has_path:
+        return
+    else:
+        model, _, tag = variant.rpartition("/")
+        (repo, names), revision = weights_files(look_up(model, tag)[2]), ""
+    if cached_file(repo, names, revision or None) is None and not hub_answers(repo, names[0]):
+        raise EncoderUnavailableError(
+            f"{names[0]} of {repo} is not on this machine, and the hub does not answer or has no such repository. "
+            f"{ADVICE}."
+        )
+
+
 def find_pretrained(model: str, tag: str) -> ModelSource:
     """A pretrained model by its names in open_clip; the weights are downloaded if they are not on this machine.
 

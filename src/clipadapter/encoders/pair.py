@@ -13,7 +13,7 @@ from torch import Tensor
 from clipadapter.backends import Tower
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing, listings_of
-from clipadapter.encoders.registry import create_encoder, list_encoders, register_encoder
+from clipadapter.encoders.registry import check_encoder, create_encoder, list_encoders, register_encoder
 from clipadapter.errors import InputError
 from clipadapter.towers import TextTower
 
@@ -59,6 +59,12 @@ class PairEncoder(Encoder):
         """
         first, second = _split_uris(variant)
         return cls(create_encoder(first, device), create_encoder(second, device))
+
+    @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
+        for uri in _split_uris(variant):
+            check_encoder(uri)
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:

@@ -73,6 +73,19 @@ def list_listings() -> list[EncoderListing]:
     return list(listings.values())
 
 
+def check_encoder(uri: str) -> None:
+    """Refuse an encoder that can't be opened, as far as that shows without loading or downloading weights.
+
+    Raises:
+        UnknownNameError, EncoderUnavailableError, MissingExtraError: as `create_encoder`.
+
+    >>> check_encoder("toy")
+    """
+    check_uri(uri)
+    scheme, _, variant = uri.partition(":")
+    encoder_info(scheme).cls.check(variant)
+
+
 def open_text_tower(encoder: Encoder) -> TextTower:
     """The text tower of an encoder, which takes token embeddings.
 

@@ -15,7 +15,7 @@ from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.inputs import check_pixels, to_tensor
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.encoders.simclr_network import MEAN, STD, WIDTH, load_tower
+from clipadapter.encoders.simclr_network import MEAN, STD, WIDTH, find_file, load_tower
 from clipadapter.errors import InputError
 from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import PixelSpec
@@ -60,11 +60,17 @@ class SimClrEncoder(Encoder):
             InputError: if no folder is named.
             EncoderUnavailableError: if the folder holds no intact encoder.
         """
+        cls.check(variant)
+        return cls(variant, device)
+
+    @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
         if not variant:
             raise InputError(
                 "'simclr' names no folder: say simclr:FOLDER, as 'clipadapter simclr --out FOLDER' made it"
             )
-        return cls(variant, device)
+        find_file(Path(variant).expanduser().absolute())
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:

@@ -67,16 +67,26 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     return tensors, facts, hashlib.sha256(data).hexdigest()
 
 
+def find_file(folder: Path) -> Path:
+    """The file of the encoder in a folder.
+
+    Raises:
+        EncoderUnavailableError: if there is none.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        command = f"clipadapter simclr PICTURES --out {quote_path(folder)}"
+        raise EncoderUnavailableError(f"there is no {path}; to make one: {command}")
+    return path
+
+
 def load_tower(folder: Path) -> tuple[Module, int, str]:
     """The trained tower in a folder, the side of its input in pixels, and the SHA-256 of its file.
 
     Raises:
         EncoderUnavailableError: if there is no tower, or it is damaged.
     """
-    path = folder / FILE
-    if not path.is_file():
-        command = f"clipadapter simclr PICTURES --out {quote_path(folder)}"
-        raise EncoderUnavailableError(f"there is no {path}; to make one: {command}")
+    path = find_file(folder)
     try:
         tensors, facts, digest = read_tensors(path)
         tower, size = empty_tower(), int(facts["size"])

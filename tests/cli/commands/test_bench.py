@@ -1,4 +1,6 @@
 import json
+import re
+import sys
 
 import pytest
 
@@ -80,11 +82,55 @@ def test_dry_run_makes_nothing(bench, tmp_path):
 
 
 def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
-    result = run("bench", "run", "paper", "-e", "open_clip:RN50/openai", "--root", tmp_path, "--dry-run", "--json")
-    assert result.exit_code == 0, result.stderr
+    result = run("bench", "run", "paper", "-e", "toy", "--root", tmp_path, "--dry-run", "--json")
+    assert result.exit_code == 1
+    assert "suite 'paper' can't run: 11 problems, see above" in result.stderr
     plan = json.loads(result.stdout)
     assert plan["fits"] == 11 * 8 * 5 * 3
     assert [one["ready"] for one in plan["data"]] == [False] * 11
+    assert [problem.split(":")[0] for problem in plan["problems"]] == [
+        f"the data set '{one['spec']}' is not ready" for one in plan["data"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('encoders = ["lit"]', "no encoder is called 'lit'. Did you mean 'lite'?"),
+        ('encoders = ["pair:toy+simclr:nowhere"]', "there is no .*nowhere"),
+        ('protocol = "base-to-new"\nencoders = ["toy"]', "is not divided into train and test"),
+        ('prompts = [{label = "a", descriptions = true}]\nencoders = ["toy"]', "give them with --descriptions FILE"),
+        ('prompts = [{label = "a", templates = "imagenet8"}]\nencoders = ["toy"]', "imagenet8"),
+    ],
+)
+def test_a_suite_that_cannot_run_does_not_pass_its_dry_run(run, squares, tmp_path, line, problem):
+    (tmp_path / "own.toml").write_text(f'title = "t"\nheads = ["knn"]\nshots = [1]\nseeds = [1]\n{line}\n')
+    place = ("--data", squares, "--out", tmp_path / "out")
+    for dry in (("--dry-run",), ()):
+        result = run("bench", "run", tmp_path / "own.toml", *place, *dry)
+        assert result.exit_code == 1
+        assert re.search(f"suite 'own' can't run: .*{problem}", result.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "missing"),
+    [
+        (("--launcher", "ray"), "The launcher ray needs an extra that is not installed", "ray"),
+        (("--track", "mlflow"), "The tracker mlflow needs an extra that is not installed", "mlflow"),
+        (("--launcher", "slurm"), "no launcher is called 'slurm'", None),
+        (("--device", "nowhere"), "the device 'nowhere' can't be used", None),
+        (("--heads", "knnn"), "no head called knnn", None),
+        (("--rows", "rows.json"), "rows.json", None),
+        (("--descriptions", "texts.json"), "texts.json", None),
+    ],
+)
+def test_a_dry_run_checks_its_options(bench, monkeypatch, options, error, missing):
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    result = bench("--dry-run", *options)
+    assert result.exit_code == 1
+    assert error in result.stderr
 
 
 def test_the_cost_of_per_epoch_views_is_printed_before_they_are_computed(bench, suite):

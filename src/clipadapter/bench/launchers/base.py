@@ -52,6 +52,13 @@ class Launcher(ABC):
         self.workers = workers
         self.memory = memory
 
+    def check(self) -> None:  # noqa: B027 - the local launcher needs nothing
+        """Refuse to run on a machine that lacks a library. `run` does it too, after the features are computed.
+
+        Raises:
+            MissingExtraError: if so.
+        """
+
     @abstractmethod
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """Yield results as they are finished; closing the iterator stops the work.

@@ -20,7 +20,7 @@ from clipadapter.bench.launchers.base import MAX_ATTEMPTS, Job, JobResult, Launc
 from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.worker import set_threads
 from clipadapter.cache import default_cache_dir
-from clipadapter.errors import InputError, require
+from clipadapter.errors import InputError, require, require_installed
 from clipadapter.features.cluster import connect_ray
 
 QUEUED_TASKS_PER_CORE = 2
@@ -36,6 +36,10 @@ class Ray(Launcher):
     Every node needs this package in the same version. Features that a node lacks are stored in the cache folder of its
     user, below ``bundles``.
     """
+
+    def check(self) -> None:
+        """As `Launcher.check`."""
+        require_installed("ray", "ray", "The launcher ray")
 
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """As `Launcher.run`.

@@ -148,6 +148,25 @@ class Protocol:
         """
         return sizes[0].test_parts if transductive else 1
 
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+        """Refuse data sets that the protocol can't use, before any feature is computed.
+
+        Args:
+            suite: the suite.
+            sources: the data sets; a text is ``features:FOLDER``.
+            rows: rows of the first data set to use in place of a draw.
+
+        Raises:
+            InputError: if the protocol needs other data sets.
+            DataError: if classes do not match, or stored features can't be read.
+        """
+        for spec in (source for source in sources if isinstance(source, str)):
+            if load_feature_bundle(spec, suite) is None or not self.accepts_features or len(suite.prompts) > 1:
+                raise InputError(
+                    f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, "
+                    "for its text or classes"
+                )
+
     def bundles(self, inputs: SuiteInputs) -> Iterator[BundleOfFits]:
         """Compute the features of a suite, and plan the fits on them.
 
@@ -156,13 +175,10 @@ class Protocol:
             DataError: if data can't be read.
         """
         suite, rows = inputs.suite, inputs.rows
+        self.check_sources(suite, inputs.sources, rows)
         for spec in (source for source in inputs.sources if isinstance(source, str)):
             bundle = load_feature_bundle(spec, suite)
-            if bundle is None or not self.accepts_features or len(suite.prompts) > 1:
-                raise InputError(
-                    f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, "
-                    "for its text or classes"
-                )
+            assert bundle is not None
             bundle = self.from_features(bundle)
             data, prompts = Path(spec.partition(":")[2]).name, suite.prompts[0]
             yield BundleOfFits(bundle, partial(self.fits, suite, bundle, rows), data, bundle.encoder.name, prompts)
@@ -239,6 +255,12 @@ class TransferProtocol(Protocol):
     """Shots from the first data set; a test part from its test pictures, and one from each of the other data sets."""
 
     combines_data_sets = True
+
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+        """As `Protocol.check_sources`; the first data set needs a test part."""
+        super().check_sources(suite, sources, rows)
+        for first in (source for source in sources[:1] if isinstance(source, Source)):
+            require_test_part(suite, first)
 
     def fits_per_draw(self, suite: Suite, sizes: Sequence[DataSetSize], transductive: bool) -> int:
         """As `Protocol.fits_per_draw`; each data set has a test part."""

@@ -10,7 +10,7 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol, ProtocolInputs
-from clipadapter.bench.sources import DataSetSize, extract_dataset, extract_drawn_shots, require_test_part
+from clipadapter.bench.sources import DataSetSize, Source, extract_dataset, extract_drawn_shots, require_test_part
 from clipadapter.bench.suite import Suite
 from clipadapter.features import FeatureSet
 
@@ -20,6 +20,12 @@ class BaseToNew(Protocol):
     """Shots of the first half of the classes (the larger, if they are odd), measured on both halves apart."""
 
     test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
+
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+        """As `Protocol.check_sources`; each data set needs a test part."""
+        super().check_sources(suite, sources, rows)
+        for source in (source for source in sources if isinstance(source, Source)):
+            require_test_part(suite, source)
 
     def fits_per_draw(self, suite: Suite, sizes: Sequence[DataSetSize], transductive: bool) -> int:
         """As `Protocol.fits_per_draw`; the two halves of the classes are two test parts."""

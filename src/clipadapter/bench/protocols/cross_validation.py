@@ -22,7 +22,7 @@ from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol, ProtocolInputs, fit_inputs
 from clipadapter.bench.run import Metrics, Run, RunData, Seconds, describe_machine
-from clipadapter.bench.sources import DataSetSize, extract_training_views
+from clipadapter.bench.sources import DataSetSize, Source, extract_training_views
 from clipadapter.bench.suite import ALL, Suite
 from clipadapter.classifier.evaluation import Score, score
 from clipadapter.data import draw_shots
@@ -56,6 +56,12 @@ class CrossValidation(Protocol):
         if suite.options.get("folds", DEFAULT_FOLDS) < 2:
             raise ValueError("folds must be 2 or more")
 
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+        """As `Protocol.check_sources`; rows can't be given."""
+        super().check_sources(suite, sources, rows)
+        if rows is not None:
+            raise InputError("rows in place of a draw do not go with cross-validation, which draws for each fold")
+
     def used_size(self, size: DataSetSize) -> DataSetSize:
         """As `Protocol.used_size`; a separate test part is not used."""
         return replace(size, test=size.train, divided=False, test_parts=1)
@@ -79,8 +85,6 @@ class CrossValidation(Protocol):
 
     def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
         """As `Protocol.build`; of a data set with a test part, the training part is cut into folds."""
-        if inputs.rows is not None:
-            raise InputError("rows in place of a draw do not go with cross-validation, which draws for each fold")
         (source,) = inputs.sources
         train, model = source.train, inputs.model_for(source)
         support = extract_training_views(inputs.suite, model, train, train.class_names, [range(len(train.samples))])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clipadapter.bench.bundle import TestPart
+from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, ProtocolInputs, TransferProtocol
 from clipadapter.bench.sources import Source, extract_dataset
+from clipadapter.bench.suite import Suite
 from clipadapter.errors import DataError
 
 
@@ -18,10 +22,15 @@ class Shift(TransferProtocol):
         "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
     }
 
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+        """As `Protocol.check_sources`; the first data set needs all classes of the others."""
+        super().check_sources(suite, sources, rows)
+        first, *others = [source for source in sources if isinstance(source, Source)]
+        for source in others:
+            unknown = sorted(set(source.any_test.class_names) - set(first.train.class_names))
+            if unknown:
+                raise DataError(f"'{source.spec}' has classes that '{first.spec}' has not: {', '.join(unknown[:5])}")
+
     def build_transfer_part(self, inputs: ProtocolInputs, source: Source) -> TestPart:
         """As `TransferProtocol.build_transfer_part`; the class text is that of the first data set."""
-        first = inputs.sources[0]
-        unknown = sorted(set(source.any_test.class_names) - set(first.train.class_names))
-        if unknown:
-            raise DataError(f"'{source.spec}' has classes that '{first.spec}' has not: {', '.join(unknown[:5])}")
         return TestPart(extract_dataset(inputs.model, source.any_test, source.any_test.class_names), "shift")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.encoder_options import device_option
+from clipadapter.cli.encoder_options import check_device, device_option
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
 from clipadapter.cli.options import max_pixels_option, output_options
@@ -71,7 +71,7 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 @click.option(
     "--oracle", is_flag=True, help="Also measure the result of selecting the varied parameter on the test part."
 )
-@click.option("--dry-run", is_flag=True, help="Only print what would be done, and its cost.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done, its cost, and why it can't be done.")
 @max_pixels_option
 @output_options
 def run(
@@ -102,10 +102,10 @@ def run(
 
     In a stream (x-tail, mtil, class-incremental) all data sets are tasks that are learned one after the other.
     """
-    from clipadapter.bench import FEATURES, estimate, load_suite, open_source, run_suite
+    from clipadapter.bench import FEATURES, estimate, find_problems, load_suite, open_source, run_suite
     from clipadapter.bench.launchers import create_launcher
     from clipadapter.bench.trackers import create_tracker
-    from clipadapter.encoders import check_uri
+    from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH
 
     study = _change_streams(_change_suite(load_suite(suite), heads, shots, seeds), order, per_task)
@@ -115,28 +115,36 @@ def run(
             "there is no data set: give --data NAME or --data FOLDER. 'clipadapter data list' lists the names"
         )
     encoders = encoder or tuple(study.encoders) or ("auto",)
-    for uri in encoders:
-        check_uri(uri)
+    draws, sentences = read_rows(rows) if rows else None, read_descriptions(descriptions) if descriptions else None
+    check_output_folder(folder)
+    check_device(device)
+    trackers = [create_tracker(name, folder) for name in track]
+    fit_launcher = create_launcher(launcher, workers=workers)
+    fit_launcher.check()
     cost = estimate(study, specs, encoders, root=root)
+    problems = find_problems(study, cost.sizes, encoders, root, draws, has_descriptions=sentences is not None)
     if dry_run:
-        out.result(_cost_data(study, specs, encoders, cost), _cost_text(study, encoders, cost))
-        return
-    if study.is_stream:
+        plan = {**_cost_data(study, specs, encoders, cost), "problems": problems}
+        out.result(plan, _cost_text(study, encoders, cost, problems))
+    elif study.is_stream:
         _check_data_sets(suite, cost)
+    if problems:
+        listed = f"{len(problems)} problems, see above" if dry_run and len(problems) > 1 else "; ".join(problems)
+        raise InputError(f"suite '{study.name}' can't run: {listed}")
+    if dry_run:
+        return
     if study.views == PER_EPOCH:
         out.note(f"views: {_pictures_text(cost)}; {_encoding_time(cost)}")
-    check_output_folder(folder)
-    trackers = [create_tracker(name, folder) for name in track]
     sources = [spec if spec.startswith(FEATURES) else open_source(spec, root) for spec in specs]
     has_pictures = any(not isinstance(source, str) for source in sources)
-    models = _create_models(encoders, device, descriptions, out) if has_pictures else {}
+    models = _create_models(encoders, device, sentences, out) if has_pictures else {}
     outcome = run_suite(
         study,
         sources,
         models,
         folder,
-        create_launcher(launcher, workers=workers),
-        rows=None if rows is None else read_rows(rows),
+        fit_launcher,
+        rows=draws,
         trackers=trackers,
         oracle=oracle,
         progress=out.progress,
@@ -164,12 +172,10 @@ def _change_suite(suite: Suite, heads: str | None, shots: list[int] | None, seed
 
 
 def _create_models(
-    encoders: Sequence[str], device: str, descriptions: Path | None, out: Output
+    encoders: Sequence[str], device: str, sentences: Mapping[str, Sequence[str]] | None, out: Output
 ) -> dict[str, FewShotClassifier]:
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.data import read_descriptions
 
-    sentences = read_descriptions(descriptions) if descriptions else None
     # Full precision, since the results of a study must not depend on the machine.
     return {
         name: FewShotClassifier(name, descriptions=sentences, device=device, precision="fp32", progress=out.progress)
@@ -211,7 +217,7 @@ def _cost_data(suite: Suite, specs: Sequence[str], encoders: Sequence[str], cost
     }
 
 
-def _cost_text(suite: Suite, encoders: Sequence[str], cost: Estimate) -> str:
+def _cost_text(suite: Suite, encoders: Sequence[str], cost: Estimate, problems: Sequence[str]) -> str:
     titles = [variant.title for variant in suite.all_variants()]
     lines = [
         ("suite", f"{suite.name}: {suite.title}"),
@@ -229,8 +235,7 @@ def _cost_text(suite: Suite, encoders: Sequence[str], cost: Estimate) -> str:
         state = "ready" if size.ready else "NOT ON DISK"
         known = f"{size.classes} classes, {size.train:,} + {size.test:,} pictures" if size.classes else "unknown size"
         lines.append(("data", f"{size.spec}: {known}, {state}"))
-    missing = [size.missing for size in cost.sizes if not size.ready]
-    return "\n".join([facts(lines), *(["", *dict.fromkeys(missing)] if missing else [])])
+    return "\n".join([facts(lines), *(["", "problems:", *problems] if problems else [])])
 
 
 def _pictures_text(cost: Estimate) -> str:
