@@ -13,6 +13,8 @@ CELL_STYLE = "padding:2px 10px;vertical-align:middle;border:0;border-bottom:1px 
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 DECIMAL = re.compile(r"[+-]?\d+\.\d+")
+MAX_NAME_LETTERS = 60
+"""Letters of a name in a table. The names of folders may have 255, and those in a list of pictures any number."""
 
 
 def format_list(items: Iterable[object], limit: int = 5) -> str:
@@ -24,6 +26,19 @@ def format_list(items: Iterable[object], limit: int = 5) -> str:
     texts = [printable(str(item)) for item in items]
     more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more
+
+
+def shorten_name(name: str, limit: int = MAX_NAME_LETTERS) -> str:
+    r"""A name as one line of printable text for a table; of a long one the beginning and the end.
+
+    Names often differ at their end only, so that is kept.
+
+    >>> shorten_name("cat"), shorten_name("two\nlines"), shorten_name("a very long name, number 1", 12)
+    ('cat', 'two lines', 'a very …er 1')
+    """
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in printable(name)).split(" "))
+    tail = limit // 3
+    return line if len(line) <= limit else f"{line[: limit - tail - 1]}…{line[-tail:]}"
 
 
 def format_count(count: int, noun: str) -> str:
@@ -61,6 +76,8 @@ def describe_shots(shots: Mapping[str, int], total: int) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Format rows as aligned columns. Columns of numbers are right-aligned, also of numbers that are formatted already.
 
+    Long cells are shortened, except those of the last column, which have no column beside them.
+
     >>> print(table(["class", "all"], [["cat", 12], ["zebra", 3]]))
     class  all
     cat     12
@@ -70,7 +87,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     this model     0.300
     zero-shot      2.055
     """
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    lines = [[*(shorten_name(str(cell)) for cell in row[:-1]), *map(str, row[-1:])] for row in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     is_number = [_is_number_column(rows, i) for i in range(len(header))]
     return "\n".join(
@@ -94,7 +111,7 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td style="{style}">{cell if isinstance(cell, Markup) else escape(str(cell))}</td>'
+            f'<td style="{style}">{cell if isinstance(cell, Markup) else escape(shorten_name(str(cell)))}</td>'
             for cell, style in zip(row, aligned, strict=True)
         )
         + "</tr>"

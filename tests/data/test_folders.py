@@ -6,11 +6,26 @@ import pytest
 from clipadapter.data import Sample, list_images, load_dataset
 from clipadapter.data.folders import read_folder
 from clipadapter.data.load import read_listing
-from clipadapter.errors import DataError, DataWarning, UnknownNameError
+from clipadapter.errors import DataError, DataWarning, InputError, UnknownNameError
 
 
 def reasons(root):
     return {path.relative_to(root).as_posix(): reason for path, reason in read_listing(root).left_out}
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "tab\tname", "escape\x1b[2J"])
+def test_class_names_with_control_characters_are_refused(tmp_path, put, name):
+    put(tmp_path / "cat" / "1.jpg")
+    put(tmp_path / name / "1.jpg")
+    with pytest.raises(InputError, match="the class name '.*' has a line break or another control character: rename"):
+        load_dataset(tmp_path)
+
+
+def test_a_class_cannot_be_renamed_to_a_name_with_a_line_break(tmp_path, put):
+    put(tmp_path / "cat" / "1.jpg")
+    put(tmp_path / "dog" / "1.jpg")
+    with pytest.raises(InputError, match=r"the class name 'a\\ncat' has a line break"):
+        load_dataset(tmp_path).rename({"cat": "a\ncat"})
 
 
 def test_class_folders_are_sorted_and_nested_files_belong_to_the_first_level(tmp_path, put):

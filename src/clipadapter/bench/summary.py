@@ -8,6 +8,7 @@ from typing import Any
 
 from clipadapter.bench.run import Run
 from clipadapter.errors import InputError
+from clipadapter.formatting import shorten_name
 from clipadapter.heads import fidelity_of
 from clipadapter.metrics import METRICS, mean_sd, metrics_shown
 from clipadapter.registry import unknown
@@ -142,7 +143,7 @@ def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = Fal
         cells = [_cell(summary.cells[head, n], metric, head in best[n], markdown) for n in summary.shots]
         rows.append(
             [
-                f"{head} {fidelity_mark([summary.methods[head]])}".rstrip(),
+                f"{shorten_name(head)} {fidelity_mark([summary.methods[head]])}".rstrip(),
                 *cells,
                 "-" if took is None else f"{took:.2f} s",
             ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from clipadapter.data.prompts import check_class_names
 from clipadapter.errors import DataError
 from clipadapter.files import printable
 from clipadapter.formatting import (
@@ -190,6 +191,7 @@ class Dataset:
             if key not in self.class_names:
                 raise unknown("class", key, list(self.class_names))
         names = tuple(mapping.get(name, name) for name in self.class_names)
+        check_class_names(names)
         old_names: dict[str, str] = {}
         for old, new in zip(self.class_names, names, strict=True):
             if new in old_names:
@@ -208,10 +210,15 @@ class Listing:
 
 
 def make_dataset(name: str, root: Path, samples: Iterable[Sample]) -> Dataset:
-    """Build a data set whose classes are the sorted labels of its samples."""
+    """Build a data set whose classes are the sorted labels of its samples.
+
+    Raises:
+        InputError: if a class name has a control character.
+    """
     samples = tuple(samples)
     labels = {sample.label for sample in samples if sample.label is not None}
     labels |= {label for sample in samples for label in sample.label_set or ()}
+    check_class_names(sorted(labels))
     return Dataset(name, root, samples, tuple(sorted(labels)))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import DataError, InputError
 from clipadapter.files import printable
+from clipadapter.formatting import MAX_NAME_LETTERS
 from clipadapter.parsing import read_json
 from clipadapter.registry import unknown
 
@@ -93,6 +95,26 @@ def _templates(spec: str) -> tuple[str, ...]:
     raise InputError(f"the template '{spec}' has {holes} placeholders for the class name, not one: write {{}} once")
 
 
+def check_class_names(names: Iterable[str]) -> None:
+    r"""Refuse class names with line breaks, tabs and other control characters.
+
+    No prompt needs them, they break every table and list of classes, and some change what a terminal shows. A folder or
+    a cell of a table gets such a name by mistake.
+
+    Raises:
+        InputError: if a name has one.
+
+    >>> check_class_names(["cat", "two\nlines"])
+    Traceback (most recent call last):
+    ...
+    clipadapter.errors.InputError: the class name 'two\nlines' has a line break ... rename the class
+    """
+    for name in names:
+        if any(unicodedata.category(letter) == "Cc" for letter in name):
+            shown = ascii(name if len(name) <= MAX_NAME_LETTERS else f"{name[:MAX_NAME_LETTERS]}...")
+            raise InputError(f"the class name {shown} has a line break or another control character: rename the class")
+
+
 def class_prompts(
     class_names: Sequence[str],
     templates: str | Sequence[str] = "default",
@@ -115,6 +137,7 @@ def class_prompts(
     {'water_lilly': ['a photo of a water lilly.'], 'cup': ['a cup holds a drink']}
     """
     texts = get_templates(templates)
+    check_class_names(class_names)
     for name, count in Counter(class_names).items():
         if count > 1 or not name.strip():
             raise InputError(f"class names must be unique and not empty; got '{name}' {count} times")

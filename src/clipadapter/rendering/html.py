@@ -5,22 +5,26 @@ from __future__ import annotations
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from clipadapter.formatting import shorten_name
+
 
 def create_environment(package: str) -> Environment:
     """An environment for the templates of a package, and those that all pages share (``base.css``).
 
-    All values are escaped, and a name that is not defined is an error.
+    All values are escaped, and a name that is not defined is an error. The filter ``short`` is `shorten_name`.
 
     Args:
         package: its folder ``templates`` has the templates.
     """
-    return Environment(
+    environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("clipadapter.rendering")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["short"] = shorten_name
+    return environment
 
 
 def read_asset(package: str, name: str) -> Markup:

@@ -15,6 +15,7 @@ from clipadapter.bench.plots import WITHOUT_SHOTS
 from clipadapter.classifier.evaluation import Score
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.doctor import FindingGroup, illustrate_findings, read_findings_css, render_findings
+from clipadapter.formatting import shorten_name
 from clipadapter.metrics import metrics_shown, reliability
 from clipadapter.metrics.detection import aurc, risk_coverage
 from clipadapter.prediction import softmax
@@ -129,7 +130,7 @@ def page_data(report: Report) -> dict[str, Any]:
     pictures, evaluation, projection = report.pictures, report.evaluation, report.projection
     systems = {THIS_MODEL: evaluation.model, **evaluation.baselines}
     return {
-        "classes": list(pictures.class_names),
+        "classes": [shorten_name(name) for name in pictures.class_names],
         "test": _test_columns(report),
         "shots": {
             "name": [shot.name for shot in pictures.shots],

@@ -67,6 +67,12 @@ def study(make_run):
     return joined(suite(seeds=[1, 2, 3]), runs)
 
 
+def test_long_labels_and_line_breaks_of_labels_break_no_table(make_run):
+    label = "two\nlines " + "a" * 400
+    study = joined(suite(seeds=[1]), [make_run(label, 1, 1, method="knn")])
+    assert all(len(row[0]) <= 70 and "\n" not in row[0] for grid in grids(study).values() for row in grid.rows)
+
+
 def test_a_table_has_mean_and_deviation_and_the_best_of_each_column(study):
     grid = grids(study)["Accuracy: pets"]
     assert grid.header == ("head", "1 shot", "4 shots", "validation")

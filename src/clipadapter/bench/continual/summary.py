@@ -13,6 +13,7 @@ from clipadapter.bench.continual.learning import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.run import ContinualResult, Run
 from clipadapter.bench.summary import Cell, fidelity_mark, fidelity_notes, format_metric
 from clipadapter.errors import InputError
+from clipadapter.formatting import shorten_name
 from clipadapter.rendering.marks import BEST
 
 CONTINUAL_METRICS = {
@@ -166,7 +167,7 @@ def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
     best = {metric: best_heads(heads, metric) for metric in CONTINUAL_METRICS}
     rows = [
         [
-            f"{head.label} {fidelity_mark({run.method for run in head.runs})}".rstrip(),
+            f"{shorten_name(head.label)} {fidelity_mark({run.method for run in head.runs})}".rstrip(),
             head.learns,
             *(
                 (BEST if i in best[metric] else "") + format_continual_metric(head.cell(metric), metric)

@@ -11,6 +11,7 @@ from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import Setting, Study
 from clipadapter.bench.summary import fidelity_notes, markdown_table
+from clipadapter.formatting import shorten_name
 from clipadapter.registry import unknown
 from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
 
@@ -102,9 +103,9 @@ def _row(head: str, setting: Setting, first: tuple[Study, Setting], second: tupl
     difference = paired_difference(b, a) if a.keys() & b.keys() else None
     name = f"{head} · {setting.prompts}" if setting.prompts else head
     return [
-        name,
-        setting.data,
-        setting.encoder,
+        shorten_name(name),
+        shorten_name(setting.data),
+        shorten_name(setting.encoder),
         setting.test,
         str(setting.shots),
         *cells,

@@ -30,6 +30,7 @@ from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import Study
 from clipadapter.bench.summary import Cell
 from clipadapter.data.sets import list_sets, set_info
+from clipadapter.formatting import shorten_name
 
 TITLE = "Measured and published"
 TEXT_COLUMNS = frozenset({0, 1, 2, 3, 7, 8, 9, 10})
@@ -164,7 +165,7 @@ def _row(ours: Measured, theirs: PublishedAccuracy) -> tuple[str, ...]:
     margin = f" ± {theirs.margin:.2f}" if theirs.margin else ""
     return (
         format_head(ours.head, ours.runs),
-        MEAN_TITLES.get(ours.dataset, ours.dataset),
+        MEAN_TITLES.get(ours.dataset, shorten_name(ours.dataset)),
         theirs.backbone,
         format_shots(ours.shots) if theirs.shots else "takes none",
         format_cell(ours.cell, "accuracy"),

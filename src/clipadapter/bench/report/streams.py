@@ -20,6 +20,7 @@ from clipadapter.bench.report.texts import failure_messages, stream_notes
 from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import Setting, Study, distinct_values
 from clipadapter.bench.summary import Cell, fidelity_mark, fidelity_notes
+from clipadapter.formatting import shorten_name
 from clipadapter.metrics import mean_sd
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _grid(heads: Sequence[HeadRuns], title: str, common_notes: tuple[str, ...]) 
         cells = [format_continual_metric(head.cell(metric), metric) for metric in CONTINUAL_METRICS]
         sizes, seconds = head.after_each("size"), head.after_each("seconds")
         sizes_text = f"{sizes[0].mean:,.0f} → {sizes[-1].mean:,.0f}" if sizes else "-"
-        name = f"{head.label} {fidelity_mark({run.method for run in head.runs})}".rstrip()
+        name = f"{shorten_name(head.label)} {fidelity_mark({run.method for run in head.runs})}".rstrip()
         rows.append((name, head.learns, *cells, f"{sum(c.mean for c in seconds):.3g}" if seconds else "-", sizes_text))
     header = ("head", "learns", *CONTINUAL_METRICS.values(), "all fits in s", "stored numbers, first → last task")
     faithful = fidelity_notes(run.method for head in heads for run in head.runs)
@@ -180,7 +181,8 @@ def _by_task(
     heads: Sequence[HeadRuns], tasks: Sequence[str], title: str, metric: str, common_notes: tuple[str, ...], minor: bool
 ) -> Grid:
     rows = tuple(
-        (head.label, *(format_continual_metric(cell, metric) for cell in head.by_task(metric))) for head in heads
+        (shorten_name(head.label), *(format_continual_metric(cell, metric) for cell in head.by_task(metric)))
+        for head in heads
     )
     return Grid(title, ("head", *tasks), rows, notes=("Accuracy in %.",), common=common_notes, minor=minor)
 
@@ -194,7 +196,8 @@ def _after_each(
     common_notes: tuple[str, ...],
 ) -> Grid:
     rows = tuple(
-        (head.label, head.learns, *(format_value(_mean(cell)) for cell in head.after_each(field))) for head in heads
+        (shorten_name(head.label), head.learns, *(format_value(_mean(cell)) for cell in head.after_each(field)))
+        for head in heads
     )
     note = (
         "Numbers that must be stored to predict and to learn the next task; for joint fits they include the features "

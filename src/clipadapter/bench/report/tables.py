@@ -13,6 +13,7 @@ from clipadapter.bench.statistics import Difference, paired_difference
 from clipadapter.bench.study import Draw, Setting, Study, distinct_values
 from clipadapter.bench.suite import ALL
 from clipadapter.bench.summary import Cell, Metric
+from clipadapter.formatting import shorten_name
 
 Axis = Literal["shots", "test", "encoder"]
 HARMONIC = "harmonic mean"
@@ -137,7 +138,7 @@ def _axis(study: Study) -> Axis:
 
 
 def _heading(study: Study, fixed: Mapping[str, str | int]) -> str:
-    parts = [str(fixed["data"])]
+    parts = [shorten_name(str(fixed["data"]))]
     varying = {name for name in fixed if len(distinct_values(study.settings, name)) > 1}
     parts += [str(fixed[name]) for name in ("encoder", "test") if name in varying]
     if "shots" in fixed:

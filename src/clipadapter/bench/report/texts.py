@@ -10,6 +10,7 @@ from clipadapter.bench.report.tables import Row, Table
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference
 from clipadapter.bench.summary import Cell, Metric, fidelity_mark, fidelity_notes, format_metric
+from clipadapter.formatting import shorten_name
 from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
 
 DEFAULTS = (
@@ -62,7 +63,7 @@ def format_points(difference: float) -> str:
 def format_head(row: Row, runs: Sequence[Run]) -> str:
     """A head's name with its prompts and marks."""
     name = f"{row.label} · {row.prompts}" if row.prompts else row.label
-    return f"{name} {head_marks(runs)}{fidelity_mark({run.method for run in runs})}".rstrip()
+    return f"{shorten_name(name)} {head_marks(runs)}{fidelity_mark({run.method for run in runs})}".rstrip()
 
 
 def head_marks(runs: Iterable[Run]) -> str:

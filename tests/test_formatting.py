@@ -1,0 +1,32 @@
+"""Names in tables: one line each, and not wider than a terminal, however long they are."""
+
+import pytest
+
+from clipadapter.formatting import MAX_NAME_LETTERS, html_table, shorten_name, table
+
+
+def test_long_names_keep_their_beginning_and_end():
+    first, second = (shorten_name(f"{'a' * 200} {i}") for i in (1, 2))
+    assert first != second
+    assert (len(first), first[:4], first[-3:]) == (MAX_NAME_LETTERS, "aaaa", "a 1")
+    assert shorten_name("a" * MAX_NAME_LETTERS) == "a" * MAX_NAME_LETTERS
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "two\r\nlines", "two\tlines", "two\x1b[2Jlines", "two\u2028lines"])
+def test_names_are_one_line_of_printable_text(name):
+    line = shorten_name(name)
+    assert line.isprintable() and line.startswith("two ") and line.endswith("lines")
+
+
+def test_a_long_name_makes_no_other_column_start_beyond_the_screen():
+    lines = table(["class", "pictures"], [["a" * 400, 3], ["cat", 12]]).splitlines()
+    assert [len(line) for line in lines] == [MAX_NAME_LETTERS + 2 + len("pictures")] * 3
+
+
+def test_the_last_column_has_complete_sentences():
+    sentence = "a sentence that says what a head does " * 4
+    assert sentence.rstrip() in table(["head", "summary"], [["knn", sentence]])
+
+
+def test_long_names_are_shortened_in_notebooks():
+    assert "a" * 100 not in html_table(["class"], [["a" * 400]])
