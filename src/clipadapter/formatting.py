@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
+from typing import Any
 
+from clipadapter.errors import InputError, brief
 from clipadapter.files import printable
 
 CELL_STYLE = "padding:2px 10px;vertical-align:middle;border:0;border-bottom:1px solid rgba(128,128,128,.3);"
@@ -23,9 +26,23 @@ def format_list(items: Iterable[object], limit: int = 5) -> str:
     >>> format_list("abcdefg", limit=2)
     'a, b and 5 more'
     """
-    texts = [printable(str(item)) for item in items]
-    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
-    return ", ".join(texts[:limit]) + more
+    every = list(items)
+    texts = [printable(item if isinstance(item, str | Path) else brief(item)) for item in every[:limit]]
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(texts) + more
+
+
+def check_names(names: Iterable[Any]) -> tuple[Any, ...]:
+    """Class names as a tuple, once each is known to be a name: a text, a number or the like.
+
+    Raises:
+        InputError: if one is an array or a list.
+    """
+    every = tuple(names)
+    for i, name in enumerate(every):
+        if getattr(name, "ndim", 0) or isinstance(name, list | tuple | set | dict):
+            raise InputError(f"class names must be texts, but number {i} is {brief(name)}")
+    return every
 
 
 def shorten_name(name: str, limit: int = MAX_NAME_LETTERS) -> str:

@@ -22,9 +22,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.errors import MAX_BRIEF_CHARACTERS, InputError, UnknownNameError, brief
 
 T = TypeVar("T")
+MAX_LISTED_NAMES = 100
+"""Known names that an error lists: all heads, but not all of a thousand classes."""
 
 
 REGISTRATION = re.compile(r"^@register_\w+\(\s*[\"']([^\"']+)[\"']", re.MULTILINE)
@@ -76,14 +78,17 @@ class Entry(Generic[T]):
 
 
 def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
-    """The error for an unknown name. Its message has the closest known name and all known names.
+    """The error for an unknown name. Its message has the closest known name, and the known names.
 
     >>> print(unknown("head", "tip-adaptor", ["knn", "tip-adapter"]))
     no head is called 'tip-adaptor'. Did you mean 'tip-adapter'? Known: knn, tip-adapter
     """
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return UnknownNameError(f"no {kind} is called '{name}'.{hint} Known: {', '.join(known) or 'none'}")
+    shown = f"'{name}'" if isinstance(name, str) and len(name) <= MAX_BRIEF_CHARACTERS else brief(name)
+    more = f" and {len(known) - MAX_LISTED_NAMES} more" if len(known) > MAX_LISTED_NAMES else ""
+    names = ", ".join(known[:MAX_LISTED_NAMES]) or "none"
+    return UnknownNameError(f"no {kind} is called {shown}.{hint} Known: {names}{more}")
 
 
 class Registry(Generic[T]):

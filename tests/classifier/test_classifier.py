@@ -129,7 +129,7 @@ def test_descriptions_replace_templates():
     ("action", "error", "words"),
     [
         (lambda: model().predict([]), InputError, "not fitted"),
-        (lambda: model().fit(squares()[0], ["red"]), InputError, "12 pictures but 1 labels"),
+        (lambda: model().fit(squares()[0], ["red"]), InputError, "12 pictures but 1 label"),
         (lambda: model().fit(squares()[0][:4], ["red"] * 4), InputError, "two classes or more, but got red"),
         (lambda: model().fit([], []), InputError, "two classes or more, but got none"),
         (lambda: model().fit(["no.jpg", "file.jpg"], ["a", "b"]), DataError, "none of the 2 pictures can be read"),

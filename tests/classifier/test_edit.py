@@ -156,7 +156,7 @@ def test_a_shot_is_recognised_by_its_feature_and_relabelled():
         (lambda m: m.add_class("pink", []), DataError, "none of the 0 pictures"),
         (lambda m: m.add_examples(squares("red", 1, 7), ["rad"]), UnknownNameError, "Did you mean 'red'"),
         (lambda m: m.add_examples(shots("red")[0], ["blue"] * 4), InputError, "is a shot of 'red' already"),
-        (lambda m: m.add_examples(squares("red", 2, 7), ["red"]), InputError, "2 pictures but 1 labels"),
+        (lambda m: m.add_examples(squares("red", 2, 7), ["red"]), InputError, "2 pictures but 1 label"),
         (lambda m: m.correct(squares("red", 1, 7), [("red", "blue")]), InputError, "single-label"),
         (lambda m: m.remove_class("pink"), UnknownNameError, "no class is called 'pink'"),
         (lambda m: m.remove_class("red").remove_class("blue"), InputError, "two classes or more"),

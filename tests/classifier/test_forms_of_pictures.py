@@ -133,7 +133,7 @@ def test_shots_among_the_evaluated_pictures_are_counted_and_said(model, folder):
     ("images", "labels", "message"),
     [
         (["a.jpg"], None, "labels are missing"),
-        (["a.jpg", "b.jpg"], ["red"], "2 pictures but 1 labels"),
+        (["a.jpg", "b.jpg"], ["red"], "2 pictures but 1 label"),
         (["a.jpg"], ["mauve"], "no class of the model: mauve"),
         (["a.jpg"], [("red", "blue")], "several labels each, but the model gives one"),
     ],

@@ -21,7 +21,7 @@ from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.suite import make_head
 from clipadapter.classifier.evaluation import check_labels
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.rendering.method_colours import MARKERS
@@ -107,7 +107,7 @@ def project(
     (6, 2)
     """
     if method not in METHOD_TITLES:
-        raise InputError(f"the method must be one of {', '.join(METHOD_TITLES)}, but is {method!r}")
+        raise InputError(f"the method must be one of {', '.join(METHOD_TITLES)}, but is {brief(method)}")
     rows = _unit_rows(features)
     if len(rows) < MIN_ROWS or rows.shape[1] < 2:
         raise InputError(f"a projection needs {MIN_ROWS} rows and 2 columns or more, but the features are {rows.shape}")

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 
 Key = TypeVar("Key", bound=Hashable)
 MIN_PAIRS = 3
@@ -104,7 +104,7 @@ def paired_difference(
 
 def _difference(draw: Hashable, a: float, b: float) -> float:
     if not np.isfinite([a, b]).all():
-        raise InputError(f"the accuracies at draw {draw!r} are {a} and {b}: leave out a run that failed")
+        raise InputError(f"the accuracies at draw {brief(draw)} are {a} and {b}: leave out a run that failed")
     return float(a) - float(b)
 
 

@@ -63,7 +63,15 @@ from clipadapter.features import (
     extract,
 )
 from clipadapter.files import without_paths
-from clipadapter.formatting import describe_classes, describe_shots, format_count, html_block, html_table
+from clipadapter.formatting import (
+    check_names,
+    describe_classes,
+    describe_shots,
+    format_count,
+    format_list,
+    html_block,
+    html_table,
+)
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.persistence import History, Model, load_model, push, save_model
 from clipadapter.persistence.evaluation import EVALUATION_KEY
@@ -275,9 +283,9 @@ class FewShotClassifier:
         check_task(self.task, labels)
         if class_names is None:
             class_names = collect_class_names(labels) if dataset is None else dataset.class_names
-        names = list(class_names)
+        names = list(check_names(class_names))
         if len(names) < 2:
-            raise InputError(f"a classifier needs two classes or more, but got {', '.join(names) or 'none'}")
+            raise InputError(f"a classifier needs two classes or more, but got {format_list(names) or 'none'}")
         head = self._build_head()
         if head.tunes_encoder or self._tuned_encoder is not None:
             self.__dict__.pop("head_", None)  # a head of before belongs to another encoder, should this fit fail

@@ -36,7 +36,7 @@ from clipadapter.classifier.inputs import (
 )
 from clipadapter.data import class_prompts, label_matrix
 from clipadapter.data.images import ImageSource
-from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.errors import InputError, UnknownNameError, brief
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
 from clipadapter.heads.estimator import clone
@@ -163,11 +163,11 @@ def _check_name(name: object) -> None:
         InputError: if not.
     """
     if not isinstance(name, str) or not name.strip():
-        raise InputError(f"a class needs a name that is a text, and not blank; got {name!r}")
+        raise InputError(f"a class needs a name that is a text, and not blank; got {brief(name)}")
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the name {name!r} has characters that can't be written: {error.reason}") from error
+        raise InputError(f"the name {brief(name)} has characters that can't be written: {error.reason}") from error
 
 
 def _edit_text(

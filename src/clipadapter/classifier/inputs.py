@@ -23,6 +23,7 @@ from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec
 from clipadapter.files import printable
+from clipadapter.formatting import check_names, format_count
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics.table import Task
@@ -123,7 +124,9 @@ def read_labelled(
     if isinstance(labels, str):
         labels = [labels]
     if len(pictures) != len(labels):
-        raise InputError(f"{len(pictures)} pictures but {len(labels)} labels")
+        raise InputError(f"{format_count(len(pictures), 'picture')} but {format_count(len(labels), 'label')}")
+    for label in labels:
+        check_names(label if is_multilabel([label]) else [label])
     return pictures, labels, images if isinstance(images, Dataset) else None
 
 
@@ -153,7 +156,7 @@ def check_task(task: str, labels: Sequence[Label]) -> None:
         InputError: if they do not, or the task is unknown.
     """
     if task not in TASKS:
-        raise InputError(f"the task is one of {', '.join(TASKS)}, not {task!r}")
+        raise InputError(f"the task is one of {', '.join(TASKS)}, not {brief(task)}")
     if task == "multilabel" and not is_multilabel(labels):
         raise InputError("for task='multilabel' give all labels of each picture: [('cat', 'dog'), ('dog',), ()]")
     if task == "single-label" and is_multilabel(labels):
@@ -237,7 +240,7 @@ def parse_views(views: int | str | ViewSpec | PerEpochViews, seed: int) -> ViewS
     if views == PER_EPOCH:
         return PerEpochViews(ViewSpec(seed=seed))
     if isinstance(views, str):
-        raise InputError(f"views must be a number, 'per-epoch', a ViewSpec or PerEpochViews, but is {views!r}")
+        raise InputError(f"views must be a number, 'per-epoch', a ViewSpec or PerEpochViews, but is {brief(views)}")
     return ViewSpec(count=views, seed=seed)
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import DataError, InputError, brief
 from clipadapter.formatting import format_list
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def label_matrix(label_sets: Sequence[Collection[str]], class_names: Sequence[st
     matrix = np.zeros((len(label_sets), len(class_names)), dtype=np.int8)
     for i, names in enumerate(label_sets):
         if isinstance(names, str):
-            raise DataError(f"the labels of picture {i} are the string {names!r}: give a list, such as ['cat']")
+            raise DataError(f"the labels of picture {i} are the string {brief(names)}: give a list, such as ['cat']")
         unknown = [name for name in names if name not in position]
         if unknown:
             raise DataError(

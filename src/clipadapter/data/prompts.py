@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import DataError, InputError, brief
 from clipadapter.files import printable
 from clipadapter.formatting import MAX_NAME_LETTERS
 from clipadapter.parsing import read_json
@@ -182,7 +182,7 @@ def read_class_names(path: str | Path) -> dict[str, str]:
     names = _read_object(path, 'expected {"folder": "readable name", ...}')
     for key, value in names.items():
         if not (isinstance(value, str) and value.strip()):
-            raise DataError(f"{printable(path)}: '{key}' must have a string as its name, got {value!r}")
+            raise DataError(f"{printable(path)}: '{key}' must have a string as its name, got {brief(value)}")
     return names
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from clipadapter.backends import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
 from clipadapter.encoders.base import Encoder
 from clipadapter.encoders.catalogue import EncoderListing
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.pixels import MIN_JPEG_SIDE_RATIO
 from clipadapter.towers import Projection, TextTower
 
@@ -140,7 +140,7 @@ def with_backend(
     'torch'
     """
     if precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}")
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(precision)}")
     plain = encoder.plain if isinstance(encoder, BackendEncoder) else encoder
     runtime = create_backend(backend, device=plain.device)
     tower = plain.tower()

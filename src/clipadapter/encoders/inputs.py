@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 
 MAX_BATCH_TOKENS = 512
 """Tokens in a batch of texts, padding included. On a CPU 256 to 2,048 are equally fast; more do not fit its cache."""
@@ -49,10 +49,10 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
     (['cat', 'dog'], [0, 1, 0])
     """
     if isinstance(texts, str):
-        raise InputError(f"texts must be a list of texts, but is one text: [{texts!r}] would be a list")
+        raise InputError(f"texts must be a list of texts, but is one text: [{brief(texts)}] would be a list")
     for text in texts:
         if not isinstance(text, str):
-            raise InputError(f"texts must be of type str, but one is a {type(text).__name__}: {text!r}")
+            raise InputError(f"texts must be of type str, but one is a {type(text).__name__}: {brief(text)}")
     if not len(texts):
         raise InputError("there are no texts to encode: give one or more")
     index = {text: i for i, text in enumerate(dict.fromkeys(texts))}

@@ -26,7 +26,7 @@ from clipadapter.encoders.catalogue import (
     suggest,
 )
 from clipadapter.encoders.hub import cached_file, download_file, hub_answers
-from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
+from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError, brief
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,7 +117,7 @@ def check_variant(variant: str) -> None:
     kind, has_path, rest = variant.partition(":")
     if kind == "local-dir":
         if not rest or not Path(rest).expanduser().is_dir():
-            raise EncoderUnavailableError(f"there is no folder {rest!r}: say open_clip:local-dir:FOLDER")
+            raise EncoderUnavailableError(f"there is no folder {brief(rest)}: say open_clip:local-dir:FOLDER")
     elif kind == "hf-hub":
         if REPOSITORY_NAME.fullmatch(rest) is None:
             raise InputError(
@@ -418,9 +418,9 @@ def weights_files(facts: dict[str, Any]) -> tuple[str, list[str]]:
 def _check_file(model: str, path: str) -> None:
     file = Path(path).expanduser()
     if file.is_dir():
-        raise InputError(f"{path!r} is a folder, not a file of weights: say open_clip:local-dir:{path}")
+        raise InputError(f"{brief(path)} is a folder, not a file of weights: say open_clip:local-dir:{path}")
     if not path or not file.is_file():
-        raise EncoderUnavailableError(f"there is no file {path!r}: say open_clip:{model}:FILE")
+        raise EncoderUnavailableError(f"there is no file {brief(path)}: say open_clip:{model}:FILE")
     if file.suffix not in WEIGHTS_SUFFIXES:
         raise InputError(f"{file.name} is no file of weights: its name must end in {', '.join(WEIGHTS_SUFFIXES)}")
     name, _, tag = model.partition("/")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
-from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brief
 from clipadapter.export.atomic import move_into_place, working_folder
 from clipadapter.export.graph import ModelGraph, export_towers
 from clipadapter.export.parity import ExportParity, check_parity
@@ -162,7 +162,7 @@ def _check_options(format: str, precision: str, input_kind: str) -> ExportFormat
     export_format = get_format(format)
     for name, value, known in (("precision", precision, PRECISIONS), ("input", input_kind, INPUT_NAMES)):
         if value not in known:
-            raise InputError(f"{name} is {' or '.join(known)}, not {value!r}")
+            raise InputError(f"{name} is {' or '.join(known)}, not {brief(value)}")
     return export_format
 
 

@@ -35,7 +35,7 @@ from clipadapter.backends import (
 )
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, with_backend
-from clipadapter.errors import EncoderUnavailableError, ImageError, InputError
+from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec
 from clipadapter.files import write_atomically
@@ -258,7 +258,7 @@ def _check(backend: str, precision: str) -> None:
     if backend != "auto":
         backend_info(backend)
     if precision not in ("auto", *PRECISIONS):
-        raise InputError(f"precision must be auto, {', '.join(PRECISIONS)}, but is {precision!r}")
+        raise InputError(f"precision must be auto, {', '.join(PRECISIONS)}, but is {brief(precision)}")
     if "auto" not in (backend, precision):
         backend_info(backend).cls.check_available(precision)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import ImageSource, image_bytes, read_image, shrink_factor, source_name
 from clipadapter.encoders import Encoder
-from clipadapter.errors import ImageError, InputError
+from clipadapter.errors import ImageError, InputError, brief
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec, augment
 from clipadapter.pixels import min_jpeg_side
@@ -190,7 +190,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
     if match is None:
-        raise InputError(f"a shard is written i/n, such as 2/8 for the second of eight, but is {text!r}")
+        raise InputError(f"a shard is written i/n, such as 2/8 for the second of eight, but is {brief(text)}")
     return _check_shard((int(match[1]), int(match[2])))
 
 

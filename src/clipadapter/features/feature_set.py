@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
 from clipadapter.files import without_paths
-from clipadapter.formatting import describe_classes, format_count, html_block, html_table
+from clipadapter.formatting import check_names, describe_classes, format_count, format_list, html_block, html_table
 from clipadapter.split_types import mark_for_evaluation
 
 MAX_SHOWN_CLASSES = 20
@@ -50,8 +50,8 @@ class FeatureSet:
         X = np.asanyarray(self.X, dtype=np.float32)
         for name, value in (
             ("X", X),
-            ("y", tuple(self.y)),
-            ("class_names", tuple(self.class_names)),
+            ("y", check_names(self.y)),
+            ("class_names", check_names(self.class_names)),
             ("provenance", MappingProxyType(dict(self.provenance))),
         ):
             object.__setattr__(self, name, value)
@@ -66,10 +66,12 @@ class FeatureSet:
         if self.targets is not None and (len(self.y) or self.targets.shape != shape):
             raise InputError(f"targets must have shape {shape}, but have {self.targets.shape}")
         if len(set(self.class_names)) != len(self.class_names):
-            raise InputError(f"class names must differ, but are {', '.join(self.class_names)}")
+            raise InputError(f"class names must differ, but are {format_list(self.class_names)}")
         unknown = sorted(set(self.y) - set(self.class_names))
         if unknown:
-            raise InputError(f"these labels are no class: {', '.join(unknown)}; classes: {', '.join(self.class_names)}")
+            raise InputError(
+                f"these labels are no class: {format_list(unknown)}; classes: {format_list(self.class_names)}"
+            )
         bad_rows = np.flatnonzero(~np.isfinite(self.X).all(axis=tuple(range(1, self.X.ndim))))
         if len(bad_rows):
             raise InputError(

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder
-from clipadapter.errors import DataError, ImageError, require
+from clipadapter.errors import DataError, ImageError, brief, require
 from clipadapter.features.collection import ImageRef, WorkUnit, open_filesystem
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
@@ -217,7 +217,7 @@ def read_feature_shards(folder: str | Path, split: str | None = None, filesystem
         table_labels = table["label"].to_pylist()
         labels += [table_labels[rows[i]] for i in selected]
     if not labels:
-        raise DataError(f"'{folder}' has no features{f' of the split {split!r}' if split else ''}")
+        raise DataError(f"'{folder}' has no features{f' of the split {brief(split)}' if split else ''}")
     unlabelled = sum(label is None for label in labels)
     if unlabelled:
         raise DataError(f"{unlabelled} of {len(labels)} pictures of '{folder}' have no label")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.encoders import Encoder, open_text_tower
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.functional import ensemble
 from clipadapter.heads import TextFeatures
@@ -41,7 +41,7 @@ def encode_classes(
         raise InputError("class text needs at least one class, but there are none")
     for name, texts in prompts.items():
         if isinstance(texts, str) or not texts:
-            raise InputError(f"class '{name}' needs a list of one or more prompts, but has {texts!r}")
+            raise InputError(f"class '{name}' needs a list of one or more prompts, but has {brief(texts)}")
     different = dict.fromkeys(text for texts in prompts.values() for text in texts)
     row_of = {text: i for i, text in enumerate(different)}
     rows = _encode_texts(encoder, list(different), store)  # (k, d)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.telemetry import require_without_telemetry
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ExportFormat:
             MissingExtraError: if a package is missing.
         """
         if precision not in self.precisions:
-            raise InputError(f"precision of {self.title} is {' or '.join(self.precisions)}, not {precision!r}")
+            raise InputError(f"precision of {self.title} is {' or '.join(self.precisions)}, not {brief(precision)}")
         for module in self.modules:
             require_without_telemetry(module, self.extra, f"Export as {self.title}")
 

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.formats.base import ExportFormat
 
 DEFAULT_FORMAT = "onnx"
@@ -46,7 +46,7 @@ def get_format(name: str) -> ExportFormat:
     """
     formats = load_formats()
     if name not in formats:
-        raise InputError(f"format is {' or '.join(formats)}, not {name!r}")
+        raise InputError(f"format is {' or '.join(formats)}, not {brief(name)}")
     return formats[name]
 
 

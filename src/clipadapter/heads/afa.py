@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import check_not_negative
@@ -241,4 +241,4 @@ class Afa(IncrementalHead):
         check_not_negative(text=self.text, penalty=self.penalty or 0.0)
         for name in ("ridge", "dimensions"):
             if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, but is {getattr(self, name)!r}")
+                raise InputError(f"{name} must be above 0, but is {brief(getattr(self, name))}")

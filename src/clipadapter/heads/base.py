@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, InputError, brief
+from clipadapter.formatting import format_list
 from clipadapter.functional import unit
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
 from clipadapter.heads.registry import HEADS
@@ -314,7 +315,7 @@ class Head(Estimator, ABC):
             )
         if text is not None and text.absent and (self.needs_text or len(text.absent) == len(text.labels)):
             raise InputError(
-                f"{name} needs class text, but there is none of {', '.join(text.absent)}; 'auto' needs none"
+                f"{name} needs class text, but there is none of {format_list(text.absent)}; 'auto' needs none"
             )
         expected = width if text is None else text.embeddings.shape[1]
         if width != expected and not ((self.two_encoders or self.reads_unprojected) and width > expected):
@@ -437,7 +438,7 @@ class Head(Estimator, ABC):
         if width != expected:
             raise InputError(f"class text has width {width}, but the head's features have {expected}")
         if text.absent:
-            raise InputError(f"these classes have no text: {', '.join(text.absent)}")
+            raise InputError(f"these classes have no text: {format_list(text.absent)}")
         if self.task_ == "single-label":
             text = text.arranged(text_classes(text, self.classes_.dtype))
         other = copy.copy(self)
@@ -576,7 +577,7 @@ class Head(Estimator, ABC):
         """
         for name, value in state.items():
             if not name.endswith("_") or name.startswith("_") or hasattr(type(self), name):
-                raise ArtifactError(f"the saved head has an array called {name!r}, which no head learns")
+                raise ArtifactError(f"the saved head has an array called {brief(name)}, which no head learns")
             array = np.array(value)
             setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))
         self.classes_, self.n_features_in_ = np.asarray(classes), width

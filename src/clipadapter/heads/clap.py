@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text_residual import text_confidence
@@ -57,7 +57,7 @@ class Clap(ZsLp):
 
     def _multipliers(self, shots: SupportSet) -> Tensor:
         if self.multipliers not in MULTIPLIERS:
-            raise InputError(f"multipliers must be one of {', '.join(MULTIPLIERS)}, but is {self.multipliers!r}")
+            raise InputError(f"multipliers must be one of {', '.join(MULTIPLIERS)}, but is {brief(self.multipliers)}")
         if not self.strength >= 0:
             raise InputError(f"strength must be 0 or more, but is {self.strength}")
         confidence = text_confidence(shots)

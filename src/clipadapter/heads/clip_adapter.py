@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.folds import hyperparameter_folds
@@ -512,7 +512,9 @@ class ClipAdapter(ScheduledHead):
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         if self.branch != "visual":
-            raise InputError(f"the text branch knows only its own classes: branch is {self.branch!r}, not 'visual'")
+            raise InputError(
+                f"the text branch knows only its own classes: branch is {brief(self.branch)}, not 'visual'"
+            )
         self.weight_, self.scale_ = text, scale
         self.bias_ = mean_bias(self, len(text))
 
@@ -551,7 +553,7 @@ class ClipAdapter(ScheduledHead):
         epochs = self.epochs
         if isinstance(epochs, str):
             if epochs != "coop":
-                raise InputError(f"epochs must be a number, None or 'coop', but is {epochs!r}")
+                raise InputError(f"epochs must be a number, None or 'coop', but is {brief(epochs)}")
             epochs = coop_epochs(labels)
         return TrainConfig.from_estimator(self, epochs=epochs, progress=progress)
 
@@ -564,7 +566,7 @@ class ClipAdapter(ScheduledHead):
 
     def _check_parameters(self) -> None:
         if self.branch not in BRANCHES:
-            raise InputError(f"branch must be one of {', '.join(BRANCHES)}, but is {self.branch!r}")
+            raise InputError(f"branch must be one of {', '.join(BRANCHES)}, but is {brief(self.branch)}")
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             check_ratio(name, value)
         if not self.noise >= 0:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.registry import register_head
@@ -128,7 +128,7 @@ class CrossModal(TrainedHead):
     def _check(self) -> None:
         for name in ("text_share", "wise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be 0 to 1, but is {getattr(self, name)!r}")
+                raise InputError(f"{name} must be 0 to 1, but is {brief(getattr(self, name))}")
 
     def _train_config(self) -> TrainConfig:
         return TrainConfig.from_estimator(self)

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import check_not_negative
@@ -260,7 +260,7 @@ class Gda(ExactIncrementalHead):
         if self.shrinkage == "published":
             return within / max(rows - 1, 1), d
         if self.shrinkage != "pooled":
-            raise InputError(f"shrinkage must be one of {', '.join(SHRINKAGES)}, but is {self.shrinkage!r}")
+            raise InputError(f"shrinkage must be one of {', '.join(SHRINKAGES)}, but is {brief(self.shrinkage)}")
         trace = (within + about_grand_mean / max(rows - 1, 1)) / (rows - present + 1)
         # d (1 + n / d) k / (k + 1), with k = n / (classes x views) shots per class.
         return trace, (d + rows) / (1 + present * views / rows)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.registry import register_head
@@ -92,7 +92,7 @@ class Knn(Head):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, but is {getattr(self, name)}")
         if not 0 <= self.mix <= 1:
-            raise InputError(f"mix must be 0 to 1, but is {self.mix!r}")
+            raise InputError(f"mix must be 0 to 1, but is {brief(self.mix)}")
 
 
 def _keys(shots: SupportSet) -> Tensor:

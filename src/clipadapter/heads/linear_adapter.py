@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.losses import cosine_cross_entropy
@@ -161,5 +161,5 @@ def penalty_strength(penalty: float | str, shots: SupportSet) -> float:
         reciprocal = float((shots.counts > 0).sum() / shots.counts.sum())
         return reciprocal * (shots.scale / CLIP_SCALE) ** 2 if penalty == "auto" else reciprocal
     if isinstance(penalty, str) or not penalty >= 0:
-        raise InputError(f"penalty must be 'auto', '1/n' or a number from 0, but is {penalty!r}")
+        raise InputError(f"penalty must be 'auto', '1/n' or a number from 0, but is {brief(penalty)}")
     return float(penalty)

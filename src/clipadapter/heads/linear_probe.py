@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
 from clipadapter.heads.base import Head, SupportSet
@@ -129,7 +129,7 @@ class LinearProbe(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         if self.solver not in SOLVERS:
-            raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {self.solver!r}")
+            raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {brief(self.solver)}")
         X, labels = self._input(shots.X), shots.labels
         warm_start = find_warm_start(self, shots)
         chosen = self._full_fit if warm_start is None else warm_start.head
@@ -150,7 +150,7 @@ class LinearProbe(Head):
 
     def _fit_multilabel(self, X: Tensor, targets: Tensor, C: float | str) -> None:
         if self.solver != "torch":
-            raise InputError(f"with multi-label images the solver is 'torch', but is {self.solver!r}")
+            raise InputError(f"with multi-label images the solver is 'torch', but is {brief(self.solver)}")
         with limit_threads(0):
             self.C_ = self._choose_multilabel_C(X, targets) if C == "auto" else float(C)
         with limit_threads(X.numel() * targets.shape[1] // 8):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.cache import affinity_
@@ -140,7 +140,7 @@ class Proker(Head):
 
     def _check(self) -> None:
         if self.views not in VIEWS:
-            raise InputError(f"views must be one of {', '.join(VIEWS)}, but is {self.views!r}")
+            raise InputError(f"views must be one of {', '.join(VIEWS)}, but is {brief(self.views)}")
         for name in ("lam", "landmarks", "text_ridge"):
             value = getattr(self, name)
             if value is not None and not value > 0:

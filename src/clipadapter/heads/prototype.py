@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import ExactIncrementalHead
@@ -103,7 +103,7 @@ class Prototype(ExactIncrementalHead):
 
     def _text_weight(self, text: Tensor | None) -> float:
         if not 0 <= self.mix <= 1:
-            raise InputError(f"mix must be 0 to 1, but is {self.mix!r}")
+            raise InputError(f"mix must be 0 to 1, but is {brief(self.mix)}")
         return 0.0 if text is None else self.mix
 
 

@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.cache import check_not_negative
@@ -270,11 +270,11 @@ class Rail(ExactIncrementalHead):
 
     def _check(self) -> None:
         if self.form not in RIDGE:
-            raise InputError(f"form must be one of {', '.join(RIDGE)}, but is {self.form!r}")
+            raise InputError(f"form must be one of {', '.join(RIDGE)}, but is {brief(self.form)}")
         if self.ridge is not None and not self.ridge > 0:
             raise InputError(f"ridge must be positive, but is {self.ridge}")
         if not 0 <= self.weight <= 1:
-            raise InputError(f"weight must be 0 to 1, but is {self.weight!r}")
+            raise InputError(f"weight must be 0 to 1, but is {brief(self.weight)}")
         check_not_negative(hidden=self.hidden, gamma=self.gamma)
 
 

@@ -20,7 +20,7 @@ from clipadapter.docstrings import (
     with_defaults,
     without_defaults,
 )
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.registry import Registry
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Fidelity:
             return cls()
         if kind not in FIDELITY_KINDS or not statement.endswith("."):
             known = ", ".join(FIDELITY_KINDS)
-            raise InputError(f"fidelity is 'KIND: sentences.' with a kind out of {known}, but is {text!r}")
+            raise InputError(f"fidelity is 'KIND: sentences.' with a kind out of {known}, but is {brief(text)}")
         return cls(kind, statement)
 
     @classmethod

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.heads.losses import Loss
 
 TRAINED_MODES = ("learned", "dynamic")
@@ -117,7 +117,7 @@ def choose_ratio(table: Tensor, expected: float) -> float:
 def check_ratio(name: str, value: float | str) -> None:
     """Raise InputError unless a ratio is 0 to 1, "auto", "learned" or "dynamic"."""
     if value not in ("auto", *TRAINED_MODES) and (isinstance(value, str) or not 0 <= value <= 1):
-        raise InputError(f"{name} must be 0 to 1, 'auto', 'learned' or 'dynamic', but is {value!r}")
+        raise InputError(f"{name} must be 0 to 1, 'auto', 'learned' or 'dynamic', but is {brief(value)}")
 
 
 def gate_inputs(x: Tensor, text: Tensor, scale: float) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.registry import register_head
@@ -115,7 +115,7 @@ class SsText(Head):
         anchors = {"class": 1 / counts.clamp_min(1), "shots": torch.full_like(counts, 1 / n), "confidence": confidence}
         if isinstance(self.anchor, str):
             if self.anchor not in anchors:
-                raise InputError(f"anchor must be one of {', '.join(anchors)} or a number, but is {self.anchor!r}")
+                raise InputError(f"anchor must be one of {', '.join(anchors)} or a number, but is {brief(self.anchor)}")
             lam = anchors[self.anchor]
         else:
             lam = torch.full_like(counts, self.anchor)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.text import TextFeatures
 from clipadapter.split_types import EvaluationFeatures
@@ -106,7 +106,15 @@ def _check_matrix(X: ArrayLike) -> Array:
     """Anything else as such an array, if scikit-learn takes it; otherwise with its error."""
     from sklearn.utils.validation import check_array
 
-    return np.asarray(check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1))
+    try:
+        return np.asarray(check_array(X, dtype=[np.float64, np.float32], ensure_min_samples=1))
+    except ValueError as error:
+        if "Expected 2D array" not in str(error):
+            raise
+        # scikit-learn's message prints all numbers, and its checks look for these three words.
+        raise InputError(
+            f"features must have shape (m, d), one row for each picture, but got {brief(X)}. Reshape your data"
+        ) from None
 
 
 def check_feature_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.registry import register_head
@@ -111,7 +111,7 @@ class SvlAdapter(TrainedHead):
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
         if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):
-            raise InputError(f"blend must be 0 to 1 or 'auto', but is {self.blend!r}")
+            raise InputError(f"blend must be 0 to 1 or 'auto', but is {brief(self.blend)}")
         self.weight_, self.scale_ = shots.text, shots.scale
         first = shots.X[:, : shots.text.shape[1]]
         self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)

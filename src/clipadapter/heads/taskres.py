@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.registry import register_head
@@ -124,5 +124,5 @@ class TaskRes(ScheduledHead):
         if epochs == "official":
             epochs = OFFICIAL_FEW_SHOT_EPOCHS if shots_per_class <= OFFICIAL_FEW_SHOTS else OFFICIAL_EPOCHS
         if isinstance(epochs, str):
-            raise InputError(f"epochs must be a number, None or 'official', but is {epochs!r}")
+            raise InputError(f"epochs must be a number, None or 'official', but is {brief(epochs)}")
         return TrainConfig.from_estimator(self, epochs=epochs)

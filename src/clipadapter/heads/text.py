@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
+from clipadapter.formatting import check_names, format_list
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.towers import TextTower
 
@@ -60,23 +61,23 @@ class TextFeatures:
         tower: Callable[[], TextTower] | None = None,
         order: Order = "sorted",
     ) -> None:
-        names = tuple(str(label) for label in labels)
+        names = tuple(str(label) for label in check_names(labels))
         rows = np.asarray(embeddings, dtype=np.float64)
         if rows.ndim != 2 or len(rows) != len(names):
             raise InputError(f"class text needs one row for each of {len(names)} names, but has shape {rows.shape}")
         if len(set(names)) != len(names):
             duplicates = sorted({name for name in names if names.count(name) > 1})
-            raise InputError(f"class names must differ, but these occur more than once: {', '.join(duplicates)}")
+            raise InputError(f"class names must differ, but these occur more than once: {format_list(duplicates)}")
         absent: Array = np.asarray(np.isnan(rows).all(axis=1))
         rows = np.where(absent[:, None], 1.0, rows)
         norm = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(rows).all() or not (norm > 0).all():
             bad = [names[i] for i in np.flatnonzero(~(np.isfinite(norm[:, 0]) & (norm[:, 0] > 0)))]
-            raise InputError(f"class text of {', '.join(bad)} is zero or not finite")
+            raise InputError(f"class text of {format_list(bad)} is zero or not finite")
         if not logit_scale > 0:
             raise InputError(f"logit_scale must be positive, but is {logit_scale}")
         if order not in ("sorted", "given"):
-            raise InputError(f"the order of classes is 'sorted' or 'given', not {order!r}")
+            raise InputError(f"the order of classes is 'sorted' or 'given', not {brief(order)}")
         is_float64 = isinstance(embeddings, np.ndarray) and embeddings.dtype == np.float64
         # A row that was normalised before has length one up to rounding; to divide again would round it once more.
         norm = np.where(np.abs(norm - 1) < (1e-15 if is_float64 else 1e-6), 1.0, norm)

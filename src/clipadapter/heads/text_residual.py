@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.training import TrainConfig, gather_views, train
@@ -30,13 +30,13 @@ def scale_text(shots: SupportSet, text_norm: float | str | Sequence[float]) -> T
     assert shots.text is not None
     if isinstance(text_norm, str):
         if text_norm != "auto":
-            raise InputError(f"text_norm must be 'auto', a number or one number per class, but is {text_norm!r}")
+            raise InputError(f"text_norm must be 'auto', a number or one number per class, but is {brief(text_norm)}")
         return shots.text * (TEXT_NORM * shots.scale)
     lengths = torch.as_tensor(text_norm, dtype=shots.text.dtype).flatten()
     if len(lengths) not in (1, shots.n_classes):
         raise InputError(f"text_norm has {len(lengths)} numbers, but there are {shots.n_classes} classes")
     if not (lengths > 0).all():
-        raise InputError(f"text_norm must be positive, but is {text_norm!r}")
+        raise InputError(f"text_norm must be positive, but is {brief(text_norm)}")
     return shots.text * lengths[:, None]
 
 

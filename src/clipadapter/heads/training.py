@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import Head
 from clipadapter.heads.optimizers import SGD, Adam, Optimizer
 from clipadapter.memory import keep_freed_memory
@@ -85,7 +85,7 @@ class TrainConfig:
             ("schedule", self.schedule, SCHEDULES),
         ):
             if value not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, but is {value!r}")
+                raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(value)}")
         for name in ("lr", "steps", "batch_size"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, but is {getattr(self, name)}")

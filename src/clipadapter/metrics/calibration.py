@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 
 Binning = Literal["equal-width", "equal-mass"]
 DEFAULT_BINS = 15
@@ -71,7 +71,7 @@ def reliability(
         )  # of all bins but the final one
         bin_numbers = np.searchsorted(np.sort(p)[last_rows[last_rows >= 0]], p, side="left")
     else:
-        raise InputError(f"mass must be 'equal-width' or 'equal-mass', not {mass!r}")
+        raise InputError(f"mass must be 'equal-width' or 'equal-mass', not {brief(mass)}")
     count = np.bincount(bin_numbers, minlength=bins)
     has_rows = count > 0
     means = [np.bincount(bin_numbers, weights=x, minlength=bins)[has_rows] / count[has_rows] for x in (p, is_correct)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import DataError, InputError, brief
 from clipadapter.monitor.covariate_shift import CovariateShift, measure_covariate_shift
 from clipadapter.monitor.drift import CHECKS, CheckResult, ClassPrior, DriftReport, Window, holm
 from clipadapter.monitor.label_shift import LabelShift, compare_priors_with_pictures, compare_priors_with_shots
@@ -153,7 +153,7 @@ def _check_options(
     if window is not None and window < MIN_PICTURES:
         raise InputError(f"a window needs {MIN_PICTURES} pictures or more, but is {window}")
     if unknown := sorted(set(skip) - set(CHECKS)):
-        raise InputError(f"no check is called {unknown[0]!r}; there are: {', '.join(CHECKS)}")
+        raise InputError(f"no check is called {brief(unknown[0])}; there are: {', '.join(CHECKS)}")
     if set(skip) == set(CHECKS):
         raise InputError("all checks are skipped: keep one")
     rate = None if uncertainty.rejector is None else reject or uncertainty.decisions.reject or DEFAULT_REJECT_RATE

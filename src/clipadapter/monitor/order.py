@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from clipadapter.data.images import get_max_pixels, image_bytes, open_image
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 
 SortKey = Literal["time", "name"]
 EXIF_BLOCK_TAG, DATE_TIME_ORIGINAL_TAG = 0x8769, 0x9003
@@ -29,7 +29,7 @@ def sort_pictures(paths: Sequence[Path], by: SortKey = "time") -> tuple[list[Pat
         InputError: if there is no such order.
     """
     if by not in ("time", "name"):
-        raise InputError(f"pictures are ordered by time or name, not by {by!r}")
+        raise InputError(f"pictures are ordered by time or name, not by {brief(by)}")
     by_name = sorted(paths)
     if by == "name":
         return by_name, None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.monitor.observations import AnyModel, Observations, count_rejected, observe
 from clipadapter.monitor.prior_posterior import Confusions, draw_priors
 from clipadapter.monitor.priors import INTERVAL_QUANTILES, MIN_DENSITY, Array, estimate_priors, prior_intervals
@@ -256,7 +256,7 @@ def complete_priors(priors: Mapping[str, float] | None, names: Sequence[str], sa
     if not priors:
         return sample_priors
     if unknown := sorted(set(priors) - set(names)):
-        raise InputError(f"no class is called {unknown[0]!r}; the model's classes: {', '.join(names)}")
+        raise InputError(f"no class is called {brief(unknown[0])}; the model's classes: {', '.join(names)}")
     total, is_other = sum(priors.values()), np.array([name not in priors for name in names])
     if min(priors.values()) < 0 or total > 1 + 1e-9 or (abs(total - 1) > 1e-9 and not is_other.any()):
         raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.formats import INPUT_NAMES, ExportFormat, export_suffixes, find_format, list_inference_backends
 from clipadapter.formats.checksum import Stamp, check_file, stamp_files
 from clipadapter.runtime.metadata import ExportMetadata
@@ -138,7 +138,7 @@ def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
     """
     known = list_inference_backends()
     if backend not in ("auto", *known):
-        raise InputError(f"backend must be auto, {' or '.join(known)}, but is {backend!r}")
+        raise InputError(f"backend must be auto, {' or '.join(known)}, but is {brief(backend)}")
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError as error:

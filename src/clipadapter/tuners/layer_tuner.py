@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from clipadapter.encoders import AttentionLayer, Encoder, attention_layers
 from clipadapter.encoders.layers import Matrix
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.heads.training import TrainConfig
 from clipadapter.tuners.tower_tuner import TowerTuner, tower_networks
 
@@ -93,11 +93,12 @@ class LayerTuner(TowerTuner):
     def _check(self) -> None:
         for name, known in (("towers", TOWERS), ("layers", LAYERS)):
             if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(getattr(self, name))}")
         letters = self.matrices
         if not letters or set(letters) - set(self.trainable_matrices) or len(set(letters)) < len(letters):
             raise InputError(
-                f"matrices must be different letters of {self.trainable_matrices!r}, such as 'qkv', but are {letters!r}"
+                f"matrices must be different letters of {self.trainable_matrices!r}, such as 'qkv', but are "
+                f"{brief(letters)}"
             )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import SupportSet, TextFeatures
 from clipadapter.heads.folds import hold_out_one_per_class
@@ -252,7 +252,7 @@ class PromptTuner(ScheduledHead):
     def _check(self) -> None:
         for name, known in (("class_token", CLASS_TOKENS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, but is {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(getattr(self, name))}")
         for name in ("n_ctx", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:

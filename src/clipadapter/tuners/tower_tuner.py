@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from clipadapter.backends import Tower
 from clipadapter.encoders import Encoder, open_text_tower, open_tunable_copy
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import SupportSet
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
@@ -119,7 +119,7 @@ class TowerTuner(TrainedHead):
             InputError: if the encoder can't be tuned, shapes or labels don't go together, or the loss is not finite.
         """
         if self.precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {self.precision!r}")
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(self.precision)}")
         tunable = open_tunable_copy(encoder)
         names = {name: i for i, name in enumerate(prompts)}
         unknown_labels = sorted(set(labels) - set(names))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, InputError, brief
 
 Array = NDArray[np.float64]
 Method = Literal["temperature", "vector"]
@@ -123,7 +123,7 @@ def learn_calibrator(
     if not np.isfinite(z).all():
         raise InputError("held-out logits must be finite")
     if method not in METHODS:
-        raise InputError(f"calibration must be one of {', '.join(METHODS)}, not {method!r}")
+        raise InputError(f"calibration must be one of {', '.join(METHODS)}, not {brief(method)}")
     count = len(z) if n is None else n
     rows = max(1, MAX_LOGITS // z.shape[1])
     if len(z) > rows:

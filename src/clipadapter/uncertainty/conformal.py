@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, InputError, brief
 
 Array = NDArray[Any]
 
@@ -78,7 +78,7 @@ class Conformal:
         p = check_probabilities(probabilities)
         if p.ndim != (3 if self.method == "cv+" else 2) or p.shape[-1] != self.n_classes:
             expected = f"(k, m, {self.n_classes})" if self.method == "cv+" else f"(m, {self.n_classes})"
-            raise InputError(f"probabilities must be {expected} for {self.method!r}, got {p.shape}")
+            raise InputError(f"probabilities must be {expected} for {brief(self.method)}, got {p.shape}")
         sets = self._cv_plus(p, rate) if self.method == "cv+" else nonconformity(p, self.score) <= self.thresholds(rate)
         if not empty and len(sets):
             overall = p.mean(axis=0) if self.method == "cv+" else p
@@ -238,7 +238,9 @@ def learn_conformal(
            [ True,  True]])
     """
     if method not in CONFORMAL_METHODS:
-        raise InputError(f"there is no conformal method {method!r}; the methods are: {', '.join(CONFORMAL_METHODS)}")
+        raise InputError(
+            f"there is no conformal method {brief(method)}; the methods are: {', '.join(CONFORMAL_METHODS)}"
+        )
     p, y = check_probabilities(probabilities), np.asarray(labels)
     if p.ndim != 2 or y.shape != p.shape[:1] or (len(y) and y.dtype.kind not in "iu"):
         raise InputError(f"probabilities (r, c) and class positions (r,) don't match: {p.shape} and {y.shape}")
@@ -279,7 +281,7 @@ def nonconformity(probabilities: ArrayLike, score: str = "lac") -> Array:
     array([[0.25 , 0.625, 0.875]])
     """
     if score not in SCORES:
-        raise InputError(f"there is no conformal score {score!r}; the scores are: {', '.join(SCORES)}")
+        raise InputError(f"there is no conformal score {brief(score)}; the scores are: {', '.join(SCORES)}")
     p = check_probabilities(probabilities)
     if score == "lac":
         return 1 - p

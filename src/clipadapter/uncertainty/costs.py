@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import DataError, InputError, brief
 from clipadapter.parsing import read_text
 from clipadapter.registry import unknown
 
@@ -57,7 +57,7 @@ def read_costs(path: str | Path, class_names: Sequence[str]) -> Array:
     for row in body:
         true = row[0].strip()
         if len(row) != len(rows[0]):
-            raise DataError(f"{path}: the row of {true!r} has {len(row) - 1} costs for {len(header)} classes")
+            raise DataError(f"{path}: the row of {brief(true)} has {len(row) - 1} costs for {len(header)} classes")
         for answer, text in zip(header, row[1:], strict=True):
             costs[position[true], position[answer]] = _parse_cost(path, true, answer, text)
     try:
@@ -153,8 +153,8 @@ def check_costs(costs: ArrayLike, class_names: Sequence[str] | None = None) -> A
         cheapest = int(matrix[k].argmin())
         if matrix[k, k] > matrix[k, cheapest]:
             raise InputError(
-                f"for pictures of {names[k]!r} the correct prediction costs {matrix[k, k]:g}, but "
-                f"{names[cheapest]!r} only {matrix[k, cheapest]:g}: rows are true classes, "
+                f"for pictures of {brief(names[k])} the correct prediction costs {matrix[k, k]:g}, but "
+                f"{brief(names[cheapest])} only {matrix[k, cheapest]:g}: rows are true classes, "
                 "columns are predictions, and the correct one must be the cheapest"
             )
     return matrix
@@ -194,7 +194,7 @@ def _parse_cost(path: str | Path, true: str, answer: str, text: str) -> float:
     if not math.isfinite(cost) or cost < 0:
         actual = repr(text.strip()) if text.strip() else "nothing"
         raise DataError(
-            f"{path}: true {true!r}, answer {answer!r}: a cost must be a number of at least 0, got {actual}"
+            f"{path}: true {brief(true)}, answer {brief(answer)}: a cost must be a number of at least 0, got {actual}"
         )
     return cost
 
@@ -204,7 +204,9 @@ def _parse_part(text: str, class_names: Sequence[str], weight: float) -> tuple[s
     kind, _, name = text.strip().partition(" ")
     kind, name = kind.lower(), name.strip()
     if kind not in ("false", "missed") or not name:
-        raise InputError(f"{text.strip()!r} is neither 'false CLASS' nor 'missed CLASS', such as 'missed defect=20'")
+        raise InputError(
+            f"{brief(text.strip())} is neither 'false CLASS' nor 'missed CLASS', such as 'missed defect=20'"
+        )
     position = _find_class(name, class_names)
     if position is None and "=" in name:
         name, _, weight_text = name.rpartition("=")
@@ -212,7 +214,9 @@ def _parse_part(text: str, class_names: Sequence[str], weight: float) -> tuple[s
     if position is None:
         raise unknown("class", name.strip(), list(class_names))
     if not (weight >= 1 and math.isfinite(weight)):
-        raise InputError(f"the weight in {text.strip()!r} must be at least 1, the cost of other errors; got {weight:g}")
+        raise InputError(
+            f"the weight in {brief(text.strip())} must be at least 1, the cost of other errors; got {weight:g}"
+        )
     return kind, position, weight
 
 
@@ -220,7 +224,7 @@ def _parse_weight(text: str, where: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"the weight in {where.strip()!r} must be a number, got {text.strip()!r}") from None
+        raise InputError(f"the weight in {brief(where.strip())} must be a number, got {brief(text.strip())}") from None
 
 
 def _find_class(name: str, class_names: Sequence[str]) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.prediction import Prediction
 from clipadapter.registry import unknown
 from clipadapter.uncertainty.calibration import METHODS, Calibrator
@@ -66,11 +66,11 @@ class UncertaintyOptions:
     def __post_init__(self) -> None:
         for name, known in (("calibration", CALIBRATION), ("sets", CONFORMAL_METHODS), ("score", SCORES)):
             if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {', '.join(known)}, not {brief(getattr(self, name))}")
         for name in ("reject", "coverage"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and 0 < value < 1):
-                raise InputError(f"{name} must be between 0 and 1, such as 0.05 or 0.9, but is {value!r}")
+                raise InputError(f"{name} must be between 0 and 1, such as 0.05 or 0.9, but is {brief(value)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +294,9 @@ class Uncertainty:
         multilabel = None if multilabel_facts is None else MultiLabel.from_state(multilabel_facts, own_arrays, classes)
         logit_scale_ratio = facts.get("louder", 1.0)
         if not isinstance(logit_scale_ratio, int | float) or not 0 < logit_scale_ratio < np.inf:
-            raise ArtifactError(f"the logit scale ratio is {logit_scale_ratio!r}, not a positive number: fit again")
+            raise ArtifactError(
+                f"the logit scale ratio is {brief(logit_scale_ratio)}, not a positive number: fit again"
+            )
         held_out_by = str(facts.get("how", ""))
         return cls(calibrator, rejector, conformal, decisions, held_out_by, float(logit_scale_ratio), multilabel)
 
@@ -318,5 +320,5 @@ def _read_rate(facts: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or not 0 < value < 1:
-        raise ArtifactError(f"the model's {name} is {value!r}, which is not between 0 and 1")
+        raise ArtifactError(f"the model's {name} is {brief(value)}, which is not between 0 and 1")
     return float(value)

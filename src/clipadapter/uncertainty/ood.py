@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import ArtifactError, InputError, TooFewShotsError
+from clipadapter.errors import ArtifactError, InputError, TooFewShotsError, brief
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
 from clipadapter.uncertainty.ood_scores import (
@@ -299,7 +299,7 @@ def learn_rejector(
     """
     X, y = np.asarray(features, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     if method not in METHODS:
-        raise InputError(f"no rejection method is called {method!r}; there are: {', '.join(METHODS)}")
+        raise InputError(f"no rejection method is called {brief(method)}; there are: {', '.join(METHODS)}")
     if X.ndim != 2 or not len(X) or y.shape != X.shape[:1] or y.min() < 0 or y.max() >= c:
         raise InputError(f"features {X.shape} and labels {y.shape}: give at least one shot, labels from 0 to {c - 1}")
     arrays = {

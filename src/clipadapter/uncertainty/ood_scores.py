@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.uncertainty.class_gaussians import ClassGaussians, fit_class_gaussians
 
@@ -200,7 +200,7 @@ class MemoryBank:
         score = SCORES[name]
         _require_arrays(name, self)
         if "probabilities" in score.predictions and probabilities is None:
-            raise InputError(f"the score {name!r} needs calibrated probabilities: give probabilities")
+            raise InputError(f"the score {brief(name)} needs calibrated probabilities: give probabilities")
         return score.score_pictures(self, rows, logits, probabilities)
 
 
@@ -438,5 +438,5 @@ def _require_arrays(name: str, memory: MemoryBank) -> None:
 
 def _require(value: Any, name: str) -> Any:
     if value is None:
-        raise InputError(f"the score {name!r} needs {SCORES[name].needs}, which is missing")
+        raise InputError(f"the score {brief(name)} needs {SCORES[name].needs}, which is missing")
     return value

@@ -12,7 +12,7 @@ from typing import Any
 from clipadapter.data.sets.base import BenchmarkSet, Download
 from clipadapter.data.sets.layouts import ImageNetSet, SplitFileSet
 from clipadapter.data.sets.registry import register_set
-from clipadapter.errors import DataError
+from clipadapter.errors import DataError, brief
 from clipadapter.parsing import parse_toml
 from clipadapter.registry import unknown
 
@@ -57,7 +57,7 @@ def parse_description(name: str, text: str) -> type[BenchmarkSet]:
             raise unknown(f"field of {where}", field, sorted(known))
         expected = FIELD_TYPES.get(field, str)
         if type(value) is not expected:
-            raise DataError(f"{where}: {field} must be of type {expected.__name__}, got {value!r}")
+            raise DataError(f"{where}: {field} must be of type {expected.__name__}, got {brief(value)}")
     missing = sorted(field for field in known if field not in fields and not hasattr(base, field))
     if missing:
         raise DataError(f"{where}: these fields are missing: {', '.join(missing)}")
