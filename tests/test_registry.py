@@ -1,5 +1,6 @@
 """What a registry reads from source files is what an import registers."""
 
+import inspect
 import subprocess
 import sys
 
@@ -40,3 +41,9 @@ def test_names_of_heads_and_encoders_are_read_without_torch():
         "assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", HEADS.list())
+def test_the_parameters_that_are_read_are_those_of_the_class(name):
+    fields = HEADS._fields(name)
+    assert sorted(fields) == sorted(inspect.signature(HEADS.info(name).cls).parameters)

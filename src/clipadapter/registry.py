@@ -176,6 +176,45 @@ class Registry(Generic[T]):
         except TypeError as error:
             raise InputError(f"{self.kind} '{name}': {error}") from error
 
+    def check_parameter(self, name: str, parameter: str) -> None:
+        """Refuse a parameter that a member does not take. A member that is a dataclass is not imported.
+
+        Raises:
+            UnknownNameError: if no member has this name, or it does not take the parameter.
+        """
+        fields = self._fields(name)
+        if not fields:
+            self.info(name).check_parameter(parameter)
+        elif parameter not in fields:
+            raise unknown(f"parameter of {name}", parameter, [*fields])
+
+    def _fields(self, name: str) -> Sequence[str]:
+        """The fields of a dataclass and its bases, from their source; empty if the member is something else."""
+        fields: dict[str, bool] = {}
+        pending = [next((cls for cls, call in self._registered if call.args and _literal(call.args[0]) == name), None)]
+        while pending:
+            node = pending.pop(0)
+            if node is None:
+                continue
+            if any(isinstance(part, ast.FunctionDef) and part.name == "__init__" for part in node.body):
+                return []
+            if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+                fields = {**_annotated_names(node), **fields}
+            pending += [self._classes.get(ast.unparse(base)) for base in node.bases]
+        return [field for field, is_parameter in fields.items() if is_parameter]
+
+    @functools.cached_property
+    def _classes(self) -> dict[str, ast.ClassDef]:
+        """The classes of the packages by name, from their source."""
+        files = [path for package in self._packages for _, path in _source_files(package)] if self._read_source else []
+        nodes = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
+        return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+    @property
+    def _registered(self) -> Iterator[tuple[ast.ClassDef, ast.Call]]:
+        for node in self._classes.values():
+            yield from ((node, call) for call in node.decorator_list if isinstance(call, ast.Call))
+
     @functools.cached_property
     def _modules(self) -> dict[str, tuple[str, Path]]:
         """By name, the module of each member whose source declares it, and its file."""
@@ -247,6 +286,17 @@ def _declare(name: str, node: ast.ClassDef, registration: ast.Call) -> Declarati
             attributes[statement.target.id] = _literal(statement.value)
     summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
     return Declaration(name, summary, MappingProxyType(facts), MappingProxyType(attributes))
+
+
+def _annotated_names(node: ast.ClassDef) -> dict[str, bool]:
+    """The fields of a dataclass that its body states, and whether the constructor takes them."""
+    return {
+        statement.target.id: not (statement.value and "init=False" in ast.unparse(statement.value))
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and "ClassVar" not in ast.unparse(statement.annotation)
+    }
 
 
 def _literal(node: ast.expr) -> Any:

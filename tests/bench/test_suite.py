@@ -2,7 +2,8 @@ import pytest
 
 from clipadapter.bench import default_heads
 from clipadapter.bench.plan import get_varied_value
-from clipadapter.bench.suite import EXAMPLES, Suite, Variant, list_suites, load_suite, make_head, parse_suite
+from clipadapter.bench.suite import EXAMPLES, Suite, Variant, load_suite, make_head, parse_suite
+from clipadapter.bench.suite_files import list_suites
 from clipadapter.encoders import check_uri
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.heads.clip_adapter import ClipAdapter

@@ -35,7 +35,6 @@ from .methods import BASELINES as BASELINES
 from .methods import default_heads as default_heads
 from .methods import method_version as method_version
 from .plan import Plan as Plan
-from .plan import list_planned_suites as list_planned_suites
 from .plots import draw_confusion_matrix as draw_confusion_matrix
 from .plots import draw_learning_curve as draw_learning_curve
 from .problems import find_problems as find_problems
@@ -80,7 +79,8 @@ from .sources import (
 from .study import Study as Study
 from .study import load_study as load_study
 from .suite import Suite as Suite
-from .suite import list_suites as list_suites
 from .suite import load_suite as load_suite
+from .suite_files import list_planned_suites as list_planned_suites
+from .suite_files import list_suites as list_suites
 from .summary import summarise as summarise
 from .summary import table as table

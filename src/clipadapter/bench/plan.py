@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from clipadapter.bench.bundle import count_epochs
 from clipadapter.bench.run import FrozenModel, TaskStream
 from clipadapter.bench.suite import Suite, Variant, make_head
+from clipadapter.bench.suite_files import missing_study, plan_file
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError
 from clipadapter.features import PerEpochViews, ViewSpec
@@ -98,7 +99,7 @@ class Plan(FrozenModel):
 
     def save(self, folder: Path) -> Path:
         """Write the plan to the folder of records."""
-        path = folder / "plans" / f"{self.suite.name}.json"
+        path = plan_file(folder, self.suite.name)
         write_atomically(path, self.model_dump_json(indent=1) + "\n")
         return path
 
@@ -120,21 +121,15 @@ def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
     Raises:
         DataError: if it can't be read.
     """
-    path = folder / "plans" / f"{name}.json"
+    path = plan_file(folder, name)
     try:
         return Plan.model_validate(json.loads(path.read_bytes()))
     except FileNotFoundError as error:
         if missing_ok:
             return None
-        existing = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
-        raise DataError(f"'{folder}' has no runs of suite '{name}'; it has: {existing}") from error
+        raise missing_study(folder, name) from error
     except (OSError, ValidationError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}; delete it and run the suite again") from error
-
-
-def list_planned_suites(folder: Path) -> list[str]:
-    """Names of the suites that were run in a folder, sorted."""
-    return sorted(path.stem for path in (folder / "plans").glob("*.json"))
 
 
 def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[int]]:

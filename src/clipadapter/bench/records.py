@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
-from clipadapter.bench.plan import list_planned_suites, load_plan
+from clipadapter.bench.plan import load_plan
 from clipadapter.bench.run import Run, append_runs, parse_run, read_runs
+from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.errors import DataError
 from clipadapter.files import remove_abandoned, write_atomically
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,16 +13,16 @@ from clipadapter.bench.continual.orders import Order, StreamRules
 from clipadapter.bench.methods import default_heads
 from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import FrozenModel
+from clipadapter.bench.suite_files import read_suite
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.heads import Head, create_head, head_info, list_heads
-from clipadapter.parsing import parse_toml, read_text
+from clipadapter.parsing import parse_toml
 from clipadapter.registry import unknown
 
 Scalar = bool | int | float | str
 Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
 
 
-MAX_SUITE_BYTES = 1 << 20
 ALL = 1_000_000
 """The number of shots per class for "all" in a suite: more than any class has, so that each gives all pictures."""
 OWN = "own"
@@ -240,11 +238,6 @@ def make_head(variant: Variant) -> Head:
         raise InputError(f"{variant.title}: {error}") from error
 
 
-def list_suites() -> list[str]:
-    """Names of the suites of the package, sorted."""
-    return sorted(entry.name[:-5] for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
-
-
 def load_suite(name: str | Path) -> Suite:
     """A suite by its name, or from a file.
 
@@ -258,12 +251,7 @@ def load_suite(name: str | Path) -> Suite:
     >>> load_suite("bottleneck").vary[0].parameter
     'reduction'
     """
-    text = str(name)
-    if text.endswith(".toml") or "/" in text:
-        return parse_suite(Path(text).stem, read_text(text, MAX_SUITE_BYTES))
-    if not re.fullmatch(r"[\w-]+", text) or text not in list_suites():
-        raise unknown("suite", text, list_suites())
-    return parse_suite(text, (_shipped() / f"{text}.toml").read_text(encoding="utf-8"))
+    return make_suite(*read_suite(name))
 
 
 def parse_suite(name: str, text: str) -> Suite:
@@ -272,7 +260,15 @@ def parse_suite(name: str, text: str) -> Suite:
     Raises:
         DataError: if it is no TOML, or no suite; the message says where.
     """
-    fields = parse_toml(text, f"suite '{name}'")
+    return make_suite(name, parse_toml(text, f"suite '{name}'"))
+
+
+def make_suite(name: str, fields: Mapping[str, Any]) -> Suite:
+    """A suite from the fields that its file states.
+
+    Raises:
+        DataError: if they make no suite; the message says where.
+    """
     try:
         return Suite(**{"name": name, **fields})
     except ValidationError as error:
@@ -326,7 +322,3 @@ def _explain(error: ValidationError) -> str:
         "is missing" if first["type"] == "missing" else f"is {brief(first['input'])}: {message[0].lower()}{message[1:]}"
     )
     return f"{where} {what}" + (f"; write it as in {EXAMPLES[field]}" if field in EXAMPLES else "")
-
-
-def _shipped() -> Any:
-    return files("clipadapter.bench") / "suites"

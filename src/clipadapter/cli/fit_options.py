@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.option_types import COUNT, FILE
+from clipadapter.cli.option_types import COUNT, FILE, HEAD
 from clipadapter.cli.options import field_option, option
 from clipadapter.errors import DataError, InputError
+from clipadapter.heads.registry import HEADS
 from clipadapter.parsing import parse_json
 from clipadapter.registry import unknown
 
@@ -144,7 +145,9 @@ class TrainingViewOptions(ViewOptions):
 class HeadOptions:
     """A head by name, and its parameters."""
 
-    name: str = option("--head", default="auto", metavar="NAME", help="Head to fit; 'clipadapter heads' lists them.")
+    name: str = option(
+        "--head", default="auto", type=HEAD, metavar="NAME", help="Head to fit; 'clipadapter heads' lists them."
+    )
     settings: Sequence[str] = option(
         "--set", default=(), multiple=True, metavar="KEY=VALUE", help="Parameter, such as alpha=0.2. May be repeated."
     )
@@ -176,6 +179,16 @@ class HeadOptions:
         """
         return {"head": self.name, "head_params": self.parameters(), "grid": self.grid()}
 
+    def check_names(self) -> None:
+        """Refuse a parameter in ``--set`` or ``--grid`` that the head does not take, without an import of torch.
+
+        Raises:
+            InputError: as `parameters` and `grid`.
+            UnknownNameError: as `parameters` and `grid`.
+        """
+        for key, _ in (*self._settings(), *self._grids()):
+            HEADS.check_parameter(self.name, key)
+
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the head: those of the preset or recipe, overridden by the settings.
 
@@ -185,6 +198,7 @@ class HeadOptions:
         """
         from clipadapter.heads import head_info
 
+        self.check_names()
         cls = head_info(self.name).cls
         if self.preset is not None and self.preset not in cls.presets:
             raise unknown(f"preset of {self.name}", self.preset, sorted(cls.presets))
@@ -197,9 +211,7 @@ class HeadOptions:
             defaults = cls().get_params(deep=False)
             of_recipe = cls.from_recipe(self.recipe).get_params(deep=False)
             params = {key: value for key, value in of_recipe.items() if value != defaults[key]}
-        for key, text in self._split_pairs(self.settings, "--set takes key=value, such as seed=1"):
-            params[key] = parse_value(text)
-        return params
+        return {**params, **{key: parse_value(text) for key, text in self._settings()}}
 
     def grid(self) -> dict[str, list[Any]]:
         """Return the values to try, by parameter.
@@ -208,20 +220,14 @@ class HeadOptions:
             InputError: if a grid is not ``key=value,value,...``.
             UnknownNameError: if the head has no such parameter.
         """
-        pairs = self._split_pairs(self.grids, "--grid takes key=value,value,... such as alpha=0.5,1,2")
-        return {key: [parse_value(value) for value in text.split(",")] for key, text in pairs}
+        self.check_names()
+        return {key: [parse_value(value) for value in text.split(",")] for key, text in self._grids()}
 
-    def _split_pairs(self, texts: Sequence[str], rule: str) -> list[tuple[str, str]]:
-        from clipadapter.heads import head_info
+    def _settings(self) -> list[tuple[str, str]]:
+        return split_pairs(self.settings, "--set takes key=value, such as seed=1")
 
-        entry, pairs = head_info(self.name), []
-        for pair in texts:
-            key, equals, text = pair.partition("=")
-            if not equals:
-                raise InputError(f"{rule}, but got '{pair}'")
-            entry.check_parameter(key)
-            pairs.append((key, text))
-        return pairs
+    def _grids(self) -> list[tuple[str, str]]:
+        return split_pairs(self.grids, "--grid takes key=value,value,... such as alpha=0.5,1,2")
 
     def create(self) -> Head:
         """Create the head.
@@ -232,6 +238,24 @@ class HeadOptions:
         from clipadapter.heads import create_head
 
         return create_head(self.name, **self.parameters())
+
+
+def split_pairs(texts: Sequence[str], rule: str) -> list[tuple[str, str]]:
+    """Split texts at their first "=".
+
+    >>> split_pairs(["alpha=0.2"], "--set takes key=value")
+    [('alpha', '0.2')]
+
+    Raises:
+        InputError: if a text has none; the message begins with the rule.
+    """
+    pairs = []
+    for pair in texts:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"{rule}, but got '{pair}'")
+        pairs.append((key, text))
+    return pairs
 
 
 def parse_value(text: str) -> Any:

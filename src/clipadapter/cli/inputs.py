@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import DataError, ImageError, InputError
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset, Sample
@@ -58,6 +58,27 @@ def list_pictures(folder: Path) -> list[Path]:
     if not pictures:
         raise DataError(f"there are no pictures in '{folder}': give a folder with pictures")
     return pictures
+
+
+def check_model(folder: Path) -> None:
+    """Refuse, before torch is imported, a folder without a model.
+
+    Raises:
+        ArtifactError: if there is none, or it is damaged.
+    """
+    from clipadapter.persistence import read_config
+
+    read_config(folder)
+
+
+def check_picture(path: Path) -> None:
+    """Refuse, before torch is imported, a picture that does not exist.
+
+    Raises:
+        ImageError: if so.
+    """
+    if not path.exists():
+        raise ImageError(str(path), "no such file")
 
 
 def path_beside(folder: Path, ending: str) -> Path:

@@ -96,6 +96,38 @@ class PlotFormats(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 PLOT_FORMATS = PlotFormats()
 
 
+class HeadName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """The name of a head. It is checked while the command line is parsed, before torch is imported."""
+
+    name = "head"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name.
+
+        Raises:
+            UnknownNameError: if no head has it.
+        """
+        from clipadapter.heads.registry import HEADS
+
+        HEADS.check(str(value))
+        return str(value)
+
+
+HEAD = HeadName()
+
+
+def parse_heads(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> list[str] | None:
+    """Return the names of a text such as ``clip-adapter,gda``, each once and checked. The callback of an option.
+
+    Raises:
+        UnknownNameError: if no head has one of the names.
+    """
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    return [HEAD.convert(name, param, ctx) for name in dict.fromkeys(names)]
+
+
 def parse_counts(ctx: click.Context | None, param: click.Parameter | None, value: str) -> list[int]:
     """Return the different numbers of a text such as ``1,2,4``, sorted. The callback of an option.
 

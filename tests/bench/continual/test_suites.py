@@ -31,7 +31,8 @@ from clipadapter.bench.launchers import create_launcher
 from clipadapter.bench.published import find_published_streams
 from clipadapter.bench.report.published import make_published_grid
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
-from clipadapter.bench.suite import ALL, Prompts, list_suites, parse_suite
+from clipadapter.bench.suite import ALL, Prompts, parse_suite
+from clipadapter.bench.suite_files import list_suites
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError

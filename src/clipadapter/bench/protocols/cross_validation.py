@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_columns, select_views
 from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_numbers, record_failure, run_fits
@@ -195,6 +194,8 @@ def draw_folds(labels: Sequence[str], folds: int, seed: int, shots: int = ALL) -
     Returns:
         (rows of the shots, rows of the fold) for each fold.
     """
+    from sklearn.model_selection import StratifiedKFold  # late: to compare on a test part needs no scikit-learn
+
     cut = StratifiedKFold(count_folds(labels, folds), shuffle=True, random_state=seed)
     splits = []
     for others, fold in cut.split(np.zeros(len(labels)), list(labels)):

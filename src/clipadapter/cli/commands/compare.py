@@ -12,7 +12,7 @@ from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_folder, open_dataset
-from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.option_types import FOLDER, parse_heads
 from clipadapter.cli.options import (
     folds_option,
     option_group,
@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 @cli_command("clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16", Section.INSPECT, 1)
 @click.argument("shots_from", metavar="SHOTS", type=FOLDER)
 @click.argument("test_from", metavar="[TEST]", type=FOLDER, required=False)
-@click.option("--heads", metavar="NAME,...", help="Heads to compare, see 'clipadapter heads'; by default all.")
+@click.option(
+    "--heads",
+    metavar="NAME,...",
+    callback=parse_heads,
+    help="Heads to compare, see 'clipadapter heads'; by default all.",
+)
 @click.option(
     "--set",
     "settings",
@@ -58,7 +63,7 @@ if TYPE_CHECKING:
 def command(
     shots_from: Path,
     test_from: Path | None,
-    heads: str | None,
+    heads: list[str] | None,
     settings: tuple[str, ...],
     shots: list[int],
     seeds: int,
@@ -77,13 +82,13 @@ def command(
     folds. zero-shot and linear-probe always take part. Every run is appended to runs.jsonl as soon as it is done; a
     successful run that is in this file is not repeated.
     """
-    from clipadapter.bench import compare, table
-
+    check_output_folder(folder)
     train, test = _open_splits(shots_from, test_from)
     train, test = prompts.rename_classes(train), None if test is None else prompts.rename_classes(test)
     selected = _create_heads(heads, settings)
     prompt_parameters = prompts.classifier_parameters(train.class_names)
-    check_output_folder(folder)
+    from clipadapter.bench import compare, table
+
     model = encoder_options.create_classifier(out, **prompt_parameters)
     opened = model.encoder_
     records = folder / "runs.jsonl"
@@ -107,12 +112,12 @@ def _open_splits(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dat
     return open_dataset(shots_from, None, default="train"), open_dataset(test_from, None, default="test")
 
 
-def _create_heads(names: str | None, settings: Sequence[str]) -> dict[str, Head]:
+def _create_heads(names: Sequence[str] | None, settings: Sequence[str]) -> dict[str, Head]:
     """Return the heads by their name in the table, which says the parameters that were set."""
     from clipadapter.bench import BASELINES, default_heads
     from clipadapter.bench.suite import Variant
 
-    selected = list(default_heads()) if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    selected = list(default_heads()) if names is None else list(names)
     own_settings = _split_settings(settings, selected)
     heads = {}
     for name in dict.fromkeys([*BASELINES, *selected] if names is not None else selected):

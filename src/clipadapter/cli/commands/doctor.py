@@ -40,10 +40,10 @@ def command(
     each other, class names that the encoder does not understand, small classes, and pictures that are dark, blurred,
     tiny or long. Findings are sorted: severe, warning, note.
     """
-    from clipadapter.doctor import diagnose
-
     check_output_file(page, data)
     dataset = prompts.rename_classes(open_dataset(data, split))
+    from clipadapter.doctor import diagnose  # imports torch, so only after the checks
+
     prompt_parameters = prompts.classifier_parameters(dataset.class_names)
     model = encoder_options.create_classifier(out, **prompt_parameters)
     opened = model.encoder_

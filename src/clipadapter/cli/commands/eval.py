@@ -11,7 +11,7 @@ import click
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option, rename_classes
 from clipadapter.cli.groups import Section, cli_command
-from clipadapter.cli.inputs import check_output_folder, open_dataset, path_beside
+from clipadapter.cli.inputs import check_model, check_output_folder, open_dataset, path_beside
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import (
     curve_option,
@@ -70,18 +70,22 @@ def command(
     picture is classified by a head fitted to the other folds. The model itself is not measured. With --record, the
     figures are also written into MODEL and its card (README.md).
     """
-    from clipadapter.bench import cross_validate_model, evaluate_model, evaluate_multilabel_model
-
     target = check_output_folder(folder if folder is not None else path_beside(model, "-eval"))
     if record:
         check_output_folder(model)
     if data is None:
         if split is not None or class_names is not None or record:
             raise click.UsageError("--split, --class-names and --record need DATA")
+        check_model(model)
+        from clipadapter.bench import cross_validate_model
+
         validation = cross_validate_model(encoder.load(model, progress=out.progress), folds)
         _finish(validation, validation.write(target, title, plot_formats), _validation_text(validation), None, out)
         return
+    check_model(model)
     dataset = rename_classes(open_dataset(data, split, default="test"), class_names)
+    from clipadapter.bench import evaluate_model, evaluate_multilabel_model  # imports torch, so only after the checks
+
     classifier = encoder.load(model, progress=out.progress)
     if dataset.multilabel:
         multilabel = evaluate_multilabel_model(classifier, dataset)

@@ -9,7 +9,7 @@ import click
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import Section, cli_command
-from clipadapter.cli.inputs import check_output_file
+from clipadapter.cli.inputs import check_model, check_output_file, check_picture
 from clipadapter.cli.option_types import FILE, FOLDER, PLOT_SUFFIXES
 from clipadapter.cli.options import option_group, output_options, title_option
 from clipadapter.cli.output import Output, table
@@ -45,9 +45,11 @@ def command(
     from the shots, and which shots are most similar to the picture, by cosine. --out draws these shots, and a map of
     where in the picture the class is seen. --class explains another class: why it was not predicted.
     """
-    from clipadapter.explain import explain
-
     check_output_file(path, photo, suffixes=PLOT_SUFFIXES)
+    check_model(model)
+    check_picture(photo)
+    from clipadapter.explain import explain  # imports torch, so only after the checks
+
     explanation = explain(encoder.load(model), photo, class_name=class_name, neighbours=neighbours)
     for note in explanation.notes:
         out.note(note)

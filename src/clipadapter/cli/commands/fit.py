@@ -70,9 +70,9 @@ def command(
     Without --split the split "train" is taken if there is one, else everything. If a class has fewer pictures than
     --shots, all of them are used.
     """
-    from clipadapter.features import PER_EPOCH
-
     started = time.monotonic()
+    head.check_names()
+    version_before = _check_folder(folder)
     dataset = prompts.rename_classes(open_dataset(data, split, default="train"))
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
     rows = _draw_rows(dataset, shots, seed, out)
@@ -80,12 +80,11 @@ def command(
     head_parameters = head.classifier_parameters()
     unlabelled_pictures, outliers = _list_unlabelled(head, unlabelled), uncertainty.outlier_pictures()
     uncertainty_options = uncertainty.options(dataset.class_names)
-    version_before = _check_folder(folder)
     parameters = {"uncertainty": uncertainty_options, "views": spec, "seed": seed, "strict": strict}
     model = encoder_options.create_classifier(out, **head_parameters, **prompt_parameters, **parameters)
     opened = model.encoder_
     paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
-    if views.views == PER_EPOCH:
+    if not isinstance(views.views, int):
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
     model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
     note_backend(opened, model.encoder_, out)

@@ -12,7 +12,7 @@ import click
 
 from clipadapter.cli.encoder_options import EncoderOptions
 from clipadapter.cli.groups import Section, cli_command
-from clipadapter.cli.option_types import FOLDER
+from clipadapter.cli.option_types import FOLDER, HEAD
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError, require
@@ -27,7 +27,7 @@ USER = "studio"
 @cli_command("clipadapter studio my-pictures/ --encoder lite", Section.START, 5, extra="lite,studio")
 @click.argument("project", type=FOLDER, default="clipadapter-studio")
 @option_group("encoder_options", EncoderOptions)
-@click.option("--head", metavar="NAME", default="auto", help="Head to fit; it must be quick.")
+@click.option("--head", type=HEAD, metavar="NAME", default="auto", help="Head to fit; it must be quick.")
 @click.option("--unlabelled", type=FOLDER, help="Folder of pictures to label; it is not changed.")
 @click.option("--host", default=LOOPBACK[0], help="Address to listen on; 0.0.0.0 is open to other machines.")
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="By default the first free port from 7860.")

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from clipadapter.functional import unit
@@ -117,6 +116,8 @@ def multilabel_stacking_weights(
     Returns:
         The weights, and biases (c,). The biases lie around a common one with standard deviation `BIAS_PRIOR_STD`.
     """
+    from scipy.optimize import minimize  # late: a fitted head needs no scipy
+
     stack, truth, k = torch.stack(logits).double(), targets.double(), len(logits)
     mean = np.asarray(prior_mean)
 

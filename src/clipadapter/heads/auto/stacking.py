@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 LABEL_NOISE_RATE = 0.05
@@ -96,6 +95,8 @@ def stacking_weights(
     >>> stacking_weights([good, bad], torch.arange(3), [0.5, 0.1], [1.0, 1.0])[1]
     0.0
     """
+    from scipy.optimize import minimize  # late: a fitted head needs no scipy
+
     stack = torch.stack([centre_logits(part) for part in logits]).double()  # (experts, n, c)
     onehot = torch.nn.functional.one_hot(labels, stack.shape[2]).double()
     rows = torch.ones(len(labels), dtype=torch.float64) if row_weights is None else row_weights.double()

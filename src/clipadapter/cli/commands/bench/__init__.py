@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipadapter.bench.suite_files import check_study, list_planned_suites, list_suites, read_suite
 from clipadapter.cli.commands.bench.run import folder_option, run
 from clipadapter.cli.commands.bench.speed import speed
 from clipadapter.cli.groups import SuggestingGroup
@@ -40,12 +42,19 @@ command.add_command(speed)
 @output_options
 def list_(out: Output) -> None:
     """List the suites of this package."""
-    from clipadapter.bench import list_suites, load_suite
+    suites = [{"name": name, "protocol": "few-shot", **read_suite(name)[1]} for name in list_suites()]
+    rows = [[suite["name"], suite["protocol"], _count_heads(suite), suite["title"]] for suite in suites]
+    out.result(suites, table(["suite", "protocol", "heads", "about"], rows))
 
-    suites = [load_suite(name) for name in list_suites()]
-    rows = [[suite.name, suite.protocol, len(suite.all_variants()), suite.title] for suite in suites]
-    data = [{**suite.model_dump(), "variants": len(suite.all_variants())} for suite in suites]
-    out.result(data, table(["suite", "protocol", "heads", "about"], rows))
+
+def _count_heads(suite: Mapping[str, Any]) -> str:
+    """Count the heads with their parameters that a suite states; "all" stands for those of `clipadapter heads`."""
+    n_varied = sum(len(vary["values"]) for vary in suite.get("vary", ()))
+    named = [name for name in suite.get("heads", ()) if name != "all"]
+    count = len(named) + len(suite.get("variants", ())) + n_varied
+    if "all" not in suite.get("heads", ()):
+        return str(count)
+    return f"all and {count}" if count else "all"
 
 
 @command.command()
@@ -54,14 +63,19 @@ def list_(out: Output) -> None:
 @output_options
 def status(suite: str | None, folder: Path, out: Output) -> None:
     """Show the progress of the suites in a folder."""
-    from clipadapter.bench import list_planned_suites, load_study
-
     names = [suite] if suite else list_planned_suites(folder)
+    for name in names:
+        check_study(folder, name)
+    if not names:
+        out.result([], f"{folder} has no runs yet")
+        return
+    from clipadapter.bench import load_study  # imports torch, so only after the checks
+
     studies = [load_study(folder, name) for name in names]
     counts = [_counts(study) for study in studies]
     rows = [[row["suite"], row["planned"], row["done"], row["failed"], row["open"]] for row in counts]
     failures = [f"{study.suite.name}: {text}" for study in studies for text in study.failures()]
-    text = table(["suite", "planned", "done", "failed", "open"], rows) if rows else f"{folder} has no runs yet"
+    text = table(["suite", "planned", "done", "failed", "open"], rows)
     out.result(counts, "\n".join([text, *failures]))
 
 
@@ -87,7 +101,8 @@ def _counts(study: Study) -> dict[str, int | str]:
 @output_options
 def report(suite: str, folder: Path, published: bool, title: str, plot_formats: tuple[str, ...], out: Output) -> None:
     """Write the tables and plots of a suite: Markdown, CSV, LaTeX and one HTML page."""
-    from clipadapter.bench import load_study, write_report
+    check_study(folder, suite)
+    from clipadapter.bench import load_study, write_report  # imports torch, so only after the check
 
     study = load_study(folder, suite)
     files = write_report(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipadapter.bench.suite_files import read_suite
 from clipadapter.cli.encoder_options import check_device, device_option
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
@@ -102,6 +103,7 @@ def run(
 
     In a stream (x-tail, mtil, class-incremental) all data sets are tasks that are learned one after the other.
     """
+    read_suite(suite)  # a wrong name or path is refused before torch is imported
     from clipadapter.bench import FEATURES, estimate, find_problems, load_suite, open_source, run_suite
     from clipadapter.bench.launchers import create_launcher
     from clipadapter.bench.trackers import create_tracker

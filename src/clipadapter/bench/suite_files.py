@@ -1,0 +1,72 @@
+"""The files of suites: those of this package by name, and others by path. To list or find them imports no torch."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from clipadapter.errors import DataError
+from clipadapter.parsing import parse_toml, read_text
+from clipadapter.registry import unknown
+
+MAX_SUITE_BYTES = 1 << 20
+
+
+def list_suites() -> list[str]:
+    """Names of the suites of the package, sorted."""
+    return sorted(entry.name[:-5] for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+
+
+def read_suite(name: str | Path) -> tuple[str, dict[str, Any]]:
+    """The name of a suite, and the fields that its file states.
+
+    Args:
+        name: of a suite of the package, or the path of a ``.toml`` file.
+
+    Raises:
+        UnknownNameError: if there is no such suite.
+        DataError: if the file can't be read, or is no TOML.
+
+    >>> read_suite("bottleneck")[1]["title"]
+    'Width of the bottleneck'
+    """
+    text = str(name)
+    if text.endswith(".toml") or "/" in text:
+        stem = Path(text).stem
+        return stem, parse_toml(read_text(text, MAX_SUITE_BYTES), f"suite '{stem}'")
+    if not re.fullmatch(r"[\w-]+", text) or text not in list_suites():
+        raise unknown("suite", text, list_suites())
+    return text, parse_toml((_folder() / f"{text}.toml").read_text(encoding="utf-8"), f"suite '{text}'")
+
+
+def plan_file(folder: Path, name: str) -> Path:
+    """The file with the plan of a suite in a folder of records."""
+    return folder / "plans" / f"{name}.json"
+
+
+def list_planned_suites(folder: Path) -> list[str]:
+    """Names of the suites that were run in a folder, sorted."""
+    return sorted(path.stem for path in plan_file(folder, "").parent.glob("*.json"))
+
+
+def check_study(folder: Path, name: str) -> None:
+    """Refuse a suite that was not run in a folder.
+
+    Raises:
+        DataError: if so.
+    """
+    if name not in list_planned_suites(folder):
+        raise missing_study(folder, name)
+
+
+def missing_study(folder: Path, name: str) -> DataError:
+    """The error about a suite that was not run in a folder."""
+    return DataError(
+        f"'{folder}' has no runs of suite '{name}'; it has: {', '.join(list_planned_suites(folder)) or 'none'}"
+    )
+
+
+def _folder() -> Any:
+    return files("clipadapter.bench") / "suites"
