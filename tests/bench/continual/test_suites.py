@@ -308,7 +308,7 @@ def test_stream_suites_come_with_the_package():
         ('heads = ["knn"]\n[stream]\ntask_known = true', 'are only for protocol = "stream"'),
         ('heads = ["knn"]\nshots = ["all"]', 'shots = "all" does not suit protocol = "few-shot"'),
         ('variants = [{ head = "knn", mode = "joint" }]', 'are only for protocol = "stream"'),
-        ('protocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "stream.orders"),
+        ('protocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "'stream', 'orders'"),
     ],
 )
 def test_settings_that_no_suite_has_are_refused(text, error):
