@@ -122,8 +122,7 @@ def encoders() -> str:
     from clipadapter.encoders.catalogue import EncoderListing, list_known, read_groups
 
     def rows(listings: Sequence[EncoderListing]) -> str:
-        header = ["encoder", "parameters", "pixels", "width", "licence of the weights", "texts", "note"]
-        return _table(header, [_encoder_row(one) for one in listings])
+        return _table(["encoder", "facts", "licence of the weights", "note"], [_encoder_row(one) for one in listings])
 
     listings = {one.name: one for one in list_known()}
     parts = [
@@ -137,10 +136,14 @@ def encoders() -> str:
 
 
 def _encoder_row(listing: Any) -> list[str]:
-    count = "" if listing.parameters is None else f"{listing.parameters / 1e6:.0f} M"
-    licence = "see model card" if listing.licence == "unknown" else listing.licence
-    facts = [f"`{listing.name}`", count, str(listing.image_size or ""), str(listing.dim or ""), licence]
-    return [*facts, listing.text, listing.note]
+    facts = [
+        f"{listing.parameters / 1e6:.0f} M parameters" if listing.parameters else "",
+        f"{listing.image_size} pixels" if listing.image_size else "",
+        f"width {listing.dim}" if listing.dim else "",
+        listing.text,
+    ]
+    licence = ("" if "own" in listing.groups else "see model card") if listing.licence == "unknown" else listing.licence
+    return [f"`{listing.name}`", ", ".join(filter(None, facts)), licence, listing.note]
 
 
 def formats() -> str:

@@ -234,7 +234,7 @@ def find_file(model: str, path: str) -> ModelSource:
     """Weights from a file of one's own, for an architecture of open_clip.
 
     Args:
-        model: name of the architecture, or ``MODEL/TAG`` for weights that were trained on from those of this name:
+        model: name of the architecture, or ``MODEL/TAG`` for weights that were fine-tuned from those of this name:
             then preprocessing and activation are theirs.
         path: safetensors, or a file of ``torch.save`` that holds tensors only.
 
@@ -257,7 +257,7 @@ def find_file(model: str, path: str) -> ModelSource:
     note = ""
     if not tag and not config.get("quick_gelu") and open_clip.get_model_config(name + QUICK_GELU):
         note = (
-            f"opened without QuickGELU; if the weights were trained on from OpenAI's, say open_clip:{name}/openai:FILE"
+            f"opened without QuickGELU; if the weights were fine-tuned from OpenAI's, say open_clip:{name}/openai:FILE"
         )
     return ModelSource(uri, name, config, str(file), facts, "unknown", is_own_file=True, note=note)
 
@@ -516,8 +516,8 @@ def _preprocessing_of(model: str, path: str) -> dict[str, Any]:
     others = [tag for tag, way in ways.items() if way != ways[first]]
     if others:
         raise InputError(
-            f"the weights of {name} do not all take pictures prepared in the same way, so say what yours were trained "
-            f"on from: open_clip:{name}/{first}:{path}, open_clip:{name}/{others[0]}:{path} or another name; "
+            f"the weights of {name} do not all take pictures prepared in the same way, so say what yours were "
+            f"fine-tuned from: open_clip:{name}/{first}:{path}, open_clip:{name}/{others[0]}:{path} or another name; "
             f"'clipadapter encoders open_clip:{name}/*' lists them"
         )
     return ways[first]

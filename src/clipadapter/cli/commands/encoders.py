@@ -60,13 +60,14 @@ def _table(title: str, listings: Sequence[EncoderListing]) -> str:
 
 def _row(listing: EncoderListing) -> Sequence[object]:
     n = listing.parameters
+    unknown = "-" if FACTS_OF_NONE & set(listing.groups) else "see model card"
     return (
         listing.name,
         "-" if n is None else f"{n / 1e6:.0f} M",
         "-" if n is None else f"{n * BYTES_PER_PARAMETER / 1e9:.1f} GB",
         listing.image_size or "-",
         listing.dim or "-",
-        "see model card" if listing.licence == "unknown" else listing.licence,
+        unknown if listing.licence == "unknown" else listing.licence,
         listing.text or "-",
         listing.note,
     )
