@@ -30,6 +30,16 @@ def test_findings_worst_first_with_advice(leaky, run):
     assert lines[4].startswith("  -> Remove it from one split")
 
 
+def test_the_encoder_can_be_that_of_a_model(leaky, tmp_path, run):
+    model = tmp_path / "model"
+    assert run("fit", leaky, "--out", model, "--encoder", "toy", "--head", "prototype").exit_code == 0
+    result = run("doctor", leaky, "--model", model)
+    assert result.stdout.splitlines()[0] == "13 pictures in 2 classes (train, test), encoder toy"
+    assert f"encoder toy: that of {model}" in result.stderr
+    both = run("doctor", leaky, "--model", model, "--encoder", "toy")
+    assert both.exit_code == 1 and "--model and --encoder both say the encoder: give one of them" in both.stderr
+
+
 def test_json_is_the_diagnosis(leaky, run):
     found = json.loads(run("doctor", leaky, "--encoder", "toy", "--json").stdout)
     assert found["counts"]["leak"] == 1

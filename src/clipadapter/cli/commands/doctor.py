@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.encoder_options import EncoderOptions, note_backend
+from clipadapter.cli.encoder_options import EncoderOptions, ModelEncoderOptions, note_backend
 from clipadapter.cli.fit_options import PromptOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_file, open_dataset
 from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option
 from clipadapter.cli.output import MAX_LISTED, Failure, Output
+from clipadapter.errors import InputError
+from clipadapter.files import printable
+
+if TYPE_CHECKING:
+    from clipadapter.classifier import FewShotClassifier
 
 
 @cli_command("clipadapter doctor photos/ --html doctor.html", Section.INSPECT, 4, extra="lite,doctor")
 @click.argument("data", type=FOLDER)
 @split_option
 @click.option("--html", "page", type=FILE, help="HTML page to write, with the pictures in it.")
+@click.option(
+    "--model",
+    type=FOLDER,
+    help="Fitted model whose encoder is used; without it and --encoder, the encoder that fit takes by default.",
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 if a finding is severe.")
 @seed_option
 @option_group("encoder_options", EncoderOptions)
@@ -28,6 +39,7 @@ def command(
     data: Path,
     split: str | None,
     page: Path | None,
+    model: Path | None,
     strict: bool,
     seed: int,
     encoder_options: EncoderOptions,
@@ -39,18 +51,41 @@ def command(
     Finds copies within and between classes and splits, labels that are likely wrong, classes that are confused with
     each other, class names that the encoder does not understand, small classes, and pictures that are dark, blurred,
     tiny or long. Findings are sorted: severe, warning, note.
+
+    The encoder decides which names are understood and which labels look wrong: give the one that the model is fitted
+    with, by --encoder or --model.
     """
     check_output_file(page, data)
     dataset = prompts.rename_classes(open_dataset(data, split))
     from clipadapter.doctor import diagnose  # imports torch, so only after the checks
 
     prompt_parameters = prompts.classifier_parameters(dataset.class_names)
-    model = encoder_options.create_classifier(out, **prompt_parameters)
-    opened = model.encoder_
-    diagnosis = diagnose(dataset, model, seed=seed, progress=out.progress)
-    note_backend(opened, model.encoder_, out)
+    if model is None:
+        classifier = encoder_options.create_classifier(out, **prompt_parameters)
+    else:
+        classifier = _create_with_encoder_of(model, encoder_options, prompt_parameters, out)
+    opened = classifier.encoder_
+    diagnosis = diagnose(dataset, classifier, seed=seed, progress=out.progress)
+    note_backend(opened, classifier.encoder_, out)
     files = [diagnosis.to_html(page)] if page else []
     wrote = f"\n\nwrote {files[0]}" if files else ""
     out.result({**diagnosis.to_dict(), "files": [str(file) for file in files]}, diagnosis.to_text(MAX_LISTED) + wrote)
     if strict and diagnosis.n_severe:
         raise Failure(f"{diagnosis.n_severe} of {len(diagnosis.findings)} findings are severe")
+
+
+def _create_with_encoder_of(
+    model: Path, options: EncoderOptions, prompt_parameters: dict[str, Any], out: Output
+) -> FewShotClassifier:
+    """Create a classifier with the encoder of a fitted model.
+
+    Raises:
+        InputError: if an encoder is given too.
+    """
+    if options.uri != "auto":
+        raise InputError("--model and --encoder both say the encoder: give one of them")
+    from clipadapter.classifier import FewShotClassifier
+
+    encoder = ModelEncoderOptions(**{**vars(options), "uri": None}).load(model).encoder_
+    out.note(f"encoder {encoder.info.name}: that of {printable(model)}")
+    return FewShotClassifier(encoder, progress=out.progress, **options.run_parameters, **prompt_parameters)
