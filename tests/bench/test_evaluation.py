@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.bench import evaluate_model
+from clipadapter.bench.run import Metrics
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import load_dataset
 from clipadapter.errors import InputError
@@ -13,9 +14,10 @@ from clipadapter.errors import InputError
 def fitted(colour_folder):
     """Function that fits a linear probe to n squares of each colour."""
 
-    def fit(n):
+    def fit(n, head="linear-probe"):
         shots = load_dataset(colour_folder("shots", n))
-        model = FewShotClassifier("toy", "linear-probe", cache=None, head_params={"C": 5.0})
+        params = {"C": 5.0} if head == "linear-probe" else {}
+        model = FewShotClassifier("toy", head, cache=None, head_params=params)
         return model.fit(shots.paths, shots.labels)
 
     return fit
@@ -38,6 +40,16 @@ def test_the_curve_takes_powers_of_two_and_all_shots(fitted, test_data):
     assert sorted({run.shots for run in evaluation.curve}) == [1, 2, 4, 5]
     assert {run.head for run in evaluation.curve} == {"zero-shot", "linear-probe"}
     assert {run.params["C"] for run in evaluation.curve if run.head == "linear-probe"} == {5.0}
+
+
+@pytest.mark.parametrize("head", ["linear-probe", "clip-adapter"])
+def test_the_end_of_the_curve_is_the_measured_model(fitted, test_data, head):
+    evaluation = evaluate_model(fitted(4, head), test_data)
+    last = {run.head: run for run in evaluation.curve if run.shots == 4}
+    assert len([run for run in evaluation.curve if run.shots == 4]) == len(last)  # one measurement, no draws
+    assert last[head].metrics == Metrics.of_score(evaluation.model)
+    for name in set(last) - {head}:
+        assert last[name].metrics == Metrics.of_score(evaluation.baselines[name])
 
 
 def test_one_shot_a_class_has_no_curve(fitted, test_data):

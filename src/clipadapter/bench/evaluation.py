@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from clipadapter.bench.bundle import Bundle, select_columns
-from clipadapter.bench.fitting import few_shot
+from clipadapter.bench.bundle import Bundle, TestPart, select_columns
+from clipadapter.bench.fitting import FitInputs, few_shot, plan_fit
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import confusion_figure, learning_curve_figure
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
@@ -154,7 +154,8 @@ def evaluate_model(
     Args:
         model: fitted.
         dataset: labelled test pictures; unreadable ones are left out and named.
-        curve: fit on 1, 2, 4 ... of the model's shots per class too.
+        curve: fit on 1, 2, 4 ... of the model's shots per class too. With all shots the curve has the model and the
+            baselines as they are measured here, and no further fits.
         seeds: of these draws.
         progress: show bars on stderr.
 
@@ -176,15 +177,18 @@ def evaluate_model(
         head.fit(X, y, text=text)
     result = model.evaluate_features(test)
     assert result.score is not None
+    fitted_baselines = {name: (head, score(head, select_columns(head, test, text))) for name, head in heads.items()}
     return ModelEvaluation(
         head=registered_name(model.head_),
         data=dataset.name,
         n_test=len(test),
         model=result.score,
-        baselines={name: score(head, select_columns(head, test, text)) for name, head in heads.items()},
+        baselines={name: baseline_score for name, (_, baseline_score) in fitted_baselines.items()},
         skipped=list(test.provenance["skipped"]),
         among_shots=result.among_shots,
-        curve=_fit_fewer_shots(model, support, test, seeds, progress) if curve and len(support) else [],
+        curve=_learning_curve(model, result.score, fitted_baselines, test, seeds, progress)
+        if curve and len(support)
+        else [],
         facts={
             "decisions": dict(result.decisions),
             **_model_facts(model),
@@ -328,17 +332,35 @@ def _fit_multilabel_baselines(model: FewShotClassifier) -> list[tuple[str, FewSh
     return [(name, baseline.fit_features(model.support_, model.text_)) for name, baseline in baselines]
 
 
-def _fit_fewer_shots(
-    model: FewShotClassifier, support: FeatureSet, test: FeatureSet, seeds: Sequence[int], progress: bool
+def _learning_curve(
+    model: FewShotClassifier,
+    model_score: Score,
+    baselines: Mapping[str, tuple[Head, Score]],
+    test: FeatureSet,
+    seeds: Sequence[int],
+    progress: bool,
 ) -> list[Run]:
-    """Records of the model's head and the baselines on 1, 2, 4 ... shots per class."""
+    """Records of the model's head and the baselines on 1, 2, 4 ... shots per class, and of the model itself.
+
+    With all shots every draw is the same. A new fit would differ from the model only by its seed, or because the model
+    learned its shots one after the other. So the last records are of the heads that were measured before.
+    """
+    support = model.support_
     max_shots = max(Counter(support.y).values())
     if max_shots == 1 or model.head_.tunes_encoder:
         return []
-    heads: dict[str, Head] = {name: create_head(name) for name in BASELINES}
-    heads[registered_name(model.head_)] = clone(model.head_)
-    shots = sorted({2**i for i in range(max_shots.bit_length())} | {max_shots})
-    return few_shot(heads, support, test, model.text_, shots, seeds, progress=progress)
+    measured = {**baselines, registered_name(model.head_): (model.head_, model_score)}
+    heads = {name: clone(head) for name, (head, _) in measured.items()}
+    shots = [2**i for i in range(max_shots.bit_length()) if 2**i < max_shots]
+    fewer = few_shot(heads, support, test, model.text_, shots, seeds, progress=progress)
+    bundle = Bundle(support, model.text_, {"test": TestPart(test)})
+    rows = range(len(support))
+    complete = [
+        run.model_copy(update={"metrics": Metrics.of_score(its_score)})
+        for name, (head, its_score) in measured.items()
+        for run in plan_fit(bundle, FitInputs(name, head, max_shots, seeds[0], rows))
+    ]
+    return [*fewer, *complete]
 
 
 def _model_facts(model: FewShotClassifier) -> dict[str, Any]:

@@ -336,7 +336,7 @@
       const chart = axes(host, {
         x: [(hasLevel ? zero : zero + 1) - 0.12, last + 0.12], y: [low, high], yticks: ticks(low, high), right: spaceForNames(host, names),
         xticks: [...(hasLevel ? [zero] : []), ...C.shots.map(at)], xname: (value) => hasLevel && value === zero ? 0 : Math.round(2 ** value),
-        xlabel: "shots per class", ylabel: "accuracy in %; band: mean ± sd of draws", label: "Accuracy by number of shots; the table below has the numbers",
+        xlabel: "shots per class", ylabel: `accuracy in %${C.series.some((s) => s.points.some(([, , , draws]) => draws > 1)) ? "; band: mean ± sd of draws" : ""}`, label: "Accuracy by number of shots; the table below has the numbers",
       });
       const { plot, x, y } = chart, ends = [];
       for (const series of C.series.filter((s) => !s.level)) {
@@ -353,8 +353,8 @@
           return;
         }
         plot.append(path(series.points.map(([m, value]) => [x(at(m)), y(value)]), series.colour));
-        for (const [m, value, sd] of series.points) {
-          plot.append(addTooltip(draw("circle", { cx: x(at(m)), cy: y(value), r: 4.5, style: `fill:${series.colour}` }), `${series.name}, ${count(m, "shot")}: ${percent(value, 1)} ± ${(100 * sd).toFixed(1)}`));
+        for (const [m, value, sd, draws] of series.points) {
+          plot.append(addTooltip(draw("circle", { cx: x(at(m)), cy: y(value), r: 4.5, style: `fill:${series.colour}` }), `${series.name}, ${count(m, "shot")}: ${percent(value, 1)}${draws > 1 ? ` ± ${(100 * sd).toFixed(1)}` : ""}`));
         }
       });
       if (!isWide(host)) return [key(C.series), plot];
