@@ -79,6 +79,7 @@ def run_suite(
     trackers: Sequence[RunTracker] = (),
     oracle: bool = False,
     progress: bool = False,
+    plot_formats: Sequence[str] = ("png",),
 ) -> SuiteResult:
     """Make every fit of a suite that has a missing or failed record.
 
@@ -92,6 +93,7 @@ def run_suite(
         trackers: called with each run that was made.
         oracle: also record the result of choosing the varied parameter on the test part; these records are marked.
         progress: show bars on stderr.
+        plot_formats: of plots of features, if the suite has any: "png", "pdf", "svg".
 
     Raises:
         InputError: if a data set does not suit the protocol, or the folder can't be written.
@@ -137,7 +139,7 @@ def run_suite(
             suite, [entry for planned in fits for entry in planned.entries], records, out
         )
     if suite.figure == "projection":
-        outcome.figures = _draw_features(fits, out / "figures" / suite.name)
+        outcome.figures = _draw_features(fits, out / "figures" / suite.name, plot_formats)
     return outcome
 
 
@@ -151,7 +153,7 @@ def _add_oracle_records(suite: Suite, entries: list[Entry], records: RecordFolde
     return plan
 
 
-def _draw_features(fits: Sequence[_FitWithEntries], folder: Path) -> list[Path]:
+def _draw_features(fits: Sequence[_FitWithEntries], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
     """Plots of the features of each bundle."""
     from clipadapter.bench.projection import draw_adapted_features
 
@@ -161,7 +163,9 @@ def _draw_features(fits: Sequence[_FitWithEntries], folder: Path) -> list[Path]:
     return [
         path
         for bundle_fits in bundles.values()
-        for path in draw_adapted_features([fit.spec for fit in bundle_fits], bundle_fits[0].entries[0].data, folder)
+        for path in draw_adapted_features(
+            [fit.spec for fit in bundle_fits], bundle_fits[0].entries[0].data, folder, plot_formats
+        )
     ]
 
 

@@ -25,7 +25,7 @@ from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.rendering.method_colours import MARKERS
-from clipadapter.rendering.plots import create_figure, save_plot, set_title, truncate
+from clipadapter.rendering.plots import create_figure, save_plot, save_plots, set_title, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,6 +187,18 @@ def draw_projection(
         InputError: if numbers of rows differ, a label is no class, there are too few pictures or classes, a feature is
             not finite, or the file can't be written.
     """
+    return save_plot(_projection_figure(before, after, labels, class_names, title, method, seed), path)
+
+
+def _projection_figure(
+    before: ArrayLike,
+    after: ArrayLike,
+    labels: Sequence[str],
+    class_names: Sequence[str],
+    title: str,
+    method: Method,
+    seed: int,
+) -> Figure:
     check_labels(labels, class_names)
     if not len(labels) == len(np.asarray(before)) == len(np.asarray(after)):
         raise InputError(
@@ -207,7 +219,7 @@ def draw_projection(
         )
     _legend(figure, coloured, len(set(labels)) - len(coloured))
     set_title(figure, title or f"{len(labels)} pictures, {METHOD_TITLES[method]}")
-    return save_plot(figure, path)
+    return figure
 
 
 def _unit_rows(features: ArrayLike) -> Array:
@@ -271,13 +283,16 @@ MAX_PLOTTED_IMAGES = 2000
 """Test pictures in a plot, at even distances: t-SNE of more takes minutes, and they could not be distinguished."""
 
 
-def draw_adapted_features(specs: Sequence[FitSpec], data: str, folder: Path) -> list[Path]:
+def draw_adapted_features(
+    specs: Sequence[FitSpec], data: str, folder: Path, plot_formats: Sequence[str] = ("png",)
+) -> list[Path]:
     """Draw features of the test part before and after each head that adapts them, for the most shots and first seed.
 
     Args:
         specs: fits on one bundle.
         data: name of the data set, for titles and files.
-        folder: for the PNG files.
+        folder: for the files.
+        plot_formats: "png", "pdf", "svg".
 
     Returns:
         The files; there is none for heads that do not adapt features.
@@ -296,6 +311,6 @@ def draw_adapted_features(specs: Sequence[FitSpec], data: str, folder: Path) -> 
         except InputError:  # a head that does not adapt features
             continue
         title = f"{data}: {len(part)} test pictures before and after {spec.variant.title}, {max_shots} shots per class"
-        path = folder / f"{data}-{spec.variant.title}.png".replace("/", "-")
-        files.append(draw_projection(part.plain, after, part.y, part.class_names, path, title, seed=spec.seed))
+        figure = _projection_figure(part.plain, after, part.y, part.class_names, title, "tsne", spec.seed)
+        files += save_plots(figure, folder / f"{data}-{spec.variant.title}".replace("/", "-"), plot_formats)
     return files

@@ -13,7 +13,7 @@ from clipadapter.bench.suite_files import read_suite
 from clipadapter.cli.encoder_options import check_device, device_option
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
-from clipadapter.cli.options import max_pixels_option, output_options
+from clipadapter.cli.options import max_pixels_option, output_options, plot_format_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import DataError, InputError
 from clipadapter.files import quote_path
@@ -72,6 +72,7 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 @click.option(
     "--oracle", is_flag=True, help="Also measure the result of selecting the varied parameter on the test part."
 )
+@plot_format_option
 @click.option("--dry-run", is_flag=True, help="Only print what would be done, its cost, and why it can't be done.")
 @max_pixels_option
 @output_options
@@ -93,6 +94,7 @@ def run(
     track: tuple[str, ...],
     device: str,
     oracle: bool,
+    plot_formats: tuple[str, ...],
     dry_run: bool,
     out: Output,
 ) -> None:
@@ -149,6 +151,7 @@ def run(
         rows=draws,
         trackers=trackers,
         oracle=oracle,
+        plot_formats=plot_formats,
         progress=out.progress,
     )
     stream_data, stream_text = _stream_result(study, outcome, folder) if study.is_stream else ({}, "")
