@@ -67,6 +67,15 @@ def format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def describe_unreadable(count: int) -> str:
+    """Say that none of some pictures can be read.
+
+    >>> describe_unreadable(1), describe_unreadable(3)
+    ("the picture can't be read", 'none of the 3 pictures can be read')
+    """
+    return "the picture can't be read" if count == 1 else f"none of the {count:,} pictures can be read"
+
+
 def describe_classes(names: Sequence[str], limit: int = 3) -> str:
     """The number of classes and the first names.
 

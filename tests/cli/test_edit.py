@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from clipadapter import FewShotClassifier
+from clipadapter.cli.edit import _describe_change
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,23 @@ def test_an_added_class_is_predicted(model, yellow, run):
     assert "3 new pictures" in result.stdout
     assert f"clipadapter undo {model}" in result.stdout
     assert run("predict", model, yellow / "0.png", "--no-cache").stdout.startswith("yellow")
+
+
+@pytest.mark.parametrize(
+    ("action", "details", "text"),
+    [
+        (
+            "add-examples",
+            {"pictures": 1, "relabelled": 1, "known": 1},
+            "1 new picture, 1 shot relabelled, 1 already known",
+        ),
+        ("add-examples", {"pictures": 2, "relabelled": 3}, "2 new pictures, 3 shots relabelled"),
+        ("remove-class", {"class": "cat", "pictures": 1}, "'cat' and its 1 shot"),
+        ("remove-class", {"class": "cat", "pictures": 2}, "'cat' and its 2 shots"),
+    ],
+)
+def test_one_picture_is_a_picture_and_two_are_pictures(action, details, text):
+    assert _describe_change(action, details).endswith(text)
 
 
 def test_class_names_rename_folders_as_in_fit(noisy_squares, yellow, tmp_path, run):

@@ -8,6 +8,7 @@ import pytest
 from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError
 from clipadapter.features import FeatureSet
+from clipadapter.formatting import describe_unreadable
 from clipadapter.heads import TextFeatures
 
 NAMES = ("cat", "dog", "owl")
@@ -23,7 +24,7 @@ class TableClassifier(FewShotClassifier):
         names = [Path(image).name for image in images]
         rows = [i for i, name in enumerate(names) if not name.startswith("bad")]
         if not rows:
-            raise DataError(f"none of the {len(images)} pictures can be read")
+            raise DataError(describe_unreadable(len(images)))
         skipped = [(name, "not an image") for name in names if name.startswith("bad")]
         return FeatureSet(
             self.table[[int(names[i]) for i in rows]],

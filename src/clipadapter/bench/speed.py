@@ -16,6 +16,7 @@ from clipadapter.backends import Int8Calibration, Parity, backend_info, list_bac
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ImageError, InputError
+from clipadapter.formatting import describe_unreadable
 
 MATRIX_SIDE = 2048
 """Side of the matrices whose product measures the limit of the processor."""
@@ -147,7 +148,7 @@ def _squares(encoder: Encoder, pictures: Sequence[ImageSource]) -> tuple[NDArray
         squares.append(tower.pixels.to_square(image))
         times.append(time.perf_counter() - start)
     if not squares:
-        raise InputError(f"none of the {len(pictures)} pictures can be read")
+        raise InputError(describe_unreadable(len(pictures)))
     return np.stack(squares), 1000 * statistics.median(times)
 
 

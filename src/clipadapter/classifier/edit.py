@@ -38,6 +38,7 @@ from clipadapter.data import class_prompts, label_matrix
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import InputError, UnknownNameError, brief
 from clipadapter.features import FeatureSet
+from clipadapter.formatting import format_count
 from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.persistence import Model
@@ -199,7 +200,7 @@ def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels
         UnknownNameError: if a label is no class.
     """
     if len(images) != len(labels):
-        raise InputError(f"{len(images)} pictures but {len(labels)} labels")
+        raise InputError(f"{format_count(len(images), 'picture')} but {format_count(len(labels), 'label')}")
     if model.support.targets is not None:
         labels = [(label,) if isinstance(label, str) else label for label in labels]
     check_any_readable(range(len(images)), (), len(images))

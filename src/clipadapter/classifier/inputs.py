@@ -23,7 +23,7 @@ from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec
 from clipadapter.files import printable
-from clipadapter.formatting import check_names, format_count
+from clipadapter.formatting import check_names, describe_unreadable, format_count
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics.table import Task
@@ -176,7 +176,7 @@ def check_any_readable(rows: Sequence[int], skipped: Sequence[Skipped], count: i
     """
     if not len(rows):
         reasons = "; ".join(f"{name}: {reason}" for _, name, reason in skipped[:3])
-        raise DataError(f"none of the {count} pictures can be read: {reasons or 'there are none'}")
+        raise DataError(f"{describe_unreadable(count)}: {reasons or 'there are none'}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import DataError, ImageError
+from clipadapter.formatting import describe_unreadable
 from clipadapter.runtime import DEFAULT_BATCH_SIZE, Predictor
 from clipadapter.uncertainty import DecisionOptions
 
@@ -116,7 +117,7 @@ def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
             outputs.append(model.run(np.stack(squares)))
             squares = []
     if not outputs:
-        raise DataError(f"none of the {len(paths)} pictures can be read: {skipped[0][0]}: {skipped[0][1]}")
+        raise DataError(f"{describe_unreadable(len(paths))}: {skipped[0][0]}: {skipped[0][1]}")
     part_scores = [output.ood_score_parts for output in outputs if output.ood_score_parts is not None]
     features = np.concatenate([output.features for output in outputs])
     logits = np.concatenate([output.logits for output in outputs])

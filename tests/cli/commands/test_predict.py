@@ -93,7 +93,7 @@ def test_an_exported_file_without_permission_is_refused(run):
 def test_nothing_readable_is_a_failure(model, tmp_path, run):
     result = run("predict", model, tmp_path / "gone.png")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "error: none of the 1 pictures can be read" in result.stderr
+    assert "error: the picture can't be read" in result.stderr
     (tmp_path / "empty").mkdir()
     assert "error: the input has no pictures" in run("predict", model, tmp_path / "empty").stderr
 

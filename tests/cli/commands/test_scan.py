@@ -39,7 +39,7 @@ def test_strict_fails_after_the_report(mixed, squares, run):
     result = run("scan", mixed, "--strict")
     assert result.exit_code == 1
     assert "blue" in result.stdout
-    assert result.stderr.splitlines()[-1] == "error: 1 pictures can't be read"
+    assert result.stderr.splitlines()[-1] == "error: 1 picture can't be read"
     assert run("scan", squares, "--strict").exit_code == 0
 
 

@@ -14,6 +14,7 @@ from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import DataError, require
+from clipadapter.formatting import describe_unreadable
 
 ALL_BUT_NO_CACHE = ("uri", "device", "backend", "precision", "batch_size", "cache", "max_pixels")
 
@@ -75,7 +76,7 @@ def command(
         )
         out.skipped([(name, reason) for _, name, reason in embedded.skipped])
         if not embedded.stored and embedded.skipped:
-            raise DataError(f"none of the {len(samples)} pictures can be read")
+            raise DataError(describe_unreadable(len(samples)))
         if to is not None:
             write_parquet(to, extract_rows(encoder, samples, store), encoder.info)
         result = {

@@ -24,6 +24,7 @@ from clipadapter.cli.options import (
     title_option,
 )
 from clipadapter.cli.output import Output, table
+from clipadapter.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.bench import CrossValidation, ModelEvaluation, MultiLabelModelEvaluation
@@ -117,7 +118,7 @@ def _finish(
 def _warn_about(result: ModelEvaluation, out: Output) -> None:
     out.skipped(result.skipped)
     if result.skipped:
-        out.warn(f"{len(result.skipped)} pictures can't be read and are not counted")
+        out.warn(f"{format_count(len(result.skipped), 'picture')} not counted: can't be read")
     if result.among_shots:
         out.warn(
             f"{result.among_shots} of {result.n_test} test pictures are among the shots that the model was fitted "

@@ -57,7 +57,7 @@ def describe_change(change: Change) -> str:
     """Describe what was changed in a few words."""
     facts = change.facts
     name = f" '{to_printable(facts['class'])}'" if "class" in facts else ""
-    counts = [f"{facts[key]} {noun}" for key, noun in COUNTS.items() if facts.get(key)]
+    counts = [describe(facts[key]) for key, describe in COUNTS.items() if facts.get(key)]
     details = DETAILS[change.action](facts) if change.action in DETAILS else ""
     return f"{to_printable(change.action)}{name}{details}{': ' if counts else ''}{', '.join(counts)}"
 
@@ -71,7 +71,11 @@ def _describe_undo(facts: dict[str, Any]) -> str:
     return f" of version {facts['undone']}" if "undone" in facts else f", to version {facts.get('to', '?')}"
 
 
-COUNTS = {"pictures": "pictures", "relabelled": "relabelled", "known": "already known"}
+COUNTS: dict[str, Callable[[Any], str]] = {
+    "pictures": lambda count: f"{count} picture{'' if count == 1 else 's'}",
+    "relabelled": lambda count: f"{count} relabelled",
+    "known": lambda count: f"{count} already known",
+}
 DETAILS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fit": _describe_fit,
     "undo": _describe_undo,

@@ -21,6 +21,7 @@ from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import ArtifactError, DataError, ImageError, MissingExtraError, needs_training
 from clipadapter.files import IMAGE_SUFFIXES, quote_path
 from clipadapter.formats import is_exported
+from clipadapter.formatting import describe_unreadable
 from clipadapter.model_folder import why_no_model
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def command(
         if prediction.error is None or out.as_json:
             out.row(prediction.record(), _format_prediction(prediction, width))
     if not n_readable:
-        raise DataError(f"none of the {n_pictures} pictures can be read" if n_pictures else "the input has no pictures")
+        raise DataError(describe_unreadable(n_pictures) if n_pictures else "the input has no pictures")
     if n_readable < n_pictures:
         out.warn(f"{n_pictures - n_readable} of {n_pictures} pictures can't be read")
 

@@ -12,6 +12,7 @@ from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import max_pixels_option, output_options
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
+from clipadapter.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.data import ScanReport
@@ -34,7 +35,7 @@ def command(data: Path, strict: bool, out: Output) -> None:
     for warning in report.warnings:
         out.warn(warning)
     if strict and report.unreadable:
-        raise Failure(f"{len(report.unreadable)} pictures can't be read")
+        raise Failure(f"{format_count(len(report.unreadable), 'picture')} can't be read")
 
 
 def _lines(report: ScanReport) -> Iterator[str]:
@@ -43,7 +44,7 @@ def _lines(report: ScanReport) -> Iterator[str]:
         totals = [sum(parts[split] for parts in report.classes.values()) for split in report.splits]
         yield table(["class", *report.splits], [*rows, ["total", *totals]])
     else:
-        yield f"{report.readable} pictures, none in a class"
+        yield f"{format_count(report.readable, 'picture')}, none in a class"
     yield from _section("unreadable", (f"{path}: {reason}" for path, reason in report.unreadable))
     yield from _section("left out", (f"{path}: {reason}" for path, reason in report.left_out))
     yield from _section("equal files", (" = ".join(group.paths) for group in report.duplicates))
