@@ -109,7 +109,7 @@ def test_the_result_of_a_save_is_reported(page, upload):
 
     def save():
         session.notify_change()
-        text, download = page._save("", request)
+        _, text, download = page._save(str(session.default_model_folder), request)
         return text, download.visible, page._tab(request).note
 
     text, is_visible, note = save()
@@ -139,7 +139,7 @@ def test_only_a_person_at_this_machine_chooses_the_folder_of_the_model(page, upl
     page.launch(prevent_thread_lock=True)
     folder = page._load_page(request)[0]
     assert folder.interactive and folder.value == str(page.session.default_model_folder)
-    page._save(str(chosen), request)
+    assert page._save("chosen", request)[0] == str(chosen)  # as a full path
     assert (chosen / "config.json").is_file()
 
 

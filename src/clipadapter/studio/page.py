@@ -147,7 +147,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         gr.on([new_class.submit, add.click], self._add_class, new_class, [new_class, *panels], **hidden)
         tried.change(self._try_picture, tried, panels, **hidden)
         slow: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "files", "concurrency_limit": 1}
-        save.click(self._save, folder, [save_result, download], **slow)
+        save.click(self._save, folder, [folder, save_result, download], **slow)
         export.click(self._export, None, [save_result, download], **slow)
 
     # ---- Events ----
@@ -186,11 +186,11 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         try:
             saved = self.session.save_model(folder if self._may_choose_folder else None)
         except ClipAdapterError as error:
-            return self._report_failure(tab, error)
+            return [gr.skip(), *self._report_failure(tab, error)]
         own = self.session.project.root / STUDIO_FOLDER / "export"
         own.mkdir(exist_ok=True)
         archive = shutil.make_archive(str(own / "model"), "zip", saved)
-        return self._report_saved(tab, "Saved", saved, archive)
+        return [printable(saved), *self._report_saved(tab, "Saved", saved, archive)]
 
     def _export(self, request: gr.Request) -> list[Update]:
         tab = self._tab(request)
