@@ -1,3 +1,4 @@
+import io
 import os
 import re
 import time
@@ -5,9 +6,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pillow_heif
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from clipadapter.studio import Project
 from clipadapter.studio.actions import Actions
@@ -357,6 +360,27 @@ def test_a_tried_picture_stays_when_the_same_file_is_added_to_a_class(actions, p
     assert tab.prediction.labelled_as == "blue"
     actions.try_picture(tab, None)
     assert list((tmp_path / "uploads").iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::clipadapter.errors.DataWarning")  # of the fit, which the command prints at its end
+def test_pictures_of_phones_and_animations_are_added_and_the_note_says_what_is_read(actions, upload_file, tmp_path):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    heic, gif = io.BytesIO(), io.BytesIO()
+    pillow_heif.from_pillow(frames[0]).save(heic)
+    frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:])
+    perform(actions, action="add-class", text="cat")
+    files = [upload_file(heic.getvalue(), "IMG_1.HEIC"), upload_file(gif.getvalue(), "a.gif")]
+    note = perform(actions, action="upload", **{"class": "cat"}, files=files).note
+    assert note.text == (
+        "Added 2 pictures to 'cat'. Pictures with several pages or frames, of which the first is read: 1 (a.gif)."
+    )
+    assert {path.suffix.lower() for path in (actions.project.root / "cat").iterdir()} == {".heic", ".gif"}
+    perform(actions, action="add-class", text="dog")
+    tab, tried = Tab(), tmp_path / "uploads" / "IMG_2.HEIC"
+    tried.write_bytes(heic.getvalue())
+    actions.session.wait_until_idle(30)
+    actions.try_picture(tab, tried)
+    assert tab.note.text == "" and tab.prediction is not None
 
 
 def test_notes_are_valid_unicode(actions, upload_file):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from gradio.data_classes import ImageData
 
 from clipadapter.studio import build_page
 
@@ -70,6 +71,14 @@ def test_only_the_page_and_exported_files_are_served(page, png, tmp_path, local)
     made.write_bytes(b"zip")
     assert get(f"{url}gradio_api/file={made}") == (200, "zip")
     assert all(address[0] in ("127.0.0.1", "::1") for address in local)
+
+
+def test_a_picture_to_try_is_passed_on_as_it_was_uploaded(page, tmp_path):
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"what Pillow can't open")
+    (tried,) = (block for block in page.blocks.values() if block.elem_id == "cs-try")
+    payload = ImageData(path=str(tmp_path / "IMG_1.HEIC"), orig_name="IMG_1.HEIC")
+    assert tried.preprocess(payload) == str(tmp_path / "IMG_1.HEIC")
+    assert tried.preprocess(None) is None
 
 
 def test_requests_that_name_another_host_are_refused(page):

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.files import printable
 from clipadapter.studio.pictures import Upload, stored_file_name
@@ -135,8 +136,12 @@ class Actions:
         class_name = _get_text(data, "class")
         add = partial(self.project.add_pictures, class_name) if class_name else self.project.add_unlabelled
         result = add(uploads)
+        notes = ImageNotes()
+        for upload in uploads if result.added else ():
+            notes.add(upload.name, find_image_notes(upload.data))
         result.rejected += rejected
-        return _describe_result(result, class_name)
+        note = _describe_result(result, class_name)
+        return replace(note, text=" ".join([note.text, *(to_sentence(str(one)) for one in notes.warnings())]))
 
     def _upload_failed(self, tab: Tab, data: Data) -> Note:
         return Note(f"Upload failed: {_get_text(data, 'text')[:200]}", is_error=True)

@@ -116,6 +116,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
                     buttons=[],
                     elem_id="cs-try",
                 )
+                pass_file_on(tried)
                 parts["prediction"].render()
                 parts["queue"].render()
             with gr.Column(scale=1, min_width=330):
@@ -240,6 +241,20 @@ def _as_code(text: str) -> str:
     """Return Markdown that shows a text as code, whatever signs it has."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
+
+
+def pass_file_on(component: Any) -> None:
+    """Let a Gradio image give the uploaded file as it is.
+
+    Gradio would open it with Pillow, which reads no HEIC, and write pictures of other modes than RGB anew.
+    """
+    decode = component.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        is_file = payload is not None and payload.path and not (payload.url or "").startswith("data:")
+        return payload.path if is_file else decode(payload)
+
+    component.preprocess = preprocess
 
 
 class ForeignRequestFilter:

@@ -134,6 +134,37 @@ if (element.closest('#cs-queue')) {
   });
 }
 if (element.closest('#cs-status')) {
+  // Gradio's field takes only files that the browser knows as pictures, and Chromium on Linux does not know HEIC.
+  const isUnknown = (file) => !file.type && /\.(heic|heif|hif|avif)$/i.test(file.name);
+  const setFile = (input, file) => {
+    const files = new DataTransfer();
+    files.items.add(isUnknown(file) ? new File([file], file.name, { type: 'image/heic' }) : file);
+    input.files = files.files;
+  };
+  const tryInput = (target) => target.closest && target.closest('#cs-try') && document.querySelector('#cs-try input[type=file]');
+  document.addEventListener('click', (event) => {
+    const input = tryInput(event.target);
+    if (input) input.accept = 'image/*,.heic,.heif,.hif,.avif';
+  }, true);
+  document.addEventListener('change', (event) => {
+    const input = tryInput(event.target);
+    if (input === event.target && input.files.length) setFile(input, input.files[0]);
+  }, true);
+  document.addEventListener('drop', (event) => {
+    const input = tryInput(event.target);
+    const file = event.dataTransfer.files[0];
+    if (!input || !file || !isUnknown(file)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    setFile(input, file);
+    input.dispatchEvent(new Event('change', { bubbles: true }));
+  }, true);
+  const text = '<text x="200" y="100" text-anchor="middle" font-family="system-ui" font-size="16" fill="gray">This browser shows no HEIC</text>';
+  const noPreview = `data:image/svg+xml,${encodeURIComponent(`<svg xmlns="http://www.w3.org/2000/svg" width="400" height="200">${text}</svg>`)}`;
+  document.addEventListener('error', (event) => {
+    const image = event.target;
+    if (image.matches && image.matches('#cs-try img') && !image.src.startsWith('data:')) image.src = noPreview;
+  }, true);
   // The status panel has the results of all actions, also of those that change no other panel.
   let before = { uploads: 0, rejectedNames: 0 };
   let closedNote = '';
