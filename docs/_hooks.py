@@ -154,7 +154,7 @@ def formats() -> str:
     for export_format in map(get_format, list_formats()):
         suffixes = ", ".join(f"`{s}`" for s in (export_format.suffix, *export_format.companion_suffixes))
         backends = ", ".join(f"`{backend.name}`" for backend in export_format.backends)
-        install = f"`pip install 'clipadapter[{export_format.extra}]'`"
+        install = f"`pip install '.[{export_format.extra}]'`"
         precisions = ", ".join(export_format.precisions)
         rows.append([f"`{export_format.name}`", export_format.summary, suffixes, precisions, backends, install])
     return f"""# Export formats

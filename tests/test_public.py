@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import clipadapter
+from clipadapter.installation import install_command
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = [
@@ -111,7 +112,7 @@ def test_what_needs_training_says_what_to_install(tmp_path):
     assert found.returncode == 1 and found.stdout == ""
     assert found.stderr == (
         "error: clipadapter fit needs the part of clipadapter that learns, which is not installed: "
-        "pip install 'clipadapter[lite]'\n"
+        f"{install_command('lite')}\n"
     )
     code = BLOCKED + "from clipadapter import FewShotClassifier"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

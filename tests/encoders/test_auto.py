@@ -9,6 +9,7 @@ import pytest
 from clipadapter.encoders import auto, create_encoder, hub
 from clipadapter.encoders.open_clip_sources import weights_files
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+from clipadapter.installation import install_command
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_without_both_it_names_both_remedies(no_weights, monkeypatch):
     monkeypatch.setattr(auto.LiteEncoder, "open", missing)
     with pytest.raises(EncoderUnavailableError) as error:
         create_encoder("auto")
-    assert "pip install 'clipadapter[lite]'" in str(error.value)
+    assert install_command("lite") in str(error.value)
     assert "open_clip:local-dir:PATH" in str(error.value)
 
 

