@@ -25,7 +25,7 @@ def test_wrong_arguments_are_refused_before_the_page_opens(tmp_path, run):
 
 def test_a_missing_extra_is_refused_before_the_encoder_is_opened(tmp_path, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    result = run("studio", tmp_path / "p", "--encoder", "no-such-encoder", "--no-browser")
+    result = run("studio", tmp_path / "p", "--encoder", "open_clip:ViT-B-32/laion2b_s34b_b79k", "--no-browser")
     assert result.exit_code == 1 and install_command("studio") in result.stderr
 
 
