@@ -19,7 +19,7 @@ _START_OF_SCAN = b"\xff\xda"
 _SEQUENCE_BRANDS = (b"avis", b"hevc", b"hevx", b"hevm", b"hevs", b"msf1")
 """Brands of AVIF and HEIC files whose pictures are the frames of an animation."""
 _MAX_GIF_BLOCKS = 65_536
-"""Blocks of 255 bytes after which the search for a second frame of a GIF ends."""
+"""Blocks of up to 255 bytes after which the search for a second frame of a GIF ends."""
 
 
 def find_image_notes(data: bytes) -> list[str]:
@@ -65,37 +65,30 @@ def has_more_frames(data: bytes) -> bool:
 
 
 def _has_second_gif_frame(data: bytes) -> bool:
-    frames, at = 0, 13 + _gif_palette_bytes(data, 10)
+    frames, at, is_in_block = 0, 13 + _gif_palette_bytes(data, 10), False
     for _ in range(_MAX_GIF_BLOCKS):
         kind = data[at : at + 1]
-        if kind == b",":
+        if is_in_block:
+            is_in_block = kind not in (b"", b"\0")
+            at += 1 + (kind[0] if kind else 0)
+        elif kind == b"," and frames:
+            return True
+        elif kind == b",":
             frames += 1
             at += 11 + _gif_palette_bytes(data, at + 9)  # the last byte is the size of codes
+            is_in_block = True
         elif kind == b"!":
-            at += 2
+            at, is_in_block = at + 2, True
         elif kind == b"\0":  # some programs write an empty block too many
             at += 1
-            continue
         else:
             break
-        if frames > 1:
-            return True
-        at = _after_gif_blocks(data, at)
     return False
 
 
 def _gif_palette_bytes(data: bytes, flags_at: int) -> int:
     flags = data[flags_at] if flags_at < len(data) else 0
     return 3 << ((flags & 7) + 1) if flags & 128 else 0
-
-
-def _after_gif_blocks(data: bytes, at: int) -> int:
-    for _ in range(_MAX_GIF_BLOCKS):
-        length = data[at] if at < len(data) else 0
-        at += 1 + length
-        if not length:
-            break
-    return at
 
 
 def _has_second_tiff_page(data: bytes) -> bool:
