@@ -6,6 +6,7 @@ SigLIP, SigLIP 2, BERT and XLM-V are on the hub; in their place stand small ones
 """
 
 import json
+import shutil
 
 import open_clip
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from clipadapter.encoders import create_encoder
 from clipadapter.encoders import open_clip_sources as sources
+from clipadapter.errors import EncoderUnavailableError
 
 from ..conftest import CLIP, letter_tokenizer
 
@@ -194,3 +196,7 @@ def test_biomedclip_opens_from_the_hubs_cache_with_a_text_tower_of_transformers(
         torch.testing.assert_close(encoder.encode_text(["A photo of cats."]), model.encode_text(tokens))
         pixels = encoder.preprocess(picture(40, 50))
         torch.testing.assert_close(encoder.encode_images([picture(40, 50)]), model.encode_image(pixels[None]))
+
+    shutil.rmtree(language.parents[1])
+    with pytest.raises(EncoderUnavailableError, match=f"the repository {name}, whose config.json is not"):
+        create_encoder(f"hf-hub:{repo}")

@@ -211,6 +211,7 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
         raise InputError(f"{source.uri} takes pictures of {size[0]} x {size[1]}; only square ones are supported")
     if {"hf_tokenizer_name", "hf_model_name"} & set(source.config.get("text_cfg", {})):
         require("transformers", "transformers", f"The text tower of {source.uri}")
+    check_text_configuration(source)
     shapes = read_shapes(Path(source.weights)) if source.is_own_file and source.weights else {}
     advice = ARCHITECTURE_ADVICE if source.is_own_file else ADVICE
     try:
@@ -235,6 +236,24 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
             "name one in text_cfg.hf_tokenizer_name and put its files into the folder"
         )
     return model.eval().requires_grad_(False), tokenizer
+
+
+def check_text_configuration(source: ModelSource) -> None:
+    """Refuse a text tower of the library transformers whose configuration can't be had.
+
+    The library would try for 20 seconds, and not name the repository.
+
+    Raises:
+        EncoderUnavailableError: if so.
+    """
+    name = source.config.get("text_cfg", {}).get("hf_model_name")
+    if not name or Path(name).is_dir() or cached_file(name, ["config.json"]) is not None:
+        return
+    if not hub_answers(name, "config.json"):
+        raise EncoderUnavailableError(
+            f"the text tower of {source.uri} is that of the repository {name}, whose config.json is not in the hub's "
+            f"cache on this machine, and the hub does not answer. {ADVICE}."
+        )
 
 
 def open_tokenizer(source: ModelSource) -> Any:

@@ -318,7 +318,7 @@ def explain_load_error(error: Exception) -> str:
     if "TorchScript" in text:
         return "it is a TorchScript archive, which holds code. For OpenAI's weights say open_clip:ViT-B-32/openai"
     if "loading state_dict" not in text:
-        return text.strip().partition("\n")[0] or f"it is damaged or empty ({type(error).__name__})"
+        return text.strip().partition("\n")[0].rstrip(".") or f"it is damaged or empty ({type(error).__name__})"
     differing = re.findall(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\) from .*?Size\(\[(.*?)\]\)", text)
     parts = [
         f"{len(differing)} of another shape ({name}: {theirs} in the file, {ours} in the model)"
