@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,11 +60,18 @@ def test_no_squares_give_outputs_of_the_same_widths(predictor):
         assert getattr(none, name).shape == (0, *getattr(some, name).shape[1:]), name
 
 
-@pytest.mark.parametrize("one", ["red.png", Path("red.png"), RED, Image.fromarray(RED)])
-def test_one_picture_is_not_taken_for_many(one, predictor):
-    for ask in (predictor.predict, predictor.predict_proba, predictor.classify):
-        with pytest.raises(InputError, match="pictures must be given as a list, but came as"):
-            ask(one)
+@pytest.mark.parametrize("form", ["str", "Path", "folder", "array", "array of one", "PIL", "iterator"])
+def test_one_picture_gives_one_row_in_every_form(form, predictor, tmp_path):
+    path = tmp_path / "red.png"
+    Image.fromarray(RED).save(path)
+    forms = {"str": str(path), "Path": path, "folder": tmp_path, "array": RED, "array of one": RED[None]}
+    one = {**forms, "PIL": Image.fromarray(RED), "iterator": iter([path])}[form]
+    expected = predictor.predict([RED])
+    if form == "iterator":
+        assert predictor.predict(one) == expected
+        return
+    assert predictor.predict(one) == expected and len(predictor.classify(one)) == 1
+    np.testing.assert_allclose(predictor.predict_proba(one), predictor.predict_proba([RED]), rtol=1e-5)
 
 
 def test_a_batch_of_none_is_refused(predictor):

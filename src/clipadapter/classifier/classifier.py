@@ -34,13 +34,11 @@ from clipadapter.classifier.fitting import (
 )
 from clipadapter.classifier.inputs import (
     Label,
-    Pictures,
     build_feature_set,
     check_task,
     collect_class_names,
     is_multilabel,
     label_names,
-    list_pictures,
     measure_encoding_rate,
     open_store,
     parse_views,
@@ -49,6 +47,7 @@ from clipadapter.classifier.inputs import (
 )
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource, source_name
+from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.docstrings import document_defaults
 from clipadapter.encoders import Encoder, create_encoder, open_text_tower, with_unprojected
 from clipadapter.errors import ArtifactError, ImageError, InputError

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from clipadapter.data import Dataset, label_matrix, list_images
+from clipadapter.data import Dataset, label_matrix
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.data.load import load_labelled
-from clipadapter.data.manifests import is_manifest, read_manifest
+from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec
-from clipadapter.files import printable
 from clipadapter.formatting import check_names, describe_unreadable, format_count
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.heads.estimator import clone
@@ -30,8 +26,6 @@ from clipadapter.metrics.table import Task
 
 Label = str | Collection[str]
 """Class name of a picture, or all its class names."""
-Pictures: TypeAlias = "ImageSource | Sequence[ImageSource] | Dataset"
-"""One picture or many, as the methods of `FewShotClassifier` take them; `list_pictures` says which forms there are."""
 Skipped = tuple[int, str, str]
 """Position, name and reason of an unreadable picture."""
 TASKS = ("auto", *get_args(Task))
@@ -40,59 +34,6 @@ TIMED_VIEWS_PER_PICTURE = 16
 """Augmented views: with two pictures they make one batch of the default size."""
 MIN_TIMED_VIEWS = 8
 """With fewer computed views the rest came from the store, and the time says nothing about the encoder."""
-
-
-def list_pictures(images: Pictures) -> list[ImageSource]:
-    """List the pictures of every form in which they can be given.
-
-    Args:
-        images: a path of a picture, a PIL picture, an array (h, w, 3) or of another shape that `read_image` takes; or
-            many: a list of these, an array (m, h, w, 3), a folder with pictures at any depth, a table (.csv, .tsv,
-            .jsonl, .parquet) with the column ``path``, or a `Dataset`.
-
-    Raises:
-        DataError: if a folder or table has no picture, or a table is invalid.
-        InputError: if it is none of these, or an array of features.
-
-    >>> len(list_pictures(np.zeros((8, 8, 3), np.uint8))), len(list_pictures(np.zeros((2, 8, 8, 3), np.uint8)))
-    (1, 2)
-    """
-    if isinstance(images, Dataset):
-        return list(images.paths)
-    if isinstance(images, str | Path):
-        return _list_files(Path(images)) or [images]
-    if isinstance(images, np.ndarray):
-        return _list_arrays(images)
-    if not isinstance(images, Iterable):
-        source_name(images)  # raises for all but PIL pictures
-        return [images]
-    pictures = list(images)
-    if pictures and all(isinstance(picture, Real) for picture in pictures):
-        raise InputError(f"{FEATURES_INSTEAD}, but got {brief(images)}")
-    return pictures
-
-
-FEATURES_INSTEAD = "pictures are given as paths, PIL pictures or arrays (h, w, 3); features go to head_.predict(X)"
-
-
-def _list_files(path: Path) -> list[ImageSource]:
-    """The pictures of a folder or table; none if the path is neither."""
-    if path.is_dir():
-        pictures = list_images(path)
-        if not pictures:
-            raise DataError(f"there are no pictures in '{printable(path)}'")
-        return list(pictures)
-    return list(read_manifest(path).dataset.paths) if is_manifest(path) and path.is_file() else []
-
-
-def _list_arrays(images: NDArray[Any]) -> list[ImageSource]:
-    """The pictures of an array: one, or many along the first axis."""
-    if images.dtype == object or images.dtype.kind == "U":
-        return [str(image) if isinstance(image, np.str_) else image for image in images.ravel()]
-    if images.ndim < 2 or (images.ndim == 2 and images.dtype != np.uint8):
-        raise InputError(f"{FEATURES_INSTEAD}, but got {brief(images)}")
-    is_one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, 4))
-    return [images] if is_one else list(images)
 
 
 def read_labelled(

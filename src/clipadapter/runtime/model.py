@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image, source_name
+from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.errors import ImageError, InputError
 from clipadapter.pixels import PixelSpec, min_jpeg_side
 from clipadapter.prediction import Prediction, unreadable
@@ -121,12 +122,16 @@ class RuntimeModel(ABC):
         options = self.uncertainty.decisions.with_changes(decisions)
         return self.uncertainty.answer(outputs.logits, outputs.features, options, columns=outputs.ood_score_parts)
 
-    def classify(self, images: Sequence[ImageSource], top: int = 5, **decisions: Any) -> list[Prediction]:
+    def classify(self, images: Pictures, top: int = 5, **decisions: Any) -> list[Prediction]:
         """One prediction per picture, in their order; see `FewShotClassifier.classify`."""
         return list(self.iter_predictions(images, top, **decisions))
 
-    def predict(self, images: Sequence[ImageSource], **decisions: Any) -> list[Any]:
+    def predict(self, images: Pictures, **decisions: Any) -> list[Any]:
         """The class of each picture; None if it is rejected; a tuple of classes where it may have several.
+
+        Args:
+            images: in all forms that `FewShotClassifier.predict` takes; one picture gives a list of one.
+            decisions: as for `answer`.
 
         Raises:
             ImageError: if a picture can't be read.
@@ -138,8 +143,8 @@ class RuntimeModel(ABC):
             labels.append(prediction.labels if self.is_multilabel else prediction.label)
         return labels
 
-    def predict_proba(self, images: Sequence[ImageSource]) -> NDArray[np.float64]:
-        """Calibrated probabilities (m, c).
+    def predict_proba(self, images: Pictures) -> NDArray[np.float64]:
+        """Calibrated probabilities (m, c); one picture gives (1, c).
 
         Raises:
             ImageError: if a picture can't be read.
@@ -153,7 +158,11 @@ class RuntimeModel(ABC):
         return np.concatenate(probabilities)
 
     def iter_predictions(
-        self, images: Iterable[ImageSource], top: int = 5, batch_size: int = DEFAULT_BATCH_SIZE, **decisions: Any
+        self,
+        images: Pictures | Iterable[ImageSource],
+        top: int = 5,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        **decisions: Any,
     ) -> Iterator[Prediction]:
         """Predictions in the order of the pictures, of which a few batches are in memory at a time.
 
@@ -161,14 +170,13 @@ class RuntimeModel(ABC):
         prediction with an error, and changes no other.
 
         Args:
-            images: any number.
+            images: any number, also from an iterator; in all forms that `FewShotClassifier.predict` takes.
             top: number of classes to name.
             batch_size: number of pictures per run of the graph.
             decisions: as for `answer`.
 
         Raises:
-            InputError: if a decision needs what was not learned from the shots, the batch size is below 1, or one
-                picture came instead of a list.
+            InputError: if a decision needs what was not learned from the shots, or the batch size is below 1.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, but is {batch_size}")
@@ -182,12 +190,12 @@ class RuntimeModel(ABC):
                     yield unreadable(picture.name, picture.error)
 
     def _batches(
-        self, images: Iterable[ImageSource], batch_size: int
+        self, images: Pictures | Iterable[ImageSource], batch_size: int
     ) -> Iterator[tuple[list[_LoadedPicture], Outputs]]:
         """Pictures, and the outputs for those that can be read."""
-        if isinstance(images, str | np.ndarray) or not isinstance(images, Iterable):
-            raise InputError(f"pictures must be given as a list, but came as {type(images).__name__}")
-        remaining, notes = iter(images), ImageNotes()
+        # An iterator may have more pictures than fit into memory.
+        remaining = images if isinstance(images, Iterator) else iter(list_pictures(images))
+        notes = ImageNotes()
         with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
             pending: deque[list[Future[_LoadedPicture]]] = deque()
             while True:

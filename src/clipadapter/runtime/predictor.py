@@ -42,8 +42,8 @@ class Predictor(RuntimeModel):
     ::
 
         predictor = Predictor("model.onnx")
-        predictor.predict(["photo.jpg"])
-        predictor.classify(["photo.jpg"], reject=0.05)[0].label  # None if it is none of the classes
+        predictor.predict("photo.jpg")  # or a folder, or a list
+        predictor.classify("photo.jpg", reject=0.05)[0].label  # None if it is none of the classes
     """
 
     def __init__(self, path: str | Path, *, backend: str = "auto", threads: int | None = None) -> None:
