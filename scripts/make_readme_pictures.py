@@ -47,9 +47,9 @@ SHORT_NAMES = {
 """Names of the classes as folders: a person who makes classes in the studio would name them like this."""
 REPORT_SHOTS, STUDIO_SHOTS, TEST_PICTURES = 32, 12, 60
 """Pictures per class."""
-CURVE_INCHES, CURVE_DPI = (5.0, 3.3), 260
+CURVE_INCHES, CURVE_DPI = (5.0, 3.45), 260
 """Small, so that its letters are large where README.md shows it on half a page."""
-REPORT_SIZE, STUDIO_SIZE = (760, 502), (1280, 800)
+REPORT_SIZE, STUDIO_SIZE = (760, 524), (1280, 800)
 """Width and height of photographed pages in points; a picture has twice as many pixels."""
 MAX_BYTES = 300_000
 WAIT_SECONDS = 180
@@ -83,14 +83,15 @@ def draw_curve(folder: Path) -> Image.Image:
 
 
 def photograph_report(folder: Path) -> Image.Image:
-    """The upper part of the page of `clipadapter report`."""
+    """The confusion matrix on the page of `clipadapter report`, with the pictures of one cell."""
     shots, test = split_textiles(REPORT_SHOTS)
     model = FewShotClassifier(encoder="lite", progress=True).fit(shots.paths, shots.labels, shots.class_names)
     page = make_report(model, test).write(folder / "report.html")
     with open_browser(folder / "profile", REPORT_SIZE) as browser:
         browser.get(page.as_uri())
         wait(lambda: browser.find_elements("css selector", "#matrix .cell"))
-        return photograph(browser, REPORT_SIZE, 0)
+        top = browser.execute_script("return document.querySelector('#matrix-title').getBoundingClientRect().top")
+        return photograph(browser, REPORT_SIZE, top - 24)
 
 
 def photograph_studio(folder: Path) -> Image.Image:
