@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from clipadapter.bench.continual.summary import HeadRuns
+    from clipadapter.bench.run import Run
 
 
 MAX_LABEL_CHARACTERS = 44
-MEAN_SD = "mean ± sd of the draws"
 SHOT_COLOURS = ("#A3BEE0", "#6F9BD1", "#4178B5", "#245A91", "#0F3C66", "#08233F")
 """From few to many shots: one hue, since these are no methods."""
 
@@ -42,6 +42,15 @@ SHOT_COLOURS = ("#A3BEE0", "#6F9BD1", "#4178B5", "#245A91", "#0F3C66", "#08233F"
 def method_of(table: Table, row: Row) -> str:
     """The registered name of the method of a row; its label if it has no records."""
     return next((run.method for run in table.runs[row]), row.label)
+
+
+def describe_spread(runs: Iterable[Run]) -> str:
+    """What points and bands are.
+
+    >>> describe_spread([])
+    'one draw'
+    """
+    return "mean ± sd of the draws" if len({run.seed for run in runs}) > 1 else "one draw"
 
 
 def draw_learning_curves(table: Table, names: Mapping[Row, str], front: Row) -> Figure:
@@ -59,7 +68,7 @@ def draw_learning_curves(table: Table, names: Mapping[Row, str], front: Row) -> 
             series.append(ShotSeries(truncate(names[row]), method_of(table, row), shots, mean, sd, row == front))
     figure = create_figure(9.0, 5.2)
     axes = figure.add_subplot()
-    draw_shot_series(axes, series, [int(n) for n in table.columns], MEAN_SD)
+    draw_shot_series(axes, series, [int(n) for n in table.columns], describe_spread(table.all_runs))
     axes.set_ylabel("accuracy in %")
     set_title(figure, table.title)
     return figure
@@ -129,7 +138,7 @@ def _axis_figure(
     dashes = [f"{kinds[j % 3]}: {truncate(names[row])}" for j, row in enumerate(level)]
     axes.set_ylabel("accuracy in %")
     axes.set_xlabel(format_greek(parameter), parse_math=False)
-    set_subtitle(axes, "; ".join([MEAN_SD, *map(format_greek, dashes)]))
+    set_subtitle(axes, "; ".join([describe_spread(table.all_runs), *map(format_greek, dashes)]))
     set_title(figure, table.title)
     return figure
 
@@ -192,7 +201,7 @@ def draw_dots(table: Table, names: Mapping[Row, str]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("accuracy in %")
-    set_subtitle(axes, MEAN_SD)
+    set_subtitle(axes, describe_spread(table.all_runs))
     if n > 1:
         _legend(figure, handles, labels)
     set_title(figure, table.title)
@@ -307,7 +316,7 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
     axes.set_ylabel("accuracy in %")
     axes.set_xlabel("seconds to fit")
     hollow = "; hollow: sees more than the shots and class text" if any(map(head_marks, table.runs.values())) else ""
-    set_subtitle(axes, MEAN_SD + hollow)
+    set_subtitle(axes, describe_spread(table.all_runs) + hollow)
     set_title(figure, table.title)
     return figure
 
@@ -446,7 +455,9 @@ def draw_learned_tasks(heads: Sequence[HeadRuns], title: str) -> Figure:
     axes.set_xlabel("tasks learned")
     axes.set_ylabel("accuracy on them in %")
     grey = f"; grey: {len(others)} other heads" if others else ""
-    set_subtitle(axes, f"{MEAN_SD}; dashed: joint, or learns nothing{grey}")
+    set_subtitle(
+        axes, f"{describe_spread(run for head in heads for run in head.runs)}; dashed: joint, or learns nothing{grey}"
+    )
     set_title(figure, title)
     return figure
 
