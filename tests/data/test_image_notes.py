@@ -42,6 +42,11 @@ def test_a_damaged_file_is_searched_without_an_error(kind):
         find_image_notes(data[:end])
 
 
+def test_the_search_for_a_second_frame_is_bounded():
+    one_block_each = frames("GIF", 1)[:13] + b"!\xfe\x01x\0" * 100_000
+    assert find_image_notes(one_block_each + frames("GIF", 2)[13:]) == []
+
+
 def test_a_jpeg_without_its_end_marker_has_a_note_and_the_one_of_its_thumbnail_does_not_count():
     thumbnail = frames("JPEG", 1)
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\0" + thumbnail

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapter.errors import ArtifactError, ImageError, InputError, MissingExtraError
+from clipadapter.errors import ArtifactError, DataWarning, ImageError, InputError, MissingExtraError
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Conformal, MultiLabel, Uncertainty, learn_rejector
@@ -90,6 +90,15 @@ def test_squares_may_be_a_view(write):
 
 def test_no_pictures_give_no_answers(predictor):
     assert predictor.classify([]) == [] and predictor.predict_proba([]).shape == (0, 3)
+
+
+def test_animations_are_named_in_one_warning_after_the_answers(predictor, tmp_path):
+    for name in ("a.gif", "b.gif"):
+        frames = [Image.fromarray(pixels) for pixels in (RED, GREEN)]
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.warns(DataWarning, match="of which the first is read: 2 ") as caught:
+        assert predictor.predict([tmp_path / "a.gif", RED, tmp_path / "b.gif"]) == ["red"] * 3
+    assert len(caught) == 1
 
 
 def test_what_is_strange_is_rejected_by_the_graphs_score(predictor):

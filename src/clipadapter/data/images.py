@@ -30,7 +30,7 @@ from clipadapter.data.decode_cost import (
 from clipadapter.data.decode_memory import MemoryBudget, peak_bytes
 from clipadapter.data.decode_process import DECODER_PROCESSES, can_start_process
 from clipadapter.data.image_notes import END_OF_JPEG, lacks_end_marker
-from clipadapter.errors import ImageError, InputError, MissingExtraError, require
+from clipadapter.errors import ImageError, InputError
 from clipadapter.files import open_regular, printable
 
 if TYPE_CHECKING:
@@ -249,12 +249,11 @@ def _find_opener(kind: str, reader: str | None, name: str) -> Any:
         raise ImageError(name, f"unsupported type ({kind})")
     module, _, cls = reader.rpartition(".")
     try:
-        found = require(module, "heic", kind) if kind == "HEIC" else importlib.import_module(module)
-    except MissingExtraError as error:
-        raise ImageError(name, str(error)) from error
+        return getattr(importlib.import_module(module), cls)
     except ImportError as error:
-        raise ImageError(name, f"{kind} needs a newer Pillow: pip install --upgrade pillow") from error
-    return getattr(found, cls)
+        # A reason is short, and the server sends it to clients: it must not name the folder of an installation.
+        hint = "the extra heic: pip install pillow-heif" if kind == "HEIC" else "a newer Pillow: pip install -U pillow"
+        raise ImageError(name, f"{kind} needs {hint}") from error
 
 
 def finish_image(image: Image.Image, name: str) -> Image.Image:

@@ -52,15 +52,19 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, one_clas
         raise DataError(f"there are no pictures in '{printable(source)}'{_describe_left_out(listing)}; {_LAYOUTS}")
     has_one_class = len(dataset.class_names) == 1
     if not (has_one_class and one_class):
-        _check_layout(Path(source), dataset)
+        check_layout(Path(source), dataset)
     if has_one_class and not one_class:
         one = f"'{printable(source)}' has only one class, '{dataset.class_names[0]}', but at least two are needed"
         raise DataError(f"{one}{_describe_left_out(listing)}; {_LAYOUTS}")
     return dataset
 
 
-def _check_layout(source: Path, dataset: Dataset) -> None:
+def check_layout(source: Path, dataset: Dataset) -> None:
     """Refuse folders that are hardly classes, and warn of others that may be none.
+
+    Args:
+        source: from which the data set was read.
+        dataset: the data set.
 
     Raises:
         LayoutError: if the classes are one level deeper.

@@ -23,6 +23,15 @@ def test_wrong_arguments_are_refused_before_the_page_opens(tmp_path, run):
     assert result.exit_code == 1 and "there is no folder" in result.stderr
 
 
+def test_a_folder_above_the_class_folders_is_no_project(tmp_path, run, write_squares):
+    for part in ("shots", "test"):
+        write_squares(tmp_path / "data" / part, 1)
+    result = run("studio", tmp_path / "data", "--encoder", "toy", "--no-browser")
+    assert result.exit_code == 1
+    assert f"Repeat with: clipadapter studio {tmp_path / 'data' / 'shots'} --encoder toy --no-browser" in result.stderr
+    assert not (tmp_path / "data" / ".studio").exists()
+
+
 def test_a_missing_extra_is_refused_before_the_encoder_is_opened(tmp_path, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     result = run("studio", tmp_path / "p", "--encoder", "open_clip:ViT-B-32/laion2b_s34b_b79k", "--no-browser")

@@ -75,12 +75,16 @@ def _build_page(
     project: Path, encoder_options: EncoderOptions, head: str, unlabelled: Path | None, out: Output
 ) -> Page:
     """Build the page. Uploaded files stay inside the project."""
+    from clipadapter.data.folders import read_folder
+    from clipadapter.data.load import check_layout
     from clipadapter.studio import build_page
 
     uploads = project.absolute() / ".studio" / "uploads"
     # Gradio reads these when it is imported, or when a part of a page is created.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    if project.is_dir():
+        check_layout(project, read_folder(project, follow_links=False).dataset)
     require("gradio", "studio", "The studio")  # before an encoder is downloaded and opened in vain
     page = build_page(
         project,
