@@ -22,7 +22,7 @@ from clipadapter.studio.tab import Tab, join_first
 
 PACKAGE = "clipadapter.studio"
 PANELS = ("status", "classes", "queue", "prediction", "accuracy")
-SMALL_PIXELS, MEDIUM_PIXELS, LARGE_PIXELS = 72, 88, 360
+SMALL_PIXELS, LARGE_PIXELS = 96, 360
 """Longest sides of the pictures on the page."""
 CLASS_PICTURES, OPEN_CLASS_PICTURES = 8, 400
 """Most pictures that are shown of a class, and of the open class."""
@@ -175,7 +175,7 @@ class Panels:
 
     def _prediction(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
         nearest = [one for one in tab.prediction.nearest if contents.has(one.key)] if tab.prediction else []
-        urls = self._thumbnails.urls([contents.picture(one.key) for one in nearest], MEDIUM_PIXELS)
+        urls = self._thumbnails.urls([contents.picture(one.key) for one in nearest], SMALL_PIXELS)
         return {
             "prediction": tab.prediction,
             "nearest": list(zip(nearest, urls, strict=True)),
@@ -318,7 +318,12 @@ def _plot_y(accuracy: float) -> float:
 
 def _summarize(contents: Contents, state: SessionState) -> str:
     labelled = sum(map(len, contents.classes.values()))
-    parts = [f"{len(contents.classes)} classes", f"{labelled} labelled", f"{len(contents.unlabelled)} unlabelled"]
+    count = len(contents.classes)
+    parts = [
+        "1 class" if count == 1 else f"{count} classes",
+        f"{labelled} labelled",
+        f"{len(contents.unlabelled)} unlabelled",
+    ]
     model = state.model
     if model is not None and model.held_out_accuracy is not None:
         parts.append(f"{100 * model.held_out_accuracy:.0f} % of held-out pictures correct")
