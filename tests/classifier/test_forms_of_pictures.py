@@ -81,6 +81,19 @@ def test_features_in_place_of_pictures_are_refused(model, features):
     assert len(str(refused.value)) < 200
 
 
+def test_no_picture_gives_no_row(model):
+    assert model.predict([]) == [] and model.classify([]) == []
+    assert model.predict_proba([]).shape == model.logits([]).shape == (0, 3)
+
+
+def test_features_are_evaluated_by_their_own_method(model, tmp_path):
+    loaded = FewShotClassifier.load(model.save(tmp_path / "model"), cache=None)
+    result = loaded.evaluate_features(loaded.support_)
+    assert (result.n_test, result.among_shots, result.skipped) == (6, 6, ())
+    with pytest.raises(InputError, match="go to fit_features or evaluate_features"):
+        loaded.evaluate(loaded.support_)
+
+
 def test_a_path_that_does_not_exist_and_a_folder_without_pictures_are_named(model, tmp_path):
     with pytest.raises(ImageError, match=r"no\.jpg: no such file"):
         model.predict(tmp_path / "no.jpg")

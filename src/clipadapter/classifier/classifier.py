@@ -459,7 +459,10 @@ class FewShotClassifier:
             ArtifactError: if a logit is not finite.
         """
         self._check_fitted()
-        return _finite_logits(self.head_, self._extract_plain(list_pictures(images)))
+        pictures = list_pictures(images)
+        if not pictures:
+            return np.zeros((0, len(self.class_names_)), np.float32)
+        return _finite_logits(self.head_, self._extract_plain(pictures))
 
     def predict_proba(self, images: Pictures) -> NDArray[Any]:
         """Compute the calibrated probabilities (m, c) of m pictures; columns are in the order of ``class_names_``.
@@ -495,7 +498,10 @@ class FewShotClassifier:
             InputError: if the classifier is not fitted.
         """
         self._check_fitted()
-        answers = self._answer(self._extract_plain(list_pictures(images)), decision)
+        pictures = list_pictures(images)
+        if not pictures:
+            return []
+        answers = self._answer(self._extract_plain(pictures), decision)
         names = self.class_names_
         if answers.multilabel and answers.sets is not None:
             return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answers.sets]

@@ -384,13 +384,14 @@ def evaluate_features(
             gives one, or the other way around.
     """
     check_label_kind(uncertainty, test.targets is not None)
+    skipped = test.provenance.get("skipped", ())  # of the shots of a loaded model it is their number
     result = None if uncertainty.multilabel is not None else score(head, test, uncertainty.calibrator)
     return EvaluationResult(
         data=str(test.provenance.get("data", "")),
         class_names=test.class_names,
         evaluation=score_multilabel(head, uncertainty, test) if result is None else result.evaluation,
         n_test=len(test),
-        skipped=tuple(test.provenance.get("skipped", ())),
+        skipped=() if isinstance(skipped, int) else tuple(skipped),
         among_shots=sum(bool(rows) for rows in find_duplicates(support.plain, test.plain)),
         decisions={} if result is None else measure_decisions(uncertainty, fold_heads, test, result),
         sources=tuple(test.provenance.get("sources", ())),

@@ -53,6 +53,8 @@ def read_labelled(
         DataError: if the data set can't be read, or a picture has no label.
         InputError: if the numbers of pictures and labels differ, or labels are missing.
     """
+    if isinstance(images, FeatureSet):
+        raise InputError("features and their labels go to fit_features or evaluate_features, but pictures are needed")
     if labels is None:
         if isinstance(images, str | Path):
             dataset = load_labelled(images, default=default_split, one_class=default_split == "test")
