@@ -187,7 +187,12 @@ def draw_dots(table: Table, names: Mapping[Row, str]) -> Figure:
     for column, offset, (colour, marker) in zip(table.columns, offsets, styles, strict=True):
         points = [(y + offset, table.cell(row, column)) for y, row in enumerate(rows) if table.cell(row, column).values]
         if points:
-            handles.append(_dots(axes, points, colour, marker, label_values=n == 1))
+            if n == 1:
+                methods = assign_styles([method_of(table, rows[int(y)]) for y, _ in points])
+                for point, style in zip(points, methods, strict=True):
+                    _dots(axes, [point], style.colour, style.marker, label_values=True)
+                continue
+            handles.append(_dots(axes, points, colour, marker, label_values=False))
             labels.append(f"{column} shot{'s' if column != 1 else ''}" if isinstance(column, int) else truncate(column))
     axes.set_yticks(
         range(len(rows)),
