@@ -14,6 +14,7 @@ from jinja2 import Environment
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.files import printable
 from clipadapter.rendering.html import create_environment
+from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.model import MORE_SHOTS, LearningCurve
 from clipadapter.studio.pictures import PictureFile, Stamp
@@ -193,6 +194,7 @@ class Panels:
             "height": PLOT_HEIGHT,
             "percent": lambda share: round(100 * share),
             "left_out": join_first(self.session.classes_without_pictures()),
+            "method_style": method_style(self.session.head),
         }
 
 

@@ -94,7 +94,7 @@ class Session:
         if kind.needs_tower or kind.tunes_encoder or kind.transductive or kind.reads_unprojected:
             raise InputError(f"'{head}' can't be fitted again after every picture: use auto, clip-adapter or another")
         opened = create_encoder(encoder, params.get("device", "cpu")) if isinstance(encoder, str) else encoder
-        self.project, self.encoder, self._head, self._params = project, opened, head, params
+        self.project, self.encoder, self.head, self._params = project, opened, head, params
         self._features = FeatureCache(opened, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
         self.state = SessionState()
         self._skipped: set[str] = set()
@@ -275,7 +275,7 @@ class Session:
         if len(names) >= 2:
             with self._condition:
                 self._publish(activity="learning", progress=None)
-            classifier = FewShotClassifier(self._features.encoder, self._head, **self._params)
+            classifier = FewShotClassifier(self._features.encoder, self.head, **self._params)
             pictures, features, labels = self._labelled_features(contents)
             text = classifier.encode_classes(names)
             model = fit_project_model(classifier, text, [one.key for one in pictures], features, labels)
