@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from gradio.data_classes import ImageData
 
+from clipadapter.errors import InputError
 from clipadapter.studio import build_page
 
 DOCS = (Path(__file__).parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
@@ -188,3 +189,10 @@ def test_uploads_from_pages_of_other_hosts_are_refused(page, tmp_path):
     assert post() == post(Sec_Fetch_Site="same-origin") == post(Origin=own) == 200
     assert post(Sec_Fetch_Site="same-origin", Origin="https://name-of-a-proxy.example") == 200
     assert post(Origin="https://proxy.example", X_Forwarded_Host="proxy.example") == 200
+
+
+@pytest.mark.parametrize("head", ["autoo", "transclip"])
+def test_a_wrong_head_leaves_no_folder_behind(tmp_path, head):
+    with pytest.raises(InputError, match=head):
+        build_page(tmp_path / "p", encoder="toy", head=head, cache=None)
+    assert not (tmp_path / "p").exists()

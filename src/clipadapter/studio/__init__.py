@@ -51,8 +51,9 @@ def build_page(
     """
     require("gradio", "studio", "The studio")
     from clipadapter.studio.page import Page
-    from clipadapter.studio.session import Session
+    from clipadapter.studio.session import Session, check_head
 
+    check_head(head)  # before the folder of the project is made
     opened = Project(project, unlabelled)
     try:
         session = Session(opened, encoder, head, **params)

@@ -75,6 +75,17 @@ class _Superseded(Exception):
     """The project changed, so the current computation is not needed any more."""
 
 
+def check_head(head: str) -> None:
+    """Refuse a head that can't be fitted again after every picture.
+
+    Raises:
+        InputError: if no head has this name, or it trains through a tower, or is transductive.
+    """
+    kind = head_info(head).cls
+    if kind.needs_tower or kind.tunes_encoder or kind.transductive or kind.reads_unprojected:
+        raise InputError(f"'{head}' can't be fitted again after every picture: use auto, clip-adapter or another")
+
+
 class Session:
     """Learns from a project whenever it changes.
 
@@ -90,9 +101,7 @@ class Session:
     """
 
     def __init__(self, project: Project, encoder: str | Encoder = "auto", head: str = "auto", **params: Any) -> None:
-        kind = head_info(head).cls
-        if kind.needs_tower or kind.tunes_encoder or kind.transductive or kind.reads_unprojected:
-            raise InputError(f"'{head}' can't be fitted again after every picture: use auto, clip-adapter or another")
+        check_head(head)
         opened = create_encoder(encoder, params.get("device", "cpu")) if isinstance(encoder, str) else encoder
         self.project, self.encoder, self.head, self._params = project, opened, head, params
         self._features = FeatureCache(opened, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
