@@ -30,3 +30,8 @@ def test_the_last_column_has_complete_sentences():
 
 def test_long_names_are_shortened_in_notebooks():
     assert "a" * 100 not in html_table(["class"], [["a" * 400]])
+
+
+def test_numbers_are_right_aligned_beside_empty_cells():
+    lines = table(["", "ahead by"], [["this model", ""], ["zero-shot", "+66.7"], ["linear-probe", "-1.1"]]).splitlines()
+    assert [line[-5:] for line in lines[2:]] == ["+66.7", " -1.1"]

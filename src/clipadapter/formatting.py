@@ -173,8 +173,9 @@ class Markup(str):
 
 
 def _is_number_column(rows: Sequence[Sequence[object]], i: int) -> bool:
-    """Whether a column has numbers only, which may be formatted."""
-    return bool(rows) and all(isinstance(row[i], int | float) or _is_formatted_number(row[i], i) for row in rows)
+    """Whether a column has numbers only, which may be formatted, and empty cells."""
+    cells = [row[i] for row in rows if row[i] != ""]
+    return bool(cells) and all(isinstance(cell, int | float) or _is_formatted_number(cell, i) for cell in cells)
 
 
 def _is_formatted_number(cell: object, column: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 NAMED_METHODS = ("clip-adapter", "auto", "linear-probe")
 """Always among the lines in colour, if they take part."""
+LETTERS_PER_INCH = 13
+"""Of a subtitle."""
 WITHOUT_SHOTS = "zero-shot"
 """Drawn as a star at 0 shots, as in the papers."""
 
@@ -189,7 +192,9 @@ def confusion_figure(evaluation: Evaluation, title: str = "", limit: int = 25) -
     _name_axes(axes, columns, [f"{evaluation.classes[i].name}" for i in classes])
     _write_counts(axes, counts, shares)
     note = f"{len(classes)} of {len(evaluation.classes)} classes, those with most mistakes; " if n_others else ""
-    set_subtitle(axes, f"{note}blue: right, orange: wrong; darker: a larger share of the row")
+    note += "blue: right, orange: wrong; darker: a larger share of the row"
+    # Few classes make narrow axes, and the layout cuts off what is wider than the figure.
+    set_subtitle(axes, "\n".join(textwrap.wrap(note, max(20, int(LETTERS_PER_INCH * side * len(columns))))))
     set_title(figure, title)
     return figure
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import InputError, require
 from clipadapter.files import write_atomically
+from clipadapter.formatting import shorten_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,12 +78,12 @@ def set_subtitle(axes: Axes, text: str) -> None:
 
 
 def truncate(name: str, length: int = MAX_NAME_CHARACTERS) -> str:
-    """The first letters of a long name, with an ellipsis.
+    """A name for a plot: of a long one the beginning and the end, as `shorten_name` in tables.
 
     >>> truncate("a long name", 6), truncate("short", 6)
-    ('a lon…', 'short')
+    ('a l…me', 'short')
     """
-    return name if len(name) <= length else name[: length - 1] + "…"
+    return shorten_name(name, length)
 
 
 def format_greek(text: str) -> str:

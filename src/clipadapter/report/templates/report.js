@@ -169,7 +169,7 @@
   const pairs = cells.filter(([i, j]) => i !== j).sort((a, b) => b[2] - a[2]);
   const totals = new Array(D.classes.length).fill(0), missed = totals.slice();
   for (const [i, j, n] of cells) { totals[i] += n; if (i !== j) { missed[i] += n; missed[j] += n; } }
-  const short = (name, length) => name.length <= length ? name : name.slice(0, length - 1) + "…";
+  const short = (name, length) => name.length <= length ? name : name.slice(0, length - 1 - Math.floor(length / 3)) + "…" + name.slice(-Math.floor(length / 3));
 
   function openCell(cell) {
     const [i, j] = cell.dataset.cell.split(",").map(Number), rows = inCell(i, j);
