@@ -71,6 +71,24 @@ def test_the_only_folder_is_named_if_it_has_the_classes(tmp_path, put):
     assert load_dataset(tmp_path, one_class=True).class_names == ("animals",)
 
 
+def test_a_chain_of_folders_counts_as_its_last(tmp_path, put):
+    write(tmp_path, put, [f"{part}/{part}/{name}/1.jpg" for part in ("Training", "Testing") for name in ("cat", "dog")])
+    with pytest.raises(LayoutError) as caught:
+        load_dataset(tmp_path)
+    assert caught.value.folders[0] == tmp_path / "Training" / "Training"
+    write(tmp_path / "animals", put, ["pets/photos/cat/1.jpg", "pets/photos/dog/1.jpg"])
+    with pytest.raises(LayoutError) as caught:
+        load_dataset(tmp_path / "animals")
+    assert caught.value.folders == (tmp_path / "animals" / "pets" / "photos",)
+
+
+def test_a_relative_folder_is_named_as_it_was_given(tmp_path, put, monkeypatch):
+    write(tmp_path, put, [f"{top}/{name}/1.jpg" for top in ("shots", "test") for name in ("cat", "dog")])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LayoutError, match="^'shots' and 'test' are taken for classes, but hold only folders"):
+        load_dataset(".")
+
+
 def test_a_folder_with_the_same_classes_as_those_beside_it_is_no_class(tmp_path, put):
     write(tmp_path, put, ["cat/1.jpg", "dog/1.jpg", "held out/cat/2.jpg", "held out/dog/2.jpg"])
     with pytest.raises(

@@ -6,22 +6,27 @@ and ``test/cat`` look the same, so names decide: of the folders, and those that 
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from clipadapter.data.dataset import SPLIT_ALIASES, Sample
+from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Sample
 from clipadapter.files import printable
 from clipadapter.formatting import format_list
 
 LEARNED_NAMES = ("shots", "train", "training", "support")
-PART_NAMES = frozenset({"shots", "eval", "holdout", *SPLIT_ALIASES}) - {"train"}
+"""Names of folders with the pictures to learn from, the likeliest first."""
+PART_NAMES = frozenset({"shots", "testing", "eval", "holdout", *SPLIT_ALIASES}) - {"train"}
 """Names of folders above classes that are hardly the name of a class. Among vehicles a class can be called "train"."""
 CONTAINER_NAMES = PART_NAMES.union(LEARNED_NAMES, ("images", "imgs", "pictures", "data", "dataset", "query"))
 """Names of folders above classes that may also be names of classes."""
 MIN_CLASSES = 2
+MAX_COMPARED_FOLDERS = 100
+"""Folders that are compared in pairs. A mistake shows in a few."""
 
 
 @dataclass(frozen=True)
@@ -39,80 +44,96 @@ class LayoutFault:
     is_certain: bool = True
 
 
-def find_layout_fault(root: Path, samples: Sequence[Sample]) -> LayoutFault | None:
+def find_layout_fault(source: Path, dataset: Dataset) -> LayoutFault | None:
     """Find folders that are taken for classes, but hold the folders of classes.
 
     Args:
-        root: the folder that was read, without splits.
-        samples: its pictures. The folder directly below the root is the label.
+        source: from which the data set was read.
+        dataset: the data set.
 
     Returns:
-        The fault; None if there is none.
+        The fault; None if there is none, as in tables, folders with splits and folders without classes.
     """
-    top_folders, nested = _read_folders(root, samples)
-    for top, inner in nested.items():
-        repeated = inner & (top_folders - {top})
+    if dataset.splits != ("all",) or not dataset.class_names or not source.is_dir():
+        return None
+    folders = _list_folders(source, dataset.samples)
+    nested = sorted((folder for folder in folders if len(folder.inner) >= MIN_CLASSES), key=lambda each: each.order)
+    names = {folder.name for folder in folders}
+    for folder in nested:
+        repeated = folder.inner & (names - {folder.name})
         if len(repeated) >= MIN_CLASSES:
             return LayoutFault(
-                f"'{printable(root / top)}' is taken for a class, but holds folders with the names of the classes "
+                f"'{printable(folder.path)}' is taken for a class, but holds folders with the names of the classes "
                 f"beside it ({format_list(sorted(repeated), 3)}): move it elsewhere, or move the others into "
-                f"'{printable(root / 'train')}'",
+                f"'{printable(source / 'train')}'",
                 (),
             )
-    if len(top_folders) == 1 and nested:
-        return _describe(root, list(nested), nested, True)
-    if parts := _find_parts(nested):
-        return _describe(root, parts, nested, True)
-    for one, other in combinations(sorted(nested), 2):
-        if _share_classes(nested[one], nested[other]):
-            return _describe(root, [one, other], nested, False)
-    return None
+    if parts := nested if len(folders) == 1 else _find_parts(nested):
+        return _describe(parts, is_certain=True)
+    pairs = (pair for pair in combinations(nested[:MAX_COMPARED_FOLDERS], 2) if pair[0].shares_classes(pair[1]))
+    return next((_describe(pair, is_certain=False) for pair in pairs), None)
 
 
-def _read_folders(root: Path, samples: Sequence[Sample]) -> tuple[set[str], dict[str, set[str]]]:
-    """The folders directly below the root; and of those that hold nothing but folders, the names of these folders."""
-    nested: dict[str, set[str]] = {}
-    with_pictures = set()
-    for sample in samples:
-        top, *inner = sample.path.relative_to(root).parts
-        nested.setdefault(top, set()).update(inner[:-1][:1])
-        if len(inner) == 1:
-            with_pictures.add(top)
-    only_folders = {
-        top: inner for top, inner in nested.items() if top not in with_pictures and len(inner) >= MIN_CLASSES
-    }
-    return set(nested), only_folders
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that is taken for a class.
+
+    Args:
+        name: of the folder directly below the root.
+        path: the folder; of a chain of folders with one folder each the last.
+        inner: names of the folders in it, if it has no pictures beside them.
+    """
+
+    name: str
+    path: Path
+    inner: frozenset[str]
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the chain of folders, in lower case."""
+        return {self.name.lower(), self.path.name.lower()}
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Sort key: folders with the pictures to learn from come first, those of other splits last."""
+        learned = [LEARNED_NAMES.index(name) for name in self.names if name in LEARNED_NAMES]
+        return min(learned, default=len(LEARNED_NAMES) + bool(self.names & PART_NAMES)), self.name
+
+    def shares_classes(self, other: _Folder) -> bool:
+        """Whether two folders have folders in common that are no days, sessions or other numbered parts of a class."""
+        return len([name for name in self.inner & other.inner if not re.search(r"\d", name)]) >= MIN_CLASSES
 
 
-def _find_parts(nested: Mapping[str, set[str]]) -> list[str]:
+def _list_folders(root: Path, samples: Sequence[Sample]) -> list[_Folder]:
+    chains: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for folder in {os.path.dirname(sample.path) for sample in samples}:  # noqa: PTH120 - for millions of pictures
+        top, *inner = Path(folder).parts[len(root.parts) :]
+        chains[top].append(tuple(inner))
+    folders = []
+    for top, below in chains.items():
+        chain = tuple(os.path.commonprefix(below))
+        inner = [] if chain in below else [each[len(chain)] for each in below]
+        folders.append(_Folder(top, root.joinpath(top, *chain), frozenset(inner)))
+    return folders
+
+
+def _find_parts(nested: Sequence[_Folder]) -> list[_Folder]:
     """Folders that must hold classes, by their name or since another one holds the same; the likeliest first."""
-    for top in sorted(nested, key=_order):
-        if top.lower() not in CONTAINER_NAMES:
+    for folder in nested:
+        if not folder.names & CONTAINER_NAMES:
             continue
         others = [
             other
-            for other in sorted(nested, key=_order)
-            if other != top and (other.lower() in CONTAINER_NAMES or _share_classes(nested[top], nested[other]))
+            for other in nested
+            if other != folder and (other.names & CONTAINER_NAMES or folder.shares_classes(other))
         ]
-        if others or (top.lower() in PART_NAMES and _share_classes(nested[top], nested[top])):
-            return [top, *others]
+        if others or (folder.names & PART_NAMES and folder.shares_classes(folder)):
+            return [folder, *others]
     return []
 
 
-def _share_classes(one: set[str], other: set[str]) -> bool:
-    """Whether two folders have folders in common that are no days, sessions or other numbered parts of a class."""
-    return len([name for name in one & other if not re.search(r"\d", name)]) >= MIN_CLASSES
-
-
-def _order(name: str) -> tuple[int, str]:
-    """Sort key: folders that hold the pictures to learn from come first, those of other splits last."""
-    position = LEARNED_NAMES.index(name.lower()) if name.lower() in LEARNED_NAMES else len(LEARNED_NAMES)
-    return position + (name.lower() in SPLIT_ALIASES), name
-
-
-def _describe(root: Path, tops: Sequence[str], nested: Mapping[str, set[str]], is_certain: bool) -> LayoutFault:
-    folders = tuple(root / top for top in tops)
-    named = " and ".join(f"'{printable(folder)}'" for folder in folders[:2])
-    verb = "is taken for a class, but holds" if len(tops) == 1 else "are taken for classes, but hold"
-    text = f"{named} {verb} only folders ({format_list(sorted(nested[tops[0]]), 3)})"
-    return LayoutFault(text, folders, is_certain)
+def _describe(folders: Sequence[_Folder], is_certain: bool) -> LayoutFault:
+    named = " and ".join(f"'{printable(folder.path)}'" for folder in folders[:2])
+    verb = "is taken for a class, but holds" if len(folders) == 1 else "are taken for classes, but hold"
+    text = f"{named} {verb} only folders ({format_list(sorted(folders[0].inner), 3)})"
+    return LayoutFault(text, tuple(folder.path for folder in folders), is_certain)

@@ -69,9 +69,7 @@ def check_layout(source: Path, dataset: Dataset) -> None:
     Raises:
         LayoutError: if the classes are one level deeper.
     """
-    if not source.is_dir() or dataset.splits != ("all",) or not dataset.class_names:
-        return
-    fault = find_layout_fault(source, dataset.samples)
+    fault = find_layout_fault(source, dataset)
     if fault is not None and fault.is_certain:
         raise LayoutError(fault.text, source, fault.folders)
     if fault is not None:

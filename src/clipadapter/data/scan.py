@@ -116,6 +116,7 @@ def scan(source: str | Path, max_pixels: int | None = None) -> ScanReport:
         duplicates=duplicates,
         imbalance=(min(first), max(first)) if first else None,
         warnings=(
+            *_layout_warnings(Path(source), dataset),
             *_warnings(dataset, classes, len(unreadable), duplicates),
             *map(str, (*link_warnings(listing.left_out), *notes.warnings())),
         ),
@@ -159,10 +160,6 @@ def _warnings(
         return
     if unreadable:
         yield f"{unreadable} of {len(dataset.samples)} pictures can't be read."
-    if dataset.splits == ("all",) and classes and dataset.root.is_dir():
-        fault = find_layout_fault(dataset.root, dataset.samples)
-        if fault is not None:
-            yield f"{fault.text}." + (f" Did you mean '{printable(fault.folders[0])}'?" if fault.folders else "")
     if not classes:
         yield "No picture has a label: put each class into its own folder."
     if len(classes) == 1:
@@ -175,6 +172,12 @@ def _warnings(
     n_groups = sum(len(set(group.splits)) > 1 for group in duplicates)
     if n_groups:
         yield f"Equal files in more than one of {', '.join(dataset.splits)}: {n_groups}."
+
+
+def _layout_warnings(source: Path, dataset: Dataset) -> Iterable[str]:
+    fault = find_layout_fault(source, dataset)
+    if fault is not None:
+        yield f"{fault.text}." + (f" Did you mean '{printable(fault.folders[0])}'?" if fault.folders else "")
 
 
 def _imbalance_warnings(split: str, counts: dict[str, int]) -> Iterable[str]:

@@ -6,10 +6,11 @@ import json
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipadapter.data.images import get_max_pixels, set_max_pixels
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, FingerprintError, InputError, require
 from clipadapter.features.cluster import connect_ray
@@ -106,6 +107,7 @@ class RayJob:
         batch_size: pictures encoded at a time.
         cores: cores of an actor.
         device: device of the encoder.
+        max_pixels: limit of `set_max_pixels` in the process that started.
     """
 
     plan: ShardPlan
@@ -115,6 +117,7 @@ class RayJob:
     batch_size: int
     cores: int
     device: str
+    max_pixels: int = field(default_factory=get_max_pixels)
 
 
 class ShardWriter:
@@ -131,6 +134,7 @@ class ShardWriter:
         import torch
 
         torch.set_num_threads(job.cores)
+        set_max_pixels(job.max_pixels)
         self.job, self.encoder = job, create_encoder(job.plan.encoder, job.device)
         if self.encoder.info.fingerprint != job.plan.fingerprint:
             raise FingerprintError(
