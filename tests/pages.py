@@ -36,3 +36,4 @@ def run_command(line):
     assert program == "clipadapter", line
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, f"{line}\n{done.stderr}\n{done.exception!r}"
+    return done

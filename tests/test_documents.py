@@ -11,24 +11,35 @@ README = read_page("README.md")
 TRUST = read_page("docs/trust.md")
 
 
+COLOURS = {"dress": (200, 120, 30), "hat": (30, 60, 200), "pants": (40, 180, 60), "shoes": (220, 40, 140)}
+
+
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     """The folders that the README speaks of, of plain coloured pictures."""
-    colours = {"tabby_cat": (200, 120, 30), "beagle": (30, 60, 200)}
-    for folder, count in (("shots", 4), ("test", 2)):
-        for name, colour in colours.items():
+    for folder, count in (("shots", 8), ("test", 2)):
+        for name, colour in COLOURS.items():
             for i in range(count):
                 path = tmp_path / folder / name / f"{i}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (40 + i, 40), tuple(c + 5 * i for c in colour)).save(path)
-    (tmp_path / "more" / "terrier").mkdir(parents=True)
-    for i in range(3):
-        Image.new("RGB", (40 + i, 40), (240, 240, 200 + 5 * i)).save(tmp_path / "more" / "terrier" / f"{i}.jpg")
-    Image.new("RGB", (50, 50), (200, 120, 30)).save(tmp_path / "photo.jpg")
+                Image.new("RGB", (40 + i, 40), tuple(c + 5 * (i % 5) for c in colour)).save(path)
+    Image.new("RGB", (50, 50), COLOURS["hat"]).save(tmp_path / "photo.jpg")
     for name in ("street.jpg", "hall.jpg"):
         Image.new("RGB", (50, 50), (128, 128, 128)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def words_of(line):
+    """A line of output without its numbers, and without marks and spaces, whose number depends on them."""
+    return re.sub(r"[\d.,•±\s]+", " ", line).strip()
+
+
+def sessions(code):
+    """The commands of a session on a terminal, each with the lines that it prints up to a line of dots."""
+    for part in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
+        command, *lines = part.rstrip().splitlines()
+        yield command, [words_of(line) for line in lines if line not in ("", "...")]
 
 
 def run_python(code):
@@ -37,19 +48,26 @@ def run_python(code):
 
 
 @pytest.mark.slow
-def test_the_readme_runs_from_top_to_bottom(pictures):
+def test_the_readme_runs_from_top_to_bottom_and_shows_what_is_printed(pictures):
     for block in marked(README):
         if block.language == "python":
             run_python(block.code)
-        else:
-            for line in block.code.splitlines():
-                # Two heads once: without --heads the command compares all (tests/cli/commands/test_compare.py).
-                run_command(line.replace("--shots 1,4 --seeds 2", "--shots 1 --seeds 1 --heads knn,tip-adapter"))
+            continue
+        for command, lines in sessions(block.code):
+            printed = run_command(command.replace("--seeds 3", "--seeds 2")).stdout.splitlines()
+            assert [words_of(line) for line in printed if line][: len(lines)] == lines
     assert (pictures / "model" / "config.json").is_file()
 
 
+def test_the_readme_fits_on_a_few_screens_and_says_first_what_lite_is_for():
+    assert len(README.splitlines()) <= 120
+    assert README.index("`lite` is for trying") < README.index("--encoder lite")
+
+
 def test_the_commands_of_the_first_page_are_in_the_readme():
-    commands = {line.split("#")[0].strip() for block in marked(README) for line in block.code.splitlines()}
+    commands = {
+        command for block in marked(README) if block.language == "console" for command, _ in sessions(block.code)
+    }
     (block,) = marked(read_page("docs/index.md"))
     assert {line.split("#")[0].strip() for line in block.code.splitlines()} <= commands
 
