@@ -233,7 +233,7 @@ def test_arguments_out_of_range_are_errors(world):
 def test_multilabel_models_are_refused():
     images = [np.full((8, 8, 3), value, np.uint8) for value in (0, 60, 120, 250)]
     model = FewShotClassifier("toy", "linear-probe", cache=None).fit(images, [("a",), ("a", "b"), ("b",), ()])
-    with pytest.raises(InputError, match="this model's pictures may have several"):
+    with pytest.raises(InputError, match="this model is multi-label"):
         detect_drift(model, [])
 
 

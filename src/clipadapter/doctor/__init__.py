@@ -1,4 +1,4 @@
-"""Faults in a set of labelled pictures, before or after a fit: found and shown, never changed."""
+"""Faults in a set of labelled pictures, before or after a fit. Pictures are never changed."""
 
 from clipadapter.doctor.diagnosis import diagnose
 from clipadapter.doctor.findings import KINDS, SEVERITIES, Diagnosis, Finding, Kind, Picture

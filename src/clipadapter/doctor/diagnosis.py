@@ -61,10 +61,10 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     findings = _unreadable_files(all_pictures, rows, features.provenance["skipped"])
     measures_or_none = measure_images([all_pictures[row].path for row in rows], progress)
     # A file may be deleted after its features were extracted.
-    kept = [i for i, measures in enumerate(measures_or_none) if measures is not None]
-    features = features.take(kept)
+    measured = [i for i, measures in enumerate(measures_or_none) if measures is not None]
+    features = features.take(measured)
     measures = [image for image in measures_or_none if image is not None]
-    pictures = [all_pictures[rows[i]] for i in kept]
+    pictures = [all_pictures[rows[i]] for i in measured]
     text = _encode_class_text(model, dataset.class_names)
     neighbours = nearest_neighbours(features.plain)
     evidence = collect_label_evidence(features, text, neighbours, seed)

@@ -27,7 +27,7 @@ class LabelEvidence:
     """Three predictions for n pictures and c classes, in the order of the class names.
 
     Args:
-        labels: (n,) positions of the given classes.
+        labels: (n,) class positions by the labels.
         held_out: (n, c) probabilities by a head that was fitted without the picture; NaN if its class has no other.
         votes: (n, c) how many of the nearest pictures have each label.
         zero_shot: (n, c) probabilities by class text; None if the encoder has no text tower.

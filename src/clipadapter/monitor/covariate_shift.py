@@ -1,7 +1,7 @@
 """Covariate shift: whether the pictures look different, whatever the priors of their classes.
 
 A two-sample test by the maximum mean discrepancy (Gretton et al., "A kernel two-sample test", JMLR 13:723-773, 2012),
-with a Gaussian kernel whose width is the median distance, on unit features. Two things are ours. Both prevent that a
+with a Gaussian kernel whose width is the median distance, on unit features. Two parts are ours. Both prevent that a
 change of the class priors is taken for a change of the features:
 
 - The part of the features that the model's probabilities explain is subtracted first: the least-squares fit of the

@@ -92,7 +92,7 @@ def detect_drift(
         seed: of all random numbers.
 
     Raises:
-        InputError: if pictures may have several labels, an argument is out of range, or the shots can't be the
+        InputError: if the model is multi-label, an argument is out of range, or the shots can't be the
             reference.
         DataError: if fewer than 20 pictures can be read.
 
@@ -147,7 +147,7 @@ def _check_options(
     if uncertainty is None:
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
     if uncertainty.multilabel is not None:
-        raise InputError("drift detection needs one label per picture, but this model's pictures may have several")
+        raise InputError("drift detection needs one label per picture, but this model is multi-label")
     if not 0.0001 <= alpha < 0.5:
         raise InputError(f"alpha, the probability of a false alarm, must be between 0.0001 and 0.5, but is {alpha}")
     if window is not None and window < MIN_PICTURES:

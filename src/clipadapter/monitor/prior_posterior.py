@@ -6,7 +6,7 @@ held-out shots show C, but there are only a few per class: so C is uncertain, an
 The paper samples both by Hamiltonian Monte Carlo. Given the true classes of the pictures, both posteriors are
 Dirichlet distributions: so here a Gibbs sampler draws the classes, the priors and C in turn.
 
-Two things are ours:
+Two parts are ours:
 
 - The prior of a row of C is a Dirichlet distribution whose mean has the accuracy on the diagonal and the same value
   everywhere else. Its accuracy and its weight are drawn from their posterior by the shots of all classes. With a fixed
@@ -93,7 +93,7 @@ def draw_priors(
     unused = np.maximum(rows.sum(axis=2) - used.sum(axis=2), 1e-12)
     C = used / rows.sum(axis=2, keepdims=True)
     priors = np.full((chains, c), 1 / c)
-    kept = []
+    samples = []
     for step in range(WARM_UP + steps):
         joint = np.swapaxes(priors[:, :, None] * C, 1, 2) + 1e-300  # (g, columns, c)
         of_class = rng.multinomial(predicted_counts[columns], joint / joint.sum(axis=2, keepdims=True))
@@ -102,8 +102,8 @@ def draw_priors(
         weights = rng.standard_gamma(used + by_class)
         C = weights / (weights.sum(axis=2) + rng.standard_gamma(unused) + 1e-300)[:, :, None]
         if step >= WARM_UP:
-            kept.append(priors)
-    return np.concatenate(kept)
+            samples.append(priors)
+    return np.concatenate(samples)
 
 
 def _plan_chains(values: int, draws: int) -> tuple[int, int]:
