@@ -67,6 +67,14 @@ def test_the_limit_of_scans_grows_with_that_of_pixels():
         read_image("a", max_pixels=1_000_000, data=data)
 
 
+def test_a_jpeg_without_end_marker_which_is_decoded_twice_may_have_a_third_of_the_scans():
+    complete, cut = scan_bomb(256, 200), scan_bomb(256, 200)[:-2]
+    assert read_image("a", data=complete, max_pixels=1_000_000).size == (256, 256)
+    assert read_image("a", data=cut, max_pixels=3_000_000).size == (256, 256)
+    with pytest.raises(ImageError, match="too costly to decode: .* samples in all scans"):
+        read_image("a", data=cut, max_pixels=1_000_000)
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_scans_of_ordinary_progressive_files_stay_below_the_limit(subsampling):
     image = Image.effect_noise((640, 480), 40).convert("RGB")

@@ -192,7 +192,12 @@ def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int)
     def decode(end: bytes) -> Image.Image:
         return finish_image(_draft(open_image(data + end, name, max_pixels)[0], factor), name)
 
-    if not read_jpeg(data, MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels).has_all_scans:
+    try:
+        # Decoding twice, and with the filler, must not cost more than is allowed for one that is complete.
+        work = read_jpeg(data, MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels // 3)
+    except TooCostly as error:
+        raise ImageError(name, str(error)) from error
+    if not work.has_all_scans:
         raise ImageError(name, "file is truncated")
     data = data.rstrip(b"\xff")  # the first half of the end marker would make a marker with what follows
     digest = _digest(decode(_FILLERS + END_OF_JPEG))
