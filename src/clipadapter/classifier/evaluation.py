@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -50,7 +50,7 @@ class Score:
     """
 
     evaluation: Evaluation
-    logits: NDArray[np.float64]
+    logits: NDArray[np.float64] = field(repr=False)
     seconds: float
 
     @property

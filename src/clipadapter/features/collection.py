@@ -9,7 +9,7 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from itertools import groupby
@@ -59,7 +59,7 @@ class WorkUnit:
 
     path: str
     group: int
-    files: tuple[tuple[str, str | None, str], ...]
+    files: tuple[tuple[str, str | None, str], ...] = field(repr=False)
     stamp: str
 
     def images(self, filesystem: Any) -> Iterator[ImageRef]:

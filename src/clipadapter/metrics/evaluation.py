@@ -6,7 +6,7 @@ Letters: m pictures, c classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -124,7 +124,7 @@ class Evaluation:
     metrics: dict[str, float]
     classes: tuple[ClassReport, ...]
     confusion: NDArray[np.int64]
-    predictions: Predictions
+    predictions: Predictions = field(repr=False)
 
     def confusions(self, limit: int = 10) -> list[tuple[str, str, int]]:
         """The most frequent errors: (true class, predicted class, count), in descending order of the count."""
