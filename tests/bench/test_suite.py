@@ -144,6 +144,8 @@ def test_a_suite_of_ones_own(tmp_path):
             'title = "t"\nheads = [{ head = "knn", parms = {} }]',
             "a head with parameters is called 'parms'. Did",
         ),
+        ('title = "t"\nheads = ["knn", { gda = {} }]', "'heads', entry 2, 'head' is missing; write it as in heads = "),
+        ('title = "t"\nheads = [{ head = "gda" }]\nvariants = [{ label = "x" }]', "'variants', entry 1, 'head' is"),
         ('title = "t"\nvary = [{ head = "knn" }]', "'vary', entry 1, 'parameter' is missing; write it as in vary = "),
         ('title = "t"\nheads = ["knn"]\nviews = "epoch"', "'views' is 'epoch': .*write it as in views = 10, or"),
         ('title = "t"\nheads = ["knn"]\nstream = { orders = [{ nam = "x" }] }', "'orders', entry 1, 'name' is missing"),

@@ -272,7 +272,7 @@ def make_suite(name: str, fields: Mapping[str, Any]) -> Suite:
     try:
         return Suite(**{"name": name, **fields})
     except ValidationError as error:
-        raise DataError(f"suite '{name}': {_explain(error)}") from error
+        raise DataError(f"suite '{name}': {_explain(error, fields)}") from error
 
 
 EXAMPLES = {
@@ -291,6 +291,16 @@ EXAMPLES = {
 """How fields are written that are more than a text or a number."""
 
 
+def _location_in_file(location: tuple[int | str, ...], fields: Mapping[str, Any]) -> tuple[int | str, ...]:
+    """Where a value stands in the file: heads with parameters come first among the variants, see `Suite`."""
+    heads = fields.get("heads")
+    rows = [i for i, head in enumerate(heads) if isinstance(head, Mapping)] if isinstance(heads, list) else []
+    if len(location) < 2 or location[0] != "variants" or not isinstance(location[1], int):
+        return location
+    i = location[1]
+    return ("heads", rows[i], *location[2:]) if i < len(rows) else ("variants", i - len(rows), *location[2:])
+
+
 TABLES: dict[str, tuple[str, type[FrozenModel]]] = {
     "heads": ("head with parameters", Variant),
     "variants": ("head with parameters", Variant),
@@ -303,10 +313,10 @@ MODELS: list[type[FrozenModel]] = [Suite, Order, *(model for _, model in TABLES.
 FIELD_NAMES = {name for model in MODELS for name in model.model_fields}
 
 
-def _explain(error: ValidationError) -> str:
-    """What is wrong with the first wrong value of a suite, and how it is written."""
+def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
+    """What is wrong with the first wrong value of a suite with these fields, and how it is written."""
     first = error.errors()[0]
-    message, location = first["msg"].removeprefix("Value error, "), first["loc"]
+    message, location = first["msg"].removeprefix("Value error, "), _location_in_file(first["loc"], fields)
     if not location:
         return message
     field = str(location[0])
