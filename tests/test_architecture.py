@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "clipadapter"
 FLOORS = [
-    {"installation"},
+    {"declarations", "installation"},
     {"errors"},
     {
         "registry",

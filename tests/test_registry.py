@@ -9,6 +9,7 @@ import pytest
 from clipadapter.backends.registry import BACKENDS
 from clipadapter.bench.launchers.base import LAUNCHERS
 from clipadapter.bench.protocols import PROTOCOLS
+from clipadapter.declarations import PackageSource
 from clipadapter.encoders.registry import ENCODERS
 from clipadapter.heads.registry import HEADS, Fidelity
 
@@ -45,5 +46,5 @@ def test_names_of_heads_and_encoders_are_read_without_torch():
 
 @pytest.mark.parametrize("name", HEADS.list())
 def test_the_parameters_that_are_read_are_those_of_the_class(name):
-    fields = HEADS._fields(name)
-    assert sorted(fields) == sorted(inspect.signature(HEADS.info(name).cls).parameters)
+    parameters = PackageSource("clipadapter.heads", "clipadapter.tuners").parameters(name)
+    assert sorted(parameters) == sorted(inspect.signature(HEADS.info(name).cls).parameters)

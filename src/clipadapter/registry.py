@@ -7,47 +7,23 @@ point in the group of the package's name, are imported.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import fnmatch
-import functools
 import importlib
 import importlib.util
 import inspect
 import pkgutil
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
+from clipadapter.declarations import Declaration, PackageSource
 from clipadapter.errors import MAX_BRIEF_CHARACTERS, InputError, UnknownNameError, brief
 
 T = TypeVar("T")
 MAX_LISTED_NAMES = 100
 """Known names that an error lists: all heads, but not all of a thousand classes."""
-
-
-REGISTRATION = re.compile(r"^@register_\w+\(\s*[\"']([^\"']+)[\"']", re.MULTILINE)
-"""The decorator that registers a member, as it stands in a source file."""
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """A member as its source file declares it, read without an import.
-
-    Args:
-        name: its public name.
-        summary: first line of the class's docstring.
-        facts: the other arguments of its registration that are literals, such as the paper.
-        attributes: class attributes that are set to a literal in the body of the class.
-    """
-
-    name: str
-    summary: str
-    facts: Mapping[str, Any]
-    attributes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,7 +82,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.package = package
         self._packages = (package, *other_packages)
-        self._read_source = read_source
+        self._source = PackageSource(*(self._packages if read_source else ()))
         self._entries: dict[str, Entry[T]] = {}
         self._loaded = False
 
@@ -134,7 +110,7 @@ class Registry(Generic[T]):
     def list(self, pattern: str = "*") -> list[str]:
         """Names that match a shell wildcard, sorted."""
         self._load()
-        return sorted(name for name in {*self._entries, *self._modules} if fnmatch.fnmatchcase(name, pattern))
+        return sorted(name for name in {*self._entries, *self._source.modules} if fnmatch.fnmatchcase(name, pattern))
 
     def info(self, name: str) -> Entry[T]:
         """The entry of one name.
@@ -142,8 +118,8 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: if no member has this name.
         """
-        if name not in self._entries and name in self._modules:
-            importlib.import_module(self._modules[name][0])
+        if name not in self._entries and name in self._source.modules:
+            importlib.import_module(self._source.modules[name])
         if name not in self._entries:
             self.check(name)
         return self._entries[name]
@@ -154,7 +130,7 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: if no member has this name.
         """
-        if name not in self._modules and name not in self.list():
+        if name not in self._source.modules and name not in self.list():
             raise unknown(self.kind, name, self.list())
 
     def declarations(self, pattern: str = "*") -> Sequence[Declaration]:
@@ -182,57 +158,18 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: if no member has this name, or it does not take the parameter.
         """
-        fields = self._fields(name)
-        if not fields:
+        declared = self._source.parameters(name) if name in self._source.modules else ()
+        if not declared:
             self.info(name).check_parameter(parameter)
-        elif parameter not in fields:
-            raise unknown(f"parameter of {name}", parameter, [*fields])
-
-    def _fields(self, name: str) -> Sequence[str]:
-        """The fields of a dataclass and its bases, from their source; empty if the member is something else."""
-        fields: dict[str, bool] = {}
-        pending = [next((cls for cls, call in self._registered if call.args and _literal(call.args[0]) == name), None)]
-        while pending:
-            node = pending.pop(0)
-            if node is None:
-                continue
-            if any(isinstance(part, ast.FunctionDef) and part.name == "__init__" for part in node.body):
-                return []
-            if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-                fields = {**_annotated_names(node), **fields}
-            pending += [self._classes.get(ast.unparse(base)) for base in node.bases]
-        return [field for field, is_parameter in fields.items() if is_parameter]
-
-    @functools.cached_property
-    def _classes(self) -> dict[str, ast.ClassDef]:
-        """The classes of the packages by name, from their source."""
-        files = [path for package in self._packages for _, path in _source_files(package)] if self._read_source else []
-        nodes = [node for path in files for node in ast.parse(path.read_text(encoding="utf-8")).body]
-        return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
-
-    @property
-    def _registered(self) -> Iterator[tuple[ast.ClassDef, ast.Call]]:
-        for node in self._classes.values():
-            yield from ((node, call) for call in node.decorator_list if isinstance(call, ast.Call))
-
-    @functools.cached_property
-    def _modules(self) -> dict[str, tuple[str, Path]]:
-        """By name, the module of each member whose source declares it, and its file."""
-        if not self._read_source:
-            return {}
-        return {
-            name: (module, path)
-            for package in self._packages
-            for module, path in _source_files(package)
-            for name in REGISTRATION.findall(path.read_text(encoding="utf-8"))
-        }
+        elif parameter not in declared:
+            raise unknown(f"parameter of {name}", parameter, list(declared))
 
     def _load(self) -> None:
         """Import the plug-ins; and all modules of the packages if their source declares no members."""
         if self._loaded:
             return
         self._loaded = True
-        for package in () if self._modules else self._packages:
+        for package in () if self._source.modules else self._packages:
             for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
                 if not module.name.startswith("_"):
                     importlib.import_module(f"{package}.{module.name}")
@@ -242,69 +179,10 @@ class Registry(Generic[T]):
             point.load()
 
     def _declaration(self, name: str) -> Declaration:
-        if name in self._modules:
-            for node, call in _decorated_classes(self._modules[name][1]):
-                if call.args and _literal(call.args[0]) == name:
-                    return _declare(name, node, call)
+        if name in self._source.modules:
+            return self._source.declaration(name)
         entry = self.info(name)
         return Declaration(name, entry.summary, entry.facts, vars(entry.cls))
-
-
-def _source_files(package: str) -> list[tuple[str, Path]]:
-    """The modules of a package and its packages, with their files; none if the package is installed without source."""
-    spec = importlib.util.find_spec(package)
-    found = []
-    for folder in () if spec is None else spec.submodule_search_locations or ():
-        for path in sorted(Path(folder).rglob("*.py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            found.append((".".join((package, *(part for part in parts if part != "__init__"))), path))
-    return found
-
-
-def _decorated_classes(path: Path) -> Iterator[tuple[ast.ClassDef, ast.Call]]:
-    """Each class of a source file with each call that decorates it."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
-            if isinstance(node, ast.ClassDef) and isinstance(call, ast.Call):
-                yield node, call
-
-
-def _declare(name: str, node: ast.ClassDef, registration: ast.Call) -> Declaration:
-    """What the definition of a class and its registration state as literals."""
-    facts = {keyword.arg: _literal(keyword.value) for keyword in registration.keywords if keyword.arg is not None}
-    attributes: dict[str, Any] = {}
-    for statement in node.body:
-        if isinstance(statement, ast.Assign):
-            attributes |= {
-                target.id: _literal(statement.value) for target in statement.targets if isinstance(target, ast.Name)
-            }
-        elif (
-            isinstance(statement, ast.AnnAssign)
-            and statement.value is not None
-            and isinstance(statement.target, ast.Name)
-        ):
-            attributes[statement.target.id] = _literal(statement.value)
-    summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
-    return Declaration(name, summary, MappingProxyType(facts), MappingProxyType(attributes))
-
-
-def _annotated_names(node: ast.ClassDef) -> dict[str, bool]:
-    """The fields of a dataclass that its body states, and whether the constructor takes them."""
-    return {
-        statement.target.id: not (statement.value and "init=False" in ast.unparse(statement.value))
-        for statement in node.body
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and "ClassVar" not in ast.unparse(statement.annotation)
-    }
-
-
-def _literal(node: ast.expr) -> Any:
-    """The value of a literal; None for any other expression."""
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return None
 
 
 def _qualified_name(cls: type[Any]) -> str:

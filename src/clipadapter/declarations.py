@@ -1,0 +1,146 @@
+"""What a package's source files declare: names, summaries and parameters of registered classes, without an import.
+
+A registry answers from here which names exist. To import all heads instead takes seconds, most of them for torch.
+docs/decisions/0033 has the figures.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+REGISTRATION = re.compile(r"^@register_\w+\(\s*[\"']([^\"']+)[\"']", re.MULTILINE)
+"""The decorator that registers a class, as it stands in a source file."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A registered class as its source file declares it.
+
+    Args:
+        name: its public name.
+        summary: first line of the class's docstring.
+        facts: the other arguments of its registration that are literals, such as the paper.
+        attributes: class attributes that are set to a literal in the body of the class.
+    """
+
+    name: str
+    summary: str
+    facts: Mapping[str, Any]
+    attributes: Mapping[str, Any]
+
+
+class PackageSource:
+    """The source files of packages.
+
+    Args:
+        packages: dotted names. A package that is installed without its source has no files here.
+    """
+
+    def __init__(self, *packages: str) -> None:
+        self._packages = packages
+
+    @functools.cached_property
+    def modules(self) -> Mapping[str, str]:
+        """By the name of each class that is registered, the module that registers it."""
+        return {
+            name: module
+            for module, path in self._files
+            for name in REGISTRATION.findall(path.read_text(encoding="utf-8"))
+        }
+
+    def declaration(self, name: str) -> Declaration:
+        """What is declared of a registered class.
+
+        Raises:
+            KeyError: if none has this name.
+        """
+        node, registration = self._registered[name]
+        facts = {keyword.arg: _literal(keyword.value) for keyword in registration.keywords if keyword.arg is not None}
+        summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
+        return Declaration(name, summary, MappingProxyType(facts), MappingProxyType(_literal_attributes(node)))
+
+    def parameters(self, name: str) -> Sequence[str]:
+        """The fields of a registered dataclass and of its bases in these packages; empty if it has a constructor.
+
+        Raises:
+            KeyError: if none has this name.
+        """
+        is_parameter: dict[str, bool] = {}
+        pending = [self._registered[name][0]]
+        while pending:
+            node = pending.pop(0)
+            if any(isinstance(part, ast.FunctionDef) and part.name == "__init__" for part in node.body):
+                return []
+            if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+                is_parameter = {**_fields(node), **is_parameter}
+            bases = [ast.unparse(base) for base in node.bases]
+            pending += [self._classes[base] for base in bases if base in self._classes]
+        return [field for field, taken in is_parameter.items() if taken]
+
+    @functools.cached_property
+    def _files(self) -> Sequence[tuple[str, Path]]:
+        return [pair for package in self._packages for pair in _module_files(package)]
+
+    @functools.cached_property
+    def _classes(self) -> Mapping[str, ast.ClassDef]:
+        nodes = [node for _, path in self._files for node in ast.parse(path.read_text(encoding="utf-8")).body]
+        return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+    @functools.cached_property
+    def _registered(self) -> Mapping[str, tuple[ast.ClassDef, ast.Call]]:
+        return {
+            _literal(call.args[0]): (node, call)
+            for node in self._classes.values()
+            for call in node.decorator_list
+            if isinstance(call, ast.Call) and call.args and ast.unparse(call.func).startswith("register_")
+        }
+
+
+def _module_files(package: str) -> Iterator[tuple[str, Path]]:
+    """The modules of a package and of the packages in it, with their files."""
+    spec = importlib.util.find_spec(package)
+    for folder in () if spec is None else spec.submodule_search_locations or ():
+        for path in sorted(Path(folder).rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join((package, *(part for part in parts if part != "__init__"))), path
+
+
+def _literal_attributes(node: ast.ClassDef) -> dict[str, Any]:
+    """The class attributes that the body of a class sets, None for those that are no literals."""
+    attributes: dict[str, Any] = {}
+    for statement in node.body:
+        if isinstance(statement, ast.Assign):
+            targets: list[ast.expr] = statement.targets
+        else:
+            targets = [statement.target] if isinstance(statement, ast.AnnAssign) else []
+        value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
+        if value is not None:
+            attributes |= {target.id: _literal(value) for target in targets if isinstance(target, ast.Name)}
+    return attributes
+
+
+def _fields(node: ast.ClassDef) -> dict[str, bool]:
+    """The fields of a dataclass that its body states, and whether the constructor takes them."""
+    return {
+        statement.target.id: not (statement.value and "init=False" in ast.unparse(statement.value))
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and "ClassVar" not in ast.unparse(statement.annotation)
+    }
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal; None for any other expression."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
