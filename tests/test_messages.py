@@ -133,6 +133,20 @@ def test_wrong_arguments_of_functions(call, value):
     check(message_of(call, value))
 
 
+# Heads that are fitted in milliseconds if they ignore the value.
+PARAMETERS = [
+    (name, parameter)
+    for name in ("gda", "knn", "linear-probe", "prototype", "rail", "tip-adapter", "zero-shot")
+    for parameter in inspect.signature(head_info(name).cls).parameters
+]
+
+
+@pytest.mark.parametrize("value", [VALUES["array"], VALUES["list"]], ids=["array", "list"])
+@pytest.mark.parametrize(("name", "parameter"), PARAMETERS)
+def test_wrong_parameters_of_heads(name, parameter, value):
+    check(message_of(lambda wrong: create_head(name, **{parameter: wrong}).fit(X, LABELS, text=TEXT), value))
+
+
 FITS = {
     "X": lambda head, wrong: head.fit(wrong, LABELS, text=TEXT),
     "y": lambda head, wrong: head.fit(X, wrong, text=TEXT),
