@@ -17,6 +17,7 @@ from clipadapter.bench.report.texts import (
 )
 from clipadapter.bench.run import Run
 from clipadapter.bench.summary import format_metric
+from clipadapter.formatting import shorten_name
 from clipadapter.metrics import METRICS, mean_sd
 from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
 
@@ -59,7 +60,7 @@ def measured_grid(table: Table) -> Grid:
 
 
 def _headers(table: Table) -> list[str]:
-    return [format_shots(column) if isinstance(column, int) else column for column in table.columns]
+    return [format_shots(column) if isinstance(column, int) else shorten_name(column) for column in table.columns]
 
 
 def _measurement_text(table: Table, row: Row, column: str | int) -> str:
