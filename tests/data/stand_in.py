@@ -23,6 +23,16 @@ IMAGENET = (
     ("n01774750", 76, "tarantula"),
     ("n01784675", 79, "centipede"),
 )
+IMAGENETTE = (
+    ("n01440764", 0, "tench"),
+    ("n02102040", 217, "English Springer Spaniel"),
+    ("n02979186", 482, "cassette player"),
+)
+
+
+def classes_of(name):
+    """Synset, number and name of the classes that a stand-in of an ImageNet can have."""
+    return IMAGENETTE if name == "imagenette" else IMAGENET
 
 
 def make_stand_in(name, root, classes=3, pictures=6):
@@ -30,7 +40,7 @@ def make_stand_in(name, root, classes=3, pictures=6):
 
     A class has `pictures` training pictures, and half as many (at least one) to validate and to test with. They are
     noisy squares in the colour of the class, the same colour in ImageNet and its shifted sets, of which each has
-    brightness of its own. Classes are called kind_0, kind_1, ...; ImageNet's have real names (at most ten).
+    brightness of its own. Classes are called kind_0, kind_1, ...; ImageNet's have real names (at most ten, Imagenette's three).
     """
     fewer = max(1, pictures // 2)
     counts = {"train": pictures, "val": fewer, "test": fewer}
@@ -46,7 +56,7 @@ def make_stand_in(name, root, classes=3, pictures=6):
 
 def _imagenet(cls, root, classes, counts):
     for split, folder in cls.split_folders.items():
-        for number, (synset, index, _) in enumerate(IMAGENET[:classes]):
+        for number, (synset, index, _) in enumerate(classes_of(cls.name)[:classes]):
             inner = str(index) if cls.class_folders == "index" else synset
             for i in range(counts[split]):
                 _draw(root / folder / inner / f"{synset}_{i}.JPEG", number, classes, cls.name)

@@ -11,9 +11,10 @@ from clipadapter.data.sets import create_set, data_root, find_set, list_sets, pr
 from clipadapter.errors import DataError, UnknownNameError
 from clipadapter.imagenet import imagenet_names, imagenet_synsets
 
-from .stand_in import IMAGENET, make_stand_in
+from .stand_in import IMAGENET, IMAGENETTE, classes_of, make_stand_in
 
-IMAGENETS = ("imagenet", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_v2")
+IMAGENETS = ("imagenet", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_v2", "imagenette")
+WITH_TRAINING_PICTURES = ("imagenet", "imagenette")
 ELEVEN = (
     *("caltech101", "dtd", "eurosat", "fgvc_aircraft", "food101", "imagenet"),
     *("oxford_flowers", "oxford_pets", "stanford_cars", "sun397", "ucf101"),
@@ -26,6 +27,7 @@ ARCHIVES = {
     "eurosat": [("EuroSAT.zip", "2750", "2750")],
     "fgvc_aircraft": [("fgvc-aircraft-2013b.tar.gz", "fgvc-aircraft-2013b/data", ".")],
     "food101": [("food-101.tar.gz", "food-101/images", "images")],
+    "imagenette": [("imagenette2-160.tgz", "imagenette2-160", ".")],
     "oxford_flowers": [("102flowers.tgz", "jpg", "jpg")],
     "oxford_pets": [("images.tar.gz", "images", "images"), ("annotations.tar.gz", None, None)],
     "sun397": [("SUN397.tar.gz", "SUN397", "SUN397")],
@@ -105,11 +107,12 @@ def test_a_stand_in_is_read_like_the_original(name, tmp_path):
     assert dataset.root == tmp_path / set_info(name).cls.folder
     names = [f"kind_{i}" for i in range(3)]
     if name in IMAGENETS:
-        names = [text for _, _, text in IMAGENET[:3]]
+        names = [text for _, _, text in classes_of(name)[:3]]
     if name == "fgvc_aircraft":
         names = [f"kind {i}" for i in range(3)]
     assert list(dataset.class_names) == names
-    parts = {"imagenet": ("train", "test")}.get(name, ("test",) if name in IMAGENETS else ("train", "val", "test"))
+    parts = ("test",) if name in IMAGENETS else ("train", "val", "test")
+    parts = ("train", "test") if name in WITH_TRAINING_PICTURES else parts
     assert dataset.splits == parts
     for part in parts:
         assert sorted(dataset.split(part).labels) == sorted(names * (4 if part == "train" else 2))
@@ -151,7 +154,7 @@ def test_find_set():
 
 def test_the_stand_in_has_names_and_synsets_of_imagenet():
     names = dict(zip(imagenet_synsets(), imagenet_names("clip"), strict=True))
-    for synset, number, name in IMAGENET:
+    for synset, number, name in (*IMAGENET, *IMAGENETTE):
         assert list(names.items())[number] == (synset, name)
 
 
@@ -253,7 +256,9 @@ def test_files_that_torchvision_unpacks_are_moved_into_the_layout(name, tmp_path
     done = prepare(name, tmp_path / "root")
     assert done.downloaded
     assert fetched == [archive for archive, _, _ in ARCHIVES[name]]
-    assert [required.path.suffix for required in done.missing] == ([] if name == "fgvc_aircraft" else [".json"])
+    assert [required.path.suffix for required in done.missing] == (
+        [] if name in ("fgvc_aircraft", "imagenette") else [".json"]
+    )
     folder = tmp_path / "root" / source.name
     for split in source.glob("split_zhou_*.json"):
         shutil.copy(split, folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +114,7 @@ def _prepare(name: str, root: Path | None, out: Output) -> dict[str, Any]:
 
     out.note(f"{name}: checking {sets.data_root(root) / sets.set_info(name).cls.folder}")
     try:
-        # torchvision always shows a progress bar
-        with contextlib.nullcontext() if out.progress else contextlib.redirect_stderr(io.StringIO()):
-            prepared: PrepareResult = sets.prepare(name, root)
+        prepared: PrepareResult = sets.prepare(name, root, progress=out.progress)
     except DataError as error:
         return {"name": name, "ready": False, "downloaded": False, "missing": [], "problems": [str(error)]}
     missing = [{"path": str(need.path), "source": need.source} for need in prepared.missing]

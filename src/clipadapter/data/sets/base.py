@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,11 +58,13 @@ class Download:
         folder: what to move into the set's folder: the contents of this folder, under torchvision's root.
         has_checksum: whether torchvision knows the checksum of the archive. If not, an incomplete archive can't be
             recognised, and an interrupted download starts again from the beginning.
+        arguments: further arguments of torchvision's class.
     """
 
     dataset: str
     folder: str
     has_checksum: bool = True
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
 
 class BenchmarkSet(ABC):

@@ -71,7 +71,7 @@ def _attributes(fields: dict[str, Any], where: str) -> dict[str, Any]:
         try:
             attributes["download"] = Download(**attributes["download"])
         except TypeError as error:
-            raise DataError(f"{where}: download has the fields dataset, folder and has_checksum ({error})") from error
+            raise DataError(f"{where}: download has the fields dataset, folder, has_checksum and arguments ({error})") from error
     return {**attributes, "__doc__": fields["summary"]}
 
 

@@ -71,7 +71,8 @@ class ImageNetSet(BenchmarkSet):
     def list_required(self) -> tuple[RequiredPath, ...]:
         """See `BenchmarkSet.list_required`."""
         source = self.source.format(homepage=self.homepage)
-        return tuple(RequiredPath(Path(folder), source) for folder in self.split_folders.values())
+        downloadable = self.download is not None
+        return tuple(RequiredPath(Path(folder), source, downloadable) for folder in self.split_folders.values())
 
     def read_samples(self, folder: Path) -> SamplesAndClasses:
         """See `BenchmarkSet.read_samples`."""

@@ -5,6 +5,8 @@ A download goes to a staging folder. Its results are moved when it has ended: so
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import tarfile
 import zipfile
@@ -37,7 +39,7 @@ class PrepareResult:
     differences: tuple[str, ...]
 
 
-def prepare(name: str, root: str | Path | None = None) -> PrepareResult:
+def prepare(name: str, root: str | Path | None = None, *, progress: bool = True) -> PrepareResult:
     """Download the pictures of a set if they are missing and can be downloaded, and check all its files.
 
     An interrupted download starts again, but complete archives are used again.
@@ -45,6 +47,7 @@ def prepare(name: str, root: str | Path | None = None) -> PrepareResult:
     Args:
         name: of the set.
         root: as for `data_root`.
+        progress: show a bar on stderr while an archive is downloaded.
 
     Raises:
         UnknownNameError: if no set has the name.
@@ -53,7 +56,9 @@ def prepare(name: str, root: str | Path | None = None) -> PrepareResult:
     benchmark_set = create_set(name)
     download, needs_download = benchmark_set.download, bool(_missing_downloads(benchmark_set, root))
     if download is not None and needs_download:
-        _download(benchmark_set, download, data_root(root) / benchmark_set.folder)
+        # torchvision always shows its bar.
+        with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+            _download(benchmark_set, download, data_root(root) / benchmark_set.folder)
         if missing_downloads := _missing_downloads(benchmark_set, root):
             path = missing_downloads[0].path
             raise DataError(f"torchvision's {download.dataset} did not download {path}; add it by hand")
@@ -73,7 +78,7 @@ def _download(benchmark_set: BenchmarkSet, download: Download, folder: Path) -> 
     try:
         _clean(staging, download.has_checksum)
         staging.mkdir(parents=True, exist_ok=True)
-        getattr(torchvision.datasets, download.dataset)(str(staging), download=True)
+        getattr(torchvision.datasets, download.dataset)(str(staging), download=True, **download.arguments)
         _move(staging / download.folder, folder)
         shutil.rmtree(staging)
     except (OSError, RuntimeError, ValueError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
