@@ -33,7 +33,7 @@ FLOORS = [
     {"persistence"},
     {"classifier"},
     {"bench", "doctor", "explain", "export", "monitor", "testing"},
-    {"report", "serve", "studio"},
+    {"demo", "report", "serve", "studio"},
     {"cli"},
     {"__main__"},
 ]

@@ -18,6 +18,7 @@ PACKAGES = [
     ".persistence",
     ".bench",
     ".data",
+    ".demo",
     ".doctor",
     ".encoders",
     ".explain",

@@ -1,6 +1,6 @@
 import pytest
 
-from clipadapter.bench import summarise, table
+from clipadapter.bench import Reference, summarise, table
 from clipadapter.bench.run import Flags
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
@@ -34,6 +34,23 @@ def test_a_markdown_table_has_the_best_in_bold(runs):
         "| --- | ---: | ---: | ---: |",
         "| a | **60.0** ± 14.1 | 80.0 ± 0.0 | 0.25 s |",
     ]
+
+
+def test_a_reference_is_the_first_row_and_never_the_best(make_run):
+    runs = [make_run("a", shots, accuracy=value) for shots, value in ((1, 0.4), (2, 0.6))]
+    reference = Reference("always the same class", {"accuracy": 0.5, "macro_f1": 0.25})
+    lines = table(runs, reference=reference).splitlines()
+    assert lines[1].split() == ["always", "the", "same", "class", "50.0", "50.0", "-"]
+    assert lines[2].split()[:3] == ["a", "•40.0", "•60.0"]
+
+
+def test_another_metric_is_beside_the_last_shots(make_run):
+    runs = [make_run("a", 2, seed, accuracy=value) for seed, value in ((1, 0.5), (2, 0.7))]
+    reference = Reference("none", {"accuracy": 0.5, "log_loss": 0.7})
+    lines = table(runs, "log_loss", reference=reference, beside="accuracy").splitlines()
+    assert lines[0].endswith("2 shots  accuracy at 2")
+    assert lines[1].split() == ["none", "0.700", "50.0"]
+    assert lines[2].split()[-3:] == ["60.0", "±", "14.1"]
 
 
 def test_of_the_log_loss_the_lowest_is_best(runs):

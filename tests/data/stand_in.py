@@ -40,7 +40,8 @@ def make_stand_in(name, root, classes=3, pictures=6):
 
     A class has `pictures` training pictures, and half as many (at least one) to validate and to test with. They are
     noisy squares in the colour of the class, the same colour in ImageNet and its shifted sets, of which each has
-    brightness of its own. Classes are called kind_0, kind_1, ...; ImageNet's have real names (at most ten, Imagenette's three).
+    brightness of its own. Classes are called kind_0, kind_1, ...; ImageNet's have real names (at most ten, Imagenette's
+    three).
     """
     fewer = max(1, pictures // 2)
     counts = {"train": pictures, "val": fewer, "test": fewer}

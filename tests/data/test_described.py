@@ -52,7 +52,7 @@ def test_a_description_becomes_a_class(tmp_path):
         ({"title": None, "counts": None}, "data set 'birds': these fields are missing: counts, title"),
         ({"summary": None}, "these fields are missing: summary"),
         ({"n_classes": "["}, "data set 'birds' is not TOML"),
-        ({"download": '{ class = "CUB" }'}, "download has the fields dataset, folder and has_checksum"),
+        ({"download": '{ class = "CUB" }'}, "download has the fields dataset, folder, has_checksum and arguments"),
     ],
 )
 def test_a_damaged_description_says_which_field_is_wrong(changes, message):

@@ -82,5 +82,6 @@ from .suite import Suite as Suite
 from .suite import load_suite as load_suite
 from .suite_files import list_planned_suites as list_planned_suites
 from .suite_files import list_suites as list_suites
+from .summary import Reference as Reference
 from .summary import summarise as summarise
 from .summary import table as table

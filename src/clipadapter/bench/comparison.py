@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fitting import record_failure, record_score, run_fit, run_fits
@@ -14,10 +17,10 @@ from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, cross_validate
 from clipadapter.bench.run import Run, read_runs
 from clipadapter.bench.sources import extract_dataset
-from clipadapter.bench.summary import table
+from clipadapter.bench.summary import Metric, Reference, table
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import check_labels
-from clipadapter.data import Dataset
+from clipadapter.data import Dataset, draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import write_atomically
@@ -44,6 +47,7 @@ class Comparison:
         text: class text.
         warnings: sentences about the data.
         folds: number of folds of a cross-validation; None if there is a test part.
+        rows: (n,) for each row of ``support``, its row in the data set, if only the drawn pictures were encoded.
     """
 
     runs: list[Run]
@@ -53,6 +57,7 @@ class Comparison:
     text: TextFeatures
     warnings: list[str]
     folds: int | None = None
+    rows: NDArray[np.int64] | None = None
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -70,21 +75,44 @@ class Comparison:
             "that was fitted to shots of the other folds.\n\n"
         )
 
-    def write(self, folder: Path, title: str, plot_formats: Sequence[str] = ("png",)) -> list[Path]:
-        """Write ``table.md`` and the learning curve ``accuracy``, as ``accuracy.png``.
+    def shots(self, run: Run) -> FeatureSet:
+        """The features that the head of a run was fitted to."""
+        rows = np.array(run.rows, np.int64)
+        positions = rows if self.rows is None else np.searchsorted(self.rows, rows)
+        sources = [self.support.provenance["sources"][i] for i in positions]
+        shots = self.support.take(positions)
+        return replace(shots, provenance={**shots.provenance, "sources": sources})
+
+    def write(
+        self,
+        folder: Path,
+        title: str,
+        plot_formats: Sequence[str] = ("png",),
+        metric: Metric = "accuracy",
+        reference: Reference | None = None,
+    ) -> list[Path]:
+        """Write ``table.md`` and the learning curve, as ``accuracy.png``.
 
         Args:
             folder: for the files.
             title: of both.
             plot_formats: of the plot: "png", "pdf", "svg".
+            metric: of the plot; its file is named by it.
+            reference: a first row of the tables, and a level of the plot.
 
         Raises:
             InputError: if the folder can't be written.
         """
-        tables = [table(self.runs, name, markdown=True) for name in metrics_shown("comparison", "single-label")]
+        metrics = [
+            name
+            for name in metrics_shown("comparison", "single-label")
+            if reference is None or name in reference.metrics
+        ]
+        tables = [table(self.runs, name, markdown=True, reference=reference) for name in metrics]
         text = f"# {title}\n\n{self.protocol_text}" + "\n".join(tables)
         page = write_atomically(folder / "table.md", text)
-        return [page, *save_plots(learning_curve_figure(self.runs, title), folder / "accuracy", plot_formats)]
+        figure = learning_curve_figure(self.runs, title, metric, reference=reference)
+        return [page, *save_plots(figure, folder / metric.replace("_", "-"), plot_formats)]
 
 
 def compare(
@@ -98,6 +126,7 @@ def compare(
     folds: int = DEFAULT_FOLDS,
     records: Path | None = None,
     progress: bool = False,
+    drawn_only: bool = False,
 ) -> Comparison:
     """Compare heads on pictures. A head that tunes the encoder tunes it on each draw, from plain pictures.
 
@@ -111,6 +140,7 @@ def compare(
         folds: number of folds, if there is no test part.
         records: JSONL file; see `clipadapter.bench.few_shot`.
         progress: show a bar on stderr.
+        drawn_only: encode only the pictures of ``train`` that a draw takes, which gives the same runs in less time.
 
     Raises:
         InputError: if a test label is no class, or there is nothing to run; without a test part if a class has a
@@ -123,19 +153,31 @@ def compare(
     check_labels(test.labels, names)
     model.prepare_encoder(*heads.values())
     text = model.encode_classes(names)
-    support = extract_dataset(model, train, names)
+    pool, planned = train, np.arange(len(train.samples))
+    if drawn_only:
+        planned = np.unique([row for n in shots for seed in seeds for row in draw_shots(train.labels, n, seed)])
+        pool = replace(train, samples=tuple(train.samples[row] for row in planned))
+    support = extract_dataset(model, pool, names)
     tested = extract_dataset(model, test, names).mark_for_evaluation()
     before = _count_runs(records)
-    bundle = Bundle(support, text, {"test": TestPart(tested)})
+    rows = planned[support.provenance["rows"]] if drawn_only else None
+    bundle = Bundle(support, text, {"test": TestPart(tested)}, rows)
+
+    def draw(labels: Sequence[str], n: int, seed: int) -> list[int]:
+        if rows is None:
+            return draw_shots(labels, n, seed)
+        readable = set(rows.tolist())
+        return [row for row in draw_shots(train.labels, n, seed) if row in readable]
 
     def make(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         if head.tunes_encoder:
             return run_tuned(model, train, test, bundle, head, runs)
         return run_fit(bundle, head, runs)
 
-    runs = run_fits(bundle, heads, shots, seeds, make, records=records, progress=progress)
+    runs = run_fits(bundle, heads, shots, seeds, make, draw=draw, records=records, progress=progress)
     n_new = len(runs) if records is None else _count_runs(records) - before
-    return Comparison(runs, n_new, support, tested, text, _warnings(support, tested, max(shots)))
+    warnings = _warnings(train.labels if drawn_only else support.y, support, tested, max(shots))
+    return Comparison(runs, n_new, support, tested, text, warnings, rows=rows)
 
 
 def _compare_by_folds(
@@ -179,7 +221,8 @@ def run_tuned(
         head: unfitted.
         runs: the planned run.
     """
-    names, readable = train.class_names, bundle.support.provenance["rows"]
+    names = train.class_names
+    readable = bundle.support.provenance["rows"] if bundle.rows is None else range(len(train.samples))
     finished = []
     for run in runs:
         tuner = clone(head)
@@ -194,7 +237,7 @@ def run_tuned(
             batch_size=model.batch_size,
         )
         drawn_rows = [readable[row] for row in run.rows]
-        paths, labels = ([every[i] for i in drawn_rows] for every in (train.paths, train.labels))
+        paths, labels = [train.paths[i] for i in drawn_rows], [train.labels[i] for i in drawn_rows]
         try:
             start = time.perf_counter()
             tuned.fit(paths, labels, names)
@@ -223,8 +266,8 @@ def _count_runs(records: Path | None) -> int:
     return len(read_runs(records)) if records is not None and records.is_file() else 0
 
 
-def _warnings(support: FeatureSet, test: FeatureSet, max_shots: int) -> list[str]:
-    counts = Counter(support.y)
+def _warnings(labels: Sequence[str], support: FeatureSet, test: FeatureSet, max_shots: int) -> list[str]:
+    counts = Counter(labels)
     small_classes = [name for name in support.class_names if counts[name] < max_shots]
     shared = find_shared_rows(support, test)
     sentences = []

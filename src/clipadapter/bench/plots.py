@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.run import Run
-from clipadapter.bench.summary import Metric, summarise
+from clipadapter.bench.summary import Metric, Reference, summarise
 from clipadapter.metrics import METRICS, Evaluation
 from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
 from clipadapter.rendering.method_colours import assign_styles
 from clipadapter.rendering.plots import (
+    GREY,
     create_figure,
     format_greek,
     save_plot,
@@ -57,9 +58,13 @@ def draw_learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", 
 
 
 def learning_curve_figure(
-    runs: Sequence[Run], title: str = "", metric: Metric = "accuracy", size: tuple[float, float] = (8.0, 4.8)
+    runs: Sequence[Run],
+    title: str = "",
+    metric: Metric = "accuracy",
+    size: tuple[float, float] = (8.0, 4.8),
+    reference: Reference | None = None,
 ) -> Figure:
-    """The figure of `draw_learning_curve`; its size is in inches."""
+    """The figure of `draw_learning_curve`; its size is in inches, and a reference is a grey level."""
     summary = summarise(runs, metric)
     factor = METRICS[metric].scale
     series = []
@@ -77,6 +82,7 @@ def learning_curve_figure(
         summary.shots,
         f"mean ± sd of {n_seeds} draws" if n_seeds > 1 else "one draw",
         metric,
+        reference,
     )
     axes.set_ylabel(METRICS[metric].title_with_unit)
     set_title(figure, title)
@@ -105,7 +111,12 @@ class ShotSeries:
 
 
 def draw_shot_series(
-    axes: Axes, series: Sequence[ShotSeries], shots: Sequence[int], note: str, metric: Metric = "accuracy"
+    axes: Axes,
+    series: Sequence[ShotSeries],
+    shots: Sequence[int],
+    note: str,
+    metric: Metric = "accuracy",
+    reference: Reference | None = None,
 ) -> None:
     """Draw figures over the number of shots, on a log axis with 0 at its left if zero-shot takes part.
 
@@ -115,6 +126,7 @@ def draw_shot_series(
         shots: ticks of the axis, rising.
         note: above the axes, such as what a band means.
         metric: name of the metric.
+        reference: a level in grey.
     """
     levels = [one for one in series if one.method == WITHOUT_SHOTS]
     lines = [one for one in series if one.method != WITHOUT_SHOTS]
@@ -132,6 +144,11 @@ def draw_shot_series(
         band = None if is_level else one.sd
         label = f"{one.name}  {METRICS[metric].format(y[-1] / METRICS[metric].scale)}"
         curves.append(Curve(format_greek(label), x, y, band, style.colour, style.marker, is_level=is_level))
+    if reference is not None:
+        label = f"{reference.name}  {METRICS[metric].format(reference.metrics[metric])}"
+        level = np.full(2, METRICS[metric].scale * reference.metrics[metric])
+        ends = np.array([zero if levels else np.log2(shots[0]), np.log2(shots[-1])])
+        curves.append(Curve(label, ends, level, None, GREY, marker="", is_level=True))
     others = [(np.log2(one.shots), one.mean) for one in lines if one not in coloured]
     ticks, names = list(np.log2(shots)), [str(n) for n in shots]
     if levels:

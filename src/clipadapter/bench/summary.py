@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,19 @@ class Summary:
         return {"metric": self.metric, "rows": rows, "fit_seconds": self.seconds, "fidelity": fidelity}
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What an answer without a model reaches, such as always the largest class: a row of a table, a level of a plot.
+
+    Args:
+        name: of the row.
+        metrics: value by name of the metric.
+    """
+
+    name: str
+    metrics: Mapping[Metric, float]
+
+
 def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
     """The grid of heads and shots.
 
@@ -123,29 +136,45 @@ def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
     return Summary(metric, heads, shots, cells, seconds, methods)
 
 
-def table(runs: Sequence[Run], metric: Metric = "accuracy", markdown: bool = False) -> str:
+def table(
+    runs: Sequence[Run],
+    metric: Metric = "accuracy",
+    markdown: bool = False,
+    reference: Reference | None = None,
+    beside: Metric | None = None,
+) -> str:
     """Mean ± sd (the mean alone for one seed) by head and shots, with the best of each column marked, and notes below.
 
     Args:
         runs: records of one comparison.
         metric: name of the metric.
         markdown: a Markdown table with the best in bold; else plain text with a dot before it.
+        reference: a first row, which takes no part in the choice of the best.
+        beside: metric of the last column, with the most shots; None: the last column is the time of a fit.
 
     Raises:
         InputError: if there are no records.
     """
     summary = summarise(runs, metric)
     best = {n: summary.best(n) for n in summary.shots}
-    header = ["head", *(f"{n} shot{'s' if n > 1 else ''}" for n in summary.shots), f"fit at {summary.shots[-1]}"]
+    most = summary.shots[-1]
+    last = f"fit at {most}" if beside is None else f"{METRICS[beside].title} at {most}"
+    header = ["head", *(f"{n} shot{'s' if n > 1 else ''}" for n in summary.shots), last]
     rows = []
+    if reference is not None:
+        level = format_metric(reference.metrics[metric], metric)
+        end = "-" if beside is None else format_metric(reference.metrics[beside], beside)
+        rows.append([shorten_name(reference.name), *[level] * len(summary.shots), end])
+    other = None if beside is None else summarise(runs, beside)
     for head in summary.heads:
         took = summary.seconds[head]
+        time = "-" if took is None else f"{took:.2f} s"
         cells = [_cell(summary.cells[head, n], metric, head in best[n], markdown) for n in summary.shots]
         rows.append(
             [
                 f"{shorten_name(head)} {fidelity_mark([summary.methods[head]])}".rstrip(),
                 *cells,
-                "-" if took is None else f"{took:.2f} s",
+                time if beside is None or other is None else _cell(other.cells[head, most], beside, False, markdown),
             ]
         )
     grid = markdown_table(header, rows) if markdown else _text(header, rows)

@@ -14,6 +14,7 @@ from clipadapter.rendering.plots import BLUE, VERMILION, create_figure, save_plo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
     from clipadapter.explain.explanation import Explanation, Neighbour
 
@@ -61,20 +62,8 @@ def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
         axes.set_axis_off()
         _show_text(axes, next((note for note in explanation.notes if "heat map" in note), "no heat map"))
         return
-    side = len(explanation.square)
-    grey = explanation.square.astype(np.float64) @ GREY_WEIGHTS
     axes.set_anchor("N")
-    # The picture is drawn in pale grey, so that all colour is that of the map.
-    axes.imshow(128 + grey / 2, cmap="gray", vmin=0, vmax=255)
-    low, high = explanation.heat_range
-    # The grid covers the square for any number of cells: the outer edges of the cells are those of the picture.
-    image = axes.imshow(
-        low + explanation.heat_map * (high - low),
-        cmap="viridis",
-        alpha=0.6,
-        extent=(-0.5, side - 0.5, side - 0.5, -0.5),
-        interpolation="bicubic",
-    )
+    image = draw_heat_map(axes, explanation)
     axes.set_title(f"heat map of '{truncate(explanation.label, 24)}'", fontsize=10, parse_math=False)
     axes.set_axis_off()
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.75, aspect=22, pad=0.02)
@@ -83,6 +72,38 @@ def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
     bar.outline.set_visible(False)
     if bar.solids is not None:
         bar.solids.set_alpha(1)
+
+
+def draw_heat_map(axes: Axes, explanation: Explanation, limits: tuple[float, float] | None = None) -> AxesImage:
+    """Draw the heat map of an explanation over its picture.
+
+    Args:
+        axes: empty.
+        explanation: with a heat map.
+        limits: values of the first and the last colour; by default the minimum and the maximum of the map.
+
+    Returns:
+        The map, for a colour bar.
+    """
+    assert explanation.heat_map is not None
+    assert explanation.square is not None
+    assert explanation.heat_range is not None
+    side = len(explanation.square)
+    grey = explanation.square.astype(np.float64) @ GREY_WEIGHTS
+    # The picture is drawn in pale grey, so that all colour is that of the map.
+    axes.imshow(128 + grey / 2, cmap="gray", vmin=0, vmax=255)
+    low, high = explanation.heat_range
+    least, most = limits or (low, high)
+    # The grid covers the square for any number of cells: the outer edges of the cells are those of the picture.
+    return axes.imshow(
+        low + explanation.heat_map * (high - low),
+        cmap="viridis",
+        alpha=0.6,
+        extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+        interpolation="bicubic",
+        vmin=least,
+        vmax=most,
+    )
 
 
 def _plot_margin(axes: Axes, explanation: Explanation) -> None:

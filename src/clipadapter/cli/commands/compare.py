@@ -162,12 +162,12 @@ def note_comparison(result: Comparison, out: Output) -> None:
         out.warn(text)
 
 
-def comparison_record(result: Comparison, files: Sequence[Path]) -> dict[str, Any]:
+def comparison_record(result: Comparison, files: Sequence[Path], metric: str = "accuracy") -> dict[str, Any]:
     """Return a comparison as JSON."""
     from clipadapter.bench import summarise
 
     return {
-        **summarise(result.runs).to_dict(),
+        **summarise(result.runs, metric).to_dict(),
         "encoder": result.runs[0].encoder.name,
         **({} if result.folds is None else {"protocol": "cross-validation", "folds": result.folds}),
         "n_test": len(result.test),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +21,12 @@ from clipadapter.files import quote_path
 if TYPE_CHECKING:
     from clipadapter.bench import Comparison
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.data import Dataset
+    from clipadapter.demo import DemoData, SheetAnswer
 
 HEADS = ("zero-shot", "linear-probe", "clip-adapter", "auto")
-MAX_NAMED_CLASSES = 5
+SHOWN_HEAD = "auto"
+"""The head of the saved model, whose answers are on the sheet."""
+PRETRAINED_CLIP = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 
 
 @dataclass(frozen=True)
@@ -37,89 +39,128 @@ class DemoEncoderOptions(EncoderOptions):
 
 
 @cli_command("clipadapter demo --data my-pictures/ --shots 1,4", Section.START, 6, extra="demo")
-@click.option("--data", type=FOLDER, help="Your own folder or table in place of the pictures of fabric.")
+@click.option(
+    "--data",
+    type=FOLDER,
+    help="Your own folder or table, or a named data set such as imagenette, which is downloaded (94 MB); by default "
+    "pictures of fabric, without network.",
+)
 @option_group("encoder_options", DemoEncoderOptions, only=("uri", "cache", "max_pixels"))
 @shots_option
 @seeds_option
 @click.option(
-    "--out", "folder", type=FOLDER, default="clipadapter-demo", help="Folder for table, plot, records and a model."
+    "--out", "folder", type=FOLDER, default="clipadapter-demo", help="Folder for table, plots, records and a model."
 )
 @output_options
 def command(
     data: Path | None, encoder_options: EncoderOptions, shots: list[int], seeds: int, folder: Path, out: Output
 ) -> None:
-    """Show the whole workflow on 2,000 pictures of fabric, without network: compare, fit, save, predict.
+    """Show the whole workflow on pictures of fabric, without network: compare, fit, save, explain.
 
-    zero-shot, linear-probe, clip-adapter and auto are fitted to the same few pictures. If the data has the splits train
-    and test, shots are drawn from train, and the heads are measured on test. Else every other picture of each class is
-    a test picture. A second run takes features and runs from the first one.
+    zero-shot, linear-probe, clip-adapter and auto are fitted to the same few pictures. At the end there are a table, a
+    learning curve, a sheet of test pictures with answers and heat maps, and what the figures mean in words.
+
+    If the data has the splits train and test, shots are drawn from train, and the heads are measured on test. Else
+    every other picture of each class is a test picture. Of more than 1,000 test pictures, 1,000 are drawn. An
+    interrupted demo continues where it was.
     """
+    from clipadapter.demo import open_demo_data
+
+    check_output_folder(folder)
+    pictures = open_demo_data(data, out.note, progress=out.progress)
     from clipadapter.bench import compare, table
     from clipadapter.classifier import FewShotClassifier
+    from clipadapter.demo import Results, describe_findings
     from clipadapter.heads import create_head
 
-    train, test, rule = _split_data(data)
-    check_output_folder(folder)
-    model = FewShotClassifier(encoder_options.open(out), cache=encoder_options.store, progress=out.progress)
-    out.note(_introduction(train, test, rule, shots, seeds))
+    out.note(f"{pictures.describe(shots, seeds)}\n")
+    encoder = encoder_options.open(out)
+    model = FewShotClassifier(
+        encoder, SHOWN_HEAD, templates=pictures.templates, cache=encoder_options.store, progress=out.progress
+    )
     records, heads = folder / "runs.jsonl", {name: create_head(name) for name in HEADS}
     draws = range(1, seeds + 1)
-    result = compare(model, train, test, heads, shots, draws, records=records, progress=out.progress)
+    result = compare(
+        model,
+        pictures.train,
+        pictures.test,
+        heads,
+        shots,
+        draws,
+        records=records,
+        progress=out.progress,
+        drawn_only=True,
+    )
     note_comparison(result, out)
-    title = f"{'fabric' if data is None else data.absolute().name} with {model.encoder_.info.name}"
-    files = [records, *result.write(folder, title)]
-    outcome = _fit_and_predict(model, result, test, folder / "model", max(shots))
-    files.append(folder / "model")
-    wrote = f"wrote {', '.join(map(str, files))}"
-    text = [table(result.runs), outcome, "", wrote, "", _next_steps(encoder_options.uri, folder / "model")]
-    out.result(comparison_record(result, files), "\n".join(text))
+    title = f"{pictures.name} with {encoder.info.name}"
+    reference = pictures.constant_answer
+    files = [records, *result.write(folder, title, metric=pictures.metric, reference=reference)]
+    answers = _fit_and_explain(model, result, pictures, folder / "model", max(shots))
+    files += [_draw_answers(answers, folder, max(shots)), folder / "model"]
+    findings = describe_findings(Results.from_runs(result.runs, pictures))
+    steps = _next_steps(encoder.info.name, files[-1], answers)
+    beside = "accuracy" if pictures.metric != "accuracy" else None
+    text = [
+        table(result.runs, pictures.metric, reference=reference, beside=beside),
+        "\n".join(f"{path}: {what}" for path, what in zip(files, _describe_files(answers), strict=True)),
+        "\n".join(findings),
+        steps,
+    ]
+    record = {
+        **comparison_record(result, files, pictures.metric),
+        **pictures.to_dict(),
+        "answers": [answer.to_dict() for answer in answers],
+        "findings": findings,
+    }
+    out.result(record, "\n\n".join(part.strip() for part in text if part))
 
 
-def _split_data(data: Path | None) -> tuple[Dataset, Dataset, str]:
-    """Return the pictures to draw shots from, the test pictures, and a sentence on how they were split."""
-    from clipadapter.bench import split_in_halves, split_train_test
-    from clipadapter.data import load_dataset, textiles
-
-    dataset = textiles() if data is None else load_dataset(data)
-    if {"train", "test"} <= set(dataset.splits):
-        return *split_train_test(dataset), "The shots come from train, the test pictures from test"
-    return *split_in_halves(dataset), "Every other picture of a class is a test picture; the shots come from the rest"
-
-
-def _introduction(train: Dataset, test: Dataset, rule: str, shots: list[int], seeds: int) -> str:
-    names = train.class_names
-    shot_range = f"{min(shots)} to {max(shots)}" if len(shots) > 1 else f"{shots[0]}"
-    counts = Counter([*train.labels, *test.labels])
-    listed = ", ".join(f"{name} ({counts[name]})" for name in names[:MAX_NAMED_CLASSES])
-    more = " ..." if len(names) > MAX_NAMED_CLASSES else ""
-    return (
-        f"{counts.total()} pictures of {len(names)} classes: {listed}{more}.\n"
-        f"The encoder computes the features of each picture once; then four heads are fitted to {shot_range} pictures "
-        f"per class, drawn {seeds} times.\n{rule}, {len(test.samples)} in total."
-    )
-
-
-def _fit_and_predict(model: FewShotClassifier, result: Comparison, test: Dataset, folder: Path, shots: int) -> str:
-    """Fit, save and load a model and predict one picture; return a sentence on the result."""
+def _fit_and_explain(
+    model: FewShotClassifier, result: Comparison, pictures: DemoData, folder: Path, shots: int
+) -> list[SheetAnswer]:
+    """Fit and save a model, load it, and explain its answers for some test pictures."""
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.data import draw_shots
+    from clipadapter.demo import explain_some
 
-    if result.n_new or not (folder / "config.json").is_file():
-        rows = draw_shots(result.support.y, shots, seed=1)
-        model.fit_features(result.support.take(rows), result.text).save(folder)
+    first = next(run for run in result.runs if run.shots == shots)
+    model.fit_features(result.shots(first), result.text).save(folder)
     loaded = FewShotClassifier.load(folder, encoder=model.encoder_, cache=model.cache)
-    sample = test.samples[0]
-    (answer,) = loaded.classify([sample.path])
-    prediction = f"'{answer.label}' with probability {answer.probability:.2f}; the label is '{sample.label}'"
-    return (
-        f"A model of {shots} shots per class is saved in {folder}. "
-        f"Its prediction for {sample.path.name}: {answer.error or prediction}."
-    )
+    return explain_some(loaded, pictures.test)
 
 
-def _next_steps(encoder: str | None, folder: Path) -> str:
-    return (
-        "Next, with one folder of pictures per class:\n"
-        f"  clipadapter fit YOUR_FOLDER --encoder {encoder} --out my-model\n"
-        f"  clipadapter predict {quote_path(folder)} SOME_PICTURE.jpg"
+def _draw_answers(answers: Sequence[SheetAnswer], folder: Path, shots: int) -> Path:
+    from clipadapter.demo import draw_sheet
+
+    n_right = sum(answer.is_right for answer in answers)
+    title = (
+        f"{len(answers)} test pictures, drawn at random: {SHOWN_HEAD} with {shots} shots per class is right on "
+        f"{n_right}\nBeside each picture: where in it the answer is seen (yellow), and where not (violet)"
     )
+    return draw_sheet(answers, folder / "answers.png", title)
+
+
+def _describe_files(answers: Sequence[SheetAnswer]) -> list[str]:
+    return [
+        "the record of every fit; a second run continues from it",
+        "the table above and others",
+        "the learning curve",
+        f"{len(answers)} test pictures with their answers, and where in the picture each is seen",
+        "the fitted model",
+    ]
+
+
+def _next_steps(encoder: str, model: Path, answers: Sequence[SheetAnswer]) -> str:
+    wrong = [answer for answer in answers if not answer.is_right]
+    subject = (wrong or answers)[0].path
+    lines = [
+        f"Next, see why the model is {'wrong' if wrong else 'right'} on one of the pictures, or try your own, in one "
+        "folder per class:",
+        f"  clipadapter explain {quote_path(model)} {quote_path(subject)} --out why.png",
+        "  clipadapter demo --data YOUR_FOLDER",
+    ]
+    if encoder == "lite":
+        lines += [
+            "lite is for trying. For work, take a real CLIP, which is downloaded once:",
+            f"  clipadapter demo --data YOUR_FOLDER --encoder {PRETRAINED_CLIP}",
+        ]
+    return "\n".join(lines)

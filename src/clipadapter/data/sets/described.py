@@ -23,6 +23,7 @@ FIELD_TYPES: Mapping[str, type] = {
     "counts": dict,
     "counts_verified": bool,
     "download": dict,
+    "has_class_folders": bool,
     "sources": dict,
     "split_folders": dict,
 }
@@ -71,7 +72,9 @@ def _attributes(fields: dict[str, Any], where: str) -> dict[str, Any]:
         try:
             attributes["download"] = Download(**attributes["download"])
         except TypeError as error:
-            raise DataError(f"{where}: download has the fields dataset, folder, has_checksum and arguments ({error})") from error
+            raise DataError(
+                f"{where}: download has the fields dataset, folder, has_checksum and arguments ({error})"
+            ) from error
     return {**attributes, "__doc__": fields["summary"]}
 
 

@@ -31,12 +31,15 @@ class SplitFileSet(BenchmarkSet):
             replaced by URLs.
         split_file: name of the split file.
         instructions_section: section of CoOp's instructions that links to the split file.
+        has_class_folders: whether the image folder has one folder per class, so that it can be read without the split
+            file.
     """
 
     image_folder: ClassVar[str]
     sources: ClassVar[Mapping[str, str]]
     split_file: ClassVar[str]
     instructions_section: ClassVar[str]
+    has_class_folders: ClassVar[bool] = False
 
     def list_required(self) -> tuple[RequiredPath, ...]:
         """See `BenchmarkSet.list_required`."""

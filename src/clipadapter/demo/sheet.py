@@ -1,0 +1,172 @@
+"""A sheet of test pictures: the answer for each, whether it is right, and where in the picture the class is seen."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import Dataset, Sample
+from clipadapter.errors import ImageError
+from clipadapter.explain import Explanation, explain
+from clipadapter.explain.plot import draw_heat_map
+from clipadapter.rendering.curves import darken
+from clipadapter.rendering.plots import BLUE, GREY, VERMILION, create_figure, save_plot, set_title, truncate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = 3
+SHEET_PICTURES = 12
+SQUARE_INCHES, GAP_INCHES, CAPTION_INCHES, TITLE_INCHES, BAR_INCHES = 1.75, 0.18, 0.52, 0.72, 0.75
+BORDER_INCHES = 0.06
+"""Between a picture and its map."""
+MIN_WIDTH_INCHES = 9.0
+"""Below, the title would not fit."""
+RIGHT_COLOUR, WRONG_COLOUR = BLUE, VERMILION
+RIGHT_SIGN, WRONG_SIGN = "✓", "✗"
+"""Signs beside the colours, for readers who can't tell these apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class SheetAnswer:
+    """The answer for one picture of the sheet.
+
+    Args:
+        path: of the picture.
+        truth: its class.
+        explanation: of the answer.
+    """
+
+    path: Path
+    truth: str
+    explanation: Explanation
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer is the true class."""
+        return self.explanation.prediction.label == self.truth
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        prediction = self.explanation.prediction
+        return {
+            "path": str(self.path),
+            "class": self.truth,
+            "answer": prediction.label,
+            "probability": prediction.probability,
+            "right": self.is_right,
+        }
+
+
+def explain_some(model: FewShotClassifier, test: Dataset, count: int = SHEET_PICTURES) -> list[SheetAnswer]:
+    """Explain the answers for pictures that are drawn at random, the same number of each class as far as possible.
+
+    Args:
+        model: fitted.
+        test: test pictures; those that can't be read are passed over.
+        count: how many to explain, if there are so many.
+    """
+    samples = _draw_by_class(test.samples)
+    answers: list[SheetAnswer] = []
+    for sample in samples:
+        if len(answers) == count:
+            break
+        try:
+            explanation = explain(model, sample.path, neighbours=0)
+        except ImageError:
+            continue
+        answers.append(SheetAnswer(sample.path, str(sample.label), explanation))
+    order = {name: i for i, name in enumerate(test.class_names)}
+    return sorted(answers, key=lambda answer: order[answer.truth])
+
+
+def _draw_by_class(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples in a random order in which classes take turns."""
+    rng, by_class = random.Random(0), dict[str | None, list[Sample]]()
+    for sample in rng.sample(samples, len(samples)):
+        by_class.setdefault(sample.label, []).append(sample)
+    rounds = max(map(len, by_class.values()), default=0)
+    return [group[i] for i in range(rounds) for group in by_class.values() if i < len(group)]
+
+
+def draw_sheet(answers: Sequence[SheetAnswer], path: str | Path, title: str) -> Path:
+    """Draw pictures with answers, and beside each the heat map of its answer.
+
+    All maps have one scale, so that a map in one colour is of a picture in which no place stands out.
+
+    Args:
+        answers: at least one.
+        path: PNG, PDF or SVG file to write.
+        title: above the sheet.
+
+    Raises:
+        InputError: if the file can't be written.
+    """
+    has_maps = any(answer.explanation.heat_map is not None for answer in answers)
+    across, rows = (2 if has_maps else 1), -(-len(answers) // COLUMNS)
+    # All positions are given: captions are wider than the pictures, and the automatic layout would make room for them.
+    cell_width, cell_height = across * (SQUARE_INCHES + BORDER_INCHES) + GAP_INCHES, SQUARE_INCHES + CAPTION_INCHES
+    width = max(MIN_WIDTH_INCHES, COLUMNS * cell_width + GAP_INCHES + (BAR_INCHES if has_maps else 0))
+    height = TITLE_INCHES + rows * cell_height
+    figure = create_figure(width, height)
+    figure.set_layout_engine("none")
+
+    def place(row: int, column: float, wide: float = SQUARE_INCHES) -> Axes:
+        left, bottom = GAP_INCHES + column, (rows - 1 - row) * cell_height + GAP_INCHES
+        axes = figure.add_axes((left / width, bottom / height, wide / width, SQUARE_INCHES / height))
+        axes.set_axis_off()
+        return axes
+
+    ranges = [answer.explanation.heat_range for answer in answers if answer.explanation.heat_range is not None]
+    limits = (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else (0.0, 1.0)
+    image = None
+    for i, answer in enumerate(answers):
+        row, column = i // COLUMNS, i % COLUMNS
+        _draw_answer(place(row, column * cell_width), answer)
+        if answer.explanation.heat_map is not None and answer.explanation.square is not None:
+            image = draw_heat_map(
+                place(row, column * cell_width + SQUARE_INCHES + BORDER_INCHES), answer.explanation, limits
+            )
+    if image is not None:
+        axes = place(0, COLUMNS * cell_width, 0.12)
+        axes.set_axis_on()
+        bar = figure.colorbar(image, cax=axes)
+        bar.set_label("logit less mean of the others", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+        bar.outline.set_visible(False)
+        if bar.solids is not None:
+            bar.solids.set_alpha(1)
+    set_title(figure, title)
+    return save_plot(figure, path)
+
+
+def _draw_answer(axes: Axes, answer: SheetAnswer) -> None:
+    prediction = answer.explanation.prediction
+    colour, sign = (RIGHT_COLOUR, RIGHT_SIGN) if answer.is_right else (WRONG_COLOUR, WRONG_SIGN)
+    pixels = answer.explanation.picture if answer.explanation.square is None else answer.explanation.square
+    axes.imshow(pixels)
+    axes.set_axis_on()
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set(color=colour, linewidth=3)
+    name = truncate(prediction.label or "none of these", 30)
+    text: dict[str, Any] = {
+        "xycoords": "axes fraction",
+        "textcoords": "offset points",
+        "annotation_clip": False,
+        "parse_math": False,
+    }
+    axes.annotate(
+        f"{sign} {name}  {prediction.probability:.2f}",
+        (0, 1),
+        xytext=(0, 15),
+        fontsize=9,
+        fontweight="bold",
+        color=darken(colour),
+        **text,
+    )
+    axes.annotate(f"true: {truncate(answer.truth, 32)}", (0, 1), xytext=(0, 4), fontsize=8, color=GREY, **text)
