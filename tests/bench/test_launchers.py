@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from clipadapter.bench.launchers.ray import get_bundle_folder, unpack_bundle
 from clipadapter.bench.suite import parse_suite
 from clipadapter.errors import InputError, MissingExtraError, UnknownNameError
 from clipadapter.features import FeatureSet
+from clipadapter.installation import install_command
 from clipadapter.testing import toy_features
 
 TEST_FOLDER = str(Path(__file__).parent)
@@ -201,7 +203,7 @@ def test_two_workers_make_the_records_that_one_makes(source, local, tmp_path):
 def test_errors_on_a_missing_or_unreachable_ray_say_what_to_do(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
-        with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[ray\]'"):
+        with pytest.raises(MissingExtraError, match=re.escape(install_command("ray"))):
             run(create_launcher("ray"), launcher_jobs.upper, ["a"])
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

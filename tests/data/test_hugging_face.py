@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from clipadapter import errors
 from clipadapter.data import load_dataset
 from clipadapter.errors import DataError, MissingExtraError
+from clipadapter.installation import install_command
 
 
 @pytest.fixture
@@ -132,5 +134,5 @@ def test_a_missing_extra_is_named(monkeypatch):
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr(errors.importlib, "import_module", missing)
-    with pytest.raises(MissingExtraError, match=r"clipadapter\[hf\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("hf"))):
         load_dataset("hf:cifar10")

@@ -177,17 +177,15 @@ def test_the_size_of_a_heic_is_checked_before_it_is_decoded(picture):
 
 def test_a_heic_names_the_extra_that_reads_it(picture, monkeypatch):
     data = heic(picture)
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
     monkeypatch.setattr("clipadapter.data.images.can_start_process", lambda: False)
-    with pytest.raises(ImageError, match="HEIC needs the extra heic: pip install pillow-heif"):
+    with pytest.raises(ImageError, match="HEIC needs the extra heic: pip install pi-heif"):
         read_image("a.heic", data=data)
 
 
 def test_reading_other_formats_does_not_import_the_reader_of_heic(tmp_path, picture):
     picture.save(tmp_path / "a.png")
-    code = (
-        "import sys; from clipadapter.data import read_image; read_image('a.png'); print('pillow_heif' in sys.modules)"
-    )
+    code = "import sys; from clipadapter.data import read_image; read_image('a.png'); print('pi_heif' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True) == "False\n"
 
 

@@ -1,8 +1,11 @@
+import re
+
 import pytest
 
 from clipadapter import errors
 from clipadapter.data import load_dataset
 from clipadapter.errors import DataError, MissingExtraError
+from clipadapter.installation import install_command
 
 ROWS = [("b/1.jpg", "dog", "train"), ("2 ü.jpg", "cat", "val"), ("b/3.jpg", "cat, small", "test")]
 
@@ -122,5 +125,5 @@ def test_parquet_without_its_extra_names_the_extra(folder, monkeypatch):
 
     (folder / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setattr(errors.importlib, "import_module", missing)
-    with pytest.raises(MissingExtraError, match=r"clipadapter\[parquet\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("parquet"))):
         load_dataset(folder / "a.parquet")

@@ -1,4 +1,5 @@
 import hashlib
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from clipadapter.data import load_dataset
 from clipadapter.doctor import diagnose
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import DataError, InputError, MissingExtraError
+from clipadapter.installation import install_command
 
 
 def diagnose_folder(root, encoder="toy", **options):
@@ -126,7 +128,7 @@ def test_pictures_without_labels_are_refused(tmp_path, draw):
 def test_a_missing_library_is_an_error_before_anything_is_computed(monkeypatch, scenes, module):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     model = FewShotClassifier("no such encoder")
-    with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[doctor\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("doctor"))):
         diagnose(load_dataset(scenes), model)
 
 

@@ -1,3 +1,5 @@
+import re
+
 import imagehash
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from clipadapter.doctor.image_quality import (
     reduce_short_side,
 )
 from clipadapter.errors import MissingExtraError
+from clipadapter.installation import install_command
 
 
 def test_sharpness_is_the_99th_percentile_of_the_laplacian_over_the_contrast():
@@ -47,7 +50,7 @@ def test_unreadable_pictures_have_no_measures(tmp_path, draw):
 
 def test_a_missing_library_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "imagehash", None)
-    with pytest.raises(MissingExtraError, match=r"clipadapter\[doctor\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("doctor"))):
         measure_images([tmp_path / "a.png"])
 
 

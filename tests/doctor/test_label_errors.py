@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -10,6 +12,7 @@ from clipadapter.doctor.label_evidence import LabelEvidence, calibrate, collect_
 from clipadapter.errors import MissingExtraError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
+from clipadapter.installation import install_command
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -164,5 +167,5 @@ def test_calibration_finds_the_factor_of_the_logits():
 def test_a_missing_library_names_the_extra(monkeypatch, clusters, make_pictures):
     X, y, text = clusters
     monkeypatch.setitem(__import__("sys").modules, "cleanlab.filter", None)
-    with pytest.raises(MissingExtraError, match=r"clipadapter\[doctor\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("doctor"))):
         list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, text)))

@@ -1,3 +1,4 @@
+import re
 import sys
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from clipadapter.data import Sample
 from clipadapter.errors import DataError, InputError, MissingExtraError
 from clipadapter.features import FeatureRow, FeatureStore, extract, extract_rows, write_parquet
+from clipadapter.installation import install_command
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -85,5 +87,5 @@ def test_another_width_is_refused(toy, tmp_path):
 
 def test_a_missing_extra_is_named(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'clipadapter\[parquet\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("parquet"))):
         write_parquet(tmp_path / "f.parquet", [], toy.info)

@@ -1,5 +1,6 @@
 """Every format of the table can be named, found by its suffix, and checked."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from clipadapter.formats import (
 )
 from clipadapter.formats.base import PRECISIONS
 from clipadapter.formats.registry import load_formats
+from clipadapter.installation import install_command
 
 FORMATS = list_formats()
 
@@ -78,7 +80,7 @@ def test_an_unknown_format_is_an_error():
 def test_a_missing_package_names_the_extra(name, monkeypatch):
     export_format = get_format(name)
     monkeypatch.setitem(sys.modules, export_format.modules[0], None)
-    with pytest.raises(MissingExtraError, match=rf"clipadapter\[{export_format.extra}\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command(export_format.extra))):
         export_format.check_convertible(export_format.precisions[0])
 
 

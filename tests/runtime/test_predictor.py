@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.errors import ArtifactError, DataWarning, ImageError, InputError, MissingExtraError
+from clipadapter.installation import install_command
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Conformal, MultiLabel, Uncertainty, learn_rejector
@@ -363,7 +365,7 @@ def test_wrong_backends_are_refused(write, tmp_path):
 
 def test_a_missing_backend_names_its_extra(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"clipadapter\[runtime\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("runtime"))):
         Predictor(write(about().to_json()), backend="onnxruntime")
 
 

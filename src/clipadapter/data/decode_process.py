@@ -218,7 +218,7 @@ def _limit_decoders() -> None:
 
         AvifImagePlugin.DEFAULT_MAX_THREADS = n_threads
     with contextlib.suppress(ImportError):
-        from pillow_heif import options
+        from pi_heif import options
 
         options.DECODE_THREADS = n_threads
         options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False

@@ -77,7 +77,7 @@ _FORMATS: tuple[tuple[str, bytes, str | None], ...] = (
     ("PPM", rb"P[1-6]\s", "PIL.PpmImagePlugin.PpmImageFile"),
     ("AVIF", rb"....ftyp(avi[fs]|m[is]f1(....){1,9}avi[fs])", "PIL.AvifImagePlugin.AvifImageFile"),
     ("JPEG 2000", rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "PIL.Jpeg2KImagePlugin.Jpeg2KImageFile"),
-    ("HEIC", rb"....ftyp(hei|hev|mif1|msf1)", "pillow_heif.HeifImageFile"),
+    ("HEIC", rb"....ftyp(hei|hev|mif1|msf1)", "pi_heif.HeifImageFile"),
     ("video", rb"....ftyp", None),
     ("SVG", rb"(\xef\xbb\xbf)?\s*(<\?xml.{,900}?)?<(svg|!DOCTYPE svg)", None),
     ("PDF", rb"%PDF", None),
@@ -257,7 +257,7 @@ def _find_opener(kind: str, reader: str | None, name: str) -> Any:
         return getattr(importlib.import_module(module), cls)
     except ImportError as error:
         # A reason is short, and the server sends it to clients: it must not name the folder of an installation.
-        hint = "the extra heic: pip install pillow-heif" if kind == "HEIC" else "a newer Pillow: pip install -U pillow"
+        hint = "the extra heic: pip install pi-heif" if kind == "HEIC" else "a newer Pillow: pip install -U pillow"
         raise ImageError(name, f"{kind} needs {hint}") from error
 
 
