@@ -16,6 +16,8 @@ WRONG = (
     "eval nowhere shots",
     "compare shots --encoder lit",
     "compare shots --heads gda,clip-adaptor",
+    "compare shots --heads gda --set alhpa=1",
+    "compare nowhere",
     "doctor nowhere",
     "explain nowhere a.jpg",
     "studio shots --head clip-adaptor",

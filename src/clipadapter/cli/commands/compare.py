@@ -83,6 +83,8 @@ def command(
     successful run that is in this file is not repeated.
     """
     check_output_folder(folder)
+    if heads is not None:
+        _head_options(heads, settings)  # a wrong one is refused before anything slow is imported
     train, test = _open_splits(shots_from, test_from)
     train, test = prompts.rename_classes(train), None if test is None else prompts.rename_classes(test)
     selected = _create_heads(heads, settings)
@@ -103,12 +105,15 @@ def command(
 
 
 def _open_splits(shots_from: Path, test_from: Path | None) -> tuple[Dataset, Dataset | None]:
-    from clipadapter.bench import split_train_test
     from clipadapter.data import load_dataset
 
     if test_from is None:
         dataset = load_dataset(shots_from)
-        return split_train_test(dataset) if {"train", "test"} <= set(dataset.splits) else (dataset, None)
+        if not {"train", "test"} <= set(dataset.splits):
+            return dataset, None
+        from clipadapter.bench import split_train_test
+
+        return split_train_test(dataset)
     return open_dataset(shots_from, None, default="train"), open_dataset(test_from, None, default="test")
 
 
@@ -118,11 +123,25 @@ def _create_heads(names: Sequence[str] | None, settings: Sequence[str]) -> dict[
     from clipadapter.bench.suite import Variant
 
     selected = list(default_heads()) if names is None else list(names)
-    own_settings = _split_settings(settings, selected)
+    own_options = {options.name: options for options in _head_options(selected, settings)}
     heads = {}
     for name in dict.fromkeys([*BASELINES, *selected] if names is not None else selected):
-        options = HeadOptions(name, settings=own_settings.get(name, ()))
+        options = own_options.get(name) or HeadOptions(name)
         heads[Variant(head=name, params=options.parameters()).title] = options.create()
+    return heads
+
+
+def _head_options(names: Sequence[str], settings: Sequence[str]) -> list[HeadOptions]:
+    """Return the names of heads with their settings, checked without importing torch.
+
+    Raises:
+        InputError: if a setting names no head of the comparison, or a parameter is set twice.
+        UnknownNameError: if there is no such head or parameter.
+    """
+    own_settings = _split_settings(settings, names)
+    heads = [HeadOptions(name, settings=own_settings.get(name, ())) for name in names]
+    for head in heads:
+        head.check_names()
     return heads
 
 
