@@ -20,11 +20,12 @@ from clipadapter.bench import (
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.costs import estimate, estimate_fit_seconds
 from clipadapter.bench.launchers import JobResult, Launcher, create_launcher
-from clipadapter.bench.plan import Plan, list_planned_suites, load_plan
+from clipadapter.bench.plan import Plan, load_plan
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import ProtocolInputs
 from clipadapter.bench.run import Run
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
+from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError, UnknownNameError
