@@ -6,7 +6,7 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from clipadapter.bench import draw_confusion_matrix, draw_learning_curve, plots, projection
-from clipadapter.bench.plots import worst_classes
+from clipadapter.bench.plots import learning_curve_figure, worst_classes
 from clipadapter.errors import InputError
 from clipadapter.metrics import evaluate
 
@@ -25,6 +25,24 @@ def test_a_learning_curve_is_a_picture_of_sane_size(make_run, tmp_path):
     path = draw_learning_curve([*runs, make_run("failed", error="E: no")], tmp_path / "new" / "curve.png", "a $5 title")
     with Image.open(path) as image:
         assert image.format == "PNG" and 800 < image.width < 2000 and 500 < image.height < 2000
+
+
+def test_five_lines_are_named_and_zero_shot_is_a_star_at_0_shots(make_run):
+    names = ["clip-adapter", "auto", "linear-probe", "zero-shot", *(f"method {i}" for i in range(20))]
+    runs = [
+        make_run(name, n, seed, accuracy=0.5 + i / 100)
+        for i, name in enumerate(names)
+        for n in (1, 4)
+        for seed in (1, 2)
+    ]
+    (axes,) = learning_curve_figure(runs).axes
+    named = {text.get_text().split("  ")[0] for text in axes.texts}
+    # The named methods, and the best of the others.
+    assert named == {"clip-adapter", "auto", "linear-probe", "zero-shot", "method 19", "method 18"}
+    assert axes.get_title(loc="left") == "mean ± sd of 2 draws; grey: 18 other heads"
+    stars = [line for line in axes.lines if line.get_marker() == "*"]
+    assert [float(x) for line in stars for x in line.get_xdata()] == [axes.get_xticks()[0]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "4"]
 
 
 @pytest.mark.parametrize("c", [2, 101])

@@ -331,6 +331,16 @@ def test_a_picture_is_written_and_markdown_shows_it(study, tmp_path, figure, kin
         assert image.format == "PNG" and image.width > 800
 
 
+def test_plots_in_another_format_replace_those_of_the_last_report(study, tmp_path):
+    write_report(joined(suite(figure="curves"), study.runs), tmp_path)
+    files = write_report(
+        joined(suite(figure="curves"), study.runs), tmp_path, plot_formats=["pdf", "svg"], title="A & b"
+    )
+    assert {path.name for path in (tmp_path / "reports").glob("*-*")} == {"mine-1-curves.pdf", "mine-1-curves.svg"}
+    assert "(mine-1-curves.svg)" in files[0].read_text(encoding="utf-8")
+    assert ">A &amp; b</text>" in files[-1].read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("values", [(0.0, 0.2), (1.0, 2.0, 4.0), ("visual", "text")])
 def test_a_parameter_is_the_axis_of_a_picture(make_run, tmp_path, values):
     runs = [make_run(f"alpha={value}", n, params={"alpha": value}) for value in values for n in (1, 4)]
