@@ -196,12 +196,12 @@ def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) 
             f"({need.source}). These need none: {ready}. {OFFLINE}"
         )
     if any(need.downloadable for need in missing):
-        sources = "; ".join(need.source for need in missing if need.downloadable)
+        sources = "; ".join(dict.fromkeys(need.source for need in missing if need.downloadable))
         note(f"downloading {known.title} to {folder}: {sources}. An interrupted download starts again.")
         try:
             prepare(known.name, progress=progress)
         except DataError as error:
-            raise DataError(f"{error}. {OFFLINE}") from error
+            raise DataError(f"{error}. Tried: {sources}. {OFFLINE}") from error
     if by_hand and isinstance(known, SplitFileSet):
         note(
             f"the split file of the papers, {by_hand[0].path.name}, is missing: classes are folders, and every other "
