@@ -131,7 +131,8 @@ def draw_shot_series(
     levels = [one for one in series if one.method == WITHOUT_SHOTS]
     lines = [one for one in series if one.method != WITHOUT_SHOTS]
     coloured = _foremost(lines, METRICS[metric].higher_is_better)
-    shown = [*levels[:2], *coloured]
+    # The method of the paper is drawn above the others.
+    shown = sorted([*levels[:2], *coloured], key=lambda one: one.method != NAMED_METHODS[0])
     styles = assign_styles([one.method for one in shown])
     zero = np.log2(shots[0]) - 1
     curves = []

@@ -74,7 +74,14 @@ def _draw(axes: Axes, curve: Curve, zorder: float) -> None:
             curve.x[:1], curve.y[:1], marker=curve.marker, markersize=14, linestyle="none", clip_on=False, **style
         )
         return
-    axes.plot(curve.x, curve.y, marker=curve.marker, markersize=5.5, linestyle=curve.linestyle, linewidth=2.0, **style)
+    # White edges, so that markers on one another can be distinguished.
+    marker: dict[str, Any] = {
+        "marker": curve.marker,
+        "markersize": 6.5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.8,
+    }
+    axes.plot(curve.x, curve.y, linestyle=curve.linestyle, linewidth=2.0, **style, **marker)
     if curve.sd is not None:
         axes.fill_between(curve.x, curve.y - curve.sd, curve.y + curve.sd, color=curve.colour, alpha=0.14, linewidth=0)
 
