@@ -70,6 +70,14 @@ def test_equal_classes_are_measured_by_accuracy(tmp_path):
     ]
 
 
+def test_a_class_without_test_pictures_makes_classes_unequal(tmp_path):
+    write_pictures(tmp_path / "pets" / "train", {"cat": 2, "dog": 2, "newt": 2})
+    write_pictures(tmp_path / "pets" / "test", {"cat": 3, "dog": 3})
+    data, _ = open_quietly(tmp_path / "pets")
+    assert data.metric == "balanced_accuracy"
+    assert "Chance is 33.3 %. One of the largest classes, 'cat', has 50.0 % of the test" in data.describe((1,), 1)
+
+
 def test_many_test_pictures_are_thinned_class_by_class(tmp_path, monkeypatch):
     monkeypatch.setattr("clipadapter.demo.data.MAX_TEST_PICTURES", 10)
     for part in ("train", "test"):

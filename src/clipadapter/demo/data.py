@@ -66,7 +66,9 @@ class DemoData:
     @property
     def metric(self) -> str:
         """Accuracy, or balanced accuracy if classes have different numbers of test pictures."""
-        return "accuracy" if len(set(self.test_counts.values())) == 1 else "balanced_accuracy"
+        counts = list(self.test_counts.values())
+        is_equal = len(counts) == len(self.train.class_names) and counts[0] == counts[-1]
+        return "accuracy" if is_equal else "balanced_accuracy"
 
     @property
     def constant_answer(self) -> Reference:
@@ -104,8 +106,10 @@ class DemoData:
         accuracy, balanced = (
             f"{100 * self.constant_answer.metrics[name]:.1f} %" for name in ("accuracy", "balanced_accuracy")
         )
+        counts = list(self.test_counts.values())
+        largest = "The largest class" if counts.count(counts[0]) == 1 else "One of the largest classes"
         return (
-            f"Chance is {chance}. The largest class, '{self.largest_class}', has {accuracy} of the test pictures: "
+            f"Chance is {chance}. {largest}, '{self.largest_class}', has {accuracy} of the test pictures: "
             f"always answering it has {accuracy} accuracy and {balanced} balanced accuracy. So balanced accuracy is "
             "shown: the mean, over classes, of the share of a class that is recognised."
         )
