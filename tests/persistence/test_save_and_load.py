@@ -15,7 +15,7 @@ from clipadapter.encoders import create_encoder
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, create_head, head_info, list_heads
-from clipadapter.persistence import History, Model, load_model, read_config, save_model
+from clipadapter.persistence import History, Model, load_model, read_config, save_model, transaction
 from clipadapter.testing import toy_features
 
 
@@ -288,6 +288,15 @@ def test_a_config_of_something_else_makes_no_model(tmp_path):
     with pytest.raises(ArtifactError, match="holds other files than a model"):
         save_model(tmp_path / "page", make()[0])
     assert sorted(os.listdir(tmp_path / "page")) == ["config.json", "thesis.txt"]
+
+
+def test_new_files_are_on_disk_before_the_config_that_names_them(tmp_path, monkeypatch):
+    events = []
+    sync, rename = transaction.sync_folder, Path.replace
+    monkeypatch.setattr(transaction, "sync_folder", lambda path: (events.append(f"sync {Path(path).name}"), sync(path)))
+    monkeypatch.setattr(Path, "replace", lambda old, new: (events.append(f"rename {new.name}"), rename(old, new))[1])
+    save_model(tmp_path / "model", make()[0])
+    assert events.index(f"sync {transaction.STAGING_FOLDER}") < events.index("rename config.json")
 
 
 def test_a_config_that_cannot_be_renamed_leaves_everything_as_it_was(tmp_path, monkeypatch):

@@ -221,7 +221,7 @@ def test_files_are_checked_regularly(serve, files):
         (["files/colours.onnx", "copy/colours.onnx"], InputError, "give one another name"),
         (["a b=files/colours.onnx"], InputError, "can't be a model's name"),
         (["../x=files/colours.onnx"], InputError, "can't be a model's name"),
-        (["x=files"], InputError, "go by their own names"),
+        (["x=files"], InputError, "their file names are their names"),
         (["bad.onnx"], ArtifactError, "can't be opened"),
     ],
 )

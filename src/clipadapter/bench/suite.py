@@ -115,8 +115,8 @@ class Suite(FrozenModel):
         title: one line.
         question: the question that it answers.
         source: the paper's table or figure.
-        protocol: how the data sets become fits and test parts: "few-shot", "cross-validation", "base-to-new",
-            "cross-dataset", "shift" or "stream".
+        protocol: how the data sets become fits and test parts; a name of `list_protocols`, such as "few-shot" or
+            "cross-validation".
         options: of the protocol, such as ``folds = 10`` of "cross-validation".
         figure: the plot of the report: "curves" over shots; "axis", over the varied parameter; "bars"; "efficiency",
             accuracy over seconds of a fit; or "projection", features in the plane.

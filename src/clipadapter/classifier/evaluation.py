@@ -284,7 +284,7 @@ class EvaluationResult:
     def __str__(self) -> str:
         """The tables that ``clipadapter eval`` prints, without baselines."""
         shown = metrics_shown("terminal", self.task)
-        values = [metric.format(self.evaluation.metrics[key] or 0.0) for key, metric in shown.items()]
+        values = [metric.format(self.evaluation.metrics[key]) for key, metric in shown.items()]
         parts = [
             "\n".join([self.headline, *self._warnings()]),
             table([metric.heading for metric in shown.values()], [values]),
@@ -299,7 +299,7 @@ class EvaluationResult:
     def _repr_html_(self) -> str:
         """For notebooks: the tables, the confusion matrix and the most confident errors. No other file is loaded."""
         shown = metrics_shown("terminal", self.task)
-        values = [metric.format(self.evaluation.metrics[key] or 0.0) for key, metric in shown.items()]
+        values = [metric.format(self.evaluation.metrics[key]) for key, metric in shown.items()]
         header, rows, omitted = _class_rows(self.evaluation)
         return html_block(
             self.headline,

@@ -44,7 +44,9 @@ folds_option = click.option(
 curve_option = click.option(
     "--curve/--no-curve", default=True, help="Also fit to fewer of the shots of the model: a learning curve."
 )
-title_option = click.option("--title", default="", metavar="TEXT", help="Title of plots; by default what they show.")
+title_option = click.option(
+    "--title", default="", show_default=False, metavar="TEXT", help="Title of plots; by default what they show."
+)
 plot_format_option = click.option(
     "--plot-format",
     "plot_formats",

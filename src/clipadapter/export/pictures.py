@@ -61,7 +61,7 @@ def choose_pictures(
         kind, sources = "given", _list_sources(pictures)
         if not sources:
             raise DataError(
-                "there are no pictures to compare the file on: give some, or none for the model's own shots"
+                "there are no pictures to compare the file on: give pictures, or leave the option out to use the shots"
             )
     else:
         kind, sources = "shots", [Path(name) for name in support.provenance.get("sources", ()) if _is_file(name)]

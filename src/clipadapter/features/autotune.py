@@ -128,7 +128,7 @@ def restore_backend(
             return with_backend(encoder, name, precision, calibration)
     backend_info(names[0]).cls.check_available(precision)
     raise EncoderUnavailableError(
-        f"{encoder.info.name} was calibrated for {precision} on pictures that are not here, nor is the converted tower"
+        f"{encoder.info.name} was calibrated for {precision}. Neither the converted tower nor the pictures are here"
     )
 
 

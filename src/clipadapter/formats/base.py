@@ -25,6 +25,7 @@ TOWER_OUTPUT = "features"
 """Name of the output of the image tower; int8 formats keep everything after it in float32."""
 WriteFile = Callable[[Mapping[str, str]], list[Path]]
 """Writes a converted graph with metadata entries, texts by key, and returns the paths; the file to open comes last.
+It is called twice, first to compare the file with the model, and each time writes the file anew.
 Raises OSError if there is no room."""
 
 

@@ -125,7 +125,9 @@ class IncrementalHead(Head):
 
     def _check_same_use_of_text(self, text: TextFeatures | None) -> None:
         if text is None and self.has_text:
-            raise InputError("this head was fitted with class text: pass that of all classes, text=TextFeatures(...)")
+            raise InputError(
+                "this head was fitted with class text: pass the class text of all classes, text=TextFeatures(...)"
+            )
         if text is not None and not self.has_text:
             raise InputError("this head was fitted without class text, so it can't be updated with it: leave text out")
 

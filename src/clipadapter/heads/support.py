@@ -221,7 +221,7 @@ def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, 
     if targets.dtype.kind not in "biuf" or not ((targets == 0) | (targets == 1)).all():
         raise InputError("multi-label targets are (n, c) zeros and ones, but y has something else in it")
     if len(targets) != n:
-        raise InputError(f"X has {n} rows but y has labels of {len(targets)}")
+        raise InputError(f"X has {n} rows but y has {len(targets)} rows")
     c = targets.shape[1]
     if text is not None and len(text.labels) != c:
         raise InputError(f"y has {c} columns but the class text has {len(text.labels)} classes: one column per class")

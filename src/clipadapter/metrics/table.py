@@ -91,13 +91,13 @@ class MetricInfo:
         """Decimal places that are shown."""
         return 1 if self.unit == "%" else 3
 
-    def format(self, value: float) -> str:
-        """A value as tables show it, without its unit.
+    def format(self, value: float | None) -> str:
+        """A value as tables show it, without its unit; "-" if it is not defined.
 
-        >>> METRICS["accuracy"].format(0.5), METRICS["log_loss"].format(0.5)
-        ('50.0', '0.500')
+        >>> METRICS["accuracy"].format(0.5), METRICS["log_loss"].format(0.5), METRICS["accuracy"].format(None)
+        ('50.0', '0.500', '-')
         """
-        return f"{self.scale * value:.{self.digits}f}"
+        return "-" if value is None else f"{self.scale * value:.{self.digits}f}"
 
     def is_in_range(self, value: float) -> bool:
         """Whether the metric can have this value."""

@@ -101,7 +101,7 @@ def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluati
         )
         head = metrics["head"]
     except (AttributeError, KeyError, TypeError, ValidationError) as error:
-        raise InputError(f"these are no figures as 'clipadapter eval' writes them ({error!r})") from error
+        raise InputError(f"this is no metrics.json of 'clipadapter eval' ({error!r})") from error
     if head != config.head.name or [one.name for one in classes] != config.class_names:
         raise InputError(f"the figures are of another model, with the head '{head}': evaluate this one")
     if evaluation.created < str(config.provenance.get("created", "")):

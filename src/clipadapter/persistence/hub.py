@@ -214,11 +214,11 @@ def _as_library_errors(repo_id: str, action: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise InputError(f"'{repo_id}' is neither a folder nor a name on the hub such as org/name ({error})") from error
     except errors.GatedRepoError as error:
-        raise ArtifactError(f"{repo_id} is gated: request access on its page, then 'hf auth login'") from error
+        raise ArtifactError(f"{repo_id} is gated: request access on its page, then run 'hf auth login'") from error
     except errors.RepositoryNotFoundError as error:
         raise ArtifactError(
             f"there is no folder {repo_id}, and the hub shows no repository of that name: check it; if it is private, "
-            "say 'hf auth login' or set HF_TOKEN first"
+            "run 'hf auth login' or set HF_TOKEN first"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ArtifactError(f"the repository {repo_id} has no such branch, tag or commit") from error
@@ -227,7 +227,8 @@ def _as_library_errors(repo_id: str, action: str) -> Iterator[None]:
             raise ArtifactError(f"can't {action} {repo_id}: no request was sent. Unset HF_HUB_OFFLINE") from error
         raise ArtifactError(
             f"{repo_id} is not available: it is not in the hub's cache on this machine, and the hub was not contacted "
-            "or does not answer. Unset HF_HUB_OFFLINE, be online once, or copy the model's folder here and pass it"
+            "or does not answer. Unset HF_HUB_OFFLINE, connect to the internet once, or copy the model's folder "
+            "here and pass it"
         ) from error
     except Exception as error:  # which class a dead network raises depends on the version of the hub's client
         message = " ".join(dict.fromkeys([*str(error).splitlines(), *str(error.__cause__ or "").splitlines()]))

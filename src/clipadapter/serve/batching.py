@@ -131,8 +131,9 @@ class Batcher:
         seconds = self._estimate_wait()
         return RequestRefused(
             503,
-            f"{self._slots_taken} pictures wait already, which takes {seconds:.1f} seconds; {self._limits.queue} may "
-            f"wait, and for {self._limits.deadline:g} seconds: try again after the seconds of Retry-After",
+            f"the queue is full: {self._slots_taken} pictures wait, about {seconds:.1f} seconds of work. At most "
+            f"{self._limits.queue} may wait, {self._limits.deadline:g} seconds each. Try again after the seconds of "
+            "Retry-After",
             reason="queue",
             retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS),
         )

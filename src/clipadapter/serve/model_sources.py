@@ -128,7 +128,7 @@ def find_sources(spec: str) -> list[ModelSource]:
     if not files:
         raise ArtifactError(f"{path} holds neither exported files nor a saved model: see 'clipadapter export'")
     if name:
-        raise InputError(f"{name!r} can't name the {len(files)} files in {path}: they go by their own names")
+        raise InputError(f"{name!r} can't name the {len(files)} files in {path}: their file names are their names")
     return [ModelSource(file.stem, file, is_from_folder=True) for file in files]
 
 

@@ -147,7 +147,7 @@ class PredictionRequest:
     def _cut_off(self, upload: Upload) -> RequestRefused:
         limits = self.state.limits
         if upload.is_evicted:
-            text = f"the body came slowest of {limits.max_bodies}, and others wait: try again"
+            text = f"this upload was the slowest of {limits.max_bodies} and was stopped to make room: try again"
             return RequestRefused(408, text, reason="bodies", retry_after=1)
         if self._remaining_seconds() <= 0:
             text = f"the body did not come within {self.seconds:g} seconds"

@@ -107,7 +107,7 @@ class Uploads:
         now = time.monotonic()
         candidates = [upload for upload in self._open if now - upload.started_at >= MIN_SLOW_SECONDS]
         if not candidates:
-            text = f"{self._limit} bodies come in already: try again soon"
+            text = f"{self._limit} uploads are in progress: try again soon"
             raise RequestRefused(503, text, reason="bodies", retry_after=1)
         slowest = min(candidates, key=lambda upload: upload.size / (now - upload.started_at))
         slowest.is_evicted = True

@@ -1,5 +1,6 @@
 import json
 import shutil
+from html import escape
 
 from clipadapter.metrics import metrics_shown
 
@@ -29,7 +30,7 @@ def test_json_has_figures_and_the_file(probe, noisy_squares, squares, tmp_path, 
     assert figures["accuracy"]["value"] == figures["balanced_accuracy"]["value"] == 1.0
     page = out.read_text(encoding="utf-8")
     for metric in metrics_shown("report", "single-label").values():
-        assert f'<th scope="col">{metric.heading}</th>' in page
+        assert f'<th scope="col">{escape(metric.heading)}</th>' in page
     assert found["uncertainty"]["sets"]["requested"] == 0.8
     assert found["uncertainty"]["outliers"]["pictures"] == 12
     assert found["findings"] is not None and found["curve"]

@@ -171,7 +171,7 @@ def _scores(scores: Mapping[str, Evaluation | MultiLabelEvaluation], task: Task)
 
     metrics = metrics_shown("terminal", task)
     rows = [
-        (name, *(metric.format(evaluation.metrics[key] or 0.0) for key, metric in metrics.items()))
+        (name, *(metric.format(evaluation.metrics[key]) for key, metric in metrics.items()))
         for name, evaluation in scores.items()
     ]
     return table(["", *(metric.heading for metric in metrics.values())], rows)

@@ -88,7 +88,7 @@ class Auto(Head):
     text_: Tensor | None = field(init=False)
     """(c, d) class text."""
     trust_: float = field(init=False)
-    """Weight of the zero-shot logits of unit spread, in total; 0 without text."""
+    """Weight of the zero-shot logits of unit spread, in total; 0 without text. The name is that of saved models."""
     spread_: float = field(init=False)
     """Standard deviation of the cosines to the class texts over the classes."""
     shots_: Tensor | None = field(init=False)
