@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     file = write_file(tmp_path_factory.mktemp("served") / "colours.onnx")
-    running = Running(file, "--head-timeout", "1", "--deadline", "30")
+    running = Running(file, "--header-timeout", "1", "--deadline", "30")
     yield running
     running.process.kill()
     running.process.wait()

@@ -111,11 +111,11 @@ def test_a_silent_connection_is_closed():
         reader, _ = await server.connect()
         return await until_closed(reader)
 
-    assert Server(head_timeout=0.05).run(silent) == b""
+    assert Server(header_timeout=0.05).run(silent) == b""
 
 
 def test_a_connection_whose_head_never_ends_is_closed():
-    assert Server(head_timeout=0.1).run(send_until_closed(b"X", b"GET / HTTP/1.1\r\nHost: x\r\nX: ")) == b""
+    assert Server(header_timeout=0.1).run(send_until_closed(b"X", b"GET / HTTP/1.1\r\nHost: x\r\nX: ")) == b""
 
 
 def test_the_second_head_of_a_connection_must_arrive_in_time_too():
@@ -126,20 +126,20 @@ def test_the_second_head_of_a_connection_must_arrive_in_time_too():
         writer.write(b"GET / HT")
         return first, await until_closed(reader)
 
-    first, rest = Server(head_timeout=0.1).run(work)
+    first, rest = Server(header_timeout=0.1).run(work)
     assert first.startswith(b"HTTP/1.1 200") and rest == b""
 
 
-def test_an_idle_connection_outlasts_the_head_timeout():
+def test_an_idle_connection_outlasts_the_header_timeout():
     async def work(server):
         reader, writer = await server.connect()
         for _ in range(2):
             writer.write(GET_REQUEST)
             await reader.readuntil(b"\r\n\r\n0")
-            assert server.last._head_timer is None
+            assert server.last._header_timer is None
         return "kept"
 
-    assert Server(head_timeout=0.1).run(work) == "kept"
+    assert Server(header_timeout=0.1).run(work) == "kept"
 
 
 @pytest.mark.parametrize("size", [2 * MAX_HEAD_BYTES, 1 << 20])

@@ -44,7 +44,7 @@ class LimitedProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self.conn = ChunkLimitingParser()
         self._limits = limits
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._idle_since = time.monotonic()
 
@@ -58,11 +58,11 @@ class LimitedProtocol(H11Protocol):
         if len(self.connections) >= self._limits.max_connections:
             self._close_longest_idle()
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._start_head_timer()
+        self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timers."""
-        self._cancel(self._head_timer, self._linger_timer)
+        self._cancel(self._header_timer, self._linger_timer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -73,10 +73,10 @@ class LimitedProtocol(H11Protocol):
                 return
             super().data_received(data[start : start + MAX_HEAD_BYTES])
         if not self.is_idle:
-            self._cancel(self._head_timer)
-            self._head_timer = None
-        elif was_idle and self._head_timer is None:
-            self._start_head_timer()
+            self._cancel(self._header_timer)
+            self._header_timer = None
+        elif was_idle and self._header_timer is None:
+            self._start_header_timer()
 
     def on_response_complete(self) -> None:
         """Wait for the next head; for a short time only if the body of this request is still arriving."""
@@ -91,11 +91,11 @@ class LimitedProtocol(H11Protocol):
         if self.transport.get_write_buffer_size():
             self.transport.abort()
 
-    def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self._limits.head_timeout, self._close_if_idle)
+    def _start_header_timer(self) -> None:
+        self._header_timer = self.loop.call_later(self._limits.header_timeout, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
-        self._head_timer = None
+        self._header_timer = None
         if self.is_idle and not self.transport.is_closing():
             self.transport.close()
 

@@ -30,8 +30,8 @@ class Limits:
         max_bodies: largest number of bodies that are received at a time. For one more the slowest is cut off, or the
             new one is refused if none is slow.
         min_rate: bytes per second at which a body must arrive, after ``BODY_GRACE_SECONDS``.
-        head_timeout: seconds in which the head of a request must arrive, from the start of a connection or the head's
-            first byte.
+        header_timeout: seconds in which the headers of a request must arrive, from the start of a connection or
+            their first byte.
         max_connections: largest number of connections that are open at a time. For one more the longest idle one is
             closed.
 
@@ -53,7 +53,7 @@ class Limits:
     deadline: float = 10.0
     max_bodies: int = 256
     min_rate: float = 16 << 10
-    head_timeout: float = 10.0
+    header_timeout: float = 10.0
     max_connections: int = 800
 
     def __post_init__(self) -> None:
