@@ -63,7 +63,7 @@ def forget():
     before = set(HEADS._entries)
     yield
     # A head of the package that a test was the first to import stays: its module registers it but once.
-    for name in [name for name in HEADS._entries if name not in before and name not in HEADS._modules]:
+    for name in [name for name in HEADS._entries if name not in before and name not in HEADS._source.modules]:
         del HEADS._entries[name]
 
 

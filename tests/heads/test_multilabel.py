@@ -46,7 +46,7 @@ def test_these_heads_support_multilabel_targets():
         (np.full((24, 3), "cat"), "something else in it"),
         (np.full((24, 3), np.nan), "something else in it"),
         (np.zeros((24, 2)), "2 columns but the class text has 3"),
-        (np.zeros((23, 3)), "24 rows but y has labels of 23"),
+        (np.zeros((23, 3)), "24 rows but y has 23 rows"),
     ],
 )
 def test_wrong_labels_are_named(Y, words):

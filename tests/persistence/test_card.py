@@ -144,9 +144,9 @@ def test_figures_of_other_files_are_not_shown(folder, metrics):
         ({"head": "zero-shot"}, "of another model, with the head 'zero-shot'"),
         ({"model": {"classes": [{"name": "cat", "count": 1, "precision": 1, "recall": 1, "f1": 1}]}}, "another model"),
         ({"created": "2001-01-01T00:00:00Z"}, "before this model was made"),
-        ({"n_test": 0}, "no figures"),
-        ({"model": None}, "no figures"),
-        ({"data": 3}, "no figures"),
+        ({"n_test": 0}, "no metrics.json"),
+        ({"model": None}, "no metrics.json"),
+        ({"data": 3}, "no metrics.json"),
     ],
 )
 def test_other_figures_are_refused_and_nothing_is_written(change, words, folder, metrics):

@@ -208,7 +208,7 @@ def test_overload_is_refused_and_the_server_recovers(running, files):
     assert statuses == {200, 503}
     for status, answer, headers in found:
         if status == 503:
-            assert int(headers["retry-after"]) >= 1 and "try again" in answer["error"]
+            assert int(headers["retry-after"]) >= 1 and "Try again" in answer["error"]
     assert server.predict(large)[0] == 200
     assert server.end() == 0
 

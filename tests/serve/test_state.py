@@ -48,7 +48,7 @@ def test_recent_bodies_are_not_cut_off_for_another():
     async def two():
         uploads = Uploads(1)
         with uploads.add() as first:
-            with pytest.raises(RequestRefused, match="come in already") as refusal, uploads.add():
+            with pytest.raises(RequestRefused, match="are in progress") as refusal, uploads.add():
                 pass
             assert not first.is_evicted and (refusal.value.status, refusal.value.reason) == (503, "bodies")
         with uploads.add():

@@ -131,7 +131,7 @@ class Batcher:
         seconds = self._estimate_wait()
         return RequestRefused(
             503,
-            f"the queue is full: {self._slots_taken} pictures wait, about {seconds:.1f} seconds of work. At most "
+            f"the server is busy: {self._slots_taken} pictures wait, about {seconds:.1f} seconds of work. At most "
             f"{self._limits.queue} may wait, {self._limits.deadline:g} seconds each. Try again after the seconds of "
             "Retry-After",
             reason="queue",
