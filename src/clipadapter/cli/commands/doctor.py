@@ -14,7 +14,7 @@ from clipadapter.cli.inputs import check_output_file, open_dataset
 from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option
 from clipadapter.cli.output import MAX_LISTED, Failure, Output
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, require_installed
 from clipadapter.files import printable
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def command(
     The encoder decides which names are understood and which labels look wrong: give the one that the model is fitted
     with, by --encoder or --model.
     """
+    require_installed("imagehash", "doctor", "the search for near duplicates")
+    require_installed("cleanlab", "doctor", "the search for wrong labels")
     check_output_file(page, data)
     dataset = prompts.rename_classes(open_dataset(data, split))
     from clipadapter.doctor import diagnose  # imports torch, so only after the checks

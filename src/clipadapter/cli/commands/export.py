@@ -76,6 +76,7 @@ def command(
 
     config = read_config(model)  # refuses a wrong folder before torch is imported
     target = _target(model, path, format_name)
+    get_format(format_name).check_convertible(precision)
     classifier = encoder.load(model, cache=None)
     out.note(f"converting {classifier.encoder_.info.name} with the head {config.head.name}, then comparing")
     done = export_model(classifier, target, format=format_name, precision=precision, input=source, pictures=pictures)
