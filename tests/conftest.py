@@ -6,11 +6,14 @@ And encoders to test: models of open_clip with random weights, written to disk o
 import gc
 import json
 import math
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
+# The client of the hub reads this when it is imported, which happens while tests are collected.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # What takes long to import is imported in functions: the process that hands out the tests reads this file too.
 CLIP = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
@@ -48,7 +51,6 @@ def sealed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")  # for subprocesses
         yield
     torch.set_num_threads(threads)

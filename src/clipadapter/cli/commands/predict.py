@@ -23,7 +23,6 @@ from clipadapter.files import IMAGE_SUFFIXES, quote_path
 from clipadapter.formats import is_exported
 from clipadapter.formatting import describe_unreadable
 from clipadapter.model_folder import why_no_model
-from clipadapter.prediction import unreadable
 
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
@@ -129,7 +128,9 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
         predictions = quick.classify([Path(text) for text in request.inputs], **options)
         yield from _with_width(predictions, quick.class_names)
         return
-    if not any(text == "-" or Path(text).exists() for text in request.inputs):  # before torch is imported
+    if not any(text == "-" or Path(text).exists() for text in request.inputs):
+        from clipadapter.prediction import unreadable  # imports numpy but not torch
+
         yield from ((unreadable(text, "no such file"), 0) for text in request.inputs)
         return
     pictures = _pictures(request.inputs)
