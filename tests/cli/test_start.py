@@ -61,7 +61,8 @@ def test_lists_are_printed_without_torch(shots):
     run_together(LISTS, "0", SLOW_MODULES)
 
 
-def test_a_fit_a_prediction_and_an_edit_import_no_scikit_learn_and_no_client_of_the_hub(shots):
+def test_a_fit_a_prediction_and_an_edit_import_no_scikit_learn_and_an_undo_no_torch(shots):
     fit = "fit shots --out m --encoder toy --head gda"
     lines = (fit, "predict m shots --backend torch", "rename-class m red crimson")
     run_together(lines, "0", {"sklearn", "pandas", "matplotlib", "huggingface_hub.hf_api"})
+    run_together(("undo m", "history m"), "0", SLOW_MODULES)

@@ -27,6 +27,7 @@ from clipadapter.persistence import (
     load_model,
     read_config,
     record_evaluation,
+    restore_version,
     save_model,
     transaction,
 )
@@ -58,9 +59,20 @@ def change(folder, i, action="correct", by="ann", **facts):
     return save_model(folder, make(i), history=history.with_change(before, make(i), action, facts, by))
 
 
-def undo(folder, to=None):
+def undo_by_model(folder, to=None):
     history, model = History.load(folder).undo(to)
     return save_model(folder, model, history=history)
+
+
+def undo_by_files(folder, to=None):
+    restore_version(folder, to)
+    return folder
+
+
+@pytest.fixture(params=[undo_by_files, undo_by_model], ids=["files", "model"])
+def undo(request):
+    """Both ways of an undo: of the files, as the command does it, and of a model in memory."""
+    return request.param
 
 
 def log(folder):
@@ -98,7 +110,7 @@ def test_the_log_has_author_action_and_time(folder):
     assert History.load(folder).version == 3
 
 
-def test_undo_restores_the_same_bytes(tmp_path):
+def test_undo_restores_the_same_bytes(tmp_path, undo):
     place = save_model(tmp_path / "model", make(0))
     before = {name: data for name, data in tree(place).items() if not name.startswith("history")}
     change(place, 1)
@@ -107,7 +119,7 @@ def test_undo_restores_the_same_bytes(tmp_path):
     assert {name: data for name, data in tree(place).items() if not name.startswith("history")} == before
 
 
-def test_repeated_undo_goes_back_to_the_first_version_and_then_fails(folder):
+def test_repeated_undo_goes_back_to_the_first_version_and_then_fails(folder, undo):
     undo(folder)
     assert which(load_model(folder)) == 1
     undo(folder)
@@ -118,7 +130,7 @@ def test_repeated_undo_goes_back_to_the_first_version_and_then_fails(folder):
     assert [one.facts for one in History.load(folder).changes[3:]] == [{"undone": 3}, {"undone": 2}]
 
 
-def test_a_change_after_an_undo_goes_back_to_what_was_before_it(folder):
+def test_a_change_after_an_undo_goes_back_to_what_was_before_it(folder, undo):
     undo(folder)  # version 4 is model 1
     change(folder, 7)
     undo(folder)
@@ -127,7 +139,7 @@ def test_a_change_after_an_undo_goes_back_to_what_was_before_it(folder):
     assert which(load_model(folder)) == 0
 
 
-def test_undo_to_a_version_restores_it_also_one_that_was_undone(folder):
+def test_undo_to_a_version_restores_it_also_one_that_was_undone(folder, undo):
     undo(folder, to=1)
     assert which(load_model(folder)) == 0
     undo(folder, to=3)
@@ -143,14 +155,14 @@ def test_undo_to_an_unknown_version_is_refused(folder, to, words):
         History.load(folder).undo(to)
 
 
-def test_a_new_fit_into_the_folder_can_be_undone(folder):
+def test_a_new_fit_into_the_folder_can_be_undone(folder, undo):
     save_model(folder, make(8))
     assert log(folder)[-1] == (4, "fit", 4)
     undo(folder)
     assert which(load_model(folder)) == 2
 
 
-def test_a_model_saved_over_another_appends_its_history(folder):
+def test_a_model_saved_over_another_appends_its_history(folder, undo):
     first = make(4)
     history = History.new(first, by="eve").with_change(first, make(5), "correct", {})
     save_model(folder, make(5), history=history)
@@ -172,7 +184,7 @@ def test_a_saved_history_can_be_continued(tmp_path):
     assert log(tmp_path / "model") == [(1, "fit", 1), (2, "correct", 2), (3, "correct", 3)]
 
 
-def test_snapshots_are_copied_when_a_model_is_saved_to_another_folder(folder, tmp_path):
+def test_snapshots_are_copied_when_a_model_is_saved_to_another_folder(folder, tmp_path, undo):
     undo(folder)
     history = History.load(folder)
     other = save_model(tmp_path / "other", load_model(folder), history=history)
@@ -190,7 +202,7 @@ def test_saving_the_same_model_adds_no_version(folder):
     assert History.load(folder).version == 3 and (folder / "config.json").read_bytes() == before
 
 
-def test_an_unrecorded_change_is_a_version_too(folder):
+def test_an_unrecorded_change_is_a_version_too(folder, undo):
     changed = replace(load_model(folder), uncertainty=Uncertainty(decisions=DecisionOptions(reject=0.5)))
     save_model(folder, changed, history=History.load(folder))
     assert History.load(folder).changes[-1].facts["recorded"] is False
@@ -220,7 +232,7 @@ def test_the_first_and_the_last_twenty_snapshots_stay_in_memory():
         history.undo(to=10)
 
 
-def test_the_first_and_the_last_snapshots_stay_on_disk_and_can_be_restored(tmp_path, monkeypatch):
+def test_the_first_and_the_last_snapshots_stay_on_disk_and_can_be_restored(tmp_path, monkeypatch, undo):
     monkeypatch.setattr(history_files, "MAX_SNAPSHOTS", 4)
     place = save_model(tmp_path / "model", make(0))
     for i in range(1, 8):
@@ -242,7 +254,7 @@ def test_the_first_and_the_last_snapshots_stay_on_disk_and_can_be_restored(tmp_p
     assert arrays == named
 
 
-def test_the_current_snapshot_is_retained_at_any_age(tmp_path, monkeypatch):
+def test_the_current_snapshot_is_retained_at_any_age(tmp_path, monkeypatch, undo):
     monkeypatch.setattr(history_files, "MAX_SNAPSHOTS", 2)
     place = save_model(tmp_path / "model", make(0))
     for i in range(1, 4):
@@ -263,7 +275,7 @@ def test_equal_arrays_are_stored_once(folder):
         assert kept.stat().st_ino == (folder / name).stat().st_ino
 
 
-def test_a_file_system_without_links_holds_copies(folder, monkeypatch):
+def test_a_file_system_without_links_holds_copies(folder, monkeypatch, undo):
     def refuse(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -277,7 +289,7 @@ def test_a_file_system_without_links_holds_copies(folder, monkeypatch):
     assert (folder / "README.md").read_text() == "# Mine"
 
 
-def test_leaving_the_shots_out_leaves_them_out_of_every_version(folder, tmp_path):
+def test_leaving_the_shots_out_leaves_them_out_of_every_version(folder, tmp_path, undo):
     secret = [make(i).support.X.tobytes() for i in range(4)]
     history = History.load(folder).with_change(load_model(folder), make(3), "correct", {})
     for place in (folder, tmp_path / "other"):
@@ -302,7 +314,7 @@ def measure(place):
     record_evaluation(place, {**told, "model": figures, "baselines": {}})
 
 
-def test_undo_restores_the_evaluation_of_the_version(tmp_path):
+def test_undo_restores_the_evaluation_of_the_version(tmp_path, undo):
     place = save_model(tmp_path / "model", make(0))
     measure(place)
     change(place, 1)
@@ -312,7 +324,7 @@ def test_undo_restores_the_evaluation_of_the_version(tmp_path):
     assert "75.0" in (place / "README.md").read_text()
 
 
-def test_recording_an_evaluation_adds_no_version(folder):
+def test_recording_an_evaluation_adds_no_version(folder, undo):
     history = History.load(folder).with_change(load_model(folder), make(3), "correct", {})
     measure(folder)
     assert History.load(folder).version == 3
@@ -415,7 +427,7 @@ def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeyp
     assert tree(tmp_path) == before and os.listdir(tmp_path) == ["model"]
 
 
-def test_files_of_an_earlier_version_that_are_copied_in_are_a_change(folder, tmp_path):
+def test_files_of_an_earlier_version_that_are_copied_in_are_a_change(folder, tmp_path, undo):
     old = tree(save_model(tmp_path / "old", make(0)))
     for name, data in old.items():
         (folder / name).unlink()  # what the history links to must not be written into
@@ -511,7 +523,7 @@ def test_links_to_elsewhere_are_not_followed(name, folder, tmp_path):
             History.load(folder).undo(to)
 
 
-def test_arrays_that_were_altered_are_refused_and_the_model_stays(folder):
+def test_arrays_that_were_altered_are_refused_and_the_model_stays(folder, undo):
     before = (folder / "config.json").read_bytes()
     for path in (folder / "history").glob("*.safetensors"):
         data = bytearray(path.read_bytes())
@@ -556,7 +568,7 @@ def test_a_folder_that_is_a_link_stays_one(folder, tmp_path):
     assert (tmp_path / "current").is_symlink() and which(load_model(folder)) == 5
 
 
-def test_other_folders_beside_a_model_are_not_touched(folder):
+def test_other_folders_beside_a_model_are_not_touched(folder, undo):
     (folder / "logs").mkdir()
     (folder / "logs" / "one.txt").write_text("1")
     inode = (folder / "logs").stat().st_ino
@@ -625,7 +637,7 @@ class Versions(RuleBasedStateMachine):
             with pytest.raises(InputError, match="no longer stored"):
                 History.load(self.folder).undo(to)
             return
-        undo(self.folder, to)
+        undo_by_files(self.folder, to)
         self.added(*goal)
 
     @rule()
@@ -666,7 +678,7 @@ def test_random_sequences_of_saves_and_undos_match_a_plain_list(monkeypatch):
     )
 
 
-def test_the_arrays_of_a_version_are_those_that_were_saved(folder):
+def test_the_arrays_of_a_version_are_those_that_were_saved(folder, undo):
     for to, number in ((1, 0), (2, 1), (3, 2)):
         if to != 3:
             undo(folder, to)

@@ -19,4 +19,5 @@ from .hub import push as push
 from .model import Model as Model
 from .model import load_model as load_model
 from .save import record_evaluation as record_evaluation
+from .save import restore_version as restore_version
 from .save import save_model as save_model

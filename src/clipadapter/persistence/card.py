@@ -13,7 +13,7 @@ from typing import Any
 
 from clipadapter.errors import ArtifactError
 from clipadapter.files import has_local_weights
-from clipadapter.heads import fidelity_of, head_info, list_heads
+from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
 from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE
 from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
@@ -212,12 +212,12 @@ def _describe_task(config: ModelConfig) -> str:
 
 def _describe_head(head: str) -> str:
     """The summary of the head, its paper, and how faithful it is to the paper."""
-    if head not in list_heads():
+    if head not in HEADS.list():
         return ""
-    info = head_info(head)
-    paper = f" ([paper]({info.facts['paper']}))" if info.facts.get("paper") else ""
-    fidelity = escape(str(fidelity_of(head)))
-    return f" That is: {escape(info.summary.rstrip('.'))}{paper}. Fidelity: {fidelity}"
+    (declared,) = HEADS.declarations(head)  # to restore a version writes a card, and needs no torch
+    paper = f" ([paper]({declared.facts['paper']}))" if declared.facts.get("paper") else ""
+    fidelity = escape(str(Fidelity.of(declared.facts)))
+    return f" That is: {escape(declared.summary.rstrip('.'))}{paper}. Fidelity: {fidelity}"
 
 
 def _describe_usage(config: ModelConfig, repo: str) -> str:

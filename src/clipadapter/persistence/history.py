@@ -121,9 +121,24 @@ class History:
         model = self.models.get(target)
         if model is None:
             model = self._read_model(target)
+        return replace(self.with_undo(to, target, _count(model), by), models={**self.models, target: model}), model
+
+    def with_undo(self, to: int | None, target: int, counts: Mapping[str, int], by: str = "") -> History:
+        """Return the history with an undo as one more version.
+
+        Args:
+            to: version that the user named, or None.
+            target: number of the snapshot that is restored.
+            counts: numbers of classes and pictures of the snapshot.
+            by: author of the change.
+        """
         facts = {"undone": self.changes[-1].content} if to is None else {"to": to}
-        change = new_change("undo", facts, by, version=self.version + 1, content=target, **_count(model))
-        return self._append(change, {target: model}), model
+        return self._append(new_change("undo", facts, by, version=self.version + 1, content=target, **counts), {})
+
+    def not_stored(self, number: int) -> InputError:
+        """The error about a version whose snapshot is not stored."""
+        stored = ", ".join(map(str, self.stored_versions()))
+        return InputError(f"version {number} is no longer stored, only its description; stored versions: {stored}")
 
     def check(self) -> None:
         """Check that the log could be read.
@@ -195,8 +210,7 @@ class History:
                 snapshot = self.read_snapshot(number)
                 if snapshot is not None:
                     return from_files(snapshot.config, snapshot.arrays, self.folder)
-        stored = ", ".join(map(str, self.stored_versions()))
-        raise InputError(f"version {number} is no longer stored, only its description; stored versions: {stored}")
+        raise self.not_stored(number)
 
     def _append(self, change: Change, models: Mapping[int, Model]) -> History:
         changes = (*self.changes, change)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import ArtifactError
 from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER
@@ -28,8 +28,10 @@ from clipadapter.persistence.history_files import (
     retained_snapshots,
     stage_snapshots,
 )
-from clipadapter.persistence.model import Model, to_files
 from clipadapter.persistence.transaction import Staging, link_or_copy, lock_folder, replace_model, stage_files
+
+if TYPE_CHECKING:
+    from clipadapter.persistence.model import Model
 
 
 def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, history: History | None = None) -> Path:
@@ -47,8 +49,41 @@ def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, h
             since it was loaded. Nothing is left half-written.
         InputError: if the head is not registered.
     """
-    snapshot = _snapshot_in_memory(*to_files(model, keep_support))
+    snapshot = _snapshot_of(model, keep_support)
     return write_snapshot(folder, snapshot, SaveOptions(history, keep_support=keep_support))
+
+
+def restore_version(folder: str | Path, to: int | None = None, by: str = "") -> History:
+    """Restore an earlier version of the model in a folder, as a new version. Its files are checked by their hashes.
+
+    Args:
+        folder: a saved model.
+        to: version to restore; by default the one before the last change. It may be one that was undone.
+        by: author of the change.
+
+    Returns:
+        The history with the undo.
+
+    Raises:
+        InputError: if there is nothing to undo, no such version, or its snapshot is not stored.
+        ArtifactError: if the snapshot or the log is damaged, or the folder can't be written.
+    """
+    history = History.load(folder)
+    history.check()
+    target = history.undo_target(to)
+    with lock_folder(Path(os.path.realpath(folder))):
+        stored = history.read_snapshot(target)
+        snapshot = None if stored is None else stored.load()
+    if snapshot is None:
+        raise history.not_stored(target)
+    for name, part in snapshot.config.files.items():
+        if part.sha256 not in snapshot.blobs:
+            raise ArtifactError(f"version {target} of {folder} can't be restored: its {name} is missing or was altered")
+    original = history.changes[target - 1]
+    counts = {"classes": original.classes, "pictures": original.pictures}
+    restored = history.with_undo(to, target, counts, by)
+    write_snapshot(folder, snapshot, SaveOptions(restored))
+    return restored
 
 
 def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Path]:
@@ -117,7 +152,7 @@ def write_snapshot(folder: str | Path, snapshot: Snapshot, options: SaveOptions)
         def find(number: int, in_memory: bool = True) -> Snapshot | None:
             stored = _snapshot_on_disk(saved, number) or elsewhere.get(number - offset)
             if stored is None and in_memory and history is not None and number - offset in history.models:
-                stored = _snapshot_in_memory(*to_files(history.models[number - offset], options.keep_support))
+                stored = _snapshot_of(history.models[number - offset], options.keep_support)
             return stored if stored is None or options.keep_support else stored.without_shots()
 
         if changes:
@@ -138,7 +173,10 @@ def is_same_model(one: ModelConfig, other: ModelConfig) -> bool:
     return one.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
 
 
-def _snapshot_in_memory(config: ModelConfig, blobs: Mapping[str, bytes]) -> Snapshot:
+def _snapshot_of(model: Model, keep_support: bool) -> Snapshot:
+    from clipadapter.persistence.model import to_files  # late: to restore a version needs no torch
+
+    config, blobs = to_files(model, keep_support)
     by_hash = {config.files[name].sha256: blob for name, blob in blobs.items()}
     return Snapshot(config, config_bytes(config), {}, by_hash)
 

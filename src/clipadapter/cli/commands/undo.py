@@ -28,15 +28,11 @@ def command(model: Path, to: int | None, author: str | None, out: Output) -> Non
     Nothing is lost: the result is a new version, and --to goes to any version that 'clipadapter history' can go back
     to. No picture and no encoder is needed.
     """
-    from clipadapter.persistence import History
+    from clipadapter.persistence import read_config, restore_version
 
-    before = History.load(model)
-    history, content = before.undo(to, find_author(author))
-    from clipadapter.persistence import save_model  # imports torch, so only after the checks
-
-    save_model(model, content, history=history)
-    undone = before.changes[before.changes[-1].content - 1]
-    now, names = history.changes[-1], list(content.text.labels)
+    history = restore_version(model, to, find_author(author))
+    *_, before, now = history.changes
+    undone, names = history.changes[before.content - 1], read_config(model).class_names
     more = " ..." if len(names) > MAX_NAMED_CLASSES else ""
     same_as = history.changes[now.content - 1]
     lines = [
