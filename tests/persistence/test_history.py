@@ -228,6 +228,8 @@ def test_the_first_and_the_last_twenty_snapshots_stay_in_memory():
     for _ in range(29):
         history = history.with_change(model, model, "correct", {})
     assert sorted(history.models) == [1, *range(11, 31)] == history.stored_versions()
+    undone, _ = history.undo(to=1)  # version 31: now the last twenty are 12 to 31
+    assert sorted(undone.models) == [1, *range(12, 31)]
     with pytest.raises(InputError, match="version 10 is no longer stored.*1, 11, 12"):
         history.undo(to=10)
 

@@ -71,13 +71,24 @@ def check_model(folder: Path) -> None:
     read_config(folder)
 
 
+def is_missing(path: Path) -> bool:
+    """Whether there is nothing of this name, not even a link. A name that can't be looked up may have another fault."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
 def check_picture(path: Path) -> None:
     """Refuse, before torch is imported, a picture that does not exist.
 
     Raises:
         ImageError: if so.
     """
-    if not path.exists():
+    if is_missing(path):
         raise ImageError(str(path), "no such file")
 
 

@@ -121,9 +121,11 @@ class History:
         model = self.models.get(target)
         if model is None:
             model = self._read_model(target)
-        return replace(self.with_undo(to, target, _count(model), by), models={**self.models, target: model}), model
+        return self.with_undo(to, target, _count(model), by, model), model
 
-    def with_undo(self, to: int | None, target: int, counts: Mapping[str, int], by: str = "") -> History:
+    def with_undo(
+        self, to: int | None, target: int, counts: Mapping[str, int], by: str = "", model: Model | None = None
+    ) -> History:
         """Return the history with an undo as one more version.
 
         Args:
@@ -131,9 +133,11 @@ class History:
             target: number of the snapshot that is restored.
             counts: numbers of classes and pictures of the snapshot.
             by: author of the change.
+            model: the restored model, if it is in memory.
         """
         facts = {"undone": self.changes[-1].content} if to is None else {"to": to}
-        return self._append(new_change("undo", facts, by, version=self.version + 1, content=target, **counts), {})
+        change = new_change("undo", facts, by, version=self.version + 1, content=target, **counts)
+        return self._append(change, {} if model is None else {target: model})
 
     def not_stored(self, number: int) -> InputError:
         """The error about a version whose snapshot is not stored."""

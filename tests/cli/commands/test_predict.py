@@ -94,6 +94,7 @@ def test_nothing_readable_is_a_failure(model, tmp_path, run):
     result = run("predict", model, tmp_path / "gone.png")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: the picture can't be read" in result.stderr
+    assert "File name too long" in run("predict", model, "x" * 300 + ".png", "--backend", "torch").stderr
     (tmp_path / "empty").mkdir()
     assert "error: the input has no pictures" in run("predict", model, tmp_path / "empty").stderr
 

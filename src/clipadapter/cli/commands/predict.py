@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.inputs import is_missing
 from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import Output
@@ -128,7 +129,7 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
         predictions = quick.classify([Path(text) for text in request.inputs], **options)
         yield from _with_width(predictions, quick.class_names)
         return
-    if not any(text == "-" or Path(text).exists() for text in request.inputs):
+    if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
         from clipadapter.prediction import unreadable  # imports numpy but not torch
 
         yield from ((unreadable(text, "no such file"), 0) for text in request.inputs)
