@@ -31,7 +31,7 @@ def measure(name: str, data) -> tuple[float, float, float]:
 def from_features(name: str) -> bool:
     """Whether a head is fitted to one encoder's features alone."""
     head = create_head(name)
-    return not (head.two_encoders or head.needs_tower or head.reads_unprojected or head.tunes_encoder)
+    return not (head.reads in ("second-encoder", "unprojected") or head.needs_tower or head.tunes_encoder)
 
 
 def main() -> None:

@@ -112,8 +112,8 @@ def _traits(cls: Any) -> dict[str, bool]:
         "class text": cls.needs_text,
         "several labels": cls.multilabel,
         "unlabelled pictures": cls.transductive,
-        "a second encoder": cls.two_encoders,
-        "a tower": cls.needs_tower or cls.tunes_encoder or cls.reads_unprojected,
+        "a second encoder": cls.reads == "second-encoder",
+        "a tower": cls.needs_tower or cls.tunes_encoder or cls.reads == "unprojected",
     }
 
 

@@ -76,8 +76,8 @@ def encoder_for():
 
     def get(head: str, folders: dict) -> object:
         cls = head_info(head).cls
-        if cls.two_encoders:
-            return "pair:toy+toy"
+        if cls.reads == "second-encoder":
+            return "toy[final,toy/final]"
         return f"open_clip:local-dir:{folders['tiny']}" if cls.tunes_encoder else "toy"
 
     return get

@@ -22,6 +22,12 @@ D, SECOND, HIDDEN, C, SCALE = 5, 7, 4, 3, 30.0
 NAMES = ["a", "b", "c"]
 
 
+def blocks(X, text):
+    """The first encoder's feature is as wide as class text."""
+    width, total = text.embeddings.shape[1], np.shape(X)[-1]
+    return [("final", width), ("second/final", total - width)] if total > width else None
+
+
 @pytest.fixture
 def case():
     rng = np.random.default_rng(6)
@@ -63,7 +69,7 @@ def plain_adam(x, onehot, weights, steps, lr):
 
 def test_logits_are_the_blend_of_network_and_zero_shot(case):
     head = started(SvlAdapter.official(blend=0.3, hidden=HIDDEN, epochs=0), case).fit(
-        case["X"], case["y"], text=case["text"]
+        case["X"], case["y"], text=case["text"], blocks=blocks(case["X"], case["text"])
     )
     first, second = case["X"][:, :D], case["X"][:, D:]
     zero_shot = SCALE * unit(first) @ case["text"].embeddings.T
@@ -73,28 +79,36 @@ def test_logits_are_the_blend_of_network_and_zero_shot(case):
 
 def test_training_is_plain_adam(case):
     head = started(SvlAdapter.official(blend=1, hidden=HIDDEN, epochs=20, lr=0.01), case)
-    head.fit(case["X"], case["y"], text=case["text"])
+    head.fit(case["X"], case["y"], text=case["text"], blocks=blocks(case["X"], case["text"]))
     second, onehot = case["X"][:, D:], np.tile(np.eye(C), (3, 1))
     trained = plain_adam(second, onehot, case["weights"], steps=20, lr=0.01)
     np.testing.assert_allclose(head.logits(case["X"]), plain_network(second, *trained), rtol=1e-6, atol=1e-7)
 
 
 def test_auto_blend_is_what_zero_shot_is_not_sure_of_on_the_shots(case):
-    head = SvlAdapter(epochs=1).fit(case["X"], case["y"], text=case["text"])
+    head = SvlAdapter(epochs=1).fit(case["X"], case["y"], text=case["text"], blocks=blocks(case["X"], case["text"]))
     sure = softmax(SCALE * unit(case["X"][:, :D]) @ case["text"].embeddings.T).max(axis=1).mean()
     assert head.blend_ == pytest.approx(1 - sure, rel=1e-9)
 
 
 def test_blend_zero_is_zero_shot():
     X, y, text = toy_features()
-    zero_shot = ZeroShot().fit(X, y, text=text).logits(X)
+    zero_shot = ZeroShot().fit(X, y, text=text, blocks=blocks(X, text)).logits(X)
     wide = np.hstack([X, np.random.default_rng(0).standard_normal((len(X), 3)).astype(np.float32)])
-    np.testing.assert_allclose(SvlAdapter(blend=0, epochs=1).fit(X, y, text=text).logits(X), zero_shot, atol=1e-5)
-    np.testing.assert_allclose(SvlAdapter(blend=0, epochs=1).fit(wide, y, text=text).logits(wide), zero_shot, atol=1e-5)
+    np.testing.assert_allclose(
+        SvlAdapter(blend=0, epochs=1).fit(X, y, text=text, blocks=blocks(X, text)).logits(X), zero_shot, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        SvlAdapter(blend=0, epochs=1).fit(wide, y, text=text, blocks=blocks(wide, text)).logits(wide),
+        zero_shot,
+        atol=1e-5,
+    )
 
 
 def test_blend_one_reads_the_second_encoder_only(case):
-    head = SvlAdapter(blend=1, epochs=5).fit(case["X"], case["y"], text=case["text"])
+    head = SvlAdapter(blend=1, epochs=5).fit(
+        case["X"], case["y"], text=case["text"], blocks=blocks(case["X"], case["text"])
+    )
     other = case["X"].copy()
     other[:, :D] = 1
     np.testing.assert_array_equal(head.logits(other), head.logits(case["X"]))
@@ -103,7 +117,10 @@ def test_blend_one_reads_the_second_encoder_only(case):
 def test_without_a_second_encoder_the_network_reads_the_first(case):
     first = case["X"][:, :D]
     twice = np.hstack([first, first])
-    alone, both = (SvlAdapter(epochs=5).fit(X, case["y"], text=case["text"]).logits(X) for X in (first, twice))
+    alone, both = (
+        SvlAdapter(epochs=5).fit(X, case["y"], text=case["text"], blocks=blocks(X, case["text"])).logits(X)
+        for X in (first, twice)
+    )
     np.testing.assert_allclose(alone, both, rtol=1e-9)
 
 
@@ -112,25 +129,29 @@ def test_second_encoder_tells_apart_what_the_first_cannot():
     labels = np.repeat(NAMES, 4)
     X = np.hstack([rng.standard_normal((12, D)), 0.01 * (np.eye(C, 6).repeat(4, axis=0) + 0.1 * rng.random((12, 6)))])
     text = TextFeatures(NAMES, rng.standard_normal((C, D)), 1.0)
-    assert (SvlAdapter().fit(X, labels, text=text).predict(X) == labels).all()
+    assert (SvlAdapter().fit(X, labels, text=text, blocks=blocks(X, text)).predict(X) == labels).all()
 
 
 def test_a_class_without_shots_is_as_likely_to_the_network_as_the_mean_of_the_others(case):
     kept = case["y"] != "c"
-    head = SvlAdapter(blend=1, epochs=5).fit(case["X"][kept], case["y"][kept], text=case["text"])
+    head = SvlAdapter(blend=1, epochs=5).fit(
+        case["X"][kept], case["y"][kept], text=case["text"], blocks=blocks(case["X"][kept], case["text"])
+    )
     odds = np.exp(head.logits(case["X"]))
     np.testing.assert_allclose(odds[:, 2], odds[:, :2].mean(axis=1), rtol=1e-9)
     towards = np.hstack([case["text"].embeddings[2:], case["X"][:1, D:]])
-    assert SvlAdapter(blend=0.5, epochs=5).fit(case["X"][kept], case["y"][kept], text=case["text"]).predict(
-        towards
-    ) == ["c"]
+    assert SvlAdapter(blend=0.5, epochs=5).fit(
+        case["X"][kept], case["y"][kept], text=case["text"], blocks=blocks(case["X"][kept], case["text"])
+    ).predict(towards) == ["c"]
 
 
 def test_views_are_used_in_training():
     X, y, text = toy_features()
     rng = np.random.default_rng(0)
     views = np.stack([X, X + 3 * rng.standard_normal(X.shape).astype(np.float32)], axis=1)
-    plain, augmented = (SvlAdapter(blend=1).fit(data, y, text=text).logits(X) for data in (X, views))
+    plain, augmented = (
+        SvlAdapter(blend=1).fit(data, y, text=text, blocks=blocks(data, text)).logits(X) for data in (X, views)
+    )
     assert np.abs(plain - augmented).max() > 1e-2
 
 
@@ -148,7 +169,10 @@ def test_lengths_of_both_encoders_features_do_not_matter(one, two):
     X, text = rng.standard_normal((6, 8)), TextFeatures(["a", "b"], rng.standard_normal((2, 3)), 10.0)
     scaled = np.hstack([one * X[:, :3], two * X[:, 3:]])
     y = ["a", "b"] * 3
-    first, second = (SvlAdapter(epochs=3, hidden=8).fit(data, y, text=text).logits(data) for data in (X, scaled))
+    first, second = (
+        SvlAdapter(epochs=3, hidden=8).fit(data, y, text=text, blocks=blocks(data, text)).logits(data)
+        for data in (X, scaled)
+    )
     np.testing.assert_allclose(first, second, atol=1e-7)
 
 
@@ -158,7 +182,7 @@ def test_official_trains_as_a_torch_loop_over_a_data_loader_that_keeps_the_last_
     X, y = rng.standard_normal((n, D + SECOND)), rng.integers(0, C, n)
     y[:C] = range(C)
     head = started(SvlAdapter.official(blend=1, hidden=HIDDEN, epochs=3, seed=5), case)
-    found = head.fit(X, np.array(NAMES)[y], text=case["text"]).logits(X)
+    found = head.fit(X, np.array(NAMES)[y], text=case["text"], blocks=blocks(X, case["text"])).logits(X)
 
     first, second = torch.nn.Linear(SECOND, HIDDEN).double(), torch.nn.Linear(HIDDEN, C).double()
     net = torch.nn.Sequential(first, torch.nn.ReLU(), second)
@@ -195,7 +219,7 @@ def test_bad_blend_is_named(blend):
 def test_narrow_features_are_refused():
     X, y, text = toy_features()
     with pytest.raises(InputError, match="made by the same encoder"):
-        SvlAdapter().fit(X[:, :-1], y, text=text)
+        SvlAdapter().fit(X[:, :-1], y, text=text, blocks=blocks(X[:, :-1], text))
 
 
 @pytest.fixture
@@ -213,7 +237,9 @@ def released():
         head = SvlAdapter.official(blend=float(blend), hidden=parameters["hidden"], epochs=epochs)
         assert head.lr == parameters["lr"]
         assert head.batch_size > len(parts["support"])
-        return started(head, start).fit(parts["support"], figures["support_labels"].astype(str), text=text)
+        return started(head, start).fit(
+            parts["support"], figures["support_labels"].astype(str), text=text, blocks=blocks(parts["support"], text)
+        )
 
     return figures, parts, trained
 

@@ -101,7 +101,7 @@ def test_a_recorded_model_is_the_same_model_in_the_same_format(folder, fitted, m
     before = read_config(folder)
     record_evaluation(folder, metrics)
     after = read_config(folder)
-    assert after.format == before.format == 3
+    assert after.format == before.format == 4
     assert after.provenance.pop("evaluation")["model"]["accuracy"] == 0.75
     assert after == before
     queries, _ = squares(seed=1)
@@ -231,7 +231,7 @@ def test_the_encoder_is_named_where_it_is_on_the_hub(folder):
     assert facts["base_model"] == ["timm/vit_base_patch32_clip_224.openai"]
     assert facts["base_model_relation"] == "adapter"
     assert "license" not in facts and "have the licence MIT" in text
-    pair = "pair:open_clip:ViT-B-32/laion2b_s34b_b79k+lite"
+    pair = "open_clip:ViT-B-32/laion2b_s34b_b79k[final,lite/final]"
     assert hub_repositories(pair) == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]
     assert hub_repositories("hf-hub:imageomics/bioclip@main") == ["imageomics/bioclip"]
     assert hub_repositories("open_clip:ViT-B-32/openai:/a/b.pt") == []

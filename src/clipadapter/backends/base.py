@@ -23,6 +23,8 @@ from clipadapter.parallel import is_convolutional
 from clipadapter.pixels import PixelSpec
 
 PRECISIONS = ("fp32", "bf16", "int8")
+DIGEST_BYTES = 8
+"""Length of the digest of the pictures of a calibration."""
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Squares (n, s, s, 3), values 0 .. 255, to raw features (n, d). May be called from several threads."""
 
@@ -61,17 +63,26 @@ class Int8Calibration:
     Args:
         squares: (m, s, s, 3), values 0 .. 255; None to load a tower that was converted with them before.
         name: digest of the squares, if these are None.
+        further: those of the further passes of an encoder of several blocks, which may see squares of other sizes.
     """
 
     squares: NDArray[np.uint8] | None
     name: str = ""
+    further: tuple[Int8Calibration, ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits that identify the squares."""
+        """16 hex digits for each pass that identify the squares."""
         if self.squares is None:
             return self.name
-        return blake2b(np.ascontiguousarray(self.squares).tobytes(), digest_size=8).hexdigest()
+        own = blake2b(np.ascontiguousarray(self.squares).tobytes(), digest_size=DIGEST_BYTES).hexdigest()
+        return own + "".join(each.digest for each in self.further)
+
+    def of_pass(self, i: int) -> Int8Calibration:
+        """The calibration of one pass."""
+        if self.squares is None:
+            return Int8Calibration(None, self.name[2 * DIGEST_BYTES * i : 2 * DIGEST_BYTES * (i + 1)])
+        return Int8Calibration(self.squares) if i == 0 else self.further[i - 1]
 
 
 class Backend(ABC):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clipadapter.blocks import Block, column_slices
 
 MIN_COSINES = {"fp32": (0.99999, 0.99999), "bf16": (0.999, 0.9995), "int8": (0.98, 0.995)}
 """Smallest and mean cosine that each precision must reach."""
@@ -55,22 +57,28 @@ class Parity:
 
 
 def measure_parity(
-    reference: NDArray[np.float32], features: NDArray[np.float32], text: NDArray[np.floating] | None = None
+    reference: NDArray[np.float32],
+    features: NDArray[np.float32],
+    text: NDArray[np.floating] | None = None,
+    blocks: Sequence[Block] = (),
 ) -> Parity:
     """Compare features of the same pictures.
 
     Args:
         reference: (n, d) features of the encoder in fp32.
         features: (n, d) features to check.
-        text: (c, d) class text of any length; None compares cosines only.
+        text: (c, w) class text of any length, for the first w columns; None compares cosines only.
+        blocks: of the columns; the cosine of a picture is that of its worst block. By default one block of all columns.
 
     >>> measure_parity(np.eye(2, dtype=np.float32), 2 * np.eye(2, dtype=np.float32)).min_cosine
     1.0
     """
-    a, b = (_normalize(rows) for rows in (reference, features))
-    cosines = (a * b).sum(axis=1)
+    parts = list(column_slices(blocks).values()) or [slice(None)]
+    pairs = [[_normalize(rows[:, part]) for rows in (reference, features)] for part in parts]
+    cosines = np.min([(a * b).sum(axis=1) for a, b in pairs], axis=0)
     agreement = None
     if text is not None:
+        a, b = pairs[0]
         agreement = float((_zero_shot_classes(a, text) == _zero_shot_classes(b, text)).mean())
     return Parity(float(cosines.min()), float(cosines.mean()), agreement)
 

@@ -83,9 +83,8 @@ class Bundle:
 
     @staticmethod
     def _check_width(name: str, features: FeatureSet, text: TextFeatures) -> None:
-        width, expected = features.X.shape[-1], text.embeddings.shape[1]
-        wide = str(features.provenance.get("encoder")).startswith(("pair:", "unprojected:")) and width > expected
-        if width != expected and not wide:
+        width, expected = features.blocks[0].width, text.embeddings.shape[1]
+        if width != expected:
             raise InputError(
                 f"features of the {name} have width {width} but class text has width {expected}: "
                 "were they made by the same encoder?"
@@ -188,14 +187,6 @@ class Bundle:
         undrawn = self.support.take([row for row in range(len(self.support)) if row not in drawn_rows])
         check_labels(undrawn.y, self.text.labels)
         return TestPart(undrawn)
-
-
-def select_columns(head: Head, features: FeatureSet, text: TextFeatures) -> FeatureSet:
-    """The columns of the features that a head reads: all if it is made for them, else as many as the class text has."""
-    unprojected = str(features.provenance.get("encoder")).startswith("unprojected:")
-    if head.reads_unprojected if unprojected else head.two_encoders:
-        return features
-    return replace(features, X=features.X[..., : text.embeddings.shape[1]])
 
 
 def count_epochs(head: Head, labels: Sequence[str]) -> int:

@@ -19,6 +19,8 @@ from safetensors.numpy import save_file
 
 from clipadapter.bench.bundle import Bundle, TestKind, TestPart
 from clipadapter.bench.run import FrozenModel
+from clipadapter.blocks import MAX_BLOCKS, Blocks, as_blocks
+from clipadapter.encoders import split_blocks
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import remove_abandoned
@@ -43,6 +45,7 @@ class SetFacts(FrozenModel):
 
     class_names: list[str] = Field(min_length=1)
     provenance: dict[str, Any] = Field(default_factory=dict)
+    blocks: list[tuple[str, int]] = Field(default_factory=list, max_length=MAX_BLOCKS)
 
 
 class TestFacts(SetFacts):
@@ -165,7 +168,8 @@ def _set(features: FeatureSet, name: str, arrays: dict[str, NDArray[Any]]) -> di
     arrays[f"{name}.labels"] = np.array([position[label] for label in features.y], dtype=np.int64)
     provenance = {key: features.provenance[key] for key in STORED_PROVENANCE if key in features.provenance}
     provenance = {key: list(value) if isinstance(value, tuple) else value for key, value in provenance.items()}
-    return {"class_names": list(features.class_names), "provenance": provenance}
+    blocks = list(features.blocks) if len(features.blocks) > 1 else []
+    return {"class_names": list(features.class_names), "provenance": provenance, "blocks": blocks}
 
 
 def _text(text: TextFeatures, name: str, arrays: dict[str, NDArray[Any]]) -> TextFacts:
@@ -191,7 +195,19 @@ class _Arrays:
             raise InputError(f"'{name}.labels' must be whole numbers (n,), but is {labels.dtype} {labels.shape}")
         if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
             raise InputError(f"'{name}.labels' must be 0 to {len(names) - 1}")
-        return FeatureSet(self.get(name), tuple(names[i] for i in labels), names, facts.provenance)
+        X = self.get(name)
+        return FeatureSet(
+            X, tuple(names[i] for i in labels), names, facts.provenance, blocks=self._blocks(facts, X.shape[-1])
+        )
+
+    def _blocks(self, facts: SetFacts, width: int) -> Blocks:
+        """The blocks of features. Older files do not have them: there the name of the encoder says what is wide."""
+        if facts.blocks:
+            return as_blocks(facts.blocks)
+        names, text_width = split_blocks(str(facts.provenance.get("encoder", "")))[1], self.get("text").shape[-1]
+        if len(names) != 2 or width <= text_width:
+            return ()
+        return as_blocks(zip(names, (text_width, width - text_width), strict=True))
 
     def text(self, name: str, facts: TextFacts) -> TextFeatures:
         return TextFeatures(facts.labels, self.get(name), facts.logit_scale, facts.logit_bias)

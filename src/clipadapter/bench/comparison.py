@@ -253,10 +253,10 @@ def find_shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
     """Find the test rows that are the same picture as a row of the support, by their features."""
     import torch
 
-    shots = unit(torch.from_numpy(support.plain).double())
+    shots = unit(torch.from_numpy(support.final).double())
     rows: list[int] = []
     for start in range(0, len(test) if len(support) else 0, 1024):
-        part = unit(torch.from_numpy(test.plain[start : start + 1024]).double())
+        part = unit(torch.from_numpy(test.final[start : start + 1024]).double())
         distance = (2 - 2 * (part @ shots.T).max(dim=1).values).clamp_min(0).sqrt()
         rows += [start + int(i) for i in torch.nonzero(distance < SAME_IMAGE_DISTANCE).flatten()]
     return rows

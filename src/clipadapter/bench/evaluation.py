@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from clipadapter.bench.bundle import Bundle, TestPart, select_columns
+from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fitting import FitInputs, few_shot, plan_fit
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import confusion_figure, learning_curve_figure
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
+from clipadapter.blocks import FINAL
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score, check_labels, score
 from clipadapter.data import Dataset
@@ -173,11 +174,15 @@ def evaluate_model(
     heads = {name: create_head(name) for name in baseline_names}
     for head in heads.values():
         # Zero-shot does not look at the shots: if there are none, it is fitted to the class text instead.
-        X, y = (select_columns(head, support, text).X, support.y) if len(support) else (text.embeddings, text.labels)
-        head.fit(X, y, text=text)
+        if len(support):
+            head.fit(support.X, support.y, text=text, blocks=support.blocks)
+        else:
+            head.fit(text.embeddings, text.labels, text=text)
     result = model.evaluate_features(test)
     assert result.score is not None
-    fitted_baselines = {name: (head, score(head, select_columns(head, test, text))) for name, head in heads.items()}
+    fitted_baselines = {
+        name: (head, score(head, test if len(support) else test.select_blocks([FINAL]))) for name, head in heads.items()
+    }
     return ModelEvaluation(
         head=registered_name(model.head_),
         data=dataset.name,

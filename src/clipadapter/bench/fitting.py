@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clipadapter.bench.bundle import Bundle, TestPart, select_columns, select_views
+from clipadapter.bench.bundle import Bundle, TestPart, select_views
 from clipadapter.bench.methods import clone_with_seed, method_version, package_digest, registered_name
 from clipadapter.bench.run import (
     Flags,
@@ -219,17 +219,21 @@ def run_fit(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         InputError: if no row is left to test on.
     """
     names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
-    shots = select_views(head, select_columns(head, bundle.shots(runs[0].rows), bundle.text))
+    shots = select_views(head, bundle.shots(runs[0].rows))
     fitted: tuple[Head, float] | None = None
     finished = []
     for run in runs:
         part = bundle.test(names[run.data], run.rows)
         try:
-            test_features = select_columns(head, part.features, part.text or bundle.text)
+            test_features = part.features
             if fitted is None or head.transductive:
                 start = time.perf_counter()
                 fitted_head = clone(head).fit(
-                    shots.X, shots.y, text=bundle.text, unlabelled=test_features.plain if head.transductive else None
+                    shots.X,
+                    shots.y,
+                    text=bundle.text,
+                    unlabelled=test_features.plain if head.transductive else None,
+                    blocks=shots.blocks,
                 )
                 fitted = fitted_head, time.perf_counter() - start
             finished.append(record_score(run, fitted, part, test_features))

@@ -305,12 +305,12 @@ def draw_adapted_features(
         part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MAX_PLOTTED_IMAGES)).astype(int)))
         head = clone_with_seed(make_head(spec.variant), spec.seed)
         shots = select_views(head, bundle.shots(spec.rows))
-        head.fit(shots.X, shots.y, text=bundle.text)
+        head.fit(shots.X, shots.y, text=bundle.text, blocks=shots.blocks)
         try:
             after = adapted_features(head, part.plain)
         except InputError:  # a head that does not adapt features
             continue
         title = f"{data}: {len(part)} test pictures before and after {spec.variant.title}, {max_shots} shots per class"
-        figure = _projection_figure(part.plain, after, part.y, part.class_names, title, "tsne", spec.seed)
+        figure = _projection_figure(part.final, after, part.y, part.class_names, title, "tsne", spec.seed)
         files += save_plots(figure, folder / f"{data}-{spec.variant.title}".replace("/", "-"), plot_formats)
     return files

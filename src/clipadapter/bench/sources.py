@@ -196,6 +196,7 @@ def apply_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, sour
         model.encoder_,
         templates=templates if isinstance(templates, str) else list(get_templates(templates)),
         descriptions=model.descriptions if prompts.descriptions else None,
+        quality=model.quality,
         device=model.device,
         backend=model.backend,
         precision=model.precision,

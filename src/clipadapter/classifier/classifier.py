@@ -15,7 +15,10 @@ from typing_extensions import Self
 from clipadapter.classifier import edit, hub, quick
 from clipadapter.classifier.deduplicate import ConflictRule
 from clipadapter.classifier.encoder import (
+    DEFAULT_QUALITY,
     apply_backend,
+    blocks_to_read,
+    check_quality,
     check_tuner_inputs,
     info_of_base,
     open_saved_encoders,
@@ -49,7 +52,7 @@ from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.docstrings import document_defaults
-from clipadapter.encoders import Encoder, create_encoder, open_text_tower, with_unprojected
+from clipadapter.encoders import Encoder, create_encoder, open_blocks, open_text_tower, select_encoder_blocks
 from clipadapter.errors import ArtifactError, ImageError, InputError
 from clipadapter.features import (
     Extraction,
@@ -104,13 +107,18 @@ class FewShotClassifier:
     ['blue']
 
     Args:
-        encoder: URI of an encoder, or an open encoder.
+        encoder: URI of an encoder, or an open encoder; or several, of which the first gives the class text. Heads that
+            read several blocks of features use all of them.
         head: registered name of a head, or a head.
         head_params: parameters of a head that is given by name.
         grid: values to try, by parameter of the head. Held-out shots select the best ones (see `heads.select`).
         task: "single-label"; "multilabel" for pictures with any number of labels; "auto" infers it from the labels.
         uncertainty: what is learned from held-out shots and which decisions are the default. None: calibrated
             probabilities only. `UncertaintyOptions(reject=0.05)` answers None for out-of-distribution pictures.
+        quality: how much of a picture ``auto`` looks at. "fast": the final feature of each encoder. "standard": inner
+            layers of the same pass too. "best": a second resolution and mirrored pictures too, at several times the
+            cost. Held-out shots decide what is used, and the rest is dropped. Heads that read the final feature only
+            are the same at each quality.
         templates: name of a set of prompt templates, one template, or a list of templates.
         descriptions: sentences by class that replace the templates for these classes.
         views: number of views per shot, the plain picture included; or a `ViewSpec`. "per-epoch" gives every training
@@ -152,13 +160,14 @@ class FewShotClassifier:
 
     def __init__(
         self,
-        encoder: str | Encoder = "auto",
+        encoder: str | Encoder | Sequence[str | Encoder] = "auto",
         head: str | Head = "auto",
         *,
         head_params: Mapping[str, Any] | None = None,
         grid: Mapping[str, Sequence[Any]] | None = None,
         task: str = "auto",
         uncertainty: UncertaintyOptions | None = None,
+        quality: str = DEFAULT_QUALITY,
         templates: str | Sequence[str] = "default",
         descriptions: Mapping[str, Sequence[str]] | None = None,
         views: int | str | ViewSpec | PerEpochViews = 1,
@@ -177,6 +186,7 @@ class FewShotClassifier:
         self.grid = grid
         self.task = task
         self.uncertainty = uncertainty
+        self.quality = check_quality(quality)
         self.templates = templates
         self.descriptions = descriptions
         self.views = views
@@ -190,6 +200,7 @@ class FewShotClassifier:
         self.strict = strict
         self._is_backend_chosen = False
         self._tuned_encoder: Encoder | None = None
+        self._other_encoders: list[Encoder] = []
         self._history: History | None = None
         self.skipped_: tuple[tuple[str, str], ...] = ()
         self.evaluation_: EvaluationResult | None = None
@@ -203,7 +214,10 @@ class FewShotClassifier:
         if self._tuned_encoder is not None:
             return self._tuned_encoder
         if not hasattr(self, "_encoder"):
-            self._encoder = create_encoder(self.encoder, self.device) if isinstance(self.encoder, str) else self.encoder
+            first, *others = [self.encoder] if isinstance(self.encoder, str | Encoder) else self.encoder
+            self._encoder, *self._other_encoders = (
+                create_encoder(each, self.device) if isinstance(each, str) else each for each in (first, *others)
+            )
         return self._encoder
 
     def __repr__(self) -> str:
@@ -221,8 +235,9 @@ class FewShotClassifier:
 
     def _facts(self) -> dict[str, str]:
         """What a person wants to know of the classifier, by name. Nothing is opened or computed."""
-        encoder = self._encoder.info.name if hasattr(self, "_encoder") else self.encoder
-        name = encoder if isinstance(encoder, str) else encoder.info.name
+        encoder = self._encoder if hasattr(self, "_encoder") else self.encoder
+        encoders = [encoder] if isinstance(encoder, str | Encoder) else encoder
+        name = ", ".join(each if isinstance(each, str) else each.info.name for each in encoders)
         head = self.head if isinstance(self.head, str) else registered_name(self.head) or type(self.head).__name__
         facts = {"encoder": without_paths(name), "head": head, "fitted to": ""}
         if hasattr(self, "head_"):
@@ -296,16 +311,19 @@ class FewShotClassifier:
         support = self.extract_features(images, labels, names, views=1 if head.tunes_encoder else None)
         unlabelled_features = None if unlabelled is None else self._extract_plain(unlabelled)
         outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
-        return self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
+        self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
+        self._drop_unused_blocks()
+        return self
 
     def prepare_encoder(self, *heads: Head) -> None:
-        """Make the encoder give unprojected features too, if one of the heads reads them. `fit` does this itself.
+        """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself.
 
         Raises:
-            InputError: if the image tower has no final projection.
+            InputError: if a head reads what the encoder does not have, such as the input of a final projection.
         """
-        if any(head.reads_unprojected for head in heads):
-            self._encoder = with_unprojected(self.encoder_)
+        encoder = self.encoder_
+        names = blocks_to_read(encoder, self._other_encoders, heads, self.quality)
+        self._encoder = open_blocks(encoder, names, self._other_encoders)
 
     def fit_features(
         self,
@@ -318,7 +336,8 @@ class FewShotClassifier:
         """Fit the head to features.
 
         Args:
-            support: features of the shots from the encoder of this classifier (see `extract_features`).
+            support: features of the shots from the encoder of this classifier (see `extract_features`), whose blocks it
+                names.
             text: text features of the classes (see `encode_classes`). Their order becomes that of ``class_names_``.
             head: head to fit; if None, the head of the constructor.
             unlabelled: (u, d) features of unlabelled pictures, for transductive heads.
@@ -336,8 +355,10 @@ class FewShotClassifier:
                 grid=self.grid,
                 seed=self.seed,
                 progress=shows_progress(self.progress),
+                blocks=support.blocks,
             )
             head = self.selection_.best
+        outliers = None if outliers is None else outliers[:, : support.blocks[0].width]
         negatives = Negatives(outliers)
         if options.negative_labels:
             with open_store(self.cache) as store:
@@ -838,6 +859,23 @@ class FewShotClassifier:
 
     # ---- Internal ----
 
+    def _drop_unused_blocks(self) -> None:
+        """Keep only the blocks of features that the answers depend on, so that a prediction needs no others."""
+        if len(self.support_.blocks) == 1 or self._tuned_encoder is not None:
+            return
+        names = list(dict.fromkeys(name for head in (self.head_, *self.fold_heads_) for name in head.used_blocks()))
+        self._encoder = select_encoder_blocks(self._encoder, names)
+        self.support_ = replace(
+            self.support_.select_blocks(names),
+            provenance={
+                **self.support_.provenance,
+                "encoder": self._encoder.info.name,
+                "fingerprint": self._encoder.info.fingerprint,
+            },
+        )
+        self.head_ = self.head_.restrict_blocks(names)
+        self.fold_heads_ = tuple(head.restrict_blocks(names) for head in self.fold_heads_)
+
     def _build_head(self) -> Head:
         return build_head(self.head, self.head_params, self.seed, shows_progress(self.progress))
 
@@ -892,9 +930,8 @@ class FewShotClassifier:
         self._check_fitted()
         fold_logits = [_finite_logits(head, features) for head in self.fold_heads_]
         logits = _finite_logits(self.head_, features)
-        return self.uncertainty_.answer(
-            logits, features, self.uncertainty_.decisions.with_changes(decision), fold_logits
-        )
+        final = features[:, : self.encoder_.info.text_dim]
+        return self.uncertainty_.answer(logits, final, self.uncertainty_.decisions.with_changes(decision), fold_logits)
 
     def _add_shots(
         self,

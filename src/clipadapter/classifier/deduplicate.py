@@ -51,9 +51,9 @@ def deduplicate(support: FeatureSet, examples: FeatureSet, rule: ConflictRule) -
             different labels.
     """
     is_multilabel, sources = support.targets is not None, examples.provenance["sources"]
-    duplicates = find_duplicates(support.plain, examples.plain)
+    duplicates = find_duplicates(support.final, examples.final)
     new_labels, new_rows, n_known = dict[int, Label](), list[int](), 0
-    for i, first in enumerate(find_first_occurrences(examples.plain)):
+    for i, first in enumerate(find_first_occurrences(examples.final)):
         label = set(examples.class_names_of(i))
         if first != i:
             if set(examples.class_names_of(first)) != label:

@@ -282,8 +282,10 @@ def edit_support(support: FeatureSet, edit: Edit) -> FeatureSet:
     provenance = {key: value for key, value in support.provenance.items() if key not in PER_FIT_FACTS}
     provenance["sources"] = sources
     if support.targets is not None:
-        return FeatureSet(X, (), names, provenance, label_matrix([label_names(label) for label in labels], names))
-    return FeatureSet(X, tuple(next(iter(label_names(label))) for label in labels), names, provenance)
+        targets = label_matrix([label_names(label) for label in labels], names)
+        return FeatureSet(X, (), names, provenance, targets, support.blocks)
+    y = tuple(next(iter(label_names(label))) for label in labels)
+    return FeatureSet(X, y, names, provenance, blocks=support.blocks)
 
 
 def _refit(model: Model, edit: Edit, support: FeatureSet) -> FitResult:
@@ -294,7 +296,7 @@ def _refit(model: Model, edit: Edit, support: FeatureSet) -> FitResult:
         return fit_with_uncertainty(unfitted, support, edit.text, None, options, negatives, settings.seed)
     head = _update_in_closed_form(model, edit)
     if head is None:
-        head = unfitted.fit_from(model.head, support.X, support.labels, text=edit.text)
+        head = unfitted.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks)
     return learn_uncertainty(head, support, edit.text, options, negatives, settings.seed)
 
 
@@ -367,7 +369,8 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
     }
     for name in () if edit.added is None else edit.added.y:
         counts[name] += 1
-    support = FeatureSet(model.support.X, (), names, {**model.support.provenance, "shots": counts})
+    provenance = {**model.support.provenance, "shots": counts}
+    support = FeatureSet(model.support.X, (), names, provenance, blocks=model.support.blocks)
     calibrator = Calibrator(model.uncertainty.calibrator.temperature, n=model.uncertainty.calibrator.n)
     uncertainty = Uncertainty(calibrator, decisions=DecisionOptions())
     return replace(edited, head=updated, support=support, uncertainty=uncertainty, fold_heads=())

@@ -13,14 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.backends import Int8Calibration
+from clipadapter.blocks import FINAL, UNPROJECTED, BlockSource
 from clipadapter.classifier.inputs import Skipped, check_any_readable
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import (
     Encoder,
     EncoderInfo,
     create_encoder,
+    open_blocks,
     open_tunable_copy,
+    plain_encoder,
     precision_fingerprint,
+    unprojected_blocks,
     with_backend,
 )
 from clipadapter.errors import (
@@ -30,6 +34,7 @@ from clipadapter.errors import (
     ImageError,
     InputError,
     MissingExtraError,
+    brief,
 )
 from clipadapter.features import ViewSpec, augment, choose_backend, restore_backend
 from clipadapter.heads import Head
@@ -37,8 +42,63 @@ from clipadapter.persistence import Model
 from clipadapter.pixels import PixelSpec
 from clipadapter.tuners import TowerTuner
 
+QUALITIES = ("fast", "standard", "best")
+DEFAULT_QUALITY = "standard"
 MAX_PIXEL_BYTES_IN_MEMORY = 2**30
 """More pixels go to a temporary file. A view of 224 x 224 pixels has 150,528 bytes."""
+
+
+def check_quality(quality: str) -> str:
+    """Return the quality.
+
+    Raises:
+        InputError: if there is no such quality.
+    """
+    if quality not in QUALITIES:
+        raise InputError(f"quality must be {', '.join(QUALITIES)}, but is {brief(quality)}")
+    return quality
+
+
+def blocks_to_read(
+    encoder: Encoder, others: Sequence[Encoder], heads: Sequence[Head], quality: str = DEFAULT_QUALITY
+) -> list[str]:
+    """Names of the blocks of features that some heads read, ``final`` first.
+
+    Args:
+        encoder: gives the class text. Its own blocks, if it has several, are what heads read that read all.
+        others: further encoders that were named.
+        heads: fitted or not.
+        quality: how much heads read that read all blocks; see `FewShotClassifier`.
+
+    Raises:
+        InputError: if a head reads the input of the projection, and the image tower has none.
+    """
+    reads = {head.reads for head in heads}
+    names = [FINAL]
+    if "unprojected" in reads:
+        names += unprojected_blocks(encoder)
+    if "second-encoder" in reads:
+        names += [f"{other.info.name}/{FINAL}" for other in others[:1]]
+        names += [block.name for block in encoder.info.blocks]
+    if "all" in reads:
+        if len(encoder.info.blocks) > 1:
+            names += [block.name for block in encoder.info.blocks]
+        else:
+            names += blocks_of_quality(encoder, others, quality)
+    return list(dict.fromkeys(names))
+
+
+def blocks_of_quality(encoder: Encoder, others: Sequence[Encoder], quality: str) -> list[str]:
+    """Names of all blocks of a quality."""
+    names = []
+    for one in (encoder, *others):
+        uri, plain = "" if one is encoder else one.info.name, plain_encoder(one)
+        layers = [FINAL] if quality == "fast" else [layer for layer in plain.layers() if layer != UNPROJECTED]
+        names += [BlockSource(uri, layer).name for layer in layers]
+        size = plain.second_size()
+        if quality == "best" and size is not None:
+            names += [BlockSource(uri, layer, size, is_mirrored=True).name for layer in layers]
+    return names
 
 
 def check_tuner_inputs(grid: Mapping[str, Sequence[Any]] | None, unlabelled: Sequence[ImageSource] | None) -> None:
@@ -81,7 +141,7 @@ def tune_encoder(
         InputError: if the encoder can't be tuned.
     """
     assert isinstance(head, TowerTuner)
-    plain = _unwrap(encoder)
+    plain = plain_encoder(encoder)
     tower = open_tunable_copy(plain).tower()
     assert tower is not None
     pixels, rows = _read_views(images, views, tower.pixels, strict)
@@ -126,7 +186,7 @@ def open_saved_encoders(
     saved = model.encoder
     if not isinstance(model.head, TowerTuner):
         return _open_saved_encoder(saved, encoder, device, backend, precision), None
-    base = _unwrap(encoder if isinstance(encoder, Encoder) else create_encoder(encoder or saved.name, device))
+    base = plain_encoder(encoder if isinstance(encoder, Encoder) else create_encoder(encoder or saved.name, device))
     _check_fingerprint(saved, base.info)
     try:
         tuned = model.head.tuned(base)
@@ -143,6 +203,8 @@ def _open_saved_encoder(
     opened = encoder if isinstance(encoder, Encoder) else create_encoder(encoder or saved.name, device)
     if isinstance(encoder, Encoder) and encoder.info.fingerprint == saved.fingerprint:
         return encoder
+    if saved.blocks != opened.info.blocks:  # another way to name the encoder of the class text was given
+        opened = open_blocks(plain_encoder(opened), [block.name for block in saved.blocks])
     _check_fingerprint(saved, opened.info)
     return _restore_precision(saved, opened, backend, precision)
 
@@ -169,7 +231,7 @@ def _restore_precision(saved: EncoderInfo, encoder: Encoder, backend: str, preci
     target = saved.precision if precision == "auto" else precision
     digest = saved.int8_calibration_digest
     calibration = Int8Calibration(None, digest) if target == "int8" and digest else None
-    if encoder.tower() is None:
+    if all(each.tower() is None for each in encoder.passes()):
         return encoder
     if backend != "auto":
         return with_backend(encoder, backend, target, calibration)
@@ -182,13 +244,6 @@ def _restore_precision(saved: EncoderInfo, encoder: Encoder, backend: str, preci
         note = f"the model was fitted on {target} features, these are fp32: close but not equal: {error}"
         encoder.info = replace(encoder.info, note="; ".join(part for part in (encoder.info.note, note) if part))
         return encoder
-
-
-def _unwrap(encoder: Encoder) -> Encoder:
-    """Return the encoder without a backend and without the wrapper for unprojected features."""
-    while isinstance(inner := getattr(encoder, "plain", None), Encoder):
-        encoder = inner
-    return encoder
 
 
 def _read_views(

@@ -106,7 +106,7 @@ def score_multilabel(head: Head, uncertainty: Uncertainty, test: FeatureSet) -> 
     """
     if not len(test) or test.targets is None:
         raise InputError("there are no test pictures with several labels")
-    answers = uncertainty.answer(head.logits(test.plain), test.plain)
+    answers = uncertainty.answer(head.logits(test.plain), test.final)
     assert answers.sets is not None
     return evaluate_multilabel(test.targets, answers.probabilities, answers.sets, test.class_names)
 
@@ -129,7 +129,7 @@ def measure_decisions(
     if options.reject is None and options.coverage is None and options.costs is None:
         return {}
     folds = [head.logits(test.plain) for head in fold_heads]
-    answers = uncertainty.answer(result.logits, test.plain, None, folds)
+    answers = uncertainty.answer(result.logits, test.final, None, folds)
     rows = np.arange(len(result.labels))
     shares: dict[str, float] = {}
     if options.reject is not None:
@@ -392,7 +392,7 @@ def evaluate_features(
         evaluation=score_multilabel(head, uncertainty, test) if result is None else result.evaluation,
         n_test=len(test),
         skipped=() if isinstance(skipped, int) else tuple(skipped),
-        among_shots=sum(bool(rows) for rows in find_duplicates(support.plain, test.plain)),
+        among_shots=sum(bool(rows) for rows in find_duplicates(support.final, test.final)),
         decisions={} if result is None else measure_decisions(uncertainty, fold_heads, test, result),
         sources=tuple(test.provenance.get("sources", ())),
         score=result,

@@ -175,7 +175,7 @@ def fit_with_uncertainty(
         head, held_out = _fit_on_half(head, support, text, seed)
         return _learn_single_label(head, held_out, support, text, options, negatives)
     _check_multilabel_options(support, options, negatives)
-    head = head.fit(support.X, support.labels, text=text, unlabelled=unlabelled)
+    head = head.fit(support.X, support.labels, text=text, unlabelled=unlabelled, blocks=support.blocks)
     return learn_uncertainty(head, support, text, options, negatives, seed)
 
 
@@ -190,7 +190,7 @@ def learn_uncertainty(
     """Learn the uncertainty of a head that is fitted to all shots; arguments as of `fit_with_uncertainty`."""
     if support.targets is not None:
         _check_multilabel_options(support, options, negatives)
-        multilabel = learn_multilabel_thresholds(head, support.X, support.labels, text)
+        multilabel = learn_multilabel_thresholds(head, support.X, support.labels, text, blocks=support.blocks)
         return FitResult(head, Uncertainty(multilabel=multilabel, held_out_by="folds" if multilabel.n else ""))
     held_out = _predict_out_of_fold(head, support, text, options, seed)
     return _learn_single_label(head, held_out, support, text, options, negatives)
@@ -205,6 +205,7 @@ def learn_multilabel_thresholds(
     folds: int = 4,
     seed: int = 0,
     precision: float | None = None,
+    blocks: Sequence[tuple[str, int]] | None = None,
 ) -> MultiLabel:
     """Learn calibrated probabilities and one threshold per class from out-of-fold logits.
 
@@ -216,6 +217,7 @@ def learn_multilabel_thresholds(
         folds: number of folds.
         seed: of the folds.
         precision: required precision; None selects the thresholds with the highest F1.
+        blocks: name and width of each block of columns of X; None for ``final`` alone.
 
     Returns:
         The learned thresholds; the default ones if most classes have one shot only.
@@ -227,7 +229,7 @@ def learn_multilabel_thresholds(
     # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
     if not most_targets_repeat(torch.tensor(targets)):
         return MultiLabel.default(targets.shape[1])
-    held_out = out_of_fold(clone(head), X, targets, text, folds=folds, seed=seed)
+    held_out = out_of_fold(clone(head), X, targets, text, folds=folds, seed=seed, blocks=blocks)
     if held_out is None:
         raise InputError(f"{type(head).__name__} can't be evaluated on held-out shots")
     return learn_multilabel(held_out.logits, held_out.labels, precision=precision)
@@ -306,7 +308,7 @@ def _fit_on_half(head: Head, support: FeatureSet, text: TextFeatures, seed: int)
         train += rows[len(rows) // 2 :].tolist()
     if not held:
         raise InputError("with one shot per class, none can be held out for the sets: give two or more of each class")
-    fitted = head.fit(support.X[train], labels[train], text=text)
+    fitted = head.fit(support.X[train], labels[train], text=text, blocks=support.blocks)
     position = {name: i for i, name in enumerate(text.labels)}
     rows, y = np.array(held), np.array([position[support.y[i]] for i in held])
     return fitted, OutOfFold(fitted.logits(support.plain[held]), y, rows, "split", mean_shots_per_class(labels[train]))
@@ -348,15 +350,14 @@ def _fit_rejector(
     calibrator: Calibrator,
     negatives: Negatives,
 ) -> Rejector | None:
-    """The out-of-distribution detector; None if features and text have different widths, or there are too few shots."""
-    width = text.embeddings.shape[1]
-    if support.X.shape[-1] != width or head.tunes_encoder:
+    """The out-of-distribution detector of the final feature; None if there are too few shots."""
+    if head.tunes_encoder:
         return None
     position = {name: i for i, name in enumerate(text.labels)}
     once = None if held_out is None else held_out.first_per_shot
     try:
         return learn_rejector(
-            support.plain,
+            support.final,
             np.array([position[name] for name in support.y]),
             len(text.labels),
             logits=None if once is None else once.logits,

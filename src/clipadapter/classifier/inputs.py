@@ -167,9 +167,9 @@ def build_feature_set(
     X = extraction.features if views.count > 1 else extraction.features[:, 0]
     readable = [labels[i] for i in extraction.rows]
     if not is_multilabel(labels):
-        return FeatureSet(X, tuple(map(str, readable)), tuple(class_names), provenance)
+        return FeatureSet(X, tuple(map(str, readable)), tuple(class_names), provenance, blocks=info.blocks)
     targets = label_matrix([label_names(label) for label in readable], class_names)
-    return FeatureSet(X, (), tuple(class_names), provenance, targets)
+    return FeatureSet(X, (), tuple(class_names), provenance, targets, info.blocks)
 
 
 def parse_views(views: int | str | ViewSpec | PerEpochViews, seed: int) -> ViewSpec | PerEpochViews:

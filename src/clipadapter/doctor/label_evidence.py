@@ -67,7 +67,7 @@ def collect_label_evidence(
     n, c = len(labels), len(names)
     held_out = np.full((n, c), np.nan)
     if len(labels) and np.bincount(labels).max() > 1 and len(set(features.y)) > 1:
-        folds = out_of_fold(create_head("gda"), features.plain, features.y, text, folds=FOLDS, seed=seed)
+        folds = out_of_fold(create_head("gda"), features.final, features.y, text, folds=FOLDS, seed=seed)
         assert folds is not None  # a class has two shots
         # Without class text a head has the classes of its shots only, sorted.
         columns = np.arange(c) if text is not None else np.array([position[name] for name in sorted(set(features.y))])
@@ -86,8 +86,8 @@ def _predict_zero_shot(
 ) -> NDArray[np.float64] | None:
     if text is None:
         return None
-    head: Head = create_head("zero-shot").fit(features.plain, features.y, text=text)
-    return calibrate(head.logits(features.plain).astype(np.float64), labels)
+    head: Head = create_head("zero-shot").fit(features.final, features.y, text=text)
+    return calibrate(head.logits(features.final).astype(np.float64), labels)
 
 
 def calibrate(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,8 +1,13 @@
-from ._unprojected import with_unprojected as with_unprojected
 from .backend import precision_fingerprint as precision_fingerprint
 from .backend import with_backend as with_backend
 from .base import Encoder as Encoder
 from .base import EncoderInfo as EncoderInfo
+from .block_encoder import BlockEncoder as BlockEncoder
+from .block_encoder import LayerEncoder as LayerEncoder
+from .block_encoder import open_blocks as open_blocks
+from .block_encoder import plain_encoder as plain_encoder
+from .block_encoder import select_encoder_blocks as select_encoder_blocks
+from .block_encoder import unprojected_blocks as unprojected_blocks
 from .catalogue import EncoderListing as EncoderListing
 from .layers import AttentionLayer as AttentionLayer
 from .layers import attention_layers as attention_layers
@@ -32,4 +37,7 @@ from .registry import (
 )
 from .registry import (
     register_encoder as register_encoder,
+)
+from .registry import (
+    split_blocks as split_blocks,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -63,6 +63,11 @@ class BackendEncoder(Encoder):
         """(s, s, 3)."""
         return (self.pixels.size, self.pixels.size, 3)
 
+    @property
+    def pixel_dtype(self) -> torch.dtype:
+        """uint8."""
+        return torch.uint8
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """The square that the tower sees, as (s, s, 3) uint8: the backend normalizes it."""
         return torch.from_numpy(np.array(self.pixels.to_square(image)))
@@ -78,9 +83,29 @@ class BackendEncoder(Encoder):
             return torch.empty(0, self.info.dim)
         return torch.from_numpy(self._run(pixels.numpy()))
 
+    def tower(self) -> Tower | None:
+        """That of the encoder itself."""
+        return self.plain.tower()
+
     def towers(self) -> tuple[Tower, ...]:
         """Those of the encoder itself."""
         return self.plain.towers()
+
+    def layers(self) -> Mapping[str, int]:
+        """Those of the encoder itself."""
+        return self.plain.layers()
+
+    def block_fingerprints(self) -> tuple[str, ...]:
+        """Those of the encoder itself in this precision.
+
+        int8 rounds each layer by ranges that may depend on which other layers are read.
+        """
+        info, plain = self.info, self.plain.block_fingerprints()
+        if len(plain) == 1:
+            return (info.fingerprint,)
+        facts = info.precision, info.int8_calibration_digest
+        together = f" of {self.plain.info.fingerprint}" if info.precision == "int8" else ""
+        return tuple(precision_fingerprint(each + together, info.backend, *facts) for each in plain)
 
     def text_tower(self) -> TextTower | None:
         """That of the encoder itself."""
@@ -128,7 +153,7 @@ def with_backend(
         backend: see ``clipadapter.backends.list_backends()``.
         precision: "fp32" gives the same features up to rounding; "bf16" and "int8" give similar ones with another
             fingerprint.
-        calibration: pictures that set the ranges of int8.
+        calibration: pictures that set the ranges of int8, for each pass of an encoder of several blocks.
 
     Raises:
         UnknownNameError: if no backend has the name.
@@ -141,6 +166,16 @@ def with_backend(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(precision)}")
+    if len(encoder.passes()) > 1:
+        # A pass that only the encoder itself can run stays as it is.
+        return encoder.run_on(
+            [
+                with_backend(each, backend, precision, None if calibration is None else calibration.of_pass(i))
+                if each.tower() is not None
+                else each
+                for i, each in enumerate(encoder.passes())
+            ]
+        )
     plain = encoder.plain if isinstance(encoder, BackendEncoder) else encoder
     runtime = create_backend(backend, device=plain.device)
     tower = plain.tower()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipadapter.backends import Tower
+from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, total_width
 from clipadapter.encoders.catalogue import EncoderListing
+from clipadapter.errors import InputError
 from clipadapter.towers import Projection, TextTower
 
 
@@ -21,15 +23,15 @@ class EncoderInfo:
 
     Args:
         name: its URI; opening the URI again gives the same encoder.
-        dim: width d of picture features, and of text features unless ``text_dim`` is given.
+        dim: width d of picture features: the sum of the widths of the blocks.
         image_size: side of the square input in pixels.
         logit_scale: ``exp(logit_scale)`` of the model; cosines are multiplied by it.
         logit_bias: added to the logits by sigmoid-loss models (SigLIP), else None.
         licence: licence of the weights, or "unknown".
         fingerprint: hex digest of weights, preprocessing and code version; in every cache key and artifact.
         note: what a user should know, such as why ``auto`` took this encoder; may be empty.
-        text_dim: width of text features if it differs from ``dim``: they are compared with the first columns of picture
-            features.
+        blocks: the blocks of picture features (`clipadapter.blocks`); by default ``final`` alone, which text features
+            are compared with.
         backend: name of the backend that runs the image tower.
         precision: precision of the image tower: "fp32", "bf16" or "int8"; part of the fingerprint.
         int8_calibration_digest: digest of the pictures that int8 was calibrated with, else empty; part of the
@@ -44,10 +46,21 @@ class EncoderInfo:
     licence: str
     fingerprint: str
     note: str = ""
-    text_dim: int | None = None
+    blocks: Blocks = ()
     backend: str = "torch"
     precision: str = "fp32"
     int8_calibration_digest: str = ""
+
+    def __post_init__(self) -> None:
+        blocks = as_blocks(self.blocks) if self.blocks else (Block(FINAL, self.dim),)
+        object.__setattr__(self, "blocks", blocks)
+        if total_width(blocks) != self.dim:
+            raise InputError(f"the blocks of {self.name} have {total_width(blocks)} columns, but its dim is {self.dim}")
+
+    @property
+    def text_dim(self) -> int:
+        """Width of text features: that of the block ``final``."""
+        return self.blocks[0].width
 
 
 class Encoder(ABC):
@@ -64,6 +77,11 @@ class Encoder(ABC):
     def pixel_shape(self) -> tuple[int, ...]:
         """Shape of the result of `preprocess`: (3, s, s), unless the encoder packs the input of several towers."""
         return (3, self.info.image_size, self.info.image_size)
+
+    @property
+    def pixel_dtype(self) -> torch.dtype:
+        """Type of the result of `preprocess`: float32, or uint8 if a backend normalises the pixels."""
+        return torch.float32
 
     @classmethod
     @abstractmethod
@@ -117,10 +135,51 @@ class Encoder(ABC):
         """The image tower for backends; None, the default, if only the encoder itself can run it."""
         return None
 
+    def passes(self) -> tuple[Encoder, ...]:
+        """The encoders whose features lie side by side, each with one pass through an image tower; mostly itself."""
+        return (self,)
+
+    def run_on(self, passes: Sequence[Encoder]) -> Encoder:
+        """The same encoder with its `passes` in other backends or precisions."""
+        (only,) = passes
+        return only
+
     def towers(self) -> tuple[Tower, ...]:
-        """The image towers whose features are concatenated; empty if only the encoder itself can run them."""
-        tower = self.tower()
-        return () if tower is None else (tower,)
+        """The image towers whose features lie side by side; empty if only the encoder itself can run one of them."""
+        towers = tuple(each.tower() for each in self.passes())
+        return tuple(tower for tower in towers if tower is not None) if None not in towers else ()
+
+    def block_fingerprints(self) -> tuple[str, ...]:
+        """A fingerprint of each block of `info`, by which features are stored."""
+        return (self.info.fingerprint,)
+
+    def layers(self) -> Mapping[str, int]:
+        """The width of each layer of the image tower that features can be taken from, ``final`` first.
+
+        The others are inner layers, from the input to the output; ``unprojected``, if there is one, is the input of the
+        last, linear step. Only ``final`` by default.
+        """
+        return {FINAL: self.info.dim}
+
+    def second_size(self) -> int | None:
+        """Side in pixels of a second, larger square that the image tower can take; None, the default, if it can't."""
+        return None
+
+    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
+        """The image tower with other outputs; it shares its weights.
+
+        Args:
+            layers: keys of `layers`, in their order.
+            size: side of the square in pixels, also another one than the encoder's own.
+
+        Returns:
+            A module in inference mode: normalised pixels (n, 3, size, size) to the raw features of these layers side by
+            side (n, sum of widths), float32. Every backend can convert it.
+
+        Raises:
+            InputError: if the tower can't be run at this size, or has no such layers.
+        """
+        raise InputError(f"the image tower of {self.info.name} gives its final feature only, at its own size")
 
     def text_tower(self) -> TextTower | None:
         """The text tower, which takes token embeddings; None, the default, if prompts can't be learned with it."""
@@ -129,8 +188,8 @@ class Encoder(ABC):
     def projection(self) -> Projection | None:
         """The last, linear step of the image tower, in float32 on the CPU; None, the default, if it has none.
 
-        The identity means that features are also the input of the projection. For any other projection
-        `clipadapter.encoders.with_unprojected` gives its input and output, by way of `tower`.
+        The identity means that features are also the input of the projection. Any other projection is between the
+        layers ``unprojected`` and ``final``; see `layers`.
         """
         return None
 

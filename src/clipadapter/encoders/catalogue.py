@@ -110,8 +110,8 @@ def list_known() -> list[EncoderListing]:
 def listings_of(scheme: str) -> list[EncoderListing]:
     """The known encoders of one scheme.
 
-    >>> [one.name for one in listings_of("pair")]
-    ['pair:FIRST+SECOND']
+    >>> [one.name for one in listings_of("simclr")]
+    ['simclr:FOLDER']
     """
     return [one for one in list_known() if one.name.partition(":")[0] == scheme]
 

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
+from clipadapter.blocks import FINAL, UNPROJECTED
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import QUICK_GELU, EncoderListing, find_licence, list_known
 from clipadapter.encoders.hub import cached_file, hub_answers
@@ -36,7 +37,7 @@ from clipadapter.encoders.open_clip_sources import (
     weights_files,
 )
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
-from clipadapter.encoders.projection import find_projection
+from clipadapter.encoders.projection import append_identity, find_projection, replace_projection
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError, require
 from clipadapter.parallel import run_in_batches
@@ -139,6 +140,18 @@ class OpenClipEncoder(Encoder):
         if self._pixels is None:
             return None
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._model.visual)
+
+    def layers(self) -> Mapping[str, int]:
+        """``final``, and ``unprojected`` if the tower ends in a linear step."""
+        projection = self.projection()
+        return {FINAL: self.info.dim} | ({} if projection is None else {UNPROJECTED: len(projection.weight)})
+
+    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
+        """See `Encoder.layer_network`."""
+        projection = self.projection()
+        if size != self.info.image_size or tuple(layers) != (FINAL, UNPROJECTED) or projection is None:
+            return super().layer_network(layers, size)
+        return replace_projection(self._model.visual, append_identity(projection))
 
     def text_tower(self) -> TextTower | None:
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from clipadapter.encoders.layers import copy_sharing_weights
@@ -50,6 +51,13 @@ def replace_projection(visual: Any, projection: Projection) -> nn.Module:
         new = _frozen(projection.weight, last)
     setattr(owner, name, new)
     return tower
+
+
+def append_identity(projection: Projection) -> Projection:
+    """(p, d) to (p, d + p): the output is followed by the input."""
+    weight, bias = projection.weight, projection.bias
+    wide = torch.cat([weight, torch.eye(len(weight))], dim=1)
+    return Projection(wide, None if bias is None else torch.cat([bias, torch.zeros(len(weight))]))
 
 
 def _path_of_projection(visual: Any) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clipadapter.blocks import FINAL, UNPROJECTED, BlockSource
 from clipadapter.encoders import catalogue
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.encoders.open_clip_sources import check_variant
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
 TEST_SCHEME = "toy"
 """The encoder of the tests, which is not listed."""
+OLD_PAIR, OLD_UNPROJECTED = "pair:", "unprojected:"
 register_encoder = ENCODERS.register
 list_encoders = ENCODERS.list
 encoder_info = ENCODERS.info
@@ -26,7 +28,8 @@ def create_encoder(uri: str, device: str = "cpu") -> Encoder:
     """Open an encoder by its URI, ``SCHEME`` or ``SCHEME:VARIANT``.
 
     Args:
-        uri: such as ``lite``, ``open_clip:ViT-B-32/laion2b_s34b_b79k`` or ``open_clip:local-dir:PATH``.
+        uri: such as ``lite``, ``open_clip:ViT-B-32/laion2b_s34b_b79k`` or ``open_clip:local-dir:PATH``; with several
+            blocks of features such as ``lite[final,stage3]`` (`clipadapter.blocks`).
         device: a torch device. Without it the towers stay on the CPU.
 
     Raises:
@@ -38,8 +41,16 @@ def create_encoder(uri: str, device: str = "cpu") -> Encoder:
     32
     """
     check_uri(uri)
-    scheme, _, variant = uri.partition(":")
-    return encoder_info(scheme).cls.open(variant, device=device)
+    base, names = split_blocks(uri)
+    scheme, _, variant = base.partition(":")
+    encoder = encoder_info(scheme).cls.open(variant, device=device)
+    if not names:
+        return encoder
+    from clipadapter.encoders.block_encoder import open_blocks, unprojected_blocks
+
+    if uri.startswith(OLD_UNPROJECTED):
+        names = unprojected_blocks(encoder)
+    return open_blocks(encoder, names)
 
 
 def check_uri(uri: str) -> None:
@@ -50,13 +61,51 @@ def check_uri(uri: str) -> None:
         InputError: if the URI is incomplete.
         EncoderUnavailableError: if the file or folder is missing.
     """
-    scheme, _, variant = uri.partition(":")
-    if scheme == "unprojected" and variant:
-        check_uri(variant)
-    elif scheme in ("open_clip", "hf-hub"):
+    base, names = split_blocks(uri)
+    for other in dict.fromkeys(BlockSource.parse(name).encoder for name in names):
+        if other:
+            check_uri(other)
+    scheme, _, variant = base.partition(":")
+    if scheme in ("open_clip", "hf-hub"):
         check_variant(variant if scheme == "open_clip" else f"{scheme}:{variant}")
     elif scheme not in list_encoders():
-        raise catalogue.unknown_encoder(uri, list_encoders())
+        raise catalogue.unknown_encoder(base, list_encoders())
+
+
+def split_blocks(uri: str) -> tuple[str, tuple[str, ...]]:
+    """A URI as that of the encoder and the names of its blocks; none for an encoder without blocks.
+
+    ``pair:FIRST+SECOND`` and ``unprojected:ENCODER`` are what models and records have that were saved before there were
+    blocks.
+
+    Raises:
+        InputError: if a block has no valid name.
+
+    >>> split_blocks("lite[final,stage3]"), split_blocks("pair:lite+simclr:tower")
+    (('lite', ('final', 'stage3')), ('lite', ('final', 'simclr:tower/final')))
+    """
+    if uri.startswith(OLD_PAIR):
+        first, second = _split_pair(uri.removeprefix(OLD_PAIR))
+        return first, (FINAL, f"{second}/{FINAL}")
+    if uri.startswith(OLD_UNPROJECTED):
+        return uri.removeprefix(OLD_UNPROJECTED), (FINAL, UNPROJECTED)
+    base, bracket, rest = uri.rpartition(f"[{FINAL}")
+    if not bracket or not rest.endswith("]") or not base:
+        return uri, ()
+    names = tuple(name.strip() for name in (FINAL + rest[:-1]).split(","))
+    for name in names:
+        BlockSource.parse(name)
+    return base, names
+
+
+def _split_pair(variant: str) -> tuple[str, str]:
+    """The two URIs. A path may contain a plus sign, so the split is at the first one that a known scheme follows."""
+    parts = variant.split("+")
+    for i in range(1, len(parts)):
+        first, second = "+".join(parts[:i]), "+".join(parts[i:])
+        if first and second.partition(":")[0] in list_encoders():
+            return first, second
+    raise InputError(f"'{OLD_PAIR}{variant}' names no two encoders: name them one by one, --encoder A --encoder B")
 
 
 def list_listings() -> list[EncoderListing]:
@@ -82,8 +131,11 @@ def check_encoder(uri: str) -> None:
     >>> check_encoder("toy")
     """
     check_uri(uri)
-    scheme, _, variant = uri.partition(":")
-    encoder_info(scheme).cls.check(variant)
+    base, names = split_blocks(uri)
+    for one in dict.fromkeys([base, *(BlockSource.parse(name).encoder for name in names)]):
+        if one:
+            scheme, _, variant = one.partition(":")
+            encoder_info(scheme).cls.check(variant)
 
 
 def open_text_tower(encoder: Encoder) -> TextTower:

@@ -106,4 +106,6 @@ class SimClrEncoder(Encoder):
             InputError: always, since the encoder has no text tower.
         """
         name = self.info.name
-        raise InputError(f"{name} has no text tower: combine it with an encoder that has one, such as pair:lite+{name}")
+        raise InputError(
+            f"{name} has no text tower: name an encoder that has one first: --encoder lite --encoder {name}"
+        )

@@ -312,7 +312,7 @@ def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int)
         there is no heat map.
     """
     name = encoder.info.name
-    if encoder.info.text_dim is not None:
+    if len(encoder.info.blocks) > 1:
         return None, None, f"no heat map: the features of {name} are those of two encoders"
     if head.needs_tower_to_predict:
         return None, None, "no heat map: this head would run the text tower once for each part of the picture"

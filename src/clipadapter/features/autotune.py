@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from clipadapter.backends import (
     PRECISIONS,
+    Backend,
     Int8Calibration,
     Parity,
     backend_info,
@@ -41,6 +42,7 @@ from clipadapter.features.views import ViewSpec
 from clipadapter.files import write_atomically
 from clipadapter.heads import TextFeatures
 from clipadapter.installation import install_command
+from clipadapter.pixels import PixelSpec
 from clipadapter.progress import progress_bar
 
 SAMPLE_SIZE = 64
@@ -94,11 +96,60 @@ def choose_backend(
     'torch'
     """
     _check(backend, precision)
+    if len(encoder.passes()) > 1:
+        first = choose_backend(
+            encoder.passes()[0],
+            sources,
+            backend=backend,
+            precision=precision,
+            text=text,
+            store=store,
+            progress=progress,
+        )
+        return _run_like(first, encoder, sources, is_precision_fixed=precision != "auto")
     if encoder.tower() is None:
         return with_backend(encoder, backend.replace("auto", "torch"), precision.replace("auto", "fp32"))
     if "auto" not in (backend, precision) and precision != "int8":
         return with_backend(encoder, backend, precision)
     return _Search(encoder, sources, backend, precision, text, store, progress).run()
+
+
+def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], is_precision_fixed: bool) -> Encoder:
+    """An encoder of several passes, all in the backend and precision that were chosen for the first one.
+
+    If another pass is not near enough to fp32 in this precision, all passes run in fp32.
+    """
+    info, passes = first.info, encoder.passes()
+    if first is passes[0]:
+        return encoder
+    run: list[Encoder] = [first]
+    for each in passes[1:]:
+        tower = each.tower()
+        if tower is None:
+            run.append(each)
+            continue
+        squares = read_squares(sources[:SAMPLE_SIZE], tower.pixels) if info.precision != "fp32" else None
+        calibration = Int8Calibration(squares) if info.precision == "int8" else None
+        candidate = with_backend(each, info.backend, info.precision, calibration)
+        if squares is not None and len(squares) and not is_precision_fixed:
+            few = torch.from_numpy(squares[:FIRST_SAMPLE_SIZE])
+            reference = with_backend(each).encode_pixels(few).numpy()
+            features = candidate.encode_pixels(few).numpy()
+            if not measure_parity(reference, features, blocks=each.info.blocks).passes(info.precision):
+                return encoder.run_on([with_backend(p, info.backend) if p.tower() else p for p in passes])
+        run.append(candidate)
+    return encoder.run_on(run)
+
+
+def read_squares(sources: Sequence[ImageSource], pixels: PixelSpec) -> NDArray[np.uint8]:
+    """(m, s, s, 3) of the pictures that can be read."""
+    squares = []
+    for source in sources:
+        try:
+            squares.append(pixels.to_square(read_image(source)))
+        except ImageError:
+            continue  # extraction reports it
+    return np.stack(squares) if squares else np.empty((0, pixels.size, pixels.size, 3), np.uint8)
 
 
 def restore_backend(
@@ -120,15 +171,20 @@ def restore_backend(
     for name in names:
         cls = backend_info(name).cls
         is_supported = precision in cls.precisions and encoder.device.partition(":")[0] in cls.devices
-        if (
-            is_supported
-            and not cls.missing_package()
-            and cls.is_ready(encoder.info.fingerprint, precision, calibration)
-        ):
+        if is_supported and not cls.missing_package() and _are_ready(encoder, cls, precision, calibration):
             return with_backend(encoder, name, precision, calibration)
     backend_info(names[0]).cls.check_available(precision)
     raise EncoderUnavailableError(
         f"{encoder.info.name} was calibrated for {precision}. Neither the converted tower nor the pictures are here"
+    )
+
+
+def _are_ready(encoder: Encoder, backend: type[Backend], precision: str, calibration: Int8Calibration | None) -> bool:
+    """Whether a backend can run all passes without converting one."""
+    return all(
+        backend.is_ready(each.info.fingerprint, precision, None if calibration is None else calibration.of_pass(i))
+        for i, each in enumerate(encoder.passes())
+        if each.tower() is not None
     )
 
 
@@ -238,21 +294,19 @@ class _Search:
                 digest = blake2b(image_bytes(self.sources[i]), digest_size=32).digest()
             except ImageError:
                 continue
-            keys.append(feature_key(digest, info.fingerprint, ViewSpec().key(0)))
-        return len(self.store.contains_many(keys, info.dim)) == len(set(keys))
+            keys.append(digest)
+        plain_view = ViewSpec().key(0)
+        for fingerprint, block in zip(self.plain.block_fingerprints(), info.blocks, strict=True):
+            block_keys = {feature_key(digest, fingerprint, plain_view) for digest in keys}
+            if len(self.store.contains_many(list(block_keys), block.width)) < len(block_keys):
+                return False
+        return True
 
     def _sample_squares(self, max_count: int) -> NDArray[np.uint8]:
         """(m, s, s, 3) of the first pictures of the sample."""
         tower = self.plain.tower()
         assert tower is not None
-        squares = []
-        for i in list(self.sample.values())[:max_count]:
-            try:
-                squares.append(tower.pixels.to_square(read_image(self.sources[i])))
-            except ImageError:
-                continue  # extraction reports it
-        size = tower.pixels.size
-        return np.stack(squares) if squares else np.empty((0, size, size, 3), np.uint8)
+        return read_squares([self.sources[i] for i in list(self.sample.values())[:max_count]], tower.pixels)
 
 
 def _check(backend: str, precision: str) -> None:

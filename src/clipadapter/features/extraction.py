@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from clipadapter.blocks import column_slices
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import ImageSource, image_bytes, read_image, shrink_factor, source_name
 from clipadapter.encoders import Encoder
@@ -307,19 +308,54 @@ class ExtractedImage:
     notes: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class _PassOfView:
+    """One pass of an encoder over one view of a picture; equal for equal pictures.
+
+    Args:
+        encoder: number of the pass.
+        keys: key in the store of each block that the pass gives.
+    """
+
+    encoder: int
+    keys: tuple[bytes, ...]
+
+
+Vectors = dict[bytes, NDArray[np.float32]]
+"""Features of blocks by their key in the store."""
+
+
 @dataclass
 class _PreparedImage:
-    """A picture between reading and encoding: the stored features of its views, and the pixels of the other views."""
+    """A picture between reading and encoding: its stored features, and the pixels of passes that lack some.
+
+    Args:
+        position: its index in the sources.
+        keys: for each view, the keys of all blocks.
+        stored: the blocks that are in the store.
+        notes: what a user should know about the file.
+        pixels: input of each pass that must run.
+    """
 
     position: int
-    keys: list[bytes]
-    stored: dict[bytes, NDArray[np.float32]]
+    keys: list[list[bytes]]
+    stored: Vectors
     notes: Sequence[str] = ()
-    pixels: dict[bytes, Tensor] = field(default_factory=dict)
+    pixels: dict[_PassOfView, Tensor] = field(default_factory=dict)
 
-    def finish(self, fresh: dict[bytes, NDArray[np.float32]], computed: int) -> ExtractedImage:
-        vectors = [self.stored[key] if key in self.stored else fresh[key] for key in self.keys]
+    def finish(self, fresh: Vectors, computed: int) -> ExtractedImage:
+        vectors = [
+            np.concatenate([self.stored[key] if key in self.stored else fresh[key] for key in keys])
+            if len(keys) > 1
+            else (self.stored if keys[0] in self.stored else fresh)[keys[0]]
+            for keys in self.keys
+        ]
         return ExtractedImage(self.position, np.stack(vectors), computed, self.notes)
+
+    def count_missing_views(self, passes: set[_PassOfView]) -> int:
+        """How many views have one of these passes."""
+        keys = {key for each in passes for key in each.keys}
+        return sum(any(key in keys for key in view) for view in self.keys)
 
 
 class _PositionQueue:
@@ -351,7 +387,7 @@ def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, 
     pool = ThreadPoolExecutor(job.workers, thread_name_prefix="clipadapter-read")
     # Back-pressure: one batch is prepared while another is encoded; a few more pictures keep the threads busy.
     max_waiting = 2 * job.workers + -(-job.batch_size // job.views.count)
-    image_bytes_in_memory = 4 * 3 * job.encoder.info.image_size**2 * job.views.count
+    image_bytes_in_memory = sum(4 * 3 * each.info.image_size**2 for each in job.encoder.passes()) * job.views.count
     max_waiting = min(max_waiting, max(2, MAX_WAITING_BYTES // image_bytes_in_memory))
     queue = _PositionQueue(positions)
     window: deque[tuple[int, Future[_PreparedImage | ExtractedImage]]] = deque()
@@ -383,79 +419,127 @@ def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, 
 
 
 def _prepare_image(job: ExtractionJob, position: int) -> _PreparedImage | ExtractedImage:
-    """Read a picture once, look up the features of its views, and make the missing views. Runs in a thread."""
-    source, info = job.sources[position], job.encoder.info
+    """Read a picture once, look up the features of its views, and make the pixels of missing ones. Runs in a thread."""
+    source, passes = job.sources[position], job.encoder.passes()
     try:
         with _lock_image(job, source):
             data = image_bytes(source)
         digest = blake2b(data, digest_size=32).digest()
-        keys = [feature_key(digest, info.fingerprint, job.views.key(i), job.dtype) for i in range(job.views.count)]
+        views = [
+            [_PassOfView(p, _block_keys(each, digest, job.views.key(i), job.dtype)) for p, each in enumerate(passes)]
+            for i in range(job.views.count)
+        ]
+        keys = [[key for one in view for key in one.keys] for view in views]
         notes = find_image_notes(data) if isinstance(source, str | Path) else []
-        picture = _PreparedImage(position, keys, job.store.get_many(keys, info.dim), notes)
-        if len(picture.stored) == len(keys):
+        stored = _look_up(job, [one for view in views for one in view])
+        picture = _PreparedImage(position, keys, stored, notes)
+        missing = {
+            (i, one.encoder): one for i, view in enumerate(views) for one in view if not stored.keys() >= set(one.keys)
+        }
+        if not missing:
             return picture.finish({}, computed=0)
-        missing = [i for i, key in enumerate(keys) if key not in picture.stored]
         with _lock_image(job, source):
-            images = _decode(job, source, data, missing)
+            images = _decode(job, source, data, list(missing))
     except ImageError as error:
         return ExtractedImage(position, error)
-    for i in missing:
-        view = augment(images[i], job.views, i, digest, info.image_size)
-        picture.pixels[keys[i]] = job.encoder.preprocess(view)
+    for (i, p), one in missing.items():
+        view = augment(images[i, p], job.views, i, digest, passes[p].info.image_size)
+        picture.pixels[one] = passes[p].preprocess(view)
     return picture
 
 
-def _decode(job: ExtractionJob, source: ImageSource, data: bytes, views: list[int]) -> dict[int, Image.Image]:
-    """The decoded picture for each of these views.
+def _block_keys(encoder: Encoder, digest: bytes, view: str, dtype: str) -> tuple[bytes, ...]:
+    """The keys of the blocks of one pass over one view."""
+    return tuple(feature_key(digest, fingerprint, view, dtype) for fingerprint in encoder.block_fingerprints())
 
-    The plain view comes from a shrunk picture where `min_jpeg_side` allows it, whatever other views are made: a stored
-    feature depends on its key only. Augmented views come from the picture in full size.
+
+def _look_up(job: ExtractionJob, passes: Sequence[_PassOfView]) -> Vectors:
+    """The stored blocks of some passes."""
+    keys_by_width: dict[int, list[bytes]] = {}
+    encoders = job.encoder.passes()
+    for one in passes:
+        for key, block in zip(one.keys, encoders[one.encoder].info.blocks, strict=True):
+            keys_by_width.setdefault(block.width, []).append(key)
+    return {
+        key: value for width, keys in keys_by_width.items() for key, value in job.store.get_many(keys, width).items()
+    }
+
+
+def _decode(
+    job: ExtractionJob, source: ImageSource, data: bytes, missing: list[tuple[int, int]]
+) -> dict[tuple[int, int], Image.Image]:
+    """The decoded picture for each of these views and passes.
+
+    The plain view comes from a shrunk picture where `min_jpeg_side` allows it, whatever else is made: a stored feature
+    depends on its key only. Augmented views come from the picture in full size.
     """
-    info, file_data = job.encoder.info, data if isinstance(source, str | Path) else None
-    min_side = min_jpeg_side(info.precision, info.image_size)
-    if views == [0]:
-        return {0: read_image(source, data=file_data, shrink_to=min_side)}
-    full_size = read_image(source, data=file_data)
-    images = dict.fromkeys(views, full_size)
-    if (0 in images and file_data is not None and min_side is not None) and (
-        shrink_factor(file_data, full_size.size, min_side) > 1
-    ):
-        images[0] = read_image(source, data=file_data, shrink_to=min_side)
-    return images
+    infos, file_data = [each.info for each in job.encoder.passes()], data if isinstance(source, str | Path) else None
+    by_min_side: dict[int | None, Image.Image] = {}
+
+    def read(min_side: int | None) -> Image.Image:
+        if min_side not in by_min_side:
+            by_min_side[min_side] = read_image(source, data=file_data, shrink_to=min_side)
+        return by_min_side[min_side]
+
+    def min_side_of(view: int, number: int) -> int | None:
+        return min_jpeg_side(infos[number].precision, infos[number].image_size) if view == 0 else None
+
+    min_sides = {each: min_side_of(*each) for each in missing}
+    if None in min_sides.values() and file_data is not None:
+        # The picture is decoded in full size in any case: again only if a shrunk one would be smaller.
+        full_size = read(None)
+        for min_side in set(min_sides.values()) - {None}:
+            if min_side is not None and shrink_factor(file_data, full_size.size, min_side) == 1:
+                by_min_side[min_side] = full_size
+    return {each: read(min_side) for each, min_side in min_sides.items()}
 
 
 def _encode_batch(job: ExtractionJob, batch: list[_PreparedImage]) -> tuple[list[ExtractedImage], bool]:
-    """Encode the missing views and store their features.
+    """Run the missing passes and store their blocks.
 
     Returns:
         The extracted pictures, and whether another process works on the same ones.
     """
-    pixels = {key: value for picture in batch for key, value in picture.pixels.items()}
+    pixels = {one: value for picture in batch for one, value in picture.pixels.items()}
     # Pictures that came twice, or that another process stored since they were looked up.
-    known = job.store.get_many(list(pixels), job.encoder.info.dim)
-    is_contended = job.store.has_foreign_writes() and bool(known)
-    missing = [key for key in pixels if key not in known]
-    # Not torch's stack and cat: these wake threads that keep spinning, on cores that other threads need.
-    rows = []
-    for i in range(0, len(missing), job.batch_size):
-        batch_pixels = np.stack([pixels[key].numpy() for key in missing[i : i + job.batch_size]])
-        rows.append(job.encoder.encode_pixels(torch.from_numpy(batch_pixels)).numpy())
-    with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite; see below
-        vectors = np.concatenate(rows).astype(job.dtype) if rows else np.empty((0, 0))
-    new = {key: vector for key, vector in zip(missing, vectors, strict=True) if np.isfinite(vector).all()}
+    known = _look_up(job, list(pixels))
+    lacking = [one for one in pixels if not known.keys() >= set(one.keys)]
+    is_contended = job.store.has_foreign_writes() and len(lacking) < len(pixels)
+    new: dict[bytes, NDArray[Any]] = {}
+    for number, encoder in enumerate(job.encoder.passes()):
+        own = [one for one in lacking if one.encoder == number]
+        slices = column_slices(encoder.info.blocks).values()
+        for vectors, one in zip(_encode_pass(job, encoder, [pixels[each] for each in own]), own, strict=True):
+            for key, columns in zip(one.keys, slices, strict=True):
+                if key not in known and np.isfinite(vectors[columns]).all():
+                    new[key] = vectors[columns]
     if new:
         is_contended |= job.store.put_many(new) < len(new)
     values = known | {key: vector.astype(np.float32) for key, vector in new.items()}
-    extracted, uncounted = [], set(new)
+    extracted, uncounted = [], set(lacking)
     for picture in batch:
-        if picture.pixels.keys() <= values.keys():
-            computed = picture.pixels.keys() & uncounted
-            uncounted -= computed  # an equal picture in the batch was not computed again
-            extracted.append(picture.finish(values, computed=len(computed)))
+        if all(key in values or key in picture.stored for view in picture.keys for key in view):
+            own_passes = picture.pixels.keys() & uncounted
+            uncounted -= own_passes  # an equal picture in the batch was not computed again
+            computed = picture.count_missing_views(own_passes)
+            extracted.append(picture.finish(values, computed))
         else:
             error = ImageError(source_name(job.sources[picture.position]), "its feature is not finite")
             extracted.append(ExtractedImage(picture.position, error))
     return extracted, is_contended
+
+
+def _encode_pass(job: ExtractionJob, encoder: Encoder, pixels: list[Tensor]) -> NDArray[Any]:
+    """(n, d) features of one pass over n prepared pictures, in the dtype of the store."""
+    # Not torch's stack and cat: these wake threads that keep spinning, on cores that other threads need.
+    rows = [
+        encoder.encode_pixels(
+            torch.from_numpy(np.stack([each.numpy() for each in pixels[i : i + job.batch_size]]))
+        ).numpy()
+        for i in range(0, len(pixels), job.batch_size)
+    ]
+    with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite, and is refused
+        return np.concatenate(rows).astype(job.dtype) if rows else np.empty((0, 0))
 
 
 def _lock_image(job: ExtractionJob, source: ImageSource) -> AbstractContextManager[Any]:

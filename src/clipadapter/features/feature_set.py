@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, select_blocks, total_width
 from clipadapter.errors import InputError
 from clipadapter.files import without_paths
 from clipadapter.formatting import check_names, describe_classes, format_count, format_list, html_block, html_table
@@ -29,6 +30,7 @@ class FeatureSet:
         class_names: all classes in their order; a class may have no picture in the set.
         provenance: origin of the features: encoder, data set, views and so on.
         targets: (n, c) ones and zeros for multi-label data; else None.
+        blocks: name and width of each block of columns, ``final`` first; by default ``final`` alone.
 
     Raises:
         InputError: if the shapes do not match, a feature is not finite, or a label is no class.
@@ -45,6 +47,7 @@ class FeatureSet:
     class_names: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     targets: NDArray[np.int8] | None = None
+    blocks: Blocks = ()
 
     def __post_init__(self) -> None:
         X = np.asanyarray(self.X, dtype=np.float32)
@@ -56,6 +59,10 @@ class FeatureSet:
         ):
             object.__setattr__(self, name, value)
         self._check()
+        blocks = as_blocks(self.blocks) if self.blocks else (Block(FINAL, X.shape[-1]),)
+        object.__setattr__(self, "blocks", blocks)
+        if total_width(blocks) != X.shape[-1]:
+            raise InputError(f"features have width {X.shape[-1]}, but their blocks have {total_width(blocks)}")
 
     def _check(self) -> None:
         if self.X.ndim not in (2, 3) or 0 in self.X.shape[1:]:
@@ -126,6 +133,24 @@ class FeatureSet:
         """(n, d) features of the plain pictures."""
         return self.X if self.X.ndim == 2 else self.X[:, 0]
 
+    @property
+    def final(self) -> NDArray[np.float32]:
+        """(n, w) block ``final`` of the plain pictures, which class text is compared with."""
+        return self.plain[:, : self.blocks[0].width]
+
+    def select_blocks(self, names: Iterable[str]) -> FeatureSet:
+        """The set with these blocks only; their order does not change.
+
+        Raises:
+            InputError: if there is no such block, or ``final`` is missing.
+
+        >>> features = FeatureSet([[1, 2, 3]], ("cat",), ("cat",), blocks=(("final", 2), ("stage3", 1)))
+        >>> features.select_blocks(["final"]).X
+        array([[1., 2.]], dtype=float32)
+        """
+        blocks, columns = select_blocks(self.blocks, names)
+        return self if blocks == self.blocks else replace(self, X=self.X[..., columns], blocks=blocks)
+
     def mark_for_evaluation(self) -> FeatureSet:
         """The same features as a test split: heads predict for them, but refuse to be fitted to them."""
         return replace(self, X=mark_for_evaluation(self.X))
@@ -141,4 +166,4 @@ class FeatureSet:
             raise InputError(f"rows must be 0 to {len(self) - 1}, but are {index.min()} to {index.max()}")
         y = tuple(self.y[i] for i in index) if self.targets is None else ()
         targets = None if self.targets is None else self.targets[index]
-        return FeatureSet(self.X[index], y, self.class_names, self.provenance, targets)
+        return replace(self, X=self.X[index], y=y, targets=targets)

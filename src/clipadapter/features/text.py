@@ -57,7 +57,7 @@ def _encode_texts(encoder: Encoder, texts: Sequence[str], store: FeatureStore | 
         return encoder.encode_text(texts)
     info = encoder.info
     keys = [feature_key(blake2b(text.encode(), digest_size=32).digest(), info.fingerprint, "text") for text in texts]
-    features = store.get_many(keys, info.text_dim or info.dim)
+    features = store.get_many(keys, info.text_dim)
     missing = [i for i, key in enumerate(keys) if key not in features]
     if missing:
         fresh = encoder.encode_text([texts[i] for i in missing]).numpy()

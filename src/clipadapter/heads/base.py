@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
+from clipadapter.blocks import FINAL, UNPROJECTED, Block, Blocks, BlockSource, as_blocks, select_blocks, total_width
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.formatting import format_list
 from clipadapter.functional import unit
@@ -45,6 +46,7 @@ from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]
+Reads = Literal["final", "unprojected", "second-encoder", "all"]
 RECIPES = ("official", "paper")
 """Names of the class methods that return a head with the authors' code's parameters, or the paper's."""
 MULTILABEL = "multilabel_"
@@ -53,7 +55,7 @@ MAX_FLOATS_PER_BLOCK = 2**24
 """Numbers that a head may hold at a time while it predicts: 64 MB in float32."""
 PRIOR_SHOTS_PER_CLASS = (1, 2, 4, 8, 16)
 """Shots per class at which `Head.temperature_prior` was measured."""
-NOT_IN_STATE = ("classes_", "feature_names_in_", "n_features_in_")
+NOT_IN_STATE = ("blocks_", "classes_", "feature_names_in_", "n_features_in_")
 """Learned attributes that are not part of `Head.state`."""
 
 
@@ -69,14 +71,14 @@ class Head(Estimator, ABC):
     """True if `fit` requires text features."""
     transductive: ClassVar[bool] = False
     """True if `fit` also takes the pictures that will be classified, without labels."""
-    two_encoders: ClassVar[bool] = False
-    """True if X may be wider than the text features: the additional columns are a second encoder's features."""
+    reads: ClassVar[Reads] = "final"
+    """The blocks of X that the head reads: the one that class text is compared with ("final"); this and the features
+    before the image tower's projection ("unprojected"); this and the final feature of the first other encoder
+    ("second-encoder"); or "all"."""
     needs_tower: ClassVar[bool] = False
     """True if `fit` trains through the text tower that made the text features."""
     needs_tower_to_predict: ClassVar[bool] = False
     """True if `predict` uses the text tower too, so that a head that was loaded needs `attach`."""
-    reads_unprojected: ClassVar[bool] = False
-    """True if the columns of X after the text's width are features before the image tower's projection."""
     tunes_encoder: ClassVar[bool] = False
     """True if the encoder itself is changed before features are made; see `clipadapter.tuners`."""
     multilabel: ClassVar[bool] = False
@@ -93,6 +95,8 @@ class Head(Estimator, ABC):
 
     classes_: Array
     n_features_in_: int
+    blocks_: Blocks
+    """The blocks of X in `fit`."""
     feature_names_in_: Array
     """(d,) names of the columns of X if `fit` got a data frame; not saved."""
 
@@ -138,7 +142,7 @@ class Head(Estimator, ABC):
 
     def _text_width(self) -> int:
         """Width of text features; less than that of X if a head reads columns that text features lack."""
-        return self.n_features_in_
+        return self.blocks_[0].width
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         """Replace the classes by those of unit text features (c, d); only for heads that learn no class weights."""
@@ -210,7 +214,12 @@ class Head(Estimator, ABC):
     # Fit
 
     def fit(
-        self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None, unlabelled: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        text: TextFeatures | None = None,
+        unlabelled: ArrayLike | None = None,
+        blocks: Sequence[tuple[str, int]] | None = None,
     ) -> Self:
         """Learn from labelled features.
 
@@ -223,6 +232,8 @@ class Head(Estimator, ABC):
             text: class names and their text features.
             unlabelled: (u, d) raw features of the pictures to classify; required by transductive heads, refused by
                 others.
+            blocks: name and width of each block of columns of X, ``final`` first (`clipadapter.blocks`); None if X is
+                ``final`` alone. The head reads some of them; see `reads`.
 
         Returns:
             The head itself.
@@ -231,8 +242,10 @@ class Head(Estimator, ABC):
             InputError: if shapes, widths or labels do not match, or a feature is not finite.
         """
         check_feature_names(self, X, reset=True)
-        shots, classes = self._check_shots(X, y, text, unlabelled)
-        self.classes_, self.n_features_in_ = classes, shots.views.shape[2]
+        views = as_views(X)
+        blocks = self._check_blocks(views.shape[2], blocks)
+        shots, classes = self._check_shots(views, y, text, unlabelled, blocks=blocks)
+        self.classes_, self.n_features_in_, self.blocks_ = classes, views.shape[2], blocks
         # Set in the multi-label task only: it is part of the saved state, and single-label models have no such array.
         self.__dict__.pop(MULTILABEL, None)
         if shots.targets is not None:
@@ -253,6 +266,7 @@ class Head(Estimator, ABC):
         text: TextFeatures | None,
         unlabelled: ArrayLike | None = None,
         classes: Array | None = None,
+        blocks: Blocks | None = None,
     ) -> tuple[SupportSet, Array]:
         """The arguments of `fit`, checked, and the classes in order.
 
@@ -264,12 +278,17 @@ class Head(Estimator, ABC):
             text: as for `fit`.
             unlabelled: as for `fit`.
             classes: their order where it is fixed already; by default all classes of the text, or all labels.
+            blocks: checked blocks of X; by default those of the last `fit`, or ``final`` alone.
 
         Raises:
             InputError: if shapes, widths or labels do not match, or the head needs more, or takes less.
         """
         views = as_views(X)
-        tensor = torch.from_numpy(views)
+        if blocks is None:
+            if hasattr(self, "blocks_"):
+                check_width(self, views.shape[2])
+            blocks = getattr(self, "blocks_", None) or self._check_blocks(views.shape[2], None)
+        tensor = self._read_columns(torch.from_numpy(views), blocks)
         targets: Tensor | None = None
         if is_multilabel(y):
             if not self.multilabel:
@@ -280,10 +299,10 @@ class Head(Estimator, ABC):
                 )
             classes, ones = as_targets(y, len(views), text)
             targets, labels = torch.from_numpy(ones).to(tensor.dtype), torch.full((len(views),), -1)
-            self._check_text(text, views.shape[2])
+            self._check_text(text, blocks)
         else:
             names = as_labels(y, len(views))
-            self._check_text(text, views.shape[2])
+            self._check_text(text, blocks)
             if classes is None:
                 classes, positions = class_positions(names, text)
             else:
@@ -296,15 +315,60 @@ class Head(Estimator, ABC):
             n_classes=len(classes),
             text=None if text is None else unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)),
             scale=DEFAULT_LOGIT_SCALE if text is None else text.logit_scale,
-            unlabelled=self._check_unlabelled(unlabelled, tensor),
+            unlabelled=self._check_unlabelled(unlabelled, tensor, blocks),
             names=() if text is None else text.labels,
             tower=None if text is None else text.tower,
             targets=targets,
             bias=None if text is None else text.logit_bias,
+            blocks=self._blocks_to_read(blocks),
         )
         return shots, classes
 
-    def _check_text(self, text: TextFeatures | None, width: int) -> None:
+    @property
+    def read_blocks(self) -> Blocks:
+        """The blocks of X in `fit` that the head reads, in the order of the columns that `_logits` gets."""
+        return self._blocks_to_read(self.blocks_)
+
+    @property
+    def read_width(self) -> int:
+        """Number of columns that the head reads."""
+        return total_width(self.read_blocks)
+
+    def read_columns(self, X: Tensor) -> Tensor:
+        """The columns (m, d) that `_logits` gets, of features (m, n_features_in_)."""
+        return self._read_columns(X, self.blocks_)
+
+    def _read_columns(self, X: Tensor, blocks: Blocks) -> Tensor:
+        names = [block.name for block in self._blocks_to_read(blocks)]
+        return X if len(names) == len(blocks) else X[..., select_blocks(blocks, names)[1]].contiguous()
+
+    def _blocks_to_read(self, blocks: Blocks) -> Blocks:
+        """Those of `blocks` that `reads` means."""
+        if self.reads == "all" or len(blocks) == 1:
+            return blocks
+        names = [FINAL]
+        if self.reads == "unprojected":
+            names += [block.name for block in blocks if block.name == UNPROJECTED]
+        if self.reads == "second-encoder":
+            sources = [BlockSource.parse(block.name) for block in blocks[1:]]
+            names += [s.name for s in sources if s == BlockSource(s.encoder, FINAL) and s.encoder][:1]
+        return tuple(block for block in blocks if block.name in names)
+
+    def _check_blocks(self, width: int, blocks: Sequence[tuple[str, int]] | None) -> Blocks:
+        """The blocks of features of this width; ``final`` alone by default.
+
+        Raises:
+            InputError: if their widths do not add up to it.
+        """
+        if blocks is None:
+            return (Block(FINAL, width),)
+        checked = as_blocks(blocks)
+        if total_width(checked) != width:
+            widths = ", ".join(f"{block.name} {block.width}" for block in checked)
+            raise InputError(f"features have width {width}, but their blocks have {total_width(checked)}: {widths}")
+        return checked
+
+    def _check_text(self, text: TextFeatures | None, blocks: Blocks) -> None:
         name = type(self).__name__
         if self.needs_text and text is None:
             raise InputError(f"{name} needs class text: call fit(X, y, text=TextFeatures(names, vectors))")
@@ -317,16 +381,16 @@ class Head(Estimator, ABC):
             raise InputError(
                 f"{name} needs class text, but there is none of {format_list(text.absent)}; 'auto' needs none"
             )
-        expected = width if text is None else text.embeddings.shape[1]
-        if width != expected and not ((self.two_encoders or self.reads_unprojected) and width > expected):
-            wide = " Features of two encoders need a head for two, such as svl-adapter, unprojected ones prolip"
-            hint = wide if width > expected else ""
+        width = blocks[0].width
+        if text is not None and text.embeddings.shape[1] != width:
+            expected = text.embeddings.shape[1]
+            hint = f"If they have more blocks than {FINAL!r}, name them: blocks=[({FINAL!r}, {expected}), ...]"
             raise InputError(
                 f"features have width {width} but class text has width {expected}: were they made by the same encoder?"
-                f"{hint}"
+                f"{f' {hint}' if width > expected and len(blocks) == 1 else ''}"
             )
 
-    def _check_unlabelled(self, unlabelled: ArrayLike | None, views: Tensor) -> Tensor | None:
+    def _check_unlabelled(self, unlabelled: ArrayLike | None, views: Tensor, blocks: Blocks) -> Tensor | None:
         """Features of pictures without labels in the dtype of the shots; None if the head takes none."""
         name = type(self).__name__
         if not self.transductive and unlabelled is None:
@@ -339,13 +403,22 @@ class Head(Estimator, ABC):
                 "call fit(X, y, text=..., unlabelled=features)"
             )
         rows = torch.from_numpy(as_matrix(unlabelled)).to(views.dtype)
-        if rows.shape[1] != views.shape[2]:
-            raise InputError(f"unlabelled features have width {rows.shape[1]}, but the shots have {views.shape[2]}")
-        return rows
+        if rows.shape[1] != total_width(blocks):
+            raise InputError(
+                f"unlabelled features have width {rows.shape[1]}, but the shots have {total_width(blocks)}"
+            )
+        return self._read_columns(rows, blocks)
 
     # Fit again: from an earlier fit, without some shots, for other classes
 
-    def fit_from(self, previous: Head, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Self:
+    def fit_from(
+        self,
+        previous: Head,
+        X: ArrayLike,
+        y: ArrayLike,
+        text: TextFeatures | None = None,
+        blocks: Sequence[tuple[str, int]] | None = None,
+    ) -> Self:
         """`fit` in less time, by a warm start from an earlier fit if the head `supports_warm_start`.
 
         X and y are all shots, those of the earlier fit included. A head with a unique optimum ends where `fit` does,
@@ -356,6 +429,7 @@ class Head(Estimator, ABC):
             X: as for `fit`.
             y: as for `fit`.
             text: as for `fit`.
+            blocks: as for `fit`.
 
         Raises:
             InputError: as `fit`; or if the earlier head is of another type or not fitted.
@@ -364,7 +438,7 @@ class Head(Estimator, ABC):
             raise InputError(f"{type(self).__name__} starts from a fitted one, not from {type(previous).__name__}")
         self._previous = previous if self.supports_warm_start else None
         try:
-            return self.fit(X, y, text=text)
+            return self.fit(X, y, text=text, blocks=blocks)
         finally:
             self.__dict__.pop("_previous", None)
 
@@ -381,6 +455,7 @@ class Head(Estimator, ABC):
         text: TextFeatures | None = None,
         *,
         reuse_chosen: bool = True,
+        blocks: Blocks | None = None,
     ) -> Self:
         """A new head, fitted to all shots but some; this head does not change.
 
@@ -391,15 +466,17 @@ class Head(Estimator, ABC):
             text: as for `fit`.
             reuse_chosen: True to take over hyperparameters that this head chose among all its shots, such as a residual
                 ratio or a penalty. To search them again may take several times as long as the fit.
+            blocks: as for `fit`; by default those of the last `fit`.
 
         Raises:
             InputError: as `fit`.
         """
         train = np.setdiff1d(np.arange(len(np.asarray(y))), held_out)
+        blocks = getattr(self, "blocks_", None) if blocks is None else blocks
         head: Self = clone(self)
         head._full_fit = self if reuse_chosen else None
         try:
-            return head.fit(np.asarray(X)[train], np.asarray(y)[train], text=text)
+            return head.fit(np.asarray(X)[train], np.asarray(y)[train], text=text, blocks=blocks)
         finally:
             head.__dict__.pop("_full_fit", None)
 
@@ -445,6 +522,35 @@ class Head(Estimator, ABC):
         other.classes_ = names_to_dtype(text.labels, self.classes_.dtype)
         other._for_text(unit(torch.from_numpy(text.embeddings.copy())), text.logit_scale)
         return other
+
+    # Blocks
+
+    def used_blocks(self) -> tuple[str, ...]:
+        """Names of the blocks that the logits depend on, ``final`` first; those that the head reads, by default."""
+        check_is_fitted(self)
+        return tuple(block.name for block in self.read_blocks)
+
+    def restrict_blocks(self, names: Sequence[str]) -> Self:
+        """A copy of the fitted head for features that have fewer blocks, with equal logits.
+
+        Args:
+            names: of the blocks that stay, `used_blocks` among them.
+
+        Raises:
+            InputError: if a block is missing that the logits depend on.
+        """
+        missing = [name for name in self.used_blocks() if name not in names]
+        if missing:
+            raise InputError(f"{type(self).__name__} needs the block {missing[0]!r}")
+        before = self.read_blocks
+        other = copy.copy(self)
+        other.blocks_ = select_blocks(self.blocks_, names)[0]
+        other.n_features_in_ = total_width(other.blocks_)
+        other._restrict(before, other.read_blocks)
+        return other
+
+    def _restrict(self, before: Blocks, after: Blocks) -> None:
+        """Forget what was learned of blocks that this copy of a head reads no more."""
 
     # Predict
 
@@ -532,12 +638,16 @@ class Head(Estimator, ABC):
         block_size = max(1, MAX_FLOATS_PER_BLOCK // self._numbers_per_row())
         compute = scores or self._logits
         with torch.inference_mode():
-            return map_blocks(rows, block_size, lambda block: function(compute(torch.from_numpy(block)).numpy()))
+            return map_blocks(
+                rows,
+                block_size,
+                lambda part: function(compute(self.read_columns(torch.from_numpy(part))).numpy()),
+            )
 
     # Save and load
 
     def state(self) -> dict[str, Array]:
-        """What was learned, as arrays by name, without ``classes_`` and ``n_features_in_``.
+        """What was learned, as arrays by name, without ``classes_``, ``n_features_in_`` and ``blocks_``.
 
         Raises:
             sklearn.exceptions.NotFittedError: before `fit`.
@@ -546,18 +656,21 @@ class Head(Estimator, ABC):
         learned = {k: v for k, v in vars(self).items() if k.endswith("_") and k not in NOT_IN_STATE and v is not None}
         return {k: v.numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in learned.items()}
 
-    def load_state(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> Self:
+    def load_state(
+        self, state: Mapping[str, Array], classes: Sequence[Any], width: int, blocks: Sequence[tuple[str, int]] = ()
+    ) -> Self:
         """Become the fitted head that `state` came from.
 
         Args:
             state: arrays by name.
             classes: labels in order.
             width: feature width d.
+            blocks: the blocks of these columns; empty for ``final`` alone.
 
         Raises:
             ArtifactError: if the arrays do not make a working head: it must compute finite logits (1, c).
         """
-        self._load_state_dict(state, classes, width)
+        self._load_state_dict(state, classes, width, blocks)
         self._check_state()
         return self
 
@@ -569,7 +682,9 @@ class Head(Estimator, ABC):
         """
         return self
 
-    def _load_state_dict(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> None:
+    def _load_state_dict(
+        self, state: Mapping[str, Array], classes: Sequence[Any], width: int, blocks: Sequence[tuple[str, int]] = ()
+    ) -> None:
         """Set saved arrays as attributes without checking them; arrays without axes become numbers, others tensors.
 
         Raises:
@@ -581,6 +696,7 @@ class Head(Estimator, ABC):
             array = np.array(value)
             setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))
         self.classes_, self.n_features_in_ = np.asarray(classes), width
+        self.blocks_ = self._check_blocks(width, blocks or None)
 
     def _check_state(self) -> None:
         """Predict one row with loaded arrays.

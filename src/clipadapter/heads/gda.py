@@ -133,10 +133,6 @@ class Gda(ExactIncrementalHead):
         self._check_updatable()
         return super().remap_classes(classes, origin, text)
 
-    def _check_width(self, shots: SupportSet) -> None:
-        super()._check_width(shots)
-        self._check_updatable()
-
     def _check_updatable(self) -> None:
         if not self.is_updatable:
             raise InputError(

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from typing_extensions import Self
 
+from clipadapter.blocks import Blocks
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head
@@ -21,8 +22,8 @@ from clipadapter.heads.support import (
     Array,
     SupportSet,
     as_labels,
+    as_views,
     check_feature_names,
-    check_width,
     names_to_dtype,
     text_classes,
 )
@@ -79,7 +80,12 @@ class IncrementalHead(Head):
         self._partial_fit_first(shots)
 
     def partial_fit(
-        self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None, classes: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        text: TextFeatures | None = None,
+        classes: ArrayLike | None = None,
+        blocks: Sequence[tuple[str, int]] | None = None,
     ) -> Self:
         """Learn from further shots, of known and of new classes; the first call is `fit`.
 
@@ -89,6 +95,7 @@ class IncrementalHead(Head):
             text: of all classes, the known ones included. Required if `fit` got text features.
             classes: without text, all labels that y may have in this and later calls; by default labels are added
                 when they first occur.
+            blocks: as for `fit`; later calls take those of the first.
 
         Returns:
             The head itself.
@@ -98,10 +105,13 @@ class IncrementalHead(Head):
         """
         if not hasattr(self, "classes_"):
             if text is not None or classes is None:
-                return self.fit(X, y, text=text)
+                return self.fit(X, y, text=text, blocks=blocks)
             check_feature_names(self, X, reset=True)
-            shots, self.classes_ = self._check_shots(X, y, None, classes=np.unique(np.asarray(classes)))
-            self.n_features_in_ = shots.views.shape[2]
+            views = as_views(X)
+            checked = self._check_blocks(views.shape[2], blocks)
+            known = np.unique(np.asarray(classes))
+            shots, self.classes_ = self._check_shots(views, y, None, classes=known, blocks=checked)
+            self.n_features_in_, self.blocks_ = views.shape[2], checked
             self._fit(shots)
             return self
         previous_classes = self.classes_
@@ -112,7 +122,7 @@ class IncrementalHead(Head):
         else:
             class_names = text_classes(text, previous_classes.dtype)
         shots, all_classes = self._check_shots(X, y, text, classes=class_names)
-        self._check_width(shots)
+        self._check_updatable()
         origin = class_origins(previous_classes, all_classes)
         missing = sorted(set(map(str, previous_classes)) - set(map(str, all_classes)))
         if missing:
@@ -123,6 +133,9 @@ class IncrementalHead(Head):
         self.counts_ = counts
         return self
 
+    def _check_updatable(self) -> None:  # noqa: B027 - not abstract: most heads can always be updated
+        """Refuse an update if what it needs was not stored; see `is_updatable`."""
+
     def _check_same_use_of_text(self, text: TextFeatures | None) -> None:
         if text is None and self.has_text:
             raise InputError(
@@ -130,9 +143,6 @@ class IncrementalHead(Head):
             )
         if text is not None and not self.has_text:
             raise InputError("this head was fitted without class text, so it can't be updated with it: leave text out")
-
-    def _check_width(self, shots: SupportSet) -> None:
-        check_width(self, shots.views.shape[2])
 
 
 class ExactIncrementalHead(IncrementalHead):
@@ -199,7 +209,7 @@ class ExactIncrementalHead(IncrementalHead):
         check_feature_names(self, X)
         self._check_same_use_of_text(text)
         shots, _ = self._check_shots(X, y, text, classes=self.classes_)
-        self._check_width(shots)
+        self._check_updatable()
         remaining = self.counts_ - torch.bincount(shots.labels, minlength=len(self.counts_))
         if (remaining < 0).any():
             k = int(remaining.argmin())
@@ -219,10 +229,11 @@ class ExactIncrementalHead(IncrementalHead):
         text: TextFeatures | None = None,
         *,
         reuse_chosen: bool = True,
+        blocks: Blocks | None = None,
     ) -> Self:
         """As `Head.refit_without`; by `unlearn` if at most half of the shots are left out."""
         if not self.is_updatable or 2 * len(held_out) > len(np.asarray(y)):
-            return super().refit_without(X, y, held_out, text, reuse_chosen=reuse_chosen)
+            return super().refit_without(X, y, held_out, text, reuse_chosen=reuse_chosen, blocks=blocks)
         # A shallow copy is enough: learned tensors are replaced, never changed in place.
         return copy.copy(self).unlearn(np.asarray(X)[held_out], np.asarray(y)[held_out], text)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from clipadapter.blocks import Blocks, as_blocks
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import iterative_stratification, stratified_folds
@@ -91,6 +92,7 @@ def out_of_fold(
     seed: int = 0,
     keep_heads: bool = False,
     checked: dict[type[Head], SupportSet] | None = None,
+    blocks: Sequence[tuple[str, int]] | None = None,
 ) -> OutOfFold | None:
     """Logits of shots by fits that did not see them, by the first strategy that applies.
 
@@ -118,6 +120,7 @@ def out_of_fold(
             that do not depend on the held-out shots in any way, so that these heads choose their hyperparameters again.
         checked: checked shots by type of head, shared by calls with the same X, y and text: candidates of one search
             then compute what `SupportSet` caches once.
+        blocks: as for `Head.fit`, of an unfitted head; a fitted one knows them.
 
     Returns:
         None if no strategy applies, or if the head is transductive.
@@ -133,15 +136,16 @@ def out_of_fold(
         truth = class_positions(y, text)[1]
     if head.transductive:
         return None
+    checked_blocks: Blocks | None = getattr(head, "blocks_", None) or (None if blocks is None else as_blocks(blocks))
     for strategy in strategies:
         if strategy == "own":
             result = None if keep_heads else head._own_out_of_fold
         elif strategy == "leave-one-out":
-            result = _leave_one_out(head, X, y, text, truth, {} if checked is None else checked)
+            result = _leave_one_out(head, X, y, text, truth, {} if checked is None else checked, checked_blocks)
         elif strategy == "folds":
-            result = _from_folds(head, views, y, truth, text, folds, seed, keep_heads)
+            result = _from_folds(head, views, y, truth, text, folds, seed, keep_heads, checked_blocks)
         else:
-            result = _from_last_view(head, views, y, truth, text)
+            result = _from_last_view(head, views, y, truth, text, checked_blocks)
         if result is not None:
             return result
     return None
@@ -165,6 +169,7 @@ def _leave_one_out(
     text: TextFeatures | None,
     positions: Array,
     checked: dict[type[Head], SupportSet],
+    blocks: Blocks | None,
 ) -> OutOfFold | None:
     if positions.ndim == 2:
         return None
@@ -172,7 +177,7 @@ def _leave_one_out(
     if not len(rows):
         return None
     if type(head) not in checked:
-        checked[type(head)] = head._check_shots(X, y, text)[0]
+        checked[type(head)] = head._check_shots(X, y, text, blocks=blocks)[0]
     with torch.inference_mode():
         logits = head._leave_one_out(checked[type(head)])
     if logits is None:
@@ -189,6 +194,7 @@ def _from_folds(
     folds: int | None,
     seed: int,
     keep_heads: bool,
+    blocks: Blocks | None,
 ) -> OutOfFold | None:
     is_fitted = hasattr(head, "classes_")
     folds = folds or (FOLDS_OF_FITTED if is_fitted else FOLDS)
@@ -210,7 +216,8 @@ def _from_folds(
     logits: list[Array] = []
     scales: list[float] = []
     for train, held_out in splits:
-        fold_head = head.refit_without(views, y, held_out, text, reuse_chosen=is_fitted and not keep_heads)
+        reuse_chosen = is_fitted and not keep_heads
+        fold_head = head.refit_without(views, y, held_out, text, reuse_chosen=reuse_chosen, blocks=blocks)
         logits.append(fold_head.logits(views[held_out, 0]))
         if is_fitted:
             scales.append(_logit_scale(fold_head, views[train, 0]))
@@ -226,10 +233,12 @@ def _from_folds(
     return OutOfFold(scaled, truth[rows], rows, "folds", shots_per_class, ratio, tuple(heads), fold_of_row)
 
 
-def _from_last_view(head: Head, views: Array, y: Array, truth: Array, text: TextFeatures | None) -> OutOfFold | None:
+def _from_last_view(
+    head: Head, views: Array, y: Array, truth: Array, text: TextFeatures | None, blocks: Blocks | None
+) -> OutOfFold | None:
     if views.shape[1] == 1:
         return None
-    logits = clone(head).fit(views[:, :-1], y, text=text).logits(views[:, -1])
+    logits = clone(head).fit(views[:, :-1], y, text=text, blocks=blocks).logits(views[:, -1])
     return OutOfFold(logits, truth, np.arange(len(views)), "views", mean_shots_per_class(y))
 
 

@@ -142,7 +142,7 @@ class Rail(ExactIncrementalHead):
 
     def _numbers_per_row(self) -> int:
         shots = len(self.weight_) if self.form == "dual" else 0
-        return self.n_features_in_ + len(self.classes_) + self.hidden + shots
+        return self.read_width + len(self.classes_) + self.hidden + shots
 
     def _init_sums(self, shots: SupportSet) -> None:
         self._check()
@@ -249,7 +249,7 @@ class Rail(ExactIncrementalHead):
 
     def _map(self) -> Tensor:
         """R, (hidden, d)."""
-        return random_map(self.hidden, self.n_features_in_, self.seed)
+        return random_map(self.hidden, self.read_width, self.seed)
 
     def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """(p, d) and (q, d) unit rows to (p, q)."""
@@ -266,7 +266,7 @@ class Rail(ExactIncrementalHead):
 
     @property
     def _width(self) -> int:
-        return self.hidden if self._has_random_features else self.n_features_in_
+        return self.hidden if self._has_random_features else self.read_width
 
     def _check(self) -> None:
         if self.form not in RIDGE:

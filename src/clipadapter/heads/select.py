@@ -91,6 +91,7 @@ def select(
     folds: int = 4,
     seed: int = 0,
     progress: bool = False,
+    blocks: Sequence[tuple[str, int]] | None = None,
 ) -> Selection:
     """The head that predicts held-out shots best.
 
@@ -106,6 +107,7 @@ def select(
         folds: of the cross-validation.
         seed: of the folds.
         progress: show a bar on stderr.
+        blocks: as for `Head.fit`.
 
     Raises:
         InputError: if the features are marked for evaluation, nothing can be held out, there are more than 4096
@@ -123,7 +125,7 @@ def select(
     checked: dict[type[Head], SupportSet] = {}
 
     def in_folds(head: Head) -> OutOfFold:
-        result = out_of_fold(head, X, y, text, folds=folds, seed=seed)
+        result = out_of_fold(head, X, y, text, folds=folds, seed=seed, blocks=blocks)
         if result is None:
             raise InputError(_why_nothing_is_held_out(head))
         return result
@@ -133,7 +135,7 @@ def select(
         is_closed_form = all(other.strategy == "leave-one-out" for other in results.values())
         result = None
         if is_closed_form:
-            result = out_of_fold(head, X, y, text, strategies=("leave-one-out",), checked=checked)
+            result = out_of_fold(head, X, y, text, strategies=("leave-one-out",), checked=checked, blocks=blocks)
         if is_closed_form and result is None:
             # Folds fit to fewer shots than leave-one-out does, so that losses of the two can't be compared.
             results = {other: in_folds(candidates[other]) for other in results}

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from clipadapter.blocks import FINAL, Block, Blocks
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.text import TextFeatures
@@ -44,6 +45,7 @@ class SupportSet:
         tower: opens the text tower that made the text features, for methods that train through it; else None.
         targets: (n, c) zeros and ones in the dtype of the features in the multi-label task; else None.
         bias: the logit bias of an encoder that was trained with the sigmoid loss (SigLIP), or None.
+        blocks: the blocks of the d columns; by default ``final`` alone.
     """
 
     views: Tensor
@@ -56,6 +58,11 @@ class SupportSet:
     tower: Callable[[], TextTower] | None = None
     targets: Tensor | None = None
     bias: float | None = None
+    blocks: Blocks = ()
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            object.__setattr__(self, "blocks", (Block(FINAL, self.views.shape[2]),))
 
     @property
     def X(self) -> Tensor:

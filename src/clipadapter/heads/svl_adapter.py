@@ -61,8 +61,7 @@ def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) 
 class SvlAdapter(TrainedHead):
     """Two-layer network on a second encoder's features, and zero-shot logits on the first's.
 
-    The first columns of X, as many as class text has, are the first encoder's; the others the second's, as
-    ``pair:FIRST+SECOND`` gives them. Without others the network reads the first encoder's.
+    The network reads the block ``ENCODER/final`` of the second encoder; without one, ``final`` of the first.
 
     Args:
         blend: weight of the network beside zero-shot, 0 (zero-shot) to 1; "auto" takes one minus the mean of
@@ -79,13 +78,14 @@ class SvlAdapter(TrainedHead):
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]])
     >>> X = [[1.0, 1.0, 5.0, 0.0, 1.0], [1.0, 1.0, 0.0, 5.0, 1.0]]
-    >>> SvlAdapter(blend=0.9).fit(X, ["cat", "dog"], text=text).predict(X)
+    >>> blocks = [("final", 2), ("simclr:tower/final", 3)]
+    >>> SvlAdapter(blend=0.9).fit(X, ["cat", "dog"], text=text, blocks=blocks).predict(X)
     array(['cat', 'dog'], dtype='<U3')
     """
 
     needs_text = True
     supports_warm_start = True
-    two_encoders = True
+    reads = "second-encoder"
 
     blend: float | str = "auto"
     hidden: int = 256

@@ -99,8 +99,8 @@ def rejected_mask(model: AnyModel, observations: Observations, reject: float | N
 def _run_fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, ...]:
     placeholder = "unknown"  # feature sets have labels, and these pictures have none
     extracted = model.extract_features(list(paths), [placeholder] * len(paths), [placeholder], views=1)
-    features = np.asarray(extracted.plain)
-    return features, model.head_.logits(features), None, extracted.provenance["rows"], extracted.provenance["skipped"]
+    logits = model.head_.logits(extracted.plain)
+    return np.asarray(extracted.final), logits, None, extracted.provenance["rows"], extracted.provenance["skipped"]
 
 
 def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:

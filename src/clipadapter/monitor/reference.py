@@ -165,7 +165,7 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
         scores = uncertainty.rejector.weighted_sum(uncertainty.rejector.held_out_scores)
         n_rejected, n_scored = int((scores > uncertainty.rejector.threshold(reject).value).sum()), len(scores)
     return Reference(
-        np.asarray(model.support_.plain, np.float64)[shots.rows],
+        np.asarray(model.support_.final, np.float64)[shots.rows],
         shots.probabilities,
         shots.labels,
         estimate_assumed_priors(shots.probabilities, shots.labels),

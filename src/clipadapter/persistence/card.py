@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipadapter.blocks import BlockSource
+from clipadapter.encoders import split_blocks
 from clipadapter.errors import ArtifactError
 from clipadapter.files import has_local_weights
 from clipadapter.heads.registry import HEADS, Fidelity
@@ -106,16 +108,16 @@ def front_matter(config: ModelConfig, evaluation: Evaluation | None, name: str) 
 def hub_repositories(encoder: str) -> list[str]:
     """Repositories of the hub that the weights of an encoder come from; empty if they come from elsewhere.
 
-    >>> hub_repositories("unprojected:open_clip:ViT-B-32/laion2b_s34b_b79k")
+    >>> hub_repositories("open_clip:ViT-B-32/laion2b_s34b_b79k[final,unprojected]")
     ['laion/CLIP-ViT-B-32-laion2B-s34B-b79K']
     >>> hub_repositories("lite")
     []
     """
+    first, names = split_blocks(encoder)
+    if names:
+        encoders = [first, *(BlockSource.parse(name).encoder for name in names)]
+        return list(dict.fromkeys(repo for one in encoders for repo in hub_repositories(one)))
     scheme, _, rest = encoder.partition(":")
-    if scheme == "unprojected":
-        return hub_repositories(rest)
-    if scheme == "pair":
-        return list(dict.fromkeys(name for part in rest.split("+") for name in hub_repositories(part)))
     if scheme == "hf-hub":
         return [rest.partition("@")[0]]
     model, _, tag = rest.rpartition("/")

@@ -30,10 +30,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from clipadapter.blocks import MAX_BLOCKS
 from clipadapter.errors import ArtifactError
 from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, STAGING_FOLDER, why_no_model
 
-FORMAT = 3
+FORMAT = 4
 FIRST_FORMAT_WITH_CHECKSUM = 3
 """First format whose ``config.json`` has a checksum of its content."""
 CHECKSUM_KEY = "checksum"
@@ -66,7 +67,8 @@ class SavedEncoder(_FrozenModel):
         logit_bias: added to the logits by sigmoid-loss models (SigLIP), else None.
         licence: licence of the weights, or "unknown".
         note: what a user should know; may be empty.
-        text_dim: width of text features if it differs from ``dim``.
+        blocks: name and width of each block of features; empty if ``final`` is the only one.
+        text_dim: width of text features if it differs from ``dim``; in formats up to 3, which had no blocks.
         backend: backend of the image tower; its key in the file is "engine".
         precision: precision of the image tower.
         int8_calibration_digest: digest of the pictures that set the ranges of int8 values, else empty; its key in the
@@ -81,6 +83,7 @@ class SavedEncoder(_FrozenModel):
     logit_bias: float | None = Field(default=None, allow_inf_nan=False)
     licence: str = "unknown"
     note: str = ""
+    blocks: list[tuple[str, int]] = Field(default_factory=list, max_length=MAX_BLOCKS)
     text_dim: int | None = Field(default=None, gt=0, le=MAX_FEATURE_WIDTH)
     backend: str = Field("torch", validation_alias=AliasChoices("backend", "engine"), serialization_alias="engine")
     precision: Literal["fp32", "bf16", "int8"] = "fp32"

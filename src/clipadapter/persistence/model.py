@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.encoders import EncoderInfo
+from clipadapter.blocks import FINAL, UNPROJECTED, Blocks, as_blocks
+from clipadapter.encoders import EncoderInfo, split_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
@@ -106,7 +107,10 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
     config = ModelConfig(
         class_names=list(names),
         head=SavedHead(name=_require_registered_name(model.head), params=model.head.get_params(deep=False)),
-        encoder=SavedEncoder(**{name: getattr(info, name) for name in SavedEncoder.model_fields}),
+        encoder=SavedEncoder(
+            **{name: getattr(info, name) for name in SavedEncoder.model_fields if name not in ("text_dim", "blocks")},
+            blocks=list(info.blocks) if len(info.blocks) > 1 else [],
+        ),
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         uncertainty=uncertainty_facts,
         sources=list(support.provenance.get("sources", ())) if SUPPORT_FILE in files else [],
@@ -135,19 +139,20 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
     if TEXT_KEY not in arrays:
         raise ArtifactError(f"{Path(path) / HEAD_FILE} has no class text")
     try:
+        blocks = _blocks(encoder)
         text = TextFeatures(names, arrays.pop(TEXT_KEY), encoder.logit_scale, encoder.logit_bias, order="given")
-        head = create_head(config.head.name, **config.head.params).load_state(arrays, names, encoder.dim)
+        head = create_head(config.head.name, **config.head.params).load_state(arrays, names, encoder.dim, blocks)
         X, y, targets = np.empty((0, encoder.dim), np.float32), (), None
         if SUPPORT_FILE in config.files:
             shots = read(SUPPORT_FILE)
             X, y, targets = shots["X"], tuple(names[i] for i in shots.get("y", ())), shots.get("targets")
-        support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets)
+        support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets, blocks)
         learned = read(UNCERTAINTY_FILE) if UNCERTAINTY_FILE in config.files else {}
         uncertainty = (
             Uncertainty.from_state(config.uncertainty, learned, len(names)) if config.uncertainty else Uncertainty()
         )
         fold_heads = _read_fold_heads(read(FOLD_HEADS_FILE), config) if FOLD_HEADS_FILE in config.files else ()
-        info = EncoderInfo(**encoder.model_dump())
+        info = EncoderInfo(**{**encoder.model_dump(exclude={"text_dim"}), "blocks": blocks})
     except InputError as error:
         raise ArtifactError(f"{Path(path)} is damaged: {error}") from error
     except ClipAdapterError:
@@ -158,6 +163,21 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
     return Model(head, text, support, config.prompts, info, uncertainty, fold_heads)
 
 
+def _blocks(encoder: SavedEncoder) -> Blocks:
+    """The blocks of the features of a saved model.
+
+    Up to format 3, a model knows how wide ``final`` is. What the other columns are, the name of the encoder says.
+
+    Raises:
+        InputError: if they do not fit the width.
+    """
+    pairs = [*encoder.blocks] or [(FINAL, encoder.dim)]
+    if encoder.text_dim is not None and not encoder.blocks:
+        names = split_blocks(encoder.name)[1] or (FINAL, UNPROJECTED)
+        pairs = list(zip(names, (encoder.text_dim, encoder.dim - encoder.text_dim), strict=True))
+    return as_blocks(pairs)
+
+
 def _read_fold_heads(arrays: Mapping[str, NDArray[Any]], config: ModelConfig) -> tuple[Head, ...]:
     states: dict[int, dict[str, NDArray[Any]]] = {}
     for key, value in arrays.items():
@@ -165,7 +185,9 @@ def _read_fold_heads(arrays: Mapping[str, NDArray[Any]], config: ModelConfig) ->
         states.setdefault(int(fold), {})[name] = value
     head = config.head
     return tuple(
-        create_head(head.name, **head.params).load_state(states[i], config.class_names, config.encoder.dim)
+        create_head(head.name, **head.params).load_state(
+            states[i], config.class_names, config.encoder.dim, _blocks(config.encoder)
+        )
         for i in sorted(states)
     )
 

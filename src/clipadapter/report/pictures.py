@@ -96,7 +96,7 @@ def collect_pictures(
         unnamed = ReportPicture(None, f"shot {number} of {label}", position[label])
         shots.append(_picture(path, position[label]) if path else unnamed)
     p = answers.probabilities
-    nearest, cosine = _nearest_shots(np.asarray(evaluation.test.plain), support.plain)
+    nearest, cosine = _nearest_shots(np.asarray(evaluation.test.final), support.final)
     return PictureTable(tuple(test), tuple(shots), tuple(names), p, p.argmax(axis=1), nearest, cosine)
 
 

@@ -162,7 +162,7 @@ def make_report(
         metrics_by_model=bootstrap_metrics(predictions, seed=seed),
         uncertainty=uncertainty,
         pictures=pictures,
-        projection=project_features(evaluation.test.plain, model.support_.plain, seed),
+        projection=project_features(evaluation.test.final, model.support_.final, seed),
         doctor=run_doctor(model, pictures, seed, progress)
         if doctor
         else DoctorResults(why_not_run="it was switched off (--no-doctor)"),

@@ -82,7 +82,7 @@ def check_head(head: str) -> None:
         InputError: if no head has this name, or it trains through a tower, or is transductive.
     """
     kind = head_info(head).cls
-    if kind.needs_tower or kind.tunes_encoder or kind.transductive or kind.reads_unprojected:
+    if kind.needs_tower or kind.tunes_encoder or kind.transductive or kind.reads == "unprojected":
         raise InputError(f"'{head}' can't be fitted again after every picture: use auto, clip-adapter or another")
 
 

@@ -32,7 +32,6 @@ def check_info_is_complete(encoder: Encoder) -> None:
     info = encoder.info
     require(bool(info.name and info.licence), "name and licence must not be empty")
     require(info.dim > 0 and info.image_size > 0, "dim and image_size must be positive")
-    require(info.text_dim is None or 0 < info.text_dim < info.dim, "text_dim must be None or less than dim")
     require(math.isfinite(info.logit_scale) and info.logit_scale > 0, "logit_scale must be positive")
     require(info.logit_bias is None or math.isfinite(info.logit_bias), "logit_bias must be None or finite")
 
@@ -124,7 +123,7 @@ def check_picture_features_are_raw_float32(encoder: Encoder) -> None:
 
 def check_text_features_are_raw_float32(encoder: Encoder) -> None:
     """Features are (k, d) float32 on the CPU, finite, not scaled to length one."""
-    _check_raw(encoder.encode_text(TEXTS), len(TEXTS), encoder.info.text_dim or encoder.info.dim)
+    _check_raw(encoder.encode_text(TEXTS), len(TEXTS), encoder.info.text_dim)
 
 
 def check_no_gradients(encoder: Encoder) -> None:

@@ -117,7 +117,9 @@ class CoCoOp(PromptTuner):
         """A copy that predicts other classes with the same context and net; see `Head.for_classes`."""
         return Head.for_classes(self, text).attach(text)
 
-    def load_state(self, state: Mapping[str, Array], classes: Sequence[Any], width: int) -> Self:
+    def load_state(
+        self, state: Mapping[str, Array], classes: Sequence[Any], width: int, blocks: Sequence[tuple[str, int]] = ()
+    ) -> Self:
         """Become the fitted head that `state` came from; it predicts after `attach`.
 
         Raises:
@@ -126,7 +128,7 @@ class CoCoOp(PromptTuner):
         known = {**LEARNED_NDIM, **{name: n for name, n in OPTIONAL_NDIM.items() if name in state}}
         if sorted(state) != sorted(known) or any(np.ndim(state[name]) != n for name, n in known.items()):
             raise ArtifactError(f"the saved arrays don't fit a {type(self).__name__}: {', '.join(sorted(state))}")
-        self._load_state_dict(state, classes, width)
+        self._load_state_dict(state, classes, width, blocks)
         try:
             context = _shifted(torch.ones(1, width), **self._learned())
         except RuntimeError as error:

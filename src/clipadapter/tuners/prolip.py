@@ -29,9 +29,8 @@ from clipadapter.heads.linear_adapter import LinearAdapterHead
 class ProLip(LinearAdapterHead):
     """Zero-shot with the image tower's projection W trained by cross-entropy plus ``penalty * ||W - W0||_F^2``.
 
-    X is what the encoder ``unprojected:ENCODER`` gives: as many columns of features as class text has, and then the
-    columns that these features are the projection of. If X has no further columns, the features themselves are
-    projected, and W0 is the identity: this is RLA with this recipe.
+    It reads the block ``final``, and the block ``unprojected`` that ``final`` is the projection of. Without the second
+    one the features themselves are projected, and W0 is the identity: this is RLA with this recipe.
 
     Args:
         lr: highest learning rate of Adam, whose epsilon is 1e-4 as in the released code. The paper reports that rates
@@ -40,11 +39,11 @@ class ProLip(LinearAdapterHead):
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])
     >>> X = [[1.0, 0.9, 0.0, 1.0, 2.0], [0.9, 1.0, 2.0, 1.0, 0.0]]
-    >>> ProLip().fit(X, ["cat", "dog"], text=text).predict(X)
+    >>> ProLip().fit(X, ["cat", "dog"], text=text, blocks=[("final", 2), ("unprojected", 3)]).predict(X)
     array(['cat', 'dog'], dtype='<U3')
     """
 
-    reads_unprojected = True
+    reads = "unprojected"
 
     @classmethod
     def official(cls, **changes: Any) -> Self:

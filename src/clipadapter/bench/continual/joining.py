@@ -104,13 +104,15 @@ def join_features(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> Fea
     if len(sets) > 1:
         provenance["data"] = " + ".join(str(features.provenance.get("data", "unnamed")) for features in sets)
     y = tuple(label for features in sets for label in features.y)
-    return FeatureSet(np.concatenate([features.X for features in sets]), y, tuple(class_names), provenance)
+    return FeatureSet(
+        np.concatenate([features.X for features in sets]), y, tuple(class_names), provenance, blocks=first.blocks
+    )
 
 
 def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
     first = sets[0]
     for other in sets[1:]:
-        if other.X.shape[1:] != first.X.shape[1:]:
+        if other.X.shape[1:] != first.X.shape[1:] or other.blocks != first.blocks:
             raise InputError(f"features of one stream must have one shape, but are {first.X.shape}, {other.X.shape}")
         fingerprints = [features.provenance.get("fingerprint") for features in (first, other)]
         if fingerprints[0] != fingerprints[1]:

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from clipadapter.bench.bundle import Bundle, TestPart, select_columns
+from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.continual.joining import join_features
 from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_numbers, read_existing_runs, record_failure
 from clipadapter.bench.methods import clone_with_seed
@@ -224,8 +224,8 @@ def run_stream(bundle: Bundle, head: Head, run: Run) -> Run:
     steps: list[Step] = []
     predict_seconds = 0.0
     try:
-        tests = [select_columns(head, _test_features(bundle, task), bundle.text) for task in plan.tasks]
-        shots = [select_columns(head, bundle.shots(rows), bundle.text) for rows in plan.split_rows(run.rows)]
+        tests = [_test_features(bundle, task) for task in plan.tasks]
+        shots = [bundle.shots(rows) for rows in plan.split_rows(run.rows)]
         among = [task.classes if plan.task_known else None for task in plan.tasks]
         zero_shot = _zero_shot(bundle, shots[0], tests, among)
         learner = clone(head)
@@ -269,10 +269,10 @@ def _learn(learner: Head, shots: Sequence[FeatureSet], text: TextFeatures, joint
     """The head, fitted to the last of these tasks."""
     if joint:
         X = np.concatenate([own.X for own in shots])
-        return clone(learner).fit(X, [label for own in shots for label in own.y], text=text)
+        return clone(learner).fit(X, [label for own in shots for label in own.y], text=text, blocks=shots[0].blocks)
     new = shots[-1]
     if len(shots) == 1:
-        return learner.fit(new.X, new.y, text=text)
+        return learner.fit(new.X, new.y, text=text, blocks=new.blocks)
     assert isinstance(learner, IncrementalHead)
     return learner.partial_fit(new.X, new.y, text=text)
 
@@ -289,9 +289,5 @@ def _zero_shot(
     """Zero-shot accuracy on each task; None if a class has no text."""
     if bundle.text.absent:
         return None
-    width = bundle.text.embeddings.shape[1]
-    head = create_head("zero-shot").fit(shots.X[..., :width], shots.y, text=bundle.text)
-    narrow = [select_columns(head, part, bundle.text) for part in tests]
-    return [
-        score(head, part, among=own).evaluation.metrics["accuracy"] for part, own in zip(narrow, among, strict=True)
-    ]
+    head = create_head("zero-shot").fit(shots.X, shots.y, text=bundle.text, blocks=shots.blocks)
+    return [score(head, part, among=own).evaluation.metrics["accuracy"] for part, own in zip(tests, among, strict=True)]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipadapter.bench.bundle import Bundle, TestPart, select_columns, select_views
+from clipadapter.bench.bundle import Bundle, TestPart, select_views
 from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_numbers, record_failure, run_fits
 from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
@@ -217,11 +217,17 @@ def score_folds(head: Head, bundle: Bundle, splits: Sequence[Split]) -> tuple[Sc
     """
     scores, seconds, size = [], 0.0, 0
     for shots, fold in splits:
-        train_features = select_views(head, select_columns(head, bundle.support.take(shots), bundle.text))
-        test = select_columns(head, TestPart(bundle.support.take(fold)).features, bundle.text)
+        train_features = select_views(head, bundle.support.take(shots))
+        test = TestPart(bundle.support.take(fold)).features
         start = time.perf_counter()
         unlabelled = test.plain if head.transductive else None
-        fitted = clone(head).fit(train_features.X, train_features.y, text=bundle.text, unlabelled=unlabelled)
+        fitted = clone(head).fit(
+            train_features.X,
+            train_features.y,
+            text=bundle.text,
+            unlabelled=unlabelled,
+            blocks=train_features.blocks,
+        )
         seconds += time.perf_counter() - start
         size = max(size, count_stored_numbers(fitted))
         scores.append(score(fitted, test))

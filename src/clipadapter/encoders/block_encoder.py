@@ -1,0 +1,362 @@
+"""Encoders that give several blocks of features: inner layers, a second resolution, mirrored pictures, other encoders.
+
+Blocks of one encoder at one size come from one pass through its image tower. `open_blocks` groups blocks into passes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clipadapter.backends import Tower
+from clipadapter.blocks import FINAL, UNPROJECTED, Block, BlockSource
+from clipadapter.encoders.backend import BackendEncoder, precision_fingerprint, with_backend
+from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.catalogue import EncoderListing
+from clipadapter.encoders.inputs import check_pixels, to_tensor
+from clipadapter.encoders.registry import create_encoder, schemes_with
+from clipadapter.errors import InputError, brief
+from clipadapter.parallel import run_in_batches
+from clipadapter.towers import Projection, TextTower
+
+LAYER_VERSION = 1
+"""Incremented whenever the same layer of the same picture would get another feature."""
+
+
+class LayerEncoder(Encoder):
+    """One pass through an encoder's image tower, with other outputs than its final feature, or at another size.
+
+    Args:
+        plain: the encoder itself; it has an image tower that can be converted.
+        layers: some of its `Encoder.layers`.
+        size: side of the square in pixels; None for the encoder's own.
+        is_mirrored: True for the mean of the features of a picture and of its mirror image.
+
+    Raises:
+        InputError: if the tower has no such layer, or can't be run at this size.
+    """
+
+    def __init__(
+        self, plain: Encoder, layers: Sequence[str], size: int | None = None, is_mirrored: bool = False
+    ) -> None:
+        tower, known = plain.tower(), plain.layers()
+        missing = [layer for layer in layers if layer not in known]
+        if missing or tower is None:
+            raise InputError(
+                f"the image tower of {plain.info.name} has no layer {missing[0] if missing else layers[0]!r} that "
+                f"features can be taken from; it has {', '.join(known)}"
+            )
+        self.plain, self.device = plain, plain.device
+        self.layer_names = tuple(layer for layer in known if layer in layers)
+        info = plain.info
+        self.size, self.is_mirrored = size or info.image_size, is_mirrored
+        sources = [BlockSource("", layer, size, is_mirrored) for layer in self.layer_names]
+        self.info = replace(
+            info,
+            name=f"{info.name}[{','.join(source.name for source in sources)}]",
+            dim=sum(known[layer] for layer in self.layer_names),
+            image_size=self.size,
+            blocks=tuple(Block(source.name, known[source.layer]) for source in sources),
+            fingerprint=self._fingerprint(),
+        )
+        pixels = replace(tower.pixels, size=self.size)
+        self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, pixels, self._build_network)
+
+    @classmethod
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
+        """Not supported: `create_encoder` opens ``ENCODER[final,LAYER]``.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("layers have no scheme: write ENCODER[final,LAYER]")
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """Nothing: the encoders list themselves."""
+        return []
+
+    def block_fingerprints(self) -> tuple[str, ...]:
+        """That of the encoder for its final feature at its own size; others name the layer, the size and the view."""
+        info = self.plain.info
+        is_plain = self.size == info.image_size and not self.is_mirrored
+        return tuple(
+            info.fingerprint
+            if is_plain and layer == FINAL
+            else _digest("layer", LAYER_VERSION, info.fingerprint, layer, self.size, self.is_mirrored)
+            for layer in self.layer_names
+        )
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """A picture to (3, s, s), by the encoder's rules."""
+        pixels = self._tower.pixels
+        return to_tensor(pixels.to_square(image), pixels.mean, pixels.std)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, d)."""
+        check_pixels(pixels, self.size)
+        if not len(pixels):
+            return torch.empty(0, self.info.dim)
+        with torch.inference_mode():
+            network = self._tower.module
+            return run_in_batches(network, network, pixels.to(self.device)).float().cpu()
+
+    def tower(self) -> Tower:
+        """The image tower with these outputs."""
+        return self._tower
+
+    def text_tower(self) -> TextTower | None:
+        """That of the encoder itself."""
+        return self.plain.text_tower()
+
+    def projection(self) -> Projection | None:
+        """That of the encoder itself."""
+        return self.plain.projection()
+
+    def tunable_copy(self) -> Encoder | None:
+        """Of the encoder itself."""
+        return self.plain.tunable_copy()
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """As the encoder itself does."""
+        return self.plain.encode_text(texts, batch_size)
+
+    def _build_network(self) -> nn.Module:
+        network = self.plain.layer_network(self.layer_names, self.size)
+        return MirroredMean(network) if self.is_mirrored else network
+
+    def _fingerprint(self) -> str:
+        fingerprint = self.plain.info.fingerprint
+        if (self.layer_names, self.size, self.is_mirrored) == ((FINAL, UNPROJECTED), self.plain.info.image_size, False):
+            return _digest("unprojected 1", fingerprint)  # as models have it that were saved before there were blocks
+        return _digest("layers", LAYER_VERSION, fingerprint, self.layer_names, self.size, self.is_mirrored)
+
+
+class MirroredMean(nn.Module):
+    """The mean of a network's outputs for a picture and for its mirror image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, d)."""
+        mean: Tensor = (self.network(pixels) + self.network(pixels.flip(3))) / 2
+        return mean
+
+
+class BlockEncoder(Encoder):
+    """Several passes side by side; text features of the first encoder.
+
+    Args:
+        bases: the encoders themselves, the one of the block ``final`` first.
+        passes: each an encoder of one pass, with or without a backend. The first one has the block ``final``.
+        names: names of the blocks of all passes in their order.
+    """
+
+    def __init__(self, bases: Sequence[Encoder], passes: Sequence[Encoder], names: Sequence[str]) -> None:
+        self.bases, self._passes, self.names = tuple(bases), tuple(passes), tuple(names)
+        self.plain, self.device = self.bases[0], self.bases[0].device
+        infos = [each.info for each in passes]
+        first = infos[0]
+        digest = "".join(info.int8_calibration_digest for info in infos)
+        widths = [block.width for info in infos for block in info.blocks]
+        licences = list(dict.fromkeys(base.info.licence for base in self.bases))
+        self.info = EncoderInfo(
+            name=f"{self.plain.info.name}[{','.join(names)}]",
+            dim=sum(widths),
+            image_size=max(info.image_size for info in infos),
+            logit_scale=first.logit_scale,
+            logit_bias=first.logit_bias,
+            licence=", ".join(licences),
+            fingerprint=precision_fingerprint(self._fingerprint(), first.backend, first.precision, digest),
+            note="; ".join(dict.fromkeys(info.note for info in infos if info.note)),
+            blocks=tuple(Block(name, width) for name, width in zip(names, widths, strict=True)),
+            backend=first.backend,
+            precision=first.precision,
+            int8_calibration_digest=digest,
+        )
+
+    @classmethod
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
+        """Not supported: `create_encoder` opens ``ENCODER[final,OTHER/final]``.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("blocks have no scheme: write ENCODER[final,OTHER_ENCODER/final]")
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """Nothing: the encoders list themselves."""
+        return []
+
+    def passes(self) -> tuple[Encoder, ...]:
+        """See `Encoder.passes`."""
+        return self._passes
+
+    def block_fingerprints(self) -> tuple[str, ...]:
+        """Those of all passes."""
+        return tuple(fingerprint for each in self._passes for fingerprint in each.block_fingerprints())
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """(l,): the flattened pixels of all passes, one after the other."""
+        return (sum(self._pixel_counts()),)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """The flattened input of all passes, (l,) float32."""
+        return torch.cat([each.preprocess(image).flatten().float() for each in self._passes])
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, l) to (n, d)."""
+        if pixels.ndim != 2 or tuple(pixels.shape[1:]) != self.pixel_shape:
+            raise InputError(f"this encoder takes pixels (n, {self.pixel_shape[0]}), but got {tuple(pixels.shape)}")
+        parts = zip(self._passes, pixels.split(self._pixel_counts(), dim=1), strict=True)
+        features = [
+            each.encode_pixels(part.unflatten(1, each.pixel_shape).to(each.pixel_dtype)) for each, part in parts
+        ]
+        return torch.cat(features, dim=1)
+
+    def text_tower(self) -> TextTower | None:
+        """That of the first encoder."""
+        return self.plain.text_tower()
+
+    def projection(self) -> Projection | None:
+        """That of the first encoder."""
+        return self.plain.projection()
+
+    def tunable_copy(self) -> Encoder | None:
+        """Of the first encoder."""
+        return self.plain.tunable_copy()
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Texts to (k, width of ``final``), by the first encoder."""
+        return self.plain.encode_text(texts, batch_size)
+
+    def run_on(self, passes: Sequence[Encoder]) -> BlockEncoder:
+        """The same blocks from the same passes in other backends or precisions."""
+        return BlockEncoder(self.bases, passes, self.names)
+
+    def _pixel_counts(self) -> list[int]:
+        return [math.prod(each.pixel_shape) for each in self._passes]
+
+    def _fingerprint(self) -> str:
+        """In full precision."""
+        plain = [each.plain if isinstance(each, BackendEncoder) else each for each in self._passes]
+        fingerprints = tuple(each.info.fingerprint for each in plain)
+        if len(plain) == 2 and not any(isinstance(each, LayerEncoder) for each in plain):
+            return _digest("pair 1", *fingerprints)  # as models have it that were saved before there were blocks
+        return _digest("blocks 1", *fingerprints)
+
+
+def open_blocks(encoder: Encoder, names: Iterable[str], others: Sequence[Encoder] = ()) -> Encoder:
+    """An encoder that gives some blocks of features.
+
+    Args:
+        encoder: gives class text and the blocks without the name of an encoder. Its own blocks are replaced. If a
+            backend runs it, the backend runs all passes in the same precision, except int8: that would need the
+            pictures it was calibrated with, so torch runs them in fp32.
+        names: names of the blocks (`clipadapter.blocks`); ``final`` is always one of them. They are put in the order of
+            passes and layers.
+        others: open encoders that the names may name; those that are missing are opened.
+
+    Returns:
+        The encoder itself if ``final`` is the only block.
+
+    Raises:
+        InputError: if an encoder has no such block.
+
+    >>> encoder = open_blocks(create_encoder("toy"), ["final", "toy/final"])
+    >>> encoder.info.name, encoder.info.dim
+    ('toy[final,toy/final]', 64)
+    """
+    first = plain_encoder(encoder)
+    sources = [BlockSource.parse(name) for name in dict.fromkeys([FINAL, *names])]
+    by_pass: dict[tuple[str, int | None, bool], list[str]] = {}
+    for source in sources:
+        by_pass.setdefault(source.pass_key, []).append(source.layer)
+    bases: dict[str, Encoder] = {"": first}
+    opened = {other.info.name: other for each in others for other in (plain_encoder(each),)}
+    passes: list[Encoder] = []
+    ordered: list[str] = []
+    for (uri, size, is_mirrored), layers in by_pass.items():
+        if uri not in bases:
+            bases[uri] = opened.get(uri) or create_encoder(uri, first.device)
+        base = bases[uri]
+        is_plain = (layers, size or base.info.image_size, is_mirrored) == ([FINAL], base.info.image_size, False)
+        one = base if is_plain else LayerEncoder(base, layers, size, is_mirrored)
+        own = (FINAL,) if is_plain else one.layer_names  # type: ignore[attr-defined]
+        passes.append(one)
+        ordered += [BlockSource(uri, layer, size, is_mirrored).name for layer in own]
+    plain = passes[0] if len(passes) == 1 else BlockEncoder(list(bases.values()), passes, ordered)
+    backend, precision = encoder.info.backend, encoder.info.precision
+    if plain is first and plain_encoder(encoder) is encoder_without_blocks(encoder):
+        return encoder
+    if (backend, precision) == ("torch", "fp32") or precision == "int8":
+        return plain
+    return with_backend(plain, backend, precision)
+
+
+def select_encoder_blocks(encoder: Encoder, names: Iterable[str]) -> Encoder:
+    """The encoder with some of its blocks, which needs no more passes than these; backend and precision stay.
+
+    Raises:
+        InputError: if it has no such block.
+    """
+    names = list(names)
+    known = [block.name for block in encoder.info.blocks]
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise InputError(f"{encoder.info.name} has no block {brief(missing[0])}; it has {', '.join(known)}")
+    if set(names) == set(known):
+        return encoder
+    bases = encoder.bases if isinstance(encoder, BlockEncoder) else ()
+    return open_blocks(encoder, names, bases)
+
+
+def encoder_without_blocks(encoder: Encoder) -> Encoder:
+    """The encoder that a backend runs, or the encoder itself."""
+    return encoder.plain if isinstance(encoder, BackendEncoder) else encoder
+
+
+def plain_encoder(encoder: Encoder) -> Encoder:
+    """The encoder itself, without other blocks than ``final`` and without a backend.
+
+    >>> plain_encoder(open_blocks(create_encoder("toy"), ["final", "toy/final"])).info.name
+    'toy'
+    """
+    while isinstance(inner := getattr(encoder, "plain", None), Encoder):
+        encoder = inner
+    return encoder
+
+
+def unprojected_blocks(encoder: Encoder) -> tuple[str, ...]:
+    """The blocks that heads read which train the projection: ``final`` alone if the projection is the identity.
+
+    Raises:
+        InputError: if the image tower ends in no projection, as that of SigLIP.
+    """
+    plain = plain_encoder(encoder)
+    if UNPROJECTED in plain.layers():
+        return FINAL, UNPROJECTED
+    projection = plain.projection()
+    if projection is not None and projection.bias is None:
+        is_identity = torch.equal(projection.weight, torch.eye(len(projection.weight)))
+        if is_identity:
+            return (FINAL,)
+    raise InputError(
+        f"the image tower of {plain.info.name} ends in no linear projection that can be taken apart; those of "
+        f"{schemes_with('projection')} do, but for SigLIP and a few other models of open_clip. Use the head "
+        "'rla', which needs none"
+    )
+
+
+def _digest(*facts: object) -> str:
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
