@@ -97,7 +97,7 @@ def test_what_is_written_can_be_read(fitted, test_data, tmp_path):
 
 def test_the_baselines_of_a_pair_are_those_of_its_first_encoder(colour_folder, fitted, test_data):
     shots = load_dataset(colour_folder("pair-shots", 2))
-    model = FewShotClassifier("pair:toy+toy", "svl-adapter", cache=None).fit(shots.paths, shots.labels)
+    model = FewShotClassifier("toy[final,toy/final]", "svl-adapter", cache=None).fit(shots.paths, shots.labels)
     pair_evaluation, alone = evaluate_model(model, test_data), evaluate_model(fitted(2), test_data)
     zero_shot = pair_evaluation.baselines["zero-shot"].evaluation.metrics
     assert zero_shot == alone.baselines["zero-shot"].evaluation.metrics

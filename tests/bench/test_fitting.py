@@ -186,7 +186,10 @@ def test_global_random_state_is_left_alone(support, test_part, text):
 
 def test_of_two_encoders_features_a_head_for_one_gets_the_first(support, text):
     wide = FeatureSet(
-        np.hstack([support.X, np.full((10, 3), 7.0)]), support.y, text.labels, {"encoder": "pair:made+up"}
+        np.hstack([support.X, np.full((10, 3), 7.0)]),
+        support.y,
+        text.labels,
+        blocks=[("final", support.X.shape[1]), ("other/final", 3)],
     )
     runs = few_shot({"spy": SpyHead()}, wide, None, text, [1], [1])
     assert runs[0].error is None

@@ -131,7 +131,7 @@ def test_every_scheme_but_that_of_the_tests_is_listed():
         ("open_clip:ViT-B-32:none.pt", EncoderUnavailableError, "there is no file 'none.pt'"),
         ("open_clip:local-dir:none", EncoderUnavailableError, "there is no folder 'none'"),
         ("hf-hub:bioclip", InputError, "names no repository"),
-        ("unprojected:light", UnknownNameError, "Did you mean 'lite'"),
+        ("light[final,inner]", UnknownNameError, "Did you mean 'lite'"),
     ],
 )
 def test_a_wrong_name_is_refused_without_importing_torch(uri, kind, message):
@@ -141,7 +141,16 @@ def test_a_wrong_name_is_refused_without_importing_torch(uri, kind, message):
 
 
 @pytest.mark.parametrize(
-    "uri", ["toy", "auto", "lite", "pair:lite+toy", "open_clip:ViT-B-32-quickgelu/openai", "hf-hub:a/b@v1.0"]
+    "uri",
+    [
+        "toy",
+        "auto",
+        "lite",
+        "pair:lite+toy",
+        "lite[final,toy/final]",
+        "open_clip:ViT-B-32-quickgelu/openai",
+        "hf-hub:a/b@v1.0",
+    ],
 )
 def test_names_that_may_exist_pass(uri):
     check_uri(uri)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipadapter.encoders import create_encoder, list_encoders, with_unprojected
+from clipadapter.encoders import create_encoder, list_encoders, open_blocks, unprojected_blocks
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import UnknownNameError
 from clipadapter.functional import unit
@@ -11,7 +11,7 @@ from clipadapter.testing import ENCODER_CHECKS, check_encoder
 
 from ..failed_checks import names_of_failed_checks
 
-NAMES = ["toy", "lite", "RN50", "ViT-B-32", "SigLIP", "pair:toy+lite"]
+NAMES = ["toy", "lite", "RN50", "ViT-B-32", "SigLIP", "toy[final,lite/final]"]
 PROJECTED = ["RN50", "ViT-B-32"]
 
 
@@ -24,11 +24,11 @@ def test_encoder_keeps_the_rule(name, check, opened):
 @pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", PROJECTED)
 def test_with_what_comes_before_its_projection_it_keeps_the_rule(name, check, opened):
-    check(with_unprojected(opened(name)))
+    check(open_blocks(opened(name), unprojected_blocks(opened(name))))
 
 
 def test_all_schemes_are_found():
-    assert list_encoders() == ["auto", "hf-hub", "lite", "open_clip", "pair", "simclr", "toy", "unprojected"]
+    assert list_encoders() == ["auto", "hf-hub", "lite", "open_clip", "simclr", "toy"]
 
 
 def test_an_unknown_scheme_is_refused_with_the_closest_name():

@@ -9,7 +9,7 @@ from clipadapter.testing import TOWER_CHECKS, check_tower
 
 
 @pytest.mark.parametrize("check", TOWER_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["toy", "lite", "RN50", "ViT-B-32", "SigLIP", "tiny", "pair:lite+toy"])
+@pytest.mark.parametrize("name", ["toy", "lite", "RN50", "ViT-B-32", "SigLIP", "tiny", "lite[final,toy/final]"])
 def test_tower_keeps_the_rule(name, check, opened):
     check(opened(name))
 
@@ -17,7 +17,7 @@ def test_tower_keeps_the_rule(name, check, opened):
 def test_an_encoder_without_one_names_those_that_have_it(monkeypatch):
     toy = create_encoder("toy")
     monkeypatch.setattr(toy, "text_tower", lambda: None)
-    with pytest.raises(InputError, match="encoder toy.* lite, open_clip, pair"):
+    with pytest.raises(InputError, match="encoder toy.* lite, open_clip"):
         open_text_tower(toy)
 
 

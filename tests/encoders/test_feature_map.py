@@ -6,7 +6,7 @@ from open_clip.timm_model import TimmModel
 from PIL import Image
 from torch.nn import functional as F
 
-from clipadapter.encoders import create_encoder, with_backend, with_unprojected
+from clipadapter.encoders import create_encoder, open_blocks, with_backend
 from clipadapter.encoders.open_clip import encode_patches
 from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.pretraining.simclr import SimClrModel
@@ -104,8 +104,8 @@ def test_a_network_of_timm_that_takes_the_mean_has_patches_whose_mean_is_the_fea
 def test_towers_that_are_not_known_have_no_patches(opened, picture):
     image = picture(64, 64)
     assert opened("toy").patch_features(image) is None
-    assert opened("pair:toy+lite").patch_features(image) is None
-    assert with_unprojected(opened("tiny")).patch_features(image) is None
+    assert opened("toy[final,lite/final]").patch_features(image) is None
+    assert open_blocks(opened("tiny"), ["unprojected"]).patch_features(image) is None
     visual = TimmModel("vit_tiny_patch16_224", 16, pool="token", proj="linear").eval()
     assert encode_patches(visual, torch.zeros(1, 3, 224, 224)) is None
 

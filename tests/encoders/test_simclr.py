@@ -36,13 +36,13 @@ def test_encoder_keeps_the_rule(check, encoder):
 
 @pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
 def test_beside_one_with_text_it_keeps_every_rule(check, folder):
-    check(create_encoder(f"pair:toy+simclr:{folder}"))
+    check(create_encoder(f"toy[final,simclr:{folder}/final]"))
 
 
 def test_text_is_refused_with_a_suitable_encoder(encoder, folder):
     with pytest.raises(InputError, match="no text tower: combine it with"):
         encoder.encode_text(["a cat"])
-    with pytest.raises(InputError, match="pair:lite"):
+    with pytest.raises(InputError, match="--encoder lite --encoder simclr"):
         FewShotClassifier(f"simclr:{folder}", cache=None).encode_classes(["cat", "dog"])
 
 

@@ -49,7 +49,7 @@ def test_encoders_with_a_tower(name, opened, draw, tmp_path):
 @pytest.mark.parametrize("source", ["uint8", "float"])
 def test_a_pair_is_two_towers_in_one_graph(source, simclr, draw, tmp_path):
     """Its squares are normalised otherwise for each of them."""
-    encoder = create_encoder(f"pair:toy+{simclr(32)}")
+    encoder = create_encoder(f"toy[final,{simclr(32)}/final]")
     one, two = export_towers(encoder)
     assert one.pixels.mean != two.pixels.mean
     check(encoder, "svl-adapter", draw, tmp_path, input=source)
@@ -57,13 +57,13 @@ def test_a_pair_is_two_towers_in_one_graph(source, simclr, draw, tmp_path):
 
 def test_a_pair_that_sees_pictures_in_two_ways_is_refused(simclr):
     with pytest.raises(InputError, match=r"squares of 32 .* and 64 .*but a file has one input"):
-        export_towers(create_encoder(f"pair:toy+{simclr(64)}"))
+        export_towers(create_encoder(f"toy[final,{simclr(64)}/final]"))
 
 
 def test_an_encoder_that_also_gives_what_it_projects(folders, draw, tmp_path):
     name = f"open_clip:local-dir:{folders['tiny']}"
     check(name, "prolip", draw, tmp_path)
-    check(f"unprojected:{name}", "prolip", draw, tmp_path)
+    check(f"{name}[final,unprojected]", "prolip", draw, tmp_path)
 
 
 def test_a_tower_that_pads_pictures_is_none(folders, tmp_path):

@@ -96,8 +96,8 @@ def test_a_picture_is_read_and_decoded_once_for_all_views(toy, picture_folder, s
         lambda source: read.append(source) or image_bytes(source),
     )
 
-    def decode(source, data=None):
-        assert data == source.read_bytes()
+    def decode(source, data=None, shrink_to=None):
+        assert (data, shrink_to) == (source.read_bytes(), None)
         decoded.append(source)
         return read_image(source, data=data)
 

@@ -6,9 +6,7 @@ import torch
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.bench.bundle import Bundle, select_columns
 from clipadapter.errors import InputError
-from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.rla import Rla
 from clipadapter.heads.svl_adapter import SvlAdapter
@@ -138,7 +136,7 @@ def test_what_was_learned_is_all_it_needs(case):
     X = case[0][:, 0].astype(np.float32)
     head = fit(ProLip(steps=20), case)
     assert set(head.state()) == {"shift_", "weight_", "scale_", "penalty_", "loss_", "seen_"}
-    again = ProLip().load_state(head.state(), NAMES, D + P)
+    again = ProLip().load_state(head.state(), NAMES, D + P, head.blocks_)
     np.testing.assert_array_equal(again.logits(X), head.logits(X))
 
 
@@ -159,19 +157,19 @@ def test_pictures_of_zeros_are_no_trap(case):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "head", "width"),
+    ("block", "head", "width"),
     [
-        ("unprojected:made", ProLip(), 5),
-        ("unprojected:made", ZeroShot(), 3),
-        ("unprojected:made", SvlAdapter(), 3),
-        ("pair:made+up", ProLip(), 3),
-        ("pair:made+up", SvlAdapter(), 5),
+        ("unprojected", ProLip(), 5),
+        ("unprojected", ZeroShot(), 3),
+        ("unprojected", SvlAdapter(), 3),
+        ("other/final", ProLip(), 3),
+        ("other/final", SvlAdapter(), 5),
     ],
 )
-def test_in_comparisons_a_head_gets_the_columns_that_it_can_read(encoder, head, width):
-    features = FeatureSet(np.ones((4, 5)), ("cat", "dog") * 2, ("cat", "dog"), {"encoder": encoder})
-    bundle = Bundle(features, TextFeatures(["cat", "dog"], np.eye(2, 3)))
-    assert select_columns(head, bundle.support, bundle.text).X.shape == (4, width)
+def test_a_head_reads_the_blocks_that_it_is_made_for(block, head, width):
+    blocks = [("final", 3), (block, 2)]
+    head.fit(np.ones((4, 5)), ("cat", "dog") * 2, TextFeatures(["cat", "dog"], np.eye(2, 3)), blocks=blocks)
+    assert (head.n_features_in_, head.read_width) == (5, width)
 
 
 @pytest.fixture
@@ -179,7 +177,7 @@ def model(folders):
     """A classifier on the tiny model and its projection, and what it was fitted to."""
     stream = np.random.default_rng(0)
     images = [Image.fromarray(stream.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(6)]
-    uri = f"unprojected:open_clip:local-dir:{folders['tiny']}"
+    uri = f"open_clip:local-dir:{folders['tiny']}"
     head = ProLip(lr=1e-2, penalty=0.0)
     return FewShotClassifier(uri, head, cache=None).fit(images, ["cat", "dog"] * 3), images
 

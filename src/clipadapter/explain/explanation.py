@@ -313,7 +313,7 @@ def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int)
     """
     name = encoder.info.name
     if len(encoder.info.blocks) > 1:
-        return None, None, f"no heat map: the features of {name} are those of two encoders"
+        return None, None, f"no heat map: the features of {name} are those of several blocks"
     if head.needs_tower_to_predict:
         return None, None, "no heat map: this head would run the text tower once for each part of the picture"
     patches = encoder.patch_features(picture)

@@ -97,7 +97,7 @@ def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
     ("line", "problem"),
     [
         ('encoders = ["lit"]', "no encoder is called 'lit'. Did you mean 'lite'?"),
-        ('encoders = ["pair:toy+simclr:nowhere"]', "there is no .*nowhere"),
+        ('encoders = ["toy[final,simclr:nowhere/final]"]', "there is no .*nowhere"),
         ('protocol = "base-to-new"\nencoders = ["toy"]', "is not divided into train and test"),
         ('prompts = [{label = "a", descriptions = true}]\nencoders = ["toy"]', "give them with --descriptions FILE"),
         ('prompts = [{label = "a", templates = "imagenet8"}]\nencoders = ["toy"]', "imagenet8"),

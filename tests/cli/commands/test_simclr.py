@@ -8,7 +8,7 @@ def test_pictures_to_an_encoder_to_a_model(noisy_squares, run, tmp_path):
     done = json.loads(result.stdout)
     assert (done["pictures"], done["skipped"], done["epochs"], done["resumed"]) == (12, [], 1, 0)
 
-    pair = f"pair:toy+{done['encoder']}"
+    pair = f"toy[final,{done['encoder']}/final]"
     model = (noisy_squares, "--out", tmp_path / "model", "--encoder", pair, "--head", "svl-adapter", "--no-cache")
     fitted = run("fit", *model)
     assert fitted.exit_code == 0, fitted.stderr

@@ -1,0 +1,112 @@
+"""Blocks of several encoders side by side are each what they are alone."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipadapter import FewShotClassifier
+from clipadapter.encoders import create_encoder, open_blocks, select_encoder_blocks, split_blocks
+from clipadapter.errors import FingerprintError, InputError, UnknownNameError
+from clipadapter.features import FeatureStore, extract
+
+
+@pytest.fixture
+def pair(opened):
+    """Towers of different sizes: 32 and 224 pixels."""
+    return open_blocks(opened("toy"), ["lite/final"], [opened("lite")])
+
+
+def test_each_half_is_the_feature_of_its_encoder(pair, opened, picture):
+    images = [picture(300, 200), picture(20, 50)]
+    alone = torch.cat([opened(name).encode_images(images) for name in ("toy", "lite")], dim=1)
+    assert torch.equal(pair.encode_images(images), alone)
+
+
+def test_text_scale_and_bias_are_those_of_the_first(pair, opened):
+    toy = opened("toy")
+    assert torch.equal(pair.encode_text(["a red thing"]), toy.encode_text(["a red thing"]))
+    assert (pair.info.text_dim, pair.info.dim) == (32, 32 + 1280)
+    assert (pair.info.logit_scale, pair.info.logit_bias) == (toy.info.logit_scale, toy.info.logit_bias)
+
+
+def test_fingerprint_knows_both_and_their_order(opened):
+    toy, lite = opened("toy"), opened("lite")
+    pairs = ((toy, lite), (lite, toy), (toy, toy), (lite, lite))
+    prints = {open_blocks(a, [f"{b.info.name}/final"], [b]).info.fingerprint for a, b in pairs}
+    assert len(prints) == 4
+
+
+def test_the_blocks_have_the_fingerprints_of_their_encoders(pair, opened):
+    assert [block.name for block in pair.info.blocks] == ["final", "lite/final"]
+    assert pair.block_fingerprints() == (opened("toy").info.fingerprint, opened("lite").info.fingerprint)
+
+
+def test_some_blocks_need_the_passes_of_these_only(pair, opened):
+    assert select_encoder_blocks(pair, ["final"]) is opened("toy")
+    assert select_encoder_blocks(pair, ["lite/final", "final"]) is pair
+    with pytest.raises(InputError, match="has no block 'inner'; it has final, lite/final"):
+        select_encoder_blocks(pair, ["inner"])
+
+
+@pytest.mark.parametrize(
+    ("rest", "halves"),
+    [
+        ("toy+lite", ("toy", "lite")),
+        ("lite+open_clip:local-dir:/a+b/c", ("lite", "open_clip:local-dir:/a+b/c")),
+        ("open_clip:local-dir:/a+b/c+toy", ("open_clip:local-dir:/a+b/c", "toy")),
+    ],
+)
+def test_a_plus_sign_in_a_path_does_not_split_it(rest, halves):
+    """The form that is found in models and records of before."""
+    first, names = split_blocks(f"pair:{rest}")
+    assert (first, names) == (halves[0], ("final", f"{halves[1]}/final"))
+
+
+@pytest.mark.parametrize("rest", ["", "toy", "toy+", "+toy", "toy+lit"])
+def test_anything_but_two_encoders_is_refused(rest):
+    with pytest.raises(InputError, match="names no two encoders: name them one by one"):
+        create_encoder(f"pair:{rest}")
+
+
+def test_an_unknown_first_encoder_is_refused_with_the_closest_name():
+    with pytest.raises(UnknownNameError, match="Did you mean 'lite'"):
+        create_encoder("light[final,toy/final]")
+
+
+def squares():
+    colours = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+    return [Image.new("RGB", (40, 40), colours[name]) for name in ("red", "blue")], ["red", "blue"]
+
+
+def test_a_saved_model_opens_both_again(tmp_path):
+    images, labels = squares()
+    model = FewShotClassifier(["toy", "toy"], "svl-adapter", cache=None, views=2).fit(images, labels)
+    model.save(tmp_path / "model")
+    again = FewShotClassifier.load(tmp_path / "model", cache=None)
+    assert again.predict(images) == labels
+    assert again.encoder_.info == model.encoder_.info
+    np.testing.assert_array_equal(again.logits(images), model.logits(images))
+    assert FewShotClassifier.load(tmp_path / "model", encoder="toy", cache=None).predict(images) == labels
+    with pytest.raises(FingerprintError):
+        FewShotClassifier.load(tmp_path / "model", encoder="lite", cache=None)
+
+
+def test_a_head_that_reads_the_final_feature_is_fitted_to_the_first_encoder():
+    images, labels = squares()
+    model = FewShotClassifier(["toy", "toy"], "clip-adapter", cache=None).fit(images, labels)
+    assert model.encoder_.info.name == "toy" and model.predict(images) == labels
+
+
+def test_the_store_keeps_blocks_apart(pair, opened, picture, tmp_path):
+    """What one encoder stored is not computed again beside another."""
+    images = [picture(40, 40), picture(50, 30)]
+    with FeatureStore(tmp_path / "store.sqlite") as store:
+        alone = extract(opened("toy"), images, store=store)
+        assert len(store) == 2
+        both = extract(pair, images, store=store)
+        assert len(store) == 4 and both.computed == 2
+        again = extract(pair, images, store=store)
+    assert again.computed == 0
+    np.testing.assert_array_equal(both.features, again.features)
+    np.testing.assert_array_equal(both.features[..., :32], alone.features)
