@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
-from clipadapter.blocks import FINAL, UNPROJECTED, Block, Blocks, BlockSource, as_blocks, select_blocks, total_width
+from clipadapter.blocks import FINAL, Blocks, select_blocks, total_width
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.formatting import format_list
 from clipadapter.functional import unit
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
+from clipadapter.heads.reading import Reads, blocks_to_read, check_blocks, take_columns
 from clipadapter.heads.registry import HEADS
 from clipadapter.heads.support import (
     Array,
@@ -46,7 +47,6 @@ from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]
-Reads = Literal["final", "unprojected", "second-encoder", "all"]
 RECIPES = ("official", "paper")
 """Names of the class methods that return a head with the authors' code's parameters, or the paper's."""
 MULTILABEL = "multilabel_"
@@ -243,7 +243,7 @@ class Head(Estimator, ABC):
         """
         check_feature_names(self, X, reset=True)
         views = as_views(X)
-        blocks = self._check_blocks(views.shape[2], blocks)
+        blocks = check_blocks(views.shape[2], blocks)
         shots, classes = self._check_shots(views, y, text, unlabelled, blocks=blocks)
         self.classes_, self.n_features_in_, self.blocks_ = classes, views.shape[2], blocks
         # Set in the multi-label task only: it is part of the saved state, and single-label models have no such array.
@@ -287,8 +287,8 @@ class Head(Estimator, ABC):
         if blocks is None:
             if hasattr(self, "blocks_"):
                 check_width(self, views.shape[2])
-            blocks = getattr(self, "blocks_", None) or self._check_blocks(views.shape[2], None)
-        tensor = self._read_columns(torch.from_numpy(views), blocks)
+            blocks = getattr(self, "blocks_", None) or check_blocks(views.shape[2], None)
+        tensor = take_columns(torch.from_numpy(views), blocks, blocks_to_read(self.reads, blocks))
         targets: Tensor | None = None
         if is_multilabel(y):
             if not self.multilabel:
@@ -320,14 +320,14 @@ class Head(Estimator, ABC):
             tower=None if text is None else text.tower,
             targets=targets,
             bias=None if text is None else text.logit_bias,
-            blocks=self._blocks_to_read(blocks),
+            blocks=blocks_to_read(self.reads, blocks),
         )
         return shots, classes
 
     @property
     def read_blocks(self) -> Blocks:
         """The blocks of X in `fit` that the head reads, in the order of the columns that `_logits` gets."""
-        return self._blocks_to_read(self.blocks_)
+        return blocks_to_read(self.reads, self.blocks_)
 
     @property
     def read_width(self) -> int:
@@ -336,37 +336,7 @@ class Head(Estimator, ABC):
 
     def read_columns(self, X: Tensor) -> Tensor:
         """The columns (m, d) that `_logits` gets, of features (m, n_features_in_)."""
-        return self._read_columns(X, self.blocks_)
-
-    def _read_columns(self, X: Tensor, blocks: Blocks) -> Tensor:
-        names = [block.name for block in self._blocks_to_read(blocks)]
-        return X if len(names) == len(blocks) else X[..., select_blocks(blocks, names)[1]].contiguous()
-
-    def _blocks_to_read(self, blocks: Blocks) -> Blocks:
-        """Those of `blocks` that `reads` means."""
-        if self.reads == "all" or len(blocks) == 1:
-            return blocks
-        names = [FINAL]
-        if self.reads == "unprojected":
-            names += [block.name for block in blocks if block.name == UNPROJECTED]
-        if self.reads == "second-encoder":
-            sources = [BlockSource.parse(block.name) for block in blocks[1:]]
-            names += [s.name for s in sources if s == BlockSource(s.encoder, FINAL) and s.encoder][:1]
-        return tuple(block for block in blocks if block.name in names)
-
-    def _check_blocks(self, width: int, blocks: Sequence[tuple[str, int]] | None) -> Blocks:
-        """The blocks of features of this width; ``final`` alone by default.
-
-        Raises:
-            InputError: if their widths do not add up to it.
-        """
-        if blocks is None:
-            return (Block(FINAL, width),)
-        checked = as_blocks(blocks)
-        if total_width(checked) != width:
-            widths = ", ".join(f"{block.name} {block.width}" for block in checked)
-            raise InputError(f"features have width {width}, but their blocks have {total_width(checked)}: {widths}")
-        return checked
+        return take_columns(X, self.blocks_, self.read_blocks)
 
     def _check_text(self, text: TextFeatures | None, blocks: Blocks) -> None:
         name = type(self).__name__
@@ -407,7 +377,7 @@ class Head(Estimator, ABC):
             raise InputError(
                 f"unlabelled features have width {rows.shape[1]}, but the shots have {total_width(blocks)}"
             )
-        return self._read_columns(rows, blocks)
+        return take_columns(rows, blocks, blocks_to_read(self.reads, blocks))
 
     # Fit again: from an earlier fit, without some shots, for other classes
 
@@ -696,7 +666,7 @@ class Head(Estimator, ABC):
             array = np.array(value)
             setattr(self, name, array.item() if array.ndim == 0 else torch.from_numpy(array))
         self.classes_, self.n_features_in_ = np.asarray(classes), width
-        self.blocks_ = self._check_blocks(width, blocks or None)
+        self.blocks_ = check_blocks(width, blocks or None)
 
     def _check_state(self) -> None:
         """Predict one row with loaded arrays.

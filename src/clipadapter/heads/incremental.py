@@ -18,6 +18,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import check_is_fitted
+from clipadapter.heads.reading import check_blocks
 from clipadapter.heads.support import (
     Array,
     SupportSet,
@@ -108,7 +109,7 @@ class IncrementalHead(Head):
                 return self.fit(X, y, text=text, blocks=blocks)
             check_feature_names(self, X, reset=True)
             views = as_views(X)
-            checked = self._check_blocks(views.shape[2], blocks)
+            checked = check_blocks(views.shape[2], blocks)
             known = np.unique(np.asarray(classes))
             shots, self.classes_ = self._check_shots(views, y, None, classes=known, blocks=checked)
             self.n_features_in_, self.blocks_ = views.shape[2], checked
