@@ -24,7 +24,7 @@ import json
 import multiprocessing
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ class Set:
     scale: float
     test: tuple[np.ndarray, np.ndarray] | None = None
     reserved: np.ndarray | None = None
+    blocks: tuple = ()
 
     def some(self, classes) -> "Set":
         """Of some classes only, in this order."""
@@ -61,7 +62,9 @@ class Set:
             kept = np.isin(y, classes)
             return X[kept], np.array([place[k] for k in y[kept]])
 
-        return Set(*part(self.X, self.y), self.text[classes], self.scale, self.test and part(*self.test))
+        return Set(
+            *part(self.X, self.y), self.text[classes], self.scale, self.test and part(*self.test), blocks=self.blocks
+        )
 
     def bad(self) -> "Set":
         """The text of half of the classes goes round among them."""
@@ -69,40 +72,42 @@ class Set:
         chosen = rng.permutation(len(self.text))[: max(2, len(self.text) // 2)]
         text = self.text.copy()
         text[chosen] = text[np.roll(chosen, 1)]
-        return Set(self.X, self.y, text, self.scale, self.test)
+        return replace(self, text=text)
 
     def good(self) -> "Set":
         """Text half of the way to the mean of a quarter of the pictures, which are not used otherwise."""
         rng = np.random.default_rng(0)
         own = [rng.permutation(np.flatnonzero(self.y == k)) for k in range(len(self.text))]
         reserved = [rows[: min(len(rows) // 4, 30)] for rows in own]
-        x = unit(self.X)
+        x = unit(self.X[:, : self.blocks[0].width])
         means = np.stack([x[rows].mean(axis=0) for rows in reserved])
         means = unit(means - means.mean(axis=0))
         middle = self.text.mean(axis=0)
         away = self.text - middle
         length = np.linalg.norm(away, axis=1).mean()
         text = unit(middle + 0.5 * away + 0.5 * length * means)
-        return Set(self.X, self.y, text, self.scale, self.test, np.concatenate(reserved))
+        return replace(self, text=text, reserved=np.concatenate(reserved))
 
 
 def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def load_pictures(train, test, encoder) -> Set:
-    model = FewShotClassifier(encoder=encoder, precision="fp32", progress=True)
+def load_pictures(train, test, classifier) -> Set:
+    model = classifier()
     names = train.class_names
     parts = [model.extract_features(part.paths, part.labels, names) for part in (train, test) if part is not None]
     arrays = [(part.plain, np.array([names.index(label) for label in part.y])) for part in parts]
     text = model.encode_classes(names)
-    return Set(*arrays[0], text.embeddings, text.logit_scale, arrays[1] if len(arrays) > 1 else None)
+    test_part = arrays[1] if len(arrays) > 1 else None
+    return Set(*arrays[0], text.embeddings, text.logit_scale, test_part, blocks=parts[0].blocks)
 
 
-def load_sets(data: Path, encoder: str, with_test: bool) -> dict[str, Set]:
+def load_sets(data: Path, classifier, with_test: bool) -> dict[str, Set]:
+    """The sets by name; `classifier` makes one whose encoder gives the features."""
     whole = {
         name.removesuffix("-mini").rstrip("0123456789"): load_pictures(
-            load_dataset(data / name / "train"), load_dataset(data / name / "test") if with_test else None, encoder
+            load_dataset(data / name / "train"), load_dataset(data / name / "test") if with_test else None, classifier
         )
         for name in PICTURES
     }
@@ -134,9 +139,9 @@ def load_sets(data: Path, encoder: str, with_test: bool) -> dict[str, Set]:
         return sets
     food, text = read(data / "food10-clip-vitb32", 100.0)
     labels = np.array([text.labels.index(label) for label in food.y])
-    foods = Set(food.plain, labels, text.embeddings, text.logit_scale)
+    foods = Set(food.plain, labels, text.embeddings, text.logit_scale, blocks=food.blocks)
     return sets | {
-        "fabric": load_pictures(textiles(), None, encoder),
+        "fabric": load_pictures(textiles(), None, classifier),
         "food": foods,
         "food bad": foods.bad(),
         "food 4": foods.some([1, 3, 4, 7]),
@@ -190,7 +195,11 @@ def run(args) -> list[dict]:
     args.out.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
     known = {(r["set"], r["shots"], r["seed"], r["head"]) for r in records}
-    sets = load_sets(args.data, args.encoder, args.test)
+    sets = load_sets(
+        args.data,
+        lambda: FewShotClassifier(encoder=args.encoder, quality="fast", precision="fp32", progress=True),
+        args.test,
+    )
     heads = [*args.heads, *(f"clip-adapter {ratio}" for ratio in args.ratios)]
     cells = [(s, k, seed, h) for seed in range(args.draws) for s in sets for k in SHOTS for h in heads]
     context = multiprocessing.get_context("spawn")

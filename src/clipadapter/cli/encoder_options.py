@@ -19,20 +19,14 @@ if TYPE_CHECKING:
     from clipadapter.runtime import Predictor
 
 BACKENDS = click.Choice(["auto", "torch", "openvino", "onnxruntime"])
+QUALITIES = click.Choice(["fast", "standard", "best"])
 PRECISIONS = click.Choice(["auto", "fp32", "bf16", "int8"])
 
 
 @dataclass(frozen=True)
-class EncoderOptions:
-    """Which encoder is used, and how it runs."""
+class BackendOptions:
+    """How an encoder runs."""
 
-    uri: str | None = option(
-        "--encoder",
-        default="auto",
-        type=ENCODER_URI,
-        metavar="URI",
-        help="Encoder; 'clipadapter encoders' lists them. auto: CLIP ViT-B/32 if it is available, else lite.",
-    )
     device: str = option("--device", default="cpu", help="Torch device, such as cuda.")
     backend: str = option(
         "--backend",
@@ -68,8 +62,35 @@ class EncoderOptions:
             "cache": self.store,
         }
 
-    def open(self, out: Output) -> Encoder:
-        """Open the encoder. A note prints what the user should know about it.
+
+@dataclass(frozen=True)
+class NamedEncoders:
+    """Which encoders are used, and how much of what they see."""
+
+    uris: tuple[str, ...] = option(
+        "--encoder",
+        default=("auto",),
+        type=ENCODER_URI,
+        multiple=True,
+        metavar="URI",
+        help="Encoder; 'clipadapter encoders' lists them. auto: CLIP ViT-B/32 if it is available, else lite. May be "
+        "repeated: the head auto looks at pictures with all of them, and the first one gives the class text.",
+    )
+    quality: str = option(
+        "--quality",
+        default="standard",
+        type=QUALITIES,
+        help="How much of a picture the head auto looks at. fast: the final feature. standard: inner layers of the "
+        "same pass too. best: a second resolution and mirrored pictures too, in several times the time.",
+    )
+
+
+@dataclass(frozen=True)
+class EncoderOptions(BackendOptions, NamedEncoders):
+    """Which encoders are used, and how they run."""
+
+    def open(self, out: Output) -> list[Encoder]:
+        """Open the encoders. A note prints what the user should know about each.
 
         Raises:
             InputError: if the device can't be used.
@@ -77,12 +98,23 @@ class EncoderOptions:
         from clipadapter.encoders import create_encoder
 
         check_device(self.device)
-        encoder = create_encoder(self.uri or "auto", self.device)
-        out.note(f"encoder {encoder.info.name}: {encoder.info.note}" if encoder.info.note else "")
-        return encoder
+        encoders = [create_encoder(uri, self.device) for uri in self.uris]
+        for encoder in encoders:
+            out.note(f"encoder {encoder.info.name}: {encoder.info.note}" if encoder.info.note else "")
+        return encoders
+
+    def open_first(self, out: Output) -> Encoder:
+        """Open the encoder, for commands that use one.
+
+        Raises:
+            InputError: if several are named, or the device can't be used.
+        """
+        if len(self.uris) > 1:
+            raise InputError(f"this command uses one encoder, but {len(self.uris)} are named: {', '.join(self.uris)}")
+        return self.open(out)[0]
 
     def create_classifier(self, out: Output, **params: Any) -> FewShotClassifier:
-        """Open the encoder, and create a classifier with it.
+        """Open the encoders, and create a classifier with them.
 
         Args:
             out: for notes and progress bars.
@@ -93,12 +125,13 @@ class EncoderOptions:
         """
         from clipadapter.classifier import FewShotClassifier
 
-        return FewShotClassifier(self.open(out), progress=out.progress, **self.run_parameters, **params)
+        encoders = self.open(out)
+        return FewShotClassifier(encoders, quality=self.quality, progress=out.progress, **self.run_parameters, **params)
 
 
 @dataclass(frozen=True)
-class ModelEncoderOptions(EncoderOptions):
-    """The same for a fitted model, which has an encoder already."""
+class MovedEncoder:
+    """Where the encoder of a fitted model is."""
 
     uri: str | None = option(
         "--encoder",
@@ -106,6 +139,11 @@ class ModelEncoderOptions(EncoderOptions):
         metavar="URI",
         help="Where the encoder of the model is now, if its weights were moved.",
     )
+
+
+@dataclass(frozen=True)
+class ModelEncoderOptions(BackendOptions, MovedEncoder):
+    """How the encoder of a fitted model runs."""
 
     @property
     def is_default(self) -> bool:

@@ -101,15 +101,17 @@ def field_option(cls: type[Any], name: str) -> Decorator:
     return click.option(*declared.metadata["names"], name, default=declared.default, **declared.metadata["attributes"])
 
 
-def option_group(name: str, cls: type[Any], only: Collection[str] = ()) -> Decorator:
+def option_group(name: str, cls: type[Any], only: Collection[str] = (), without: Collection[str] = ()) -> Decorator:
     """Return the decorator that adds the options of a dataclass and hands their values to the command as one object.
 
     Args:
         name: of the command's parameter.
         cls: a dataclass with fields that `option` declares, in the order of the help.
         only: names of the fields that this command offers; the others keep their default. Empty means all.
+        without: names of fields that this command does not offer.
     """
-    names = [part.name for part in fields(cls) if part.metadata and (not only or part.name in only)]
+    declared = [part.name for part in fields(cls) if part.metadata and part.name not in without]
+    names = [part for part in declared if not only or part in only]
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)

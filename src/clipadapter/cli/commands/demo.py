@@ -33,8 +33,13 @@ PRETRAINED_CLIP = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 class DemoEncoderOptions(EncoderOptions):
     """The same with the encoder that needs no network by default."""
 
-    uri: str | None = option(
-        "--encoder", default="lite", type=ENCODER_URI, metavar="URI", help="Encoder; 'clipadapter encoders' lists them."
+    uris: tuple[str, ...] = option(
+        "--encoder",
+        default=("lite",),
+        type=ENCODER_URI,
+        multiple=True,
+        metavar="URI",
+        help="Encoder; 'clipadapter encoders' lists them. May be repeated.",
     )
 
 
@@ -45,7 +50,7 @@ class DemoEncoderOptions(EncoderOptions):
     help="Your own folder or table, or a named data set such as imagenette, which is downloaded (94 MB); by default "
     "pictures of fabric, without network.",
 )
-@option_group("encoder_options", DemoEncoderOptions, only=("uri", "cache", "max_pixels"))
+@option_group("encoder_options", DemoEncoderOptions, only=("uris", "quality", "cache", "max_pixels"))
 @shots_option
 @seeds_option
 @click.option(
@@ -74,9 +79,15 @@ def command(
     from clipadapter.heads import create_head
 
     out.note(f"{pictures.describe(shots, seeds)}\n")
-    encoder = encoder_options.open(out)
+    encoders = encoder_options.open(out)
+    encoder = encoders[0]
     model = FewShotClassifier(
-        encoder, SHOWN_HEAD, templates=pictures.templates, cache=encoder_options.store, progress=out.progress
+        encoders,
+        SHOWN_HEAD,
+        quality=encoder_options.quality,
+        templates=pictures.templates,
+        cache=encoder_options.store,
+        progress=out.progress,
     )
     records, heads = folder / "runs.jsonl", {name: create_head(name) for name in HEADS}
     draws = range(1, seeds + 1)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 if a finding is severe.")
 @seed_option
-@option_group("encoder_options", EncoderOptions)
+@option_group("encoder_options", EncoderOptions, without=["quality"])
 @option_group("prompts", PromptOptions)
 @output_options
 def command(
@@ -84,10 +84,11 @@ def _create_with_encoder_of(
     Raises:
         InputError: if an encoder is given too.
     """
-    if options.uri != "auto":
+    if options.uris != ("auto",):
         raise InputError("--model and --encoder both say the encoder: give one of them")
     from clipadapter.classifier import FewShotClassifier
 
-    encoder = ModelEncoderOptions(**{**vars(options), "uri": None}).load(model).encoder_
+    run = {name: value for name, value in vars(options).items() if name not in ("uris", "quality")}
+    encoder = ModelEncoderOptions(**run).load(model).encoder_
     out.note(f"encoder {encoder.info.name}: that of {printable(model)}")
     return FewShotClassifier(encoder, progress=out.progress, **options.run_parameters, **prompt_parameters)

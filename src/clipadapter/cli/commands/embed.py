@@ -16,12 +16,10 @@ from clipadapter.cli.output import Output, facts
 from clipadapter.errors import DataError, require
 from clipadapter.formatting import describe_unreadable
 
-ALL_BUT_NO_CACHE = ("uri", "device", "backend", "precision", "batch_size", "cache", "max_pixels")
-
 
 @cli_command("clipadapter embed pictures/ --encoder lite --shard 1/4")
 @click.argument("data", type=FOLDER)
-@option_group("encoder_options", EncoderOptions, only=ALL_BUT_NO_CACHE)
+@option_group("encoder_options", EncoderOptions, without=["no_cache"])
 @option_group("views", ViewOptions)
 @seed_option
 @split_option
@@ -47,6 +45,8 @@ def command(
     Stored features are never computed again: an interrupted run continues when it is started again, and several
     processes may write to one feature store. The pictures need no classes.
     """
+    from clipadapter.classifier.encoder import blocks_of_quality
+    from clipadapter.encoders import open_blocks
     from clipadapter.features import FeatureStore, choose_backend, embed, extract_rows, parse_shard, write_parquet
 
     shard_number, n_shards = parse_shard(shard or "1/1")
@@ -55,7 +55,9 @@ def command(
     if to is not None:
         _check_table(to)
     with FeatureStore(encoder_options.cache) as store:
-        opened, paths = encoder_options.open(out), [sample.path for sample in samples]
+        first, *others = encoder_options.open(out)
+        opened = open_blocks(first, blocks_of_quality(first, others, encoder_options.quality), others)
+        paths = [sample.path for sample in samples]
         encoder = choose_backend(
             opened,
             paths,

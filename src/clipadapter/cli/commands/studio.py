@@ -26,7 +26,7 @@ USER = "studio"
 
 @cli_command("clipadapter studio my-pictures/ --encoder lite", Section.START, 5, extra="lite,studio")
 @click.argument("project", type=FOLDER, default="clipadapter-studio")
-@option_group("encoder_options", EncoderOptions)
+@option_group("encoder_options", EncoderOptions, without=["quality"])
 @click.option("--head", type=HEAD, metavar="NAME", default="auto", help="Head to fit; it must be quick.")
 @click.option("--unlabelled", type=FOLDER, help="Folder of pictures to label; it is not changed.")
 @click.option("--host", default=LOOPBACK[0], help="Address to listen on; 0.0.0.0 is open to other machines.")
@@ -89,7 +89,7 @@ def _build_page(
     page = build_page(
         project,
         unlabelled=unlabelled,
-        encoder=encoder_options.open(out),
+        encoder=encoder_options.open_first(out),
         head=head,
         device=encoder_options.device,
         **encoder_options.run_parameters,

@@ -183,7 +183,9 @@ def _create_models(
 
     # Full precision, since the results of a study must not depend on the machine.
     return {
-        name: FewShotClassifier(name, descriptions=sentences, device=device, precision="fp32", progress=out.progress)
+        name: FewShotClassifier(
+            name, quality="fast", descriptions=sentences, device=device, precision="fp32", progress=out.progress
+        )
         for name in encoders
     }
 

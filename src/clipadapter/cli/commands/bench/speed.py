@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: clipadapter bench speed pictures/ --encoder lite")
 @click.argument("pictures", type=FOLDER, required=False)
-@option_group("encoder", EncoderOptions, only=("uri", "device", "batch_size", "max_pixels"))
+@option_group("encoder", EncoderOptions, only=("uris", "device", "batch_size", "max_pixels"))
 @click.option("--rounds", type=COUNT, metavar="N", default=5, help="Number of measurements of each.")
 @click.option("--count", type=COUNT, metavar="N", default=64, help="Number of pictures.")
 @output_options
@@ -37,7 +37,7 @@ def speed(pictures: Path | None, encoder: EncoderOptions, rounds: int, count: in
     from clipadapter.bench.speed import measure_speed
 
     sources = _sources(pictures, count)
-    opened = encoder.open(out)
+    opened = encoder.open_first(out)
     with tqdm(bar_format="{desc}", disable=not out.progress, leave=False) as bar:
         result = measure_speed(
             opened, sources, batch_size=encoder.batch_size, rounds=rounds, on_step=bar.set_description_str
