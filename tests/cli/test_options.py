@@ -56,10 +56,15 @@ def test_one_field_can_be_an_option_by_itself():
     assert call(field_option(Size, "width"), "--width", "4") == {"width": 4}
 
 
-@pytest.mark.parametrize(("cls", "uri"), [(EncoderOptions, "auto"), (ModelEncoderOptions, None)])
-def test_a_fitted_model_has_its_own_encoder_by_default(cls, uri):
-    assert call(option_group("encoder", cls))["encoder"].uri == uri
-    assert call(option_group("encoder", cls), "--encoder", "lite")["encoder"].uri == "lite"
+def test_a_fitted_model_has_its_own_encoder_by_default():
+    group = option_group("encoder", ModelEncoderOptions)
+    assert [call(group, *line)["encoder"].uri for line in ((), ("--encoder", "lite"))] == [None, "lite"]
+
+
+def test_several_encoders_may_be_named():
+    group = option_group("encoder", EncoderOptions, without=["quality"])
+    lines = ((), ("--encoder", "lite", "--encoder", "toy"))
+    assert [call(group, *line)["encoder"].uris for line in lines] == [("auto",), ("lite", "toy")]
 
 
 def test_no_cache_overrides_a_cache_file(tmp_path):

@@ -35,7 +35,7 @@ def with_own_text(name):
         return head
     if cls.__name__ not in globals():
 
-        def fit(self, X, y, text=None, unlabelled=None):
+        def fit(self, X, y, text=None, unlabelled=None, blocks=None):
             # A tower in single precision rounds prompts differently by the size of a batch: the checks allow 1e-7.
             scale = 1.0 if cls.needs_tower_to_predict else 20.0
             return cls.fit(self, X, y, text=text_of(X, y, scale=scale), unlabelled=X if cls.transductive else None)

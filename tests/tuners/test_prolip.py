@@ -34,7 +34,8 @@ def case():
 
 def fit(head, case, scale=SCALE):
     X, target, text = case[:3]
-    return head.fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, scale))
+    blocks = [("final", text.shape[1]), ("unprojected", X.shape[-1] - text.shape[1])]
+    return head.fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, scale), blocks=blocks)
 
 
 def logits_of(before, text, weight, bias):
@@ -81,7 +82,8 @@ def test_released_code_gives_the_same_projection_loss_and_logits(layout):
     X, Q = (np.concatenate([each @ proj + bias, each], axis=-1) for each in (pre[:n_views].swapaxes(0, 1), query))
     text = TextFeatures([str(k) for k in range(len(T))], T, parameters["scale"])
     head = ProLip.official(lr=parameters["lr"], steps=parameters["steps"], schedule=schedule)
-    head.fit(X, figures["labels"].astype(str), text=text)
+    blocks = [("final", T.shape[1]), ("unprojected", X.shape[-1] - T.shape[1])]
+    head.fit(X, figures["labels"].astype(str), text=text, blocks=blocks)
     assert head.penalty_ == parameters["lambda"]
     # The released code ran in float32: with the bias its own rounding is 1.5e-6 in the projection.
     np.testing.assert_allclose(proj + head.shift_.numpy().T, figures[f"weight20_prolip_{layout}"], atol=3e-6)
@@ -140,9 +142,10 @@ def test_what_was_learned_is_all_it_needs(case):
     np.testing.assert_array_equal(again.logits(X), head.logits(X))
 
 
-def test_other_heads_refuse_rows_wider_than_the_text(case):
-    with pytest.raises(InputError, match="features have width 15 but class text has width 6"):
-        fit(ZeroShot(), case)
+def test_rows_wider_than_the_text_are_refused_if_nothing_says_what_the_other_columns_are(case):
+    X, target, text = case[:3]
+    with pytest.raises(InputError, match=r"width 15 but class text has width 6.*blocks=\[\('final', 6\)"):
+        ZeroShot().fit(X, np.array(NAMES)[target], text=TextFeatures(NAMES, text, SCALE))
 
 
 @pytest.mark.parametrize(("penalty", "batch_size", "words"), [("2/n", 256, "penalty must be"), (1, 0, "batch_size")])

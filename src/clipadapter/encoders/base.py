@@ -146,8 +146,8 @@ class Encoder(ABC):
 
     def towers(self) -> tuple[Tower, ...]:
         """The image towers whose features lie side by side; empty if only the encoder itself can run one of them."""
-        towers = tuple(each.tower() for each in self.passes())
-        return tuple(tower for tower in towers if tower is not None) if None not in towers else ()
+        tower = self.tower()
+        return () if tower is None else (tower,)
 
     def block_fingerprints(self) -> tuple[str, ...]:
         """A fingerprint of each block of `info`, by which features are stored."""

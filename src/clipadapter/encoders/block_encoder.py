@@ -201,6 +201,11 @@ class BlockEncoder(Encoder):
         """See `Encoder.passes`."""
         return self._passes
 
+    def towers(self) -> tuple[Tower, ...]:
+        """Those of all passes; empty if one can't be run otherwise than by its encoder."""
+        by_pass = [each.towers() for each in self._passes]
+        return tuple(tower for towers in by_pass for tower in towers) if all(by_pass) else ()
+
     def block_fingerprints(self) -> tuple[str, ...]:
         """Those of all passes."""
         return tuple(fingerprint for each in self._passes for fingerprint in each.block_fingerprints())
