@@ -17,6 +17,7 @@ from clipadapter.classifier.deduplicate import ConflictRule
 from clipadapter.classifier.encoder import (
     DEFAULT_QUALITY,
     apply_backend,
+    block_names,
     blocks_to_read,
     check_quality,
     check_tuner_inputs,
@@ -201,6 +202,7 @@ class FewShotClassifier:
         self._is_backend_chosen = False
         self._tuned_encoder: Encoder | None = None
         self._other_encoders: list[Encoder] = []
+        self._named_blocks: tuple[str, ...] | None = None
         self._history: History | None = None
         self.skipped_: tuple[tuple[str, str], ...] = ()
         self.evaluation_: EvaluationResult | None = None
@@ -218,6 +220,7 @@ class FewShotClassifier:
             self._encoder, *self._other_encoders = (
                 create_encoder(each, self.device) if isinstance(each, str) else each for each in (first, *others)
             )
+            self._named_blocks = block_names(self._encoder)
         return self._encoder
 
     def __repr__(self) -> str:
@@ -322,7 +325,8 @@ class FewShotClassifier:
             InputError: if a head reads what the encoder does not have, such as the input of a final projection.
         """
         encoder = self.encoder_
-        names = blocks_to_read(encoder, self._other_encoders, heads, self.quality)
+        named = block_names(encoder) if self._named_blocks is None else self._named_blocks
+        names = blocks_to_read(encoder, self._other_encoders, heads, self.quality, named)
         self._encoder = open_blocks(encoder, names, self._other_encoders)
 
     def fit_features(

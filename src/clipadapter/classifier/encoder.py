@@ -59,16 +59,22 @@ def check_quality(quality: str) -> str:
     return quality
 
 
+def block_names(encoder: Encoder) -> tuple[str, ...]:
+    """Names of the blocks that an encoder gives, ``final`` first."""
+    return tuple(block.name for block in encoder.info.blocks)
+
+
 def blocks_to_read(
-    encoder: Encoder, others: Sequence[Encoder], heads: Sequence[Head], quality: str = DEFAULT_QUALITY
+    encoder: Encoder, others: Sequence[Encoder], heads: Sequence[Head], quality: str, named: Sequence[str] = ()
 ) -> list[str]:
     """Names of the blocks of features that some heads read, ``final`` first.
 
     Args:
-        encoder: gives the class text. Its own blocks, if it has several, are what heads read that read all.
+        encoder: gives the class text.
         others: further encoders that were named.
         heads: fitted or not.
         quality: how much heads read that read all blocks; see `FewShotClassifier`.
+        named: blocks that were named one by one. If there are several, heads that read all blocks read these.
 
     Raises:
         InputError: if a head reads the input of the projection, and the image tower has none.
@@ -79,12 +85,9 @@ def blocks_to_read(
         names += unprojected_blocks(encoder)
     if "second-encoder" in reads:
         names += [f"{other.info.name}/{FINAL}" for other in others[:1]]
-        names += [block.name for block in encoder.info.blocks]
+        names += named
     if "all" in reads:
-        if len(encoder.info.blocks) > 1:
-            names += [block.name for block in encoder.info.blocks]
-        else:
-            names += blocks_of_quality(encoder, others, quality)
+        names += named if len(named) > 1 else blocks_of_quality(encoder, others, quality)
     return list(dict.fromkeys(names))
 
 

@@ -102,9 +102,11 @@ class FeatureSet:
         labels = "" if self.targets is None else ", several labels each"
         encoder = self.provenance.get("encoder")
         made_by = f", from the encoder {without_paths(str(encoder))}" if encoder else ""
+        names = [block.name for block in self.blocks]
+        blocks = f" in {len(names)} blocks ({', '.join(names)})" if len(names) > 1 else ""
         return (
             f"{format_count(len(self), 'picture')}{views}{labels} of {describe_classes(self.class_names)}, "
-            f"{self.X.shape[-1]:,} features each{made_by}"
+            f"{self.X.shape[-1]:,} features each{blocks}{made_by}"
         )
 
     def __len__(self) -> int:
