@@ -99,8 +99,12 @@ class BlockSource:
         return self.encoder, self.size, self.is_mirrored
 
 
-def as_blocks(pairs: Iterable[tuple[str, int]]) -> Blocks:
+def as_blocks(pairs: Iterable[tuple[str, int]], *, needs_final: bool = True) -> Blocks:
     """Checked blocks from pairs of name and width.
+
+    Args:
+        pairs: name and width of each block.
+        needs_final: whether the first block must be ``final``; it is not in further passes of an encoder.
 
     Raises:
         InputError: if a name or a width is wrong, two names are equal, or the first block is not ``final``.
@@ -110,7 +114,7 @@ def as_blocks(pairs: Iterable[tuple[str, int]]) -> Blocks:
     """
     blocks = tuple(Block(str(name), int(width)) for name, width in pairs)
     names = [block.name for block in blocks]
-    if not blocks or names[0] != FINAL:
+    if not blocks or (needs_final and names[0] != FINAL):
         raise InputError(f"the first block of features must be {FINAL!r}, but the blocks are {brief(names)}")
     if len(set(names)) < len(names) or len(names) > MAX_BLOCKS:
         raise InputError(f"blocks must have different names, at most {MAX_BLOCKS}, but are {brief(names)}")

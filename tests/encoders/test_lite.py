@@ -18,7 +18,7 @@ from torchvision import transforms
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.encoders import create_encoder, lite, with_backend
+from clipadapter.encoders import create_encoder, lite, open_blocks, with_backend
 from clipadapter.encoders.lite import (
     NAMES_FILE,
     Bridge,
@@ -30,6 +30,8 @@ from clipadapter.encoders.lite import (
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 from clipadapter.imagenet import imagenet_names
 from clipadapter.installation import install_command
+
+from .expected_layers import outputs_of, pixels_of, statistics
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,36 @@ def test_picture_features_are_those_of_the_plain_network(opened, network, pictur
         maps = network.forward_features(torch.stack([transform(image) for image in images]))
     result = opened("lite").encode_images(images)
     torch.testing.assert_close(result, maps.mean(dim=(2, 3)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [224, 384])
+def test_inner_is_mean_maximum_and_deviation_of_the_seven_stages(size, opened, network, picture):
+    encoder = opened("lite")
+    pixels = pixels_of(encoder, size, [picture(90, 60)])
+    with torch.no_grad():
+        final = network.forward_features(pixels).mean(dim=(2, 3))
+    _, maps = outputs_of(network.forward_features, network.blocks, pixels)
+    expected = np.concatenate([statistics(stage) for stage in maps], axis=1)
+    assert encoder.layers() == {"final": 1280, "inner": expected.shape[1]}
+    both = encoder.layer_network(["final", "inner"], size)(pixels)
+    np.testing.assert_allclose(both[:, :1280], final, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(both[:, 1280:], expected, atol=2e-3, rtol=1e-4)
+    torch.testing.assert_close(encoder.layer_network(["inner"], size)(pixels), both[:, 1280:], rtol=0, atol=0)
+    torch.testing.assert_close(encoder.layer_network(["final"], size)(pixels), both[:, :1280], rtol=0, atol=0)
+
+
+def test_the_final_block_beside_inner_layers_is_the_encoders_feature(opened, picture):
+    images = [picture(300, 200), picture(224, 224)]
+    features = open_blocks(opened("lite"), ["inner"]).encode_images(images)
+    torch.testing.assert_close(features[:, :1280], opened("lite").encode_images(images), rtol=1e-5, atol=1e-5)
+
+
+def test_inner_layers_alone_do_not_run_the_last_convolution(opened):
+    encoder = opened("lite")
+    tower = encoder.tower().module
+    network = encoder.layer_network(["inner"], 224)
+    assert not any(module is tower.conv_head for module in network.modules())
+    assert {id(weight) for weight in network.parameters()} < {id(weight) for weight in tower.parameters()}
 
 
 def test_text_vectors_are_those_of_the_plain_network():

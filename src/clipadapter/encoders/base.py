@@ -31,7 +31,7 @@ class EncoderInfo:
         fingerprint: hex digest of weights, preprocessing and code version; in every cache key and artifact.
         note: what a user should know, such as why ``auto`` took this encoder; may be empty.
         blocks: the blocks of picture features (`clipadapter.blocks`); by default ``final`` alone, which text features
-            are compared with.
+            are compared with. Only a further pass of an encoder of several passes has no block ``final``.
         backend: name of the backend that runs the image tower.
         precision: precision of the image tower: "fp32", "bf16" or "int8"; part of the fingerprint.
         int8_calibration_digest: digest of the pictures that int8 was calibrated with, else empty; part of the
@@ -52,7 +52,7 @@ class EncoderInfo:
     int8_calibration_digest: str = ""
 
     def __post_init__(self) -> None:
-        blocks = as_blocks(self.blocks) if self.blocks else (Block(FINAL, self.dim),)
+        blocks = as_blocks(self.blocks, needs_final=False) if self.blocks else (Block(FINAL, self.dim),)
         object.__setattr__(self, "blocks", blocks)
         if total_width(blocks) != self.dim:
             raise InputError(f"the blocks of {self.name} have {total_width(blocks)} columns, but its dim is {self.dim}")

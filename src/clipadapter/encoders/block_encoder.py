@@ -33,7 +33,7 @@ class LayerEncoder(Encoder):
     """One pass through an encoder's image tower, with other outputs than its final feature, or at another size.
 
     Args:
-        plain: the encoder itself; it has an image tower that can be converted.
+        plain: the encoder itself; it has one image tower, which can be exported.
         layers: some of its `Encoder.layers`.
         size: side of the square in pixels; None for the encoder's own.
         is_mirrored: True for the mean of the features of a picture and of its mirror image.
@@ -45,9 +45,9 @@ class LayerEncoder(Encoder):
     def __init__(
         self, plain: Encoder, layers: Sequence[str], size: int | None = None, is_mirrored: bool = False
     ) -> None:
-        tower, known = plain.tower(), plain.layers()
+        towers, known = plain.towers(), plain.layers()
         missing = [layer for layer in layers if layer not in known]
-        if missing or tower is None:
+        if missing or len(towers) != 1:
             raise InputError(
                 f"the image tower of {plain.info.name} has no layer {missing[0] if missing else layers[0]!r} that "
                 f"features can be taken from; it has {', '.join(known)}"
@@ -65,7 +65,7 @@ class LayerEncoder(Encoder):
             blocks=tuple(Block(source.name, known[source.layer]) for source in sources),
             fingerprint=self._fingerprint(),
         )
-        pixels = replace(tower.pixels, size=self.size)
+        pixels = replace(towers[0].pixels, size=self.size)
         self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, pixels, self._build_network)
 
     @classmethod
@@ -107,9 +107,13 @@ class LayerEncoder(Encoder):
             network = self._tower.module
             return run_in_batches(network, network, pixels.to(self.device)).float().cpu()
 
-    def tower(self) -> Tower:
+    def tower(self) -> Tower | None:
+        """The image tower with these outputs; None if backends don't run that of the encoder."""
+        return None if self.plain.tower() is None else self._tower
+
+    def towers(self) -> tuple[Tower, ...]:
         """The image tower with these outputs."""
-        return self._tower
+        return (self._tower,)
 
     def text_tower(self) -> TextTower | None:
         """That of the encoder itself."""

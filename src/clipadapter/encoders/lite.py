@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.backends import Tower
+from clipadapter.blocks import FINAL
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing, listings_of
+from clipadapter.encoders.inner_layers import INNER, N_STATISTICS, StageNetwork
 from clipadapter.encoders.inputs import check_pixels, count_special_tokens, length_batches, to_tensor, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.registry import register_encoder
@@ -50,7 +52,9 @@ NOTE = "for trying out, tests and machines without a hub: zero-shot about 52 % o
 
 IMAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 IMAGE_SIZE = 224
+SECOND_IMAGE_SIZE = 384
 IMAGE_WIDTH = 1280
+STAGE_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 N_IMAGENET_CLASSES = 1000
 PIXELS = PixelSpec(IMAGE_SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -127,6 +131,21 @@ class LiteEncoder(Encoder):
     def tower(self) -> Tower:
         """EfficientNet-Lite0 up to its pooling."""
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, PIXELS, self._image_tower)
+
+    def layers(self) -> Mapping[str, int]:
+        """``final``, and ``inner``: mean, maximum and deviation of the outputs of the seven stages."""
+        return {FINAL: IMAGE_WIDTH, INNER: N_STATISTICS * sum(STAGE_WIDTHS)}
+
+    def second_size(self) -> int:
+        """384; the tower is convolutional, so it takes any size."""
+        return SECOND_IMAGE_SIZE
+
+    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
+        """See `Encoder.layer_network`."""
+        tower: Any = self._image_tower()
+        stem = nn.Sequential(tower.conv_stem, tower.bn1)
+        head = nn.Sequential(tower.conv_head, tower.bn2, tower.global_pool)
+        return StageNetwork(stem, tower.blocks, head, layers)
 
     def text_tower(self) -> LiteTextTower:
         """MiniLM and the bridge to the space of the pictures."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.backends import Tower
+from clipadapter.blocks import FINAL
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing
+from clipadapter.encoders.inner_layers import INNER, N_STATISTICS, map_statistics
 from clipadapter.encoders.inputs import check_pixels, to_tensor, unique_texts
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import InputError
@@ -22,6 +24,8 @@ from clipadapter.towers import Projection, TextTower, WordTower
 IMAGE_SIZE = 32
 WIDTH = 32
 GRID = 8
+INNER_GRID = 4
+SECOND_IMAGE_SIZE = 48
 PIXELS = PixelSpec(IMAGE_SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 NOTE = "tests only: knows colours and nothing else"
 COLOURS = {
@@ -91,10 +95,26 @@ class ToyEncoder(Encoder):
 
         There is no `tower`: no backend would be faster.
         """
-        network = torch.nn.Sequential(
-            torch.nn.AdaptiveAvgPool2d(GRID), torch.nn.Flatten(), _MatrixProduct(self._projection)
-        )
-        return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network.eval()),)
+        network = self.layer_network([FINAL], IMAGE_SIZE)
+        return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network),)
+
+    def layers(self) -> Mapping[str, int]:
+        """``final``, and ``inner``: mean, maximum and deviation of the pixels in each of 4 x 4 squares by channel."""
+        return {FINAL: WIDTH, INNER: N_STATISTICS * 3 * INNER_GRID**2}
+
+    def second_size(self) -> int:
+        """48."""
+        return SECOND_IMAGE_SIZE
+
+    def layer_network(self, layers: Sequence[str], size: int) -> torch.nn.Module:
+        """See `Encoder.layer_network`.
+
+        Raises:
+            InputError: if the size is not a multiple of 8, the side of the grid.
+        """
+        if size % GRID:
+            raise InputError(f"the toy encoder takes multiples of {GRID} pixels, but the size is {size}")
+        return _ToyNetwork(self._projection, layers, size).eval()
 
     def text_tower(self) -> TextTower:
         """The word vectors."""
@@ -112,11 +132,27 @@ class ToyEncoder(Encoder):
         return self._tower.encode(self._tower.embed(pad_sequence(tokens, batch_first=True)), lengths)[index]
 
 
-class _MatrixProduct(torch.nn.Module):
-    def __init__(self, weight: Tensor) -> None:
+class _ToyNetwork(torch.nn.Module):
+    """The projection of the picture shrunk to 8 x 8, statistics of the pixels of 4 x 4 squares, or both."""
+
+    def __init__(self, weight: Tensor, layers: Sequence[str], size: int) -> None:
         super().__init__()
         self.weight: Tensor
         self.register_buffer("weight", weight)
+        self.layers, self.size = tuple(layers), size
 
-    def forward(self, rows: Tensor) -> Tensor:
-        return rows @ self.weight
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, d)."""
+        features = {}
+        if FINAL in self.layers:
+            features[FINAL] = self._cells(pixels, GRID).mean(dim=(2, 3)).reshape(-1, len(self.weight)) @ self.weight
+        if INNER in self.layers:
+            width = 3 * INNER_GRID**2 * N_STATISTICS
+            features[INNER] = map_statistics(self._cells(pixels, INNER_GRID)).reshape(-1, width)
+        return torch.cat([features[layer] for layer in self.layers], dim=1).float()
+
+    def _cells(self, pixels: Tensor, grid: int) -> Tensor:
+        """(n, 3, s, s) to (n, 3 grid^2, s / grid, s / grid)."""
+        side = self.size // grid
+        rows = pixels.reshape(-1, 3, grid, side, grid, side)
+        return rows.permute(0, 1, 2, 4, 3, 5).reshape(-1, 3 * grid**2, side, side)
