@@ -346,6 +346,23 @@ def plain_encoder(encoder: Encoder) -> Encoder:
     return encoder
 
 
+def describe_passes(encoder: Encoder) -> str:
+    """What a prediction costs: the passes through image towers, and how many pixels they take beside the first alone.
+
+    >>> describe_passes(create_encoder("toy")), describe_passes(create_encoder("toy[final,toy/final]"))
+    ('1 pass at 32 px', '2 passes at 32 and 32 px, 2.0 times the pixels of the final feature')
+    """
+    passes = [encoder_without_blocks(each) for each in encoder.passes()]
+    sizes = [each.info.image_size for each in passes]
+    times = [2 if isinstance(each, LayerEncoder) and each.is_mirrored else 1 for each in passes]
+    if len(passes) == 1:
+        return f"1 pass at {sizes[0]} px"
+    names = [f"{size}{' (mirrored too)' if n > 1 else ''}" for size, n in zip(sizes, times, strict=True)]
+    ratio = sum(n * size**2 for size, n in zip(sizes, times, strict=True)) / sizes[0] ** 2
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{len(passes)} passes at {listed} px, {ratio:.1f} times the pixels of the final feature"
+
+
 def unprojected_blocks(encoder: Encoder) -> tuple[str, ...]:
     """The blocks that heads read which train the projection: ``final`` alone if the projection is the identity.
 
