@@ -1,0 +1,87 @@
+"""How much of a picture a classifier looks at: blocks of features by quality, and what is left of them after a fit."""
+
+import numpy as np
+import pytest
+
+from clipadapter import FewShotClassifier
+from clipadapter.errors import InputError
+from clipadapter.heads.nearest_mean import NearestMean
+
+NAMES = ["blue", "red"]
+BLOCKS = {
+    "fast": ["final"],
+    "standard": ["final", "inner"],
+    "best": ["final", "inner", "final@48+mirrored", "inner@48+mirrored"],
+}
+
+
+class Wide(NearestMean):
+    """Reads all blocks, and says that it uses some of them."""
+
+    reads = "all"
+    used = ("final", "inner")
+
+    def used_blocks(self):
+        return self.used
+
+    def _restrict(self, before, after):
+        width = sum(block.width for block in after)  # those of the test lie first
+        self.means_, self.sums_ = self.means_[:, :width], self.sums_[:, :width]
+
+
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(0)
+    shade = rng.integers(0, 90, (6, 40, 40, 3), dtype=np.uint8)
+    shade[:3, ..., 2] += 160
+    shade[3:, ..., 0] += 160
+    return list(shade), [NAMES[0]] * 3 + [NAMES[1]] * 3
+
+
+def names(model):
+    return [block.name for block in model.encoder_.info.blocks]
+
+
+@pytest.mark.parametrize("quality", BLOCKS)
+def test_a_head_that_reads_all_blocks_gets_those_of_the_quality(quality):
+    model = FewShotClassifier("toy", Wide(), quality=quality, cache=None)
+    model.prepare_encoder(Wide())
+    assert names(model) == BLOCKS[quality]
+
+
+def test_other_heads_read_the_final_feature_at_each_quality(pictures):
+    model = FewShotClassifier("toy", "linear-probe", quality="best", cache=None).fit(*pictures)
+    assert names(model) == ["final"] and model.support_.X.shape == (6, 32)
+
+
+def test_several_encoders_are_read_at_each_quality():
+    model = FewShotClassifier(["toy", "toy"], Wide(), quality="fast", cache=None)
+    model.prepare_encoder(Wide())
+    assert names(model) == ["final", "toy/final"]
+
+
+def test_named_blocks_are_read_whatever_the_quality():
+    model = FewShotClassifier("toy[final,final@48]", Wide(), quality="standard", cache=None)
+    model.prepare_encoder(Wide())
+    assert names(model) == ["final", "final@48"]
+
+
+def test_blocks_that_a_fitted_head_does_not_use_are_dropped_and_come_back_with_the_next_fit(pictures):
+    model = FewShotClassifier("toy", Wide(), quality="best", cache=None).fit(*pictures)
+    assert names(model) == [block.name for block in model.support_.blocks] == ["final", "inner"]
+    assert model.support_.provenance["encoder"] == "toy[final,inner]"
+    assert model.head_.n_features_in_ == model.support_.X.shape[1] == model.encoder_.info.dim
+    assert model.predict(pictures[0]) == pictures[1]
+    model.head = type("All", (Wide,), {"used": tuple(BLOCKS["best"])})()
+    assert names(model.fit(*pictures)) == BLOCKS["best"]
+
+
+def test_a_block_that_the_logits_depend_on_cant_be_left_out(pictures):
+    model = FewShotClassifier("toy", Wide(), cache=None).fit(*pictures)
+    with pytest.raises(InputError, match="needs the block 'inner'"):
+        model.head_.restrict_blocks(["final"])
+
+
+def test_an_unknown_quality_is_refused():
+    with pytest.raises(InputError, match="quality must be fast, standard, best, but is 'good'"):
+        FewShotClassifier("toy", quality="good")
