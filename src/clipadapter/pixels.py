@@ -5,6 +5,7 @@ This module needs NumPy and Pillow only, so that a saved model predicts without 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ MIN_JPEG_SIDE_RATIO = 4
 """Minimum short side of a JPEG that is shrunk while it is decoded, as a multiple of the side of the square."""
 RESAMPLING_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "squash")
+MIN_CROP = 0.5
+"""A smaller fraction would scale pictures to much larger squares than the one that is kept."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class PixelSpec:
         std: standard deviation of each channel; the differences are divided by it.
         resize: "shortest" scales the short side to s and crops the centre; "squash" scales both sides to s.
         resample: "bicubic" or "bilinear", both with antialiasing.
+        crop: fraction of the scaled side that is kept: sides are scaled to s / crop instead of s, and the centre is
+            cropped, as the models of timm state it (``crop_pct``). A picture of size (s, s) is kept as it is.
 
     Raises:
         InputError: if a value is out of range.
@@ -49,6 +54,7 @@ class PixelSpec:
     std: tuple[float, ...]
     resize: str = "shortest"
     resample: str = "bicubic"
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= 4096 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -58,15 +64,23 @@ class PixelSpec:
                 f"pixels are resized by {' or '.join(RESIZE_MODES)} and {' or '.join(RESAMPLING_FILTERS)}, "
                 f"but by {self.resize} and {self.resample} here"
             )
+        if not MIN_CROP <= self.crop <= 1:
+            raise InputError(f"the fraction that is cropped must be {MIN_CROP} to 1, but is {self.crop}")
+
+    @property
+    def scaled_size(self) -> int:
+        """Side in pixels that pictures are scaled to before the centre is cropped."""
+        return math.floor(self.size / self.crop)  # rounded down as in timm
 
     def to_square(self, image: Image.Image) -> NDArray[np.uint8]:
         """Convert a picture of any size and mode to (s, s, 3)."""
         resample = RESAMPLING_FILTERS[self.resample]
         image = as_rgb(image)
         if self.resize == "shortest":
-            image = centre_square(image, self.size, resample)
+            image = centre_square(image, self.size, resample, self.scaled_size)
         elif image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), resample)
+            image = image.resize((self.scaled_size, self.scaled_size), resample)
+            image = centre_square(image, self.size, resample, self.scaled_size)
         return np.asarray(image)
 
     def normalize(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -79,8 +93,11 @@ class PixelSpec:
         return np.ascontiguousarray(((squares / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as values that JSON can hold; `from_dict` is the inverse."""
-        return asdict(self)
+        """The fields as values that JSON can hold; `from_dict` is the inverse.
+
+        ``crop`` is left out if it is 1: earlier versions, which do not know it, can then read the fields.
+        """
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("crop", 1)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -119,8 +136,13 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def centre_square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
-    """Scale the short side to ``size`` and crop the centre, as torchvision's Resize and CenterCrop do.
+def centre_square(
+    image: Image.Image,
+    size: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    scaled_size: int | None = None,
+) -> Image.Image:
+    """Scale the short side and crop the centre, as torchvision's Resize and CenterCrop do.
 
     A long strip is cropped while it is scaled: to scale all of a 1 x 5000 strip would take 750 MB.
 
@@ -128,6 +150,7 @@ def centre_square(image: Image.Image, size: int, resample: Image.Resampling = Im
         image: any size.
         size: side of the result in pixels.
         resample: interpolation, with antialiasing.
+        scaled_size: length of the short side after scaling, at least ``size``, which is the default.
 
     Returns:
         (size, size); the picture itself if it has that size already.
@@ -138,9 +161,9 @@ def centre_square(image: Image.Image, size: int, resample: Image.Resampling = Im
     width, height = image.size
     if (width, height) == (size, size):
         return image
-    short_side = min(width, height)
+    short_side, scaled_side = min(width, height), scaled_size or size
     # torchvision rounds the long side down to whole pixels before it scales.
-    scaled_width, scaled_height = int(size * width / short_side), int(size * height / short_side)
+    scaled_width, scaled_height = int(scaled_side * width / short_side), int(scaled_side * height / short_side)
     left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
     if max(width, height) <= MAX_UNCROPPED_ASPECT_RATIO * short_side:
         scaled = image.resize((scaled_width, scaled_height), resample)

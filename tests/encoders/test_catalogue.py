@@ -8,6 +8,8 @@ import pytest
 from clipadapter.encoders import catalogue, check_uri, list_encoders, list_listings
 from clipadapter.encoders.open_clip_sources import count_parameters, describe_models
 from clipadapter.encoders.registry import ENCODERS
+from clipadapter.encoders.timm_sources import describe_models as describe_timm_models
+from clipadapter.encoders.timm_sources import list_untrained
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 
@@ -112,7 +114,8 @@ def test_text_rules_are_those_of_the_tokenizer():
 
 
 def test_every_scheme_but_that_of_the_tests_is_listed():
-    assert {one.name.partition(":")[0] for one in list_listings()} == set(list_encoders()) - {"toy"}
+    names = {one.name for one in list_listings()} - {"ENCODER[final,BLOCK]"}
+    assert {name.partition(":")[0] for name in names} == set(list_encoders()) - {"toy"}
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,17 @@ def test_every_scheme_but_that_of_the_tests_is_listed():
         ("ViT-B-32/openai", UnknownNameError, "say open_clip:ViT-B-32/openai"),
         ("imageomics/bioclip", UnknownNameError, "say hf-hub:imageomics/bioclip"),
         ("ann/own-clip", UnknownNameError, "say hf-hub:ann/own-clip"),
+        ("vit_small_patch14_dinov2", UnknownNameError, "say timm:vit_small_patch14_dinov2 for"),
+        ("dinov3", UnknownNameError, "Did you mean 'timm:vit_small_patch16_dinov3.lvd1689m'"),
+        ("timm:vit_small_patch14_dinov22", UnknownNameError, "Did you mean 'vit_small_patch14_dinov2'"),
+        ("timm:vit_small_patch14_dinov2.lvd14m", UnknownNameError, "Did you mean 'vit_small_patch14_dinov2.lvd142m'"),
+        ("timm:coatnet_0_224", UnknownNameError, "say timm:coatnet_0_224:FILE"),
+        ("timm:", InputError, "names no model of timm"),
+        ("timm:facebook/dinov2-base", InputError, "names no model of timm"),
+        ("timm:test_vit@big", InputError, "names no size"),
+        ("timm:own.pth", InputError, "names a file but no model"),
+        ("timm:test_vit:none.pth", EncoderUnavailableError, "there is no file 'none.pth'"),
+        ("timm:local-dir:none", EncoderUnavailableError, "there is no folder 'none'"),
         ("openai/clip-vit-base-patch32", UnknownNameError, "say open_clip:ViT-B-32/openai"),
         ("siglip2", UnknownNameError, "Did you mean 'open_clip:ViT-L-16-SigLIP2-256/webli'"),
         ("open_clip:ViT-B32/openai", UnknownNameError, "no pretrained model 'ViT-B32'. Did you mean 'ViT-B-32'"),
@@ -135,7 +149,7 @@ def test_every_scheme_but_that_of_the_tests_is_listed():
     ],
 )
 def test_a_wrong_name_is_refused_without_importing_torch(uri, kind, message):
-    with recorded("torch", "open_clip", "transformers") as tried, pytest.raises(kind, match=message):
+    with recorded("torch", "open_clip", "timm", "transformers") as tried, pytest.raises(kind, match=message):
         check_uri(uri)
     assert tried == []
 
@@ -150,6 +164,9 @@ def test_a_wrong_name_is_refused_without_importing_torch(uri, kind, message):
         "lite[final,toy/final]",
         "open_clip:ViT-B-32-quickgelu/openai",
         "hf-hub:a/b@v1.0",
+        "timm:test_vit",
+        "timm:timm/vit_small_patch14_dinov2.lvd142m@224",
+        "lite[final,timm:vit_small_patch14_dinov2.lvd142m@224/final]",
     ],
 )
 def test_names_that_may_exist_pass(uri):
@@ -157,9 +174,49 @@ def test_names_that_may_exist_pass(uri):
 
 
 def test_a_list_imports_neither_torch_nor_open_clip():
-    with recorded("torch", "open_clip", "transformers") as tried:
+    with recorded("torch", "open_clip", "timm", "transformers") as tried:
         assert len(list_listings()) > 150
     assert tried == []
+
+
+of_this_timm = pytest.mark.skipif(
+    not catalogue.timm_names_are_current(), reason="timm is of another release: run scripts/make_timm_models.py"
+)
+
+
+@of_this_timm
+def test_models_of_timm_are_those_of_timm(monkeypatch):
+    content = json.loads(catalogue.TIMM_MODELS_FILE.read_text())
+    monkeypatch.setattr("clipadapter.encoders.timm_sources._measure", lambda name: {})
+    facts = ("image_size", "licence")
+    packaged = {name: {fact: model[fact] for fact in facts} for name, model in content["models"].items()}
+    assert packaged == describe_timm_models()
+    assert content["untrained"] == list_untrained()
+
+
+def test_widths_of_models_of_timm_are_those_that_are_published():
+    """From the tables of DINOv2, DINOv3 and ConvNeXt, and the model cards of timm."""
+    listed = {one.name: one for one in catalogue.list_timm()}
+    names = [
+        "vit_small_patch14_dinov2.lvd142m",
+        "vit_base_patch16_dinov3.lvd1689m",
+        "convnext_tiny.in12k",
+        "resnet50.a1_in1k",
+    ]
+    assert [listed[f"timm:{name}"].dim for name in names] == [384, 768, 768, 2048]
+    assert [listed[f"timm:{name}"].image_size for name in names] == [518, 256, 224, 224]
+    assert [listed[f"timm:{name}"].licence for name in names] == [
+        "Apache-2.0",
+        "dinov3-license",
+        "Apache-2.0",
+        "Apache-2.0",
+    ]
+    assert round(listed["timm:vit_small_patch14_dinov2.lvd142m"].parameters / 1e6) == 22
+
+
+def test_another_release_of_timm_is_asked_itself(monkeypatch):
+    monkeypatch.setattr(catalogue, "version", lambda name: "99.0")
+    check_uri("timm:a_new_network.in1k")
 
 
 def test_another_release_of_open_clip_is_asked_itself(monkeypatch):

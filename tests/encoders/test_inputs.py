@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_eval as timm_transform
 from torchvision import transforms
 
 from clipadapter.encoders.inputs import to_tensor
-from clipadapter.pixels import centre_square
+from clipadapter.errors import InputError
+from clipadapter.pixels import PixelSpec, centre_square
 
 
 def reference(image: Image.Image, size: int) -> Image.Image:
@@ -42,3 +44,34 @@ def test_to_tensor_equals_torchvisions(picture):
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     expected = transforms.Normalize(mean, std)(transforms.ToTensor()(image))
     torch.testing.assert_close(to_tensor(image, mean, std), expected)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (201, 333), (97, 101), (50, 50), (640, 80)])
+@pytest.mark.parametrize(("mode", "resize"), [("center", "shortest"), ("squash", "squash")])
+@pytest.mark.parametrize(("crop", "interpolation"), [(0.875, "bicubic"), (0.95, "bilinear")])
+def test_pixels_of_a_crop_equal_timms(shape, mode, resize, crop, interpolation, picture):
+    transform = timm_transform(
+        96, crop_pct=crop, crop_mode=mode, interpolation=interpolation, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    spec = PixelSpec(96, (0.5,) * 3, (0.5,) * 3, resize, interpolation, crop)
+    expected = transform(picture(*shape)).mul(255).round().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(spec.to_square(picture(*shape)), expected)
+
+
+def test_a_square_of_the_towers_size_is_not_cropped(picture):
+    for resize in ("shortest", "squash"):
+        spec = PixelSpec(96, (0.5,) * 3, (0.5,) * 3, resize, crop=0.875)
+        np.testing.assert_array_equal(spec.to_square(picture(96, 96)), np.asarray(picture(96, 96)))
+
+
+@pytest.mark.parametrize("crop", [0.0, 0.4, 1.1, float("nan")])
+def test_a_crop_out_of_range_is_refused(crop):
+    with pytest.raises(InputError, match=r"must be 0\.5 to 1"):
+        PixelSpec(96, (0.5,) * 3, (0.5,) * 3, crop=crop)
+
+
+def test_only_a_crop_adds_a_field_that_earlier_versions_lack():
+    plain, cropped = PixelSpec(8, (0.5,) * 3, (0.5,) * 3), PixelSpec(8, (0.5,) * 3, (0.5,) * 3, crop=0.9)
+    assert set(plain.to_dict()) == {"size", "mean", "std", "resize", "resample"}
+    assert cropped.to_dict()["crop"] == 0.9
+    assert [PixelSpec.from_dict(spec.to_dict()) for spec in (plain, cropped)] == [plain, cropped]

@@ -34,7 +34,7 @@ class BackendEncoder(Encoder):
     def __init__(
         self, plain: Encoder, tower: Tower, run: Runner, backend: str, precision: str, calibration: str = ""
     ) -> None:
-        self.plain, self.device = plain, plain.device
+        self.plain, self.device, self.has_text = plain, plain.device, plain.has_text
         self.pixels, self._run = tower.pixels, run
         self.info = replace(
             plain.info,

@@ -72,6 +72,8 @@ class Encoder(ABC):
 
     info: EncoderInfo
     device: str
+    has_text: bool = True
+    """Whether there is a text tower; False for an encoder of pictures only (`PictureEncoder`)."""
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
@@ -128,7 +130,7 @@ class Encoder(ABC):
         """Texts to raw features (k, d) float32 on CPU, in inference mode.
 
         Raises:
-            InputError: if there are no texts.
+            InputError: if there are no texts, or the encoder has no text tower (`has_text`).
         """
 
     def tower(self) -> Tower | None:
@@ -221,3 +223,29 @@ class Encoder(ABC):
             for i in range(0, len(images), batch_size)
         ]
         return torch.cat(batches) if batches else torch.empty(0, self.info.dim)
+
+
+class PictureEncoder(Encoder):
+    """An encoder without a text tower; its ``logit_scale`` is CLIP's, since nothing was learned."""
+
+    has_text = False
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Not supported.
+
+        Raises:
+            InputError: always.
+        """
+        raise no_text_error(self.info.name)
+
+
+def no_text_error(name: str) -> InputError:
+    """The error for texts and an encoder without a text tower.
+
+    Args:
+        name: URI of the encoder.
+    """
+    return InputError(
+        f"{name} has no text tower: name one that has beside it, such as --encoder lite --encoder {name}, or use a "
+        "head that needs no class text, such as auto or linear-probe"
+    )

@@ -52,7 +52,7 @@ class LayerEncoder(Encoder):
                 f"the image tower of {plain.info.name} has no layer {missing[0] if missing else layers[0]!r} that "
                 f"features can be taken from; it has {', '.join(known)}"
             )
-        self.plain, self.device = plain, plain.device
+        self.plain, self.device, self.has_text = plain, plain.device, plain.has_text
         self.layer_names = tuple(layer for layer in known if layer in layers)
         info = plain.info
         self.size, self.is_mirrored = size or info.image_size, is_mirrored
@@ -166,7 +166,7 @@ class BlockEncoder(Encoder):
 
     def __init__(self, bases: Sequence[Encoder], passes: Sequence[Encoder], names: Sequence[str]) -> None:
         self.bases, self._passes, self.names = tuple(bases), tuple(passes), tuple(names)
-        self.plain, self.device = self.bases[0], self.bases[0].device
+        self.plain, self.device, self.has_text = self.bases[0], self.bases[0].device, self.bases[0].has_text
         infos = [each.info for each in passes]
         first = infos[0]
         digest = "".join(info.int8_calibration_digest for info in infos)

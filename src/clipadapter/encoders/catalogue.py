@@ -1,7 +1,8 @@
 """What is known of encoders without opening one: lists, groups, licences, and the names that come near a wrong one.
 
-It needs neither torch nor open_clip, which take seconds to import. ``open_clip_models.json`` is written by
-``scripts/make_open_clip_models.py``; ``catalogue.toml`` is written by hand, with the source of every licence.
+It needs neither torch nor open_clip nor timm, which take seconds to import. ``open_clip_models.json`` and
+``timm_models.json`` are written by scripts of their names, ``scripts/make_open_clip_models.py`` and
+``scripts/make_timm_models.py``; ``catalogue.toml`` is written by hand, with the source of every licence.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from clipadapter.errors import InputError, UnknownNameError
 from clipadapter.parsing import parse_json, parse_toml
 
 MODELS_FILE = Path(__file__).with_name("open_clip_models.json")
+TIMM_MODELS_FILE = Path(__file__).with_name("timm_models.json")
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.toml")
 UNKNOWN_LICENCE = "unknown"
 QUICK_GELU = "-quickgelu"
 """How open_clip ends the name of an architecture with the QuickGELU activation."""
+NO_TEXT = "no texts"
 MAX_SUGGESTIONS = 3
 MIN_SIMILARITY = 0.5
 MIN_PART_LENGTH = 3
@@ -107,6 +110,13 @@ def list_known() -> list[EncoderListing]:
     return [*recommended.values(), *(_listing(uri) for uri in sorted(others - set(recommended), key=str.lower))]
 
 
+def list_timm() -> list[EncoderListing]:
+    """All pretrained models of timm: more than a thousand, so they are not part of `list_known`."""
+    recommended = {one.name: one for one in list_known()}
+    names = [f"timm:{model}" for model in _timm_content()["models"]]
+    return [recommended.get(name) or _listing(name) for name in names]
+
+
 def listings_of(scheme: str) -> list[EncoderListing]:
     """The known encoders of one scheme.
 
@@ -158,6 +168,8 @@ def unknown_encoder(uri: str, schemes: Sequence[str]) -> UnknownNameError:
     containing = [name for name in names if len(uri) >= MIN_PART_LENGTH and uri.lower() in variants[name]]
     if same:
         hint = f": say {same}."
+    elif any(uri in (name, name.partition(".")[0]) for name in _timm_content()["models"]):
+        hint = f": say timm:{uri} for the model of timm."
     elif Path(uri).is_dir():
         hint = f": say open_clip:local-dir:{uri} for a folder with a model of open_clip."
     elif containing:
@@ -226,10 +238,54 @@ def check_architecture(model: str) -> None:
         )
 
 
+def check_timm_model(model: str, needs_weights: bool = True) -> None:
+    """Refuse the name of a model that the installed timm does not have; see `check_pretrained`.
+
+    Args:
+        model: with or without the tag of its weights.
+        needs_weights: whether timm must have pretrained weights of it.
+
+    Raises:
+        UnknownNameError: if there is no such model, or the model has no such weights.
+    """
+    if not timm_names_are_current():
+        return
+    content = _timm_content()
+    tagged = list(content["models"])
+    name, _, tag = model.partition(".")
+    plain = dict.fromkeys(one.partition(".")[0] for one in tagged)
+    if model in content["models"] or (name in plain and not tag):
+        return
+    if name in plain:
+        weights = [one for one in tagged if one.partition(".")[0] == name]
+        raise UnknownNameError(
+            f"timm has no weights '{model}'.{suggest(model, weights)} "
+            f"'clipadapter encoders \"timm:{name}.*\"' lists those of {name}"
+        )
+    if name in content["untrained"]:
+        if needs_weights:
+            raise UnknownNameError(f"timm has no weights of '{name}': say timm:{name}:FILE")
+        return
+    known = list(plain) if needs_weights else [*plain, *content["untrained"]]
+    raise UnknownNameError(
+        f"timm has no model '{name}'.{suggest(name, known)} 'clipadapter encoders \"timm:*\"' lists all with weights"
+    )
+
+
+def timm_names_are_current() -> bool:
+    """Whether the names are those of the installed timm."""
+    return _is_installed("timm", _timm_content()["timm"])
+
+
 def names_are_current() -> bool:
     """Whether the names are those of the installed open_clip."""
+    return _is_installed("open_clip_torch", _models_content()["open_clip"])
+
+
+def _is_installed(package: str, release: str) -> bool:
+    """Whether a release of a package is installed, or the package is not."""
     try:
-        return version("open_clip_torch") == _models_content()["open_clip"]
+        return version(package) == release
     except PackageNotFoundError:
         return True
 
@@ -276,6 +332,8 @@ def _listing(uri: str) -> EncoderListing:
         known |= {"dim": facts.dim, "parameters": facts.parameters, "image_size": facts.image_size, "text": facts.text}
         repo = repo or facts.tags.get(tag, "")
     known["licence"] = find_licence(repo)
+    if scheme == "timm" and variant in _timm_content()["models"]:
+        known |= {**_timm_content()["models"][variant], "text": NO_TEXT}
     note = next((text for _, text in notes if text), "")
     return EncoderListing(uri, **{**known, "note": note, "groups": tuple(name for name, _ in notes), **stated})
 
@@ -290,9 +348,18 @@ def _similarity(name: str, other: str) -> float:
 
 @cache
 def _models_content() -> dict[str, Any]:
-    content = parse_json(MODELS_FILE.read_text(encoding="utf-8"), MODELS_FILE.name)
+    return _read_installed(MODELS_FILE)
+
+
+@cache
+def _timm_content() -> dict[str, Any]:
+    return _read_installed(TIMM_MODELS_FILE)
+
+
+def _read_installed(file: Path) -> dict[str, Any]:
+    content = parse_json(file.read_text(encoding="utf-8"), file.name)
     if not isinstance(content, dict):
-        raise InputError(f"{MODELS_FILE.name} of this installation is damaged: install clipadapter again")
+        raise InputError(f"{file.name} of this installation is damaged: install clipadapter again")
     return content
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,28 @@ def to_tensor(image: ArrayLike, mean: Sequence[float], std: Sequence[float]) -> 
     values = np.asarray(image, dtype=np.float32) / 255
     normalized = (values - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
     return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
+
+
+def hash_arrays(arrays: Mapping[str, Tensor], digest: Any) -> str:
+    """Hash names, shapes, types and values.
+
+    Args:
+        arrays: such as a ``state_dict``.
+        digest: hash object that has got the facts beside the arrays. SHA-256 because processors have instructions for
+            it: 0.5 s for ViT-B/32, half the time of BLAKE2.
+
+    Returns:
+        The first 32 hex digits.
+
+    >>> import hashlib
+    >>> len(hash_arrays({"weight": torch.ones(2)}, hashlib.sha256(b"facts")))
+    32
+    """
+    for name in sorted(arrays):
+        array = arrays[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return str(digest.hexdigest()[:32])
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:

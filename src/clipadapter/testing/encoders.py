@@ -1,6 +1,7 @@
 """Conformance checks of encoders, one rule per check; authors of plug-ins run the same checks on their encoders.
 
-A check takes an open encoder and raises AssertionError with a message if the rule does not hold.
+A check takes an open encoder and raises AssertionError with a message if the rule does not hold. Encoders of pictures
+only (`Encoder.has_text`) are not asked for texts, but must refuse them.
 """
 
 from __future__ import annotations
@@ -123,13 +124,14 @@ def check_picture_features_are_raw_float32(encoder: Encoder) -> None:
 
 def check_text_features_are_raw_float32(encoder: Encoder) -> None:
     """Features are (k, d) float32 on the CPU, finite, not scaled to length one."""
-    _check_raw(encoder.encode_text(TEXTS), len(TEXTS), encoder.info.text_dim)
+    if encoder.has_text:
+        _check_raw(encoder.encode_text(TEXTS), len(TEXTS), encoder.info.text_dim)
 
 
 def check_no_gradients(encoder: Encoder) -> None:
     """Features have no autograd graph, even if gradients are enabled."""
     with torch.enable_grad():
-        features = [encoder.encode_images([_picture((32, 32))]), encoder.encode_text(TEXTS[:1])]
+        features = [encoder.encode_images([_picture((32, 32))]), *_encode_texts(encoder, TEXTS[:1])]
     require(not any(each.requires_grad for each in features), "features must not require gradients")
 
 
@@ -153,6 +155,13 @@ def check_wrong_texts_are_refused(encoder: Encoder) -> None:
     _require_input_error(partial(encoder.encode_text, "a cat"), "a string instead of a list")
 
 
+def check_texts_without_text_tower_are_refused(encoder: Encoder) -> None:
+    """An encoder of pictures only has no text tower, and raises InputError for texts."""
+    if not encoder.has_text:
+        require(encoder.text_tower() is None, "an encoder with has_text = False must have no text tower")
+        _require_input_error(partial(encoder.encode_text, TEXTS), "texts for an encoder with has_text = False")
+
+
 def check_repeatable(encoder: Encoder) -> None:
     """Equal inputs give equal features."""
     images = _three_pictures()
@@ -161,7 +170,8 @@ def check_repeatable(encoder: Encoder) -> None:
         encoder.encode_images(images),
         "pictures have other features the second time",
     )
-    _same(encoder.encode_text(TEXTS), encoder.encode_text(TEXTS), "texts have other features the second time")
+    for first, second in zip(_encode_texts(encoder, TEXTS), _encode_texts(encoder, TEXTS), strict=True):
+        _same(first, second, "texts have other features the second time")
 
 
 def check_picture_batch_does_not_matter(encoder: Encoder) -> None:
@@ -176,12 +186,16 @@ def check_picture_batch_does_not_matter(encoder: Encoder) -> None:
 
 def check_text_batch_does_not_matter(encoder: Encoder) -> None:
     """The feature of a text does not depend on the rest of the batch."""
+    if not encoder.has_text:
+        return
     texts = [*TEXTS, "a much longer text, so that the others are padded to its length " * 2]
     _same(encoder.encode_text(texts, batch_size=1), encoder.encode_text(texts), "features of texts depend on the batch")
 
 
 def check_text_order(encoder: Encoder) -> None:
     """Row i belongs to text i. Equal texts have equal rows."""
+    if not encoder.has_text:
+        return
     texts = [TEXTS[2], TEXTS[0], TEXTS[2], TEXTS[1]]
     rows = encoder.encode_text(texts)
     _same(rows[[1, 3, 0]], encoder.encode_text(TEXTS), "rows are not in the order of the texts")
@@ -190,15 +204,16 @@ def check_text_order(encoder: Encoder) -> None:
 
 def check_long_text(encoder: Encoder) -> None:
     """A text longer than the context is truncated, not refused."""
-    require(bool(encoder.encode_text(["word " * 2000]).isfinite().all()), "the features of a long text are not finite")
+    for features in _encode_texts(encoder, ["word " * 2000]):
+        require(bool(features.isfinite().all()), "the features of a long text are not finite")
 
 
 def check_different_inputs_differ(encoder: Encoder) -> None:
     """Different pictures have different features, and so have different texts."""
     images = encoder.encode_images(_three_pictures())
-    texts = encoder.encode_text(TEXTS[:2])
     require(not torch.allclose(images[0], images[1]), "two pictures have equal features")
-    require(not torch.allclose(texts[0], texts[1]), "two texts have equal features")
+    for texts in _encode_texts(encoder, TEXTS[:2]):
+        require(not torch.allclose(texts[0], texts[1]), "two texts have equal features")
 
 
 def check_patch_features(encoder: Encoder) -> None:
@@ -215,7 +230,7 @@ def check_patch_features(encoder: Encoder) -> None:
 def check_global_randomness_is_untouched(encoder: Encoder) -> None:
     """Encoding does not use the global random generator."""
     before = torch.get_rng_state()
-    encoder.encode_text(TEXTS[:1])
+    _encode_texts(encoder, TEXTS[:1])
     encoder.encode_images([_picture((32, 32))])
     require(torch.equal(before, torch.get_rng_state()), "torch's global random state changed")
 
@@ -248,6 +263,11 @@ def _picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
     """A picture of noise, in which any resizing is visible."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def _encode_texts(encoder: Encoder, texts: list[str]) -> list[Tensor]:
+    """The features of texts as the only item of a list; no item if the encoder has no text tower."""
+    return [encoder.encode_text(texts)] if encoder.has_text else []
 
 
 def _takes_squares(encoder: Encoder) -> bool:

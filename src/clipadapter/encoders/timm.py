@@ -1,0 +1,160 @@
+"""Models of timm, which see pictures only: DINOv2, DINOv3, ConvNeXt, EVA and all other pretrained networks.
+
+Code: https://github.com/huggingface/pytorch-image-models. `clipadapter.encoders.timm_sources` finds the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clipadapter.backends import Tower
+from clipadapter.encoders.base import EncoderInfo, PictureEncoder
+from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of
+from clipadapter.encoders.inputs import check_pixels, hash_arrays, to_tensor
+from clipadapter.encoders.layers import copy_sharing_weights
+from clipadapter.encoders.registry import register_encoder
+from clipadapter.encoders.timm_sources import TimmSource, check_available, find_source, load_model
+from clipadapter.errors import InputError, require
+from clipadapter.parallel import run_in_batches
+from clipadapter.pixels import MIN_CROP, RESAMPLING_FILTERS, PixelSpec
+from clipadapter.prediction import DEFAULT_LOGIT_SCALE
+
+CODE_VERSION = 1
+"""Incremented whenever the same weights would give another feature."""
+RESIZE_MODES = {"center": "shortest", "squash": "squash"}
+"""The ways of cropping of timm and those of `PixelSpec`."""
+
+
+@register_encoder("timm")
+class TimmEncoder(PictureEncoder):
+    """A model of timm: pretrained (MODEL, MODEL@SIZE), from a file (MODEL:FILE) or a folder (local-dir:FOLDER).
+
+    The picture feature is what the classifier of the model gets: the pooled output. Texts are not supported.
+
+    Args:
+        source: where the model comes from.
+        device: a torch device.
+
+    Raises:
+        InputError: if the model takes no square pictures of three channels, or prepares them in a way that is not
+            supported, or gives no single feature per picture.
+        EncoderUnavailableError: if the weights can't be loaded.
+    """
+
+    def __init__(self, source: TimmSource, device: str = "cpu") -> None:
+        network: nn.Module = load_model(source)
+        facts: Mapping[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+        self._pixels = read_pixels(source.uri, facts)
+        self.device = device
+        self.info = EncoderInfo(
+            name=source.uri,
+            dim=measure_width(network, self._pixels.size, source.uri),
+            image_size=self._pixels.size,
+            logit_scale=DEFAULT_LOGIT_SCALE,
+            logit_bias=None,
+            licence=source.licence,
+            fingerprint=_fingerprint(network, facts, self._pixels),
+        )
+        self._network = network.to(device)
+
+    @classmethod
+    def open(cls, variant: str, device: str = "cpu") -> TimmEncoder:
+        """Open what `clipadapter.encoders.timm_sources.find_source` finds.
+
+        Raises:
+            InputError: if the variant names no model, or the model is not supported.
+            UnknownNameError: if timm has no such model, or the model no such weights.
+            EncoderUnavailableError: if the weights can't be had.
+        """
+        require("timm", "train", "Encoders of timm")
+        return cls(find_source(variant), device)
+
+    @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
+        check_available(variant)
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """All pretrained models of timm."""
+        known = {one.name: one for one in [*listings_of("timm"), *list_timm()]}
+        return list(known.values())
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Scale, crop and normalize as timm does for evaluation."""
+        return to_tensor(self._pixels.to_square(image), self._pixels.mean, self._pixels.std)
+
+    def tower(self) -> Tower:
+        """The model without its classifier."""
+        return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._network)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, d)."""
+        check_pixels(pixels, self.info.image_size)
+        if not len(pixels):
+            return torch.empty(0, self.info.dim)
+        with torch.inference_mode():
+            return run_in_batches(self._network, self._network, pixels.to(self.device)).float().cpu()
+
+
+def read_pixels(uri: str, facts: Mapping[str, Any]) -> PixelSpec:
+    """How timm prepares pictures for a model.
+
+    Args:
+        uri: name of the encoder, for messages.
+        facts: ``pretrained_cfg`` of the model.
+
+    Raises:
+        InputError: if no `PixelSpec` describes it.
+    """
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config(pretrained_cfg=dict(facts))
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise InputError(f"{uri} takes pictures of {channels} x {height} x {width}; only square ones of 3 channels do")
+    crop, mode, resample = float(config["crop_pct"]), config["crop_mode"], config["interpolation"]
+    if mode not in RESIZE_MODES or resample not in RESAMPLING_FILTERS or not MIN_CROP <= crop <= 1:
+        raise InputError(
+            f"{uri} prepares pictures in a way that is not supported: crop_mode {mode}, crop_pct {crop:g}, "
+            f"interpolation {resample}; supported are {' and '.join(RESIZE_MODES)}, {MIN_CROP:g} to 1, "
+            f"{' and '.join(RESAMPLING_FILTERS)}"
+        )
+    return PixelSpec(int(height), tuple(config["mean"]), tuple(config["std"]), RESIZE_MODES[mode], resample, crop)
+
+
+def measure_width(network: nn.Module, size: int, uri: str) -> int:
+    """Width of the features, without computing any where that is possible.
+
+    Args:
+        network: pixels (n, 3, s, s) to features.
+        size: side s in pixels.
+        uri: name of the encoder, for messages.
+
+    Raises:
+        InputError: if the network does not give one vector per picture.
+    """
+    with torch.inference_mode():
+        try:
+            # Arrays without storage; the network itself keeps its own.
+            features = copy_sharing_weights(network).to("meta")(torch.empty(1, 3, size, size, device="meta"))
+        except (RuntimeError, NotImplementedError):  # a network that looks at its values
+            features = network(torch.zeros(1, 3, size, size))
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"{uri} gives no single feature per picture, but {shape}: take a model that pools its output")
+    return int(features.shape[1])
+
+
+def _fingerprint(network: nn.Module, facts: Mapping[str, Any], pixels: PixelSpec) -> str:
+    """Hex digest of the weights, the architecture, the pooling and the preprocessing."""
+    pooling = str(getattr(network, "global_pool", ""))
+    text = json.dumps([CODE_VERSION, facts["architecture"], pooling, pixels.to_dict()], sort_keys=True)
+    return hash_arrays(network.state_dict(), hashlib.sha256(text.encode()))

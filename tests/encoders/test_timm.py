@@ -1,0 +1,228 @@
+"""Encoders of timm give what timm's own transform and network give; what does not fit is refused in plain words.
+
+The networks are random and narrow: architectures of timm with fewer and narrower layers.
+"""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.data import create_transform, resolve_data_config
+
+from clipadapter.encoders import create_encoder
+from clipadapter.errors import EncoderUnavailableError, InputError
+from clipadapter.testing import ENCODER_CHECKS
+
+NARROW = {
+    "vit_tiny_patch16_224": {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 48},
+    "vit_small_patch14_reg4_dinov2": {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 42},
+    "vit_small_patch16_dinov3": {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 48},
+    "eva02_tiny_patch14_224": {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 42},
+    "convnext_atto": {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)},
+}
+FACTS = {
+    "input_size": (3, 48, 48),
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.4, 0.5, 0.6),
+    "std": (0.2, 0.3, 0.4),
+}
+
+
+def write_folder(folder, architecture, **facts):
+    """A folder as `timm.models.save_for_hf` writes it, and the network in it."""
+    options = NARROW[architecture]
+    side = options.get("img_size", 64)
+    overlay = {"input_size": (3, side, side), "num_classes": 5, **facts}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.create_model(architecture, num_classes=5, pretrained_cfg_overlay=overlay, **options).eval()
+        for parameter in network.parameters():  # layer scales and class tokens of zeros would hide mistakes
+            torch.nn.init.normal_(parameter, std=0.2)
+    timm.models.save_for_hf(network, str(folder), model_config={"num_classes": 5}, model_args=options)
+    return network
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folder and network by architecture."""
+    root = tmp_path_factory.mktemp("timm")
+    return {name: (root / name, write_folder(root / name, name)) for name in NARROW}
+
+
+@pytest.fixture(scope="module")
+def encoder(folders):
+    return create_encoder(f"timm:local-dir:{folders['vit_small_patch14_reg4_dinov2'][0]}")
+
+
+@pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
+def test_encoder_keeps_the_rule(check, encoder):
+    check(encoder)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_features_are_those_of_timm(name, folders, picture):
+    folder, network = folders[name]
+    transform = create_transform(**resolve_data_config(pretrained_cfg=network.pretrained_cfg))
+    images = [picture(90, 60), picture(50, 130)]
+    with torch.no_grad():
+        pixels = torch.stack([transform(image) for image in images])
+        expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
+    encoder = create_encoder(f"timm:local-dir:{folder}")
+    assert encoder.info.dim == expected.shape[1]
+    torch.testing.assert_close(encoder.encode_images(images), expected, atol=1e-5, rtol=1e-5)
+    assert encoder.tower().module(pixels).shape == expected.shape
+
+
+@pytest.mark.parametrize("change", [{}, {"crop_mode": "squash", "crop_pct": 0.9, "interpolation": "bilinear"}])
+def test_pixels_are_those_of_timm(change, tmp_path, picture):
+    network = write_folder(tmp_path, "vit_tiny_patch16_224", **{**FACTS, **change})
+    transform = create_transform(**resolve_data_config(pretrained_cfg=network.pretrained_cfg))
+    encoder = create_encoder(f"timm:local-dir:{tmp_path}")
+    for image in (picture(90, 61), picture(33, 70)):
+        torch.testing.assert_close(encoder.preprocess(image), transform(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A function that writes weights of timm's smallest network, with 7 classes, changed or not, into a file."""
+    folder = tmp_path_factory.mktemp("weights")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        state = timm.create_model("test_vit", num_classes=7).state_dict()
+
+    def write(name, change=lambda state: state):
+        path = folder / name
+        content = change(dict(state))
+        save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A function that puts a file into an empty cache of the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(repo, file):
+        place = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+        (place / "snapshots" / ("a" * 40)).mkdir(parents=True)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("a" * 40)
+        (place / "snapshots" / ("a" * 40) / "model.safetensors").write_bytes(file.read_bytes())
+
+    return put
+
+
+def expected_features(path, image):
+    """By timm, from the file, for pictures of 160 pixels: short side to 166 (crop_pct 0.95 of 160 is 168)."""
+    network = timm.create_model("test_vit", num_classes=7).eval()
+    network.load_state_dict(load_file(path))
+    transform = create_transform(**resolve_data_config(pretrained_cfg=network.pretrained_cfg))
+    with torch.no_grad():
+        return network.forward_head(network.forward_features(transform(image)[None]), pre_logits=True)
+
+
+@pytest.mark.parametrize("name", ["own.safetensors", "own.pth"])
+def test_a_file_opens_for_a_named_model(name, weights, picture):
+    path = weights(name)
+    encoder = create_encoder(f"timm:test_vit:{path}")
+    assert encoder.info.name == f"timm:test_vit.r160_in1k:{path}"
+    assert (encoder.info.dim, encoder.info.image_size, encoder.info.licence) == (64, 160, "unknown")
+    expected = expected_features(weights("own.safetensors"), picture(300, 200))
+    torch.testing.assert_close(encoder.encode_images([picture(300, 200)]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_checkpoint_and_a_file_without_classifier_give_the_same_features(weights, picture):
+    image = picture(300, 200)
+    expected = expected_features(weights("own.safetensors"), image)
+    nested = weights("checkpoint.pth", lambda state: {"epoch": 3, "model": state})
+    bare = weights("bare.safetensors", lambda state: {k: v for k, v in state.items() if not k.startswith("head.")})
+    for path in (nested, bare):
+        features = create_encoder(f"timm:test_vit:{path}").encode_images([image])
+        torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_named_weights_open_from_the_hubs_cache_without_a_request(weights, hub_cache, picture, monkeypatch):
+    monkeypatch.setattr("clipadapter.encoders.hub._request", lambda *asked: pytest.fail("no request is needed"))
+    path = weights(
+        "named.safetensors", lambda s: {**s, "head.weight": torch.ones(1000, 64), "head.bias": torch.ones(1000)}
+    )
+    hub_cache("timm/test_vit.r160_in1k", path)
+    encoder = create_encoder("timm:test_vit")
+    assert (encoder.info.name, encoder.info.licence) == ("timm:test_vit.r160_in1k", "Apache-2.0")
+    expected = expected_features(weights("own.safetensors"), picture(300, 200))
+    torch.testing.assert_close(encoder.encode_images([picture(300, 200)]), expected, atol=1e-5, rtol=1e-5)
+    smaller = create_encoder("timm:test_vit.r160_in1k@96")
+    assert (smaller.info.name, smaller.info.image_size) == ("timm:test_vit.r160_in1k@96", 96)
+    assert smaller.encode_images([picture(300, 200)]).shape == (1, 64)
+    assert smaller.info.fingerprint != encoder.info.fingerprint
+
+
+def test_weights_out_of_reach_say_what_to_do(hub_cache):
+    with pytest.raises(
+        EncoderUnavailableError, match=r"model.safetensors of timm/test_vit.r160_in1k is not on this.*local-dir"
+    ):
+        create_encoder("timm:test_vit")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {k: v for k, v in state.items() if k != "norm.weight"}, r"1 missing \(norm.weight\)"),
+        (lambda state: {**state, "blocks.9.norm1.weight": torch.ones(64)}, r"1 unknown \(blocks.9.norm1.weight\)"),
+        (lambda state: {**state, "norm.weight": torch.ones(63)}, "1 of another shape"),
+    ],
+)
+def test_weights_of_another_network_are_refused(change, message, weights):
+    with pytest.raises(EncoderUnavailableError, match=f"weights of another architecture.*{message}"):
+        create_encoder(f"timm:test_vit:{weights('wrong.safetensors', change)}")
+
+
+def test_a_file_with_objects_is_refused_without_running_them(weights, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return open, (str(tmp_path / "harm"), "w")
+
+    path = weights("harm.pth", lambda state: {"model": state, "more": Harm()})
+    with pytest.raises(EncoderUnavailableError, match="holds Python objects"):
+        create_encoder(f"timm:test_vit:{path}")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_preprocessing_and_outputs_that_are_not_supported_are_refused(tmp_path):
+    for i, (change, message) in enumerate(
+        [
+            ({"crop_mode": "border"}, "crop_mode border"),
+            ({"crop_pct": 1.15}, "crop_pct 1.15"),
+            ({"input_size": (3, 48, 64)}, "only square"),
+        ]
+    ):
+        folder = tmp_path / str(i)
+        write_folder(folder, "vit_tiny_patch16_224")
+        config = json.loads((folder / "config.json").read_text())
+        config["pretrained_cfg"] |= change
+        if "input_size" in change:
+            config["model_args"]["img_size"] = (48, 64)
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=message):
+            create_encoder(f"timm:local-dir:{folder}")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(EncoderUnavailableError, match=r"needs a readable config\.json"):
+        create_encoder(f"timm:local-dir:{tmp_path}")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2"}))
+    with pytest.raises(EncoderUnavailableError, match="so it is no model of timm"):
+        create_encoder(f"timm:local-dir:{tmp_path}")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": {}}))
+    with pytest.raises(EncoderUnavailableError, match=r"put a model\.safetensors into it"):
+        create_encoder(f"timm:local-dir:{tmp_path}")
+
+
+def test_a_text_is_refused(encoder):
+    with pytest.raises(InputError, match="no text tower: name one that has beside it, such as --encoder lite"):
+        encoder.encode_text(["a cat"])
