@@ -6,8 +6,8 @@ This module needs NumPy and Pillow only, so that a saved model predicts without 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,6 +92,10 @@ class PixelSpec:
         mean, std = (np.array(values, np.float32) for values in (self.mean, self.std))
         return np.ascontiguousarray(((squares / np.float32(255) - mean) / std).transpose(0, 3, 1, 2), np.float32)
 
+    def makes_same_square(self, other: PixelSpec) -> bool:
+        """Whether both make the same square of a picture; they may differ in mean and deviation."""
+        return replace(self, mean=other.mean, std=other.std) == other
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON can hold; `from_dict` is the inverse.
 
@@ -110,6 +114,59 @@ class PixelSpec:
             return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"these facts describe no pixels: {dict(fields)}") from error
+
+
+def different_squares(specs: Sequence[PixelSpec]) -> tuple[tuple[PixelSpec, ...], tuple[int, ...]]:
+    """The different squares that some image towers take, so that each is made once.
+
+    Args:
+        specs: one per tower.
+
+    Returns:
+        The specs whose squares differ, in the order of the towers, each with mean and deviation of its first tower; and
+        for each tower the number of its square among them.
+
+    >>> small, large = (PixelSpec(size, (0.5,) * 3, (0.5,) * 3) for size in (32, 64))
+    >>> squares, numbers = different_squares([small, large, small])
+    >>> [spec.size for spec in squares], numbers
+    ([32, 64], (0, 1, 0))
+    """
+    different: list[PixelSpec] = []
+    for spec in specs:
+        if not any(spec.makes_same_square(other) for other in different):
+            different.append(spec)
+    numbers = (next(i for i, other in enumerate(different) if spec.makes_same_square(other)) for spec in specs)
+    return tuple(different), tuple(numbers)
+
+
+def pack_squares(squares: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The squares (s, s, 3) of one picture as one array: a single square itself, several flattened to (l,).
+
+    >>> pack_squares([np.zeros((4, 4, 3), np.uint8)]).shape
+    (4, 4, 3)
+    >>> pack_squares([np.zeros((4, 4, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)]).shape
+    (240,)
+    """
+    return squares[0] if len(squares) == 1 else np.concatenate([square.reshape(-1) for square in squares])
+
+
+def packed_shape(specs: Sequence[PixelSpec]) -> tuple[int, ...]:
+    """Shape of the result of `pack_squares` for these squares."""
+    return (specs[0].size, specs[0].size, 3) if len(specs) == 1 else (sum(3 * spec.size**2 for spec in specs),)
+
+
+def unpack_squares(pictures: NDArray[np.uint8], specs: Sequence[PixelSpec]) -> list[NDArray[np.uint8]]:
+    """The squares (n, s, s, 3) of each spec of n pictures (n, ...) that `pack_squares` packed; copies nothing.
+
+    >>> specs = [PixelSpec(size, (0.5,) * 3, (0.5,) * 3) for size in (4, 8)]
+    >>> [squares.shape for squares in unpack_squares(np.zeros((2, 240), np.uint8), specs)]
+    [(2, 4, 4, 3), (2, 8, 8, 3)]
+    """
+    if len(specs) == 1:
+        return [pictures]
+    ends = np.cumsum([3 * spec.size**2 for spec in specs])
+    parts = np.split(pictures, ends[:-1], axis=1)
+    return [part.reshape(-1, spec.size, spec.size, 3) for part, spec in zip(parts, specs, strict=True)]
 
 
 def min_jpeg_side(precision: str, size: int) -> int | None:

@@ -36,7 +36,7 @@ def check(encoder, head, draw, folder, **more):
     others, _ = draw(2, seed=8, size=60)
     predictor = Predictor(done.path)
     np.testing.assert_allclose(predictor.predict_proba(others), model.predict_proba(others), atol=1e-4)
-    assert predictor.pixels.size == model.encoder_.info.image_size
+    assert max(spec.size for spec in predictor.inputs) == model.encoder_.info.image_size
     return done
 
 
@@ -55,9 +55,9 @@ def test_a_pair_is_two_towers_in_one_graph(source, simclr, draw, tmp_path):
     check(encoder, "svl-adapter", draw, tmp_path, input=source)
 
 
-def test_a_pair_that_sees_pictures_in_two_ways_is_refused(simclr):
-    with pytest.raises(InputError, match=r"squares of 32 .* and 64 .*but a file has one input"):
-        export_towers(create_encoder(f"toy[final,{simclr(64)}/final]"))
+def test_a_pair_that_sees_pictures_in_two_ways_has_two_inputs(simclr, draw, tmp_path):
+    path = check(create_encoder(f"toy[final,{simclr(64)}/final]"), "svl-adapter", draw, tmp_path).path
+    assert [spec.size for spec in Predictor(path).inputs] == [32, 64]
 
 
 def test_an_encoder_that_also_gives_what_it_projects(folders, draw, tmp_path):

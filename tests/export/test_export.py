@@ -26,7 +26,6 @@ from clipadapter.export.parity import FULL_PRECISION_LIMITS, REDUCED_PRECISION_L
 from clipadapter.export.pictures import choose_pictures
 from clipadapter.features import FeatureSet
 from clipadapter.formats import get_format
-from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import UncertaintyOptions
 
@@ -273,28 +272,28 @@ def test_sets_by_folds_are_left_out_and_told(fitted, write):
 
 
 def test_pictures_are_those_given_else_the_shots_else_drawn(tmp_path):
-    pixels, none = PixelSpec(8, (0.5,) * 3, (0.5,) * 3), np.zeros((0, 3), np.float32)
+    none = np.zeros((0, 3), np.float32)
     paths = [tmp_path / f"{i}.png" for i in range(150)]
     for path in paths:
         Image.new("RGB", (9, 9), "red").save(path)
     shots = FeatureSet(
         none, (), ("a", "b"), {"sources": [str(path) for path in paths[:3]] + ["array (3, 3)", "gone.png"]}
     )
-    found = choose_pictures(None, shots, pixels, "fp32")
+    found = choose_pictures(None, shots, 16, "fp32")
     assert (found.kind, sorted(found.comparison)) == ("shots", paths[:3])
-    assert choose_pictures(paths[5:6], shots, pixels, "int8").comparison == paths[5:6]
-    found = choose_pictures(tmp_path, shots, pixels, "int8")
+    assert choose_pictures(paths[5:6], shots, 16, "int8").comparison == paths[5:6]
+    found = choose_pictures(tmp_path, shots, 16, "int8")
     assert (found.kind, len(found.comparison), len(found.calibration)) == ("given", 64, 64)
     assert not set(found.comparison) & set(found.calibration)
-    found = choose_pictures(paths[:80], shots, pixels, "int8")
+    found = choose_pictures(paths[:80], shots, 16, "int8")
     assert found.calibration == found.comparison  # 16 others would be too few
     bare = FeatureSet(none, (), ("a", "b"))
-    assert choose_pictures(None, bare, pixels, "fp32").kind == "drawn"
+    assert choose_pictures(None, bare, 16, "fp32").kind == "drawn"
     for one in (np.zeros((4, 4, 3), np.uint8), Image.new("RGB", (4, 4))):
         with pytest.raises(InputError, match="pictures must be given as a list, a folder or a table, but came as"):
-            choose_pictures(one, bare, pixels, "fp32")
+            choose_pictures(one, bare, 16, "fp32")
     with pytest.raises(DataError, match="there are no pictures to compare"):
-        choose_pictures([], bare, pixels, "fp32")
+        choose_pictures([], bare, 16, "fp32")
 
 
 def test_pictures_that_cant_be_read_are_left_out(fitted, draw, write, tmp_path):

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from clipadapter.data import read_image
+from clipadapter.data.images import read_image as decode
 from clipadapter.features import FeatureStore, ViewSpec, embed, extract
-from clipadapter.features.extraction import read_image as decode
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def sizes(monkeypatch):
         recorded.append(image.size)
         return image
 
-    monkeypatch.setattr("clipadapter.features.extraction.read_image", watched)
+    monkeypatch.setattr("clipadapter.data.images.read_image", watched)
     return recorded
 
 

@@ -39,7 +39,7 @@ class OnnxRuntimeBackend(ConvertingBackend):
         module = SquareTower(tower.module, tower.pixels).eval()
         with suppress_logs():
             try:
-                write_onnx(module, example_squares(tower.pixels), float_file, INPUT_NAME, ["features"])
+                write_onnx(module, [example_squares(tower.pixels)], float_file, [INPUT_NAME], ["features"])
             except RuntimeError as error:
                 reason = str(error).split("\n")[0]
                 raise InputError(
@@ -47,7 +47,7 @@ class OnnxRuntimeBackend(ConvertingBackend):
                     "'torch'"
                 ) from error
             if precision == "int8" and calibration is not None and calibration.squares is not None:
-                quantize_onnx(float_file, folder / TOWER_FILE, INPUT_NAME, calibration.squares)
+                quantize_onnx(float_file, folder / TOWER_FILE, {INPUT_NAME: calibration.squares})
 
     def load(self, folder: Path, precision: str) -> Runner:
         """See `ConvertingBackend.load`."""

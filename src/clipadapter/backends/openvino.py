@@ -46,7 +46,7 @@ class OpenVinoBackend(ConvertingBackend):
             graph = trace(SquareTower(tower.module, tower.pixels).eval(), example)
             model = ov.convert_model(graph, example_input=example, input=[([-1, size, size, 3], ov.Type.u8)])
             if precision == "int8" and calibration is not None and calibration.squares is not None:
-                model = quantize_openvino(model, calibration.squares, is_transformer(tower.module))
+                model = quantize_openvino(model, [calibration.squares], is_transformer(tower.module))
             ov.save_model(model, folder / TOWER_FILE, compress_to_fp16=False)
 
     def write_graph(self, graph: Any, example: Any, path: Path) -> None:

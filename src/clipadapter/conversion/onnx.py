@@ -7,7 +7,7 @@ import io
 import logging
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,9 @@ MAX_FILE_BYTES = 1 << 31
 OPSET = 17
 """The first version of ONNX with layer norm as one operator; torch 2.6 and later can write it."""
 DEFAULT_FLOAT_CONVOLUTIONS = 3
-"""Convolutions at the beginning of a network that stay in float in int8."""
+"""Convolutions at the beginning of each network that stay in float in int8."""
 CALIBRATION_BATCH_SIZE = 8
+NO_NAMES: frozenset[str] = frozenset()
 _CONVERSION_LOCK = threading.RLock()
 
 
@@ -46,14 +47,16 @@ def suppress_logs() -> Iterator[None]:
             root.removeHandler(handler)
 
 
-def write_onnx(module: nn.Module, example: Tensor, path: Path, input_name: str, output_names: Sequence[str]) -> None:
-    """Write a module of one tensor as an ONNX file for any number of rows.
+def write_onnx(
+    module: nn.Module, examples: Sequence[Tensor], path: Path, input_names: Sequence[str], output_names: Sequence[str]
+) -> None:
+    """Write a module as an ONNX file for any number of rows.
 
     Args:
         module: in inference mode.
-        example: an input of two rows.
+        examples: each of its inputs with two rows.
         path: the file.
-        input_name: name of the input.
+        input_names: names of the inputs.
         output_names: names of the outputs.
 
     Raises:
@@ -69,21 +72,20 @@ def write_onnx(module: nn.Module, example: Tensor, path: Path, input_name: str, 
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (example,),
+            tuple(examples),
             str(path),
             dynamo=False,
             opset_version=OPSET,
-            input_names=[input_name],
+            input_names=list(input_names),
             output_names=list(output_names),
-            dynamic_axes={name: {0: "n"} for name in (input_name, *output_names)},
+            dynamic_axes={name: {0: "n"} for name in (*input_names, *output_names)},
         )
 
 
 def quantize_onnx(
     source: Path,
     target: Path,
-    input_name: str,
-    rows: NDArray[Any],
+    rows: Mapping[str, NDArray[Any]],
     float_convolutions: int = DEFAULT_FLOAT_CONVOLUTIONS,
     float_after: str | None = None,
 ) -> None:
@@ -92,18 +94,16 @@ def quantize_onnx(
     Args:
         source: the file in float; it is removed.
         target: the file to write.
-        input_name: name of its input.
-        rows: (m, ...) pictures as the graph takes them.
-        float_convolutions: number of convolutions at the beginning that stay in float.
+        rows: (m, ...) of each input by its name, made from the same m pictures.
+        float_convolutions: number of convolutions at the beginning of each network that stay in float.
         float_after: name of a value; everything after it stays in float.
     """
     quantization = require_without_telemetry("onnxruntime.quantization", "onnx", "int8 as ONNX")
     prepared = source.with_name("ready.onnx")
     # Inference of symbolic shapes needs a further package and fails on attention.
     quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    batches = iter(
-        [{input_name: rows[i : i + CALIBRATION_BATCH_SIZE]} for i in range(0, len(rows), CALIBRATION_BATCH_SIZE)]
-    )
+    starts = range(0, len(next(iter(rows.values()))), CALIBRATION_BATCH_SIZE)
+    batches = iter([{name: each[i : i + CALIBRATION_BATCH_SIZE] for name, each in rows.items()} for i in starts])
 
     class Batches(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def get_next(self) -> dict[str, NDArray[Any]] | None:
@@ -127,7 +127,7 @@ def quantize_onnx(
 
 
 def _float_nodes(path: Path, float_convolutions: int, float_after: str | None) -> list[str]:
-    """Names of the nodes that stay in float: the first convolutions, grouped ones, and all after a value.
+    """Names of the nodes that stay in float: the first convolutions of each network, grouped ones, all after a value.
 
     A grouped convolution has few channels per filter, so int8 errors do not average out and little time is saved.
     """
@@ -136,8 +136,48 @@ def _float_nodes(path: Path, float_convolutions: int, float_after: str | None) -
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     grouped = [node for node in convolutions if any(each.name == "group" and each.i > 1 for each in node.attribute)]
     after, values = [], {float_after}
+    sources: dict[str, frozenset[str]] = {}
     for node in nodes:  # in topological order
         if values.intersection(node.input):
             after.append(node)
             values.update(node.output)
-    return [node.name for node in (*convolutions[:float_convolutions], *grouped, *after)]
+        own = source_convolutions(
+            node.name, node.op_type == "Conv", [sources.get(name, NO_NAMES) for name in node.input]
+        )
+        sources |= dict.fromkeys(node.output, own)
+    first = first_of_each_network([(node.name, sources[node.output[0]]) for node in convolutions], float_convolutions)
+    return [*first, *(node.name for node in (*grouped, *after))]
+
+
+def source_convolutions(name: str, is_convolution: bool, inputs: Iterable[frozenset[str]]) -> frozenset[str]:
+    """Names of the convolutions that a node is computed from and that are computed from no other convolution.
+
+    Args:
+        name: of the node.
+        is_convolution: whether it is one.
+        inputs: the same of the nodes that it is computed from.
+
+    >>> source_convolutions("conv1", True, [NO_NAMES]) == source_convolutions("relu", False, [frozenset({"conv1"})])
+    True
+    """
+    found = NO_NAMES.union(*inputs)
+    return frozenset({name}) if is_convolution and not found else found
+
+
+def first_of_each_network(convolutions: Sequence[tuple[str, frozenset[str]]], n: int) -> list[str]:
+    """The first n convolutions of each network of a graph: those of one network begin with the same convolution.
+
+    A graph has several networks if pictures are looked at in several sizes, mirrored, or by several encoders.
+
+    Args:
+        convolutions: name and `source_convolutions` of each in their order.
+        n: how many.
+
+    >>> a, b = frozenset({"a1"}), frozenset({"b1"})
+    >>> first_of_each_network([("a1", a), ("a2", a), ("b1", b), ("b2", b)], 1)
+    ['a1', 'b1']
+    """
+    by_network: dict[frozenset[str], list[str]] = {}
+    for name, sources in convolutions:
+        by_network.setdefault(sources, []).append(name)
+    return [name for names in by_network.values() for name in names[:n]]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from clipadapter.conversion.onnx import first_of_each_network, source_convolutions
 from clipadapter.errors import require
 from clipadapter.telemetry import require_without_telemetry
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOAT_CONVOLUTIONS = 3
-"""Convolutions at the beginning of a network that stay in float in int8."""
+"""Convolutions at the beginning of each network that stay in float in int8."""
 
 
 def import_openvino() -> Any:
@@ -26,23 +28,26 @@ def import_openvino() -> Any:
     return require_without_telemetry("openvino", "openvino", "OpenVINO")
 
 
-def quantize_openvino(model: Any, rows: NDArray[Any], is_transformer: bool, float_after: str | None = None) -> Any:
+def quantize_openvino(
+    model: Any, rows: Sequence[NDArray[Any]], is_transformer: bool, float_after: str | None = None
+) -> Any:
     """Quantise a model of OpenVINO.
 
     Args:
         model: in float.
-        rows: (m, ...) pictures as the model takes them, for the value ranges.
+        rows: (m, ...) of each input in their order, made from the same m pictures, for the value ranges.
         is_transformer: whether its image tower has attention.
         float_after: name of an output; everything after it stays in float.
     """
     nncf = require("nncf", "openvino", "int8 of OpenVINO")
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    dataset = nncf.Dataset([rows[i : i + 1] for i in range(len(rows))])
+    n = len(rows[0])
+    dataset = nncf.Dataset([rows[0][i : i + 1] if len(rows) == 1 else [r[i : i + 1] for r in rows] for i in range(n)])
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars would mix with results
         return nncf.quantize(
             model,
             dataset,
-            subset_size=len(rows),
+            subset_size=n,
             model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
             ignored_scope=_float_scope(model, is_transformer, float_after, nncf),
         )
@@ -56,13 +61,25 @@ def _float_scope(model: Any, is_transformer: bool, float_after: str | None, nncf
     """
     names = [] if float_after is None else _names_after(model, float_after)
     if not is_transformer:
-        kinds = {"Convolution", "GroupConvolution"}
-        convolutions = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in kinds]
-        names += convolutions[:FLOAT_CONVOLUTIONS]
+        names += _first_convolutions(model)
     if is_transformer and not names:
         return None
     types = [] if is_transformer else ["GroupConvolution"]
     return nncf.IgnoredScope(names=names, types=types, validate=False)
+
+
+def _first_convolutions(model: Any) -> list[str]:
+    """Names of the first convolutions of each network."""
+    kinds = {"Convolution", "GroupConvolution"}
+    sources: dict[str, frozenset[str]] = {}
+    convolutions = []
+    for op in model.get_ordered_ops():
+        name, is_convolution = op.get_friendly_name(), op.get_type_name() in kinds
+        inputs = [value.get_node().get_friendly_name() for value in op.input_values()]
+        sources[name] = source_convolutions(name, is_convolution, [sources[each] for each in inputs])
+        if is_convolution:
+            convolutions.append((name, sources[name]))
+    return first_of_each_network(convolutions, FLOAT_CONVOLUTIONS)
 
 
 def _names_after(model: Any, output: str) -> list[str]:

@@ -44,11 +44,11 @@ def example_squares(pixels: PixelSpec) -> Tensor:
     return torch.zeros(2, pixels.size, pixels.size, 3, dtype=torch.uint8)
 
 
-def trace(module: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
-    """Trace a module of one tensor to a graph for any number of rows; the example has two."""
+def trace(module: nn.Module, *examples: Tensor) -> torch.jit.ScriptModule:
+    """Trace a module to a graph for any number of rows; each of the inputs has two."""
     with unfused_attention(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on constants in the trace; the converted graph is compared with the module
-        graph: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)
+        graph: torch.jit.ScriptModule = torch.jit.trace(module, examples, check_trace=False)
     return graph
 
 

@@ -15,6 +15,7 @@ import importlib
 import io
 import os
 import re
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -140,6 +141,46 @@ def read_image(
     _check_size(image.size, name, max_pixels)
     finished = finish_image(image, name)
     return finished.copy() if finished is source else finished
+
+
+def read_image_shrunk(
+    source: ImageSource,
+    min_sides: Iterable[int | None],
+    max_pixels: int | None = None,
+    data: bytes | None = None,
+    max_seconds: float = MAX_DECODE_SECONDS,
+) -> dict[int | None, Image.Image]:
+    """Read a picture for squares of several sizes; each result is that of `read_image` with this ``shrink_to``.
+
+    It is decoded once for each factor that it is shrunk by, so mostly once.
+
+    Args:
+        source: as for `read_image`.
+        min_sides: values of ``shrink_to``.
+        max_pixels: as for `read_image`.
+        data: as for `read_image`.
+        max_seconds: as for `read_image`.
+
+    Raises:
+        ImageError: as `read_image`.
+
+    >>> import numpy as np
+    >>> [picture.size for picture in read_image_shrunk(np.zeros((8, 6, 3), np.uint8), [None, 4]).values()]
+    [(6, 8), (6, 8)]
+    """
+    if isinstance(source, (str, Path)) and data is None:
+        data = image_bytes(source)
+    different = list(dict.fromkeys(min_sides))
+    is_jpeg = isinstance(source, (str, Path)) and data is not None and data.startswith(_JPEG)
+    factors = dict.fromkeys(different, 1)
+    if is_jpeg and data is not None and len(different) > 1:
+        size = open_image(data, source_name(source), get_max_pixels() if max_pixels is None else max_pixels)[0].size
+        factors = {each: 1 if each is None else shrink_factor(data, size, each) for each in different}
+    images: dict[int, Image.Image] = {}
+    for min_side, factor in factors.items():
+        if factor not in images:
+            images[factor] = read_image(source, max_pixels, data, min_side, max_seconds)
+    return {min_side: images[factor] for min_side, factor in factors.items()}
 
 
 def set_max_pixels(max_pixels: int = MAX_PIXELS) -> None:

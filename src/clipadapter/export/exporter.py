@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brief
@@ -30,7 +28,7 @@ from clipadapter.formats import (
     get_format,
     list_formats,
 )
-from clipadapter.formats.base import WriteFile
+from clipadapter.formats.base import Rows, WriteFile
 from clipadapter.formats.checksum import ALGORITHM, append_checksum
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.pixels import PixelSpec
@@ -112,11 +110,11 @@ def export_model(
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
     export_format.check_convertible(precision)
     graph = ModelGraph(export_towers(model.encoder_), model.head_, model.uncertainty_, input)
-    chosen = choose_pictures(pictures, model.support_, graph.pixels, precision)
+    chosen = choose_pictures(pictures, model.support_, max(spec.size for spec in graph.inputs), precision)
     with working_folder(target) as folder:
-        rows = _calibration_rows(chosen, graph.pixels, input) if precision == "int8" else None
+        rows = _calibration_rows(chosen, graph) if precision == "int8" else None
         write = _convert(export_format, graph, folder / target.name, model, rows)
-        metadata = describe_model(model, graph.pixels, precision, input)
+        metadata = describe_model(model, graph.inputs, precision, input)
         parity = _check_file(export_format, write, metadata, model, chosen)
         written = _write(write, replace(metadata, parity=parity.measured))
         size_bytes = sum(part.stat().st_size for part in written)
@@ -127,12 +125,14 @@ def export_model(
     )
 
 
-def describe_model(model: FewShotClassifier, pixels: PixelSpec, precision: str, input_kind: str) -> ExportMetadata:
+def describe_model(
+    model: FewShotClassifier, inputs: Sequence[PixelSpec], precision: str, input_kind: str
+) -> ExportMetadata:
     """Metadata of a file, without the figures of the comparison. They contain no path of this machine.
 
     Args:
         model: fitted.
-        pixels: how a picture becomes a square.
+        inputs: how a picture becomes the square of each input.
         precision: of the file.
         input_kind: "uint8" or "float".
     """
@@ -147,7 +147,7 @@ def describe_model(model: FewShotClassifier, pixels: PixelSpec, precision: str, 
     head = {"name": _head_name(model.head_), "params": _json_values(model.head_.get_params(deep=False))}
     return ExportMetadata(
         model.class_names_,
-        pixels,
+        inputs[0],
         model.uncertainty_.without_arrays(),
         input_kind,
         precision,
@@ -155,6 +155,8 @@ def describe_model(model: FewShotClassifier, pixels: PixelSpec, precision: str, 
         head,
         _provenance(model),
         checksum=ALGORITHM,
+        further_inputs=tuple(inputs[1:]),
+        blocks=info.blocks if len(info.blocks) > 1 else (),
     )
 
 
@@ -184,14 +186,19 @@ def _check_target(path: Path, export_format: ExportFormat) -> Path:
     return target
 
 
-def _calibration_rows(pictures: ExportPictures, pixels: PixelSpec, input_kind: str) -> NDArray[Any]:
-    """The pictures that int8 is calibrated with, as the graph takes them."""
-    squares = load_squares(pictures.calibration, pixels)
-    return squares if input_kind == "uint8" else pixels.normalize(squares)
+def _calibration_rows(pictures: ExportPictures, graph: ModelGraph) -> Rows:
+    """The pictures that int8 is calibrated with, as the graph takes them, by the names of its inputs."""
+    squares = [load_squares(pictures.calibration, spec) for spec in graph.inputs]
+    if graph.input_kind == "float":
+        return {
+            name: spec.normalize(rows)
+            for name, spec, rows in zip(graph.input_names, graph.inputs, squares, strict=True)
+        }
+    return dict(zip(graph.input_names, squares, strict=True))
 
 
 def _convert(
-    export_format: ExportFormat, graph: ModelGraph, path: Path, model: FewShotClassifier, rows: NDArray[Any] | None
+    export_format: ExportFormat, graph: ModelGraph, path: Path, model: FewShotClassifier, rows: Rows | None
 ) -> WriteFile:
     head, encoder = type(model.head_).__name__, model.encoder_.info.name
     try:

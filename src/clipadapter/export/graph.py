@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
-from clipadapter.conversion.tracing import SquareTower
+from clipadapter.conversion.tracing import SquareTower, example_squares
 from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError
 from clipadapter.export.ood_graph import OodScores
-from clipadapter.formats.base import INPUT_NAMES, TOWER_OUTPUT
+from clipadapter.formats.base import BLOCKS_OUTPUT, FEATURES_OUTPUT, input_names
 from clipadapter.heads import Head
+from clipadapter.pixels import PixelSpec, different_squares
 from clipadapter.uncertainty import Uncertainty
 
 
@@ -33,30 +34,40 @@ class ModelGraph(nn.Module):
         self, towers: Sequence[Tower], head: Head, uncertainty: Uncertainty, input_kind: str = "uint8"
     ) -> None:
         super().__init__()
-        self.pixels, self.input_kind = towers[0].pixels, input_kind
+        self.inputs, self.input_kind = different_squares([tower.pixels for tower in towers])[0], input_kind
         self.tower = SquareTowers(towers) if input_kind == "uint8" else PixelTowers(towers)
         self.head = head
+        self.final_width = head.blocks_[0].width
+        self.has_blocks = len(head.blocks_) > 1
         self.probabilities = Probabilities(uncertainty)
         self.ood_scores = None if uncertainty.rejector is None else OodScores(uncertainty.rejector)
         self.eval()
 
     @property
-    def input_name(self) -> str:
-        """Name of the input in the file."""
-        return INPUT_NAMES[self.input_kind]
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs in the file, one for each different square of a picture."""
+        return input_names(self.input_kind, [pixels.size for pixels in self.inputs])
+
+    @property
+    def tower_output(self) -> str:
+        """Name of the output with the features of all towers."""
+        return BLOCKS_OUTPUT if self.has_blocks else FEATURES_OUTPUT
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs in the file, in their order."""
-        names = (TOWER_OUTPUT, "logits", "probabilities")
         # "strangeness" is the name of the out-of-distribution scores in exported files, which is older than theirs.
-        return names if self.ood_scores is None else (*names, "strangeness", "strangeness_parts")
+        scores = () if self.ood_scores is None else ("strangeness", "strangeness_parts")
+        blocks = (BLOCKS_OUTPUT,) if self.has_blocks else ()
+        return (FEATURES_OUTPUT, "logits", "probabilities", *scores, *blocks)
 
     @property
-    def example_input(self) -> Tensor:
-        """An input of two pictures."""
-        s = self.pixels.size
-        return torch.zeros(2, s, s, 3, dtype=torch.uint8) if self.input_kind == "uint8" else torch.zeros(2, 3, s, s)
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """The inputs of two pictures."""
+        return tuple(
+            example_squares(pixels) if self.input_kind == "uint8" else torch.zeros(2, 3, pixels.size, pixels.size)
+            for pixels in self.inputs
+        )
 
     def count_weight_bytes(self) -> int:
         """Bytes of all weights, and of the fitted arrays of the head."""
@@ -64,14 +75,16 @@ class ModelGraph(nn.Module):
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return weight_bytes + sum(array.nbytes for array in self.head.state().values())
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        """Pictures to the outputs."""
-        features = self.tower(pictures)
-        logits = self.head._logits(features)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The squares or pixels of pictures, one tensor (n, ...) per input, to the outputs."""
+        blocks = self.tower(*inputs)
+        logits = self.head._logits(self.head.read_columns(blocks))
         probabilities = self.probabilities(logits)
-        if self.ood_scores is None:
-            return features, logits, probabilities
-        return features, logits, probabilities, *self.ood_scores(features, logits, probabilities)
+        final = blocks[:, : self.final_width] if self.has_blocks else blocks
+        outputs: tuple[Tensor, ...] = (final, logits, probabilities)
+        if self.ood_scores is not None:
+            outputs += self.ood_scores(final, logits, probabilities)
+        return (*outputs, blocks) if self.has_blocks else outputs
 
 
 class Probabilities(nn.Module):
@@ -103,7 +116,7 @@ def export_towers(encoder: Encoder) -> tuple[Tower, ...]:
     """The image towers of an encoder in full precision on the CPU, whichever backend the encoder runs on.
 
     Raises:
-        InputError: if only the encoder itself can run its tower, or two towers need different squares.
+        InputError: if only the encoder itself can run one of its towers.
     """
     towers = encoder.towers()
     name = encoder.info.name
@@ -112,43 +125,45 @@ def export_towers(encoder: Encoder) -> tuple[Tower, ...]:
             f"the image tower of {name} can't be exported: only the encoder itself can prepare its pictures or run it. "
             "Of open_clip those are the models that pad pictures to a square"
         )
-    first = towers[0].pixels
-    for tower in towers[1:]:
-        if replace(tower.pixels, mean=first.mean, std=first.std) != first:
-            raise InputError(
-                f"{name} can't be exported: its towers take squares of {first.size} ({first.resize}, {first.resample}) "
-                f"and {tower.pixels.size} ({tower.pixels.resize}, {tower.pixels.resample}), but a file has one input. "
-                "Use two encoders with the same preprocessing: 'clipadapter simclr' has --size"
-            )
     return tuple(replace(tower, network=_on_cpu(tower.module)) for tower in towers)
 
 
 class SquareTowers(nn.Module):
-    """Squares (n, s, s, 3), values 0 .. 255, to the features of all towers side by side (n, d)."""
+    """Squares (n, s, s, 3) of each size, values 0 .. 255, to the features of all towers side by side (n, d)."""
 
     def __init__(self, towers: Sequence[Tower]) -> None:
         super().__init__()
         self.towers = nn.ModuleList(SquareTower(tower.module, tower.pixels) for tower in towers)
+        self.input_numbers = different_squares([tower.pixels for tower in towers])[1]
 
-    def forward(self, squares: Tensor) -> Tensor:
-        """(n, s, s, 3) to (n, d)."""
-        return _concatenate([tower(squares) for tower in self.towers])
+    def forward(self, *squares: Tensor) -> Tensor:
+        """(n, s, s, 3) of each size to (n, d)."""
+        return _concatenate([tower(squares[i]) for tower, i in zip(self.towers, self.input_numbers, strict=True)])
 
 
 class PixelTowers(nn.Module):
-    """Pixels (n, 3, s, s) normalised for the first tower, to the features of all towers side by side (n, d)."""
+    """Pixels (n, 3, s, s) of each size to the features of all towers side by side (n, d).
+
+    Pixels are normalised for the first tower that takes squares of this size.
+    """
 
     def __init__(self, towers: Sequence[Tower]) -> None:
         super().__init__()
         self.towers = nn.ModuleList(tower.module for tower in towers)
-        mean, std = _mean_and_std(towers[0])
-        # (x std + mean - mean') / std': from the normalisation of the first tower to that of each.
-        self.steps = [((std / other[1]), (mean - other[0]) / other[1]) for other in map(_mean_and_std, towers)]
+        inputs, self.input_numbers = different_squares([tower.pixels for tower in towers])
+        # (x std + mean - mean') / std': from the normalisation of the input to that of the tower; None if it is equal.
+        self.steps: list[tuple[Tensor, Tensor] | None] = []
+        for tower, i in zip(towers, self.input_numbers, strict=True):
+            (mean, std), (own_mean, own_std) = _mean_and_std(inputs[i]), _mean_and_std(tower.pixels)
+            is_equal = inputs[i] == tower.pixels
+            self.steps.append(None if is_equal else (std / own_std, (mean - own_mean) / own_std))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, d)."""
-        inputs = [pixels if i == 0 else pixels * scale + shift for i, (scale, shift) in enumerate(self.steps)]
-        return _concatenate([tower(rows).float() for tower, rows in zip(self.towers, inputs, strict=True)])
+    def forward(self, *pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) of each size to (n, d)."""
+        features = []
+        for tower, i, step in zip(self.towers, self.input_numbers, self.steps, strict=True):
+            features.append(tower(pixels[i] if step is None else pixels[i] * step[0] + step[1]).float())
+        return _concatenate(features)
 
 
 def _on_cpu(module: nn.Module) -> nn.Module:
@@ -156,8 +171,8 @@ def _on_cpu(module: nn.Module) -> nn.Module:
     return module if all(tensor.device.type == "cpu" for tensor in tensors) else copy.deepcopy(module).cpu()
 
 
-def _mean_and_std(tower: Tower) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (tower.pixels.mean, tower.pixels.std))
+def _mean_and_std(pixels: PixelSpec) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (pixels.mean, pixels.std))
     return mean, std
 
 

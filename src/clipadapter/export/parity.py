@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.backends import MIN_AGREEMENT, MIN_COSINES, measure_parity
+from clipadapter.blocks import FINAL, Block, column_slices
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import ArtifactError, DataError
@@ -121,16 +122,16 @@ def check_parity(model: FewShotClassifier, predictor: Predictor, pictures: Expor
     n = len(features)
     rows = np.arange(max(n, MIN_ROWS)) % n  # few pictures are repeated, so that batches of all sizes are tried
     outputs = _run_in_batches(predictor, [pictures.comparison[extracted.rows[i]] for i in rows])
-    measured = {
-        **compare_outputs(model.uncertainty_, features[rows], model.head_.logits(features)[rows], outputs),
-        "n": n,
-    }
+    logits, blocks = model.head_.logits(features)[rows], model.encoder_.info.blocks
+    measured = {**compare_outputs(model.uncertainty_, features[rows], logits, outputs, blocks), "n": n}
     is_exact = (model.encoder_.info.precision, predictor.precision) == ("fp32", "fp32")
     faults = find_faults(measured, FULL_PRECISION_LIMITS if is_exact else REDUCED_PRECISION_LIMITS)
     return ExportParity({"pictures": pictures.kind, **measured}, tuple(faults), f"{n} {KINDS[pictures.kind]}")
 
 
-def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, outputs: Outputs) -> dict[str, Any]:
+def compare_outputs(
+    uncertainty: Uncertainty, features: Array, logits: Array, outputs: Outputs, blocks: Sequence[Block] = ()
+) -> dict[str, Any]:
     """Numbers of a comparison; their names are keys in the metadata of files.
 
     Args:
@@ -138,16 +139,22 @@ def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, ou
         features: (n, d) of the model.
         logits: (n, c) of the model.
         outputs: those of the file for the same pictures.
+        blocks: of the columns of features; by default one.
 
     Returns:
-        ``n``; ``cosine_least`` and ``cosine_mean`` of features; ``logits``, the largest difference in standard
+        ``n``; ``cosine_least`` and ``cosine_mean`` of features, for each picture in its worst block; with several
+        blocks ``blocks``, both by the name of the block; ``logits``, the largest difference in standard
         deviations of all logits; ``probabilities``, the largest difference; ``calibration``, the largest difference
         between the file's probabilities and those that ``uncertainty`` computes from the file's logits; ``agreement``,
         the share of equal predictions, or of pairs of picture and class if there may be several labels. With a rejector
         also ``strangeness``, the largest difference of the score of "none of these" in standard deviations of the
         shots' scores, and ``rejected``, the share of equal rejections at ``rate``.
     """
-    parity = measure_parity(np.asarray(features, np.float32), np.asarray(outputs.features, np.float32))
+    features = np.asarray(features, np.float32)
+    file_features = np.asarray(outputs.features if outputs.blocks is None else outputs.blocks, np.float32)
+    parity = measure_parity(features, file_features, blocks=blocks)
+    slices = column_slices(blocks)
+    final = features[:, slices[FINAL]] if slices else features
     probabilities = uncertainty.probabilities(logits)
     assert outputs.probabilities is not None
     measured = {
@@ -163,7 +170,7 @@ def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, ou
     if rejector is not None and outputs.ood_scores is not None and outputs.ood_score_parts is not None:
         rate = uncertainty.decisions.reject or DEFAULT_REJECTION_RATE
         threshold = rejector.threshold(rate).value
-        model_scores = rejector.scores(features, logits, probabilities)
+        model_scores = rejector.scores(final, logits, probabilities)
         spread = float(np.std(rejector.weighted_sum(rejector.held_out_scores)))
         # Both are compared: other programs read the total, `Predictor` the parts.
         file_scores = np.stack([outputs.ood_scores, rejector.weighted_sum(outputs.ood_score_parts)])
@@ -172,18 +179,28 @@ def compare_outputs(uncertainty: Uncertainty, features: Array, logits: Array, ou
             "rejected": float(((model_scores > threshold) == (file_scores > threshold)).all(axis=0).mean()),
             "rate": rate,
         }
-    return {name: value if isinstance(value, int) else round(float(value), 9) for name, value in measured.items()}
+    rounded = {name: value if isinstance(value, int) else round(float(value), 9) for name, value in measured.items()}
+    if len(slices) < 2:
+        return rounded
+    by_block = {name: measure_parity(features[:, part], file_features[:, part]) for name, part in slices.items()}
+    figures = {
+        name: {"cosine_least": round(each.min_cosine, 9), "cosine_mean": round(each.mean_cosine, 9)}
+        for name, each in by_block.items()
+    }
+    return {**rounded, "blocks": figures}
 
 
 def find_faults(measured: Mapping[str, Any], limits: ParityLimits) -> list[str]:
     """Differences above the limits, in words."""
     faults = []
     # "not x >= limit" also finds values that are not numbers.
-    if not (measured["cosine_least"] >= limits.min_cosine and measured["cosine_mean"] >= limits.min_mean_cosine):
-        faults.append(
-            f"the smallest cosine of features is {measured['cosine_least']:.5f} and their mean "
-            f"{measured['cosine_mean']:.5f}, where {limits.min_cosine} and {limits.min_mean_cosine} are needed"
-        )
+    for name, each in measured.get("blocks", {"": measured}).items():
+        if not (each["cosine_least"] >= limits.min_cosine and each["cosine_mean"] >= limits.min_mean_cosine):
+            faults.append(
+                f"the smallest cosine of features{f' of the block {name}' if name else ''} is "
+                f"{each['cosine_least']:.5f} and their mean {each['cosine_mean']:.5f}, where {limits.min_cosine} and "
+                f"{limits.min_mean_cosine} are needed"
+            )
     if limits.max_logit_difference is not None and not measured["logits"] <= limits.max_logit_difference:
         faults.append(
             f"logits differ by {measured['logits']:.2g} of their spread, more than {limits.max_logit_difference:g}"

@@ -43,14 +43,14 @@ class ExportPictures:
 
 
 def choose_pictures(
-    pictures: str | Path | Sequence[ImageSource] | None, support: FeatureSet, pixels: PixelSpec, precision: str
+    pictures: str | Path | Sequence[ImageSource] | None, support: FeatureSet, size: int, precision: str
 ) -> ExportPictures:
     """Take the given pictures; else the model's shots if their files still exist; else synthetic ones.
 
     Args:
         pictures: a folder, a table, or a list of pictures.
         support: the model's shots.
-        pixels: the size of synthetic pictures.
+        size: side of synthetic pictures in pixels.
         precision: of the file.
 
     Raises:
@@ -71,7 +71,7 @@ def choose_pictures(
             "that the model will see (pictures=..., or --pictures FOLDER); 64 are enough"
         )
     if not sources:
-        synthetic = draw_pictures(SYNTHETIC_PICTURES, pixels.size)
+        synthetic = draw_pictures(SYNTHETIC_PICTURES, size)
         return ExportPictures("drawn", synthetic, synthetic)
     n_compared = MAX_COMPARED_PICTURES[precision]
     sources = _shuffle(sources)[: n_compared + MAX_CALIBRATION_PICTURES]

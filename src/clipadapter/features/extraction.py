@@ -26,7 +26,7 @@ from torch import Tensor
 
 from clipadapter.blocks import column_slices
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
-from clipadapter.data.images import ImageSource, image_bytes, read_image, shrink_factor, source_name
+from clipadapter.data.images import ImageSource, image_bytes, read_image_shrunk, source_name
 from clipadapter.encoders import Encoder
 from clipadapter.errors import ImageError, InputError, brief
 from clipadapter.features.store import FeatureStore, feature_key
@@ -474,24 +474,13 @@ def _decode(
     depends on its key only. Augmented views come from the picture in full size.
     """
     infos, file_data = [each.info for each in job.encoder.passes()], data if isinstance(source, str | Path) else None
-    by_min_side: dict[int | None, Image.Image] = {}
-
-    def read(min_side: int | None) -> Image.Image:
-        if min_side not in by_min_side:
-            by_min_side[min_side] = read_image(source, data=file_data, shrink_to=min_side)
-        return by_min_side[min_side]
 
     def min_side_of(view: int, number: int) -> int | None:
         return min_jpeg_side(infos[number].precision, infos[number].image_size) if view == 0 else None
 
     min_sides = {each: min_side_of(*each) for each in missing}
-    if None in min_sides.values() and file_data is not None:
-        # The picture is decoded in full size in any case: again only if a shrunk one would be smaller.
-        full_size = read(None)
-        for min_side in set(min_sides.values()) - {None}:
-            if min_side is not None and shrink_factor(file_data, full_size.size, min_side) == 1:
-                by_min_side[min_side] = full_size
-    return {each: read(min_side) for each, min_side in min_sides.items()}
+    images = read_image_shrunk(source, min_sides.values(), data=file_data)
+    return {each: images[min_side] for each, min_side in min_sides.items()}
 
 
 def _encode_batch(job: ExtractionJob, batch: list[_PreparedImage]) -> tuple[list[ExtractedImage], bool]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from clipadapter.errors import InputError, brief
 from clipadapter.telemetry import require_without_telemetry
@@ -21,12 +22,45 @@ PRECISIONS = ("fp32", "int8")
 """Of the image tower; a format may have fewer."""
 INPUT_NAMES = {"uint8": "squares", "float": "pixels"}
 """Names of the input of a graph, by its kind."""
-TOWER_OUTPUT = "features"
-"""Name of the output of the image tower; int8 formats keep everything after it in float32."""
+FEATURES_OUTPUT = "features"
+"""Name of the output with the block ``final`` of the features, which class text is compared with."""
+BLOCKS_OUTPUT = "blocks"
+"""Name of the output with all blocks of the features, in files of models that read several."""
+Rows: TypeAlias = "Mapping[str, NDArray[Any]]"
+"""Rows (m, ...) of each input of a graph by its name."""
 WriteFile = Callable[[Mapping[str, str]], list[Path]]
 """Writes a converted graph with metadata entries, texts by key, and returns the paths; the file to open comes last.
 It is called twice, first to compare the file with the model, and each time writes the file anew.
 Raises OSError if there is no room."""
+_NAME_PATTERN = re.compile(rf"({'|'.join(INPUT_NAMES.values())})(_\d+){{0,2}}")
+
+
+def input_names(kind: str, sizes: Sequence[int]) -> tuple[str, ...]:
+    """Names of the inputs of a graph: the first as graphs with one input have it, the others with the side in pixels.
+
+    Args:
+        kind: a key of `INPUT_NAMES`.
+        sizes: side of the square of each input.
+
+    >>> input_names("uint8", [224, 384]), input_names("float", [224])
+    (('squares', 'squares_384'), ('pixels',))
+    >>> input_names("uint8", [224, 260, 260])  # scaled in two ways
+    ('squares', 'squares_260', 'squares_260_2')
+    """
+    names: list[str] = []
+    for i, size in enumerate(sizes):
+        name = INPUT_NAMES[kind] if i == 0 else f"{INPUT_NAMES[kind]}_{size}"
+        names.append(f"{name}_{i}" if name in names else name)
+    return tuple(names)
+
+
+def is_input_name(name: str) -> bool:
+    """Whether `input_names` gives such a name.
+
+    >>> is_input_name("squares_384"), is_input_name("image")
+    (True, False)
+    """
+    return _NAME_PATTERN.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -35,15 +69,15 @@ class InferenceGraph:
 
     Args:
         metadata: text under `METADATA_KEY`.
-        input: name of its input; "" if it has none, or more than one.
+        inputs: names of its inputs, in any order.
         widths: columns of each output by name; 0 for an output with one number per picture.
-        run: the input (n, ...) to the outputs by name; may be called from several threads.
+        run: the inputs (n, ...) by name to the outputs by name; may be called from several threads.
     """
 
     metadata: str
-    input: str
+    inputs: tuple[str, ...]
     widths: Mapping[str, int]
-    run: Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
+    run: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +105,12 @@ class GraphModule(Protocol):
 
     @property
     def tower(self) -> nn.Module:
-        """The image tower."""
+        """The image towers."""
+        ...
+
+    @property
+    def tower_output(self) -> str:
+        """Name of the output of the image towers; int8 formats keep everything after it in float32."""
         ...
 
     @property
@@ -80,8 +119,8 @@ class GraphModule(Protocol):
         ...
 
     @property
-    def input_name(self) -> str:
-        """Name of the input."""
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in their order: one for each different square of a picture."""
         ...
 
     @property
@@ -90,8 +129,8 @@ class GraphModule(Protocol):
         ...
 
     @property
-    def example_input(self) -> Tensor:
-        """An input of two pictures, to trace with."""
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """The inputs of two pictures, to trace with."""
         ...
 
     def count_weight_bytes(self) -> int:
@@ -109,8 +148,9 @@ class ExportFormat:
         summary: one line for lists.
         suffix: of the file to open, in lower case.
         backends: what runs it, the default first.
-        convert: a graph, the path to write, and rows that calibrate int8 or None, to a function that writes the file.
-            Raises what the converter raises, and InputError if the graph is too large for the format.
+        convert: a graph, the path to write, and rows of each input by name that calibrate int8 or None, to a function
+            that writes the file. Raises what the converter raises, and InputError if the graph is too large for the
+            format.
         checksum_ending: bytes before and after the 64 digits of the SHA-256 at the end of a file. Other programs that
             read the format must accept them.
         extra: extra of this package that installs what ``convert`` needs.
@@ -125,7 +165,7 @@ class ExportFormat:
     summary: str
     suffix: str
     backends: tuple[InferenceBackend, ...]
-    convert: Callable[[GraphModule, Path, NDArray[Any] | None], WriteFile]
+    convert: Callable[[GraphModule, Path, Rows | None], WriteFile]
     checksum_ending: tuple[bytes, bytes]
     extra: str
     modules: tuple[str, ...]

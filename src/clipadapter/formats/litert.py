@@ -24,6 +24,7 @@ from clipadapter.formats.base import (
     GraphModule,
     InferenceBackend,
     InferenceGraph,
+    Rows,
     WriteFile,
 )
 from clipadapter.formats.sessions import foreign_file, unreadable_file
@@ -36,15 +37,17 @@ SIGNATURE_KEY = "signature"
 MAX_ENTRY_BYTES = 256 << 20
 
 
-def convert(graph: GraphModule, path: Path, rows: NDArray[Any] | None) -> WriteFile:
+def convert(graph: GraphModule, path: Path, rows: Rows | None) -> WriteFile:
     """See `ExportFormat.convert`."""
     with suppress_logs(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         litert_torch = require("litert_torch", "litert", "Export as LiteRT")
         # One picture: the converter writes the batch size of the example into the shapes of reshape operations.
-        litert_torch.convert(graph, (graph.example_input[:1],)).export(str(path))
+        litert_torch.convert(graph, tuple(each[:1] for each in graph.example_inputs)).export(str(path))
     graph_bytes = path.stat().st_size
-    signature = json.dumps({"input": graph.input_name, "outputs": list(graph.output_names)})
+    first, *others = graph.input_names
+    further = {"further_inputs": others} if others else {}
+    signature = json.dumps({"input": first, **further, "outputs": list(graph.output_names)})
 
     def write(entries: Mapping[str, str]) -> list[Path]:
         with path.open("r+b") as file:
@@ -89,29 +92,34 @@ def open_litert(path: Path, threads: int | None) -> InferenceGraph:
     try:
         texts = read_archive(data, (METADATA_KEY, SIGNATURE_KEY))
         signature = json.loads(texts[SIGNATURE_KEY])
-        input_name, names = str(signature["input"]), [str(name) for name in signature["outputs"]]
+        names = [str(name) for name in signature["outputs"]]
+        input_names = tuple(str(name) for name in (signature["input"], *signature.get("further_inputs", ())))
     except (KeyError, ValueError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise foreign_file(path) from error
     try:
         interpreter = interpreters.Interpreter(model_content=data, num_threads=threads)
         interpreter.allocate_tensors()
         run_one = interpreter.get_signature_runner()
-        (argument,) = run_one.get_input_details()
+        # Called args_0, args_1 and so on.
+        arguments = dict(
+            zip(sorted(run_one.get_input_details(), key=lambda name: (len(name), name)), input_names, strict=True)
+        )
         details = run_one.get_output_details()
         shapes = {name: tuple(details[f"output_{i}"]["shape"]) for i, name in enumerate(names)}
     except Exception as error:  # its exceptions have no common base
         raise unreadable_file(path, "LiteRT", str(error).strip().split("\n")[0]) from error
     lock = threading.Lock()
 
-    def run(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def run(rows: Rows) -> dict[str, NDArray[Any]]:
         import numpy as np
 
         with lock:
-            outputs = [run_one(**{argument: rows[i : i + 1]}) for i in range(len(rows))]
+            n = len(rows[input_names[0]])
+            outputs = [run_one(**{each: rows[name][i : i + 1] for each, name in arguments.items()}) for i in range(n)]
         return {name: np.concatenate([each[f"output_{i}"] for each in outputs]) for i, name in enumerate(names)}
 
     widths = {name: int(shape[1]) if len(shape) == 2 else 0 for name, shape in shapes.items()}
-    return InferenceGraph(texts[METADATA_KEY], input_name, widths, run)
+    return InferenceGraph(texts[METADATA_KEY], input_names, widths, run)
 
 
 FORMAT = ExportFormat(

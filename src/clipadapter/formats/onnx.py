@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from clipadapter.conversion.onnx import MAX_FILE_BYTES, quantize_onnx, suppress_logs, write_onnx
 from clipadapter.errors import InputError, require
-from clipadapter.formats.base import TOWER_OUTPUT, ExportFormat, GraphModule, WriteFile
+from clipadapter.formats.base import ExportFormat, GraphModule, Rows, WriteFile
 from clipadapter.formats.sessions import ONNX_RUNTIME, OPENVINO
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import nn
 
 FLOAT_CONVOLUTIONS = 6
@@ -20,7 +19,7 @@ FLOAT_CONVOLUTIONS = 6
 on 64 pictures of Caltech-101, with six 0.993, with twelve 0.995."""
 
 
-def convert(graph: GraphModule, path: Path, rows: NDArray[Any] | None) -> WriteFile:
+def convert(graph: GraphModule, path: Path, rows: Rows | None) -> WriteFile:
     """See `ExportFormat.convert`."""
     weight_bytes = graph.count_weight_bytes()
     if weight_bytes >= MAX_FILE_BYTES:
@@ -32,9 +31,9 @@ def convert(graph: GraphModule, path: Path, rows: NDArray[Any] | None) -> WriteF
     steps.mkdir()  # a separate folder: the file may have the same name as an intermediate one
     float_file = steps / "plain.onnx" if rows is not None else path
     with suppress_logs():
-        write_onnx(cast("nn.Module", graph), graph.example_input, float_file, graph.input_name, graph.output_names)
+        write_onnx(cast("nn.Module", graph), graph.example_inputs, float_file, graph.input_names, graph.output_names)
         if rows is not None:
-            quantize_onnx(float_file, path, graph.input_name, rows, FLOAT_CONVOLUTIONS, float_after=TOWER_OUTPUT)
+            quantize_onnx(float_file, path, rows, FLOAT_CONVOLUTIONS, float_after=graph.tower_output)
     graph_bytes = path.stat().st_size
 
     def write(entries: Mapping[str, str]) -> list[Path]:

@@ -5,34 +5,36 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from clipadapter.conversion.onnx import suppress_logs
 from clipadapter.conversion.openvino import import_openvino, quantize_openvino
-from clipadapter.formats.base import TOWER_OUTPUT, ExportFormat, GraphModule, WriteFile
+from clipadapter.formats.base import ExportFormat, GraphModule, Rows, WriteFile
 from clipadapter.formats.sessions import OPENVINO
 from clipadapter.telemetry import telemetry_disabled
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import nn
 
 
-def convert(graph: GraphModule, path: Path, rows: NDArray[Any] | None) -> WriteFile:
+def convert(graph: GraphModule, path: Path, rows: Rows | None) -> WriteFile:
     """See `ExportFormat.convert`."""
     from clipadapter.conversion.tracing import is_transformer, trace
 
     with telemetry_disabled(), suppress_logs():
         ov = import_openvino()
-        example = graph.example_input
+        examples = graph.example_inputs
         dtype = ov.Type.u8 if graph.input_kind == "uint8" else ov.Type.f32
-        traced = trace(cast("nn.Module", graph), example)
-        model = ov.convert_model(traced, example_input=example, input=[([-1, *example.shape[1:]], dtype)])
-        model.input(0).get_tensor().set_names({graph.input_name})
+        traced = trace(cast("nn.Module", graph), *examples)
+        shapes = [([-1, *example.shape[1:]], dtype) for example in examples]
+        model = ov.convert_model(traced, example_input=examples[0] if len(examples) == 1 else examples, input=shapes)
+        for tensor, name in zip(model.inputs, graph.input_names, strict=True):
+            tensor.get_tensor().set_names({name})
         for output, name in zip(model.outputs, graph.output_names, strict=True):
             output.get_tensor().set_names({name})
         if rows is not None:
-            model = quantize_openvino(model, rows, is_transformer(graph.tower), float_after=TOWER_OUTPUT)
+            calibration = [rows[name] for name in graph.input_names]
+            model = quantize_openvino(model, calibration, is_transformer(graph.tower), float_after=graph.tower_output)
     numbers = itertools.count(1)
 
     def write(entries: Mapping[str, str]) -> list[Path]:

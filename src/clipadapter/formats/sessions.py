@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import ArtifactError, MissingExtraError
-from clipadapter.formats.base import INPUT_NAMES, METADATA_KEY, InferenceBackend, InferenceGraph
+from clipadapter.formats.base import METADATA_KEY, InferenceBackend, InferenceGraph, Rows, is_input_name
 from clipadapter.telemetry import require_without_telemetry
 
 if TYPE_CHECKING:
@@ -31,15 +31,14 @@ def open_onnxruntime(path: Path, threads: int | None) -> InferenceGraph:
         raise unreadable_file(path, "ONNX Runtime", str(error).split("\n")[0]) from error
     if metadata is None:
         raise foreign_file(path)
-    input_names = [each.name for each in session.get_inputs()]
+    input_names = tuple(each.name for each in session.get_inputs())
     output_names = [each.name for each in session.get_outputs()]
-    input_name = input_names[0] if len(input_names) == 1 else ""
 
-    def run(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        return dict(zip(output_names, session.run(output_names, {input_name: rows}), strict=True))
+    def run(rows: Rows) -> dict[str, NDArray[Any]]:
+        return dict(zip(output_names, session.run(output_names, dict(rows)), strict=True))
 
     widths = {each.name: _onnx_width(each.shape) for each in session.get_outputs()}
-    return InferenceGraph(metadata, input_name, widths, run)
+    return InferenceGraph(metadata, input_names, widths, run)
 
 
 def open_openvino(path: Path, threads: int | None) -> InferenceGraph:
@@ -64,14 +63,15 @@ def open_openvino(path: Path, threads: int | None) -> InferenceGraph:
     # A tensor may have several names, or none.
     indices = {name: i for i, output in enumerate(compiled.outputs) for name in output.get_names()}
     widths = {name: _openvino_width(compiled.outputs[i].partial_shape) for name, i in indices.items()}
+    input_names = tuple(map(_openvino_input, compiled.inputs))
     request, lock = compiled.create_infer_request(), threading.Lock()
 
-    def run(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def run(rows: Rows) -> dict[str, NDArray[Any]]:
         with lock:
-            request.infer({0: rows})
+            request.infer({i: rows[name] for i, name in enumerate(input_names)})
             return {name: request.get_output_tensor(i).data.copy() for name, i in indices.items()}
 
-    return InferenceGraph(metadata, _openvino_input(compiled.inputs), widths, run)
+    return InferenceGraph(metadata, input_names, widths, run)
 
 
 ONNX_RUNTIME = InferenceBackend("onnxruntime", "onnxruntime", open_onnxruntime)
@@ -101,10 +101,9 @@ def _openvino_metadata(model: Any) -> str:
     return ""
 
 
-def _openvino_input(inputs: Any) -> str:
-    """The name of the only input, if it is one of `INPUT_NAMES`."""
-    names = inputs[0].get_names() if len(inputs) == 1 else set()
-    return next((name for name in INPUT_NAMES.values() if name in names), "")
+def _openvino_input(tensor: Any) -> str:
+    """That of the names of an input which this package gives; "" if it has none."""
+    return next((name for name in sorted(tensor.get_names()) if is_input_name(name)), "")
 
 
 def _openvino_width(shape: Any) -> int:

@@ -15,8 +15,6 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
-
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.formats import companion_files
 from clipadapter.runtime.predictor import Predictor
@@ -101,8 +99,7 @@ def run_once(predictor: Predictor) -> None:
     Raises:
         ArtifactError: if that fails, or an output is not finite.
     """
-    side = predictor.pixels.size
-    predictor.run(np.full((1, side, side, 3), 128, np.uint8))
+    predictor.run(predictor.grey_pictures(1))
 
 
 def main(path: str, backend: str, timeout_seconds: str) -> int:

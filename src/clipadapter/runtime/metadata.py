@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.blocks import Blocks, as_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.formats.base import INPUT_NAMES, PRECISIONS
+from clipadapter.formats.base import INPUT_NAMES, PRECISIONS, input_names
 from clipadapter.formats.checksum import ALGORITHM
-from clipadapter.pixels import PixelSpec
+from clipadapter.pixels import PixelSpec, different_squares
 from clipadapter.uncertainty import Uncertainty
 
 if TYPE_CHECKING:  # the metrics would be imported by every prediction
     from clipadapter.metrics.table import Task
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Format of files with several inputs. Files with one input are written in format 1, which has no key ``inputs``."""
+MAX_INPUTS = 64
 REJECTION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Rates of rejection whose thresholds are written out, for readers without this package."""
 MAX_METADATA_CHARACTERS = 64 << 20
@@ -46,6 +49,8 @@ class ExportMetadata:
         provenance: shots, versions, time.
         parity: figures of the comparison with the model; their key in the file is ``gate``.
         checksum: "sha256" if the file ends with its SHA-256; "" if it was exported without one.
+        further_inputs: how a picture becomes the squares of the second and further inputs.
+        blocks: name and width of each block of the features, ``final`` first; empty if it is the only one.
 
     >>> pixels = PixelSpec(8, (0.5,) * 3, (0.5,) * 3)
     >>> ExportMetadata.from_json(ExportMetadata(("cat", "dog"), pixels, Uncertainty()).to_json()).class_names
@@ -62,6 +67,13 @@ class ExportMetadata:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     checksum: str = ""
+    further_inputs: tuple[PixelSpec, ...] = ()
+    blocks: Blocks = ()
+
+    @property
+    def inputs(self) -> tuple[PixelSpec, ...]:
+        """How a picture becomes the square of each input of the graph."""
+        return (self.pixels, *self.further_inputs)
 
     @property
     def task(self) -> Task:
@@ -78,12 +90,16 @@ class ExportMetadata:
         rejector = self.uncertainty.rejector
         thresholds = {str(rate): rejector.threshold(rate).value for rate in REJECTION_RATES} if rejector else {}
         multilabel = self.uncertainty.multilabel
+        names = input_names(self.input, [spec.size for spec in self.inputs])
+        inputs = [{"name": name, "pixels": spec.to_dict()} for name, spec in zip(names, self.inputs, strict=True)]
         return json.dumps(
             {
-                "format": FORMAT_VERSION,
+                "format": FORMAT_VERSION if self.further_inputs else 1,
                 "class_names": list(self.class_names),
                 "task": self.task,
                 "pixels": self.pixels.to_dict(),
+                **({"inputs": inputs} if self.further_inputs else {}),
+                **({"blocks": [list(block) for block in self.blocks]} if self.blocks else {}),
                 "input": self.input,
                 "precision": self.precision,
                 "reject": {rate: value for rate, value in thresholds.items() if math.isfinite(value)},
@@ -121,6 +137,11 @@ class ExportMetadata:
             pixels, input_kind, precision = _parse_pixels(raw["pixels"]), raw["input"], raw["precision"]
             encoder, head, provenance, parity = (dict(raw[key]) for key in ("encoder", "head", "provenance", "gate"))
             checksum = raw.get("checksum", "")
+            further = tuple(_parse_pixels(each["pixels"]) for each in raw.get("inputs", [])[1:])
+            inputs = (pixels, *further)
+            if len(different_squares(inputs)[0]) < len(inputs) or len(inputs) > MAX_INPUTS:
+                raise ValueError(f"its inputs are {[spec.size for spec in inputs]}")
+            blocks = as_blocks(raw["blocks"]) if raw.get("blocks") else ()
         except ArtifactError:
             raise
         except DAMAGE_ERRORS as error:
@@ -130,7 +151,20 @@ class ExportMetadata:
             raise ArtifactError(f"the file has input {input_kind!r} and precision {precision!r}: update clipadapter")
         if checksum not in ("", ALGORITHM):
             raise ArtifactError(f"the file has a checksum by {checksum!r}: update clipadapter")
-        return cls(names, pixels, uncertainty, input_kind, precision, encoder, head, provenance, parity, checksum)
+        return cls(
+            names,
+            pixels,
+            uncertainty,
+            input_kind,
+            precision,
+            encoder,
+            head,
+            provenance,
+            parity,
+            checksum,
+            further,
+            blocks,
+        )
 
 
 def _check_format(number: Any) -> None:

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
-from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image, source_name
+from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.errors import ImageError, InputError
-from clipadapter.pixels import PixelSpec, min_jpeg_side
+from clipadapter.pixels import PixelSpec, min_jpeg_side, pack_squares, packed_shape
 from clipadapter.prediction import Prediction, unreadable
 from clipadapter.uncertainty import Answers, Uncertainty
 
@@ -35,11 +35,12 @@ class Outputs:
 
     Args:
         logits: (n, c).
-        features: (n, d) raw, as from the encoder.
+        features: (n, d) raw, as from the encoder; of several blocks the block ``final``.
         ood_score_parts: (n, p) scores of "none of these", one per part of the rejector; None without a rejector, or if
             the rejector computes them itself.
         probabilities: (n, c) as the graph computes them, in float32; None if it does not.
         ood_scores: (n,) weighted sum of the parts as the graph computes it; None if it does not.
+        blocks: (n, w) all blocks of the features; None if ``final`` is the only one, or for files of earlier versions.
     """
 
     logits: NDArray[Any]
@@ -47,6 +48,7 @@ class Outputs:
     ood_score_parts: NDArray[Any] | None = None
     probabilities: NDArray[Any] | None = None
     ood_scores: NDArray[Any] | None = None
+    blocks: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -72,12 +74,19 @@ class RuntimeModel(ABC):
         pixels: how pictures become squares.
         uncertainty: calibration, rejection, sets and decisions.
         precision: of the image tower.
+        further_inputs: how pictures become further squares, of other sizes or scaled otherwise.
     """
 
     class_names: tuple[str, ...]
     pixels: PixelSpec
     uncertainty: Uncertainty
     precision: str
+    further_inputs: tuple[PixelSpec, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[PixelSpec, ...]:
+        """All squares that the model takes of a picture, in their order."""
+        return (self.pixels, *self.further_inputs)
 
     @property
     def is_multilabel(self) -> bool:
@@ -86,7 +95,14 @@ class RuntimeModel(ABC):
 
     @abstractmethod
     def run(self, squares: NDArray[np.uint8]) -> Outputs:
-        """Squares (n, s, s, 3), values 0 .. 255, to outputs; may be called from several threads."""
+        """Squares (n, s, s, 3), values 0 .. 255, to outputs; may be called from several threads.
+
+        A model with several `inputs` takes (n, l), rows of `preprocess`.
+        """
+
+    def grey_pictures(self, n: int, value: int = 128) -> NDArray[np.uint8]:
+        """What `preprocess` returns for n pictures of one grey."""
+        return np.full((n, *packed_shape(self.inputs)), value, np.uint8)
 
     def preprocess(
         self,
@@ -97,6 +113,8 @@ class RuntimeModel(ABC):
     ) -> NDArray[np.uint8]:
         """Preprocess a picture to the square (s, s, 3) that `run` takes; may be called from several threads.
 
+        For several `inputs` the result is (l,): all squares, one after another, of the picture that is decoded once.
+
         Args:
             image: a path, PIL picture or array.
             data: the bytes of the file, if they were read already: then the path is only a name.
@@ -106,8 +124,11 @@ class RuntimeModel(ABC):
         Raises:
             ImageError: if it can't be read.
         """
-        min_side = min_jpeg_side(self.precision, self.pixels.size)
-        return self.pixels.to_square(read_image(image, max_pixels, data, min_side, max_seconds))
+        min_sides = [min_jpeg_side(self.precision, spec.size) for spec in self.inputs]
+        images = read_image_shrunk(image, min_sides, max_pixels, data, max_seconds)
+        return pack_squares(
+            [spec.to_square(images[min_side]) for spec, min_side in zip(self.inputs, min_sides, strict=True)]
+        )
 
     def answer(self, outputs: Outputs, **decisions: Any) -> Answers:
         """Probabilities, decisions and sets of classes.
@@ -228,7 +249,7 @@ class RuntimeModel(ABC):
 
 @dataclass(frozen=True, eq=False)
 class _LoadedPicture:
-    """The square of a picture and the notes on it, or why it can't be read."""
+    """The squares of a picture and the notes on it, or why it can't be read."""
 
     name: str
     square: NDArray[np.uint8] | None = None

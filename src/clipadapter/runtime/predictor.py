@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.blocks import total_width
 from clipadapter.errors import ArtifactError, InputError, brief
-from clipadapter.formats import INPUT_NAMES, ExportFormat, export_suffixes, find_format, list_inference_backends
+from clipadapter.formats import ExportFormat, export_suffixes, find_format, list_inference_backends
+from clipadapter.formats.base import BLOCKS_OUTPUT, FEATURES_OUTPUT, input_names
 from clipadapter.formats.checksum import Stamp, check_file, stamp_files
+from clipadapter.pixels import packed_shape, unpack_squares
 from clipadapter.runtime.metadata import ExportMetadata
 from clipadapter.runtime.model import Outputs, RuntimeModel
 
-REQUIRED_OUTPUTS = ("logits", "features", "probabilities")
-OUTPUTS = (*REQUIRED_OUTPUTS, "strangeness", "strangeness_parts")
+REQUIRED_OUTPUTS = ("logits", FEATURES_OUTPUT, "probabilities")
+OUTPUTS = (*REQUIRED_OUTPUTS, "strangeness", "strangeness_parts", BLOCKS_OUTPUT)
 """Outputs that are read; a file may have others."""
 
 
@@ -58,39 +61,51 @@ class Predictor(RuntimeModel):
         self.metadata = ExportMetadata.from_json(self._graph.metadata)
         self._check_unchanged(stamp)
         self.class_names, self.pixels = self.metadata.class_names, self.metadata.pixels
+        self.further_inputs = self.metadata.further_inputs
+        self._input_names = input_names(self.metadata.input, [spec.size for spec in self.inputs])
         self.uncertainty, self.precision = self.metadata.uncertainty, self.metadata.precision
         self._check_shapes()
 
     def run(self, squares: NDArray[np.uint8]) -> Outputs:
         """Squares (n, s, s, 3), values 0 .. 255, to outputs; may be called from several threads.
 
+        A model with several `inputs` takes (n, l), rows of `preprocess`.
+
         Raises:
             InputError: if they are of another shape or type.
             ArtifactError: if the graph can't be run, or its outputs don't fit the squares.
         """
-        side = self.pixels.size
-        if squares.ndim != 4 or squares.shape[1:] != (side, side, 3) or squares.dtype != np.uint8:
+        expected = packed_shape(self.inputs)
+        if squares.shape[1:] != expected or squares.dtype != np.uint8:
             raise InputError(
-                f"this model takes squares (n, {side}, {side}, 3) of uint8, but got {squares.shape} of {squares.dtype}"
+                f"this model takes {'squares' if len(expected) == 3 else 'rows of preprocess()'} "
+                f"(n, {', '.join(map(str, expected))}) of uint8, but got {squares.shape} of {squares.dtype}"
             )
-        if not len(squares):
+        n = len(squares)
+        if not n:
             return self._empty_outputs()
-        rows = squares if self.metadata.input == "uint8" else self.pixels.normalize(squares)
         try:
-            outputs = self._graph.run(np.ascontiguousarray(rows))
+            outputs = self._graph.run(self._as_inputs(squares))
         except Exception as error:  # the exceptions of backends have no common base
             reason = str(error).strip().split("\n")[0]
             raise ArtifactError(
-                f"{self.path} can't be run on {len(rows)} pictures ({reason}): give fewer at a time, or export it again"
+                f"{self.path} can't be run on {n} pictures ({reason}): give fewer at a time, or export it again"
             ) from error
         for name, values in outputs.items():
             # Too few rows could be those of other pictures.
-            if name in OUTPUTS and (len(np.atleast_1d(values)) != len(rows) or not np.isfinite(values).all()):
+            if name in OUTPUTS and (len(np.atleast_1d(values)) != n or not np.isfinite(values).all()):
                 raise ArtifactError(
-                    f"{self.path} gives {name} {values.shape} for {len(rows)} pictures, or values that are not finite: "
+                    f"{self.path} gives {name} {values.shape} for {n} pictures, or values that are not finite: "
                     "copy or export it again"
                 )
         return _as_outputs(outputs)
+
+    def _as_inputs(self, pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """What the graph takes, by the names of its inputs."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, spec, rows in zip(self._input_names, self.inputs, unpack_squares(pictures, self.inputs), strict=True):
+            arrays[name] = np.ascontiguousarray(rows if self.metadata.input == "uint8" else spec.normalize(rows))
+        return arrays
 
     def _empty_outputs(self) -> Outputs:
         """Outputs for no picture, of the same widths."""
@@ -120,13 +135,24 @@ class Predictor(RuntimeModel):
                     f"{self.path} has {widths.get(name)} {name} per picture where its metadata say {width}: export the "
                     "model again"
                 )
-        if "features" not in widths or self._graph.input != INPUT_NAMES[self.metadata.input]:
+        if self.metadata.blocks:
+            blocks = self.metadata.blocks
+            if (widths.get(FEATURES_OUTPUT), widths.get(BLOCKS_OUTPUT)) != (blocks[0].width, total_width(blocks)):
+                raise ArtifactError(f"{self.path} has other blocks of features than its metadata say: export it again")
+        if FEATURES_OUTPUT not in widths or sorted(self._graph.inputs) != sorted(self._input_names):
             raise ArtifactError(f"{self.path} does not fit its metadata: export the model again")
 
 
 def _as_outputs(arrays: Mapping[str, NDArray[Any]]) -> Outputs:
     logits, features, probabilities = (arrays[name] for name in REQUIRED_OUTPUTS)
-    return Outputs(logits, features, arrays.get("strangeness_parts"), probabilities, arrays.get("strangeness"))
+    return Outputs(
+        logits,
+        features,
+        arrays.get("strangeness_parts"),
+        probabilities,
+        arrays.get("strangeness"),
+        arrays.get(BLOCKS_OUTPUT),
+    )
 
 
 def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
