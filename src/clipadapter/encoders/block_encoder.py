@@ -292,7 +292,8 @@ def open_blocks(encoder: Encoder, names: Iterable[str], others: Sequence[Encoder
     for source in sources:
         by_pass.setdefault(source.pass_key, []).append(source.layer)
     bases: dict[str, Encoder] = {"": first}
-    opened = {other.info.name: other for each in others for other in (plain_encoder(each),)}
+    bases_of_now = encoder.bases if isinstance(encoder, BlockEncoder) else ()
+    opened = {other.info.name: other for other in map(plain_encoder, (*bases_of_now, *others))}
     passes: list[Encoder] = []
     ordered: list[str] = []
     for (uri, size, is_mirrored), layers in by_pass.items():
