@@ -177,7 +177,7 @@ def read_image_shrunk(
         size = open_image(data, source_name(source), get_max_pixels() if max_pixels is None else max_pixels)[0].size
         factors = {each: 1 if each is None else shrink_factor(data, size, each) for each in different}
     images: dict[int, Image.Image] = {}
-    for min_side, factor in factors.items():
+    for min_side, factor in sorted(factors.items(), key=lambda pair: pair[1]):
         if factor not in images:
             images[factor] = read_image(source, max_pixels, data, min_side, max_seconds)
     return {min_side: images[factor] for min_side, factor in factors.items()}
