@@ -54,8 +54,8 @@ def command(
 ) -> None:
     """Train an image encoder on the PICTURES, which need no classes.
 
-    An interrupted training continues when the same command is given again. The encoder has no text tower: combine it
-    with one that has, as in fit --encoder pair:lite+simclr:FOLDER --head svl-adapter.
+    An interrupted training continues when the same command is given again. The encoder has no text tower: name one that
+    has before it, as in fit --encoder lite --encoder simclr:FOLDER.
     """
     from clipadapter.pretraining import train_simclr
 
