@@ -6,7 +6,15 @@ import torch
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.encoders import create_encoder, open_blocks, select_encoder_blocks, split_blocks
+from clipadapter.encoders import (
+    complete_passes,
+    create_encoder,
+    open_blocks,
+    select_encoder_blocks,
+    split_blocks,
+    with_backend,
+)
+from clipadapter.encoders.backend import BackendEncoder
 from clipadapter.errors import FingerprintError, InputError, UnknownNameError
 from clipadapter.features import FeatureStore, extract
 
@@ -35,6 +43,25 @@ def test_fingerprint_knows_both_and_their_order(opened):
     pairs = ((toy, lite), (lite, toy), (toy, toy), (lite, lite))
     prints = {open_blocks(a, [f"{b.info.name}/final"], [b]).info.fingerprint for a, b in pairs}
     assert len(prints) == 4
+
+
+def test_a_pass_loses_layers_but_keeps_its_backend_and_precision(opened, picture):
+    whole = with_backend(create_encoder("lite[final,inner,inner@384]"), "torch", "bf16")
+    cut = select_encoder_blocks(whole, ["final", "inner@384"])
+    assert [each.info.image_size for each in cut.passes()] == [224, 384]
+    assert cut.info.precision == "bf16" and cut.passes()[1] is whole.passes()[1]
+    assert cut.block_fingerprints() == tuple(whole.block_fingerprints()[i] for i in (0, 2))
+    assert select_encoder_blocks(whole, ["final"]).info == with_backend(opened("lite"), "torch", "bf16").info
+
+
+def test_a_pass_in_int8_keeps_all_its_layers(opened):
+    plain = create_encoder("lite[final,inner,inner@384]")
+    calibrated = BackendEncoder(plain.passes()[0], plain.towers()[0], None, "openvino", "int8", "0" * 16)
+    whole = plain.run_on([calibrated, plain.passes()[1]])
+    assert complete_passes(whole, ["final"]) == ["final", "inner"]
+    with pytest.raises(InputError, match="calibrated for int8 with all its layers"):
+        select_encoder_blocks(whole, ["final"])
+    assert select_encoder_blocks(whole, ["final", "inner"]) is calibrated
 
 
 def test_the_blocks_have_the_fingerprints_of_their_encoders(pair, opened):

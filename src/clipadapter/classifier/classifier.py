@@ -53,7 +53,14 @@ from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.docstrings import document_defaults
-from clipadapter.encoders import Encoder, create_encoder, open_blocks, open_text_tower, select_encoder_blocks
+from clipadapter.encoders import (
+    Encoder,
+    complete_passes,
+    create_encoder,
+    open_blocks,
+    open_text_tower,
+    select_encoder_blocks,
+)
 from clipadapter.errors import ArtifactError, ImageError, InputError
 from clipadapter.features import (
     Extraction,
@@ -867,7 +874,8 @@ class FewShotClassifier:
         """Keep only the blocks of features that the answers depend on, so that a prediction needs no others."""
         if len(self.support_.blocks) == 1 or self._tuned_encoder is not None:
             return
-        names = list(dict.fromkeys(name for head in (self.head_, *self.fold_heads_) for name in head.used_blocks()))
+        used = {name for head in (self.head_, *self.fold_heads_) for name in head.used_blocks()}
+        names = complete_passes(self._encoder, used)
         self._encoder = select_encoder_blocks(self._encoder, names)
         self.support_ = replace(
             self.support_.select_blocks(names),

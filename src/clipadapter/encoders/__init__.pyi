@@ -4,6 +4,7 @@ from .base import Encoder as Encoder
 from .base import EncoderInfo as EncoderInfo
 from .block_encoder import BlockEncoder as BlockEncoder
 from .block_encoder import LayerEncoder as LayerEncoder
+from .block_encoder import complete_passes as complete_passes
 from .block_encoder import describe_passes as describe_passes
 from .block_encoder import open_blocks as open_blocks
 from .block_encoder import plain_encoder as plain_encoder

@@ -318,17 +318,67 @@ def select_encoder_blocks(encoder: Encoder, names: Iterable[str]) -> Encoder:
     """The encoder with some of its blocks, which needs no more passes than these; backend and precision stay.
 
     Raises:
-        InputError: if it has no such block.
+        InputError: if it has no such block, or a pass in int8 would have to lose one; see `complete_passes`.
+
+    >>> select_encoder_blocks(create_encoder("toy[final,inner,final@48]"), ["final", "final@48"]).info.name
+    'toy[final,final@48]'
     """
-    names = list(names)
-    known = [block.name for block in encoder.info.blocks]
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise InputError(f"{encoder.info.name} has no block {brief(missing[0])}; it has {', '.join(known)}")
-    if set(names) == set(known):
+    wanted, known = set(names), [block.name for block in encoder.info.blocks]
+    missing = sorted(wanted - set(known))
+    if missing or FINAL not in wanted:
+        raise InputError(f"{encoder.info.name} has no block {brief([*missing, FINAL][0])}; it has {', '.join(known)}")
+    if wanted == set(known):
         return encoder
-    bases = encoder.bases if isinstance(encoder, BlockEncoder) else ()
-    return open_blocks(encoder, names, bases)
+    passes: list[Encoder] = []
+    selected: list[str] = []
+    for each, own in zip(encoder.passes(), _names_by_pass(encoder), strict=True):
+        kept = [name for name in own if name in wanted]
+        if kept:
+            passes.append(each if kept == own else _with_layers(each, [BlockSource.parse(name).layer for name in kept]))
+            selected += kept
+    if len(passes) == 1:
+        return passes[0]
+    assert isinstance(encoder, BlockEncoder)
+    used = {BlockSource.parse(name).encoder for name in selected}
+    bases = [base for i, base in enumerate(encoder.bases) if i == 0 or base.info.name in used]
+    return BlockEncoder(bases, passes, selected)
+
+
+def complete_passes(encoder: Encoder, names: Iterable[str]) -> list[str]:
+    """The names, and those of all other blocks that can't be left out of the same passes.
+
+    A pass in int8 keeps all its layers: without some of them it would have to be calibrated again, with pictures that
+    may not be there.
+    """
+    wanted = set(names)
+    passes = zip(encoder.passes(), _names_by_pass(encoder), strict=True)
+    return [
+        name
+        for each, own in passes
+        for name in own
+        if name in wanted or (each.info.precision == "int8" and wanted & set(own))
+    ]
+
+
+def _names_by_pass(encoder: Encoder) -> list[list[str]]:
+    """The names of the blocks of each pass."""
+    names = iter(block.name for block in encoder.info.blocks)
+    return [[next(names) for _ in each.info.blocks] for each in encoder.passes()]
+
+
+def _with_layers(one: Encoder, layers: Sequence[str]) -> Encoder:
+    """One pass with fewer layers, in its backend and precision."""
+    plain = encoder_without_blocks(one)
+    assert isinstance(plain, LayerEncoder)
+    if one.info.precision == "int8":
+        raise InputError(f"{one.info.name} is calibrated for int8 with all its layers: keep them")
+    base = plain.plain
+    size = None if plain.size == base.info.image_size else plain.size
+    is_final_alone = list(layers) == [FINAL] and size is None and not plain.is_mirrored
+    cut = base if is_final_alone else LayerEncoder(base, layers, size, plain.is_mirrored)
+    if not isinstance(one, BackendEncoder):
+        return cut
+    return with_backend(cut, one.info.backend, one.info.precision)
 
 
 def encoder_without_blocks(encoder: Encoder) -> Encoder:
