@@ -11,8 +11,14 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.backends import cache_root
+from clipadapter.classifier.quick import make_quick
 from clipadapter.cli.app import app
+from clipadapter.encoders import open_blocks, with_backend
+from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import quick
+from clipadapter.uncertainty import UncertaintyOptions
+
+from ..tiny_encoder import NearestMeanOfAll, TinyEncoder
 
 ASK = """
 import json, sys
@@ -101,7 +107,7 @@ def test_another_model_in_the_same_folder_is_another(saved):
 def test_damage_leads_to_the_whole_model(saved, damage):
     _, folder, _ = saved
     place = quick.locate_entry(folder)
-    tower = cache_root() / json.loads((place / "facts.json").read_text())["tower"]
+    tower = cache_root() / json.loads((place / "facts.json").read_text())["towers"][0]["tower"]
     path = {
         "config": folder / "config.json",
         "tower": tower / "tower.bin",
@@ -119,3 +125,38 @@ def test_a_model_that_openvino_can_not_answer_for_stays_as_it_is(tmp_path):
     model.save(tmp_path / "model")
     assert not model.make_quick(tmp_path / "model")
     assert quick.open_quick(tmp_path / "model") is None
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        (["final", "inner"], [32]),
+        (["final", "inner", "inner@48+mirrored", "other/final"], [32, 48]),
+    ],
+)
+def test_layers_and_passes_are_predicted_without_the_encoder(names, sizes, tmp_path):
+    paths, labels = pictures(tmp_path)
+    encoder = open_blocks(TinyEncoder(), names, [TinyEncoder("other", PixelSpec(48, (0.4,) * 3, (0.2,) * 3), 1)])
+    options = UncertaintyOptions(reject=0.1)
+    model = FewShotClassifier(encoder, NearestMeanOfAll(), cache=None, uncertainty=options, backend="torch")
+    model.fit(paths, labels)
+    FewShotClassifier("toy", "knn", cache=None).fit(paths, labels).save(tmp_path / "model")
+    folder = tmp_path / "model"
+    assert make_quick(folder, model.encoder_, model.head_, model.class_names_, model.uncertainty_)
+    found = quick.open_quick(folder)
+    assert [spec.size for spec in found.inputs] == sizes
+    for answer, wanted in zip(found.classify(paths), model.classify(paths), strict=True):
+        assert (answer.label, answer.nearest) == (wanted.label, wanted.nearest)
+        assert answer.probability == pytest.approx(wanted.probability, abs=1e-4)
+
+
+def test_passes_in_two_precisions_or_without_a_tower_are_not_predicted_quickly(tmp_path):
+    paths, labels = pictures(tmp_path)
+    model = FewShotClassifier("toy", "knn", cache=None).fit(paths, labels)
+    model.save(tmp_path / "model")
+    encoder = open_blocks(TinyEncoder(), ["final", "final@48"])
+    first, second = encoder.passes()
+    mixed = encoder.run_on([first, with_backend(second, "openvino", "bf16")])
+    assert not make_quick(tmp_path / "model", mixed, model.head_, model.class_names_, model.uncertainty_)
+    without = open_blocks(TinyEncoder(), ["final", "toy/final"])
+    assert not make_quick(tmp_path / "model", without, model.head_, model.class_names_, model.uncertainty_)

@@ -21,7 +21,10 @@ from clipadapter.runtime import quick
 from clipadapter.uncertainty import Uncertainty
 
 MAX_CONVERTED_WEIGHTS = 32_000_000
-"""Towers with more weights are not converted for this purpose alone. Converting these takes one or two seconds."""
+"""Towers with more weights are not converted for this purpose alone. Converting these takes one or two seconds.
+
+Passes of one encoder count once each: each is converted to a graph of its own.
+"""
 MAX_CACHE_ENTRIES = 50
 """Older entries are removed; they can be made again."""
 TRACED_ROWS = 5
@@ -37,7 +40,7 @@ class _HeadLogits(torch.nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head._logits(x)
+        return self.head._logits(self.head.read_columns(x))
 
 
 def make_quick(
@@ -53,8 +56,8 @@ def make_quick(
         uncertainty: uncertainty of the model.
 
     Returns:
-        Whether the model is converted. It is not if OpenVINO is not installed, the tower is large and was not converted
-        before, or the head is no fixed function of the features.
+        Whether the model is converted. It is not if OpenVINO is not installed, the towers are large and were not
+        converted before, one can't be converted, or the head is no fixed function of the features.
     """
     entry, backend = quick.locate_entry(folder), backend_info(quick.BACKEND).cls
     needs_fold_heads = uncertainty.conformal is not None and uncertainty.conformal.method == "cv+"
@@ -63,36 +66,43 @@ def make_quick(
     if read_cache_facts(entry) is not None:
         return True
     try:
-        tower_facts = _convert_tower(encoder)
-        if tower_facts is None:
+        towers = _convert_towers(encoder)
+        if towers is None:
             return False
+        facts = {"towers": towers, "precision": encoder.info.precision, "final_width": encoder.info.text_dim}
         uncertainty_facts, arrays = uncertainty.state()
 
         def build(folder: Path) -> None:
             _convert_head(head, folder / quick.CONVERTED_HEAD_FILE)
             save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, folder / UNCERTAINTY_FILE)
 
-        build_in_cache(entry, build, {**tower_facts, "class_names": list(class_names), "trust": uncertainty_facts})
+        build_in_cache(entry, build, {**facts, "class_names": list(class_names), "trust": uncertainty_facts})
     except (ClipAdapterError, RuntimeError):
         return False
     _remove_old_entries(entry)
     return True
 
 
-def _convert_tower(encoder: Encoder) -> dict[str, Any] | None:
-    """Facts of the converted image tower; None if there is none and the tower is too large to convert it."""
-    plain = getattr(encoder, "plain", encoder)
-    tower, info, backend = plain.tower(), encoder.info, backend_info(quick.BACKEND).cls
-    if tower is None:
-        return None
-    calibration = Int8Calibration(None, info.int8_calibration_digest) if info.int8_calibration_digest else None
-    if not backend.is_ready(tower.fingerprint, info.precision, calibration):
-        n_weights = sum(p.numel() for p in tower.module.parameters())
-        if info.precision == "int8" or n_weights > MAX_CONVERTED_WEIGHTS:
+def _convert_towers(encoder: Encoder) -> list[dict[str, Any]] | None:
+    """Facts of the converted image tower of each pass; None if one has none, or they are too large to convert them."""
+    backend: Any = backend_info(quick.BACKEND).cls
+    precision, n_weights = encoder.info.precision, 0
+    facts, missing = [], []
+    for each in encoder.passes():
+        tower, info = each.tower(), each.info
+        if tower is None or info.precision != precision:
             return None
-        with_backend(plain, quick.BACKEND, info.precision)
-    place = backend.cache_folder(tower.fingerprint, info.precision, info.int8_calibration_digest)  # type: ignore[attr-defined]
-    return {"tower": place.name, "precision": info.precision, "pixels": tower.pixels.to_dict()}
+        calibration = Int8Calibration(None, info.int8_calibration_digest) if info.int8_calibration_digest else None
+        if not backend.is_ready(tower.fingerprint, precision, calibration):
+            missing.append(each)
+            n_weights += sum(p.numel() for p in tower.module.parameters())
+        place = backend.cache_folder(tower.fingerprint, precision, info.int8_calibration_digest)
+        facts.append({"tower": place.name, "pixels": tower.pixels.to_dict()})
+    if missing and (precision == "int8" or n_weights > MAX_CONVERTED_WEIGHTS):
+        return None
+    for each in missing:
+        with_backend(each, quick.BACKEND, precision)
+    return facts
 
 
 def _convert_head(head: Head, path: Path) -> None:

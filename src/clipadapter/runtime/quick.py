@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clipadapter.backends import Runner, backend_info, cache_root, create_backend, read_cache_facts
 from clipadapter.errors import ClipAdapterError
 from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, UNCERTAINTY_FILE
-from clipadapter.pixels import PixelSpec
+from clipadapter.pixels import PixelSpec, different_squares, unpack_squares
 from clipadapter.runtime.model import Outputs, RuntimeModel
 from clipadapter.uncertainty import Uncertainty
 
@@ -29,7 +29,7 @@ CONVERTED_HEAD_FILE = "head.xml"
 """The converted head, in the entry; the arrays of the uncertainty have the same file name as in the saved model."""
 MAX_HASHED_BYTES = 64 << 20
 """Models with larger files have no entry: hashing these would take longer than is saved."""
-ENTRY_VERSION = 2
+ENTRY_VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,24 +38,31 @@ class QuickModel(RuntimeModel):
 
     Args:
         class_names: in the order of the logits.
-        pixels: how pictures become squares.
-        tower: squares to features.
+        pixels: how pictures become the squares of the first tower.
+        towers: squares to features, whose columns lie side by side; and the number of their squares among `inputs`.
         head: features (n, d) to logits (n, c).
+        final_width: number of columns of the block ``final``, the first ones.
         uncertainty: calibration, rejection, sets and decisions.
-        precision: of the tower.
+        precision: of the towers.
+        further_inputs: how pictures become the squares of towers that take others than the first one.
     """
 
     class_names: tuple[str, ...]
     pixels: PixelSpec
-    tower: Runner
+    towers: tuple[tuple[Runner, int], ...]
     head: Any
+    final_width: int
     uncertainty: Uncertainty
     precision: str
+    further_inputs: tuple[PixelSpec, ...] = ()
 
     def run(self, squares: NDArray[np.uint8]) -> Outputs:
         """See `RuntimeModel.run`."""
-        features = self.tower(squares)
-        return Outputs(self.head(features), features)
+        by_size = [np.ascontiguousarray(part) for part in unpack_squares(squares, self.inputs)]
+        parts = [run(by_size[number]) for run, number in self.towers]
+        blocks = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        features = blocks[:, : self.final_width]
+        return Outputs(self.head(blocks), features, blocks=blocks if blocks.shape != features.shape else None)
 
 
 def locate_entry(folder: Path) -> Path | None:
@@ -80,22 +87,26 @@ def open_quick(folder: Path) -> QuickModel | None:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    tower = cache_root() / Path(str(facts["tower"])).name
-    if read_cache_facts(tower) is None:
-        return None
     try:
+        folders = [cache_root() / Path(str(each["tower"])).name for each in facts["towers"]]
+        if any(read_cache_facts(folder) is None for folder in folders):
+            return None
+        inputs, numbers = different_squares([PixelSpec.from_dict(each["pixels"]) for each in facts["towers"]])
         backend: Any = create_backend(BACKEND)
+        runners = [backend.load(folder, facts["precision"]) for folder in folders]
         return QuickModel(
             tuple(facts["class_names"]),
-            PixelSpec.from_dict(facts["pixels"]),
-            backend.load(tower, facts["precision"]),
+            inputs[0],
+            tuple(zip(runners, numbers, strict=True)),
             backend.open_graph(entry / CONVERTED_HEAD_FILE, "fp32"),
+            int(facts["final_width"]),
             Uncertainty.from_state(
                 facts["trust"], dict(load_file(entry / UNCERTAINTY_FILE)), len(facts["class_names"])
             ),
             facts["precision"],
+            inputs[1:],
         )
-    except (ClipAdapterError, SafetensorError, RuntimeError, OSError, KeyError, ValueError) as error:
+    except (ClipAdapterError, SafetensorError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
         logging.getLogger(__name__).info("no quick prediction with %s: %s", folder, error)
         return None
 
