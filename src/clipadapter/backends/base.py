@@ -79,7 +79,7 @@ class Int8Calibration:
         return own + "".join(each.digest for each in self.further)
 
     def of_pass(self, i: int) -> Int8Calibration:
-        """The calibration of one pass."""
+        """The calibration of one pass: the i-th of those whose tower backends run."""
         if self.squares is None:
             return Int8Calibration(None, self.name[2 * DIGEST_BYTES * i : 2 * DIGEST_BYTES * (i + 1)])
         return Int8Calibration(self.squares) if i == 0 else self.further[i - 1]

@@ -1,3 +1,4 @@
+from .backend import calibrations_of_passes as calibrations_of_passes
 from .backend import precision_fingerprint as precision_fingerprint
 from .backend import with_backend as with_backend
 from .base import Encoder as Encoder

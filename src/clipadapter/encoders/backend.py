@@ -128,6 +128,12 @@ class BackendEncoder(Encoder):
         return self.plain.encode_text(texts, batch_size)
 
 
+def calibrations_of_passes(encoder: Encoder, calibration: Int8Calibration | None) -> dict[int, Int8Calibration]:
+    """The calibration of each pass of an encoder by its number; none for passes that only the encoder itself runs."""
+    numbers = [i for i, each in enumerate(encoder.passes()) if each.tower() is not None]
+    return {} if calibration is None else {i: calibration.of_pass(n) for n, i in enumerate(numbers)}
+
+
 def precision_fingerprint(fingerprint: str, backend: str, precision: str, calibration: str = "") -> str:
     """Fingerprint of an encoder in another precision.
 
@@ -167,12 +173,11 @@ def with_backend(
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(precision)}")
     if len(encoder.passes()) > 1:
+        calibrations = calibrations_of_passes(encoder, calibration)
         # A pass that only the encoder itself can run stays as it is.
         return encoder.run_on(
             [
-                with_backend(each, backend, precision, None if calibration is None else calibration.of_pass(i))
-                if each.tower() is not None
-                else each
+                each if each.tower() is None else with_backend(each, backend, precision, calibrations.get(i))
                 for i, each in enumerate(encoder.passes())
             ]
         )

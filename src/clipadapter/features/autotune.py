@@ -35,7 +35,7 @@ from clipadapter.backends import (
     measure_parity,
 )
 from clipadapter.data.images import ImageSource, image_bytes, read_image
-from clipadapter.encoders import Encoder, with_backend
+from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
 from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec
@@ -181,8 +181,9 @@ def restore_backend(
 
 def _are_ready(encoder: Encoder, backend: type[Backend], precision: str, calibration: Int8Calibration | None) -> bool:
     """Whether a backend can run all passes without converting one."""
+    calibrations = calibrations_of_passes(encoder, calibration)
     return all(
-        backend.is_ready(each.info.fingerprint, precision, None if calibration is None else calibration.of_pass(i))
+        backend.is_ready(each.info.fingerprint, precision, calibrations.get(i))
         for i, each in enumerate(encoder.passes())
         if each.tower() is not None
     )
@@ -437,7 +438,7 @@ def measure(
         info.backend,
         info.precision,
         rate,
-        measure_parity(expected, features, text),
+        measure_parity(expected, features, text, info.blocks),
         info.int8_calibration_digest,
         features,
     )

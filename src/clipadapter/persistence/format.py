@@ -87,7 +87,7 @@ class SavedEncoder(_FrozenModel):
     text_dim: int | None = Field(default=None, gt=0, le=MAX_FEATURE_WIDTH)
     backend: str = Field("torch", validation_alias=AliasChoices("backend", "engine"), serialization_alias="engine")
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    int8_calibration_digest: str = Field(default="", pattern="^[0-9a-f]{0,64}$", alias="calibration")
+    int8_calibration_digest: str = Field(default="", pattern="^[0-9a-f]{0,1024}$", alias="calibration")
 
 
 class SavedHead(_FrozenModel):
