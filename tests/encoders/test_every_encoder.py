@@ -28,7 +28,17 @@ def test_with_what_comes_before_its_projection_it_keeps_the_rule(name, check, op
 
 
 def test_all_schemes_are_found():
-    assert list_encoders() == ["auto", "hf-hub", "lite", "open_clip", "simclr", "timm", "toy"]
+    assert list_encoders() == [
+        "auto",
+        "efficientnet-lite1",
+        "efficientnet-lite2",
+        "hf-hub",
+        "lite",
+        "open_clip",
+        "simclr",
+        "timm",
+        "toy",
+    ]
 
 
 def test_an_unknown_scheme_is_refused_with_the_closest_name():

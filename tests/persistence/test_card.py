@@ -234,7 +234,10 @@ def test_the_encoder_is_named_where_it_is_on_the_hub(folder):
     pair = "open_clip:ViT-B-32/laion2b_s34b_b79k[final,lite/final]"
     assert hub_repositories(pair) == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]
     assert hub_repositories("hf-hub:imageomics/bioclip@main") == ["imageomics/bioclip"]
+    assert hub_repositories("timm:vit_small_patch14_dinov2.lvd142m@224") == ["timm/vit_small_patch14_dinov2.lvd142m"]
+    assert hub_repositories("hf:google/siglip2-base-patch16-224@main") == ["google/siglip2-base-patch16-224"]
     assert hub_repositories("open_clip:ViT-B-32/openai:/a/b.pt") == []
+    assert hub_repositories("timm:resnet50.a1_in1k:/a/b.pth") == hub_repositories("hf:/a/b") == []
     assert hub_repositories("open_clip:local-dir:/a/b") == hub_repositories("open_clip:ViT-B-32/none") == []
 
 
@@ -245,6 +248,21 @@ def test_the_card_states_the_purpose_of_lite(folder):
         config.model_copy(update={"encoder": lite})
     )
     assert "`lite`" not in read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("lite[final,inner]", "lite"),
+        ("lite[final,efficientnet-lite2/final]", "efficientnet"),
+        ("hf:google/siglip2-base-patch16-224", "transformers"),
+        ("open_clip:ViT-B-32/openai", "train"),
+    ],
+)
+def test_the_card_names_the_extra_that_installs_the_encoder(name, extra, folder):
+    config = read_config(folder)
+    encoder = config.encoder.model_copy(update={"name": name})
+    assert f"pip install 'clipadapter[{extra}]'" in render_card(config.model_copy(update={"encoder": encoder}))
 
 
 def test_the_lines_of_the_card_run(folder, tmp_path, monkeypatch, capsys):

@@ -354,6 +354,13 @@ def test_errors_of_the_commands_are_one_line(fitted, hub, tmp_path):
         ("pair:open_clip:local-dir:/home/ann/a+lite", "pair:open_clip:local-dir:a+lite"),
         ("open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
         ("open_clip:ViT-B-32/openai:/home/ann/own.pt", "open_clip:ViT-B-32/openai:own.pt"),
+        ("timm:resnet50.a1_in1k@160:/home/ann/own.pth", "timm:resnet50.a1_in1k@160:own.pth"),
+        ("timm:local-dir:/home/ann/net", "timm:local-dir:net"),
+        ("timm:resnet50.a1_in1k", "timm:resnet50.a1_in1k"),
+        ("hf:/home/ann/clip", "hf:clip"),
+        (r"hf:C:\Users\ann\clip", "hf:clip"),
+        ("hf:openai/clip-vit-base-patch32", "hf:openai/clip-vit-base-patch32"),
+        ("open_clip:RN50/openai[final,hf-hub:a/b/final]", "open_clip:RN50/openai[final,hf-hub:a/b/final]"),
         ("pair:open_clip:RN50:/home/ann/own.pt+hf-hub:a/b", "pair:open_clip:RN50:own.pt+hf-hub:a/b"),
     ],
 )

@@ -28,6 +28,13 @@ GENERATED_MARK = (
 """Last line of a generated card. A card without it was edited by a person and is not overwritten."""
 MAX_LISTED_CLASSES = 30
 """Longer tables of classes are folded."""
+EXTRAS = {
+    "efficientnet-lite1": "efficientnet",
+    "efficientnet-lite2": "efficientnet",
+    "lite": "lite",
+    "hf": "transformers",
+}
+"""What installs encoders by their schemes; those with more packages first."""
 MIN_RELIABLE_TEST_PICTURES = 50
 """With fewer test pictures the card calls the scores rough."""
 CARD_METRICS = metrics_shown("card")
@@ -118,8 +125,10 @@ def hub_repositories(encoder: str) -> list[str]:
         encoders = [first, *(BlockSource.parse(name).encoder for name in names)]
         return list(dict.fromkeys(repo for one in encoders for repo in hub_repositories(one)))
     scheme, _, rest = encoder.partition(":")
-    if scheme == "hf-hub":
+    if scheme in ("hf-hub", "hf") and not has_local_weights(encoder):
         return [rest.partition("@")[0]]
+    if scheme == "timm" and not has_local_weights(encoder):
+        return [f"timm/{rest.partition('@')[0]}"]  # where nearly all weights of timm are
     model, _, tag = rest.rpartition("/")
     if scheme != "open_clip" or ":" in rest or not model:
         return []
@@ -127,6 +136,16 @@ def hub_repositories(encoder: str) -> list[str]:
 
     repo = str((open_clip.get_pretrained_cfg(model, tag) or {}).get("hf_hub") or "")
     return [repo.rpartition("/")[0]] if repo.count("/") == 2 else []
+
+
+def _schemes(encoder: str) -> set[str]:
+    """The schemes of an encoder and of the other encoders in its blocks.
+
+    >>> sorted(_schemes("lite[final,inner,timm:resnet50.a1_in1k/final]"))
+    ['lite', 'timm']
+    """
+    first, names = split_blocks(encoder)
+    return {uri.partition(":")[0] for uri in (first, *(BlockSource.parse(name).encoder for name in names)) if uri}
 
 
 def _evaluation_result(evaluation: Evaluation, is_multilabel: bool) -> dict[str, Any]:
@@ -224,7 +243,7 @@ def _describe_head(head: str) -> str:
 
 def _describe_usage(config: ModelConfig, repo: str) -> str:
     encoder = ', encoder="open_clip:local-dir:PATH"' if has_local_weights(config.encoder.name) else ""
-    extra = "lite" if config.encoder.name == "lite" else "train"
+    extra = next((extra for scheme, extra in EXTRAS.items() if scheme in _schemes(config.encoder.name)), "train")
     if repo:
         shell = f"clipadapter pull {repo} --out model\nclipadapter predict model photo.jpg"
     else:
@@ -325,7 +344,7 @@ def _describe_limits(config: ModelConfig, evaluation: Evaluation | None) -> str:
             f"{evaluation.among_shots} of the {evaluation.n} test pictures were among its shots: its figures are "
             "better than they would be on new pictures."
         )
-    if "lite" in re.split(r"[:+]", config.encoder.name):
+    if "lite" in _schemes(config.encoder.name):
         limits.append(
             "Its encoder `lite` is small and made for trying out; what it reaches by class names alone is above."
         )
