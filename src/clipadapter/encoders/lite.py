@@ -47,8 +47,10 @@ from clipadapter.towers import Projection, TextTower
 CODE_VERSION = 1
 """Incremented whenever the same picture or text would get another feature."""
 LOGIT_SCALE = 28.0
-"""Minimizes the zero-shot log-loss of 1,616 pictures of Caltech-101 (2.0 nats); the loss is flat from 25 to 30. With the
-larger networks, the loss of 1,010 pictures is lowest at 28 to 30."""
+"""Minimizes the zero-shot log-loss of 1,616 pictures of Caltech-101 (2.0 nats); the loss is flat from 25 to 30.
+
+With the larger networks, the loss of 1,010 of these pictures is lowest at 28 to 30.
+"""
 LICENCE = "Apache-2.0"
 NOTE = "for trying out, tests and machines without a hub: zero-shot about 52 % on 101 classes of Caltech-101"
 
