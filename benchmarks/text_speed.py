@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.data import get_templates
-from clipadapter.encoders.lite import MAX_TOKENS, MiniLm
+from clipadapter.encoders.lite_text import MAX_TOKENS, MiniLm
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower
 from clipadapter.imagenet import imagenet_names
 

@@ -2,15 +2,15 @@
 
     python scripts/make_lite_names.py
 
-Run it again if timm changes its names, or `clipadapter.encoders.lite` the weights or templates of the texts. A test
-compares the file with the names of the installed timm.
+Run it again if timm changes its names, or `clipadapter.encoders.lite_text` the weights or templates of the texts. A
+test compares the file with the names of the installed timm.
 """
 
 from __future__ import annotations
 
 import sys
 
-from clipadapter.encoders.lite import NAMES_FILE, MiniLm, embed_names, serialize_names
+from clipadapter.encoders.lite_text import NAMES_FILE, MiniLm, embed_names, serialize_names
 from clipadapter.files import write_atomically
 
 

