@@ -18,6 +18,7 @@ import numpy as np
 
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError
+from clipadapter.formats.base import input_names
 from clipadapter.formats.checksum import check_file
 from clipadapter.parallel import count_cores
 from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
@@ -210,9 +211,8 @@ class ServedModels:
             check_file(path)  # finds most damage without starting a process
             isolated.try_file(path)
         predictor = self._open(path)
-        side = predictor.pixels.size
         try:
-            outputs = predictor.run(np.full((1, side, side, 3), 128, np.uint8))
+            outputs = predictor.run(predictor.grey_pictures(1))
         except Exception as error:  # each backend raises its own exceptions
             raise ArtifactError(f"{path} does not run ({str(error).splitlines()[0]}): export it again") from error
         if not np.isfinite(outputs.logits).all():
@@ -246,7 +246,7 @@ class ServedModel:
         self.source, self.version, self.predictor, self.batcher = source, version, predictor, batcher
         self.loaded_at = datetime.now(timezone.utc)
         self.error: str | None = None
-        self._no_outputs = predictor.run(np.zeros((0, self.side, self.side, 3), np.uint8))
+        self._no_outputs = predictor.run(predictor.grey_pictures(0))
 
     @property
     def name(self) -> str:
@@ -254,9 +254,10 @@ class ServedModel:
         return self.source.name
 
     @property
-    def side(self) -> int:
-        """Side in pixels of the squares that it takes."""
-        return self.predictor.pixels.size
+    def square_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Shapes (s, s, 3) of the squares that it takes of a picture, by the names that exported files give them."""
+        sides = [spec.size for spec in self.predictor.inputs]
+        return {name: (side, side, 3) for name, side in zip(input_names("uint8", sides), sides, strict=True)}
 
     @property
     def metadata(self) -> ExportMetadata | None:

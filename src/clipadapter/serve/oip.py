@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
 from clipadapter import __version__
+from clipadapter.pixels import pack_squares
+from clipadapter.runtime.metadata import MAX_INPUTS
 from clipadapter.serve.batching import Answer, Loader, Unreadable
 from clipadapter.serve.json_body import Outline, read_numbers, read_outline
 from clipadapter.serve.limits import Limits, RequestRefused, too_many_pictures
@@ -40,7 +42,8 @@ from clipadapter.serve.state import ServerState
 from clipadapter.serve.v1 import Timeout
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
-SQUARES, IMAGES = "squares", "images"
+IMAGES = "images"
+"""Name of the input with files of pictures; those with squares have the names of `ServedModel.square_shapes`."""
 LOGITS, PROBABILITIES, OOD_SCORES, FEATURES, LABELS = "logits", "probabilities", "strangeness", "features", "labels"
 DEFAULT_OUTPUTS = (LOGITS, PROBABILITIES, OOD_SCORES, LABELS)
 LABEL_SEPARATOR = "|"
@@ -78,9 +81,9 @@ async def ready(request: Request) -> Response:
 )
 @router.get("/models/{name}", responses=responses_of(ModelMetadata, 401, 404), summary="Model metadata")
 async def facts(request: Request, name: str, version: str | None = None) -> Response:
-    """Inputs and outputs. A request has one of the two inputs; features are sent only if they are requested."""
+    """Inputs and outputs. A request has `images`, or all others; features are sent only if they are requested."""
     model = _find_model(request.app.state.server, name, version)
-    side, class_count = model.side, len(model.predictor.class_names)
+    class_count = len(model.predictor.class_names)
     shapes = {
         LOGITS: [-1, class_count],
         PROBABILITIES: [-1, class_count],
@@ -94,7 +97,7 @@ async def facts(request: Request, name: str, version: str | None = None) -> Resp
             "versions": [model.version],
             "platform": f"clipadapter_{getattr(model.predictor, 'backend', 'runtime')}",
             "inputs": [
-                {"name": SQUARES, "datatype": "UINT8", "shape": [-1, side, side, 3]},
+                *({"name": each, "datatype": "UINT8", "shape": [-1, *s]} for each, s in model.square_shapes.items()),
                 {"name": IMAGES, "datatype": "BYTES", "shape": [-1]},
             ],
             "outputs": [
@@ -127,8 +130,9 @@ async def infer(
 ) -> Response:
     """Tensors in, tensors out.
 
-    `squares` are pixels (n, s, s, 3); `images` are files of pictures, in base64 or as bytes after the JSON. If one
-    picture can't be read, the request fails. Parameters: `reject`, `binary_data_output`.
+    `squares` are pixels (n, s, s, 3); `images` are files of pictures, in base64 or as bytes after the JSON. A model of
+    several sizes takes squares of each, such as `squares` and `squares_384`. If one picture can't be read, the request
+    fails. Parameters: `reject`, `binary_data_output`.
     """
     prediction = PredictionRequest(request, timeout)
     prediction.check_queue(_find_model(prediction.state, name, version).name)
@@ -154,7 +158,7 @@ def body_schema(max_pictures: int) -> dict[str, Any]:
         "required": ["name", "shape", "datatype"],
         "properties": {
             **name_and_parameters,
-            "name": {"enum": [SQUARES, IMAGES]},
+            "name": {"type": "string", "pattern": r"^(images|squares(_\d+){0,2})$"},
             "datatype": {"enum": ["UINT8", "BYTES"]},
             "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 4},
             "data": {"type": "array", "items": {}},
@@ -167,7 +171,7 @@ def body_schema(max_pictures: int) -> dict[str, Any]:
         "properties": {
             "id": {"type": "string"},
             "parameters": {"type": "object"},
-            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
+            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": MAX_INPUTS},
             "outputs": {"type": "array", "items": output},
         },
         "example": {
@@ -243,10 +247,7 @@ def parse_request(
     is_short = isinstance(request_id, str) and len(request_id) <= MAX_ID_CHARS and request_id not in outline.texts
     if request_id is not None and not is_short:
         raise _bad_request(f"id must be a text of {MAX_ID_CHARS} characters at most")
-    inputs = request.get("inputs")
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise _bad_request(f"inputs must be a list of one tensor, {SQUARES!r} or {IMAGES!r}")
-    loaders = _input_loaders(inputs[0], outline, tail, model, limits)
+    loaders = _input_loaders(_read_inputs(request, model), outline, tail, model, limits)
     is_binary = _read_flag(parameters, "binary_data_output", False)
     return InferenceRequest(
         request_id, loaders, _read_outputs(request, is_binary), is_binary, _read_options(parameters)
@@ -307,15 +308,54 @@ def _read_outputs(request: JsonObject, is_binary: bool) -> list[tuple[str, bool]
     return requested or None
 
 
+def _read_inputs(request: JsonObject, model: ServedModel) -> list[JsonObject]:
+    """The input tensors: pictures, or the squares of each size in the order of the request."""
+    inputs, squares = request.get("inputs"), list(model.square_shapes)
+    of_squares = f"{squares[0]!r}" if len(squares) == 1 else f"all of {', '.join(map(repr, squares))}"
+    is_list = isinstance(inputs, list) and inputs and all(isinstance(each, dict) for each in inputs)
+    if not is_list or len(inputs) > len(squares):  # type: ignore[arg-type]
+        number = "one tensor" if len(squares) == 1 else "tensors"
+        raise _bad_request(f"inputs must be a list of {number}, {of_squares} or {IMAGES!r}")
+    names = [each.get("name") for each in inputs]  # type: ignore[union-attr]
+    unknown = next((name for name in names if not isinstance(name, str) or name not in (*squares, IMAGES)), None)
+    if unknown is not None or None in names:
+        known = " and ".join(map(repr, (*squares, IMAGES)))
+        raise _bad_request(f"there is no input {str(unknown)[:50]!r}, but {known}")
+    if names != [IMAGES] and sorted(names) != sorted(squares):
+        raise _bad_request(f"inputs must be {of_squares}, each once, or {IMAGES!r} alone, but are {', '.join(names)}")
+    return inputs  # type: ignore[return-value]
+
+
 def _input_loaders(
-    tensor: JsonObject, outline: Outline, tail: memoryview, model: ServedModel, limits: Limits
+    tensors: Sequence[JsonObject], outline: Outline, tail: memoryview, model: ServedModel, limits: Limits
 ) -> list[Loader]:
-    """Loaders of the pictures of the input tensor."""
-    name, shape, side = tensor.get("name"), tensor.get("shape"), model.side
-    expected = {SQUARES: ("UINT8", (side, side, 3)), IMAGES: ("BYTES", ())}
-    if not isinstance(name, str) or name not in expected:
-        raise _bad_request(f"there is no input {str(name)[:50]!r}, but {SQUARES!r} and {IMAGES!r}")
-    datatype, picture_shape = expected[name]
+    """Loaders of the pictures of the input tensors."""
+    counts = {str(tensor["name"]): _read_count(tensor, model, limits) for tensor in tensors}
+    count = next(iter(counts.values()))
+    if len(set(counts.values())) > 1:
+        given = ", ".join(f"{n} of {name}" for name, n in counts.items())
+        raise _bad_request(f"all inputs must have the same number of pictures, but there are {given}")
+    data = dict(zip(counts, _split_tail(tensors, tail), strict=True))
+    if IMAGES in data:
+        content = data[IMAGES]
+        if content is None:
+            return _base64_loaders(tensors[0].get("data"), count, outline, model, limits)
+        return [bytes_loader(model, each, limits.max_pixels) for each in _split_texts(content, count)]
+    squares: dict[str, NDArray[np.uint8]] = {}
+    for tensor in tensors:
+        name = str(tensor["name"])
+        shape = (count, *model.square_shapes[name])
+        content = data[name]
+        numbers = _json_numbers(name, tensor.get("data"), shape, outline) if content is None else content
+        squares[name] = _as_squares(name, numbers, shape)
+    ordered = [squares[name] for name in model.square_shapes]
+    return [partial(pack_squares, [each[i] for each in ordered]) for i in range(count)]
+
+
+def _read_count(tensor: JsonObject, model: ServedModel, limits: Limits) -> int:
+    """The number of pictures of a tensor, whose datatype and shape are checked."""
+    name, shape = tensor["name"], tensor.get("shape")
+    datatype, picture_shape = ("BYTES", ()) if name == IMAGES else ("UINT8", model.square_shapes[name])
     if tensor.get("datatype") != datatype:
         raise _bad_request(f"{name} must have the datatype {datatype}")
     # type() instead of isinstance: True and 2.0 are no lengths.
@@ -327,18 +367,26 @@ def _input_loaders(
     count = int(shape[0])  # type: ignore[index]
     if count > limits.max_pictures:
         raise too_many_pictures(limits.max_pictures, count)
-    size = _parameters(tensor, name).get("binary_data_size")
-    if size is None:
-        if name == IMAGES:
-            return _base64_loaders(tensor.get("data"), count, outline, model, limits)
-        return _square_loaders(
-            _json_numbers(tensor.get("data"), (count, *picture_shape), outline), (count, *picture_shape)
-        )
-    if type(size) is not int or size != len(tail):
-        raise _bad_request(f"binary_data_size of {name} is {str(size)[:30]}, but {len(tail)} bytes follow the JSON")
-    if name == SQUARES:
-        return _square_loaders(tail, (count, *picture_shape))
-    return [bytes_loader(model, content, limits.max_pixels) for content in _split_texts(tail, count)]
+    return count
+
+
+def _split_tail(tensors: Sequence[JsonObject], tail: memoryview) -> list[memoryview | None]:
+    """The bytes of each tensor, which follow the JSON in the order of the tensors; None for data in the JSON."""
+    parts: list[memoryview | None] = []
+    start = 0
+    for tensor in tensors:
+        size = _parameters(tensor, str(tensor["name"])).get("binary_data_size")
+        if size is None:
+            parts.append(None)
+            continue
+        if type(size) is not int or not 0 <= size <= len(tail) - start:
+            rest = f"{len(tail) - start} bytes follow the JSON"
+            raise _bad_request(f"binary_data_size of {tensor['name']} is {str(size)[:30]}, but {rest}")
+        parts.append(tail[start : start + size])
+        start += size
+    if start < len(tail) and any(part is not None for part in parts):
+        raise _bad_request(f"binary_data_size of all inputs is {start}, but {len(tail)} bytes follow the JSON")
+    return parts
 
 
 def _base64_loaders(data: Any, count: int, outline: Outline, model: ServedModel, limits: Limits) -> list[Loader]:
@@ -350,22 +398,21 @@ def _base64_loaders(data: Any, count: int, outline: Outline, model: ServedModel,
     return [base64_loader(model, outline.texts.get(text, text), limits.max_pixels) for text in contents]
 
 
-def _json_numbers(data: Any, shape: tuple[int, ...], outline: Outline) -> memoryview:
+def _json_numbers(name: str, data: Any, shape: tuple[int, ...], outline: Outline) -> memoryview:
     """The numbers of a list that the outline left in the body."""
     text = outline.numbers.get(data) if isinstance(data, str) else None
     if text is None:
-        raise _bad_request(f"data of {SQUARES} must be a list of whole numbers from 0 to 255")
+        raise _bad_request(f"data of {name} must be a list of whole numbers from 0 to 255")
     try:
         return memoryview(read_numbers(text, shape))
     except ValueError as error:
-        raise _bad_request(f"data of {SQUARES} {error}") from error
+        raise _bad_request(f"data of {name} {error}") from error
 
 
-def _square_loaders(data: memoryview, shape: tuple[int, ...]) -> list[Loader]:
+def _as_squares(name: str, data: memoryview, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if len(data) != math.prod(shape):
-        raise _bad_request(f"{SQUARES} are {len(data)} bytes, but the shape {list(shape)} has {math.prod(shape)}")
-    squares = np.frombuffer(data, np.uint8).reshape(shape)
-    return [partial(squares.__getitem__, i) for i in range(len(squares))]
+        raise _bad_request(f"{name} are {len(data)} bytes, but the shape {list(shape)} has {math.prod(shape)}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _split_texts(data: memoryview, count: int) -> list[memoryview]:
