@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from clipadapter.data import Sample
+from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError, MissingExtraError
-from clipadapter.features import FeatureRow, FeatureStore, extract, extract_rows, write_parquet
+from clipadapter.features import FeatureRow, FeatureStore, extract, extract_rows, read_parquet, write_parquet
 from clipadapter.installation import install_command
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -89,3 +90,42 @@ def test_a_missing_extra_is_named(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=re.escape(install_command("parquet"))):
         write_parquet(tmp_path / "f.parquet", [], toy.info)
+
+
+def test_each_block_is_a_column_and_is_read_again(samples, tmp_path):
+    path, labelled = tmp_path / "features.parquet", [sample for sample in samples if sample.label]
+    encoder = create_encoder("toy[final,inner,final@48]")
+    write_parquet(path, extract_rows(encoder, labelled, None), encoder.info)
+    table = parquet.read_table(path)
+    assert table.column_names[3:] == ["feature", "feature:inner", "feature:final@48"]
+    alone = extract(create_encoder("toy"), [sample.path for sample in labelled]).features[:, 0]
+    np.testing.assert_allclose(np.array(table["feature"].to_pylist(), np.float32), alone, rtol=1e-5, atol=1e-6)
+    features = read_parquet(path)
+    np.testing.assert_array_equal(features.X, extract(encoder, [s.path for s in labelled]).features[:, 0])
+    assert (features.blocks, features.y) == (encoder.info.blocks, ("cat", "dog", "cat"))
+    assert features.provenance["fingerprint"] == encoder.info.fingerprint
+    with pytest.raises(DataError, match="has no features of the split"):
+        read_parquet(path, "test")
+
+
+def test_a_table_of_before_there_were_blocks_is_read(toy, tmp_path):
+    rows = [FeatureRow(f"{i}.jpg", "cat", "train", np.full(toy.info.dim, i, np.float32)) for i in range(3)]
+    write_parquet(tmp_path / "new.parquet", rows, toy.info)
+    table = parquet.read_table(tmp_path / "new.parquet")
+    facts = {key: value for key, value in table.schema.metadata.items() if key != b"clipadapter.blocks"}
+    parquet.write_table(table.replace_schema_metadata(facts), tmp_path / "old.parquet")
+    features = read_parquet(tmp_path / "old.parquet", "train")
+    np.testing.assert_array_equal(features.X[:, 0], [0, 1, 2])
+    assert [tuple(block) for block in features.blocks] == [("final", toy.info.dim)]
+
+
+def test_a_table_that_is_none_of_features_or_has_no_labels_is_refused(toy, tmp_path):
+    write_parquet(tmp_path / "c.parquet", rows_of(toy, 2), toy.info)
+    table = parquet.read_table(tmp_path / "c.parquet")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    parquet.write_table(table.select(["path"]), tmp_path / "b.parquet")
+    for name in ("a", "b", "missing"):
+        with pytest.raises(DataError, match="is no table of features"):
+            read_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match="2 of 2 pictures .* have no label"):
+        read_parquet(tmp_path / "c.parquet")

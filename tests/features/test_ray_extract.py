@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import socket
 import tarfile
@@ -13,7 +14,7 @@ from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureStore, extract
 from clipadapter.features.collection import divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, ShardWriter, extract_with_ray
-from clipadapter.features.shards import ShardPlan, import_shards, read_feature_shards, shard_name, write_plan
+from clipadapter.features.shards import import_shards, make_plan, read_feature_shards, shard_name, write_plan
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -33,14 +34,13 @@ def pictures(tmp_path):
     return tmp_path / "data"
 
 
-def make(source, out, size=6, filesystem=None, only=None):
+def make(source, out, size=6, filesystem=None, only=None, encoder="toy"):
     """Shards made in this process, all or the first few; gives (pictures, unreadable)."""
     system, path = open_filesystem(source, filesystem)
     target, folder = open_filesystem(out)
-    info = create_encoder("toy").info
+    opened = create_encoder(encoder)
     units = divide_collection(system, path, size)
-    names = [shard_name(unit, info.fingerprint) for unit in units]
-    plan = ShardPlan(encoder="toy", fingerprint=info.fingerprint, dim=info.dim, shards=names)
+    plan = make_plan(encoder, opened, [shard_name(unit, opened.info.fingerprint) for unit in units])
     write_plan(target, folder, plan)
     writer = ShardWriter(RayJob(plan, system, target, folder, 4, 2, "cpu"))
     counts = [writer.write_unit(unit) for unit in units[:only]]
@@ -159,6 +159,37 @@ def test_shards_fill_a_store(pictures, tmp_path, toy):
     assert (again.computed, again.cached) == (0, 20)
 
 
+def test_blocks_are_named_in_the_plan_and_kept_apart_in_the_store(pictures, tmp_path):
+    uri = "toy[final,inner,final@48]"
+    encoder = create_encoder(uri)
+    make(pictures, tmp_path / "out", encoder=uri)
+    result = read_feature_shards(tmp_path / "out")
+    np.testing.assert_allclose(result.X, extract(encoder, files_of(pictures)).features[:, 0], atol=1e-5)
+    assert result.blocks == encoder.info.blocks
+    with FeatureStore(":memory:") as store:
+        assert import_shards(tmp_path / "out", store) == 3 * 20
+        for one in (encoder, create_encoder("toy"), create_encoder("toy[final,final@48]")):
+            assert extract(one, files_of(pictures), store=store).computed == 0
+
+
+def test_shards_of_two_encoders_of_before_there_were_blocks(pictures, tmp_path):
+    """Their plans named no blocks, and the encoder was called otherwise."""
+    make(pictures, tmp_path / "out", encoder="pair:toy+toy")
+    plan = json.loads((tmp_path / "out" / "shards.json").read_text())
+    del plan["blocks"]
+    (tmp_path / "out" / "shards.json").write_text(json.dumps(plan | {"format": 1}))
+    assert [block.name for block in read_feature_shards(tmp_path / "out").blocks] == ["final", "toy/final"]
+    with FeatureStore(":memory:") as store:
+        import_shards(tmp_path / "out", store)
+        assert extract(create_encoder("toy[final,toy/final]"), files_of(pictures), store=store).computed == 0
+
+
+def test_the_plan_of_one_block_is_as_it_was(pictures, tmp_path):
+    make(pictures, tmp_path / "out")
+    plan = json.loads((tmp_path / "out" / "shards.json").read_text())
+    assert (plan["format"], sorted(plan)) == (1, ["dim", "encoder", "fingerprint", "format", "shards"])
+
+
 def test_folders_have_the_labels_and_parts_that_load_dataset_sees(pictures, tmp_path):
     for part in ("train", "test"):
         (tmp_path / "divided" / part / "cat").mkdir(parents=True)
@@ -175,6 +206,8 @@ def test_folders_have_the_labels_and_parts_that_load_dataset_sees(pictures, tmp_
     [
         (lambda out, shard: (out / "shards.json").unlink(), "holds no feature shards"),
         (lambda out, shard: (out / "shards.json").write_text("{}"), "is damaged"),
+        (lambda out, shard: change_plan(out, blocks=[block(32, "inner")]), "is damaged: the first block .* 'final'"),
+        (lambda out, shard: change_plan(out, blocks=[block(31)]), "is damaged: its blocks have not the width 32"),
         (lambda out, shard: shard.write_bytes(b"PAR1"), "is damaged"),
         (lambda out, shard: table(shard, path=["a"]), "its columns are path string"),
         (lambda out, shard: shard.write_bytes(other_width(shard)), r"features have width \[3\], not 32"),
@@ -186,6 +219,15 @@ def test_a_damaged_folder_is_refused(change, words, pictures, tmp_path):
     change(tmp_path / "out", shard)
     with pytest.raises(DataError, match=words):
         read_feature_shards(tmp_path / "out")
+
+
+def block(width, name="final"):
+    return {"name": name, "width": width, "fingerprint": "f"}
+
+
+def change_plan(out, **changes):
+    plan = json.loads((out / "shards.json").read_text())
+    (out / "shards.json").write_text(json.dumps(plan | changes))
 
 
 def other_width(shard):

@@ -2,6 +2,7 @@ from .autotune import choose_backend as choose_backend
 from .autotune import restore_backend as restore_backend
 from .export import FeatureRow as FeatureRow
 from .export import extract_rows as extract_rows
+from .export import read_parquet as read_parquet
 from .export import write_parquet as write_parquet
 from .extraction import (
     EmbedResult as EmbedResult,

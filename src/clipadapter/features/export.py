@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,12 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, total_width
 from clipadapter.data import Sample, source_name
 from clipadapter.encoders import Encoder, EncoderInfo
-from clipadapter.errors import DataError, InputError, require
+from clipadapter.errors import DataError, InputError, brief, require
 from clipadapter.features.extraction import Dtype, extract
+from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore
 
+BLOCKS_KEY = "clipadapter.blocks"
+"""Key of the blocks in the metadata of a table."""
 ROWS_PER_GROUP = 1024
 """Rows in memory at a time."""
 
@@ -29,7 +34,7 @@ class FeatureRow(NamedTuple):
         path: path of the picture.
         label: class of the picture, or None.
         split: "train", "val", "test" or "all".
-        feature: (d,) raw features of the plain picture.
+        feature: (d,) raw features of the plain picture, all blocks.
     """
 
     path: str
@@ -60,13 +65,17 @@ def extract_rows(
 def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInfo) -> int:
     """Write a table with the columns path, label, split and feature (d float32).
 
+    Of an encoder of several blocks `feature` has the block ``final``, which class text is compared with; each of the
+    others has a column of its own, such as `feature:inner`.
+
     The file is replaced when the new one is complete. An interrupted call leaves an older file unchanged.
 
     Args:
         path: the file; an existing one is replaced.
         rows: see `extract_rows`; read one row group at a time.
-        info: info of the encoder; its name and fingerprint are written to the metadata, as ``clipadapter.encoder`` and
-            ``clipadapter.fingerprint``.
+        info: info of the encoder; its name, fingerprint and blocks are written to the metadata, as
+            ``clipadapter.encoder``, ``clipadapter.fingerprint`` and ``clipadapter.blocks`` (JSON: name and width of
+            each block in their order).
 
     Returns:
         How many rows were written.
@@ -79,15 +88,20 @@ def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInf
     pa = require("pyarrow", "parquet", "The Parquet export")
     parquet = require("pyarrow.parquet", "parquet", "The Parquet export")
     path = Path(path)
-    facts = {"clipadapter.encoder": info.name, "clipadapter.fingerprint": info.fingerprint}
+    facts = {
+        "clipadapter.encoder": info.name,
+        "clipadapter.fingerprint": info.fingerprint,
+        BLOCKS_KEY: json.dumps([list(block) for block in info.blocks]),
+    }
     columns = [("path", pa.string()), ("label", pa.string()), ("split", pa.string())]
-    schema = pa.schema([*columns, ("feature", pa.list_(pa.float32(), info.dim))], metadata=facts)
+    columns += [(_column_name(block.name), pa.list_(pa.float32(), block.width)) for block in info.blocks]
+    schema = pa.schema(columns, metadata=facts)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     source, count = iter(rows), 0
     try:
         with parquet.ParquetWriter(partial, schema) as writer:
             while block := list(islice(source, ROWS_PER_GROUP)):
-                writer.write_table(pa.Table.from_arrays(_columns(pa, block, info.dim), schema=schema))
+                writer.write_table(pa.Table.from_arrays(_columns(pa, block, info.blocks), schema=schema))
                 count += len(block)
         partial.replace(path)
     except OSError as error:
@@ -98,10 +112,69 @@ def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInf
     return count
 
 
-def _columns(pa: ModuleType, block: list[FeatureRow], dim: int) -> list[Any]:
-    features = np.stack([row.feature for row in block])
-    if features.shape[1] != dim:
-        raise InputError(f"features have width {features.shape[1]} but the encoder's is {dim}")
-    flat = pa.array(features.reshape(-1), pa.float32())
-    texts = [pa.array([row[i] for row in block], pa.string()) for i in range(3)]
-    return [*texts, pa.FixedSizeListArray.from_arrays(flat, dim)]
+def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
+    """Read a table that `write_parquet` wrote.
+
+    Args:
+        path: the file.
+        split: only rows of this split: "train", "val", "test" or "all".
+
+    Returns:
+        The features with the blocks of their encoder, and the paths of the pictures in ``provenance["sources"]``.
+
+    Raises:
+        MissingExtraError: if pyarrow is not installed.
+        DataError: if the file is missing, damaged or was not written by `write_parquet`, has pictures without a class,
+            or no row of the split.
+    """
+    pa = require("pyarrow", "parquet", "Reading features from Parquet")
+    parquet = require("pyarrow.parquet", "parquet", "Reading features from Parquet")
+    try:
+        with parquet.ParquetFile(path) as file:
+            facts = file.schema_arrow.metadata or {}
+            encoder, fingerprint = (facts[f"clipadapter.{key}".encode()].decode() for key in ("encoder", "fingerprint"))
+            blocks = _read_blocks(file.schema_arrow)
+            table = file.read()
+        if split is not None:
+            table = table.filter(pa.array([each == split for each in table["split"].to_pylist()], pa.bool_()))
+        labels, paths = table["label"].to_pylist(), table["path"].to_pylist()
+        features = [_read_column(table[_column_name(block.name)], block.width) for block in blocks]
+    except (OSError, KeyError, ValueError, TypeError, InputError) as error:
+        raise DataError(f"{path} is no table of features that 'clipadapter embed --to' wrote: {error!r}") from error
+    if not labels:
+        raise DataError(f"{path} has no features{f' of the split {brief(split)}' if split else ''}")
+    if None in labels:
+        raise DataError(f"{labels.count(None)} of {len(labels)} pictures of {path} have no label")
+    provenance = {"encoder": encoder, "fingerprint": fingerprint, "sources": paths}
+    names = tuple(sorted(set(labels)))
+    return FeatureSet(np.concatenate(features, axis=1), tuple(labels), names, provenance, blocks=blocks)
+
+
+def _column_name(block: str) -> str:
+    return "feature" if block == FINAL else f"feature:{block}"
+
+
+def _read_blocks(schema: Any) -> Blocks:
+    """The blocks of a table; ``final`` alone in tables of earlier versions, which do not name them."""
+    text = (schema.metadata or {}).get(BLOCKS_KEY.encode())
+    if text is None:
+        return (Block(FINAL, schema.field("feature").type.list_size),)
+    return as_blocks((name, width) for name, width in json.loads(text))
+
+
+def _read_column(column: Any, width: int) -> NDArray[np.float32]:
+    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values, np.float32).reshape(len(column), width)
+
+
+def _columns(pa: ModuleType, rows: list[FeatureRow], blocks: Blocks) -> list[Any]:
+    features = np.stack([row.feature for row in rows])
+    if features.shape[1] != total_width(blocks):
+        raise InputError(f"features have width {features.shape[1]} but the encoder's is {total_width(blocks)}")
+    texts = [pa.array([row[i] for row in rows], pa.string()) for i in range(3)]
+    parts = np.split(features, np.cumsum([block.width for block in blocks])[:-1], axis=1)
+    arrays = [pa.array(np.ascontiguousarray(part).reshape(-1), pa.float32()) for part in parts]
+    return [
+        *texts,
+        *(pa.FixedSizeListArray.from_arrays(flat, block.width) for flat, block in zip(arrays, blocks, strict=True)),
+    ]

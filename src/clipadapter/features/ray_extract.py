@@ -15,7 +15,7 @@ from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, FingerprintError, InputError, require
 from clipadapter.features.cluster import connect_ray
 from clipadapter.features.collection import WorkUnit, divide_collection, open_filesystem
-from clipadapter.features.shards import ShardPlan, encode_pictures, shard_name, write_plan, write_shard
+from clipadapter.features.shards import ShardPlan, encode_pictures, make_plan, shard_name, write_plan, write_shard
 
 MAX_ATTEMPTS = 3
 """How often a shard is started again if its worker or node dies, the first time included."""
@@ -59,7 +59,7 @@ def extract_with_ray(
         source: a path or URI that every node can read: class folders as for `load_dataset`, WebDataset archives
             (``.tar``, with classes in ``.cls``), or Parquet tables with a column ``path`` or ``bytes``, and optionally
             ``label`` and ``split``. An archive or a row group of a table becomes one file.
-        encoder: URI of the encoder.
+        encoder: URI of the encoder; with several blocks of features such as ``lite[final,inner]``.
         out: folder, a path or URI that every node can write.
         filesystem: file system of pyarrow or fsspec, if the source is a path in it.
         workers: number of actors; None for as many as fit into the cluster.
@@ -80,9 +80,9 @@ def extract_with_ray(
     source_system, path = open_filesystem(source, filesystem)
     target_system, folder = open_filesystem(out)
     units = divide_collection(source_system, path, shard_size)
-    info = create_encoder(encoder).info
-    names = [shard_name(unit, info.fingerprint) for unit in units]
-    plan = ShardPlan(encoder=encoder, fingerprint=info.fingerprint, dim=info.dim, shards=names)
+    opened = create_encoder(encoder)
+    names = [shard_name(unit, opened.info.fingerprint) for unit in units]
+    plan = make_plan(encoder, opened, names)
     write_plan(target_system, folder, plan)
     infos = target_system.get_file_info([posixpath.join(folder, name) for name in names])
     missing = [unit for unit, file in zip(units, infos, strict=True) if not file.is_file]

@@ -23,9 +23,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from clipadapter.blocks import FINAL, MAX_BLOCK_WIDTH, MAX_BLOCKS, Block, as_blocks
 from clipadapter.data import read_image
-from clipadapter.encoders import Encoder
-from clipadapter.errors import DataError, ImageError, brief, require
+from clipadapter.encoders import Encoder, create_encoder, split_blocks
+from clipadapter.errors import DataError, ImageError, InputError, brief, require
 from clipadapter.features.collection import ImageRef, WorkUnit, open_filesystem
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
@@ -36,24 +37,66 @@ PURPOSE = "Feature shards"
 COLUMNS = ("path", "label", "split", "feature", "error", "digest")
 
 
+class ShardBlock(BaseModel):
+    """A block of the columns of the features.
+
+    Args:
+        name: see `clipadapter.blocks`.
+        width: number of columns.
+        fingerprint: of the block, by which the feature store knows it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    width: int = Field(ge=1, le=MAX_BLOCK_WIDTH)
+    fingerprint: str
+
+
 class ShardPlan(BaseModel):
     """``shards.json``.
 
     Args:
-        format: format number of the folder.
+        format: format number of the folder; 2 if the features have several blocks.
         encoder: URI of the encoder.
         fingerprint: fingerprint of the encoder.
         dim: width d.
+        blocks: of the columns, from left to right; empty if ``final`` is the only one, and in format 1.
         shards: file names in order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
     encoder: str
     fingerprint: str
-    dim: int = Field(ge=1, le=1 << 16)
+    dim: int = Field(ge=1, le=1 << 20)
+    blocks: list[ShardBlock] = Field(default_factory=list, max_length=MAX_BLOCKS)
     shards: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.parquet$")]]
+
+
+def make_plan(uri: str, encoder: Encoder, shards: list[str]) -> ShardPlan:
+    """The plan of a folder of shards.
+
+    Args:
+        uri: of the encoder.
+        encoder: opened from the URI.
+        shards: file names in order.
+    """
+    info = encoder.info
+    blocks = [
+        ShardBlock(name=block.name, width=block.width, fingerprint=fingerprint)
+        for block, fingerprint in zip(info.blocks, encoder.block_fingerprints(), strict=True)
+    ]
+    is_plain = len(blocks) == 1
+    return ShardPlan(
+        format=1 if is_plain else 2,
+        encoder=uri,
+        fingerprint=info.fingerprint,
+        dim=info.dim,
+        blocks=[] if is_plain else blocks,
+        shards=shards,
+    )
 
 
 @dataclass(frozen=True)
@@ -162,7 +205,8 @@ def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
         filesystem.create_dir(folder, recursive=True)
     except OSError as error:
         raise DataError(f"'{folder}' can't be created: {error}; give a folder that you may write to") from error
-    _write_atomically(filesystem, posixpath.join(folder, PLAN_FILE), plan.model_dump_json(indent=1).encode())
+    text = plan.model_dump_json(indent=1, exclude={"blocks"} if plan.format == 1 else None)
+    _write_atomically(filesystem, posixpath.join(folder, PLAN_FILE), text.encode())
 
 
 def _write_atomically(filesystem: Any, path: str, data: Any) -> None:
@@ -190,8 +234,13 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
     try:
         if len(data) > MAX_PLAN_BYTES:
             raise ValueError(f"it has more than {MAX_PLAN_BYTES >> 20} MB")
-        return ShardPlan.model_validate_json(data)
-    except (ValidationError, ValueError) as error:
+        plan = ShardPlan.model_validate_json(data)
+        if plan.blocks:
+            as_blocks((block.name, block.width) for block in plan.blocks)
+            if plan.dim != sum(block.width for block in plan.blocks):
+                raise ValueError(f"its blocks have not the width {plan.dim}")
+        return plan
+    except (InputError, ValidationError, ValueError) as error:
         raise DataError(f"'{path}' is damaged: {error}; extract the features again, existing files are kept") from error
 
 
@@ -222,7 +271,29 @@ def read_feature_shards(folder: str | Path, split: str | None = None, filesystem
     if unlabelled:
         raise DataError(f"{unlabelled} of {len(labels)} pictures of '{folder}' have no label")
     facts = {"encoder": plan.encoder, "fingerprint": plan.fingerprint, "data": Path(str(folder)).name}
-    return FeatureSet(np.concatenate(features), tuple(labels), tuple(sorted(set(labels))), facts)
+    blocks = tuple(Block(block.name, block.width) for block in _blocks_of(plan))
+    return FeatureSet(np.concatenate(features), tuple(labels), tuple(sorted(set(labels))), facts, blocks=blocks)
+
+
+def _blocks_of(plan: ShardPlan) -> list[ShardBlock]:
+    """The blocks of the features.
+
+    Plans of format 1 do not name them: if the encoder has several, as those of two encoders had, it is opened.
+
+    Raises:
+        DataError: if the encoder of this machine is another one.
+    """
+    if plan.blocks:
+        return plan.blocks
+    if not split_blocks(plan.encoder)[1]:
+        return [ShardBlock(name=FINAL, width=plan.dim, fingerprint=plan.fingerprint)]
+    encoder = create_encoder(plan.encoder)
+    if encoder.info.fingerprint != plan.fingerprint:
+        raise DataError(
+            f"the features are of '{plan.encoder}' with other weights than on this machine, so that their blocks are "
+            "not known: extract them again"
+        )
+    return make_plan(plan.encoder, encoder, []).blocks
 
 
 def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = None) -> int:
@@ -234,7 +305,7 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
         filesystem: as for `read_feature_shards`.
 
     Returns:
-        How many features were new.
+        How many features were new; each block of a picture counts.
 
     Raises:
         DataError: if shards are missing or damaged.
@@ -242,11 +313,14 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
     """
     system, path = open_filesystem(folder, filesystem)
     plan = read_plan(system, path)
-    new = 0
+    blocks, new = _blocks_of(plan), 0
     for table, values, rows in _read_shards(system, path, plan):
         digests = table["digest"].to_pylist()
-        keys = [feature_key(digests[row], plan.fingerprint, "plain") for row in rows]
-        new += store.put_many(dict(zip(keys, values, strict=True)))
+        for block, part in zip(
+            blocks, np.split(values, np.cumsum([b.width for b in blocks])[:-1], axis=1), strict=True
+        ):
+            keys = [feature_key(digests[row], block.fingerprint, "plain") for row in rows]
+            new += store.put_many(dict(zip(keys, part, strict=True)))
     return new
 
 

@@ -46,7 +46,7 @@ def test_table_of_features(squares, tmp_path, embed):
     path = tmp_path / "features.parquet"
     assert embed(squares, "--to", path)["table"] == str(path)
     table = pyarrow.parquet.read_table(path)
-    assert table.column_names == ["path", "label", "split", "feature"]
+    assert table.column_names == ["path", "label", "split", "feature", "feature:inner"]
     assert table["label"].to_pylist() == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
 
 
