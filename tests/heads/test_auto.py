@@ -6,8 +6,16 @@ from scipy.optimize import minimize
 from clipadapter import parallel
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures
-from clipadapter.heads.auto.experts import EXPERTS, ExpertInputs, fit_gda, fit_kernel_ridge, fit_prototypes, fit_ridge
-from clipadapter.heads.auto.head import Auto, _balance_training_rows, _leave_one_out_ridge_noise, _out_of_fold_logits
+from clipadapter.heads.auto.experts import (
+    EXPERTS,
+    ExpertInputs,
+    fit_gda,
+    fit_kernel_ridge,
+    fit_prototypes,
+    fit_ridge,
+    leave_one_out_ridge_noise,
+)
+from clipadapter.heads.auto.head import Auto, _balance_training_rows, _out_of_fold_logits
 from clipadapter.heads.auto.stacking import LABEL_NOISE_RATE, fit_inverse_temperature, noise_std, stacking_weights
 from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
@@ -185,7 +193,7 @@ def test_leave_one_out_noise_is_that_of_fits_without_the_shot():
         scores = part.z.numpy()[i] @ z.T @ np.linalg.solve(z @ z.T + 0.1 * np.eye(5), target)
         wrong = np.delete(scores, i)
         squares.append(((wrong - wrong.mean()) ** 2).sum())
-    assert _leave_one_out_ridge_noise(part) == pytest.approx(
+    assert leave_one_out_ridge_noise(part) == pytest.approx(
         np.sqrt((sum(squares) + 4 * 0.08**2) / (6 * 4 + 4)), rel=1e-9
     )
 

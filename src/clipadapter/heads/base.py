@@ -133,6 +133,13 @@ class Head(Estimator, ABC):
         """
         return None
 
+    def _block_logits(self, X: Tensor) -> dict[str, Tensor] | None:
+        """(m, d) raw features to the part (m, c) of `_logits` that comes from each block; their sum is `_logits`.
+
+        None, the default for several blocks, if the logits are not such a sum.
+        """
+        return {FINAL: self._logits(X)} if len(self.read_blocks) == 1 else None
+
     def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
         """(n, c) logits of each shot's plain view by this head fitted to all other shots, in closed form.
 
@@ -591,6 +598,38 @@ class Head(Estimator, ABC):
 
         logits = self._map_logits(X, lambda part: part, text_part)
         return logits if is_sum else None
+
+    def block_logits(self, X: ArrayLike) -> dict[str, Array] | None:
+        """The part of `logits` that comes from each block of features; class text belongs to ``final``.
+
+        Only differences between classes have a meaning, and only blocks that the logits depend on are there.
+
+        Args:
+            X: (m, d) raw features.
+
+        Returns:
+            (m, c) by name of the block, whose sum is `logits`; None if the logits are not such a sum.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before `fit`.
+            InputError: as `logits`.
+
+        >>> from clipadapter.heads import create_head
+        >>> from clipadapter.testing import toy_features
+        >>> X, y, text = toy_features()
+        >>> head = create_head("auto").fit(np.hstack([X, X]), y, text, blocks=[("final", 16), ("inner", 16)])
+        >>> {name: part.shape for name, part in head.block_logits(np.hstack([X, X])).items()}
+        {'final': (12, 3), 'inner': (12, 3)}
+        """
+        names: list[str] = []
+
+        def parts(rows: Tensor) -> Tensor:
+            logits = self._block_logits(rows)
+            names[:] = [] if logits is None else logits
+            return torch.zeros(len(rows), 0) if logits is None else torch.stack(list(logits.values()), dim=1)
+
+        logits = self._map_logits(X, lambda part: part, parts)
+        return {name: logits[:, i] for i, name in enumerate(names)} or None
 
     def prior_temperature(self, shots_per_class: float) -> float:
         """`temperature_prior` at any number of shots per class, by linear interpolation of its logarithms."""

@@ -69,6 +69,21 @@ class SupportSet:
         """(n, d) raw features of the plain pictures."""
         return self.views[:, 0]
 
+    @property
+    def final_views(self) -> Tensor:
+        """(n, v, d) raw features of the block ``final``."""
+        return self.views[..., : self.blocks[0].width]
+
+    @property
+    def further_blocks(self) -> Blocks:
+        """The blocks after ``final``."""
+        return self.blocks[1:]
+
+    @property
+    def further_views(self) -> Tensor:
+        """(n, v, e) raw features of the blocks after ``final``, side by side."""
+        return self.views[..., self.blocks[0].width :]
+
     @cached_property
     def likeness(self) -> Tensor:
         """(n, n) cosines of the mean of each shot's views (row) and each plain picture (column).

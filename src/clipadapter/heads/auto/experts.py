@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
+from clipadapter.heads.auto.stacking import DEFAULT_NOISE_STD, centre_logits
 from clipadapter.heads.softmax_regression import SoftmaxRegression
 
 RIDGE = 0.1
@@ -82,6 +83,15 @@ class ExpertInputs:
         return torch.nn.functional.one_hot(self.labels, self.n_classes).to(self.z.dtype)
 
 
+def take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
+    """Some of the shots, and of the classes only those that still have one."""
+    part = inputs.take(rows)
+    classes = part.labels.unique()
+    labels = torch.searchsorted(classes, part.labels)
+    zero_shot = None if part.zero_shot is None else part.zero_shot[:, classes]
+    return ExpertInputs(part.z, labels, len(classes), zero_shot, part.inverse_temperature, part.gram)
+
+
 @dataclass(frozen=True)
 class Expert:
     """A fitted expert: ``text_weight * zero_shot + z W' + bias + k(z, support) dual``.
@@ -141,6 +151,24 @@ def fit_ridge(inputs: ExpertInputs) -> Expert:
         weighted = z.T * weights
         coefficients = solve_ridge(weighted @ z, weighted @ target, RIDGE)
     return Expert(coefficients.T, z.new_zeros(inputs.n_classes))
+
+
+def leave_one_out_ridge_noise(inputs: ExpertInputs) -> float:
+    """`noise_std` of ridge regression where every class has one shot, from fits without the shot in closed form.
+
+    The estimate is regularised by four pseudo-observations of `DEFAULT_NOISE_STD`.
+    """
+    n, c = len(inputs.z), inputs.n_classes
+    gram = inputs.new_gram()
+    gram.diagonal().add_(RIDGE)
+    inverse = torch.linalg.inv(gram)
+    target = inputs.onehot - inputs.onehot.mean(dim=0)
+    # The leave-one-out prediction of ridge regression: y_i - (G^-1 y)_i / (G^-1)_ii with G = K + lambda I.
+    logits = target - inverse @ target / inverse.diagonal()[:, None]
+    is_wrong = ~inputs.onehot.bool()
+    wrong_logits = centre_logits(logits[is_wrong].reshape(n, c - 1))
+    squares = wrong_logits.square().sum() + 4 * DEFAULT_NOISE_STD**2
+    return float((squares / (n * max(c - 2, 0) + 4)).sqrt())
 
 
 def fit_prototypes(inputs: ExpertInputs) -> Expert:

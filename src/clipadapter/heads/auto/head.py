@@ -8,7 +8,8 @@ The method is ours. It rests on three observations:
 - Where no shot can be held out, the logits that a classifier gives to wrong classes still show its noise. In units of
   that noise, one weight suits all encoders.
 
-docs/decisions/0029-auto.md says how the constants were chosen.
+docs/decisions/0029-auto.md says how the constants were chosen. Further blocks of features are mixed in by
+`clipadapter.heads.auto.blocks`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from clipadapter.blocks import FINAL, Blocks, column_slices, select_blocks
 from clipadapter.functional import ABSENT_LOGIT, unit
-from clipadapter.heads.auto.experts import EXPERTS, MAX_KERNEL_SHOTS, RIDGE, ExpertInputs, gaussian_kernel
+from clipadapter.heads.auto.blocks import (
+    ONE_SHOT_RIDGE_RATIO,
+    HeldOut,
+    centre_blocks,
+    fit_blocks,
+)
+from clipadapter.heads.auto.experts import (
+    EXPERTS,
+    MAX_KERNEL_SHOTS,
+    ExpertInputs,
+    gaussian_kernel,
+    leave_one_out_ridge_noise,
+    take_with_classes,
+)
 from clipadapter.heads.auto.multilabel import fit_multilabel
 from clipadapter.heads.auto.stacking import (
-    DEFAULT_NOISE_STD,
     centre_logits,
     fit_inverse_temperature,
     noise_std,
@@ -66,6 +80,9 @@ class Auto(Head):
 
     With multi-label images it stacks text and ridge regression.
 
+    It reads all blocks of features. Class text and most classifiers use ``final``. Each further block gets a ridge
+    regression, and held-out shots choose the weights of the blocks.
+
     Args:
         folds: number of folds; every shot is held out once.
         seed: of the folds.
@@ -77,6 +94,7 @@ class Auto(Head):
     """
 
     multilabel = True
+    reads = "all"
     temperature_prior = (1.8, 1.5, 1.5, 1.3, 1.2)
 
     centre_: Tensor = field(init=False)
@@ -95,16 +113,23 @@ class Auto(Head):
     """(n, d) centred shots that the kernel compares with, if kernel ridge regression has a weight."""
     dual_: Tensor | None = field(init=False)
     """(n, c) coefficients of the kernel sum."""
+    block_centre_: Tensor | None = field(init=False)
+    """(e,) mean of the class means of the further blocks, side by side; None if there is only ``final``."""
+    block_weight_: Tensor | None = field(init=False)
+    """(c, e) of centred unit features of the further blocks; zero for a block that is not used."""
+    block_share_: Tensor | None = field(init=False)
+    """Each block's share of the spread of the logits, ``final`` first."""
 
     folds: int = 4
     seed: int = 0
 
     def _fit(self, shots: SupportSet) -> None:
         self._own_out_of_fold: OutOfFold | None = None
+        self.block_centre_ = self.block_weight_ = self.block_share_ = None
         if shots.targets is not None:
             self._fit_multilabel(shots)
             return
-        x = unit(unit(shots.views).mean(dim=1))  # (n, d)
+        x = unit(unit(shots.final_views).mean(dim=1))  # (n, d)
         counts = shots.counts[shots.labels]
         # The mean over classes, not over shots, so that unequal numbers of shots do not move it.
         self.centre_ = (x / counts[:, None]).sum(dim=0) / (1 / counts).sum()
@@ -115,19 +140,27 @@ class Auto(Head):
         inputs = self._expert_inputs(x, z, labels, classes)
         weights: dict[str, float] = {}
         noise: dict[str, float] = {}
+        held_out: HeldOut | None = None
         if len(classes) > 1:
-            weights, noise = self._choose_weights(inputs)
+            weights, noise, held_out = self._choose_weights(inputs)
+            if shots.further_blocks and held_out is None:
+                weights["ridge"] *= ONE_SHOT_RIDGE_RATIO
         self.trust_ = weights.pop("text", inputs.inverse_temperature)
         self._fit_experts(inputs, weights, noise, classes, shots.n_classes)
-        own = self._own_out_of_fold
+        if shots.further_blocks and len(classes) > 1:
+            held_out = self._fit_blocks(shots, self._final_logits(x)[:, classes], labels, classes, held_out)
+        own = None if held_out is None else self._to_out_of_fold(inputs, held_out)
         if own is not None and len(classes) < shots.n_classes:
-            self._own_out_of_fold = self._add_classes_without_shots(own, x, classes)
+            own = self._add_classes_without_shots(own, x, classes)
+        self._own_out_of_fold = own
 
     def _fit_multilabel(self, shots: SupportSet) -> None:
         mixture = fit_multilabel(shots, self.folds, self.seed)
         self.centre_, self.weight_, self.bias_ = mixture.centre, mixture.weight, mixture.bias
         self.text_, self.trust_, self.spread_ = mixture.text, mixture.text_weight, mixture.spread
         self.shots_ = self.dual_ = None
+        self.block_centre_, self.block_weight_ = mixture.block_centre, mixture.block_weight
+        self.block_share_ = mixture.block_share
 
     def _expert_inputs(self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> ExpertInputs:
         """What experts are fitted to; calibrates the zero-shot logits and stores their spread.
@@ -152,16 +185,19 @@ class Auto(Head):
         known = zero_shot[:, classes] / self.spread_
         return ExpertInputs(z, labels, len(classes), known, inverse_temperature, gram)
 
-    def _choose_weights(self, inputs: ExpertInputs) -> tuple[dict[str, float], dict[str, float]]:
-        """Weight of the text and of each expert, and the noise of each expert that its logits are divided by."""
+    def _choose_weights(self, inputs: ExpertInputs) -> tuple[dict[str, float], dict[str, float], HeldOut | None]:
+        """Weight of the text and of each expert, and the noise of each expert that its logits are divided by.
+
+        The third value is the mixture's out-of-fold logits; None if most classes have one shot.
+        """
         rows = subsample(inputs.labels, inputs.z.shape[1], self.seed)
-        part = _take_with_classes(inputs, rows)
+        part = take_with_classes(inputs, rows)
         splits = stratified_folds(part.labels, self.folds, self.seed)
         if not most_labels_repeat(part.labels):
             # Most classes have one shot: the weights are the means of their priors, and only noise can be measured.
             weights = {"text": TEXT_WEIGHT * inputs.inverse_temperature, "probe": PROBE_WEIGHT, "ridge": EXPERT_WEIGHT}
             with limit_threads(inputs.cost):
-                return weights, {"probe": 1.0, "ridge": _leave_one_out_ridge_noise(inputs)}
+                return weights, {"probe": 1.0, "ridge": leave_one_out_ridge_noise(inputs)}, None
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
         for i in range(1, repeats):
@@ -173,18 +209,48 @@ class Auto(Head):
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(inputs.z) <= MAX_KERNEL_SHOTS]
         logits = _out_of_fold_logits(part, splits, names)
         held_out = torch.cat([rows for _, rows in splits])
+        labels = part.labels[held_out]
+        row_weights = _row_weights(labels, repeats)
         with limit_threads(0):  # small products between lines of Python
-            weights, noise = _fit_weights(part, held_out, logits, repeats)
-        if len(rows) == len(inputs.z):
-            shots = sum(len(train) for train, _ in splits) / len(splits) / part.n_classes
-            # 1 where the folds leave one of two shots to train on, 0 where they leave three quarters or more.
-            one_of_two = max(0.0, 3 - 4 * shots * part.n_classes / len(part.z))
-            mixture = _mixture_logits(part, held_out, logits, weights, noise).numpy()
-            ratio = 1 + TWO_SHOT_LOGIT_GROWTH * one_of_two
-            self._own_out_of_fold = OutOfFold(
-                mixture * ratio, part.labels[held_out].numpy(), held_out.numpy(), "own", shots, logit_scale_ratio=ratio
-            )
-        return weights, noise
+            weights, noise = _fit_weights(part, held_out, logits, row_weights)
+        mixture = _mixture_logits(part, held_out, logits, weights, noise)
+        return weights, noise, HeldOut(rows, splits, mixture, labels, row_weights)
+
+    def _fit_blocks(
+        self, shots: SupportSet, final_logits: Tensor, labels: Tensor, classes: Tensor, held_out: HeldOut | None
+    ) -> HeldOut | None:
+        """Fit the further blocks, and weight ``final`` beside them; returns the out-of-fold logits of the mixture.
+
+        Args:
+            shots: with further blocks.
+            final_logits: (n, c) of the shots by ``final`` alone.
+            labels: (n,) positions among the c classes that have shots.
+            classes: their positions among all classes.
+            held_out: out-of-fold logits of ``final`` alone.
+        """
+        mixture = fit_blocks(shots, final_logits, labels, len(classes), held_out)
+        self.block_centre_, self.block_share_ = mixture.centre, mixture.shares
+        self.block_weight_ = mixture.weight.new_zeros(shots.n_classes, mixture.weight.shape[1])
+        self.block_weight_[classes] = mixture.weight
+        self.weight_ *= mixture.final_weight
+        self.bias_[classes] *= mixture.final_weight
+        self.trust_ *= mixture.final_weight
+        if self.dual_ is not None:
+            self.dual_ *= mixture.final_weight
+        return None if held_out is None else replace(held_out, logits=mixture.logits)
+
+    def _to_out_of_fold(self, inputs: ExpertInputs, held_out: HeldOut) -> OutOfFold | None:
+        """The out-of-fold logits for calibration; None if some shots were left out of the folds."""
+        if len(held_out.rows) < len(inputs.z):
+            return None
+        splits = held_out.splits
+        shots = sum(len(train) for train, _ in splits) / len(splits) / inputs.n_classes
+        # 1 where the folds leave one of two shots to train on, 0 where they leave three quarters or more.
+        one_of_two = max(0.0, 3 - 4 * shots * inputs.n_classes / len(inputs.z))
+        ratio = 1 + TWO_SHOT_LOGIT_GROWTH * one_of_two
+        rows = torch.cat([rows for _, rows in splits]).numpy()
+        logits = held_out.logits.numpy() * ratio
+        return OutOfFold(logits, held_out.labels.numpy(), rows, "own", shots, logit_scale_ratio=ratio)
 
     def _fit_experts(
         self, inputs: ExpertInputs, weights: dict[str, float], noise: dict[str, float], classes: Tensor, n_classes: int
@@ -222,7 +288,7 @@ class Auto(Head):
         text = getattr(self, "text_", None)
         if text is None:
             return X.new_zeros(len(X), len(self.weight_))
-        return self._zero_shot(unit(X), text)
+        return self._zero_shot(unit(self._final(X)), text)
 
     def _zero_shot(self, x: Tensor, text: Tensor) -> Tensor:
         """(m, c) weighted zero-shot logits of unit features."""
@@ -232,6 +298,24 @@ class Auto(Head):
         return self.trust_ / self.spread_ * (cosines if self.task_ == "multilabel" else centre_logits(cosines))
 
     def _logits(self, X: Tensor) -> Tensor:
+        logits = self._final_logits(self._final(X))
+        z = self._further(X)
+        return logits if z is None else logits + torch.cat(z, dim=1) @ self._further_weight(X.dtype).T
+
+    def _block_logits(self, X: Tensor) -> dict[str, Tensor]:
+        parts, used = {FINAL: self._final_logits(self._final(X))}, self.used_blocks()
+        columns = column_slices(self.read_blocks[1:])
+        for name, z in zip(columns, self._further(X) or [], strict=False):
+            if name in used:
+                parts[name] = z @ self._further_weight(X.dtype)[:, columns[name]].T
+        return parts
+
+    def _final(self, X: Tensor) -> Tensor:
+        """The columns (m, d) of ``final``, of those that the head reads."""
+        return X[:, : len(self.centre_)]
+
+    def _final_logits(self, X: Tensor) -> Tensor:
+        """(m, d) raw features of ``final`` to its part (m, c) of the logits."""
         x = unit(X)
         z = unit(x - self.centre_.to(X.dtype))
         logits = z @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
@@ -241,6 +325,52 @@ class Auto(Head):
         if text is not None:
             logits = logits + self._zero_shot(x, text)
         return logits
+
+    def _further(self, X: Tensor) -> list[Tensor] | None:
+        """Centred unit features of each further block; None if no further block is used."""
+        centre = getattr(self, "block_centre_", None)
+        if centre is None:
+            return None
+        return centre_blocks(X[:, len(self.centre_) :], self.read_blocks[1:], centre.to(X.dtype))
+
+    def _further_weight(self, dtype: torch.dtype) -> Tensor:
+        assert self.block_weight_ is not None
+        return self.block_weight_.to(dtype)
+
+    # Blocks
+
+    def block_shares(self) -> dict[str, float]:
+        """Share of each block that the head reads in the spread of the logits over the classes; 0 if it is not used.
+
+        >>> import numpy as np
+        >>> from clipadapter.testing import toy_features
+        >>> X, y, text = toy_features()
+        >>> noise = torch.randn(len(X), 8, generator=torch.Generator().manual_seed(0)).numpy()
+        >>> shares = Auto().fit(np.hstack([X, noise]), y, text, blocks=[("final", 16), ("inner", 8)]).block_shares()
+        >>> shares["final"] > 5 * shares["inner"]
+        True
+        """
+        names = [block.name for block in self.read_blocks]
+        shares = getattr(self, "block_share_", None)
+        values = [1.0] + [0.0] * (len(names) - 1) if shares is None else shares.tolist()
+        return dict(zip(names, values, strict=True))
+
+    def used_blocks(self) -> tuple[str, ...]:
+        """See `Head.used_blocks`."""
+        return tuple(name for name, share in self.block_shares().items() if name == FINAL or share > 0)
+
+    def _restrict(self, before: Blocks, after: Blocks) -> None:
+        if getattr(self, "block_centre_", None) is None:
+            return
+        if len(after) == 1:
+            self.block_centre_ = self.block_weight_ = self.block_share_ = None
+            return
+        assert self.block_centre_ is not None and self.block_share_ is not None
+        names = [block.name for block in after]
+        _, columns = select_blocks(before[1:], names[1:])
+        self.block_centre_ = self.block_centre_[columns].clone()
+        self.block_weight_ = self._further_weight(self.block_centre_.dtype)[:, columns].clone()
+        self.block_share_ = self.block_share_[[block.name in names for block in before]].clone()
 
 
 def _out_of_fold_logits(
@@ -260,9 +390,9 @@ def _out_of_fold_logits(
 
 
 def _fit_weights(
-    inputs: ExpertInputs, held_out: Tensor, logits: dict[str, Tensor], repeats: int
+    inputs: ExpertInputs, held_out: Tensor, logits: dict[str, Tensor], row_weights: Tensor
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Stacking weights and noise from the out-of-fold logits of rows, each of which was held out ``repeats`` times."""
+    """Stacking weights and noise from the out-of-fold logits (r, c) of rows and their weights (r,)."""
     labels, names = inputs.labels[held_out], list(logits)
     noise = {name: noise_std(centre_logits(logits[name]), labels) for name in names}
     stack = [logits[name] / noise[name] for name in names]
@@ -271,10 +401,16 @@ def _fit_weights(
         stack = [inputs.zero_shot[held_out], *stack]
         mean, std = [TEXT_WEIGHT * inputs.inverse_temperature, *mean], [TEXT_WEIGHT_STD, *std]
         names = ["text", *names]
-    counts = torch.bincount(labels)
-    # Every class that is held out has the same sum of weights, and a row counts once however often it is held out.
-    row_weights = len(labels) / (int((counts > 0).sum()) * counts[labels]) / repeats
     return dict(zip(names, stacking_weights(stack, labels, mean, std, row_weights), strict=True)), noise
+
+
+def _row_weights(labels: Tensor, repeats: int) -> Tensor:
+    """(r,) weights of rows with these labels, each of which was held out ``repeats`` times.
+
+    Every class that is held out has the same sum of weights, and a row counts once however often it is held out.
+    """
+    counts = torch.bincount(labels)
+    return len(labels) / (int((counts > 0).sum()) * counts[labels]) / repeats
 
 
 def _expert_priors(names: list[str], probe_noise: float) -> tuple[list[float], list[float]]:
@@ -300,15 +436,6 @@ def _mixture_logits(
     return mixture if inputs.zero_shot is None else mixture + weights["text"] * inputs.zero_shot[held_out]
 
 
-def _take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
-    """Some of the shots, and of the classes only those that still have one."""
-    part = inputs.take(rows)
-    classes = part.labels.unique()
-    labels = torch.searchsorted(classes, part.labels)
-    zero_shot = None if part.zero_shot is None else part.zero_shot[:, classes]
-    return ExpertInputs(part.z, labels, len(classes), zero_shot, part.inverse_temperature, part.gram)
-
-
 def _balance_training_rows(labels: Tensor, train: Tensor, held_out: Tensor, seed: int) -> Tensor:
     """Training rows of a fold in which each held-out class keeps as many shots as a randomly drawn class has.
 
@@ -324,24 +451,6 @@ def _balance_training_rows(labels: Tensor, train: Tensor, held_out: Tensor, seed
         order = torch.randperm(len(rows), generator=generator)
         balanced.append(rows[order[:max_shots]] if (labels[held_out] == label).any() else rows)
     return torch.cat(balanced)
-
-
-def _leave_one_out_ridge_noise(inputs: ExpertInputs) -> float:
-    """`noise_std` of ridge regression where every class has one shot, from fits without the shot in closed form.
-
-    The estimate is regularised by four pseudo-observations of `DEFAULT_NOISE_STD`.
-    """
-    n, c = len(inputs.z), inputs.n_classes
-    gram = inputs.new_gram()
-    gram.diagonal().add_(RIDGE)
-    inverse = torch.linalg.inv(gram)
-    target = inputs.onehot - inputs.onehot.mean(dim=0)
-    # The leave-one-out prediction of ridge regression: y_i - (G^-1 y)_i / (G^-1)_ii with G = K + lambda I.
-    logits = target - inverse @ target / inverse.diagonal()[:, None]
-    is_wrong = ~inputs.onehot.bool()
-    wrong_logits = centre_logits(logits[is_wrong].reshape(n, c - 1))
-    squares = wrong_logits.square().sum() + 4 * DEFAULT_NOISE_STD**2
-    return float((squares / (n * max(c - 2, 0) + 4)).sqrt())
 
 
 def _fill_missing_text(text: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipadapter.blocks import column_slices
 from clipadapter.functional import unit
+from clipadapter.heads.auto.blocks import MIN_NOISE_STD, unit_blocks, unit_centred, used_shares
 from clipadapter.heads.auto.experts import RIDGE, solve_ridge
 from clipadapter.heads.folds import iterative_stratification, most_targets_repeat
 from clipadapter.heads.multilabel import BIAS_PRIOR_STD, binary_losses, fit_bias
@@ -34,13 +36,18 @@ TEXT_WEIGHT, RIDGE_WEIGHT = 0.5, 0.5
 """Prior means of the weights: of the text, as a share of its slope; of ridge regression, in units of its noise."""
 ONE_SHOT_RIDGE_WEIGHT = 0.5
 """Weight of ridge regression, beside the text at its full slope, where most classes have one shot."""
+FINAL_RIDGE_RATIO, BLOCKS_RIDGE_RATIO = 0.6, 0.6
+"""With further blocks, the prior means of the weights of ridge regression on ``final``, and of those on all further
+blocks together, as multiples of the weight above."""
 MAX_REPEATS, MIN_HELD_OUT_ROWS = 3, 300
 """The folds are drawn up to three times, until this many rows are held out in total."""
 
 
 @dataclass(frozen=True)
 class MultilabelMixture:
-    """A fitted mixture: ``text_weight / spread * cosines + z W' + bias``, with z centred unit features.
+    """A fitted mixture: ``text_weight / spread * cosines + z W' + bias``, with z centred unit features of ``final``.
+
+    Further blocks add ``z_b W_b'``.
 
     Args:
         centre: (d,) subtracted from unit features.
@@ -49,6 +56,9 @@ class MultilabelMixture:
         text: (c, d), or None.
         text_weight: of zero-shot logits of unit spread; 0 without text.
         spread: standard deviation of the cosines of the shots with each class's text.
+        block_centre: (e,) subtracted from the unit features of the further blocks; None if there are none.
+        block_weight: W_b of all further blocks side by side, (c, e), or None.
+        block_share: share of each block in the spread of the logits, ``final`` first, or None.
     """
 
     centre: Tensor
@@ -57,14 +67,22 @@ class MultilabelMixture:
     text: Tensor | None
     text_weight: float
     spread: float
+    block_centre: Tensor | None = None
+    block_weight: Tensor | None = None
+    block_share: Tensor | None = None
 
 
 def fit_multilabel(shots: SupportSet, folds: int, seed: int) -> MultilabelMixture:
     """The mixture for multi-label shots."""
     assert shots.targets is not None
-    x, targets = unit(unit(shots.views).mean(dim=1)), shots.targets  # (n, d), (n, c)
+    x, targets = unit(unit(shots.final_views).mean(dim=1)), shots.targets  # (n, d), (n, c)
     centre = x.mean(dim=0)
-    z = unit(x - centre)
+    z = [unit(x - centre)]  # of each block
+    further, block_centre = column_slices(shots.further_blocks).values(), None
+    if further:
+        further_x = unit_blocks(shots)
+        block_centre = further_x.mean(dim=0)
+        z += [unit_centred(further_x[:, columns] - block_centre[columns]) for columns in further]
     text = None if shots.text is None else _fill_missing_text(shots.text)
     zero_shot, spread, slope, mean = torch.zeros_like(targets), 1.0, 0.0, 0.0
     if text is not None:
@@ -73,21 +91,40 @@ def fit_multilabel(shots: SupportSet, folds: int, seed: int) -> MultilabelMixtur
         spread, mean = float(zero_shot.std(dim=0, unbiased=False).mean()) or 1.0, float(zero_shot.mean())
         zero_shot = (zero_shot - mean) / spread
         slope = _fit_slope(zero_shot, targets)
-    with limit_threads(z.numel() * targets.shape[1]):
-        ridge_weight = fit_multilabel_ridge(z, targets)
+    ratios = [FINAL_RIDGE_RATIO, *[BLOCKS_RIDGE_RATIO / len(further)] * len(further)] if further else [1.0]
+    with limit_threads(z[0].numel() * targets.shape[1]):
+        maps = [fit_multilabel_ridge(each, targets) for each in z]
         held_out, scores, repeats = _out_of_fold_scores(z, targets, folds, seed)
     if repeats:
-        noise = _noise_std(scores, targets[held_out])
-        weights, bias = multilabel_stacking_weights(
-            [zero_shot[held_out], scores / noise], targets[held_out], [TEXT_WEIGHT * slope, RIDGE_WEIGHT], 1 / repeats
-        )
+        truth = targets[held_out]
+        noise = [max(_noise_std(each, truth), MIN_NOISE_STD if i else 0.0) for i, each in enumerate(scores)]
+        parts = [zero_shot[held_out], *(each / std for each, std in zip(scores, noise, strict=True))]
+        prior_mean = [TEXT_WEIGHT * slope, *(RIDGE_WEIGHT * ratio for ratio in ratios)]
+        (text_weight, *weights), bias = multilabel_stacking_weights(parts, truth, prior_mean, 1 / repeats)
     else:
-        scores = _leave_one_out_scores(z, targets)
-        noise = _noise_std(scores, targets)
-        weights = [slope, ONE_SHOT_RIDGE_WEIGHT]
-        bias = fit_bias(slope * zero_shot + ONE_SHOT_RIDGE_WEIGHT / noise * scores, targets)
-    bias = bias.to(z.dtype) - weights[0] / spread * mean
-    return MultilabelMixture(centre, weights[1] / noise * ridge_weight, bias, text, weights[0], spread)
+        scores = [_leave_one_out_scores(each, targets) for each in z]
+        noise = [max(_noise_std(each, targets), MIN_NOISE_STD if i else 0.0) for i, each in enumerate(scores)]
+        text_weight, weights = slope, [ONE_SHOT_RIDGE_WEIGHT * ratio for ratio in ratios]
+        parts = [zero_shot, *(each / std for each, std in zip(scores, noise, strict=True))]
+        mixed = slope * zero_shot
+        for weight, std, each in zip(weights, noise, scores, strict=True):
+            mixed = mixed + weight / std * each
+        bias = fit_bias(mixed, targets)
+    block_weight = block_share = None
+    if further:
+        of_final = text_weight * parts[0] + weights[0] * parts[1]
+        of_blocks = [of_final, *(weight * part for weight, part in zip(weights[1:], parts[2:], strict=True))]
+        block_share = used_shares([float(part.std(dim=0).mean()) for part in of_blocks])
+        factors = [
+            weight / std if share else 0.0
+            for weight, std, share in zip(weights[1:], noise[1:], block_share[1:].tolist(), strict=True)
+        ]
+        block_weight = torch.cat([factor * each for factor, each in zip(factors, maps[1:], strict=True)], dim=1)
+    bias = bias.to(x.dtype) - text_weight / spread * mean
+    final_weight = weights[0] / noise[0] * maps[0]
+    return MultilabelMixture(
+        centre, final_weight, bias, text, text_weight, spread, block_centre, block_weight, block_share
+    )
 
 
 def fit_multilabel_ridge(z: Tensor, targets: Tensor) -> Tensor:
@@ -153,21 +190,22 @@ def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:
     return float((torch.tensor(log_posterior, dtype=torch.float64).softmax(dim=0) @ SLOPES.double().log()).exp())
 
 
-def _out_of_fold_scores(z: Tensor, targets: Tensor, folds: int, seed: int) -> tuple[Tensor, Tensor, int]:
-    """Out-of-fold scores of ridge regression.
+def _out_of_fold_scores(z: list[Tensor], targets: Tensor, folds: int, seed: int) -> tuple[Tensor, list[Tensor], int]:
+    """Out-of-fold scores of ridge regression on each block.
 
     Returns:
-        Row numbers (r,), scores (r, c), and how often each row is held out: 0 if most classes have one shot.
+        Row numbers (r,), scores (r, c) of each block, and how often each row is held out: 0 if most classes have one
+        shot.
     """
     if not most_targets_repeat(targets):
-        return torch.zeros(0, dtype=torch.int64), targets[:0], 0
-    repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(z)))
-    rows, scores = [], []
-    for i in range(repeats):
-        for train, held_out in iterative_stratification(targets, folds, seed + i):
-            rows.append(held_out)
-            scores.append(z[held_out] @ fit_multilabel_ridge(z[train], targets[train]).T)
-    return torch.cat(rows), torch.cat(scores), repeats
+        return torch.zeros(0, dtype=torch.int64), [targets[:0]] * len(z), 0
+    repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(targets)))
+    splits = [split for i in range(repeats) for split in iterative_stratification(targets, folds, seed + i)]
+    scores = [
+        torch.cat([each[rows] @ fit_multilabel_ridge(each[train], targets[train]).T for train, rows in splits])
+        for each in z
+    ]
+    return torch.cat([rows for _, rows in splits]), scores, repeats
 
 
 def _leave_one_out_scores(z: Tensor, targets: Tensor) -> Tensor:

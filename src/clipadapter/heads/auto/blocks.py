@@ -1,0 +1,172 @@
+"""How `auto` mixes further blocks of features with ``final``: a ridge regression each, weighted by held-out log-loss.
+
+Class text is compared with ``final`` alone, and there all experts of `auto` are fitted. A further block, such as an
+inner layer, the picture at a second resolution or another encoder, gets one ridge regression without text, which has a
+closed form. Its logits are divided by the noise of its logits for wrong classes, so that one prior fits all blocks.
+The mixture is a weighted sum of logits. The weights of ``final``'s logits and of each block's are fitted to out-of-fold
+logits under a Gaussian prior (`stacking_weights`). Where no shot can be held out, they are constants.
+
+docs/decisions/0034-auto-blocks.md says how the constants were chosen, and what did not help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clipadapter.blocks import Blocks, column_slices
+from clipadapter.functional import unit
+from clipadapter.heads.auto.experts import (
+    MAX_KERNEL_SHOTS,
+    ExpertInputs,
+    fit_ridge,
+    leave_one_out_ridge_noise,
+    take_with_classes,
+)
+from clipadapter.heads.auto.stacking import centre_logits, noise_std, stacking_weights
+from clipadapter.heads.support import SupportSet
+from clipadapter.parallel import limit_threads, parallel_map
+
+FINAL_WEIGHT, FINAL_WEIGHT_STD = 0.7, 0.3
+"""Prior of the weight of the logits of ``final``: below 1, since blocks that agree with it make the sum surer."""
+BLOCKS_WEIGHT, BLOCK_WEIGHT_STD = 0.6, 0.35
+"""Prior mean of the sum of the weights of all further blocks in units of their noise, and deviation of each weight."""
+ONE_SHOT_BLOCKS_WEIGHT, ONE_SHOT_RIDGE_RATIO = 0.3, 0.7
+"""Where no shot can be held out: sum of the weights of the further blocks, and the part of its weight that ridge
+regression on ``final`` keeps. So the shots have about the same weight beside the text as without further blocks."""
+MIN_SHARE = 0.01
+"""A block is not used if its share of the spread of the logits is smaller."""
+MIN_CENTRED_NORM, MIN_NOISE_STD = 1e-4, 1e-3
+"""A block with the same values for every picture has rounding errors only. These bounds keep them small; centred unit
+features have norms near 1, and ridge regression has a noise of about 0.1."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Out-of-fold logits of the mixture of experts on ``final``, and the folds that they come from.
+
+    Args:
+        rows: (p,) the shots that the folds are made of.
+        splits: training rows and held-out rows of each fold, as positions among ``rows``.
+        logits: (r, c) of the held-out rows of all folds in their order.
+        labels: (r,).
+        row_weights: (r,) with the same sum for every class.
+    """
+
+    rows: Tensor
+    splits: list[tuple[Tensor, Tensor]]
+    logits: Tensor
+    labels: Tensor
+    row_weights: Tensor
+
+
+@dataclass(frozen=True)
+class BlockMixture:
+    """Further blocks beside ``final``: ``final_weight * final_logits + z W'``.
+
+    Args:
+        centre: (e,) subtracted from the unit features of each block; e is the width of all further blocks.
+        weight: W, (c, e): zero in the columns of a block that is not used.
+        final_weight: factor of the logits of ``final``.
+        shares: (b,) of each block, ``final`` first: the spread of its part of the logits over the classes, as a share
+            of the sum over the blocks; 0 for a block that is not used.
+        logits: (r, c) out-of-fold logits of the mixture, for the rows of `HeldOut`; of the shots if there are none.
+    """
+
+    centre: Tensor
+    weight: Tensor
+    final_weight: float
+    shares: Tensor
+    logits: Tensor
+
+
+def fit_blocks(
+    shots: SupportSet, final_logits: Tensor, labels: Tensor, n_classes: int, held_out: HeldOut | None
+) -> BlockMixture:
+    """Fit a ridge regression to each further block, and choose the weights.
+
+    Args:
+        shots: with further blocks.
+        final_logits: (n, c) of the shots by ``final`` alone.
+        labels: (n,) positions among the c classes that have shots.
+        n_classes: c.
+        held_out: out-of-fold logits of ``final`` alone; None if most classes have one shot.
+    """
+    x = unit_blocks(shots)
+    counts = torch.bincount(labels)[labels].to(x.dtype)
+    centre = (x / counts[:, None]).sum(dim=0) / (1 / counts).sum()
+    inputs = []
+    for columns in column_slices(shots.further_blocks).values():
+        z = unit_centred(x[:, columns] - centre[columns])
+        inputs.append(ExpertInputs(z, labels, n_classes, None, 0.0, z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None))
+    cost = sum(part.cost for part in inputs)
+    maps = parallel_map([partial(_fit_map, part) for part in inputs], work=cost)
+    if held_out is None:
+        with limit_threads(cost):
+            noise = [leave_one_out_ridge_noise(part) for part in inputs]
+        weights = [1.0, *[ONE_SHOT_BLOCKS_WEIGHT / len(inputs)] * len(inputs)]
+        parts = [final_logits, *(part.z @ each.T / std for part, each, std in zip(inputs, maps, noise, strict=True))]
+    else:
+        logits = parallel_map([partial(_out_of_fold_ridge, part, held_out) for part in inputs], work=cost)
+        noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
+        parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
+        mean = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / len(inputs)] * len(inputs)]
+        std = [FINAL_WEIGHT_STD, *[BLOCK_WEIGHT_STD] * len(inputs)]
+        with limit_threads(0):  # small products between lines of Python
+            weights = stacking_weights(parts, held_out.labels, mean, std, held_out.row_weights)
+    shares = used_shares([weight * float(part.std(dim=1).mean()) for weight, part in zip(weights, parts, strict=True)])
+    weights = [weight if share else 0.0 for weight, share in zip(weights, shares.tolist(), strict=True)]
+    factors = [weight / std for weight, std in zip(weights[1:], noise, strict=True)]
+    weight = torch.cat([factor * each for factor, each in zip(factors, maps, strict=True)], dim=1)
+    mixture = sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros(()))
+    return BlockMixture(centre, weight, weights[0], shares, mixture)
+
+
+def unit_blocks(shots: SupportSet) -> Tensor:
+    """(n, e) features of the further blocks, side by side: each block has unit rows, the mean of the shot's views."""
+    views = shots.further_views
+    columns_of_blocks = column_slices(shots.further_blocks).values()
+    return torch.cat([unit(unit(views[..., columns]).mean(dim=1)) for columns in columns_of_blocks], dim=1)
+
+
+def unit_centred(x: Tensor) -> Tensor:
+    """Rows (m, d) at unit length, except very short ones."""
+    return x / x.norm(dim=1, keepdim=True).clamp(min=MIN_CENTRED_NORM)
+
+
+def centre_blocks(X: Tensor, blocks: Blocks, centre: Tensor) -> list[Tensor]:
+    """(m, e) raw features of blocks, side by side, to centred unit features of each.
+
+    >>> from clipadapter.blocks import Block
+    >>> centre_blocks(torch.tensor([[2.0, 0.0, 0.0, 3.0]]), (Block("inner", 2), Block("final@384", 2)), torch.zeros(4))
+    [tensor([[1., 0.]]), tensor([[0., 1.]])]
+    """
+    return [unit_centred(unit(X[:, columns]) - centre[columns]) for columns in column_slices(blocks).values()]
+
+
+def used_shares(spreads: list[float]) -> Tensor:
+    """Spreads of the parts of the logits, ``final`` first, as shares; 0 for a further block with a very small one.
+
+    >>> used_shares([0.6, 0.004, 0.2])
+    tensor([0.7500, 0.0000, 0.2500])
+    """
+    total = sum(spreads)
+    if not total > 0:
+        return torch.tensor([1.0] + [0.0] * (len(spreads) - 1))
+    used = torch.tensor([spreads[0], *(each if each >= MIN_SHARE * total else 0.0 for each in spreads[1:])])
+    return used / used.sum()
+
+
+def _fit_map(inputs: ExpertInputs) -> Tensor:
+    """(c, d) of ridge regression, with logits of mean zero over the classes."""
+    return fit_ridge(inputs).centred().weight
+
+
+def _out_of_fold_ridge(inputs: ExpertInputs, held_out: HeldOut) -> Tensor:
+    """(r, c) centred logits of ridge regression for the held-out rows of all folds in their order."""
+    part = take_with_classes(inputs, held_out.rows)
+    logits = [fit_ridge(part.take(train)).logits(part.z[rows], None) for train, rows in held_out.splits]
+    return centre_logits(torch.cat(logits))

@@ -1,0 +1,199 @@
+import numpy as np
+import pytest
+
+from clipadapter.heads import TextFeatures
+from clipadapter.heads.auto import head
+from clipadapter.heads.auto.head import Auto
+
+C, D = 4, 24
+NAMES = [f"class {i}" for i in range(C)]
+BLOCKS = [("final", D), ("inner", D), ("noise", D)]
+GENERATOR = np.random.default_rng(0)
+MEANS, TEXT = GENERATOR.standard_normal((3, C, D)) / np.sqrt(D), GENERATOR.standard_normal((C, D))
+SPREAD = (2.5, 0.8)
+
+
+@pytest.fixture(autouse=True)
+def _few_folds(monkeypatch):
+    monkeypatch.setattr(head, "MAX_REPEATS", 1)
+
+
+def draw(counts, seed=0):
+    """Pictures whose ``final`` says little and whose ``inner`` says much; the columns of ``noise`` say nothing."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(C), counts)
+    final, inner = (MEANS[i][labels] + SPREAD[i] * rng.standard_normal((len(labels), D)) / np.sqrt(D) for i in range(2))
+    noise = 10 * rng.standard_normal((len(labels), D))
+    return np.hstack([final, 5 * inner, noise]).astype(np.float32), np.array(NAMES)[labels]
+
+
+def text(quality=0.5):
+    return TextFeatures(NAMES, quality * MEANS[0] + (1 - quality) * TEXT / np.sqrt(D), 30.0)
+
+
+TEST = draw([60] * C, seed=99)
+
+
+def accuracy(model):
+    X, y = TEST
+    return float((model.predict(X[:, : model.n_features_in_]) == y).mean())
+
+
+def fitted(counts, *, seed=0, blocks=BLOCKS, y=None):
+    X, labels = draw(counts, seed)
+    X = X[:, : sum(width for _, width in blocks)]
+    return Auto().fit(X, labels if y is None else y(labels), text=text(), blocks=blocks)
+
+
+def test_final_alone_gives_what_it_gave_without_blocks():
+    X, y = draw([4] * C)
+    plain = Auto().fit(X[:, :D], y, text=text())
+    named = fitted([4] * C, blocks=BLOCKS[:1])
+    assert (
+        plain.state().keys()
+        == named.state().keys()
+        == {"centre_", "weight_", "bias_", "text_", "trust_", "spread_"} | ({"shots_", "dual_"} & plain.state().keys())
+    )
+    assert all(np.array_equal(value, named.state()[name]) for name, value in plain.state().items())
+    assert named.used_blocks() == ("final",) and named.block_shares() == {"final": 1.0}
+
+
+@pytest.mark.parametrize("shots", [2, 8])
+def test_an_informative_block_helps_and_noise_hardly_counts(shots):
+    gains, shares = [], []
+    for seed in range(2):
+        model = fitted([shots] * C, seed=seed)
+        gains.append(accuracy(model) - accuracy(fitted([shots] * C, seed=seed, blocks=BLOCKS[:1])))
+        shares.append(list(model.block_shares().values()))
+    share = np.mean(shares, axis=0)
+    assert np.mean(gains) > 0.15
+    assert share[1] > 0.4 and share[2] < share[1] / 2
+    assert np.allclose(np.sum(shares, axis=1), 1)
+
+
+def test_one_shot_per_class_gains_from_a_better_block():
+    gains = [
+        accuracy(fitted([1] * C, seed=seed)) - accuracy(fitted([1] * C, seed=seed, blocks=BLOCKS[:1]))
+        for seed in range(4)
+    ]
+    assert np.mean(gains) > 0.02
+
+
+def test_noise_alone_costs_little():
+    blocks = [BLOCKS[0], *((f"noise{i}", D) for i in range(4))]
+    losses = []
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        X, y = draw([4] * C, seed)
+        X, Q = (np.hstack([part[:, :D], rng.standard_normal((len(part), 4 * D))]) for part in (X, TEST[0]))
+        model = Auto().fit(X, y, text=text(0.9), blocks=blocks)
+        alone = Auto().fit(X[:, :D], y, text=text(0.9))
+        losses.append((alone.predict(Q[:, :D]) == TEST[1]).mean() - (model.predict(Q) == TEST[1]).mean())
+    assert np.mean(losses) < 0.05
+
+
+def test_wrong_labels():
+    def wrong(labels):
+        labels = labels.copy()
+        labels[::10] = np.roll(labels, 9)[::10]
+        return labels
+
+    alone, mixed = (
+        np.mean([accuracy(fitted([5] * C, seed=seed, blocks=blocks, y=wrong)) for seed in range(2)])
+        for blocks in (BLOCKS[:1], BLOCKS)
+    )
+    assert mixed > alone + 0.1
+
+
+def test_a_class_without_shots_keeps_its_text():
+    X, y = draw([6, 6, 6, 0])
+    model = Auto().fit(X, y, text=text(0.95), blocks=BLOCKS)
+    assert not model.block_weight_[3].any()
+    assert model._own_out_of_fold.logits.shape[1] == C
+    without_text = Auto().fit(X, y, blocks=BLOCKS)
+    assert len(without_text.classes_) == 3
+
+
+def test_unequal_shots_do_not_make_a_class_likelier():
+    model = fitted([2, 12, 2, 12])
+    rare = np.isin(model.predict(TEST[0]), NAMES[::2]).mean()
+    assert 0.35 < rare < 0.65
+
+
+def test_the_out_of_fold_logits_for_calibration_are_those_of_the_mixture():
+    def right(blocks):
+        own = fitted([8] * C, blocks=blocks)._own_out_of_fold
+        return (own.logits.argmax(axis=1) == own.labels).mean()
+
+    assert right(BLOCKS) > right(BLOCKS[:1]) + 0.1
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+def test_the_parts_of_the_blocks_add_up_to_the_logits(shots):
+    model = fitted([shots] * C)
+    parts = model.block_logits(TEST[0])
+    assert tuple(parts) == model.used_blocks()
+    np.testing.assert_allclose(sum(parts.values()), model.logits(TEST[0]), atol=1e-4)
+    # The part of the class text belongs to final.
+    moved = TEST[0].copy()
+    moved[:, D:] += 1
+    np.testing.assert_array_equal(model.text_logits(moved), model.text_logits(TEST[0]))
+
+
+def test_a_head_of_the_used_blocks_gives_equal_logits():
+    X, y = draw([16] * C)
+    X[:, -D:] = 1  # a constant block can't be used
+    model = Auto().fit(X, y, text=text(), blocks=BLOCKS)
+    assert model.used_blocks() == ("final", "inner")
+    small = model.restrict_blocks(model.used_blocks())
+    assert small.block_weight_.shape == (C, D) and small.n_features_in_ == 2 * D
+    np.testing.assert_allclose(small.logits(X[:, : 2 * D]), model.logits(X), atol=1e-5)
+    assert small.block_shares() == {name: share for name, share in model.block_shares().items() if share}
+
+
+def test_a_head_that_uses_final_alone_keeps_no_state_of_blocks():
+    X, y = draw([3] * C)
+    X[:, D:] = 1
+    model = Auto().fit(X, y, text=text(), blocks=BLOCKS)
+    assert model.used_blocks() == ("final",)
+    small = model.restrict_blocks(["final"])
+    assert not any(name.startswith("block_") for name in small.state())
+    np.testing.assert_allclose(small.logits(X[:, :D]), model.logits(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("is_multilabel", [False, True])
+def test_saved_arrays_make_the_same_head(is_multilabel):
+    X, y = draw([4] * C)
+    model = Auto().fit(X, targets(y) if is_multilabel else y, text=text(), blocks=BLOCKS)
+    loaded = Auto().load_state(model.state(), model.classes_, model.n_features_in_, model.blocks_)
+    np.testing.assert_array_equal(loaded.logits(TEST[0]), model.logits(TEST[0]))
+    assert loaded.block_shares() == model.block_shares()
+
+
+def targets(y):
+    """(n, c): each picture also has the class after its own, every second time."""
+    ones = (np.asarray(y)[:, None] == np.array(NAMES)).astype(int)
+    ones[::2] |= np.roll(ones[::2], 1, axis=1)
+    return ones
+
+
+@pytest.mark.parametrize("shots", [1, 6])
+def test_several_labels_per_picture(shots):
+    X, y = draw([shots] * C)
+    Q, truth = TEST
+    precision = {}
+    for blocks in (BLOCKS[:1], BLOCKS):
+        width = sum(size for _, size in blocks)
+        model = Auto().fit(X[:, :width], targets(y), text=text(), blocks=blocks)
+        logits = model.logits(Q[:, :width])
+        precision[len(blocks)] = (np.array(NAMES)[logits.argmax(axis=1)] == truth).mean()
+    parts = model.block_logits(Q)
+    np.testing.assert_allclose(sum(parts.values()), logits, atol=1e-4)
+    assert precision[3] > precision[1]
+    assert model.block_shares()["inner"] > model.block_shares()["noise"]
+
+
+def test_views_are_averaged_in_each_block():
+    X, y = draw([4] * C)
+    model = Auto().fit(np.stack([X, 2 * X], axis=1), y, text=text(), blocks=BLOCKS)
+    np.testing.assert_allclose(model.logits(X), Auto().fit(X, y, text=text(), blocks=BLOCKS).logits(X), atol=1e-3)
