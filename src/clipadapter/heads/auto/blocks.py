@@ -6,7 +6,7 @@ closed form. Its logits are divided by the noise of its logits for wrong classes
 The mixture is a weighted sum of logits. The weights of ``final``'s logits and of each block's are fitted to out-of-fold
 logits under a Gaussian prior (`stacking_weights`). Where no shot can be held out, they are constants.
 
-docs/decisions/0034-auto-blocks.md says how the constants were chosen, and what did not help.
+docs/decisions/0035-auto-blocks.md says how the constants were chosen, and what did not help.
 """
 
 from __future__ import annotations
