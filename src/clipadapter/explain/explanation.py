@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipadapter.blocks import FINAL
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource, read_image, source_name
-from clipadapter.encoders import Encoder
+from clipadapter.encoders import Encoder, plain_encoder
 from clipadapter.errors import ImageError, InputError
 from clipadapter.explain.plot import plot_explanation
-from clipadapter.features import FeatureSet
+from clipadapter.features import FeatureSet, extract
+from clipadapter.formatting import html_block, html_table
 from clipadapter.heads import Head
 from clipadapter.pixels import min_jpeg_side
 from clipadapter.prediction import Prediction
@@ -29,6 +32,8 @@ MIN_RELATIVE_LOGIT_RANGE = 1e-4
 """Logits that differ by less, relative to the largest, are equal up to rounding."""
 NOT_ADDITIVE = "no parts of text and shots: the logits of this head are not the sum of both"
 MULTILABEL = "no parts of text and shots: the bias of each label of a multi-label head is learned"
+NOT_BY_BLOCK = "no parts of blocks: the logits of this head are not a sum over blocks of features"
+BLOCK_HEADER = ("block", "for (+) or against (-)", "alone it says")
 NO_SHOTS = "no nearest shots: the model was saved without its shots (--no-support)"
 
 
@@ -47,6 +52,21 @@ class Neighbour:
     label: str
     source: str
     is_path: bool = False
+
+
+@dataclass(frozen=True)
+class BlockPart:
+    """What one block of features contributes to a prediction.
+
+    Args:
+        name: of the block (`clipadapter.blocks`).
+        margin: its part of the margin; above 0 it speaks for the class that is explained, below 0 against it.
+        label: the class with the largest logit from this block alone; None if all are equal.
+    """
+
+    name: str
+    margin: float
+    label: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +88,7 @@ class Explanation:
         shots_margin: the rest of the margin, learned from the shots: ``text_margin + shots_margin == margin``.
         text_label: the class with the largest logit from text alone; None if all are equal, or there are no parts.
         shots_label: the class with the largest logit from the shots alone; None likewise.
-        nearest: the most similar shots, the nearest first.
+        nearest: the most similar shots, the nearest first; of several blocks of features ``final`` is compared.
         picture: (a, b, 3) uint8, the whole picture, reduced if it was large.
         square: (s, s, 3) uint8, the input of the encoder; None if that is not known.
         heat_map: (h, w) in 0..1, a grid over the square: the head's logit of ``label`` less the mean of the others, for
@@ -76,6 +96,8 @@ class Explanation:
             features of parts.
         heat_range: minimum and maximum before scaling. If they are close, no part of the picture stands out.
         notes: why values above are None or empty.
+        blocks: the part of the margin that comes from each block of features, if the head reads several and its logits
+            are a sum over blocks; the parts add up to ``margin``. The heat map is then of the part of ``final``.
     """
 
     source: str
@@ -93,6 +115,7 @@ class Explanation:
     heat_map: NDArray[np.float64] | None
     heat_range: tuple[float, float] | None
     notes: tuple[str, ...] = ()
+    blocks: tuple[BlockPart, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as JSON values, without the pixels."""
@@ -107,6 +130,7 @@ class Explanation:
             "shots": self.shots_margin,
             "text_says": self.text_label,
             "shots_say": self.shots_label,
+            "blocks": [{"name": part.name, "margin": part.margin, "says": part.label} for part in self.blocks],
             "nearest_shots": [
                 {"similarity": shot.similarity, "label": shot.label, "source": shot.source} for shot in self.nearest
             ],
@@ -134,7 +158,21 @@ class Explanation:
             lines.append(f"Of that, class text gives {self.text_margin:+.2f} and the shots {self.shots_margin:+.2f}.")
             if self.text_label is not None and self.shots_label is not None:
                 lines.append(self._parts_sentence())
+        if self.blocks:
+            parts = ", ".join(f"{part.name} {part.margin:+.2f}" for part in self.blocks)
+            lines.append(f"By block of features: {parts}.")
         return lines
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the sentences, and tables of the blocks and of the nearest shots."""
+        blocks = [(part.name, f"{part.margin:+.2f}", part.label or "") for part in self.blocks]
+        shots = [(f"{shot.similarity:.3f}", shot.label, shot.source) for shot in self.nearest]
+        return html_block(
+            self.source,
+            "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences()),
+            html_table(BLOCK_HEADER, blocks) if blocks else "",
+            html_table(["cosine", "class", "nearest shot"], shots) if shots else "",
+        )
 
     def _margin_sentence(self) -> str:
         if self.against is None:
@@ -210,13 +248,16 @@ def explain(
     if class_name is not None and class_name not in names:
         raise unknown("class", class_name, list(names))
     encoder, head = model.encoder_, model.head_
-    # Decoded at the same size as by `classify`, so that the features are the same.
-    picture = read_image(image, shrink_to=min_jpeg_side(encoder.info.precision, encoder.info.image_size))
-    feature = encoder.encode_images([picture]).numpy()
+    feature = extract(encoder, [image]).features[:, 0]  # as by `classify`: each pass may decode at another size
+    first = encoder.passes()[0].info
+    picture = read_image(image, shrink_to=min_jpeg_side(first.precision, first.image_size))
     margins, why_no_parts = _split_margin(head, feature, names, class_name or prediction.nearest)
-    heat_map, heat_range, why_no_map = compute_heat_map(encoder, head, picture, names.index(margins["label"]))
-    nearest = _nearest_shots(model.support_, feature[0], neighbours)
+    k = names.index(margins["label"])
+    heat_map, heat_range, note_on_map = compute_heat_map(encoder, head, picture, k, feature)
+    nearest = _nearest_shots(model.support_, feature[0, : encoder.info.text_dim], neighbours)
     why_no_shots = "" if nearest or not neighbours else NO_SHOTS
+    other = None if margins["against"] is None else names.index(margins["against"])
+    blocks, why_no_blocks = _split_by_block(encoder, head, feature, names, k, other)
     return Explanation(
         source=source_name(image),
         prediction=prediction,
@@ -226,7 +267,8 @@ def explain(
         square=_encoder_input(encoder, picture),
         heat_map=heat_map,
         heat_range=heat_range,
-        notes=tuple(note for note in (why_no_parts, why_no_map, why_no_shots) if note),
+        notes=tuple(note for note in (why_no_parts, why_no_blocks, note_on_map, why_no_shots) if note),
+        blocks=blocks,
     )
 
 
@@ -257,6 +299,23 @@ def _split_margin(
     return {**classes, **parts}, ""
 
 
+def _split_by_block(
+    encoder: Encoder, head: Head, feature: Array, names: Sequence[str], k: int, other: int | None
+) -> tuple[tuple[BlockPart, ...], str]:
+    """The part of each block of features in the margin of two classes; and why there are none."""
+    if len(encoder.info.blocks) == 1:
+        return (), ""
+    by_block = head.block_logits(feature)
+    if by_block is None:
+        return (), NOT_BY_BLOCK
+    parts = []
+    for name, rows in by_block.items():
+        logits = rows[0].astype(np.float64)
+        margin = float(logits[k] - (0 if other is None else logits[other]))
+        parts.append(BlockPart(name, margin, None if other is None else _best_class(logits, names)))
+    return tuple(parts), ""
+
+
 def _best_class(logits: Array, names: Sequence[str]) -> str | None:
     """The class with the largest logit; None if all are equal up to rounding."""
     scale = max(1.0, float(np.abs(logits).max()))
@@ -264,7 +323,7 @@ def _best_class(logits: Array, names: Sequence[str]) -> str | None:
 
 
 def _nearest_shots(support: FeatureSet, feature: Array, count: int) -> tuple[Neighbour, ...]:
-    rows = support.plain.astype(np.float64)
+    rows = support.final.astype(np.float64)
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(feature)
     cosines = np.clip(rows @ feature / np.maximum(lengths, np.finfo(np.float64).tiny), -1, 1)
     best = np.argsort(-cosines, kind="stable")[:count]
@@ -298,31 +357,42 @@ def _encoder_input(encoder: Encoder, picture: Image.Image) -> NDArray[np.uint8] 
 HeatMap = tuple[NDArray[np.float64] | None, tuple[float, float] | None, str]
 
 
-def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int) -> HeatMap:
+def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int, feature: Array) -> HeatMap:
     """Contrast of a class for each part of a picture: the head is applied to the features of each part.
+
+    Of several blocks it is the contrast of the part of the logits that comes from ``final``, for which alone there are
+    features of each part of a picture.
 
     Args:
         encoder: the one that the head was fitted with.
         head: fitted.
         picture: RGB.
         k: position of the class.
+        feature: (1, d) of the whole picture, all blocks.
 
     Returns:
-        (h, w) in 0..1, the contrast scaled from its minimum to its maximum; these two; and "". Or None, None, and why
-        there is no heat map.
+        (h, w) in 0..1, the contrast scaled from its minimum to its maximum; these two; and "" or a note on it. Or None,
+        None, and why there is no heat map.
     """
-    name = encoder.info.name
-    if len(encoder.info.blocks) > 1:
-        return None, None, f"no heat map: the features of {name} are those of several blocks"
     if head.needs_tower_to_predict:
         return None, None, "no heat map: this head would run the text tower once for each part of the picture"
-    patches = encoder.patch_features(picture)
+    has_blocks = len(encoder.info.blocks) > 1
+    source = plain_encoder(encoder) if has_blocks else encoder
+    patches = source.patch_features(picture)
     if patches is None:
-        return None, None, f"no heat map: {name} has no features of parts of a picture"
+        return None, None, f"no heat map: {source.info.name} has no features of parts of a picture"
     h, w, d = patches.shape
-    values = class_contrast(head.logits(patches.reshape(h * w, d).numpy()), k).reshape(h, w)
+    rows, note = patches.reshape(h * w, d).numpy(), ""
+    if has_blocks:
+        by_block = head.block_logits(np.concatenate([rows, np.repeat(feature[:, d:], h * w, axis=0)], axis=1))
+        if by_block is None:
+            return None, None, f"no heat map: {NOT_BY_BLOCK}"
+        logits, note = by_block[FINAL], "the heat map shows what the block final contributes"
+    else:
+        logits = head.logits(rows)
+    values = class_contrast(logits, k).reshape(h, w)
     low, high = float(values.min()), float(values.max())
-    return (values - low) / max(high - low, 1e-12), (low, high), ""
+    return (values - low) / max(high - low, 1e-12), (low, high), note
 
 
 def class_contrast(logits: NDArray[Any], k: int) -> NDArray[np.float64]:

@@ -64,7 +64,8 @@ def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
         return
     axes.set_anchor("N")
     image = draw_heat_map(axes, explanation)
-    axes.set_title(f"heat map of '{truncate(explanation.label, 24)}'", fontsize=10, parse_math=False)
+    block = ", block final" if explanation.blocks else ""
+    axes.set_title(f"heat map of '{truncate(explanation.label, 24)}'{block}", fontsize=10, parse_math=False)
     axes.set_axis_off()
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.75, aspect=22, pad=0.02)
     bar.set_label("logit less the mean of the others", fontsize=8)

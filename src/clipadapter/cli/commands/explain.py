@@ -42,8 +42,9 @@ def command(
     """Explain the prediction of MODEL for PHOTO.
 
     Prints by how much the predicted class leads the next one, how much of that comes from the class text and how much
-    from the shots, and which shots are most similar to the picture, by cosine. --out draws these shots, and a map of
-    where in the picture the class is seen. --class explains another class: why it was not predicted.
+    from the shots, how much from each block of features if the model reads several, and which shots are most similar to
+    the picture, by cosine. --out draws these shots, and a map of where in the picture the class is seen. --class
+    explains another class: why it was not predicted.
     """
     check_output_file(path, photo, suffixes=PLOT_SUFFIXES)
     check_model(model)
@@ -61,7 +62,12 @@ def command(
 
 
 def _text(explanation: Explanation) -> str:
+    from clipadapter.explain.explanation import BLOCK_HEADER
+
     lines = [explanation.source, *explanation.sentences()]
+    if explanation.blocks:
+        parts = [(part.name, f"{part.margin:+.2f}", part.label or "-") for part in explanation.blocks]
+        lines += ["", table(list(BLOCK_HEADER), parts)]
     if explanation.nearest:
         rows = [(f"{shot.similarity:.3f}", shot.label, shot.source) for shot in explanation.nearest]
         lines += ["", table(["cosine", "class", "nearest shot"], rows)]
