@@ -147,9 +147,11 @@ def compare(
             single picture, or a head tunes the encoder.
         DataError: if a picture has no label, or no picture can be read.
     """
+    heads, left_out = _leave_out_without_text(model, heads)
     names = train.class_names
     if test is None:
-        return _compare_by_folds(model, train, heads, shots, seeds, folds, records, progress)
+        result = _compare_by_folds(model, train, heads, shots, seeds, folds, records, progress)
+        return replace(result, warnings=[*left_out, *result.warnings])
     check_labels(test.labels, names)
     model.prepare_encoder(*heads.values())
     text = model.encode_classes(names)
@@ -176,8 +178,28 @@ def compare(
 
     runs = run_fits(bundle, heads, shots, seeds, make, draw=draw, records=records, progress=progress)
     n_new = len(runs) if records is None else _count_runs(records) - before
-    warnings = _warnings(train.labels if drawn_only else support.y, support, tested, max(shots))
+    warnings = [*left_out, *_warnings(train.labels if drawn_only else support.y, support, tested, max(shots))]
     return Comparison(runs, n_new, support, tested, text, warnings, rows=rows)
+
+
+def _leave_out_without_text(
+    model: FewShotClassifier, heads: Mapping[str, Head]
+) -> tuple[Mapping[str, Head], list[str]]:
+    """The heads without those that need class text, if the encoder has none, and a sentence that names those.
+
+    Raises:
+        InputError: if no head is left.
+    """
+    names = [name for name, head in heads.items() if head.needs_text]
+    if model.encoder_.has_text or not names:
+        return heads, []
+    if len(names) == len(heads):
+        raise InputError(
+            f"all of these heads need class text, but {model.encoder_.info.name} has no text tower: name an encoder "
+            "that has one beside it, or heads that need none"
+        )
+    sentence = f"heads that need class text are left out, since no encoder has a text tower: {', '.join(names)}"
+    return {name: head for name, head in heads.items() if name not in names}, [sentence]
 
 
 def _compare_by_folds(

@@ -24,7 +24,7 @@ from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import write_atomically
-from clipadapter.heads import Head, create_head
+from clipadapter.heads import Head, TextFeatures, create_head
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import MultiLabelEvaluation
 from clipadapter.rendering.plots import save_plots
@@ -39,7 +39,7 @@ class EvaluationWithBaselines(Generic[Scored]):
     Args:
         head: the model's head.
         model: metrics of the model.
-        baselines: metrics of zero-shot, and of the linear probe if the model has its shots.
+        baselines: metrics of zero-shot if the classes have text, and of the linear probe if the model has its shots.
         facts: other fields of ``metrics.json``.
     """
 
@@ -171,7 +171,7 @@ def evaluate_model(
     test = extract_dataset(model, dataset, names).mark_for_evaluation()
     support, text = model.support_, model.text_
     baseline_names = () if model.head_.tunes_encoder else BASELINES if len(support) else BASELINES[:1]
-    heads = {name: create_head(name) for name in baseline_names}
+    heads = {name: head for name, head in _create_baselines(text).items() if name in baseline_names}
     for head in heads.values():
         # Zero-shot does not look at the shots: if there are none, it is fitted to the class text instead.
         if len(support):
@@ -269,7 +269,9 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
         n_pictures=len(support),
         folds=len(splits),
         model=score_folds(head, bundle, splits)[0],
-        baselines={name: score_folds(create_head(name), bundle, splits)[0] for name in BASELINES},
+        baselines={
+            name: score_folds(baseline, bundle, splits)[0] for name, baseline in _create_baselines(bundle.text).items()
+        },
         facts={**_model_facts(model), "shots": support.counts},
     )
 
@@ -333,8 +335,15 @@ def _fit_multilabel_baselines(model: FewShotClassifier) -> list[tuple[str, FewSh
     """The baselines, fitted to the model's shots; none without shots."""
     if not len(model.support_):
         return []
-    baselines = [(name, FewShotClassifier(model.encoder_, create_head(name), cache=None)) for name in BASELINES]
+    heads = _create_baselines(model.text_)
+    baselines = [(name, FewShotClassifier(model.encoder_, head, cache=None)) for name, head in heads.items()]
     return [(name, baseline.fit_features(model.support_, model.text_)) for name, baseline in baselines]
+
+
+def _create_baselines(text: TextFeatures) -> dict[str, Head]:
+    """The baselines by name, without zero-shot if no class has text."""
+    heads = {name: create_head(name) for name in BASELINES}
+    return {name: head for name, head in heads.items() if text.has_text or not head.needs_text}
 
 
 def _learning_curve(

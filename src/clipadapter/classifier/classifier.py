@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,11 @@ from clipadapter.classifier.encoder import (
     block_names,
     blocks_to_read,
     check_quality,
+    check_text_tower,
     check_tuner_inputs,
     info_of_base,
     open_saved_encoders,
+    put_text_first,
     tune_encoder,
 )
 from clipadapter.classifier.evaluation import EvaluationResult, check_label_kind, check_labels, evaluate_features
@@ -88,6 +90,7 @@ from clipadapter.persistence.evaluation import EVALUATION_KEY
 from clipadapter.persistence.model import registered_name
 from clipadapter.prediction import Prediction, unreadable
 from clipadapter.progress import shows_progress
+from clipadapter.towers import TextTower
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
 
 if TYPE_CHECKING:
@@ -115,8 +118,9 @@ class FewShotClassifier:
     ['blue']
 
     Args:
-        encoder: URI of an encoder, or an open encoder; or several, of which the first gives the class text. Heads that
-            read several blocks of features use all of them.
+        encoder: URI of an encoder, or an open encoder; or several. Class text comes from the first that has a text
+            tower, whose features are the block ``final``; without any, heads that need class text can't be fitted.
+            Heads that read several blocks of features use all encoders.
         head: registered name of a head, or a head.
         head_params: parameters of a head that is given by name.
         grid: values to try, by parameter of the head. Held-out shots select the best ones (see `heads.select`).
@@ -223,10 +227,9 @@ class FewShotClassifier:
         if self._tuned_encoder is not None:
             return self._tuned_encoder
         if not hasattr(self, "_encoder"):
-            first, *others = [self.encoder] if isinstance(self.encoder, str | Encoder) else self.encoder
-            self._encoder, *self._other_encoders = (
-                create_encoder(each, self.device) if isinstance(each, str) else each for each in (first, *others)
-            )
+            named = [self.encoder] if isinstance(self.encoder, str | Encoder) else self.encoder
+            encoders = [create_encoder(each, self.device) if isinstance(each, str) else each for each in named]
+            self._encoder, *self._other_encoders = put_text_first(encoders)
             self._named_blocks = block_names(self._encoder)
         return self._encoder
 
@@ -311,6 +314,7 @@ class FewShotClassifier:
         if len(names) < 2:
             raise InputError(f"a classifier needs two classes or more, but got {format_list(names) or 'none'}")
         head = self._build_head()
+        check_text_tower(head, self.encoder_)
         if head.tunes_encoder or self._tuned_encoder is not None:
             self.__dict__.pop("head_", None)  # a head of before belongs to another encoder, should this fit fail
         self._tuned_encoder = None
@@ -902,7 +906,7 @@ class FewShotClassifier:
                 images,
                 backend=self.backend,
                 precision=self.precision,
-                text=partial(self.encode_classes, class_names),
+                text=partial(self.encode_classes, class_names) if self.encoder_.has_text else None,
                 store=store,
                 progress=shows_progress(self.progress),
             )
@@ -930,6 +934,10 @@ class FewShotClassifier:
     def _extract_plain(self, images: Sequence[ImageSource]) -> NDArray[Any]:
         """Features (m, d) of pictures, all of which must be readable."""
         return self._extract(images, ViewSpec(), strict=True).features[:, 0]
+
+    def _open_text_tower(self) -> Callable[[], TextTower] | None:
+        """What opens the text tower of the encoder; None if it has none."""
+        return partial(open_text_tower, self.encoder_) if self.encoder_.has_text else None
 
     def _view_cost(self, n_pictures: int, spec: ViewSpec) -> ViewCost:
         return ViewCost(n_pictures, spec.count, self.encoder_.info.dim, cached=self.cache is not None)
@@ -970,7 +978,7 @@ class FewShotClassifier:
 
     def _apply(self, change: edit.Edit, action: str, facts: Mapping[str, Any], by: str) -> Self:
         before = self._to_model()
-        text = change.text.with_tower(partial(open_text_tower, self.encoder_))
+        text = change.text.with_tower(self._open_text_tower())
         after = edit.apply_edit(before, replace(change, text=text))
         history = self.history_.with_change(before, after, action, facts, by)
         self._set_model(after)
@@ -995,7 +1003,7 @@ class FewShotClassifier:
             encoders = open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
             self._encoder, self._tuned_encoder = encoders
             self._is_backend_chosen = True
-        self.text_ = model.text.with_tower(partial(open_text_tower, self.encoder_))
+        self.text_ = model.text.with_tower(self._open_text_tower())
         self.head_, self.support_ = model.head.attach(self.text_), model.support
         self.prompts_, self.fold_heads_ = model.prompts, model.fold_heads
         self.uncertainty_ = model.uncertainty

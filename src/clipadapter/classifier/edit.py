@@ -175,14 +175,15 @@ def _edit_text(
     before: TextFeatures, names: Sequence[str], old_positions: Sequence[int], encoded: TextFeatures | None = None
 ) -> TextFeatures:
     """Text features of other classes: rows of before, and encoded ones for new and renamed classes."""
-    # A row of zeros is a class without text, which the constructor expects as NaN.
-    rows = np.where(before.embeddings.any(axis=1, keepdims=True), before.embeddings, np.nan)
+    rows = before.embeddings
     new_rows = {} if encoded is None else dict(zip(encoded.labels, encoded.embeddings, strict=True))
     embeddings = np.array(
         [new_rows[name] if name in new_rows else rows[i] for name, i in zip(names, old_positions, strict=True)],
         rows.dtype,
     )
-    return TextFeatures(names, embeddings, before.logit_scale, before.logit_bias, before.tower, before.order)
+    return TextFeatures.of_stored_rows(
+        names, embeddings, before.logit_scale, before.logit_bias, before.tower, before.order
+    )
 
 
 # ---- Edits of shots ----

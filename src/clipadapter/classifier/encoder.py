@@ -104,6 +104,30 @@ def blocks_of_quality(encoder: Encoder, others: Sequence[Encoder], quality: str)
     return names
 
 
+def put_text_first(encoders: Sequence[Encoder]) -> list[Encoder]:
+    """The first encoder that has a text tower, then the others in their order; unchanged if none has one."""
+    first = next((i for i, encoder in enumerate(encoders) if encoder.has_text), 0)
+    return [encoders[first], *encoders[:first], *encoders[first + 1 :]]
+
+
+def check_text_tower(head: Head, encoder: Encoder) -> None:
+    """Refuse a head that needs class text, before the work begins, if no encoder has a text tower.
+
+    Args:
+        head: not fitted.
+        encoder: the first one; it has a text tower if any has.
+
+    Raises:
+        InputError: if so.
+    """
+    if head.needs_text and not encoder.has_text:
+        raise InputError(
+            f"{type(head).__name__} needs class text, but {encoder.info.name} has no text tower: name an encoder that "
+            f"has one beside it, such as --encoder lite --encoder {encoder.info.name}, or take the head 'auto', which "
+            "needs none"
+        )
+
+
 def check_tuner_inputs(grid: Mapping[str, Sequence[Any]] | None, unlabelled: Sequence[ImageSource] | None) -> None:
     """Refuse, before the work begins, arguments that a head which tunes the encoder does not take.
 

@@ -139,7 +139,15 @@ def embed_negative_labels(
         templates: prompt templates of the classes.
         store: stores the text features; None stores nothing.
         outliers: (b, d) features of pictures of none of the classes.
+
+    Raises:
+        InputError: if the encoder has no text tower.
     """
+    if not encoder.has_text:
+        raise InputError(
+            f"negative_labels compares pictures with class names, but {encoder.info.name} has no text tower: leave it "
+            "out, or name an encoder that has one beside it"
+        )
     names = tuple(dict.fromkeys(imagenet_names("torchvision")))  # some versions of torchvision repeat names
     encoded = encode_classes(encoder, class_prompts(names, templates, None), store)
     rows = select_negative_labels(text.labels, text.embeddings, names, encoded.embeddings)
@@ -363,7 +371,7 @@ def _fit_rejector(
             logits=None if once is None else once.logits,
             rows=None if once is None else once.rows,
             probabilities=None if once is None else calibrator.probabilities(once.logits),
-            text=None if len(text.absent) == len(text.labels) else text.embeddings,
+            text=text.embeddings if text.has_text else None,
             scale=text.logit_scale,
             negative_labels=negatives.label_embeddings,
             names=negatives.label_names,

@@ -18,7 +18,7 @@ from clipadapter.doctor.image_quality import check_image_quality, measure_images
 from clipadapter.doctor.label_errors import downgrade_overlapping, find_label_errors
 from clipadapter.doctor.label_evidence import collect_label_evidence
 from clipadapter.encoders import Encoder
-from clipadapter.errors import InputError, require
+from clipadapter.errors import require
 from clipadapter.heads import TextFeatures
 
 
@@ -101,12 +101,7 @@ def _unreadable_files(
 
 def _encode_class_text(model: FewShotClassifier, names: Sequence[str]) -> TextFeatures | None:
     """Class text; None if the encoder has no text tower."""
-    try:
-        return model.encode_classes(names)
-    except InputError:
-        if model.encoder_.text_tower() is None and model.descriptions is None:
-            return None
-        raise
+    return model.encode_classes(names) if model.encoder_.has_text else None
 
 
 def _squashes(encoder: Encoder) -> bool:

@@ -28,7 +28,7 @@ def encode_classes(
 
     Returns:
         A unit vector (d,) per class (normalize each prompt, mean, normalize), and the logit scale and bias of the
-        encoder.
+        encoder. No class has text if the encoder has no text tower (`Encoder.has_text`).
 
     Raises:
         InputError: if there is no class, or a class has no prompt.
@@ -42,11 +42,13 @@ def encode_classes(
     for name, texts in prompts.items():
         if isinstance(texts, str) or not texts:
             raise InputError(f"class '{name}' needs a list of one or more prompts, but has {brief(texts)}")
+    info = encoder.info
+    if not encoder.has_text:
+        return TextFeatures.of_names(list(prompts), info.text_dim, info.logit_scale)
     different = dict.fromkeys(text for texts in prompts.values() for text in texts)
     row_of = {text: i for i, text in enumerate(different)}
     rows = _encode_texts(encoder, list(different), store)  # (k, d)
     vectors = torch.stack([ensemble(rows[[row_of[text] for text in texts]]) for texts in prompts.values()])  # (c, d)
-    info = encoder.info
     tower = partial(open_text_tower, encoder)
     return TextFeatures(list(prompts), vectors.numpy(), info.logit_scale, info.logit_bias, tower)
 

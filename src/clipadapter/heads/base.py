@@ -316,17 +316,18 @@ class Head(Estimator, ABC):
                 positions = label_positions(names, classes, "are no class" if text is None else "have no class text")
             text = None if text is None else text.arranged(classes)
             labels = torch.from_numpy(positions)
+        has_text = text is not None and text.has_text  # without, it only says which classes there are
         shots = SupportSet(
             views=tensor,
             labels=labels,
             n_classes=len(classes),
-            text=None if text is None else unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)),
+            text=unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)) if text and has_text else None,
             scale=DEFAULT_LOGIT_SCALE if text is None else text.logit_scale,
             unlabelled=self._check_unlabelled(unlabelled, tensor, blocks),
             names=() if text is None else text.labels,
             tower=None if text is None else text.tower,
             targets=targets,
-            bias=None if text is None else text.logit_bias,
+            bias=text.logit_bias if text and has_text else None,
             blocks=blocks_to_read(self.reads, blocks),
         )
         return shots, classes
@@ -354,9 +355,10 @@ class Head(Estimator, ABC):
                 f"{name} trains through the text tower: fit it by FewShotClassifier, or call "
                 "fit(X, y, text=encode_classes(encoder, prompts))"
             )
-        if text is not None and text.absent and (self.needs_text or len(text.absent) == len(text.labels)):
+        if text is not None and text.absent and self.needs_text:
             raise InputError(
                 f"{name} needs class text, but there is none of {format_list(text.absent)}; 'auto' needs none"
+                + ("" if text.has_text else ", or name an encoder with a text tower, such as lite, beside this one")
             )
         width = blocks[0].width
         if text is not None and text.embeddings.shape[1] != width:

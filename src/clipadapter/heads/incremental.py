@@ -117,11 +117,12 @@ class IncrementalHead(Head):
             return self
         previous_classes = self.classes_
         check_feature_names(self, X)
-        self._check_same_use_of_text(text)
         if text is None:
             class_names = _add_new_classes(previous_classes, y, classes)
         else:
             class_names = text_classes(text, previous_classes.dtype)
+            text = text if text.has_text else None
+        self._check_same_use_of_text(text)
         shots, all_classes = self._check_shots(X, y, text, classes=class_names)
         self._check_updatable()
         origin = class_origins(previous_classes, all_classes)
@@ -208,6 +209,7 @@ class ExactIncrementalHead(IncrementalHead):
         """
         check_is_fitted(self)
         check_feature_names(self, X)
+        text = text if text is not None and text.has_text else None
         self._check_same_use_of_text(text)
         shots, _ = self._check_shots(X, y, text, classes=self.classes_)
         self._check_updatable()

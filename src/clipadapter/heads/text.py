@@ -96,8 +96,8 @@ class TextFeatures:
 
     def _rows(self) -> Array:
         """Embeddings as the constructor takes them: rows of NaN for classes without text."""
-        has_text: Array = np.asarray(self.embeddings.any(axis=1))
-        return np.where(has_text[:, None], self.embeddings, np.nan).astype(self.embeddings.dtype)
+        has_text: Array = np.asarray(self.embeddings.any(axis=1, keepdims=True))
+        return np.where(has_text, self.embeddings, np.nan).astype(self.embeddings.dtype)
 
     def with_tower(self, tower: Callable[[], TextTower] | None) -> TextFeatures:
         """The same text features with a function that opens the text tower that made them."""
@@ -148,6 +148,47 @@ class TextFeatures:
         return TextFeatures(
             [str(i) for i in range(len(rows))], rows, self.logit_scale, self.logit_bias, None, self.order
         )
+
+    @classmethod
+    def of_stored_rows(
+        cls,
+        labels: Sequence[str],
+        rows: Array,
+        logit_scale: float = DEFAULT_LOGIT_SCALE,
+        logit_bias: float | None = None,
+        tower: Callable[[], TextTower] | None = None,
+        order: Order = "sorted",
+    ) -> TextFeatures:
+        """Text features from the ``embeddings`` of others, where a row of zeros is a class without text.
+
+        >>> TextFeatures.of_stored_rows(["cat", "dog"], np.array([[0.0, 0.0], [0.0, 1.0]])).absent
+        ('cat',)
+        """
+        has_text: Array = np.asarray(rows.any(axis=1, keepdims=True))
+        marked = np.where(has_text, rows, np.nan).astype(rows.dtype)
+        return cls(labels, marked, logit_scale, logit_bias, tower, order)
+
+    @classmethod
+    def of_names(
+        cls, labels: Sequence[str], width: int, logit_scale: float = DEFAULT_LOGIT_SCALE, order: Order = "sorted"
+    ) -> TextFeatures:
+        """Class names without text, for an encoder without a text tower.
+
+        Args:
+            labels: class names, each once.
+            width: d, width of the features.
+            logit_scale: factor of cosines.
+            order: as for the constructor.
+
+        >>> TextFeatures.of_names(["cat", "dog"], 4).has_text
+        False
+        """
+        return cls(labels, np.full((len(labels), width), np.nan, np.float32), logit_scale, order=order)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any class has text."""
+        return bool(self.embeddings.any())
 
     @property
     def absent(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from clipadapter.blocks import FINAL, UNPROJECTED, Blocks, as_blocks
 from clipadapter.encoders import EncoderInfo, split_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
+from clipadapter.formatting import format_list
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
 from clipadapter.model_folder import FOLD_HEADS_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE
 from clipadapter.persistence.evaluation import EVALUATION_KEY, validate_evaluation
@@ -140,8 +141,12 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
         raise ArtifactError(f"{Path(path) / HEAD_FILE} has no class text")
     try:
         blocks = _blocks(encoder)
-        text = TextFeatures(names, arrays.pop(TEXT_KEY), encoder.logit_scale, encoder.logit_bias, order="given")
-        head = create_head(config.head.name, **config.head.params).load_state(arrays, names, encoder.dim, blocks)
+        scale, bias = encoder.logit_scale, encoder.logit_bias
+        text = TextFeatures.of_stored_rows(names, arrays.pop(TEXT_KEY), scale, bias, order="given")
+        head = create_head(config.head.name, **config.head.params)
+        if text.absent and head.needs_text:
+            raise InputError(f"there is no class text of {format_list(text.absent)}")
+        head = head.load_state(arrays, names, encoder.dim, blocks)
         X, y, targets = np.empty((0, encoder.dim), np.float32), (), None
         if SUPPORT_FILE in config.files:
             shots = read(SUPPORT_FILE)

@@ -103,6 +103,10 @@ class Session:
     def __init__(self, project: Project, encoder: str | Encoder = "auto", head: str = "auto", **params: Any) -> None:
         check_head(head)
         opened = create_encoder(encoder, params.get("device", "cpu")) if isinstance(encoder, str) else encoder
+        if not opened.has_text:
+            raise InputError(
+                f"the studio starts from class names, but {opened.info.name} has no text tower: name another encoder"
+            )
         self.project, self.encoder, self.head, self._params = project, opened, head, params
         self._features = FeatureCache(opened, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
         self.state = SessionState()

@@ -124,7 +124,7 @@ def _warn_about(result: ModelEvaluation, out: Output) -> None:
             f"{result.among_shots} of {result.n_test} test pictures are among the shots that the model was fitted "
             "with: the figures are better than they would be on new pictures"
         )
-    if len(result.baselines) == 1:
+    if result.baselines and "linear-probe" not in result.baselines:
         out.warn("the model was saved without its shots (--no-support): no linear probe and no learning curve")
 
 
