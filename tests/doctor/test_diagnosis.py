@@ -89,6 +89,8 @@ def test_names_that_the_encoder_does_not_understand_are_found(scenes):
 class EncoderWithoutText(ToyEncoder):
     """The toy encoder without a text tower."""
 
+    has_text = False
+
     def text_tower(self):
         return None
 

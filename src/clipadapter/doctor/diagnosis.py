@@ -101,7 +101,8 @@ def _unreadable_files(
 
 def _encode_class_text(model: FewShotClassifier, names: Sequence[str]) -> TextFeatures | None:
     """Class text; None if the encoder has no text tower."""
-    return model.encode_classes(names) if model.encoder_.has_text else None
+    text = model.encode_classes(names)
+    return text if text.has_text else None
 
 
 def _squashes(encoder: Encoder) -> bool:
