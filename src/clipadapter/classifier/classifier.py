@@ -326,8 +326,7 @@ class FewShotClassifier:
         unlabelled_features = None if unlabelled is None else self._extract_plain(unlabelled)
         outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
         self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
-        self._drop_unused_blocks()
-        return self
+        return self.drop_unused_blocks()
 
     def prepare_encoder(self, *heads: Head) -> None:
         """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself.
@@ -387,6 +386,32 @@ class FewShotClassifier:
         self.support_ = replace(support, provenance={**support.provenance, FIT_KEY: settings.to_json()})
         self.text_, self.class_names_, self._history = text, tuple(text.labels), None
         self.evaluation_ = None
+        return self
+
+    def drop_unused_blocks(self) -> Self:
+        """Keep only the blocks of features that the answers depend on, so that a prediction needs no others.
+
+        `fit` does this itself. After `fit_features` it makes a saved model smaller and faster; it changes no answer.
+
+        Raises:
+            InputError: if the classifier is not fitted.
+        """
+        self._check_fitted()
+        if len(self.support_.blocks) == 1 or self._tuned_encoder is not None:
+            return self
+        used = {name for head in (self.head_, *self.fold_heads_) for name in head.used_blocks()}
+        names = complete_passes(self.encoder_, used)
+        self._encoder = select_encoder_blocks(self.encoder_, names)
+        self.support_ = replace(
+            self.support_.select_blocks(names),
+            provenance={
+                **self.support_.provenance,
+                "encoder": self._encoder.info.name,
+                "fingerprint": self._encoder.info.fingerprint,
+            },
+        )
+        self.head_ = self.head_.restrict_blocks(names)
+        self.fold_heads_ = tuple(head.restrict_blocks(names) for head in self.fold_heads_)
         return self
 
     def extract_features(
@@ -873,24 +898,6 @@ class FewShotClassifier:
         return hub.load_card(self._to_model())
 
     # ---- Internal ----
-
-    def _drop_unused_blocks(self) -> None:
-        """Keep only the blocks of features that the answers depend on, so that a prediction needs no others."""
-        if len(self.support_.blocks) == 1 or self._tuned_encoder is not None:
-            return
-        used = {name for head in (self.head_, *self.fold_heads_) for name in head.used_blocks()}
-        names = complete_passes(self._encoder, used)
-        self._encoder = select_encoder_blocks(self._encoder, names)
-        self.support_ = replace(
-            self.support_.select_blocks(names),
-            provenance={
-                **self.support_.provenance,
-                "encoder": self._encoder.info.name,
-                "fingerprint": self._encoder.info.fingerprint,
-            },
-        )
-        self.head_ = self.head_.restrict_blocks(names)
-        self.fold_heads_ = tuple(head.restrict_blocks(names) for head in self.fold_heads_)
 
     def _build_head(self) -> Head:
         return build_head(self.head, self.head_params, self.seed, shows_progress(self.progress))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,9 @@ def build_page(
     project: str | Path,
     *,
     unlabelled: str | Path | None = None,
-    encoder: str | Encoder = "auto",
+    encoder: str | Encoder | Sequence[str | Encoder] = "auto",
     head: str = "auto",
+    quality: str | None = None,
     **params: Any,
 ) -> Page:
     """Build the studio of a project as a `gradio.Blocks`. Its method ``launch`` serves it, also in a Space of the Hub.
@@ -33,8 +34,10 @@ def build_page(
     Args:
         project: folder with one folder of pictures per class; made if missing.
         unlabelled: folder of pictures to label, which is not changed.
-        encoder: a URI, or an open encoder.
+        encoder: a URI, or an open encoder; or several. Class text comes from the first that has a text tower.
         head: a registered name of a head that is fitted to features quickly.
+        quality: how much of a picture the model looks at: "fast", "standard" or "best" (see `FewShotClassifier`). None
+            for what was chosen on the page of this project before, or else "standard".
         params: further parameters of `FewShotClassifier`, such as ``cache``, ``device`` or ``templates``.
 
     Raises:
@@ -56,7 +59,7 @@ def build_page(
     check_head(head)  # before the folder of the project is made
     opened = Project(project, unlabelled)
     try:
-        session = Session(opened, encoder, head, **params)
+        session = Session(opened, encoder, head, quality, **params)
     except BaseException:
         opened.close()
         raise

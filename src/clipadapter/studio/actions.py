@@ -50,6 +50,7 @@ class Actions:
             "remove-pictures": self._remove_pictures,
             "add-tried-picture": self._add_tried_picture,
             "skip-picture": self._skip_picture,
+            "set-quality": self._set_quality,
             "undo": self._undo,
             "open": self._open,
         }
@@ -102,10 +103,10 @@ class Actions:
 
     def is_prediction_outdated(self, tab: Tab) -> bool:
         """Whether the prediction of a tab is of an earlier model."""
-        return tab.tried_file is not None and tab.prediction_revision != self.session.state.revision
+        return tab.tried_file is not None and tab.prediction_learned_from != self.session.state.learned_from
 
     def _predict(self, tab: Tab) -> None:
-        tab.prediction, tab.prediction_revision = None, self.session.state.revision
+        tab.prediction, tab.prediction_learned_from = None, self.session.state.learned_from
         if tab.tried_file is not None:
             tab.prediction = self.session.predict(tab.tried_file)
 
@@ -172,6 +173,9 @@ class Actions:
 
     def _skip_picture(self, tab: Tab, data: Data) -> None:
         self.session.skip_picture(_get_text(data, "picture"))
+
+    def _set_quality(self, tab: Tab, data: Data) -> None:
+        self.session.set_quality(_get_text(data, "quality"))
 
     def _undo(self, tab: Tab, data: Data) -> Note:
         undone = self.project.undo()

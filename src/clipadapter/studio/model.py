@@ -6,14 +6,17 @@ correctly, so that its name would only lower the accuracy of the others until it
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.blocks import FINAL, Blocks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import score
 from clipadapter.data import draw_shots
@@ -46,7 +49,8 @@ class ProjectModel:
     Args:
         text: text features; their labels are the class names.
         zero_shot: head that uses the class names alone.
-        classifier: fitted to the labelled pictures; None if there are none.
+        classifier: fitted to the labelled pictures; None if there are none. It has all blocks of features.
+        blocks: blocks of the features that the model was fitted to; empty for ``final`` alone.
         shot_count: number of labelled pictures.
         zero_shot_accuracy: accuracy of the class names alone, mean over classes; None without labelled pictures.
         held_out: accuracy on held-out labelled pictures; None if none can be held out.
@@ -57,6 +61,7 @@ class ProjectModel:
     text: TextFeatures
     zero_shot: Head
     classifier: FewShotClassifier | None = None
+    blocks: Blocks = ()
     shot_count: int = 0
     zero_shot_accuracy: float | None = None
     held_out: CurvePoint | None = None
@@ -73,15 +78,29 @@ class ProjectModel:
         """Names of the classes, in the order of the columns."""
         return self.text.labels
 
+    @cached_property
+    def small_classifier(self) -> FewShotClassifier | None:
+        """The classifier to save: without the blocks of features that its answers don't depend on."""
+        return None if self.classifier is None else copy.copy(self.classifier).drop_unused_blocks()
+
     def probabilities(self, features: Array) -> Array:
         """Return (m, c) probabilities of pictures (m, d): calibrated, or zero-shot without labelled pictures."""
         if self.classifier is not None:
             return self.classifier.uncertainty_.probabilities(self.classifier.head_.logits(features))
-        return softmax(self.zero_shot.logits(features), self.zero_shot.prior_temperature(1))
+        return softmax(self.zero_shot_logits(features), self.zero_shot.prior_temperature(1))
+
+    def zero_shot_logits(self, features: Array) -> Array:
+        """Return (m, c) logits of the class names alone, of pictures (m, d) whose first block is ``final``."""
+        return self.zero_shot.logits(features[:, : self.text.embeddings.shape[1]])
 
 
 def fit_project_model(
-    classifier: FewShotClassifier, text: TextFeatures, keys: Sequence[str], features: Array, labels: Sequence[str]
+    classifier: FewShotClassifier,
+    text: TextFeatures,
+    keys: Sequence[str],
+    features: Array,
+    labels: Sequence[str],
+    blocks: Blocks = (),
 ) -> ProjectModel:
     """Fit to all labelled pictures.
 
@@ -91,6 +110,7 @@ def fit_project_model(
         keys: keys of the n pictures.
         features: (n, d).
         labels: class of each picture.
+        blocks: name and width of each block of the features; empty for ``final`` alone.
 
     Raises:
         InputError: if the head can't be fitted to them.
@@ -99,7 +119,7 @@ def fit_project_model(
     # The zero-shot head uses no shots, but a fit needs some: the text features themselves have the right width.
     zero_shot = create_head("zero-shot").fit(text.embeddings, text.labels, text=text)
     if not len(labels):
-        return ProjectModel(text, zero_shot)
+        return ProjectModel(text, zero_shot, blocks=blocks)
     info = classifier.encoder_.info
     provenance = {
         "encoder": info.name,
@@ -108,14 +128,17 @@ def fit_project_model(
         "skipped": [],
         "views": 1,
     }
-    classifier.fit_features(FeatureSet(features, tuple(labels), text.labels, provenance), text)
+    support = FeatureSet(features, tuple(labels), text.labels, provenance, blocks=blocks)
+    classifier.fit_features(support, text)
     label_indices = _to_indices(labels, text.labels)
-    best = _predict_among(zero_shot.logits(features), label_indices)
+    best = _predict_among(zero_shot.logits(support.final), label_indices)
     zero_shot_accuracy = mean_class_accuracy(best == label_indices, label_indices)
     fit_seconds = time.perf_counter() - start
     held_out = out_of_fold(classifier.head_, features, np.asarray(labels), text, strategies=("own", "folds"))
     if held_out is None:
-        return ProjectModel(text, zero_shot, classifier, len(labels), zero_shot_accuracy, fit_seconds=fit_seconds)
+        return ProjectModel(
+            text, zero_shot, classifier, blocks, len(labels), zero_shot_accuracy, fit_seconds=fit_seconds
+        )
     rows = held_out.first_per_shot
     predicted = _predict_among(rows.logits, label_indices)
     correct = np.full((1, len(labels)), np.nan)
@@ -124,6 +147,7 @@ def fit_project_model(
         text,
         zero_shot,
         classifier,
+        blocks,
         len(labels),
         zero_shot_accuracy,
         held_out=CurvePoint.of_fits(held_out.shots_per_class, correct, label_indices),
@@ -200,18 +224,23 @@ def learning_curve(
     rows = [] if test is None else [i for i, name in enumerate(test[1]) if name in set(labels)]
     if test is not None and rows:
         test_labels = [test[1][i] for i in rows]
-        test_set = FeatureSet(test[0][rows], tuple(test_labels), model.class_names).mark_for_evaluation()
+        test_set = FeatureSet(test[0][rows], tuple(test_labels), model.class_names, blocks=model.blocks)
+        test_set = test_set.mark_for_evaluation()
         measured_labels = _to_indices(test_labels, model.class_names)
+
+    final = features[:, : model.text.embeddings.shape[1]]
 
     def measure(head: Head, drawn: Array) -> Array:
         """(m,) correct predictions; NaN for the pictures that the head was fitted to."""
         on_step()
+        X = final if head is model.zero_shot else features
         if test_set is not None:
-            result = score(head, test_set, among=sorted(set(labels)))
+            seen = test_set.select_blocks([FINAL]) if head is model.zero_shot else test_set
+            result = score(head, seen, among=sorted(set(labels)))
             return np.asarray(result.logits.argmax(axis=1) == result.labels, np.float64)
         others = np.setdiff1d(np.arange(len(labels)), drawn)
         correct = np.full(len(labels), np.nan)
-        correct[others] = _predict_among(head.logits(features[others]), label_indices) == label_indices[others]
+        correct[others] = _predict_among(head.logits(X[others]), label_indices) == label_indices[others]
         return correct
 
     points = [CurvePoint.of_fits(0, measure(model.zero_shot, np.array([], int))[None], measured_labels)]
@@ -223,7 +252,12 @@ def learning_curve(
     for shots in (2**i for i in range(6) if 2**i <= max_shots and 2**i < 0.9 * last_shots):
         draws = [np.array(draw_shots(labels, shots, seed)) for seed in range(DRAWS_PER_POINT)]
         heads = (
-            (clone(model.classifier.head_).fit(features[drawn], [labels[i] for i in drawn], text=model.text), drawn)
+            (
+                clone(model.classifier.head_).fit(
+                    features[drawn], [labels[i] for i in drawn], text=model.text, blocks=model.blocks or None
+                ),
+                drawn,
+            )
             for drawn in draws
         )
         correct = np.stack([measure(head, drawn) for head, drawn in heads])

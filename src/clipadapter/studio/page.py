@@ -121,6 +121,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
                 parts["queue"].render()
             with gr.Column(scale=1, min_width=330):
                 parts["accuracy"].render()
+                parts["quality"].render()
                 with gr.Column(elem_id="cs-save-group"):
                     folder = gr.Textbox(
                         label="Save the model to this folder",

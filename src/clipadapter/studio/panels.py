@@ -18,11 +18,12 @@ from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.model import MORE_SHOTS, LearningCurve
 from clipadapter.studio.pictures import PictureFile, Stamp
+from clipadapter.studio.quality import quality_options
 from clipadapter.studio.session import Session, SessionState
 from clipadapter.studio.tab import Tab, join_first
 
 PACKAGE = "clipadapter.studio"
-PANELS = ("status", "classes", "queue", "prediction", "accuracy")
+PANELS = ("status", "classes", "queue", "prediction", "accuracy", "quality")
 SMALL_PIXELS, LARGE_PIXELS = 96, 360
 """Longest sides of the pictures on the page."""
 CLASS_PICTURES, OPEN_CLASS_PICTURES = 8, 400
@@ -50,6 +51,7 @@ class Panels:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._thumbnails = ThumbnailCache()
+        self._quality_options = quality_options(session.encoder, session.other_encoders)
 
     def render_changed(self, tab: Tab) -> dict[str, str]:
         """Return the HTML of the panels that differ from what the tab shows."""
@@ -76,7 +78,7 @@ class Panels:
         return {
             "next_step": self._next_step(state, contents),
             "summary": _summarize(contents, state),
-            "encoder": self.session.encoder.info.name,
+            "encoders": [one.info.name for one in (self.session.encoder, *self.session.other_encoders)],
             "activity": state.activity,
             "progress": state.progress,
             "error": state.error,
@@ -195,6 +197,16 @@ class Panels:
             "percent": lambda share: round(100 * share),
             "left_out": join_first(self.session.classes_without_pictures()),
             "method_style": method_style(self.session.head),
+        }
+
+    def _quality(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+        chosen = self.session.quality
+        is_waiting = state.quality not in ("", chosen) and state.model is not None
+        return {
+            "options": self._quality_options,
+            "chosen": chosen,
+            "fitted": state.quality if is_waiting else "",
+            "why_no_choice": self.session.why_no_choice,
         }
 
 

@@ -42,6 +42,8 @@ INCOMING_FOLDER = f"{STUDIO_FOLDER}/incoming"
 UNLABELLED_FOLDER = f"{STUDIO_FOLDER}/unlabelled"
 TRASH_FOLDER = f"{STUDIO_FOLDER}/trash"
 MAX_NAME_LETTERS = 120
+MAX_SETTINGS_BYTES = 2**16
+"""A larger file of settings is ignored: the studio did not write it."""
 
 
 @dataclass
@@ -107,6 +109,7 @@ class Project:
         try:
             self._check_external_folder()
             self._names_file = own / "class_names.json"
+            self._settings_file = own / "settings.json"
             self._remove_unfinished_files()
             names = self._read_class_names()
             self._journal = Journal(self.root, own / "journal.jsonl", names, self._first_free_number())
@@ -140,6 +143,32 @@ class Project:
             self._external = list_picture_files(path for path in paths if not path.is_relative_to(self.root))
             self._write_class_names()
             return self._read()
+
+    def setting(self, name: str) -> str:
+        """Return what a setting of the page was last; empty if it was never chosen, or can't be read."""
+        with self._guard:
+            return self._read_settings().get(name, "")
+
+    def save_setting(self, name: str, value: str) -> None:
+        """Remember a setting of the page; this is no step, and `undo` does not change it.
+
+        Raises:
+            InputError: if the disk can't be written.
+        """
+        with self._guard:
+            settings = {**self._read_settings(), name: value}
+            write_atomically(self._settings_file, json.dumps(settings, indent=1) + "\n")
+
+    def _read_settings(self) -> dict[str, str]:
+        """The settings; those that are no text are left out, so that a damaged file only loses choices."""
+        try:
+            if self._settings_file.stat().st_size > MAX_SETTINGS_BYTES:
+                return {}
+            settings = json.loads(self._settings_file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        pairs = settings.items() if isinstance(settings, dict) else ()
+        return {name: value for name, value in pairs if isinstance(value, str)}
 
     def add_class(self, text: str) -> str:
         """Make a folder for a class. Return the name of the class as it is stored.
@@ -347,7 +376,8 @@ class Project:
     def _remove_unfinished_files(self) -> None:
         """Remove hidden temporary files that a killed process left; none of them was complete."""
         incoming = self.root / INCOMING_FOLDER
-        temporary = (self.root / STUDIO_FOLDER).glob(".class_names.json-*")
+        own = self.root / STUDIO_FOLDER
+        temporary = [*own.glob(".class_names.json-*"), *own.glob(".settings.json-*")]
         for path in [*temporary, *incoming.glob(".*"), *incoming.glob("*/.*")]:
             with suppress(OSError):
                 path.unlink()

@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.classifier.encoder import (
+    DEFAULT_QUALITY,
+    QUALITIES,
+    block_names,
+    blocks_to_read,
+    check_quality,
+    put_text_first,
+)
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.files import printable
-from clipadapter.heads import head_info
+from clipadapter.heads import create_head, head_info
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
 from clipadapter.studio.model import (
@@ -28,8 +36,11 @@ from clipadapter.studio.model import (
 )
 from clipadapter.studio.pictures import PictureFile
 from clipadapter.studio.project import STUDIO_FOLDER, Project
+from clipadapter.studio.quality import relative_cost, why_no_choice
 from clipadapter.studio.selection import margins, select_for_labelling
 
+QUALITY_SETTING = "quality"
+"""Name of the setting of a project that remembers the quality."""
 QUEUE_PICTURES = 8
 """Pictures that are selected for labelling at a time."""
 FIRST_PICTURES = 4 * QUEUE_PICTURES
@@ -50,12 +61,14 @@ class SessionState:
         progress: done part of the activity, 0..1; None if that is not known.
         error: why something could not be computed.
         revision: revision of the contents that the model was fitted to.
+        quality: quality of the features that the model was fitted to.
         model: fitted to these contents; None if there are fewer than two classes.
         curve: learning curve; None until it is measured.
         guesses: (class, probability) of the unlabelled pictures, by key.
         queue: keys of the pictures to label next.
         unreadable: why pictures can't be read, by key.
-        saved_revision: revision of the contents that the saved model was fitted to; -1 if none was saved.
+        saved_revision: revision of the contents that the saved model was fitted to; -1 if none was saved, or only one
+            of another quality.
     """
 
     version: int = 0
@@ -63,12 +76,18 @@ class SessionState:
     progress: float | None = None
     error: str = ""
     revision: int = -1
+    quality: str = ""
     model: ProjectModel | None = None
     curve: LearningCurve | None = None
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
     queue: tuple[str, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
     saved_revision: int = -1
+
+    @property
+    def learned_from(self) -> tuple[int, str]:
+        """What the model was fitted to; another model has another value."""
+        return self.revision, self.quality
 
 
 class _Superseded(Exception):
@@ -91,24 +110,51 @@ class Session:
 
     Args:
         project: an open project.
-        encoder: a URI, or an open encoder.
+        encoder: a URI, or an open encoder; or several. Class text comes from the first that has a text tower.
         head: a registered name of a head that is fitted to features quickly.
+        quality: "fast", "standard" or "best"; see `FewShotClassifier`. The project remembers it. None: what it
+            remembers, or "standard".
         params: further parameters of `FewShotClassifier`, such as ``cache``, ``device``, ``backend`` or ``templates``.
 
+    Attributes:
+        quality: what was chosen. The model has it as soon as the features are computed.
+        why_no_choice: why the quality makes no difference; empty if it does.
+
     Raises:
-        InputError: if the head trains through a tower, or is transductive.
-        EncoderUnavailableError: if the weights of the encoder are not available.
+        InputError: if the head trains through a tower, or is transductive, or there is no such quality.
+        EncoderUnavailableError: if the weights of an encoder are not available.
     """
 
-    def __init__(self, project: Project, encoder: str | Encoder = "auto", head: str = "auto", **params: Any) -> None:
+    def __init__(
+        self,
+        project: Project,
+        encoder: str | Encoder | Sequence[str | Encoder] = "auto",
+        head: str = "auto",
+        quality: str | None = None,
+        **params: Any,
+    ) -> None:
         check_head(head)
-        opened = create_encoder(encoder, params.get("device", "cpu")) if isinstance(encoder, str) else encoder
-        if not opened.has_text:
+        device = params.get("device", "cpu")
+        named = [encoder] if isinstance(encoder, str | Encoder) else encoder
+        encoders = [create_encoder(each, device) if isinstance(each, str) else each for each in named]
+        self.encoder, *self.other_encoders = put_text_first(encoders)
+        if not self.encoder.has_text:
+            names = ", ".join(each.info.name for each in encoders)
             raise InputError(
-                f"the studio starts from class names, but {opened.info.name} has no text tower: name another encoder"
+                f"the studio starts from class names, but {names} has no text tower: name another encoder, or one that "
+                "has a text tower beside it"
             )
-        self.project, self.encoder, self.head, self._params = project, opened, head, params
-        self._features = FeatureCache(opened, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
+        self.project, self.head, self._params = project, head, params
+        self.why_no_choice = why_no_choice(head, self.encoder)
+        remembered = project.setting(QUALITY_SETTING)
+        self.quality = remembered if remembered in QUALITIES else DEFAULT_QUALITY
+        if quality is not None and check_quality(quality) != self.quality:
+            project.save_setting(QUALITY_SETTING, quality)
+            self.quality = quality
+        self._cache = FeatureCache(self.encoder, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
+        self._caches: dict[tuple[str, ...], FeatureCache] = {}
+        # Those of the present model; those of another quality take their place when all labelled pictures have them.
+        self._features = self._cache_of(self.quality)
         self.state = SessionState()
         self._skipped: set[str] = set()
         self._condition = threading.Condition()
@@ -135,6 +181,21 @@ class Session:
         """Wait until nothing is left to compute. Return False after the timeout in seconds."""
         with self._condition:
             return self._condition.wait_for(lambda: not self._is_busy, timeout)
+
+    def set_quality(self, quality: str) -> None:
+        """Choose what the model looks at. Until the features are computed, predictions come from the model so far.
+
+        Raises:
+            InputError: if there is no such quality, it makes no difference here, or the project can't remember it.
+        """
+        check_quality(quality)
+        if self.why_no_choice:
+            raise InputError(self.why_no_choice.rstrip("."))
+        if quality == self.quality:
+            return
+        self.project.save_setting(QUALITY_SETTING, quality)
+        self.quality = quality
+        self.notify_change()
 
     def skip_picture(self, key: str) -> None:
         """Move a picture to the end of the pictures to label."""
@@ -230,13 +291,26 @@ class Session:
             reason = self.state.error or f"{self.state.activity or 'learning'} takes long: save again when it is done"
             raise InputError(f"the last change is not learned yet ({reason})")
         state = self.state
-        if state.model is None or state.model.classifier is None:
+        classifier = None if state.model is None else state.model.small_classifier
+        if classifier is None:
             raise InputError("there is nothing to save yet: name two classes and add pictures to them")
-        return state.model.classifier, state.revision
+        return classifier, state.revision
 
     def _is_outdated(self) -> bool:
-        """Whether the model was fitted to other contents than the present ones."""
-        return self.state.revision != self.project.contents.revision
+        """Whether the model was fitted to other contents than the present ones, or in another quality."""
+        return self.state.learned_from != (self.project.contents.revision, self.quality)
+
+    def _cache_of(self, quality: str) -> FeatureCache:
+        """The features that the head reads at a quality."""
+        names = tuple(
+            blocks_to_read(
+                self.encoder, self.other_encoders, [create_head(self.head)], quality, block_names(self.encoder)
+            )
+        )
+        if names not in self._caches:
+            cost = relative_cost(self.encoder, self.other_encoders, names)
+            self._caches[names] = self._cache.with_blocks(names, self.other_encoders, cost)
+        return self._caches[names]
 
     # ---- The computing thread ----
 
@@ -259,9 +333,19 @@ class Session:
 
     def _compute(self, contents: Contents) -> None:
         """Learn from the labelled pictures first, then select what to label, then measure."""
-        self._extract([picture for _, picture in contents.labelled()], "reading the labelled pictures")
-        if contents.revision != self.state.revision:
-            self._fit(contents)
+        labelled, activity = [picture for _, picture in contents.labelled()], "reading the labelled pictures"
+        quality = self.quality
+        features, model = self._cache_of(quality), self.state.model
+        if features is not self._features and model is not None and model.classifier is not None:
+            # The features of another quality take a while: until then, new labels are learned as before.
+            if contents.revision != self.state.revision:
+                self._extract(labelled, activity)
+                self._fit(contents, self.state.quality)
+            activity = f"reading the labelled pictures for “{quality}”"
+        self._extract(labelled, activity, features=features)
+        self._features = features
+        if self.state.learned_from != (contents.revision, quality):
+            self._fit(contents, quality)
         done, step = 0, FIRST_PICTURES
         while done < len(contents.unlabelled) or not done:
             part = contents.unlabelled[done : done + step]
@@ -273,42 +357,54 @@ class Session:
         self._measure(contents, test)
 
     def _extract(
-        self, pictures: Sequence[PictureFile], activity: str, progress_of: Sequence[PictureFile] | None = None
+        self,
+        pictures: Sequence[PictureFile],
+        activity: str,
+        progress_of: Sequence[PictureFile] | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
-        for done in self._features.compute(pictures, [*self.project.contents.classes]):
-            progress = done / len(pictures) if progress_of is None else self._features.fraction_done(progress_of)
-            unreadable = self._features.unreadable(self.project.contents)
+        features = self._features if features is None else features
+        for done in features.compute(pictures, [*self.project.contents.classes]):
+            progress = done / len(pictures) if progress_of is None else features.fraction_done(progress_of)
+            unreadable = features.unreadable(self.project.contents)
             with self._condition:
                 self._publish(activity=activity, progress=progress, unreadable=unreadable)
             self._check_superseded()
 
-    def _fit(self, contents: Contents) -> None:
+    def _fit(self, contents: Contents, quality: str) -> None:
         names = list(contents.classes)
         model = None
         if len(names) >= 2:
             with self._condition:
                 self._publish(activity="learning", progress=None)
             classifier = FewShotClassifier(self._features.encoder, self.head, **self._params)
-            pictures, features, labels = self._labelled_features(contents)
-            text = classifier.encode_classes(names)
-            model = fit_project_model(classifier, text, [one.key for one in pictures], features, labels)
+            pictures, labels = self._labelled(contents)
+            text, features = classifier.encode_classes(names), self._features
+            keys = [one.key for one in pictures]
+            model = fit_project_model(classifier, text, keys, features.matrix(pictures), labels, features.blocks)
         queue = self.state.queue
         if self.state.model is None or model is None or model.class_names != self.state.model.class_names:
             queue = ()
+        saved = self.state.saved_revision if quality == self.state.quality else -1
         self._check_superseded()
         with self._condition:
-            self._publish(revision=contents.revision, model=model, queue=queue, curve=None)
+            self._publish(
+                revision=contents.revision, quality=quality, model=model, queue=queue, curve=None, saved_revision=saved
+            )
 
     def _select_queue(self, contents: Contents) -> None:
         """Predict all unlabelled pictures that have features; select a new queue if the last one is used up."""
         unlabelled = [picture for picture in contents.unlabelled if self._features.has(picture)]
-        X, model = self._features.matrix(unlabelled), self.state.model
+        model = self.state.model
         guesses: dict[str, tuple[str, float]] = {}
         uncertainty = [1.0] * len(unlabelled)
         if model is not None and unlabelled:
-            p = model.probabilities(X)
+            p = model.probabilities(self._features.matrix(unlabelled))
             best = p.argmax(axis=1)
-            guesses = {
+            # Pictures without features of the present quality keep their prediction until these are computed.
+            waiting = {picture.key for picture in contents.unlabelled} - {picture.key for picture in unlabelled}
+            guesses = {key: guess for key, guess in self.state.guesses.items() if key in waiting}
+            guesses |= {
                 picture.key: (model.class_names[k], float(row[k]))
                 for picture, k, row in zip(unlabelled, best, p, strict=True)
             }
@@ -319,8 +415,8 @@ class Session:
             if not rows:
                 self._skipped.clear()
                 rows = list(range(len(unlabelled)))
-            _, labelled, _ = self._labelled_features(contents)
-            selected = select_for_labelling(X[rows], [uncertainty[i] for i in rows], QUEUE_PICTURES, labelled)
+            final, labelled = self._features.final(unlabelled), self._features.final(self._labelled(contents)[0])
+            selected = select_for_labelling(final[rows], [uncertainty[i] for i in rows], QUEUE_PICTURES, labelled)
             queue = tuple(unlabelled[rows[i]].key for i in selected)
         self._check_superseded()
         with self._condition:
@@ -330,20 +426,19 @@ class Session:
         model = self.state.model
         if model is None or model.classifier is None or self.state.curve is not None:
             return
-        _, X, labels = self._labelled_features(contents)
+        pictures, labels = self._labelled(contents)
         test = [(name, picture) for name, picture in test if self._features.has(picture)]
         test_set = (self._features.matrix([one for _, one in test]), [name for name, _ in test]) if test else None
         with self._condition:
             self._publish(activity="measuring", progress=None)
-        curve = learning_curve(model, X, labels, test_set, self._check_superseded)
+        curve = learning_curve(model, self._features.matrix(pictures), labels, test_set, self._check_superseded)
         with self._condition:
             self._publish(curve=curve)
 
-    def _labelled_features(self, contents: Contents) -> tuple[list[PictureFile], Any, list[str]]:
-        """Readable labelled pictures, their features (n, d) and their classes."""
+    def _labelled(self, contents: Contents) -> tuple[list[PictureFile], list[str]]:
+        """Readable labelled pictures and their classes."""
         labelled = [(name, picture) for name, picture in contents.labelled() if self._features.has(picture)]
-        pictures = [picture for _, picture in labelled]
-        return pictures, self._features.matrix(pictures), [name for name, _ in labelled]
+        return [picture for _, picture in labelled], [name for name, _ in labelled]
 
     def _check_superseded(self) -> None:
         if self._wake.is_set():

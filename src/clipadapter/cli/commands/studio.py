@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.encoder_options import EncoderOptions
+from clipadapter.cli.encoder_options import QUALITIES, EncoderOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.option_types import FOLDER, HEAD
 from clipadapter.cli.options import option_group, output_options
@@ -27,6 +27,14 @@ USER = "studio"
 @cli_command("clipadapter studio my-pictures/ --encoder lite", Section.START, 5, extra="lite,studio")
 @click.argument("project", type=FOLDER, default="clipadapter-studio")
 @option_group("encoder_options", EncoderOptions, without=["quality"])
+@click.option(
+    "--quality",
+    type=QUALITIES,
+    show_default="that of the last time, at first standard",
+    help="How much of a picture the head auto looks at; the page has a switch for it. fast: the final feature. "
+    "standard: inner layers of the same pass too. best: a second resolution and mirrored pictures too, in several "
+    "times the time.",
+)
 @click.option("--head", type=HEAD, metavar="NAME", default="auto", help="Head to fit; it must be quick.")
 @click.option("--unlabelled", type=FOLDER, help="Folder of pictures to label; it is not changed.")
 @click.option("--host", default=LOOPBACK[0], help="Address to listen on; 0.0.0.0 is open to other machines.")
@@ -41,6 +49,7 @@ USER = "studio"
 def command(
     project: Path,
     encoder_options: EncoderOptions,
+    quality: str | None,
     head: str,
     unlabelled: Path | None,
     host: str,
@@ -57,7 +66,7 @@ def command(
     """
     if host not in LOOPBACK and not password:
         out.warn(f"everybody who can reach {host} can see and change the pictures: give --password")
-    page = _build_page(project, encoder_options, head, unlabelled, out)
+    page = _build_page(project, encoder_options, quality, head, unlabelled, out)
     try:
         url = _serve(page, host, port, password, browser)
         text = f"{url}\nThe pictures are in {project}. Ctrl-C ends the studio."
@@ -72,7 +81,12 @@ def command(
 
 
 def _build_page(
-    project: Path, encoder_options: EncoderOptions, head: str, unlabelled: Path | None, out: Output
+    project: Path,
+    encoder_options: EncoderOptions,
+    quality: str | None,
+    head: str,
+    unlabelled: Path | None,
+    out: Output,
 ) -> Page:
     """Build the page. Uploaded files stay inside the project."""
     from clipadapter.data.folders import read_folder
@@ -89,8 +103,9 @@ def _build_page(
     page = build_page(
         project,
         unlabelled=unlabelled,
-        encoder=encoder_options.open_first(out),
+        encoder=encoder_options.open(out),
         head=head,
+        quality=quality,
         device=encoder_options.device,
         **encoder_options.run_parameters,
     )

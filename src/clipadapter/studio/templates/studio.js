@@ -99,6 +99,7 @@ element.addEventListener('submit', (event) => {
 });
 element.addEventListener('change', (event) => {
   const input = event.target;
+  if (input.matches('input[type=radio][data-action]')) perform({ ...input.dataset });
   if (!input.matches('input[type=file]') || !input.files.length) return;
   const files = [...input.files];
   input.value = '';
@@ -120,6 +121,15 @@ watch('value', () => {
   const className = field && field.form.dataset.class;
   if (field && className !== focusedClass) { field.focus(); field.select(); }
   focusedClass = className;
+});
+
+// A switch that has the focus keeps it when the server renders it again.
+let hasFocusedSwitch = false;
+document.addEventListener('focusin', (event) => {
+  hasFocusedSwitch = element.contains(event.target) && event.target.matches('input[type=radio]');
+});
+watch('value', () => {
+  if (hasFocusedSwitch && (document.activeElement === document.body || !document.activeElement)) element.querySelector('input[type=radio]:checked')?.focus();
 });
 
 const isTyping = (target) => target.closest && target.closest('input, textarea, select, [contenteditable]');

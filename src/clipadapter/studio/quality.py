@@ -1,0 +1,101 @@
+"""The choice of quality on the page: what the model looks at, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clipadapter.blocks import BlockSource
+from clipadapter.classifier.encoder import QUALITIES, block_names, blocks_of_quality
+from clipadapter.encoders import Encoder, plain_encoder
+from clipadapter.heads import head_info
+
+
+@dataclass(frozen=True)
+class QualityOption:
+    """One position of the switch.
+
+    Args:
+        name: "fast", "standard" or "best".
+        text: what the model looks at and what that costs, in a sentence or two.
+    """
+
+    name: str
+    text: str
+
+
+def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[QualityOption, ...]:
+    """Return the positions of the switch, the cheapest first.
+
+    Args:
+        encoder: gives the class text.
+        others: further encoders.
+
+    >>> from clipadapter.encoders import create_encoder
+    >>> [option.text for option in quality_options(create_encoder("toy"))][:2]
+    ['The final feature of the encoder. Takes the least time.', 'Also its inner layers. Takes hardly more time.']
+    """
+    fast, standard, best = (tuple(blocks_of_quality(encoder, others, quality)) for quality in QUALITIES)
+    final_of = f"each of the {len(others) + 1} encoders" if others else "the encoder"
+    its, it_takes = ("their", "the encoders take") if others else ("its", "the encoder takes")
+    texts = [f"The final feature of {final_of}. Takes the least time."]
+    if standard == fast:
+        texts.append(f"The same as fast here: features of {its} inner layers are not available.")
+    else:
+        texts.append(f"Also {its} inner layers. Takes hardly more time.")
+    if best == standard:
+        texts.append(f"The same as standard here: {it_takes} pictures of one size only.")
+    else:
+        sizes = sorted({source.size for source in map(BlockSource.parse, best) if source.size is not None})
+        ratio = relative_cost(encoder, others, best) / relative_cost(encoder, others, fast)
+        at = " or ".join(map(str, sizes))
+        texts.append(
+            f"Also the picture at {at} pixels, and mirrored. Takes about {ratio:.0f} times as long per picture."
+        )
+    return tuple(QualityOption(name, text) for name, text in zip(QUALITIES, texts, strict=True))
+
+
+def relative_cost(encoder: Encoder, others: Sequence[Encoder], names: Sequence[str]) -> float:
+    """Return the cost per picture of some blocks, in passes of one encoder at its own size.
+
+    The cost of a pass grows with the number of pixels. All encoders count the same.
+
+    Args:
+        encoder: gives the class text.
+        others: further encoders.
+        names: names of the blocks.
+
+    >>> from clipadapter.encoders import create_encoder
+    >>> relative_cost(create_encoder("toy"), (), ["final", "inner", "final@64+mirrored"])  # 1 + 2 * (64 / 32)**2
+    9.0
+    """
+    sides = {other.info.name: plain_encoder(other).info.image_size for other in others}
+    sides[""] = plain_encoder(encoder).info.image_size
+    passes = {BlockSource.parse(name).pass_key for name in names}
+    cost = 0.0
+    for uri, size, is_mirrored in passes:
+        ratio = 1.0 if size is None or uri not in sides else size / sides[uri]
+        cost += (2 if is_mirrored else 1) * ratio**2
+    return cost
+
+
+def why_no_choice(head: str, encoder: Encoder) -> str:
+    """Return why the quality makes no difference; empty if it does.
+
+    Args:
+        head: registered name of the head.
+        encoder: the first encoder, as it was named.
+
+    >>> from clipadapter.encoders import create_encoder
+    >>> why_no_choice("clip-adapter", create_encoder("toy"))
+    "The head 'clip-adapter' uses the final feature only, so there is nothing to choose."
+    """
+    reads = head_info(head).cls.reads
+    if reads == "second-encoder":
+        return f"The head '{head}' uses the final features of two encoders, so there is nothing to choose."
+    if reads != "all":
+        return f"The head '{head}' uses the final feature only, so there is nothing to choose."
+    named = block_names(encoder)
+    if len(named) > 1:
+        return f"The encoder was given with the features to use ({', '.join(named)}), so there is nothing to choose."
+    return ""
