@@ -113,6 +113,7 @@ ACTIONS = [
     "remove-pictures",
     "add-tried-picture",
     "skip-picture",
+    "set-quality",
     "undo",
     "open",
     "unknown",
@@ -124,7 +125,9 @@ ACTIONS = [
     data=VALUES
     | st.fixed_dictionaries(
         {"action": st.sampled_from(ACTIONS)},
-        optional=dict.fromkeys(("class", "text", "picture", "pictures", "files", "renaming", "unlabelled"), VALUES),
+        optional=dict.fromkeys(
+            ("class", "text", "picture", "pictures", "files", "renaming", "unlabelled", "quality"), VALUES
+        ),
     )
 )
 def test_no_request_raises_an_error(actions, data):

@@ -32,26 +32,26 @@ def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[Q
         others: further encoders.
 
     >>> from clipadapter.encoders import create_encoder
-    >>> [option.text for option in quality_options(create_encoder("toy"))][:2]
-    ['The final feature of the encoder. Takes the least time.', 'Also its inner layers. Takes hardly more time.']
+    >>> [option.text for option in quality_options(create_encoder("toy"))[:2]]  # doctest: +NORMALIZE_WHITESPACE
+    ['The final feature of the encoder: what is in the picture as a whole. Takes the least time.',
+     'Also its inner layers, which show textures and small parts. Takes hardly more time.']
     """
     fast, standard, best = (tuple(blocks_of_quality(encoder, others, quality)) for quality in QUALITIES)
     final_of = f"each of the {len(others) + 1} encoders" if others else "the encoder"
     its, it_takes = ("their", "the encoders take") if others else ("its", "the encoder takes")
-    texts = [f"The final feature of {final_of}. Takes the least time."]
+    texts = [f"The final feature of {final_of}: what is in the picture as a whole. Takes the least time."]
     if standard == fast:
         texts.append(f"The same as fast here: features of {its} inner layers are not available.")
     else:
-        texts.append(f"Also {its} inner layers. Takes hardly more time.")
+        texts.append(f"Also {its} inner layers, which show textures and small parts. Takes hardly more time.")
     if best == standard:
         texts.append(f"The same as standard here: {it_takes} pictures of one size only.")
     else:
         sizes = sorted({source.size for source in map(BlockSource.parse, best) if source.size is not None})
         ratio = relative_cost(encoder, others, best) / relative_cost(encoder, others, fast)
         at = " or ".join(map(str, sizes))
-        texts.append(
-            f"Also the picture at {at} pixels, and mirrored. Takes about {ratio:.0f} times as long per picture."
-        )
+        cost = f"Takes about {ratio:.0f} times as long per picture."
+        texts.append(f"Also the picture at {at} pixels, where details are clearer, and mirrored. {cost}")
     return tuple(QualityOption(name, text) for name, text in zip(QUALITIES, texts, strict=True))
 
 

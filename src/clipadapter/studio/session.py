@@ -396,14 +396,13 @@ class Session:
         """Predict all unlabelled pictures that have features; select a new queue if the last one is used up."""
         unlabelled = [picture for picture in contents.unlabelled if self._features.has(picture)]
         model = self.state.model
-        guesses: dict[str, tuple[str, float]] = {}
+        # Pictures without features of the present quality keep their prediction until these are computed.
+        waiting = {picture.key for picture in contents.unlabelled} - {picture.key for picture in unlabelled}
+        guesses = {} if model is None else {k: guess for k, guess in self.state.guesses.items() if k in waiting}
         uncertainty = [1.0] * len(unlabelled)
         if model is not None and unlabelled:
             p = model.probabilities(self._features.matrix(unlabelled))
             best = p.argmax(axis=1)
-            # Pictures without features of the present quality keep their prediction until these are computed.
-            waiting = {picture.key for picture in contents.unlabelled} - {picture.key for picture in unlabelled}
-            guesses = {key: guess for key, guess in self.state.guesses.items() if key in waiting}
             guesses |= {
                 picture.key: (model.class_names[k], float(row[k]))
                 for picture, k, row in zip(unlabelled, best, p, strict=True)

@@ -1,0 +1,293 @@
+"""The switch of quality: which features the model is fitted to, what is computed, and what is remembered."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.encoders import create_encoder
+from clipadapter.encoders.toy import ToyEncoder
+from clipadapter.errors import InputError
+from clipadapter.heads.nearest_mean import NearestMean
+from clipadapter.studio import Project
+from clipadapter.studio.actions import Actions
+from clipadapter.studio.panels import Panels
+from clipadapter.studio.pictures import Upload
+from clipadapter.studio.quality import quality_options, relative_cost, why_no_choice
+from clipadapter.studio.session import Session
+from clipadapter.studio.tab import Tab
+
+from .test_session import noisy, settle
+
+BLOCKS = {
+    "fast": ["final"],
+    "standard": ["final", "inner"],
+    "best": ["final", "inner", "final@48+mirrored", "inner@48+mirrored"],
+}
+HEAD = "nearest-mean"
+
+
+@pytest.fixture(autouse=True)
+def wide_head(monkeypatch):
+    """A quick head that reads all blocks."""
+    monkeypatch.setattr(NearestMean, "reads", "all")
+
+
+@pytest.fixture
+def open_session(tmp_path):
+    """A function that opens the project with a session; the sessions are closed at the end."""
+    opened = []
+
+    def open_one(quality=None, head=HEAD, **params):
+        for session in opened:
+            session.close()
+        opened[:] = [Session(Project(tmp_path / "p"), "toy", head, quality, **{"cache": None, **params})]
+        return opened[0]
+
+    yield open_one
+    for session in opened:
+        session.close()
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How many pictures each network of the toy encoder has taken, by its layers and its size."""
+    counts, build = {}, ToyEncoder.layer_network
+
+    def layer_network(self, layers, size):
+        network, key = build(self, layers, size), (tuple(layers), size)
+
+        def count(module, inputs):
+            counts[key] = counts.get(key, 0) + len(inputs[0])
+
+        network.register_forward_pre_hook(count)
+        return network
+
+    monkeypatch.setattr(ToyEncoder, "layer_network", layer_network)
+    return counts
+
+
+def fill(session, count=2):
+    for name in ("red", "blue"):
+        session.project.add_class(name)
+        session.project.add_pictures(name, [noisy(name, i) for i in range(count)])
+    return settle(session)
+
+
+def fitted_blocks(session):
+    return [block.name for block in session.state.model.classifier.support_.blocks]
+
+
+def test_the_model_is_fitted_to_the_blocks_of_the_quality_and_again_when_another_is_chosen(open_session):
+    session = open_session("fast")
+    assert fill(session).quality == "fast" and fitted_blocks(session) == BLOCKS["fast"]
+    for quality in ("best", "standard", "fast"):
+        session.set_quality(quality)
+        assert session.wait_until_idle(30)
+        state = session.state
+        assert (state.quality, state.error, state.revision) == (quality, "", session.project.contents.revision)
+        assert fitted_blocks(session) == BLOCKS[quality]
+        assert state.model.held_out_accuracy is not None and len(state.curve.points) >= 2
+        assert session.predict(Image.new("RGB", (9, 9), "red")).top[0][0] == "red"
+
+
+def test_only_missing_features_are_computed(open_session, passes, tmp_path):
+    session = open_session("standard", cache=tmp_path / "store.sqlite")
+    fill(session)
+    standard, second = (("final", "inner"), 32), (("final", "inner"), 48)
+    assert passes == {standard: 4}
+    session.set_quality("best")
+    assert session.wait_until_idle(30)
+    assert passes == {standard: 4, second: 2 * 4}  # a picture and its mirror image
+    for quality in ("standard", "best", "fast"):
+        session.set_quality(quality)
+        assert session.wait_until_idle(30)
+    session = open_session("best", cache=tmp_path / "store.sqlite")  # from the store
+    assert settle(session).model.shot_count == 4
+    assert passes == {standard: 4, second: 8}
+
+
+def test_the_old_model_answers_and_learns_until_the_features_are_there(open_session, monkeypatch):
+    session = open_session("fast")
+    fill(session)
+    go_on, has_begun = threading.Event(), threading.Event()
+    build = ToyEncoder.layer_network
+
+    def layer_network(self, layers, size):
+        network = build(self, layers, size)
+        network.register_forward_pre_hook(lambda module, inputs: (has_begun.set(), go_on.wait(30))[1] and None)
+        return network
+
+    monkeypatch.setattr(ToyEncoder, "layer_network", layer_network)
+    session.set_quality("best")
+    assert has_begun.wait(30)
+    state = session.state
+    assert state.quality == "fast" and session.quality == "best"
+    assert session.predict(Image.new("RGB", (9, 9), "blue")).top[0][0] == "blue"
+    html = Panels(session).render_changed(Tab())["quality"]
+    assert "Until “best” is computed, predictions come from “fast”." in html
+    # A label that comes now is learned at once, before the features of the new quality are there.
+    session.project.add_pictures("red", [noisy("red", 7)])
+    seen = []
+    publish = session._publish
+
+    def watch(**changes):
+        publish(**changes)
+        if "model" in changes:
+            seen.append((session.state.quality, session.state.model.shot_count))
+
+    monkeypatch.setattr(session, "_publish", watch)
+    session.notify_change()
+    go_on.set()
+    assert session.wait_until_idle(30)
+    assert seen == [("fast", 5), ("best", 5)]
+
+
+def test_the_quality_is_remembered_and_old_projects_open_with_the_default(open_session, tmp_path):
+    assert open_session().quality == "standard"
+    open_session().set_quality("best")
+    settings = tmp_path / "p" / ".studio" / "settings.json"
+    assert json.loads(settings.read_text()) == {"quality": "best"}
+    assert open_session().quality == "best"
+    assert open_session("fast").quality == "fast"  # as the command line says
+    assert open_session().quality == "fast"
+    for damaged in ("", "[1]", '{"quality": "good"}', '{"quality": 3}', "[" * 9000, "x" * 100_000):
+        settings.write_text(damaged)
+        assert open_session().quality == "standard"
+    with pytest.raises(InputError, match="quality must be fast, standard, best, but is 'good'"):
+        open_session("good")
+
+
+def test_a_disk_that_cant_be_written_leaves_the_quality_as_it_is(open_session, monkeypatch):
+    session = open_session()
+
+    def fail(*args):
+        raise InputError("can't write")
+
+    monkeypatch.setattr("clipadapter.studio.project.write_atomically", fail)
+    with pytest.raises(InputError, match="can't write"):
+        session.set_quality("best")
+    assert session.quality == "standard"
+
+
+def test_pictures_are_compared_by_their_final_feature(open_session):
+    session = open_session("best")
+    session.project.add_unlabelled([noisy("red", i) for i in range(50, 60)])
+    fill(session)
+    features, contents = session._features, session.project.contents
+    assert features.matrix(contents.unlabelled).shape == (10, 2 * (32 + 144))
+    plain = create_encoder("toy")
+    images = [Image.open(picture.path).convert("RGB") for picture in contents.unlabelled]
+    expected = plain.encode_images(images).numpy()
+    np.testing.assert_allclose(features.final(contents.unlabelled), expected, atol=1e-5)
+    prediction = session.predict(contents.unlabelled[0].path)
+    (labelled,) = {one.key: one.similarity for one in prediction.nearest[:1]}.items()
+    first = plain.encode_images([Image.open(session.project.root / labelled[0]).convert("RGB")]).numpy()[0]
+    cosine = first @ expected[0] / np.linalg.norm(first) / np.linalg.norm(expected[0])
+    assert labelled[1] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_a_saved_model_has_no_features_that_its_answers_dont_depend_on(open_session, tmp_path, monkeypatch):
+    monkeypatch.setattr(NearestMean, "used_blocks", lambda self: ("final", "inner"))
+
+    def restrict(self, before, after):
+        width = sum(block.width for block in after)  # those of the test lie first
+        self.means_, self.sums_ = self.means_[:, :width], self.sums_[:, :width]
+
+    monkeypatch.setattr(NearestMean, "_restrict", restrict)
+    session = open_session("best")
+    fill(session)
+    folder = session.save_model(str(tmp_path / "model"))
+    saved = FewShotClassifier.load(folder, cache=None)
+    assert [block.name for block in saved.encoder_.info.blocks] == ["final", "inner"]
+    assert saved.predict([Image.new("RGB", (9, 9), "red")]) == ["red"]
+    assert fitted_blocks(session) == BLOCKS["best"]
+    assert session.state.saved_revision == session.project.contents.revision
+    session.set_quality("fast")
+    assert session.wait_until_idle(30) and session.state.saved_revision == -1  # another model than the saved one
+
+
+def test_a_head_that_reads_the_final_feature_has_no_choice(open_session):
+    session = open_session("best", head="knn")
+    fill(session)
+    assert fitted_blocks(session) == ["final"]
+    reason = "The head 'knn' uses the final feature only, so there is nothing to choose."
+    html = Panels(session).render_changed(Tab())["quality"]
+    assert "<fieldset disabled>" in html and "The head &#39;knn&#39; uses" in html and "checked" not in html
+    with pytest.raises(InputError, match="nothing to choose$"):
+        session.set_quality("fast")
+    assert why_no_choice("knn", session.encoder) == reason
+    assert "(final, inner)" in why_no_choice(HEAD, create_encoder("toy[final,inner]"))
+
+
+def test_the_page_sets_the_quality(open_session, tmp_path):
+    session, tab = open_session(), Tab()
+    actions = Actions(session, lambda: str(tmp_path))
+    actions.perform(tab, {"action": "set-quality", "quality": "best"})
+    assert session.quality == "best" and not tab.note.is_error
+    assert (
+        'value="best"' in Panels(session).render_changed(tab)["quality"].partition(" checked")[0].rsplit("<input")[-1]
+    )
+    for wrong in ("good", "", None, 3):
+        actions.perform(tab, {"action": "set-quality", "quality": wrong})
+        assert tab.note.is_error and "Quality must be fast, standard, best" in tab.note.text
+    assert session.quality == "best"
+
+
+def test_a_tried_picture_is_predicted_again_by_the_model_of_another_quality(open_session, tmp_path):
+    session, tab = open_session("fast"), Tab()
+    fill(session)
+    actions = Actions(session, lambda: str(tmp_path))
+    file = tmp_path / "tried.png"
+    file.write_bytes(noisy("red", 99).data)
+    actions.try_picture(tab, file)
+    assert not actions.is_prediction_outdated(tab)
+    session.set_quality("standard")
+    assert session.wait_until_idle(30) and actions.is_prediction_outdated(tab)
+
+
+def test_unlabelled_pictures_keep_their_prediction_until_the_features_are_there(open_session):
+    session = open_session("fast")
+    session.project.add_unlabelled([noisy("red", i) for i in range(50, 54)])
+    fill(session)
+    before = session.state.guesses
+    session._features = session._cache_of("best")  # none is computed
+    session._select_queue(session.project.contents)
+    assert session.state.guesses == before and len(before) == 4
+
+
+def test_the_sentences_say_what_each_quality_costs():
+    class OneSize(ToyEncoder):
+        def layers(self):
+            return {"final": 32}
+
+        def second_size(self):
+            return None
+
+    toy = create_encoder("toy")
+    fast, standard, best = quality_options(toy)
+    assert [fast.name, standard.name, best.name] == list(BLOCKS)
+    # 1 pass at 32 pixels, and 2 at 48, whose cost is that of their pixels.
+    assert relative_cost(toy, (), BLOCKS["best"]) == 1 + 2 * (48 / 32) ** 2
+    assert "48 pixels" in best.text and "about 6 times" in best.text
+    _, same, still = quality_options(OneSize())
+    assert same.text.startswith("The same as fast") and still.text.startswith("The same as standard")
+    assert "each of the 2 encoders" in quality_options(toy, [toy])[0].text
+
+
+def test_several_encoders_are_read_at_each_quality(tmp_path):
+    session = Session(Project(tmp_path / "p"), ["toy", "toy"], HEAD, "fast", cache=None)
+    fill(session)
+    assert fitted_blocks(session) == ["final", "toy/final"]
+    assert "encoders toy, toy" in Panels(session).render_changed(Tab())["status"]
+    session.close()
+
+
+def test_an_upload_with_the_name_of_the_settings_is_a_picture(open_session, png):
+    session = open_session()
+    session.project.add_class("a")
+    session.project.add_pictures("a", [Upload("../.studio/settings.json", png("red"))])
+    assert open_session().quality == "standard"
