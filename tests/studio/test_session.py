@@ -24,8 +24,8 @@ def noisy(colour, seed, size=12):
 
 @pytest.fixture
 def session(tmp_path):
-    """Of a project with the classes red and blue, and no picture."""
-    opened = Session(Project(tmp_path / "p"), "toy", cache=None)
+    """Of a project with the classes red and blue, and no picture. Tests change what its encoder computes."""
+    opened = Session(Project(tmp_path / "p"), "toy", quality="fast", cache=None)
     for name in ("red", "blue"):
         opened.project.add_class(name)
     settle(opened)
