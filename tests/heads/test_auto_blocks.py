@@ -71,6 +71,16 @@ def test_an_informative_block_helps_and_noise_hardly_counts(shots):
     assert np.allclose(np.sum(shares, axis=1), 1)
 
 
+def test_a_further_pass_without_a_gain_is_left_out():
+    passes = [("final", D), ("inner", D), ("final@384", D)]
+    of_noise = fitted([8] * C, blocks=passes).used_blocks()
+    X, y = draw([8] * C)
+    swapped = np.hstack([X[:, :D], X[:, 2 * D :], X[:, D : 2 * D]])
+    of_inner = Auto().fit(swapped, y, text=text(), blocks=passes).used_blocks()
+    assert "final@384" not in of_noise and "inner" in of_noise
+    assert "final@384" in of_inner
+
+
 def test_one_shot_per_class_gains_from_a_better_block():
     gains = [
         accuracy(fitted([1] * C, seed=seed)) - accuracy(fitted([1] * C, seed=seed, blocks=BLOCKS[:1]))

@@ -4,20 +4,23 @@ Class text is compared with ``final`` alone, and there all experts of `auto` are
 inner layer, the picture at a second resolution or another encoder, gets one ridge regression without text, which has a
 closed form. Its logits are divided by the noise of its logits for wrong classes, so that one prior fits all blocks.
 The mixture is a weighted sum of logits. The weights of ``final``'s logits and of each block's are fitted to out-of-fold
-logits under a Gaussian prior (`stacking_weights`). Where no shot can be held out, they are constants.
+logits under a Gaussian prior (`fit_stacking`). The blocks of a further pass through an image tower are left out if
+held-out shots do not show a gain, since each pass costs time for every prediction. Where no shot can be held out, the
+weights are constants.
 
 docs/decisions/0035-auto-blocks.md says how the constants were chosen, and what did not help.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from clipadapter.blocks import Blocks, column_slices
+from clipadapter.blocks import FINAL, Blocks, BlockSource, column_slices
 from clipadapter.functional import unit
 from clipadapter.heads.auto.experts import (
     MAX_KERNEL_SHOTS,
@@ -26,7 +29,7 @@ from clipadapter.heads.auto.experts import (
     leave_one_out_ridge_noise,
     take_with_classes,
 )
-from clipadapter.heads.auto.stacking import centre_logits, noise_std, stacking_weights
+from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, noise_std
 from clipadapter.heads.support import SupportSet
 from clipadapter.parallel import limit_threads, parallel_map
 
@@ -39,6 +42,9 @@ ONE_SHOT_BLOCKS_WEIGHT, ONE_SHOT_RIDGE_RATIO = 0.3, 0.7
 regression on ``final`` keeps. So the shots have about the same weight beside the text as without further blocks."""
 MIN_SHARE = 0.01
 """A block is not used if its share of the spread of the logits is smaller."""
+MIN_GAIN, MIN_GAIN_OF_FURTHER_PASS = -0.5, 0.5
+"""Log posterior in nats that blocks must add: those of the same pass as ``final``, which are there anyway, and those of
+another pass."""
 MIN_CENTRED_NORM, MIN_NOISE_STD = 1e-4, 1e-3
 """A block with the same values for every picture has rounding errors only. These bounds keep them small; centred unit
 features have norms near 1, and ridge regression has a noise of about 0.1."""
@@ -113,16 +119,55 @@ def fit_blocks(
         logits = parallel_map([partial(_out_of_fold_ridge, part, held_out) for part in inputs], work=cost)
         noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
-        mean = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / len(inputs)] * len(inputs)]
-        std = [FINAL_WEIGHT_STD, *[BLOCK_WEIGHT_STD] * len(inputs)]
         with limit_threads(0):  # small products between lines of Python
-            weights = stacking_weights(parts, held_out.labels, mean, std, held_out.row_weights)
+            weights = choose_weights(parts, shots.blocks, held_out.labels, held_out.row_weights)
     shares = used_shares([weight * float(part.std(dim=1).mean()) for weight, part in zip(weights, parts, strict=True)])
     weights = [weight if share else 0.0 for weight, share in zip(weights, shares.tolist(), strict=True)]
     factors = [weight / std for weight, std in zip(weights[1:], noise, strict=True)]
     weight = torch.cat([factor * each for factor, each in zip(factors, maps, strict=True)], dim=1)
     mixture = sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros(()))
     return BlockMixture(centre, weight, weights[0], shares, mixture)
+
+
+def choose_weights(parts: list[Tensor], blocks: Blocks, labels: Tensor, row_weights: Tensor) -> list[float]:
+    """Weight of the logits of each block, ``final`` first; 0 for the blocks of a pass that is not worth its time.
+
+    Passes are left out one after the other, the least useful first.
+
+    Args:
+        parts: (r, c) out-of-fold logits of each block: of ``final`` as they are, of others in units of their noise.
+        blocks: all blocks.
+        labels: (r,).
+        row_weights: (r,).
+    """
+    own = BlockSource.parse(FINAL).pass_key
+    passes: dict[Hashable, list[int]] = {}
+    for i, block in enumerate(blocks[1:], start=1):
+        passes.setdefault(BlockSource.parse(block.name).pass_key, []).append(i)
+
+    def fit(keys: list[Hashable]) -> tuple[dict[int, float], float]:
+        """Weights by position of the blocks of some passes, and their log posterior."""
+        rows = [0, *(i for key in keys for i in passes[key])]
+        n = len(rows) - 1
+        mean = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / max(n, 1)] * n]
+        std = [FINAL_WEIGHT_STD, *[BLOCK_WEIGHT_STD] * n]
+        weights, log_posterior = fit_stacking([parts[i] for i in rows], labels, mean, std, row_weights)
+        return dict(zip(rows, weights, strict=True)), log_posterior
+
+    kept = list(passes)
+    weights, log_posterior = fit(kept)
+    while kept:
+        without = {key: fit([other for other in kept if other != key]) for key in kept}
+        surplus = {
+            key: log_posterior - without[key][1] - (MIN_GAIN if key == own else MIN_GAIN_OF_FURTHER_PASS)
+            for key in kept
+        }
+        worst = min(kept, key=lambda key: surplus[key])
+        if surplus[worst] >= 0:
+            break
+        kept.remove(worst)
+        weights, log_posterior = without[worst]
+    return [weights.get(i, 0.0) for i in range(len(blocks))] if kept else [1.0] + [0.0] * (len(blocks) - 1)
 
 
 def unit_blocks(shots: SupportSet) -> Tensor:

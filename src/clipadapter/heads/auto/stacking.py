@@ -95,6 +95,17 @@ def stacking_weights(
     >>> stacking_weights([good, bad], torch.arange(3), [0.5, 0.1], [1.0, 1.0])[1]
     0.0
     """
+    return fit_stacking(logits, labels, prior_mean, prior_std, row_weights)[0]
+
+
+def fit_stacking(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    prior_mean: Sequence[float],
+    prior_std: Sequence[float],
+    row_weights: Tensor | None = None,
+) -> tuple[list[float], float]:
+    """`stacking_weights`, and their log posterior in nats, without the constant of the prior."""
     from scipy.optimize import minimize  # late: a fitted head needs no scipy
 
     stack = torch.stack([centre_logits(part) for part in logits]).double()  # (experts, n, c)
@@ -117,4 +128,4 @@ def stacking_weights(
     start = np.maximum(mean, 1e-3)
     bounds, options = [(0.0, None)] * len(mean), {"ftol": 1e-11, "gtol": 1e-7}
     result = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    return [float(weight) for weight in result.x]
+    return [float(weight) for weight in result.x], -float(result.fun)
