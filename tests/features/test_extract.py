@@ -96,12 +96,12 @@ def test_a_picture_is_read_and_decoded_once_for_all_views(toy, picture_folder, s
         lambda source: read.append(source) or image_bytes(source),
     )
 
-    def decode(source, data=None, shrink_to=None):
-        assert (data, shrink_to) == (source.read_bytes(), None)
+    def decode(source, min_sides, data=None):
+        assert (data, set(min_sides)) == (source.read_bytes(), {None})
         decoded.append(source)
-        return read_image(source, data=data)
+        return {None: read_image(source, data=data)}
 
-    monkeypatch.setattr("clipadapter.features.extraction.read_image", decode)
+    monkeypatch.setattr("clipadapter.features.extraction.read_image_shrunk", decode)
     paths = picture_folder(3)
     extract(toy, paths, store=store, views=ViewSpec(count=5))
     assert sorted(read) == sorted(decoded) == paths

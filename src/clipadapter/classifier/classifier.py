@@ -157,6 +157,7 @@ class FewShotClassifier:
         selection_: result of the search over ``grid``, or None.
         evaluation_: result of the last `evaluate` since the model was fitted, loaded or edited; None without one.
         skipped_: pictures that the last edit could not read, each with the reason.
+        dropped_blocks_: blocks of features that the last `fit` tried, and that the answers do not depend on.
     """
 
     head_: Head
@@ -216,6 +217,7 @@ class FewShotClassifier:
         self._named_blocks: tuple[str, ...] | None = None
         self._history: History | None = None
         self.skipped_: tuple[tuple[str, str], ...] = ()
+        self.dropped_blocks_: tuple[str, ...] = ()
         self.evaluation_: EvaluationResult | None = None
 
     @property
@@ -397,10 +399,12 @@ class FewShotClassifier:
             InputError: if the classifier is not fitted.
         """
         self._check_fitted()
+        self.dropped_blocks_ = ()
         if len(self.support_.blocks) == 1 or self._tuned_encoder is not None:
             return self
         used = {name for head in (self.head_, *self.fold_heads_) for name in head.used_blocks()}
         names = complete_passes(self.encoder_, used)
+        self.dropped_blocks_ = tuple(block.name for block in self.support_.blocks if block.name not in names)
         self._encoder = select_encoder_blocks(self.encoder_, names)
         self.support_ = replace(
             self.support_.select_blocks(names),

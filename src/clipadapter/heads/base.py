@@ -509,6 +509,13 @@ class Head(Estimator, ABC):
         check_is_fitted(self)
         return tuple(block.name for block in self.read_blocks)
 
+    def block_shares(self) -> dict[str, float] | None:
+        """Share of each block that the head reads in the spread of the logits over the classes; 0 if it is not used.
+
+        None if the head reads several blocks and can't divide its logits among them.
+        """
+        return {FINAL: 1.0} if len(self.read_blocks) == 1 else None
+
     def restrict_blocks(self, names: Sequence[str]) -> Self:
         """A copy of the fitted head for features that have fewer blocks, with equal logits.
 

@@ -227,7 +227,7 @@ def test_views(squares, fit):
 )
 def test_wrong_input_is_refused_before_a_picture_is_read(args, words, squares, tmp_path, monkeypatch, fit):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clipadapter.features.extraction.read_image", None)
+    monkeypatch.setattr("clipadapter.features.extraction.read_image_shrunk", None)
     (tmp_path / "file").touch()
     before = sorted(os.listdir(tmp_path))
     result = fit(squares, *args)
@@ -252,7 +252,7 @@ def test_data_that_can_teach_nothing(tmp_path, write_squares, fit):
 
 
 @pytest.mark.parametrize(
-    "where", ["clipadapter.features.extraction.read_image", "clipadapter.persistence.format.os.fsync"]
+    "where", ["clipadapter.features.extraction.read_image_shrunk", "clipadapter.persistence.format.os.fsync"]
 )
 def test_ctrl_c_leaves_nothing_half_written(where, squares, tmp_path, monkeypatch, fit):
     def interrupt(*args, **kwargs):

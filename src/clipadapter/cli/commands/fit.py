@@ -18,6 +18,7 @@ from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
+from clipadapter.encoders.registry import split_blocks
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.formatting import describe_shots
 
@@ -186,6 +187,8 @@ def _report(
         "head": {"name": head.name, "params": model.head_.get_params(deep=False)},
         "selection": _selection_record(model),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
+        "blocks": _block_records(model),
+        "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
         "uncertainty": uncertainty.data,
         "views": provenance["views"],
         "crop": provenance.get("crop"),
@@ -200,10 +203,32 @@ def _report(
         ("skipped", len(skipped)),
         ("head", head.name + _describe_selection(model)),
         *uncertainty.lines,
-        ("encoder", f"{info.name} (width {info.dim}, licence {info.licence})"),
+        ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
+        *_describe_blocks(model),
         ("seconds", f"{seconds:.1f}"),
     ]
     out.result(result, facts(lines))
+
+
+def _block_records(model: FewShotClassifier) -> list[dict[str, Any]]:
+    """Return the blocks of features that the model reads, with their shares in the logits, as JSON."""
+    shares = model.head_.block_shares() or {}
+    return [
+        {"name": block.name, "width": block.width, "share": shares.get(block.name)} for block in model.head_.read_blocks
+    ]
+
+
+def _describe_blocks(model: FewShotClassifier) -> list[tuple[str, str]]:
+    """Describe for people what the model looks at, and what a prediction costs."""
+    from clipadapter.encoders import describe_passes
+
+    dropped, shares = model.dropped_blocks_, model.head_.block_shares() or {}
+    names = [block.name for block in model.head_.read_blocks]
+    if len(names) == 1 and not dropped:
+        return []
+    listed = ", ".join(f"{name} {shares[name]:.0%}" if name in shares else name for name in names)
+    unused = f"; not used: {', '.join(dropped)}" if dropped else ""
+    return [("looks at", f"{listed}{unused}"), ("prediction", describe_passes(model.encoder_))]
 
 
 def _selection_record(model: FewShotClassifier) -> dict[str, Any] | None:

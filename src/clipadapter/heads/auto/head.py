@@ -340,7 +340,7 @@ class Auto(Head):
     # Blocks
 
     def block_shares(self) -> dict[str, float]:
-        """Share of each block that the head reads in the spread of the logits over the classes; 0 if it is not used.
+        """See `Head.block_shares`.
 
         >>> import numpy as np
         >>> from clipadapter.testing import toy_features
