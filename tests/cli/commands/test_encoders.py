@@ -11,7 +11,9 @@ def test_encoders_are_grouped_by_what_they_are_good_for(run):
     assert tried == []
     titles = [part.split("\n")[0] for part in text.split("\n\n")]
     for title, words in zip(
-        ("FIRST", "EVERYDAY", "BEST", "FAST", "BIOLOGY", "CLASS", "PICTURES", "YOUR OWN", "BY HARDWARE"), titles, strict=False
+        ("FIRST", "EVERYDAY", "BEST", "FAST", "BIOLOGY", "CLASS", "PICTURES", "YOUR OWN", "BY HARDWARE"),
+        titles,
+        strict=False,
     ):
         assert words.startswith(title)
     (line,) = [line for line in text.split("\n") if line.startswith("open_clip:ViT-L-16-SigLIP2-256/webli ")]
