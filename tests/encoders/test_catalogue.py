@@ -84,6 +84,8 @@ def test_weights_in_the_advice_by_hardware_have_the_size_that_it_states():
 def test_every_licence_has_its_source_and_is_used():
     repos = {repo for facts in catalogue.read_models().values() for repo in facts.tags.values()}
     repos |= {one.name.partition(":")[2] for one in catalogue.list_known() if one.name.startswith("hf-hub:")}
+    repos |= {"openai/clip-vit-base-patch32", "google/siglip2-base-patch16-224", "facebook/dinov2-base"}
+    repos |= {"facebook/dinov3-vits16-pretrain-lvd1689m"}
     for entry in catalogue._catalogue()["licences"]:
         assert entry["source"].startswith("https://")
         assert any(catalogue.find_licence(repo) == entry["licence"] for repo in repos)
@@ -145,6 +147,8 @@ def test_every_scheme_but_that_of_the_tests_is_listed():
         ("open_clip:ViT-B-32:none.pt", EncoderUnavailableError, "there is no file 'none.pt'"),
         ("open_clip:local-dir:none", EncoderUnavailableError, "there is no folder 'none'"),
         ("hf-hub:bioclip", InputError, "names no repository"),
+        ("hf:siglip", InputError, "say hf:ORG/MODEL"),
+        ("hf:./none", EncoderUnavailableError, "there is no folder './none'"),
         ("light[final,inner]", UnknownNameError, "Did you mean 'lite'"),
     ],
 )
@@ -165,6 +169,7 @@ def test_a_wrong_name_is_refused_without_importing_torch(uri, kind, message):
         "open_clip:ViT-B-32-quickgelu/openai",
         "hf-hub:a/b@v1.0",
         "timm:test_vit",
+        "hf:google/siglip2-base-patch16-224@main",
         "timm:timm/vit_small_patch14_dinov2.lvd142m@224",
         "lite[final,timm:vit_small_patch14_dinov2.lvd142m@224/final]",
     ],

@@ -32,6 +32,7 @@ def test_all_schemes_are_found():
         "auto",
         "efficientnet-lite1",
         "efficientnet-lite2",
+        "hf",
         "hf-hub",
         "lite",
         "open_clip",

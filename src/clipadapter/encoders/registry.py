@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clipadapter.blocks import FINAL, UNPROJECTED, BlockSource
-from clipadapter.encoders import catalogue, timm_sources
+from clipadapter.encoders import catalogue, timm_sources, transformers_sources
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.encoders.open_clip_sources import check_variant
 from clipadapter.errors import InputError
@@ -68,6 +68,8 @@ def check_uri(uri: str) -> None:
     scheme, _, variant = base.partition(":")
     if scheme in ("open_clip", "hf-hub"):
         check_variant(variant if scheme == "open_clip" else f"{scheme}:{variant}")
+    elif scheme == "hf":
+        transformers_sources.check_variant(variant)
     elif scheme == "timm":
         timm_sources.check_variant(variant)
     elif scheme not in list_encoders():

@@ -30,14 +30,16 @@ def command(pattern: str, out: Output) -> None:
 
     Columns: parameters of both towers, their size in fp32, side of the pictures in pixels, width of the features,
     licence of the weights, how long texts may be and what is removed from them. A percentage is the published zero-shot
-    accuracy on ImageNet. No encoder is loaded. '*' lists all.
+    accuracy on ImageNet. No encoder is loaded. '*' lists all. The models of timm are listed for a PATTERN that begins
+    with 'timm:' or has wildcards.
     """
     from clipadapter.encoders.catalogue import list_timm, match_listings, read_groups, read_hardware
     from clipadapter.encoders.registry import TEST_SCHEME, encoder_info, list_listings
 
     listings = encoder_info(TEST_SCHEME).cls.listing() if pattern == TEST_SCHEME else list_listings()
     if pattern:
-        listings = list({one.name: one for one in [*listings, *list_timm()]}.values())
+        if pattern.lower().startswith("timm:") or set("*?[") & set(pattern):
+            listings = list({one.name: one for one in [*listings, *list_timm()]}.values())
         matching = match_listings(pattern, listings)
         out.result([asdict(one) for one in matching], _table("encoder", matching))
         return
