@@ -470,7 +470,7 @@ def _hub_file(uri: str, repo: str, names: list[str], revision: str | None) -> st
             return path
     raise EncoderUnavailableError(
         f"the repository {repo} has no {' or '.join(names)}, so it is no model of open_clip: "
-        + _other_name(repo, "take one of 'clipadapter encoders', or one that its page on the hub opens with open_clip")
+        + _other_name(repo, f"take one of 'clipadapter encoders', or say hf:{repo} for a model of transformers")
     )
 
 
