@@ -282,6 +282,8 @@ def test_from_an_empty_page_to_a_model(person, server, tmp_path):
 
 
 def test_two_pages_show_the_same(person, server):
+    from selenium.webdriver import Keys
+
     first = person.driver.current_window_handle
     person.driver.switch_to.new_window("tab")
     person.open(server.url)
@@ -291,9 +293,13 @@ def test_two_pages_show_the_same(person, server):
     person.press("sky & <b>sea</b>")  # the name is selected, and is written over
     person.see(".cs-rename .cs-button", "Rename").click()
     person.see(".cs-card h3", "sky & <b>sea</b>")
+    person.see(".cs-option:has(:checked)", "standard")
+    person.see('.cs-option input[value="standard"]').send_keys(Keys.ARROW_DOWN)
+    person.see(".cs-option:has(:focus):has(:checked)", "best")  # also after the panel was drawn again
     person.driver.close()
     person.driver.switch_to.window(first)
     person.see(".cs-card h3", "sky & <b>sea</b>")
+    person.see(".cs-option:has(:checked)", "best")
 
 
 def test_a_killed_server_loses_nothing_and_undo_goes_on(person, server, tmp_path):
@@ -306,6 +312,7 @@ def test_a_killed_server_loses_nothing_and_undo_goes_on(person, server, tmp_path
     server.start()
     person.open(server.url)
     person.see(".cs-summary", "19 labelled")
+    person.see(".cs-option:has(:checked)", "best")
     person.see(".cs-accuracy", "of held-out pictures are predicted correctly")
     assert server.files("red") == now
     person.leave()
