@@ -46,8 +46,8 @@ def test_fingerprint_knows_both_and_their_order(opened):
 
 
 def test_a_pass_loses_layers_but_keeps_its_backend_and_precision(opened, picture):
-    whole = with_backend(create_encoder("lite[final,inner,inner@384]"), "torch", "bf16")
-    cut = select_encoder_blocks(whole, ["final", "inner@384"])
+    whole = with_backend(create_encoder("lite[final,inner-mean,inner-mean@384]"), "torch", "bf16")
+    cut = select_encoder_blocks(whole, ["final", "inner-mean@384"])
     assert [each.info.image_size for each in cut.passes()] == [224, 384]
     assert cut.info.precision == "bf16" and cut.passes()[1] is whole.passes()[1]
     assert cut.block_fingerprints() == tuple(whole.block_fingerprints()[i] for i in (0, 2))
@@ -55,13 +55,13 @@ def test_a_pass_loses_layers_but_keeps_its_backend_and_precision(opened, picture
 
 
 def test_a_pass_in_int8_keeps_all_its_layers(opened):
-    plain = create_encoder("lite[final,inner,inner@384]")
+    plain = create_encoder("lite[final,inner-mean,inner-mean@384]")
     calibrated = BackendEncoder(plain.passes()[0], plain.towers()[0], None, "openvino", "int8", "0" * 16)
     whole = plain.run_on([calibrated, plain.passes()[1]])
-    assert complete_passes(whole, ["final"]) == ["final", "inner"]
+    assert complete_passes(whole, ["final"]) == ["final", "inner-mean"]
     with pytest.raises(InputError, match="calibrated for int8 with all its layers"):
         select_encoder_blocks(whole, ["final"])
-    assert select_encoder_blocks(whole, ["final", "inner"]) is calibrated
+    assert select_encoder_blocks(whole, ["final", "inner-mean"]) is calibrated
 
 
 def test_the_blocks_have_the_fingerprints_of_their_encoders(pair, opened):

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from torchvision import transforms
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from clipadapter.blocks import Block, column_slices
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders import create_encoder, lite, lite_text, open_blocks, with_backend
 from clipadapter.encoders.lite import LiteEncoder
@@ -78,8 +79,10 @@ def test_larger_networks_have_their_own_size_and_the_same_texts(name, file, size
     assert (encoder.info.dim, encoder.info.image_size) == (1280, size)
     torch.testing.assert_close(encoder.encode_images(images), expected, atol=1e-4, rtol=1e-4)
     stages = [stage[-1].conv_pw if i == 0 else stage[-1].conv_pwl for i, stage in enumerate(network.blocks)]
-    assert encoder.layers() == {"final": 1280, "inner": 3 * sum(last.out_channels for last in stages)}
-    both = open_blocks(encoder, ["inner"]).encode_images(images)
+    means = sum(last.out_channels for last in stages)
+    widths = {"final": 1280, "inner-mean": means, "inner-max": means + 1280, "inner-std": means + 1280}
+    assert encoder.layers() == widths
+    both = open_blocks(encoder, widths).encode_images(images)
     torch.testing.assert_close(both[:, :1280], expected, atol=1e-4, rtol=1e-4)
     assert both.shape[1] == sum(encoder.layers().values())
     rows = network.classifier.weight - network.classifier.weight.mean(dim=0)
@@ -93,31 +96,40 @@ def test_lite_is_what_it_was():
 
 
 @pytest.mark.parametrize("size", [224, 384])
-def test_inner_is_mean_maximum_and_deviation_of_the_seven_stages(size, opened, network, picture):
+def test_inner_layers_are_mean_maximum_and_deviation_of_the_seven_stages_and_of_the_last_map(
+    size, opened, network, picture
+):
     encoder = opened("lite")
     pixels = pixels_of(encoder, size, [picture(90, 60)])
     with torch.no_grad():
-        final = network.forward_features(pixels).mean(dim=(2, 3))
-    _, maps = outputs_of(network.forward_features, network.blocks, pixels)
-    expected = np.concatenate([statistics(stage) for stage in maps], axis=1)
-    assert encoder.layers() == {"final": 1280, "inner": expected.shape[1]}
-    both = encoder.layer_network(["final", "inner"], size)(pixels)
-    np.testing.assert_allclose(both[:, :1280], final, atol=1e-4, rtol=1e-4)
-    np.testing.assert_allclose(both[:, 1280:], expected, atol=2e-3, rtol=1e-4)
-    torch.testing.assert_close(encoder.layer_network(["inner"], size)(pixels), both[:, 1280:], rtol=0, atol=0)
-    torch.testing.assert_close(encoder.layer_network(["final"], size)(pixels), both[:, :1280], rtol=0, atol=0)
+        last, stages = outputs_of(network.forward_features, network.blocks, pixels)
+    parts = [np.split(statistics(stage), 3, axis=1) for stage in [*stages, last]]  # mean, maximum, deviation
+    means, largest, deviations = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    expected = {
+        "final": means[:, -1280:],
+        "inner-mean": means[:, :-1280],
+        "inner-max": largest,
+        "inner-std": deviations,
+    }
+    assert encoder.layers() == {name: part.shape[1] for name, part in expected.items()}
+    together = encoder.layer_network(list(expected), size)(pixels)
+    np.testing.assert_allclose(together, np.concatenate(list(expected.values()), axis=1), atol=2e-3, rtol=1e-4)
+    columns = column_slices([Block(name, part.shape[1]) for name, part in expected.items()])
+    for name, own in columns.items():
+        alone = encoder.layer_network([name], size)(pixels)
+        torch.testing.assert_close(alone, together[:, own], rtol=0, atol=0)
 
 
 def test_the_final_block_beside_inner_layers_is_the_encoders_feature(opened, picture):
     images = [picture(300, 200), picture(224, 224)]
-    features = open_blocks(opened("lite"), ["inner"]).encode_images(images)
+    features = open_blocks(opened("lite"), opened("lite").layers()).encode_images(images)
     torch.testing.assert_close(features[:, :1280], opened("lite").encode_images(images), rtol=1e-5, atol=1e-5)
 
 
-def test_inner_layers_alone_do_not_run_the_last_convolution(opened):
+def test_means_of_inner_layers_alone_do_not_run_the_last_convolution(opened):
     encoder = opened("lite")
     tower = encoder.tower().module
-    network = encoder.layer_network(["inner"], 224)
+    network = encoder.layer_network(["inner-mean"], 224)
     assert not any(module is tower.conv_head for module in network.modules())
     assert {id(weight) for weight in network.parameters()} < {id(weight) for weight in tower.parameters()}
 

@@ -253,7 +253,7 @@ def test_the_card_states_the_purpose_of_lite(folder):
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
-        ("lite[final,inner]", "lite"),
+        ("lite[final,inner-mean]", "lite"),
         ("lite[final,efficientnet-lite2/final]", "efficientnet"),
         ("hf:google/siglip2-base-patch16-224", "transformers"),
         ("open_clip:ViT-B-32/openai", "train"),

@@ -24,7 +24,7 @@ from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing, listings_of
-from clipadapter.encoders.inner_layers import INNER, N_STATISTICS, StageNetwork
+from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork
 from clipadapter.encoders.inputs import check_pixels, to_tensor, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.lite_text import (
@@ -208,8 +208,13 @@ class LiteEncoder(Encoder):
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, pixels, self._image_tower)
 
     def layers(self) -> Mapping[str, int]:
-        """``final``, and ``inner``: mean, maximum and deviation of the outputs of the seven stages."""
-        return {FINAL: IMAGE_WIDTH, INNER: N_STATISTICS * sum(self.image_network.stage_widths)}
+        """``final``, and mean, maximum and deviation of the outputs of the seven stages.
+
+        Maximum and deviation are also those of the last map, whose mean is ``final``.
+        """
+        stages = sum(self.image_network.stage_widths)
+        with_last = stages + IMAGE_WIDTH
+        return {FINAL: IMAGE_WIDTH, INNER_MEAN: stages, INNER_MAX: with_last, INNER_STD: with_last}
 
     def second_size(self) -> int:
         """384 for Lite0, 416 and 448 for the others; the towers are convolutional, so they take any size."""
@@ -219,8 +224,8 @@ class LiteEncoder(Encoder):
         """See `Encoder.layer_network`."""
         tower: Any = self._image_tower()
         stem = nn.Sequential(tower.conv_stem, tower.bn1)
-        head = nn.Sequential(tower.conv_head, tower.bn2, tower.global_pool)
-        return StageNetwork(stem, tower.blocks, head, layers)
+        last = nn.Sequential(tower.conv_head, tower.bn2)
+        return StageNetwork(stem, tower.blocks, last, tower.global_pool, layers)
 
     def text_tower(self) -> LiteTextTower:
         """MiniLM and the bridge to the space of the pictures."""
