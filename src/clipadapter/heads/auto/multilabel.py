@@ -38,7 +38,7 @@ TEXT_WEIGHT, RIDGE_WEIGHT = 0.5, 0.5
 ONE_SHOT_RIDGE_WEIGHT = 0.5
 """Weight of ridge regression, beside the text at its full slope, where most classes have one shot."""
 BLOCKS_RIDGE_RATIO = 0.5
-"""Prior mean of the sum of the weights of ridge regression on all further blocks, as a multiple of that on ``final``."""
+"""Prior mean of the weights of ridge regression on all further blocks together, as a multiple of that on ``final``."""
 MAX_REPEATS, MIN_HELD_OUT_ROWS = 3, 300
 """The folds are drawn up to three times, until this many rows are held out in total."""
 
