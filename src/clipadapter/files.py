@@ -27,7 +27,9 @@ IMAGE_SUFFIXES = frozenset(
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of the tables that list pictures."""
 
-LOCAL_WEIGHTS = re.compile(r"local-dir:|simclr:|(?:open_clip|timm):[^:+\[,]+:|hf:(?=[/\\~.]|[A-Za-z]:)")
+LOCAL_WEIGHTS = re.compile(
+    r"(?:open_clip:|timm:)?local-dir:|simclr:|(?:open_clip|timm):[^:+\[,]+:|hf:(?=[/\\~.]|[A-Za-z]:)"
+)
 """What stands before a path in the name of an encoder."""
 ABANDONED_SECONDS = 24 * 3600
 """Age from which a temporary file counts as abandoned."""

@@ -251,6 +251,21 @@ def test_the_card_states_the_purpose_of_lite(folder):
 
 
 @pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("open_clip:local-dir:/a/b", "open_clip:local-dir:PATH"),
+        ("timm:resnet50.a1_in1k:/a/b.pth", "timm:resnet50.a1_in1k:PATH"),
+        ("timm:local-dir:/a/b[final,lite/final]", "timm:local-dir:PATH"),
+        ("hf:/a/b", "hf:PATH"),
+    ],
+)
+def test_the_card_says_how_local_weights_are_named(name, advice, folder):
+    config = read_config(folder)
+    encoder = config.encoder.model_copy(update={"name": name})
+    assert f', encoder="{advice}")' in render_card(config.model_copy(update={"encoder": encoder}))
+
+
+@pytest.mark.parametrize(
     ("name", "extra"),
     [
         ("lite[final,inner-mean]", "lite"),

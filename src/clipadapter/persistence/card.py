@@ -14,7 +14,7 @@ from typing import Any
 from clipadapter.blocks import BlockSource
 from clipadapter.encoders import split_blocks
 from clipadapter.errors import ArtifactError
-from clipadapter.files import has_local_weights
+from clipadapter.files import LOCAL_WEIGHTS, has_local_weights
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
 from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE
@@ -242,7 +242,8 @@ def _describe_head(head: str) -> str:
 
 
 def _describe_usage(config: ModelConfig, repo: str) -> str:
-    encoder = ', encoder="open_clip:local-dir:PATH"' if has_local_weights(config.encoder.name) else ""
+    local = LOCAL_WEIGHTS.match(split_blocks(config.encoder.name)[0])
+    encoder = f', encoder="{local[0]}PATH"' if local else ""
     extra = next((extra for scheme, extra in EXTRAS.items() if scheme in _schemes(config.encoder.name)), "train")
     if repo:
         shell = f"clipadapter pull {repo} --out model\nclipadapter predict model photo.jpg"
