@@ -25,6 +25,8 @@ FINAL = "final"
 """The block that class text is compared with: always the first one."""
 UNPROJECTED = "unprojected"
 """The layer before the last, linear step of an image tower."""
+RARE_PATCHES = "rare-patches"
+"""What differs most from the rest of the picture, such as small defects; see `clipadapter.encoders.rare_patches`."""
 MIRRORED = "+mirrored"
 MAX_BLOCKS = 64
 """A saved model is untrusted input, and each of its blocks may open an encoder."""

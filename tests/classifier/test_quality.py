@@ -11,7 +11,7 @@ NAMES = ["blue", "red"]
 BLOCKS = {
     "fast": ["final"],
     "standard": ["final", "inner"],
-    "best": ["final", "inner", "final@48+mirrored", "inner@48+mirrored"],
+    "best": ["final", "inner", "final@48+mirrored", "inner@48+mirrored", "rare-patches@48+mirrored"],
 }
 
 

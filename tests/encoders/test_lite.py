@@ -79,8 +79,10 @@ def test_larger_networks_have_their_own_size_and_the_same_texts(name, file, size
     assert (encoder.info.dim, encoder.info.image_size) == (1280, size)
     torch.testing.assert_close(encoder.encode_images(images), expected, atol=1e-4, rtol=1e-4)
     stages = [stage[-1].conv_pw if i == 0 else stage[-1].conv_pwl for i, stage in enumerate(network.blocks)]
-    means = sum(last.out_channels for last in stages)
+    channels = [last.out_channels for last in stages]
+    means, rare = sum(channels), 4 * sum(channels[1:3])
     widths = {"final": 1280, "inner-mean": means, "inner-max": means + 1280, "inner-std": means + 1280}
+    widths["rare-patches"] = rare
     assert encoder.layers() == widths
     both = open_blocks(encoder, widths).encode_images(images)
     torch.testing.assert_close(both[:, :1280], expected, atol=1e-4, rtol=1e-4)
@@ -111,7 +113,9 @@ def test_inner_layers_are_mean_maximum_and_deviation_of_the_seven_stages_and_of_
         "inner-max": largest,
         "inner-std": deviations,
     }
-    assert encoder.layers() == {name: part.shape[1] for name, part in expected.items()}
+    assert encoder.layers() == {name: part.shape[1] for name, part in expected.items()} | {
+        "rare-patches": 4 * (24 + 40)
+    }
     together = encoder.layer_network(list(expected), size)(pixels)
     np.testing.assert_allclose(together, np.concatenate(list(expected.values()), axis=1), atol=2e-3, rtol=1e-4)
     columns = column_slices([Block(name, part.shape[1]) for name, part in expected.items()])

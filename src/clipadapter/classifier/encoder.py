@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.backends import Int8Calibration
-from clipadapter.blocks import FINAL, UNPROJECTED, BlockSource
+from clipadapter.blocks import FINAL, RARE_PATCHES, UNPROJECTED, BlockSource
 from clipadapter.classifier.inputs import Skipped, check_any_readable
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import (
@@ -97,7 +97,8 @@ def blocks_of_quality(encoder: Encoder, others: Sequence[Encoder], quality: str)
     for one in (encoder, *others):
         uri, plain = "" if one is encoder else one.info.name, plain_encoder(one)
         layers = [FINAL] if quality == "fast" else [layer for layer in plain.layers() if layer != UNPROJECTED]
-        names += [BlockSource(uri, layer).name for layer in layers]
+        # Small defects are seen at the second resolution only, so `standard` does not spend time on them.
+        names += [BlockSource(uri, layer).name for layer in layers if layer != RARE_PATCHES]
         size = plain.second_size()
         if quality == "best" and size is not None:
             names += [BlockSource(uri, layer, size, is_mirrored=True).name for layer in layers]

@@ -216,6 +216,19 @@ class Encoder(ABC):
         """
         return None
 
+    def rare_patch_map(self, image: Image.Image) -> Tensor | None:
+        """How much each patch of a picture differs from the other patches of the picture.
+
+        Args:
+            image: RGB, of any size.
+
+        Returns:
+            (h, w) float32 on the CPU: Mahalanobis distances, of root mean square about 1, of a grid over the inner part
+            of the square that the layer ``rare-patches`` reads; the border of two patches at each side is left out.
+            None, the default, if there is no such layer.
+        """
+        return None
+
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
         """RGB pictures to raw features (n, d) float32 on CPU, without cache or threads."""
         batches = [

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clipadapter.blocks import FINAL
+from clipadapter.blocks import FINAL, RARE_PATCHES
+from clipadapter.encoders.rare_patches import describe_rare_patches, join_maps, patch_distances
 
 INNER = "inner"
 """All statistics in one layer, as the toy encoder has it."""
@@ -48,7 +49,7 @@ def map_statistics(maps: Tensor) -> Tensor:
 
 
 class StageNetwork(nn.Module):
-    """A convolutional tower that gives its final feature and statistics of its stages.
+    """A convolutional tower that gives its final feature, statistics of its stages, and its rarest patches.
 
     It holds the modules of the tower, not copies. Modules that the wanted layers do not need are not run.
 
@@ -57,17 +58,26 @@ class StageNetwork(nn.Module):
         stages: each takes the output of the one before it, (n, c, h, w).
         last: the output of the last stage to the map whose pooled form is the final feature.
         pool: that map to the final feature.
-        layers: some of ``final``, ``inner-mean``, ``inner-max`` and ``inner-std``, in this order. The maxima and
-            deviations include those of the last map; its means are the final feature.
+        layers: some of ``final``, ``inner-mean``, ``inner-max``, ``inner-std`` and ``rare-patches``, in this order. The
+            maxima and deviations include those of the last map; its means are the final feature.
+        patch_stage: position of the stage whose output ``rare-patches`` reads, beside that of the stage before it, of
+            twice the resolution.
     """
 
     def __init__(
-        self, stem: nn.Module, stages: Sequence[nn.Module], last: nn.Module, pool: nn.Module, layers: Sequence[str]
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        last: nn.Module,
+        pool: nn.Module,
+        layers: Sequence[str],
+        patch_stage: int,
     ) -> None:
         super().__init__()
-        self.layers = tuple(layers)
-        self.stem, self.stages = stem, nn.ModuleList(stages)
-        needs_last = self.layers != (INNER_MEAN,)
+        self.layers, self.patch_stage = tuple(layers), patch_stage
+        n_stages = patch_stage + 1 if self.layers == (RARE_PATCHES,) else len(stages)
+        self.stem, self.stages = stem, nn.ModuleList(stages[:n_stages])
+        needs_last = bool({FINAL, INNER_MAX, INNER_STD} & set(self.layers))
         self.last: nn.Module | None = last if needs_last else None
         self.pool: nn.Module | None = pool if needs_last else None
         self.eval()
@@ -77,8 +87,10 @@ class StageNetwork(nn.Module):
         maps = self.stem(pixels)
         parts: dict[str, list[Tensor]] = {INNER_MEAN: [], INNER_MAX: [], INNER_STD: []}
         has_inner = any(layer in parts for layer in self.layers)
-        for stage in self.stages:
-            maps = stage(maps)
+        for i, stage in enumerate(self.stages):
+            before, maps = maps, stage(maps)
+            if RARE_PATCHES in self.layers and i == self.patch_stage:
+                parts[RARE_PATCHES] = [describe_rare_patches(join_maps(before, maps))]
             if has_inner:
                 for part, values in zip(parts.values(), map_statistics(maps).chunk(N_STATISTICS, dim=1), strict=True):
                     part.append(values)
@@ -91,3 +103,10 @@ class StageNetwork(nn.Module):
                 parts[INNER_MAX].append(largest)
                 parts[INNER_STD].append(deviation)
         return torch.cat([each for layer in self.layers for each in parts[layer]], dim=1)
+
+    def patch_distances(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, h, w): how rare each patch is, without the border; see `rare_patches.patch_distances`."""
+        before = maps = self.stem(pixels)
+        for stage in self.stages[: self.patch_stage + 1]:
+            before, maps = maps, stage(maps)
+        return patch_distances(join_maps(before, maps))

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
-from clipadapter.blocks import FINAL
+from clipadapter.blocks import FINAL, RARE_PATCHES
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork
@@ -37,6 +37,7 @@ from clipadapter.encoders.lite_text import (
     read_checked,
     text_fingerprint,
 )
+from clipadapter.encoders.rare_patches import PATCH_COUNTS
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import InputError, require, require_installed
 from clipadapter.parallel import run_in_batches
@@ -50,6 +51,8 @@ LOGIT_SCALE = 28.0
 
 With the larger networks, the loss of 1,010 of these pictures is lowest at 28 to 30.
 """
+PATCH_STAGE = 2
+"""Of the stages with strides of 4 and 8 pixels, the second. Later ones do not see spots of a few pixels."""
 LICENCE = "Apache-2.0"
 NOTE = "for trying out, tests and machines without a hub: zero-shot about 52 % on 101 classes of Caltech-101"
 
@@ -208,24 +211,35 @@ class LiteEncoder(Encoder):
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, pixels, self._image_tower)
 
     def layers(self) -> Mapping[str, int]:
-        """``final``, and mean, maximum and deviation of the outputs of the seven stages.
+        """``final``; mean, maximum and deviation of the outputs of the seven stages; and ``rare-patches`` of two stages.
 
         Maximum and deviation are also those of the last map, whose mean is ``final``.
         """
-        stages = sum(self.image_network.stage_widths)
-        with_last = stages + IMAGE_WIDTH
-        return {FINAL: IMAGE_WIDTH, INNER_MEAN: stages, INNER_MAX: with_last, INNER_STD: with_last}
+        widths = self.image_network.stage_widths
+        with_last = sum(widths) + IMAGE_WIDTH
+        rare = len(PATCH_COUNTS) * sum(widths[PATCH_STAGE - 1 : PATCH_STAGE + 1])
+        inner = {INNER_MEAN: sum(widths), INNER_MAX: with_last, INNER_STD: with_last}
+        return {FINAL: IMAGE_WIDTH, **inner, RARE_PATCHES: rare}
 
     def second_size(self) -> int:
         """384 for Lite0, 416 and 448 for the others; the towers are convolutional, so they take any size."""
         return self.image_network.second_size
 
-    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
+    def layer_network(self, layers: Sequence[str], size: int) -> StageNetwork:
         """See `Encoder.layer_network`."""
         tower: Any = self._image_tower()
         stem = nn.Sequential(tower.conv_stem, tower.bn1)
         last = nn.Sequential(tower.conv_head, tower.bn2)
-        return StageNetwork(stem, tower.blocks, last, tower.global_pool, layers)
+        return StageNetwork(stem, tower.blocks, last, tower.global_pool, layers, PATCH_STAGE)
+
+    def rare_patch_map(self, image: Image.Image) -> Tensor:
+        """(44, 44) at 384 pixels; see `Encoder.rare_patch_map`."""
+        size = self.second_size()
+        pixels = replace(self.image_network.pixels, size=size)
+        network = self.layer_network([RARE_PATCHES], size)
+        with torch.inference_mode():
+            square = to_tensor(pixels.to_square(image), pixels.mean, pixels.std)
+            return network.patch_distances(square[None].to(self.device))[0].cpu()
 
     def text_tower(self) -> LiteTextTower:
         """MiniLM and the bridge to the space of the pictures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -11,11 +12,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.backends import Tower
-from clipadapter.blocks import FINAL
+from clipadapter.blocks import FINAL, RARE_PATCHES
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.encoders.inner_layers import INNER, N_STATISTICS, map_statistics
 from clipadapter.encoders.inputs import check_pixels, to_tensor, unique_texts
+from clipadapter.encoders.rare_patches import PATCH_COUNTS, describe_rare_patches, patch_distances
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import InputError
 from clipadapter.pixels import PixelSpec
@@ -99,8 +101,11 @@ class ToyEncoder(Encoder):
         return (Tower(self.info.name, self.info.fingerprint, WIDTH, PIXELS, network),)
 
     def layers(self) -> Mapping[str, int]:
-        """``final``, and ``inner``: mean, maximum and deviation of the pixels in each of 4 x 4 squares by channel."""
-        return {FINAL: WIDTH, INNER: N_STATISTICS * 3 * INNER_GRID**2}
+        """``final``, ``inner`` and ``rare-patches``.
+
+        ``inner``: mean, maximum and deviation of the pixels in each of 4 x 4 squares by channel. Each pixel is a patch.
+        """
+        return {FINAL: WIDTH, INNER: N_STATISTICS * 3 * INNER_GRID**2, RARE_PATCHES: len(PATCH_COUNTS) * 3}
 
     def second_size(self) -> int:
         """48."""
@@ -115,6 +120,11 @@ class ToyEncoder(Encoder):
         if size % GRID:
             raise InputError(f"the toy encoder takes multiples of {GRID} pixels, but the size is {size}")
         return _ToyNetwork(self._projection, layers, size).eval()
+
+    def rare_patch_map(self, image: Image.Image) -> Tensor:
+        """(44, 44); see `Encoder.rare_patch_map`."""
+        square = replace(PIXELS, size=SECOND_IMAGE_SIZE).to_square(image)
+        return patch_distances(to_tensor(square, PIXELS.mean, PIXELS.std)[None])[0]
 
     def text_tower(self) -> TextTower:
         """The word vectors."""
@@ -133,7 +143,7 @@ class ToyEncoder(Encoder):
 
 
 class _ToyNetwork(torch.nn.Module):
-    """The projection of the picture shrunk to 8 x 8, statistics of the pixels of 4 x 4 squares, or both."""
+    """The layers of the toy encoder."""
 
     def __init__(self, weight: Tensor, layers: Sequence[str], size: int) -> None:
         super().__init__()
@@ -149,6 +159,8 @@ class _ToyNetwork(torch.nn.Module):
         if INNER in self.layers:
             width = 3 * INNER_GRID**2 * N_STATISTICS
             features[INNER] = map_statistics(self._cells(pixels, INNER_GRID)).reshape(-1, width)
+        if RARE_PATCHES in self.layers:
+            features[RARE_PATCHES] = describe_rare_patches(pixels)
         return torch.cat([features[layer] for layer in self.layers], dim=1).float()
 
     def _cells(self, pixels: Tensor, grid: int) -> Tensor:
