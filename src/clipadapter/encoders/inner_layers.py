@@ -85,12 +85,13 @@ class StageNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, sum of widths) float32."""
         maps = self.stem(pixels)
+        rare: list[Tensor] = []
         parts: dict[str, list[Tensor]] = {INNER_MEAN: [], INNER_MAX: [], INNER_STD: []}
         has_inner = any(layer in parts for layer in self.layers)
         for i, stage in enumerate(self.stages):
             before, maps = maps, stage(maps)
             if RARE_PATCHES in self.layers and i == self.patch_stage:
-                parts[RARE_PATCHES] = [describe_rare_patches(join_maps(before, maps))]
+                rare.append(describe_rare_patches(join_maps(before, maps)))
             if has_inner:
                 for part, values in zip(parts.values(), map_statistics(maps).chunk(N_STATISTICS, dim=1), strict=True):
                     part.append(values)
@@ -102,6 +103,7 @@ class StageNetwork(nn.Module):
                 _, largest, deviation = map_statistics(maps).chunk(N_STATISTICS, dim=1)
                 parts[INNER_MAX].append(largest)
                 parts[INNER_STD].append(deviation)
+        parts[RARE_PATCHES] = rare
         return torch.cat([each for layer in self.layers for each in parts[layer]], dim=1)
 
     def patch_distances(self, pixels: Tensor) -> Tensor:

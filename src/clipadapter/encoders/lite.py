@@ -211,7 +211,7 @@ class LiteEncoder(Encoder):
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, pixels, self._image_tower)
 
     def layers(self) -> Mapping[str, int]:
-        """``final``; mean, maximum and deviation of the outputs of the seven stages; and ``rare-patches`` of two stages.
+        """``final``; mean, maximum and deviation of the outputs of the seven stages; ``rare-patches`` of two stages.
 
         Maximum and deviation are also those of the last map, whose mean is ``final``.
         """
