@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import torch
 
+from clipadapter.blocks import Block
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.auto import head
+from clipadapter.heads.auto.blocks import choose_weights
 from clipadapter.heads.auto.head import Auto
 
 C, D = 4, 24
@@ -125,9 +128,21 @@ def test_a_class_without_shots_keeps_its_text():
 
 
 def test_unequal_shots_do_not_make_a_class_likelier():
-    model = fitted([2, 12, 2, 12])
+    counts = [2, 12, 2, 12]
+    model = fitted(counts)
     rare = np.isin(model.predict(TEST[0]), NAMES[::2]).mean()
-    assert 0.35 < rare < 0.65
+    assert 0.4 < rare < 0.6
+
+
+def test_logits_that_contain_the_log_counts_lose_them():
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(C, size=400))
+    right = 2 * torch.nn.functional.one_hot(labels, C) + torch.from_numpy(rng.standard_normal((400, C)))
+    rarity = -torch.tensor([2.0, 12.0, 2.0, 12.0]).log().expand(400, -1)
+    blocks, rows = (Block("final", D), Block("inner", D)), torch.ones(400)
+    weights, of_counts = choose_weights([right - rarity, right - rarity], blocks, labels, rows, rarity)
+    assert of_counts == pytest.approx(sum(weights), rel=0.1)
+    assert choose_weights([right, right], blocks, labels, rows, rarity)[1] < 0.2
 
 
 def test_the_out_of_fold_logits_for_calibration_are_those_of_the_mixture():

@@ -8,6 +8,10 @@ logits under a Gaussian prior (`fit_stacking`). The blocks of a further pass thr
 held-out shots do not show a gain, since each pass costs time for every prediction. Where no shot can be held out, the
 weights are constants.
 
+Ridge regression gives lower logits to a class that has fewer shots, even if all classes weigh the same. So with unequal
+shots the mixture has one more term, the negative logarithm of the class's number of shots (logit adjustment, Menon et
+al., ICLR 2021, https://arxiv.org/abs/2007.07314), whose weight is fitted with the others.
+
 docs/decisions/0035-auto-blocks.md says how the constants were chosen, and what did not help.
 """
 
@@ -40,6 +44,8 @@ BLOCKS_WEIGHT, BLOCK_WEIGHT_STD = 0.6, 0.35
 ONE_SHOT_BLOCKS_WEIGHT, ONE_SHOT_RIDGE_RATIO = 0.3, 0.7
 """Where no shot can be held out: sum of the weights of the further blocks, and the part of its weight that ridge
 regression on ``final`` keeps. So the shots have about the same weight beside the text as without further blocks."""
+COUNT_WEIGHT, COUNT_WEIGHT_STD = 1.0, 0.3
+"""Prior of the weight of the negative log counts with unequal shots."""
 MIN_SHARE = 0.01
 """A block is not used if its share of the spread of the logits is smaller."""
 MIN_GAIN, MIN_GAIN_OF_FURTHER_PASS = -0.5, 0.5
@@ -71,11 +77,12 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class BlockMixture:
-    """Further blocks beside ``final``: ``final_weight * final_logits + z W'``.
+    """Further blocks beside ``final``: ``final_weight * final_logits + z W' + bias``.
 
     Args:
         centre: (e,) subtracted from the unit features of each block; e is the width of all further blocks.
         weight: W, (c, e): zero in the columns of a block that is not used.
+        bias: (c,) for unequal shots, else zero.
         final_weight: factor of the logits of ``final``.
         shares: (b,) of each block, ``final`` first: the spread of its part of the logits over the classes, as a share
             of the sum over the blocks; 0 for a block that is not used.
@@ -84,6 +91,7 @@ class BlockMixture:
 
     centre: Tensor
     weight: Tensor
+    bias: Tensor
     final_weight: float
     shares: Tensor
     logits: Tensor
@@ -102,14 +110,16 @@ def fit_blocks(
         held_out: out-of-fold logits of ``final`` alone; None if most classes have one shot.
     """
     x = unit_blocks(shots)
-    counts = torch.bincount(labels)[labels].to(x.dtype)
-    centre = (x / counts[:, None]).sum(dim=0) / (1 / counts).sum()
+    counts = torch.bincount(labels)
+    row_counts = counts[labels].to(x.dtype)
+    centre = (x / row_counts[:, None]).sum(dim=0) / (1 / row_counts).sum()
     inputs = []
     for columns in column_slices(shots.further_blocks).values():
         z = unit_centred(x[:, columns] - centre[columns])
         inputs.append(ExpertInputs(z, labels, n_classes, None, 0.0, z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None))
     cost = sum(part.cost for part in inputs)
     maps = parallel_map([partial(_fit_map, part) for part in inputs], work=cost)
+    offset, count_weight = None, 0.0
     if held_out is None:
         with limit_threads(cost):
             noise = [leave_one_out_ridge_noise(part) for part in inputs]
@@ -119,17 +129,28 @@ def fit_blocks(
         logits = parallel_map([partial(_out_of_fold_ridge, part, held_out) for part in inputs], work=cost)
         noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
+        offset = _out_of_fold_counts(take_with_classes(inputs[0], held_out.rows), held_out)
         with limit_threads(0):  # small products between lines of Python
-            weights = choose_weights(parts, shots.blocks, held_out.labels, held_out.row_weights)
+            weights, count_weight = choose_weights(
+                parts,
+                shots.blocks,
+                held_out.labels,
+                held_out.row_weights,
+                offset if counts.min() < counts.max() else None,
+            )
     shares = used_shares([weight * float(part.std(dim=1).mean()) for weight, part in zip(weights, parts, strict=True)])
     weights = [weight if share else 0.0 for weight, share in zip(weights, shares.tolist(), strict=True)]
     factors = [weight / std for weight, std in zip(weights[1:], noise, strict=True)]
     weight = torch.cat([factor * each for factor, each in zip(factors, maps, strict=True)], dim=1)
     mixture = sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros(()))
-    return BlockMixture(centre, weight, weights[0], shares, mixture)
+    if offset is not None:
+        mixture = mixture + count_weight * offset
+    return BlockMixture(centre, weight, count_weight * _log_rarity(counts).to(x.dtype), weights[0], shares, mixture)
 
 
-def choose_weights(parts: list[Tensor], blocks: Blocks, labels: Tensor, row_weights: Tensor) -> list[float]:
+def choose_weights(
+    parts: list[Tensor], blocks: Blocks, labels: Tensor, row_weights: Tensor, offset: Tensor | None = None
+) -> tuple[list[float], float]:
     """Weight of the logits of each block, ``final`` first; 0 for the blocks of a pass that is not worth its time.
 
     Passes are left out one after the other, the least useful first.
@@ -139,35 +160,42 @@ def choose_weights(parts: list[Tensor], blocks: Blocks, labels: Tensor, row_weig
         blocks: all blocks.
         labels: (r,).
         row_weights: (r,).
+        offset: (r, c) negative log counts of the classes in the training rows; None with equal shots.
+
+    Returns:
+        The weights of the blocks, and that of ``offset``, 0 without it.
     """
     own = BlockSource.parse(FINAL).pass_key
     passes: dict[Hashable, list[int]] = {}
     for i, block in enumerate(blocks[1:], start=1):
         passes.setdefault(BlockSource.parse(block.name).pass_key, []).append(i)
+    counted = [] if offset is None else [offset]
 
-    def fit(keys: list[Hashable]) -> tuple[dict[int, float], float]:
-        """Weights by position of the blocks of some passes, and their log posterior."""
+    def fit(keys: list[Hashable]) -> tuple[dict[int, float], float, float]:
+        """Weights by position of the blocks of some passes, weight of the offset, and their log posterior."""
         rows = [0, *(i for key in keys for i in passes[key])]
         n = len(rows) - 1
-        mean = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / max(n, 1)] * n]
-        std = [FINAL_WEIGHT_STD, *[BLOCK_WEIGHT_STD] * n]
-        weights, log_posterior = fit_stacking([parts[i] for i in rows], labels, mean, std, row_weights)
-        return dict(zip(rows, weights, strict=True)), log_posterior
+        mean = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / max(n, 1)] * n, *[COUNT_WEIGHT] * len(counted)]
+        std = [FINAL_WEIGHT_STD, *[BLOCK_WEIGHT_STD] * n, *[COUNT_WEIGHT_STD] * len(counted)]
+        weights, log_posterior = fit_stacking([*(parts[i] for i in rows), *counted], labels, mean, std, row_weights)
+        return dict(zip(rows, weights[: n + 1], strict=True)), sum(weights[n + 1 :]), log_posterior
 
     kept = list(passes)
-    weights, log_posterior = fit(kept)
+    weights, count_weight, log_posterior = fit(kept)
     while kept:
         without = {key: fit([other for other in kept if other != key]) for key in kept}
         surplus = {
-            key: log_posterior - without[key][1] - (MIN_GAIN if key == own else MIN_GAIN_OF_FURTHER_PASS)
+            key: log_posterior - without[key][2] - (MIN_GAIN if key == own else MIN_GAIN_OF_FURTHER_PASS)
             for key in kept
         }
         worst = min(kept, key=lambda key: surplus[key])
         if surplus[worst] >= 0:
             break
         kept.remove(worst)
-        weights, log_posterior = without[worst]
-    return [weights.get(i, 0.0) for i in range(len(blocks))] if kept else [1.0] + [0.0] * (len(blocks) - 1)
+        weights, count_weight, log_posterior = without[worst]
+    if not kept and not counted:
+        weights = {0: 1.0}  # as if there were no further blocks
+    return [weights.get(i, 0.0) for i in range(len(blocks))], count_weight
 
 
 def unit_blocks(shots: SupportSet) -> Tensor:
@@ -215,3 +243,15 @@ def _out_of_fold_ridge(inputs: ExpertInputs, held_out: HeldOut) -> Tensor:
     part = take_with_classes(inputs, held_out.rows)
     logits = [fit_ridge(part.take(train)).logits(part.z[rows], None) for train, rows in held_out.splits]
     return centre_logits(torch.cat(logits))
+
+
+def _out_of_fold_counts(part: ExpertInputs, held_out: HeldOut) -> Tensor:
+    """(r, c) `_log_rarity` of the classes among the training rows of the fold of each held-out row."""
+    rarity = [_log_rarity(part.take(train).counts).expand(len(rows), -1) for train, rows in held_out.splits]
+    return torch.cat(rarity)
+
+
+def _log_rarity(counts: Tensor) -> Tensor:
+    """(c,) negative logarithms of numbers of shots, with mean zero."""
+    log_counts = counts.log()
+    return log_counts.mean() - log_counts

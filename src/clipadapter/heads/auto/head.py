@@ -233,7 +233,7 @@ class Auto(Head):
         self.block_weight_ = mixture.weight.new_zeros(shots.n_classes, mixture.weight.shape[1])
         self.block_weight_[classes] = mixture.weight
         self.weight_ *= mixture.final_weight
-        self.bias_[classes] *= mixture.final_weight
+        self.bias_[classes] = mixture.final_weight * self.bias_[classes] + mixture.bias
         self.trust_ *= mixture.final_weight
         if self.dual_ is not None:
             self.dual_ *= mixture.final_weight
