@@ -1,5 +1,6 @@
 """The encoder that `clipadapter simclr` makes: every rule for pictures, and no text."""
 
+import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
@@ -8,6 +9,8 @@ from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.pretraining.simclr import SimClrModel
 from clipadapter.testing import ENCODER_CHECKS
+
+from .expected_layers import outputs_of, pixels_of, statistics
 
 FOR_TEXT = ("text", "different_inputs", "no_gradients", "global_randomness", "repeatable")
 
@@ -67,3 +70,17 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
     write_tensors(tmp_path / "encoder.safetensors", {}, {"size": 32})
     with pytest.raises(EncoderUnavailableError, match="holds no encoder"):
         create_encoder(f"simclr:{tmp_path}")
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_inner_layers_are_statistics_of_the_four_stages(size, encoder, picture):
+    pixels = pixels_of(encoder, size, [picture(90, 60)])
+    tower = encoder.tower().module
+    final, maps = outputs_of(tower, [tower.layer1, tower.layer2, tower.layer3, tower.layer4], pixels)
+    means, maxima, deviations = zip(*(np.split(statistics(each), 3, axis=1) for each in maps), strict=True)
+    # The mean of the last stage is the final feature.
+    expected = {"final": [final], "inner-mean": means[:-1], "inner-max": maxima, "inner-std": deviations}
+    columns = np.concatenate([part for parts in expected.values() for part in parts], axis=1)
+    assert encoder.layers() == {name: sum(part.shape[1] for part in parts) for name, parts in expected.items()}
+    assert encoder.second_size() == 64
+    np.testing.assert_allclose(encoder.layer_network(list(expected), size)(pixels), columns, rtol=1e-3, atol=1e-3)

@@ -132,7 +132,7 @@ def test_coca_has_none():
 def test_pictures_that_are_padded_are_refused(opened, monkeypatch):
     plain = opened("tiny")
     monkeypatch.setattr(plain, "_pixels", None)
-    with pytest.raises(InputError, match="no layer 'final' that features can be taken from"):
+    with pytest.raises(InputError, match="can't be taken apart: only the encoder itself prepares its pictures"):
         with_unprojected(plain)
 
 

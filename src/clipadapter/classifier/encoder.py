@@ -99,8 +99,8 @@ def blocks_of_quality(encoder: Encoder, others: Sequence[Encoder], quality: str)
         layers = [FINAL] if quality == "fast" else [layer for layer in plain.layers() if layer != UNPROJECTED]
         # Small defects are seen at the second resolution only, so `standard` does not spend time on them.
         names += [BlockSource(uri, layer).name for layer in layers if layer != RARE_PATCHES]
-        size = plain.second_size()
-        if quality == "best" and size is not None:
+        size = plain.second_size() if quality == "best" else None
+        if size is not None:
             names += [BlockSource(uri, layer, size, is_mirrored=True).name for layer in layers]
     return names
 

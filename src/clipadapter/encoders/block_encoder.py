@@ -428,6 +428,11 @@ def unprojected_blocks(encoder: Encoder) -> tuple[str, ...]:
         is_identity = torch.equal(projection.weight, torch.eye(len(projection.weight)))
         if is_identity:
             return (FINAL,)
+    if projection is not None and not plain.towers():
+        raise InputError(
+            f"the projection of {plain.info.name} can't be taken apart: only the encoder itself prepares its pictures, "
+            "which are padded to a square"
+        )
     raise InputError(
         f"the image tower of {plain.info.name} ends in no linear projection that can be taken apart; those of "
         f"{schemes_with('projection')} do, but for SigLIP and a few other models of open_clip. Use the head "

@@ -20,6 +20,8 @@ INNER = "inner"
 """All statistics in one layer, as the toy encoder has it."""
 INNER_MEAN, INNER_MAX, INNER_STD = "inner-mean", "inner-max", "inner-std"
 """One layer for each statistic of all stages."""
+INNER_TOKEN = "inner-token"
+"""Class tokens of a transformer; the means of its patch tokens are ``inner-mean``."""
 N_STATISTICS = 3
 """Columns for each channel: mean, maximum, standard deviation."""
 
@@ -40,12 +42,17 @@ def map_statistics(maps: Tensor) -> Tensor:
     """
     maps = maps.float()
     mean = maps.mean(dim=(2, 3))
-    # From the two moments: `Tensor.var` takes ten times as long on maps that are channels-last in memory.
-    variance = (maps * maps).mean(dim=(2, 3)) - mean * mean
-    # Pooling is four times as fast in torch; other backends have the plain maximum.
-    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    largest = maps.amax(dim=(2, 3)) if is_traced else nn.functional.adaptive_max_pool2d(maps, 1).flatten(1)
-    return torch.cat([mean, largest, variance.clamp(min=0).sqrt()], dim=1)
+    # The variance is the difference of two moments: `Tensor.var` takes ten times as long on channels-last maps.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        # One pass for each: OpenVINO and ONNX Runtime have these two as operators of their own.
+        largest = maps.amax(dim=(2, 3))
+        n_positions = int(maps.shape[2]) * int(maps.shape[3])
+        second_moment = torch.linalg.vector_norm(maps, dim=(2, 3)) ** 2 / n_positions
+    else:
+        # Faster in torch, which has no fast maximum and norm over the first dimension of a matrix.
+        largest = nn.functional.adaptive_max_pool2d(maps, 1).flatten(1)
+        second_moment = (maps * maps).mean(dim=(2, 3))
+    return torch.cat([mean, largest, (second_moment - mean * mean).clamp(min=0).sqrt()], dim=1)
 
 
 class StageNetwork(nn.Module):
@@ -61,7 +68,7 @@ class StageNetwork(nn.Module):
         layers: some of ``final``, ``inner-mean``, ``inner-max``, ``inner-std`` and ``rare-patches``, in this order. The
             maxima and deviations include those of the last map; its means are the final feature.
         patch_stage: position of the stage whose output ``rare-patches`` reads, beside that of the stage before it, of
-            twice the resolution.
+            twice the resolution; of no meaning without that layer.
     """
 
     def __init__(
@@ -71,7 +78,7 @@ class StageNetwork(nn.Module):
         last: nn.Module,
         pool: nn.Module,
         layers: Sequence[str],
-        patch_stage: int,
+        patch_stage: int = 0,
     ) -> None:
         super().__init__()
         self.layers, self.patch_stage = tuple(layers), patch_stage
@@ -112,3 +119,20 @@ class StageNetwork(nn.Module):
         for stage in self.stages[: self.patch_stage + 1]:
             before, maps = maps, stage(maps)
         return patch_distances(join_maps(before, maps))
+
+
+def second_size_of(native: int, step: int) -> int | None:
+    """A second, larger side: 12/7 of the first one, as 384 is of 224, rounded to a multiple of a step.
+
+    Args:
+        native: the first side in pixels.
+        step: side of a patch, or the product of all strides.
+
+    Returns:
+        The side in pixels; None if it is not larger.
+
+    >>> second_size_of(224, 32), second_size_of(224, 14), second_size_of(32, 16)
+    (384, 378, 48)
+    """
+    size = step * round(native * 12 / 7 / step)
+    return size if size > native else None

@@ -19,12 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
-from clipadapter.blocks import FINAL, UNPROJECTED
+from clipadapter.blocks import FINAL
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import QUICK_GELU, EncoderListing, find_licence, list_known
 from clipadapter.encoders.hub import cached_file, hub_answers
 from clipadapter.encoders.inputs import check_pixels, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
+from clipadapter.encoders.open_clip_layers import TowerLayers
 from clipadapter.encoders.open_clip_sources import (
     ADVICE,
     ARCHITECTURE_ADVICE,
@@ -37,7 +38,7 @@ from clipadapter.encoders.open_clip_sources import (
     weights_files,
 )
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
-from clipadapter.encoders.projection import append_identity, find_projection, replace_projection
+from clipadapter.encoders.projection import find_projection
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError, require
 from clipadapter.parallel import run_in_batches
@@ -142,16 +143,29 @@ class OpenClipEncoder(Encoder):
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._model.visual)
 
     def layers(self) -> Mapping[str, int]:
-        """``final``, and ``unprojected`` if the tower ends in a linear step."""
-        projection = self.projection()
-        return {FINAL: self.info.dim} | ({} if projection is None else {UNPROJECTED: len(projection.weight)})
+        """``final``, ``inner`` and, if the tower ends in a linear step, ``unprojected``; see `open_clip_layers`.
+
+        Only ``final`` if pictures are padded to a square.
+        """
+        return {FINAL: self.info.dim} if self._pixels is None else self._layers.widths()
+
+    def second_size(self) -> int | None:
+        """12/7 of the tower's own size, in whole patches; None if pictures are padded or the tower refuses it."""
+        return None if self._pixels is None else self._second_size
 
     def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
         """See `Encoder.layer_network`."""
-        projection = self.projection()
-        if size != self.info.image_size or tuple(layers) != (FINAL, UNPROJECTED) or projection is None:
+        if self._pixels is None:
             return super().layer_network(layers, size)
-        return replace_projection(self._model.visual, append_identity(projection))
+        return self._layers.network(layers, size)
+
+    @cached_property
+    def _layers(self) -> TowerLayers:
+        return TowerLayers(self._model.visual, self.info.dim, self.info.image_size)
+
+    @cached_property
+    def _second_size(self) -> int | None:
+        return self._layers.second_size()
 
     def text_tower(self) -> TextTower | None:
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""
@@ -160,7 +174,8 @@ class OpenClipEncoder(Encoder):
     def tunable_copy(self) -> OpenClipEncoder:
         """A second encoder on the same weights."""
         other = copy.copy(self)
-        other.__dict__.pop("_text_tower", None)  # rebuilt from the modules of the copy
+        for name in ("_text_tower", "_layers"):  # rebuilt from the modules of the copy
+            other.__dict__.pop(name, None)
         other._model = copy_sharing_weights(self._model)
         return other
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import Tower
+from clipadapter.blocks import FINAL
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing, listings_of
+from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork, second_size_of
 from clipadapter.encoders.inputs import check_pixels, to_tensor
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.encoders.simclr_network import MEAN, STD, WIDTH, find_file, load_tower
+from clipadapter.encoders.simclr_network import MEAN, STAGE_WIDTHS, STD, STRIDE, WIDTH, find_file, load_tower
 from clipadapter.errors import InputError
 from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import PixelSpec
@@ -84,6 +87,22 @@ class SimClrEncoder(Encoder):
     def tower(self) -> Tower:
         """ResNet-18 up to its pooling."""
         return Tower(self.info.name, self.info.fingerprint, WIDTH, self._pixels, self._tower)
+
+    def layers(self) -> Mapping[str, int]:
+        """``final``, and mean, maximum and deviation of the outputs of the four stages; the last mean is ``final``."""
+        stages = sum(STAGE_WIDTHS)
+        return {FINAL: WIDTH, INNER_MEAN: stages - WIDTH, INNER_MAX: stages, INNER_STD: stages}
+
+    def second_size(self) -> int | None:
+        """12/7 of the size of the training, as a multiple of 32; the tower is convolutional, so it takes any size."""
+        return second_size_of(self.info.image_size, STRIDE)
+
+    def layer_network(self, layers: Sequence[str], size: int) -> torch.nn.Module:
+        """See `Encoder.layer_network`."""
+        tower: Any = self._tower
+        stem = torch.nn.Sequential(tower.conv1, tower.bn1, tower.relu, tower.maxpool)
+        stages = (tower.layer1, tower.layer2, tower.layer3)
+        return StageNetwork(stem, stages, tower.layer4, torch.nn.Sequential(tower.avgpool, torch.nn.Flatten()), layers)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, 512)."""

@@ -1,0 +1,345 @@
+"""Inner layers of open_clip's image towers, and the towers at a second size.
+
+Transformers give tokens after one third and after two thirds of their layers: the class tokens are the layer
+``inner-token``, the means of the patch tokens the layer ``inner-mean``. Both are taken after the last layer norm of the
+tower, as ``get_intermediate_layers`` of DINOv2 takes them (https://github.com/facebookresearch/dinov2). Networks of
+timm also give the tokens of the last layer. The input of a linear last step follows in ``inner-token``, or in
+``inner-mean`` if there is no class token.
+
+Convolutional towers give ``inner-mean``, ``inner-max`` and ``inner-std``: statistics of the channels of their stages;
+see `clipadapter.encoders.inner_layers.map_statistics`. Maximum and deviation of the last map follow, if it is not the
+output of the last stage. The input of a linear last step follows in ``inner-mean``.
+
+At another size position embeddings are interpolated on their grid (bicubic, antialiased), as open_clip and timm do when
+they load weights for another size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipadapter.blocks import FINAL, UNPROJECTED
+from clipadapter.encoders.inner_layers import (
+    INNER_MAX,
+    INNER_MEAN,
+    INNER_STD,
+    INNER_TOKEN,
+    N_STATISTICS,
+    map_statistics,
+    second_size_of,
+)
+from clipadapter.encoders.layers import copy_sharing_weights
+from clipadapter.encoders.projection import append_identity, find_projection, replace_projection
+from clipadapter.errors import InputError
+from clipadapter.towers import Projection
+
+CONVOLUTION_STEP = 32
+"""Product of the strides of convolutional towers."""
+
+
+class TowerLayers:
+    """The layers of an image tower of open_clip.
+
+    Args:
+        visual: the tower, in inference mode.
+        dim: width of its final feature.
+        size: its own side in pixels.
+    """
+
+    def __init__(self, visual: Any, dim: int, size: int) -> None:
+        self.visual, self.dim, self.size = visual, dim, size
+        self.projection = find_projection(visual)
+        self._inner = find_inner_features(visual, size)
+
+    def widths(self) -> Mapping[str, int]:
+        """Width of each layer: ``final``, inner layers if the tower is supported, ``unprojected`` if there is one."""
+        widths = {FINAL: self.dim}
+        if self._inner is not None:
+            widths |= self._inner.widths
+        if self.projection is not None:
+            widths[UNPROJECTED] = len(self.projection.weight)
+            if self._inner is not None and self._inner.pooled_layer:
+                widths[self._inner.pooled_layer] += len(self.projection.weight)
+        return widths
+
+    def second_size(self) -> int | None:
+        """Side in pixels of a second, larger square; None if the tower can't take one."""
+        step = self._step()
+        size = None if step is None else second_size_of(self.size, step)
+        if size is None:
+            return None
+        try:
+            network = copy_sharing_weights(self.network([FINAL], size)).to("meta")
+            with torch.no_grad():  # on the device "meta" nothing but shapes is computed
+                network(torch.empty(1, 3, size, size, device="meta"))
+        except (RuntimeError, AssertionError, ValueError, InputError, NotImplementedError):
+            return None
+        return size
+
+    def network(self, layers: Sequence[str], size: int) -> nn.Module:
+        """See `Encoder.layer_network`."""
+        missing = [layer for layer in layers if layer not in self.widths()]
+        if missing:
+            raise InputError(f"the image tower has no layer {missing[0]!r}")
+        if getattr(self.visual, "output_tokens", False):
+            raise InputError("the image tower is one of CoCa: it gives its final feature only, at its own size")
+        # Weights that are created in inference mode could not be traced later.
+        with torch.inference_mode(False), torch.no_grad():
+            visual = self.visual if size == self.size else self._resized(size)
+            if self.projection is not None and tuple(layers) != (FINAL,):
+                # The last step gives the final feature if it is wanted, then its own input.
+                identity = Projection(torch.eye(len(self.projection.weight)))
+                if self.projection.bias is not None:
+                    identity = Projection(identity.weight, torch.zeros(len(identity.weight)))
+                wide = append_identity(self.projection) if FINAL in layers else identity
+                visual = replace_projection(visual, wide)
+        if self._inner is None or not self._inner.widths.keys() & set(layers):
+            network: nn.Module = visual
+            return network
+        final_width = self.dim if FINAL in layers else 0
+        return _LayerNetwork(visual, self._inner, final_width, layers).eval()
+
+    def _step(self) -> int | None:
+        """What a side must be a multiple of; None if the tower takes its own size only."""
+        from open_clip.modified_resnet import ModifiedResNet
+        from open_clip.timm_model import TimmModel
+        from open_clip.transformer import VisionTransformer
+
+        if type(self.visual) is VisionTransformer:
+            return int(self.visual.patch_size[0])
+        if type(self.visual) is ModifiedResNet:
+            return CONVOLUTION_STEP
+        if type(self.visual) is not TimmModel or "pool" in dict(self.visual.head.named_children()):
+            return None
+        trunk = self.visual.trunk
+        if _is_timm_transformer(trunk):
+            patch = getattr(trunk.patch_embed, "patch_size", None)
+            is_plain = hasattr(trunk, "set_input_size") and not hasattr(trunk.patch_embed, "backbone")
+            return int(patch[0]) if patch and is_plain else None
+        # Windows and relative positions of such networks are made for one size.
+        return None if hasattr(trunk, "set_input_size") else CONVOLUTION_STEP
+
+    def _resized(self, size: int) -> Any:
+        from open_clip.modified_resnet import ModifiedResNet
+        from open_clip.transformer import VisionTransformer
+
+        step = self._step()
+        if step is None or size % step or size < step:
+            reason = "at its own size only" if step is None else f"at multiples of {step} pixels"
+            raise InputError(f"the image tower can be run {reason}, but the size is {size}")
+        visual = copy_sharing_weights(self.visual)
+        grid = size // step
+        if type(visual) is VisionTransformer:
+            visual.positional_embedding = _resample(visual.positional_embedding, visual.grid_size, grid)
+            visual.grid_size, visual.image_size = (grid, grid), (size, size)
+        elif type(visual) is ModifiedResNet:
+            side = self.size // step
+            pool = visual.attnpool
+            pool.positional_embedding = _resample(pool.positional_embedding, (side, side), grid)
+            visual.image_size = size
+        elif hasattr(visual.trunk, "set_input_size"):
+            _set_input_size(visual.trunk, size)
+        return visual.eval()
+
+
+class ClipTokens:
+    """Tokens of CLIP's transformer after some of its layers.
+
+    Args:
+        visual: a ``VisionTransformer`` of open_clip.
+    """
+
+    pooled_layer = INNER_TOKEN
+    """Layer that the input of a linear last step belongs to; "" if it has it already."""
+
+    def __init__(self, visual: Any) -> None:
+        self.indices = token_layers(len(visual.transformer.resblocks))
+        width = len(self.indices) * int(visual.positional_embedding.shape[1])
+        self.widths = {INNER_TOKEN: width, INNER_MEAN: width}
+
+    def run(self, visual: Any, pixels: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """The result of the tower, and the parts (n, d) of each inner layer in their order."""
+        outputs = visual.forward_intermediates(
+            pixels, self.indices, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
+        )
+        class_tokens = [each[:, 0] for each in outputs["image_intermediates_prefix"]]
+        means = [each.mean(dim=1) for each in outputs["image_intermediates"]]
+        return outputs["image_features"], {INNER_TOKEN: class_tokens, INNER_MEAN: means}
+
+
+class TimmTokens:
+    """Tokens of a transformer of timm: as `ClipTokens`, and after the last layer too.
+
+    Args:
+        visual: a ``TimmModel`` of open_clip.
+    """
+
+    def __init__(self, visual: Any) -> None:
+        trunk = visual.trunk
+        n_layers = len(trunk.blocks)
+        self.indices = sorted({*token_layers(n_layers), n_layers - 1})
+        self.has_class = getattr(trunk, "cls_token", None) is not None
+        self.has_prefix = int(trunk.num_prefix_tokens) > 0
+        width = len(self.indices) * int(trunk.embed_dim)
+        self.widths = ({INNER_TOKEN: width} if self.has_class else {}) | {INNER_MEAN: width}
+        self.pooled_layer = INNER_TOKEN if self.has_class else INNER_MEAN
+        if self.has_class and getattr(trunk, "global_pool", "") == "token":
+            self.pooled_layer = ""  # the class token of the last layer
+
+    def run(self, visual: Any, pixels: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """See `ClipTokens.run`."""
+        trunk = visual.trunk
+        options = {"return_prefix_tokens": True} if self.has_prefix else {}
+        tokens, outputs = trunk.forward_intermediates(pixels, self.indices, norm=True, output_fmt="NLC", **options)
+        pairs: list[tuple[Tensor, Any]] = outputs if self.has_prefix else [(each, None) for each in outputs]
+        class_tokens = [prefix[:, 0] for _, prefix in pairs if self.has_class]
+        means = [patches.mean(dim=1) for patches, _ in pairs]
+        return visual.head(trunk.forward_head(tokens)), {INNER_TOKEN: class_tokens, INNER_MEAN: means}
+
+
+class StageMaps:
+    """Statistics of the stages of a convolutional tower.
+
+    Args:
+        visual: a ``ModifiedResNet``, or a ``TimmModel`` whose network is convolutional.
+        size: its side in pixels.
+
+    Raises:
+        ValueError: if the network has no feature maps.
+    """
+
+    pooled_layer = INNER_MEAN
+
+    def __init__(self, visual: Any, size: int) -> None:
+        network = getattr(visual, "trunk", visual)
+        # ResNets count the stem as a stage.
+        self.indices = [1, 2, 3, 4] if hasattr(network, "layer4") else None
+        meta = copy_sharing_weights(network).to("meta")
+        with torch.no_grad():  # on the device "meta" nothing but shapes is computed
+            last, maps = self._maps(meta, torch.empty(1, 3, size, size, device="meta"))
+        if not maps or any(each.ndim != 4 for each in maps):
+            raise ValueError("the network has no feature maps")
+        self.has_last_map = last.ndim == 4 and last is not maps[-1]
+        width = sum(each.shape[1] for each in maps)
+        with_last = width + (last.shape[1] if self.has_last_map else 0)
+        self.widths = {INNER_MEAN: width, INNER_MAX: with_last, INNER_STD: with_last}
+
+    def run(self, visual: Any, pixels: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """See `ClipTokens.run`."""
+        trunk = getattr(visual, "trunk", None)
+        result, maps = self._maps(visual if trunk is None else trunk, pixels)
+        final = result if trunk is None else visual.head(trunk.forward_head(result))
+        all_maps = [*maps, result] if self.has_last_map else maps
+        means, maxima, deviations = zip(
+            *(map_statistics(each).chunk(N_STATISTICS, dim=1) for each in all_maps), strict=True
+        )
+        return final, {
+            INNER_MEAN: list(means[: len(maps)]),
+            INNER_MAX: list(maxima),
+            INNER_STD: list(deviations),
+        }
+
+    def _maps(self, network: Any, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What a network gives, before its head if it is one of timm, and the maps of its stages."""
+        outputs = network.forward_intermediates(pixels, self.indices, output_fmt="NCHW")
+        if isinstance(outputs, dict):
+            return outputs["image_features"], outputs["image_intermediates"]
+        return outputs[0], list(outputs[1])
+
+
+InnerFeatures = ClipTokens | TimmTokens | StageMaps
+
+
+class _LayerNetwork(nn.Module):
+    """A tower with its inner features.
+
+    Args:
+        visual: the tower; if it ends in a linear step, this step gives the final feature if that is wanted, then its
+            own input.
+        inner: computes the inner features.
+        final_width: number of columns of the final feature; 0 if it is not wanted.
+        layers: the wanted layers.
+    """
+
+    def __init__(self, visual: nn.Module, inner: InnerFeatures, final_width: int, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.visual, self.inner, self.final_width, self.layers = visual, inner, final_width, tuple(layers)
+        self.has_projection = find_projection(visual) is not None
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, sum of widths) float32."""
+        result, features = self.inner.run(self.visual, pixels)
+        if self.has_projection:
+            unprojected = result[:, self.final_width :]
+            features |= {FINAL: [result[:, : self.final_width]], UNPROJECTED: [unprojected]}
+            if self.inner.pooled_layer:
+                features[self.inner.pooled_layer].append(unprojected)
+        else:
+            features[FINAL] = [result]
+        return torch.cat([part.float() for layer in self.layers for part in features[layer]], dim=1)
+
+
+def find_inner_features(visual: Any, size: int) -> InnerFeatures | None:
+    """How inner features of an image tower are taken; None if it is not supported.
+
+    Args:
+        visual: image tower of a model of open_clip.
+        size: its side in pixels.
+    """
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
+    # Not isinstance: a derived class may end in another way.
+    if type(visual) is VisionTransformer:
+        is_plain = visual.attn_pool is None and not visual.output_tokens and visual.pool_type in ("tok", "avg")
+        return ClipTokens(visual) if is_plain else None
+    if type(visual) is ModifiedResNet:
+        return StageMaps(visual, size)
+    if type(visual) is not TimmModel or not hasattr(visual.trunk, "forward_intermediates"):
+        return None
+    if _is_timm_transformer(visual.trunk):
+        return TimmTokens(visual)
+    try:
+        return StageMaps(visual, size)
+    except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError):
+        return None
+
+
+def token_layers(n_layers: int) -> list[int]:
+    """Indices of the layers of a transformer after which tokens are taken: one and two thirds of the way.
+
+    >>> token_layers(12), token_layers(24), token_layers(1)
+    ([3, 7], [7, 15], [0])
+    """
+    return sorted({max(1, round(n_layers * third / 3)) - 1 for third in (1, 2)})
+
+
+def _is_timm_transformer(trunk: Any) -> bool:
+    return all(hasattr(trunk, name) for name in ("blocks", "num_prefix_tokens", "patch_embed", "embed_dim"))
+
+
+def _resample(embedding: Tensor, grid: Sequence[int], new_grid: int) -> nn.Parameter:
+    """Position embeddings (1 + h w, d) for another grid; the first one, of the class token or the mean, is kept."""
+    from timm.layers import resample_abs_pos_embed
+
+    resampled = resample_abs_pos_embed(
+        embedding[None], new_size=[new_grid, new_grid], old_size=list(grid), num_prefix_tokens=1
+    )
+    return nn.Parameter(resampled[0], requires_grad=False)
+
+
+def _set_input_size(trunk: Any, size: int) -> None:
+    """Interpolate the position embeddings of a network of timm, without its log."""
+    logger = logging.getLogger("timm.layers.pos_embed")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        trunk.set_input_size(img_size=(size, size))
+    finally:
+        logger.setLevel(level)
