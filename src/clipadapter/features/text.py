@@ -57,8 +57,9 @@ def _encode_texts(encoder: Encoder, texts: Sequence[str], store: FeatureStore | 
     """Raw features (k, d) of different texts; only those that the store lacks are computed."""
     if store is None:
         return encoder.encode_text(texts)
-    info = encoder.info
-    keys = [feature_key(blake2b(text.encode(), digest_size=32).digest(), info.fingerprint, "text") for text in texts]
+    # Texts are compared with the block ``final``: an encoder that gives further blocks has the same text features.
+    info, fingerprint = encoder.info, encoder.block_fingerprints()[0]
+    keys = [feature_key(blake2b(text.encode(), digest_size=32).digest(), fingerprint, "text") for text in texts]
     features = store.get_many(keys, info.text_dim)
     missing = [i for i, key in enumerate(keys) if key not in features]
     if missing:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.encoder import (
     DEFAULT_QUALITY,
@@ -45,6 +47,8 @@ QUEUE_PICTURES = 8
 """Pictures that are selected for labelling at a time."""
 FIRST_PICTURES = 4 * QUEUE_PICTURES
 """Unlabelled pictures after which the first queue is selected."""
+PICTURES_PER_MATRIX = 1024
+"""Unlabelled pictures that are predicted at once: all blocks of thousands of pictures would be copied."""
 FIT_TIMEOUT_SECONDS = 60.0
 """How long `Session.save_model` waits until the last change is learned."""
 MAX_PARITY_PICTURES = 64
@@ -401,7 +405,8 @@ class Session:
         guesses = {} if model is None else {k: guess for k, guess in self.state.guesses.items() if k in waiting}
         uncertainty = [1.0] * len(unlabelled)
         if model is not None and unlabelled:
-            p = model.probabilities(self._features.matrix(unlabelled))
+            parts = (unlabelled[i : i + PICTURES_PER_MATRIX] for i in range(0, len(unlabelled), PICTURES_PER_MATRIX))
+            p = np.concatenate([model.probabilities(self._features.matrix(part)) for part in parts])
             best = p.argmax(axis=1)
             guesses |= {
                 picture.key: (model.class_names[k], float(row[k]))
