@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from clipadapter.encoders import open_blocks
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureStore, encode_classes
 
@@ -68,6 +69,14 @@ def test_stored_prompts_are_not_encoded_again(toy, monkeypatch):
     np.testing.assert_array_equal(again.embeddings, expected)
     np.testing.assert_array_equal(more.embeddings[:3], expected)
     assert requested == [["a photo of a dog.", "a dog", "art of the dog.", "a cat", "a wolf"], ["a fox"]]
+
+
+def test_an_encoder_of_further_blocks_has_the_texts_of_the_encoder_itself(toy, monkeypatch):
+    wide = open_blocks(toy, ["final", "inner", "final@48"])
+    with FeatureStore(":memory:") as store:
+        expected = encode_classes(toy, PROMPTS, store)
+        monkeypatch.setattr(toy, "encode_text", None)
+        np.testing.assert_array_equal(encode_classes(wide, PROMPTS, store).embeddings, expected.embeddings)
 
 
 def test_another_encoder_has_other_texts(toy, monkeypatch):

@@ -25,7 +25,7 @@ from .test_session import noisy, settle
 BLOCKS = {
     "fast": ["final"],
     "standard": ["final", "inner"],
-    "best": ["final", "inner", "final@48+mirrored", "inner@48+mirrored"],
+    "best": ["final", "inner", "final@48+mirrored", "inner@48+mirrored", "rare-patches@48+mirrored"],
 }
 HEAD = "nearest-mean"
 
@@ -97,7 +97,7 @@ def test_the_model_is_fitted_to_the_blocks_of_the_quality_and_again_when_another
 def test_only_missing_features_are_computed(open_session, passes, tmp_path):
     session = open_session("standard", cache=tmp_path / "store.sqlite")
     fill(session)
-    standard, second = (("final", "inner"), 32), (("final", "inner"), 48)
+    standard, second = (("final", "inner"), 32), (("final", "inner", "rare-patches"), 48)
     assert passes == {standard: 4}
     session.set_quality("best")
     assert session.wait_until_idle(30)
@@ -178,7 +178,7 @@ def test_pictures_are_compared_by_their_final_feature(open_session):
     session.project.add_unlabelled([noisy("red", i) for i in range(50, 60)])
     fill(session)
     features, contents = session._features, session.project.contents
-    assert features.matrix(contents.unlabelled).shape == (10, 2 * (32 + 144))
+    assert features.matrix(contents.unlabelled).shape == (10, sum(block.width for block in features.blocks))
     plain = create_encoder("toy")
     images = [Image.open(picture.path).convert("RGB") for picture in contents.unlabelled]
     expected = plain.encode_images(images).numpy()
@@ -272,7 +272,7 @@ def test_the_sentences_say_what_each_quality_costs():
     assert [fast.name, standard.name, best.name] == list(BLOCKS)
     # 1 pass at 32 pixels, and 2 at 48, whose cost is that of their pixels.
     assert relative_cost(toy, (), BLOCKS["best"]) == 1 + 2 * (48 / 32) ** 2
-    assert "48 pixels" in best.text and "about 6 times" in best.text
+    assert "48 pixels" in best.text and "about 6 times" in best.text and "such as defects" in best.text
     _, same, still = quality_options(OneSize())
     assert same.text.startswith("The same as fast") and still.text.startswith("The same as standard")
     assert "each of the 2 encoders" in quality_options(toy, [toy])[0].text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipadapter.blocks import BlockSource
+from clipadapter.blocks import RARE_PATCHES, BlockSource
 from clipadapter.classifier.encoder import QUALITIES, block_names, blocks_of_quality
 from clipadapter.encoders import Encoder, plain_encoder
 from clipadapter.heads import head_info
@@ -51,7 +51,9 @@ def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[Q
         ratio = relative_cost(encoder, others, best) / relative_cost(encoder, others, fast)
         at = " or ".join(map(str, sizes))
         cost = f"Takes about {ratio:.0f} times as long per picture."
-        texts.append(f"Also the picture at {at} pixels, where details are clearer, and mirrored. {cost}")
+        has_patches = any(BlockSource.parse(name).layer == RARE_PATCHES for name in best)
+        defects = " It also looks for small, unusual parts, such as defects." if has_patches else ""
+        texts.append(f"Also the picture at {at} pixels, where details are clearer, and mirrored.{defects} {cost}")
     return tuple(QualityOption(name, text) for name, text in zip(QUALITIES, texts, strict=True))
 
 
