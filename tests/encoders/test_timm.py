@@ -5,6 +5,7 @@ The networks are random and narrow: architectures of timm with fewer and narrowe
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +15,8 @@ from timm.data import create_transform, resolve_data_config
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.testing import ENCODER_CHECKS
+
+from .expected_layers import outputs_of, statistics
 
 NARROW = {
     "vit_tiny_patch16_224": {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 48},
@@ -226,3 +229,63 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_a_text_is_refused(encoder):
     with pytest.raises(InputError, match="no text tower: name one that has beside it, such as --encoder lite"):
         encoder.encode_text(["a cat"])
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch14_reg4_dinov2", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"]
+)
+def test_inner_layers_are_the_tokens_after_thirds_of_the_layers(name, folders, picture):
+    folder, network = folders[name]
+    encoder = create_encoder(f"timm:local-dir:{folder}")
+    pixels = torch.stack([encoder.preprocess(picture(90, 60))])
+    _, tokens = outputs_of(network, network.blocks, pixels)
+    # Of three layers: the first, the second, and the last.
+    normed = [network.norm(each).detach() for each in tokens]
+    n_prefix = network.num_prefix_tokens
+    expected = {
+        "inner-token": torch.cat([each[:, 0] for each in normed], dim=1),
+        "inner-mean": torch.cat([each[:, n_prefix:].mean(dim=1) for each in normed], dim=1),
+    }
+    assert encoder.layers() == {"final": 32, "inner-token": 96, "inner-mean": 96}
+    for layer, features in expected.items():
+        torch.testing.assert_close(encoder.layer_network([layer], 1 * pixels.shape[-1])(pixels), features)
+
+
+def test_inner_layers_of_a_convolutional_network_are_statistics_of_its_stages(folders, picture):
+    folder, network = folders["convnext_atto"]
+    encoder = create_encoder(f"timm:local-dir:{folder}")
+    pixels = torch.stack([encoder.preprocess(picture(90, 60))])
+    _, maps = outputs_of(network, network.stages, pixels)
+    expected = [statistics(each) for each in maps]
+    n = sum(each.shape[1] for each in maps)
+    for i, layer in enumerate(("inner-mean", "inner-max", "inner-std")):
+        widths = [each.shape[1] for each in maps]
+        parts = [e[:, i * w : (i + 1) * w] for e, w in zip(expected, widths, strict=True)]
+        features = encoder.layer_network([layer], 64)(pixels)
+        assert features.shape[1] >= n
+        np.testing.assert_allclose(features[:, :n], np.concatenate(parts, axis=1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_second_size_is_that_of_timm(name, folders, picture):
+    folder, _ = folders[name]
+    encoder = create_encoder(f"timm:local-dir:{folder}")
+    size = encoder.second_size()
+    # 12/7 of the side, in whole patches of 14 or 16 pixels, or multiples of 32.
+    sides = {"vit_tiny_patch16_224": 80, "vit_small_patch16_dinov3": 80, "convnext_atto": 96}
+    assert size == sides.get(name, 70)
+    resized = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=5)
+    if hasattr(resized, "set_input_size"):
+        resized.set_input_size(img_size=size)
+    pixels = torch.nn.functional.interpolate(encoder.preprocess(picture(90, 60))[None], size=(size, size))
+    with torch.no_grad():
+        expected = resized.eval().forward_head(resized.forward_features(pixels), pre_logits=True)
+    torch.testing.assert_close(encoder.layer_network(["final"], size)(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_heat_maps_need_a_pooled_feature(folders, picture):
+    token, pooled = (
+        f"timm:local-dir:{folders[name][0]}" for name in ("vit_small_patch14_reg4_dinov2", "convnext_atto")
+    )
+    assert create_encoder(token).patch_features(picture(90, 60)) is None
+    assert create_encoder(pooled).patch_features(picture(90, 60)).shape == (2, 2, 32)

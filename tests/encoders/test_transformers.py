@@ -26,12 +26,13 @@ from transformers import (
     SiglipTokenizer,
 )
 
-from clipadapter.encoders import create_encoder
+from clipadapter.encoders import create_encoder, open_blocks, unprojected_blocks, with_backend
 from clipadapter.encoders.transformers_sources import FAMILIES, read_pixels
 from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.testing import ENCODER_CHECKS
 
 from ..conftest import LETTERS, letter_tokenizer
+from .expected_layers import outputs_of
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -293,3 +294,70 @@ def test_other_weights_or_preprocessing_have_another_fingerprint(written, opened
 def test_what_names_nothing_is_refused(name):
     with pytest.raises(InputError, match="say hf:ORG/MODEL"):
         create_encoder(f"hf:{name}")
+
+
+def blocks_of(vision):
+    """The layers of an image tower of the library."""
+    parent = getattr(vision, "encoder", None) or getattr(vision, "model", vision)
+    return getattr(parent, "layers", None) or parent.layer
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_inner_is_the_tokens_after_thirds_of_the_layers(name, written, opened, picture):
+    _, network, _ = written(name)
+    encoder, vision = opened(name), getattr(network, "vision_model", network)
+    pixels = torch.stack([encoder.preprocess(picture(90, 60))])
+    outputs, tokens = outputs_of(lambda batch: vision(pixel_values=batch), blocks_of(vision), pixels)
+    tokens = [each[0] if isinstance(each, tuple) else each for each in tokens]
+    norm = {"clip": "post_layernorm", "dinov2": "layernorm", "dinov3": "norm"}.get(name, "post_layernorm")
+    # Of two layers, one third and two thirds are both the first.
+    first, last = (getattr(vision, norm)(each).detach() for each in tokens)
+    n_registers = vision.config.to_dict().get("num_register_tokens", 0)
+    n_prefix = 0 if name.startswith("siglip") else 1 + n_registers
+    means = [each[:, n_prefix:].mean(dim=1) for each in (first, last)]
+    expected = {"inner-mean": means[:1] if name == "clip" else means}
+    if n_prefix:
+        expected["inner-token"] = [first[:, 0], outputs.pooler_output if name == "clip" else last[:, 0]]
+    assert set(encoder.layers()) - {"final", "unprojected"} == set(expected)
+    for layer, parts in expected.items():
+        features = encoder.layer_network([layer], 32)(pixels)
+        torch.testing.assert_close(features, torch.cat(parts, dim=1), atol=1e-4, rtol=1e-4)
+        assert encoder.layers()[layer] == features.shape[1]
+        both = open_blocks(encoder, [layer]).encode_pixels(pixels)
+        expected_both = torch.cat([encoder.encode_pixels(pixels), features], dim=1)
+        torch.testing.assert_close(both, expected_both, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_second_size_interpolates_as_the_library_does(name, written, opened, picture):
+    _, network, _ = written(name)
+    encoder = opened(name)
+    size = encoder.second_size()
+    assert size == 56  # 12/7 of 32 is 54.9; patches have 8 pixels
+    pixels = torch.stack([encoder.preprocess(picture(90, 60))])
+    pixels = torch.nn.functional.interpolate(pixels, size=(size, size))
+    with torch.no_grad():
+        if encoder.has_text:
+            expected = network.get_image_features(pixels, interpolate_pos_encoding=True).pooler_output
+        else:
+            expected = network(pixels).pooler_output
+    features = encoder.layer_network(["final"], size)(pixels)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="multiples of 8 pixels, but not 60"):
+        encoder.layer_network(["final"], 60)
+
+
+def test_the_projection_of_clip_can_be_taken_apart(opened, picture):
+    encoder = opened("clip")
+    assert unprojected_blocks(encoder) == ("final", "unprojected")
+    features = open_blocks(encoder, ["unprojected"]).encode_images([picture(90, 60)])
+    torch.testing.assert_close(features[:, 24:] @ encoder.projection().weight, features[:, :24], atol=1e-4, rtol=1e-4)
+    assert opened("siglip").projection() is None and opened("dinov2").projection() is None
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_inner_layers_run_in_another_backend(name, opened, picture):
+    encoder = open_blocks(opened(name), ["inner-mean", f"final@{opened(name).second_size()}"])
+    images = [picture(90, 60)]
+    converted = with_backend(encoder, "onnxruntime").encode_images(images)
+    torch.testing.assert_close(converted, encoder.encode_images(images), atol=1e-4, rtol=1e-4)

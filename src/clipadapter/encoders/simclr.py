@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL
-from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.base import EncoderInfo, PictureEncoder
 from clipadapter.encoders.catalogue import EncoderListing, listings_of
 from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork, second_size_of
 from clipadapter.encoders.inputs import check_pixels, to_tensor
@@ -22,10 +22,11 @@ from clipadapter.encoders.simclr_network import MEAN, STAGE_WIDTHS, STD, STRIDE,
 from clipadapter.errors import InputError
 from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import PixelSpec
+from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 
 
 @register_encoder("simclr")
-class SimClrEncoder(Encoder):
+class SimClrEncoder(PictureEncoder):
     """The ResNet-18 in a folder that ``clipadapter simclr`` wrote, ``simclr:FOLDER``; pictures only.
 
     The picture feature is the network's last pooled map: 512 values, none negative.
@@ -49,7 +50,7 @@ class SimClrEncoder(Encoder):
             name=f"simclr:{self._folder}",
             dim=WIDTH,
             image_size=size,
-            logit_scale=1.0,
+            logit_scale=DEFAULT_LOGIT_SCALE,
             logit_bias=None,
             licence="unknown",
             fingerprint=hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest(),
@@ -117,14 +118,3 @@ class SimClrEncoder(Encoder):
         layers = [layer for name, layer in self._tower.named_children() if name not in ("avgpool", "fc")]
         with torch.inference_mode():
             return torch.nn.Sequential(*layers)(self.preprocess(image)[None].to(self.device))[0].permute(1, 2, 0).cpu()
-
-    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Not supported.
-
-        Raises:
-            InputError: always, since the encoder has no text tower.
-        """
-        name = self.info.name
-        raise InputError(
-            f"{name} has no text tower: name an encoder that has one first: --encoder lite --encoder {name}"
-        )

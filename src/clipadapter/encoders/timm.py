@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from clipadapter.encoders.base import EncoderInfo, PictureEncoder
 from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of
 from clipadapter.encoders.inputs import check_pixels, hash_arrays, to_tensor
 from clipadapter.encoders.layers import copy_sharing_weights
+from clipadapter.encoders.open_clip import encode_patches
+from clipadapter.encoders.open_clip_layers import TowerLayers
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.timm_sources import TimmSource, check_available, find_source, load_model
 from clipadapter.errors import InputError, require
@@ -63,6 +66,11 @@ class TimmEncoder(PictureEncoder):
             fingerprint=_fingerprint(network, facts, self._pixels),
         )
         self._network = network.to(device)
+        self._visual = as_open_clip_tower(self._network, self._pixels.size)
+
+    @cached_property
+    def _layers(self) -> TowerLayers:
+        return TowerLayers(self._visual, self.info.dim, self.info.image_size)
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> TimmEncoder:
@@ -95,6 +103,24 @@ class TimmEncoder(PictureEncoder):
         """The model without its classifier."""
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._network)
 
+    def layers(self) -> Mapping[str, int]:
+        """``final``, and inner layers as those of open_clip's towers."""
+        return self._layers.widths()
+
+    def second_size(self) -> int | None:
+        """12/7 of the own size, rounded to whole patches; None if the network takes its own size only."""
+        return self._layers.second_size()
+
+    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
+        """See `Encoder.layer_network`; position embeddings are interpolated as timm does it."""
+        return self._layers.network(layers, size)
+
+    def patch_features(self, image: Image.Image) -> Tensor | None:
+        """(h, w, d), see `clipadapter.encoders.open_clip.encode_patches`; None where a class token is the feature."""
+        with torch.inference_mode():
+            patches = encode_patches(self._visual, self.preprocess(image)[None].to(self.device))
+        return None if patches is None else patches.float().cpu()
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""
         check_pixels(pixels, self.info.image_size)
@@ -102,6 +128,22 @@ class TimmEncoder(PictureEncoder):
             return torch.empty(0, self.info.dim)
         with torch.inference_mode():
             return run_in_batches(self._network, self._network, pixels.to(self.device)).float().cpu()
+
+
+def as_open_clip_tower(network: nn.Module, size: int) -> nn.Module:
+    """The network as an image tower of open_clip, which is a network of timm and a last step; here there is none.
+
+    Args:
+        network: of timm, without its classifier.
+        size: side of its pictures in pixels.
+    """
+    from open_clip.timm_model import TimmModel
+
+    tower: Any = TimmModel.__new__(TimmModel)  # its constructor would build another network
+    nn.Module.__init__(tower)
+    tower.trunk, tower.head, tower.image_size = network, nn.Sequential(), (size, size)
+    module: nn.Module = tower.eval()
+    return module
 
 
 def read_pixels(uri: str, facts: Mapping[str, Any]) -> PixelSpec:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
+from clipadapter.blocks import FINAL, UNPROJECTED
 from clipadapter.encoders.base import Encoder, EncoderInfo, no_text_error
 from clipadapter.encoders.catalogue import EncoderListing, listings_of
+from clipadapter.encoders.inner_layers import INNER_MEAN, INNER_TOKEN, second_size_of
 from clipadapter.encoders.inputs import check_pixels, hash_arrays, length_batches, to_tensor, unique_texts
 from clipadapter.encoders.open_clip import TOKENIZER_PROBES
+from clipadapter.encoders.open_clip_layers import token_layers
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.timm import measure_width
 from clipadapter.encoders.transformers_sources import (
@@ -28,9 +31,10 @@ from clipadapter.encoders.transformers_sources import (
     load_model,
     open_tokenizer,
 )
-from clipadapter.errors import EncoderUnavailableError
+from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.parallel import run_in_batches
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.towers import Projection
 
 CODE_VERSION = 1
 """Incremented whenever the same weights would give another feature."""
@@ -75,7 +79,7 @@ class TransformersEncoder(Encoder):
             fingerprint=_fingerprint(source, model, self._text),
             note=source.note,
         )
-        self._network: nn.Module = network.to(device)
+        self._model, self._network = model.to(device), network.to(device)
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> TransformersEncoder:
@@ -105,6 +109,30 @@ class TransformersEncoder(Encoder):
         """The image tower with its projection."""
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._network)
 
+    def layers(self) -> Mapping[str, int]:
+        """``final``; ``inner-token`` and ``inner-mean`` of transformers; ``unprojected`` of CLIP."""
+        return self._network.widths(self.info.dim)
+
+    def second_size(self) -> int | None:
+        """12/7 of the own size, as 384 is of 224, rounded to whole patches; None for convolutional networks."""
+        patch = getattr(self._network.vision.config, "patch_size", None)
+        return second_size_of(self.info.image_size, int(patch)) if patch and self._network.is_transformer else None
+
+    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
+        """See `Encoder.layer_network`. Position embeddings are interpolated as the library does it."""
+        patch = getattr(self._network.vision.config, "patch_size", None)
+        if size != self.info.image_size and (not patch or size % int(patch)):
+            raise InputError(f"the image tower of {self.info.name} takes multiples of {patch} pixels, but not {size}")
+        missing = [layer for layer in layers if layer not in self.layers()]
+        if missing:
+            raise InputError(f"the image tower of {self.info.name} has no layer {missing[0]!r}")
+        return ImageNetwork(self._model, self.has_text, layers, size != self.info.image_size).eval()
+
+    def projection(self) -> Projection | None:
+        """The last step of CLIP's image tower; None for the others."""
+        last: Any = self._network.projection
+        return None if last is None else Projection(last.weight.detach().T.float().cpu())
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, d)."""
         check_pixels(pixels, self.info.image_size)
@@ -127,22 +155,70 @@ class TransformersEncoder(Encoder):
 
 
 class ImageNetwork(nn.Module):
-    """The image tower of a model.
+    """The image tower of a model, with its inner layers.
+
+    Inner layers of a transformer are its tokens after one third and after two thirds of its layers: the class tokens,
+    if there are some, are ``inner-token``, the means of the patch tokens ``inner-mean``; both after the last layer norm
+    of the tower. Those after the last layer follow; if there is a projection, its input does, in ``inner-token``.
 
     Args:
         model: of transformers, in inference mode.
-        has_text: whether it has a text tower; its picture features are then projected.
+        has_text: whether it has a text tower.
+        layers: some of those of `widths`, in this order.
+        is_resized: whether pictures have another size than the model's, so that position embeddings are interpolated.
     """
 
-    def __init__(self, model: Any, has_text: bool) -> None:
+    def __init__(self, model: Any, has_text: bool, layers: Sequence[str] = (FINAL,), is_resized: bool = False) -> None:
         super().__init__()
         self.vision = model.vision_model if has_text else model
         self.projection: nn.Module | None = getattr(model, "visual_projection", None)
+        self.layers = tuple(layers)
+        config = self.vision.config
+        # The others interpolate whenever the size differs, or have no position embeddings.
+        self.interpolates = is_resized and has_text
+        names = ("post_layernorm", "layernorm", "norm")
+        norm: Any = next((getattr(self.vision, name) for name in names if hasattr(self.vision, name)), None)
+        self.is_transformer = hasattr(config, "num_hidden_layers") and isinstance(norm, nn.Module)
+        self.indices: list[int] = []
+        self.n_prefix = 0
+        if self.is_transformer:
+            self.norm = norm
+            n_layers = int(config.num_hidden_layers)
+            self.indices = [i for i in token_layers(n_layers) if i < n_layers - 1]
+            self.has_class = self.projection is not None or not has_text
+            self.n_prefix = int(self.has_class) + int(getattr(config, "num_register_tokens", 0) or 0)
+
+    def widths(self, final: int) -> dict[str, int]:
+        """Width of each layer, ``final`` first.
+
+        Args:
+            final: that of the final feature.
+        """
+        unprojected = {} if self.projection is None else {UNPROJECTED: int(self.vision.config.hidden_size)}
+        if not self.is_transformer:
+            return {FINAL: final, **unprojected}
+        width, n_tokens = int(self.vision.config.hidden_size), len(self.indices)
+        inner = {
+            INNER_TOKEN: width * (n_tokens + 1) if self.has_class else 0,
+            INNER_MEAN: width * (n_tokens + (self.projection is None)),
+        }
+        return {FINAL: final, **{layer: w for layer, w in inner.items() if w}, **unprojected}
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, d)."""
-        pooled: Tensor = self.vision(pixel_values=pixels).pooler_output
-        return pooled if self.projection is None else self.projection(pooled)
+        """(n, 3, s, s) to (n, sum of widths)."""
+        options = {"interpolate_pos_encoding": True} if self.interpolates else {}
+        if {INNER_TOKEN, INNER_MEAN} & set(self.layers):
+            options["output_hidden_states"] = True
+        outputs = self.vision(pixel_values=pixels, **options)
+        pooled: Tensor = outputs.pooler_output
+        features = {FINAL: [pooled if self.projection is None else self.projection(pooled)], UNPROJECTED: [pooled]}
+        if "output_hidden_states" in options:
+            tokens = [self.norm(outputs.hidden_states[i + 1]) for i in self.indices]
+            tokens += [outputs.last_hidden_state] if self.projection is None else []
+            features[INNER_MEAN] = [each[:, self.n_prefix :].mean(dim=1) for each in tokens]
+            features[INNER_TOKEN] = [each[:, 0] for each in tokens] + ([] if self.projection is None else [pooled])
+        parts = [part for layer in self.layers for part in features[layer]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class TextNetwork:
