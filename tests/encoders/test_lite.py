@@ -24,6 +24,7 @@ from clipadapter.cache import default_cache_dir
 from clipadapter.encoders import create_encoder, lite, lite_text, open_blocks, with_backend
 from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.encoders.lite_text import NAMES_FILE, Bridge, MiniLm, load_bridge, read_checked
+from clipadapter.encoders.rare_patches import describe_rare_patches, join_maps, patch_distances
 from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
 from clipadapter.imagenet import imagenet_names
 from clipadapter.installation import install_command
@@ -122,6 +123,24 @@ def test_inner_layers_are_mean_maximum_and_deviation_of_the_seven_stages_and_of_
     for name, own in columns.items():
         alone = encoder.layer_network([name], size)(pixels)
         torch.testing.assert_close(alone, together[:, own], rtol=0, atol=0)
+
+
+def test_rare_patches_are_those_of_the_stages_of_strides_four_and_eight(opened, picture):
+    encoder = opened("lite")
+    tower = encoder.tower().module
+    pixels = pixels_of(encoder, 128, [picture(90, 60)])
+    _, (fine, coarse) = outputs_of(tower, [tower.blocks[1], tower.blocks[2]], pixels)
+    assert (fine.shape, coarse.shape) == ((1, 24, 32, 32), (1, 40, 16, 16))
+    expected = describe_rare_patches(join_maps(fine, coarse))
+    alone = encoder.layer_network(["rare-patches"], 128)
+    torch.testing.assert_close(alone(pixels), expected, rtol=1e-3, atol=1e-3)
+    assert len(alone.stages) == 3  # the others are not run
+    both = encoder.layer_network(["inner-max", "rare-patches"], 128)
+    torch.testing.assert_close(both(pixels)[:, -256:], alone(pixels))
+    assert encoder.layers()["rare-patches"] == expected.shape[1]
+    square = picture(90, 60).resize((128, 128))  # as that of `pixels_of`
+    distances = encoder.rare_patch_map(square, 128)
+    torch.testing.assert_close(distances, patch_distances(join_maps(fine, coarse))[0], rtol=1e-3, atol=1e-3)
 
 
 def test_the_final_block_beside_inner_layers_is_the_encoders_feature(opened, picture):

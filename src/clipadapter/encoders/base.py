@@ -216,16 +216,16 @@ class Encoder(ABC):
         """
         return None
 
-    def rare_patch_map(self, image: Image.Image) -> Tensor | None:
+    def rare_patch_map(self, image: Image.Image, size: int) -> Tensor | None:
         """How much each patch of a picture differs from the other patches of the picture.
 
         Args:
             image: RGB, of any size.
+            size: side in pixels of the square that the layer ``rare-patches`` reads.
 
         Returns:
-            (h, w) float32 on the CPU: Mahalanobis distances, of root mean square about 1, of a grid over the inner part
-            of the square that the layer ``rare-patches`` reads; the border of two patches at each side is left out.
-            None, the default, if there is no such layer.
+            (h, w) float32 on the CPU: Mahalanobis distances, of root mean square 1, on a grid over the square without
+            a border of two patches at each side. None, the default, if there is no such layer.
         """
         return None
 

@@ -232,9 +232,8 @@ class LiteEncoder(Encoder):
         last = nn.Sequential(tower.conv_head, tower.bn2)
         return StageNetwork(stem, tower.blocks, last, tower.global_pool, layers, PATCH_STAGE)
 
-    def rare_patch_map(self, image: Image.Image) -> Tensor:
+    def rare_patch_map(self, image: Image.Image, size: int) -> Tensor:
         """(44, 44) at 384 pixels; see `Encoder.rare_patch_map`."""
-        size = self.second_size()
         pixels = replace(self.image_network.pixels, size=size)
         network = self.layer_network([RARE_PATCHES], size)
         with torch.inference_mode():

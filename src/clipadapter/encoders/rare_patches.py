@@ -50,7 +50,7 @@ def join_maps(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def patch_distances(maps: Tensor) -> Tensor:
-    """Mahalanobis distance of each patch from the patches of its picture; the root mean square is about 1.
+    """Mahalanobis distance of each patch from the patches of its picture, divided by their root mean square.
 
     Args:
         maps: (n, c, h, w); the border of two patches at each side does not count. Larger than 4 x 4.
@@ -64,7 +64,9 @@ def patch_distances(maps: Tensor) -> Tensor:
     (7, 3)
     """
     n, _, h, w = maps.shape
-    return _squared_distances(_standardize(maps)).sqrt().reshape(n, h - 2 * BORDER, w - 2 * BORDER)
+    squares = _squared_distances(_standardize(maps))
+    mean_square = squares.mean(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (squares / mean_square).sqrt().reshape(n, h - 2 * BORDER, w - 2 * BORDER)
 
 
 def describe_rare_patches(maps: Tensor) -> Tensor:

@@ -121,9 +121,9 @@ class ToyEncoder(Encoder):
             raise InputError(f"the toy encoder takes multiples of {GRID} pixels, but the size is {size}")
         return _ToyNetwork(self._projection, layers, size).eval()
 
-    def rare_patch_map(self, image: Image.Image) -> Tensor:
-        """(44, 44); see `Encoder.rare_patch_map`."""
-        square = replace(PIXELS, size=SECOND_IMAGE_SIZE).to_square(image)
+    def rare_patch_map(self, image: Image.Image, size: int) -> Tensor:
+        """(44, 44) at 48 pixels; see `Encoder.rare_patch_map`."""
+        square = replace(PIXELS, size=size).to_square(image)
         return patch_distances(to_tensor(square, PIXELS.mean, PIXELS.std)[None])[0]
 
     def text_tower(self) -> TextTower:

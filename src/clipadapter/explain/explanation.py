@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipadapter.blocks import FINAL
+from clipadapter.blocks import FINAL, RARE_PATCHES, BlockSource
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.encoders import Encoder, plain_encoder
+from clipadapter.encoders.rare_patches import BORDER
 from clipadapter.errors import ImageError, InputError
 from clipadapter.explain.plot import plot_explanation
 from clipadapter.features import FeatureSet, extract
@@ -98,6 +99,9 @@ class Explanation:
         notes: why values above are None or empty.
         blocks: the part of the margin that comes from each block of features, if the head reads several and its logits
             are a sum over blocks; the parts add up to ``margin``. The heat map is then of the part of ``final``.
+        rare_patches: (h, w) how much each patch differs from the rest of the picture, of root mean square 1: a
+            grid over the square without two patches at each side (`Encoder.rare_patch_map`). It shows where a small
+            defect may be. None if the model reads no block ``rare-patches``.
     """
 
     source: str
@@ -116,6 +120,7 @@ class Explanation:
     heat_range: tuple[float, float] | None
     notes: tuple[str, ...] = ()
     blocks: tuple[BlockPart, ...] = ()
+    rare_patches: NDArray[np.float64] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as JSON values, without the pixels."""
@@ -136,6 +141,7 @@ class Explanation:
             ],
             "heat": None if self.heat_map is None else self.heat_map.round(4).tolist(),
             "heat_range": None if self.heat_range is None else list(self.heat_range),
+            "rare_patches": None if self.rare_patches is None else self.rare_patches.round(3).tolist(),
             "notes": list(self.notes),
         }
 
@@ -161,6 +167,8 @@ class Explanation:
         if self.blocks:
             parts = ", ".join(f"{part.name} {part.margin:+.2f}" for part in self.blocks)
             lines.append(f"By block of features: {parts}.")
+        if self.rare_patches is not None:
+            lines.append(_rarest_patch_sentence(self.rare_patches))
         return lines
 
     def _repr_html_(self) -> str:
@@ -184,6 +192,19 @@ class Explanation:
         if self.text_label == self.shots_label:
             return f"Class text alone would predict '{self.text_label}', and so would the shots alone."
         return f"Class text alone would predict '{self.text_label}', the shots alone '{self.shots_label}'."
+
+
+def _rarest_patch_sentence(distances: NDArray[np.float64]) -> str:
+    """Where in the square the patch with the largest distance is."""
+    row, column = np.unravel_index(distances.argmax(), distances.shape)
+    down, right = (
+        (int(cell) + BORDER + 0.5) / (cells + 2 * BORDER)
+        for cell, cells in zip((row, column), distances.shape, strict=True)
+    )
+    return (
+        f"The patch that differs most from the rest of the square is {right:.0%} from the left and {down:.0%} from the "
+        f"top, {distances.max():.1f} times as far as patches usually are."
+    )
 
 
 def describe_prediction(prediction: Prediction, multilabel: bool = False) -> str:
@@ -269,6 +290,7 @@ def explain(
         heat_range=heat_range,
         notes=tuple(note for note in (why_no_parts, why_no_blocks, note_on_map, why_no_shots) if note),
         blocks=blocks,
+        rare_patches=compute_rare_patch_map(encoder, image),
     )
 
 
@@ -393,6 +415,17 @@ def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int,
     values = class_contrast(logits, k).reshape(h, w)
     low, high = float(values.min()), float(values.max())
     return (values - low) / max(high - low, 1e-12), (low, high), note
+
+
+def compute_rare_patch_map(encoder: Encoder, image: ImageSource) -> NDArray[np.float64] | None:
+    """How much each patch differs from the rest of the picture; None if the features have no block ``rare-patches``."""
+    for each in encoder.passes():
+        info = each.info
+        if any(BlockSource.parse(block.name).layer == RARE_PATCHES for block in info.blocks):
+            picture = read_image(image, shrink_to=min_jpeg_side(info.precision, info.image_size))
+            distances = plain_encoder(each).rare_patch_map(picture, info.image_size)
+            return None if distances is None else distances.double().numpy()
+    return None
 
 
 def class_contrast(logits: NDArray[Any], k: int) -> NDArray[np.float64]:

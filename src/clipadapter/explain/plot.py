@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipadapter.data.images import read_image
+from clipadapter.encoders.rare_patches import BORDER
 from clipadapter.errors import ImageError
 from clipadapter.rendering.plots import BLUE, VERMILION, create_figure, save_plot, set_title, truncate
 
@@ -24,6 +25,9 @@ MAX_SHOTS = 5
 """Nearest shots that are drawn; `Explanation.to_dict` has all."""
 SHOT_SIDE = 192
 """Longest side of a drawn shot in pixels."""
+MIN_RARE_DISTANCE, MAX_USUAL_DISTANCE = 1.0, 2.0
+"""Of the map of rare patches: the first colour is the distance of an ordinary patch. The last colour is at least the
+second value, so that a picture without rare patches has no strong colours."""
 MISSING_GREY = 225
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """Luminance of red, green and blue (ITU-R BT.601)."""
@@ -34,16 +38,19 @@ def plot_explanation(explanation: Explanation, path: str | Path, title: str = ""
     shots = explanation.nearest[:MAX_SHOTS]
     height, width = np.shape(explanation.picture)[:2]
     # The widths are such that the picture and the square of the heat map have the same height.
-    widths = [float(np.clip(width / height, 0.5, 1.6)), 1.2, 1.15]
+    has_rare_patches = explanation.rare_patches is not None and explanation.square is not None
+    widths = [float(np.clip(width / height, 0.5, 1.6)), *[1.2] * (1 + has_rare_patches), 1.15]
     panel_height = (WIDTH_INCHES - 1.4) / sum(widths)
     upper_height = panel_height + 1.0
     figure = create_figure(WIDTH_INCHES, upper_height + (2.5 if shots else 0))
     height_ratios = [upper_height, 2.5] if shots else None
     rows = figure.subfigures(2 if shots else 1, 1, height_ratios=height_ratios, squeeze=False)[:, 0]
-    panels = rows[0].subplots(1, 3, width_ratios=widths)
+    panels = rows[0].subplots(1, len(widths), width_ratios=widths)
     _show_image(panels[0], explanation.picture, "the picture")
     _plot_heat_map(panels[1], explanation)
-    _plot_margin(panels[2], explanation)
+    if has_rare_patches:
+        _plot_rare_patches(panels[2], explanation)
+    _plot_margin(panels[-1], explanation)
     if shots:
         _plot_shots(rows[1], shots)
     set_title(figure, title or f"{Path(explanation.source).name}: {explanation.sentences()[0]}")
@@ -67,8 +74,20 @@ def _plot_heat_map(axes: Axes, explanation: Explanation) -> None:
     block = ", block final" if explanation.blocks else ""
     axes.set_title(f"heat map of '{truncate(explanation.label, 24)}'{block}", fontsize=10, parse_math=False)
     axes.set_axis_off()
+    _add_colour_bar(axes, image, "logit less the mean of the others")
+
+
+def _plot_rare_patches(axes: Axes, explanation: Explanation) -> None:
+    axes.set_anchor("N")
+    image = draw_rare_patches(axes, explanation)
+    axes.set_title("what differs from the rest", fontsize=10, parse_math=False)
+    axes.set_axis_off()
+    _add_colour_bar(axes, image, "distance from the other patches, usually 1")
+
+
+def _add_colour_bar(axes: Axes, image: AxesImage, label: str) -> None:
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.75, aspect=22, pad=0.02)
-    bar.set_label("logit less the mean of the others", fontsize=8)
+    bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     if bar.solids is not None:
@@ -89,22 +108,58 @@ def draw_heat_map(axes: Axes, explanation: Explanation, limits: tuple[float, flo
     assert explanation.heat_map is not None
     assert explanation.square is not None
     assert explanation.heat_range is not None
-    side = len(explanation.square)
-    grey = explanation.square.astype(np.float64) @ GREY_WEIGHTS
+    low, high = explanation.heat_range
+    return _draw_map(axes, explanation.square, low + explanation.heat_map * (high - low), limits or (low, high))
+
+
+def draw_rare_patches(axes: Axes, explanation: Explanation) -> AxesImage:
+    """Draw the map of what differs from the rest of the picture.
+
+    Args:
+        axes: empty.
+        explanation: with `Explanation.rare_patches`.
+
+    Returns:
+        The map, for a colour bar.
+    """
+    assert explanation.rare_patches is not None
+    assert explanation.square is not None
+    distances = explanation.rare_patches
+    limits = MIN_RARE_DISTANCE, max(MAX_USUAL_DISTANCE, float(distances.max()))
+    height, width = (BORDER / (cells + 2 * BORDER) for cells in distances.shape)
+    return _draw_map(axes, explanation.square, distances, limits, (height, width))
+
+
+def _draw_map(
+    axes: Axes, square: Any, values: Any, limits: tuple[float, float], borders: tuple[float, float] = (0.0, 0.0)
+) -> AxesImage:
+    """Draw a grid over a square picture, which has a border above and below, and one left and right, without values.
+
+    Args:
+        axes: empty.
+        square: (s, s, 3) uint8.
+        values: (h, w).
+        limits: values of the first and the last colour.
+        borders: widths of the two borders, as shares of the side.
+    """
+    side = len(square)
+    grey = square.astype(np.float64) @ GREY_WEIGHTS
     # The picture is drawn in pale grey, so that all colour is that of the map.
     axes.imshow(128 + grey / 2, cmap="gray", vmin=0, vmax=255)
-    low, high = explanation.heat_range
-    least, most = limits or (low, high)
-    # The grid covers the square for any number of cells: the outer edges of the cells are those of the picture.
-    return axes.imshow(
-        low + explanation.heat_map * (high - low),
+    # The grid covers the area for any number of cells: the outer edges of the cells are those of the area.
+    top, left = (border * side - 0.5 for border in borders)
+    image = axes.imshow(
+        values,
         cmap="viridis",
         alpha=0.6,
-        extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+        extent=(left, side - 1 - left, side - 1 - top, top),
         interpolation="bicubic",
-        vmin=least,
-        vmax=most,
+        vmin=limits[0],
+        vmax=limits[1],
     )
+    axes.set_xlim(-0.5, side - 0.5)
+    axes.set_ylim(side - 0.5, -0.5)
+    return image
 
 
 def _plot_margin(axes: Axes, explanation: Explanation) -> None:

@@ -45,6 +45,9 @@ def command(
     from the shots, how much from each block of features if the model reads several, and which shots are most similar to
     the picture, by cosine. --out draws these shots, and a map of where in the picture the class is seen. --class
     explains another class: why it was not predicted.
+
+    A model that was fitted with --quality best and uses the block rare-patches also says where the picture differs most
+    from its rest, such as at a small defect. --out draws a map of that.
     """
     check_output_file(path, photo, suffixes=PLOT_SUFFIXES)
     check_model(model)
