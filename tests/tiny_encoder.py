@@ -29,7 +29,8 @@ class TinyTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         inner = self.first(pixels).relu()
         features = {"final": self.second(inner).mean((2, 3)), "inner": inner.mean((2, 3))}
-        return torch.cat([features[layer] for layer in self.layers], dim=1)
+        # Of what is cut into parts, exporters do not know the width, as of the statistics of `lite`.
+        return torch.cat([part for layer in self.layers for part in features[layer].chunk(2, dim=1)], dim=1)
 
 
 class TinyEncoder(ToyEncoder):

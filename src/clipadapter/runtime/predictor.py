@@ -109,8 +109,13 @@ class Predictor(RuntimeModel):
 
     def _empty_outputs(self) -> Outputs:
         """Outputs for no picture, of the same widths."""
-        widths = self._graph.widths.items()
-        return _as_outputs({name: np.zeros((0, width) if width else 0, np.float32) for name, width in widths})
+        widths = {**self._graph.widths, **self._feature_widths()}
+        return _as_outputs({name: np.zeros((0, width) if width else 0, np.float32) for name, width in widths.items()})
+
+    def _feature_widths(self) -> dict[str, int]:
+        """Widths of the outputs of features by the metadata; none for files of one block, which do not state them."""
+        blocks = self.metadata.blocks
+        return {FEATURES_OUTPUT: blocks[0].width, BLOCKS_OUTPUT: total_width(blocks)} if blocks else {}
 
     def _check_unchanged(self, stamp: Stamp) -> None:
         """Refuse a file that changed after its checksum was compared, or whose checksum is gone."""
@@ -136,8 +141,8 @@ class Predictor(RuntimeModel):
                     "model again"
                 )
         if self.metadata.blocks:
-            blocks = self.metadata.blocks
-            if (widths.get(FEATURES_OUTPUT), widths.get(BLOCKS_OUTPUT)) != (blocks[0].width, total_width(blocks)):
+            # 0: a graph need not state the width.
+            if any(widths.get(name) not in (0, width) for name, width in self._feature_widths().items()):
                 raise ArtifactError(f"{self.path} has other blocks of features than its metadata say: export it again")
         if FEATURES_OUTPUT not in widths or sorted(self._graph.inputs) != sorted(self._input_names):
             raise ArtifactError(f"{self.path} does not fit its metadata: export the model again")
