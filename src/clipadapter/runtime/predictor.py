@@ -140,10 +140,9 @@ class Predictor(RuntimeModel):
                     f"{self.path} has {widths.get(name)} {name} per picture where its metadata say {width}: export the "
                     "model again"
                 )
-        if self.metadata.blocks:
-            # 0: a graph need not state the width.
-            if any(widths.get(name) not in (0, width) for name, width in self._feature_widths().items()):
-                raise ArtifactError(f"{self.path} has other blocks of features than its metadata say: export it again")
+        # 0: a graph need not state the width.
+        if any(widths.get(name) not in (0, width) for name, width in self._feature_widths().items()):
+            raise ArtifactError(f"{self.path} has other blocks of features than its metadata say: export it again")
         if FEATURES_OUTPUT not in widths or sorted(self._graph.inputs) != sorted(self._input_names):
             raise ArtifactError(f"{self.path} does not fit its metadata: export the model again")
 
