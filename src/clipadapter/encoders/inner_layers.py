@@ -40,19 +40,48 @@ def map_statistics(maps: Tensor) -> Tensor:
     >>> map_statistics(torch.tensor([[[[0.0, 0.0], [4.0, 4.0]]]]))
     tensor([[2., 4., 2.]])
     """
+    return torch.cat(list(select_statistics(maps, (INNER_MEAN, INNER_MAX, INNER_STD)).values()), dim=1)
+
+
+def select_statistics(maps: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Only those statistics of `map_statistics` that are wanted: each reads all positions again.
+
+    Args:
+        maps: (n, c, h, w) feature maps.
+        layers: some of ``inner-mean``, ``inner-max`` and ``inner-std``; others are passed over.
+
+    Returns:
+        (n, c) float32 by layer, in this order.
+
+    >>> select_statistics(torch.tensor([[[[0.0, 0.0], [4.0, 4.0]]]]), ["inner-std", "inner-mean"])
+    {'inner-mean': tensor([[2.]]), 'inner-std': tensor([[2.]])}
+    """
     maps = maps.float()
-    mean = maps.mean(dim=(2, 3))
+    statistics = {}
+    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    mean = maps.mean(dim=(2, 3)) if {INNER_MEAN, INNER_STD} & set(layers) else None
+    if INNER_MEAN in layers and mean is not None:
+        statistics[INNER_MEAN] = mean
+    if INNER_MAX in layers:
+        # Pooling is faster in torch, which has no fast maximum over the first dimension of a matrix. OpenVINO and ONNX
+        # Runtime have a maximum as an operator of its own.
+        pooled = maps.amax(dim=(2, 3)) if is_traced else nn.functional.adaptive_max_pool2d(maps, 1).flatten(1)
+        statistics[INNER_MAX] = pooled
+    if INNER_STD in layers and mean is not None:
+        statistics[INNER_STD] = _deviation(maps, mean, is_traced)
+    return statistics
+
+
+def _deviation(maps: Tensor, mean: Tensor, is_traced: bool) -> Tensor:
     # The variance is the difference of two moments: `Tensor.var` takes ten times as long on channels-last maps.
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        # One pass for each: OpenVINO and ONNX Runtime have these two as operators of their own.
-        largest = maps.amax(dim=(2, 3))
+    if is_traced:
+        # One pass: OpenVINO and ONNX Runtime have the norm as an operator of its own.
         n_positions = int(maps.shape[2]) * int(maps.shape[3])
         second_moment = torch.linalg.vector_norm(maps, dim=(2, 3)) ** 2 / n_positions
     else:
-        # Faster in torch, which has no fast maximum and norm over the first dimension of a matrix.
-        largest = nn.functional.adaptive_max_pool2d(maps, 1).flatten(1)
+        # Faster in torch, which has no fast norm over the first dimension of a matrix.
         second_moment = (maps * maps).mean(dim=(2, 3))
-    return torch.cat([mean, largest, (second_moment - mean * mean).clamp(min=0).sqrt()], dim=1)
+    return (second_moment - mean * mean).clamp(min=0).sqrt()
 
 
 class StageNetwork(nn.Module):
@@ -94,22 +123,19 @@ class StageNetwork(nn.Module):
         maps = self.stem(pixels)
         rare: list[Tensor] = []
         parts: dict[str, list[Tensor]] = {INNER_MEAN: [], INNER_MAX: [], INNER_STD: []}
-        has_inner = any(layer in parts for layer in self.layers)
         for i, stage in enumerate(self.stages):
             before, maps = maps, stage(maps)
             if RARE_PATCHES in self.layers and i == self.patch_stage:
                 rare.append(describe_rare_patches(join_maps(before, maps)))
-            if has_inner:
-                for part, values in zip(parts.values(), map_statistics(maps).chunk(N_STATISTICS, dim=1), strict=True):
-                    part.append(values)
+            for layer, values in select_statistics(maps, self.layers).items():
+                parts[layer].append(values)
         if self.last is not None and self.pool is not None:
             maps = self.last(maps)
             if FINAL in self.layers:
                 parts[FINAL] = [self.pool(maps).float()]
-            if INNER_MAX in self.layers or INNER_STD in self.layers:
-                _, largest, deviation = map_statistics(maps).chunk(N_STATISTICS, dim=1)
-                parts[INNER_MAX].append(largest)
-                parts[INNER_STD].append(deviation)
+            without_mean = [layer for layer in self.layers if layer != INNER_MEAN]
+            for layer, values in select_statistics(maps, without_mean).items():
+                parts[layer].append(values)
         parts[RARE_PATCHES] = rare
         return torch.cat([each for layer in self.layers for each in parts[layer]], dim=1)
 
