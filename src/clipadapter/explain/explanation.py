@@ -159,11 +159,21 @@ class Explanation:
 
     def sentences(self) -> list[str]:
         """The prediction, the margin and its parts in words, one sentence per entry."""
-        lines = [describe_prediction(self.prediction, multilabel=self.against is None), self._margin_sentence()]
+        prediction = describe_prediction(self.prediction, multilabel=self.against is None)
+        return [prediction, *self.margin_sentences(), *self.detail_sentences()]
+
+    def margin_sentences(self) -> list[str]:
+        """The margin and its parts from text and shots."""
+        lines = [self._margin_sentence()]
         if self.text_margin is not None and self.shots_margin is not None:
             lines.append(f"Of that, class text gives {self.text_margin:+.2f} and the shots {self.shots_margin:+.2f}.")
             if self.text_label is not None and self.shots_label is not None:
                 lines.append(self._parts_sentence())
+        return lines
+
+    def detail_sentences(self) -> list[str]:
+        """What each block of features contributes, and where the rarest patch is; empty if neither is known."""
+        lines = []
         if self.blocks:
             parts = ", ".join(f"{part.name} {part.margin:+.2f}" for part in self.blocks)
             lines.append(f"By block of features: {parts}.")

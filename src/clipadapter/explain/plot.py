@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from clipadapter.explain.explanation import Explanation, Neighbour
 
 WIDTH_INCHES = 10.5
+WIDTH_OF_FOUR_PANELS = 14.0
+TEXT_LINE_INCHES = 0.2
 POSITIVE_COLOUR, NEGATIVE_COLOUR = BLUE, VERMILION
 MAX_SHOTS = 5
 """Nearest shots that are drawn; `Explanation.to_dict` has all."""
@@ -40,19 +42,28 @@ def plot_explanation(explanation: Explanation, path: str | Path, title: str = ""
     # The widths are such that the picture and the square of the heat map have the same height.
     has_rare_patches = explanation.rare_patches is not None and explanation.square is not None
     widths = [float(np.clip(width / height, 0.5, 1.6)), *[1.2] * (1 + has_rare_patches), 1.15]
-    panel_height = (WIDTH_INCHES - 1.4) / sum(widths)
-    upper_height = panel_height + 1.0
-    figure = create_figure(WIDTH_INCHES, upper_height + (2.5 if shots else 0))
-    height_ratios = [upper_height, 2.5] if shots else None
-    rows = figure.subfigures(2 if shots else 1, 1, height_ratios=height_ratios, squeeze=False)[:, 0]
+    figure_width = WIDTH_OF_FOUR_PANELS if has_rare_patches else WIDTH_INCHES
+    heights = [(figure_width - 1.4) / sum(widths) + 1.0]
+    details = [
+        textwrap.fill(each, int(14 * figure_width), break_on_hyphens=False) for each in explanation.detail_sentences()
+    ]
+    if details:
+        heights.append(TEXT_LINE_INCHES * (1 + "\n".join(details).count("\n") + 1))
+    if shots:
+        heights.append(2.5)
+    figure = create_figure(figure_width, sum(heights))
+    rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     panels = rows[0].subplots(1, len(widths), width_ratios=widths)
     _show_image(panels[0], explanation.picture, "the picture")
     _plot_heat_map(panels[1], explanation)
     if has_rare_patches:
         _plot_rare_patches(panels[2], explanation)
     _plot_margin(panels[-1], explanation)
+    if details:
+        text = "\n".join(details)
+        rows[1].text(0.01, 0.9, text, ha="left", va="top", fontsize=8, parse_math=False)
     if shots:
-        _plot_shots(rows[1], shots)
+        _plot_shots(rows[-1], shots)
     set_title(figure, title or f"{Path(explanation.source).name}: {explanation.sentences()[0]}")
     return save_plot(figure, path)
 
@@ -82,7 +93,7 @@ def _plot_rare_patches(axes: Axes, explanation: Explanation) -> None:
     image = draw_rare_patches(axes, explanation)
     axes.set_title("what differs from the rest", fontsize=10, parse_math=False)
     axes.set_axis_off()
-    _add_colour_bar(axes, image, "distance from the other patches, usually 1")
+    _add_colour_bar(axes, image, "distance, usually 1")
 
 
 def _add_colour_bar(axes: Axes, image: AxesImage, label: str) -> None:
@@ -163,11 +174,11 @@ def _draw_map(
 
 
 def _plot_margin(axes: Axes, explanation: Explanation) -> None:
-    sentences = explanation.sentences()
+    sentences = explanation.margin_sentences()
     if explanation.text_margin is None or explanation.shots_margin is None:
         axes.set_axis_off()
         notes = [note for note in explanation.notes if "heat map" not in note]
-        _show_text(axes, "\n\n".join(sentences[1:] + notes))
+        _show_text(axes, "\n\n".join(sentences + notes))
         return
     values = [explanation.text_margin, explanation.shots_margin, explanation.margin]
     colours = [POSITIVE_COLOUR if value >= 0 else NEGATIVE_COLOUR for value in values]
@@ -190,10 +201,10 @@ def _plot_margin(axes: Axes, explanation: Explanation) -> None:
     axes.tick_params(labelsize=9)
     axes.set_box_aspect(1)
     axes.set_anchor("N")
-    title = f"lead of '{truncate(explanation.label, 14)}' over '{truncate(str(explanation.against), 14)}'"
+    title = f"lead of '{truncate(explanation.label, 12)}' over '{truncate(str(explanation.against), 12)}'"
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_ylabel("difference of logits", fontsize=8)
-    axes.set_xlabel("\n".join(textwrap.wrap(" ".join(sentences[3:]), 44)), fontsize=8, parse_math=False)
+    axes.set_xlabel("\n".join(textwrap.wrap(" ".join(sentences[2:]), 44)), fontsize=8, parse_math=False)
 
 
 def _plot_shots(figure: Any, shots: tuple[Neighbour, ...]) -> None:
