@@ -54,12 +54,14 @@ def quantize_openvino(
 
 
 def _float_scope(model: Any, is_transformer: bool, float_after: str | None, nncf: Any) -> Any:
-    """What stays in float: the first convolutions, grouped ones, and all after an output.
+    """What stays in float: the first convolutions, grouped ones, statistics of feature maps, and all after an output.
 
     Errors of the first layers reach all later layers. A grouped convolution has few channels per filter, so that int8
-    errors do not average out and little time is saved.
+    errors do not average out and little time is saved. A deviation is a small difference of two moments.
     """
-    names = [] if float_after is None else _names_after(model, float_after)
+    names = _statistic_names(model)
+    if float_after is not None:
+        names += _names_after(model.output(float_after).get_node().input_value(0))
     if not is_transformer:
         names += _first_convolutions(model)
     if is_transformer and not names:
@@ -82,9 +84,29 @@ def _first_convolutions(model: Any) -> list[str]:
     return first_of_each_network(convolutions, FLOAT_CONVOLUTIONS)
 
 
-def _names_after(model: Any, output: str) -> list[str]:
-    """Names of all nodes that are computed from an output."""
-    pending = [model.output(output).get_node().input_value(0)]
+def _statistic_names(model: Any) -> list[str]:
+    """Names of all nodes that statistics of feature maps are computed by, and of those that read them.
+
+    A norm over the positions of a map identifies them; see `clipadapter.encoders.inner_layers.map_statistics`.
+    """
+    names: dict[str, None] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "ReduceL2":
+            continue
+        axes = node.input_value(1).get_node()
+        if axes.get_type_name() != "Constant" or sorted(axes.get_data().ravel().tolist()) != [2, 3]:
+            continue
+        for target in node.input_value(0).get_target_inputs():
+            reduction = target.get_node()
+            if reduction.get_type_name().startswith("Reduce"):
+                after = [name for output in reduction.outputs() for name in _names_after(output)]
+                names |= dict.fromkeys([reduction.get_friendly_name(), *after])
+    return list(names)
+
+
+def _names_after(start: Any) -> list[str]:
+    """Names of all nodes that are computed from an output of a node."""
+    pending = [start]
     names: dict[str, None] = {}
     while pending:
         for target in pending.pop().get_target_inputs():

@@ -29,9 +29,8 @@ from clipadapter.encoders.inner_layers import (
     INNER_MEAN,
     INNER_STD,
     INNER_TOKEN,
-    N_STATISTICS,
-    map_statistics,
     second_size_of,
+    select_statistics,
 )
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.projection import append_identity, find_projection, replace_projection
@@ -102,7 +101,8 @@ class TowerLayers:
             network: nn.Module = visual
             return network
         final_width = self.dim if FINAL in layers else 0
-        return _LayerNetwork(visual, self._inner, final_width, layers).eval()
+        width = sum(self.widths()[layer] for layer in layers)
+        return _LayerNetwork(visual, self._inner, final_width, layers, width).eval()
 
     def _step(self) -> int | None:
         """What a side must be a multiple of; None if the tower takes its own size only."""
@@ -162,8 +162,8 @@ class ClipTokens:
         width = len(self.indices) * int(visual.positional_embedding.shape[1])
         self.widths = {INNER_TOKEN: width, INNER_MEAN: width}
 
-    def run(self, visual: Any, pixels: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """The result of the tower, and the parts (n, d) of each inner layer in their order."""
+    def run(self, visual: Any, pixels: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """The result of the tower, and the parts (n, d) of each inner layer, at least of the wanted ones."""
         outputs = visual.forward_intermediates(
             pixels, self.indices, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
         )
@@ -191,7 +191,7 @@ class TimmTokens:
         if self.has_class and getattr(trunk, "global_pool", "") == "token":
             self.pooled_layer = ""  # the class token of the last layer
 
-    def run(self, visual: Any, pixels: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    def run(self, visual: Any, pixels: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """See `ClipTokens.run`."""
         trunk = visual.trunk
         options = {"return_prefix_tokens": True} if self.has_prefix else {}
@@ -229,20 +229,19 @@ class StageMaps:
         with_last = width + (last.shape[1] if self.has_last_map else 0)
         self.widths = {INNER_MEAN: width, INNER_MAX: with_last, INNER_STD: with_last}
 
-    def run(self, visual: Any, pixels: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    def run(self, visual: Any, pixels: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """See `ClipTokens.run`."""
         trunk = getattr(visual, "trunk", None)
         result, maps = self._maps(visual if trunk is None else trunk, pixels)
         final = result if trunk is None else visual.head(trunk.forward_head(result))
-        all_maps = [*maps, result] if self.has_last_map else maps
-        means, maxima, deviations = zip(
-            *(map_statistics(each).chunk(N_STATISTICS, dim=1) for each in all_maps), strict=True
-        )
-        return final, {
-            INNER_MEAN: list(means[: len(maps)]),
-            INNER_MAX: list(maxima),
-            INNER_STD: list(deviations),
-        }
+        parts: dict[str, list[Tensor]] = {layer: [] for layer in self.widths}
+        for each in maps:
+            for layer, values in select_statistics(each, layers).items():
+                parts[layer].append(values)
+        if self.has_last_map:
+            for layer, values in select_statistics(result, [each for each in layers if each != INNER_MEAN]).items():
+                parts[layer].append(values)
+        return final, parts
 
     def _maps(self, network: Any, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What a network gives, before its head if it is one of timm, and the maps of its stages."""
@@ -264,24 +263,31 @@ class _LayerNetwork(nn.Module):
         inner: computes the inner features.
         final_width: number of columns of the final feature; 0 if it is not wanted.
         layers: the wanted layers.
+        width: sum of their widths.
     """
 
-    def __init__(self, visual: nn.Module, inner: InnerFeatures, final_width: int, layers: Sequence[str]) -> None:
+    def __init__(
+        self, visual: nn.Module, inner: InnerFeatures, final_width: int, layers: Sequence[str], width: int
+    ) -> None:
         super().__init__()
-        self.visual, self.inner, self.final_width, self.layers = visual, inner, final_width, tuple(layers)
-        self.has_projection = find_projection(visual) is not None
+        self.width = width
+        self.visual, self.inner, self.layers = visual, inner, tuple(layers)
+        projection = find_projection(visual)
+        result_width = 0 if projection is None else projection.weight.shape[1]
+        self.result_widths = [] if projection is None else [final_width, result_width - final_width]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, s, s) to (n, sum of widths) float32."""
-        result, features = self.inner.run(self.visual, pixels)
-        if self.has_projection:
-            unprojected = result[:, self.final_width :]
-            features |= {FINAL: [result[:, : self.final_width]], UNPROJECTED: [unprojected]}
+        result, features = self.inner.run(self.visual, pixels, self.layers)
+        if self.result_widths:
+            final, unprojected = result.split(self.result_widths, dim=1)
+            features |= {FINAL: [final], UNPROJECTED: [unprojected]}
             if self.inner.pooled_layer:
                 features[self.inner.pooled_layer].append(unprojected)
         else:
             features[FINAL] = [result]
-        return torch.cat([part.float() for layer in self.layers for part in features[layer]], dim=1)
+        rows = torch.cat([part.float() for layer in self.layers for part in features[layer]], dim=1)
+        return rows.unflatten(1, (1, self.width)).flatten(1)  # the width of a plain result can be unknown in ONNX
 
 
 def find_inner_features(visual: Any, size: int) -> InnerFeatures | None:

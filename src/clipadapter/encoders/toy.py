@@ -15,7 +15,7 @@ from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL, RARE_PATCHES
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing
-from clipadapter.encoders.inner_layers import INNER, N_STATISTICS, map_statistics
+from clipadapter.encoders.inner_layers import INNER, N_STATISTICS
 from clipadapter.encoders.inputs import check_pixels, to_tensor, unique_texts
 from clipadapter.encoders.rare_patches import PATCH_COUNTS, describe_rare_patches, patch_distances
 from clipadapter.encoders.registry import register_encoder
@@ -155,16 +155,14 @@ class _ToyNetwork(torch.nn.Module):
         """(n, 3, s, s) to (n, d)."""
         features = {}
         if FINAL in self.layers:
-            features[FINAL] = self._cells(pixels, GRID).mean(dim=(2, 3)).reshape(-1, len(self.weight)) @ self.weight
+            cells = torch.nn.functional.avg_pool2d(pixels, self.size // GRID)
+            features[FINAL] = cells.flatten(1) @ self.weight
         if INNER in self.layers:
-            width = 3 * INNER_GRID**2 * N_STATISTICS
-            features[INNER] = map_statistics(self._cells(pixels, INNER_GRID)).reshape(-1, width)
+            side = self.size // INNER_GRID
+            mean, moment = (torch.nn.functional.avg_pool2d(values, side) for values in (pixels, pixels * pixels))
+            largest = torch.nn.functional.max_pool2d(pixels, side)
+            deviation = (moment - mean * mean).clamp(min=0).sqrt()
+            features[INNER] = torch.cat([each.flatten(1) for each in (mean, largest, deviation)], dim=1)
         if RARE_PATCHES in self.layers:
             features[RARE_PATCHES] = describe_rare_patches(pixels)
         return torch.cat([features[layer] for layer in self.layers], dim=1).float()
-
-    def _cells(self, pixels: Tensor, grid: int) -> Tensor:
-        """(n, 3, s, s) to (n, 3 grid^2, s / grid, s / grid)."""
-        side = self.size // grid
-        rows = pixels.reshape(-1, 3, grid, side, grid, side)
-        return rows.permute(0, 1, 2, 4, 3, 5).reshape(-1, 3 * grid**2, side, side)

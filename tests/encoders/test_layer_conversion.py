@@ -1,0 +1,85 @@
+"""Towers with inner layers become graphs of ONNX and OpenVINO for any number of pictures, also at the second size."""
+
+import numpy as np
+import pytest
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+
+from clipadapter.conversion.onnx import write_onnx
+from clipadapter.conversion.openvino import import_openvino
+from clipadapter.conversion.tracing import SquareTower, example_squares, trace
+from clipadapter.encoders.block_encoder import MirroredMean
+from clipadapter.encoders.open_clip_layers import TowerLayers
+from clipadapter.encoders.toy import ToyEncoder
+from clipadapter.pixels import PixelSpec
+from clipadapter.telemetry import telemetry_disabled
+
+
+def random_tower(make):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make().eval().requires_grad_(False)
+
+
+TOWERS = {
+    "toy": ToyEncoder,
+    "transformer": lambda: TowerLayers(
+        random_tower(lambda: VisionTransformer(32, 16, 32, 2, 2, 4, output_dim=8)), 8, 32
+    ),
+    "resnet": lambda: TowerLayers(random_tower(lambda: ModifiedResNet([1] * 4, 8, 2, 32, 8)), 8, 32),
+    "timm transformer": lambda: TowerLayers(
+        random_tower(lambda: TimmModel("test_vit3", 96, 160, "map", "none")), 96, 160
+    ),
+    "timm convolutions": lambda: TowerLayers(random_tower(lambda: TimmModel("test_convnext", 8, 160, "")), 8, 160),
+}
+
+
+@pytest.fixture(params=TOWERS)
+def square_tower(request):
+    """A tower with all its layers at its second size, mirrored, as backends run it, and the width of its features."""
+    layers = TOWERS[request.param]()
+    size = layers.second_size()
+    assert size is not None
+    widths = layers.layers() if request.param == "toy" else layers.widths()
+    names = [name for name in widths if name == "final" or name.startswith("inner")]
+    make = layers.layer_network if request.param == "toy" else layers.network
+    pixels = PixelSpec(size, (0.5,) * 3, (0.5,) * 3)
+    return SquareTower(MirroredMean(make(names, size)), pixels).eval(), pixels, sum(widths[name] for name in names)
+
+
+@pytest.fixture
+def squares(square_tower):
+    size = square_tower[1].size
+    return np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+
+
+def check(result, square_tower, squares):
+    module, _, width = square_tower
+    with torch.no_grad():
+        expected = module(torch.from_numpy(squares)).numpy()
+    assert result.shape == (3, width)
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=2e-3)
+
+
+def test_onnx_gives_the_same_layers_for_any_number_of_pictures(square_tower, squares, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module, pixels, width = square_tower
+    write_onnx(module, [example_squares(pixels)], tmp_path / "tower.onnx", ["squares"], ["features"])
+    session = onnxruntime.InferenceSession(tmp_path / "tower.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_outputs()[0].shape[1] == width
+    check(session.run(None, {"squares": squares})[0], square_tower, squares)
+
+
+@pytest.mark.parametrize("square_tower", ["timm convolutions"], indirect=True)
+def test_openvino_gives_the_same_layers_for_any_number_of_pictures(square_tower, squares):
+    pytest.importorskip("openvino")
+    module, pixels, _ = square_tower
+    example = example_squares(pixels)
+    shape = [-1, pixels.size, pixels.size, 3]
+    with telemetry_disabled():
+        openvino = import_openvino()
+        model = openvino.convert_model(trace(module, example), example_input=example, input=[(shape, openvino.Type.u8)])
+        run = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    check(run(squares)[0], square_tower, squares)
