@@ -232,7 +232,11 @@ def _open_saved_encoder(
     if isinstance(encoder, Encoder) and encoder.info.fingerprint == saved.fingerprint:
         return encoder
     if saved.blocks != opened.info.blocks:  # another way to name the encoder of the class text was given
-        opened = open_blocks(plain_encoder(opened), [block.name for block in saved.blocks])
+        try:
+            opened = open_blocks(plain_encoder(opened), [block.name for block in saved.blocks])
+        except InputError:
+            _check_fingerprint(saved, opened.info)  # another encoder, which has no such layers
+            raise
     _check_fingerprint(saved, opened.info)
     return _restore_precision(saved, opened, backend, precision)
 
