@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.encoders import create_encoder
+from clipadapter.encoders import create_encoder, open_blocks
 from clipadapter.encoders.simclr_network import write_tensors
 from clipadapter.errors import InputError
 from clipadapter.export import export_model
 from clipadapter.export.graph import export_towers
 from clipadapter.pretraining.simclr import SimClrModel
 from clipadapter.runtime import Predictor
+
+from ..tiny_encoder import NearestMeanOfAll
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,16 @@ def check(encoder, head, draw, folder, **more):
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "SigLIP"])
 def test_encoders_with_a_tower(name, opened, draw, tmp_path):
     check(opened(name), "auto", draw, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "SigLIP"])
+def test_all_layers_of_a_tower_at_both_sizes_are_one_graph(name, opened, draw, tmp_path):
+    layers, size = list(opened(name).layers()), opened(name).second_size()
+    assert size is not None
+    names = [*layers, *(f"{layer}@{size}+mirrored" for layer in layers)]
+    done = check(open_blocks(opened(name), names), NearestMeanOfAll(), draw, tmp_path)
+    assert list(done.parity["blocks"]) == names
 
 
 @pytest.mark.parametrize("source", ["uint8", "float"])
