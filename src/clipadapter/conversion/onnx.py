@@ -25,6 +25,8 @@ OPSET = 17
 DEFAULT_FLOAT_CONVOLUTIONS = 3
 """Convolutions at the beginning of each network that stay in float in int8."""
 CALIBRATION_BATCH_SIZE = 8
+CALIBRATION_BATCH_VALUES = CALIBRATION_BATCH_SIZE * 3 * 224 * 224
+"""Numbers in the inputs of a batch. Activations are kept: of 8 pictures in two sizes and mirrored they take 6 GB."""
 NO_NAMES: frozenset[str] = frozenset()
 _CONVERSION_LOCK = threading.RLock()
 
@@ -102,8 +104,10 @@ def quantize_onnx(
     prepared = source.with_name("ready.onnx")
     # Inference of symbolic shapes needs a further package and fails on attention.
     quantization.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    starts = range(0, len(next(iter(rows.values()))), CALIBRATION_BATCH_SIZE)
-    batches = iter([{name: each[i : i + CALIBRATION_BATCH_SIZE] for name, each in rows.items()} for i in starts])
+    values_per_picture = sum(each[0].size for each in rows.values())
+    batch_size = max(1, min(CALIBRATION_BATCH_SIZE, CALIBRATION_BATCH_VALUES // values_per_picture))
+    starts = range(0, len(next(iter(rows.values()))), batch_size)
+    batches = iter([{name: each[i : i + batch_size] for name, each in rows.items()} for i in starts])
 
     class Batches(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def get_next(self) -> dict[str, NDArray[Any]] | None:
