@@ -69,10 +69,10 @@ def measure(cell):
 def seconds_per_picture(encoders, names) -> dict[str, float]:
     """Milliseconds of a picture, the smallest of some rounds in which the qualities take turns."""
     rng, first, others = np.random.default_rng(0), encoders[0], encoders[1:]
-    opened = {quality: open_blocks(first, names[quality], others) for quality in QUALITIES}
+    opened = {quality: open_blocks(first, names[quality], others) for quality in names}
     pictures = [Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)) for _ in range(BATCH)]
     pixels = {quality: [[p.preprocess(one) for one in pictures] for p in e.passes()] for quality, e in opened.items()}
-    best = dict.fromkeys(QUALITIES, float("inf"))
+    best = dict.fromkeys(names, float("inf"))
     for _ in range(ROUNDS):
         for quality, encoder in opened.items():
             begun = time.perf_counter()
@@ -89,10 +89,11 @@ def run(args) -> tuple[list[dict], dict[str, float]]:
     known = {(r["set"], r["shots"], r["seed"], r["head"]) for r in records}
     encoders = [create_encoder(uri) for uri in args.encoders]
     names = {quality: blocks_of_quality(encoders[0], encoders[1:], quality) for quality in QUALITIES}
+    names = {quality: names[quality] for quality in QUALITIES if quality in {"fast", *args.qualities}}
     times = seconds_per_picture(encoders, names)
 
     def classifier() -> FewShotClassifier:
-        model = FewShotClassifier(encoders, quality="best", backend="torch", precision="fp32", progress=True)
+        model = FewShotClassifier(encoders, quality=list(names)[-1], backend="torch", precision="fp32", progress=True)
         model.prepare_encoder(create_head("auto"))
         return model
 

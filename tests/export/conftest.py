@@ -62,7 +62,9 @@ def fitted(draw):
                     (name,) if i % 3 else (name, "red" if name != "red" else "blue") for i, name in enumerate(labels)
                 ]
             options = UncertaintyOptions(**uncertainty) if uncertainty else None
-            model = FewShotClassifier(encoder, made, cache=None, uncertainty=options, backend="torch", precision="fp32")
+            run = {"cache": None, "backend": "torch", "precision": "fp32"}
+            # test_blocks.py exports models of several blocks.
+            model = FewShotClassifier(encoder, made, uncertainty=options, quality="fast", **run)
             more = {"unlabelled": draw(4, seed=1)[0]} if cls.transductive else {}
             kept[key] = model.fit(pictures, labels, **more)
         return kept[key]

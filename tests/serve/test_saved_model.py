@@ -41,4 +41,4 @@ def test_a_saved_model_predicts_as_the_classifier(shots, tmp_path):
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one["probability"], other.probability, rtol=1e-4)
     assert described["classes"] == list(model.class_names_) and described["can"]["reject"]
-    assert described["encoder"] == "toy" and str(tmp_path) not in json.dumps(described)
+    assert described["encoder"] == "toy[final,inner]" and str(tmp_path) not in json.dumps(described)

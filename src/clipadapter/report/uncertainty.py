@@ -84,20 +84,22 @@ def measure_uncertainty(
 
     Args:
         model: fitted.
-        features: (m, d) of the test pictures.
+        features: (m, d) of the test pictures, all blocks.
         logits: (m, c) of the head for them.
         labels: (m,) positions of their true classes.
         reject: rate; that of the model if not given, else 5 %.
         coverage: rate; that of the model if not given, else 90 %.
-        outliers: (b, d) features of pictures of none of the classes.
+        outliers: (b, d) features of pictures of none of the classes, all blocks.
     """
     uncertainty, defaults = model.uncertainty_, model.uncertainty_.decisions
     reject_rate = None if uncertainty.rejector is None else reject or defaults.reject or DEFAULT_REJECT_RATE
     set_coverage = None if uncertainty.conformal is None else coverage or defaults.coverage or DEFAULT_COVERAGE
     decisions = DecisionOptions(reject_rate, set_coverage, defaults.costs)
 
+    width = model.support_.blocks[0].width  # "none of these" reads the block final
+
     def predict(X: Array, logits: Array) -> Answers:
-        return uncertainty.answer(logits, X, decisions, [head.logits(X) for head in model.fold_heads_])
+        return uncertainty.answer(logits, X[:, :width], decisions, [head.logits(X) for head in model.fold_heads_])
 
     answers = predict(features, logits)
     cost = cost_of_likeliest = None

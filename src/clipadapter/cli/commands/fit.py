@@ -18,7 +18,6 @@ from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
-from clipadapter.encoders.registry import split_blocks
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.formatting import describe_shots
 
@@ -169,6 +168,8 @@ def _report(
     seconds: float,
     out: Output,
 ) -> None:
+    from clipadapter.encoders import split_blocks
+
     provenance, support, info = model.support_.provenance, model.support_, model.encoder_.info
     shots = support.counts
     skipped = provenance["skipped"]
