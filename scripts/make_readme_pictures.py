@@ -84,7 +84,9 @@ def draw_curve(folder: Path) -> Image.Image:
 def photograph_report(folder: Path) -> Image.Image:
     """The confusion matrix on the page of `clipadapter report`, with the pictures of one cell."""
     shots, test = split_textiles(REPORT_SHOTS)
-    model = FewShotClassifier(encoder="lite", progress=True).fit(shots.paths, shots.labels, shots.class_names)
+    # Spots of a few pixels: the second size sees them.
+    model = FewShotClassifier(encoder="lite", quality="best", progress=True)
+    model.fit(shots.paths, shots.labels, shots.class_names)
     page = make_report(model, test).write(folder / "report.html")
     with open_browser(folder / "profile", REPORT_SIZE) as browser:
         browser.get(page.as_uri())
