@@ -8,7 +8,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
 from clipadapter.conversion.onnx import write_onnx
-from clipadapter.conversion.openvino import import_openvino
+from clipadapter.conversion.openvino import import_openvino, statistic_names
 from clipadapter.conversion.tracing import SquareTower, example_squares, trace
 from clipadapter.encoders.block_encoder import MirroredMean
 from clipadapter.encoders.open_clip_layers import TowerLayers
@@ -83,3 +83,8 @@ def test_openvino_gives_the_same_layers_for_any_number_of_pictures(square_tower,
         model = openvino.convert_model(trace(module, example), example_input=example, input=[(shape, openvino.Type.u8)])
         run = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     check(run(squares)[0], square_tower, squares)
+    n_maps = 4  # each in the picture and in its mirror image
+    # In int8 the reductions of all maps stay in float, and no convolution because of them.
+    kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
+    in_float = [kinds[name] for name in statistic_names(model)]
+    assert [in_float.count(kind) for kind in ("ReduceL2", "ReduceMax", "Convolution")] == [2 * n_maps, 2 * n_maps, 0]

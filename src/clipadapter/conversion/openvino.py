@@ -59,7 +59,7 @@ def _float_scope(model: Any, is_transformer: bool, float_after: str | None, nncf
     Errors of the first layers reach all later layers. A grouped convolution has few channels per filter, so that int8
     errors do not average out and little time is saved. A deviation is a small difference of two moments.
     """
-    names = _statistic_names(model)
+    names = statistic_names(model)
     if float_after is not None:
         names += _names_after(model.output(float_after).get_node().input_value(0))
     if not is_transformer:
@@ -84,7 +84,7 @@ def _first_convolutions(model: Any) -> list[str]:
     return first_of_each_network(convolutions, FLOAT_CONVOLUTIONS)
 
 
-def _statistic_names(model: Any) -> list[str]:
+def statistic_names(model: Any) -> list[str]:
     """Names of all nodes that statistics of feature maps are computed by, and of those that read them.
 
     A norm over the positions of a map identifies them; see `clipadapter.encoders.inner_layers.map_statistics`.
