@@ -389,6 +389,7 @@ def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, 
     max_waiting = 2 * job.workers + -(-job.batch_size // job.views.count)
     image_bytes_in_memory = sum(4 * 3 * each.info.image_size**2 for each in job.encoder.passes()) * job.views.count
     max_waiting = min(max_waiting, max(2, MAX_WAITING_BYTES // image_bytes_in_memory))
+    batch_passes = job.batch_size * len(job.encoder.passes())
     queue = _PositionQueue(positions)
     window: deque[tuple[int, Future[_PreparedImage | ExtractedImage]]] = deque()
     batch: list[_PreparedImage] = []
@@ -402,7 +403,7 @@ def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, 
                     yield picture
                     continue
                 batch.append(picture)
-                if sum(len(picture.pixels) for picture in batch) < job.batch_size:
+                if sum(len(picture.pixels) for picture in batch) < batch_passes:
                     continue
             elif not batch:
                 return
