@@ -25,7 +25,7 @@ from clipadapter.errors import InputError, brief
 from clipadapter.parallel import run_in_batches
 from clipadapter.towers import Projection, TextTower
 
-LAYER_VERSION = 1
+LAYER_VERSION = 2
 """Incremented whenever the same layer of the same picture would get another feature."""
 
 

@@ -98,6 +98,8 @@ class StageNetwork(nn.Module):
             maxima and deviations include those of the last map; its means are the final feature.
         patch_stage: position of the stage whose output ``rare-patches`` reads, beside that of the stage before it, of
             twice the resolution; of no meaning without that layer.
+        first_stage: position of the first stage whose statistics are taken. The maps before it are the largest, so that
+            their statistics cost most of the time of all.
     """
 
     def __init__(
@@ -108,9 +110,10 @@ class StageNetwork(nn.Module):
         pool: nn.Module,
         layers: Sequence[str],
         patch_stage: int = 0,
+        first_stage: int = 0,
     ) -> None:
         super().__init__()
-        self.layers, self.patch_stage = tuple(layers), patch_stage
+        self.layers, self.patch_stage, self.first_stage = tuple(layers), patch_stage, first_stage
         n_stages = patch_stage + 1 if self.layers == (RARE_PATCHES,) else len(stages)
         self.stem, self.stages = stem, nn.ModuleList(stages[:n_stages])
         needs_last = bool({FINAL, INNER_MAX, INNER_STD} & set(self.layers))
@@ -127,8 +130,9 @@ class StageNetwork(nn.Module):
             before, maps = maps, stage(maps)
             if RARE_PATCHES in self.layers and i == self.patch_stage:
                 rare.append(describe_rare_patches(join_maps(before, maps)))
-            for layer, values in select_statistics(maps, self.layers).items():
-                parts[layer].append(values)
+            if i >= self.first_stage:
+                for layer, values in select_statistics(maps, self.layers).items():
+                    parts[layer].append(values)
         if self.last is not None and self.pool is not None:
             maps = self.last(maps)
             if FINAL in self.layers:
