@@ -66,6 +66,12 @@ def test_named_blocks_are_read_whatever_the_quality():
     assert names(model) == ["final", "final@48"]
 
 
+def test_a_second_encoder_is_read_beside_named_blocks_and_may_have_named_blocks_too():
+    model = FewShotClassifier(["toy[final,final@48]", "toy[final,inner]"], Wide(), cache=None)
+    model.prepare_encoder(Wide())
+    assert names(model) == ["final", "final@48", "toy/final", "toy/inner"]
+
+
 def test_blocks_that_a_fitted_head_does_not_use_are_dropped_and_come_back_with_the_next_fit(pictures):
     model = FewShotClassifier("toy", Wide(), quality="best", cache=None).fit(*pictures)
     assert names(model) == [block.name for block in model.support_.blocks] == ["final", "inner"]

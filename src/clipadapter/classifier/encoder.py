@@ -84,18 +84,32 @@ def blocks_to_read(
     if "unprojected" in reads:
         names += unprojected_blocks(encoder)
     if "second-encoder" in reads:
-        names += [f"{other.info.name}/{FINAL}" for other in others[:1]]
+        names += [BlockSource(plain_encoder(other).info.name, FINAL).name for other in others[:1]]
         names += named
     if "all" in reads:
-        names += named if len(named) > 1 else blocks_of_quality(encoder, others, quality)
+        names += blocks_of_quality(encoder, others, quality, named)
     return list(dict.fromkeys(names))
 
 
-def blocks_of_quality(encoder: Encoder, others: Sequence[Encoder], quality: str) -> list[str]:
-    """Names of all blocks of a quality."""
-    names = []
+def blocks_of_quality(
+    encoder: Encoder, others: Sequence[Encoder], quality: str, named: Sequence[str] = ()
+) -> list[str]:
+    """Names of all blocks of a quality; of an encoder that was given with several blocks, these blocks.
+
+    Args:
+        encoder: gives the class text.
+        others: further encoders.
+        quality: see `FewShotClassifier`.
+        named: the blocks that the first encoder was given with.
+    """
+    names: list[str] = []
     for one in (encoder, *others):
-        uri, plain = "" if one is encoder else one.info.name, plain_encoder(one)
+        plain = plain_encoder(one)
+        uri, own = ("", named) if one is encoder else (plain.info.name, block_names(one))
+        if len(own) > 1:
+            sources = [BlockSource.parse(name) for name in own]
+            names += [replace(source, encoder=source.encoder or uri).name for source in sources]
+            continue
         layers = [FINAL] if quality == "fast" else [layer for layer in plain.layers() if layer != UNPROJECTED]
         # Small defects are seen at the second resolution only, so `standard` does not spend time on them.
         names += [BlockSource(uri, layer).name for layer in layers if layer != RARE_PATCHES]

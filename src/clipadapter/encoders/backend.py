@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from clipadapter.backends import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
-from clipadapter.encoders.base import Encoder
-from clipadapter.encoders.catalogue import EncoderListing
+from clipadapter.encoders.base import Encoder, EncoderWrapper
 from clipadapter.errors import InputError, brief
 from clipadapter.pixels import MIN_JPEG_SIDE_RATIO
-from clipadapter.towers import Projection, TextTower
 
 
-class BackendEncoder(Encoder):
+class BackendEncoder(EncoderWrapper):
     """See `with_backend`.
 
     Args:
@@ -31,10 +29,12 @@ class BackendEncoder(Encoder):
         calibration: digest of the pictures that int8 was calibrated with.
     """
 
+    how_to_open = "a backend is no encoder: call with_backend(create_encoder(uri), backend, precision)"
+
     def __init__(
         self, plain: Encoder, tower: Tower, run: Runner, backend: str, precision: str, calibration: str = ""
     ) -> None:
-        self.plain, self.device, self.has_text = plain, plain.device, plain.has_text
+        super().__init__(plain)
         self.pixels, self._run = tower.pixels, run
         self.info = replace(
             plain.info,
@@ -43,20 +43,6 @@ class BackendEncoder(Encoder):
             precision=precision,
             int8_calibration_digest=calibration,
         )
-
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Not supported: the class has no scheme.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError("a backend is no encoder: call with_backend(create_encoder(uri), backend, precision)")
-
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """Nothing: the encoders list themselves."""
-        return []
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
@@ -107,25 +93,9 @@ class BackendEncoder(Encoder):
         together = f" of {self.plain.info.fingerprint}" if info.precision == "int8" else ""
         return tuple(precision_fingerprint(each + together, info.backend, *facts) for each in plain)
 
-    def text_tower(self) -> TextTower | None:
-        """That of the encoder itself."""
-        return self.plain.text_tower()
-
-    def projection(self) -> Projection | None:
-        """That of the encoder itself."""
-        return self.plain.projection()
-
-    def tunable_copy(self) -> Encoder | None:
-        """Of the encoder itself, in full precision."""
-        return self.plain.tunable_copy()
-
     def patch_features(self, image: Image.Image) -> Tensor | None:
         """Of the encoder itself, in full precision."""
         return self.plain.patch_features(image)
-
-    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """As the encoder itself does."""
-        return self.plain.encode_text(texts, batch_size)
 
 
 def calibrations_of_passes(encoder: Encoder, calibration: Int8Calibration | None) -> dict[int, Int8Calibration]:

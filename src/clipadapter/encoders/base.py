@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -236,6 +237,50 @@ class Encoder(ABC):
             for i in range(0, len(images), batch_size)
         ]
         return torch.cat(batches) if batches else torch.empty(0, self.info.dim)
+
+
+class EncoderWrapper(Encoder):
+    """An encoder that changes how pictures are encoded by another one; texts are encoded by that one itself.
+
+    Args:
+        plain: that one.
+    """
+
+    how_to_open: ClassVar[str]
+    """What to call in place of `open`."""
+
+    def __init__(self, plain: Encoder) -> None:
+        self.plain, self.device, self.has_text = plain, plain.device, plain.has_text
+
+    @classmethod
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
+        """Not supported: the class has no scheme.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(cls.how_to_open)
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """Nothing: the encoders list themselves."""
+        return []
+
+    def text_tower(self) -> TextTower | None:
+        """That of the encoder itself."""
+        return self.plain.text_tower()
+
+    def projection(self) -> Projection | None:
+        """That of the encoder itself."""
+        return self.plain.projection()
+
+    def tunable_copy(self) -> Encoder | None:
+        """Of the encoder itself, in full precision."""
+        return self.plain.tunable_copy()
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """As the encoder itself does."""
+        return self.plain.encode_text(texts, batch_size)
 
 
 class PictureEncoder(Encoder):

@@ -17,19 +17,17 @@ from torch import Tensor, nn
 from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL, UNPROJECTED, Block, BlockSource
 from clipadapter.encoders.backend import BackendEncoder, precision_fingerprint, with_backend
-from clipadapter.encoders.base import Encoder, EncoderInfo
-from clipadapter.encoders.catalogue import EncoderListing
+from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderWrapper
 from clipadapter.encoders.inputs import check_pixels, to_tensor
 from clipadapter.encoders.registry import create_encoder, schemes_with
 from clipadapter.errors import InputError, brief
 from clipadapter.parallel import run_in_batches
-from clipadapter.towers import Projection, TextTower
 
 LAYER_VERSION = 2
 """Incremented whenever the same layer of the same picture would get another feature."""
 
 
-class LayerEncoder(Encoder):
+class LayerEncoder(EncoderWrapper):
     """One pass through an encoder's image tower, with other outputs than its final feature, or at another size.
 
     Args:
@@ -42,6 +40,8 @@ class LayerEncoder(Encoder):
         InputError: if the tower has no such layer, or can't be run at this size.
     """
 
+    how_to_open = "layers have no scheme: write ENCODER[final,LAYER]"
+
     def __init__(
         self, plain: Encoder, layers: Sequence[str], size: int | None = None, is_mirrored: bool = False
     ) -> None:
@@ -52,7 +52,7 @@ class LayerEncoder(Encoder):
                 f"the image tower of {plain.info.name} has no layer {missing[0] if missing else layers[0]!r} that "
                 f"features can be taken from; it has {', '.join(known)}"
             )
-        self.plain, self.device, self.has_text = plain, plain.device, plain.has_text
+        super().__init__(plain)
         self.layer_names = tuple(layer for layer in known if layer in layers)
         info = plain.info
         self.size, self.is_mirrored = size or info.image_size, is_mirrored
@@ -67,20 +67,6 @@ class LayerEncoder(Encoder):
         )
         pixels = replace(towers[0].pixels, size=self.size)
         self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, pixels, self._build_network)
-
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Not supported: `create_encoder` opens ``ENCODER[final,LAYER]``.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError("layers have no scheme: write ENCODER[final,LAYER]")
-
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """Nothing: the encoders list themselves."""
-        return []
 
     def block_fingerprints(self) -> tuple[str, ...]:
         """That of the encoder for its final feature at its own size; others name the layer, the size and the view."""
@@ -115,22 +101,6 @@ class LayerEncoder(Encoder):
         """The image tower with these outputs."""
         return (self._tower,)
 
-    def text_tower(self) -> TextTower | None:
-        """That of the encoder itself."""
-        return self.plain.text_tower()
-
-    def projection(self) -> Projection | None:
-        """That of the encoder itself."""
-        return self.plain.projection()
-
-    def tunable_copy(self) -> Encoder | None:
-        """Of the encoder itself."""
-        return self.plain.tunable_copy()
-
-    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """As the encoder itself does."""
-        return self.plain.encode_text(texts, batch_size)
-
     def _build_network(self) -> nn.Module:
         network = self.plain.layer_network(self.layer_names, self.size)
         return MirroredMean(network) if self.is_mirrored else network
@@ -155,7 +125,7 @@ class MirroredMean(nn.Module):
         return mean
 
 
-class BlockEncoder(Encoder):
+class BlockEncoder(EncoderWrapper):
     """Several passes side by side; text features of the first encoder.
 
     Args:
@@ -164,9 +134,11 @@ class BlockEncoder(Encoder):
         names: names of the blocks of all passes in their order.
     """
 
+    how_to_open = "blocks have no scheme: write ENCODER[final,OTHER_ENCODER/final]"
+
     def __init__(self, bases: Sequence[Encoder], passes: Sequence[Encoder], names: Sequence[str]) -> None:
+        super().__init__(bases[0])
         self.bases, self._passes, self.names = tuple(bases), tuple(passes), tuple(names)
-        self.plain, self.device, self.has_text = self.bases[0], self.bases[0].device, self.bases[0].has_text
         infos = [each.info for each in passes]
         first = infos[0]
         digest = "".join(info.int8_calibration_digest for info in infos)
@@ -186,20 +158,6 @@ class BlockEncoder(Encoder):
             precision=first.precision,
             int8_calibration_digest=digest,
         )
-
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Not supported: `create_encoder` opens ``ENCODER[final,OTHER/final]``.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError("blocks have no scheme: write ENCODER[final,OTHER_ENCODER/final]")
-
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """Nothing: the encoders list themselves."""
-        return []
 
     def passes(self) -> tuple[Encoder, ...]:
         """See `Encoder.passes`."""
@@ -232,22 +190,6 @@ class BlockEncoder(Encoder):
             each.encode_pixels(part.unflatten(1, each.pixel_shape).to(each.pixel_dtype)) for each, part in parts
         ]
         return torch.cat(features, dim=1)
-
-    def text_tower(self) -> TextTower | None:
-        """That of the first encoder."""
-        return self.plain.text_tower()
-
-    def projection(self) -> Projection | None:
-        """That of the first encoder."""
-        return self.plain.projection()
-
-    def tunable_copy(self) -> Encoder | None:
-        """Of the first encoder."""
-        return self.plain.tunable_copy()
-
-    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Texts to (k, width of ``final``), by the first encoder."""
-        return self.plain.encode_text(texts, batch_size)
 
     def run_on(self, passes: Sequence[Encoder]) -> BlockEncoder:
         """The same blocks from the same passes in other backends or precisions."""
@@ -392,8 +334,8 @@ def plain_encoder(encoder: Encoder) -> Encoder:
     >>> plain_encoder(open_blocks(create_encoder("toy"), ["final", "toy/final"])).info.name
     'toy'
     """
-    while isinstance(inner := getattr(encoder, "plain", None), Encoder):
-        encoder = inner
+    while isinstance(encoder, EncoderWrapper):
+        encoder = encoder.plain
     return encoder
 
 

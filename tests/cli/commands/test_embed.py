@@ -8,8 +8,8 @@ import pytest
 def embed(tmp_path, run):
     """A function that embeds with the toy encoder into a cache of this test, and gives the JSON."""
 
-    def call(*args):
-        result = run("embed", *args, "--encoder", "toy", "--cache", tmp_path / "features.sqlite", "--json")
+    def call(*args, encoder="toy"):
+        result = run("embed", *args, "--encoder", encoder, "--cache", tmp_path / "features.sqlite", "--json")
         assert result.exit_code == 0, result.stderr
         return json.loads(result.stdout)
 
@@ -48,6 +48,12 @@ def test_table_of_features(squares, tmp_path, embed):
     table = pyarrow.parquet.read_table(path)
     assert table.column_names == ["path", "label", "split", "feature", "feature:inner"]
     assert table["label"].to_pylist() == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
+
+
+def test_named_blocks_are_those_that_are_stored(squares, tmp_path, embed):
+    path = tmp_path / "features.parquet"
+    assert embed(squares, "--to", path, encoder="toy[final,final@48]")["encoder"] == "toy[final,final@48]"
+    assert pyarrow.parquet.read_table(path).column_names[3:] == ["feature", "feature:final@48"]
 
 
 def test_one_part(tmp_path, write_squares, embed):

@@ -45,7 +45,7 @@ def command(
     Stored features are never computed again: an interrupted run continues when it is started again, and several
     processes may write to one feature store. The pictures need no classes.
     """
-    from clipadapter.classifier.encoder import blocks_of_quality
+    from clipadapter.classifier.encoder import block_names, blocks_of_quality
     from clipadapter.encoders import open_blocks
     from clipadapter.features import FeatureStore, choose_backend, embed, extract_rows, parse_shard, write_parquet
 
@@ -56,7 +56,8 @@ def command(
         _check_table(to)
     with FeatureStore(encoder_options.cache) as store:
         first, *others = encoder_options.open(out)
-        opened = open_blocks(first, blocks_of_quality(first, others, encoder_options.quality), others)
+        blocks = blocks_of_quality(first, others, encoder_options.quality, block_names(first))
+        opened = open_blocks(first, blocks, others)
         paths = [sample.path for sample in samples]
         encoder = choose_backend(
             opened,
