@@ -50,18 +50,19 @@ def test_the_demo_writes_a_table_pictures_and_a_model(demo, noisy_squares):
     assert model.predict([noisy_squares / "test" / "red" / "0.png"]) == ["red"]
 
 
-def test_the_demo_ends_with_what_was_learned_and_the_next_command(demo):
+def test_the_demo_ends_with_what_was_learned_and_the_next_commands(demo, noisy_squares):
     result, folder = demo
     lines = result.stdout.splitlines()
     assert any(line.startswith("With 2 pictures of each class, auto is right on ") for line in lines)
-    assert lines[-2].startswith(f"  clipadapter explain '{folder / 'model'}' /")
-    assert lines[-1] == "  clipadapter demo --data YOUR_FOLDER"
+    assert lines[-4].startswith(f"  clipadapter explain '{folder / 'model'}' /")
+    assert lines[-3] == "  clipadapter demo --data YOUR_FOLDER"
+    assert lines[-1] == f"  clipadapter demo --data {noisy_squares} --encoder toy --quality best --out '{folder}-best'"
     assert "lite" not in result.stdout
 
 
 def test_the_command_that_the_demo_ends_with_works(demo, tmp_path, run):
     result, _ = demo
-    args = shlex.split(result.stdout.splitlines()[-2])[1:]
+    args = shlex.split(result.stdout.splitlines()[-4])[1:]
     explained = run(*args[:-1], tmp_path / "why.png")
     assert explained.exit_code == 0, explained.stderr
     assert (tmp_path / "why.png").is_file()

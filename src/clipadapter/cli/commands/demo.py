@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 HEADS = ("zero-shot", "linear-probe", "clip-adapter", "auto")
 SHOWN_HEAD = "auto"
 """The head of the saved model, whose answers are on the sheet."""
+DEFAULT_ENCODERS = ("lite",)
 PRETRAINED_CLIP = "open_clip:ViT-B-32/laion2b_s34b_b79k"
 
 
@@ -35,7 +36,7 @@ class DemoEncoderOptions(EncoderOptions):
 
     uris: tuple[str, ...] = option(
         "--encoder",
-        default=("lite",),
+        default=DEFAULT_ENCODERS,
         type=ENCODER_URI,
         multiple=True,
         metavar="URI",
@@ -109,7 +110,9 @@ def command(
     answers = _fit_and_explain(model, result, pictures, folder / "model", max(shots))
     files += [_draw_answers(answers, folder, max(shots)), folder / "model"]
     findings = describe_findings(Results.from_runs(result.runs, pictures))
-    steps = _next_steps(encoder.info.name, files[-1], answers)
+    can_look_closer = encoder_options.quality != "best" and encoder.second_size() is not None
+    closer = _closer_command(data, encoder_options.uris, folder) if can_look_closer else ""
+    steps = _next_steps(encoder.info.name, files[-1], answers, closer)
     beside = "accuracy" if pictures.metric != "accuracy" else None
     text = [
         table(result.runs, pictures.metric, reference=reference, beside=beside),
@@ -160,7 +163,15 @@ def _describe_files(answers: Sequence[SheetAnswer]) -> list[str]:
     ]
 
 
-def _next_steps(encoder: str, model: Path, answers: Sequence[SheetAnswer]) -> str:
+def _closer_command(data: Path | None, uris: Sequence[str], folder: Path) -> str:
+    """The command of the same demo at a larger size."""
+    named = "" if data is None else f"--data {quote_path(data)} "
+    named += "".join(f"--encoder {uri} " for uri in uris if uris != DEFAULT_ENCODERS)
+    return f"clipadapter demo {named}--quality best --out {quote_path(folder.with_name(f'{folder.name}-best'))}"
+
+
+def _next_steps(encoder: str, model: Path, answers: Sequence[SheetAnswer], closer: str) -> str:
+    """The commands to go on with; ``closer`` is that of the same demo at a larger size, empty if there is none."""
     wrong = [answer for answer in answers if not answer.is_right]
     subject = (wrong or answers)[0].path
     lines = [
@@ -169,6 +180,8 @@ def _next_steps(encoder: str, model: Path, answers: Sequence[SheetAnswer]) -> st
         f"  clipadapter explain {quote_path(model)} {quote_path(subject)} --out why.png",
         "  clipadapter demo --data YOUR_FOLDER",
     ]
+    if closer:
+        lines += ["Marks of a few pixels are seen better at a larger size, in several times the time:", f"  {closer}"]
     if encoder == "lite":
         lines += [
             "lite is for trying. For work, take a real CLIP, which is downloaded once:",
