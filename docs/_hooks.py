@@ -111,7 +111,7 @@ def _traits(cls: Any) -> dict[str, bool]:
     return {
         "class text": cls.needs_text,
         "several labels": cls.multilabel,
-        "unlabelled pictures": cls.transductive,
+        "unlabelled pictures": cls.transductive or cls.accepts_unlabelled,
         "a second encoder": cls.reads == "second-encoder",
         "a tower": cls.needs_tower or cls.tunes_encoder or cls.reads == "unprojected",
     }

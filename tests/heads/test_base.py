@@ -2,10 +2,13 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from clipadapter.errors import ArtifactError, InputError, UnknownNameError
 from clipadapter.heads import TextFeatures, base, create_head, head_info, list_heads
+from clipadapter.heads.base import Head
 from clipadapter.testing import toy_features
+from clipadapter.testing.heads import check_unlabelled_pictures
 
 from .estimators import create_short
 
@@ -100,3 +103,36 @@ def test_a_head_that_stores_its_shots_predicts_fewer_rows_at_a_time_the_more_the
     X, y, text = toy_features((40, 40, 40))
     assert create_head("tip-adapter").fit(X, y, text=text)._numbers_per_row() == 16 + 3 + 120
     assert create_head("zero-shot").fit(X, y, text=text)._numbers_per_row() == 16 + 3 + 3
+
+
+class _PoolMean(Head):
+    """Nearest class mean of features that are centred by the pictures without labels, if there are any."""
+
+    accepts_unlabelled = True
+
+    def _fit(self, shots):
+        self.centre_ = torch.zeros(shots.X.shape[1]) if shots.unlabelled is None else shots.unlabelled.mean(dim=0)
+        self.means_ = torch.stack([shots.X[shots.labels == k].mean(dim=0) for k in range(shots.n_classes)])
+
+    def _logits(self, X):
+        return -torch.cdist((X - self.centre_).double(), (self.means_ - self.centre_).double())
+
+
+def test_pictures_without_labels_are_optional_for_a_head_that_accepts_them():
+    X, y, _ = toy_features()
+    assert (_PoolMean().fit(X, y).state()["centre_"] == 0).all()
+    np.testing.assert_allclose(
+        _PoolMean().fit(X, y, unlabelled=X + 1).state()["centre_"], (X + 1).mean(axis=0), rtol=1e-5
+    )
+    check_unlabelled_pictures(_PoolMean())
+
+
+def test_a_head_that_keeps_what_it_learned_without_labels_after_the_next_fit_is_found():
+    class Forgetful(_PoolMean):
+        def _fit(self, shots):
+            super()._fit(shots)
+            if shots.unlabelled is not None:
+                self.pool_ = shots.unlabelled
+
+    with pytest.raises(AssertionError):
+        check_unlabelled_pictures(Forgetful())

@@ -70,7 +70,9 @@ class Head(Estimator, ABC):
     needs_text: ClassVar[bool] = False
     """True if `fit` requires text features."""
     transductive: ClassVar[bool] = False
-    """True if `fit` also takes the pictures that will be classified, without labels."""
+    """True if `fit` needs the pictures that will be classified, without labels."""
+    accepts_unlabelled: ClassVar[bool] = False
+    """True if `fit` takes pictures without labels and does not need them; a transductive head needs them."""
     reads: ClassVar[Reads] = "final"
     """The blocks of X that the head reads: the one that class text is compared with ("final"); this and the features
     before the image tower's projection ("unprojected"); this and the final feature of the first other encoder
@@ -237,8 +239,8 @@ class Head(Estimator, ABC):
                 targets of zeros and ones, one column per class: then each class is a binary problem, and ``classes_``
                 are the names of the text features in their order, or 0 to c - 1.
             text: class names and their text features.
-            unlabelled: (u, d) raw features of the pictures to classify; required by transductive heads, refused by
-                others.
+            unlabelled: (u, d) raw features of pictures without labels; required by transductive heads, optional for
+                heads that ``accepts_unlabelled``, refused by others.
             blocks: name and width of each block of columns of X, ``final`` first (`clipadapter.blocks`); None if X is
                 ``final`` alone. The head reads some of them; see `reads`.
 
@@ -374,7 +376,7 @@ class Head(Estimator, ABC):
         name = type(self).__name__
         if not self.transductive and unlabelled is None:
             return None
-        if not self.transductive:
+        if not (self.transductive or self.accepts_unlabelled):
             raise InputError(f"{name} learns from labelled pictures only: it takes no unlabelled=")
         if unlabelled is None:
             raise InputError(

@@ -195,8 +195,19 @@ def _check_optional_text(head: Head, text: TextFeatures | None, message: str) ->
 
 
 def check_unlabelled_pictures(head: Head) -> None:
-    """A transductive head requires pictures without labels; any other head refuses them."""
+    """A transductive head requires pictures without labels; others refuse them, or learn with and without them."""
     X, y, text = toy_features()
+    if not head.transductive and head.accepts_unlabelled:
+        expected = clone(head).fit(X, y, text=text).state()
+        pool = toy_features(seed=2)[0]
+        fitted = clone(head).fit(X, y, text=text, unlabelled=pool)
+        assert (fitted.predict(X) == y).all()
+        assert_raises(InputError, "unlabelled", lambda: clone(head).fit(X, y, text=text, unlabelled=pool[:, 1:]))
+        state = fitted.fit(X, y, text=text).state()  # a fit without the pictures forgets them
+        assert state.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(state[name], value)
+        return
     unlabelled = None if head.transductive else X
     assert_raises(InputError, "unlabelled", lambda: head.fit(X, y, text=text, unlabelled=unlabelled))
 

@@ -216,7 +216,7 @@ def test_views(squares, fit):
         (["--grid", "alpa=1,2", "--head", "tip-adapter"], "Did you mean 'alpha'?"),
         (["--preset", "dtt", "--head", "tip-adapter"], "no preset of tip-adapter is called 'dtt'. Did you mean 'dtd'?"),
         (["--head", "zlap"], "give the pictures to classify with --unlabelled FOLDER"),
-        (["--unlabelled", "."], "leave --unlabelled out"),
+        (["--unlabelled", ".", "--head", "knn"], "leave --unlabelled out"),
         (["--split", "dev"], "has no split 'dev'"),
         (["--device", "warp"], "the device 'warp' can't be used on this machine"),
         (["--class-names", "nothing.json"], "nothing.json can't be opened"),

@@ -44,7 +44,7 @@ MAX_NAMED_CLASSES = 5
 @split_option
 @option_group("views", TrainingViewOptions)
 @option_group("prompts", PromptOptions)
-@click.option("--unlabelled", type=FOLDER, help="Pictures to classify later, without labels; for transductive heads.")
+@click.option("--unlabelled", type=FOLDER, help="Pictures without labels, for heads that learn from them.")
 @option_group("uncertainty", UncertaintyArguments)
 @click.option("--no-support", is_flag=True, help="Do not store the features of the shots in the model.")
 @strict_option
@@ -130,10 +130,10 @@ def _list_unlabelled(head: HeadOptions, folder: Path | None) -> list[Path] | Non
     """List the unlabelled pictures. Refuses, before the work, a head that lacks them or does not use them."""
     from clipadapter.data import load_dataset
 
-    is_transductive = head.create().transductive
-    if is_transductive and folder is None:
+    kind = head.create()
+    if kind.transductive and folder is None:
         raise InputError(f"{head.name} is transductive: give the pictures to classify with --unlabelled FOLDER")
-    if folder is not None and not is_transductive:
+    if folder is not None and not (kind.transductive or kind.accepts_unlabelled):
         raise InputError(f"{head.name} learns from labelled pictures only: leave --unlabelled out")
     return None if folder is None else load_dataset(folder).paths
 

@@ -15,6 +15,12 @@ from clipadapter.cli.output import Output, facts, table
 from clipadapter.docstrings import without_defaults, without_examples
 from clipadapter.registry import unknown
 
+MARKS = {
+    "*": "transductive: uses the pictures to classify when it is fitted",
+    "+": "can also learn from pictures without labels (fit --unlabelled)",
+}
+"""Marks of heads in the table, and their meaning."""
+
 
 @cli_command("clipadapter heads 'clip-*'", Section.INSPECT, 2)
 @click.argument("pattern", default="*")
@@ -43,6 +49,7 @@ def _describe_for_json(name: str) -> dict[str, Any]:
         "summary": entry.summary,
         "needs_text": entry.cls.needs_text,
         "transductive": entry.cls.transductive,
+        "accepts_unlabelled": entry.cls.transductive or entry.cls.accepts_unlabelled,
         "recipes": list(entry.cls.recipes()),
         "presets": {key: dict(values) for key, values in entry.cls.presets.items()},
         "preset_note": entry.cls.preset_note if entry.cls.presets else None,
@@ -57,16 +64,18 @@ def _list_heads(pattern: str) -> str:
     from clipadapter.heads.registry import HEADS, Fidelity
 
     heads = HEADS.declarations(pattern)
-    is_transductive = [bool(head.attributes.get("transductive")) for head in heads]
+    marks = [
+        "*" if head.attributes.get("transductive") else "+" if head.attributes.get("accepts_unlabelled") else ""
+        for head in heads
+    ]
     kinds = [Fidelity.of(head.facts).kind for head in heads]
     rows = [
-        [f"{head.name}{' *' if mark else ''}", kind, head.summary]
-        for head, mark, kind in zip(heads, is_transductive, kinds, strict=True)
+        [f"{head.name} {mark}".strip(), kind, head.summary]
+        for head, mark, kind in zip(heads, marks, kinds, strict=True)
     ]
     text = f"{table(['head', 'fidelity', 'summary'], rows)}\n\n{_describe_kinds(kinds)}"
-    return (
-        f"{text}\n\n* transductive: uses the pictures to classify when it is fitted" if any(is_transductive) else text
-    )
+    notes = "\n".join(f"{mark} {note}" for mark, note in MARKS.items() if mark in marks)
+    return f"{text}\n\n{notes}" if notes else text
 
 
 def _describe_kinds(kinds: Collection[str]) -> str:
