@@ -161,3 +161,36 @@ def test_class_text_is_not_rounded_twice():
     once = TextFeatures([str(i) for i in range(50)], rows)
     again = TextFeatures(once.labels, once.embeddings)
     np.testing.assert_array_equal(again.embeddings, once.embeddings)
+
+
+def with_prompts(names=NAMES):
+    rng = np.random.default_rng(5)
+    plain = text(names)
+    return plain.with_prompts([rng.standard_normal((i + 1, plain.embeddings.shape[1])) for i in range(len(names))])
+
+
+def test_single_prompts_come_back_and_are_absent_where_they_were(tmp_path):
+    new = with_prompts(("emu", "owl"))
+    bundle = Bundle(features(), with_prompts(), {"birds": TestPart(features(names=("emu", "owl")), "new", new)})
+    again = load_bundle(save_bundle(bundle, tmp_path / "b"))
+    for before, after in ((bundle.text, again.text), (new, again.tests["birds"].text)):
+        for rows, others in zip(before.prompts, after.prompts, strict=True):
+            np.testing.assert_array_equal(rows, others)
+    assert again.text_digest("birds") == bundle.text_digest("birds")
+    assert load_bundle(save_bundle(Bundle(features(), text()), tmp_path / "plain")).text.prompts is None
+
+
+def test_keys_depend_on_single_prompts_only_for_heads_that_read_them():
+    plain, stored = Bundle(features(), text()), Bundle(features(), with_prompts())
+    assert plain.text_digest("rest", False) == stored.text_digest("rest", False)
+    assert plain.text_digest("rest") != stored.text_digest("rest")
+    keys = [plan_fit(one, FitInputs("x", ZeroShot(), 1, 1, [0, 4, 8]))[0].key for one in (plain, stored)]
+    assert keys[0] == keys[1]
+
+
+def test_prompts_that_do_not_fit_their_classes_are_damage(tmp_path):
+    folder = save_bundle(Bundle(features(), with_prompts()), tmp_path / "b")
+    path = folder / "bundle.json"
+    path.write_text(path.read_text().replace("  1,\n   2,\n   3", "  1,\n   2,\n   9"))
+    with pytest.raises(DataError, match="'text.prompts' has 6 rows, not the 12"):
+        load_bundle(folder)

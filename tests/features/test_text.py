@@ -86,3 +86,15 @@ def test_another_encoder_has_other_texts(toy, monkeypatch):
         monkeypatch.setattr(toy, "encode_text", None)
         with pytest.raises(TypeError):
             encode_classes(toy, PROMPTS, store)
+
+
+def test_single_prompts_are_unit_rows_of_each_class(toy):
+    text = encode_classes(toy, PROMPTS)
+    assert [rows.shape[0] for rows in text.prompts] == [3, 1, 2]
+    for rows, prompts in zip(text.prompts, PROMPTS.values(), strict=True):
+        for row, prompt in zip(rows, prompts, strict=True):
+            np.testing.assert_allclose(row, by_loops([toy.encode_text([prompt])[0].tolist()]), rtol=1e-4, atol=1e-6)
+
+
+def test_one_prompt_a_class_is_not_stored_twice(toy):
+    assert encode_classes(toy, {"cat": ["a cat"], "dog": ["a dog"]}).prompts is None

@@ -108,10 +108,15 @@ class Bundle:
         """The templates of the class text."""
         return [str(template) for template in self.support.provenance.get("templates", ())]
 
-    def text_digest(self, name: str) -> str:
-        """Hash of the class text that is used on a test part."""
+    def text_digest(self, name: str, with_prompts: bool = True) -> str:
+        """Hash of the class text that is used on a test part.
+
+        Args:
+            name: of the test part.
+            with_prompts: whether the features of single prompts count; only some heads read them (`reads_prompts`).
+        """
         parts = [self.text, *([self.tests[name].text] if name in self.tests else [])]
-        return digest(*(part for text in parts if text is not None for part in _text_parts(text)))
+        return digest(*(part for text in parts if text is not None for part in _text_parts(text, with_prompts)))
 
     def data(self, name: str, rows: Sequence[int]) -> RunData:
         """The part of a record about its data; the digest covers the shots and the test part, and no other rows.
@@ -219,5 +224,6 @@ def _bytes(features: FeatureSet) -> list[bytes | Sequence[str]]:
     return [np.ascontiguousarray(features.X).tobytes(), features.y, *kind]
 
 
-def _text_parts(text: TextFeatures) -> list[Any]:
-    return [text.labels, text.embeddings.tobytes(), [repr(text.logit_scale), repr(text.logit_bias)]]
+def _text_parts(text: TextFeatures, with_prompts: bool) -> list[Any]:
+    prompts = [rows.tobytes() for rows in text.prompts or ()] if with_prompts else []
+    return [text.labels, text.embeddings.tobytes(), [repr(text.logit_scale), repr(text.logit_bias)], *prompts]

@@ -33,11 +33,19 @@ STORED_PROVENANCE = ("encoder", "fingerprint", "data", "templates", "views", "cr
 
 
 class TextFacts(FrozenModel):
-    """Class text without the vectors, which are an array."""
+    """Class text without the vectors, which are an array.
+
+    Args:
+        labels: class names.
+        logit_scale: factor of cosines.
+        logit_bias: added to them, or None.
+        prompts: number of single prompts of each class, whose vectors are an array too; None if they are not stored.
+    """
 
     labels: list[str] = Field(min_length=1)
     logit_scale: float = Field(gt=0)
     logit_bias: float | None = None
+    prompts: list[int] | None = None
 
 
 class SetFacts(FrozenModel):
@@ -63,7 +71,8 @@ class BundleFacts(FrozenModel):
     Args:
         format: number of this layout.
         support: what shots are drawn from; arrays ``support`` (n, d) or (n, v, d) and ``support.labels`` (n,).
-        text: class text; array ``text`` (c, d).
+        text: class text; array ``text`` (c, d), and ``text.prompts`` (p, d) with the prompts of one class after the
+            other, if they are stored.
         rows: whether there is the array ``support.rows`` (n,): the rows in the data set.
         tests: by name; arrays ``test.NAME`` (m, d), ``test.NAME.labels`` and, for other classes, ``test.NAME.text``.
     """
@@ -174,7 +183,11 @@ def _set(features: FeatureSet, name: str, arrays: dict[str, NDArray[Any]]) -> di
 
 def _text(text: TextFeatures, name: str, arrays: dict[str, NDArray[Any]]) -> TextFacts:
     arrays[name] = np.array(text.embeddings)
-    return TextFacts(labels=list(text.labels), logit_scale=text.logit_scale, logit_bias=text.logit_bias)
+    counts = None
+    if text.prompts is not None:
+        arrays[f"{name}.prompts"] = np.concatenate(text.prompts)
+        counts = [len(rows) for rows in text.prompts]
+    return TextFacts(labels=list(text.labels), logit_scale=text.logit_scale, logit_bias=text.logit_bias, prompts=counts)
 
 
 class _Arrays:
@@ -210,4 +223,10 @@ class _Arrays:
         return as_blocks(zip(names, (text_width, width - text_width), strict=True))
 
     def text(self, name: str, facts: TextFacts) -> TextFeatures:
-        return TextFeatures(facts.labels, self.get(name), facts.logit_scale, facts.logit_bias)
+        prompts = None
+        if facts.prompts is not None:
+            rows = self.get(f"{name}.prompts")
+            if min(facts.prompts) < 0 or len(rows) != sum(facts.prompts):
+                raise InputError(f"'{name}.prompts' has {len(rows)} rows, not the {sum(facts.prompts)} of its classes")
+            prompts = np.split(rows, np.cumsum(facts.prompts)[:-1])
+        return TextFeatures(facts.labels, self.get(name), facts.logit_scale, facts.logit_bias, prompts=prompts)

@@ -263,7 +263,7 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
         raise InputError(f"a model that {why} can't be cross-validated on its shots: give test pictures")
     if not len(support):
         raise InputError("the model was saved without its shots (--no-support): give test pictures")
-    bundle, splits = Bundle(support, model.text_), draw_folds(support.y, folds, seed)
+    bundle, splits = Bundle(support, model.refit_text()), draw_folds(support.y, folds, seed)
     return CrossValidation(
         head=registered_name(head),
         n_pictures=len(support),
@@ -366,8 +366,9 @@ def _learning_curve(
     measured = {**baselines, registered_name(model.head_): (model.head_, model_score)}
     heads = {name: clone(head) for name, (head, _) in measured.items()}
     shots = [2**i for i in range(max_shots.bit_length()) if 2**i < max_shots]
-    fewer = few_shot(heads, support, test, model.text_, shots, seeds, progress=progress)
-    bundle = Bundle(support, model.text_, {"test": TestPart(test)})
+    text = model.refit_text()
+    fewer = few_shot(heads, support, test, text, shots, seeds, progress=progress)
+    bundle = Bundle(support, text, {"test": TestPart(test)})
     rows = range(len(support))
     complete = [
         run.model_copy(update={"metrics": Metrics.of_score(its_score)})

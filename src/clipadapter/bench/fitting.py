@@ -174,7 +174,7 @@ def plan_fit(bundle: Bundle, inputs: FitInputs) -> list[Run]:
         Run(
             **fields,
             data=bundle.data(name, inputs.rows),
-            text=bundle.text_digest(name),
+            text=bundle.text_digest(name, inputs.head.reads_prompts),
             n_classes=bundle.n_classes(name),
             n_test=bundle.n_test(name, len(inputs.rows)),
         )

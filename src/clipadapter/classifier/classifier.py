@@ -509,6 +509,11 @@ class FewShotClassifier:
         self.prompts_ = class_prompts(class_names, self.templates, self.descriptions)
         return self._encode_prompts(self.prompts_)
 
+    def refit_text(self) -> TextFeatures:
+        """Return ``text_`` with the single prompts for a head that reads them: those of a loaded model are encoded."""
+        self._check_fitted()
+        return self._with_read_prompts(self.text_, self.prompts_) if self.head_.reads_prompts else self.text_
+
     # ---- Predict ----
     # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
     # of an answer does not depend on whether a path is a file or a folder, or on how many pictures a folder has.
@@ -957,6 +962,11 @@ class FewShotClassifier:
         with open_store(self.cache) as store:
             return encode_classes(self.encoder_, prompts, store)
 
+    def _with_read_prompts(self, text: TextFeatures, prompts: Mapping[str, Sequence[str]]) -> TextFeatures:
+        if not self.head_.reads_prompts or text.prompts is not None or not self.encoder_.has_text:
+            return text
+        return text.with_prompts(self._encode_prompts({name: prompts[name] for name in text.labels}).prompts)
+
     def _answer(self, features: NDArray[Any], decision: Mapping[str, Any]) -> Answers:
         self._check_fitted()
         fold_logits = [_finite_logits(head, features) for head in self.fold_heads_]
@@ -990,6 +1000,7 @@ class FewShotClassifier:
     def _apply(self, change: edit.Edit, action: str, facts: Mapping[str, Any], by: str) -> Self:
         before = self._to_model()
         text = change.text.with_tower(self._open_text_tower())
+        text = self._with_read_prompts(text, change.prompts)
         after = edit.apply_edit(before, replace(change, text=text))
         history = self.history_.with_change(before, after, action, facts, by)
         self._set_model(after)

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clipadapter.encoders import Encoder, open_text_tower
 from clipadapter.errors import InputError, brief
 from clipadapter.features.store import FeatureStore, feature_key
-from clipadapter.functional import ensemble
+from clipadapter.functional import ensemble, unit
 from clipadapter.heads import TextFeatures
 
 
@@ -27,8 +29,9 @@ def encode_classes(
         store: read and filled; None encodes all prompts.
 
     Returns:
-        A unit vector (d,) per class (normalize each prompt, mean, normalize), and the logit scale and bias of the
-        encoder. No class has text if the encoder has no text tower (`Encoder.has_text`).
+        A unit vector (d,) per class (normalize each prompt, mean, normalize), the unit vectors of its single prompts if
+        a class has more than one, and the logit scale and bias of the encoder. No class has text if the encoder has no
+        text tower (`Encoder.has_text`).
 
     Raises:
         InputError: if there is no class, or a class has no prompt.
@@ -50,7 +53,18 @@ def encode_classes(
     rows = _encode_texts(encoder, list(different), store)  # (k, d)
     vectors = torch.stack([ensemble(rows[[row_of[text] for text in texts]]) for texts in prompts.values()])  # (c, d)
     tower = partial(open_text_tower, encoder)
-    return TextFeatures(list(prompts), vectors.numpy(), info.logit_scale, info.logit_bias, tower)
+    encoded = TextFeatures(list(prompts), vectors.numpy(), info.logit_scale, info.logit_bias, tower)
+    if all(len(texts) == 1 for texts in prompts.values()):  # the vectors are those of the prompts
+        return encoded
+    unit_rows = unit(rows).numpy()
+    unit_rows.flags.writeable = False  # classes share rows without copies: 1000 classes of 50 sentences have 100 MB
+    return encoded.with_prompts([_take_rows(unit_rows, [row_of[text] for text in texts]) for texts in prompts.values()])
+
+
+def _take_rows(rows: NDArray[np.float32], positions: Sequence[int]) -> NDArray[np.float32]:
+    """Rows at these positions, without a copy if they follow each other."""
+    first, n = positions[0], len(positions)
+    return rows[first : first + n] if list(positions) == list(range(first, first + n)) else rows[list(positions)]
 
 
 def _encode_texts(encoder: Encoder, texts: Sequence[str], store: FeatureStore | None) -> Tensor:

@@ -77,6 +77,8 @@ class Head(Estimator, ABC):
     """The blocks of X that the head reads: the one that class text is compared with ("final"); this and the features
     before the image tower's projection ("unprojected"); this and the final feature of the first other encoder
     ("second-encoder"); or "all"."""
+    reads_prompts: ClassVar[bool] = False
+    """True if `fit` uses the text features of the single prompts of a class (`TextFeatures.prompts`)."""
     needs_tower: ClassVar[bool] = False
     """True if `fit` trains through the text tower that made the text features."""
     needs_tower_to_predict: ClassVar[bool] = False
@@ -331,6 +333,7 @@ class Head(Estimator, ABC):
             targets=targets,
             bias=text.logit_bias if text and has_text else None,
             blocks=blocks_to_read(self.reads, blocks),
+            prompts=_prompt_tensors(text, tensor.dtype) if text and has_text and self.reads_prompts else (),
         )
         return shots, classes
 
@@ -731,3 +734,8 @@ class Head(Estimator, ABC):
             raise ArtifactError(f"the saved arrays don't fit a {name}: {error}") from error
         if logits.shape != (1, c) or not np.isfinite(logits).all():
             raise ArtifactError(f"the saved arrays of {name} give no finite logits of {c} classes")
+
+
+def _prompt_tensors(text: TextFeatures, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The unit text features (p_k, d) of the prompts of each class in the dtype of the features."""
+    return tuple(unit(torch.from_numpy(rows.copy()).to(dtype)) for rows in text.prompt_rows)

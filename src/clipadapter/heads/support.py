@@ -46,6 +46,8 @@ class SupportSet:
         targets: (n, c) zeros and ones in the dtype of the features in the multi-label task; else None.
         bias: the logit bias of an encoder that was trained with the sigmoid loss (SigLIP), or None.
         blocks: the blocks of the d columns; by default ``final`` alone.
+        prompts: (p_k, d) unit text features of the single prompts of each class, for a head that ``reads_prompts``;
+            those of ``text`` if single prompts are not known; else empty.
     """
 
     views: Tensor
@@ -59,6 +61,7 @@ class SupportSet:
     targets: Tensor | None = None
     bias: float | None = None
     blocks: Blocks = ()
+    prompts: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.blocks:

@@ -34,16 +34,20 @@ class TextFeatures:
         order: order of the classes of heads that are fitted with it, and so of the columns of their logits: "sorted",
             as scikit-learn's scorers expect, or "given", that of ``labels``. Multi-label heads always use that of
             ``labels``.
+        prompts: (p_k, d) text embeddings of the single prompts of each class, for methods that weigh them
+            (`Head.reads_prompts`); stored as unit rows in the dtype of ``embeddings``. None if they are not known. They
+            are not saved with a model, which keeps the texts of the prompts.
 
     Raises:
-        InputError: if a name occurs twice, the counts differ, a row is zero or not finite, or the order is unknown.
+        InputError: if a name occurs twice, the counts differ, a row is zero or not finite, a class with text has no
+            prompt, or the order is unknown.
 
     >>> TextFeatures(["cat", "dog"], [[3.0, 0.0], [0.0, 2.0]]).embeddings
     array([[1., 0.],
            [0., 1.]], dtype=float32)
     """
 
-    __slots__ = ("embeddings", "labels", "logit_bias", "logit_scale", "order", "tower")
+    __slots__ = ("embeddings", "labels", "logit_bias", "logit_scale", "order", "prompts", "tower")
 
     labels: tuple[str, ...]
     embeddings: Array
@@ -51,6 +55,7 @@ class TextFeatures:
     logit_bias: float | None
     tower: Callable[[], TextTower] | None
     order: Order
+    prompts: tuple[Array, ...] | None
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class TextFeatures:
         logit_bias: float | None = None,
         tower: Callable[[], TextTower] | None = None,
         order: Order = "sorted",
+        prompts: Sequence[ArrayLike] | None = None,
     ) -> None:
         names = tuple(str(label) for label in check_names(labels))
         rows = np.asarray(embeddings, dtype=np.float64)
@@ -84,7 +90,8 @@ class TextFeatures:
         rows = np.where(absent[:, None], 0.0, rows)
         array = rows / norm if is_float64 else (rows / norm).astype(np.float32)
         array.flags.writeable = False
-        values = (array, names, logit_bias, float(logit_scale), order, tower)
+        unit_prompts = None if prompts is None else _unit_prompts(prompts, names, absent, array)
+        values = (array, names, logit_bias, float(logit_scale), order, unit_prompts, tower)
         for name, value in zip(self.__slots__, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -92,7 +99,22 @@ class TextFeatures:
         raise AttributeError(f"TextFeatures is frozen: {name} can't be set")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TextFeatures, (self.labels, self._rows(), self.logit_scale, self.logit_bias, None, self.order)
+        rows = self._rows()
+        return TextFeatures, (self.labels, rows, self.logit_scale, self.logit_bias, None, self.order, self.prompts)
+
+    def _replace(self, **changes: Any) -> TextFeatures:
+        """The same text features with other checked values; the arrays are shared, since prompts may be large."""
+        other = object.__new__(TextFeatures)
+        for name in self.__slots__:
+            object.__setattr__(other, name, changes.get(name, getattr(self, name)))
+        return other
+
+    def _take(self, positions: Sequence[int], labels: Sequence[str]) -> TextFeatures:
+        """The classes at these positions under these names."""
+        embeddings = self.embeddings[list(positions)]
+        embeddings.flags.writeable = False
+        prompts = None if self.prompts is None else tuple(self.prompts[i] for i in positions)
+        return self._replace(labels=tuple(labels), embeddings=embeddings, prompts=prompts)
 
     def _rows(self) -> Array:
         """Embeddings as the constructor takes them: rows of NaN for classes without text."""
@@ -101,13 +123,24 @@ class TextFeatures:
 
     def with_tower(self, tower: Callable[[], TextTower] | None) -> TextFeatures:
         """The same text features with a function that opens the text tower that made them."""
-        return TextFeatures(self.labels, self._rows(), self.logit_scale, self.logit_bias, tower, self.order)
+        return self._replace(tower=tower)
 
     def with_order(self, order: Order) -> TextFeatures:
         """The same text features with another ``order``."""
-        if order == self.order:
-            return self
-        return TextFeatures(self.labels, self._rows(), self.logit_scale, self.logit_bias, self.tower, order)
+        if order not in ("sorted", "given"):
+            raise InputError(f"the order of classes is 'sorted' or 'given', not {brief(order)}")
+        return self if order == self.order else self._replace(order=order)
+
+    def with_prompts(self, prompts: Sequence[ArrayLike] | None) -> TextFeatures:
+        """The same text features with the text embeddings (p_k, d) of the single prompts of each class.
+
+        Raises:
+            InputError: as the constructor.
+        """
+        if prompts is None:
+            return self._replace(prompts=None)
+        absent: Array = ~np.asarray(self.embeddings.any(axis=1))
+        return self._replace(prompts=_unit_prompts(prompts, self.labels, absent, self.embeddings))
 
     def arranged(self, classes: Sequence[Any] | Array) -> TextFeatures:
         """The same text features with the classes in another order.
@@ -130,8 +163,7 @@ class TextFeatures:
                 f"class text of {', '.join(self.labels[:5])} is not that of the classes {', '.join(names[:5])}"
             )
         positions = {name: i for i, name in enumerate(self.labels)}
-        rows = self._rows()[[positions[name] for name in names]]
-        return TextFeatures(names, rows, self.logit_scale, self.logit_bias, self.tower, self.order)
+        return self._take([positions[name] for name in names], names)
 
     def numbered(self) -> TextFeatures:
         """The same text features with classes called "0" to "c - 1", in the order of their sorted names.
@@ -144,10 +176,8 @@ class TextFeatures:
         array([[1., 0.],
                [0., 1.]], dtype=float32)
         """
-        rows = self.arranged(sorted(self.labels))._rows()
-        return TextFeatures(
-            [str(i) for i in range(len(rows))], rows, self.logit_scale, self.logit_bias, None, self.order
-        )
+        numbers = [str(i) for i in range(len(self.labels))]
+        return self.arranged(sorted(self.labels))._replace(labels=tuple(numbers), tower=None)
 
     @classmethod
     def of_stored_rows(
@@ -158,6 +188,7 @@ class TextFeatures:
         logit_bias: float | None = None,
         tower: Callable[[], TextTower] | None = None,
         order: Order = "sorted",
+        prompts: Sequence[ArrayLike] | None = None,
     ) -> TextFeatures:
         """Text features from the ``embeddings`` of others, where a row of zeros is a class without text.
 
@@ -166,7 +197,7 @@ class TextFeatures:
         """
         has_text: Array = np.asarray(rows.any(axis=1, keepdims=True))
         marked = np.where(has_text, rows, np.nan).astype(rows.dtype)
-        return cls(labels, marked, logit_scale, logit_bias, tower, order)
+        return cls(labels, marked, logit_scale, logit_bias, tower, order, prompts)
 
     @classmethod
     def of_names(
@@ -195,5 +226,52 @@ class TextFeatures:
         """Names of the classes without text."""
         return tuple(name for name, row in zip(self.labels, self.embeddings, strict=True) if not row.any())
 
+    @property
+    def prompt_rows(self) -> tuple[Array, ...]:
+        """``prompts``; if they are not known, the embedding of each class as its only prompt.
+
+        >>> [len(rows) for rows in TextFeatures(["cat", "dog"], np.eye(2)).prompt_rows]
+        [1, 1]
+        """
+        if self.prompts is not None:
+            return self.prompts
+        return tuple(row[None] if row.any() else row[None][:0] for row in self.embeddings)
+
     def __repr__(self) -> str:
         return f"TextFeatures({len(self.labels)} classes, width {self.embeddings.shape[1]})"
+
+
+def _unit_prompts(
+    prompts: Sequence[ArrayLike], names: Sequence[str], absent: Array, embeddings: Array
+) -> tuple[Array, ...]:
+    """Checked unit rows (p_k, d) of each class in the dtype of the embeddings; unit rows of it are not copied.
+
+    Args:
+        prompts: rows of any length of each class.
+        names: class names.
+        absent: (c,) whether a class has no text; it has no prompt.
+        embeddings: (c, d).
+
+    Raises:
+        InputError: if counts or widths differ, a class with text has no row, or a row is zero or not finite.
+    """
+    if len(prompts) != len(names):
+        raise InputError(f"prompts are one array for each of {len(names)} classes, but are {len(prompts)} arrays")
+    dtype, d = embeddings.dtype, embeddings.shape[1]
+    tolerance = 1e-15 if dtype == np.float64 else 1e-6
+    checked = []
+    for name, is_absent, given in zip(names, absent, prompts, strict=True):
+        rows = np.asarray(given, dtype)
+        if rows.ndim != 2 or rows.shape[1] != d or (len(rows) == 0) != bool(is_absent):
+            count = "no row, as the class has no text," if is_absent else "one row or more"
+            raise InputError(f"the prompts of '{name}' need {count} of width {d}, but have shape {rows.shape}")
+        norm = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        if not (np.isfinite(norm).all() and (norm > 0).all()):
+            raise InputError(f"a prompt of '{name}' is zero or not finite")
+        if (np.abs(norm - 1) >= tolerance).any():
+            rows = (rows / norm).astype(dtype)
+        if rows is given and rows.flags.writeable:
+            rows = rows.copy()
+        rows.flags.writeable = False
+        checked.append(rows)
+    return tuple(checked)

@@ -187,7 +187,7 @@ def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
 
     support, calibrator = model.support_, model.uncertainty_.calibrator
     held_out = out_of_fold(
-        model.head_, support.X, support.y, model.text_, strategies=("folds",), keep_heads=True, seed=model.seed
+        model.head_, support.X, support.y, model.refit_text(), strategies=("folds",), keep_heads=True, seed=model.seed
     )
     assert held_out is not None
     shots = held_out.first_per_shot

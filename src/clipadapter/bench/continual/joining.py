@@ -135,7 +135,9 @@ def _renamed(data_set: DataSetFeatures, shared_labels: set[str], same_names: str
         replace(features, y=tuple(new_labels[label] for label in features.y), class_names=labels)
         for features in (data_set.support, data_set.test)
     ]
-    renamed = TextFeatures(labels, text.embeddings, text.logit_scale, text.logit_bias, text.tower)
+    renamed = TextFeatures.of_stored_rows(
+        labels, text.embeddings, text.logit_scale, text.logit_bias, text.tower, prompts=text.prompts
+    )
     return replace(data_set, support=sets[0], test=sets[1], text=renamed)
 
 
@@ -157,4 +159,11 @@ def _text_of_all(texts: Sequence[TextFeatures]) -> TextFeatures:
         texts[0].embeddings.dtype,
     )
     first = texts[0]
-    return TextFeatures(list(rows_by_label), embeddings, first.logit_scale, first.logit_bias, first.tower)
+    joined = TextFeatures(list(rows_by_label), embeddings, first.logit_scale, first.logit_bias, first.tower)
+    if all(text.prompts is None for text in texts):
+        return joined
+    prompts: dict[str, list[NDArray[np.float32]]] = {label: [] for label in rows_by_label}
+    for text in texts:
+        for label, rows in zip(text.labels, text.prompt_rows, strict=True):
+            prompts[label].append(rows)
+    return joined.with_prompts([np.concatenate(parts) for parts in prompts.values()])

@@ -202,7 +202,7 @@ def plan_stream(bundle: Bundle, inputs: FitInputs, plan: TaskStream) -> Run:
     return Run(
         **common_fields(bundle, inputs),
         data=data,
-        text=bundle.text_digest(parts[0]),
+        text=bundle.text_digest(parts[0], inputs.head.reads_prompts),
         n_classes=len(bundle.text.labels),
         n_test=sum(len(_test_features(bundle, task)) for task in plan.tasks),
         stream=plan,

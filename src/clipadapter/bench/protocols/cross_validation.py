@@ -258,7 +258,7 @@ def plan_folds(bundle: Bundle, inputs: FitInputs, folds: int) -> list[Run]:
         Run(
             **common_fields(bundle, inputs),
             data=RunData(support=name, test=test, protocol=KIND, digest=digest),
-            text=bundle.text_digest(test),
+            text=bundle.text_digest(test, inputs.head.reads_prompts),
             n_classes=len(bundle.text.labels),
             n_test=len(bundle.support),
         )
