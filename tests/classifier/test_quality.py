@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.errors import InputError
+from clipadapter.encoders.simclr_network import write_tensors
+from clipadapter.errors import EncoderUnavailableError, FingerprintError, InputError
 from clipadapter.heads.nearest_mean import NearestMean
+from clipadapter.pretraining.simclr import SimClrModel
 
 NAMES = ["blue", "red"]
 BLOCKS = {
@@ -91,3 +93,25 @@ def test_a_block_that_the_logits_depend_on_cant_be_left_out(pictures):
 def test_an_unknown_quality_is_refused():
     with pytest.raises(InputError, match="quality must be fast, standard, best, but is 'good'"):
         FewShotClassifier("toy", quality="good")
+
+
+def test_a_model_whose_second_encoder_was_moved_is_opened_with_all_its_encoders_named_anew(pictures, tmp_path):
+    for seed, name in enumerate(["here", "other"]):
+        (tmp_path / name).mkdir()
+        weights = SimClrModel(seed, "cpu", None, 0.1).tower.state_dict()
+        write_tensors(tmp_path / name / "encoder.safetensors", weights, {"size": 32})
+    here, moved, other = (f"simclr:{tmp_path / name}" for name in ("here", "moved", "other"))
+    model = FewShotClassifier(["toy", here], "svl-adapter", cache=None)
+    logits = model.fit(*pictures).logits(pictures[0])
+    folder = model.save(tmp_path / "model")
+    (tmp_path / "here").rename(tmp_path / "moved")
+    with pytest.raises(EncoderUnavailableError, match="name all its encoders where they are now"):
+        FewShotClassifier.load(folder, cache=None)
+    loaded = FewShotClassifier.load(folder, encoder=["toy", moved], cache=None)
+    np.testing.assert_allclose(loaded.logits(pictures[0]), logits, atol=1e-5)
+    again = FewShotClassifier.load(loaded.save(tmp_path / "again"), encoder=["toy", moved], cache=None)
+    np.testing.assert_allclose(again.logits(pictures[0]), logits, atol=1e-5)
+    with pytest.raises(FingerprintError):
+        FewShotClassifier.load(folder, encoder=["toy", other], cache=None)
+    with pytest.raises(InputError, match="3 encoders are named, but the model was fitted with 2"):
+        FewShotClassifier.load(folder, encoder=["toy", moved, other], cache=None)

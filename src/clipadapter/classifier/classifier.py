@@ -16,7 +16,9 @@ from clipadapter.classifier import edit, hub, quick
 from clipadapter.classifier.deduplicate import ConflictRule
 from clipadapter.classifier.encoder import (
     DEFAULT_QUALITY,
+    NamedEncoders,
     apply_backend,
+    as_encoder_list,
     block_names,
     blocks_to_read,
     check_quality,
@@ -173,7 +175,7 @@ class FewShotClassifier:
 
     def __init__(
         self,
-        encoder: str | Encoder | Sequence[str | Encoder] = "auto",
+        encoder: NamedEncoders = "auto",
         head: str | Head = "auto",
         *,
         head_params: Mapping[str, Any] | None = None,
@@ -229,7 +231,7 @@ class FewShotClassifier:
         if self._tuned_encoder is not None:
             return self._tuned_encoder
         if not hasattr(self, "_encoder"):
-            named = [self.encoder] if isinstance(self.encoder, str | Encoder) else self.encoder
+            named = as_encoder_list(self.encoder)
             encoders = [create_encoder(each, self.device) if isinstance(each, str) else each for each in named]
             self._encoder, *self._other_encoders = put_text_first(encoders)
             self._named_blocks = block_names(self._encoder)
@@ -251,8 +253,7 @@ class FewShotClassifier:
     def _facts(self) -> dict[str, str]:
         """What a person wants to know of the classifier, by name. Nothing is opened or computed."""
         encoder = self._encoder if hasattr(self, "_encoder") else self.encoder
-        encoders = [encoder] if isinstance(encoder, str | Encoder) else encoder
-        name = ", ".join(each if isinstance(each, str) else each.info.name for each in encoders)
+        name = ", ".join(each if isinstance(each, str) else each.info.name for each in as_encoder_list(encoder))
         head = self.head if isinstance(self.head, str) else registered_name(self.head) or type(self.head).__name__
         facts = {"encoder": without_paths(name), "head": head, "fitted to": ""}
         if hasattr(self, "head_"):
@@ -791,17 +792,19 @@ class FewShotClassifier:
         return written
 
     @classmethod
-    def load(cls, folder: str | Path, *, encoder: str | Encoder | None = None, **params: Any) -> Self:
+    def load(cls, folder: str | Path, *, encoder: NamedEncoders | None = None, **params: Any) -> Self:
         """Load a saved model.
 
         Args:
             folder: a folder that `save` wrote.
-            encoder: the encoder, if its weights were moved; if None, the name in the model.
+            encoder: the encoder, if its weights were moved; all encoders in the order of the fit, if there are several.
+                If None, the name in the model.
             params: parameters of the constructor, such as ``device``, ``cache`` or ``uncertainty``.
 
         Raises:
             ArtifactError: if the model is missing, altered or of a later format.
             FingerprintError: if the encoder is not the one that the model was fitted with.
+            InputError: if more encoders are given than the model has.
         """
         history = History.load(folder)  # before the model: `save` then notices a change that came between the two reads
         saved = load_model(folder)
@@ -1019,7 +1022,7 @@ class FewShotClassifier:
             info = info_of_base(self._encoder.info, info)
         return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
 
-    def _set_model(self, model: Model, encoder: str | Encoder | None = None) -> None:
+    def _set_model(self, model: Model, encoder: NamedEncoders | None = None) -> None:
         """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""
         if not hasattr(self, "_encoder") or self._to_model().encoder.fingerprint != model.encoder.fingerprint:
             encoders = open_saved_encoders(model, encoder, self.device, self.backend, self.precision)

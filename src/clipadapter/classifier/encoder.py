@@ -42,6 +42,7 @@ from clipadapter.persistence import Model
 from clipadapter.pixels import PixelSpec
 from clipadapter.tuners import TowerTuner
 
+NamedEncoders = str | Encoder | Sequence[str | Encoder]
 QUALITIES = ("fast", "standard", "best")
 DEFAULT_QUALITY = "standard"
 MAX_PIXEL_BYTES_IN_MEMORY = 2**30
@@ -117,6 +118,11 @@ def blocks_of_quality(
         if size is not None:
             names += [BlockSource(uri, layer, size, is_mirrored=True).name for layer in layers]
     return names
+
+
+def as_encoder_list(encoder: NamedEncoders) -> list[str | Encoder]:
+    """The encoders that one argument names."""
+    return [encoder] if isinstance(encoder, str | Encoder) else list(encoder)
 
 
 def put_text_first(encoders: Sequence[Encoder]) -> list[Encoder]:
@@ -206,13 +212,13 @@ def info_of_base(base: EncoderInfo, tuned: EncoderInfo) -> EncoderInfo:
 
 
 def open_saved_encoders(
-    model: Model, encoder: str | Encoder | None, device: str, backend: str = "auto", precision: str = "auto"
+    model: Model, encoder: NamedEncoders | None, device: str, backend: str = "auto", precision: str = "auto"
 ) -> tuple[Encoder, Encoder | None]:
     """Open the encoder of a saved model, and tune it with the saved weights if the head is a tuner.
 
     Args:
         model: the saved model.
-        encoder: URI, or an open encoder; if None, the name in the model.
+        encoder: URI, or an open encoder; or all of them if the model has more than one. If None, the name in the model.
         device: torch device, if the encoder must be opened.
         backend: "auto" takes one that is ready on this machine.
         precision: "auto" is the precision of the fit. Another one gives features that are close, but not equal.
@@ -222,13 +228,24 @@ def open_saved_encoders(
 
     Raises:
         FingerprintError: if it is another encoder.
+        InputError: if more encoders are given than the model has.
         MissingExtraError: if the backend is not installed.
         ArtifactError: if the saved weights do not fit the encoder.
     """
-    saved = model.encoder
-    if not isinstance(model.head, TowerTuner):
-        return _open_saved_encoder(saved, encoder, device, backend, precision), None
-    base = plain_encoder(encoder if isinstance(encoder, Encoder) else create_encoder(encoder or saved.name, device))
+    saved, is_tuned = model.encoder, isinstance(model.head, TowerTuner)
+    if isinstance(encoder, Encoder) and not is_tuned and encoder.info.fingerprint == saved.fingerprint:
+        return encoder, None
+    named = [saved.name] if encoder is None else as_encoder_list(encoder)
+    try:
+        opened = put_text_first([create_encoder(each, device) if isinstance(each, str) else each for each in named])
+        base = plain_encoder(opened[0]) if is_tuned else _restore_blocks(saved, opened)
+    except EncoderUnavailableError as error:
+        raise EncoderUnavailableError(
+            f"{error}. The model was fitted with {saved.name}: if weights were moved, name all its encoders where they "
+            "are now (encoder=[...], or --encoder URI for each)"
+        ) from error
+    if not is_tuned:
+        return _restore_precision(saved, base, backend, precision), None
     _check_fingerprint(saved, base.info)
     try:
         tuned = model.head.tuned(base)
@@ -239,20 +256,23 @@ def open_saved_encoders(
     return base, _restore_precision(info_of_base(tuned.info, saved), tuned, backend, precision)
 
 
-def _open_saved_encoder(
-    saved: EncoderInfo, encoder: str | Encoder | None, device: str, backend: str, precision: str
-) -> Encoder:
-    opened = encoder if isinstance(encoder, Encoder) else create_encoder(encoder or saved.name, device)
-    if isinstance(encoder, Encoder) and encoder.info.fingerprint == saved.fingerprint:
-        return encoder
-    if saved.blocks != opened.info.blocks:  # another way to name the encoder of the class text was given
+def _restore_blocks(saved: EncoderInfo, opened: Sequence[Encoder]) -> Encoder:
+    """The blocks of a saved model from its encoders, the one of the class text first."""
+    first, *others = opened
+    uris = [uri for uri in dict.fromkeys(BlockSource.parse(block.name).encoder for block in saved.blocks) if uri]
+    if len(others) > len(uris):
+        raise InputError(
+            f"{len(opened)} encoders are named, but the model was fitted with {1 + len(uris)}: {saved.name}"
+        )
+    if saved.blocks != first.info.blocks:  # another way to name the encoder of the class text was given
         try:
-            opened = open_blocks(plain_encoder(opened), [block.name for block in saved.blocks])
+            names = [block.name for block in saved.blocks]
+            first = open_blocks(plain_encoder(first), names, moved=dict(zip(uris, others, strict=False)))
         except InputError:
-            _check_fingerprint(saved, opened.info)  # another encoder, which has no such layers
+            _check_fingerprint(saved, first.info)  # another encoder, which has no such layers
             raise
-    _check_fingerprint(saved, opened.info)
-    return _restore_precision(saved, opened, backend, precision)
+    _check_fingerprint(saved, first.info)
+    return first
 
 
 def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:

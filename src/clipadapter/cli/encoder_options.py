@@ -131,13 +131,15 @@ class EncoderOptions(BackendOptions, NamedEncoders):
 
 @dataclass(frozen=True)
 class MovedEncoder:
-    """Where the encoder of a fitted model is."""
+    """Where the encoders of a fitted model are."""
 
-    uri: str | None = option(
+    uris: tuple[str, ...] = option(
         "--encoder",
+        default=(),
         type=ENCODER_URI,
+        multiple=True,
         metavar="URI",
-        help="Where the encoder of the model is now, if its weights were moved.",
+        help="Where the encoder of the model is now, if its weights were moved; all of them, if it has several.",
     )
 
 
@@ -148,7 +150,7 @@ class ModelEncoderOptions(BackendOptions, MovedEncoder):
     @property
     def is_default(self) -> bool:
         """Whether no option requires the full model: predictions without torch are possible."""
-        return (self.uri, self.device, self.backend, self.precision) == (None, "cpu", "auto", "auto")
+        return (self.uris, self.device, self.backend, self.precision) == ((), "cpu", "auto", "auto")
 
     def load(self, folder: Path, **params: Any) -> FewShotClassifier:
         """Load the model in a folder.
@@ -167,7 +169,8 @@ class ModelEncoderOptions(BackendOptions, MovedEncoder):
         from clipadapter.classifier import FewShotClassifier
 
         check_device(self.device)
-        return FewShotClassifier.load(folder, encoder=self.uri, device=self.device, **{**self.run_parameters, **params})
+        encoder = list(self.uris) or None
+        return FewShotClassifier.load(folder, encoder=encoder, device=self.device, **{**self.run_parameters, **params})
 
     def open_exported(self, path: Path) -> Predictor:
         """Open an exported file.
@@ -177,7 +180,7 @@ class ModelEncoderOptions(BackendOptions, MovedEncoder):
         """
         from clipadapter.runtime import Predictor
 
-        if (self.uri, self.device, self.precision) != (None, "cpu", "auto"):
+        if (self.uris, self.device, self.precision) != ((), "cpu", "auto"):
             raise InputError(
                 f"{path.name} contains its encoder as it was exported, for the CPU: leave out --encoder, --device and "
                 "--precision, or give the folder of the model"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -207,7 +207,9 @@ class BlockEncoder(EncoderWrapper):
         return _digest("blocks 1", *fingerprints)
 
 
-def open_blocks(encoder: Encoder, names: Iterable[str], others: Sequence[Encoder] = ()) -> Encoder:
+def open_blocks(
+    encoder: Encoder, names: Iterable[str], others: Sequence[Encoder] = (), moved: Mapping[str, Encoder] | None = None
+) -> Encoder:
     """An encoder that gives some blocks of features.
 
     Args:
@@ -217,6 +219,7 @@ def open_blocks(encoder: Encoder, names: Iterable[str], others: Sequence[Encoder
         names: names of the blocks (`clipadapter.blocks`); ``final`` is always one of them. They are put in the order of
             passes and layers.
         others: open encoders that the names may name; those that are missing are opened.
+        moved: open encoders by the URI that the names have for them, if this is no longer where they are.
 
     Returns:
         The encoder itself if ``final`` is the only block.
@@ -236,6 +239,7 @@ def open_blocks(encoder: Encoder, names: Iterable[str], others: Sequence[Encoder
     bases: dict[str, Encoder] = {"": first}
     bases_of_now = encoder.bases if isinstance(encoder, BlockEncoder) else ()
     opened = {other.info.name: other for other in map(plain_encoder, (*bases_of_now, *others))}
+    opened |= {uri: plain_encoder(other) for uri, other in (moved or {}).items()}
     passes: list[Encoder] = []
     ordered: list[str] = []
     for (uri, size, is_mirrored), layers in by_pass.items():
@@ -282,7 +286,8 @@ def select_encoder_blocks(encoder: Encoder, names: Iterable[str]) -> Encoder:
         return passes[0]
     assert isinstance(encoder, BlockEncoder)
     used = {BlockSource.parse(name).encoder for name in selected}
-    bases = [base for i, base in enumerate(encoder.bases) if i == 0 or base.info.name in used]
+    uris = dict.fromkeys(BlockSource.parse(name).encoder for name in known)
+    bases = [base for uri, base in zip(uris, encoder.bases, strict=True) if not uri or uri in used]
     return BlockEncoder(bases, passes, selected)
 
 

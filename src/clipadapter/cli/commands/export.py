@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     type=FOLDER,
     help="Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the shots.",
 )
-@option_group("encoder", ModelEncoderOptions, only=("uri", "max_pixels"))
+@option_group("encoder", ModelEncoderOptions, only=("uris", "max_pixels"))
 @output_options
 def command(
     model: Path,
