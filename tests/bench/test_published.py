@@ -16,7 +16,7 @@ from clipadapter.heads import list_heads
 
 OTHER_METHODS = {
     *("coop", "cocoop", "kgcoop", "maple", "prograd", "tcp"),
-    *("2sfs", "adalora", "clip-lora", "clip-svd", "prolip"),
+    *("adalora", "clip-lora", "clip-svd", "prolip", "two-stage"),
     *("calip", "rehark", "textcoord", "tip-x"),
 }
 """Methods that need more than features, or are no head here."""
@@ -49,7 +49,7 @@ def only(method, dataset, backbone, shots, source, variant=""):
         (("gda", "imagenet_r", "ViT-B/16", 16, "S5", "run of the shifted test parts"), 76.97),
         (("prolip", "mean11", "RN50", 16, "S6", "lambda = 0"), 61.59),
         (("clip-svd", "mean11", "ViT-B/16", 1, "S7"), 73.20),
-        (("2sfs", "mean11_new", "ViT-B/16", 16, "S7"), 75.48),
+        (("two-stage", "mean11_new", "ViT-B/16", 16, "S7"), 75.48),
         (("clap", "mean11", "RN50", 4, "S8"), 69.13),
         (("lp++", "eurosat", "ViT-B/16", 4, "S9"), 71.21),
         (("prolip", "sun397", "SigLIP2 ViT-B/16", 16, "S9"), 79.58),

@@ -28,6 +28,7 @@ from clipadapter.classifier.encoder import (
     open_saved_encoders,
     put_text_first,
     tune_encoder,
+    views_after_tuning,
 )
 from clipadapter.classifier.evaluation import EvaluationResult, check_label_kind, check_labels, evaluate_features
 from clipadapter.classifier.fitting import (
@@ -325,7 +326,7 @@ class FewShotClassifier:
         if head.tunes_encoder:
             check_tuner_inputs(self.grid, unlabelled)
             self._tune_encoder(head, images, [str(label) for label in labels], names)
-        support = self.extract_features(images, labels, names, views=1 if head.tunes_encoder else None)
+        support = self.extract_features(images, labels, names, views=views_after_tuning(head))
         unlabelled_features = None if unlabelled is None else self._extract_plain(unlabelled)
         outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
         self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
@@ -933,8 +934,7 @@ class FewShotClassifier:
     def _tune_encoder(
         self, head: Head, images: Sequence[ImageSource], labels: Sequence[str], names: Sequence[str]
     ) -> None:
-        prompts = class_prompts(names, self.templates, self.descriptions)
-        views = self.planned_views(labels, names)
+        prompts, views = class_prompts(names, self.templates, self.descriptions), self.planned_views(labels, names)
         self._encoder, tuned = tune_encoder(head, self.encoder_, images, labels, prompts, views, self.strict)
         self._tuned_encoder = apply_backend(tuned, images, self.backend, self.precision)
 

@@ -161,6 +161,11 @@ def check_tuner_inputs(grid: Mapping[str, Sequence[Any]] | None, unlabelled: Seq
         raise InputError("this head tunes the encoder on labelled pictures only: leave unlabelled out")
 
 
+def views_after_tuning(head: Head) -> int | None:
+    """How many views of each shot a head gets: None for all that are planned, 1 for the plain picture."""
+    return 1 if isinstance(head, TowerTuner) and not head.learns_from_views else None
+
+
 def tune_encoder(
     head: Head,
     encoder: Encoder,

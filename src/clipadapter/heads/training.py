@@ -189,8 +189,11 @@ class CheckpointStore(Protocol):
     def write(self, state: Mapping[str, Tensor]) -> None:
         """Replace the state."""
 
+    def finish(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
+        """The training is done: delete the state, or keep the last one, which the argument returns."""
+
     def remove(self) -> None:
-        """Delete the state: the training is done."""
+        """Delete the state: the training failed."""
 
 
 def train(
@@ -271,8 +274,7 @@ def train(
                 state.keep_if_best(early_stopping)
             if checkpoint is not None and checkpoint.due:
                 checkpoint.write(state.state_dict(step + 1))
-    if checkpoint is not None:
-        checkpoint.remove()
+    state.close(checkpoint, steps)
     if not math.isfinite(state.loss):
         raise InputError(
             f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {config.lr}"
@@ -324,6 +326,13 @@ class _TrainingState:
         state |= {f"parameter.{i}": parameter for i, parameter in enumerate(self.parameters)}
         state |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
         return state | {f"best.{i}": best for i, best in enumerate(self.best_parameters)}
+
+    def close(self, checkpoint: CheckpointStore | None, steps: int) -> None:
+        """End the use of a checkpoint after all steps, or after a loss that is not finite."""
+        if checkpoint is not None and math.isfinite(self.loss):
+            checkpoint.finish(lambda: self.state_dict(steps))
+        elif checkpoint is not None:
+            checkpoint.remove()
 
     def resume(self, checkpoint: CheckpointStore | None) -> int:
         """Load what a checkpoint has, and return the next step; 0 if there is none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -90,11 +90,27 @@ class Checkpoint:
             write_atomically(self.path, safetensors.torch.save(arrays, {"digest": _digest_of_arrays(arrays)}))
         self._last = time.monotonic()
 
+    def finish(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
+        """The training is done: delete the file."""
+        self.remove()
+
     def remove(self) -> None:
-        """The training is done."""
+        """Delete the file."""
         if self._seconds is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+
+
+class KeptCheckpoint(Checkpoint):
+    """A checkpoint that keeps the last state of a finished training, since more follows it.
+
+    Whoever does the rest removes it. The same training then starts at its end.
+    """
+
+    def finish(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Write the last state."""
+        if self._seconds is not None:
+            self.write(state())
 
 
 def _digest_of_arrays(arrays: Mapping[str, Tensor]) -> str:

@@ -91,15 +91,25 @@ class LayerTuner(TowerTuner):
         return selected
 
     def _check(self) -> None:
-        for name, known in (("towers", TOWERS), ("layers", LAYERS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(getattr(self, name))}")
+        check_towers(self.towers)
+        if self.layers not in LAYERS:
+            raise InputError(f"layers must be one of {', '.join(LAYERS)}, but is {brief(self.layers)}")
         letters = self.matrices
         if not letters or set(letters) - set(self.trainable_matrices) or len(set(letters)) < len(letters):
             raise InputError(
                 f"matrices must be different letters of {self.trainable_matrices!r}, such as 'qkv', but are "
                 f"{brief(letters)}"
             )
+
+
+def check_towers(towers: str) -> None:
+    """Refuse a name that is none of `TOWERS`.
+
+    Raises:
+        InputError: if so.
+    """
+    if towers not in TOWERS:
+        raise InputError(f"towers must be one of {', '.join(TOWERS)}, but is {brief(towers)}")
 
 
 LAYERS = ("all", "bottom", "top", "ends")

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -65,6 +66,8 @@ class TowerTuner(TrainedHead):
 
     needs_text = True
     tunes_encoder = True
+    learns_from_views: ClassVar[bool] = False
+    """True if `fit` learns from augmented views by the tuned encoder; else it gets plain pictures."""
 
     batch_size: int = 32
     precision: str = "fp32"
@@ -95,6 +98,10 @@ class TowerTuner(TrainedHead):
     @abstractmethod
     def _fingerprint_facts(self) -> tuple[object, ...]:
         """What else a tuned encoder depends on, beside the arrays."""
+
+    def _make_checkpoint(self, digest: str) -> Checkpoint:
+        """Where the state of `tune` is stored."""
+        return Checkpoint(digest, self.checkpoint)
 
     def tune(
         self,
@@ -148,7 +155,7 @@ class TowerTuner(TrainedHead):
             len(labels),
             squares.shape[1],
             config,
-            checkpoint=Checkpoint(self._digest(encoder, squares, labels, prompts), self.checkpoint),
+            checkpoint=self._make_checkpoint(self._digest(encoder, squares, labels, prompts)),
             generator=generator,
             row_cost=count_weights(tunable, trainable.towers),
         )

@@ -1,0 +1,409 @@
+"""2SFS: both stages against the authors' code, a head of known and new classes, and a fit killed between the stages."""
+
+import dataclasses
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from clipadapter import FewShotClassifier
+from clipadapter.bench import few_shot
+from clipadapter.cache import default_cache_dir
+from clipadapter.encoders import EncoderInfo, open_tunable_copy
+from clipadapter.encoders.open_clip import OpenClipEncoder
+from clipadapter.errors import InputError
+from clipadapter.features import FeatureSet, encode_classes
+from clipadapter.heads import TextFeatures, head_info
+from clipadapter.heads.training import TrainConfig
+from clipadapter.pixels import PixelSpec
+from clipadapter.testing import TOWER_CHECKS, toy_features
+from clipadapter.tuners import tower_tuner
+from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, tower_networks
+from clipadapter.tuners.two_stage import BlockNorms, TwoStage, block_norms
+
+from .coloured_squares import TEXTS, picture, squares
+from .golden_figures import golden
+
+
+@pytest.fixture
+def create_fast():
+    return lambda **params: TwoStage(**{"lr": 0.03, "steps": 60, **params})
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return golden("two_stage_fewshot")
+
+
+@pytest.fixture
+def use_orders(monkeypatch):
+    """A function that makes training take the rows of each epoch in a given order."""
+
+    def use(orders):
+        remaining = iter(orders)
+        monkeypatch.setattr(torch, "randperm", lambda n, generator: next(remaining))
+
+    return use
+
+
+# --- the first stage, against the authors' code
+
+PREFIX = {"image": "visual.transformer.resblocks", "text": "transformer.resblocks"}
+
+
+def golden_encoder(tensors, scale):
+    """The tiny CLIP whose weights the figures come with; its texts are the numbers of rows of tokens."""
+    vision = {"image_size": 8, "layers": 2, "width": 32, "patch_size": 4, "head_width": 16}
+    text = {"context_length": 7, "vocab_size": 20, "width": 32, "heads": 2, "layers": 2}
+    with torch.random.fork_rng(devices=[]):
+        model = open_clip.CLIP(32, vision, text, quick_gelu=True).eval().requires_grad_(False)
+    weights = {name.removeprefix("tower."): value for name, value in tensors.items() if name.startswith("tower.")}
+    weights["logit_scale"] = weights["logit_scale"].reshape(())
+    model.load_state_dict(weights)
+    encoder = object.__new__(OpenClipEncoder)
+    encoder.info = EncoderInfo("golden", 32, 8, scale, None, "", "golden", "")
+    encoder.device, encoder._model = "cpu", model
+    encoder._pixels = PixelSpec(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "shortest", "bilinear")
+    encoder._tokenizer = lambda texts, context_length=7: torch.stack(
+        [tensors["s1_tokens"][int(text) if text.isdigit() else 0] for text in texts]
+    )
+    return encoder
+
+
+class Stage1:
+    """The first stage on the authors' inputs: the losses and gradients of its steps, the tuner and its encoder."""
+
+    def __init__(self, figures, use_orders, patch):
+        tensors, parameters = figures
+        facts = parameters["stage1"]
+        self.losses, self.gradients = [], {}
+        pixels = tensors["s1_images"].float()
+        # Squares of bytes can't hold the authors' pictures: each has its number as its bytes.
+        n = len(pixels)
+        numbers = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None, None], (n, 1, 8, 8, 3))
+        patch.setattr(ImageFeatures, "_run", lambda self, some: self._tower.module(pixels[some[:, 0, 0, 0].tolist()]))
+        cross_entropy = tower_tuner.cross_entropy
+
+        def recorded(*args):
+            self.losses.append(cross_entropy(*args))
+            return self.losses[-1]
+
+        patch.setattr(tower_tuner, "cross_entropy", recorded)
+        attach = TwoStage._attach
+
+        def attach_and_record(tuner, *args):
+            trainable = attach(tuner, *args)
+            for name, values in trainable.arrays.items():
+
+                def keep_first(gradient, name=name):  # a hook that returns something changes the gradient
+                    self.gradients.setdefault(name, gradient.clone())
+
+                values.register_hook(keep_first)
+            return trainable
+
+        patch.setattr(TwoStage, "_attach", attach_and_record)
+        use_orders(tensors["s1_orders"])
+        self.encoder = golden_encoder(tensors, float(facts["logit_scale"]))
+        # 10 steps, since the first stage has 60 % of them.
+        settings = {"lr": facts["lr"], "weight_decay": facts["wd"], "batch_size": facts["bs"], "steps": 10}
+        assert int(0.6 * settings["steps"]) == facts["total"]
+        labels = [str(label) for label in tensors["s1_labels"].tolist()]
+        prompts = {str(label): [str(label)] for label in range(facts["K"])}
+        self.tuner = TwoStage(checkpoint=None, **settings).tune(self.encoder, numbers, labels, prompts)
+        self.pixels, self.prompts = pixels, prompts
+
+    def features(self):
+        """Raw features of the pictures and the texts, by the tuned encoder."""
+        tuned = self.tuner.tuned(self.encoder)
+        with torch.no_grad():
+            return tuned._model.encode_image(self.pixels), tuned.encode_text([*self.prompts])
+
+
+def norms_in_order(tensors, prefix, tower):
+    """The authors' values of the norms of a tower in the order of ours."""
+    names = [
+        f"{prefix}.{PREFIX[tower]}.{block}.{norm}.{kind}"
+        for block in range(2)
+        for norm in ("ln_1", "ln_2")
+        for kind in ("weight", "bias")
+    ]
+    return torch.cat([tensors[name] for name in names])
+
+
+def test_the_first_stage_gives_the_losses_gradients_norms_and_features_of_the_authors(figures, use_orders, monkeypatch):
+    tensors, _ = figures
+    stage = Stage1(figures, use_orders, monkeypatch)
+    torch.testing.assert_close(torch.stack(stage.losses).detach(), tensors["s1_losses"], rtol=0, atol=1e-5)
+    for tower in ("image", "text"):
+        gradient, after = (norms_in_order(tensors, f"s1_{part}", tower) for part in ("grad", "after"))
+        torch.testing.assert_close(stage.gradients[f"{tower}_norms_"], gradient, rtol=0, atol=1e-5)
+        torch.testing.assert_close(getattr(stage.tuner, f"{tower}_norms_"), after, rtol=0, atol=1e-5)
+    for found, wanted in zip(stage.features(), ("image", "text"), strict=True):
+        torch.testing.assert_close(found, tensors[f"s1_{wanted}_features_after"], rtol=0, atol=2e-4)
+
+
+# --- the second stage, against the authors' code
+
+
+def fit_stage2(figures, use_orders, suffix, **changes):
+    """The second stage on the authors' features in float64."""
+    tensors, parameters = figures
+    facts = parameters["stage2"]
+    use_orders(tensors["epoch_orders"])
+    base = tensors["classifier_class_order"].tolist()
+    lr = facts["lr_fast" if suffix else "lr"]
+    # 30 steps, since the second stage has 40 % of them.
+    head = TwoStage(**{"lr": lr, "weight_decay": facts["weight_decay"], "batch_size": facts["batch"], "steps": 30})
+    head.set_params(**changes)
+    head.text_norms_ = torch.ones(1)  # what a first stage would have learned; the features are given
+    text = TextFeatures([f"{k:02}" for k in range(6)], tensors["text_raw"].double()[base].numpy(), facts["logit_scale"])
+    y = [f"{row:02}" for row in tensors["support_rows"].tolist()]
+    return head.fit(tensors["support_raw"].double().numpy(), y, text=text)
+
+
+@pytest.mark.parametrize("suffix", ["", "_fast"])
+def test_the_second_stage_gives_the_classifier_and_logits_of_the_authors(suffix, figures, use_orders):
+    tensors, _ = figures
+    head = fit_stage2(figures, use_orders, suffix)
+    torch.testing.assert_close(head.weight_, tensors[f"f64_classifier_step12{suffix}"], rtol=1e-9, atol=1e-12)
+    found = torch.from_numpy(head.logits(tensors["query_raw"].double().numpy()))
+    torch.testing.assert_close(found, tensors[f"f64_logits_base{suffix}"], rtol=1e-9, atol=1e-9)
+
+
+def test_known_classes_keep_their_trained_vectors_and_new_ones_have_their_text(figures, use_orders):
+    tensors, parameters = figures
+    head = fit_stage2(figures, use_orders, "_fast")
+    base = tensors["classifier_class_order"].tolist()
+    name_of = {k: f"{base.index(k):02}" if k in base else f"new {k}" for k in range(9)}
+    order = tensors["category_list"].tolist()
+    text = TextFeatures(
+        [name_of[k] for k in order], tensors["text_raw"].double()[order].numpy(), parameters["stage2"]["logit_scale"]
+    )
+    other = head.for_classes(text)
+    columns = [list(other.classes_).index(name_of[k]) for k in order]
+    found = torch.from_numpy(other.logits(tensors["query_raw"].double().numpy())[:, columns])
+    torch.testing.assert_close(found, tensors["f64_logits_selective_fast"], rtol=1e-9, atol=1e-9)
+    assert list(head.classes_) == sorted(name_of[k] for k in base)
+
+
+@pytest.mark.parametrize(("suffix", "steps"), [("", 30), ("_fast", 30)])
+def test_the_rate_of_a_stage_falls_from_lr_to_1e_6_over_its_own_steps(suffix, steps, figures):
+    tensors, parameters = figures
+    head = TwoStage(lr=parameters["stage2"]["lr_fast" if suffix else "lr"], steps=steps, batch_size=6)
+    _, second = head._stage_steps(3)
+    config = head._stage_config(second)
+    assert config.steps_per_epoch(17) * config.count_epochs(17) == 12
+    rates = [config.learning_rate(step, 3, 4) for step in range(12)]
+    np.testing.assert_allclose(rates, tensors[f"lrs{suffix}"], rtol=1e-6)
+
+
+def test_losses_of_the_second_stage_are_those_of_the_authors(figures, use_orders, monkeypatch):
+    from clipadapter.tuners import two_stage
+
+    tensors, _ = figures
+    losses, cross_entropy = [], two_stage.cross_entropy
+    monkeypatch.setattr(two_stage, "cross_entropy", lambda *a: (losses.append(cross_entropy(*a)), losses[-1])[1])
+    fit_stage2(figures, use_orders, "")
+    torch.testing.assert_close(torch.stack(losses).detach(), tensors["f64_losses"], rtol=1e-9, atol=0)
+
+
+def test_steps_are_those_of_the_paper():
+    """300 for each shot per class; the first stage has the whole number below 60 % of them."""
+    assert [TwoStage()._stage_steps(shots) for shots in (1, 4, 16)] == [(180, 120), (720, 480), (2880, 1920)]
+    config = TwoStage()._train_config(16)
+    assert (config.optimizer, config.schedule, config.lr, config.weight_decay) == ("adamw", "cosine", 2e-4, 1e-2)
+    assert config.min_lr == 1e-6
+    assert isinstance(config, TrainConfig) and config.steps_per_epoch(33) == 2  # the last batch has one row
+
+
+# --- the norms
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "text"), [("ViT-B-32", 8, 4), ("SigLIP", 24, 4), ("lite", 0, 12), ("RN50", 0, 4), ("tiny", 2, 2)]
+)
+def test_each_block_has_two_norms(name, image, text, opened):
+    norms = {tower: block_norms(network) for tower, network in tower_networks(opened(name)).items()}
+    assert {tower: len(each) for tower, each in norms.items()} == {"image": image, "text": text}
+
+
+def test_norms_outside_the_blocks_are_not_tuned(opened):
+    encoder = opened("ViT-B-32")
+    visual = encoder.tower().module
+    assert not {visual.ln_pre, visual.ln_post} & set(block_norms(visual))
+
+
+@pytest.mark.parametrize("name", ["tiny", "RN50", "SigLIP", "lite"])
+def test_nothing_changes_at_first_and_merged_norms_compute_as_trained_ones(name, opened):
+    encoder = opened(name)
+
+    def features(change, by):
+        twin = open_tunable_copy(encoder)
+        for norms in TwoStage()._tower_norms(twin).values():
+            noise = torch.randn(norms.size, generator=torch.Generator().manual_seed(0))
+            change(norms, norms.values() + by * noise)
+        with torch.no_grad():
+            return twin.encode_images([picture(60, 40)]), twin.encode_text(TEXTS)
+
+    before = encoder.encode_images([picture(60, 40)]), encoder.encode_text(TEXTS)
+    for change in (BlockNorms.use, BlockNorms.merge):
+        for found, wanted in zip(features(change, 0.0), before, strict=True):
+            assert torch.equal(found, wanted)
+    used, merged = features(BlockNorms.use, 0.1), features(BlockNorms.merge, 0.1)
+    for one, other in zip(used, merged, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.allclose(merged[1], before[1], rtol=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(before, (encoder.encode_images([picture(60, 40)]),), strict=False))
+
+
+def test_norms_without_a_bias_or_values_are_no_trap():
+    norms = BlockNorms([nn.LayerNorm(4, bias=False), nn.LayerNorm(3)])
+    values = torch.arange(10.0)
+    norms.use(values)
+    assert norms.size == 10
+    assert torch.equal(norms.values(), values)
+
+
+@pytest.mark.parametrize("name", ["RN50", "lite"])
+def test_a_tower_without_layer_norms_is_left_out_or_refused_alone(name, opened):
+    twin = open_tunable_copy(opened(name))
+    assert TwoStage()._tower_norms(twin).keys() == {"text"}
+    with pytest.raises(InputError, match="no image tower of .* has layer norms in attention blocks"):
+        TwoStage(towers="image")._tower_norms(twin)
+
+
+@pytest.mark.parametrize("check", TOWER_CHECKS, ids=lambda check: check.__name__)
+def test_a_tuned_text_tower_passes_every_check(check, model):
+    check(model(TwoStage(steps=4)).fit(*squares()).encoder_)
+
+
+# --- from pictures to answers
+
+
+def test_rates_near_zero_are_zero_shot(model):
+    queries = squares(seed=1)[0]
+    fitted, plain = (model(head).fit(*squares()) for head in (TwoStage(lr=1e-12, steps=4), "zero-shot"))
+    np.testing.assert_allclose(fitted.logits(queries), plain.logits(queries), atol=1e-3)
+
+
+def test_without_weight_decay_only_gradients_move_the_norms(model, tiny):
+    twin = open_tunable_copy(tiny)
+    before = TwoStage()._tower_norms(twin)["text"].values()
+    with_decay, without = (
+        model(TwoStage(steps=10, lr=0.01, weight_decay=decay)).fit(*squares()).head_.text_norms_
+        for decay in (50.0, 0.0)
+    )
+    assert with_decay.norm() < 0.7 * before.norm()  # towards 0, as in the authors' code
+    assert without.norm() > 0.9 * before.norm()
+
+
+@pytest.mark.parametrize(("towers", "kept"), [("image", {"image"}), ("text", {"text"}), ("both", {"image", "text"})])
+def test_only_the_towers_that_were_asked_for_change(towers, kept, model):
+    head = model(TwoStage(towers=towers, steps=4)).fit(*squares()).head_
+    assert {name.split("_")[0] for name in head.state()} & {"image", "text"} == kept
+
+
+def test_the_second_stage_learns_from_views_of_the_tuned_encoder(model):
+    fitted = model(TwoStage(steps=4), views=3).fit(*squares())
+    assert fitted.support_.X.shape[1] == 3
+    assert fitted.support_.provenance["fingerprint"] == fitted.encoder_.info.fingerprint
+
+
+def test_the_seed_says_what_is_learned(model):
+    def learned(seed):
+        return model(TwoStage(seed=seed, steps=10, batch_size=5)).fit(*squares()).head_.state()
+
+    first, again, other = learned(1), learned(1), learned(2)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["weight_"], other["weight_"])
+
+
+def test_new_classes_are_answered_beside_known_ones(model):
+    fitted = model(templates="a {} square").fit(*squares())
+    queries, truth = squares(seed=1)
+    names = {"red": ["a red square"], "blue": ["a blue square"], "sky": ["a photo of the sky"]}
+    text = encode_classes(fitted.encoder_, names)
+    other = fitted.head_.for_classes(text)
+    features = fitted.extract_features(queries, truth, fitted.class_names_, views=1).plain
+    columns = dict(zip(other.classes_, other.logits(features).T, strict=True))
+    known = dict(zip(fitted.head_.classes_, fitted.head_.logits(features).T, strict=True))
+    for name in ("red", "blue"):
+        np.testing.assert_allclose(columns[name], known[name], rtol=1e-6)
+    rows = features / np.linalg.norm(features, axis=1, keepdims=True)
+    sky = text.logit_scale * rows @ text.embeddings[list(text.labels).index("sky")]
+    np.testing.assert_allclose(columns["sky"], sky, rtol=1e-4)
+
+
+# --- a fit that was killed
+
+
+def test_a_fit_that_was_killed_after_the_first_stage_does_not_repeat_it(model, monkeypatch):
+    def head():
+        return TwoStage(steps=10, checkpoint=0.0)
+
+    files = default_cache_dir() / "training"
+    expected = model(head()).fit(*squares()).head_.state()
+    assert not list(files.glob("*.safetensors"))
+
+    def stop(self, shots):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TwoStage, "_fit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            model(head()).fit(*squares())
+    assert len(list(files.glob("*.safetensors"))) == 1
+    steps, attach = [], TwoStage._attach
+
+    def counted(self, *args):
+        trainable = attach(self, *args)
+        return dataclasses.replace(trainable, start_step=lambda: (steps.append(1), trainable.start_step()))
+
+    monkeypatch.setattr(TwoStage, "_attach", counted)
+    resumed = model(head()).fit(*squares()).head_.state()
+    assert not steps
+    assert not list(files.glob("*.safetensors"))
+    assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
+
+
+# --- beside other heads, and what is wrong is told
+
+
+def test_it_is_compared_only_if_named():
+    assert head_info("two-stage").facts["compare"] is False
+
+
+def test_features_alone_are_an_error_of_the_run():
+    X, y, text = toy_features()
+    (run,) = few_shot({"two-stage": TwoStage()}, FeatureSet(X, tuple(y), text.labels), None, text, [1], [1])
+    assert "tunes the encoder" in run.error
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"towers": "images"}, "towers must be one of both, image, text"),
+        ({"stage1_share": 1.0}, "stage1_share must be above 0 and below 1"),
+        ({"steps": 1}, "each stage needs a step, but 0.6 of 1 steps leaves one without"),
+        ({"lr": -1.0}, "lr must be positive"),
+    ],
+)
+def test_bad_parameters_are_named(params, words, model):
+    with pytest.raises(InputError, match=words):
+        model(TwoStage(**params)).fit(*squares())
+
+
+def test_what_does_not_go_with_tuning_is_told():
+    with pytest.raises(InputError, match="can't be tuned"):
+        FewShotClassifier("toy", "two-stage", cache=None).fit(*squares())
+
+
+def test_class_vectors_of_the_first_stage_are_those_that_the_second_starts_from(model):
+    """The mean of normalised prompts, by the tuned text tower."""
+    fitted = model(TwoStage(steps=4, lr=1e-3), templates=["a {} square", "a photo of {}"]).fit(*squares())
+    prompts = {name: [f"a {name} square", f"a photo of {name}"] for name in fitted.class_names_}
+    with torch.no_grad():
+        vectors = ClassEmbeddings(fitted.encoder_, prompts, frozen=False)()
+    torch.testing.assert_close(vectors, torch.tensor(fitted.text_.embeddings), rtol=1e-4, atol=1e-5)
