@@ -195,7 +195,9 @@ def tune_encoder(
     """
     assert isinstance(head, TowerTuner)
     plain = plain_encoder(encoder)
-    tower = open_tunable_copy(plain).tower()
+    tunable = open_tunable_copy(plain)
+    head.check_encoder(tunable)
+    tower = tunable.tower()
     assert tower is not None
     pixels, rows = _read_views(images, views, tower.pixels, strict)
     head.tune(plain, pixels, [str(labels[i]) for i in rows], prompts)

@@ -34,6 +34,9 @@ from .registry import (
     list_listings as list_listings,
 )
 from .registry import (
+    open_prompt_places as open_prompt_places,
+)
+from .registry import (
     open_text_tower as open_text_tower,
 )
 from .registry import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from PIL import Image
@@ -16,6 +16,9 @@ from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, total_width
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.errors import InputError
 from clipadapter.towers import Projection, TextTower
+
+if TYPE_CHECKING:
+    from clipadapter.encoders.open_clip_prompts import PromptPlaces
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,13 @@ class Encoder(ABC):
 
         To replace a module or weight of ``tower().module`` or ``text_tower().network()`` of the copy leaves the
         original unchanged. A method that changes the copy gives it another fingerprint.
+        """
+        return None
+
+    def prompt_places(self) -> PromptPlaces | None:
+        """Where prompts go in both towers, for methods that learn them; None, the default, if there are no such places.
+
+        To insert prompts changes the encoder, so it must be a `tunable_copy`.
         """
         return None
 

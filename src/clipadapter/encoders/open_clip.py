@@ -26,6 +26,7 @@ from clipadapter.encoders.hub import cached_file, hub_answers
 from clipadapter.encoders.inputs import check_pixels, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import TowerLayers
+from clipadapter.encoders.open_clip_prompts import PromptPlaces, find_prompt_places
 from clipadapter.encoders.open_clip_sources import (
     ADVICE,
     ARCHITECTURE_ADVICE,
@@ -178,6 +179,13 @@ class OpenClipEncoder(Encoder):
             other.__dict__.pop(name, None)
         other._model = copy_sharing_weights(self._model)
         return other
+
+    def prompt_places(self) -> PromptPlaces | None:
+        """See `clipadapter.encoders.open_clip_prompts`; None unless the model is a ViT with a causal text tower."""
+        return find_prompt_places(self._model, self._tokenizer, self._set_tokenizer, self.device)
+
+    def _set_tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
 
     def projection(self) -> Projection | None:
         """The last step if the image tower is CLIP's, or one of timm with a linear head; None for SigLIP and CoCa."""
@@ -392,8 +400,10 @@ def _transformer_patches(visual: Any, pixels: Tensor) -> Tensor | None:
         tower.transformer.resblocks[-1] = QueryAttention(tower.transformer.resblocks[-1])
     _, tokens = tower(pixels)
     tokens = tower.ln_post(tokens) if visual.final_ln_after_pool else tokens
-    patches: Tensor = tokens[0] if tower.proj is None else tokens[0] @ tower.proj
-    return patches.unflatten(0, tuple(visual.grid_size))
+    grid = tuple(visual.grid_size)
+    tokens = tokens[0, : math.prod(grid)]  # without prompts, which stand after the patches
+    patches: Tensor = tokens if tower.proj is None else tokens @ tower.proj
+    return patches.unflatten(0, grid)
 
 
 def _resnet_patches(visual: Any, pixels: Tensor) -> Tensor:

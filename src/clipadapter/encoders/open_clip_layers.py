@@ -33,6 +33,7 @@ from clipadapter.encoders.inner_layers import (
     select_statistics,
 )
 from clipadapter.encoders.layers import copy_sharing_weights
+from clipadapter.encoders.open_clip_prompts import PromptedInput
 from clipadapter.encoders.projection import append_identity, find_projection, replace_projection
 from clipadapter.errors import InputError
 from clipadapter.towers import Projection
@@ -304,7 +305,8 @@ def find_inner_features(visual: Any, size: int) -> InnerFeatures | None:
     # Not isinstance: a derived class may end in another way.
     if type(visual) is VisionTransformer:
         is_plain = visual.attn_pool is None and not visual.output_tokens and visual.pool_type in ("tok", "avg")
-        return ClipTokens(visual) if is_plain else None
+        # Prompts stand among the patch tokens, whose mean would be another one.
+        return ClipTokens(visual) if is_plain and not isinstance(visual.ln_pre, PromptedInput) else None
     if type(visual) is ModifiedResNet:
         return StageMaps(visual, size)
     if type(visual) is not TimmModel or not hasattr(visual.trunk, "forward_intermediates"):

@@ -13,6 +13,7 @@ from clipadapter.registry import Registry
 
 if TYPE_CHECKING:
     from clipadapter.encoders.base import Encoder
+    from clipadapter.encoders.open_clip_prompts import PromptPlaces
     from clipadapter.towers import TextTower
 
 ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
@@ -171,6 +172,23 @@ def open_tunable_copy(encoder: Encoder) -> Encoder:
             "can, but for models of open_clip that pad pictures to a square"
         )
     return tunable
+
+
+def open_prompt_places(encoder: Encoder) -> PromptPlaces:
+    """Where prompts go in both towers of a tunable copy; see `Encoder.prompt_places`.
+
+    Raises:
+        InputError: if there are no such places; the message says which encoders have them.
+    """
+    places = encoder.prompt_places()
+    if places is None:
+        raise InputError(
+            f"prompts can't be put into both towers of {encoder.info.name}: this needs a ViT of CLIP with its text "
+            f"tower, such as open_clip:ViT-B-32/laion2b_s34b_b79k; ResNets, SigLIP, networks of timm and encoders "
+            f"other than {schemes_with('prompt_places')} have no such places. To learn prompts of the text tower "
+            "alone, take the head coop"
+        )
+    return places
 
 
 def schemes_with(method: str) -> str:

@@ -208,6 +208,7 @@ def train(
     backward: Callable[[Tensor], None] = Tensor.backward,
     generator: torch.Generator | None = None,
     early_stopping: EarlyStopping | None = None,
+    epoch_weights: Sequence[float] = (),
     checkpoint: CheckpointStore | None = None,
 ) -> float:
     """Change parameters in place so that a loss over rows falls.
@@ -225,6 +226,8 @@ def train(
         backward: computes the gradients of the parameters from what ``loss`` returned.
         generator: of the shuffling, the views, and whatever the loss draws from it; by default one from the seed.
         early_stopping: stops on held-out rows.
+        epoch_weights: a weight for each epoch. The parameters become the weighted sum of what they are after each
+            epoch. Empty to keep those of the last epoch.
         checkpoint: keeps the state of the training until it is done.
 
     Returns:
@@ -239,7 +242,7 @@ def train(
     epochs = config.count_epochs(n)
     view_per_epoch = config.view_per_epoch and n_views > max(epochs, 1)
     generator = generator or torch.Generator().manual_seed(config.seed)
-    state = _TrainingState(parameters, config.make_optimizer(parameters), generator, n)
+    state = _TrainingState(parameters, config.make_optimizer(parameters), generator, n, epoch_weights)
     start = state.resume(checkpoint)
     steps = epochs * steps_per_epoch
     bar = progress_bar(
@@ -270,8 +273,8 @@ def train(
                 bar.update()
             if not math.isfinite(state.loss):
                 break
-            if early_stopping is not None and i == steps_per_epoch - 1:
-                state.keep_if_best(early_stopping)
+            if i == steps_per_epoch - 1:
+                state.end_epoch(epoch, early_stopping)
             if checkpoint is not None and checkpoint.due:
                 checkpoint.write(state.state_dict(step + 1))
     state.close(checkpoint, steps)
@@ -279,7 +282,7 @@ def train(
         raise InputError(
             f"training diverged in epoch {epoch + 1}: the loss is {state.loss}; try a smaller lr than {config.lr}"
         )
-    state.restore_best()
+    state.choose_parameters()
     return state.loss
 
 
@@ -295,12 +298,28 @@ def _choose_views(rows: int, n_views: int, view: int | None, generator: torch.Ge
 class _TrainingState:
     """All that changes from step to step."""
 
-    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, generator: torch.Generator, n: int) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        optimizer: Optimizer,
+        generator: torch.Generator,
+        n: int,
+        epoch_weights: Sequence[float] = (),
+    ) -> None:
         self.parameters, self.optimizer, self.generator = parameters, optimizer, generator
         self.order = torch.arange(n)
         self.loss = 0.0
         self.best_loss, self.epochs_since_best = math.inf, 0
         self.best_parameters: list[Tensor] = []
+        self.epoch_weights = epoch_weights
+        self.epoch_sum = [torch.zeros_like(parameter) for parameter in parameters if epoch_weights]
+
+    def end_epoch(self, epoch: int, early_stopping: EarlyStopping | None) -> None:
+        """Compare the parameters after an epoch with those of others, and add them to the sum over epochs."""
+        if early_stopping is not None:
+            self.keep_if_best(early_stopping)
+        for total, parameter in zip(self.epoch_sum, self.parameters if self.epoch_sum else (), strict=True):
+            total += self.epoch_weights[epoch] * parameter.detach()
 
     def keep_if_best(self, early_stopping: EarlyStopping) -> None:
         """Copy the parameters if their held-out loss is the lowest so far."""
@@ -312,12 +331,12 @@ class _TrainingState:
         else:
             self.epochs_since_best += 1
 
-    def restore_best(self) -> None:
-        """Set the parameters to those of the best epoch, if epochs were compared."""
-        if self.best_parameters:
-            with torch.no_grad():
-                for parameter, best in zip(self.parameters, self.best_parameters, strict=True):
-                    parameter.copy_(best)
+    def choose_parameters(self) -> None:
+        """Set the parameters to the weighted sum over epochs or to those of the best epoch, if there are such."""
+        chosen = self.epoch_sum or self.best_parameters
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters if chosen else (), chosen, strict=True):
+                parameter.copy_(value)
 
     def state_dict(self, step: int) -> dict[str, Tensor]:
         """Everything by name, before the step of that number."""
@@ -325,6 +344,7 @@ class _TrainingState:
         state = {"numbers": numbers, "order": self.order, "generator": self.generator.get_state()}
         state |= {f"parameter.{i}": parameter for i, parameter in enumerate(self.parameters)}
         state |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
+        state |= {f"epoch_sum.{i}": total for i, total in enumerate(self.epoch_sum)}
         return state | {f"best.{i}": best for i, best in enumerate(self.best_parameters)}
 
     def close(self, checkpoint: CheckpointStore | None, steps: int) -> None:
@@ -345,6 +365,8 @@ class _TrainingState:
         with torch.no_grad():
             for i, parameter in enumerate(self.parameters):
                 parameter.copy_(state[f"parameter.{i}"])
+            for i, total in enumerate(self.epoch_sum):
+                total.copy_(state[f"epoch_sum.{i}"])
         prefix = "optimizer."
         self.optimizer.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         device = self.parameters[0].device

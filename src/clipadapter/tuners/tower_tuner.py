@@ -43,11 +43,34 @@ class Trainable:
         arrays: parameters by the name they will have on the head: such as ``image_a_``.
         towers: which towers depend on them, "image" or "text"; a tower that is not listed runs only once.
         start_step: called at the beginning of each step.
+        learned: gives the arrays that the head keeps after training, by name; None if these are the parameters.
     """
 
     arrays: Mapping[str, Tensor]
     towers: Collection[str]
     start_step: Callable[[], None]
+    learned: Callable[[], Mapping[str, Tensor]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What the loss of one step is computed from.
+
+    Args:
+        features: (b, d) unit features of the pictures.
+        weight: (c, d) unit class vectors.
+        logits: (b, c).
+        labels: (b,) class positions.
+        rows: (b,) numbers of the pictures.
+        views: (b,) for each, the number of the view.
+    """
+
+    features: Tensor
+    weight: Tensor
+    logits: Tensor
+    labels: Tensor
+    rows: Tensor
+    views: Tensor
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -103,6 +126,26 @@ class TowerTuner(TrainedHead):
         """Where the state of `tune` is stored."""
         return Checkpoint(digest, self.checkpoint)
 
+    def check_encoder(self, tunable: Encoder) -> None:
+        """Refuse an encoder before pictures are read; the default takes every tunable one.
+
+        Args:
+            tunable: from `open_tunable_copy`; it is not changed.
+
+        Raises:
+            InputError: if the method can't tune it.
+        """
+
+    def _make_loss(
+        self, encoder: Encoder, squares: NDArray[np.uint8], prompts: Mapping[str, Sequence[str]]
+    ) -> Callable[[Step], Tensor]:
+        """The loss of a step, for the arguments of `tune`; cross-entropy by default."""
+        return lambda step: cross_entropy(step.logits, step.labels)
+
+    def _epoch_weights(self, epochs: int) -> Sequence[float]:
+        """Weights of the epochs in the sum that is kept; empty, the default, to keep the last epoch."""
+        return ()
+
     def tune(
         self,
         encoder: Encoder,
@@ -140,13 +183,15 @@ class TowerTuner(TrainedHead):
         image_features = ImageFeatures(tunable, squares, frozen="image" not in trainable.towers)
         class_embeddings = ClassEmbeddings(tunable, prompts, frozen="text" not in trainable.towers)
         truth = torch.tensor([names[label] for label in labels], device=tunable.device)
+        loss_of = self._make_loss(encoder, squares, prompts)
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             trainable.start_step()
             with torch.autocast(tunable.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bf16"):
                 features, weight = image_features(rows, views).float(), class_embeddings().float()
-            logits = tunable.info.logit_scale * unit(features) @ weight.T
-            return cross_entropy(logits, truth[rows.to(truth.device)])
+            features = unit(features)
+            logits = tunable.info.logit_scale * features @ weight.T
+            return loss_of(Step(features, weight, logits, truth[rows.to(truth.device)], rows, views))
 
         config = self._train_config(round(len(labels) / len(set(labels))))
         self.loss_ = train(
@@ -158,8 +203,10 @@ class TowerTuner(TrainedHead):
             checkpoint=self._make_checkpoint(self._digest(encoder, squares, labels, prompts)),
             generator=generator,
             row_cost=count_weights(tunable, trainable.towers),
+            epoch_weights=self._epoch_weights(config.count_epochs(len(labels))),
         )
-        for name, array in trainable.arrays.items():
+        learned = trainable.arrays if trainable.learned is None else trainable.learned()
+        for name, array in learned.items():
             setattr(self, name, array.detach().cpu())
         return self
 

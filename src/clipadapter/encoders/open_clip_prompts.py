@@ -1,0 +1,251 @@
+"""Prompts inside both towers of CLIP's transformers: vectors that take the places of tokens before some blocks.
+
+Text prompts stand after the start token. Before the first block they are token embeddings, to which positional
+embeddings are added; before a later block they replace the outputs at their positions. Image prompts stand after the
+patch tokens: they are appended after the positional embeddings and before the first layer norm, and replaced before
+later blocks. The image's feature is still read from the class token. These are the places in MaPLe (Khattak et al.,
+CVPR 2023, section 3.2) and in PromptSRC.
+
+The prompts replace the first words of a text if these are the given ones, such as "a photo of a". Into any other text
+they are inserted, so that no word of it is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipadapter.encoders.inputs import count_special_tokens
+from clipadapter.encoders.open_clip_text import CausalTower, find_causal_tower
+
+PromptSource = Callable[[], Tensor]
+"""Gives the prompts (n, w) of one block. A module is moved and saved with the tower."""
+
+
+class FixedPrompts(nn.Module):
+    """Prompts that do not change.
+
+    Args:
+        values: (n, w).
+    """
+
+    values: Tensor
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values)
+
+    def forward(self) -> Tensor:
+        """(n, w)."""
+        return self.values
+
+
+class PromptedBlock(nn.Module):
+    """A block of a transformer that gets prompts in place of some of its input tokens.
+
+    Args:
+        block: the block.
+        source: gives the prompts.
+        is_text: whether the prompts stand after the first token; otherwise they are the last tokens.
+    """
+
+    def __init__(self, block: Any, source: PromptSource, is_text: bool) -> None:
+        super().__init__()
+        self.block, self.source, self.is_text = block, source, is_text
+
+    def forward(self, x: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
+        """Tokens (k, l, w) to the same shape."""
+        prompts = _for_each_row(self.source, x)
+        n = prompts.shape[1]
+        parts = [x[:, :1], prompts, x[:, 1 + n :]] if self.is_text else [x[:, :-n], prompts]
+        output: Tensor = self.block(torch.cat(parts, dim=1), attn_mask=attn_mask)
+        return output
+
+    @property
+    def mlp(self) -> Any:
+        """The MLP of the block: the transformer reads the type of its weights."""
+        return self.block.mlp
+
+    def get_weight_dtype(self) -> Any:
+        """Type of the weights, which open_clip asks since version 3.2."""
+        return self.block.get_weight_dtype()
+
+
+class PromptedInput(nn.Module):
+    """The layer norm before the first block of an image tower, with prompts after its input tokens.
+
+    Args:
+        norm: the layer norm.
+        source: gives the prompts.
+    """
+
+    def __init__(self, norm: nn.Module, source: PromptSource) -> None:
+        super().__init__()
+        self.norm, self.source = norm, source
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (k, l, w) to (k, l + n, w)."""
+        output: Tensor = self.norm(torch.cat([x, _for_each_row(self.source, x)], dim=1))
+        return output
+
+
+def _for_each_row(source: PromptSource, x: Tensor) -> Tensor:
+    """Prompts (k, n, w) for the k rows of x."""
+    return source().to(x.dtype).expand(x.shape[0], -1, -1)
+
+
+class PromptTokenizer:
+    """A tokenizer that leaves places for prompts after the start token.
+
+    Args:
+        tokenizer: texts to (k, context), padded.
+        causal: finds the end token.
+        first_ids: tokens that the prompts replace if a text begins with them; may be empty.
+        n: number of prompts.
+    """
+
+    def __init__(self, tokenizer: Any, causal: CausalTower, first_ids: Sequence[int], n: int) -> None:
+        self._tokenizer, self._causal = tokenizer, causal
+        self._first_ids, self._n = list(first_ids), n
+
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
+        """(k, context); the ids at the places of prompts have no meaning."""
+        tokens: Tensor = self._tokenizer(
+            texts, **({} if context_length is None else {"context_length": context_length})
+        )
+        ends = self._causal.end_positions(tokens).tolist()
+        return torch.stack([self._with_places(row, end) for row, end in zip(tokens, ends, strict=True)])
+
+    def _with_places(self, row: Tensor, end: int) -> Tensor:
+        n_first = len(self._first_ids)
+        begins_with_them = row[1 : 1 + n_first].tolist() == self._first_ids and n_first < end
+        body = row[1 + n_first if begins_with_them else 1 : end]
+        places = row.new_full((self._n,), int(row[0]))
+        body = body[: len(row) - self._n - 2]  # a long text is truncated before its end token
+        padding = row.new_zeros(len(row) - self._n - 2 - len(body))
+        return torch.cat([row[:1], places, body, row[end : end + 1], padding])
+
+    def __getattr__(self, name: str) -> Any:
+        """Other attributes are those of the tokenizer."""
+        if name.startswith("_"):  # not set yet, while it is copied
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPlaces:
+    """Where prompts go in both towers of a model.
+
+    Args:
+        visual: the image tower.
+        causal: the text tower.
+        tokenizer: of the model.
+        set_tokenizer: replaces it.
+        device: device of the model.
+    """
+
+    visual: Any
+    causal: CausalTower
+    tokenizer: Any
+    set_tokenizer: Callable[[Any], None]
+    device: str
+
+    @property
+    def text_blocks(self) -> Any:
+        """The blocks of the text tower."""
+        return self.causal.layers.transformer.resblocks
+
+    @property
+    def image_blocks(self) -> Any:
+        """The blocks of the image tower."""
+        return self.visual.transformer.resblocks
+
+    @property
+    def text_width(self) -> int:
+        """Width of a text prompt."""
+        return int(self.causal.layers.positional_embedding.shape[1])
+
+    @property
+    def image_width(self) -> int:
+        """Width of an image prompt."""
+        return int(self.visual.positional_embedding.shape[1])
+
+    @property
+    def context_length(self) -> int:
+        """Maximum number of tokens in a text, with start and end tokens."""
+        return int(self.causal.layers.positional_embedding.shape[0])
+
+    def token_ids(self, words: str) -> list[int]:
+        """The tokens of some words, without start and end tokens."""
+        tokens: Tensor = self.tokenizer([words])
+        return tokens[0, 1 : int(self.causal.end_positions(tokens))].tolist()
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Token embeddings (k, w)."""
+        with torch.no_grad():
+            embeddings: Tensor = self.causal.layers.token_embedding(torch.tensor(ids, device=self.device))
+        return embeddings.clone()
+
+    def insert(self, text: Sequence[PromptSource], image: Sequence[PromptSource], first_ids: Sequence[int]) -> None:
+        """Put prompts into the towers, before as many of their first blocks as there are sources.
+
+        Args:
+            text: of each block of the text tower, from the first on.
+            image: of each block of the image tower.
+            first_ids: tokens that the text prompts replace if a text begins with them.
+        """
+        n = len(text[0]())
+        positions = self.causal.layers.positional_embedding[1 : 1 + n].detach()
+        at_input = text[0]
+
+        def with_positions() -> Tensor:
+            return at_input() + positions
+
+        fixed = isinstance(at_input, FixedPrompts)
+        first: PromptSource = FixedPrompts(with_positions()) if fixed else with_positions
+        for i, source in enumerate([first, *text[1:]]):
+            self.text_blocks[i] = PromptedBlock(self.text_blocks[i], source, is_text=True)
+        self.visual.ln_pre = PromptedInput(self.visual.ln_pre, image[0])
+        for i, source in enumerate(image[1:], start=1):
+            self.image_blocks[i] = PromptedBlock(self.image_blocks[i], source, is_text=False)
+        self.set_tokenizer(PromptTokenizer(self.tokenizer, self.causal, first_ids, n))
+
+
+def find_prompt_places(
+    model: Any, tokenizer: Any, set_tokenizer: Callable[[Any], None], device: str
+) -> PromptPlaces | None:
+    """The places for prompts in a model of open_clip.
+
+    None if its image tower is not CLIP's transformer that reads a class token, or its text tower is not causal.
+
+    Args:
+        model: the model, whose modules may be changed.
+        tokenizer: its tokenizer.
+        set_tokenizer: replaces the tokenizer in the encoder.
+        device: device of the model.
+    """
+    from open_clip.transformer import Transformer, VisionTransformer
+
+    visual, causal = model.visual, find_causal_tower(model)
+    # Not isinstance: a derived class may order its tokens in another way.
+    if causal is None or type(visual) is not VisionTransformer or isinstance(visual.ln_pre, PromptedInput):
+        return None
+    reads_class_token = visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens
+    are_plain = all(
+        type(each) is Transformer and each.batch_first and not each.grad_checkpointing
+        for each in (visual.transformer, causal.layers.transformer)
+    )
+    if not (reads_class_token and are_plain):
+        return None
+
+    def tokenize(texts: Sequence[str]) -> list[list[int]]:
+        tokens = tokenizer(list(texts))
+        ends = causal.end_positions(tokens).tolist()
+        return [row[: end + 1] for row, end in zip(tokens.tolist(), ends, strict=True)]
+
+    has_marks = count_special_tokens(tokenize) == (1, 1)
+    return PromptPlaces(visual, causal, tokenizer, set_tokenizer, device) if has_marks else None

@@ -1,0 +1,152 @@
+"""Base of the tuners that learn prompts inside both towers: parameters, first values, training, and the tuned encoder.
+
+`clipadapter.encoders.open_clip_prompts` says where the prompts stand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clipadapter.encoders import Encoder, open_prompt_places
+from clipadapter.encoders.open_clip_prompts import FixedPrompts, PromptPlaces, PromptSource
+from clipadapter.errors import InputError
+from clipadapter.heads.training import TrainConfig
+from clipadapter.tuners.tower_tuner import TowerTuner
+
+INITIAL_STD = 0.02
+"""Standard deviation of the first values of prompts that no words give."""
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DeepPromptTuner(TowerTuner):
+    """Base of the methods that learn prompts before the first blocks of both towers, trained by SGD.
+
+    A subclass makes what is trained in `_attach`, by `initial_text` and `insert_sources`. It leaves the arrays
+    ``text_prompts_`` (depth, n, w) and ``image_prompts_`` (depth, m, w) on the head.
+
+    Args:
+        n_ctx: text prompts before a block.
+        depth: number of blocks that get prompts, from the first on. A tower with fewer blocks gets them before each.
+        ctx_init: words whose token embeddings the prompts before the first block start from, if they have as many
+            tokens; None, and all other prompts, draw from N(0, 0.02^2). A text that begins with these words, as those
+            of the template "a photo of a {}." do, has its first ``n_ctx`` tokens replaced. Any other text gets the
+            prompts before its words.
+        lr: highest learning rate of SGD. It falls to 0 in a cosine, epoch by epoch.
+        momentum: of SGD.
+        weight_decay: L2, on all that is trained.
+        schedule: "cosine-epoch", "cosine" or "constant".
+        warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
+        seed: of the first values, shuffling and the choice of views.
+    """
+
+    method_name: ClassVar[str]
+    min_epochs: ClassVar[int]
+    """Epochs if ``epochs`` is None, or more of them, to make `min_steps`."""
+    min_steps: ClassVar[int]
+
+    n_ctx: int = 4
+    depth: int = 9
+    ctx_init: str | None = "a photo of a"
+    lr: float = 2.5e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine-epoch"
+    warmup_epochs: int = 1
+    epochs: int | None = None
+    batch_size: int = 4
+
+    def check_encoder(self, tunable: Encoder) -> None:
+        """Refuse an encoder without places for prompts in both towers."""
+        self._check()
+        open_prompt_places(tunable)
+
+    def initial_text(self, places: PromptPlaces, generator: torch.Generator) -> Tensor:
+        """The first text prompts, (blocks, n, w): words before the first block if they are enough, else noise."""
+        blocks = min(self.depth, len(places.text_blocks))
+        values = normal((blocks, self.n_ctx, places.text_width), generator)
+        ids = [] if self.ctx_init is None else places.token_ids(self.ctx_init)
+        if len(ids) >= self.n_ctx:
+            values[0] = places.embed(ids[: self.n_ctx]).cpu()
+        return values.to(places.device)
+
+    def insert_sources(self, places: PromptPlaces, text: Sequence[PromptSource], image: Sequence[PromptSource]) -> None:
+        """Put prompts into the towers.
+
+        Raises:
+            InputError: if there is no room for them and a class name in the context of the text tower.
+        """
+        if self.n_ctx + 3 > places.context_length:
+            raise InputError(
+                f"n_ctx is {self.n_ctx}, but the text tower takes {places.context_length} tokens, of which two are "
+                "marks and at least one is the class name: learn fewer prompts"
+            )
+        ids = [] if self.ctx_init is None else places.token_ids(self.ctx_init)
+        places.insert(text, image, ids[: self.n_ctx])
+
+    def _train_config(self, shots_per_class: int) -> TrainConfig:
+        return TrainConfig.from_estimator(
+            self, optimizer="sgd", min_epochs=self.min_epochs, steps=self.min_steps, view_per_epoch=False
+        )
+
+    def _merge(self, tunable: Encoder) -> str:
+        places = open_prompt_places(tunable)
+        shapes = ((self.depth, self.n_ctx, places.text_width), (self.depth, None, places.image_width))
+        arrays = [getattr(self, f"{tower}_prompts_", None) for tower in ("text", "image")]
+        towers = (places.text_blocks, places.image_blocks)
+        sources = []
+        for array, (depth, n, width), blocks in zip(arrays, shapes, towers, strict=True):
+            if array is None or array.ndim != 3 or array.shape[2] != width or n not in (None, array.shape[1]):
+                raise self._misfit(tunable)
+            if not 0 < len(array) <= min(depth, len(blocks)):
+                raise self._misfit(tunable)
+            sources.append([FixedPrompts(each.to(places.device)) for each in array])
+        self.insert_sources(places, *sources)
+        text, image = (array.shape for array in arrays if array is not None)
+        return (
+            f"{self.method_name}: {text[1]} prompts before each of {text[0]} blocks of the text tower, "
+            f"{image[1]} before each of {image[0]} of the image tower"
+        )
+
+    def _misfit(self, tunable: Encoder) -> InputError:
+        return InputError(
+            f"what {self.method_name} has learned does not fit the towers of {tunable.info.name}: give the encoder "
+            "that was tuned"
+        )
+
+    def _fingerprint_facts(self) -> tuple[object, ...]:
+        return (self.ctx_init,)
+
+    def _check(self) -> None:
+        for name in ("n_ctx", "depth"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, but is {getattr(self, name)}")
+        if self.epochs is not None and self.epochs < 1:
+            raise InputError(f"epochs must be 1 or more, or None, but is {self.epochs}")
+
+
+def prompts_of_blocks(values: Tensor) -> list[PromptSource]:
+    """Sources of the prompts (n, w) of each block, with a gradient in all values (blocks, n, w)."""
+    return [partial(torch.select, values, 0, i) for i in range(len(values))]
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Values from N(0, 0.02^2), on the CPU."""
+    return INITIAL_STD * torch.randn(*shape, generator=generator)
+
+
+def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
+    """Weights of the epochs 1, 2, ..., proportional to a normal density; their sum is 1.
+
+    >>> [round(weight, 3) for weight in gaussian_weights(4, mean=3, std=1)]
+    [0.058, 0.258, 0.426, 0.258]
+    """
+    densities = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
+    total = sum(densities)
+    return [density / total for density in densities]

@@ -1,0 +1,149 @@
+"""PromptSRC against its authors' code on a tiny CLIP."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from clipadapter.encoders import create_encoder, open_tunable_copy
+from clipadapter.tuners.deep_prompts import gaussian_weights
+from clipadapter.tuners.prompt_src import PromptSrc, mean_divergence, teacher_vectors
+from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, Step
+
+from .golden_figures import golden, logits_of, prompts_of, write_clip
+
+ARRAYS = ("text", "image")
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return golden("prompt_src")
+
+
+@pytest.fixture(scope="module")
+def encoder(figures, tmp_path_factory):
+    return create_encoder(write_clip(figures[1], tmp_path_factory.mktemp("golden") / "clip"))
+
+
+class Given(PromptSrc):
+    """PromptSRC that starts from given prompts, and keeps those that it trained and its losses."""
+
+    def _attach(self, tunable, generator):
+        trainable = super()._attach(tunable, generator)
+        self.trained, self.losses = list(trainable.arrays.values()), []
+        with torch.no_grad():
+            for array, value in zip(self.trained, self.given, strict=True):
+                array.copy_(value)
+        return trainable
+
+    def _make_loss(self, *inputs):
+        loss_of = super()._make_loss(*inputs)
+
+        def recorded(step):
+            self.losses.append(loss_of(step))
+            return self.losses[-1]
+
+        return recorded
+
+
+def create(figures, **changes):
+    tensors, parameters = figures
+    asked = {name: parameters[name] for name in ("n_ctx", "n_ctx_image", "depth", "lr", "momentum", "weight_decay")}
+    asked |= {
+        "epochs": parameters["epochs"],
+        "average_mean": parameters["gpa_mean"],
+        "average_std": parameters["gpa_std"],
+    }
+    asked |= {"batch_size": len(tensors["labels"]), "schedule": "constant", "warmup_epochs": 0, "checkpoint": None}
+    head = Given(**{**asked, **changes})
+    head.given = [tensors[f"start_{name}"] for name in ARRAYS]
+    return head
+
+
+def tuned(figures, encoder, **changes):
+    tensors, parameters = figures
+    labels = [parameters["class_names"][i] for i in tensors["labels"]]
+    head = create(figures, **changes)
+    return head.tune(encoder, tensors["squares"][:, None].numpy(), labels, prompts_of(parameters["class_names"]))
+
+
+def first_step(figures, encoder, head):
+    """The step at the given prompts, and the loss of the head."""
+    tensors, parameters = figures
+    tunable, squares = open_tunable_copy(encoder), tensors["squares"][:, None].numpy()
+    prompts = prompts_of(parameters["class_names"])
+    head._attach(tunable, torch.Generator())
+    rows, views = torch.arange(6), torch.zeros(6, dtype=torch.int64)
+    features = normalize(ImageFeatures(tunable, squares, frozen=False)(rows, views), dim=1)
+    weight = ClassEmbeddings(tunable, prompts, frozen=False)()
+    logits = encoder.info.logit_scale * features @ weight.T
+    return Step(features, weight, logits, tensors["labels"], rows, views), head._make_loss(encoder, squares, prompts)
+
+
+def test_features_are_the_authors(figures, encoder):
+    tensors = figures[0]
+    step, _ = first_step(figures, encoder, create(figures))
+    torch.testing.assert_close(step.features, tensors["image_features"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(step.weight, tensors["text_features"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(step.logits, tensors["logits"], rtol=1e-5, atol=1e-4)
+
+
+def test_the_teacher_is_the_authors(figures, encoder):
+    tensors, parameters = figures
+    text = teacher_vectors(encoder, parameters["class_names"])
+    torch.testing.assert_close(text, tensors["teacher_text"], rtol=1e-5, atol=1e-6)
+    image = ImageFeatures(encoder, tensors["squares"][:, None].numpy(), frozen=True)
+    features = normalize(image(torch.arange(6), torch.zeros(6, dtype=torch.int64)), dim=1)
+    torch.testing.assert_close(features, tensors["teacher_image"], rtol=1e-5, atol=1e-6)
+    divergence = mean_divergence(tensors["zero_shot_logits"], tensors["logits"])
+    torch.testing.assert_close(divergence, tensors["loss_logits"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "terms"),
+    [
+        ({}, ["ce", "text", "image", "logits"]),
+        ({"text_weight": 0.0, "image_weight": 0.0, "logit_weight": 0.0}, ["ce"]),
+        ({"image_weight": 0.0, "logit_weight": 0.0}, ["ce", "text"]),
+        ({"text_weight": 0.0, "logit_weight": 0.0}, ["ce", "image"]),
+    ],
+)
+def test_each_term_of_the_loss_is_the_authors(weights, terms, figures, encoder):
+    step, loss_of = first_step(figures, encoder, create(figures, **weights))
+    expected = sum(float(figures[0][f"loss_{term}"]) for term in terms)
+    assert loss_of(step).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_are_the_authors(figures, encoder):
+    head = create(figures)
+    step, loss_of = first_step(figures, encoder, head)
+    loss_of(step).backward()
+    for array, name in zip(head.trained, ARRAYS, strict=True):
+        torch.testing.assert_close(array.grad, figures[0][f"grad_{name}"], rtol=1e-4, atol=1e-5)
+
+
+def test_losses_and_averaged_prompts_are_the_authors(figures, encoder):
+    tensors, parameters = figures
+    head = tuned(figures, encoder)
+    losses = torch.stack(head.losses).detach()
+    torch.testing.assert_close(losses, tensors["losses"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head.text_prompts_, tensors["end_text"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head.image_prompts_, tensors["end_image"], rtol=1e-5, atol=1e-6)
+    logits = logits_of(head.tuned(encoder), tensors["squares"], prompts_of(parameters["class_names"]))
+    torch.testing.assert_close(logits, tensors["end_logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_epochs_are_the_authors_and_sum_to_one(figures):
+    tensors, parameters = figures
+    weights = gaussian_weights(parameters["epochs"], parameters["gpa_mean"], parameters["gpa_std"])
+    assert weights == pytest.approx(tensors["gaussian"].tolist(), rel=1e-12)
+    assert sum(PromptSrc.official()._epoch_weights(50)) == pytest.approx(1)
+    assert PromptSrc.official()._epoch_weights(50) == pytest.approx(PromptSrc()._epoch_weights(50))
+    early = PromptSrc.preset("base-to-new")._epoch_weights(20)
+    assert max(range(20), key=early.__getitem__) == 14
+
+
+def test_a_narrow_average_is_the_epoch_at_its_mean(figures, encoder):
+    second = tuned(figures, encoder, average_mean=2.0, average_std=1e-3)
+    stopped = tuned(figures, encoder, epochs=2, average_mean=2.0, average_std=1e-3)
+    torch.testing.assert_close(second.text_prompts_, stopped.text_prompts_)
+    assert not torch.allclose(second.text_prompts_, tuned(figures, encoder).text_prompts_)
