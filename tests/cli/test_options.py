@@ -58,7 +58,7 @@ def test_one_field_can_be_an_option_by_itself():
 
 def test_a_fitted_model_has_its_own_encoder_by_default():
     group = option_group("encoder", ModelEncoderOptions)
-    assert [call(group, *line)["encoder"].uri for line in ((), ("--encoder", "lite"))] == [None, "lite"]
+    assert [call(group, *line)["encoder"].uris for line in ((), ("--encoder", "lite"))] == [(), ("lite",)]
 
 
 def test_several_encoders_may_be_named():
