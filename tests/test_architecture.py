@@ -26,7 +26,7 @@ FLOORS = [
         "telemetry",
         "towers",
     },
-    {"blocks", "conversion", "docstrings", "formatting", "parsing"},
+    {"adaptation", "blocks", "conversion", "docstrings", "formatting", "parsing"},
     {"backends", "formats", "uncertainty"},
     {"data", "encoders", "heads", "model_folder"},
     {"features", "pretraining", "rendering", "runtime", "tuners"},

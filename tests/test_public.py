@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = [
     "",
     ".persistence",
+    ".adaptation",
     ".bench",
     ".data",
     ".demo",

@@ -31,6 +31,7 @@ PARTS = (
     "features",
     "data",
     "metrics",
+    "adaptation",
     "uncertainty",
     "runtime",
     "export",

@@ -378,3 +378,12 @@ def test_onnx_runtime_keeps_no_record_of_its_use(write, tmp_path):
     command = [sys.executable, "-c", code, str(write(about().to_json()))]
     subprocess.run(command, check=True, env=environment)
     assert not list(home.rglob("*")), "it writes a data base there, and sends it when it can"
+
+
+def test_a_cache_lets_pictures_change_later_answers(predictor):
+    almost, between = plain([140, 128, 0]), plain([128, 130, 0])
+    assert predictor.predict([almost, between]) == ["red", "green"]
+    assert predictor.predict([almost, between], adapt="tda") == ["red", "red"]
+    assert predictor.predict([between], adapt="tda") == ["green"]
+    cache = predictor.open_cache("tda")
+    assert [predictor.predict([one], adapt=cache) for one in (almost, between)] == [["red"], ["red"]]

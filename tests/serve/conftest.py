@@ -41,7 +41,8 @@ def serve(files, colours):
         opener = (lambda path: model) if model is not None else None
         isolated = options.pop("isolated", Unchecked())
         specs = specs or [str(files / "colours.onnx")]
-        models = ServedModels(specs, limits or Limits(), opener=opener, isolated=isolated)
+        adapt = options.pop("adapt", None)
+        models = ServedModels(specs, limits or Limits(), opener=opener, isolated=isolated, adapt=adapt)
         client = TestClient(create_app(models, token, refresh_seconds=options.pop("refresh_seconds", 60)), **options)
         client.__enter__()
         clients.append(client)

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from clipadapter.adaptation import TdaCache
 from clipadapter.classifier import edit, hub, quick
+from clipadapter.classifier.answers import answer_features, finite_logits, prediction_views
 from clipadapter.classifier.deduplicate import ConflictRule
 from clipadapter.classifier.encoder import (
     DEFAULT_QUALITY,
@@ -66,7 +68,7 @@ from clipadapter.encoders import (
     open_text_tower,
     select_encoder_blocks,
 )
-from clipadapter.errors import ArtifactError, ImageError, InputError
+from clipadapter.errors import ImageError, InputError
 from clipadapter.features import (
     Extraction,
     FeatureSet,
@@ -534,7 +536,7 @@ class FewShotClassifier:
         pictures = list_pictures(images)
         if not pictures:
             return np.zeros((0, len(self.class_names_)), np.float32)
-        return _finite_logits(self.head_, self._extract_plain(pictures))
+        return finite_logits(self.head_, self._extract_plain(pictures))
 
     def predict_proba(self, images: Pictures) -> NDArray[Any]:
         """Compute the calibrated probabilities (m, c) of m pictures; columns are in the order of ``class_names_``.
@@ -547,7 +549,9 @@ class FewShotClassifier:
         """
         return self.uncertainty_.probabilities(self.logits(images))
 
-    def predict(self, images: Pictures, **decision: Any) -> list[Any]:
+    def predict(
+        self, images: Pictures, *, adapt: str | TdaCache | None = None, views: int = 1, **decision: Any
+    ) -> list[Any]:
         """Predict the class name of each picture.
 
         >>> import numpy as np
@@ -559,6 +563,8 @@ class FewShotClassifier:
         Args:
             images: a path, a PIL image or an array (h, w, 3); a list of these, or an array (m, h, w, 3); a folder with
                 pictures at any depth, in sorted order; a table with the column ``path``; or a `Dataset`.
+            adapt: see `classify`.
+            views: see `classify`.
             decision: ``reject``, ``coverage`` or ``costs``; see `classify`.
 
         Returns:
@@ -573,18 +579,24 @@ class FewShotClassifier:
         pictures = list_pictures(images)
         if not pictures:
             return []
-        answers = self._answer(self._extract_plain(pictures), decision)
+        answers = self._answer(self._extract_views(pictures, views, strict=True).features, decision, adapt)
         names = self.class_names_
         if answers.multilabel and answers.sets is not None:
             return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answers.sets]
         return [None if no else names[i] for i, no in zip(answers.best, answers.rejected, strict=True)]
 
-    def classify(self, images: Pictures, top: int = 5, **decision: Any) -> list[Prediction]:
+    def classify(
+        self, images: Pictures, top: int = 5, *, adapt: str | TdaCache | None = None, views: int = 1, **decision: Any
+    ) -> list[Prediction]:
         """Predict one `Prediction` per picture, in order. An unreadable picture gives a prediction with an error.
 
         Args:
             images: as for `predict`; one picture gives a list of one prediction.
             top: number of classes to list.
+            adapt: "tda" lets earlier pictures of this call change the answers to later ones; a
+                `clipadapter.adaptation.TdaCache` goes on from call to call.
+            views: number of views of each picture, the plain one included. The most confident ones vote for the class,
+                or are averaged with ``adapt``.
             decision: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of
                 `UncertaintyOptions`; None turns one off.
 
@@ -593,8 +605,8 @@ class FewShotClassifier:
         """
         self._check_fitted()
         images = list_pictures(images)
-        extraction = self._extract(images, ViewSpec(), strict=False)
-        answers = self._answer(extraction.features[:, 0], decision) if extraction.rows else None
+        extraction = self._extract_views(images, views, strict=False)
+        answers = self._answer(extraction.features, decision, adapt) if extraction.rows else None
         reasons = {i: reason for i, _, reason in extraction.skipped}
         positions = {row: i for i, row in enumerate(extraction.rows)}
         return [
@@ -954,6 +966,13 @@ class FewShotClassifier:
         """Features (m, d) of pictures, all of which must be readable."""
         return self._extract(images, ViewSpec(), strict=True).features[:, 0]
 
+    def _extract_views(self, images: Sequence[ImageSource], views: int, strict: bool) -> Extraction:
+        """Features of views of pictures that are predicted; those of many pictures must fit into memory."""
+        spec = prediction_views(views, self.seed)
+        if views > 1:
+            self._view_cost(len(images), spec).check()
+        return self._extract(images, spec, strict)
+
     def _open_text_tower(self) -> Callable[[], TextTower] | None:
         """What opens the text tower of the encoder; None if it has none."""
         return partial(open_text_tower, self.encoder_) if self.encoder_.has_text else None
@@ -970,12 +989,12 @@ class FewShotClassifier:
             return text
         return text.with_prompts(self._encode_prompts({name: prompts[name] for name in text.labels}).prompts)
 
-    def _answer(self, features: NDArray[Any], decision: Mapping[str, Any]) -> Answers:
+    def _answer(
+        self, features: NDArray[Any], decision: Mapping[str, Any], adapt: str | TdaCache | None = None
+    ) -> Answers:
         self._check_fitted()
-        fold_logits = [_finite_logits(head, features) for head in self.fold_heads_]
-        logits = _finite_logits(self.head_, features)
-        final = features[:, : self.encoder_.info.text_dim]
-        return self.uncertainty_.answer(logits, final, self.uncertainty_.decisions.with_changes(decision), fold_logits)
+        width, uncertainty = self.encoder_.info.text_dim, self.uncertainty_
+        return answer_features(self.head_, self.fold_heads_, uncertainty, features, width, decision, adapt)
 
     def _add_shots(
         self,
@@ -1034,17 +1053,3 @@ class FewShotClassifier:
         self.uncertainty_ = model.uncertainty
         self.class_names_ = model.text.labels
         self.evaluation_ = None
-
-
-def _finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:
-    """Compute the logits (m, c) of features (m, d).
-
-    Raises:
-        ArtifactError: if one is not finite. Finite weights of a damaged model may overflow.
-    """
-    logits = head.logits(features)
-    if not np.isfinite(logits).all():
-        raise ArtifactError(
-            f"the model's arrays give scores that are not finite ({type(head).__name__}): copy it again, or fit again"
-        )
-    return logits

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.adaptation import TdaCache
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name
 from clipadapter.data.pictures import Pictures, list_pictures
@@ -130,22 +131,39 @@ class RuntimeModel(ABC):
             [spec.to_square(images[min_side]) for spec, min_side in zip(self.inputs, min_sides, strict=True)]
         )
 
-    def answer(self, outputs: Outputs, **decisions: Any) -> Answers:
+    def open_cache(self, adapt: str | TdaCache | None) -> TdaCache | None:
+        """A cache for `adapt`; see `Uncertainty.open_cache`."""
+        return self.uncertainty.open_cache(adapt, len(self.class_names))
+
+    def adapt(self, outputs: Outputs, cache: TdaCache) -> NDArray[np.float64]:
+        """Probabilities (n, c) by test-time adaptation, for `answer`; the cache remembers the pictures.
+
+        Args:
+            outputs: of `run`, in the order of the stream.
+            cache: of `open_cache`.
+        """
+        return self.uncertainty.adapt(cache, outputs.features, outputs.logits)
+
+    def answer(self, outputs: Outputs, *, adapted: NDArray[Any] | None = None, **decisions: Any) -> Answers:
         """Probabilities, decisions and sets of classes.
 
         Args:
             outputs: of `run`.
+            adapted: (n, c) of `adapt`.
             decisions: ``reject``, ``coverage`` or ``costs``; without one, as the model was fitted.
 
         Raises:
             InputError: if a decision needs what was not learned from the shots.
         """
         options = self.uncertainty.decisions.with_changes(decisions)
-        return self.uncertainty.answer(outputs.logits, outputs.features, options, columns=outputs.ood_score_parts)
+        columns = outputs.ood_score_parts
+        return self.uncertainty.answer(outputs.logits, outputs.features, options, columns=columns, adapted=adapted)
 
-    def classify(self, images: Pictures, top: int = 5, **decisions: Any) -> list[Prediction]:
-        """One prediction per picture, in their order; see `FewShotClassifier.classify`."""
-        return list(self.iter_predictions(images, top, **decisions))
+    def classify(
+        self, images: Pictures, top: int = 5, *, adapt: str | TdaCache | None = None, **decisions: Any
+    ) -> list[Prediction]:
+        """One prediction per picture, in their order; see `FewShotClassifier.classify`. There are no ``views``."""
+        return list(self.iter_predictions(images, top, adapt=adapt, **decisions))
 
     def predict(self, images: Pictures, **decisions: Any) -> list[Any]:
         """The class of each picture; None if it is rejected; a tuple of classes where it may have several.
@@ -183,6 +201,8 @@ class RuntimeModel(ABC):
         images: Pictures | Iterable[ImageSource],
         top: int = 5,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        *,
+        adapt: str | TdaCache | None = None,
         **decisions: Any,
     ) -> Iterator[Prediction]:
         """Predictions in the order of the pictures, of which a few batches are in memory at a time.
@@ -194,6 +214,7 @@ class RuntimeModel(ABC):
             images: any number, also from an iterator; in all forms that `FewShotClassifier.predict` takes.
             top: number of classes to name.
             batch_size: number of pictures per run of the graph.
+            adapt: "tda" lets earlier pictures change the answers to later ones; a cache goes on from call to call.
             decisions: as for `answer`.
 
         Raises:
@@ -201,8 +222,10 @@ class RuntimeModel(ABC):
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, but is {batch_size}")
+        cache = self.open_cache(adapt)
         for pictures, outputs in self._batches(images, batch_size):
-            answers, row = self.answer(outputs, **decisions), 0
+            adapted = None if cache is None else self.adapt(outputs, cache)
+            answers, row = self.answer(outputs, adapted=adapted, **decisions), 0
             for picture in pictures:
                 if picture.error is None:
                     yield answers.prediction(row, picture.name, self.class_names, top)

@@ -456,7 +456,9 @@ def _inference_response(model: ServedModel, request: InferenceRequest, results: 
         else:
             rows = np.stack([_output_row(result, name, model) for result in results])
             tensors.append(float_tensor(name, rows, is_binary))
-    fields = {"model_name": model.name, "model_version": model.version}
+    fields: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
+    if model.adaptation is not None:
+        fields["parameters"] = {"adaptation": model.adaptation["method"]}
     if request.id is not None:
         fields["id"] = request.id
     body, json_bytes = encode_response(fields, tensors)

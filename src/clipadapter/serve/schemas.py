@@ -41,6 +41,9 @@ class PredictionResponse(BaseModel):
 
     model: str
     version: str
+    adaptation: str | None = Field(
+        description='"tda" if pictures of earlier requests, of any client, changed these answers; null if it is off.'
+    )
     predictions: list[PicturePrediction]
 
 
@@ -59,6 +62,22 @@ class ModelAddresses(BaseModel):
     curl: str
 
 
+class Adaptation(BaseModel):
+    """Test-time adaptation of a model."""
+
+    method: str
+    items: int = Field(description="Pictures that it remembers.")
+    max_items: int
+    max_bytes: int = Field(description="Of memory, however many pictures come.")
+
+
+class AdaptationReset(BaseModel):
+    """The answer to a reset."""
+
+    model: str
+    forgotten: int = Field(description="Pictures that were remembered.")
+
+
 class ModelDescription(BaseModel):
     """A model."""
 
@@ -73,6 +92,7 @@ class ModelDescription(BaseModel):
     head: str | None
     precision: str
     backend: str | None
+    adaptation: Adaptation | None = Field(description="Null if it is off, as by default.")
     can: ModelCapabilities
     ask: ModelAddresses
 
@@ -141,6 +161,7 @@ class InferenceResponse(BaseModel):
     model_name: str
     model_version: str
     id: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description='{"adaptation": "tda"} where that is on.')
     outputs: list[OutputTensor]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clipadapter.adaptation import TdaCache, create_cache, vote
 from clipadapter.errors import ArtifactError, InputError, brief
-from clipadapter.prediction import Prediction
+from clipadapter.prediction import Prediction, softmax
 from clipadapter.registry import unknown
 from clipadapter.uncertainty.calibration import METHODS, Calibrator
 from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, SCORES, Conformal
@@ -27,6 +28,9 @@ NO_HELD_OUT_SHOTS = (
     "(not a transductive one, nor one that tunes the encoder), on features of one encoder"
 )
 BELOW_THRESHOLDS = "no class reaches its threshold"
+NO_ADAPTATION = (
+    "test-time adaptation and views need one class per picture, but this model is multi-label: predict without them"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +171,7 @@ class Uncertainty:
         decisions: DecisionOptions | None = None,
         folds: Sequence[ArrayLike] | None = None,
         columns: ArrayLike | None = None,
+        adapted: ArrayLike | None = None,
     ) -> Answers:
         """Turn logits into probabilities and decisions.
 
@@ -176,6 +181,9 @@ class Uncertainty:
             decisions: instead of the default ones.
             folds: logits (m, c) of each fold's head, if prediction sets are made by CV+.
             columns: (m, p) scores of the rejector's parts, if an exported graph computed them.
+            adapted: (m, c) probabilities of test-time adaptation. They decide the class; rejection and sets, whose
+                thresholds were learned without adaptation, go by the calibrated probabilities. A set has the decided
+                class in addition.
 
         Raises:
             InputError: if a decision needs a part that could not be learned, or a rate is out of range.
@@ -184,14 +192,54 @@ class Uncertainty:
         logit_rows = np.asarray(logits)
         if self.multilabel is not None:
             return _answer_multilabel(self.multilabel, logit_rows, options)
-        probabilities = self.calibrator.probabilities(logit_rows)
+        calibrated = self.calibrator.probabilities(logit_rows)
+        probabilities = calibrated if adapted is None else np.asarray(adapted)
         if options.costs is not None and len(options.costs) != probabilities.shape[1]:
             raise InputError(f"costs have {len(options.costs)} classes, but the model has {probabilities.shape[1]}")
         best = probabilities.argmax(axis=1) if options.costs is None else decide(probabilities, options.costs)
-        ood_scores, rejected, reasons = self._reject(features, logit_rows, probabilities, options.reject, columns)
-        return Answers(
-            probabilities, best, ood_scores, rejected, reasons, self._sets(probabilities, best, options.coverage, folds)
-        )
+        ood_scores, rejected, reasons = self._reject(features, logit_rows, calibrated, options.reject, columns)
+        sets = self._sets(calibrated, best, options.coverage, folds)
+        return Answers(probabilities, best, ood_scores, rejected, reasons, sets)
+
+    def open_cache(self, adapt: str | TdaCache | None, n_classes: int) -> TdaCache | None:
+        """A cache for test-time adaptation; see `clipadapter.adaptation.create_cache`.
+
+        Raises:
+            InputError: if the model is multi-label.
+            UnknownNameError: if there is no such method.
+        """
+        if adapt is not None and self.multilabel is not None:
+            raise InputError(NO_ADAPTATION)
+        return create_cache(adapt, n_classes)
+
+    def adapt(self, cache: TdaCache, features: ArrayLike, logits: ArrayLike) -> Array:
+        """Probabilities (m, c) for `answer` from a cache, which remembers the pictures.
+
+        Args:
+            cache: of `open_cache`.
+            features: (m, d) of the encoder, in the order of the stream; or (m, v, d) of v views of each picture.
+            logits: (m, c) or (m, v, c) of the head.
+        """
+        f, z = np.asarray(features), np.asarray(logits)
+        if z.ndim == 2:
+            return softmax(cache.adapt(f, self.calibrator.log_probabilities(z)))
+        return softmax(cache.adapt_views(f, self._view_log_probabilities(z)))
+
+    def vote(self, logits: ArrayLike) -> Array:
+        """Probabilities (m, c) for `answer` from the votes of v views of each picture; see `clipadapter.adaptation`.
+
+        Args:
+            logits: (m, v, c) of the head.
+
+        Raises:
+            InputError: if the model is multi-label.
+        """
+        if self.multilabel is not None:
+            raise InputError(NO_ADAPTATION)
+        return vote(self._view_log_probabilities(np.asarray(logits)))
+
+    def _view_log_probabilities(self, z: Array) -> Array:
+        return self.calibrator.log_probabilities(z.reshape(-1, z.shape[-1])).reshape(z.shape)
 
     def with_defaults(self, options: UncertaintyOptions) -> Uncertainty:
         """A copy with the default decisions of other options."""

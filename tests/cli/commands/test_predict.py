@@ -155,3 +155,31 @@ def test_another_encoder_is_refused(squares, model, tmp_path, run):
     result = run("predict", folder, squares / "red" / "0.png", "--encoder", "toy")
     assert result.exit_code == 1
     assert "Give the encoder it was fitted with" in result.stderr
+
+
+def scores(result):
+    assert result.exit_code == 0, result.stderr
+    return [{one["label"]: one["score"] for one in record["top"]} for record in records(result)]
+
+
+def test_adaptation_changes_answers_and_its_stream_goes_over_all_chunks(squares, model, run):
+    plain = scores(run("predict", model, squares, "--top", 3, "--json"))
+    whole = scores(run("predict", model, squares, "--top", 3, "--json", "--adapt", "tda"))
+    parts = scores(run("predict", model, squares, "--top", 3, "--json", "--adapt", "tda", "--batch-size", 1))
+    assert whole[0] == pytest.approx(plain[0]) and whole[-1] != pytest.approx(plain[-1])
+    for one, other in zip(whole, parts, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_views_vote(squares, model, run):
+    plain = scores(run("predict", model, squares, "--top", 3, "--json"))
+    voted = scores(run("predict", model, squares, "--top", 3, "--json", "--views", 4))
+    assert voted != plain and len(voted) == 12
+    assert run("predict", model, squares, "--views", 0).exit_code == 2
+
+
+def test_an_exported_file_has_no_views(tmp_path, squares, run):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"")
+    result = run("predict", path, squares, "--views", 4)
+    assert result.exit_code == 1 and "leave --views out" in result.stderr

@@ -19,7 +19,7 @@ from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import Output
 from clipadapter.cli.uncertainty_options import DecisionArguments
-from clipadapter.errors import ArtifactError, DataError, ImageError, MissingExtraError, needs_training
+from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, MissingExtraError, needs_training
 from clipadapter.files import IMAGE_SUFFIXES, quote_path
 from clipadapter.formats import is_exported
 from clipadapter.formatting import describe_unreadable
@@ -43,19 +43,35 @@ class PredictRequest:
     model: Path
     inputs: Sequence[str]
     top: int
+    adapt: str | None
+    views: int
     decisions: DecisionArguments
     encoder: ModelEncoderOptions
     out: Output
 
     def options(self, uncertainty: Uncertainty, class_names: Sequence[str]) -> dict[str, Any]:
-        """Return the keyword arguments of ``classify``, checked."""
-        return {"top": self.top, **self.decisions.check(uncertainty, class_names, self.out)}
+        """Return the keyword arguments of ``classify``, checked. All calls with them share one cache of ``adapt``."""
+        cache = uncertainty.open_cache(self.adapt, len(class_names))
+        return {"top": self.top, "adapt": cache, **self.decisions.check(uncertainty, class_names, self.out)}
 
 
 @cli_command("clipadapter predict model/ photo.jpg more/ --top 3 --json", Section.START, 3)
 @click.argument("model", type=FOLDER)
 @click.argument("inputs", metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True)
 @click.option("--top", type=COUNT, metavar="K", default=1, help="Number of classes to print for each picture.")
+@click.option(
+    "--adapt",
+    type=click.Choice(["tda"]),
+    help="Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order matters.",
+)
+@click.option(
+    "--views",
+    type=COUNT,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
+)
 @strict_option
 @option_group("decisions", DecisionArguments)
 @option_group("encoder", ModelEncoderOptions)
@@ -64,6 +80,8 @@ def command(
     model: Path,
     inputs: tuple[str, ...],
     top: int,
+    adapt: str | None,
+    views: int,
     strict: bool,
     decisions: DecisionArguments,
     encoder: ModelEncoderOptions,
@@ -79,7 +97,7 @@ def command(
     labels (the set of --coverage) and error.
     """
     n_pictures = n_readable = 0
-    for prediction, width in _predict(PredictRequest(model, inputs, top, decisions, encoder, out)):
+    for prediction, width in _predict(PredictRequest(model, inputs, top, adapt, views, decisions, encoder, out)):
         n_pictures += 1
         n_readable += prediction.error is None
         if prediction.error is not None:
@@ -147,7 +165,8 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
     is_hidden = not request.out.progress or sys.stdout.isatty()  # no bar between predictions on a terminal
     with tqdm(desc="pictures", unit="img", disable=is_hidden) as bar:
         while chunk := list(islice(pictures, BATCHES_PER_CHUNK * classifier.batch_size)):
-            yield from _with_width(classifier.classify(chunk, **options), classifier.class_names_)
+            predictions = classifier.classify(chunk, views=request.views, **options)
+            yield from _with_width(predictions, classifier.class_names_)
             bar.update(len(chunk))
     if request.encoder.is_default:
         classifier.make_quick(request.model)
@@ -157,6 +176,11 @@ def _predict_exported(request: PredictRequest) -> Iterator[tuple[Prediction, int
     """Yield the predictions of an exported file."""
     from clipadapter.runtime import DEFAULT_BATCH_SIZE
 
+    if request.views > 1:
+        raise InputError(
+            f"{request.model.name} is an exported file, which looks at the plain picture only: leave --views out, or "
+            "give the folder of the saved model"
+        )
     predictor = request.encoder.open_exported(request.model)
     options = request.options(predictor.uncertainty, predictor.class_names)
     is_hidden = not request.out.progress or sys.stdout.isatty()
@@ -175,7 +199,7 @@ def _open_quick(request: PredictRequest) -> QuickModel | None:
     """Open the model without torch, if the inputs are a few picture files and all options have their defaults."""
     from clipadapter.runtime.quick import open_quick
 
-    if not request.encoder.is_default or len(request.inputs) > MAX_QUICK_PICTURES:
+    if not request.encoder.is_default or request.views > 1 or len(request.inputs) > MAX_QUICK_PICTURES:
         return None
     if any(Path(text).suffix.lower() not in IMAGE_SUFFIXES for text in request.inputs):
         return None

@@ -1,0 +1,254 @@
+"""TDA: a cache of confident and of uncertain pictures of the stream changes the answers to later ones.
+
+Paper: Karmanov et al., CVPR 2024, https://arxiv.org/abs/2403.18293, equations 3 to 8. Code: kdiAAA/TDA (MIT).
+
+A picture has a unit feature f, logits l, probabilities p = softmax(l), entropy h of p in nats and a pseudo-label, the
+class of the largest logit. The positive cache holds, for each pseudo-label, the features of lowest entropy. The
+negative cache does the same for pictures of middling entropy, each with the classes that it hardly excludes. Then
+
+    logits = l + sum over positive items of alpha exp(-beta (1 - f . key)) onehot(pseudo-label)
+               - sum over negative items of alpha' exp(-beta' (1 - f . key)) [low < p of the item < high]
+
+As in the code: the bounds of the entropy are compared with h / log2(c), at most ln 2; a picture enters the cache
+before its own answer is made, and so votes for its own pseudo-label; terms are sums, not means.
+
+For any head, l are its calibrated log-probabilities, so that entropies are those of honest probabilities and the
+weights are in nats. Two settings differ from the code's then; both were chosen on development sets. A picture is
+answered before it enters the cache: its vote for its own pseudo-label changes no class and makes it overconfident. The
+positive weight is 0.5 in place of 2, since the probabilities of a fitted head need less correction than those of
+class text. `TdaSettings.official` are the authors' settings for ImageNet; those of other data sets were set on their
+test parts.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from clipadapter.errors import InputError
+from clipadapter.prediction import softmax
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TdaSettings:
+    """Settings of `TdaCache`; the defaults are for calibrated log-probabilities of any head.
+
+    Args:
+        positive_size: items of each class in the positive cache.
+        positive_alpha: weight of the positive term, in units of the logits.
+        positive_beta: how fast an item's weight falls with the distance of its feature.
+        negative_size: items of each class in the negative cache.
+        negative_alpha: weight of the negative term, in units of the logits.
+        negative_beta: as ``positive_beta``.
+        entropy_range: a picture enters the negative cache if its entropy over log2(c) is between these.
+        probability_range: an item of the negative cache speaks against the classes whose probability is between these.
+        counts_itself: whether a picture enters the cache before its own answer is made, as in the authors' code.
+        view_share: share of the views of a picture that are used, those of lowest entropy.
+    """
+
+    positive_size: int = 3
+    positive_alpha: float = 0.5
+    positive_beta: float = 5.0
+    negative_size: int = 2
+    negative_alpha: float = 0.117
+    negative_beta: float = 1.0
+    entropy_range: tuple[float, float] = (0.2, 0.5)
+    probability_range: tuple[float, float] = (0.03, 1.0)
+    counts_itself: bool = False
+    view_share: float = 0.1
+
+    @classmethod
+    def official(cls) -> Self:
+        """The authors' settings for ImageNet, for logits 100 cos(f, text of the class)."""
+        return cls(positive_alpha=2.0, counts_itself=True)
+
+
+class TdaCache:
+    """The state of TDA for one stream of pictures. Its methods may be called from several threads.
+
+    The answers depend on the order of the pictures, and on nothing else: there is no randomness.
+
+    Args:
+        n_classes: c.
+        settings: capacities, weights and bounds.
+
+    >>> cache = TdaCache(2)
+    >>> features = np.array([[1.0, 0.0], [1.0, 0.0]])
+    >>> cache.adapt(features, np.array([[4.0, 0.0], [0.0, 0.1]])).round(2)
+    array([[4. , 0. ],
+           [0.5, 0.1]])
+    >>> len(cache), cache.max_bytes(width=2)
+    (2, 192)
+    """
+
+    def __init__(self, n_classes: int, settings: TdaSettings | None = None) -> None:
+        if n_classes < 2:
+            raise InputError(f"a cache needs 2 classes or more, but got {n_classes}")
+        self.n_classes, self.settings = n_classes, settings or TdaSettings()
+        self._lock = threading.Lock()
+        self._positive: _Items | None = None
+        self._negative: _Items | None = None
+
+    def __len__(self) -> int:
+        """Number of items in both caches."""
+        return sum(len(items) for items in (self._positive, self._negative) if items is not None)
+
+    @property
+    def max_items(self) -> int:
+        """Largest number of items, however long the stream is."""
+        return self.n_classes * (self.settings.positive_size + self.settings.negative_size)
+
+    def reset(self) -> int:
+        """Forget all pictures; returns the number of items that were forgotten."""
+        with self._lock:
+            forgotten = len(self)
+            self._positive = self._negative = None
+        return forgotten
+
+    def max_bytes(self, width: int, item_bytes: int = 4) -> int:
+        """Largest number of bytes that the caches take, however long the stream is.
+
+        Args:
+            width: of a feature.
+            item_bytes: of a number; 4 if the features are float32.
+        """
+        mask_items = self.n_classes * self.settings.negative_size * self.n_classes
+        return item_bytes * (self.max_items * width + mask_items) + 8 * self.max_items
+
+    def adapt(self, features: Array, logits: Array) -> Array:
+        """Change the logits of pictures, one after the other, and remember the pictures.
+
+        Args:
+            features: (n, d) of any length, in the order of the stream.
+            logits: (n, c) whose softmax is a probability.
+
+        Returns:
+            (n, c) in float64.
+
+        Raises:
+            InputError: if the shapes don't fit each other or the earlier pictures.
+        """
+        z = np.asarray(logits, np.float64)
+        f = self._unit_features(features, z.shape[:-1])
+        p = softmax(z)
+        return self._adapt_rows(f, z, p)
+
+    def adapt_views(self, features: Array, logits: Array) -> Array:
+        """As `adapt`, from several views of each picture, of which the most confident ones are used.
+
+        Args:
+            features: (n, v, d).
+            logits: (n, v, c).
+
+        Returns:
+            (n, c) in float64, one row for each picture.
+
+        Raises:
+            InputError: as `adapt`.
+        """
+        z = np.asarray(logits, np.float64)
+        f = self._unit_features(features, z.shape[:-1])
+        n, v, c = z.shape
+        p = softmax(z.reshape(n * v, c)).reshape(n, v, c)
+        best = np.argsort(entropy(p), axis=1, kind="stable")[:, : max(1, int(self.settings.view_share * v))]
+        rows = np.arange(n)[:, None]
+        # The mean of unit features is not made a unit feature again, as in the authors' code.
+        return self._adapt_rows(f[rows, best].mean(axis=1), z[rows, best].mean(axis=1), p[rows, best].mean(axis=1))
+
+    def _unit_features(self, features: Array, leading: tuple[int, ...]) -> Array:
+        """Features as unit rows, in float32 unless they are float64."""
+        f = np.asarray(features)
+        f = f if f.dtype in (np.float32, np.float64) else f.astype(np.float32)
+        width = f.shape[-1] if self._positive is None else self._positive.keys.shape[-1]
+        if f.shape != (*leading, width):
+            raise InputError(f"features must be {(*leading, width)} for these logits and this cache, got {f.shape}")
+        # A picture without a direction is as far from all keys as one at a right angle.
+        return np.asarray(f / np.maximum(np.linalg.norm(f, axis=-1, keepdims=True), np.finfo(f.dtype).tiny))
+
+    def _adapt_rows(self, features: Array, logits: Array, probabilities: Array) -> Array:
+        if logits.shape[1] != self.n_classes:
+            raise InputError(f"this cache is for {self.n_classes} classes, but the logits are {logits.shape}")
+        adapted = np.empty_like(logits)
+        entropies = entropy(probabilities)
+        with self._lock:
+            for i in range(len(logits)):
+                step = (features[i], probabilities[i], float(entropies[i]), int(logits[i].argmax()))
+                if self.settings.counts_itself:
+                    self._remember(*step)
+                adapted[i] = logits[i] + self._terms(features[i])
+                if not self.settings.counts_itself:
+                    self._remember(*step)
+        return adapted
+
+    def _remember(self, feature: Array, probabilities: Array, own_entropy: float, pseudo_label: int) -> None:
+        """Put a picture into the caches that take it."""
+        s, c = self.settings, self.n_classes
+        if self._positive is None or self._negative is None:
+            self._positive = _Items(c, s.positive_size, len(feature), 0, feature.dtype)
+            self._negative = _Items(c, s.negative_size, len(feature), c, feature.dtype)
+        self._positive.add(pseudo_label, own_entropy, feature)
+        # Nats over a logarithm of base 2, as in the authors' code: the largest value is ln 2.
+        if s.entropy_range[0] < own_entropy / np.log2(c) < s.entropy_range[1]:
+            low, high = s.probability_range
+            self._negative.add(pseudo_label, own_entropy, feature, (low < probabilities) & (probabilities < high))
+
+    def _terms(self, feature: Array) -> Array:
+        """What both caches add to the logits of a picture (c,)."""
+        s = self.settings
+        if self._positive is None or self._negative is None:
+            return np.zeros(self.n_classes)
+        positive = s.positive_alpha * self._positive.affinities(feature, s.positive_beta).sum(axis=1)
+        used = self._negative.used
+        weights = self._negative.affinities(feature, s.negative_beta)[used]
+        return np.asarray(positive - s.negative_alpha * (weights @ self._negative.masks[used]), np.float64)
+
+
+class _Items:
+    """The items of one cache: for each class a few features, those of lowest entropy.
+
+    Args:
+        n_classes: c.
+        size: s, items of each class.
+        width: d, of a feature.
+        mask_width: of the mask of an item.
+        dtype: of features and masks.
+    """
+
+    def __init__(self, n_classes: int, size: int, width: int, mask_width: int, dtype: Any) -> None:
+        self.keys = np.zeros((n_classes, size, width), dtype)
+        self.masks = np.zeros((n_classes, size, mask_width), dtype)
+        self._entropies = np.full((n_classes, size), np.inf)  # ascending; infinite where there is no item
+
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """(c, s), whether there is an item."""
+        return np.isfinite(self._entropies)
+
+    def __len__(self) -> int:
+        return int(self.used.sum())
+
+    def add(self, k: int, own_entropy: float, key: Array, mask: Array | float = 0.0) -> None:
+        """Add an item to class k; the last one leaves. Refused if its entropy is not below that of the last one."""
+        place = int(np.searchsorted(self._entropies[k], own_entropy, side="right"))
+        for array, value in ((self._entropies, own_entropy), (self.keys, key), (self.masks, mask)):
+            row = array[k]
+            if place < len(row):
+                row[place + 1 :] = row[place:-1].copy()
+                row[place] = value
+
+    def affinities(self, feature: Array, beta: float) -> Array:
+        """(c, s) weights of the items for a picture; 0 where there is no item."""
+        return np.asarray(np.exp(-beta * (1 - self.keys @ feature)) * self.used)
+
+
+def entropy(probabilities: Array) -> Array:
+    """Entropy in nats of probabilities (..., c)."""
+    p = np.asarray(probabilities, np.float64)
+    return -(p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(axis=-1)

@@ -1,0 +1,85 @@
+"""ZERO: confident views of one picture vote for its class.
+
+Paper: Farina et al., NeurIPS 2024, https://arxiv.org/abs/2405.18330. Code: FarinaMatteo/zero (MIT).
+
+Of all views of a picture those of lowest entropy are kept. Each of them votes for its most probable class, which is the
+softmax at temperature zero, and the class with most votes wins. Of several such classes the one wins that the next
+views vote for, in the order of their entropy.
+
+Differences from the code: it takes the next views in the order in which they were made, since it sorts only those that
+it keeps. The votes of a few views give most classes a probability of 0, so one more vote is shared out by the mean
+probabilities of the kept views.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.adaptation.tda import entropy
+from clipadapter.errors import InputError
+
+Array = NDArray[Any]
+KEPT_SHARE = 0.3
+"""Share of the views that vote, rounded down. The paper's first version has 0.1, the authors' code 0.3."""
+
+
+def count_votes(log_probabilities: Array, share: float = KEPT_SHARE) -> NDArray[np.int64]:
+    """Votes for each class; a tie is broken by one more vote.
+
+    Args:
+        log_probabilities: (n, v, c) of v views of n pictures.
+        share: of the views that vote; at least one view votes.
+
+    Returns:
+        (n, c). One class has more votes than each of the others.
+
+    Raises:
+        InputError: if the share is not above 0 and at most 1, or the shape is another.
+
+    >>> views = np.log([[[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]])
+    >>> count_votes(views, 0.5)  # the first two views; the third one breaks the tie
+    array([[2, 1]])
+    """
+    z = np.asarray(log_probabilities, np.float64)
+    if z.ndim != 3 or not z.shape[1] or not 0 < share <= 1:
+        raise InputError(f"log-probabilities must be (n, v, c) and the share in (0, 1], got {z.shape} and {share}")
+    n_kept = _count_kept(z.shape[1], share)
+    return np.array([_count_votes(rows, n_kept) for rows in _sort_views(z)], np.int64).reshape(len(z), z.shape[2])
+
+
+def vote(log_probabilities: Array, share: float = KEPT_SHARE) -> NDArray[np.float64]:
+    """Probabilities (n, c) from the votes; see `count_votes`.
+
+    >>> vote(np.log([[[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]]), 0.7).round(2)
+    array([[0.95, 0.05]])
+    """
+    z = np.asarray(log_probabilities, np.float64)
+    votes = count_votes(z, share)
+    kept = _sort_views(z)[:, : _count_kept(z.shape[1], share)]
+    shared = votes + np.exp(kept).mean(axis=1)
+    return np.asarray(shared / shared.sum(axis=1, keepdims=True))
+
+
+def _count_kept(n_views: int, share: float) -> int:
+    # 0.7 * 10 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996.
+    return max(1, int(share * n_views + 1e-9))
+
+
+def _sort_views(z: Array) -> Array:
+    """The views of each picture (n, v, c), those of lowest entropy first."""
+    order = np.argsort(entropy(np.exp(z)), axis=1, kind="stable")
+    return np.asarray(z[np.arange(len(z))[:, None], order])
+
+
+def _count_votes(rows: Array, n_kept: int) -> NDArray[np.int64]:
+    """Votes (c,) of the sorted views (v, c) of one picture."""
+    choices = rows.argmax(axis=1)
+    votes = np.bincount(choices[:n_kept], minlength=rows.shape[1])
+    tied = np.flatnonzero(votes == votes.max())
+    if len(tied) > 1:
+        more = [int(k) for k in choices[n_kept:] if k in tied]
+        votes[more[0] if more else tied[rows[0, tied].argmax()]] += 1
+    return votes

@@ -1,0 +1,78 @@
+"""From features to answers: logits of the heads, calibrated probabilities, decisions, and test-time adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.adaptation import TdaCache
+from clipadapter.errors import ArtifactError, InputError, brief
+from clipadapter.features import ViewSpec
+from clipadapter.heads import Head
+from clipadapter.uncertainty import Answers, Uncertainty
+
+
+def answer_features(
+    head: Head,
+    fold_heads: Sequence[Head],
+    uncertainty: Uncertainty,
+    features: NDArray[Any],
+    width: int,
+    decision: Mapping[str, Any],
+    adapt: str | TdaCache | None = None,
+) -> Answers:
+    """Probabilities and decisions for pictures.
+
+    Args:
+        head: fitted head.
+        fold_heads: heads without one fold each, for CV+ prediction sets.
+        uncertainty: of the model.
+        features: (m, v, d) of v views of each picture, of which the first one is the plain picture.
+        width: of the block ``final``, the first columns.
+        decision: decisions for these pictures in place of the default ones.
+        adapt: test-time adaptation; see `FewShotClassifier.classify`.
+
+    Raises:
+        ArtifactError: if a logit is not finite.
+        InputError: if a decision needs what was not learned, or the model can't be adapted.
+    """
+    plain, final = features[:, 0], features[..., :width]
+    options = uncertainty.decisions.with_changes(decision)
+    fold_logits = [finite_logits(each, plain) for each in fold_heads]
+    logits = finite_logits(head, plain)
+    cache = uncertainty.open_cache(adapt, logits.shape[1])
+    adapted = None
+    if features.shape[1] > 1:
+        view_logits = finite_logits(head, features.reshape(-1, features.shape[2])).reshape(*features.shape[:2], -1)
+        adapted = uncertainty.vote(view_logits) if cache is None else uncertainty.adapt(cache, final, view_logits)
+    elif cache is not None:
+        adapted = uncertainty.adapt(cache, final[:, 0], logits)
+    return uncertainty.answer(logits, final[:, 0], options, fold_logits, adapted=adapted)
+
+
+def finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:
+    """Compute the logits (m, c) of features (m, d).
+
+    Raises:
+        ArtifactError: if one is not finite. Finite weights of a damaged model may overflow.
+    """
+    logits = head.logits(features)
+    if not np.isfinite(logits).all():
+        raise ArtifactError(
+            f"the model's arrays give scores that are not finite ({type(head).__name__}): copy it again, or fit again"
+        )
+    return logits
+
+
+def prediction_views(count: int, seed: int) -> ViewSpec:
+    """The views of a picture that is predicted, with the crops of ZERO and TPT.
+
+    Raises:
+        InputError: if the number is below 1.
+    """
+    if type(count) is not int or count < 1:
+        raise InputError(f"views of a prediction must be 1 (the plain picture) or more, but got {brief(count)}")
+    return ViewSpec.from_crop("coop", count, seed)

@@ -1,0 +1,158 @@
+"""TDA gives what the authors' code gave, is the paper's formula, and takes bounded memory."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from clipadapter.adaptation import TdaCache, TdaSettings, create_cache
+from clipadapter.errors import InputError, UnknownNameError
+
+GOLDEN = load_file(Path(__file__).parent / "golden" / "tda.safetensors")
+OFFICIAL = TdaSettings.official()
+RUNS = {
+    "both": OFFICIAL,
+    "pos": replace(OFFICIAL, negative_size=0),
+    "neg": replace(OFFICIAL, positive_size=0, negative_alpha=3.0),
+}
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def clip_logits(features):
+    return 100 * unit(features) @ GOLDEN["text_unit"].astype(features.dtype).T
+
+
+def toy(n=60, c=4, d=8, seed=0):
+    """Features and log-probabilities of a stream, some of which are nearly certain and some are not."""
+    rng = np.random.default_rng(seed)
+    means = rng.standard_normal((c, d))
+    x = means[rng.integers(c, size=n)] + rng.standard_normal((n, d))
+    z = 2 * unit(x) @ unit(means).T * rng.uniform(0.5, 4, (n, 1))
+    return x, z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_logits_of_the_authors_code_in_float64(run):
+    x = GOLDEN["stream_raw"].astype(np.float64)
+    adapted = TdaCache(6, RUNS[run]).adapt(x, clip_logits(x))
+    np.testing.assert_allclose(adapted, GOLDEN[f"f64_logits_{run}"], rtol=1e-9)
+
+
+def test_logits_of_the_authors_code_in_float32():
+    x = GOLDEN["stream_raw"]
+    np.testing.assert_allclose(TdaCache(6, OFFICIAL).adapt(x, clip_logits(x)), GOLDEN["logits_both"], rtol=0, atol=2e-4)
+
+
+def test_views_of_the_authors_code():
+    settings = replace(OFFICIAL, entropy_range=(0.05, 0.6))
+    for prefix, dtype, tolerance in (("f64_", np.float64, 3.7e-8), ("", np.float32, 7.6e-5)):
+        x = GOLDEN["views_raw"].astype(dtype)
+        adapted = TdaCache(6, settings).adapt_views(x, clip_logits(x))
+        np.testing.assert_allclose(adapted, GOLDEN[f"{prefix}logits_views"], rtol=1e-9, atol=tolerance)
+
+
+def adapted_by_loops(x, z, s):
+    """The formula, with lists: answer first, then remember."""
+    c = z.shape[1]
+    positive, negative, answers = [[] for _ in range(c)], [[] for _ in range(c)], []
+    for f, row in zip(unit(x), z, strict=True):
+        p = np.exp(row) / np.exp(row).sum()
+        h = -sum(q * np.log(q) for q in p)
+        answer = row.copy()
+        for k in range(c):
+            for _, key in positive[k]:
+                answer[k] += s.positive_alpha * np.exp(-s.positive_beta * (1 - f @ key))
+            for _, key, against in negative[k]:
+                answer -= s.negative_alpha * np.exp(-s.negative_beta * (1 - f @ key)) * against
+        answers.append(answer)
+        k = int(row.argmax())
+        items = [(positive, s.positive_size, (h, f))]
+        if s.entropy_range[0] < h / np.log2(c) < s.entropy_range[1]:
+            against = np.array([s.probability_range[0] < q < s.probability_range[1] for q in p], float)
+            items.append((negative, s.negative_size, (h, f, against)))
+        for cache, size, item in items:
+            if len(cache[k]) < size or h < cache[k][-1][0]:
+                cache[k] = sorted([*cache[k][: size - 1], item], key=lambda one: one[0])
+    return np.array(answers)
+
+
+def test_defaults_answer_before_they_remember():
+    x, z = toy()
+    settings = TdaSettings()
+    expected = adapted_by_loops(x, z, settings)
+    np.testing.assert_allclose(TdaCache(4).adapt(x, z), expected, rtol=1e-9)
+    assert np.abs(expected - z).max() > 0.3  # both caches are in use
+    only_positive = TdaCache(4, replace(settings, negative_size=0)).adapt(x, z)
+    assert np.abs(only_positive - expected).max() > 0.01
+
+
+def test_the_first_picture_keeps_its_logits():
+    x, z = toy()
+    np.testing.assert_array_equal(TdaCache(4).adapt(x[:1], z[:1]), z[:1])
+
+
+def test_parts_of_a_stream_are_answered_as_the_whole():
+    x, z = toy()
+    cache = TdaCache(4)
+    parts = [cache.adapt(x[rows], z[rows]) for rows in (slice(0, 7), slice(7, 7), slice(7, 60))]
+    np.testing.assert_allclose(np.concatenate(parts), TdaCache(4).adapt(x, z), rtol=1e-12)
+
+
+def test_a_reset_begins_again():
+    x, z = toy()
+    cache = TdaCache(4)
+    first = cache.adapt(x, z)
+    assert cache.reset() > 0 and len(cache) == 0
+    np.testing.assert_array_equal(cache.adapt(x, z), first)
+
+
+def test_memory_does_not_grow_beyond_its_bound():
+    x, z = toy(n=400, d=16)
+    cache = TdaCache(4)
+    cache.adapt(x.astype(np.float32), z)
+    assert len(cache) <= cache.max_items == 4 * (3 + 2)
+    arrays = [vars(items)[name] for items in (cache._positive, cache._negative) for name in vars(items)]
+    assert sum(array.nbytes for array in arrays) == cache.max_bytes(width=16)
+
+
+def test_threads_share_a_cache():
+    x, z = toy(n=200)
+    cache = TdaCache(4)
+    threads = [threading.Thread(target=cache.adapt, args=(x[i::4], z[i::4])) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    # Whatever the order, the positive cache has the three lowest entropies of each pseudo-label.
+    h = -(np.exp(z) * z).sum(axis=1)
+    for k in range(4):
+        np.testing.assert_allclose(cache._positive._entropies[k], np.sort(h[z.argmax(axis=1) == k])[:3])
+
+
+def test_a_picture_without_a_direction_gives_finite_logits():
+    x, z = toy(n=4)
+    assert np.isfinite(TdaCache(4).adapt(np.zeros_like(x), z)).all()
+
+
+def test_other_shapes_are_refused():
+    x, z = toy(n=4)
+    cache = TdaCache(4)
+    cache.adapt(x, z)
+    for features, logits in ((x[:, :5], z), (x[:2], z), (x, z[:, :3])):
+        with pytest.raises(InputError):
+            cache.adapt(features, logits)
+    with pytest.raises(InputError, match="2 classes or more"):
+        TdaCache(1)
+
+
+def test_a_wrong_name_is_refused():
+    with pytest.raises(UnknownNameError, match="tad"):
+        create_cache("tad", 3)
+    cache = TdaCache(3)
+    assert create_cache(cache, 3) is cache

@@ -1,0 +1,65 @@
+"""ZERO counts the votes of confident views."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from clipadapter.adaptation import count_votes, vote
+from clipadapter.errors import InputError
+
+
+def log_probabilities(*rows):
+    return np.log(np.array([rows]))
+
+
+def votes_by_loops(views, n_kept):
+    """Sort by entropy, count the first ones; the next ones break a tie."""
+    views = sorted(views, key=lambda p: -sum(q * np.log(q) for q in p))
+    choices = [max(range(len(p)), key=lambda k: p[k]) for p in views]
+    votes = Counter(choices[:n_kept])
+    tied = [k for k in votes if votes[k] == max(votes.values())]
+    if len(tied) > 1:
+        more = [k for k in choices[n_kept:] if k in tied]
+        votes[more[0] if more else max(tied, key=lambda k: views[0][k])] += 1
+    return [votes[k] for k in range(len(views[0]))]
+
+
+@pytest.mark.parametrize(("share", "n_kept"), [(0.1, 1), (0.3, 3), (0.5, 5), (0.7, 7), (1.0, 10)])
+def test_votes_are_those_of_plain_loops(share, n_kept):
+    p = np.random.default_rng(0).dirichlet([0.6] * 4, (50, 10))
+    expected = [votes_by_loops(list(views), n_kept) for views in p]
+    np.testing.assert_array_equal(count_votes(np.log(p), share), expected)
+    assert sum(np.sort(row)[-1] == np.sort(row)[-2] for row in np.array(expected)) == 0
+
+
+def test_a_tie_is_broken_by_the_next_confident_view():
+    two = log_probabilities([0.97, 0.03], [0.04, 0.96], [0.2, 0.8], [0.6, 0.4])
+    np.testing.assert_array_equal(count_votes(two, 0.5), [[1, 2]])
+
+
+def test_without_a_next_view_the_most_confident_one_decides():
+    np.testing.assert_array_equal(count_votes(log_probabilities([0.2, 0.8], [0.9, 0.1]), 1.0), [[2, 1]])
+
+
+def test_the_class_with_most_votes_is_the_most_probable_one():
+    p = np.random.default_rng(1).dirichlet([0.6] * 5, (80, 16))
+    votes, probabilities = count_votes(np.log(p)), vote(np.log(p))
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), votes.argmax(axis=1))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    assert (probabilities > 0).all()
+
+
+def test_one_more_vote_is_shared_out_by_the_mean_of_the_kept_views():
+    two = log_probabilities([0.9, 0.1], [0.8, 0.2], [0.4, 0.6])
+    np.testing.assert_allclose(vote(two, 0.7), [[(2 + 0.85) / 3, 0.15 / 3]])
+
+
+def test_no_picture_gives_no_row():
+    assert vote(np.zeros((0, 3, 2))).shape == count_votes(np.zeros((0, 3, 2))).shape == (0, 2)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
+def test_a_share_out_of_range_is_refused(share):
+    with pytest.raises(InputError, match="share"):
+        count_votes(np.zeros((1, 3, 2)), share)
