@@ -9,13 +9,15 @@ from clipadapter.adaptation.tda import TdaCache, TdaSettings
 from clipadapter.adaptation.zero import count_votes, vote
 from clipadapter.registry import unknown
 
+Adapt = str | TdaCache | None
+"""A method, a cache that goes on, or None for no adaptation."""
 METHODS = ("tda",)
 """What ``adapt`` of predictions may name."""
 
-__all__ = ["METHODS", "TdaCache", "TdaSettings", "count_votes", "create_cache", "vote"]
+__all__ = ["METHODS", "Adapt", "TdaCache", "TdaSettings", "count_votes", "create_cache", "vote"]
 
 
-def create_cache(adapt: str | TdaCache | None, n_classes: int) -> TdaCache | None:
+def create_cache(adapt: Adapt, n_classes: int) -> TdaCache | None:
     """A new cache for a stream of pictures, or the given one.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.adaptation import TdaCache
+from clipadapter.adaptation import Adapt
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.features import ViewSpec
 from clipadapter.heads import Head
@@ -22,7 +22,7 @@ def answer_features(
     features: NDArray[Any],
     width: int,
     decision: Mapping[str, Any],
-    adapt: str | TdaCache | None = None,
+    adapt: Adapt = None,
 ) -> Answers:
     """Probabilities and decisions for pictures.
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from clipadapter.adaptation import TdaCache
+from clipadapter.adaptation import Adapt
 from clipadapter.classifier import edit, hub, quick
 from clipadapter.classifier.answers import answer_features, finite_logits, prediction_views
 from clipadapter.classifier.deduplicate import ConflictRule
@@ -549,9 +549,7 @@ class FewShotClassifier:
         """
         return self.uncertainty_.probabilities(self.logits(images))
 
-    def predict(
-        self, images: Pictures, *, adapt: str | TdaCache | None = None, views: int = 1, **decision: Any
-    ) -> list[Any]:
+    def predict(self, images: Pictures, *, adapt: Adapt = None, views: int = 1, **decision: Any) -> list[Any]:
         """Predict the class name of each picture.
 
         >>> import numpy as np
@@ -586,17 +584,15 @@ class FewShotClassifier:
         return [None if no else names[i] for i, no in zip(answers.best, answers.rejected, strict=True)]
 
     def classify(
-        self, images: Pictures, top: int = 5, *, adapt: str | TdaCache | None = None, views: int = 1, **decision: Any
+        self, images: Pictures, top: int = 5, *, adapt: Adapt = None, views: int = 1, **decision: Any
     ) -> list[Prediction]:
         """Predict one `Prediction` per picture, in order. An unreadable picture gives a prediction with an error.
 
         Args:
             images: as for `predict`; one picture gives a list of one prediction.
             top: number of classes to list.
-            adapt: "tda" lets earlier pictures of this call change the answers to later ones; a
-                `clipadapter.adaptation.TdaCache` goes on from call to call.
-            views: number of views of each picture, the plain one included. The most confident ones vote for the class,
-                or are averaged with ``adapt``.
+            adapt: "tda": earlier pictures of the call change later answers. A `TdaCache` goes on from call to call.
+            views: of each picture, the plain one included. Confident ones vote, or are averaged with ``adapt``.
             decision: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of
                 `UncertaintyOptions`; None turns one off.
 
@@ -989,10 +985,7 @@ class FewShotClassifier:
             return text
         return text.with_prompts(self._encode_prompts({name: prompts[name] for name in text.labels}).prompts)
 
-    def _answer(
-        self, features: NDArray[Any], decision: Mapping[str, Any], adapt: str | TdaCache | None = None
-    ) -> Answers:
-        self._check_fitted()
+    def _answer(self, features: NDArray[Any], decision: Mapping[str, Any], adapt: Adapt) -> Answers:
         width, uncertainty = self.encoder_.info.text_dim, self.uncertainty_
         return answer_features(self.head_, self.fold_heads_, uncertainty, features, width, decision, adapt)
 

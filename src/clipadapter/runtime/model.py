@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.adaptation import TdaCache
+from clipadapter.adaptation import Adapt, TdaCache
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name
 from clipadapter.data.pictures import Pictures, list_pictures
@@ -131,7 +131,7 @@ class RuntimeModel(ABC):
             [spec.to_square(images[min_side]) for spec, min_side in zip(self.inputs, min_sides, strict=True)]
         )
 
-    def open_cache(self, adapt: str | TdaCache | None) -> TdaCache | None:
+    def open_cache(self, adapt: Adapt) -> TdaCache | None:
         """A cache for `adapt`; see `Uncertainty.open_cache`."""
         return self.uncertainty.open_cache(adapt, len(self.class_names))
 
@@ -159,9 +159,7 @@ class RuntimeModel(ABC):
         columns = outputs.ood_score_parts
         return self.uncertainty.answer(outputs.logits, outputs.features, options, columns=columns, adapted=adapted)
 
-    def classify(
-        self, images: Pictures, top: int = 5, *, adapt: str | TdaCache | None = None, **decisions: Any
-    ) -> list[Prediction]:
+    def classify(self, images: Pictures, top: int = 5, *, adapt: Adapt = None, **decisions: Any) -> list[Prediction]:
         """One prediction per picture, in their order; see `FewShotClassifier.classify`. There are no ``views``."""
         return list(self.iter_predictions(images, top, adapt=adapt, **decisions))
 
@@ -202,7 +200,7 @@ class RuntimeModel(ABC):
         top: int = 5,
         batch_size: int = DEFAULT_BATCH_SIZE,
         *,
-        adapt: str | TdaCache | None = None,
+        adapt: Adapt = None,
         **decisions: Any,
     ) -> Iterator[Prediction]:
         """Predictions in the order of the pictures, of which a few batches are in memory at a time.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.adaptation import TdaCache, create_cache, vote
+from clipadapter.adaptation import Adapt, TdaCache, create_cache, vote
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.prediction import Prediction, softmax
 from clipadapter.registry import unknown
@@ -201,7 +201,7 @@ class Uncertainty:
         sets = self._sets(calibrated, best, options.coverage, folds)
         return Answers(probabilities, best, ood_scores, rejected, reasons, sets)
 
-    def open_cache(self, adapt: str | TdaCache | None, n_classes: int) -> TdaCache | None:
+    def open_cache(self, adapt: Adapt, n_classes: int) -> TdaCache | None:
         """A cache for test-time adaptation; see `clipadapter.adaptation.create_cache`.
 
         Raises:
