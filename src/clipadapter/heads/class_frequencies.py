@@ -1,0 +1,92 @@
+"""How frequent each class is among pictures without labels, estimated by a head's logits for them.
+
+Paper: Saerens, Latinne, Decaestecker, Neural Computation 14(1), 2002. Given probabilities p(k | x) of a model for
+which all classes are equally frequent, the likelihood of frequencies r is the product over the pictures of
+sum_k r_k p(k | x), up to a constant. The EM algorithm finds the maximum.
+
+Three parts are ours:
+
+- A bias for each class, as of Alexandari et al., ICML 2020, https://arxiv.org/abs/1901.06852: with it the model
+  predicts all classes equally often for shots that it has not seen. There it is learned on validation data.
+- The Dirichlet prior of the frequencies has the weight of one picture in all.
+- The errors of a model look like unequal frequencies too. So unequal frequencies are compared with equal ones by BIC.
+  The number of parameters is the effective number of classes minus one, so that a few classes are few parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+PRIOR_PICTURES = 1.0
+"""Weight of the Dirichlet prior of the frequencies, in pictures."""
+MAX_EM_STEPS = 200
+EM_TOLERANCE = 1e-5
+"""EM stops when the frequencies change by less than this in all."""
+BIAS_PICTURES = 3.0
+"""Weight of equal frequencies when a bias is learned from shots, in pictures per class."""
+BIAS_STEPS = 20
+
+
+def estimate_frequencies(logits: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Class frequencies (c,) of pictures without labels; they sum to 1.
+
+    They are equal frequencies where the pictures are no evidence against these.
+
+    Args:
+        logits: (m, c) calibrated logits, of a model for which all classes are equally frequent.
+        bias: (c,) added to the logits; see `balancing_bias`.
+
+    >>> logits = torch.tensor([[9.0, 0.0, 0.0]]).repeat(30, 1)
+    >>> estimate_frequencies(logits).round(decimals=2)
+    tensor([0.9800, 0.0100, 0.0100])
+    >>> estimate_frequencies(torch.eye(3).repeat(10, 1)).round(decimals=2)
+    tensor([0.3300, 0.3300, 0.3300])
+    """
+    probabilities = (logits if bias is None else logits + bias).softmax(dim=1).double()
+    m, c = probabilities.shape
+    equal = torch.full_like(probabilities[0], 1 / c)
+    r = equal
+    for _ in range(MAX_EM_STEPS):
+        expected_counts = r * (probabilities.T @ (1 / (probabilities @ r)))
+        previous, r = r, (expected_counts + PRIOR_PICTURES / c) / (m + PRIOR_PICTURES)
+        if float((r - previous).abs().sum()) < EM_TOLERANCE:
+            break
+    gain = float((probabilities @ r).log().sum() - m * math.log(1 / c))
+    penalty = 0.5 * (effective_number(r) - 1) * math.log(max(m, 2))
+    weight = torch.sigmoid(torch.tensor(gain - penalty, dtype=r.dtype))
+    return (weight * r + (1 - weight) * equal).to(logits.dtype)
+
+
+def effective_number(frequencies: Tensor) -> float:
+    """The exponential of the entropy: how many equally frequent classes are as diverse as these frequencies (c,).
+
+    >>> round(effective_number(torch.tensor([0.5, 0.5, 0.0, 0.0])), 3)
+    2.0
+    """
+    return math.exp(float(torch.special.entr(frequencies.double()).sum()))
+
+
+def balancing_bias(logits: Tensor, labels: Tensor) -> Tensor:
+    """Bias (c,) of mean zero with which a model predicts the classes of unseen shots equally often.
+
+    Args:
+        logits: (n, c) logits of shots by fits that did not see them.
+        labels: (n,) class positions. All classes that have shots count equally.
+
+    >>> bias = balancing_bias(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
+    >>> bool(bias[0] < bias[1])
+    True
+    """
+    n, c = logits.shape
+    counts = torch.bincount(labels, minlength=c).to(logits.dtype)
+    weights = (1 / counts[labels]) / (counts > 0).sum()
+    bias = logits.new_zeros(c)
+    for _ in range(BIAS_STEPS):
+        predicted = n * (weights @ (logits + bias).softmax(dim=1))
+        # Half of the Newton step for independent classes, which would not converge for classes that are alike.
+        bias = bias - 0.5 * ((predicted + BIAS_PICTURES) / (n / c + BIAS_PICTURES)).log()
+        bias = bias - bias.mean()
+    return bias

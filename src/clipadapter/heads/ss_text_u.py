@@ -1,0 +1,205 @@
+"""SS-Text-U: closed-form class vectors from text, shots and pictures without labels, assigned by optimal transport.
+
+Paper: Silva-Rodriguez et al., 2026, https://arxiv.org/abs/2603.02959. With unit text t_k, unit features f, logit scale
+s, N shots, n_k of them of class k, M pictures without labels, and class frequencies r:
+
+    a_k = s n_k / (2 N) sum of f over the shots of class k
+    Z   = Sinkhorn(exp(s cos(f_i, w_k)), columns in proportion to r, rows to 1)      (M, c)
+    w_k = a_k + s / M sum_i z_ik f_i + t_k
+
+Z and w are updated in turn; the logits are s cos(x, w). Transport is computed with logarithms, since exp overflows in
+float32 where s is 100.
+Differs from the released code, which `SsTextU.official` is: r is the class frequencies of the pictures without labels,
+estimated by the class vectors of the shots and text (`class_frequencies`), where the code takes those of the shots.
+The first Z is computed with these class vectors too, where the code starts from text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from clipadapter.errors import InputError, brief
+from clipadapter.functional import cosine_logits, unit
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.class_frequencies import balancing_bias, estimate_frequencies
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.ss_text import SsText
+
+MARGINALS = ("estimated", "shots", "uniform")
+STARTS = ("shots", "text")
+MISSING_CLASS_RATIO = 4
+"""A class without shots is taken for less frequent than the least frequent class with shots, by this factor."""
+
+
+@register_head(
+    "ss-text-u",
+    paper="https://arxiv.org/abs/2603.02959",
+    fidelity="verified: `SsTextU.official` gives the logits of the authors' code. The default estimates the class "
+    "frequencies of the pictures without labels, and starts from the shots too.",
+)
+@dataclass(eq=False, repr=False, kw_only=True)
+class SsTextU(Head):
+    """Closed-form class vectors from text, shots and pictures without labels, which may have few of the classes.
+
+    Args:
+        marginal: class frequencies of the pictures without labels: "estimated" from their features, "shots" for those
+            of the shots, "uniform", or one number per class in the order of ``classes_``.
+        start: class vectors of the first assignment: "shots" for those of text and shots, or "text".
+        updates: number of updates of assignments and class vectors; 0 does not use the pictures without labels.
+        rounds: number of Sinkhorn rounds per update; 0 assigns by softmax, without class frequencies.
+        support_weight: weight of the shots; 1 is that of SS-Text.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]], logit_scale=10.0)
+    >>> pictures = [[9.0, 1.0], [8.0, 2.0], [7.0, 6.0], [1.0, 9.0], [2.0, 8.0]]
+    >>> head = SsTextU().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
+    >>> head.predict(pictures)
+    array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
+    """
+
+    needs_text = True
+    transductive = True
+    temperature_prior = (1.9, 1.3, 1.0, 0.9, 0.9)
+
+    marginal: str | Sequence[float] = "estimated"
+    start: str = "shots"
+    updates: int = 3
+    rounds: int = 10
+    support_weight: float = 0.5
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """The method of the released code.
+
+        Args:
+            changes: parameters to override.
+        """
+        return cls(**{"marginal": "shots", "start": "text", **changes})
+
+    def _fit(self, shots: SupportSet) -> None:
+        assert shots.text is not None and shots.unlabelled is not None
+        if self.updates < 0 or self.rounds < 0 or self.support_weight < 0 or self.start not in STARTS:
+            raise InputError(
+                "updates, rounds and support_weight must not be negative, and start must be one of "
+                f"{', '.join(STARTS)}, but is {brief(self.start)}"
+            )
+        pictures = unit(shots.unlabelled)
+        fixed = self.support_weight * labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
+        self.marginal_ = self._class_frequencies(shots, pictures)
+        self.weight_ = solve_class_vectors(
+            shots.text,
+            fixed,
+            pictures,
+            self.marginal_,
+            shots.scale,
+            start=shots.text + fixed if self.start == "shots" else shots.text,
+            updates=self.updates,
+            rounds=self.rounds,
+        )
+        self.scale_ = shots.scale
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
+
+    def _class_frequencies(self, shots: SupportSet, pictures: Tensor) -> Tensor:
+        """Class frequencies (c,) of the pictures (m, d), which sum to 1."""
+        if isinstance(self.marginal, str):
+            if self.marginal not in MARGINALS:
+                raise InputError(
+                    f"marginal must be one of {', '.join(MARGINALS)} or one number per class, but is "
+                    f"{brief(self.marginal)}"
+                )
+            if self.marginal == "estimated":
+                return estimate_pool_frequencies(shots)
+            return class_marginal(shots.counts) if self.marginal == "shots" else class_marginal(0 * shots.counts + 1)
+        marginal = torch.as_tensor(self.marginal, dtype=pictures.dtype)
+        if marginal.shape != (shots.n_classes,) or not (marginal >= 0).all() or not 0 < marginal.sum() < torch.inf:
+            raise InputError(
+                f"marginal must have one number per class, {shots.n_classes} in all, none negative, but is "
+                f"{brief(self.marginal)}"
+            )
+        return marginal / marginal.sum()
+
+
+def estimate_pool_frequencies(shots: SupportSet) -> Tensor:
+    """Class frequencies (c,) of the pictures without labels, by SS-Text's class vectors of text and shots."""
+    assert shots.text is not None and shots.unlabelled is not None
+    weight = shots.text + labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
+    held_out = SsText()._leave_one_out(shots)
+    bias = None if held_out is None else balancing_bias(held_out, shots.labels)
+    return estimate_frequencies(cosine_logits(shots.unlabelled, weight, shots.scale), bias)
+
+
+def labelled_part(rows: Tensor, labels: Tensor, n_classes: int, scale: float) -> Tensor:
+    """Part (c, d) of the class vectors that comes from shots (n, d): s n_k / N times the sum of those of the class.
+
+    That is SS-Text's; SS-Text-U takes half of it.
+    """
+    sums = rows.new_zeros(n_classes, rows.shape[1]).index_add_(0, labels, rows)
+    return sums * (scale / len(labels) * torch.bincount(labels, minlength=n_classes).to(rows.dtype))[:, None]
+
+
+def class_marginal(counts: Tensor) -> Tensor:
+    """Class frequencies (c,) of shots, with a low one for classes without shots.
+
+    >>> class_marginal(torch.tensor([1.0, 3.0, 0.0]))
+    tensor([0.2353, 0.7059, 0.0588])
+    """
+    filled = torch.where(counts > 0, counts, counts[counts > 0].min() / MISSING_CLASS_RATIO)
+    return filled / filled.sum()
+
+
+def solve_class_vectors(
+    text: Tensor,
+    fixed: Tensor,
+    pictures: Tensor,
+    marginal: Tensor,
+    scale: float,
+    *,
+    start: Tensor,
+    updates: int,
+    rounds: int,
+) -> Tensor:
+    """Class vectors (c, d): the alternating updates of the paper.
+
+    Rows may have any length. The lengths balance the three parts.
+
+    Args:
+        text: (c, d).
+        fixed: (c, d) part of the shots.
+        pictures: (m, d) features without labels.
+        marginal: (c,) class frequencies of the pictures.
+        scale: s.
+        start: (c, d) class vectors of the first assignment.
+        updates: number of updates.
+        rounds: number of Sinkhorn rounds per update.
+    """
+    weight = start
+    for _ in range(updates):
+        assigned = transport(cosine_logits(pictures, weight, scale), marginal, rounds)
+        weight = fixed + scale / len(pictures) * assigned.T @ pictures + text
+    return weight if updates else fixed + text
+
+
+def transport(scores: Tensor, marginal: Tensor, rounds: int) -> Tensor:
+    """Assignments (m, c), whose rows sum to 1 and whose columns are in proportion to the marginal, nearly.
+
+    Args:
+        scores: (m, c) logarithms of the matrix that Sinkhorn's algorithm scales.
+        marginal: (c,) class frequencies.
+        rounds: each scales columns, then rows; without any, the result is a softmax.
+
+    >>> transport(torch.tensor([[3.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5]), rounds=10).round(decimals=2)
+    tensor([[0.6200, 0.3800],
+            [0.3800, 0.6200]])
+    """
+    log_marginal = marginal.clamp_min(torch.finfo(marginal.dtype).tiny).log()
+    for _ in range(rounds):
+        scores = (scores - scores.logsumexp(dim=0) + log_marginal).log_softmax(dim=1)
+    return scores.softmax(dim=1)

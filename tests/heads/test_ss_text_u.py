@@ -1,0 +1,221 @@
+"""SS-Text-U against its formulas in plain loops, and against outputs of the authors' code."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import TextFeatures
+from clipadapter.heads.ss_text import SsText
+from clipadapter.heads.ss_text_u import SsTextU, class_marginal, labelled_part, solve_class_vectors, transport
+
+from .formulas import dot, unit_list
+from .golden_figures import doubles, golden
+from .small_shots import reorder
+
+SCALE = 12.0
+LABELS = ["0", "0", "1", "0"]
+C, D, U = 3, 5, 11
+
+
+def drawn(seed=1):
+    """Shots, text, pictures without labels, and queries; class 2 has no shot."""
+    rng = np.random.default_rng(seed)
+    means = rng.standard_normal(D) + rng.standard_normal((C, D))
+    X, pictures = (means[rows] + 0.5 * rng.standard_normal((len(rows), D)) for rows in ([0, 0, 1, 0], np.arange(U) % C))
+    return 7 * X, TextFeatures(list("012"), means + rng.standard_normal(means.shape), SCALE), 5 * pictures, means
+
+
+def fitted(head, seed=1):
+    X, text, pictures, _ = drawn(seed)
+    return head.fit(X, LABELS, text=text, unlabelled=pictures)
+
+
+def plain_vectors(marginal, start, updates=3, rounds=10, support_weight=0.5):
+    """The class vectors, one picture and one class at a time."""
+    X, text, pictures, _ = drawn()
+    T, F, P = ([unit_list(row) for row in rows] for rows in (text.embeddings.astype(float), X, pictures))
+    fixed = []
+    for k in range(C):
+        own = [f for f, label in zip(F, LABELS, strict=True) if label == str(k)]
+        factor = support_weight * SCALE * len(own) / len(F)
+        fixed.append([factor * sum(f[j] for f in own) for j in range(D)])
+    supervised = [[a + t for a, t in zip(fixed[k], T[k], strict=True)] for k in range(C)]
+    W = supervised if start == "shots" or not updates else T
+    for _ in range(updates):
+        Z = [[math.exp(SCALE * dot(p, unit_list(w))) for w in W] for p in P]
+        for _ in range(rounds):
+            sums = [sum(row[k] for row in Z) for k in range(C)]
+            Z = [[row[k] * marginal[k] / sums[k] for k in range(C)] for row in Z]
+            Z = [[value / sum(row) for value in row] for row in Z]
+        Z = [[value / sum(row) for value in row] for row in Z]  # a softmax without rounds
+        W = [
+            [supervised[k][j] + SCALE / U * sum(Z[i][k] * P[i][j] for i in range(U)) for j in range(D)]
+            for k in range(C)
+        ]
+    return W
+
+
+@pytest.mark.parametrize("params", [{}, {"rounds": 0}, {"updates": 0}, {"support_weight": 1.0, "rounds": 4}])
+@pytest.mark.parametrize("start", ["shots", "text"])
+@pytest.mark.parametrize("marginal", [[0.2, 0.3, 0.5], "shots", "uniform"])
+def test_class_vectors_are_the_papers_formulas(marginal, start, params):
+    # 3 shots, 1 shot and none, for which the least number of shots counts a quarter.
+    r = (
+        {"shots": [3 / 4.25, 1 / 4.25, 0.25 / 4.25], "uniform": [1 / 3] * 3}.get(marginal)
+        if isinstance(marginal, str)
+        else marginal
+    )
+    head = fitted(SsTextU(marginal=marginal, start=start, **params))
+    expected = plain_vectors(r, start, **params)
+    np.testing.assert_allclose(head.weight_, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(head.marginal_, r)
+    q = drawn()[3]
+    logits = [[SCALE * dot(unit_list(x), unit_list(w)) for w in expected] for x in q]
+    np.testing.assert_allclose(head.logits(q), logits, rtol=1e-9)
+
+
+def test_without_updates_and_with_full_weight_of_shots_it_is_ss_text():
+    X, text, _, q = drawn()
+    head = fitted(SsTextU(updates=0, support_weight=1.0))
+    np.testing.assert_allclose(head.logits(q), SsText().fit(X, LABELS, text=text).logits(q), rtol=1e-12)
+
+
+def test_a_class_of_frequency_zero_gets_no_picture():
+    head = fitted(SsTextU(marginal=[0.0, 0.25, 0.75]))
+    alone = fitted(SsTextU(updates=0)).weight_
+    np.testing.assert_allclose(head.weight_[0], alone[0], rtol=1e-12)
+    assert not np.allclose(head.weight_[1], alone[1])
+
+
+def test_a_marginal_is_scaled_to_sum_one():
+    first, second = (fitted(SsTextU(marginal=r)).weight_ for r in ([0.2, 0.3, 0.5], [2, 3, 5]))
+    np.testing.assert_allclose(first, second, rtol=1e-12)
+
+
+def test_official_takes_the_class_frequencies_of_the_shots_and_starts_from_text():
+    assert SsTextU.official(rounds=4).get_params() == SsTextU(marginal="shots", start="text", rounds=4).get_params()
+
+
+def toy_pool(classes, size=60, c=6, d=24, seed=5):
+    """Four shots of each class, and a pool of a few classes with its truth."""
+    rng = np.random.default_rng(seed)
+    means = 1.5 * rng.standard_normal(d) + rng.standard_normal((c, d))
+    draw = lambda labels: means[labels] + 1.6 * rng.standard_normal((len(labels), d))  # noqa: E731
+    labels, truth = np.repeat(np.arange(c), 4), rng.choice(classes, size)
+    text = TextFeatures([str(k) for k in range(c)], means + rng.standard_normal(means.shape), 20.0)
+    return draw(labels), labels.astype(str), text, draw(truth), truth.astype(str)
+
+
+@pytest.mark.parametrize("classes", [[2], [1, 4], range(6)])
+def test_frequencies_of_the_pool_are_found_where_shots_are_balanced(classes):
+    X, y, text, pool, truth = toy_pool(classes)
+    head = SsTextU().fit(X, y, text=text, unlabelled=pool)
+    expected = np.bincount(truth.astype(int), minlength=6) / len(truth)
+    np.testing.assert_allclose(head.marginal_, expected, atol=0.15)
+
+
+def test_a_pool_of_one_class_does_not_pull_the_other_classes_to_it():
+    X, y, text, pool, truth = toy_pool([2])
+    accuracy = {
+        name: (head.fit(X, y, text=text, unlabelled=pool).predict(pool) == truth).mean()
+        for name, head in {"ours": SsTextU(), "official": SsTextU.official(), "shots": SsTextU(updates=0)}.items()
+    }
+    assert accuracy["ours"] >= accuracy["shots"] > accuracy["official"] + 0.1, accuracy
+
+
+@settings(deadline=None, max_examples=10)
+@given(factor=st.floats(0.01, 100), seed=st.integers(0, 50))
+def test_order_of_classes_only_permutes_the_logits(factor, seed):
+    X, text, pictures, q = drawn(seed)
+    order = np.random.default_rng(seed).permutation(3)
+    expected = SsTextU().fit(X, LABELS, text=text, unlabelled=pictures).logits(q)[:, order]
+    turned = SsTextU().fit(factor * X, LABELS, text=reorder(text, order), unlabelled=factor * pictures).logits(q)
+    np.testing.assert_allclose(turned, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"marginal": "pool"}, "marginal must be one of estimated, shots, uniform or one number per class"),
+        ({"marginal": [0.5, 0.5]}, "one number per class, 3 in all"),
+        ({"marginal": [1, -1, 1]}, "none negative"),
+        ({"marginal": [0, 0, 0]}, "none negative"),
+        ({"start": "zero"}, "start must be one of shots, text"),
+        ({"updates": -1}, "must not be negative"),
+    ],
+)
+def test_bad_parameters_are_named(params, message):
+    with pytest.raises(InputError, match=message):
+        fitted(SsTextU(**params))
+
+
+RUNS = {"raw": {}, "given": {}, "missing": {}, "mm0": {"updates": 0}, "ot0": {"rounds": 0}}
+"""Runs of the released code on raw features and raw text, with the parameters that differ."""
+
+
+def released_vectors(run):
+    """Class vectors of our solver on the raw inputs of the released code."""
+    figures, parameters = golden("ss_text_u")
+    X, P, T = (torch.from_numpy(array) for array in doubles(figures, "support_raw", "unlabelled_raw", "text_raw"))
+    labels = torch.from_numpy(figures["support_labels"])
+    if run == "missing":
+        X, labels = X[figures["missing_rows_kept"]], labels[figures["missing_rows_kept"]]
+    marginal = class_marginal(torch.bincount(labels, minlength=len(T)).double())
+    if run == "given":
+        marginal = torch.from_numpy(figures["true_marginal"])
+    scale = parameters["logit_scale"]
+    fixed = 0.5 * labelled_part(X, labels, len(T), scale)
+    params = {"updates": 3, "rounds": 10} | RUNS[run]
+    return figures, solve_class_vectors(T, fixed, P, marginal, scale, start=T, **params).numpy(), scale
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_released_code_gives_the_same_class_vectors_and_logits_from_raw_features(run):
+    figures, weight, scale = released_vectors(run)
+    Q = figures["query_raw"].astype(float)
+    norms = np.outer(np.linalg.norm(Q, axis=1), np.linalg.norm(weight, axis=1))
+    np.testing.assert_allclose(scale * Q @ weight.T / norms, figures[f"f64_logits_{run}"], rtol=1e-9, atol=1e-11)
+    if run == "raw":
+        np.testing.assert_allclose(weight, figures["f64_prototypes_raw"], rtol=1e-9, atol=1e-11)
+
+
+def test_released_code_has_the_same_class_frequencies_and_assignments():
+    figures, parameters = golden("ss_text_u")
+    labels = torch.from_numpy(figures["support_labels"])
+    for rows, name in ((slice(None), "raw"), (figures["missing_rows_kept"], "missing")):
+        marginal = class_marginal(torch.bincount(labels[rows], minlength=5).double())
+        np.testing.assert_allclose(marginal, figures[f"marginal_{name}"], atol=6.7e-7)
+    P, T = (
+        array / np.linalg.norm(array, axis=1, keepdims=True) for array in doubles(figures, "unlabelled_raw", "text_raw")
+    )
+    scores = torch.from_numpy(parameters["logit_scale"] * P @ T.T)
+    marginal = class_marginal(torch.bincount(labels, minlength=5).double())
+    np.testing.assert_allclose(transport(scores, marginal, 10), figures["z_raw_iter1"], atol=1.4e-5)
+
+
+def released(scale, dtype=np.float64):
+    figures, _ = golden("ss_text_u")
+    X, P, T, Q = doubles(figures, "support_raw", "unlabelled_raw", "text_raw", "query_raw")
+    X, P, T, Q = ((a / np.linalg.norm(a, axis=1, keepdims=True)).astype(dtype) for a in (X, P, T, Q))
+    text = TextFeatures([str(k) for k in range(len(T))], T, scale)
+    head = SsTextU.official().fit(X, figures["support_labels"].astype(str), text=text, unlabelled=P)
+    return figures, head.logits(Q)
+
+
+def test_released_code_gives_the_same_logits():
+    scale = golden("ss_text_u")[1]["logit_scale"]
+    figures, logits = released(scale)
+    np.testing.assert_allclose(logits, figures["f64_logits_unit"], rtol=1e-9, atol=1e-11)
+    _, logits = released(scale, np.float32)
+    np.testing.assert_allclose(logits, figures["logits_unit"], atol=1.9e-4)
+
+
+def test_released_code_gives_the_same_logits_at_a_scale_at_which_exp_overflows_in_float32():
+    figures, logits = released(100.0)
+    np.testing.assert_allclose(logits, figures["f64_logits_scale100"], rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(released(100.0, np.float32)[1], figures["f64_logits_scale100"], atol=1e-3)
