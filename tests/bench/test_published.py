@@ -54,6 +54,8 @@ def only(method, dataset, backbone, shots, source, variant=""):
         (("lp++", "eurosat", "ViT-B/16", 4, "S9"), 71.21),
         (("prolip", "sun397", "SigLIP2 ViT-B/16", 16, "S9"), 79.58),
         (("rehark", "mean11", "RN50", 1, "S10"), 65.83),
+        (("timo", "mean11", "RN50", 4, "S15"), 71.20),
+        (("timo", "mean11", "RN50", 16, "S15", "TIMO-S"), 76.83),
         (("zero-shot", "mean11", "ViT-B/16", 0, "S7"), 65.36),
     ],
 )

@@ -204,8 +204,25 @@ def _rank(
 
 
 def _losses(result: OutOfFold) -> tuple[Array, float]:
-    """(r,) log-losses at the temperature that makes their mean smallest, and that temperature."""
-    logits, labels = torch.from_numpy(result.logits).double(), torch.from_numpy(result.labels)
+    losses, temperature = losses_at_best_temperature(torch.from_numpy(result.logits), torch.from_numpy(result.labels))
+    return losses.numpy(), temperature
+
+
+def losses_at_best_temperature(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """Log-losses (r,) in nats at the temperature out of `TEMPERATURES` that makes their mean smallest.
+
+    Args:
+        logits: (r, c).
+        labels: (r,) class positions, or (r, c) multi-label targets.
+
+    Returns:
+        The losses, and that temperature.
+
+    >>> losses, temperature = losses_at_best_temperature(torch.eye(2) * 9, torch.tensor([0, 0]))
+    >>> temperature  # one right and one wrong prediction: the least confident is best
+    100.0
+    """
+    logits = logits.double()
     log_loss = _log_loss if labels.ndim == 1 else binary_losses
     losses_by_index: dict[int, Tensor] = {}
 
@@ -222,7 +239,7 @@ def _losses(result: OutOfFold) -> tuple[Array, float]:
             high = middle
         else:
             low = middle + 1
-    return losses(low).numpy(), float(TEMPERATURES[low])
+    return losses(low), float(TEMPERATURES[low])
 
 
 def _is_right(result: OutOfFold) -> Array:

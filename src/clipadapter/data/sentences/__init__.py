@@ -1,0 +1,1 @@
+"""Sentences about classes from a bank of templates."""

@@ -1,0 +1,220 @@
+"""TIMO against the outputs of its authors' code, and against its formula in plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clipadapter.errors import InputError
+from clipadapter.functional import unit as unit_rows
+from clipadapter.heads import TextFeatures
+from clipadapter.heads.gda import Gda
+from clipadapter.heads.timo import GAMMAS, TextShots, Timo, guide_text, guided_gaussians
+from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.testing import toy_features
+
+from .formulas import dot, unit, unit_list
+from .golden_figures import golden
+
+TENSORS, PARAMETERS = golden("timo")
+
+
+def oracle(dtype):
+    """Shots (n, v, d), labels, class text with its prompts, and queries, in the order of the authors' run."""
+    views, prompts, queries = (
+        TENSORS[name].astype(dtype) for name in ("support_views_raw", "prompts_raw", "query_raw")
+    )
+    names = [str(k) for k in range(len(prompts))]
+    rows = [unit(one.astype(np.float64)).astype(dtype) for one in prompts]
+    text = TextFeatures(names, np.stack([one.mean(axis=0) for one in rows]), prompts=rows)
+    return views.transpose(1, 0, 2), TENSORS["support_labels"].astype(str), text, queries
+
+
+def oracle_shots():
+    views, labels, text, _ = oracle(np.float64)
+    X = torch.from_numpy(np.ascontiguousarray(views))
+    prompts = [torch.from_numpy(rows.copy()) for rows in text.prompts]
+    keys = unit_rows(X.mean(dim=1))
+    return TextShots(unit_rows(X), keys, torch.from_numpy(labels.astype(int)), prompts, X.shape[2])
+
+
+@pytest.mark.parametrize(("gamma", "name"), [(50.0, "logits"), (1.0, "logits_gamma1")])
+def test_official_gives_the_logits_of_the_authors_code(gamma, name):
+    views, labels, text, queries = oracle(np.float64)
+    fitted = Timo.official(alpha=float(TENSORS["alpha"][0]), gamma=gamma).fit(views, labels, text=text)
+    np.testing.assert_allclose(fitted.logits(queries), TENSORS[f"f64_{name}"], rtol=1e-9, atol=1e-8)
+    views, labels, text, queries = oracle(np.float32)
+    fitted = Timo.official(alpha=float(TENSORS["alpha"][0]), gamma=gamma).fit(views, labels, text=text)
+    np.testing.assert_allclose(fitted.logits(queries), TENSORS[name], rtol=0, atol=2.1e-4)
+
+
+def test_searched_parameters_give_the_logits_of_the_authors_timo_s():
+    views, labels, text, queries = oracle(np.float64)
+    alpha, beta, gamma = (TENSORS[f"S_{name}"][0] for name in ("alpha", "beta", "gamma"))
+    head = Timo.official(alpha=float(alpha), beta=int(beta), gamma=float(gamma))
+    np.testing.assert_allclose(
+        head.fit(views, labels, text=text).logits(queries), TENSORS["f64_S_logits"], rtol=1e-9, atol=1e-8
+    )
+
+
+def test_scores_and_guided_text_are_the_authors():
+    shots = oracle_shots()
+    text, scores = guide_text(shots, 50.0)
+    np.testing.assert_allclose(torch.stack(scores), TENSORS["f64_matching_score"], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(text, TENSORS["f64_text_guided"], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(guide_text(shots, 1.0)[0], TENSORS["text_guided_gamma1"], atol=1.1e-6)
+
+
+@pytest.mark.parametrize(("beta", "name"), [(None, "W"), (14, "S_W_beta_last")])
+def test_gaussians_are_the_authors(beta, name):
+    shots = oracle_shots()
+    weight, _ = guided_gaussians(shots, guide_text(shots, 50.0)[1], beta)
+    np.testing.assert_allclose(weight.T, TENSORS[name], rtol=0, atol=6.5e-4)
+
+
+def drawn(counts=(3, 1, 2), prompts=(4, 1, 2), d=20, views=2, seed=0):
+    rng = np.random.default_rng(seed)
+    means = 2 * rng.standard_normal(d) + rng.standard_normal((len(counts), d))
+    labels = np.repeat(np.arange(len(counts)), counts)
+    X = means[labels][:, None] + 0.5 * rng.standard_normal((len(labels), views, d))
+    rows = [means[k] + rng.standard_normal((p, d)) for k, p in enumerate(prompts)]
+    names = [str(k) for k in range(len(counts))]
+    text = TextFeatures(names, np.stack([unit(r).mean(axis=0) for r in rows]), logit_scale=30.0, prompts=rows)
+    return X, labels.astype(str), text, means[rng.integers(len(counts), size=7)] + 0.5 * rng.standard_normal((7, d))
+
+
+def paper_logits(X, y, text, Q, alpha, beta, gamma):
+    """The paper's equations, class by class and prompt by prompt."""
+    d, guided, rows, row_labels = X.shape[2], [], [], []
+    for k, prompts in enumerate(text.prompts):
+        own = [i for i, label in enumerate(y) if label == str(k)]
+        keys = [unit_list([sum(column) / len(X[i]) for column in zip(*X[i], strict=True)]) for i in own]
+        u = unit_list([sum(column) / len(keys) for column in zip(*keys, strict=True)])
+        scores = [dot(u, prompt) for prompt in prompts]
+        length = math.sqrt(sum(score**2 for score in scores))
+        weights = [math.exp(gamma * score / length) for score in scores]
+        mix = [sum(w * p[j] for w, p in zip(weights, prompts, strict=True)) for j in range(d)]
+        guided.append(unit_list(mix))
+        best = sorted(range(len(scores)), key=lambda j: -scores[j]) * 9
+        for j in best[: len(scores) if beta is None else beta]:
+            rows.append([scores[j] * value for value in prompts[j]])
+            row_labels.append(k)
+        for i in own:
+            for view in X[i]:
+                rows.append(unit_list(view))
+                row_labels.append(k)
+    rows, row_labels, c = np.array(rows), np.array(row_labels), len(guided)
+    means = np.array([rows[row_labels == k].mean(axis=0) for k in range(c)])
+    S = np.cov((rows - means[row_labels]).T)
+    C = d * np.linalg.pinv((len(rows) - 1) * S + np.trace(S) * np.eye(d))
+    return np.array(
+        [
+            [alpha * dot(q, t) + q @ C @ m - m @ C @ m / 2 - math.log(c) for t, m in zip(guided, means, strict=True)]
+            for q in unit(Q)
+        ]
+    )
+
+
+@pytest.mark.parametrize("d", [20, 6])  # with a basis of the span of shots and prompts, and without
+@pytest.mark.parametrize("beta", [None, 1, 3, 7])
+def test_logits_are_the_papers_formula(d, beta):
+    X, y, text, Q = drawn(d=d)
+    fitted = Timo(alpha=40.0, beta=beta, gamma=20.0).fit(X, y, text=text)
+    np.testing.assert_allclose(fitted.logits(Q), paper_logits(X, y, text, Q, 40.0, beta, 20.0), rtol=1e-9, atol=1e-9)
+
+
+def test_the_default_is_alpha_of_ten_logit_scales_divided_by_ten():
+    X, y, text, Q = drawn()
+    expected = paper_logits(X, y, text, Q, 300.0, 2, 50.0) / 10
+    np.testing.assert_allclose(Timo().fit(X, y, text=text).logits(Q), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_without_prompts_the_class_text_is_the_only_one():
+    X, y, text, Q = drawn()
+    plain = text.with_prompts(None)
+    expected = Timo().fit(X, y, text=plain.with_prompts([row[None] for row in text.embeddings])).logits(Q)
+    np.testing.assert_allclose(Timo().fit(X, y, text=plain).logits(Q), expected, rtol=1e-9)
+
+
+def test_without_prompt_rows_and_with_one_prompt_it_is_gda():
+    X, y, text, Q = drawn()
+    plain = text.with_prompts(None)
+    expected = Gda.official(alpha=1.0).fit(X, y, text=plain).logits(Q)
+    np.testing.assert_allclose(Timo(alpha=30.0, beta=0).fit(X, y, text=plain).logits(Q), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_large_alpha_with_one_prompt_is_zero_shot():
+    X, y, text, Q = drawn()
+    plain = text.with_prompts(None)
+    fitted = Timo(alpha=1e9).fit(X, y, text=plain).logits(Q) / 1e9 * 30.0
+    np.testing.assert_allclose(fitted, ZeroShot().fit(X, y, text=plain).logits(Q), atol=1e-5)
+
+
+def test_gamma_zero_is_the_plain_mean_and_a_large_gamma_the_best_prompt():
+    X, y, text, _ = drawn()
+    X, labels = torch.from_numpy(X), torch.from_numpy(y.astype(int))
+    shots = TextShots(unit_rows(X), unit_rows(X.mean(dim=1)), labels, [torch.tensor(p) for p in text.prompts], 20)
+    np.testing.assert_allclose(guide_text(shots, 0.0)[0], text.embeddings, rtol=1e-9)
+    sharp, scores = guide_text(shots, 1e7)
+    np.testing.assert_allclose(sharp, [p[s.argmax()] for p, s in zip(text.prompts, scores, strict=True)], rtol=1e-9)
+
+
+def test_one_shot_and_one_view_a_class_are_enough():
+    X, y, text, Q = drawn((1, 1, 1), views=1)
+    assert np.isfinite(Timo(alpha="auto", search=True).fit(X, y, text=text).logits(Q)).all()
+    np.testing.assert_array_equal(
+        Timo(alpha="auto", search=True).fit(X, y, text=text).logits(Q), Timo().fit(X, y, text=text).logits(Q)
+    )
+
+
+def test_equal_rows_have_no_variance_and_leave_the_text():
+    text = TextFeatures(["a", "b"], np.eye(2), logit_scale=30.0)
+    logits = Timo(beta=0).fit(np.eye(2), ["a", "b"], text=text).logits([[0.6, 0.8]])
+    np.testing.assert_allclose(logits[0, 0] - logits[0, 1], 30.0 * (0.6 - 0.8), rtol=1e-9)
+
+
+def test_a_class_without_a_shot_answers_by_its_text():
+    X, y, text = toy_features((4, 0, 4))
+    Q, truth, _ = toy_features(seed=1)
+    assert (Timo().fit(X, y, text=text).predict(Q) == truth).all()
+
+
+def bad_first_prompts(seed=0):
+    """Text whose first prompt of each class is that of the next class, and whose second is good."""
+    X, y, _, Q = drawn((6, 6, 6), (1, 1, 1), views=1, seed=seed)
+    means = np.stack([X[y == str(k), 0].mean(axis=0) for k in range(3)])
+    prompts = [np.stack([means[(k + 1) % 3], means[k]]) for k in range(3)]
+    return X, y, TextFeatures(["0", "1", "2"], np.stack([p.mean(axis=0) for p in prompts]), prompts=prompts), Q
+
+
+def test_search_chooses_a_sharp_gamma_if_half_of_the_prompts_are_wrong():
+    X, y, text, _ = bad_first_prompts()
+    head = Timo(search=True).fit(X, y, text=text)
+    assert head.gamma_ in GAMMAS
+    np.testing.assert_allclose(
+        unit(head.text_.numpy()), unit(np.stack([prompts[1] for prompts in text.prompts])), atol=0.05
+    )
+
+
+def test_fits_of_folds_reuse_what_was_chosen():
+    X, y, text, _ = drawn((4, 4, 4))
+    head = Timo(alpha="auto").fit(X, y, text=text)
+    refit = head.refit_without(X, y, np.array([0]), text)
+    assert (refit.alpha_, refit.beta_, refit.gamma_) == (head.alpha_, head.beta_, head.gamma_)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"alpha": "best"}, "alpha must be a number, None or 'auto', but is 'best'"),
+        ({"alpha": -1.0}, "alpha must be 0 or more"),
+        ({"gamma": -1.0}, "gamma must be 0 or more"),
+        ({"beta": -1}, "beta is a number of prompts, 0 or more, or None for all, but is -1"),
+        ({"beta": 1.5}, "beta is a number of prompts"),
+    ],
+)
+def test_wrong_parameters_are_refused(params, message):
+    X, y, text, _ = drawn()
+    with pytest.raises(InputError, match=message):
+        Timo(**params).fit(X, y, text=text)
