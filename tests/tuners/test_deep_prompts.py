@@ -1,0 +1,386 @@
+"""Tuners of prompts inside both towers: where prompts stand, and from pictures to files and back."""
+
+import json
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch.nn.functional import gelu, layer_norm
+
+from clipadapter import FewShotClassifier
+from clipadapter.cli.app import app
+from clipadapter.encoders import create_encoder, open_tunable_copy
+from clipadapter.encoders.open_clip_prompts import FixedPrompts
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.export import export_model
+from clipadapter.features import encode_classes
+from clipadapter.formats import get_format
+from clipadapter.heads import create_head
+from clipadapter.runtime import Predictor
+from clipadapter.testing import TOWER_CHECKS, toy_features
+from clipadapter.tuners.maple import Maple, initial_coupling
+from clipadapter.tuners.prompt_src import PromptSrc
+
+from .coloured_squares import TEXTS, picture, squares
+from .golden_figures import golden, write_clip
+
+TUNERS = {"maple": Maple, "prompt-src": PromptSrc}
+
+
+@pytest.fixture(params=TUNERS)
+def method(request):
+    return request.param
+
+
+@pytest.fixture
+def tuner(method):
+    return TUNERS[method]
+
+
+@pytest.fixture
+def create_fast(tuner):
+    return lambda: tuner(lr=0.03, epochs=30, checkpoint=None)
+
+
+@pytest.fixture(scope="module")
+def expressive(tmp_path_factory):
+    """A tiny CLIP whose random weights are large enough to see colours: prompts can't change what a tower ignores."""
+    return create_encoder(write_clip(golden("maple")[1], tmp_path_factory.mktemp("expressive") / "clip"))
+
+
+@pytest.fixture(scope="module")
+def fitted_to_colours(expressive):
+    """A function that fits a classifier to coloured squares, once for each method."""
+
+    @cache
+    def fit(method):
+        head = TUNERS[method](lr=0.03, epochs=10, checkpoint=None)
+        return FewShotClassifier(expressive, head, cache=None).fit(*squares())
+
+    return fit
+
+
+# --- where prompts stand, in plain loops
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inserted(encoder, text, image, words="a photo of a"):
+    """A copy of an encoder with prompts (blocks, n, w) in both towers."""
+    copy = open_tunable_copy(encoder)
+    places = copy.prompt_places()
+    sources = [[FixedPrompts(each) for each in values] for values in (text, image)]
+    places.insert(*sources, places.token_ids(words)[: text.shape[1]])
+    return copy
+
+
+def run_block(block, x, causal):
+    """A block of CLIP's transformer on the tokens (l, w) of one row."""
+
+    def norm(layer, x):
+        return layer_norm(x, x.shape[-1:], layer.weight, layer.bias, layer.eps)
+
+    attention, heads = block.attn, block.attn.num_heads
+    q, k, v = (norm(block.ln_1, x) @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, dim=-1)
+    mixed = []
+    for head in range(heads):
+        columns = slice(head * x.shape[1] // heads, (head + 1) * x.shape[1] // heads)
+        scores = q[:, columns] @ k[:, columns].T / math.sqrt(x.shape[1] // heads)
+        for i in range(len(x) if causal else 0):
+            scores[i, i + 1 :] = -math.inf
+        mixed.append(scores.softmax(dim=-1) @ v[:, columns])
+    x = x + torch.cat(mixed, dim=1) @ attention.out_proj.weight.T + attention.out_proj.bias
+    hidden = gelu(norm(block.ln_2, x) @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias)
+    return x + hidden @ block.mlp.c_proj.weight.T + block.mlp.c_proj.bias
+
+
+def image_feature(visual, pixels, prompts):
+    patches = visual.conv1(pixels[None]).flatten(2)[0].T
+    x = torch.cat([visual.class_embedding[None], patches]) + visual.positional_embedding
+    x = visual.ln_pre(torch.cat([x, prompts[0]]))
+    for i, block in enumerate(visual.transformer.resblocks):
+        if 0 < i < len(prompts):
+            x[-prompts.shape[1] :] = prompts[i]
+        x = run_block(block, x, causal=False)
+    return visual.ln_post(x[0]) @ visual.proj
+
+
+def text_feature(model, ids, prompts):
+    """Ids with start and end tokens; places for prompts follow the start token."""
+    n = prompts.shape[1]
+    x = model.token_embedding(torch.tensor(ids))
+    x[1 : 1 + n] = prompts[0]
+    x = x + model.positional_embedding[: len(ids)]
+    for i, block in enumerate(model.transformer.resblocks):
+        if 0 < i < len(prompts):
+            x[1 : 1 + n] = prompts[i]
+        x = run_block(block, x, causal=True)
+    return model.ln_final(x[-1]) @ model.text_projection
+
+
+def test_features_are_those_of_plain_loops(opened):
+    encoder = opened("ViT-B-32")
+    text, image = noise(2, 3, 64), noise(3, 5, 128, seed=1)
+    changed, model = inserted(encoder, text, image), encoder._model
+    pixels = noise(2, 3, 224, 224, seed=2)
+    with torch.no_grad():
+        expected = torch.stack([image_feature(model.visual, one, image) for one in pixels])
+        torch.testing.assert_close(changed.encode_pixels(pixels), expected, rtol=1e-4, atol=1e-5)
+        start, *first, end = (encoder.text_tower().tokenize(["a photo of a"]))[0]
+        cat = encoder.text_tower().tokenize(["cat."])[0][1:-1]
+        rows = {
+            "a photo of a cat.": [start, 0, 0, 0, first[3], *cat, end],  # three of four words are replaced
+            "cat.": [start, 0, 0, 0, *cat, end],  # other texts keep all words
+            "a cat.": [start, 0, 0, 0, first[0], *cat, end],
+        }
+        expected = torch.stack([text_feature(model, ids, text) for ids in rows.values()])
+    torch.testing.assert_close(changed.encode_text(list(rows)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_that_are_the_words_change_no_text(opened):
+    encoder = opened("ViT-B-32")
+    places = open_tunable_copy(encoder).prompt_places()
+    words = places.embed(places.token_ids("a photo of a"))[None]
+    changed = inserted(encoder, words, noise(1, 4, 128))
+    texts = ["a photo of a cat.", "a photo of a dog on a sofa."]
+    torch.testing.assert_close(changed.encode_text(texts), encoder.encode_text(texts), rtol=1e-5, atol=1e-6)
+    # Words before a text that has others
+    torch.testing.assert_close(changed.encode_text(["cat."])[0], encoder.encode_text([texts[0]])[0])
+    assert not torch.allclose(changed.encode_images([picture(60, 40)]), encoder.encode_images([picture(60, 40)]))
+
+
+@pytest.mark.parametrize("check", TOWER_CHECKS, ids=lambda check: check.__name__)
+def test_the_text_tower_with_prompts_passes_the_checks(check, opened):
+    check(inserted(opened("ViT-B-32"), noise(2, 2, 64), noise(3, 2, 128)))
+
+
+def test_a_long_text_keeps_its_end_token(opened):
+    changed = inserted(opened("tiny"), noise(1, 4, 32), noise(1, 4, 32))
+    long, longer = changed.encode_text(["word " * 75, "word " * 200])
+    assert torch.equal(long, longer)
+    tokens = changed._tokenizer(["word " * 200, "cat"])
+    assert tokens.shape == (2, 77)
+    assert tokens[0, -1] == tokens.max()
+
+
+def test_prompts_are_inserted_once(opened):
+    assert inserted(opened("tiny"), noise(1, 4, 32), noise(1, 4, 32)).prompt_places() is None
+
+
+def test_patches_of_a_picture_are_without_prompts(opened):
+    encoder = opened("ViT-B-32")
+    changed = inserted(encoder, noise(2, 3, 64), noise(3, 5, 128))
+    assert changed.patch_features(picture(60, 40)).shape == encoder.patch_features(picture(60, 40)).shape
+    assert set(changed.layers()) == {"final", "unprojected"}
+
+
+# --- first values
+
+
+def test_words_and_noise_are_the_first_values(tiny, tuner):
+    places = open_tunable_copy(tiny).prompt_places()
+    values = tuner(n_ctx=2).initial_text(places, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(values[0], places.embed(places.token_ids("a photo of a"))[:2])
+    random = tuner(n_ctx=16).initial_text(places, torch.Generator().manual_seed(0))
+    assert random.std() == pytest.approx(0.02, rel=0.1)
+    assert tuner(ctx_init=None).initial_text(places, torch.Generator().manual_seed(0)).abs().max() < 0.1
+
+
+def test_deeper_couplings_begin_alike_within_the_bounds_of_a_linear_layer():
+    weight, bias = initial_coupling(4, 12, 16, torch.Generator().manual_seed(0))
+    assert weight.shape == (4, 12, 16)
+    assert bias.shape == (4, 12)
+    assert torch.equal(weight[1], weight[3])
+    assert not torch.equal(weight[0], weight[1])
+    assert 0.2 < weight.abs().max() <= 0.25
+
+
+@pytest.mark.parametrize(("depth", "text", "image"), [(1, 1, 1), (3, 2, 3), (9, 2, 4)])
+def test_a_tower_gets_prompts_before_as_many_blocks_as_it_has(depth, text, image, opened):
+    tunable = open_tunable_copy(opened("ViT-B-32"))
+    arrays = PromptSrc(depth=depth)._attach(tunable, torch.Generator()).arrays
+    assert (len(arrays["text_prompts_"]), len(arrays["image_prompts_"])) == (text, image)
+    coupled = Maple(depth=depth)._attach(open_tunable_copy(opened("ViT-B-32")), torch.Generator()).arrays
+    assert {len(array) for array in coupled.values()} == {min(text, image)}
+
+
+def test_the_gradient_of_an_image_reaches_the_text_prompts_by_the_coupling_alone(opened):
+    for method, reaches in ((Maple, True), (PromptSrc, False)):
+        tunable = open_tunable_copy(opened("ViT-B-32"))
+        arrays = method()._attach(tunable, torch.Generator()).arrays
+        tunable.tower().module(noise(1, 3, 224, 224)).sum().backward()
+        assert (arrays["text_prompts_"].grad is not None) == reaches
+
+
+# --- from pictures to answers
+
+
+def test_colours_are_learned_and_the_encoder_stays_as_it_was(expressive, fitted_to_colours, method):
+    images, labels = squares()
+    queries, truth = squares(seed=1)
+    plain = expressive
+    before = plain.encode_text(TEXTS), {k: v.clone() for k, v in plain._model.state_dict().items()}
+    stream = torch.random.get_rng_state()
+    zero_shot = FewShotClassifier(plain, "zero-shot", cache=None).fit(images, labels)
+    fitted = fitted_to_colours(method)
+    accuracy = [np.mean(np.array(each.predict(queries)) == truth) for each in (zero_shot, fitted)]
+    assert accuracy[0] < 0.7 < accuracy[1] == 1
+    assert torch.equal(plain.encode_text(TEXTS), before[0])
+    assert all(torch.equal(value, before[1][name]) for name, value in plain._model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), stream)
+    assert fitted.encoder_.info.fingerprint != plain.info.fingerprint
+    assert f"tuned by {method}" in fitted.encoder_.info.note
+    assert set(fitted.head_.state()) >= {"text_prompts_", "image_prompts_"}
+    assert not any("bias" in name for name in fitted.head_.state())  # the coupling is not needed to predict
+
+
+@pytest.mark.parametrize(("format", "method"), [("onnx", "maple"), ("openvino", "prompt-src")])
+def test_an_exported_model_has_the_prompts(format, method, fitted_to_colours, tmp_path):
+    fitted, path = fitted_to_colours(method), tmp_path / f"model{get_format(format).suffix}"
+    export_model(fitted, path, format=format)
+    queries = squares(seed=1)[0]
+    for n in (1, 5):
+        found = Predictor(path).predict_proba(queries[:n])
+        np.testing.assert_allclose(found, fitted.predict_proba(queries[:n]), atol=1e-5)
+
+
+def test_the_command_line_fits_and_predicts(expressive, tmp_path):
+    for name in ("train", "test"):
+        for i, (image, label) in enumerate(zip(*squares(seed=int(name == "test")), strict=True)):
+            path = tmp_path / name / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+
+    def run(*args):
+        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    train, model, params = tmp_path / "train", tmp_path / "model", ("--set", "lr=0.03", "--set", "epochs=10")
+    run("fit", train, "--encoder", expressive.info.name, "--head", "maple", *params, "--out", model)
+    again = FewShotClassifier.load(model, cache=None)
+    queries, truth = squares(seed=1)
+    assert again.predict(queries) == truth
+    assert "100.0" in run("eval", model, tmp_path / "test")
+
+
+def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tiny, tuner, tmp_path):
+    fitted = model(tuner(epochs=2)).fit(*squares())
+    folder = fitted.save(tmp_path / "model")
+    assert json.loads((folder / "config.json").read_text())["encoder"]["fingerprint"] == tiny.info.fingerprint
+    again = FewShotClassifier.load(folder, cache=None)
+    queries = squares(seed=1)[0]
+    np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
+    assert again.encoder_.info.fingerprint == fitted.encoder_.info.fingerprint
+
+
+@pytest.mark.parametrize("array", ["text_prompts_", "image_prompts_"])
+def test_arrays_that_do_not_fit_the_encoder_are_damage(array, model, tuner, method, tmp_path):
+    fitted = model(tuner(epochs=1)).fit(*squares())
+    setattr(fitted.head_, array, getattr(fitted.head_, array)[..., :-1])
+    with pytest.raises(ArtifactError, match=f"{method} has learned does not fit the towers"):
+        FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+
+
+def test_new_classes_are_answered_by_the_prompted_text_tower(model, tuner):
+    fitted = model(tuner(epochs=2)).fit(*squares())
+    text = encode_classes(fitted.encoder_, {"owl": ["a photo of a owl."], "red": ["a photo of a red."]})
+    features = fitted.extract_features(*squares(seed=1), ["blue", "green", "red"]).plain
+    logits = fitted.head_.for_classes(text).logits(features)
+    known = list(fitted.head_.classes_).index("red")
+    np.testing.assert_allclose(logits[:, 1], fitted.head_.logits(features)[:, known], rtol=1e-4)
+    embeddings = inserted(
+        open_tunable_copy(model("zero-shot").encoder_),
+        fitted.head_.text_prompts_,
+        fitted.head_.image_prompts_,
+    ).encode_text(["a photo of a owl."])
+    unit = torch.nn.functional.normalize
+    expected = fitted.encoder_.info.logit_scale * unit(torch.from_numpy(features), dim=1) @ unit(embeddings, dim=1).T
+    np.testing.assert_allclose(logits[:, 0], expected[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_an_interrupted_training_continues_to_the_same_result(model, tuner, monkeypatch):
+    def head():
+        return tuner(epochs=6, batch_size=6, lr=0.1, checkpoint=0.0)
+
+    uninterrupted = model(head()).fit(*squares()).head_.state()
+    make_loss, calls = tuner._make_loss, []
+
+    def stopping(self, *inputs):
+        loss_of = make_loss(self, *inputs)
+
+        def loss_or_stop(step):
+            calls.append(1)
+            if len(calls) == 8:
+                raise KeyboardInterrupt
+            return loss_of(step)
+
+        return loss_or_stop
+
+    monkeypatch.setattr(tuner, "_make_loss", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        model(head()).fit(*squares())
+    resumed = model(head()).fit(*squares()).head_.state()
+    assert len(calls) == 8 + 5  # the steps 8 to 12
+    assert all(np.array_equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+
+
+@pytest.mark.parametrize("params", [{"precision": "bf16"}, {"views": 3}])
+def test_other_precision_and_views_learn_something_else(params, model, tuner):
+    of_head = {key: value for key, value in params.items() if key == "precision"}
+    of_model = {key: value for key, value in params.items() if key == "views"}
+    plain = model(tuner(epochs=3)).fit(*squares()).head_
+    other = model(tuner(epochs=3, **of_head), **of_model).fit(*squares()).head_
+    assert other.image_prompts_.dtype == torch.float32
+    assert 0 < (plain.image_prompts_ - other.image_prompts_).norm() < 0.5 * plain.image_prompts_.norm()
+
+
+def test_few_shots_are_trained_for_as_many_steps_as_the_recipe_has():
+    assert Maple()._train_config(1).count_epochs(10) == 500
+    assert Maple()._train_config(16).count_epochs(1600) == 5
+    assert PromptSrc()._train_config(1).count_epochs(10) == 625
+    assert PromptSrc()._train_config(16).count_epochs(1600) == 50
+    assert Maple.official()._train_config(1).count_epochs(10) == 5
+    assert PromptSrc.official()._train_config(1).count_epochs(10) == 50
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("name", ["RN50", "SigLIP", "lite", "toy"])
+def test_other_encoders_are_refused_before_a_picture_is_read(name, opened, tuner, tmp_path):
+    classifier = FewShotClassifier(opened(name), tuner(), cache=None)
+    words = "can't be tuned" if name == "toy" else "needs a ViT of CLIP.*other than open_clip.*take the head coop"
+    with pytest.raises(InputError, match=words):
+        classifier.fit([tmp_path / "missing.jpg"] * 2, ["a", "b"])
+
+
+def test_features_alone_are_refused_with_the_way_out(method, tuner):
+    X, y, text = toy_features()
+    with pytest.raises(InputError, match=f"{tuner.__name__} tunes the encoder.*fit it by FewShotClassifier"):
+        create_head(method).fit(X, y, text=text)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "words"),
+    [
+        ("maple", {"n_ctx": 0}, "n_ctx must be 1 or more"),
+        ("maple", {"n_ctx": 75}, "takes 77 tokens.*learn fewer"),
+        ("maple", {"depth": 0}, "depth must be 1 or more"),
+        ("maple", {"epochs": 0}, "epochs must be 1 or more"),
+        ("maple", {"precision": "int8"}, "precision must be one of fp32, bf16"),
+        ("maple", {"schedule": "linear"}, "schedule must be one of"),
+        ("maple", {"lr": 1e30, "epochs": 60}, "diverged.*smaller lr"),
+        ("prompt-src", {"n_ctx_image": 0}, "n_ctx_image must be 1 or more"),
+        ("prompt-src", {"average_std": 0.0}, "average_std must be more than 0"),
+    ],
+)
+def test_bad_parameters_are_named(tuner, params, words, model):
+    with pytest.raises(InputError, match=words):
+        model(tuner(**params)).fit(*squares())
