@@ -414,14 +414,42 @@ def test_published_figures_are_in_a_separate_section(make_run):
         {"n_test": 100},
         {"data": part("my-own")},
         {"data": part("dtd", "dtd", "rest")},
-        {"shots": 3},
-        {"method": "knn"},
     ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_only_the_same_cell_is_compared_with_a_published_one(make_run, changes):
     section = build_report(joined(suite(), [published_run(make_run, **changes)]), published=True).sections[-1]
     assert section.blocks == () and section.text[0].startswith("No published result")
+
+
+@pytest.mark.parametrize("changes", [{"shots": 3}, {"method": "knn"}], ids=lambda changes: next(iter(changes)))
+def test_a_cell_without_a_published_one_is_beside_published_zero_shot_only(make_run, changes):
+    (grid,) = build_report(joined(suite(), [published_run(make_run, **changes)]), published=True).sections[-1].blocks
+    assert {(row[0], row[3], row[4], row[6]) for row in grid.rows} == {("zero-shot", "takes none", "not measured", "-")}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "published"),
+    [
+        # The values are those of the csv file of open_clip; OpenAI's weights are in the papers' tables too.
+        ("open_clip:ViT-B-16/datacomp_xl_s13b_b90k", {"S19": "57.93"}),
+        ("open_clip:ViT-B-32-quickgelu/metaclip_400m", {"S19": "52.55"}),
+        ("open_clip:ViT-B-32/openai", {"S19": "44.36"}),
+        ("open_clip:ViT-B-16/my-own", {}),
+    ],
+)
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_published_zero_shot_accuracy_is_beside_every_study_of_a_known_encoder(
+    make_run, encoder, published, is_measured
+):
+    changes = {"encoder": RunEncoder(name=encoder, fingerprint="f"), "head": "knn", "method": "knn"}
+    runs = [published_run(make_run, **changes)]
+    if is_measured:
+        runs.append(published_run(make_run, **{**changes, "head": "zero-shot", "method": "zero-shot"}))
+    section = build_report(joined(suite(), runs), published=True).sections[-1]
+    rows = [row for grid in section.blocks for row in grid.rows]
+    assert {row[7]: row[5] for row in rows if row[0] == "zero-shot"} == published
+    assert {row[4] for row in rows} == ({"60.0" if is_measured else "not measured"} if published else set())
 
 
 def test_two_folders_are_compared_cell_by_cell(make_run):

@@ -66,7 +66,8 @@ class PublishedAccuracy(FrozenModel):
         method: registered name of the head, or the method's own name in the same spelling.
         variant: the form of the method, if the source has more than one.
         dataset: one of `ELEVEN_DATA_SETS`, `SHIFTED_DATA_SETS` or `MEAN_NAMES`.
-        backbone: the encoder, such as "RN50" or "ViT-B/16".
+        backbone: the encoder, such as "RN50" or "ViT-B/16" for OpenAI's weights; or its URI, such as
+            "open_clip:ViT-B-16/datacomp_xl_s13b_b90k".
         shots: shots per class; 0 for a method without shots.
         accuracy: in %; the middle, if the source gives a range.
         margin: half the width of that range, else 0.
@@ -198,6 +199,39 @@ class _Table(FrozenModel):
         ]
 
 
+class _EncoderTable(FrozenModel):
+    """A method without shots: a row for each model of open_clip, a column for each data set."""
+
+    method: str
+    protocol: str
+    data: tuple[str, ...]
+    accuracy: dict[str, list[Percent]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if unknown_data_sets := set(self.data) - {*ELEVEN_DATA_SETS, *SHIFTED_DATA_SETS}:
+            raise ValueError(f"no such data set: {unknown_data_sets}")
+        if wrong := [model for model, values in self.accuracy.items() if len(values) != len(self.data)]:
+            raise ValueError(f"rows of another length than data: {wrong}")
+        return self
+
+    def results(self, source: str) -> list[PublishedAccuracy]:
+        return [
+            PublishedAccuracy(
+                method=self.method,
+                dataset=dataset,
+                backbone=f"open_clip:{model}",
+                shots=0,
+                accuracy=value,
+                source=source,
+                protocol=self.protocol,
+                verified=True,
+            )
+            for model, values in self.accuracy.items()
+            for dataset, value in zip(self.data, values, strict=True)
+        ]
+
+
 class _CostOf(FrozenModel):
     epochs: int | None = None
     train_minutes: float | None = None
@@ -221,9 +255,14 @@ class _CostTable(FrozenModel):
 
 class _File(FrozenModel):
     source: PublishedSource
-    table: list[_Table]
+    table: list[_Table] = Field(default_factory=list)
+    encoders: _EncoderTable | None = None
     cost: _CostTable | None = None
     stream: list[_StreamTable] = Field(default_factory=list)
+
+    def results(self) -> list[PublishedAccuracy]:
+        results = [result for table in self.table for result in table.results(self.source.tag)]
+        return results if self.encoders is None else [*results, *self.encoders.results(self.source.tag)]
 
 
 @cache
@@ -234,7 +273,7 @@ def _files() -> tuple[_File, ...]:
 
 @cache
 def _all_results() -> tuple[PublishedAccuracy, ...]:
-    return tuple(result for file in _files() for table in file.table for result in table.results(file.source.tag))
+    return tuple(result for file in _files() for result in file.results())
 
 
 def find_published(
@@ -247,7 +286,7 @@ def find_published(
     Args:
         method: such as "clip-adapter".
         dataset: such as "eurosat"; "mean11" is the mean over the eleven sets.
-        backbone: such as "RN50".
+        backbone: such as "RN50", or the URI of an encoder of open_clip.
         shots: shots per class; 0 for methods without shots.
 
     Raises:

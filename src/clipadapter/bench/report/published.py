@@ -30,10 +30,12 @@ from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import Study
 from clipadapter.bench.summary import Cell
 from clipadapter.data.sets import list_sets, set_info
+from clipadapter.encoders.catalogue import QUICK_GELU
 from clipadapter.formatting import shorten_name
 
 TITLE = "Measured and published"
 TEXT_COLUMNS = frozenset({0, 1, 2, 3, 7, 8, 9, 10})
+SOURCE_COLUMN = 7
 MEAN_TITLES = {
     "mean11": "mean of eleven sets",
     "mean11_base": "mean of eleven sets, base",
@@ -42,10 +44,13 @@ MEAN_TITLES = {
 }
 NO_PUBLISHED_FIGURE = (
     "No published result that comes with the package is of the same method, data set, backbone and shots as a measured "
-    "one. Only the papers' data sets with all of their classes, and the weights that the papers used, are compared."
+    "one. Only the papers' data sets with all of their classes, and weights of which a paper or open_clip published "
+    "results, are compared."
 )
 HEAD_WITHOUT_SHOTS = "zero-shot"
 """Takes no shots: published with none, measured with any."""
+TAKES_NO_SHOTS = "takes none"
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,11 @@ def make_published_section(study: Study) -> Section:
     heads = list(dict.fromkeys(ours.head for ours in measured))
     measured.sort(key=lambda ours: (order.index(ours.dataset), heads.index(ours.head), ours.shots))
     pairs = [(ours, theirs) for ours in measured for theirs in _matches(ours)]
-    rows = list(dict.fromkeys(_row(ours, theirs) for ours, theirs in pairs))
+    rows = list(dict.fromkeys([*(_row(ours, theirs) for ours, theirs in pairs), *_zero_shot_not_measured(measured)]))
     if not rows:
         return Section(TITLE, (), (NO_PUBLISHED_FIGURE,))
     known_sources = published_sources()
-    tags = sorted({theirs.source for _, theirs in pairs}, key=lambda tag: (len(tag), tag))
+    tags = sorted({row[SOURCE_COLUMN] for row in rows}, key=lambda tag: (len(tag), tag))
     source_notes = [f"{tag}: {known_sources[tag].title}, {known_sources[tag].where}." for tag in tags]
     header = (
         *("head", "data set", "backbone", "shots", "measured", "published", "measured - published", "source"),
@@ -134,13 +139,32 @@ def _matches(ours: Measured) -> list[PublishedAccuracy]:
     if not ours.cell.values:
         return []
     method = ours.runs[0].method
-    backbone = backbone_of(ours.runs[0].encoder.name)
     shots = {0, ours.shots} if method == HEAD_WITHOUT_SHOTS else {ours.shots}
+    return _published(method, ours.dataset, ours.runs[0].encoder.name, shots)
+
+
+def _published(method: str, dataset: str, encoder: str, shots: set[int]) -> list[PublishedAccuracy]:
+    backbones = {backbone_of(encoder), encoder.replace(f"{QUICK_GELU}/", "/")}
     return [
         published
         for published in find_published()
-        if (published.method, published.dataset, published.backbone) == (method, ours.dataset, backbone)
+        if (published.method, published.dataset) == (method, dataset)
+        and published.backbone in backbones
         and published.shots in shots
+    ]
+
+
+def _zero_shot_not_measured(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
+    """Rows of published zero-shot accuracies of the data sets and encoders on which zero-shot was not measured."""
+    settings: dict[tuple[str, str], bool] = {}
+    for ours in measured:
+        key = ours.dataset, ours.runs[0].encoder.name
+        settings[key] = settings.get(key, False) or ours.runs[0].method == HEAD_WITHOUT_SHOTS
+    return [
+        _cells(HEAD_WITHOUT_SHOTS, TAKES_NO_SHOTS, NOT_MEASURED, "-", theirs)
+        for (dataset, encoder), is_measured in settings.items()
+        if not is_measured
+        for theirs in _published(HEAD_WITHOUT_SHOTS, dataset, encoder, {0})
     ]
 
 
@@ -162,15 +186,25 @@ def backbone_of(encoder: str) -> str | None:
 
 
 def _row(ours: Measured, theirs: PublishedAccuracy) -> tuple[str, ...]:
+    return _cells(
+        format_head(ours.head, ours.runs),
+        format_shots(ours.shots) if theirs.shots else TAKES_NO_SHOTS,
+        format_cell(ours.cell, "accuracy"),
+        format_points(ours.cell.mean - theirs.accuracy / 100),
+        theirs,
+    )
+
+
+def _cells(head: str, shots: str, measured: str, difference: str, theirs: PublishedAccuracy) -> tuple[str, ...]:
     margin = f" ± {theirs.margin:.2f}" if theirs.margin else ""
     return (
-        format_head(ours.head, ours.runs),
-        MEAN_TITLES.get(ours.dataset, shorten_name(ours.dataset)),
+        head,
+        MEAN_TITLES.get(theirs.dataset, shorten_name(theirs.dataset)),
         theirs.backbone,
-        format_shots(ours.shots) if theirs.shots else "takes none",
-        format_cell(ours.cell, "accuracy"),
+        shots,
+        measured,
         f"{theirs.accuracy:.2f}{margin}",
-        format_points(ours.cell.mean - theirs.accuracy / 100),
+        difference,
         theirs.source,
         theirs.variant or "-",
         theirs.protocol or "not stated",
@@ -212,7 +246,7 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
     rows += [
         (
             head.method,
-            "takes none" if head.method == "zero-shot" else head.protocol,
+            TAKES_NO_SHOTS if head.method == HEAD_WITHOUT_SHOTS else head.protocol,
             *_format_metrics(head),
             head.source,
         )
