@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines, check_not_negative
 from clipadapter.heads.channel_selection import select_channels
+from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
 
@@ -32,7 +32,7 @@ ADAMW_EPS = 1e-3
     "of values for all data sets.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class ApeT(TrainedHead):
+class ApeT(LabelLossHead, TrainedHead):
     """Residuals of the classes on chosen channels, trained by cross-entropy; they move class text and keys together.
 
     Text and keys may leave unit length by their residual. Zero-shot logits see all channels.
@@ -112,6 +112,7 @@ class ApeT(TrainedHead):
         labels, channels = shots.labels, self.channels_
         residual = keys.new_zeros(len(text), len(channels)).requires_grad_()
         share = keys.new_ones(len(keys)).requires_grad_()
+        label_loss = self._label_loss(shots)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             x = unit(shots.views[batch, view])
@@ -121,7 +122,7 @@ class ApeT(TrainedHead):
             similarity = keys @ z.T + (residual @ z.T).index_select(0, labels)  # (n, b)
             votes = cache_logits_of_cosines(similarity, labels, len(text), self.beta_, share)
             logits = shots.scale * (x @ text.T + part @ residual.T) + self.alpha_ * votes
-            return torch.nn.functional.cross_entropy(logits, labels[batch])
+            return label_loss(logits, labels[batch])
 
         row_cost = keys.numel() + text.numel()
         train([residual, share], loss, len(labels), shots.views.shape[1], self._train_config(), row_cost=row_cost)

@@ -24,6 +24,7 @@ from torch import Tensor
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.losses import cosine_cross_entropy
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
@@ -48,7 +49,7 @@ ROWS_PER_SORT = 1024
     "authors is public.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class BdcAdapter(TrainedHead):
+class BdcAdapter(LabelLossHead, TrainedHead):
     """Distance correlation to class prototypes, beside a residual layer on picture features trained with text.
 
     Exact, in memory of n d numbers: the d x d matrix of a prototype is computed in each prediction, a few rows at a
@@ -117,10 +118,12 @@ class BdcAdapter(TrainedHead):
         rows = torch.cat([unit(shots.views), text[:, None].expand(-1, v, -1)])
         labels = torch.cat([shots.labels, torch.arange(shots.n_classes)])
         residual = torch.zeros(d, d, dtype=rows.dtype, requires_grad=True)
+        label_loss = self._label_loss(shots)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             x = gather_views(rows, batch, view)
-            return cosine_cross_entropy(torch.addmm(x, x, residual), text, labels[batch], shots.scale)
+            moved = torch.addmm(x, x, residual)
+            return cosine_cross_entropy(moved, text, labels[batch], shots.scale, label_loss=label_loss)
 
         self.loss_ = train([residual], loss, len(rows), v, self._train_config(), row_cost=d * d + text.numel())
         return residual.detach()

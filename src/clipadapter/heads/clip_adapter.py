@@ -27,7 +27,8 @@ from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.folds import hyperparameter_folds
-from clipadapter.heads.losses import Loss
+from clipadapter.heads.label_loss import LabelLossHead, class_counts
+from clipadapter.heads.losses import LabelLoss, Loss
 from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import (
@@ -234,7 +235,7 @@ class TrainedAdapters:
     "branch. The default recipe and the choice of the ratio are ours. `ClipAdapter.paper` is written from the paper.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class ClipAdapter(ScheduledHead):
+class ClipAdapter(LabelLossHead, ScheduledHead):
     """Bottleneck adapters on picture features, class text, or both, trained by cross-entropy.
 
     A warm start keeps the ratio that "auto" chose. A "learned" or "dynamic" ratio, and the text branch, start from the
@@ -372,7 +373,8 @@ class ClipAdapter(ScheduledHead):
         assert shots.text is not None
         text, scale = shots.text, shots.scale
         temperature = self.temperature if shots.targets is None else 1.0
-        objective = Loss.of_support_set(shots, rows, self.bias_, temperature)
+        label_loss = self._label_loss(shots, rows)
+        objective = Loss.of_support_set(shots, rows, self.bias_, temperature, label_loss)
         d, dtype = text.shape[1], text.dtype
         # Of the initial weights and the noise. `train` makes another one from the same seed, for batches and views.
         generator = torch.Generator().manual_seed(self.seed)
@@ -439,6 +441,8 @@ class ClipAdapter(ScheduledHead):
         """(r, t) losses of the shots that a fit did not see, at each candidate ratio and temperature."""
         assert shots.text is not None
         held_out = split[1]
+        label_loss = LabelLoss(self._log_prior(class_counts(shots, held_out)))
+        loss = Loss.of_support_set(shots, held_out, self.bias_, label_loss=label_loss)
         x = self._input(shots.X[held_out])
         adapted, gate = None if trained.visual is None else trained.visual(x), trained.alpha_gate
         logits = []
@@ -450,7 +454,7 @@ class ClipAdapter(ScheduledHead):
                 alpha = ratio_from_gate(gate, gate_inputs(unit(x), weight, shots.scale))
             features = x if adapted is None else self._normalised(Adapter.blend(x, adapted, alpha))
             logits.append(shots.scale * features @ weight.T)
-        return held_out_loss_table(logits, Loss.of_support_set(shots, held_out, self.bias_))
+        return held_out_loss_table(logits, loss)
 
     def _with_ratio(self, trained: TrainedAdapters, alpha: float, beta: float | None = None) -> TrainedAdapters:
         """With other ratios where they are "auto"; one number is for both."""

@@ -73,6 +73,8 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     replay: int = 4
     branch: str = field(default="visual", init=False)
     beta: float | str = field(default="auto", init=False)
+    # Stored shots are repeated until their classes are as frequent as the others.
+    logit_adjustment: float = field(default=0.0, init=False)
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
         for name in ADAPTER_TENSORS:

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
 from clipadapter.heads.warm_start import STEPS_SHARE, find_warm_start
@@ -35,7 +37,7 @@ weights from growing."""
     "recipe, where the authors searched on validation shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class CrossModal(TrainedHead):
+class CrossModal(LabelLossHead, TrainedHead):
     """Linear classifier without bias, started at class text and trained on pictures and class text alike.
 
     Args:
@@ -98,19 +100,18 @@ class CrossModal(TrainedHead):
             weight, config = warm_start.shrink_rows("weight_", weight), warm_start.shorten(config, len(views))
             config = replace(config, warmup_steps=round(STEPS_SHARE * self.warmup_steps))
         weight.requires_grad_()
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def error(features: Tensor, labels: Tensor) -> Tensor:
-            return torch.nn.functional.cross_entropy(features @ weight.T, labels)
+        generator, label_loss = torch.Generator().manual_seed(self.seed), self._label_loss(shots)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
-            value = error(gather_views(views, batch, view), shots.labels[batch])
+            value = label_loss(gather_views(views, batch, view) @ weight.T, shots.labels[batch])
             if self.text_share == 0:
                 return value
             chosen = torch.arange(len(rows))
             if len(rows) > self.batch_size:
                 chosen = torch.randperm(len(rows), generator=generator)[: self.batch_size]
-            return (1 - self.text_share) * value + self.text_share * error(rows[chosen], row_labels[chosen])
+            return (1 - self.text_share) * value + self.text_share * cross_entropy(
+                rows[chosen] @ weight.T, row_labels[chosen]
+            )
 
         n, n_views = shots.views.shape[:2]
         self.loss_ = train([weight], loss, n, n_views, config, row_cost=2 * weight.numel())

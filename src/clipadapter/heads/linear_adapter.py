@@ -12,7 +12,8 @@ from torch import Tensor
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.losses import cosine_cross_entropy
+from clipadapter.heads.label_loss import LabelLossHead
+from clipadapter.heads.losses import CROSS_ENTROPY, LabelLoss, cosine_cross_entropy
 from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
 
@@ -26,7 +27,7 @@ CLIP_SCALE = 100.0
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class LinearAdapterHead(TrainedHead):
+class LinearAdapterHead(LabelLossHead, TrainedHead):
     """Base of the heads that train a change of a linear map: cross-entropy plus ``penalty`` times its squared norm.
 
     Args:
@@ -62,7 +63,7 @@ class LinearAdapterHead(TrainedHead):
         warm_start = find_warm_start(self, shots, shift_=shift)
         if warm_start is not None:
             shift = warm_start.shrink("shift_", shift.detach()).requires_grad_()
-        loss = shift_loss(shots, shift, self.penalty_, self.cycle_views)
+        loss = shift_loss(shots, shift, self.penalty_, self.cycle_views, self._label_loss(shots))
         config = self._train_config(n, warm_start)
         self.loss_ = train([shift], loss, n, n_views, config, row_cost=shift.numel() + shots.text.numel())
         self.shift_, self.weight_, self.scale_ = shift.detach(), shots.text, shots.scale
@@ -105,7 +106,7 @@ def _shift(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def shift_loss(
-    shots: SupportSet, shift: Tensor, penalty: float, cycle_views: bool
+    shots: SupportSet, shift: Tensor, penalty: float, cycle_views: bool, label_loss: LabelLoss = CROSS_ENTROPY
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross-entropy of the shifted features plus ``penalty * ||shift||_F^2``, for `train`.
 
@@ -114,6 +115,7 @@ def shift_loss(
         shift: (d, p) or (d, d).
         penalty: strength of the pull to where the map was.
         cycle_views: take view 1, 2 ... and 0 in turn, one for all rows of a step, in place of those that are drawn.
+        label_loss: of labels.
     """
     assert shots.text is not None
     text, n_views, turn = shots.text, shots.views.shape[1], 0
@@ -124,7 +126,7 @@ def shift_loss(
         turn = (turn + 1) % n_views
         x = gather_views(views, batch, torch.full_like(batch, turn) if cycle_views else view)
         # The bound is for a picture of zeros, at whose length unit() has no gradient.
-        error = cosine_cross_entropy(_shift(x, shift), text, shots.labels[batch], shots.scale, min_length=1e-6)
+        error = cosine_cross_entropy(_shift(x, shift), text, shots.labels[batch], shots.scale, 1e-6, label_loss)
         return error + _SquaredNorm.apply(shift, penalty)
 
     return loss

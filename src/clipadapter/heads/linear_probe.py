@@ -25,8 +25,9 @@ from typing_extensions import Self
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.folds import iterative_stratification, most_labels_repeat, most_targets_repeat, stratified_folds
+from clipadapter.heads.label_loss import LogitAdjustedHead
 from clipadapter.heads.multilabel import binary_losses
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import SoftmaxRegression, subsample
@@ -82,7 +83,7 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
     "code for linear probes. By default C is chosen on held-out shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class LinearProbe(Head):
+class LinearProbe(LogitAdjustedHead):
     """Multinomial logistic regression by L-BFGS, or one-vs-rest with multi-label images; text is not used.
 
     A warm start keeps the C of the earlier fit if little has changed, and is then the fit with that C. It does not
@@ -139,14 +140,21 @@ class LinearProbe(Head):
             return
         with limit_threads(0):
             self.C_ = self._choose_C(X, labels) if C == "auto" else float(C)
-        if self.solver == "sklearn" and len(labels.unique()) > 1:
-            self._fit_sklearn(X, labels, shots.n_classes)
-            return
+        use_sklearn = self.solver == "sklearn" and len(labels.unique()) > 1
+        solve = self._solve_by_sklearn if use_sklearn else self._solve_by_torch
+        self.weight_, bias = solve(X, labels, shots.n_classes)
+        log_prior = self._log_prior(shots.counts)
+        if log_prior is not None:
+            # The intercept is not penalised: a fit with these constants has the same weights, and this bias.
+            bias = bias - torch.where(shots.counts > 0, log_prior, 0)
+        self.bias_ = bias
+
+    def _solve_by_torch(self, X: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
         # In a pass of 20 ms a second thread saves little, and on a busy machine waiting for it costs much.
-        with limit_threads(X.numel() * shots.n_classes // 8):
+        with limit_threads(X.numel() * n_classes // 8):
             regression = SoftmaxRegression(X, labels)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
-        self.weight_, self.bias_ = regression.coefficients(shots.n_classes)
+        return regression.coefficients(n_classes)
 
     def _fit_multilabel(self, X: Tensor, targets: Tensor, C: float | str) -> None:
         if self.solver != "torch":
@@ -170,7 +178,7 @@ class LinearProbe(Head):
 
         return self._search_C(X, regressions, [held_out for _, held_out in splits], targets.shape[1], held_out_loss)
 
-    def _fit_sklearn(self, X: Tensor, labels: Tensor, n_classes: int) -> None:
+    def _solve_by_sklearn(self, X: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
         from sklearn.linear_model import LogisticRegression
 
         model = LogisticRegression(C=self.C_, tol=self.tol, max_iter=self.max_iter)
@@ -180,8 +188,10 @@ class LinearProbe(Head):
         if len(weight) == 1:  # two classes: scikit-learn has the log-odds of the second class alone
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
         classes = torch.from_numpy(model.classes_)
-        self.weight_ = X.new_zeros(n_classes, X.shape[1]).index_copy(0, classes, weight.to(X.dtype))
-        self.bias_ = X.new_full((n_classes,), ABSENT_LOGIT).index_copy(0, classes, bias.to(X.dtype))
+        return (
+            X.new_zeros(n_classes, X.shape[1]).index_copy(0, classes, weight.to(X.dtype)),
+            X.new_full((n_classes,), ABSENT_LOGIT).index_copy(0, classes, bias.to(X.dtype)),
+        )
 
     def _text_logits(self, X: Tensor) -> Tensor:
         return X.new_zeros(len(X), len(self.weight_))

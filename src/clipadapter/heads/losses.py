@@ -16,6 +16,46 @@ from clipadapter.heads.support import SupportSet
 
 
 @dataclass(frozen=True)
+class LabelLoss:
+    """Mean loss of logits for class labels: cross-entropy, logit-adjusted and generalised if asked for.
+
+    Logit adjustment adds to the logits, in training only, a constant of each class that grows with its frequency: Menon
+    et al., ICLR 2021, https://arxiv.org/abs/2007.07314, equation 10. Generalised cross-entropy is
+    ``(1 - p ** q) / q`` for the probability p of the label: Zhang and Sabuncu, NeurIPS 2018,
+    https://arxiv.org/abs/1805.07836, equation 6. Its gradient is that of cross-entropy times ``p ** q``, so that labels
+    which the model contradicts weigh less. With q near 0 it is cross-entropy, with q of 1 one minus the probability.
+
+    Args:
+        offset: (c,) added to the logits; None for nothing.
+        q: of generalised cross-entropy, 0 to 1; 0 is cross-entropy.
+
+    >>> logits, labels = torch.tensor([[0.0, 0.0]]), torch.tensor([1])
+    >>> [round(float(LabelLoss(q=q)(logits, labels)), 3) for q in (0.0, 0.001, 1.0)]
+    [0.693, 0.693, 0.5]
+    >>> offset = torch.tensor([3.0, 1.0]).log()  # the first class is three times as frequent
+    >>> round(float(LabelLoss(offset)(logits, labels).neg().exp()), 3)
+    0.25
+    """
+
+    offset: Tensor | None = None
+    q: float = 0.0
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of logits (b, c) and class positions (b,)."""
+        logits = logits if self.offset is None else logits + self.offset
+        if self.q == 0:
+            return cross_entropy(logits, labels)
+        return self.of_log_probabilities(-cross_entropy(logits, labels, reduction="none"))
+
+    def of_log_probabilities(self, log_p: Tensor) -> Tensor:
+        """Mean loss of the log probabilities (b,) of the labels."""
+        return -(log_p if self.q == 0 else torch.expm1(self.q * log_p) / self.q).mean()
+
+
+CROSS_ENTROPY = LabelLoss()
+
+
+@dataclass(frozen=True)
 class Loss:
     """Cross-entropy of labels; or, of multi-label targets, binary cross-entropy summed over the classes.
 
@@ -27,18 +67,27 @@ class Loss:
         labels: (n,) class positions; not used with multi-label targets.
         targets: (n, c) ones and zeros of multi-label pictures, else None.
         bias: (c,) added to the logits of multi-label pictures, else None.
+        label_loss: of labels; not used with multi-label targets.
     """
 
     scale: float
     labels: Tensor
     targets: Tensor | None
     bias: Tensor | None
+    label_loss: LabelLoss = CROSS_ENTROPY
 
     @classmethod
-    def of_support_set(cls, shots: SupportSet, rows: Tensor, bias: Tensor | None, temperature: float = 1.0) -> Loss:
+    def of_support_set(
+        cls,
+        shots: SupportSet,
+        rows: Tensor,
+        bias: Tensor | None,
+        temperature: float = 1.0,
+        label_loss: LabelLoss = CROSS_ENTROPY,
+    ) -> Loss:
         """The loss of some of the shots, with the encoder's logit scale divided by a temperature."""
         targets = None if shots.targets is None else shots.targets[rows]
-        return cls(shots.scale / temperature, shots.labels[rows], targets, bias)
+        return cls(shots.scale / temperature, shots.labels[rows], targets, bias, label_loss)
 
     def from_features(self, features: Tensor, weight: Tensor, rows: Tensor, *, normalise: bool = True) -> Tensor:
         """Mean loss of a batch.
@@ -50,9 +99,12 @@ class Loss:
             normalise: take cosines; False for products with the features as they are.
         """
         if normalise and self.targets is None:
-            return cosine_cross_entropy(features, weight, self.labels[rows], self.scale)
+            return cosine_cross_entropy(features, weight, self.labels[rows], self.scale, label_loss=self.label_loss)
         features = unit(features) if normalise else features
-        return self._losses(self.scale * features @ weight.T, rows).mean()
+        logits = self.scale * features @ weight.T
+        if self.targets is None:
+            return self.label_loss(logits, self.labels[rows])
+        return binary_losses(self._with_bias(logits), self.targets[rows]).mean()
 
     def sums_at_temperatures(
         self, logits: Tensor, rows: Tensor, temperatures: Tensor, wrong_label_share: float
@@ -71,7 +123,8 @@ class Loss:
             logits = self._with_bias(logits)
             return torch.stack([binary_losses(logits / t, self.targets[rows]).sum() for t in temperatures])
         labels, share = self.labels[rows, None], wrong_label_share
-        right = [(logits / t).softmax(dim=1).gather(1, labels)[:, 0] for t in temperatures]
+        offset = 0.0 if self.label_loss.offset is None else self.label_loss.offset
+        right = [(logits / t + offset).softmax(dim=1).gather(1, labels)[:, 0] for t in temperatures]
         return torch.stack([-((1 - share) * p + share / logits.shape[1]).log().sum() for p in right])
 
     def of_null_model(self, rows: Tensor, n_classes: int) -> float:
@@ -85,16 +138,16 @@ class Loss:
     def _with_bias(self, logits: Tensor) -> Tensor:
         return logits if self.bias is None else logits + self.bias
 
-    def _losses(self, logits: Tensor, rows: Tensor) -> Tensor:
-        if self.targets is None:
-            return cross_entropy(logits, self.labels[rows], reduction="none")
-        return binary_losses(self._with_bias(logits), self.targets[rows])
-
 
 def cosine_cross_entropy(
-    features: Tensor, weight: Tensor, labels: Tensor, scale: float, min_length: float = 0.0
+    features: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    scale: float,
+    min_length: float = 0.0,
+    label_loss: LabelLoss = CROSS_ENTROPY,
 ) -> Tensor:
-    """Mean cross-entropy of ``scale * unit(features) @ weight.T``.
+    """Mean cross-entropy, or another loss of labels, of ``scale * unit(features) @ weight.T``.
 
     The unit features are never made, and the gradient takes one product and one pass over (n, d) where automatic
     differentiation of the same formula takes six passes, as long as the product at a few hundred classes.
@@ -106,6 +159,7 @@ def cosine_cross_entropy(
         scale: CLIP's ``exp(logit_scale)``.
         min_length: shorter features are divided by this length in place of their own. Without it a feature of zeros
             has logits of zero, as by `functional.unit`, and a gradient of zero: it has no direction.
+        label_loss: which loss.
 
     Returns:
         A scalar.
@@ -115,12 +169,20 @@ def cosine_cross_entropy(
     >>> bool(torch.isclose(cosine_cross_entropy(features, weight, torch.tensor([1]), 10.0), expected))
     True
     """
-    return _CosineCrossEntropy.apply(features, weight, labels, scale, min_length)
+    return _CosineCrossEntropy.apply(features, weight, labels, scale, min_length, label_loss)
 
 
 class _CosineCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, labels: Tensor, scale: float, min_length: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        scale: float,
+        min_length: float,
+        label_loss: LabelLoss,
+    ) -> Tensor:
         # The gradient divides by squares of lengths: below this bound it overflows, and squares lose their digits.
         smallest = (8 * max(scale, 1.0) * torch.finfo(features.dtype).tiny) ** 0.5
         length = features.norm(dim=1, keepdim=True)
@@ -129,17 +191,20 @@ class _CosineCrossEntropy(torch.autograd.Function):
         if min_length < smallest:
             factor = torch.where(length < smallest, 0, factor)
         logits = (features @ weight.T).mul_(factor)  # (n, c)
-        log_probabilities = logits.log_softmax(dim=1)
-        ctx.is_free = length >= max(min_length, smallest)
+        log_probabilities = (logits if label_loss.offset is None else logits + label_loss.offset).log_softmax(dim=1)
+        ctx.is_free, ctx.q = length >= max(min_length, smallest), label_loss.q
         ctx.save_for_backward(features, weight, labels, bounded, factor, logits, log_probabilities)
-        return -log_probabilities.gather(1, labels[:, None]).mean()
+        return label_loss.of_log_probabilities(log_probabilities.gather(1, labels[:, None]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, labels, length, factor, logits, log_probabilities = ctx.saved_tensors
         residual = log_probabilities.exp()
+        p_label = residual.gather(1, labels[:, None]) if ctx.q else None
         residual.scatter_add_(1, labels[:, None], residual.new_full((len(labels), 1), -1.0))
         residual.mul_(grads[0] / len(labels))
+        if p_label is not None:
+            residual.mul_(p_label**ctx.q)
         # A longer feature has smaller logits, unless its length is at the bound.
         radial = (residual * logits).sum(dim=1, keepdim=True) * ctx.is_free
         residual.mul_(factor)
@@ -148,4 +213,4 @@ class _CosineCrossEntropy(torch.autograd.Function):
             features_grad = (features * (-radial / length / length)).addmm_(residual, weight)
         if ctx.needs_input_grad[1]:
             weight_grad = residual.T @ features
-        return features_grad, weight_grad, None, None, None
+        return features_grad, weight_grad, None, None, None, None

@@ -18,7 +18,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.functional import unit
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.label_loss import LogitAdjustedHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import STEPS_SHARE, WarmStart, find_warm_start
 from clipadapter.parallel import limit_threads
@@ -48,6 +49,7 @@ class _Problem:
     X: Tensor  # (n, d) unit
     similarity: Tensor  # (n, p) cosine to class text
     target: Tensor  # (n, p) one-hot
+    offset: Tensor | None = None  # (p,) of logit adjustment, added to the logits in training
 
     def lr_weight(self) -> float:
         """Step of weight and bias: 4 n over the largest eigenvalue of X^T X."""
@@ -71,6 +73,7 @@ class _Problem:
     def residual(self, weight: Tensor, bias: Tensor, alpha: Tensor) -> Tensor:
         """(n, p) gradient of the mean cross-entropy by the logits: probability minus target, over n."""
         logits = torch.addmm(bias, self.X, weight.T).addcmul_(self.similarity, alpha)
+        logits = logits if self.offset is None else logits.add_(self.offset)
         return logits.softmax(dim=1).sub_(self.target).div_(len(self.X))
 
 
@@ -82,7 +85,7 @@ class _Problem:
     "on validation shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class LpPlusPlus(Head):
+class LpPlusPlus(LogitAdjustedHead):
     """Logits ``f w_k + b_k + alpha_k f t_k`` of unit features, all three trained by full-batch gradient steps.
 
     Args:
@@ -123,7 +126,9 @@ class LpPlusPlus(Head):
         assert shots.text is not None
         present = torch.nonzero(shots.counts).flatten()
         X = unit(shots.X)
-        problem = _Problem(X, X @ shots.text[present].T, shots.onehot[:, present])
+        log_prior = self._log_prior(shots.counts)
+        offset = None if log_prior is None else log_prior[present]
+        problem = _Problem(X, X @ shots.text[present].T, shots.onehot[:, present], offset)
         start = problem.initial_weight(), self._initial_bias(problem), problem.initial_alpha()
         # With the gradients' sum since the start, as released, a fit can't go on from where another one ended.
         warm_start = (

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
 from clipadapter.heads.warm_start import find_warm_start
@@ -58,7 +59,7 @@ def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) 
     "code. The default takes the blend from the shots and brings features to one length.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class SvlAdapter(TrainedHead):
+class SvlAdapter(LabelLossHead, TrainedHead):
     """Two-layer network on a second encoder's features, and zero-shot logits on the first's.
 
     The network reads the block ``ENCODER/final`` of the second encoder; without one, ``final`` of the first.
@@ -131,8 +132,10 @@ class SvlAdapter(TrainedHead):
             weights = [start(f"{name}_", initial) for start, name, initial in starts]
             config = warm_start.shorten(config, len(labels))
 
+        label_loss = self._label_loss(shots)
+
         def loss(rows: Tensor, views: Tensor) -> Tensor:
-            return cross_entropy(_network(inputs[rows, views], *weights), labels[rows])
+            return label_loss(_network(inputs[rows, views], *weights), labels[rows])
 
         parameters = [weight.requires_grad_() for weight in weights]
         row_cost = sum(weight.numel() for weight in weights)

@@ -22,6 +22,7 @@ from typing_extensions import Self
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text_residual import scale_text, train_residual
 from clipadapter.heads.training import ScheduledHead, TrainConfig
@@ -44,7 +45,7 @@ OFFICIAL_EPOCHS, OFFICIAL_FEW_SHOT_EPOCHS, OFFICIAL_FEW_SHOTS = 200, 100, 4
     "constant rate. The default differs in the length of class text and in its recipe.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class TaskRes(ScheduledHead):
+class TaskRes(LabelLossHead, ScheduledHead):
     """Class text plus a task residual trained by cross-entropy.
 
     Args:
@@ -104,7 +105,9 @@ class TaskRes(ScheduledHead):
         warm_start = find_warm_start(self, shots, WARM_START_SHARE, residual_=start)
         if warm_start is not None:
             config, start = warm_start.shorten(config, len(shots.views)), warm_start.shrink_rows("residual_", start)
-        self.residual_, self.loss_ = train_residual(shots, base, self.alpha, config, start=start)
+        self.residual_, self.loss_ = train_residual(
+            shots, base, self.alpha, config, start=start, label_loss=self._label_loss(shots)
+        )
         adapted = base + self.alpha * self.residual_
         self.weight_, self.length_ = unit(adapted), adapted.norm(dim=1)
         self.scale_ = shots.scale

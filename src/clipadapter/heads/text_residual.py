@@ -10,6 +10,7 @@ from torch import Tensor
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.losses import CROSS_ENTROPY, LabelLoss
 from clipadapter.heads.training import TrainConfig, gather_views, train
 
 TEXT_NORM = 0.1
@@ -47,6 +48,7 @@ def train_residual(
     config: TrainConfig,
     penalty: Callable[[Tensor], Tensor] | None = None,
     start: Tensor | None = None,
+    label_loss: LabelLoss = CROSS_ENTROPY,
 ) -> tuple[Tensor, float]:
     """Residuals x of the classifier ``scale * cos(f, base + gain * x)``, by cross-entropy.
 
@@ -59,6 +61,7 @@ def train_residual(
         config: how steps are made.
         penalty: added to the loss, of the residuals (p, d) of the p classes that have shots.
         start: initial residuals (c, d); zeros by default.
+        label_loss: of labels.
 
     Returns:
         Residuals (c, d), and the loss of the last step.
@@ -72,7 +75,7 @@ def train_residual(
         # Dividing logits by lengths, not weights: a pass over (b, c) in place of several over (c, d).
         length = weight.square().sum(dim=1).rsqrt()
         logits = gather_views(views, batch, view) @ weight.T * (shots.scale * length)
-        value = torch.nn.functional.cross_entropy(logits, shots.labels[batch])
+        value = label_loss(logits, shots.labels[batch])
         return value if penalty is None else value + penalty(residual)
 
     n, n_views = shots.views.shape[:2]

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
@@ -25,6 +24,7 @@ from clipadapter.heads.cache import (
     cache_logits_of_cosines,
     check_not_negative,
 )
+from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
 
@@ -39,7 +39,7 @@ ADAMW_EPS = 1e-4
     "Not repeated are its choice of the epoch by test accuracy and its search after training.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class TipAdapterF(TrainedHead):
+class TipAdapterF(LabelLossHead, TrainedHead):
     """Tip-Adapter with trained keys: they start as the shots and move to lower the cross-entropy of the shots.
 
     The labels of the keys stay, and the keys may leave unit length. Defaults are the authors' recipe, but for alpha
@@ -101,12 +101,13 @@ class TipAdapterF(TrainedHead):
 
     def _train(self, shots: SupportSet, text: Tensor, keys: Tensor) -> Tensor:
         keys.requires_grad_()
+        label_loss = self._label_loss(shots)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             x = unit(shots.views[batch, view])
             votes = cache_logits_of_cosines(keys @ x.T, shots.labels, shots.n_classes, self.beta_)
             logits = shots.scale * x @ text.T + self.alpha_ * votes
-            return torch.nn.functional.cross_entropy(logits, shots.labels[batch])
+            return label_loss(logits, shots.labels[batch])
 
         n_views = shots.views.shape[1] if self.draw_views else 1
         row_cost = keys.numel() + text.numel()

@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text_residual import scale_text, train_residual
 from clipadapter.heads.training import ScheduledHead, TrainConfig
@@ -32,7 +33,7 @@ from clipadapter.heads.warm_start import find_warm_start
     "the length of class text and draws one view of each picture per step.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class ZsLp(ScheduledHead):
+class ZsLp(LabelLossHead, ScheduledHead):
     """Linear probe that starts at zero-shot: cosine logits, cross-entropy, no penalty.
 
     Args:
@@ -86,7 +87,7 @@ class ZsLp(ScheduledHead):
         if warm_start is not None:
             config, start = warm_start.shorten(config, len(shots.views)), warm_start.shrink_rows("moved_", start)
         self.moved_, self.loss_ = train_residual(
-            shots, base, 1.0, config, None if multipliers is None else penalty, start
+            shots, base, 1.0, config, None if multipliers is None else penalty, start, self._label_loss(shots)
         )
         self.weight_, self.scale_ = base + self.moved_, shots.scale
 

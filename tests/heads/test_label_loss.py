@@ -1,0 +1,140 @@
+"""Logit adjustment and generalised cross-entropy: the papers' formulas in plain loops, and what heads do with them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
+from clipadapter.heads import create_head, head_info, list_heads
+from clipadapter.heads.label_loss import LabelLossHead, LogitAdjustedHead
+from clipadapter.heads.losses import LabelLoss, cosine_cross_entropy
+from clipadapter.testing import toy_features
+
+ADJUSTED = [name for name in list_heads() if issubclass(head_info(name).cls, LogitAdjustedHead)]
+TRAINED = [name for name in ADJUSTED if issubclass(head_info(name).cls, LabelLossHead)]
+COUNTS = (9, 3, 2)
+
+
+def draw(n=6, c=4, d=5):
+    generator = torch.Generator().manual_seed(0)
+    features, weight = (torch.randn(rows, d, generator=generator, dtype=torch.float64) for rows in (n, c))
+    return features.requires_grad_(), weight.requires_grad_(), torch.randint(c, (n,), generator=generator)
+
+
+def loss_in_loops(logits, labels, offset, q):
+    """Menon et al., equation 10, and Zhang and Sabuncu, equation 6."""
+    total = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        exponentials = [math.exp(value + add) for value, add in zip(row, offset, strict=True)]
+        p = exponentials[label] / sum(exponentials)
+        total += -math.log(p) if q == 0 else (1 - p**q) / q
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("tau", [0.0, 1.5])
+def test_it_is_the_formula_of_both_papers(q, tau):
+    features, weight, labels = draw()
+    offset = [tau * math.log(share) for share in (0.5, 0.3, 0.15, 0.05)]
+    loss = LabelLoss(torch.tensor(offset, dtype=torch.float64) if tau else None, q)
+    logits = (3 * unit(features) @ weight.T).detach()
+    assert float(loss(logits, labels)) == pytest.approx(loss_in_loops(logits, labels, offset, q), rel=1e-12)
+    cosines = cosine_cross_entropy(features, weight, labels, 3.0, label_loss=loss)
+    assert float(cosines.detach()) == pytest.approx(loss_in_loops(logits, labels, offset, q), rel=1e-12)
+
+
+@pytest.mark.parametrize("q", [0.3, 1.0])
+@pytest.mark.parametrize("min_length", [0.0, 2.0])
+def test_the_closed_form_gradient_is_that_of_differences(q, min_length):
+    features, weight, labels = draw()
+    loss = LabelLoss(torch.tensor([0.0, -1.0, -2.0, -3.0], dtype=torch.float64), q)
+    assert torch.autograd.gradcheck(
+        lambda f, w: cosine_cross_entropy(f, w, labels, 3.0, min_length, loss), (features, weight)
+    )
+
+
+def test_the_gradient_of_a_label_is_that_of_cross_entropy_times_a_power_of_its_probability():
+    logits = torch.tensor([[2.0, 0.5, -1.0]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([1])
+    p = float(logits.detach().softmax(dim=1)[0, 1])
+    plain, general = (torch.autograd.grad(LabelLoss(q=q)(logits, labels), logits)[0] for q in (0.0, 0.7))
+    torch.testing.assert_close(general, plain * p**0.7, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((6, 3, 1), [2 * math.log(0.6), 2 * math.log(0.3), 2 * math.log(0.1)]),
+        ((6, 2, 0), [2 * math.log(6 / 8), 2 * math.log(2 / 8), 2 * math.log(2 / 8)]),
+        ((4, 4, 4), None),
+        ((4, 4, 0), None),
+        ((0, 0, 0), None),
+    ],
+)
+def test_the_prior_is_the_share_of_the_shots_and_without_one_that_of_the_rarest_class(counts, expected):
+    prior = create_head("taskres", logit_adjustment=2.0)._log_prior(torch.tensor(counts, dtype=torch.float64))
+    assert prior is None if expected is None else prior.tolist() == pytest.approx(expected)
+
+
+def fitted_logits(name, counts, **params):
+    X, y, text = toy_features(counts=counts, d=16, noise=2.0)
+    head = create_head(name)
+    shortened = {key: 3 for key in ("epochs", "steps") if key in head.get_params()}
+    return head.set_params(**{**shortened, **params}).fit(X, y, text=text).logits(X)
+
+
+@pytest.mark.parametrize("name", ADJUSTED)
+def test_equal_shots_are_fitted_bit_for_bit_as_without_adjustment_and_unequal_ones_are_not(name):
+    if "logit_adjustment" not in create_head(name).get_params():
+        pytest.skip("the head fixes it")
+    for counts, are_equal in (((4, 4, 4), True), (COUNTS, False)):
+        plain, adjusted = (fitted_logits(name, counts, logit_adjustment=tau) for tau in (0.0, 1.0))
+        assert np.array_equal(plain, adjusted) == are_equal
+
+
+@pytest.mark.parametrize("name", ADJUSTED)
+def test_the_class_with_most_shots_gets_less_when_adjusted(name):
+    if "logit_adjustment" not in create_head(name).get_params():
+        pytest.skip("the head fixes it")
+    plain, adjusted = (fitted_logits(name, COUNTS, logit_adjustment=tau) for tau in (0.0, 2.0))
+    change = (adjusted - plain) - (adjusted - plain).mean(axis=1, keepdims=True)
+    assert change[:, 0].mean() < change[:, 2].mean()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_generalised_cross_entropy_changes_what_a_trained_head_learns(name):
+    assert not np.array_equal(*(fitted_logits(name, (4, 4, 4), gce_q=q) for q in (0.0, 0.7)))
+
+
+@pytest.mark.parametrize("solver", ["torch", "sklearn"])
+def test_the_adjusted_probe_is_the_fit_with_the_prior_added_to_its_logits(solver):
+    X, y, _ = toy_features(counts=COUNTS, d=6, noise=0.9)
+    X = np.asarray(X, np.float64)
+    head = create_head("linear-probe", C=2.0, logit_adjustment=1.5, tol=1e-9, solver=solver).fit(X, y)
+    rows, labels = torch.from_numpy(X), torch.from_numpy(np.unique(y, return_inverse=True)[1])
+    weight, bias = (tensor.detach().clone().requires_grad_() for tensor in (head.weight_, head.bias_))
+    prior = 1.5 * (torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)).log()
+    loss = torch.nn.functional.cross_entropy(linear(unit(rows), weight, bias) + prior, labels, reduction="sum")
+    (2.0 * loss + weight.square().sum() / 2).backward()
+    assert float(weight.grad.abs().max()) < 1e-3
+    assert float(bias.grad.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize(("parameter", "value"), [("logit_adjustment", -1.0), ("gce_q", 1.5), ("gce_q", -0.1)])
+def test_values_out_of_range_are_refused_by_name(parameter, value):
+    with pytest.raises(InputError, match=parameter):
+        fitted_logits("taskres", COUNTS, **{parameter: value})
+
+
+def test_multi_label_pictures_are_fitted_as_without_either_parameter():
+    X, _, text = toy_features(counts=(4, 4, 2), d=16)
+    targets = np.random.default_rng(0).integers(0, 2, (len(X), 3))
+    plain, other = (
+        create_head("clip-adapter", alpha=0.3, steps=3, epochs=3, **params).fit(X, targets, text=text).logits(X)
+        for params in ({}, {"logit_adjustment": 1.0, "gce_q": 0.7})
+    )
+    assert np.array_equal(plain, other)
