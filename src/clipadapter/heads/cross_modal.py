@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
+from clipadapter.heads.losses import CROSS_ENTROPY
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
 from clipadapter.heads.warm_start import STEPS_SHARE, find_warm_start

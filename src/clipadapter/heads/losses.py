@@ -53,6 +53,7 @@ class LabelLoss:
 
 
 CROSS_ENTROPY = LabelLoss()
+"""The loss without either change."""
 
 
 @dataclass(frozen=True)
