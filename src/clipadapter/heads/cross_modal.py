@@ -109,9 +109,8 @@ class CrossModal(LabelLossHead, TrainedHead):
             chosen = torch.arange(len(rows))
             if len(rows) > self.batch_size:
                 chosen = torch.randperm(len(rows), generator=generator)[: self.batch_size]
-            return (1 - self.text_share) * value + self.text_share * cross_entropy(
-                rows[chosen] @ weight.T, row_labels[chosen]
-            )
+            of_text = CROSS_ENTROPY(rows[chosen] @ weight.T, row_labels[chosen])
+            return (1 - self.text_share) * value + self.text_share * of_text
 
         n, n_views = shots.views.shape[:2]
         self.loss_ = train([weight], loss, n, n_views, config, row_cost=2 * weight.numel())
