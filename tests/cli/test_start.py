@@ -19,13 +19,15 @@ WRONG = (
     "compare shots --heads gda --set alhpa=1",
     "compare nowhere",
     "doctor nowhere",
+    "sentences nowhere",
+    "sentences shots --domain foods",
     "explain nowhere a.jpg",
     "studio shots --head clip-adaptor",
     "bench run few-shto --data shots",
     "bench status few-shto",
     "bench report few-shto",
 )
-LISTS = ("heads", "scan shots", "data list", "bench list", "bench status")
+LISTS = ("heads", "scan shots", "sentences shots", "data list", "bench list", "bench status")
 SLOW_MODULES = {"torch", "sklearn", "scipy", "open_clip", "timm", "transformers", "matplotlib", "gradio", "pandas"}
 
 RUN = """

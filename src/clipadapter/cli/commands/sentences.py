@@ -1,0 +1,120 @@
+"""``clipadapter sentences``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from clipadapter.cli.fit_options import class_names_option, rename_classes
+from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.inputs import check_output_file, find_unwritable_parent
+from clipadapter.cli.option_types import FILE, FOLDER
+from clipadapter.cli.options import output_options
+from clipadapter.cli.output import Output, facts, table
+from clipadapter.errors import DataError, InputError
+from clipadapter.files import quote_path, write_atomically
+
+NAMES_SUFFIX = ".txt"
+"""Suffix of a list of class names."""
+
+
+@cli_command("clipadapter sentences shots/ --domain food --out sentences.json", Section.INSPECT, 7)
+@click.argument("source", type=FOLDER, required=False)
+@click.option(
+    "--domain",
+    "domains",
+    multiple=True,
+    default=("objects",),
+    metavar="NAME",
+    help="What the pictures show, such as food. May be repeated. --list-domains lists the names.",
+)
+@click.option("--class", "given_names", multiple=True, metavar="NAME", help="A class name. May be repeated.")
+@class_names_option
+@click.option("--out", "file", type=FILE, help="JSON file for the sentences; by default they are printed.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@click.option("--list-domains", is_flag=True, help="Only list the domains.")
+@output_options
+def command(
+    source: Path | None,
+    domains: tuple[str, ...],
+    given_names: tuple[str, ...],
+    class_names: Path | None,
+    file: Path | None,
+    overwrite: bool,
+    list_domains: bool,
+    out: Output,
+) -> None:
+    """Write sentences about each class, from templates, for --descriptions of fit and compare.
+
+    SOURCE has the class names: a folder or table of labelled pictures, the folder of a saved model, or a text file
+    (.txt) with one name per line. No language model is used, and nothing is downloaded. Edit the file: sentences about
+    what distinguishes the classes help most. See docs/guides/class-sentences.md.
+    """
+    from clipadapter.data import sentences
+
+    if list_domains:
+        known = sentences.list_domains()
+        rows = [[domain.name, len(domain.sentences), domain.title] for domain in known]
+        data = [{"name": d.name, "title": d.title, "sentences": list(d.sentences)} for d in known]
+        out.result(data, table(["domain", "sentences", "pictures of"], rows))
+        return
+    for name in domains:
+        sentences.get_domain(name)
+    if file is not None:
+        _check_file(file, overwrite, *(path for path in (source, class_names) if path is not None))
+    if source is None and not given_names:
+        raise InputError("there are no class names: give a folder with pictures, a model, a .txt file, or --class NAME")
+    names, has_pictures = _read_names(source, class_names)
+    by_class = sentences.make_sentences([*names, *given_names], domains)
+    text = json.dumps(by_class, indent=1, ensure_ascii=False)
+    if file is None:
+        click.echo(text)
+        return
+    write_atomically(file, f"{text}\n")
+    result = {
+        "file": str(file),
+        "domains": list(domains),
+        "classes": len(by_class),
+        "sentences": sum(map(len, by_class.values())),
+    }
+    out.result(result, facts([(key, ", ".join(v) if isinstance(v, list) else v) for key, v in result.items()]))
+    folder = quote_path(source) if source is not None and has_pictures else "shots/"
+    out.note(f"edit the file, then compare: clipadapter compare {folder} --descriptions {quote_path(file)}")
+
+
+def _read_names(source: Path | None, class_names: Path | None) -> tuple[list[str], bool]:
+    """The class names of the source, and whether it has pictures."""
+    from clipadapter.data import load_dataset
+    from clipadapter.model_folder import CONFIG_FILE
+    from clipadapter.parsing import read_text
+
+    is_model = source is not None and (source / CONFIG_FILE).is_file()
+    is_list = source is not None and source.suffix.lower() == NAMES_SUFFIX and not source.is_dir()
+    if class_names is not None and (source is None or is_model or is_list):
+        raise InputError("--class-names renames the classes of pictures: give a folder or table of them")
+    if source is None:
+        return [], False
+    if is_model:
+        from clipadapter.persistence import read_config
+
+        return list(read_config(source).class_names), False
+    if is_list:
+        names = [line.strip() for line in read_text(source).splitlines() if line.strip()]
+        if not names:
+            raise DataError(f"{source} has no class names: write one name per line")
+        return names, False
+    dataset = rename_classes(load_dataset(source, one_class=True), class_names)
+    if not dataset.class_names:
+        raise DataError(f"the pictures of {source} have no classes: expected one folder per class, or --class NAME")
+    return list(dataset.class_names), True
+
+
+def _check_file(file: Path, overwrite: bool, *inputs: Path) -> None:
+    """Refuse, before the work, a file that can't or must not be written."""
+    check_output_file(file, *inputs, suffixes=(".json",))
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} exists, and may have been edited: give another --out, or --overwrite to replace it")
+    if blocked := find_unwritable_parent(file.parent):
+        raise InputError(f"can't write {file}: {blocked} is not a folder that you may write to; give another --out")
