@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, layer_norm
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder, open_tunable_copy
-from clipadapter.encoders.open_clip_prompts import FixedPrompts
+from clipadapter.encoders.prompted_layers import FixedPrompts
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.export import export_model
 from clipadapter.features import encode_classes

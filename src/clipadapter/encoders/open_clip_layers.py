@@ -33,8 +33,8 @@ from clipadapter.encoders.inner_layers import (
     select_statistics,
 )
 from clipadapter.encoders.layers import copy_sharing_weights
-from clipadapter.encoders.open_clip_prompts import PromptedInput
 from clipadapter.encoders.projection import append_identity, find_projection, replace_projection
+from clipadapter.encoders.prompted_layers import PromptedInput
 from clipadapter.errors import InputError
 from clipadapter.towers import Projection
 

@@ -17,85 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipadapter.encoders.inputs import count_special_tokens
 from clipadapter.encoders.open_clip_text import CausalTower, find_causal_tower
-
-PromptSource = Callable[[], Tensor]
-"""Gives the prompts (n, w) of one block. A module is moved and saved with the tower."""
-
-
-class FixedPrompts(nn.Module):
-    """Prompts that do not change.
-
-    Args:
-        values: (n, w).
-    """
-
-    values: Tensor
-
-    def __init__(self, values: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("values", values)
-
-    def forward(self) -> Tensor:
-        """(n, w)."""
-        return self.values
-
-
-class PromptedBlock(nn.Module):
-    """A block of a transformer that gets prompts in place of some of its input tokens.
-
-    Args:
-        block: the block.
-        source: gives the prompts.
-        is_text: whether the prompts stand after the first token; otherwise they are the last tokens.
-    """
-
-    def __init__(self, block: Any, source: PromptSource, is_text: bool) -> None:
-        super().__init__()
-        self.block, self.source, self.is_text = block, source, is_text
-
-    def forward(self, x: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
-        """Tokens (k, l, w) to the same shape."""
-        prompts = _for_each_row(self.source, x)
-        n = prompts.shape[1]
-        parts = [x[:, :1], prompts, x[:, 1 + n :]] if self.is_text else [x[:, :-n], prompts]
-        output: Tensor = self.block(torch.cat(parts, dim=1), attn_mask=attn_mask)
-        return output
-
-    @property
-    def mlp(self) -> Any:
-        """The MLP of the block: the transformer reads the type of its weights."""
-        return self.block.mlp
-
-    def get_weight_dtype(self) -> Any:
-        """Type of the weights, which open_clip asks since version 3.2."""
-        return self.block.get_weight_dtype()
-
-
-class PromptedInput(nn.Module):
-    """The layer norm before the first block of an image tower, with prompts after its input tokens.
-
-    Args:
-        norm: the layer norm.
-        source: gives the prompts.
-    """
-
-    def __init__(self, norm: nn.Module, source: PromptSource) -> None:
-        super().__init__()
-        self.norm, self.source = norm, source
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (k, l, w) to (k, l + n, w)."""
-        output: Tensor = self.norm(torch.cat([x, _for_each_row(self.source, x)], dim=1))
-        return output
-
-
-def _for_each_row(source: PromptSource, x: Tensor) -> Tensor:
-    """Prompts (k, n, w) for the k rows of x."""
-    return source().to(x.dtype).expand(x.shape[0], -1, -1)
+from clipadapter.encoders.prompted_layers import FixedPrompts, PromptedBlock, PromptedInput, PromptSource
 
 
 class PromptTokenizer:

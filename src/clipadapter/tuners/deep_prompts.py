@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.encoders import Encoder, open_prompt_places
-from clipadapter.encoders.open_clip_prompts import FixedPrompts, PromptPlaces, PromptSource
+from clipadapter.encoders.open_clip_prompts import PromptPlaces
+from clipadapter.encoders.prompted_layers import FixedPrompts, PromptSource
 from clipadapter.errors import InputError
 from clipadapter.heads.training import TrainConfig
 from clipadapter.tuners.tower_tuner import TowerTuner

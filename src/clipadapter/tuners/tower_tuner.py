@@ -358,6 +358,8 @@ class ClassEmbeddings:
         self._tower = open_text_tower(encoder)
         tokens = [torch.tensor(each) for each in self._tower.tokenize(texts)]
         self._lengths = torch.tensor([len(each) for each in tokens])
+        # What all texts begin with is run once, by a tower that can do so.
+        self._n_shared = count_shared(tokens)
         with torch.no_grad():
             self._embeddings = self._tower.embed(pad_sequence(tokens, batch_first=True))
 
@@ -365,11 +367,24 @@ class ClassEmbeddings:
         """Unit rows."""
         if self._vectors is not None:
             return self._vectors
-        return self._by_class(self._tower.encode(self._embeddings, self._lengths).float())
+        shared, own = self._embeddings[0, : self._n_shared], self._embeddings[:, self._n_shared :]
+        prefix = self._tower.encode_prefix(shared)
+        return self._by_class(self._tower.encode_after_prefix(prefix, own, self._lengths - self._n_shared).float())
 
     def _by_class(self, rows: Tensor) -> Tensor:
         total = torch.zeros(self._classes, rows.shape[1], device=rows.device)
         return unit(total.index_add(0, self._owner, unit(rows) * self._share))
+
+
+def count_shared(rows: Sequence[Tensor]) -> int:
+    """How many tokens all rows begin with; at least one token of each row is left.
+
+    >>> count_shared([torch.tensor([1, 5, 6, 2]), torch.tensor([1, 5, 2])])
+    2
+    """
+    length = min(len(row) for row in rows) - 1
+    same = torch.stack([row[:length] for row in rows]).eq(rows[0][:length]).all(dim=0)
+    return int(same.cumprod(dim=0).sum())
 
 
 def tower_networks(encoder: Encoder) -> dict[str, nn.Module]:
