@@ -12,7 +12,19 @@ from clipadapter.persistence import load_model, save_model
 from clipadapter.uncertainty import UncertaintyOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "yellow": (230, 230, 20)}
-CLOSED = ["zero-shot", "nearest-mean", "prototype", "gda", "rail", "knn", "tip-adapter", "ape", "proker", "ss-text"]
+CLOSED = [
+    "zero-shot",
+    "nearest-mean",
+    "prototype",
+    "gda",
+    "rail",
+    "knn",
+    "tip-adapter",
+    "ape",
+    "proker",
+    "ss-text",
+    "timo",
+]
 TRAINED = {
     "auto": {},
     "linear-probe": {"C": 10.0},
@@ -78,6 +90,24 @@ def test_a_trained_head_after_edits_predicts_like_a_full_fit(head):
     expected = model(head, **params).fit(images + yellow, labels + ["yellow"] * 4, [*ORDER, "yellow"])
     assert found.class_names_ == expected.class_names_
     assert found.predict(QUERIES) == expected.predict(QUERIES)
+
+
+def test_a_loaded_model_encodes_its_prompts_again_for_a_head_that_reads_single_prompts(tmp_path):
+    sentences = {name: [f"a {name} square.", f"something {name} with noise."] for name in (*ORDER, "yellow")}
+    described = {"templates": "imagenet7", "descriptions": {name: sentences[name] for name in ("red", "green")}}
+    fitted("timo", **described).save(tmp_path / "model")
+    found = FewShotClassifier.load(tmp_path / "model", cache=None)
+    assert found.text_.prompts is None
+    np.testing.assert_array_equal(found.logits(QUERIES), fitted("timo", **described).logits(QUERIES))
+    assert [len(rows) for rows in found.refit_text().prompts] == [7, 2, 2]
+    yellow, green = squares("yellow", 3, 5), squares("green", 2, 6)
+    found.add_class("yellow", yellow, descriptions=sentences["yellow"]).add_examples(green, ["green"] * 2)
+    found.save(tmp_path / "model")
+    found = FewShotClassifier.load(tmp_path / "model", cache=None).remove_class("red")
+    images, labels = shots("blue", "green")
+    described["descriptions"] = {name: sentences[name] for name in ("green", "yellow")}
+    pictures, names = images + yellow + green, [*labels, *["yellow"] * 3, "green", "green"]
+    assert_same(found, model("timo", **described).fit(pictures, names, ["blue", "green", "yellow"]))
 
 
 def test_each_edit_is_a_version_and_can_be_undone():
