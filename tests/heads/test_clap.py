@@ -53,7 +53,8 @@ def clap_by_hand(X, target, base, pull, steps, rate=0.1):
 def test_twenty_steps_are_the_published_recipe(case, strength):
     X, target, text = case
     lengths = np.array([9.0, 8.0, 11.0, 10.0])
-    fitted = fit(case, strength=strength, text_norm=lengths.tolist(), schedule="constant", epochs=20)
+    recipe = {"text_norm": lengths.tolist(), "schedule": "constant", "epochs": 20, "logit_adjustment": 0.0}
+    fitted = fit(case, strength=strength, **recipe)
     a, b, d = strength * confidence_by_hand(X, target, text)
     weight, value = clap_by_hand(X, target, text * lengths[:, None], np.array([a, b, 0, d]), 20)
     np.testing.assert_allclose(fitted.weight_.numpy(), weight, rtol=1e-9)

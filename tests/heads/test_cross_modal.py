@@ -45,7 +45,8 @@ def cross_modal_by_hand(case, rates, text_share, decay):
 @pytest.mark.parametrize("text_share", [0.0, 0.4, 0.5])
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 def test_steps_are_the_published_recipe(case, text_share, decay):
-    fitted = fit(case, text_share=text_share, weight_decay=decay, schedule="constant", warmup_steps=0, epochs=20)
+    recipe = {"schedule": "constant", "warmup_steps": 0, "epochs": 20, "logit_adjustment": 0.0}
+    fitted = fit(case, text_share=text_share, weight_decay=decay, **recipe)
     weight = cross_modal_by_hand(case, [1e-3] * 20, text_share, decay)
     np.testing.assert_allclose(fitted.weight_.numpy(), weight, rtol=1e-9)
     np.testing.assert_allclose(fitted.logits(case[0]), SCALE * unit(case[0]) @ weight.T, rtol=1e-9)

@@ -70,7 +70,7 @@ def test_epochs_are_the_published_steps(case, epochs, literal, monkeypatch):
     bias = np.array([0.1, -0.2, 0.05]) if literal else np.zeros(3)
     if literal:
         monkeypatch.setattr(LpPlusPlus, "_initial_bias", lambda *_: torch.from_numpy(bias.copy()))
-    fitted = fit(case, literal=literal, epochs=epochs)
+    fitted = fit(case, literal=literal, epochs=epochs, logit_adjustment=0.0)
     weight, bias, alpha = replay(case, epochs, literal, bias)
     np.testing.assert_allclose(fitted.alpha_.numpy()[SEEN], alpha, rtol=1e-9)
     np.testing.assert_allclose(fitted.bias_.numpy()[SEEN], bias, rtol=1e-7, atol=1e-9)
@@ -114,7 +114,7 @@ def test_literal_biases_start_as_those_of_a_linear_layer(case):
 
 
 def test_a_class_without_shots_has_its_text_and_the_average_of_the_others(case):
-    fitted = fit(case)
+    fitted = fit(case, logit_adjustment=0.0)
     text = case[2]
     weight, bias, alpha = replay(case, 300, False, np.zeros(3))
     expected = weight.mean(axis=0) + alpha.mean() * text[2]

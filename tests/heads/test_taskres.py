@@ -51,8 +51,8 @@ def taskres_by_hand(X, target, text, alpha, steps, lr=2e-3, decay=5e-4):
 @pytest.mark.parametrize("decay", [0.0, 5e-4])
 def test_ten_steps_are_the_published_recipe(case, alpha, decay):
     X, target, text = case
-    head = TaskRes(alpha=alpha, text_norm=LENGTHS, weight_decay=decay, schedule="constant", epochs=10)
-    fitted = fit_unequal_shots(head, case)
+    recipe = {"text_norm": LENGTHS, "schedule": "constant", "epochs": 10, "logit_adjustment": 0.0}
+    fitted = fit_unequal_shots(TaskRes(alpha=alpha, weight_decay=decay, **recipe), case)
     weight = taskres_by_hand(X, target, text, alpha, 10, decay=decay)
     np.testing.assert_allclose(fitted.logits(X), logits_by_hand(X, weight), rtol=1e-9, atol=1e-9)
     assert np.abs(fitted.logits(X) - logits_by_hand(X, text)).max() > 0.05

@@ -3,6 +3,7 @@
 Paper: Zhu et al., ICCV 2023, https://arxiv.org/abs/2304.01195, the variant with training.
 Differs from the released code as `ape` does, and in that views are drawn from the cached ones and that an epoch's last,
 incomplete batch is left out.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ADAMW_EPS = 1e-3
 
 @register_head(
     "ape-t",
+    version=2,
     paper="https://arxiv.org/abs/2304.01195",
     fidelity="paper: The formulas of the trained variant are as published. The default parameters are ours: one set "
     "of values for all data sets.",

@@ -11,6 +11,7 @@ Ours: all else. With P_k the mean over the shots of class k of B / ||B||, and R 
 
 R is trained on the shots and on the class text as one more shot of each class. bdc is a distance correlation, squared.
 A class without a shot gets the mean of the others' exponentials: its text decides.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ ROWS_PER_SORT = 1024
 
 @register_head(
     "bdc-adapter",
+    version=2,
     paper="https://arxiv.org/abs/2309.01256",
     fidelity="partial: The Brownian distance covariance is as published. The rest is ours, because no code of the "
     "authors is public.",

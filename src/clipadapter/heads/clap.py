@@ -7,6 +7,7 @@ is about the paper's with CLIP, and makes the penalty one on the change of the l
 ``lambda_k * (scale * ||v - u|| / 10) ** 2`` for unit text u. A class without a shot keeps its text;
 the paper's formula has 0 / 0 there.
 Differs from the released code, which trains on 20 augmented views as rows: here each step draws a view of each picture.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ MULTIPLIERS = ("class", "relative", "constant")
 
 @register_head(
     "clap",
+    version=2,
     paper="https://arxiv.org/abs/2312.12730",
     fidelity="verified: `Clap.official` gives the weights, losses and logits of the authors' code. The default "
-    "differs in the length of class text and draws one view of each picture per step.",
+    "differs in the length of class text, draws one view of each picture per step and adjusts logits for unequal "
+    "shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class Clap(ZsLp):

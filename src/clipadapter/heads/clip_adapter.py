@@ -7,6 +7,7 @@ for each data set; features are centred before the adapter, and trained with noi
 scale, in 200 steps of AdamW.
 `ClipAdapter.paper` is the recipe that the paper states, `ClipAdapter.official` that of the released code.
 With multi-label pictures (ours) the loss is binary cross-entropy, at the bias that zero-shot has for such shots.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -188,6 +189,7 @@ COMMON_TO_PAPER_AND_CODE: Preset = {
     "noise": 0.0,
     "temperature": 1.0,
     "batch_size": 32,
+    "logit_adjustment": 0.0,
 }
 """What the paper and the released code have in common, and the default does not."""
 OFFICIAL: Preset = MappingProxyType(
@@ -229,7 +231,7 @@ class TrainedAdapters:
 
 @register_head(
     "clip-adapter",
-    version=2,
+    version=3,
     paper="https://arxiv.org/abs/2110.04544",
     fidelity="verified: `ClipAdapter.official` gives the outputs of the authors' code, which has fixed ratios and one "
     "branch. The default recipe and the choice of the ratio are ours. `ClipAdapter.paper` is written from the paper.",

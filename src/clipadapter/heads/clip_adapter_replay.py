@@ -71,10 +71,10 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     """(r, t) of held-out shots of all tasks, at each ratio and temperature."""
 
     replay: int = 4
+    # Stored shots are repeated until their classes are as frequent as the others: little is left to adjust.
+    logit_adjustment: float = 0.0
     branch: str = field(default="visual", init=False)
     beta: float | str = field(default="auto", init=False)
-    # Stored shots are repeated until their classes are as frequent as the others.
-    logit_adjustment: float = field(default=0.0, init=False)
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
         for name in ADAPTER_TENSORS:

@@ -5,6 +5,7 @@ Differs from the paper, where learning rate, weight decay, batch size and the mo
 shots: one recipe, all steps are run. Its text samples are single prompts; ours are the class text, one row per class.
 Several prompts per class can stand among the shots, as rows of X, with ``text_share=0``: then each weighs as a picture.
 Where there are more rows of text than a batch has pictures, each step draws as many of them as pictures.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ weights from growing."""
 
 @register_head(
     "cross-modal",
+    version=2,
     paper="https://arxiv.org/abs/2301.06267",
     fidelity="verified: `CrossModal.official` gives the weights and logits of the authors' code. The default is one "
-    "recipe, where the authors searched on validation shots.",
+    "recipe, where the authors searched on validation shots, and adjusts logits for unequal shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class CrossModal(LabelLossHead, TrainedHead):
@@ -81,7 +83,8 @@ class CrossModal(LabelLossHead, TrainedHead):
         Args:
             changes: parameters to set otherwise.
         """
-        return cls(**{"lr": 1e-3, "weight_decay": 0.01, "steps": 12_800, "batch_size": 4, **changes})
+        recipe = {"lr": 1e-3, "weight_decay": 0.01, "steps": 12_800, "batch_size": 4, "logit_adjustment": 0.0}
+        return cls(**{**recipe, **changes})
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""

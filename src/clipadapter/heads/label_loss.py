@@ -23,7 +23,7 @@ class LogitAdjustedHead(Head):
             as frequent as in the shots. No effect with equal shots per class, and for multi-label pictures.
     """
 
-    logit_adjustment: float = 0.0
+    logit_adjustment: float = 1.0
 
     def _log_prior(self, counts: Tensor) -> Tensor | None:
         """(c,) tau times the logarithm of each class's share of the shots; None if there is nothing to adjust.

@@ -7,6 +7,7 @@ scikit-learn's LogisticRegression; the optimiser is an L-BFGS in torch (`Softmax
 where C is large. How early depends on scikit-learn: since 1.4, of 2024, its tolerance is for the mean loss of the
 shots, before it was for their sum.
 With multi-label images there is one logistic regression per class, with the same C for all.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -78,9 +79,10 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
 
 @register_head(
     "linear-probe",
+    version=2,
     paper="https://arxiv.org/abs/2103.00020",
     fidelity="verified: `LinearProbe.official` with `search_c` gives the values of C and the predictions of CoOp's "
-    "code for linear probes. By default C is chosen on held-out shots.",
+    "code for linear probes. By default C is chosen on held-out shots, and logits are adjusted for unequal shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class LinearProbe(LogitAdjustedHead):
@@ -126,7 +128,7 @@ class LinearProbe(LogitAdjustedHead):
         Args:
             changes: parameters to override. C was searched on validation shots: see `search_c`.
         """
-        return cls(**{"input_norm": False, "solver": "sklearn", "tol": 1e-4, **changes})
+        return cls(**{"input_norm": False, "solver": "sklearn", "tol": 1e-4, "logit_adjustment": 0.0, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
         if self.solver not in SOLVERS:

@@ -5,6 +5,7 @@ Differs from the paper and its code, which keep the epoch that is best on valida
 all epochs are run. Differs from the code, which never clears the gradient of the text weights, unless ``literal``.
 Ours: a class without a shot is not trained; it gets its text and the average of the other classes' weights. The number
 of epochs is bounded on large problems. Augmented views are not used.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -79,10 +80,11 @@ class _Problem:
 
 @register_head(
     "lp++",
+    version=2,
     paper="https://arxiv.org/abs/2404.02285",
     fidelity="verified: `LpPlusPlus.official` gives the logits of the authors' code. The default clears the "
-    "gradient of the text weights at each step, which that code does not, and neither keeps the best epoch "
-    "on validation shots.",
+    "gradient of the text weights at each step, which that code does not, and adjusts logits for unequal shots. "
+    "Neither keeps the best epoch on validation shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class LpPlusPlus(LogitAdjustedHead):
@@ -120,7 +122,7 @@ class LpPlusPlus(LogitAdjustedHead):
         Args:
             changes: parameters to set otherwise.
         """
-        return cls(**{"literal": True, "epochs": EPOCHS, **changes})
+        return cls(**{"literal": True, "epochs": EPOCHS, "logit_adjustment": 0.0, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

@@ -6,6 +6,7 @@ Differs from the paper: ``blend="auto"``, its SVL* without a validation set, tak
 not on the test pictures; `star_blend` gives what the released code took. The second encoder's features are brought to
 one length, so that one learning rate suits any encoder. An incomplete last batch is left out. `SvlAdapter.official`
 does both as the released code does. A class without shots is not pushed down.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -54,9 +55,11 @@ def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) 
 
 @register_head(
     "svl-adapter",
+    version=2,
     paper="https://arxiv.org/abs/2210.03794",
     fidelity="verified: `SvlAdapter.official` and `star_blend` give the network and the logits of the authors' "
-    "code. The default takes the blend from the shots and brings features to one length.",
+    "code. The default takes the blend from the shots, brings features to one length and adjusts logits for unequal "
+    "shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class SvlAdapter(LabelLossHead, TrainedHead):
@@ -103,7 +106,7 @@ class SvlAdapter(LabelLossHead, TrainedHead):
             changes: parameters to set otherwise. Blend was the first of the best of 0, 0.05 ... 1 on up to four
                 validation shots per class, or `star_blend`.
         """
-        return cls(**{"input_norm": False, "drop_last": False, **changes})
+        return cls(**{"input_norm": False, "drop_last": False, "logit_adjustment": 0.0, **changes})
 
     def planned_epochs(self, labels: Tensor) -> int:
         """See `Head.planned_epochs`."""

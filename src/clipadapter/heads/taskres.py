@@ -6,6 +6,7 @@ scaled to a length by ``text_norm``, because the size of a step is relative to i
 text.
 The "enhanced base", class text tuned beforehand, is not built in: pass such text as the class text.
 The default recipe differs as well: `TaskRes.official` is that of the authors' scripts.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ from clipadapter.heads.warm_start import find_warm_start
 WARM_START_SHARE = 0.75
 """Share of what an earlier fit learned that a warm start keeps."""
 OFFICIAL: Preset = MappingProxyType(
-    {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": "official", "batch_size": 256}
+    {
+        "schedule": "cosine-epoch",
+        "warmup_epochs": 1,
+        "epochs": "official",
+        "batch_size": 256,
+        "logit_adjustment": 0.0,
+    }
 )
 """What the authors' recipe sets otherwise than the defaults."""
 OFFICIAL_EPOCHS, OFFICIAL_FEW_SHOT_EPOCHS, OFFICIAL_FEW_SHOTS = 200, 100, 4
@@ -40,9 +47,10 @@ OFFICIAL_EPOCHS, OFFICIAL_FEW_SHOT_EPOCHS, OFFICIAL_FEW_SHOTS = 200, 100, 4
 
 @register_head(
     "taskres",
+    version=2,
     paper="https://arxiv.org/abs/2211.10277",
     fidelity="verified: `TaskRes.official` gives the residuals, losses and logits of the authors' code at a "
-    "constant rate. The default differs in the length of class text and in its recipe.",
+    "constant rate. The default differs in the length of class text, in its recipe and where shots are unequal.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class TaskRes(LabelLossHead, ScheduledHead):

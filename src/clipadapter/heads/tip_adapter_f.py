@@ -73,6 +73,7 @@ class TipAdapterF(LabelLossHead, TrainedHead):
     )
     temperature_prior = (0.49, 0.55, 0.49, 0.6, 1.1)
 
+    logit_adjustment: float = 0.0  # 1 is 0.4 points worse with unequal shots: docs/decisions/0038
     alpha: float = 1.0
     beta: float = 5.5
     weight_decay: float = 0.01

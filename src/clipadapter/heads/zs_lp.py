@@ -5,6 +5,7 @@ Differs from the paper, where class weights started at un-normalised text vector
 scaled to a length by ``text_norm``, because the size of a step is relative to it. A class without a shot keeps its
 text.
 Differs from the released code, which trains on 20 augmented views as rows: here each step draws a view of each picture.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from clipadapter.heads.warm_start import find_warm_start
 
 @register_head(
     "zs-lp",
+    version=2,
     paper="https://arxiv.org/abs/2312.12730",
     fidelity="verified: `ZsLp.official` gives the weights and logits of the authors' code. The default differs in "
-    "the length of class text and draws one view of each picture per step.",
+    "the length of class text, draws one view of each picture per step and adjusts logits for unequal shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class ZsLp(LabelLossHead, ScheduledHead):
@@ -69,7 +71,12 @@ class ZsLp(LabelLossHead, ScheduledHead):
         Args:
             changes: parameters to set otherwise.
         """
-        recipe: dict[str, Any] = {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": 300}
+        recipe: dict[str, Any] = {
+            "schedule": "cosine-epoch",
+            "warmup_epochs": 1,
+            "epochs": 300,
+            "logit_adjustment": 0.0,
+        }
         return cls(**{**recipe, **changes})
 
     def _fit(self, shots: SupportSet) -> None:

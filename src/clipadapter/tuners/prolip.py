@@ -5,6 +5,7 @@ What is learned is the change of the projection: pictures' features from before 
 and the bias of CLIP's ResNets stays as it is, as in the released code.
 Differs from the paper as `clipadapter.heads.rla` does: by default the penalty is one on the change of the logits, steps
 take 256 pictures at most, and each draws a view of each picture; `ProLip.official` does as the released code does.
+With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from clipadapter.heads.linear_adapter import LinearAdapterHead
 
 @register_head(
     "prolip",
+    version=2,
     paper="https://arxiv.org/abs/2410.05270",
     compare=False,
     fidelity="verified: `ProLip.official` gives the projection, loss and logits of the authors' code. The default "
-    "has a penalty relative to the logit scale and a shorter recipe.",
+    "has a penalty relative to the logit scale and a shorter recipe, and adjusts logits for unequal shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class ProLip(LinearAdapterHead):
@@ -52,7 +54,7 @@ class ProLip(LinearAdapterHead):
         Args:
             changes: parameters to set otherwise.
         """
-        return cls(**{"penalty": "1/n", "batch_size": None, "cycle_views": True, **changes})
+        return cls(**{"penalty": "1/n", "batch_size": None, "cycle_views": True, "logit_adjustment": 0.0, **changes})
 
     def _shift_shape(self, shots: SupportSet) -> tuple[int, int]:
         assert shots.text is not None
