@@ -50,6 +50,8 @@ ALPHA_RATIOS = (1.0, 3.0, 10.0, 30.0)
 """Ratios that ``alpha="auto"`` chooses from."""
 GAMMAS = tuple(float(gamma) for gamma in range(5, 101, 5))
 """Values of gamma that TIMO-S searches, as published."""
+CLASSES_PER_BLOCK = 64
+"""Classes whose prompts are added to the sums at a time: each addition passes over a (d, d) matrix."""
 BETA_STEPS = 10
 """Number of values of beta that TIMO-S searches, as published: from one prompt to every prompt twice."""
 
@@ -126,14 +128,19 @@ def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: in
     products, sums = torch.zeros(e, e, dtype=torch.float64), torch.zeros(c, e, dtype=torch.float64)
     accumulate(products, sums, shots.rows, shots.labels)
     counts = torch.bincount(shots.labels, minlength=c) * views
-    for k, (prompts, score) in enumerate(zip(shots.prompts, scores, strict=True)):
-        if score is None:
-            continue
-        best = score.argsort(descending=True, stable=True)
-        taken = best if beta is None else best[torch.arange(beta) % len(best)]
-        scored = prompts[taken].double() * score[taken, None]
-        accumulate(products, sums, scored[:, None], torch.full((len(taken),), k))
-        counts[k] += len(taken)
+    for classes in torch.arange(c).split(CLASSES_PER_BLOCK):
+        scored, labels = [], []
+        for k in classes.tolist():
+            score = scores[k]
+            if score is not None:
+                best = score.argsort(descending=True, stable=True)
+                taken = best if beta is None else best[torch.arange(beta) % len(best)]
+                scored.append(shots.prompts[k][taken].double() * score[taken, None])
+                labels.append(torch.full((len(taken),), k))
+        if scored:
+            block_labels = torch.cat(labels)
+            accumulate(products, sums, torch.cat(scored)[:, None], block_labels)
+            counts += torch.bincount(block_labels, minlength=c)
     moments = GaussianMoments.from_sums(products, sums, counts)
     scatter, means = moments.scatter, moments.means
     trace = float(scatter.trace()) / max(float(counts.sum()) - 1, 1)
