@@ -162,10 +162,9 @@ def test_gamma_zero_is_the_plain_mean_and_a_large_gamma_the_best_prompt():
 
 def test_one_shot_and_one_view_a_class_are_enough():
     X, y, text, Q = drawn((1, 1, 1), views=1)
-    assert np.isfinite(Timo(alpha="auto", search=True).fit(X, y, text=text).logits(Q)).all()
-    np.testing.assert_array_equal(
-        Timo(alpha="auto", search=True).fit(X, y, text=text).logits(Q), Timo().fit(X, y, text=text).logits(Q)
-    )
+    logits = Timo(search=True).fit(X, y, text=text).logits(Q)
+    assert np.isfinite(logits).all()
+    np.testing.assert_array_equal(logits, Timo().fit(X, y, text=text).logits(Q))
 
 
 def test_equal_rows_have_no_variance_and_leave_the_text():
@@ -197,9 +196,18 @@ def test_search_chooses_a_sharp_gamma_if_half_of_the_prompts_are_wrong():
     )
 
 
+def test_alpha_is_chosen_from_eight_shots_a_class_on():
+    """Text of other classes than the shots is useless: alpha is the least; with fewer shots it is fixed."""
+    X, y, text, _ = drawn((8, 8, 8), (1, 1, 1))
+    wrong = TextFeatures(text.labels, np.roll(text.embeddings, 1, axis=0), text.logit_scale)
+    assert Timo().fit(X, y, text=wrong).alpha_ == 1.0 * text.logit_scale
+    few = np.flatnonzero(np.arange(24) % 8 < 7)
+    assert Timo().fit(X[few], y[few], text=wrong).alpha_ == 10.0 * text.logit_scale
+
+
 def test_fits_of_folds_reuse_what_was_chosen():
-    X, y, text, _ = drawn((4, 4, 4))
-    head = Timo(alpha="auto").fit(X, y, text=text)
+    X, y, text, _ = drawn((8, 8, 8))
+    head = Timo(search=True).fit(X, y, text=text)
     refit = head.refit_without(X, y, np.array([0]), text)
     assert (refit.alpha_, refit.beta_, refit.gamma_) == (head.alpha_, head.beta_, head.gamma_)
 
@@ -207,7 +215,7 @@ def test_fits_of_folds_reuse_what_was_chosen():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"alpha": "best"}, "alpha must be a number, None or 'auto', but is 'best'"),
+        ({"alpha": "best"}, "alpha must be a number or 'auto', but is 'best'"),
         ({"alpha": -1.0}, "alpha must be 0 or more"),
         ({"gamma": -1.0}, "gamma must be 0 or more"),
         ({"beta": -1}, "beta is a number of prompts, 0 or more, or None for all, but is -1"),
