@@ -186,6 +186,47 @@ def test_the_digest_is_of_all_that_shapes_the_result():
     assert len(set(seen)) == 4
 
 
+def test_the_weighted_sum_over_epochs_is_kept():
+    weight, loss = problem()
+    after = []
+
+    def watched(rows, views):
+        after.append(weight.detach().clone())
+        return loss(rows, views)
+
+    weights = [0.1, 0.0, 0.2, 0.3, 0.4, 0.0]
+    train([weight], watched, 10, 3, config(), checkpoint=off(), epoch_weights=weights)
+    # Two steps of four rows make an epoch: what a step starts from is what the one before has made.
+    expected = sum(each * after[2 * (i + 1)] for i, each in enumerate(weights[:5]))
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+@pytest.mark.parametrize("at", [1, 2, 7])
+def test_the_sum_over_epochs_goes_on_after_a_kill(at, cache):
+    options = {"checkpoint": Checkpoint("a", 0.0), "epoch_weights": [0.1, 0.2, 0.3, 0.2, 0.1, 0.1]}
+    (whole, loss), (first, _), (again, _) = problem(), problem(), problem()
+    train([whole], loss, 10, 3, config(), **options)
+    calls = []
+
+    def dies(rows, views):
+        calls.append(1)
+        if len(calls) > at:
+            raise Killed
+        return (TARGETS[rows, views] - first).square().sum(dim=1).mean()
+
+    with pytest.raises(Killed):
+        train([first], dies, 10, 3, config(), **options)
+    train(
+        [again],
+        lambda rows, views: (TARGETS[rows, views] - again).square().sum(dim=1).mean(),
+        10,
+        3,
+        config(),
+        **options,
+    )
+    assert torch.equal(again, whole)
+
+
 def test_a_digest_tells_arrays_of_other_shapes_apart():
     ones = torch.ones(6)
     assert (
