@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.errors import DataError, InputError, UnknownNameError
+from clipadapter.errors import ArtifactError, DataError, InputError, UnknownNameError
 from clipadapter.features import ViewSpec
 from clipadapter.persistence import load_model, save_model
 from clipadapter.uncertainty import UncertaintyOptions
@@ -333,3 +333,44 @@ def test_saving_over_a_change_of_another_process_is_refused(tmp_path):
     with pytest.raises(Exception, match="changed by someone else"):
         other.rename_class("red", "scarlet").save(tmp_path / "model")
     assert "crimson" in load_model(tmp_path / "model").text.labels
+
+
+def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
+    unlabelled = [picture for name in ORDER for picture in squares(name, 12, 40)]
+    images, labels = shots(*ORDER)
+    first = model("auto").fit(images, labels, unlabelled=[*unlabelled, images[0]])
+    assert len(first.head_.kept_pictures) == 36  # the picture that is a shot is left out
+    first.save(tmp_path / "model")
+    loaded = FewShotClassifier.load(tmp_path / "model", cache=None)
+    np.testing.assert_array_equal(loaded.head_.kept_pictures, first.head_.kept_pictures)
+    assert loaded.head_.describe_unlabelled() == first.head_.describe_unlabelled()
+    added = squares("red", 2, 77)
+    edited = loaded.add_examples(added, ["red", "red"])
+    expected = model("auto").fit([*images, *added], [*labels, "red", "red"], unlabelled=unlabelled)
+    np.testing.assert_allclose(edited.logits(QUERIES), expected.logits(QUERIES), rtol=1e-4, atol=1e-4)
+    edited.save(tmp_path / "model")
+    undone = FewShotClassifier.load(tmp_path / "model", cache=None).undo()
+    np.testing.assert_array_equal(undone.logits(QUERIES), first.logits(QUERIES))
+    np.testing.assert_array_equal(undone.head_.kept_pictures, first.head_.kept_pictures)
+    first.save(tmp_path / "bare", support=False)
+    bare = FewShotClassifier.load(tmp_path / "bare", cache=None)
+    assert bare.head_.kept_pictures is None
+    np.testing.assert_array_equal(bare.logits(QUERIES), first.logits(QUERIES))
+
+
+def test_pictures_of_another_width_in_a_saved_model_are_refused(tmp_path):
+    first = model("auto").fit(*shots(*ORDER), unlabelled=squares("red", 6, 3))
+    first.head_._pictures = first.head_._pictures[:, 1:]
+    first.save(tmp_path / "model")
+    with pytest.raises(ArtifactError, match="is damaged"):
+        FewShotClassifier.load(tmp_path / "model")
+
+
+def test_unreadable_pictures_without_labels_are_left_out_and_listed(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    pool = [*squares("red", 6, 40), *squares("yellow", 6, 40), tmp_path / "broken.jpg"]
+    first = model("auto").fit(*shots(*ORDER), unlabelled=pool)
+    assert len(first.head_.kept_pictures) == 12
+    assert [name for name, _ in first.support_.provenance["skipped"]] == [str(tmp_path / "broken.jpg")]
+    with pytest.raises(DataError):
+        model("auto").fit(*shots(*ORDER), unlabelled=[tmp_path / "broken.jpg"])

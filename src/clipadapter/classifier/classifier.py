@@ -46,6 +46,7 @@ from clipadapter.classifier.fitting import (
 from clipadapter.classifier.inputs import (
     Label,
     build_feature_set,
+    check_any_readable,
     check_task,
     collect_class_names,
     is_multilabel,
@@ -302,8 +303,8 @@ class FewShotClassifier:
             labels: class name of each picture; or a list, tuple or set of all its class names. None: those of the data
                 set.
             class_names: all classes in the order of ``class_names_``; if None, those of the labels, sorted.
-            unlabelled: unlabelled pictures of the test distribution, for transductive heads; in all forms that
-                `predict` takes.
+            unlabelled: pictures without labels, in all forms that `predict` takes; for heads that learn from them.
+                ``auto`` uses them if held-out shots show a gain, and says so in ``head_.describe_unlabelled()``.
             outliers: pictures of none of the classes, as expected in use. They help to detect others.
 
         Raises:
@@ -329,7 +330,10 @@ class FewShotClassifier:
             check_tuner_inputs(self.grid, unlabelled)
             self._tune_encoder(head, images, [str(label) for label in labels], names)
         support = self.extract_features(images, labels, names, views=views_after_tuning(head))
-        unlabelled_features = None if unlabelled is None else self._extract_plain(unlabelled)
+        if unlabelled is None:
+            unlabelled_features = None
+        else:
+            support, unlabelled_features = self._extract_unlabelled(unlabelled, support, head)
         outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
         self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
         return self.drop_unused_blocks()
@@ -360,7 +364,7 @@ class FewShotClassifier:
                 names.
             text: text features of the classes (see `encode_classes`). Their order becomes that of ``class_names_``.
             head: head to fit; if None, the head of the constructor.
-            unlabelled: (u, d) features of unlabelled pictures, for transductive heads.
+            unlabelled: (u, d) features of pictures without labels, for heads that learn from them.
             outliers: (b, d) features of pictures of none of the classes.
         """
         options, text = check_options(self.uncertainty), text.with_order("given")
@@ -961,6 +965,19 @@ class FewShotClassifier:
     def _extract_plain(self, images: Sequence[ImageSource]) -> NDArray[Any]:
         """Features (m, d) of pictures, all of which must be readable."""
         return self._extract(images, ViewSpec(), strict=True).features[:, 0]
+
+    def _extract_unlabelled(
+        self, images: Sequence[ImageSource], support: FeatureSet, head: Head
+    ) -> tuple[FeatureSet, NDArray[Any]]:
+        """Features (u, d) of pictures without labels, and the shots with the unreadable ones in their record.
+
+        A transductive head answers for each of these pictures, so that all must be readable.
+        """
+        extraction = self._extract(images, ViewSpec(), strict=self.strict or head.transductive)
+        check_any_readable(extraction.rows, extraction.skipped, len(images))
+        skipped = [*support.provenance["skipped"], *((name, reason) for _, name, reason in extraction.skipped)]
+        support = replace(support, provenance={**support.provenance, "skipped": skipped})
+        return support, extraction.features[:, 0]
 
     def _extract_views(self, images: Sequence[ImageSource], views: int, strict: bool) -> Extraction:
         """Features of views of pictures that are predicted; those of many pictures must fit into memory."""

@@ -294,7 +294,8 @@ def _refit(model: Model, edit: Edit, support: FeatureSet) -> FitResult:
     options = replace(settings.uncertainty, costs=_edit_costs(settings.uncertainty.costs, edit.old_positions))
     unfitted = clone(model.head)
     if options.sets == "split":  # the head is fitted to half of the shots, and which half depends on all of them
-        return fit_with_uncertainty(unfitted, support, edit.text, None, options, negatives, settings.seed)
+        pictures = model.head.kept_pictures
+        return fit_with_uncertainty(unfitted, support, edit.text, pictures, options, negatives, settings.seed)
     head = _update_in_closed_form(model, edit)
     if head is None:
         head = unfitted.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks)

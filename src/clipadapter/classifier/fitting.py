@@ -169,7 +169,7 @@ def fit_with_uncertainty(
         head: head to fit.
         support: features and labels of the shots.
         text: text features of the classes.
-        unlabelled: features of unlabelled pictures, for transductive heads.
+        unlabelled: features of pictures without labels, for heads that learn from them.
         options: what to learn.
         negatives: what is none of the classes, to detect out-of-distribution pictures.
         seed: decides which shots are held out.
@@ -180,7 +180,7 @@ def fit_with_uncertainty(
     if options.costs is not None:
         check_costs(options.costs, text.labels)  # before the long work
     if support.targets is None and options.sets == "split":
-        head, held_out = _fit_on_half(head, support, text, seed)
+        head, held_out = _fit_on_half(head, support, text, unlabelled, seed)
         return _learn_single_label(head, held_out, support, text, options, negatives)
     _check_multilabel_options(support, options, negatives)
     head = head.fit(support.X, support.labels, text=text, unlabelled=unlabelled, blocks=support.blocks)
@@ -304,7 +304,9 @@ def _predict_out_of_fold(
     )
 
 
-def _fit_on_half(head: Head, support: FeatureSet, text: TextFeatures, seed: int) -> tuple[Head, OutOfFold]:
+def _fit_on_half(
+    head: Head, support: FeatureSet, text: TextFeatures, unlabelled: Array | None, seed: int
+) -> tuple[Head, OutOfFold]:
     """Fit the head to half of the shots of each class, and predict the other half (split conformal)."""
     if not _is_cheap_to_refit(head):
         raise InputError(f"{type(head).__name__} learns from all shots at once: sets='cross' goes with it")
@@ -316,7 +318,7 @@ def _fit_on_half(head: Head, support: FeatureSet, text: TextFeatures, seed: int)
         train += rows[len(rows) // 2 :].tolist()
     if not held:
         raise InputError("with one shot per class, none can be held out for the sets: give two or more of each class")
-    fitted = head.fit(support.X[train], labels[train], text=text, blocks=support.blocks)
+    fitted = head.fit(support.X[train], labels[train], text=text, unlabelled=unlabelled, blocks=support.blocks)
     position = {name: i for i, name in enumerate(text.labels)}
     rows, y = np.array(held), np.array([position[support.y[i]] for i in held])
     return fitted, OutOfFold(fitted.logits(support.plain[held]), y, rows, "split", mean_shots_per_class(labels[train]))

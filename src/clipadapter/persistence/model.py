@@ -37,6 +37,8 @@ from clipadapter.uncertainty import Uncertainty
 
 TEXT_KEY = "class_text"
 """Name of the text features in the file of the head."""
+UNLABELLED_KEY = "unlabelled"
+"""Name of the pictures without labels in the file of the shots; see `Head.kept_pictures`."""
 COPIED_PROVENANCE = ("fit", "crop")
 """Provenance that is saved unchanged: the settings of the fit, and the crop scale of the views."""
 RECORDED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "numpy")
@@ -99,6 +101,8 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         y = np.array([position[label] for label in support.y], dtype=np.int64)
         X = support.plain if support.X.ndim == 3 and support.X.shape[1] == 1 else support.X
         files[SUPPORT_FILE] = {"X": X, **({"y": y} if support.targets is None else {"targets": support.targets})}
+        if model.head.kept_pictures is not None:
+            files[SUPPORT_FILE][UNLABELLED_KEY] = _halve_exactly(model.head.kept_pictures)
     uncertainty_facts, files[UNCERTAINTY_FILE] = model.uncertainty.state()
     files[FOLD_HEADS_FILE] = {
         f"{i}.{key}": value for i, head in enumerate(model.fold_heads) for key, value in head.state().items()
@@ -119,6 +123,13 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         files=parts,
     )
     return config, blobs
+
+
+def _halve_exactly(array: NDArray[Any]) -> NDArray[Any]:
+    """The array in 16 bits if they hold its values, else as it is."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if (half == array).all() else array
 
 
 def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | Path) -> Model:
@@ -151,6 +162,8 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
         if SUPPORT_FILE in config.files:
             shots = read(SUPPORT_FILE)
             X, y, targets = shots["X"], tuple(names[i] for i in shots.get("y", ())), shots.get("targets")
+            if UNLABELLED_KEY in shots:
+                head.keep_pictures(shots[UNLABELLED_KEY].astype(np.float32))
         support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets, blocks)
         learned = read(UNCERTAINTY_FILE) if UNCERTAINTY_FILE in config.files else {}
         uncertainty = (

@@ -5,7 +5,9 @@ import shlex
 import shutil
 
 import click
+import numpy as np
 import pytest
+from PIL import Image
 
 from clipadapter import FewShotClassifier, draw_shots
 from clipadapter.features import extraction
@@ -332,6 +334,20 @@ def test_a_transductive_head_sees_the_unlabelled_pictures(squares, tmp_path, fit
     assert fit(squares, "--unlabelled", squares, head="zlap").exit_code == 0
     head = FewShotClassifier.load(tmp_path / "model").head_
     assert head.state()["n_unlabelled_"] == 12
+
+
+def test_auto_says_what_pictures_without_labels_contributed(squares, tmp_path, fit):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)):
+        Image.fromarray(pixels).save(pool / f"{i}.png")
+    lines = dict(line.split(maxsplit=1) for line in fit(squares, "--unlabelled", pool, head="auto").stdout.splitlines())
+    model = FewShotClassifier.load(tmp_path / "model").head_
+    assert lines["unlabelled"] == f"12 pictures, {model.describe_unlabelled()}"
+    record = json.loads(fit(squares, "--unlabelled", pool, "--json", head="auto").stdout)["unlabelled"]
+    assert record["pictures"] == 12 and record["summary"] == model.describe_unlabelled()
+    assert record["share"] == model.unlabelled_share_
+    assert json.loads(fit(squares, "--json", head="auto").stdout)["unlabelled"] is None
 
 
 def test_a_fit_over_a_model_names_both_versions(squares, tmp_path, fit, run):

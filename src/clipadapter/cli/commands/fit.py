@@ -91,7 +91,8 @@ def command(
     model.save(folder, support=not no_support)
     model.make_quick(folder)
     versions = (version_before, model.history_.version)
-    _report(model, head, uncertainty.calibration, folder, versions, time.monotonic() - started, out)
+    n_unlabelled = len(unlabelled_pictures or ())
+    _report(model, head, uncertainty.calibration, folder, versions, n_unlabelled, time.monotonic() - started, out)
 
 
 def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
@@ -165,6 +166,7 @@ def _report(
     calibration: str,
     folder: Path,
     versions: tuple[int | None, int],
+    n_unlabelled: int,
     seconds: float,
     out: Output,
 ) -> None:
@@ -187,6 +189,7 @@ def _report(
         "shots": shots,
         "head": {"name": head.name, "params": model.head_.get_params(deep=False)},
         "selection": _selection_record(model),
+        "unlabelled": _unlabelled_record(model, n_unlabelled),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
         "blocks": _block_records(model),
         "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
@@ -203,12 +206,33 @@ def _report(
         ("pictures", describe_shots(shots, len(support))),
         ("skipped", len(skipped)),
         ("head", head.name + _describe_selection(model)),
+        *_describe_unlabelled(model, n_unlabelled),
         *uncertainty.lines,
         ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
         *_describe_blocks(model),
         ("seconds", f"{seconds:.1f}"),
     ]
     out.result(result, facts(lines))
+
+
+def _unlabelled_record(model: FewShotClassifier, n_unlabelled: int) -> dict[str, Any] | None:
+    """Return what the pictures without labels contributed, as JSON; None without any."""
+    if not n_unlabelled:
+        return None
+    state = model.head_.state()
+    facts = {name: state.get(f"unlabelled_{name}_") for name in ("share", "gain")}
+    numbers = {name: None if value is None else float(value) for name, value in facts.items()}
+    return {"pictures": n_unlabelled, **numbers, "summary": model.head_.describe_unlabelled()}
+
+
+def _describe_unlabelled(model: FewShotClassifier, n_unlabelled: int) -> list[tuple[str, str]]:
+    """Describe the same for people."""
+    from clipadapter.formatting import format_count
+
+    if not n_unlabelled:
+        return []
+    how = model.head_.describe_unlabelled()
+    return [("unlabelled", format_count(n_unlabelled, "picture") + (f", {how}" if how else ""))]
 
 
 def _block_records(model: FewShotClassifier) -> list[dict[str, Any]]:

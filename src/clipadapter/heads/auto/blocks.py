@@ -87,6 +87,9 @@ class BlockMixture:
         shares: (b,) of each block, ``final`` first: the spread of its part of the logits over the classes, as a share
             of the sum over the blocks; 0 for a block that is not used.
         logits: (r, c) out-of-fold logits of the mixture, for the rows of `HeldOut`; of the shots if there are none.
+        inputs: the shots as the ridge regression of each further block gets them.
+        factors: of the logits of the ridge regression of each further block; 0 for a block that is not used.
+        count_weight: weight of the negative log counts of the classes.
     """
 
     centre: Tensor
@@ -95,6 +98,9 @@ class BlockMixture:
     final_weight: float
     shares: Tensor
     logits: Tensor
+    inputs: list[ExpertInputs]
+    factors: list[float]
+    count_weight: float
 
 
 def fit_blocks(
@@ -145,7 +151,8 @@ def fit_blocks(
     mixture = sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros(()))
     if offset is not None:
         mixture = mixture + count_weight * offset
-    return BlockMixture(centre, weight, count_weight * _log_rarity(counts).to(x.dtype), weights[0], shares, mixture)
+    bias = count_weight * log_rarity(counts).to(x.dtype)
+    return BlockMixture(centre, weight, bias, weights[0], shares, mixture, inputs, factors, count_weight)
 
 
 def choose_weights(
@@ -246,12 +253,12 @@ def _out_of_fold_ridge(inputs: ExpertInputs, held_out: HeldOut) -> Tensor:
 
 
 def _out_of_fold_counts(part: ExpertInputs, held_out: HeldOut) -> Tensor:
-    """(r, c) `_log_rarity` of the classes among the training rows of the fold of each held-out row."""
-    rarity = [_log_rarity(part.take(train).counts).expand(len(rows), -1) for train, rows in held_out.splits]
+    """(r, c) `log_rarity` of the classes among the training rows of the fold of each held-out row."""
+    rarity = [log_rarity(part.take(train).counts).expand(len(rows), -1) for train, rows in held_out.splits]
     return torch.cat(rarity)
 
 
-def _log_rarity(counts: Tensor) -> Tensor:
+def log_rarity(counts: Tensor) -> Tensor:
     """(c,) negative logarithms of numbers of shots, with mean zero."""
     log_counts = counts.log()
     return log_counts.mean() - log_counts

@@ -9,7 +9,7 @@ The method is ours. It rests on three observations:
   that noise, one weight suits all encoders.
 
 docs/decisions/0029-auto.md says how the constants were chosen. Further blocks of features are mixed in by
-`clipadapter.heads.auto.blocks`.
+`clipadapter.heads.auto.blocks`, pictures without labels by `clipadapter.heads.auto.unlabelled`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from clipadapter.blocks import FINAL, Blocks, column_slices, select_blocks
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.auto.blocks import (
     ONE_SHOT_RIDGE_RATIO,
+    BlockMixture,
     HeldOut,
     centre_blocks,
     fit_blocks,
@@ -42,6 +43,13 @@ from clipadapter.heads.auto.stacking import (
     fit_inverse_temperature,
     noise_std,
     stacking_weights,
+)
+from clipadapter.heads.auto.unlabelled import (
+    MAX_SHOTS,
+    MIN_PICTURES,
+    Teacher,
+    fit_unlabelled,
+    select_pictures,
 )
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.folds import most_labels_repeat, stratified_folds
@@ -65,6 +73,15 @@ MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
 TWO_SHOT_LOGIT_GROWTH = 0.28
 """By how much logits grow from one to two shots per class, measured on development sets. From three quarters of four
 or more shots to all of them they do not grow."""
+UNUSED_REASONS = (
+    "held-out shots do not gain",
+    "a class has no shot",
+    "there are so many shots that they bring little",
+    "hardly any of them is not a shot",
+    "pictures may have several labels",
+)
+"""Why pictures without labels are not used. Saved models have the position in this list."""
+NO_GAIN, MISSING_SHOT, MANY_SHOTS, FEW_PICTURES, SEVERAL_LABELS = range(len(UNUSED_REASONS))
 PARALLEL_COST_RATIO = 64
 """Cost of a pass over the shots divided by that of a typical product in a fold. Products of 100 classes x 4 shots x
 512-d run faster one after the other, those of 101 x 16 x 1280 in parallel."""
@@ -83,6 +100,9 @@ class Auto(Head):
     It reads all blocks of features. Class text and most classifiers use ``final``. Each further block gets a ridge
     regression, and held-out shots choose the weights of the blocks.
 
+    With pictures without labels it fits one more ridge regression, to the shots and to these pictures with the
+    probabilities that it gives them. Held-out shots decide whether this regression takes part.
+
     Args:
         folds: number of folds; every shot is held out once.
         seed: of the folds.
@@ -94,6 +114,7 @@ class Auto(Head):
     """
 
     multilabel = True
+    accepts_unlabelled = True
     reads = "all"
     temperature_prior = (1.8, 1.5, 1.5, 1.3, 1.2)
 
@@ -119,6 +140,12 @@ class Auto(Head):
     """(c, e) of centred unit features of the further blocks; zero for a block that is not used."""
     block_share_: Tensor | None = field(init=False)
     """Each block's share of the spread of the logits, ``final`` first."""
+    unlabelled_share_: float | None = field(init=False)
+    """The share of the spread of the logits that comes from these pictures; 0 if they are not used."""
+    unlabelled_reason_: int | None = field(init=False)
+    """Why they are not used, as a position in `UNUSED_REASONS`; None if they are."""
+    unlabelled_gain_: float | None = field(init=False)
+    """Log posterior of the held-out shots that they add, in nats; None where no shot was held out."""
 
     folds: int = 4
     seed: int = 0
@@ -126,8 +153,10 @@ class Auto(Head):
     def _fit(self, shots: SupportSet) -> None:
         self._own_out_of_fold: OutOfFold | None = None
         self.block_centre_ = self.block_weight_ = self.block_share_ = None
+        self.unlabelled_share_ = self.unlabelled_reason_ = self.unlabelled_gain_ = self._pictures = None
         if shots.targets is not None:
             self._fit_multilabel(shots)
+            self._select_pictures(shots, SEVERAL_LABELS)
             return
         x = unit(unit(shots.final_views).mean(dim=1))  # (n, d)
         counts = shots.counts[shots.labels]
@@ -141,14 +170,19 @@ class Auto(Head):
         weights: dict[str, float] = {}
         noise: dict[str, float] = {}
         held_out: HeldOut | None = None
+        blocks: BlockMixture | None = None
         if len(classes) > 1:
             weights, noise, held_out = self._choose_weights(inputs)
             if shots.further_blocks and held_out is None:
                 weights["ridge"] *= ONE_SHOT_RIDGE_RATIO
+        teacher_weights = dict(weights)
         self.trust_ = weights.pop("text", inputs.inverse_temperature)
         self._fit_experts(inputs, weights, noise, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
-            held_out = self._fit_blocks(shots, self._final_logits(x)[:, classes], labels, classes, held_out)
+            blocks = self._fit_blocks(shots, self._final_logits(x)[:, classes], labels, classes, held_out)
+            held_out = None if held_out is None else replace(held_out, logits=blocks.logits)
+        if shots.unlabelled is not None:
+            held_out = self._fit_unlabelled(shots, Teacher(inputs, teacher_weights, noise, blocks), held_out)
         own = None if held_out is None else self._to_out_of_fold(inputs, held_out)
         if own is not None and len(classes) < shots.n_classes:
             own = self._add_classes_without_shots(own, x, classes)
@@ -218,8 +252,8 @@ class Auto(Head):
 
     def _fit_blocks(
         self, shots: SupportSet, final_logits: Tensor, labels: Tensor, classes: Tensor, held_out: HeldOut | None
-    ) -> HeldOut | None:
-        """Fit the further blocks, and weight ``final`` beside them; returns the out-of-fold logits of the mixture.
+    ) -> BlockMixture:
+        """Fit the further blocks, and weight ``final`` beside them.
 
         Args:
             shots: with further blocks.
@@ -232,12 +266,68 @@ class Auto(Head):
         self.block_centre_, self.block_share_ = mixture.centre, mixture.shares
         self.block_weight_ = mixture.weight.new_zeros(shots.n_classes, mixture.weight.shape[1])
         self.block_weight_[classes] = mixture.weight
-        self.weight_ *= mixture.final_weight
-        self.bias_[classes] = mixture.final_weight * self.bias_[classes] + mixture.bias
-        self.trust_ *= mixture.final_weight
+        self._scale_final(mixture.final_weight, classes)
+        self.bias_[classes] += mixture.bias
+        return mixture
+
+    def _scale_final(self, factor: float, classes: Tensor) -> None:
+        """Multiply the logits of ``final`` by a factor; classes without shots and without text keep their bias."""
+        self.weight_ *= factor
+        self.bias_[classes] = factor * self.bias_[classes]
+        self.trust_ *= factor
         if self.dual_ is not None:
-            self.dual_ *= mixture.final_weight
-        return None if held_out is None else replace(held_out, logits=mixture.logits)
+            self.dual_ *= factor
+
+    def _select_pictures(self, shots: SupportSet, reason: int | None) -> Tensor:
+        """Unit features of the pictures without labels that are used, which edits of the model use again.
+
+        Args:
+            shots: with or without such pictures.
+            reason: why this fit does not use them; None if it may.
+        """
+        if shots.unlabelled is None:
+            return shots.X[:0]
+        pictures = select_pictures(shots.unlabelled, unit(shots.final_views[:, 0]), shots.blocks, self.seed)
+        self._pictures, self.unlabelled_share_ = pictures.numpy() if len(pictures) else None, 0.0
+        self.unlabelled_reason_ = FEW_PICTURES if reason is None and len(pictures) < MIN_PICTURES else reason
+        return pictures.to(shots.X.dtype)
+
+    def _fit_unlabelled(self, shots: SupportSet, teacher: Teacher, held_out: HeldOut | None) -> HeldOut | None:
+        """Add the regression on pictures without labels; returns the out-of-fold logits of the mixture.
+
+        Args:
+            shots: with pictures without labels.
+            teacher: the mixture without them, which this head is now.
+            held_out: its out-of-fold logits.
+        """
+        n, n_known = len(shots.labels), teacher.inputs.n_classes
+        reason = None
+        if n_known < max(2, shots.n_classes):
+            reason = MISSING_SHOT
+        elif n >= MAX_SHOTS or (held_out is not None and len(held_out.rows) < n):
+            reason = MANY_SHOTS
+        X = self._select_pictures(shots, reason)
+        if self.unlabelled_reason_ is not None:
+            return held_out
+        x = unit(self._final(X))
+        pictures = [unit(x - self.centre_), *(self._further(X) or [])]
+        blocks = teacher.blocks
+        own = [teacher.inputs.z, *([] if blocks is None else [part.z for part in blocks.inputs])]
+        zero_shot = None if self.text_ is None else centre_logits(x @ self.text_.T) / self.spread_
+        is_used = [True] if blocks is None else [True, *(blocks.shares[1:] > 0).tolist()]
+        mixture = fit_unlabelled(own, pictures, is_used, teacher, centre_logits(self._logits(X)), zero_shot, held_out)
+        if isinstance(mixture, float):
+            self.unlabelled_gain_ = mixture
+            self.unlabelled_reason_ = NO_GAIN
+            return held_out
+        self.unlabelled_share_, self.unlabelled_gain_ = mixture.share, mixture.gain
+        self._scale_final(mixture.teacher_weight, torch.arange(shots.n_classes))
+        d = self.weight_.shape[1]
+        self.weight_ += mixture.weight[:, :d]
+        self.bias_ += mixture.bias
+        if self.block_weight_ is not None:
+            self.block_weight_ = mixture.teacher_weight * self.block_weight_ + mixture.weight[:, d:]
+        return mixture.held_out
 
     def _to_out_of_fold(self, inputs: ExpertInputs, held_out: HeldOut) -> OutOfFold | None:
         """The out-of-fold logits for calibration; None if some shots were left out of the folds."""
@@ -336,6 +426,20 @@ class Auto(Head):
     def _further_weight(self, dtype: torch.dtype) -> Tensor:
         assert self.block_weight_ is not None
         return self.block_weight_.to(dtype)
+
+    # Pictures without labels
+
+    def describe_unlabelled(self) -> str:
+        """See `Head.describe_unlabelled`."""
+        share: float | None = getattr(self, "unlabelled_share_", None)
+        if share is None:
+            return ""
+        reason: int | None = getattr(self, "unlabelled_reason_", None)
+        if reason is not None:
+            return f"not used: {UNUSED_REASONS[reason]}"
+        gain: float | None = getattr(self, "unlabelled_gain_", None)
+        why = "no shot can be held out" if gain is None else f"held-out shots gain {gain:.1f} nats"
+        return f"weight {share:.0%} ({why})"
 
     # Blocks
 

@@ -1,0 +1,307 @@
+"""How `auto` learns from pictures without labels: one more ridge regression, which held-out shots let take part or not.
+
+The mixture without these pictures, the teacher, gives each picture a probability of every class. A ridge regression is
+fitted to the shots with their labels and to the pictures with these probabilities. The prediction for each picture by
+the fit to all others has a closed form (leave-one-out). It is added to the teacher's logits, which gives better
+probabilities, and so on for `REFINEMENTS` rounds. So no picture confirms its own label: a ridge regression of wide
+features repeats the labels that it was fitted to. Every class has the same total weight, whatever its share among
+the pictures, and the logarithm of this share is subtracted from the logits (see `clipadapter.heads.auto.blocks`).
+
+The regression is stacked with the teacher by log-loss, as blocks of features are. Every fold has its own teacher and
+its own regression, which see neither labels nor features of the held-out shots. The pictures are used only if the log
+posterior of the held-out labels is higher than that of the teacher alone, and than that of the teacher with the same
+regression on the shots without the pictures. Where no shot can be held out, the weight is a constant.
+
+docs/decisions/0037-auto-unlabelled.md says how the constants were chosen, and what did not help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from clipadapter.blocks import Blocks, column_slices
+from clipadapter.functional import unit
+from clipadapter.heads.auto.blocks import BlockMixture, HeldOut, log_rarity
+from clipadapter.heads.auto.experts import EXPERTS, ExpertInputs, fit_ridge
+from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, noise_std
+from clipadapter.parallel import limit_threads
+
+RIDGE = 0.3
+"""Ridge of the regression on shots and pictures."""
+REFINEMENTS = 3
+"""How often the probabilities of the pictures are computed again."""
+REFINEMENT_WEIGHT = 1.5
+"""Weight of the leave-one-out logits beside the teacher's, in units of their noise."""
+COUNT_OFFSET = 0.1
+"""What is subtracted from a class's logits for each unit of the logarithm of its number of pictures."""
+MIN_NOISE_STD = 0.05
+"""Bound of the noise of leave-one-out logits: with two classes there is hardly any."""
+TEACHER_WEIGHT, TEACHER_WEIGHT_STD = 0.8, 0.3
+"""Prior of the teacher's weight beside the regression; it is below 1, since the two mostly agree."""
+UNLABELLED_WEIGHT, UNLABELLED_WEIGHT_STD = 0.5, 0.35
+"""Prior of the regression's weight, in units of its noise."""
+ALONE_WEIGHT, ALONE_WEIGHT_STD = 1.0, 1.0
+"""Prior of the teacher's weight without the regression. It is wide: surer logits are no gain by the pictures."""
+ONE_SHOT_WEIGHT = 0.4
+"""Where no shot can be held out: the regression's weight, in units of the deviation of its logits for the pictures."""
+MIN_GAIN = 0.0
+"""Log posterior in nats that the regression must add."""
+MAX_PICTURES = 1000
+"""Pictures that are used; of more, these many are drawn. More bring little, and the cost is cubic."""
+MAX_ROWS = 1500
+"""Shots and pictures together. With more shots fewer pictures are used, and none with `MAX_SHOTS` or more."""
+MAX_SHOTS = 1000
+MIN_PICTURES = 4
+"""With fewer pictures there is nothing to learn."""
+MAX_FOLD_ROUNDS = 2
+"""How many of the rounds of folds are used: each fold costs as much as the fit."""
+SAME_PICTURE_COSINE = 1 - 1e-6
+"""A picture whose ``final`` is that near to a shot's is the shot."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The mixture without pictures, which can be fitted to some of the shots with the weights that it has.
+
+    Args:
+        inputs: the shots as the experts on ``final`` get them.
+        weights: of the experts and of "text".
+        noise: of the experts.
+        blocks: the mixture of the further blocks, or None.
+    """
+
+    inputs: ExpertInputs
+    weights: dict[str, float]
+    noise: dict[str, float]
+    blocks: BlockMixture | None
+
+    def logits(self, train: Tensor, pictures: list[Tensor], zero_shot: Tensor | None) -> Tensor:
+        """Logits (u, c) of pictures by the mixture that is fitted to the training rows.
+
+        Args:
+            train: rows of the shots.
+            pictures: (u, d) centred unit features of each block of the pictures, ``final`` first.
+            zero_shot: (u, c) zero-shot logits of the pictures, of unit spread, or None.
+        """
+        part = self.inputs.take(train)
+        mixed = pictures[0].new_zeros(len(pictures[0]), part.n_classes)
+        if zero_shot is not None:
+            mixed = mixed + self.weights.get("text", 0.0) * zero_shot
+        for name, weight in self.weights.items():
+            if name != "text" and weight > 0:
+                expert = EXPERTS[name](part).logits(pictures[0], zero_shot)
+                mixed = mixed + weight / self.noise[name] * centre_logits(expert)
+        if self.blocks is None:
+            return mixed
+        mixed = self.blocks.final_weight * mixed
+        for factor, inputs, z in zip(self.blocks.factors, self.blocks.inputs, pictures[1:], strict=True):
+            if factor:
+                mixed = mixed + factor * centre_logits(fit_ridge(inputs.take(train)).logits(z, None))
+        return mixed + self.blocks.count_weight * log_rarity(part.counts)
+
+
+@dataclass(frozen=True)
+class UnlabelledMixture:
+    """The regression on shots and pictures beside the teacher.
+
+    Args:
+        teacher_weight: factor of the teacher's logits.
+        weight: (c, e) of the joint features (see `join_blocks`), without their scale.
+        bias: (c,).
+        share: of the spread of the logits over the classes that comes from the regression.
+        gain: log posterior of the held-out labels that it adds, in nats; None where no shot was held out.
+        held_out: out-of-fold logits of the mixture; None where no shot was held out.
+    """
+
+    teacher_weight: float
+    weight: Tensor
+    bias: Tensor
+    share: float
+    gain: float | None
+    held_out: HeldOut | None
+
+
+def fit_unlabelled(
+    shots: list[Tensor],
+    pictures: list[Tensor],
+    is_used: list[bool],
+    teacher: Teacher,
+    picture_logits: Tensor,
+    zero_shot: Tensor | None,
+    held_out: HeldOut | None,
+) -> UnlabelledMixture | float:
+    """Fit the regression, and weight it beside the teacher.
+
+    Args:
+        shots: (n, d) centred unit features of each block of the shots, ``final`` first.
+        pictures: the same (u, d) of the pictures.
+        is_used: whether the teacher uses a block; the regression does not use the others either.
+        teacher: the mixture without pictures.
+        picture_logits: (u, c) of the pictures by the teacher that is fitted to all shots.
+        zero_shot: (u, c) zero-shot logits of the pictures, of unit spread, or None.
+        held_out: out-of-fold logits of the teacher for all shots; None if most classes have one shot.
+
+    Returns:
+        The mixture; or what the log posterior would gain, in nats, if that is too little.
+    """
+    scales = block_scales(is_used)
+    z, pool = join_blocks(shots, scales), join_blocks(pictures, scales)
+    labels, n_classes = teacher.inputs.labels, teacher.inputs.n_classes
+    products = torch.cat([z, pool]) @ torch.cat([z, pool]).T
+    n = len(z)
+    picture_rows = torch.arange(n, len(products))
+    with limit_threads(len(products) ** 3):
+        dual, bias, own_logits = fit_regression(products, labels, n_classes, picture_logits)
+        if held_out is None:
+            unit_of_weight = float(own_logits.std()) or 1.0
+            weights, gain, mixture = [1.0, ONE_SHOT_WEIGHT], None, None
+        else:
+            held_out = _first_rounds(held_out)
+            parts: list[Tensor] = []
+            parts_without: list[Tensor] = []
+            for train, rows in held_out.splits:
+                for kept, logits, predicted in (
+                    (torch.cat([train, picture_rows]), teacher.logits(train, pictures, zero_shot), parts),
+                    (train, picture_logits[:0], parts_without),
+                ):
+                    part = products.index_select(0, kept).index_select(1, kept)
+                    coefficients, offset, _ = fit_regression(part, labels[train], n_classes, logits)
+                    predicted.append(products.index_select(0, rows).index_select(1, kept) @ coefficients + offset)
+            logits, unit_of_weight = _in_units_of_noise(parts, held_out)
+            weights, gain = choose_weights(held_out, logits, _in_units_of_noise(parts_without, held_out)[0])
+            if gain <= MIN_GAIN or weights[1] == 0:
+                return gain
+            mixed = weights[0] * held_out.logits + weights[1] * logits
+            mixture = replace(held_out, logits=mixed.to(held_out.logits.dtype))
+    factor = weights[1] / unit_of_weight
+    weight = factor * (dual.T @ torch.cat([z, pool]))
+    spreads = [
+        weights[0] * float(picture_logits.std(dim=1).mean()),
+        float((pool @ weight.T + factor * bias).std(dim=1).mean()),
+    ]
+    share = spreads[1] / (sum(spreads) or 1.0)
+    columns = torch.cat([scale * torch.ones(part.shape[1]) for scale, part in zip(scales, shots, strict=True)])
+    return UnlabelledMixture(weights[0], weight * columns.to(weight.dtype), factor * bias, share, gain, mixture)
+
+
+def fit_regression(
+    products: Tensor, labels: Tensor, n_classes: int, picture_logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ridge regression on shots with labels and pictures with probabilities.
+
+    Args:
+        products: (n + u, n + u) Gram matrix of the shots, then of the pictures.
+        labels: (n,) of the shots.
+        n_classes: c.
+        picture_logits: (u, c) of the pictures by the teacher.
+
+    Returns:
+        Coefficients (n + u, c) of the rows, the bias (c,), and leave-one-out logits (u, c) of the pictures.
+    """
+    n = len(labels)
+    onehot = torch.nn.functional.one_hot(labels, n_classes).to(products.dtype)
+    logits, noise_of_shots = picture_logits.to(products.dtype), labels
+    for _ in range(REFINEMENTS + 1):
+        target = torch.cat([onehot, logits.softmax(dim=1)])
+        counts = target.sum(dim=0)
+        row_weights = (target @ (1 / counts)) * len(target) / n_classes  # every class has the same sum
+        target = target - 1 / n_classes
+        bias = COUNT_OFFSET * log_rarity(counts)
+        matrix = products.clone()
+        matrix.diagonal().add_(RIDGE / row_weights)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+        dual = inverse @ target
+        left_out = centre_logits(target - dual / inverse.diagonal()[:, None] + bias)
+        noise = max(noise_std(left_out[:n], noise_of_shots), MIN_NOISE_STD)
+        logits = picture_logits + REFINEMENT_WEIGHT / noise * left_out[n:]
+    return dual - dual.mean(dim=1, keepdim=True), bias, left_out[n:]
+
+
+def choose_weights(held_out: HeldOut, logits: Tensor, without: Tensor) -> tuple[list[float], float]:
+    """Weights of the teacher and of the regression, and what the log posterior gains by the pictures.
+
+    Args:
+        held_out: out-of-fold logits of the teacher.
+        logits: (r, c) of the regression, in units of their noise.
+        without: (r, c) of the same regression on the shots alone, in units of their noise.
+
+    >>> rows = torch.arange(4)
+    >>> held_out = HeldOut(rows, [], torch.eye(4) * 0.5, rows, torch.ones(4))
+    >>> good, bad = torch.eye(4) * 4, torch.eye(4).roll(1, 0)
+    >>> [choose_weights(held_out, *parts)[1] > 0 for parts in ((good, bad), (bad, good), (bad, bad), (good, good))]
+    [True, False, False, False]
+    """
+
+    def fit(regression: Tensor) -> tuple[list[float], float]:
+        mean, std = [TEACHER_WEIGHT, UNLABELLED_WEIGHT], [TEACHER_WEIGHT_STD, UNLABELLED_WEIGHT_STD]
+        return fit_stacking([held_out.logits, regression], held_out.labels, mean, std, held_out.row_weights)
+
+    with limit_threads(0):  # small products between lines of Python
+        weights, log_posterior = fit(logits)
+        prior = [ALONE_WEIGHT], [ALONE_WEIGHT_STD]
+        alone = fit_stacking([held_out.logits], held_out.labels, *prior, held_out.row_weights)[1]
+        without_pictures = max(alone, fit(without)[1])
+    return weights, log_posterior - without_pictures
+
+
+def select_pictures(pictures: Tensor, shots: Tensor, blocks: Blocks, seed: int) -> Tensor:
+    """Unit features (u', d) of the pictures that are used: those that are no shots, and at most `MAX_PICTURES`.
+
+    Their values are those of 16-bit numbers, so that a saved model keeps them in half the space, and an edit of it
+    sees the same pictures as the fit.
+
+    Args:
+        pictures: (u, d) raw features of all blocks.
+        shots: (n, e) unit features of the block ``final`` of the shots.
+        blocks: the blocks of the columns, ``final`` first.
+        seed: of the draw.
+    """
+    columns = list(column_slices(blocks).values())
+    units = torch.cat([unit(pictures[:, part]) for part in columns], dim=1)
+    final = units[:, columns[0]]
+    nearest = torch.cat([(rows @ shots.to(final.dtype).T).amax(dim=1) for rows in final.split(4096)])
+    kept = torch.nonzero(nearest < SAME_PICTURE_COSINE).flatten()
+    limit = max(0, min(MAX_PICTURES, MAX_ROWS - len(shots)))
+    if len(kept) > limit:
+        order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
+        kept = kept[order[:limit].sort().values]
+    return units[kept].half().float()
+
+
+def block_scales(is_used: list[bool]) -> list[float]:
+    """Factors of the blocks in the joint feature: ``final`` has half of its squared length, the others the rest.
+
+    >>> [round(scale, 3) for scale in block_scales([True, True, False, True])], block_scales([True])
+    ([0.707, 0.5, 0.0, 0.5], [1.0])
+    """
+    further = sum(is_used[1:])
+    if not further:
+        return [1.0] + [0.0] * (len(is_used) - 1)
+    return [0.5**0.5, *((0.5 / further) ** 0.5 * used for used in is_used[1:])]
+
+
+def join_blocks(parts: list[Tensor], scales: list[float]) -> Tensor:
+    """(m, e) centred unit features of all blocks side by side, scaled by the blocks' factors."""
+    return torch.cat([scale * part for scale, part in zip(scales, parts, strict=True)], dim=1)
+
+
+def _in_units_of_noise(parts: list[Tensor], held_out: HeldOut) -> tuple[Tensor, float]:
+    """The logits (r, c) of all folds divided by their noise, and the noise."""
+    logits = centre_logits(torch.cat(parts))
+    noise = max(noise_std(logits, held_out.labels), MIN_NOISE_STD)
+    return logits / noise, noise
+
+
+def _first_rounds(held_out: HeldOut) -> HeldOut:
+    """The first rounds of folds: each of them holds out every shot once that can be held out."""
+    n_rows = len(torch.cat([rows for _, rows in held_out.splits]).unique())
+    rounds = round(len(held_out.labels) / n_rows)
+    if rounds <= MAX_FOLD_ROUNDS:
+        return held_out
+    splits = held_out.splits[: len(held_out.splits) * MAX_FOLD_ROUNDS // rounds]
+    n = sum(len(rows) for _, rows in splits)
+    row_weights = held_out.row_weights[:n] * rounds / MAX_FOLD_ROUNDS
+    return HeldOut(held_out.rows, splits, held_out.logits[:n], held_out.labels[:n], row_weights)
