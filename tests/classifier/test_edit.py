@@ -360,7 +360,7 @@ def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
 
 def test_pictures_of_another_width_in_a_saved_model_are_refused(tmp_path):
     first = model("auto").fit(*shots(*ORDER), unlabelled=squares("red", 6, 3))
-    first.head_._pictures = first.head_._pictures[:, 1:]
+    first.head_.kept_pictures = first.head_.kept_pictures[:, 1:]
     first.save(tmp_path / "model")
     with pytest.raises(ArtifactError, match="is damaged"):
         FewShotClassifier.load(tmp_path / "model")

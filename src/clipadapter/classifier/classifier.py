@@ -46,12 +46,12 @@ from clipadapter.classifier.fitting import (
 from clipadapter.classifier.inputs import (
     Label,
     build_feature_set,
-    check_any_readable,
     check_task,
     collect_class_names,
     is_multilabel,
     label_names,
     measure_encoding_rate,
+    note_skipped,
     open_store,
     parse_views,
     plan_views,
@@ -330,10 +330,10 @@ class FewShotClassifier:
             check_tuner_inputs(self.grid, unlabelled)
             self._tune_encoder(head, images, [str(label) for label in labels], names)
         support = self.extract_features(images, labels, names, views=views_after_tuning(head))
-        if unlabelled is None:
-            unlabelled_features = None
-        else:
-            support, unlabelled_features = self._extract_unlabelled(unlabelled, support, head)
+        unlabelled_features = None
+        if unlabelled is not None:  # a transductive head answers for each of them: all must be readable
+            extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict or head.transductive)
+            unlabelled_features, support = extraction.features[:, 0], note_skipped(support, extraction)
         outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
         self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
         return self.drop_unused_blocks()
@@ -965,19 +965,6 @@ class FewShotClassifier:
     def _extract_plain(self, images: Sequence[ImageSource]) -> NDArray[Any]:
         """Features (m, d) of pictures, all of which must be readable."""
         return self._extract(images, ViewSpec(), strict=True).features[:, 0]
-
-    def _extract_unlabelled(
-        self, images: Sequence[ImageSource], support: FeatureSet, head: Head
-    ) -> tuple[FeatureSet, NDArray[Any]]:
-        """Features (u, d) of pictures without labels, and the shots with the unreadable ones in their record.
-
-        A transductive head answers for each of these pictures, so that all must be readable.
-        """
-        extraction = self._extract(images, ViewSpec(), strict=self.strict or head.transductive)
-        check_any_readable(extraction.rows, extraction.skipped, len(images))
-        skipped = [*support.provenance["skipped"], *((name, reason) for _, name, reason in extraction.skipped)]
-        support = replace(support, provenance={**support.provenance, "skipped": skipped})
-        return support, extraction.features[:, 0]
 
     def _extract_views(self, images: Sequence[ImageSource], views: int, strict: bool) -> Extraction:
         """Features of views of pictures that are predicted; those of many pictures must fit into memory."""

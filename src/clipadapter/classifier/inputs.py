@@ -132,6 +132,17 @@ def open_store(cache: str | Path | None) -> Iterator[FeatureStore | None]:
         yield store
 
 
+def note_skipped(support: FeatureSet, extraction: Extraction) -> FeatureSet:
+    """The shots, whose record also names the pictures of another list that could not be read.
+
+    Raises:
+        DataError: if none of these could be read.
+    """
+    check_any_readable(extraction.rows, extraction.skipped, len(extraction.rows) + len(extraction.skipped))
+    skipped = [*support.provenance["skipped"], *((name, reason) for _, name, reason in extraction.skipped)]
+    return replace(support, provenance={**support.provenance, "skipped": skipped})
+
+
 def build_feature_set(
     extraction: Extraction,
     images: Sequence[ImageSource],

@@ -104,12 +104,13 @@ class Head(Estimator, ABC):
     feature_names_in_: Array
     """(d,) names of the columns of X if `fit` got a data frame; not saved."""
 
+    kept_pictures: Array | None = None
+    """(u, d) features of pictures without labels, as for `fit`, that fits after an edit use again. They are no part of
+    `state`: a saved model has them beside the shots."""
     _previous: Head | None = None
     """The earlier head, while `fit_from` runs."""
     _full_fit: Head | None = None
     """The head fitted to all shots, while `refit_without` fits to some of them with its chosen hyperparameters."""
-    _pictures: Array | None = None
-    """See `kept_pictures`."""
     _own_out_of_fold: Any = None
     """The `OutOfFold` of a head whose `_fit` holds out shots itself; not saved."""
 
@@ -428,27 +429,6 @@ class Head(Estimator, ABC):
         finally:
             self.__dict__.pop("_previous", None)
 
-    @property
-    def kept_pictures(self) -> Array | None:
-        """Features (u, d) of pictures without labels that the head keeps for the fits after an edit; None without any.
-
-        They are not part of `state`. A saved model has them beside the shots.
-        """
-        return self._pictures
-
-    def keep_pictures(self, features: ArrayLike) -> None:
-        """Set `kept_pictures`, for a head that was loaded.
-
-        Args:
-            features: (u, d), as for `fit`.
-
-        Raises:
-            InputError: if the width is not that of the shots, or a feature is not finite.
-        """
-        rows = as_matrix(features)
-        check_width(self, rows.shape[1])
-        self._pictures = rows
-
     def describe_unlabelled(self) -> str:
         """How the last fit used the pictures without labels, in words; empty if it says nothing about them."""
         return ""
@@ -487,8 +467,7 @@ class Head(Estimator, ABC):
         head: Self = clone(self)
         head._full_fit = self if reuse_chosen else None
         try:
-            pictures = self.kept_pictures
-            return head.fit(np.asarray(X)[train], np.asarray(y)[train], text=text, unlabelled=pictures, blocks=blocks)
+            return head.fit(np.asarray(X)[train], np.asarray(y)[train], text, self.kept_pictures, blocks)
         finally:
             head.__dict__.pop("_full_fit", None)
 
@@ -564,8 +543,7 @@ class Head(Estimator, ABC):
         before = self.read_blocks
         other = copy.copy(self)
         other.blocks_, columns = select_blocks(self.blocks_, names)
-        if self._pictures is not None:
-            other._pictures = self._pictures[:, columns]
+        other.kept_pictures = None if self.kept_pictures is None else self.kept_pictures[:, columns]
         other.n_features_in_ = total_width(other.blocks_)
         other._restrict(before, other.read_blocks)
         return other

@@ -162,8 +162,7 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
         if SUPPORT_FILE in config.files:
             shots = read(SUPPORT_FILE)
             X, y, targets = shots["X"], tuple(names[i] for i in shots.get("y", ())), shots.get("targets")
-            if UNLABELLED_KEY in shots:
-                head.keep_pictures(shots[UNLABELLED_KEY].astype(np.float32))
+            head.kept_pictures = _check_pictures(shots.get(UNLABELLED_KEY), encoder.dim)
         support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets, blocks)
         learned = read(UNCERTAINTY_FILE) if UNCERTAINTY_FILE in config.files else {}
         uncertainty = (
@@ -179,6 +178,19 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
     except Exception as error:
         raise ArtifactError(f"{Path(path)} is damaged: {type(error).__name__}: {error}") from error
     return Model(head, text, support, config.prompts, info, uncertainty, fold_heads)
+
+
+def _check_pictures(features: NDArray[Any] | None, width: int) -> NDArray[Any] | None:
+    """Saved features (u, d) of pictures without labels.
+
+    Raises:
+        InputError: if they have another width than the shots, or are not finite.
+    """
+    if features is None:
+        return None
+    if features.ndim != 2 or features.shape[1] != width or not np.isfinite(features).all():
+        raise InputError(f"its pictures without labels are no finite features of width {width}")
+    return features.astype(np.float32)
 
 
 def _blocks(encoder: SavedEncoder) -> Blocks:
