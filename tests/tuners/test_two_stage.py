@@ -18,7 +18,7 @@ from clipadapter.features import FeatureSet, encode_classes
 from clipadapter.heads import TextFeatures, head_info
 from clipadapter.heads.training import TrainConfig
 from clipadapter.pixels import PixelSpec
-from clipadapter.testing import TOWER_CHECKS, toy_features
+from clipadapter.testing import check_tower, toy_features
 from clipadapter.tuners import tower_tuner
 from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, tower_networks
 from clipadapter.tuners.two_stage import BlockNorms, TwoStage, block_norms
@@ -255,7 +255,7 @@ def test_nothing_changes_at_first_and_merged_norms_compute_as_trained_ones(name,
     for one, other in zip(used, merged, strict=True):
         assert torch.equal(one, other)
     assert not torch.allclose(merged[1], before[1], rtol=1e-3)
-    assert all(torch.equal(a, b) for a, b in zip(before, (encoder.encode_images([picture(60, 40)]),), strict=False))
+    assert torch.equal(encoder.encode_images([picture(60, 40)]), before[0])  # the original has its own norms
 
 
 def test_norms_without_a_bias_or_values_are_no_trap():
@@ -274,9 +274,8 @@ def test_a_tower_without_layer_norms_is_left_out_or_refused_alone(name, opened):
         TwoStage(towers="image")._tower_norms(twin)
 
 
-@pytest.mark.parametrize("check", TOWER_CHECKS, ids=lambda check: check.__name__)
-def test_a_tuned_text_tower_passes_every_check(check, model):
-    check(model(TwoStage(steps=4)).fit(*squares()).encoder_)
+def test_a_tuned_text_tower_passes_every_check(model):
+    check_tower(model(TwoStage(steps=4)).fit(*squares()).encoder_)
 
 
 # --- from pictures to answers
