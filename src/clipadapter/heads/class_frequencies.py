@@ -70,11 +70,11 @@ def effective_number(frequencies: Tensor) -> float:
 
 
 def balancing_bias(logits: Tensor, labels: Tensor) -> Tensor:
-    """Bias (c,) of mean zero with which a model predicts the classes of unseen shots equally often.
+    """Bias (c,), zero on average, with which a model predicts the classes of unseen shots equally often.
 
     Args:
         logits: (n, c) logits of shots by fits that did not see them.
-        labels: (n,) class positions. All classes that have shots count equally.
+        labels: (n,) class positions. All classes that have shots count equally; the others have no bias.
 
     >>> bias = balancing_bias(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
     >>> bool(bias[0] < bias[1])
@@ -82,11 +82,13 @@ def balancing_bias(logits: Tensor, labels: Tensor) -> Tensor:
     """
     n, c = logits.shape
     counts = torch.bincount(labels, minlength=c).to(logits.dtype)
-    weights = (1 / counts[labels]) / (counts > 0).sum()
+    has_shots = counts > 0
+    weights = (1 / counts[labels]) / has_shots.sum()
+    expected = n / has_shots.sum()
     bias = logits.new_zeros(c)
     for _ in range(BIAS_STEPS):
         predicted = n * (weights @ (logits + bias).softmax(dim=1))
         # Half of the Newton step for independent classes, which would not converge for classes that are alike.
-        bias = bias - 0.5 * ((predicted + BIAS_PICTURES) / (n / c + BIAS_PICTURES)).log()
-        bias = bias - bias.mean()
+        bias = bias - 0.5 * ((predicted + BIAS_PICTURES) / (expected + BIAS_PICTURES)).log()
+        bias = torch.where(has_shots, bias - bias[has_shots].mean(), 0.0)
     return bias

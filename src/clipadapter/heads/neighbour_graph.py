@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine and their sparse graph, for the transductive heads TransCLIP and ZLaP."""
+"""Nearest neighbours by cosine and their sparse graph, for the transductive heads TransCLIP, ZLaP and StatA."""
 
 from __future__ import annotations
 
@@ -52,6 +52,32 @@ def adjacency(cosines: Tensor, indices: Tensor, n: int) -> csr_array:
     m, k = cosines.shape
     row_starts = np.arange(m + 1) * k
     return csr_array((cosines.clamp_min(0).numpy().ravel(), indices.numpy().ravel(), row_starts), shape=(m, n))
+
+
+def neighbour_assignments(x: Tensor, rows: Tensor, logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Sum (m, c) of the assignments of each picture's k nearest rows, weighted by their cosines.
+
+    Args:
+        x: (m, d) unit rows.
+        rows: (u + n, d) unit rows: of pictures without labels, then of shots.
+        logits: (u, c) of the pictures without labels; their softmax is the assignment.
+        labels: (n,) class positions of the shots, possibly none.
+        k: number of neighbours.
+
+    >>> rows, logits = torch.eye(2), torch.tensor([[0.0, 0.0]])
+    >>> neighbour_assignments(torch.tensor([[0.6, 0.8]]), rows, logits, torch.tensor([1]), k=2)
+    tensor([[0.3000, 1.1000]])
+    """
+    u, c = logits.shape
+    onehot = torch.eye(c, dtype=x.dtype)
+    total = x.new_zeros(x.shape[0], c)
+    cosines, indices = nearest_neighbours(x, rows, k)
+    for cosine, index in zip(cosines.T.clamp_min(0), indices.T, strict=True):
+        assigned = logits[index.clamp_max(u - 1)].softmax(dim=1)
+        if len(labels):
+            assigned = torch.where((index < u)[:, None], assigned, onehot[labels[(index - u).clamp_min(0)]])
+        total += cosine[:, None] * assigned
+    return total
 
 
 def find_same_image(queries: Tensor, rows: Tensor) -> Tensor:

@@ -129,11 +129,21 @@ class SsTextU(Head):
 
 def estimate_pool_frequencies(shots: SupportSet) -> Tensor:
     """Class frequencies (c,) of the pictures without labels, by SS-Text's class vectors of text and shots."""
-    assert shots.text is not None and shots.unlabelled is not None
-    weight = shots.text + labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
+    assert shots.unlabelled is not None
+    logits = cosine_logits(shots.unlabelled, supervised_vectors(shots), shots.scale)
+    return estimate_frequencies(logits, held_out_bias(shots))
+
+
+def supervised_vectors(shots: SupportSet) -> Tensor:
+    """SS-Text's class vectors (c, d) of text and shots."""
+    assert shots.text is not None
+    return shots.text + labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
+
+
+def held_out_bias(shots: SupportSet) -> Tensor:
+    """Bias (c,) that balances the classes which SS-Text predicts for shots that it did not see; zero for one shot."""
     held_out = SsText()._leave_one_out(shots)
-    bias = None if held_out is None else balancing_bias(held_out, shots.labels)
-    return estimate_frequencies(cosine_logits(shots.unlabelled, weight, shots.scale), bias)
+    return shots.X.new_zeros(shots.n_classes) if held_out is None else balancing_bias(held_out, shots.labels)
 
 
 def labelled_part(rows: Tensor, labels: Tensor, n_classes: int, scale: float) -> Tensor:

@@ -20,7 +20,12 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.neighbour_graph import adjacency, find_same_image, nearest_neighbours
+from clipadapter.heads.neighbour_graph import (
+    adjacency,
+    find_same_image,
+    nearest_neighbours,
+    neighbour_assignments,
+)
 from clipadapter.heads.registry import register_head
 
 MIN_VARIANCE_RATIO = 1e-4
@@ -110,19 +115,9 @@ class TransClip(Head):
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
         rows, stored_logits = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
-        u, c = stored_logits.shape
-        cosines, indices = nearest_neighbours(x, rows, self.neighbours)  # (b, k)
-        onehot = torch.eye(c, dtype=x.dtype)
-        from_neighbours = x.new_zeros(x.shape[0], c)
-        for cosine, index in zip(cosines.T.clamp_min(0), indices.T, strict=True):
-            # Rows below u are unlabelled images with an assignment, the others shots with a label.
-            assigned = stored_logits[index.clamp_max(u - 1)].softmax(dim=1)
-            if len(self.labels_):
-                label = onehot[self.labels_[(index - u).clamp_min(0)]]
-                assigned = torch.where((index < u)[:, None], assigned, label)
-            from_neighbours += cosine[:, None] * assigned
+        from_neighbours = neighbour_assignments(x, rows, stored_logits, self.labels_, self.neighbours)
         logits = self._prior(x) + self._density(x) + self.smoothness / self.neighbours * from_neighbours
-        stored_rows = find_same_image(x, rows[:u])
+        stored_rows = find_same_image(x, rows[: len(stored_logits)])
         return torch.where((stored_rows >= 0)[:, None], stored_logits[stored_rows.clamp_min(0)], logits)
 
     def _graph(self, u: int) -> csr_array:

@@ -1,0 +1,227 @@
+"""StatA: a Gaussian mixture over pictures without labels; each class is anchored, so that absent classes stay in place.
+
+Paper: Zanella et al., CVPR 2025, https://arxiv.org/abs/2501.03729. Written from its formulas, without reading the
+released code. With unit features f_i, unit anchors t_k, zero-shot probabilities y, and a neighbour graph W, each round
+updates assignments z, means mu and variances v, where c_k is the number of pictures whose largest z is that of class k:
+
+    log z_i = log y_i + (log density_i + w (W' z + W z)_i) / 50 + constant,  five times
+    beta_k  = c_k / (alpha + c_k)
+    mu_k    = unit(beta_k unit(mean of f, weighted by z) + (1 - beta_k) t_k)
+    v_k     = beta_k (mean of (f - mu_k)^2, weighted by z) + (1 - beta_k) (v_0 + (t_k - mu_k)^2)
+
+`StatA.official` is this method. It uses no shots: anchors are text. Its released code divides v_0, the variance about
+the anchors, several times if there are more than 2,500 pictures; here it is the variance.
+Ours are, by default:
+
+- Anchors and y come from SS-Text's class vectors of text and shots, with a bias that balances the classes of held-out
+  shots. Shots are rows of the graph and of the weighted means.
+- y has the estimated class frequencies of the pictures (`class_frequencies`), to the power k / (k + 1) at k shots per
+  class, since few shots give a poor estimate.
+- All classes share one variance, and the density has a lower weight: a class of few pictures has no variance of its own
+  that can be estimated.
+- A picture that was not in the pool gets one update with the final means and variances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from clipadapter.errors import InputError, brief
+from clipadapter.functional import unit
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.class_frequencies import estimate_frequencies
+from clipadapter.heads.neighbour_graph import (
+    adjacency,
+    find_same_image,
+    nearest_neighbours,
+    neighbour_assignments,
+)
+from clipadapter.heads.registry import register_head
+from clipadapter.heads.ss_text_u import held_out_bias, supervised_vectors
+
+ANCHORS = ("shots", "text")
+MIN_VARIANCE_RATIO = 1e-4
+"""Least variance of a coordinate relative to that of unit rows, so that a constant coordinate does not dominate."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One Gaussian per class with a diagonal covariance.
+
+    Args:
+        means: (c, d), unit rows.
+        variances: (c, d).
+    """
+
+    means: Tensor
+    variances: Tensor
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """(m, d) unit rows to log-densities (m, c), up to a constant that is equal for all classes."""
+        means, precision = self.means.to(x.dtype), 1 / self.variances.to(x.dtype)
+        scaled = means * precision
+        constant = (scaled * means).sum(dim=1) - precision.log().sum(dim=1)
+        return x @ scaled.T - 0.5 * (x.square() @ precision.T + constant)
+
+
+@register_head(
+    "stata",
+    paper="https://arxiv.org/abs/2501.03729",
+    fidelity="partial: `StatA.official`, which sees no labels, gives the assignments of the authors' code for up to "
+    "2,500 pictures. How shots are used is ours, and so are the answers for new pictures.",
+)
+@dataclass(eq=False, repr=False, kw_only=True)
+class StatA(Head):
+    """Transductive: one anchored Gaussian per class and a neighbour graph, for pools that may have few of the classes.
+
+    A picture that was among the unlabelled ones gets its final assignment. Any other picture gets one update with the
+    final means and variances, those of the last batch, with neighbours among the unlabelled pictures and the shots.
+
+    Args:
+        anchors: "shots" for class vectors of text and shots, or "text".
+        support_weight: number of unlabelled pictures that a shot counts as in means and variances; 0 leaves the shots
+            out of these and of the graph.
+        frequencies: estimate the class frequencies of the unlabelled pictures.
+        shared_variance: True for one variance for all classes.
+        alpha: number of pictures of a class at which its mean is half the anchor, half the pictures.
+        soft: count pictures of a class by their assignments, not by the largest one.
+        likelihood: weight of the Gaussian log-density; the paper's is 0.02.
+        smoothness: weight of the neighbours' assignments.
+        neighbours: number of neighbours of each picture.
+        updates: number of updates of means and variances.
+        inner: number of updates of the assignments between them.
+        batch_size: number of unlabelled pictures, in their order, that are assigned at a time, without knowledge of the
+            others, as in a stream; 0 for all.
+
+    >>> from clipadapter.heads import TextFeatures
+    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.9], [0.9, 1.0]], logit_scale=10.0)
+    >>> pictures = [[9.0, 1.0], [8.0, 2.0], [7.0, 6.0], [1.0, 9.0], [2.0, 8.0]]
+    >>> head = StatA().fit([[9.0, 0.0], [0.0, 9.0]], ["cat", "dog"], text=text, unlabelled=pictures)
+    >>> head.predict(pictures)
+    array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
+    """
+
+    needs_text = True
+    transductive = True
+    temperature_prior = (2.9, 1.6, 1.3, 1.1, 1.0)
+
+    anchors: str = "shots"
+    support_weight: float = 1.0
+    frequencies: bool = True
+    shared_variance: bool = True
+    alpha: float = 1.0
+    soft: bool = False
+    likelihood: float = 0.002
+    smoothness: float = 1.0
+    neighbours: int = 3
+    updates: int = 10
+    inner: int = 5
+    batch_size: int = 0
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """The paper's method, which uses no shots.
+
+        Args:
+            changes: parameters to override.
+        """
+        paper = {"anchors": "text", "support_weight": 0.0, "frequencies": False, "shared_variance": False}
+        return cls(**{**paper, "likelihood": 0.02, **changes})
+
+    def _fit(self, shots: SupportSet) -> None:
+        assert shots.text is not None and shots.unlabelled is not None
+        self._check_parameters()
+        pictures = unit(shots.unlabelled)  # (u, d)
+        used = slice(None) if self.support_weight else slice(0)
+        support, onehot = unit(shots.X[used]), shots.onehot[used]
+        self.labels_, self.scale_ = shots.labels[used], shots.scale
+        with_shots = self.anchors == "shots"
+        self.anchors_ = unit(supervised_vectors(shots)) if with_shots else shots.text
+        self.bias_ = held_out_bias(shots) if with_shots else shots.text.new_zeros(shots.n_classes)
+        shots_per_class = len(shots.labels) / shots.n_classes
+        self.rows_ = torch.cat([pictures, support])
+        answers = []
+        for batch in pictures.split(self.batch_size or len(pictures)):
+            prior = self._prior(batch)
+            if self.frequencies:
+                power = shots_per_class / (shots_per_class + 1)
+                prior = (prior + power * estimate_frequencies(prior).log()).log_softmax(dim=1)
+            logits, mixture = self._assign(batch, prior, self.anchors_, support, onehot)
+            answers.append(logits)
+        self.answers_ = torch.cat(answers)  # (u, c)
+        self.means_, self.variances_ = mixture.means, mixture.variances
+
+    def _logits(self, X: Tensor) -> Tensor:
+        x = unit(X)
+        rows, answers = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
+        from_neighbours = neighbour_assignments(x, rows, answers, self.labels_, self.neighbours)
+        density = self.likelihood * Mixture(self.means_, self.variances_).log_density(x)
+        logits = self._prior(x) + density + self.smoothness / self.neighbours * from_neighbours
+        known = find_same_image(x, rows[: len(answers)])
+        return torch.where((known >= 0)[:, None], answers[known.clamp_min(0)], logits)
+
+    def _prior(self, x: Tensor) -> Tensor:
+        """(m, c) log-probabilities of unit rows by the anchors alone."""
+        return (self.scale_ * x @ self.anchors_.to(x.dtype).T + self.bias_.to(x.dtype)).log_softmax(dim=1)
+
+    def _assign(
+        self, batch: Tensor, prior: Tensor, anchors: Tensor, support: Tensor, onehot: Tensor
+    ) -> tuple[Tensor, Mixture]:
+        """Final assignments (b, c) of a batch of unit rows as logits, and the mixture."""
+        rows = torch.cat([batch, support])
+        directed = adjacency(*nearest_neighbours(rows, rows, self.neighbours, exclude_self=True), len(rows))
+        # Divided by the parameter, not by the number of neighbours: a picture with fewer depends less on them.
+        weight = self.smoothness / (2 * self.neighbours)
+        graph = ((directed + directed.T).tocsr() * weight)[: len(batch)].astype(directed.dtype)
+        assigned = logits = prior.softmax(dim=1)
+        start = initial_variance(batch, assigned, anchors)
+        mixture = Mixture(anchors, start.expand_as(anchors))
+        for update in range(self.updates + 1):
+            unary = prior + self.likelihood * mixture.log_density(batch)
+            for _ in range(max(1, self.inner)):
+                logits = torch.from_numpy(graph @ torch.cat([assigned, onehot]).numpy()).add_(unary)
+                assigned = logits.softmax(dim=1)
+            if update < self.updates:
+                mixture = self._update_mixture(rows, assigned, self.support_weight * onehot, anchors, start)
+        return logits, mixture
+
+    def _update_mixture(
+        self, rows: Tensor, assigned: Tensor, labelled: Tensor, anchors: Tensor, start: Tensor
+    ) -> Mixture:
+        """Means and variances by assignments (b, c) of pictures and weighted labels (n, c) of shots."""
+        weights = torch.cat([assigned, labelled])
+        largest = torch.bincount(assigned.argmax(dim=1), minlength=assigned.shape[1]).to(assigned.dtype)
+        counts = (assigned.sum(dim=0) if self.soft else largest) + labelled.sum(dim=0)
+        beta = (counts / (self.alpha + counts).clamp_min(torch.finfo(rows.dtype).tiny))[:, None]
+        # A class without any weight has beta near 0: what its mean is does not matter, but it must be finite.
+        total = weights.sum(dim=0).clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
+        mean, mean_square = weights.T @ rows / total, weights.T @ rows.square() / total
+        means = unit(beta * unit(mean) + (1 - beta) * anchors)
+        deviation = mean_square - 2 * means * mean + means.square()
+        variances = beta * deviation + (1 - beta) * (start + (anchors - means).square())
+        if self.shared_variance:
+            variances = ((variances * total).sum(dim=0) / total.sum()).expand_as(variances)
+        return Mixture(means, variances.clamp_min(MIN_VARIANCE_RATIO / rows.shape[1]))
+
+    def _check_parameters(self) -> None:
+        if self.anchors not in ANCHORS:
+            raise InputError(f"anchors must be one of {', '.join(ANCHORS)}, but is {brief(self.anchors)}")
+        if self.support_weight < 0 or self.alpha < 0 or self.batch_size < 0 or self.neighbours < 1:
+            raise InputError("support_weight, alpha and batch_size must not be negative, neighbours must be 1 or more")
+
+
+def initial_variance(batch: Tensor, assigned: Tensor, anchors: Tensor) -> Tensor:
+    """v_0 (d,): variance of rows (b, d) about anchors (c, d), weighted by assignments (b, c).
+
+    >>> initial_variance(torch.eye(2), torch.eye(2), torch.eye(2).flip(0))
+    tensor([1., 1.])
+    """
+    # Squares are multiplied out, so that no (b, c, d) tensor is needed.
+    from_sums = -2 * (anchors * (assigned.T @ batch)).sum(dim=0)
+    spread = batch.square().sum(dim=0) + from_sums + assigned.sum(dim=0) @ anchors.square()
+    return (spread / len(batch)).clamp_min(MIN_VARIANCE_RATIO / batch.shape[1])

@@ -1,0 +1,248 @@
+"""StatA against its formulas in plain numpy loops, and against outputs of the authors' code."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipadapter.errors import InputError
+from clipadapter.heads import TextFeatures
+from clipadapter.heads.stata import StatA
+from clipadapter.heads.zero_shot import ZeroShot
+
+from .formulas import softmax, unit
+from .golden_figures import doubles, golden
+
+C, D, U, SCALE = 4, 6, 14, 10.0
+NAMES = list("abcd")
+LABELS = [0, 0, 1, 2]
+
+
+@pytest.fixture
+def case():
+    """A pool of the first three of four classes; the last class has no shot either."""
+    rng = np.random.default_rng(3)
+    text = unit(rng.standard_normal((C, D)))
+    draw = lambda labels: 7 * (text[labels] + 0.35 * rng.standard_normal((len(labels), D)) + 0.4)  # noqa: E731
+    return {"X": draw(LABELS), "text": text, "unlabelled": draw(np.arange(U) % 3), "new": draw([0, 3])}
+
+
+def fitted(head, case, labels=LABELS):
+    text = TextFeatures(NAMES, case["text"], SCALE)
+    return head.fit(case["X"], [NAMES[label] for label in labels], text=text, unlabelled=case["unlabelled"])
+
+
+def plain(
+    case, prior, anchors, alpha=1.0, soft=False, likelihood=0.02, smoothness=1.0, neighbours=3, weight=0.0, shared=False
+):
+    """Assignments (u, c), means and variances (c, d): one picture, one class and one coordinate at a time."""
+    shots = [(unit(x), label) for x, label in zip(case["X"], LABELS, strict=True)] if weight else []
+    rows = [*unit(case["unlabelled"]), *(x for x, _ in shots)]
+    n = len(rows)
+    W = np.zeros((n, n))
+    for i in range(n):
+        others = sorted((j for j in range(n) if j != i), key=lambda j: -(rows[i] @ rows[j]))
+        for j in others[:neighbours]:
+            W[i, j] = max(rows[i] @ rows[j], 0)
+    z = [*softmax(prior), *(np.eye(C)[label] for _, label in shots)]
+    w = [1.0] * U + [weight] * len(shots)
+    v0 = sum(z[i][k] * (rows[i] - anchors[k]) ** 2 for i in range(U) for k in range(C)) / U
+    mu, v = [*anchors], [v0] * C
+    for update in range(11):
+        density = np.array(
+            [[-0.5 * (((f - m) ** 2 / s) + np.log(s)).sum() for m, s in zip(mu, v, strict=True)] for f in rows[:U]]
+        )
+        for _ in range(5):
+            near = [sum((W[j, i] + W[i, j]) * z[j] for j in range(n)) for i in range(U)]
+            z[:U] = [
+                softmax(prior[i] + likelihood * density[i] + smoothness / (2 * neighbours) * near[i]) for i in range(U)
+            ]
+        if update == 10:
+            break
+        for k in range(C):
+            count = sum(z[i][k] if soft else float(z[i].argmax() == k) for i in range(U))
+            count += weight * sum(label == k for _, label in shots)
+            beta = count / (alpha + count)
+            total = sum(w[i] * z[i][k] for i in range(n))
+            mu[k] = unit(beta * unit(sum(w[i] * z[i][k] * rows[i] for i in range(n))) + (1 - beta) * anchors[k])
+            deviation = sum(w[i] * z[i][k] * (rows[i] - mu[k]) ** 2 for i in range(n)) / total
+            v[k] = beta * deviation + (1 - beta) * (v0 + (anchors[k] - mu[k]) ** 2)
+        if shared:
+            totals = [sum(w[i] * z[i][k] for i in range(n)) for k in range(C)]
+            v = [sum(totals[k] * v[k] for k in range(C)) / sum(totals)] * C
+    return np.array(z[:U]), np.array(mu), np.array(v)
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"soft": True, "alpha": 4.0}, {"smoothness": 0.5, "neighbours": 2}, {"likelihood": 0.3}]
+)
+def test_official_is_the_papers_formulas(case, params):
+    prior = SCALE * unit(case["unlabelled"]) @ case["text"].T
+    head = fitted(StatA.official(**params), case)
+    z, mu, v = plain(case, prior, case["text"], **params)
+    np.testing.assert_allclose(head.means_, mu, rtol=1e-9)
+    np.testing.assert_allclose(head.variances_, v, rtol=1e-8)
+    np.testing.assert_allclose(head.predict_proba(case["unlabelled"]), z, rtol=1e-8)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_shots_are_rows_of_the_graph_and_of_the_means(case, shared):
+    prior = SCALE * unit(case["unlabelled"]) @ case["text"].T
+    head = fitted(StatA.official(support_weight=2.0, shared_variance=shared), case)
+    z, mu, v = plain(case, prior, case["text"], weight=2.0, shared=shared)
+    np.testing.assert_allclose(head.means_, mu, rtol=1e-9)
+    np.testing.assert_allclose(head.variances_, v, rtol=1e-8)
+    np.testing.assert_allclose(head.predict_proba(case["unlabelled"]), z, rtol=1e-8)
+
+
+def test_anchors_are_the_class_vectors_of_text_and_shots(case):
+    # SS-Text: the text vector, plus the scale times the share of the class in the shots times the sum of its shots.
+    head = fitted(StatA(), case)
+    for k in range(C):
+        own = [unit(x) for x, label in zip(case["X"], LABELS, strict=True) if label == k]
+        expected = unit(case["text"][k] + SCALE * len(own) / 4 * sum(own))
+        np.testing.assert_allclose(head.anchors_[k], expected, rtol=1e-9)
+
+
+def test_a_new_picture_gets_one_update_of_its_own(case):
+    head = fitted(StatA.official(), case)
+    z, mu, v = plain(case, SCALE * unit(case["unlabelled"]) @ case["text"].T, case["text"])
+    x, rows = unit(case["new"][0]), unit(case["unlabelled"])
+    near = sum((rows[j] @ x) * z[j] for j in sorted(range(U), key=lambda j: -(rows[j] @ x))[:3]) / 3
+    density = np.array([-0.5 * (((x - m) ** 2 / s) + np.log(s)).sum() for m, s in zip(mu, v, strict=True)])
+    expected = softmax(SCALE * case["text"] @ x + 0.02 * density + near)
+    np.testing.assert_allclose(head.predict_proba(x[None])[0], expected, rtol=1e-8)
+
+
+def test_each_batch_is_assigned_without_the_others(case):
+    stream = fitted(StatA(batch_size=5), case)
+    for start in (0, 5, 10):  # the last has four pictures
+        part = case["unlabelled"][start : start + 5]
+        alone = fitted(StatA(), {**case, "unlabelled": part})
+        np.testing.assert_allclose(stream.logits(part), alone.logits(part), rtol=1e-9)
+    np.testing.assert_allclose(stream.means_, alone.means_, rtol=1e-9)
+    whole = fitted(StatA(batch_size=U), case).logits(case["unlabelled"])
+    np.testing.assert_array_equal(whole, fitted(StatA(), case).logits(case["unlabelled"]))
+
+
+def test_neither_mixture_nor_neighbours_is_zero_shot(case):
+    zero_shot = ZeroShot().fit(case["X"], list("aabc"), text=TextFeatures(NAMES, case["text"], SCALE))
+    head = fitted(StatA.official(likelihood=0, smoothness=0), case)
+    for rows in (case["unlabelled"], case["new"]):
+        np.testing.assert_allclose(head.predict_proba(rows), zero_shot.predict_proba(rows), rtol=1e-9)
+
+
+def test_official_does_not_look_at_the_shots(case):
+    head = fitted(StatA.official(), case).logits(case["unlabelled"])
+    other = fitted(StatA.official(), {**case, "X": case["X"][::-1] * 3}, labels=[3, 2, 1, 0])
+    np.testing.assert_array_equal(head, other.logits(case["unlabelled"]))
+
+
+def test_the_mean_of_a_class_without_pictures_and_shots_is_its_anchor(case):
+    case["text"][3] = -unit(case["unlabelled"].mean(axis=0))
+    head = fitted(StatA(), case)
+    assert "d" not in head.predict(case["unlabelled"])
+    np.testing.assert_allclose(head.means_[3], head.anchors_[3], rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_pool_of_one_or_two_pictures(case, size):
+    for head in (StatA(), StatA.official(), StatA.official(alpha=0), StatA.official(neighbours=30)):
+        fitted(head, {**case, "unlabelled": case["unlabelled"][:size]})
+        assert np.isfinite(head.logits(np.concatenate([case["unlabelled"], case["new"]]))).all()
+
+
+def test_a_coordinate_without_variance(case):
+    wide = {key: np.pad(rows, ((0, 0), (0, 2))) for key, rows in case.items()}
+    logits = fitted(StatA(), wide).logits(wide["new"])
+    assert np.isfinite(logits).all()
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 1000), st.permutations(range(4)), st.floats(0.1, 50))
+def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, length):
+    rng = np.random.default_rng(seed)
+    text, X, pictures = rng.standard_normal((4, 8)), rng.standard_normal((5, 8)), rng.standard_normal((12, 8))
+    names, y = np.array(NAMES), list("abbdc")
+    first = StatA().fit(X, y, text=TextFeatures(names, text, 5.0), unlabelled=pictures).predict_proba(pictures)
+    turned = TextFeatures(names[order], text[order], 5.0, order="given")
+    second = StatA().fit(length * X, y, text=turned, unlabelled=length * pictures).predict_proba(pictures)
+    np.testing.assert_allclose(second, first[:, order], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"anchors": "means"}, "anchors must be one of shots, text, but is 'means'"),
+        ({"support_weight": -1}, "must not be negative"),
+        ({"alpha": -1}, "must not be negative"),
+        ({"batch_size": -1}, "must not be negative"),
+        ({"neighbours": 0}, "neighbours must be 1 or more"),
+    ],
+)
+def test_bad_parameters_are_named(params, message, case):
+    with pytest.raises(InputError, match=message):
+        fitted(StatA(**params), case)
+
+
+RUNS = {
+    "all": {},
+    "few": {},
+    "otherbeta": {"soft": True},
+    "nolap": {"smoothness": 0.0},
+    "alpha20": {"alpha": 20.0},
+    "small": {},
+}
+"""Runs of the released code, with the parameters of `StatA.official` that differ."""
+
+
+def released(rows, dtype, **params):
+    """Assignments of our solver for pictures of the released code, and the mixture.
+
+    Its inputs have unit length in float32 only. The solver takes them as they are, as that code did.
+    """
+    figures, parameters = golden("stata")
+    F, T = (torch.from_numpy(figures[name].astype(dtype)) for name in ("query_unit", "text_unit"))
+    called = {"alpha": "alpha", "soft": "soft_beta", "smoothness": "lambda_laplacian", "neighbours": "n_neighbors"}
+    called |= {"updates": "max_iter", "inner": "inner_steps"}
+    assert all(getattr(StatA.official(), ours) == parameters[theirs] for ours, theirs in called.items())
+    prior = (parameters["scale"] * F[rows] @ T.T).log_softmax(dim=1)
+    none = F[:0], torch.zeros(0, len(T), dtype=F.dtype)
+    logits, mixture = StatA.official(**params)._assign(F[rows], prior, T, *none)
+    return logits.softmax(dim=1).numpy(), mixture
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_released_code_gives_the_same_assignments(run):
+    figures, _ = golden("stata")
+    few = figures["few_class_rows"]
+    z, _ = released({"all": slice(None), "small": few[:8]}.get(run, few), np.float64, **RUNS[run])
+    np.testing.assert_allclose(z, figures[f"f64_z_{run}"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_released_code_gives_the_same_means_and_variances(dtype):
+    figures, _ = golden("stata")
+    z, mixture = released(figures["few_class_rows"], dtype)
+    np.testing.assert_allclose(z, figures["z_few"], atol=7.3e-6)
+    np.testing.assert_allclose(mixture.means, figures["mu_final_few"], atol=3.7e-6)
+    np.testing.assert_allclose(mixture.variances, figures["cov_final_few"], atol=1.8e-6)
+
+
+def test_released_code_gives_the_same_assignments_of_each_batch_of_a_stream():
+    figures, _ = golden("stata")
+    for rows, expected in zip(figures["online_batches"], figures["f64_online_z"], strict=True):
+        np.testing.assert_allclose(released(rows, np.float64)[0], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_head_gives_the_same_assignments_of_a_stream():
+    figures, parameters = golden("stata")
+    F, T = doubles(figures, "query_unit", "text_unit")
+    batches, names = figures["online_batches"], [str(k) for k in range(len(T))]
+    assert len(np.unique(batches)) == batches.size
+    head = StatA.official(batch_size=batches.shape[1])
+    pictures = F[batches.ravel()]
+    head.fit(T, names, text=TextFeatures(names, T, parameters["scale"]), unlabelled=pictures)
+    expected = figures["f64_online_z"].reshape(batches.size, -1)
+    np.testing.assert_allclose(head.predict_proba(pictures), expected, atol=1e-6)
