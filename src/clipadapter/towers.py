@@ -50,6 +50,10 @@ class TextTower(ABC):
         """The layers that a text passes, for methods that change weights; None, the default, if it has none."""
         return None
 
+    def final_norm(self) -> nn.Module | None:
+        """The norm after the last layer, if `network` does not contain it; None, the default, if there is none."""
+        return None
+
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...,) to embeddings (..., w), without positional embeddings."""

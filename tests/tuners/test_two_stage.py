@@ -21,7 +21,7 @@ from clipadapter.pixels import PixelSpec
 from clipadapter.testing import check_tower, toy_features
 from clipadapter.tuners import tower_tuner
 from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, tower_networks
-from clipadapter.tuners.two_stage import BlockNorms, TwoStage, block_norms
+from clipadapter.tuners.two_stage import LayerNorms, TwoStage, block_norms
 
 from .coloured_squares import TEXTS, picture, squares
 from .golden_figures import golden
@@ -75,7 +75,7 @@ def golden_encoder(tensors, scale):
 class Stage1:
     """The first stage on the authors' inputs: the losses and gradients of its steps, the tuner and its encoder."""
 
-    def __init__(self, figures, use_orders, patch):
+    def __init__(self, figures, use_orders, patch, **changes):
         tensors, parameters = figures
         facts = parameters["stage1"]
         self.losses, self.gradients = [], {}
@@ -107,7 +107,7 @@ class Stage1:
         use_orders(tensors["s1_orders"])
         self.encoder = golden_encoder(tensors, float(facts["logit_scale"]))
         # 10 steps, since the first stage has 60 % of them.
-        settings = {"lr": facts["lr"], "weight_decay": facts["wd"], "batch_size": facts["bs"], "steps": 10}
+        settings = {"lr": facts["lr"], "weight_decay": facts["wd"], "batch_size": facts["bs"], "steps": 10, **changes}
         assert int(0.6 * settings["steps"]) == facts["total"]
         labels = [str(label) for label in tensors["s1_labels"].tolist()]
         prompts = {str(label): [str(label)] for label in range(facts["K"])}
@@ -142,6 +142,16 @@ def test_the_first_stage_gives_the_losses_gradients_norms_and_features_of_the_au
         torch.testing.assert_close(getattr(stage.tuner, f"{tower}_norms_"), after, rtol=0, atol=1e-5)
     for found, wanted in zip(stage.features(), ("image", "text"), strict=True):
         torch.testing.assert_close(found, tensors[f"s1_{wanted}_features_after"], rtol=0, atol=2e-4)
+
+
+def test_with_all_norms_features_are_as_far_from_the_authors_as_their_code_without_the_quirk(
+    figures, use_orders, monkeypatch
+):
+    """0.00748 is the difference that the origin of the figures states for ln_pre, ln_post and ln_final trained too."""
+    tensors, _ = figures
+    features, _ = Stage1(figures, use_orders, monkeypatch, norms="all").features()
+    distance = float((features - tensors["s1_image_features_after"]).abs().max())
+    assert distance == pytest.approx(0.00748, abs=2e-4)
 
 
 # --- the second stage, against the authors' code
@@ -229,10 +239,12 @@ def test_each_block_has_two_norms(name, image, text, opened):
     assert {tower: len(each) for tower, each in norms.items()} == {"image": image, "text": text}
 
 
-def test_norms_outside_the_blocks_are_not_tuned(opened):
-    encoder = opened("ViT-B-32")
-    visual = encoder.tower().module
-    assert not {visual.ln_pre, visual.ln_post} & set(block_norms(visual))
+@pytest.mark.parametrize(("norms", "image", "text"), [("blocks", 8, 4), ("all", 8 + 2, 4 + 1)])
+def test_norms_before_and_after_the_blocks_are_tuned_if_all_are_asked_for(norms, image, text, opened):
+    twin = open_tunable_copy(opened("ViT-B-32"))
+    found = TwoStage(norms=norms)._tower_norms(twin)
+    assert {tower: len(each) for tower, each in found.items()} == {"image": image, "text": text}
+    assert set(TwoStage(norms="all")._tower_norms(open_tunable_copy(opened("RN50")))) == {"text"}
 
 
 @pytest.mark.parametrize("name", ["tiny", "RN50", "SigLIP", "lite"])
@@ -248,10 +260,10 @@ def test_nothing_changes_at_first_and_merged_norms_compute_as_trained_ones(name,
             return twin.encode_images([picture(60, 40)]), twin.encode_text(TEXTS)
 
     before = encoder.encode_images([picture(60, 40)]), encoder.encode_text(TEXTS)
-    for change in (BlockNorms.use, BlockNorms.merge):
+    for change in (LayerNorms.use, LayerNorms.merge):
         for found, wanted in zip(features(change, 0.0), before, strict=True):
             assert torch.equal(found, wanted)
-    used, merged = features(BlockNorms.use, 0.1), features(BlockNorms.merge, 0.1)
+    used, merged = features(LayerNorms.use, 0.1), features(LayerNorms.merge, 0.1)
     for one, other in zip(used, merged, strict=True):
         assert torch.equal(one, other)
     assert not torch.allclose(merged[1], before[1], rtol=1e-3)
@@ -259,7 +271,7 @@ def test_nothing_changes_at_first_and_merged_norms_compute_as_trained_ones(name,
 
 
 def test_norms_without_a_bias_or_values_are_no_trap():
-    norms = BlockNorms([nn.LayerNorm(4, bias=False), nn.LayerNorm(3)])
+    norms = LayerNorms([nn.LayerNorm(4, bias=False), nn.LayerNorm(3)])
     values = torch.arange(10.0)
     norms.use(values)
     assert norms.size == 10
@@ -384,6 +396,7 @@ def test_features_alone_are_an_error_of_the_run():
     ("params", "words"),
     [
         ({"towers": "images"}, "towers must be one of both, image, text"),
+        ({"norms": "outer"}, "norms must be one of blocks, all"),
         ({"stage1_share": 1.0}, "stage1_share must be above 0 and below 1"),
         ({"steps": 1}, "each stage needs a step, but 0.6 of 1 steps leaves one without"),
         ({"lr": -1.0}, "lr must be positive"),

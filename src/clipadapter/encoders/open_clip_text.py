@@ -76,6 +76,11 @@ class OpenClipTextTower(TextTower):
         transformer: nn.Module = self._layers.transformer
         return transformer
 
+    def final_norm(self) -> nn.Module:
+        """The norm between the transformer and the projection."""
+        norm: nn.Module = self._layers.ln_final
+        return norm
+
     def embed(self, ids: Tensor) -> Tensor:
         """(...,) to (..., w)."""
         embeddings: Tensor = self._layers.token_embedding(ids.to(self.device))

@@ -4,8 +4,8 @@ Paper: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models 
 https://arxiv.org/abs/2503.11609.
 The defaults are those of the authors' code: 300 steps for each shot per class, 60 % of them in the first stage, AdamW
 in both stages, each with a cosine of its own. As in that code, the norms before the first block and after the last one
-stay frozen: its walk over the modules visits them twice, and the second visit turns their gradient off. Weight decay
-draws the tuned weights of the norms towards 0, not 1.
+stay frozen: its walk over the modules visits them twice, and the second visit turns their gradient off.
+``norms="all"`` tunes them too. Weight decay draws the tuned weights of the norms towards 0, not 1.
 
 Differs from the code in precision (fp32 by default, not mixed), in the views of pictures (as many as there are, not new
 ones each step), in prompts (those of the classifier, not the first template of a data set), and in that training is of
@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from typing_extensions import Self
 
 from clipadapter.encoders import Encoder, attention_layers
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads import SupportSet, TextFeatures, register_head
 from clipadapter.heads.training import TrainConfig, gather_views, train
@@ -33,6 +33,7 @@ from clipadapter.tuners.tower_tuner import TowerTuner, Trainable, tower_networks
 
 STEPS_PER_SHOT = 300
 """Optimizer steps of both stages for each shot per class, as in the authors' code."""
+NORMS = ("blocks", "all")
 
 
 @register_head(
@@ -55,6 +56,7 @@ class TwoStage(TowerTuner):
 
     Args:
         towers: "both", "image" or "text": whose layer norms are tuned.
+        norms: "blocks" for those inside the attention blocks, "all" for those before and after the blocks too.
         lr: highest learning rate of AdamW in both stages. In each it falls to 1e-6 in a cosine.
         weight_decay: of AdamW in both stages.
         steps: optimizer steps of both stages together; None for 300 times the shots per class.
@@ -65,6 +67,7 @@ class TwoStage(TowerTuner):
     learns_from_views = True
 
     towers: str = "both"
+    norms: str = "blocks"
     lr: float = 2e-4
     weight_decay: float = 1e-2
     steps: int | None = None
@@ -129,7 +132,7 @@ class TwoStage(TowerTuner):
         return "two-stage: " + ", ".join(f"{tower} tower ({len(norms)} norms)" for tower, norms in norms_of.items())
 
     def _fingerprint_facts(self) -> tuple[object, ...]:
-        return ()
+        return (self.norms,)
 
     def _fit(self, shots: SupportSet) -> None:
         """The second stage: class vectors from features of the tuned encoder."""
@@ -167,12 +170,14 @@ class TwoStage(TowerTuner):
             other.weight_ = other.weight_.to(self.weight_.dtype).index_copy(0, new, self.weight_[old])
         return other
 
-    def _tower_norms(self, tunable: Encoder) -> dict[str, BlockNorms]:
+    def _tower_norms(self, tunable: Encoder) -> dict[str, LayerNorms]:
         """The layer norms that are tuned, by tower."""
+        text = tunable.text_tower()
+        outer = {"image": None, "text": None if text is None else text.final_norm()}
         selected = {
             tower: norms
             for tower, network in tower_networks(tunable).items()
-            if self.towers in ("both", tower) and len(norms := BlockNorms(block_norms(network)))
+            if self.towers in ("both", tower) and len(norms := LayerNorms(self._select(network, outer[tower])))
         }
         if not selected:
             which, hint = ("neither tower", "") if self.towers == "both" else (f"no {self.towers} tower", ", or 'both'")
@@ -181,8 +186,17 @@ class TwoStage(TowerTuner):
             )
         return selected
 
+    def _select(self, network: nn.Module, final_norm: nn.Module | None) -> list[nn.LayerNorm]:
+        inside = block_norms(network)
+        if self.norms == "blocks" or not inside:  # a tower without attention blocks stays, whatever norms it has
+            return inside
+        modules = [*network.modules(), *([] if final_norm is None else [final_norm])]
+        return [norm for norm in modules if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
+
     def _check(self) -> None:
         check_towers(self.towers)
+        if self.norms not in NORMS:
+            raise InputError(f"norms must be one of {', '.join(NORMS)}, but is {brief(self.norms)}")
         if not 0 < self.stage1_share < 1:
             raise InputError(f"stage1_share must be above 0 and below 1, but is {self.stage1_share}")
 
@@ -211,7 +225,7 @@ def block_norms(network: nn.Module) -> list[nn.LayerNorm]:
     return [norm for norm in dict.fromkeys(norms) if norm.elementwise_affine]
 
 
-class BlockNorms:
+class LayerNorms:
     """Weights and biases of some layer norms as one array.
 
     Args:
