@@ -9,8 +9,8 @@ from torch.nn.functional import linear
 
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads import create_head, head_info, list_heads
-from clipadapter.heads.label_loss import LabelLossHead, LogitAdjustedHead
+from clipadapter.heads import create_head, head_info, list_heads, out_of_fold
+from clipadapter.heads.label_loss import ROBUST_Q, LabelLossHead, LogitAdjustedHead, estimate_wrong_share
 from clipadapter.heads.losses import LabelLoss, cosine_cross_entropy
 from clipadapter.testing import toy_features
 
@@ -124,7 +124,7 @@ def test_the_adjusted_probe_is_the_fit_with_the_prior_added_to_its_logits(solver
     assert float(bias.grad.abs().max()) < 1e-3
 
 
-@pytest.mark.parametrize(("parameter", "value"), [("logit_adjustment", -1.0), ("gce_q", 1.5), ("gce_q", -0.1)])
+@pytest.mark.parametrize(("parameter", "value"), [("logit_adjustment", -1.0), ("gce_q", 1.5), ("gce_q", "much")])
 def test_values_out_of_range_are_refused_by_name(parameter, value):
     with pytest.raises(InputError, match=parameter):
         fitted_logits("taskres", COUNTS, **{parameter: value})
@@ -138,3 +138,50 @@ def test_multi_label_pictures_are_fitted_as_without_either_parameter():
         for params in ({}, {"logit_adjustment": 1.0, "gce_q": 0.7})
     )
     assert np.array_equal(plain, other)
+
+
+def mislabelled(share, n=12):
+    """Toy features of three classes that are easy to tell apart, with a share of the labels moved to the next class."""
+    X, y, text = toy_features(counts=(n, n, n), d=64, noise=0.6)
+    classes, positions = np.unique(y, return_inverse=True)
+    wrong = np.random.default_rng(0).permutation(len(y))[: round(share * len(y))]
+    positions[wrong] = (positions[wrong] + 1) % 3
+    return X, classes[positions], text, y
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0.0, 0.02), (0.2, 0.2, 0.4)])
+def test_the_share_of_wrong_labels_is_estimated_from_logits_that_did_not_see_them(share, low, high):
+    X, y, text, _ = mislabelled(share)
+    held_out = out_of_fold(create_head("gda"), X, y, text)
+    estimate = estimate_wrong_share(torch.from_numpy(held_out.logits), torch.from_numpy(held_out.labels))
+    assert low <= estimate <= high
+
+
+def test_auto_is_cross_entropy_bit_for_bit_where_labels_look_right():
+    X, y, text, _ = mislabelled(0.0, n=8)
+    plain, chosen = (create_head("zs-lp", steps=20, gce_q=q).fit(X, y, text=text) for q in (0.0, "auto"))
+    assert chosen.gce_q_ == 0
+    assert np.array_equal(plain.logits(X), chosen.logits(X))
+
+
+def test_auto_takes_the_robust_loss_where_labels_are_wrong_and_refits_to_some_shots_keep_it():
+    X, y, text, truth = mislabelled(0.3)
+    plain, chosen = (create_head("zs-lp", gce_q=q).fit(X, y, text=text) for q in (0.0, "auto"))
+    assert chosen.gce_q_ == ROBUST_Q
+    assert (chosen.predict(X) == truth).mean() > (plain.predict(X) == truth).mean()
+    part = chosen.refit_without(X, y, np.arange(4), text)
+    same = create_head("zs-lp", gce_q=ROBUST_Q).fit(X[4:], y[4:], text=text)
+    assert np.array_equal(part.logits(X), same.logits(X))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_auto_chooses_for_every_trained_head(name):
+    X, y, text, _ = mislabelled(0.3, n=4)
+    head = create_head(name, gce_q="auto")
+    shortened = {key: 3 for key in ("epochs", "steps") if key in head.get_params()}
+    assert head.set_params(**shortened).fit(X, y, text=text).gce_q_ in (0.0, ROBUST_Q)
+
+
+def test_auto_is_cross_entropy_where_nothing_can_be_held_out():
+    X, y, text = toy_features(counts=(1, 1, 1), d=16)
+    assert create_head("zs-lp", gce_q="auto").fit(X, y, text=text).gce_q_ == 0

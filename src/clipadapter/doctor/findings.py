@@ -43,7 +43,8 @@ KINDS: Mapping[str, Kind] = {
     "wrong-label": Kind(
         "warning",
         "Labels that are likely wrong",
-        "Check each: move the file to the class that it shows, or keep it if the label is right.",
+        "Check each: move the file to the class that it shows, or keep it if the label is right. If they are too many: "
+        "the head auto tolerates some wrong labels, and trained heads do with --set gce_q=auto.",
     ),
     "unreadable": Kind("warning", "Files that can't be read", "Get the file again, convert it to JPEG, or remove it."),
     "overlap": Kind(
@@ -73,7 +74,10 @@ KINDS: Mapping[str, Kind] = {
         "Keep one: copies count as more shots than they are, and make held-out accuracy too high.",
     ),
     "imbalance": Kind(
-        "note", "Classes of very unequal size", "Add pictures of the small ones: the large ones dominate accuracy."
+        "note",
+        "Classes of very unequal size",
+        "Add pictures of the small ones: the large ones dominate accuracy. Heads with the parameter logit_adjustment "
+        "take the sizes out of their predictions.",
     ),
     "dark": Kind("note", "Very dark pictures", "Take them again, or remove them if a person can't recognise them."),
     "bright": Kind("note", "Pictures that are nearly white", "Take them again, or remove them."),

@@ -344,6 +344,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
 
     def _fit(self, shots: SupportSet) -> None:
         self._check_parameters()
+        self._choose_gce_q(shots)
         assert shots.text is not None
         n, d = shots.X.shape
         all_rows = torch.arange(n)
@@ -375,7 +376,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         assert shots.text is not None
         text, scale = shots.text, shots.scale
         temperature = self.temperature if shots.targets is None else 1.0
-        label_loss = self._label_loss(shots, rows)
+        label_loss = self._loss_with_chosen_q(class_counts(shots, rows))
         objective = Loss.of_support_set(shots, rows, self.bias_, temperature, label_loss)
         d, dtype = text.shape[1], text.dtype
         # Of the initial weights and the noise. `train` makes another one from the same seed, for batches and views.

@@ -82,6 +82,7 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
         self.losses_ = empty_loss_table()
         self._check_parameters()
+        self._choose_gce_q(shots)
         features = self._input(shots.X)
         self.centre_ = super()._centre(features, shots, torch.arange(len(features)))
         self._train_task(shots)

@@ -76,6 +76,7 @@ class Hoso(ClipAdapter):
 
     def _fit(self, shots: SupportSet) -> None:
         self._check_parameters()
+        self._choose_gce_q(shots)
         assert shots.text is not None
         train_rows, held_out = hold_out_one_per_class(shots.labels, self.seed)
         warm_start = find_warm_start(self, shots, WARM_START_SHARE)

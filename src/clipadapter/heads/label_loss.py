@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.estimator import clone
+from clipadapter.heads.folds import hyperparameter_folds
 from clipadapter.heads.losses import LabelLoss
+
+ROBUST_Q = 0.7
+"""q that "auto" chooses if labels are wrong; the paper's."""
+MIN_WRONG_SHARE = 0.05
+"""Estimated share of wrong labels from which "auto" compares losses."""
+GCE_FOLDS = 4
+WRONG_SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+TEMPERATURES = torch.logspace(-1.5, 1.5, 31, dtype=torch.float64)
+"""Temperatures at which held-out shots are judged."""
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -49,17 +62,90 @@ class LabelLossHead(LogitAdjustedHead):
 
     Args:
         gce_q: q of generalised cross-entropy (Zhang and Sabuncu, NeurIPS 2018), for wrong labels: above 0 and up to 1,
-            where 0.7 is the paper's. 0 is cross-entropy. Not used for multi-label pictures.
+            where 0.7 is the paper's. 0 is cross-entropy. "auto" fits in four folds, and takes cross-entropy if the held
+            out shots do not look as if 5 % of the labels or more were wrong; else it fits in the folds with 0.7 as
+            well, and takes what predicts held-out shots better. Not used for multi-label pictures.
     """
 
-    gce_q: float = 0.0
+    gce_q: float | str = 0.0
 
-    def _label_loss(self, shots: SupportSet, rows: Tensor | None = None) -> LabelLoss:
-        """The loss for training on some of the shots, or on all."""
-        q = self.gce_q
-        if isinstance(q, str) or not 0 <= q <= 1:
-            raise InputError(f"gce_q must be 0 to 1, but is {brief(q)}")
-        return LabelLoss(self._log_prior(class_counts(shots, rows)), q)
+    def _label_loss(self, shots: SupportSet) -> LabelLoss:
+        """The loss for training on all shots; q is chosen here if it is "auto"."""
+        self._choose_gce_q(shots)
+        return self._loss_with_chosen_q(class_counts(shots))
+
+    def _loss_with_chosen_q(self, counts: Tensor) -> LabelLoss:
+        """The loss for training on shots of these counts (c,), after `_choose_gce_q`."""
+        return LabelLoss(self._log_prior(counts), float(self.gce_q_ if self.gce_q == "auto" else self.gce_q))
+
+    def _choose_gce_q(self, shots: SupportSet) -> None:
+        """Check q; if it is "auto", choose it and store it as ``gce_q_``."""
+        self.__dict__.pop("gce_q_", None)
+        if self.gce_q != "auto":
+            if isinstance(self.gce_q, str) or not 0 <= self.gce_q <= 1:
+                raise InputError(f"gce_q must be 0 to 1 or 'auto', but is {brief(self.gce_q)}")
+            return
+        # The q of the fit to all shots, of which this one leaves some out, or of the fit that this one starts from.
+        source = self._full_fit if self._full_fit is not None else self._previous
+        known = getattr(source, "gce_q_", None)
+        self.gce_q_: float = self._search_gce_q(shots) if known is None else known
+
+    def _search_gce_q(self, shots: SupportSet) -> float:
+        splits = [] if shots.targets is not None else hyperparameter_folds(shots, GCE_FOLDS, 0)
+        if not splits:
+            return 0.0
+        labels = shots.labels[torch.cat([held_out for _, held_out in splits])]
+        plain = self._out_of_fold_logits(shots, splits, 0.0)
+        if estimate_wrong_share(plain, labels) < MIN_WRONG_SHARE:
+            return 0.0
+        robust = self._out_of_fold_logits(shots, splits, ROBUST_Q)
+        return ROBUST_Q if _held_out_gce(robust, labels) < _held_out_gce(plain, labels) else 0.0
+
+    def _out_of_fold_logits(self, shots: SupportSet, splits: list[tuple[Tensor, Tensor]], q: float) -> Tensor:
+        """(r, c) logits of the held-out shots of all folds."""
+        logits = []
+        for train_rows, held_out in splits:
+            head: Any = clone(self)
+            head.gce_q, head.progress = q, False
+            head.classes_, head.n_features_in_, head.blocks_ = self.classes_, self.n_features_in_, self.blocks_
+            head._fit(shots.take(train_rows))
+            with torch.inference_mode():
+                logits.append(head._logits(shots.X[held_out]))
+        return torch.cat(logits)
+
+
+def estimate_wrong_share(logits: Tensor, labels: Tensor) -> float:
+    """Share of the labels that are wrong, as out-of-fold logits of a head suggest it.
+
+    The estimate maximises the likelihood of the labels, where this share of them is drawn from all classes, each as
+    likely, and the others from the softmax of the logits at the best temperature. So it is slightly higher than the
+    share of labels that differ from the truth.
+
+    Args:
+        logits: (n, c) of shots that the head was not fitted to.
+        labels: (n,) class positions.
+
+    >>> truth = torch.arange(100) % 4
+    >>> labels = torch.where(torch.arange(100) < 24, (truth + 1) % 4, truth)  # 24 of 100 are wrong
+    >>> logits = 20 * torch.nn.functional.one_hot(truth).float()
+    >>> estimate_wrong_share(logits, truth), estimate_wrong_share(logits, labels)
+    (0.0, 0.3)
+    """
+    logits, n_classes = logits.double(), logits.shape[1]
+    shares = torch.tensor(WRONG_SHARES, dtype=torch.float64)[:, None]
+    best_share, best = 0.0, -math.inf
+    for temperature in TEMPERATURES.tolist():
+        p = (logits / temperature).softmax(dim=1).gather(1, labels[:, None])[:, 0]
+        likelihoods = ((1 - shares) * p + shares / n_classes).clamp_min(1e-300).log().sum(dim=1)
+        if float(likelihoods.max()) > best:
+            best_share, best = WRONG_SHARES[int(likelihoods.argmax())], float(likelihoods.max())
+    return best_share
+
+
+def _held_out_gce(logits: Tensor, labels: Tensor) -> float:
+    """Generalised cross-entropy at the best temperature: bounded, so that wrong labels can't decide it."""
+    loss = LabelLoss(q=ROBUST_Q)
+    return min(float(loss(logits.double() / temperature, labels)) for temperature in TEMPERATURES.tolist())
 
 
 def class_counts(shots: SupportSet, rows: Tensor | None = None) -> Tensor:
