@@ -3,8 +3,10 @@
 DATA is a folder with clothing10, satellite7, textures10, steel6 and caltech101-mini (folders of pictures with `train`);
 the fabric comes with the extra `demo`. Shots and judged pictures come from the training parts alone, as in
 development_sets.py; of Caltech every fifth class is taken. Texts: "name" is the default template, "bank" the sentences
-of the set's domain. With food10-clip-vitb32 and clip-text-vitb32 in DATA, real CLIP text vectors are compared too: the
-mean of one prompt ("name"), or up to six prompts of five label sets ("bank"); the class without a text is left out.
+of the set's domain, and "written" those of class_sentences.json, which a language model wrote from the class names
+alone, as docs/guides/class-sentences.md asks it to. With food10-clip-vitb32 and clip-text-vitb32 in DATA, real text
+vectors of CLIP are compared too: one prompt ("name"), or up to six prompts of five label sets ("bank"); the class
+without text is left out.
 
     python benchmarks/class_sentences.py DATA --heads zero-shot timo timo:search=True auto --shots 1 4 16 --seeds 2
 """
@@ -55,6 +57,11 @@ def load_pictures(data: Path, name: str) -> tuple[Set, dict[str, TextFeatures]]:
         "name": encode_classes(model.encoder_, class_prompts(names)),
         "bank": encode_classes(model.encoder_, make_sentences(names, [DOMAINS[name]])),
     }
+    written = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")).get(name)
+    if written is not None:
+        texts["written"] = encode_classes(model.encoder_, class_prompts(names, descriptions=written))
+        both = {label: make_sentences([label], [DOMAINS[name]])[label] + written[label] for label in names}
+        texts["bank and written"] = encode_classes(model.encoder_, both)
     width = texts["name"].embeddings.shape[1]
     y = np.array([names.index(label) for label in features.y])
     return Set(features.plain[:, :width], y, texts["name"].embeddings, texts["name"].logit_scale), texts
