@@ -172,6 +172,7 @@ class Uncertainty:
         folds: Sequence[ArrayLike] | None = None,
         columns: ArrayLike | None = None,
         adapted: ArrayLike | None = None,
+        voted: ArrayLike | None = None,
     ) -> Answers:
         """Turn logits into probabilities and decisions.
 
@@ -184,6 +185,8 @@ class Uncertainty:
             adapted: (m, c) probabilities of test-time adaptation. They decide the class; rejection and sets, whose
                 thresholds were learned without adaptation, go by the calibrated probabilities. A set has the decided
                 class in addition.
+            voted: (m,) positions of classes that were decided by votes in place of the probabilities; costs override
+                them.
 
         Raises:
             InputError: if a decision needs a part that could not be learned, or a rate is out of range.
@@ -196,7 +199,10 @@ class Uncertainty:
         probabilities = calibrated if adapted is None else np.asarray(adapted)
         if options.costs is not None and len(options.costs) != probabilities.shape[1]:
             raise InputError(f"costs have {len(options.costs)} classes, but the model has {probabilities.shape[1]}")
-        best = probabilities.argmax(axis=1) if options.costs is None else decide(probabilities, options.costs)
+        if options.costs is not None:
+            best = decide(probabilities, options.costs)
+        else:
+            best = probabilities.argmax(axis=1) if voted is None else np.asarray(voted)
         ood_scores, rejected, reasons = self._reject(features, logit_rows, calibrated, options.reject, columns)
         sets = self._sets(calibrated, best, options.coverage, folds)
         return Answers(probabilities, best, ood_scores, rejected, reasons, sets)
@@ -225,8 +231,8 @@ class Uncertainty:
             return softmax(cache.adapt(f, self.calibrator.log_probabilities(z)))
         return softmax(cache.adapt_views(f, self._view_log_probabilities(z)))
 
-    def vote(self, logits: ArrayLike) -> Array:
-        """Probabilities (m, c) for `answer` from the votes of v views of each picture; see `clipadapter.adaptation`.
+    def vote(self, logits: ArrayLike) -> tuple[Array, Array]:
+        """Classes (m,) by the votes of v views of each picture, and probabilities (m, c), for `answer`.
 
         Args:
             logits: (m, v, c) of the head.

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 
 def records(result):
@@ -171,10 +172,14 @@ def test_adaptation_changes_answers_and_its_stream_goes_over_all_chunks(squares,
         assert one == pytest.approx(other, abs=1e-5)
 
 
-def test_views_vote(squares, model, run):
-    plain = scores(run("predict", model, squares, "--top", 3, "--json"))
-    voted = scores(run("predict", model, squares, "--top", 3, "--json", "--views", 4))
-    assert voted != plain and len(voted) == 12
+def test_views_vote(squares, model, tmp_path, run):
+    path = tmp_path / "two.png"
+    image = Image.new("RGB", (60, 60), "red")
+    image.paste("blue", (0, 0, 60, 28))
+    image.save(path)
+    command = ["predict", model, path, "--top", 3, "--json"]
+    (plain,), (voted,) = scores(run(*command)), scores(run(*command, "--views", 4))
+    assert voted != pytest.approx(plain) and sum(voted.values()) == pytest.approx(1)
     assert run("predict", model, squares, "--views", 0).exit_code == 2
 
 
