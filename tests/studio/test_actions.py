@@ -114,6 +114,7 @@ ACTIONS = [
     "add-tried-picture",
     "skip-picture",
     "set-quality",
+    "learn-unlabelled",
     "undo",
     "open",
     "unknown",
@@ -126,7 +127,7 @@ ACTIONS = [
     | st.fixed_dictionaries(
         {"action": st.sampled_from(ACTIONS)},
         optional=dict.fromkeys(
-            ("class", "text", "picture", "pictures", "files", "renaming", "unlabelled", "quality"), VALUES
+            ("class", "text", "picture", "pictures", "files", "renaming", "unlabelled", "quality", "on"), VALUES
         ),
     )
 )

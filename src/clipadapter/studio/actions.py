@@ -51,6 +51,7 @@ class Actions:
             "add-tried-picture": self._add_tried_picture,
             "skip-picture": self._skip_picture,
             "set-quality": self._set_quality,
+            "learn-unlabelled": self._learn_unlabelled,
             "undo": self._undo,
             "open": self._open,
         }
@@ -176,6 +177,9 @@ class Actions:
 
     def _set_quality(self, tab: Tab, data: Data) -> None:
         self.session.set_quality(_get_text(data, "quality"))
+
+    def _learn_unlabelled(self, tab: Tab, data: Data) -> None:
+        self.session.learn_unlabelled(bool(_get_text(data, "on")))
 
     def _undo(self, tab: Tab, data: Data) -> Note:
         undone = self.project.undo()

@@ -52,6 +52,7 @@ class ProjectModel:
         classifier: fitted to the labelled pictures; None if there are none. It has all blocks of features.
         blocks: blocks of the features that the model was fitted to; empty for ``final`` alone.
         shot_count: number of labelled pictures.
+        unlabelled_count: number of unlabelled pictures that the head was given.
         zero_shot_accuracy: accuracy of the class names alone, mean over classes; None without labelled pictures.
         held_out: accuracy on held-out labelled pictures; None if none can be held out.
         misclassified: predicted class of each held-out picture whose prediction is wrong, by key.
@@ -63,6 +64,7 @@ class ProjectModel:
     classifier: FewShotClassifier | None = None
     blocks: Blocks = ()
     shot_count: int = 0
+    unlabelled_count: int = 0
     zero_shot_accuracy: float | None = None
     held_out: CurvePoint | None = None
     misclassified: Mapping[str, str] = field(default_factory=dict)
@@ -101,6 +103,7 @@ def fit_project_model(
     features: Array,
     labels: Sequence[str],
     blocks: Blocks = (),
+    unlabelled: Array | None = None,
 ) -> ProjectModel:
     """Fit to all labelled pictures.
 
@@ -111,6 +114,7 @@ def fit_project_model(
         features: (n, d).
         labels: class of each picture.
         blocks: name and width of each block of the features; empty for ``final`` alone.
+        unlabelled: (u, d) of unlabelled pictures, for a head that learns from them.
 
     Raises:
         InputError: if the head can't be fitted to them.
@@ -129,7 +133,8 @@ def fit_project_model(
         "views": 1,
     }
     support = FeatureSet(features, tuple(labels), text.labels, provenance, blocks=blocks)
-    classifier.fit_features(support, text)
+    classifier.fit_features(support, text, unlabelled=unlabelled)
+    n_unlabelled = 0 if unlabelled is None else len(unlabelled)
     label_indices = _to_indices(labels, text.labels)
     best = _predict_among(zero_shot.logits(support.final), label_indices)
     zero_shot_accuracy = mean_class_accuracy(best == label_indices, label_indices)
@@ -137,7 +142,7 @@ def fit_project_model(
     held_out = out_of_fold(classifier.head_, features, np.asarray(labels), text, strategies=("own", "folds"))
     if held_out is None:
         return ProjectModel(
-            text, zero_shot, classifier, blocks, len(labels), zero_shot_accuracy, fit_seconds=fit_seconds
+            text, zero_shot, classifier, blocks, len(labels), n_unlabelled, zero_shot_accuracy, fit_seconds=fit_seconds
         )
     rows = held_out.first_per_shot
     predicted = _predict_among(rows.logits, label_indices)
@@ -149,6 +154,7 @@ def fit_project_model(
         classifier,
         blocks,
         len(labels),
+        n_unlabelled,
         zero_shot_accuracy,
         held_out=CurvePoint.of_fits(held_out.shots_per_class, correct, label_indices),
         misclassified={
@@ -254,7 +260,11 @@ def learning_curve(
         heads = (
             (
                 clone(model.classifier.head_).fit(
-                    features[drawn], [labels[i] for i in drawn], text=model.text, blocks=model.blocks or None
+                    features[drawn],
+                    [labels[i] for i in drawn],
+                    text=model.text,
+                    unlabelled=model.classifier.head_.kept_pictures,
+                    blocks=model.blocks or None,
                 ),
                 drawn,
             )

@@ -13,12 +13,13 @@ from jinja2 import Environment
 
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.files import printable
+from clipadapter.formatting import format_count
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.contents import Contents
-from clipadapter.studio.model import MORE_SHOTS, LearningCurve
+from clipadapter.studio.model import MORE_SHOTS, LearningCurve, ProjectModel
 from clipadapter.studio.pictures import PictureFile, Stamp
-from clipadapter.studio.quality import quality_options
+from clipadapter.studio.quality import quality_options, why_no_unlabelled
 from clipadapter.studio.session import Session, SessionState
 from clipadapter.studio.tab import Tab, join_first
 
@@ -207,7 +208,19 @@ class Panels:
             "chosen": chosen,
             "fitted": state.quality if is_waiting else "",
             "why_no_choice": self.session.why_no_choice,
+            "learns_unlabelled": self.session.learns_unlabelled,
+            "why_no_unlabelled": why_no_unlabelled(self.session.head),
+            "unlabelled_text": describe_unlabelled(state.model if self.session.learns_unlabelled else None),
         }
+
+
+def describe_unlabelled(model: ProjectModel | None) -> str:
+    """Return what the switch "Learn from unlabelled pictures" does, or did for this model."""
+    head = None if model is None or model.classifier is None else model.classifier.head_
+    how = "" if head is None else head.describe_unlabelled()
+    if model is None or not how:
+        return "The pictures to label help the model if labelled pictures that are held out show it. Fits take longer."
+    return f"{format_count(model.unlabelled_count, 'picture')} tried: {how}."
 
 
 class ThumbnailCache:

@@ -81,6 +81,18 @@ def relative_cost(encoder: Encoder, others: Sequence[Encoder], names: Sequence[s
     return cost
 
 
+def why_no_unlabelled(head: str) -> str:
+    """Return why the head can't learn from unlabelled pictures; empty if it can.
+
+    Args:
+        head: registered name of the head.
+
+    >>> why_no_unlabelled("auto"), why_no_unlabelled("knn")
+    ('', "The head 'knn' learns from labelled pictures only.")
+    """
+    return "" if head_info(head).cls.accepts_unlabelled else f"The head '{head}' learns from labelled pictures only."
+
+
 def why_no_choice(head: str, encoder: Encoder) -> str:
     """Return why the quality makes no difference; empty if it does.
 

@@ -38,17 +38,21 @@ from clipadapter.studio.model import (
 )
 from clipadapter.studio.pictures import PictureFile
 from clipadapter.studio.project import STUDIO_FOLDER, Project
-from clipadapter.studio.quality import relative_cost, why_no_choice
+from clipadapter.studio.quality import relative_cost, why_no_choice, why_no_unlabelled
 from clipadapter.studio.selection import margins, select_for_labelling
 
 QUALITY_SETTING = "quality"
 """Name of the setting of a project that remembers the quality."""
+UNLABELLED_SETTING = "learn_unlabelled"
+"""Name of the setting that remembers whether the model learns from unlabelled pictures: "yes" or nothing."""
 QUEUE_PICTURES = 8
 """Pictures that are selected for labelling at a time."""
 FIRST_PICTURES = 4 * QUEUE_PICTURES
 """Unlabelled pictures after which the first queue is selected."""
 PICTURES_PER_MATRIX = 1024
 """Unlabelled pictures that are predicted at once: all blocks of thousands of pictures would be copied."""
+MAX_UNLABELLED = 1024
+"""Unlabelled pictures that the model may learn from; of more, some are taken at equal distances."""
 FIT_TIMEOUT_SECONDS = 60.0
 """How long `Session.save_model` waits until the last change is learned."""
 MAX_PARITY_PICTURES = 64
@@ -66,6 +70,7 @@ class SessionState:
         error: why something could not be computed.
         revision: revision of the contents that the model was fitted to.
         quality: quality of the features that the model was fitted to.
+        learns_unlabelled: whether the model was to learn from unlabelled pictures.
         model: fitted to these contents; None if there are fewer than two classes.
         curve: learning curve; None until it is measured.
         guesses: (class, probability) of the unlabelled pictures, by key.
@@ -81,6 +86,7 @@ class SessionState:
     error: str = ""
     revision: int = -1
     quality: str = ""
+    learns_unlabelled: bool = False
     model: ProjectModel | None = None
     curve: LearningCurve | None = None
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -89,9 +95,9 @@ class SessionState:
     saved_revision: int = -1
 
     @property
-    def learned_from(self) -> tuple[int, str]:
+    def learned_from(self) -> tuple[int, str, bool]:
         """What the model was fitted to; another model has another value."""
-        return self.revision, self.quality
+        return self.revision, self.quality, self.learns_unlabelled
 
 
 class _Superseded(Exception):
@@ -123,6 +129,7 @@ class Session:
     Attributes:
         quality: what was chosen. The model has it as soon as the features are computed.
         why_no_choice: why the quality makes no difference; empty if it does.
+        learns_unlabelled: whether the model may learn from the unlabelled pictures, which the project remembers.
 
     Raises:
         InputError: if the head trains through a tower, or is transductive, or there is no such quality.
@@ -150,6 +157,7 @@ class Session:
             )
         self.project, self.head, self._params = project, head, params
         self.why_no_choice = why_no_choice(head, self.encoder)
+        self.learns_unlabelled = project.setting(UNLABELLED_SETTING) == "yes" and not why_no_unlabelled(head)
         remembered = project.setting(QUALITY_SETTING)
         self.quality = remembered if remembered in QUALITIES else DEFAULT_QUALITY
         if quality is not None and check_quality(quality) != self.quality:
@@ -199,6 +207,21 @@ class Session:
             return
         self.project.save_setting(QUALITY_SETTING, quality)
         self.quality = quality
+        self.notify_change()
+
+    def learn_unlabelled(self, is_on: bool) -> None:
+        """Choose whether the model may learn from the unlabelled pictures. It does if held-out pictures show a gain.
+
+        Raises:
+            InputError: if the head can't do this, or the project can't remember it.
+        """
+        reason = why_no_unlabelled(self.head)
+        if is_on and reason:
+            raise InputError(reason.rstrip("."))
+        if is_on == self.learns_unlabelled:
+            return
+        self.project.save_setting(UNLABELLED_SETTING, "yes" if is_on else "")
+        self.learns_unlabelled = is_on
         self.notify_change()
 
     def skip_picture(self, key: str) -> None:
@@ -301,8 +324,8 @@ class Session:
         return classifier, state.revision
 
     def _is_outdated(self) -> bool:
-        """Whether the model was fitted to other contents than the present ones, or in another quality."""
-        return self.state.learned_from != (self.project.contents.revision, self.quality)
+        """Whether the model was fitted to other contents than the present ones, or by other choices."""
+        return self.state.learned_from != (self.project.contents.revision, self.quality, self.learns_unlabelled)
 
     def _cache_of(self, quality: str) -> FeatureCache:
         """The features that the head reads at a quality."""
@@ -348,7 +371,7 @@ class Session:
             activity = f"reading the labelled pictures for “{quality}”"
         self._extract(labelled, activity, features=features)
         self._features = features
-        if self.state.learned_from != (contents.revision, quality):
+        if self.state.learned_from != (contents.revision, quality, self.learns_unlabelled):
             self._fit(contents, quality)
         done, step = 0, FIRST_PICTURES
         while done < len(contents.unlabelled) or not done:
@@ -356,6 +379,10 @@ class Session:
             self._extract(part, "reading the unlabelled pictures", contents.unlabelled)
             self._select_queue(contents)  # looks at all pictures so far: doubling the step keeps that cheap
             done, step = done + step, 2 * step
+        model = self.state.model
+        if model is not None and model.classifier is not None and model.unlabelled_count != len(self._pool(contents)):
+            self._fit(contents, quality)  # again, with the pictures whose features were missing before
+            self._select_queue(contents)
         test = [(name, picture) for name, pictures in contents.test.items() for picture in pictures]
         self._extract([picture for _, picture in test], "reading the test pictures")
         self._measure(contents, test)
@@ -376,7 +403,7 @@ class Session:
             self._check_superseded()
 
     def _fit(self, contents: Contents, quality: str) -> None:
-        names = list(contents.classes)
+        names, learns_unlabelled = list(contents.classes), self.learns_unlabelled
         model = None
         if len(names) >= 2:
             with self._condition:
@@ -385,15 +412,34 @@ class Session:
             pictures, labels = self._labelled(contents)
             text, features = classifier.encode_classes(names), self._features
             keys = [one.key for one in pictures]
-            model = fit_project_model(classifier, text, keys, features.matrix(pictures), labels, features.blocks)
+            pool = features.matrix(self._pool(contents))
+            model = fit_project_model(
+                classifier,
+                text,
+                keys,
+                features.matrix(pictures),
+                labels,
+                features.blocks,
+                unlabelled=pool if len(pool) else None,
+            )
         queue = self.state.queue
         if self.state.model is None or model is None or model.class_names != self.state.model.class_names:
             queue = ()
-        saved = self.state.saved_revision if quality == self.state.quality else -1
+        before = self.state.model
+        is_same = (quality, learns_unlabelled) == self.state.learned_from[1:]
+        if before is not None and model is not None:
+            is_same = is_same and before.unlabelled_count == model.unlabelled_count
+        saved = self.state.saved_revision if is_same else -1
         self._check_superseded()
         with self._condition:
             self._publish(
-                revision=contents.revision, quality=quality, model=model, queue=queue, curve=None, saved_revision=saved
+                revision=contents.revision,
+                quality=quality,
+                learns_unlabelled=learns_unlabelled,
+                model=model,
+                queue=queue,
+                curve=None,
+                saved_revision=saved,
             )
 
     def _select_queue(self, contents: Contents) -> None:
@@ -438,6 +484,14 @@ class Session:
         curve = learning_curve(model, self._features.matrix(pictures), labels, test_set, self._check_superseded)
         with self._condition:
             self._publish(curve=curve)
+
+    def _pool(self, contents: Contents) -> list[PictureFile]:
+        """The unlabelled pictures that the model learns from: none if it does not."""
+        if not self.learns_unlabelled:
+            return []
+        pictures = [picture for picture in contents.unlabelled if self._features.has(picture)]
+        rows = np.linspace(0, len(pictures) - 1, MAX_UNLABELLED).round().astype(int)
+        return pictures if len(pictures) <= MAX_UNLABELLED else [pictures[i] for i in rows]
 
     def _labelled(self, contents: Contents) -> tuple[list[PictureFile], list[str]]:
         """Readable labelled pictures and their classes."""

@@ -36,7 +36,7 @@ class Tab:
         tried_file: copy of the picture to predict. Gradio stores equal uploads in one file, and that of an upload into
             a class is removed.
         prediction: its prediction.
-        prediction_learned_from: revision of the contents, and quality, that the prediction was learned from.
+        prediction_learned_from: `SessionState.learned_from` of the model that made the prediction.
         note: the last message.
         note_count: number of messages so far.
         upload_count: number of uploads so far, failed ones too.
@@ -52,7 +52,7 @@ class Tab:
     open_picture: str = ""
     tried_file: Path | None = None
     prediction: ExplainedPrediction | None = None
-    prediction_learned_from: tuple[int, str] = (-1, "")
+    prediction_learned_from: tuple[int, str, bool] = (-1, "", False)
     note: Note = Note("")
     note_count: int = 0
     upload_count: int = 0

@@ -100,6 +100,7 @@ element.addEventListener('submit', (event) => {
 element.addEventListener('change', (event) => {
   const input = event.target;
   if (input.matches('input[type=radio][data-action]')) perform({ ...input.dataset });
+  if (input.matches('input[type=checkbox][data-action]')) perform({ ...input.dataset, on: input.checked ? 'yes' : '' });
   if (!input.matches('input[type=file]') || !input.files.length) return;
   const files = [...input.files];
   input.value = '';

@@ -1,0 +1,112 @@
+"""The switch "Learn from unlabelled pictures": what the model is fitted to, and what is remembered."""
+
+import json
+
+import numpy as np
+import pytest
+
+from clipadapter.errors import InputError
+from clipadapter.studio import Project
+from clipadapter.studio import session as session_module
+from clipadapter.studio.actions import Actions
+from clipadapter.studio.panels import Panels
+from clipadapter.studio.session import Session
+from clipadapter.studio.tab import Tab
+
+from .test_session import noisy, settle
+
+
+@pytest.fixture
+def open_session(tmp_path):
+    """A function that opens the project with a session; the sessions are closed at the end."""
+    opened = []
+
+    def open_one(head="auto"):
+        for session in opened:
+            session.close()
+        opened[:] = [Session(Project(tmp_path / "p"), "toy", head, "fast", cache=None)]
+        return opened[0]
+
+    yield open_one
+    for session in opened:
+        session.close()
+
+
+def fill(session):
+    for name in ("red", "blue"):
+        session.project.add_class(name)
+        session.project.add_pictures(name, [noisy(name, i) for i in range(2)])
+    session.project.add_unlabelled([noisy(name, i) for name in ("red", "blue") for i in range(10, 15)])
+    return settle(session)
+
+
+def pool_of(session):
+    kept = session.state.model.classifier.head_.kept_pictures
+    return 0 if kept is None else len(kept)
+
+
+def test_the_switch_is_off_at_first_and_gives_the_pictures_to_the_fit_when_it_is_on(open_session):
+    session = open_session()
+    assert fill(session).error == "" and not session.learns_unlabelled and pool_of(session) == 0
+    before = session.state.model.classifier.head_.logits(np.eye(session.encoder.info.dim, dtype=np.float32)[:3])
+    session.learn_unlabelled(True)
+    state = settle(session)
+    assert (state.error, state.learns_unlabelled, pool_of(session)) == ("", True, 10)
+    assert state.model.unlabelled_count == 10
+    # A picture that gets a label is no longer one without.
+    session.project.label_pictures([session.project.contents.unlabelled[0].key], "red")
+    settle(session)
+    assert session.state.model.shot_count == 5 and pool_of(session) == 9
+    session.learn_unlabelled(False)
+    settle(session)
+    assert pool_of(session) == 0 and session.state.model.unlabelled_count == 0
+    session.project.undo()
+    settle(session)
+    after = session.state.model.classifier.head_.logits(np.eye(session.encoder.info.dim, dtype=np.float32)[:3])
+    np.testing.assert_array_equal(after, before)
+
+
+def test_pictures_that_come_later_are_used_too_and_of_many_some(open_session, monkeypatch):
+    session = open_session()
+    fill(session)
+    session.learn_unlabelled(True)
+    settle(session)
+    session.project.add_unlabelled([noisy("red", i) for i in range(20, 26)])
+    settle(session)
+    assert pool_of(session) == 16
+    monkeypatch.setattr(session_module, "MAX_UNLABELLED", 5)
+    session.project.add_unlabelled([noisy("red", 30)])
+    settle(session)
+    assert pool_of(session) == 5
+
+
+def test_the_switch_is_remembered(open_session, tmp_path):
+    session = open_session()
+    fill(session)
+    session.learn_unlabelled(True)
+    assert json.loads((tmp_path / "p" / ".studio" / "settings.json").read_text())["learn_unlabelled"] == "yes"
+    assert open_session().learns_unlabelled
+    settle(open_session())
+    other = open_session("nearest-mean")
+    assert not other.learns_unlabelled
+    with pytest.raises(InputError, match="'nearest-mean' learns from labelled pictures only"):
+        other.learn_unlabelled(True)
+
+
+def test_the_page_has_the_switch_and_says_what_came_of_it(open_session, tmp_path):
+    session = open_session()
+    fill(session)
+    actions, tab = Actions(session, lambda: str(tmp_path)), Tab()
+
+    def switch():
+        return Panels(session).render_changed(Tab())["quality"].rpartition("<label")[2]
+
+    assert "Learn from unlabelled pictures" in switch() and "checked" not in switch()
+    actions.perform(tab, {"action": "learn-unlabelled", "on": "yes"})
+    settle(session)
+    assert not tab.note.is_error and " checked" in switch()
+    how = session.state.model.classifier.head_.describe_unlabelled()
+    assert f"10 pictures tried: {how.split(' (')[0]}" in switch()
+    actions.perform(tab, {"action": "learn-unlabelled", "on": ""})
+    assert not session.learns_unlabelled and "checked" not in switch()
+    assert "learns from labelled pictures only" in Panels(open_session("knn")).render_changed(Tab())["quality"]
