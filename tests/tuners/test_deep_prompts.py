@@ -284,7 +284,7 @@ def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tiny, tun
 def test_arrays_that_do_not_fit_the_encoder_are_damage(array, model, tuner, method, tmp_path):
     fitted = model(tuner(epochs=1)).fit(*squares())
     setattr(fitted.head_, array, getattr(fitted.head_, array)[..., :-1])
-    with pytest.raises(ArtifactError, match=f"{method} has learned does not fit the towers"):
+    with pytest.raises(ArtifactError, match=f"{method} has learned does not fit the {array.split('_')[0]} tower"):
         FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
 
 

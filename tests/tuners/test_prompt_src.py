@@ -113,6 +113,22 @@ def test_each_term_of_the_loss_is_the_authors(weights, terms, figures, encoder):
     assert loss_of(step).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_frozen_tower_sees_the_view_of_the_step(figures, encoder):
+    tensors, parameters = figures
+    head = create(figures, text_weight=0.0, logit_weight=0.0)
+    head.losses = []
+    squares = torch.stack([tensors["squares"], 255 - tensors["squares"]], dim=1).numpy()
+    loss_of = head._make_loss(encoder, squares, prompts_of(parameters["class_names"]))
+    rows, views = torch.tensor([4, 0]), torch.tensor([1, 0])
+    seen = torch.stack([255 - tensors["squares"][4], tensors["squares"][0]])[:, None].numpy()
+    frozen = normalize(
+        ImageFeatures(encoder, seen, frozen=True)(torch.arange(2), torch.zeros(2, dtype=torch.int64)), dim=1
+    )
+    logits, labels = torch.zeros(2, 3), torch.tensor([0, 1])
+    step = Step(frozen + 0.01, tensors["teacher_text"], logits, labels, rows, views)
+    assert loss_of(step).item() == pytest.approx(torch.tensor(3.0).log().item() + 10 * 0.01, rel=1e-4)
+
+
 def test_gradients_are_the_authors(figures, encoder):
     head = create(figures)
     step, loss_of = first_step(figures, encoder, head)

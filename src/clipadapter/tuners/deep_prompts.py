@@ -64,9 +64,14 @@ class DeepPromptTuner(TowerTuner):
     batch_size: int = 4
 
     def check_encoder(self, tunable: Encoder) -> None:
-        """Refuse an encoder without places for prompts in both towers."""
+        """Refuse an encoder without places for so many prompts in both towers."""
         self._check()
-        open_prompt_places(tunable)
+        context_length = open_prompt_places(tunable).context_length
+        if self.n_ctx + 3 > context_length:
+            raise InputError(
+                f"n_ctx is {self.n_ctx}, but the text tower takes {context_length} tokens, of which two are marks and "
+                "at least one is the class name: learn fewer prompts"
+            )
 
     def initial_text(self, places: PromptPlaces, generator: torch.Generator) -> Tensor:
         """The first text prompts, (blocks, n, w): words before the first block if they are enough, else noise."""
@@ -78,18 +83,9 @@ class DeepPromptTuner(TowerTuner):
         return values.to(places.device)
 
     def insert_sources(self, places: PromptPlaces, text: Sequence[PromptSource], image: Sequence[PromptSource]) -> None:
-        """Put prompts into the towers.
-
-        Raises:
-            InputError: if there is no room for them and a class name in the context of the text tower.
-        """
-        if self.n_ctx + 3 > places.context_length:
-            raise InputError(
-                f"n_ctx is {self.n_ctx}, but the text tower takes {places.context_length} tokens, of which two are "
-                "marks and at least one is the class name: learn fewer prompts"
-            )
+        """Put prompts into the towers."""
         ids = [] if self.ctx_init is None else places.token_ids(self.ctx_init)
-        places.insert(text, image, ids[: self.n_ctx])
+        places.insert(text, image, ids[: len(text[0]())])
 
     def _train_config(self, shots_per_class: int) -> TrainConfig:
         return TrainConfig.from_estimator(
@@ -98,28 +94,21 @@ class DeepPromptTuner(TowerTuner):
 
     def _merge(self, tunable: Encoder) -> str:
         places = open_prompt_places(tunable)
-        shapes = ((self.depth, self.n_ctx, places.text_width), (self.depth, None, places.image_width))
-        arrays = [getattr(self, f"{tower}_prompts_", None) for tower in ("text", "image")]
-        towers = (places.text_blocks, places.image_blocks)
-        sources = []
-        for array, (depth, n, width), blocks in zip(arrays, shapes, towers, strict=True):
-            if array is None or array.ndim != 3 or array.shape[2] != width or n not in (None, array.shape[1]):
-                raise self._misfit(tunable)
-            if not 0 < len(array) <= min(depth, len(blocks)):
-                raise self._misfit(tunable)
-            sources.append([FixedPrompts(each.to(places.device)) for each in array])
-        self.insert_sources(places, *sources)
-        text, image = (array.shape for array in arrays if array is not None)
-        return (
-            f"{self.method_name}: {text[1]} prompts before each of {text[0]} blocks of the text tower, "
-            f"{image[1]} before each of {image[0]} of the image tower"
-        )
-
-    def _misfit(self, tunable: Encoder) -> InputError:
-        return InputError(
-            f"what {self.method_name} has learned does not fit the towers of {tunable.info.name}: give the encoder "
-            "that was tuned"
-        )
+        sources, changed = {}, []
+        for tower, width, blocks in (
+            ("text", places.text_width, places.text_blocks),
+            ("image", places.image_width, places.image_blocks),
+        ):
+            prompts = getattr(self, f"{tower}_prompts_", None)
+            if prompts is None or prompts.ndim != 3 or prompts.shape[2] != width or len(prompts) > len(blocks):
+                raise InputError(
+                    f"what {self.method_name} has learned does not fit the {tower} tower of {tunable.info.name}: give "
+                    "the encoder that was tuned"
+                )
+            sources[tower] = [FixedPrompts(each.to(places.device)) for each in prompts]
+            changed.append(f"{tower} tower ({prompts.shape[1]} prompts before each of {len(prompts)} blocks)")
+        self.insert_sources(places, **sources)
+        return f"{self.method_name}: {', '.join(changed)}"
 
     def _fingerprint_facts(self) -> tuple[object, ...]:
         return (self.ctx_init,)

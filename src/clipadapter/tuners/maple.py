@@ -67,7 +67,6 @@ class Maple(DeepPromptTuner):
         return cls(**{"epochs": 5, **changes})
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        self._check()
         places = open_prompt_places(tunable)
         # A pair of prompts needs a block in both towers.
         blocks = min(self.depth, len(places.text_blocks), len(places.image_blocks))

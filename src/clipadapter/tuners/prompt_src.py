@@ -100,7 +100,6 @@ class PromptSrc(DeepPromptTuner):
         return cls(**{"epochs": 50, "average_mean": 30.0, "average_std": 30.0, **changes})
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        self._check()
         places = open_prompt_places(tunable)
         text = self.initial_text(places, generator).requires_grad_()
         blocks = min(self.depth, len(places.image_blocks))

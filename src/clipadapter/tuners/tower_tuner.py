@@ -127,7 +127,9 @@ class TowerTuner(TrainedHead):
         return Checkpoint(digest, self.checkpoint)
 
     def check_encoder(self, tunable: Encoder) -> None:
-        """Refuse an encoder before pictures are read; the default takes every tunable one.
+        """Refuse an encoder, or parameters that don't go with it, before pictures are read.
+
+        The default takes every tunable one.
 
         Args:
             tunable: from `open_tunable_copy`; it is not changed.
@@ -171,6 +173,7 @@ class TowerTuner(TrainedHead):
         if self.precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(self.precision)}")
         tunable = open_tunable_copy(encoder)
+        self.check_encoder(tunable)
         names = {name: i for i, name in enumerate(prompts)}
         unknown_labels = sorted(set(labels) - set(names))
         if unknown_labels or len(labels) != len(squares) or not len(labels):
