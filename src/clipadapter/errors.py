@@ -104,6 +104,10 @@ class DataWarning(UserWarning):
         self.names = names
 
 
+class MethodWarning(UserWarning):
+    """What a method was given is unlike what it assumes, so that another method may be better."""
+
+
 class MissingExtraError(ClipAdapterError, ImportError):
     """An optional part is not installed."""
 

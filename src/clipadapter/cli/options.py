@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from clipadapter.cli.option_types import COUNT, PLOT_FORMATS, parse_counts
-from clipadapter.cli.output import Output, collect_data_warnings, silence_libraries
+from clipadapter.cli.output import Output, collect_warnings, silence_libraries
 
 DEFAULT_MAX_PIXELS = 100_000_000
 """`clipadapter.data.images.MAX_PIXELS`, which ``--help`` does not import."""
@@ -138,7 +138,7 @@ def output_options(function: Command) -> Command:
         if click.get_current_context().find_root().params.get("debug"):
             function(out=out, **values)
             return
-        with silence_libraries(show_bars=out.progress), collect_data_warnings(out):
+        with silence_libraries(show_bars=out.progress), collect_warnings(out):
             function(out=out, **values)
 
     return wrapped

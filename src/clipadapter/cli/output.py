@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import click
 
-from clipadapter.errors import DataWarning
+from clipadapter.errors import DataWarning, MethodWarning
 from clipadapter.formatting import table as table
 
 MAX_LISTED = 10
@@ -102,19 +102,28 @@ def silence_libraries(show_bars: bool) -> Iterator[None]:
 
 
 @contextmanager
-def collect_data_warnings(out: Output) -> Iterator[None]:
-    """Collect the warnings about files, and write one line per kind at the end, however many calls raised them."""
+def collect_warnings(out: Output) -> Iterator[None]:
+    """Collect the warnings about files and methods, and write them at the end.
+
+    However many calls raised them, there is one line per kind of warning about files, and one per text of the others.
+    """
     names: dict[str, dict[str, None]] = {}
+    texts: dict[str, None] = {}
 
     def collect(message: Warning | str, *args: Any, **options: Any) -> None:
         if isinstance(message, DataWarning):
             names.setdefault(message.note, {}).update(dict.fromkeys(message.names))
+        elif isinstance(message, MethodWarning):
+            texts[str(message)] = None
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", DataWarning)
+        for category in (DataWarning, MethodWarning):
+            warnings.simplefilter("always", category)
         warnings.showwarning = collect
         try:
             yield
         finally:
             for note, files in names.items():
                 out.warn(str(DataWarning(note, tuple(files))))
+            for text in texts:
+                out.warn(text)

@@ -20,6 +20,7 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.class_frequencies import warn_if_few_classes
 from clipadapter.heads.neighbour_graph import (
     adjacency,
     find_same_image,
@@ -27,6 +28,7 @@ from clipadapter.heads.neighbour_graph import (
     neighbour_assignments,
 )
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.ss_text_u import estimate_pool_frequencies
 
 MIN_VARIANCE_RATIO = 1e-4
 """Least variance of a coordinate relative to that of unit rows, so that a constant coordinate does not dominate."""
@@ -93,6 +95,7 @@ class TransClip(Head):
         assert shots.text is not None and shots.unlabelled is not None
         if self.support_weight < 0 or self.neighbours < 1 or self.confident < 1:
             raise InputError("support_weight must not be negative, neighbours and confident must be 1 or more")
+        warn_if_few_classes(estimate_pool_frequencies(shots), "transclip")
         used = slice(None) if self.support_weight else slice(0)
         onehot = shots.onehot[used]
         self.weight_, self.scale_, self.labels_ = shots.text, shots.scale, shots.labels[used]

@@ -23,8 +23,10 @@ from typing_extensions import Self
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.class_frequencies import warn_if_few_classes
 from clipadapter.heads.neighbour_graph import adjacency, find_same_image, nearest_neighbours
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.ss_text_u import estimate_pool_frequencies
 
 CLASSES_PER_BLOCK = 64
 """Classes that conjugate gradients solves for at a time."""
@@ -91,6 +93,7 @@ class Zlap(Head):
         assert shots.text is not None and shots.unlabelled is not None
         if not 0 <= self.alpha < 1 or self.neighbours < 2 or self.support_weight < 0:
             raise InputError("alpha must be 0 to below 1, neighbours 2 or more, support_weight not negative")
+        warn_if_few_classes(estimate_pool_frequencies(shots), "zlap")
         used = slice(None) if self.support_weight else slice(0)
         u, c = len(shots.unlabelled), shots.n_classes
         self.weight_ = shots.text

@@ -336,6 +336,18 @@ def test_a_transductive_head_sees_the_unlabelled_pictures(squares, tmp_path, fit
     assert head.state()["n_unlabelled_"] == 12
 
 
+@pytest.mark.parametrize("head", ["zlap", "transclip"])
+def test_a_pool_of_one_class_is_one_line_of_warning(head, squares, tmp_path, fit):
+    pool = tmp_path / "pool"
+    for i in range(8):
+        shutil.copytree(squares / "red", pool / str(i))
+    result = fit(squares, "--unlabelled", pool, head=head)
+    assert result.exit_code == 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith(f"warning: {head}")]
+    assert "of 3 classes (effective number): prefer ss-text-u, stata or auto" in line
+    assert f"warning: {head}" not in fit(squares, "--unlabelled", squares, head=head).stderr
+
+
 def test_auto_says_what_pictures_without_labels_contributed(squares, tmp_path, fit):
     pool = tmp_path / "pool"
     pool.mkdir()
