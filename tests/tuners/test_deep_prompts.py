@@ -175,8 +175,11 @@ def test_prompts_are_inserted_once(opened):
 
 def test_patches_of_a_picture_are_without_prompts(opened):
     encoder = opened("ViT-B-32")
-    changed = inserted(encoder, noise(2, 3, 64), noise(3, 5, 128))
-    assert changed.patch_features(picture(60, 40)).shape == encoder.patch_features(picture(60, 40)).shape
+    for blocks in (3, 4):  # the last block gets prompts too
+        changed = inserted(encoder, noise(2, 3, 64), noise(blocks, 5, 128))
+        patches, plain = (each.patch_features(picture(60, 40)) for each in (changed, encoder))
+        assert patches.shape == plain.shape
+        assert not torch.allclose(patches, plain, rtol=0.01)
     assert set(changed.layers()) == {"final", "unprojected"}
 
 

@@ -40,6 +40,7 @@ from clipadapter.encoders.open_clip_sources import (
 )
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
 from clipadapter.encoders.projection import find_projection
+from clipadapter.encoders.prompted_layers import PromptedBlock, without_prompts
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import EncoderUnavailableError, InputError, require
 from clipadapter.parallel import run_in_batches
@@ -389,7 +390,7 @@ class QueryAttention(nn.Module):
 
 
 def _transformer_patches(visual: Any, pixels: Tensor) -> Tensor | None:
-    last_block = visual.transformer.resblocks[-1]
+    last_block = without_prompts(visual.transformer.resblocks[-1])
     has_plain_attention = isinstance(getattr(last_block, "attn", None), nn.MultiheadAttention)
     is_supported = has_plain_attention and visual.transformer.batch_first and visual.attn_pool is None
     if not is_supported or visual.pool_type not in ("tok", "avg"):
@@ -397,7 +398,10 @@ def _transformer_patches(visual: Any, pixels: Tensor) -> Tensor | None:
     tower = copy_sharing_weights(visual)  # the modules of the encoder stay unchanged
     tower.output_tokens = True
     if visual.pool_type == "tok":
-        tower.transformer.resblocks[-1] = QueryAttention(tower.transformer.resblocks[-1])
+        blocks = tower.transformer.resblocks
+        last = QueryAttention(without_prompts(blocks[-1]))
+        is_prompted = isinstance(blocks[-1], PromptedBlock)
+        blocks[-1] = PromptedBlock(last, blocks[-1].source, is_text=False) if is_prompted else last
     _, tokens = tower(pixels)
     tokens = tower.ln_post(tokens) if visual.final_ln_after_pool else tokens
     grid = tuple(visual.grid_size)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from clipadapter.encoders.inputs import count_special_tokens, length_batches
-from clipadapter.encoders.prompted_layers import PromptedBlock
+from clipadapter.encoders.prompted_layers import PromptedBlock, without_prompts
 from clipadapter.towers import Prefix, TextTower
 
 MAX_RELATIVE_ERROR = 1e-4
@@ -280,7 +280,7 @@ def plain_blocks(transformer: Any) -> list[Any] | None:
     if type(transformer) is not Transformer or transformer.grad_checkpointing:
         return None
     blocks = list(transformer.resblocks)
-    inner = [_without_prompts(block) for block in blocks]
+    inner = [without_prompts(block) for block in blocks]
     are_plain = all(type(block) is ResidualAttentionBlock and _has_plain_attention(block) for block in inner)
     return blocks if are_plain else None
 
@@ -297,10 +297,6 @@ def _has_plain_attention(block: Any) -> bool:
     )
 
 
-def _without_prompts(block: Any) -> Any:
-    return block.block if isinstance(block, PromptedBlock) else block
-
-
 def _covers_prompts(block: Any, length: int) -> bool:
     """Whether all prompts of a block stand among the first tokens of a text."""
     return not isinstance(block, PromptedBlock) or 1 + len(block.source()) <= length
@@ -310,7 +306,7 @@ def run_prefix(blocks: Sequence[Any], hidden: Tensor) -> list[KeysValues]:
     """The keys and values of a prefix (p, w) in each layer."""
     keys_values = []
     for number, maybe_prompted in enumerate(blocks, start=1):
-        block = _without_prompts(maybe_prompted)
+        block = without_prompts(maybe_prompted)
         if isinstance(maybe_prompted, PromptedBlock):
             hidden = maybe_prompted.insert(hidden[None])[0]
         q, k, v = _queries_keys_values(block, hidden).movedim(0, 2)  # (h, p, w / h) each
@@ -339,7 +335,7 @@ def run_after_prefix(blocks: Sequence[Any], prefix: Sequence[KeysValues], hidden
     positions = is_token.flatten().nonzero()[:, 0]  # (t,)
     # Only attention needs rows: everything else takes the t tokens that count, without the padding.
     tokens = hidden.flatten(0, 1)[positions]
-    plain = map(_without_prompts, blocks)  # prompts stand in the prefix
+    plain = map(without_prompts, blocks)  # prompts stand in the prefix
     for number, (block, (keys, values)) in enumerate(zip(plain, prefix, strict=True), start=1):
         qkv = _queries_keys_values(block, tokens)  # (t, 3, h, w / h)
         padded = qkv.new_zeros(rows * length, *qkv.shape[1:]).index_copy(0, positions, qkv)

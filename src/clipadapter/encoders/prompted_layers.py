@@ -65,6 +65,11 @@ class PromptedBlock(nn.Module):
         return self.block.get_weight_dtype()
 
 
+def without_prompts(block: Any) -> Any:
+    """The block itself, without the prompts that it may get."""
+    return block.block if isinstance(block, PromptedBlock) else block
+
+
 class PromptedInput(nn.Module):
     """The layer norm before the first block of an image tower, with prompts after its input tokens.
 
