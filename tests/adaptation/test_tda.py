@@ -104,6 +104,16 @@ def test_parts_of_a_stream_are_answered_as_the_whole():
     np.testing.assert_allclose(np.concatenate(parts), TdaCache(4).adapt(x, z), rtol=1e-12)
 
 
+def test_a_picture_that_comes_again_is_stored_once():
+    x, z = np.ones((4, 3)), np.log(np.tile([0.85, 0.15], (4, 1)))
+    expected = z + np.array([0, 0.5, 0.5, 0.5])[:, None] * [1, 0] - np.array([0, 0.117, 0.117, 0.117])[:, None]
+    cache = TdaCache(2)
+    np.testing.assert_allclose(cache.adapt(x, z), expected)
+    assert len(cache) == 2  # it is certain enough for one cache and uncertain enough for the other
+    copies = TdaCache(2, TdaSettings(keeps_copies=True))
+    np.testing.assert_allclose(copies.adapt(x, z)[3] - z[3], [3 * 0.5 - 2 * 0.117, -2 * 0.117])
+
+
 def test_a_reset_begins_again():
     x, z = toy()
     cache = TdaCache(4)

@@ -160,3 +160,10 @@ def test_passes_in_two_precisions_or_without_a_tower_are_not_predicted_quickly(t
     assert not make_quick(tmp_path / "model", mixed, model.head_, model.class_names_, model.uncertainty_)
     without = open_blocks(TinyEncoder(), ["final", "toy/final"])
     assert not make_quick(tmp_path / "model", without, model.head_, model.class_names_, model.uncertainty_)
+
+
+def test_it_adapts_to_the_stream_as_the_model_does(saved):
+    model, folder, paths = saved
+    found = quick.open_quick(folder).classify(paths, 3, adapt="tda")
+    for one, other in zip(found, model.classify(paths, 3, adapt="tda"), strict=True):
+        assert one.label == other.label and one.probability == pytest.approx(other.probability, abs=1e-3)

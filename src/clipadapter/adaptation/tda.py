@@ -13,11 +13,12 @@ As in the code: the bounds of the entropy are compared with h / log2(c), at most
 before its own answer is made, and so votes for its own pseudo-label; terms are sums, not means.
 
 For any head, l are its calibrated log-probabilities, so that entropies are those of honest probabilities and the
-weights are in nats. Two settings differ from the code's then; both were chosen on development sets. A picture is
-answered before it enters the cache: its vote for its own pseudo-label changes no class and makes it overconfident. The
-positive weight is 0.5 in place of 2, since the probabilities of a fitted head need less correction than those of
-class text. `TdaSettings.official` are the authors' settings for ImageNet; those of other data sets were set on their
-test parts.
+weights are in nats. Three settings differ from the code's then; the first two were chosen on development sets. A
+picture is answered before it enters the cache: its vote for its own pseudo-label changes no class and makes it
+overconfident. The positive weight is 0.5 in place of 2, since the probabilities of a fitted head need less correction
+than those of class text. A picture that comes again is not stored again, so that one that is sent every minute, to
+see whether a server answers, does not fill the cache of its class. `TdaSettings.official` are the authors' settings
+for ImageNet; those of other data sets were set on their test parts.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from clipadapter.errors import InputError
 from clipadapter.prediction import softmax
 
 Array = NDArray[Any]
+SAME_FEATURE = 1e-5
+"""Largest difference of a column between unit features of the same picture: batches of other sizes round otherwise."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class TdaSettings:
         entropy_range: a picture enters the negative cache if its entropy over log2(c) is between these.
         probability_range: an item of the negative cache speaks against the classes whose probability is between these.
         counts_itself: whether a picture enters the cache before its own answer is made, as in the authors' code.
+        keeps_copies: whether a cache may have the same feature several times in a class, as in the authors' code.
         view_share: share of the views of a picture that are used, those of lowest entropy.
     """
 
@@ -62,12 +66,13 @@ class TdaSettings:
     entropy_range: tuple[float, float] = (0.2, 0.5)
     probability_range: tuple[float, float] = (0.03, 1.0)
     counts_itself: bool = False
+    keeps_copies: bool = False
     view_share: float = 0.1
 
     @classmethod
     def official(cls) -> Self:
         """The authors' settings for ImageNet, for logits 100 cos(f, text of the class)."""
-        return cls(positive_alpha=2.0, counts_itself=True)
+        return cls(positive_alpha=2.0, counts_itself=True, keeps_copies=True)
 
 
 class TdaCache:
@@ -193,11 +198,13 @@ class TdaCache:
         if self._positive is None or self._negative is None:
             self._positive = _Items(c, s.positive_size, len(feature), 0, feature.dtype)
             self._negative = _Items(c, s.negative_size, len(feature), c, feature.dtype)
-        self._positive.add(pseudo_label, own_entropy, feature)
+        if s.keeps_copies or not self._positive.has(pseudo_label, feature):
+            self._positive.add(pseudo_label, own_entropy, feature)
         # Nats over a logarithm of base 2, as in the authors' code: the largest value is ln 2.
         if s.entropy_range[0] < own_entropy / np.log2(c) < s.entropy_range[1]:
             low, high = s.probability_range
-            self._negative.add(pseudo_label, own_entropy, feature, (low < probabilities) & (probabilities < high))
+            if s.keeps_copies or not self._negative.has(pseudo_label, feature):
+                self._negative.add(pseudo_label, own_entropy, feature, (low < probabilities) & (probabilities < high))
 
     def _terms(self, feature: Array) -> Array:
         """What both caches add to the logits of a picture (c,)."""
@@ -205,9 +212,10 @@ class TdaCache:
         if self._positive is None or self._negative is None:
             return np.zeros(self.n_classes)
         positive = s.positive_alpha * self._positive.affinities(feature, s.positive_beta).sum(axis=1)
-        used = self._negative.used
-        weights = self._negative.affinities(feature, s.negative_beta)[used]
-        return np.asarray(positive - s.negative_alpha * (weights @ self._negative.masks[used]), np.float64)
+        # Views of the arrays, not copies: the masks of 1,000 classes take 8 MB.
+        weights = self._negative.affinities(feature, s.negative_beta).reshape(-1)
+        negative = weights @ self._negative.masks.reshape(len(weights), self.n_classes)
+        return np.asarray(positive - s.negative_alpha * negative, np.float64)
 
 
 class _Items:
@@ -242,6 +250,10 @@ class _Items:
             if place < len(row):
                 row[place + 1 :] = row[place:-1].copy()
                 row[place] = value
+
+    def has(self, k: int, key: Array) -> bool:
+        """Whether class k has an item with this feature."""
+        return bool((self.used[k] & (np.abs(self.keys[k] - key).max(axis=1) < SAME_FEATURE)).any())
 
     def affinities(self, feature: Array, beta: float) -> Array:
         """(c, s) weights of the items for a picture; 0 where there is no item."""
