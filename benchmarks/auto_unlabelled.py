@@ -107,14 +107,18 @@ def measure(cell: tuple[str, int, int, tuple[str, ...]]) -> list[dict]:
             decided.update(weights=weights, gain=gain)
             return [weights[0], max(weights[1], 1e-6)], 1.0
 
-        unlabelled.choose_weights = always
+        min_class_ratio = unlabelled.MIN_CLASS_RATIO
+        unlabelled.choose_weights, unlabelled.MIN_CLASS_RATIO = always, 0.0
         try:
             mixed = fit(one, rows, pool).logits(one.X[judged])
         finally:
-            unlabelled.choose_weights = chosen
+            unlabelled.choose_weights, unlabelled.MIN_CLASS_RATIO = chosen, min_class_ratio
         weights = decided.get("weights", [1.0, unlabelled.ONE_SHOT_WEIGHT])
         regression = (mixed - weights[0] * base) / max(weights[1], 1e-6)
-        is_used = not decided or (decided["gain"] > unlabelled.MIN_GAIN and weights[1] > 0)
+        if decided:
+            is_used = decided["gain"] > unlabelled.MIN_GAIN and weights[1] > 0
+        else:
+            is_used = fit(one, rows, pool).unlabelled_share_ > 0
         record |= {"gain": decided.get("gain"), "weight": weights[1] if is_used else 0.0}
         parts = {"without": base, "with": mixed if is_used else base, "always": mixed}
         parts |= {f"constant {weight}": base + weight * regression for weight in CONSTANTS}

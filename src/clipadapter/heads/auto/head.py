@@ -79,9 +79,10 @@ UNUSED_REASONS = (
     "there are so many shots that they bring little",
     "hardly any of them is not a shot",
     "pictures may have several labels",
+    "no shot can be held out, and few of the classes seem to be among them",
 )
 """Why pictures without labels are not used. Saved models have the position in this list."""
-NO_GAIN, MISSING_SHOT, MANY_SHOTS, FEW_PICTURES, SEVERAL_LABELS = range(len(UNUSED_REASONS))
+NO_GAIN, MISSING_SHOT, MANY_SHOTS, FEW_PICTURES, SEVERAL_LABELS, FEW_CLASSES = range(len(UNUSED_REASONS))
 PARALLEL_COST_RATIO = 64
 """Cost of a pass over the shots divided by that of a typical product in a fold. Products of 100 classes x 4 shots x
 512-d run faster one after the other, those of 101 x 16 x 1280 in parallel."""
@@ -316,9 +317,9 @@ class Auto(Head):
         zero_shot = None if self.text_ is None else centre_logits(x @ self.text_.T) / self.spread_
         is_used = [True] if blocks is None else [True, *(blocks.shares[1:] > 0).tolist()]
         mixture = fit_unlabelled(own, pictures, is_used, teacher, centre_logits(self._logits(X)), zero_shot, held_out)
-        if isinstance(mixture, float):
+        if mixture is None or isinstance(mixture, float):
             self.unlabelled_gain_ = mixture
-            self.unlabelled_reason_ = NO_GAIN
+            self.unlabelled_reason_ = FEW_CLASSES if mixture is None else NO_GAIN
             return held_out
         self.unlabelled_share_, self.unlabelled_gain_ = mixture.share, mixture.gain
         self._scale_final(mixture.teacher_weight, torch.arange(shots.n_classes))

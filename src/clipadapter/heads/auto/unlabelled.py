@@ -10,7 +10,8 @@ the pictures, and the logarithm of this share is subtracted from the logits (see
 The regression is stacked with the teacher by log-loss, as blocks of features are. Every fold has its own teacher and
 its own regression, which see neither labels nor features of the held-out shots. The pictures are used only if the log
 posterior of the held-out labels is higher than that of the teacher alone, and than that of the teacher with the same
-regression on the shots without the pictures. Where no shot can be held out, the weight is a constant.
+regression on the shots without the pictures. Where no shot can be held out, the weight is a constant, and the pictures
+are used only if the teacher finds most of the classes among them.
 
 docs/decisions/0037-auto-unlabelled.md says how the constants were chosen, and what did not help.
 """
@@ -47,6 +48,9 @@ ALONE_WEIGHT, ALONE_WEIGHT_STD = 1.0, 1.0
 """Prior of the teacher's weight without the regression. It is wide: surer logits are no gain by the pictures."""
 ONE_SHOT_WEIGHT = 0.4
 """Where no shot can be held out: the regression's weight, in units of the deviation of its logits for the pictures."""
+MIN_CLASS_RATIO = 0.7
+"""The same: effective number of classes among the pictures (see `count_classes`), as a share of all classes, from which
+they are used. Pictures of few classes or of something else have fewer."""
 MIN_GAIN = 0.0
 """Log posterior in nats that the regression must add."""
 MAX_PICTURES = 1000
@@ -132,7 +136,7 @@ def fit_unlabelled(
     picture_logits: Tensor,
     zero_shot: Tensor | None,
     held_out: HeldOut | None,
-) -> UnlabelledMixture | float:
+) -> UnlabelledMixture | float | None:
     """Fit the regression, and weight it beside the teacher.
 
     Args:
@@ -145,8 +149,11 @@ def fit_unlabelled(
         held_out: out-of-fold logits of the teacher for all shots; None if most classes have one shot.
 
     Returns:
-        The mixture; or what the log posterior would gain, in nats, if that is too little.
+        The mixture; or what the log posterior would gain, in nats, if that is too little; or None if no shot can be
+        held out and few of the classes are among the pictures.
     """
+    if held_out is None and count_classes(picture_logits) < MIN_CLASS_RATIO * min(picture_logits.shape):
+        return None
     scales = block_scales(is_used)
     z, pool = join_blocks(shots, scales), join_blocks(pictures, scales)
     labels, n_classes = teacher.inputs.labels, teacher.inputs.n_classes
@@ -245,6 +252,17 @@ def choose_weights(held_out: HeldOut, logits: Tensor, without: Tensor) -> tuple[
         alone = fit_stacking([held_out.logits], held_out.labels, *prior, held_out.row_weights)[1]
         without_pictures = max(alone, fit(without)[1])
     return weights, log_posterior - without_pictures
+
+
+def count_classes(logits: Tensor) -> float:
+    """Effective number of classes that are predicted by logits (u, c): the exponential of the entropy of their shares.
+
+    >>> count_classes(torch.eye(4)), count_classes(torch.tensor([[1.0, 0.0]] * 5))
+    (4.0, 1.0)
+    """
+    counts = torch.bincount(logits.argmax(dim=1)).double()
+    shares = counts[counts > 0] / counts.sum()
+    return round(float((-shares * shares.log()).sum().exp()), 6)
 
 
 def select_pictures(pictures: Tensor, shots: Tensor, blocks: Blocks, seed: int) -> Tensor:
