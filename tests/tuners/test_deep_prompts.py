@@ -344,6 +344,30 @@ def test_other_precision_and_views_learn_something_else(params, model, tuner):
     assert 0 < (plain.image_prompts_ - other.image_prompts_).norm() < 0.5 * plain.image_prompts_.norm()
 
 
+RECIPE = {"batch_size": 4, "depth": 9, "ctx_init": "a photo of a", "warmup_epochs": 1, "schedule": "cosine-epoch"}
+"""What both configuration files of the authors have; momentum and weight decay are the defaults of their library."""
+OWN = {
+    "maple": {"n_ctx": 2, "lr": 0.0035, "epochs": 5},
+    "prompt-src": {"n_ctx": 4, "n_ctx_image": 4, "lr": 0.0025, "epochs": 50, "text_weight": 25, "image_weight": 10}
+    | {"average_mean": 30, "average_std": 30},
+}
+
+
+def test_official_is_the_configuration_of_the_authors(tuner, method):
+    expected = {**RECIPE, **OWN[method], "momentum": 0.9, "weight_decay": 5e-4}
+    found = tuner.official().get_params()
+    assert {name: found[name] for name in expected} == expected
+    assert tuner.recipes() == ("official",)
+
+
+def test_presets_change_the_average_alone_but_for_base_to_new():
+    plain = PromptSrc().get_params()
+    for name in PromptSrc.presets:
+        changed = {key for key, value in PromptSrc.preset(name).get_params().items() if value != plain[key]}
+        assert changed - {"epochs"} == {"average_mean", "average_std"}
+        assert ("epochs" in changed) == (name == "base-to-new")
+
+
 def test_few_shots_are_trained_for_as_many_steps_as_the_recipe_has():
     assert Maple()._train_config(1).count_epochs(10) == 500
     assert Maple()._train_config(16).count_epochs(1600) == 5
