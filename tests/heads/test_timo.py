@@ -126,7 +126,7 @@ def test_logits_are_the_papers_formula(d, beta):
 
 def test_the_default_is_alpha_of_ten_logit_scales_divided_by_ten():
     X, y, text, Q = drawn()
-    expected = paper_logits(X, y, text, Q, 300.0, 2, 50.0) / 10
+    expected = paper_logits(X, y, text, Q, 300.0, 2, 5.0) / 10
     np.testing.assert_allclose(Timo().fit(X, y, text=text).logits(Q), expected, rtol=1e-9, atol=1e-9)
 
 

@@ -12,9 +12,9 @@ have the logit scale s. In the paper beta is the number of prompts of a class, a
 
 Differs from the released code (`Timo.official`), where alpha is searched on labelled validation images, for ImageNet on
 test images, gamma is set by data set, and TIMO-S searches gamma and beta in the same way:
-- One setting for all data sets: beta is 2, since with one view and few shots all prompts of a class outweigh its
-  shots; alpha is 10 s, and from 8 shots per class on it is chosen on held-out shots. The logits are divided by 10, so
-  that the text has the scale of zero-shot.
+- One setting for all data sets. Beta is 2: with one view and few shots all prompts of a class outweigh its shots. Gamma
+  is 5: one or two shots choose among good sentences by chance. Alpha is 10 s, and from 8 shots per class on it is
+  chosen on held-out shots. The logits are divided by 10, so that the text has the scale of zero-shot.
 - ``search=True`` chooses gamma, beta and alpha on held-out shots, in the order of the released code: gamma by the text
   alone, then beta and alpha. The criterion is log-loss at the best temperature, not accuracy.
 - Classes may have unequal numbers of prompts; the released code cuts all to the shortest.
@@ -159,8 +159,8 @@ def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: in
 @register_head(
     "timo",
     paper="https://arxiv.org/abs/2412.11375",
-    fidelity="verified: `Timo.official` gives the logits of the authors' code. By default alpha and beta are other "
-    "fixed values, and nothing is searched on validation or test images.",
+    fidelity="verified: `Timo.official` gives the logits of the authors' code. By default alpha, beta and gamma are "
+    "other values, and nothing is searched on validation or test images.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class Timo(Head):
@@ -190,11 +190,11 @@ class Timo(Head):
 
     needs_text = True
     reads_prompts = True
-    temperature_prior = (3.3, 2.8, 2.4, 2.1, 1.5)
+    temperature_prior = (3.5, 3.0, 2.8, 2.3, 1.8)
 
     alpha: float | str = "auto"
     beta: int | None = 2
-    gamma: float = 50.0
+    gamma: float = 5.0
     search: bool = False
     folds: int = 4
     seed: int = 0
