@@ -117,3 +117,24 @@ def test_damaged_parts_are_refused(facts, words):
 def test_invalid_options_list_the_valid_ones(options, words):
     with pytest.raises(InputError, match=words):
         UncertaintyOptions(**options)
+
+
+def test_adapted_probabilities_decide_the_class_but_not_rejection_and_sets():
+    rows = np.array([[1.0, 0.0, 0.0], [-1.0, -0.9, -1.1]])
+    adapted = np.array([[0.1, 0.7, 0.2], [0.0, 0.0, 1.0]])
+    model = uncertainty(reject=0.1, coverage=0.8)
+    plain, found = model.answer(rows, rows), model.answer(rows, rows, adapted=adapted)
+    assert plain.best[0] == 0 and found.best.tolist() == [1, 2]
+    np.testing.assert_array_equal(found.probabilities, adapted)
+    np.testing.assert_array_equal(found.ood_scores, plain.ood_scores)
+    assert found.rejected.tolist() == plain.rejected.tolist() == [False, True]
+    assert plain.sets[0].tolist() == [True, False, False] and found.sets[0, 1]
+    # Neither less nor more than the set without adaptation and the class.
+    np.testing.assert_array_equal(found.sets[0, [0, 2]] & ~plain.sets[0, [0, 2]], [False, False])
+
+
+def test_votes_decide_the_class_unless_there_are_costs():
+    rows, adapted = np.array([[1.0, 0.0, 0.5]]), np.array([[0.6, 0.1, 0.3]])
+    assert uncertainty().answer(rows, rows, adapted=adapted, voted=[2]).best.tolist() == [2]
+    costs = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    assert uncertainty(costs=costs).answer(rows, rows, adapted=adapted, voted=[2]).best.tolist() == [0]

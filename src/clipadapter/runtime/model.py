@@ -168,7 +168,7 @@ class RuntimeModel(ABC):
 
         Args:
             images: in all forms that `FewShotClassifier.predict` takes; one picture gives a list of one.
-            decisions: as for `answer`.
+            decisions: as for `answer`; or ``adapt``, see `iter_predictions`.
 
         Raises:
             ImageError: if a picture can't be read.
