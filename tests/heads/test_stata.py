@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
+from clipadapter.heads.class_frequencies import estimate_frequencies
 from clipadapter.heads.stata import StatA
 from clipadapter.heads.zero_shot import ZeroShot
 
@@ -103,6 +104,21 @@ def test_anchors_are_the_class_vectors_of_text_and_shots(case):
         own = [unit(x) for x, label in zip(case["X"], LABELS, strict=True) if label == k]
         expected = unit(case["text"][k] + SCALE * len(own) / 4 * sum(own))
         np.testing.assert_allclose(head.anchors_[k], expected, rtol=1e-9)
+
+
+def test_pictures_of_the_pool_have_class_frequencies_between_the_estimated_and_equal_ones(case):
+    # Without mixture and neighbours the logits are those of the anchors, plus the logarithm of the frequencies.
+    params = {"likelihood": 0, "smoothness": 0}
+    rows = case["X"][0] + np.random.default_rng(0).standard_normal((U, D))  # of one class
+    case["unlabelled"] = rows
+    found, without = (fitted(StatA(frequencies=on, **params), case).predict_log_proba(rows) for on in (True, False))
+    estimated = estimate_frequencies(torch.from_numpy(without)).numpy()
+    assert estimated.max() > 0.4
+    frequencies = estimated * 1 / 5 + 1 / 4 * 4 / 5  # one shot per class on average
+    p = np.exp(without) * frequencies
+    np.testing.assert_allclose(np.exp(found), p / p.sum(axis=1, keepdims=True), rtol=1e-8)
+    new = [fitted(StatA(frequencies=on, **params), case).logits(case["new"]) for on in (True, False)]
+    np.testing.assert_allclose(*new, rtol=1e-9)
 
 
 def test_a_new_picture_gets_one_update_of_its_own(case):

@@ -34,7 +34,7 @@ BIAS_STEPS = 20
 MIN_EFFECTIVE_SHARE = 0.5
 """Least effective number of classes among pictures without labels, as a share of all classes. On 13 development sets
 with 4 or 8 shots per class, none of 236 balanced pools of 16 to 256 pictures was below it, 4 % of those with one shot,
-and 70 to 100 % of the pools of one class or of a quarter of the classes."""
+and 70 to 100 % of the pools of one class, or of a quarter of the classes and at least two."""
 
 
 def estimate_frequencies(logits: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -15,8 +15,8 @@ Ours are, by default:
 
 - Anchors and y come from SS-Text's class vectors of text and shots, with a bias that balances the classes of held-out
   shots. Shots are rows of the graph and of the weighted means.
-- y has the estimated class frequencies of the pictures (`class_frequencies`), to the power k / (k + 1) at k shots per
-  class, since few shots give a poor estimate.
+- y has class frequencies of the pictures: a mean of the estimated ones (`class_frequencies`), with weight k / (k + 4)
+  at k shots per class, and of equal ones, since few shots give a poor estimate.
 - All classes share one variance, and the density has a lower weight: a class of few pictures has no variance of its own
   that can be estimated.
 - A picture that was not in the pool gets one update with the final means and variances.
@@ -45,6 +45,8 @@ from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import held_out_bias, supervised_vectors
 
 ANCHORS = ("shots", "text")
+EQUAL_FREQUENCY_SHOTS = 4.0
+"""Weight of equal class frequencies beside the estimated ones, in shots per class."""
 MIN_VARIANCE_RATIO = 1e-4
 """Least variance of a coordinate relative to that of unit rows, so that a constant coordinate does not dominate."""
 
@@ -108,7 +110,7 @@ class StatA(Head):
 
     needs_text = True
     transductive = True
-    temperature_prior = (2.9, 1.6, 1.3, 1.1, 1.0)
+    temperature_prior = (2.4, 1.5, 1.3, 1.1, 1.1)
 
     anchors: str = "shots"
     support_weight: float = 1.0
@@ -149,8 +151,9 @@ class StatA(Head):
         for batch in pictures.split(self.batch_size or len(pictures)):
             prior = self._prior(batch)
             if self.frequencies:
-                power = shots_per_class / (shots_per_class + 1)
-                prior = (prior + power * estimate_frequencies(prior).log()).log_softmax(dim=1)
+                weight = shots_per_class / (shots_per_class + EQUAL_FREQUENCY_SHOTS)
+                frequencies = weight * estimate_frequencies(prior) + (1 - weight) / shots.n_classes
+                prior = (prior + frequencies.log()).log_softmax(dim=1)
             logits, mixture = self._assign(batch, prior, self.anchors_, support, onehot)
             answers.append(logits)
         self.answers_ = torch.cat(answers)  # (u, c)
