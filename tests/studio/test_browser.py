@@ -293,6 +293,8 @@ def test_two_pages_show_the_same(person, server):
     person.press("sky & <b>sea</b>")  # the name is selected, and is written over
     person.see(".cs-rename .cs-button", "Rename").click()
     person.see(".cs-card h3", "sky & <b>sea</b>")
+    person.see('[data-action="learn-unlabelled"]').click()
+    person.see(".cs-option:has(:focus):has([type=checkbox]:checked)", "pictures tried")
     person.see(".cs-option:has(:checked)", "standard")
     person.see('.cs-option input[value="standard"]').send_keys(Keys.ARROW_DOWN)
     person.see(".cs-option:has(:focus):has(:checked)", "best")  # also after the panel was drawn again
@@ -300,6 +302,7 @@ def test_two_pages_show_the_same(person, server):
     person.driver.switch_to.window(first)
     person.see(".cs-card h3", "sky & <b>sea</b>")
     person.see(".cs-option:has(:checked)", "best")
+    person.see(".cs-option:has([type=checkbox]:checked)", "pictures tried")
 
 
 def test_a_killed_server_loses_nothing_and_undo_goes_on(person, server, tmp_path):

@@ -125,12 +125,13 @@ watch('value', () => {
 });
 
 // A switch that has the focus keeps it when the server renders it again.
-let hasFocusedSwitch = false;
+let focusedSwitch = '';
 document.addEventListener('focusin', (event) => {
-  hasFocusedSwitch = element.contains(event.target) && event.target.matches('input[type=radio]');
+  const input = element.contains(event.target) && event.target;
+  focusedSwitch = !input ? '' : input.matches('input[type=radio]') ? 'input[type=radio]:checked' : input.matches('input[type=checkbox]') ? 'input[type=checkbox]' : '';
 });
 watch('value', () => {
-  if (hasFocusedSwitch && (document.activeElement === document.body || !document.activeElement)) element.querySelector('input[type=radio]:checked')?.focus();
+  if (focusedSwitch && (document.activeElement === document.body || !document.activeElement)) element.querySelector(focusedSwitch)?.focus();
 });
 
 const isTyping = (target) => target.closest && target.closest('input, textarea, select, [contenteditable]');
