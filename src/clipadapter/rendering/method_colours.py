@@ -41,7 +41,7 @@ PURPLE, ORANGE, SKY, BROWN = (
 )
 SHARED = (PURPLE, ORANGE, SKY, BROWN)
 """Colours of several methods each; those above them have one method."""
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX<>"
 METHOD_STYLES = {
     "clip-adapter": MethodStyle(*BLUE, "o"),
     "auto": MethodStyle(*VERMILION, "D"),
@@ -74,6 +74,13 @@ METHOD_STYLES = {
     "bdc-adapter": MethodStyle(*SKY, "o"),
     "svl-adapter": MethodStyle(*BROWN, "o"),
     "rla": MethodStyle(*ORANGE, "o"),
+    "ss-text": MethodStyle(*ORANGE, "<"),
+    "ss-text-u": MethodStyle(*BROWN, "<"),
+    "stata": MethodStyle(*PURPLE, "X"),
+    "timo": MethodStyle(*SKY, "<"),
+    "two-stage": MethodStyle(*SKY, ">"),
+    "maple": MethodStyle(*ORANGE, ">"),
+    "prompt-src": MethodStyle(*PURPLE, ">"),
 }
 """The style of a method never changes: readers compare plots. The colours are those of Okabe and Ito, whose lightness
 differs for colour-blind people too, without yellow, which is too light for a line; brown is added. The method of the
