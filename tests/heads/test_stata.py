@@ -224,7 +224,7 @@ def released(rows, dtype, **params):
     called |= {"updates": "max_iter", "inner": "inner_steps"}
     assert all(getattr(StatA.official(), ours) == parameters[theirs] for ours, theirs in called.items())
     prior = (parameters["scale"] * F[rows] @ T.T).log_softmax(dim=1)
-    none = F[:0], torch.zeros(0, len(T), dtype=F.dtype)
+    none = F[:0], torch.zeros(0, dtype=torch.int64)
     logits, mixture = StatA.official(**params)._assign(F[rows], prior, T, *none)
     return logits.softmax(dim=1).numpy(), mixture
 

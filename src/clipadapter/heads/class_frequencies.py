@@ -93,8 +93,10 @@ def balancing_bias(logits: Tensor, labels: Tensor) -> Tensor:
     weights = (1 / counts[labels]) / has_shots.sum()
     expected = n / has_shots.sum()
     bias = logits.new_zeros(c)
+    p = logits.softmax(dim=1)
     for _ in range(BIAS_STEPS):
-        predicted = n * (weights @ (logits + bias).softmax(dim=1))
+        factors = bias.exp()  # the softmax of logits + bias is p times these, divided by its sum
+        predicted = n * ((weights / (p @ factors)) @ p) * factors
         # Half of the Newton step for independent classes, which would not converge for classes that are alike.
         bias = bias - 0.5 * ((predicted + BIAS_PICTURES) / (expected + BIAS_PICTURES)).log()
         bias = torch.where(has_shots, bias - bias[has_shots].mean(), 0.0)

@@ -33,6 +33,8 @@ from clipadapter.heads.ss_text import SsText
 
 MARGINALS = ("estimated", "shots", "uniform")
 STARTS = ("shots", "text")
+MAX_BIAS_LOGITS = 2**22
+"""Most logits of held-out shots that `held_out_bias` computes."""
 MISSING_CLASS_RATIO = 4
 """A class without shots is taken for less frequent than the least frequent class with shots, by this factor."""
 
@@ -141,8 +143,12 @@ def supervised_vectors(shots: SupportSet) -> Tensor:
 
 
 def held_out_bias(shots: SupportSet) -> Tensor:
-    """Bias (c,) that balances the classes which SS-Text predicts for shots that it did not see; zero for one shot."""
-    held_out = SsText()._leave_one_out(shots)
+    """Bias (c,) that balances the classes which SS-Text predicts for shots that it did not see.
+
+    Zero for a single shot, and for so many shots and classes that it would cost more than the fit; from 8 shots per
+    class on it changes little.
+    """
+    held_out = SsText()._leave_one_out(shots) if len(shots.labels) * shots.n_classes <= MAX_BIAS_LOGITS else None
     return shots.X.new_zeros(shots.n_classes) if held_out is None else balancing_bias(held_out, shots.labels)
 
 

@@ -27,7 +27,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from typing_extensions import Self
 
@@ -69,6 +71,29 @@ class Mixture:
         scaled = means * precision
         constant = (scaled * means).sum(dim=1) - precision.log().sum(dim=1)
         return x @ scaled.T - 0.5 * (x.square() @ precision.T + constant)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted sums over the shots of each class.
+
+    Args:
+        counts: (c,) sums of the weights.
+        sums: (c, d) sums of rows.
+        squares: (c, d) sums of their squares.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of_shots(cls, rows: Tensor, labels: Tensor, n_classes: int, weight: float) -> Moments:
+        """The moments of rows (n, d), each with the same weight."""
+        zeros = rows.new_zeros(n_classes, rows.shape[1])
+        counts = torch.bincount(labels, minlength=n_classes).to(rows.dtype)
+        sums, squares = zeros.index_add(0, labels, rows), zeros.index_add(0, labels, rows.square())
+        return cls(weight * counts, weight * sums, weight * squares)
 
 
 @register_head(
@@ -140,7 +165,7 @@ class StatA(Head):
         self._check_parameters()
         pictures = unit(shots.unlabelled)  # (u, d)
         used = slice(None) if self.support_weight else slice(0)
-        support, onehot = unit(shots.X[used]), shots.onehot[used]
+        support = unit(shots.X[used])
         self.labels_, self.scale_ = shots.labels[used], shots.scale
         with_shots = self.anchors == "shots"
         self.anchors_ = unit(supervised_vectors(shots)) if with_shots else shots.text
@@ -154,7 +179,7 @@ class StatA(Head):
                 weight = shots_per_class / (shots_per_class + EQUAL_FREQUENCY_SHOTS)
                 frequencies = weight * estimate_frequencies(prior) + (1 - weight) / shots.n_classes
                 prior = (prior + frequencies.log()).log_softmax(dim=1)
-            logits, mixture = self._assign(batch, prior, self.anchors_, support, onehot)
+            logits, mixture = self._assign(batch, prior, self.anchors_, support, self.labels_)
             answers.append(logits)
         self.answers_ = torch.cat(answers)  # (u, c)
         self.means_, self.variances_ = mixture.means, mixture.variances
@@ -173,43 +198,53 @@ class StatA(Head):
         return (self.scale_ * x @ self.anchors_.to(x.dtype).T + self.bias_.to(x.dtype)).log_softmax(dim=1)
 
     def _assign(
-        self, batch: Tensor, prior: Tensor, anchors: Tensor, support: Tensor, onehot: Tensor
+        self, batch: Tensor, prior: Tensor, anchors: Tensor, support: Tensor, labels: Tensor
     ) -> tuple[Tensor, Mixture]:
         """Final assignments (b, c) of a batch of unit rows as logits, and the mixture."""
-        rows = torch.cat([batch, support])
-        directed = adjacency(*nearest_neighbours(rows, rows, self.neighbours, exclude_self=True), len(rows))
-        # Divided by the parameter, not by the number of neighbours: a picture with fewer depends less on them.
-        weight = self.smoothness / (2 * self.neighbours)
-        graph = ((directed + directed.T).tocsr() * weight)[: len(batch)].astype(directed.dtype)
+        graph, from_shots = self._graph(batch, support, labels, len(anchors))
+        labelled = Moments.of_shots(support, labels, len(anchors), self.support_weight)
         assigned = logits = prior.softmax(dim=1)
         start = initial_variance(batch, assigned, anchors)
         mixture = Mixture(anchors, start.expand_as(anchors))
+        squares = batch.square()
         for update in range(self.updates + 1):
-            unary = prior + self.likelihood * mixture.log_density(batch)
+            unary = prior + self.likelihood * mixture.log_density(batch) + from_shots
             for _ in range(max(1, self.inner)):
-                logits = torch.from_numpy(graph @ torch.cat([assigned, onehot]).numpy()).add_(unary)
+                logits = torch.from_numpy(graph @ assigned.numpy()).add_(unary)
                 assigned = logits.softmax(dim=1)
             if update < self.updates:
-                mixture = self._update_mixture(rows, assigned, self.support_weight * onehot, anchors, start)
+                mixture = self._update_mixture(batch, squares, assigned, labelled, anchors, start)
         return logits, mixture
 
+    def _graph(self, batch: Tensor, support: Tensor, labels: Tensor, n_classes: int) -> tuple[csr_array, Tensor]:
+        """Symmetric neighbour graph (b, b) of a batch, and what its pictures get from labelled neighbours (b, c)."""
+        rows, b = torch.cat([batch, support]), len(batch)
+        directed = adjacency(*nearest_neighbours(rows, rows, self.neighbours, exclude_self=True), len(rows))
+        # Divided by the parameter, not by the number of neighbours: a picture with fewer depends less on them.
+        weight = self.smoothness / (2 * self.neighbours)
+        graph = ((directed + directed.T).tocsr() * weight)[:b].astype(directed.dtype)
+        ones = np.ones(len(labels), dtype=directed.dtype)
+        onehot = csr_array((ones, labels.numpy(), np.arange(len(labels) + 1)), shape=(len(labels), n_classes))
+        return graph[:, :b], torch.from_numpy((graph[:, b:] @ onehot).toarray())
+
     def _update_mixture(
-        self, rows: Tensor, assigned: Tensor, labelled: Tensor, anchors: Tensor, start: Tensor
+        self, batch: Tensor, squares: Tensor, assigned: Tensor, labelled: Moments, anchors: Tensor, start: Tensor
     ) -> Mixture:
-        """Means and variances by assignments (b, c) of pictures and weighted labels (n, c) of shots."""
-        weights = torch.cat([assigned, labelled])
+        """Means and variances by assignments (b, c) of pictures (b, d), their squares, and the moments of shots."""
         largest = torch.bincount(assigned.argmax(dim=1), minlength=assigned.shape[1]).to(assigned.dtype)
-        counts = (assigned.sum(dim=0) if self.soft else largest) + labelled.sum(dim=0)
-        beta = (counts / (self.alpha + counts).clamp_min(torch.finfo(rows.dtype).tiny))[:, None]
+        weights = assigned.sum(dim=0)
+        counts = (weights if self.soft else largest) + labelled.counts
+        beta = (counts / (self.alpha + counts).clamp_min(torch.finfo(batch.dtype).tiny))[:, None]
         # A class without any weight has beta near 0: what its mean is does not matter, but it must be finite.
-        total = weights.sum(dim=0).clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
-        mean, mean_square = weights.T @ rows / total, weights.T @ rows.square() / total
+        total = (weights + labelled.counts).clamp_min(torch.finfo(batch.dtype).tiny)[:, None]
+        mean = (assigned.T @ batch + labelled.sums) / total
+        mean_square = (assigned.T @ squares + labelled.squares) / total
         means = unit(beta * unit(mean) + (1 - beta) * anchors)
         deviation = mean_square - 2 * means * mean + means.square()
         variances = beta * deviation + (1 - beta) * (start + (anchors - means).square())
         if self.shared_variance:
             variances = ((variances * total).sum(dim=0) / total.sum()).expand_as(variances)
-        return Mixture(means, variances.clamp_min(MIN_VARIANCE_RATIO / rows.shape[1]))
+        return Mixture(means, variances.clamp_min(MIN_VARIANCE_RATIO / batch.shape[1]))
 
     def _check_parameters(self) -> None:
         if self.anchors not in ANCHORS:
