@@ -14,6 +14,10 @@ Every result is a line of runs.jsonl, and a run that was stopped goes on:
 
     python benchmarks/auto_unlabelled.py DATA --out OUT
 
+With --sizes the balanced pool is cut to these numbers of pictures, and scikit-learn's digits are a set too:
+
+    python benchmarks/auto_unlabelled.py DATA --out OUT --sizes 16,64,256,1000 --sets "fabric,food bad,digits"
+
 A result has the accuracy and the log-loss without the pool, with it as `auto` decides, always with the learned weights,
 and with constant weights of the regression. With one shot per class `auto` has a constant weight.
 """
@@ -33,6 +37,7 @@ from clipadapter.heads import TextFeatures, create_head
 from clipadapter.heads.auto import unlabelled
 
 SHOTS = (1, 2, 4, 8)
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 KINDS = ("balanced", "skewed", "single", "small", "judged", "foreign")
 CONSTANTS = (0.25, 0.5, 1.0)
 MIN_LEFT, MAX_JUDGED, SMALL_POOL, FOREIGN_POOL, SKEW = 8, 30, 16, 60, 16
@@ -61,6 +66,8 @@ def make_pool(one: Set, name: str, kind: str, judged: np.ndarray, pool: list[np.
     c = len(pool)
     if kind == "judged":
         return one.X[judged]
+    if kind.isdigit():
+        return one.X[rng.permutation(np.concatenate(pool))[: int(kind)]]
     if kind == "foreign":
         other = next((other for other in ("steel", "clothing") if other not in name and other in SETS), None)
         if other is None or SETS[other].X.shape[1] != one.X.shape[1]:
@@ -128,6 +135,21 @@ def measure(cell: tuple[str, int, int, tuple[str, ...]]) -> list[dict]:
     return results
 
 
+def load_digits_set(model: FewShotClassifier) -> Set:
+    """110 handwritten digits of each class, from scikit-learn."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rows = np.concatenate([np.flatnonzero(digits.target == k)[:110] for k in range(10)])
+    pictures = [np.uint8(255 - 15.9 * digits.images[i]) for i in rows]
+    pictures = [np.asarray(Image.fromarray(each).resize((224, 224)).convert("RGB")) for each in pictures]
+    features = model.extract_features(pictures, [DIGITS[digits.target[i]] for i in rows], DIGITS)
+    text = model.encode_classes(DIGITS)
+    labels = np.array([DIGITS.index(label) for label in features.y])
+    return Set(features.plain, labels, text.embeddings, text.logit_scale, blocks=features.blocks)
+
+
 def start(sets: dict[str, Set]) -> None:
     SETS.update(sets)
     torch.set_num_threads(1)
@@ -138,7 +160,7 @@ def run(args) -> list[dict]:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "runs.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {(r["set"], r["shots"], r["seed"]) for r in records}
+    known = {(r["set"], r["shots"], r["seed"], r["kind"]) for r in records}
 
     def classifier():
         model = FewShotClassifier(encoder=args.encoder, quality=args.quality, precision="fp32", progress=True)
@@ -146,8 +168,12 @@ def run(args) -> list[dict]:
         return model
 
     sets = load_sets(args.data, classifier, False)
-    cells = [(s, k, seed, KINDS) for seed in range(args.draws) for k in SHOTS for s in sets]
-    cells = [cell for cell in cells if cell[:3] not in known]
+    if args.sizes:
+        sets["digits"] = load_digits_set(classifier())
+    sets = {name: one for name, one in sets.items() if not args.sets or name in args.sets.split(",")}
+    kinds = tuple(args.sizes.split(",")) if args.sizes else KINDS
+    cells = [(s, k, seed, kinds) for seed in range(args.draws) for k in SHOTS for s in sets]
+    cells = [cell for cell in cells if (*cell[:3], kinds[0]) not in known]
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.workers, start, (sets,)) as workers, path.open("a") as file:
         for results in workers.imap_unordered(measure, cells):
@@ -171,7 +197,7 @@ def table(records: list[dict]) -> str:
         ]
         lines += ["", "| pool | used | " + " | ".join(columns) + " | best constant | worst set | log-loss |"]
         lines.append("|---|" + "---:|" * (len(columns) + 4))
-        for kind in KINDS:
+        for kind in dict.fromkeys(r["kind"] for r in part):
             of_kind = [r for r in part if r["kind"] == kind]
             if not of_kind:
                 continue
@@ -198,6 +224,8 @@ def main() -> None:
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--sets", default="", help="names of the sets; by default all")
+    parser.add_argument("--sizes", default="", help="numbers of pictures, in place of the kinds of pools")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs.jsonl and table.md")
     args = parser.parse_args()
     text = table(run(args))
