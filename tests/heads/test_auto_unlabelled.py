@@ -178,6 +178,9 @@ def test_blocks_that_are_not_used_stay_unused_and_a_smaller_copy_keeps_its_pictu
     shots, pool, test = with_blocks(X), with_blocks(POOL), with_blocks(TEST[0])
     fitted = Auto().fit(shots, Y, TEXT, unlabelled=pool, blocks=blocks)
     assert fitted.unlabelled_share_ > 0
+    parts = {name: part.std(axis=1).mean() for name, part in fitted.block_logits(fitted.kept_pictures).items()}
+    for name, share in fitted.block_shares().items():
+        assert share == pytest.approx(parts.get(name, 0) / sum(parts.values()), rel=1e-3)
     small = fitted.restrict_blocks(fitted.used_blocks())
     columns = np.concatenate([np.arange(0, D), np.arange(D, 2 * D)])
     if small.used_blocks() == ("final", "inner"):

@@ -328,6 +328,11 @@ class Auto(Head):
         self.bias_ += mixture.bias
         if self.block_weight_ is not None:
             self.block_weight_ = mixture.teacher_weight * self.block_weight_ + mixture.weight[:, d:]
+            parts = self._block_logits(X)
+            spreads = [
+                float(parts[block.name].std(dim=1).mean()) if block.name in parts else 0.0 for block in shots.blocks
+            ]
+            self.block_share_ = torch.tensor(spreads) / sum(spreads)
         return mixture.held_out
 
     def _to_out_of_fold(self, inputs: ExpertInputs, held_out: HeldOut) -> OutOfFold | None:
