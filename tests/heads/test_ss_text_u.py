@@ -92,9 +92,10 @@ def test_a_class_of_frequency_zero_gets_no_picture():
     assert not np.allclose(head.weight_[1], alone[1])
 
 
-def test_a_marginal_is_scaled_to_sum_one():
-    first, second = (fitted(SsTextU(marginal=r)).weight_ for r in ([0.2, 0.3, 0.5], [2, 3, 5]))
-    np.testing.assert_allclose(first, second, rtol=1e-12)
+def test_a_marginal_is_scaled_to_sum_one_and_may_be_text():
+    first, *others = (fitted(SsTextU(marginal=r)).weight_ for r in ([0.2, 0.3, 0.5], [2, 3, 5], "0.2, 0.3,0.5"))
+    for other in others:
+        np.testing.assert_allclose(first, other, rtol=1e-12)
 
 
 def test_official_takes_the_class_frequencies_of_the_shots_and_starts_from_text():
@@ -142,6 +143,7 @@ def test_order_of_classes_only_permutes_the_logits(factor, seed):
     ("params", "message"),
     [
         ({"marginal": "pool"}, "marginal must be one of estimated, shots, uniform or one number per class"),
+        ({"marginal": 0.5}, "or one number per class, but is 0.5"),
         ({"marginal": [0.5, 0.5]}, "one number per class, 3 in all"),
         ({"marginal": [1, -1, 1]}, "none negative"),
         ({"marginal": [0, 0, 0]}, "none negative"),

@@ -51,7 +51,7 @@ class SsTextU(Head):
 
     Args:
         marginal: class frequencies of the pictures without labels: "estimated" from their features, "shots" for those
-            of the shots, "uniform", or one number per class in the order of ``classes_``.
+            of the shots, "uniform", or one number per class in the order of ``classes_``, also as text such as "0.2,0.8".
         start: class vectors of the first assignment: "shots" for those of text and shots, or "text".
         updates: number of updates of assignments and class vectors; 0 does not use the pictures without labels.
         rounds: number of Sinkhorn rounds per update; 0 assigns by softmax, without class frequencies.
@@ -111,16 +111,17 @@ class SsTextU(Head):
 
     def _class_frequencies(self, shots: SupportSet, pictures: Tensor) -> Tensor:
         """Class frequencies (c,) of the pictures (m, d), which sum to 1."""
-        if isinstance(self.marginal, str):
-            if self.marginal not in MARGINALS:
-                raise InputError(
-                    f"marginal must be one of {', '.join(MARGINALS)} or one number per class, but is "
-                    f"{brief(self.marginal)}"
-                )
-            if self.marginal == "estimated":
-                return estimate_pool_frequencies(shots)
-            return class_marginal(shots.counts) if self.marginal == "shots" else class_marginal(0 * shots.counts + 1)
-        marginal = torch.as_tensor(self.marginal, dtype=pictures.dtype)
+        if self.marginal == "estimated":
+            return estimate_pool_frequencies(shots)
+        if self.marginal in ("shots", "uniform"):
+            return class_marginal(shots.counts if self.marginal == "shots" else torch.ones_like(shots.counts))
+        try:
+            numbers = self.marginal.split(",") if isinstance(self.marginal, str) else self.marginal
+            marginal = torch.tensor([float(number) for number in numbers], dtype=pictures.dtype)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"marginal must be one of {', '.join(MARGINALS)} or one number per class, but is {brief(self.marginal)}"
+            ) from None
         if marginal.shape != (shots.n_classes,) or not (marginal >= 0).all() or not 0 < marginal.sum() < torch.inf:
             raise InputError(
                 f"marginal must have one number per class, {shots.n_classes} in all, none negative, but is "
