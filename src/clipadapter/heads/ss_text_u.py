@@ -51,7 +51,7 @@ class SsTextU(Head):
 
     Args:
         marginal: class frequencies of the pictures without labels: "estimated" from their features, "shots" for those
-            of the shots, "uniform", or one number per class in the order of ``classes_``, also as text such as "0.2,0.8".
+            of the shots, "uniform", or one number per class in the order of ``classes_``, also as text: "0.2,0.8".
         start: class vectors of the first assignment: "shots" for those of text and shots, or "text".
         updates: number of updates of assignments and class vectors; 0 does not use the pictures without labels.
         rounds: number of Sinkhorn rounds per update; 0 assigns by softmax, without class frequencies.
