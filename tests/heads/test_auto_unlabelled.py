@@ -161,7 +161,7 @@ def test_why_pictures_are_not_used():
     only_text = Auto().fit(X[:12], Y[:12], TEXT, unlabelled=POOL)
     assert only_text.describe_unlabelled() == "not used: a class has no shot"
     too_few = Auto().fit(X, Y, TEXT, unlabelled=np.concatenate([X, POOL[:2]]))
-    assert too_few.describe_unlabelled() == "not used: hardly any of them is not a shot"
+    assert too_few.describe_unlabelled() == "not used: too few are left without those that are shots"
     targets = (Y[:, None] == np.array(NAMES)).astype(int)
     several = Auto().fit(X, targets, TEXT, unlabelled=POOL)
     assert several.describe_unlabelled() == "not used: pictures may have several labels"

@@ -77,7 +77,7 @@ UNUSED_REASONS = (
     "held-out shots do not gain",
     "a class has no shot",
     "there are so many shots that they bring little",
-    "hardly any of them is not a shot",
+    "too few are left without those that are shots",
     "pictures may have several labels",
     "no shot can be held out, and few of the classes seem to be among them",
 )
