@@ -164,8 +164,8 @@ def table(records: list[dict]) -> str:
         def means(value, metric, cells=cells, by_value=by_value, sets=sets):
             return np.array([np.mean([100 * by_value[value][c][metric] for c in cells if c[0] == s]) for s in sets])
 
-        first = next(iter(by_value))
-        for value in by_value:
+        first, *_ = values = sorted(by_value, key=str)  # "auto" last
+        for value in values:
             gain, other = (means(value, m) - means(first, m) for m in ("balanced", "as shots"))
             error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
             chosen = [by_value[value][c]["chosen"] for c in cells]
