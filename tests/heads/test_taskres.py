@@ -51,7 +51,7 @@ def taskres_by_hand(X, target, text, alpha, steps, lr=2e-3, decay=5e-4):
 @pytest.mark.parametrize("decay", [0.0, 5e-4])
 def test_ten_steps_are_the_published_recipe(case, alpha, decay):
     X, target, text = case
-    recipe = {"text_norm": LENGTHS, "schedule": "constant", "epochs": 10, "logit_adjustment": 0.0}
+    recipe = {"text_norm": LENGTHS, "schedule": "constant", "epochs": 10, "logit_adjustment": 0.0, "gce_q": 0.0}
     fitted = fit_unequal_shots(TaskRes(alpha=alpha, weight_decay=decay, **recipe), case)
     weight = taskres_by_hand(X, target, text, alpha, 10, decay=decay)
     np.testing.assert_allclose(fitted.logits(X), logits_by_hand(X, weight), rtol=1e-9, atol=1e-9)
