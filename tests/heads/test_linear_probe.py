@@ -83,7 +83,7 @@ def test_the_default_tolerance_is_near_the_optimum():
 
 
 def test_equal_rows_leave_the_shares_of_the_classes():
-    fitted = LinearProbe(C=1.0, tol=1e-6).fit(np.ones((4, 3)), ["a", "b", "b", "b"])
+    fitted = LinearProbe(logit_adjustment=0.0, C=1.0, tol=1e-6).fit(np.ones((4, 3)), ["a", "b", "b", "b"])
     np.testing.assert_allclose(fitted.predict_proba([[1.0, 1.0, 1.0]]), [[0.25, 0.75]], atol=1e-4)
 
 
