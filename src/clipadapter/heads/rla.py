@@ -6,7 +6,6 @@ logits, so that it means the same at any scale. Where classes have unequal shots
 the classes that have any. Steps are 150 for 300, which end as well; they take 256 pictures at most where the released
 code takes all, and each draws a view of each picture where that code takes the views in turn. `Rla.official` does as
 that code does.
-By default the loss is generalised cross-entropy (`gce_q`), which is better on development sets with right labels too.
 With unequal shots the default adjusts logits in training (`heads.label_loss`), which is ours.
 """
 
@@ -23,11 +22,10 @@ from clipadapter.heads.registry import register_head
 
 @register_head(
     "rla",
-    version=3,
+    version=2,
     paper="https://arxiv.org/abs/2410.05270",
     fidelity="verified: `Rla.official` gives the matrix, loss and logits of the authors' code. The default has a "
-    "penalty relative to the logit scale, a shorter recipe and another loss (`gce_q`), and adjusts logits for unequal "
-    "shots.",
+    "penalty relative to the logit scale and a shorter recipe, and adjusts logits for unequal shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class Rla(LinearAdapterHead):
@@ -45,7 +43,6 @@ class Rla(LinearAdapterHead):
 
     temperature_prior = (0.67, 0.74, 0.67, 0.81, 1.0)
 
-    gce_q: float | str = 0.7
     steps: int = 150
 
     @classmethod
@@ -55,6 +52,5 @@ class Rla(LinearAdapterHead):
         Args:
             changes: parameters to set otherwise.
         """
-        recipe = {"penalty": "1/n", "steps": 300, "batch_size": None, "cycle_views": True}
-        recipe |= {"logit_adjustment": 0.0, "gce_q": 0.0}
+        recipe = {"penalty": "1/n", "steps": 300, "batch_size": None, "cycle_views": True, "logit_adjustment": 0.0}
         return cls(**{**recipe, **changes})
