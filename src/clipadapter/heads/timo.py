@@ -27,7 +27,7 @@ leave-one-out: without a shot, the order of the prompts of its class changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,6 +57,8 @@ GAMMAS = tuple(float(gamma) for gamma in range(5, 101, 5))
 """Values of gamma that TIMO-S searches, as published."""
 CLASSES_PER_BLOCK = 64
 """Classes whose prompts are added to the sums at a time: each addition passes over a (d, d) matrix."""
+MAX_HELD_OUT_LOGITS = 2**22
+"""Logits of held-out shots that a choice reads: 34 MB in float64. Of more, rows at equal distances are taken."""
 BETA_STEPS = 10
 """Number of values of beta that TIMO-S searches, as published: from one prompt to every prompt twice."""
 
@@ -256,28 +258,36 @@ class Timo(Head):
         splits = hyperparameter_folds(shots, self.folds, self.seed) if self.search or is_chosen else []
         if not splits:
             return fixed
-        parts = [(text_shots.take(train), unit(text_shots.rows[held_out, 0])) for train, held_out in splits]
+        step = math.ceil(len(shots.labels) * shots.n_classes / MAX_HELD_OUT_LOGITS)
+        splits = [(train, held_out[::step]) for train, held_out in splits]
         labels = torch.cat([text_shots.labels[held_out] for _, held_out in splits])
+
+        def parts() -> Iterator[tuple[TextShots, Tensor]]:
+            """Training shots and held-out rows of one fold at a time: the copies of all folds take gigabytes."""
+            return ((text_shots.take(train), unit(text_shots.rows[held_out, 0])) for train, held_out in splits)
 
         def loss(logits: Tensor) -> float:
             return float(losses_at_best_temperature(logits, labels)[0].mean())
 
         gamma, betas = fixed.gamma, (fixed.beta,)
         if self.search:
-            gamma = min(GAMMAS, key=lambda value: loss(torch.cat([x @ guide_text(s, value)[0].T for s, x in parts])))
+            gamma = min(GAMMAS, key=lambda value: loss(torch.cat([x @ guide_text(s, value)[0].T for s, x in parts()])))
             n_prompts = max(len(prompts) for prompts in text_shots.prompts)
             betas = tuple(dict.fromkeys(np.linspace(1, 2 * n_prompts, BETA_STEPS).astype(int).tolist()))
-        guided = [guide_text(part, gamma) for part, _ in parts]
-        from_text = torch.cat([x @ text.T for (_, x), (text, _) in zip(parts, guided, strict=True)])
-        losses = {}
-        for beta in betas:
-            from_shots = []
-            for (part, x), (_, scores) in zip(parts, guided, strict=True):
+        from_text: list[Tensor] = []
+        from_shots: dict[int | None, list[Tensor]] = {beta: [] for beta in betas}
+        for part, x in parts():
+            text, scores = guide_text(part, gamma)
+            from_text.append(x @ text.T)
+            for beta in betas:
                 weight, bias = guided_gaussians(part, scores, beta)
-                from_shots.append(x @ weight.T + bias)
-            for ratio in ALPHA_RATIOS:
-                settings = Settings(ratio * shots.scale, beta, gamma)
-                losses[settings] = loss(settings.alpha * from_text + torch.cat(from_shots))
+                from_shots[beta].append(x @ weight.T + bias)
+        text_logits = torch.cat(from_text)
+        losses = {
+            Settings(ratio * shots.scale, beta, gamma): loss(ratio * shots.scale * text_logits + torch.cat(logits))
+            for beta, logits in from_shots.items()
+            for ratio in ALPHA_RATIOS
+        }
         return min(losses, key=lambda settings: losses[settings])
 
 
