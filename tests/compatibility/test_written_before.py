@@ -14,6 +14,8 @@ import pytest
 from clipadapter import FeatureStore, FewShotClassifier, Predictor
 from clipadapter.bench import fitting, load_study, read_runs, run_suite
 from clipadapter.bench.launchers import create_launcher
+from clipadapter.heads import create_head, default_parameters, head_info, list_heads
+from clipadapter.persistence import load_model
 from clipadapter.studio import Project
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -30,6 +32,27 @@ def test_a_saved_model_gives_the_probabilities_that_it_gave(folder, name):
     model = FewShotClassifier.load(FIXTURES / folder / name, cache=None)
     expected = json.loads((FIXTURES / folder / "answers.json").read_text())["answers"][name]
     np.testing.assert_allclose(model.predict_proba(TEST_PICTURES), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["taskres", "linear-probe", "lp++"])
+def test_an_old_model_is_edited_with_the_loss_that_it_was_fitted_with(name):
+    folder = FIXTURES / "models-format-3" / name
+    before = load_model(folder)
+    names = {"logit_adjustment", "gce_q"} & set(before.head.get_params())
+    assert {key: before.head.get_params()[key] for key in names} == dict.fromkeys(names, 0.0)
+
+    edited = FewShotClassifier.load(folder, cache=None).add_examples(TEST_PICTURES[:2], ["red", "red"])
+    support = edited.support_  # 6 shots of red, 4 of the others
+    saved = json.loads((folder / "config.json").read_text())["head"]["params"]
+    expected = create_head(name, **saved, **dict.fromkeys(names, 0.0))
+    expected.fit_from(before.head, support.X, support.y, text=before.text)
+    np.testing.assert_allclose(edited.head_.logits(support.plain), expected.logits(support.plain), rtol=1e-5)
+
+
+def test_values_for_old_models_are_those_of_parameters():
+    for name in list_heads():
+        cls = head_info(name).cls
+        assert set(cls.before_added) <= set(default_parameters(name)), name
 
 
 def test_a_change_of_an_earlier_version_can_be_undone():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class LogitAdjustedHead(Head):
             as frequent as in the shots. No effect with equal shots per class, and for multi-label pictures.
     """
 
+    before_added: ClassVar[Mapping[str, Any]] = {"logit_adjustment": 0.0}
+
     logit_adjustment: float = 1.0
 
     def _log_prior(self, counts: Tensor) -> Tensor | None:
@@ -66,6 +69,8 @@ class LabelLossHead(LogitAdjustedHead):
             out shots do not look as if 5 % of the labels or more were wrong; else it fits in the folds with 0.7 as
             well, and takes what predicts held-out shots better. Not used for multi-label pictures.
     """
+
+    before_added: ClassVar[Mapping[str, Any]] = {**LogitAdjustedHead.before_added, "gce_q": 0.0}
 
     gce_q: float | str = 0.0
 

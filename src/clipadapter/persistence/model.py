@@ -154,7 +154,7 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
         blocks = _blocks(encoder)
         scale, bias = encoder.logit_scale, encoder.logit_bias
         text = TextFeatures.of_stored_rows(names, arrays.pop(TEXT_KEY), scale, bias, order="given")
-        head = create_head(config.head.name, **config.head.params)
+        head = _create_head(config.head)
         if text.absent and head.needs_text:
             raise InputError(f"there is no class text of {format_list(text.absent)}")
         head = head.load_state(arrays, names, encoder.dim, blocks)
@@ -213,13 +213,15 @@ def _read_fold_heads(arrays: Mapping[str, NDArray[Any]], config: ModelConfig) ->
     for key, value in arrays.items():
         fold, name = key.split(".", 1)
         states.setdefault(int(fold), {})[name] = value
-    head = config.head
     return tuple(
-        create_head(head.name, **head.params).load_state(
-            states[i], config.class_names, config.encoder.dim, _blocks(config.encoder)
-        )
+        _create_head(config.head).load_state(states[i], config.class_names, config.encoder.dim, _blocks(config.encoder))
         for i in sorted(states)
     )
+
+
+def _create_head(saved: SavedHead) -> Head:
+    """The head, not fitted. Parameters that were added after the model was saved keep the fit as it was."""
+    return create_head(saved.name, **{**head_info(saved.name).cls.before_added, **saved.params})
 
 
 def registered_name(head: Head) -> str | None:
