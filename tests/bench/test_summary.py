@@ -76,6 +76,16 @@ def test_heads_that_saw_more_than_the_shots_are_marked(make_run):
     assert summarise(runs).heads == ("a (transductive)", "b (validation: the test part)")
 
 
+@pytest.mark.parametrize(("markdown", "mark"), [(False, "*"), (True, r"\*")])
+def test_a_table_says_which_heads_saw_the_test_pictures(make_run, markdown, mark):
+    runs = [make_run("a", flags=Flags(transductive=True)), make_run("b")]
+    lines = table(runs, markdown=markdown).splitlines()
+    assert [line.strip("| ").startswith("a *") for line in lines if "50.0" in line] == [True, False]
+    (note,) = [line for line in lines if line.startswith(mark)]
+    assert note.startswith(f"{mark} transductive: fitted to the test pictures too, without their labels")
+    assert "transductive" not in table([make_run("b")], markdown=markdown)
+
+
 @pytest.mark.parametrize("markdown", [False, True])
 def test_heads_that_are_not_as_published_are_marked_and_explained(make_run, markdown):
     runs = [make_run(head, seed=seed) for head in ("auto", "tip-adapter", "someone's own") for seed in (1, 2)]

@@ -12,7 +12,7 @@ from clipadapter.formatting import shorten_name
 from clipadapter.heads import fidelity_of
 from clipadapter.metrics import METRICS, mean_sd, metrics_shown
 from clipadapter.registry import unknown
-from clipadapter.rendering.marks import BEST, NOT_AS_PUBLISHED
+from clipadapter.rendering.marks import BEST, NOT_AS_PUBLISHED, TRANSDUCTIVE
 
 Metric = str
 """Name of a metric of records, as in `clipadapter.metrics.METRICS`."""
@@ -59,6 +59,7 @@ class Summary:
         cells: by head and shots.
         seconds: mean seconds of a fit of each head with the most shots; None if it failed.
         methods: registered name of each head.
+        labels: name of each head in a table, where a mark says that it is transductive.
     """
 
     metric: Metric
@@ -67,6 +68,7 @@ class Summary:
     cells: dict[tuple[str, int], Cell]
     seconds: dict[str, float | None]
     methods: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
     def best(self, shots: int) -> set[str]:
         """The heads whose printed mean is the best of a column."""
@@ -133,7 +135,7 @@ def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
         times = [run.seconds.fit for run in head_runs if run.seconds is not None and run.shots == shots[-1]]
         seconds[head] = mean_sd(times)[0] if times else None
     methods = {_title(run): run.method for run in runs}
-    return Summary(metric, heads, shots, cells, seconds, methods)
+    return Summary(metric, heads, shots, cells, seconds, methods, {_title(run): _label(run) for run in runs})
 
 
 def table(
@@ -172,7 +174,7 @@ def table(
         cells = [_cell(summary.cells[head, n], metric, head in best[n], markdown) for n in summary.shots]
         rows.append(
             [
-                f"{shorten_name(head)} {fidelity_mark([summary.methods[head]])}".rstrip(),
+                f"{shorten_name(summary.labels[head])} {fidelity_mark([summary.methods[head]])}".rstrip(),
                 *cells,
                 time if beside is None or other is None else _cell(other.cells[head, most], beside, False, markdown),
             ]
@@ -184,8 +186,18 @@ def table(
 def _title(run: Run) -> str:
     """A head's name with what qualifies its metrics."""
     marks = ["transductive"] if run.flags.transductive else []
-    marks += [] if run.flags.validation == "none" else [f"validation: {run.flags.validation}"]
+    marks += _validation(run)
     return f"{run.head} ({', '.join(marks)})" if marks else run.head
+
+
+def _label(run: Run) -> str:
+    """The same with a mark in place of the word, for a table that explains the mark."""
+    name = f"{run.head} ({text})" if (text := ", ".join(_validation(run))) else run.head
+    return f"{name} {TRANSDUCTIVE}" if run.flags.transductive else name
+
+
+def _validation(run: Run) -> list[str]:
+    return [] if run.flags.validation == "none" else [f"validation: {run.flags.validation}"]
 
 
 def fidelity_mark(methods: Iterable[str]) -> str:
@@ -270,6 +282,12 @@ def _notes(runs: Sequence[Run], summary: Summary, markdown: bool) -> list[str]:
         f"{METRICS[summary.metric].title_with_unit}, {spread}, {counts} test pictures of {classes} classes; {mark}: "
         "best at these shots"
     ]
+    if any(run.flags.transductive for run in runs):
+        escaped = f"\\{TRANSDUCTIVE}" if markdown else TRANSDUCTIVE  # at the start of a line it makes a list
+        notes.append(
+            f"{escaped} transductive: fitted to the test pictures too, without their labels; heads without "
+            f"{escaped} did not see them"
+        )
     notes += fidelity_notes(summary.methods.values())
     errors = dict.fromkeys(f"{_title(run)} failed: {run.error}" for run in runs if run.error is not None)
     # Markdown joins consecutive lines.
