@@ -6,6 +6,7 @@ check a path first.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from clipadapter.formats import is_exported
@@ -40,10 +41,20 @@ def why_no_model(path: str | Path) -> str:
     if is_folder:
         return "" if has_config else f"{path} holds no model: it has no {CONFIG_FILE}. 'clipadapter fit' makes one"
     if not exists:
-        return f"there is no folder {path}: give the one that 'clipadapter fit' wrote"
+        return f"there is no folder {path}{_suggest(folder) or ': give'} the one that 'clipadapter fit' wrote"
     if is_exported(folder):
         return (
             f"{path} is an exported file, which only 'clipadapter predict', 'serve' and 'monitor' take: give the "
             "folder that 'clipadapter fit' wrote"
         )
     return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
+
+
+def _suggest(missing: Path) -> str:
+    """The start of advice that names the saved model of a similar name beside a missing folder; "" without one."""
+    try:
+        siblings = [entry.name for entry in missing.absolute().parent.iterdir() if (entry / CONFIG_FILE).is_file()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(missing.name, siblings, n=1)
+    return f". Did you mean '{missing.with_name(close[0])}'? Give" if close else ""

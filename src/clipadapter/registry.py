@@ -22,6 +22,8 @@ from clipadapter.declarations import Declaration, PackageSource
 from clipadapter.errors import MAX_BRIEF_CHARACTERS, InputError, UnknownNameError, brief
 
 T = TypeVar("T")
+MAX_OWNERS = 5
+"""Members that an error lists as those which take a parameter."""
 MAX_LISTED_NAMES = 100
 """Known names that an error lists: all heads, but not all of a thousand classes."""
 
@@ -162,7 +164,14 @@ class Registry(Generic[T]):
         if not declared:
             self.info(name).check_parameter(parameter)
         elif parameter not in declared:
-            raise unknown(f"parameter of {name}", parameter, list(declared))
+            error = unknown(f"parameter of {name}", parameter, list(declared))
+            owners = [other for other in sorted(self._source.modules) if parameter in self._source.parameters(other)]
+            raise UnknownNameError(f"{error}. {self._describe_owners(owners)}") if owners else error
+
+    def _describe_owners(self, owners: Sequence[str]) -> str:
+        """Which members have a parameter that another one lacks."""
+        more = f" and {len(owners) - MAX_OWNERS} more" if len(owners) > MAX_OWNERS else ""
+        return f"It is a parameter of the {self.kind}s {', '.join(owners[:MAX_OWNERS])}{more}"
 
     def _load(self) -> None:
         """Import the plug-ins; and all modules of the packages if their source declares no members."""

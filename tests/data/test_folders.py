@@ -232,7 +232,7 @@ def test_invalid_sources_raise_errors_with_advice(tmp_path, put):
         ("single", "has only one class, 'cat', but at least two are needed; expected"),
         ("singel", r"there is no folder or file '.*singel'\. Did you mean '.*single'\?"),
         ("no/where", r"Even '.*no' does not exist"),
-        ("photo.jpg", "neither a folder nor a manifest; expected"),
+        ("photo.jpg", "neither a folder nor a table; expected"),
     ):
         with pytest.raises(DataError, match=message):
             load_dataset(tmp_path / name)

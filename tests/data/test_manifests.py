@@ -110,7 +110,7 @@ def test_one_missing_picture_is_left_to_the_reader(folder):
             "some rows have a split and some do not",
         ),
         ("a.parquet", "no parquet", r"a\.parquet is not a Parquet file"),
-        ("a.json", "{}", "neither a folder nor a manifest"),
+        ("a.json", "{}", "neither a folder nor a table"),
     ],
 )
 def test_errors_say_where_and_what(folder, name, text, message):

@@ -7,6 +7,7 @@ import torch
 from clipadapter.errors import ArtifactError, InputError, UnknownNameError
 from clipadapter.heads import TextFeatures, base, create_head, head_info, list_heads
 from clipadapter.heads.base import Head
+from clipadapter.heads.registry import HEADS
 from clipadapter.testing import toy_features
 from clipadapter.testing.heads import check_unlabelled_pictures
 
@@ -73,6 +74,8 @@ def test_state_of_another_shape_is_refused():
 def test_a_parameter_that_the_head_lacks_is_named_with_the_one_that_comes_close():
     with pytest.raises(UnknownNameError, match="no parameter of tip-adapter is called 'alfa'. Did you mean 'alpha'?"):
         create_head("tip-adapter", alfa=3)
+    with pytest.raises(UnknownNameError, match="It is a parameter of the heads .*, clip-adapter, .* more"):
+        HEADS.check_parameter("auto", "logit_adjustment")
     with pytest.raises(UnknownNameError, match="no parameter of zero-shot is called 'alpha'. Known: none"):
         create_head("zero-shot", alpha=3)
 

@@ -71,6 +71,7 @@ from clipadapter.encoders import (
 )
 from clipadapter.errors import ImageError, InputError
 from clipadapter.features import (
+    FEWER_PREDICTION_VIEWS,
     Extraction,
     FeatureSet,
     PerEpochViews,
@@ -970,7 +971,7 @@ class FewShotClassifier:
         """Features of views of pictures that are predicted; those of many pictures must fit into memory."""
         spec = prediction_views(views, self.seed)
         if views > 1:
-            self._view_cost(len(images), spec).check()
+            self._view_cost(len(images), spec).check(FEWER_PREDICTION_VIEWS)
         return self._extract(images, spec, strict)
 
     def _open_text_tower(self) -> Callable[[], TextTower] | None:

@@ -188,10 +188,17 @@ class ModelEncoderOptions(BackendOptions, MovedEncoder):
         return Predictor(path, backend=self.backend)
 
 
-def note_backend(opened: Encoder, used: Encoder, out: Output) -> None:
-    """Note which backend runs the image tower, if it is not the encoder that was opened."""
+def note_backend(opened: Encoder, used: Encoder, out: Output, changed: str = "image tower") -> None:
+    """Note which backend runs the image tower, or how it was tuned, if it is not the encoder that was opened.
+
+    Args:
+        opened: the encoder before.
+        used: the encoder after.
+        out: where it is noted.
+        changed: what differs. A tuned encoder may differ in the text tower only.
+    """
     if used.info.note != opened.info.note:
-        out.note(f"image tower: {used.info.note.removeprefix(opened.info.note).lstrip('; ')}")
+        out.note(f"{changed}: {used.info.note.removeprefix(opened.info.note).lstrip('; ')}")
 
 
 def check_device(device: str) -> None:

@@ -54,8 +54,12 @@ class PromptOptions:
         """
         from clipadapter.data import class_prompts, read_descriptions
 
+        class_prompts(class_names, self.templates)
         descriptions = read_descriptions(self.descriptions) if self.descriptions else None
-        class_prompts(class_names, self.templates, descriptions)
+        try:
+            class_prompts(class_names, self.templates, descriptions)
+        except InputError as error:
+            raise type(error)(f"{self.descriptions}: {error}") from error
         return {"templates": self.templates, "descriptions": descriptions}
 
 

@@ -177,11 +177,11 @@ def report_uncertainty(uncertainty: Uncertainty, calibration: str) -> Uncertaint
     calibrator, decisions = uncertainty.calibrator, uncertainty.decisions
     method = "temperature" if calibrator.weight is None else "vector scaling, temperature"
     source = (
-        f"{calibrator.n} held-out shots ({uncertainty.held_out_by})"
+        f"from {calibrator.n} held-out shots ({uncertainty.held_out_by})"
         if calibrator.n
-        else "no held-out shots, only the prior of the head"
+        else "a usual value of this head: no shot could be held out, so it was not learned from your pictures"
     )
-    fitted = f"{method} {calibrator.temperature:.3g}, from {source}"
+    fitted = f"{method} {calibrator.temperature:.3g}, {source}"
     lines = [("calibration", "none: the softmax of the logits" if calibration == "none" else fitted)]
     data: dict[str, Any] = {
         "temperature": calibrator.temperature,

@@ -98,14 +98,14 @@ class Dataset:
         if self.multilabel:
             raise DataError(
                 f"'{self.name}' is multi-label (it has a column 'labels'), but this needs one label per picture: give "
-                "a manifest with a column 'label' ('fit', 'predict' and 'eval' take several labels)"
+                "a table with a column 'label' ('fit', 'predict' and 'eval' take several labels)"
             )
         unlabelled = [sample.path for sample in self.samples if sample.label is None]
         if unlabelled:
             count = f"{len(unlabelled)} of {len(self.samples)} pictures of '{self.name}'"
             raise DataError(
                 f"{count} have no label: {format_list(unlabelled)}. "
-                "Put each class into its own folder, or give a manifest with a column 'label'."
+                "Put each class into its own folder, or give a table with a column 'label'."
             )
         return [sample.label for sample in self.samples if sample.label is not None]
 

@@ -20,7 +20,7 @@ SIMILAR_FOLDERS = (
 )
 _LAYOUTS = (
     "expected one folder per class, such as ROOT/cat/1.jpg and ROOT/dog/1.jpg, optionally under ROOT/train, "
-    f"ROOT/val and ROOT/test, or a manifest ({', '.join(MANIFEST_SUFFIXES)}) with the columns path and label, or labels"
+    f"ROOT/val and ROOT/test, or a table ({', '.join(MANIFEST_SUFFIXES)}) with the columns path and label, or labels"
 )
 
 
@@ -115,7 +115,7 @@ def read_listing(source: str | Path, root: str | Path | None = None) -> Listing:
     if not path.exists():
         return _read_named_set(source, root)
     if not is_manifest(path):
-        raise DataError(f"'{printable(source)}' is neither a folder nor a manifest; {_LAYOUTS}")
+        raise DataError(f"'{printable(source)}' is neither a folder nor a table; {_LAYOUTS}")
     return read_manifest(path)
 
 

@@ -139,8 +139,8 @@ def _jsonl_rows(path: Path) -> _NumberedRows:
 
 
 def _parquet_rows(path: Path) -> _NumberedRows:
-    parquet = require("pyarrow.parquet", "parquet", "Reading a Parquet manifest")
-    arrow = require("pyarrow", "parquet", "Reading a Parquet manifest")
+    parquet = require("pyarrow.parquet", "parquet", "Reading a Parquet table")
+    arrow = require("pyarrow", "parquet", "Reading a Parquet table")
     try:
         with open_regular(path) as file:
             table = parquet.read_table(file)

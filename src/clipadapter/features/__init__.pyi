@@ -24,6 +24,9 @@ from .store import FeatureStore as FeatureStore
 from .store import feature_key as feature_key
 from .text import encode_classes as encode_classes
 from .views import (
+    FEWER_PREDICTION_VIEWS as FEWER_PREDICTION_VIEWS,
+)
+from .views import (
     PER_EPOCH as PER_EPOCH,
 )
 from .views import (

@@ -121,11 +121,21 @@ def test_names_templates_and_descriptions_reach_the_model(squares, tmp_path, fit
         *("--templates", "dtd", "--templates", "a {} square."),
     )
     assert result.exit_code == 0, result.stderr
+    assert ["descriptions", "1", "sentence", "for", "1", "of", "3", "classes"] in map(
+        str.split, result.stdout.splitlines()
+    )
     assert FewShotClassifier.load(tmp_path / "model").prompts_ == {
         "blue": ["the blue sky"],
         "green": ["green texture.", "a green square."],
         "crimson red": ["crimson red texture.", "a crimson red square."],
     }
+
+
+def test_a_description_of_no_class_is_refused_with_the_name_of_the_file(squares, tmp_path, fit):
+    sentences = tmp_path / "sentences.json"
+    sentences.write_text('{"bleu": ["the blue sky"]}')
+    result = fit(squares, "--descriptions", sentences)
+    assert f"error: {sentences}: no class is called 'bleu'. Did you mean 'blue'?" in result.stderr
 
 
 def test_no_support_keeps_no_shots(squares, tmp_path, fit):

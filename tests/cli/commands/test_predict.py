@@ -28,6 +28,14 @@ def test_json_lines(squares, model, run):
     assert found["top"][0]["score"] >= found["top"][1]["score"]
 
 
+def test_too_many_views_are_refused_before_the_model_is_loaded(squares, model, run):
+    result = run("predict", model, squares / "red" / "0.png", "--views", 10**9)
+    assert result.exit_code == 1
+    assert "features of 1000000000 views of 1 picture take" in result.stderr
+    assert "give fewer views, such as views=32 (--views 32)" in result.stderr
+    assert "epochs" not in result.stderr
+
+
 def test_top_beyond_the_classes_gives_all(squares, model, run):
     (found,) = records(run("predict", model, squares / "red" / "0.png", "--top", 99, "--json"))
     assert sorted(one["label"] for one in found["top"]) == ["blue", "green", "red"]
@@ -97,7 +105,7 @@ def test_nothing_readable_is_a_failure(model, tmp_path, run):
     assert "error: the picture can't be read" in result.stderr
     assert "File name too long" in run("predict", model, "x" * 300 + ".png", "--backend", "torch").stderr
     (tmp_path / "empty").mkdir()
-    assert "error: the input has no pictures" in run("predict", model, tmp_path / "empty").stderr
+    assert f"error: there are no pictures in {tmp_path / 'empty'}" in run("predict", model, tmp_path / "empty").stderr
 
 
 def test_strict_fails_at_the_first(squares, model, tmp_path, run):
@@ -143,6 +151,13 @@ def test_what_is_no_model_is_refused(squares, tmp_path, run):
     ):
         errors = run("predict", wrong, picture).stderr
         assert words in errors and "or a file that 'clipadapter export' wrote" in errors
+
+
+def test_a_model_of_a_similar_name_is_suggested(squares, model, run):
+    missing, picture = model.with_name(f"{model.name}x"), squares / "red" / "0.png"
+    assert (
+        f"there is no folder {missing}. Did you mean '{model}'? Give the one" in run("predict", missing, picture).stderr
+    )
 
 
 def test_another_encoder_is_refused(squares, model, tmp_path, run):

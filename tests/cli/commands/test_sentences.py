@@ -67,12 +67,18 @@ def test_domains_are_listed(run):
         (("--class", "cup", "--class", "cup"), "class names must be unique"),
         (("--class", "cup", "--out", "cup.txt"), "does not end with .json"),
         (("--class", "cup", "--class-names", "names.json"), "--class-names renames the classes of pictures"),
+        (("--class", ""), "--class needs a name, but got an empty text"),
+        (("cups.txt", "--class", "mug"), "the class 'mug' is in cups.txt already: leave --class 'mug' out"),
+        (("names.md",), "names.md holds no class names that can be read: give a text file that ends with .txt"),
+        (("photo.jpg",), "or the folder of a saved model"),
         (("empty.txt",), "empty.txt has no class names: write one name per line"),
     ],
 )
 def test_faults_are_one_line(line, message, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.txt").touch()
+    for name in ("empty.txt", "names.md", "photo.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "cups.txt").write_text("cup\nmug\n", encoding="utf-8")
     result = run("sentences", *line)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")

@@ -19,7 +19,7 @@ from clipadapter.cli.options import option_group, output_options, seed_option, s
 from clipadapter.cli.output import Output, facts
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.formatting import describe_shots
+from clipadapter.formatting import describe_shots, format_count
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
@@ -87,7 +87,7 @@ def command(
     if not isinstance(views.views, int):
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
     model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
-    note_backend(opened, model.encoder_, out)
+    note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
     model.save(folder, support=not no_support)
     model.make_quick(folder)
     versions = (version_before, model.history_.version)
@@ -194,6 +194,7 @@ def _report(
         "blocks": _block_records(model),
         "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
         "uncertainty": uncertainty.data,
+        "descriptions": _descriptions_record(model),
         "views": provenance["views"],
         "crop": provenance.get("crop"),
         "computed": provenance["computed"],
@@ -207,12 +208,34 @@ def _report(
         ("skipped", len(skipped)),
         ("head", head.name + _describe_selection(model)),
         *_describe_unlabelled(model, n_unlabelled),
+        *_describe_descriptions(model),
         *uncertainty.lines,
         ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
         *_describe_blocks(model),
         ("seconds", f"{seconds:.1f}"),
     ]
     out.result(result, facts(lines))
+
+
+def _descriptions_record(model: FewShotClassifier) -> dict[str, int] | None:
+    """Return how many classes have sentences in place of templates, and how many sentences; None without any."""
+    from clipadapter.data import clean_name
+
+    if not model.descriptions:
+        return None
+    classes = {clean_name(name) for name in model.descriptions}
+    return {"classes": len(classes), "sentences": sum(map(len, model.descriptions.values()))}
+
+
+def _describe_descriptions(model: FewShotClassifier) -> list[tuple[str, str]]:
+    """Describe the same for people."""
+    record = _descriptions_record(model)
+    if record is None:
+        return []
+    text = (
+        f"{format_count(record['sentences'], 'sentence')} for {record['classes']} of {len(model.class_names_)} classes"
+    )
+    return [("descriptions", text)]
 
 
 def _unlabelled_record(model: FewShotClassifier, n_unlabelled: int) -> dict[str, Any] | None:
@@ -227,8 +250,6 @@ def _unlabelled_record(model: FewShotClassifier, n_unlabelled: int) -> dict[str,
 
 def _describe_unlabelled(model: FewShotClassifier, n_unlabelled: int) -> list[tuple[str, str]]:
     """Describe the same for people."""
-    from clipadapter.formatting import format_count
-
     if not n_unlabelled:
         return []
     how = model.head_.describe_unlabelled()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_QUICK_PICTURES = 32
 """Up to this number, predicting without torch is faster than importing torch."""
+MAX_NAMED_INPUTS = 3
 BATCHES_PER_CHUNK = 4
 """Batches between two outputs: enough to keep the reading threads busy, few enough for a short wait."""
 
@@ -107,9 +108,15 @@ def command(
         if prediction.error is None or out.as_json:
             out.row(prediction.record(), _format_prediction(prediction, width))
     if not n_readable:
-        raise DataError(describe_unreadable(n_pictures) if n_pictures else "the input has no pictures")
+        raise DataError(describe_unreadable(n_pictures) if n_pictures else _describe_empty(inputs))
     if n_readable < n_pictures:
         out.warn(f"{n_pictures - n_readable} of {n_pictures} pictures can't be read")
+
+
+def _describe_empty(inputs: Sequence[str]) -> str:
+    names = ", ".join("standard input" if text == "-" else text for text in inputs[:MAX_NAMED_INPUTS])
+    more = f" and {len(inputs) - MAX_NAMED_INPUTS} more" if len(inputs) > MAX_NAMED_INPUTS else ""
+    return f"there are no pictures in {names}{more}"
 
 
 def _pictures(inputs: Iterable[str]) -> Iterator[Path]:
@@ -141,6 +148,8 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
         return
     if why := why_no_model(request.model):
         raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
+    if request.views > 1:
+        _check_views(request)
     quick = _open_quick(request)
     if quick is not None:
         options = request.options(quick.uncertainty, quick.class_names)
@@ -170,6 +179,14 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
             bar.update(len(chunk))
     if request.encoder.is_default:
         classifier.make_quick(request.model)
+
+
+def _check_views(request: PredictRequest) -> None:
+    """Refuse more views than memory allows for one picture, before the model is loaded."""
+    from clipadapter.features import FEWER_PREDICTION_VIEWS, ViewCost
+    from clipadapter.persistence import read_config
+
+    ViewCost(1, request.views, read_config(request.model).encoder.dim).check(FEWER_PREDICTION_VIEWS)
 
 
 def _predict_exported(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:

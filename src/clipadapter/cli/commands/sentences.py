@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -67,6 +68,7 @@ def command(
     if source is None and not given_names:
         raise InputError("there are no class names: give a folder with pictures, a model, a .txt file, or --class NAME")
     names, has_pictures = _read_names(source, class_names)
+    _check_given_names(given_names, names, source)
     by_class = sentences.make_sentences([*names, *given_names], domains)
     text = json.dumps(by_class, indent=1, ensure_ascii=False)
     if file is None:
@@ -87,6 +89,7 @@ def command(
 def _read_names(source: Path | None, class_names: Path | None) -> tuple[list[str], bool]:
     """The class names of the source, and whether it has pictures."""
     from clipadapter.data import load_dataset
+    from clipadapter.data.manifests import is_manifest
     from clipadapter.model_folder import CONFIG_FILE
     from clipadapter.parsing import read_text
 
@@ -105,10 +108,24 @@ def _read_names(source: Path | None, class_names: Path | None) -> tuple[list[str
         if not names:
             raise DataError(f"{source} has no class names: write one name per line")
         return names, False
+    if source.is_file() and not is_manifest(source):
+        raise DataError(
+            f"{source} holds no class names that can be read: give a text file that ends with {NAMES_SUFFIX} and has "
+            "one name per line, a folder or table of labelled pictures, or the folder of a saved model"
+        )
     dataset = rename_classes(load_dataset(source, one_class=True), class_names)
     if not dataset.class_names:
         raise DataError(f"the pictures of {source} have no classes: expected one folder per class, or --class NAME")
     return list(dataset.class_names), True
+
+
+def _check_given_names(given: Sequence[str], names: Sequence[str], source: Path | None) -> None:
+    """Refuse a name of ``--class`` that is empty, or that the source has already."""
+    for name in given:
+        if not name.strip():
+            raise InputError("--class needs a name, but got an empty text")
+        if name in names:
+            raise InputError(f"the class '{name}' is in {source} already: leave --class '{name}' out")
 
 
 def _check_file(file: Path, overwrite: bool, *inputs: Path) -> None:
