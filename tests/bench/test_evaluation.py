@@ -3,11 +3,12 @@ import json
 import pytest
 from PIL import Image
 
-from clipadapter.bench import evaluate_model
+from clipadapter.bench import cross_validate_model, evaluate_model
 from clipadapter.bench.run import Metrics
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import load_dataset
 from clipadapter.errors import InputError
+from clipadapter.heads.auto.head import Auto
 
 
 @pytest.fixture
@@ -103,3 +104,20 @@ def test_the_baselines_of_a_pair_are_those_of_its_first_encoder(colour_folder, f
     assert zero_shot == alone.baselines["zero-shot"].evaluation.metrics
     assert {run.head for run in pair_evaluation.curve} == {"zero-shot", "linear-probe", "svl-adapter"}
     assert [run.error for run in pair_evaluation.curve if run.error] == []
+
+
+def test_fits_on_fewer_shots_get_the_pictures_without_labels_of_the_model(colour_folder, test_data, monkeypatch):
+    shots, pool = load_dataset(colour_folder("shots", 4)), load_dataset(colour_folder("pool", 3, seed=2))
+    model = FewShotClassifier("toy", "auto", cache=None).fit(shots.paths, shots.labels, unlabelled=pool.paths)
+    counts, fit = [], Auto._fit
+
+    def count(self, support):
+        counts.append((len(support.labels), 0 if support.unlabelled is None else len(support.unlabelled)))
+        fit(self, support)
+
+    monkeypatch.setattr(Auto, "_fit", count)
+    cross_validate_model(model, folds=2)
+    assert counts == [(6, 9)] * 2
+    counts.clear()
+    curve = evaluate_model(model, test_data, seeds=(1, 2)).curve
+    assert counts == [(3, 9)] * 2 + [(6, 9)] * 2 and not any(run.error for run in curve)

@@ -345,7 +345,9 @@ def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
     np.testing.assert_array_equal(loaded.head_.kept_pictures, first.head_.kept_pictures)
     assert loaded.head_.describe_unlabelled() == first.head_.describe_unlabelled()
     added = squares("red", 2, 77)
+    kept = loaded.head_.kept_pictures
     edited = loaded.add_examples(added, ["red", "red"])
+    assert edited.head_.kept_pictures is kept  # one array in memory for all versions
     expected = model("auto").fit([*images, *added], [*labels, "red", "red"], unlabelled=unlabelled)
     np.testing.assert_allclose(edited.logits(QUERIES), expected.logits(QUERIES), rtol=1e-4, atol=1e-4)
     edited.save(tmp_path / "model")
@@ -358,9 +360,14 @@ def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
     np.testing.assert_array_equal(bare.logits(QUERIES), first.logits(QUERIES))
 
 
-def test_pictures_of_another_width_in_a_saved_model_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [lambda rows: rows[:, 1:], lambda rows: rows[:0], lambda rows: 0 * rows],
+    ids=["narrow", "empty", "zeros"],
+)
+def test_damaged_pictures_without_labels_in_a_saved_model_are_refused(tmp_path, damage):
     first = model("auto").fit(*shots(*ORDER), unlabelled=squares("red", 6, 3))
-    first.head_.kept_pictures = first.head_.kept_pictures[:, 1:]
+    first.head_.kept_pictures = damage(first.head_.kept_pictures)
     first.save(tmp_path / "model")
     with pytest.raises(ArtifactError, match="is damaged"):
         FewShotClassifier.load(tmp_path / "model")

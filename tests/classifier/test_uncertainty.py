@@ -281,3 +281,25 @@ def test_decisions_that_need_more_than_one_shot_per_class_are_refused_by_fit(ask
             model.fit(images, labels, unlabelled=images)
     else:
         assert model.fit(images, labels, unlabelled=images).uncertainty_.rejector is not None  # by text and distances
+
+
+def test_held_out_shots_of_split_sets_are_not_among_the_pictures_without_labels():
+    """Such a picture would be no new one: the head would have learned from it before the sets are calibrated on it."""
+    images, labels = squares()
+    pool, added = squares(each=5, seed=3)[0], squares(each=1, seed=4)
+    options = UncertaintyOptions(sets="split")
+    model = FewShotClassifier("toy", "auto", cache=None, uncertainty=options)
+    model.fit(images, labels, unlabelled=[*pool, *images, *added[0]])
+    assert len(model.head_.kept_pictures) == len(pool) + len(added[0])
+    model.add_examples(*added)
+    assert len(model.head_.kept_pictures) == len(pool)
+    assert model.fit(images, labels, unlabelled=images).head_.kept_pictures is None
+    with pytest.raises(InputError, match="learns from labelled pictures only"):
+        FewShotClassifier("toy", "knn", cache=None, uncertainty=options).fit(images, labels, unlabelled=images)
+
+
+def test_heads_of_folds_keep_no_pictures_without_labels():
+    model = FewShotClassifier("toy", "auto", cache=None, uncertainty=UncertaintyOptions(sets="cv+"))
+    model.fit(*squares(), unlabelled=squares(each=5, seed=3)[0])
+    assert len(model.head_.kept_pictures) == 15
+    assert len(model.fold_heads_) > 1 and all(head.kept_pictures is None for head in model.fold_heads_)

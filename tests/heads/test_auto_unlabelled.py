@@ -148,6 +148,19 @@ def test_pictures_that_are_shots_are_left_out_and_many_are_drawn(monkeypatch):
     assert rows == {tuple(row) for row in few}  # a refit sees the same values
 
 
+def test_a_shot_is_left_out_though_its_features_differ_by_rounding():
+    """Features in bfloat16 of another batch differ from those of the shot by cosines up to 1 - 1e-5."""
+    noise = np.random.default_rng(5).standard_normal(X.shape)
+    noise *= np.linalg.norm(X, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+
+    def kept(cosine):
+        copies = X + np.tan(np.arccos(cosine)) * noise
+        return len(Auto().fit(X, Y, TEXT, unlabelled=np.concatenate([copies, POOL])).kept_pictures)
+
+    assert kept(1 - 1e-5) == len(POOL)
+    assert kept(1 - 1e-3) == len(POOL) + len(X)
+
+
 def test_a_refit_uses_the_kept_pictures_and_a_fit_without_them_forgets_them():
     fitted = Auto().fit(X, Y, TEXT, unlabelled=POOL)
     again = Auto().fit_from(fitted, X, Y, TEXT)

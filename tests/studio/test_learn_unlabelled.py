@@ -80,6 +80,31 @@ def test_pictures_that_come_later_are_used_too_and_of_many_some(open_session, mo
     assert pool_of(session) == 5
 
 
+def test_of_more_pictures_than_are_used_those_that_come_later_are_used_too(open_session, monkeypatch):
+    """The pictures are read in parts: the first fit knows some of them only, the last one is to know them all."""
+    for name in ("MAX_UNLABELLED", "FIRST_PICTURES"):
+        monkeypatch.setattr(session_module, name, 4)
+    session = open_session()
+    fill(session)
+    session.learn_unlabelled(True)
+    settle(session)
+    fits, fit = [], session_module.fit_project_model
+
+    def record(*args, unlabelled, **kwargs):
+        fits.append(unlabelled)
+        return fit(*args, unlabelled=unlabelled, **kwargs)
+
+    monkeypatch.setattr(session_module, "fit_project_model", record)
+    session.project.add_unlabelled([noisy("red", i) for i in range(20, 26)])
+    settle(session)
+    pictures = session.project.contents.unlabelled
+    assert len(pictures) == 16
+    expected = session._features.matrix([pictures[i] for i in (0, 5, 10, 15)])
+    np.testing.assert_array_equal(fits[-1], expected)
+    settle(session)
+    assert len(fits) == 2  # nothing changed, so that it is not fitted again
+
+
 def test_the_switch_is_remembered(open_session, tmp_path):
     session = open_session()
     fill(session)

@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fitting import FitInputs, few_shot, plan_fit
+from clipadapter.bench.fitting import FitInputs, plan_fit, run_fit, run_fits
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import confusion_figure, learning_curve_figure
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
@@ -245,8 +246,8 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
     """Estimate how good a model is without test pictures: by cross-validation of its head on the model's own shots.
 
     For each fold the head is fitted again, with the same parameters, to the shots of the other folds. So the metrics
-    are of heads that saw fewer shots than the model did. Logits become probabilities by their softmax: the model's
-    calibration was fitted to all shots.
+    are of heads that saw fewer shots than the model did. They get the same pictures without labels. Logits become
+    probabilities by their softmax: the model's calibration was fitted to all shots.
 
     Args:
         model: fitted; it is not changed.
@@ -268,7 +269,7 @@ def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, s
         head=registered_name(head),
         n_pictures=len(support),
         folds=len(splits),
-        model=score_folds(head, bundle, splits)[0],
+        model=score_folds(head, bundle, splits, head.kept_pictures)[0],
         baselines={
             name: score_folds(baseline, bundle, splits)[0] for name, baseline in _create_baselines(bundle.text).items()
         },
@@ -356,8 +357,9 @@ def _learning_curve(
 ) -> list[Run]:
     """Records of the model's head and the baselines on 1, 2, 4 ... shots per class, and of the model itself.
 
-    With all shots every draw is the same. A new fit would differ from the model only by its seed, or because the model
-    learned its shots one after the other. So the last records are of the heads that were measured before.
+    All fits of the head get the pictures without labels that the model was fitted to. With all shots every draw is the
+    same. A new fit would differ from the model only by its seed, or because the model learned its shots one after the
+    other. So the last records are of the heads that were measured before.
     """
     support = model.support_
     max_shots = max(Counter(support.y).values())
@@ -367,8 +369,9 @@ def _learning_curve(
     heads = {name: clone(head) for name, (head, _) in measured.items()}
     shots = [2**i for i in range(max_shots.bit_length()) if 2**i < max_shots]
     text = model.refit_text()
-    fewer = few_shot(heads, support, test, text, shots, seeds, progress=progress)
     bundle = Bundle(support, text, {"test": TestPart(test)})
+    make = partial(run_fit, unlabelled=model.head_.kept_pictures)
+    fewer = run_fits(bundle, heads, shots, seeds, make, progress=progress)
     rows = range(len(support))
     complete = [
         run.model_copy(update={"metrics": Metrics.of_score(its_score)})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_views
@@ -205,7 +206,7 @@ def common_fields(bundle: Bundle, inputs: FitInputs) -> dict[str, Any]:
     }
 
 
-def run_fit(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
+def run_fit(bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: NDArray[Any] | None = None) -> list[Run]:
     """Fit a head once, and measure it on the test parts of the planned runs, in the order of the bundle.
 
     If a head fails, the records have the reason. A transductive head is fitted again for each test part.
@@ -214,6 +215,8 @@ def run_fit(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         bundle: features and class text.
         head: unfitted.
         runs: planned runs of one fit; see `plan_fit`.
+        unlabelled: (u, d) features of pictures without labels, for a head that ``accepts_unlabelled``. The records do
+            not name them.
 
     Raises:
         InputError: if no row is left to test on.
@@ -232,7 +235,7 @@ def run_fit(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
                     shots.X,
                     shots.y,
                     text=bundle.text,
-                    unlabelled=test_features.plain if head.transductive else None,
+                    unlabelled=select_unlabelled(head, test_features, unlabelled),
                     blocks=shots.blocks,
                 )
                 fitted = fitted_head, time.perf_counter() - start
@@ -240,6 +243,16 @@ def run_fit(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
         except Exception as error:  # of any head, also of plug-ins: the other heads must still run
             finished.append(record_failure(run, error))
     return finished
+
+
+def select_unlabelled(head: Head, test: FeatureSet, unlabelled: NDArray[Any] | None) -> NDArray[Any] | None:
+    """The pictures without labels of a fit: the test pictures for a transductive head, else those that are given.
+
+    A head that learns from labelled pictures only gets None.
+    """
+    if head.transductive:
+        return test.plain
+    return unlabelled if head.accepts_unlabelled else None
 
 
 def record_score(run: Run, fitted: tuple[Head, float], part: TestPart, features: FeatureSet) -> Run:

@@ -131,6 +131,7 @@ class FewShotClassifier:
         head: registered name of a head, or a head.
         head_params: parameters of a head that is given by name.
         grid: values to try, by parameter of the head. Held-out shots select the best ones (see `heads.select`).
+            The fits of this search get no pictures without labels; only the last one does.
         task: "single-label"; "multilabel" for pictures with any number of labels; "auto" infers it from the labels.
         uncertainty: what is learned from held-out shots and which decisions are the default. None: calibrated
             probabilities only. `UncertaintyOptions(reject=0.05)` answers None for out-of-distribution pictures.

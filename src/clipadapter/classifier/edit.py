@@ -257,6 +257,9 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     if not len(support):
         raise InputError("no shot would be left, but a model needs at least one")
     result = _refit(model, edit, support)
+    before, after = model.head.kept_pictures, result.head.kept_pictures
+    if before is not None and after is not None and np.array_equal(before, after):
+        result.head.kept_pictures = before  # the history has both models in memory
     return replace(
         edited, head=result.head, support=support, uncertainty=result.uncertainty, fold_heads=result.fold_heads
     )

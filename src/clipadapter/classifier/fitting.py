@@ -18,6 +18,7 @@ from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_clas
 from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import most_targets_repeat
+from clipadapter.heads.support import as_matrix, rows_without_shots
 from clipadapter.imagenet import imagenet_names
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
@@ -318,10 +319,27 @@ def _fit_on_half(
         train += rows[len(rows) // 2 :].tolist()
     if not held:
         raise InputError("with one shot per class, none can be held out for the sets: give two or more of each class")
-    fitted = head.fit(support.X[train], labels[train], text=text, unlabelled=unlabelled, blocks=support.blocks)
+    pictures = _without_shots(head, support, unlabelled)
+    fitted = head.fit(support.X[train], labels[train], text=text, unlabelled=pictures, blocks=support.blocks)
     position = {name: i for i, name in enumerate(text.labels)}
     rows, y = np.array(held), np.array([position[support.y[i]] for i in held])
     return fitted, OutOfFold(fitted.logits(support.plain[held]), y, rows, "split", mean_shots_per_class(labels[train]))
+
+
+def _without_shots(head: Head, support: FeatureSet, unlabelled: Array | None) -> Array | None:
+    """The pictures without labels that are no shots, also none of the held-out half; None if there are none.
+
+    The head leaves out the shots that it is fitted to. If it learned from those that the sets are calibrated on, these
+    would not be like new pictures. Features that `Head.fit` refuses are returned as they are.
+    """
+    if unlabelled is None or not head.accepts_unlabelled:
+        return unlabelled
+    pictures = as_matrix(unlabelled)
+    if pictures.shape[1] != support.X.shape[-1]:
+        return unlabelled
+    final = torch.from_numpy(pictures[:, : support.blocks[0].width])
+    rows = rows_without_shots(final, torch.from_numpy(support.final)).numpy()
+    return pictures[rows] if len(rows) else None
 
 
 def _fit_calibrator(

@@ -160,7 +160,7 @@ class HeadOptions:
         default=(),
         multiple=True,
         metavar="KEY=V1,V2,...",
-        help="Values to try; held-out shots select the best. May be repeated.",
+        help="Values to try; held-out shots select the best, by fits without --unlabelled. May be repeated.",
     )
     recipe: str | None = option(
         "--recipe",

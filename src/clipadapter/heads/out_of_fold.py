@@ -221,7 +221,9 @@ def _from_folds(
         logits.append(fold_head.logits(views[held_out, 0]))
         if is_fitted:
             scales.append(_logit_scale(fold_head, views[train, 0]))
-        heads += [fold_head] if keep_heads else []
+        if keep_heads:
+            fold_head.kept_pictures = None  # it is not fitted again: only the head of all shots needs them
+            heads.append(fold_head)
     ratio = 1.0
     if is_fitted:
         ratio = _logit_scale(head, views[:, 0]) / max(float(np.mean(scales)), 1e-12)

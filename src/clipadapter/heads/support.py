@@ -26,6 +26,10 @@ from clipadapter.towers import TextTower
 Array = NDArray[Any]
 PLAIN_ARRAYS = (np.ndarray, Tensor, EvaluationFeatures)
 """Types without column names."""
+SAME_PICTURE_COSINE = 1 - 1e-4
+"""Cosine of two features of the block ``final`` above which they are of one picture. The cosines of one picture in two
+batches of 16-bit numbers are below 1 by up to 1e-5, those of different pictures by 1e-2 or more. An edit has a
+narrower bound (see `clipadapter.classifier.deduplicate`): a picture without a label is left out at little loss."""
 _PARSERS: dict[str, Callable[[str], float]] = {"i": int, "u": int, "f": float}
 """How a class name is read as a number, by the kind of the labels' dtype."""
 
@@ -110,6 +114,21 @@ class SupportSet:
         """The shots with these row numbers; classes and text features stay."""
         targets = None if self.targets is None else self.targets[rows]
         return replace(self, views=self.views[rows], labels=self.labels[rows], targets=targets)
+
+
+def rows_without_shots(pictures: Tensor, shots: Tensor) -> Tensor:
+    """Rows (u',) of the pictures that are no shots; see `SAME_PICTURE_COSINE`.
+
+    Args:
+        pictures: (u, d) features of the block ``final``.
+        shots: (n, d) the same of the shots.
+
+    >>> rows_without_shots(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.001]])).tolist()
+    [1]
+    """
+    shots = unit(shots.to(pictures.dtype))
+    nearest = torch.cat([(unit(rows) @ shots.T).amax(dim=1) for rows in pictures.split(4096)])
+    return torch.nonzero(nearest < SAME_PICTURE_COSINE).flatten()
 
 
 def as_matrix(X: ArrayLike) -> Array:

@@ -184,12 +184,13 @@ def _check_pictures(features: NDArray[Any] | None, width: int) -> NDArray[Any] |
     """Saved features (u, d) of pictures without labels.
 
     Raises:
-        InputError: if they have another width than the shots, or are not finite.
+        InputError: if there are none, they have another width than the shots, or one is not finite or all zeros.
     """
     if features is None:
         return None
-    if features.ndim != 2 or features.shape[1] != width or not np.isfinite(features).all():
-        raise InputError(f"its pictures without labels are no finite features of width {width}")
+    is_matrix = features.ndim == 2 and len(features) > 0 and features.shape[1] == width
+    if not is_matrix or not np.isfinite(features).all() or not features.any():
+        raise InputError(f"its pictures without labels are no finite features of width {width} that differ from zero")
     return features.astype(np.float32)
 
 

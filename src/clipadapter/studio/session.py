@@ -71,6 +71,7 @@ class SessionState:
         revision: revision of the contents that the model was fitted to.
         quality: quality of the features that the model was fitted to.
         learns_unlabelled: whether the model was to learn from unlabelled pictures.
+        pool: keys of the unlabelled pictures that the model was given.
         model: fitted to these contents; None if there are fewer than two classes.
         curve: learning curve; None until it is measured.
         guesses: (class, probability) of the unlabelled pictures, by key.
@@ -87,6 +88,7 @@ class SessionState:
     revision: int = -1
     quality: str = ""
     learns_unlabelled: bool = False
+    pool: tuple[str, ...] = ()
     model: ProjectModel | None = None
     curve: LearningCurve | None = None
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -380,7 +382,8 @@ class Session:
             self._select_queue(contents)  # looks at all pictures so far: doubling the step keeps that cheap
             done, step = done + step, 2 * step
         model = self.state.model
-        if model is not None and model.classifier is not None and model.unlabelled_count != len(self._pool(contents)):
+        pool = tuple(one.key for one in self._pool(contents))
+        if model is not None and model.classifier is not None and self.state.pool != pool:
             self._fit(contents, quality)  # again, with the pictures whose features were missing before
             self._select_queue(contents)
         test = [(name, picture) for name, pictures in contents.test.items() for picture in pictures]
@@ -404,7 +407,7 @@ class Session:
 
     def _fit(self, contents: Contents, quality: str) -> None:
         names, learns_unlabelled = list(contents.classes), self.learns_unlabelled
-        model = None
+        model, pool = None, self._pool(contents)
         if len(names) >= 2:
             with self._condition:
                 self._publish(activity="learning", progress=None)
@@ -412,7 +415,6 @@ class Session:
             pictures, labels = self._labelled(contents)
             text, features = classifier.encode_classes(names), self._features
             keys = [one.key for one in pictures]
-            pool = features.matrix(self._pool(contents))
             model = fit_project_model(
                 classifier,
                 text,
@@ -420,15 +422,15 @@ class Session:
                 features.matrix(pictures),
                 labels,
                 features.blocks,
-                unlabelled=pool if len(pool) else None,
+                unlabelled=features.matrix(pool) if pool else None,
             )
         queue = self.state.queue
         if self.state.model is None or model is None or model.class_names != self.state.model.class_names:
             queue = ()
-        before = self.state.model
+        pool_keys = () if model is None or model.classifier is None else tuple(one.key for one in pool)
         is_same = (quality, learns_unlabelled) == self.state.learned_from[1:]
-        if before is not None and model is not None:
-            is_same = is_same and before.unlabelled_count == model.unlabelled_count
+        if self.state.model is not None and model is not None:
+            is_same = is_same and self.state.pool == pool_keys
         saved = self.state.saved_revision if is_same else -1
         self._check_superseded()
         with self._condition:
@@ -436,6 +438,7 @@ class Session:
                 revision=contents.revision,
                 quality=quality,
                 learns_unlabelled=learns_unlabelled,
+                pool=pool_keys,
                 model=model,
                 queue=queue,
                 curve=None,

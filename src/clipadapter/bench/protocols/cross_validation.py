@@ -12,11 +12,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart, select_views
-from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_numbers, record_failure, run_fits
+from clipadapter.bench.fitting import (
+    FitInputs,
+    common_fields,
+    count_stored_numbers,
+    record_failure,
+    run_fits,
+    select_unlabelled,
+)
 from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol, ProtocolInputs, fit_inputs
@@ -204,13 +213,16 @@ def draw_folds(labels: Sequence[str], folds: int, seed: int, shots: int = ALL) -
     return splits
 
 
-def score_folds(head: Head, bundle: Bundle, splits: Sequence[Split]) -> tuple[Score, float, int]:
+def score_folds(
+    head: Head, bundle: Bundle, splits: Sequence[Split], unlabelled: NDArray[Any] | None = None
+) -> tuple[Score, float, int]:
     """Cross-validate one head.
 
     Args:
         head: unfitted.
         bundle: all pictures and their class text.
         splits: as from `draw_folds`.
+        unlabelled: (u, d) features of pictures without labels, for a head that ``accepts_unlabelled``.
 
     Returns:
         The score over all pictures, seconds of all fits, and the numbers in the state of the largest fitted head.
@@ -220,12 +232,11 @@ def score_folds(head: Head, bundle: Bundle, splits: Sequence[Split]) -> tuple[Sc
         train_features = select_views(head, bundle.support.take(shots))
         test = TestPart(bundle.support.take(fold)).features
         start = time.perf_counter()
-        unlabelled = test.plain if head.transductive else None
         fitted = clone(head).fit(
             train_features.X,
             train_features.y,
             text=bundle.text,
-            unlabelled=unlabelled,
+            unlabelled=select_unlabelled(head, test, unlabelled),
             blocks=train_features.blocks,
         )
         seconds += time.perf_counter() - start

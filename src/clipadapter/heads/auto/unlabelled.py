@@ -28,6 +28,7 @@ from clipadapter.functional import unit
 from clipadapter.heads.auto.blocks import BlockMixture, HeldOut, log_rarity
 from clipadapter.heads.auto.experts import EXPERTS, ExpertInputs, fit_ridge
 from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, noise_std
+from clipadapter.heads.support import rows_without_shots
 from clipadapter.parallel import limit_threads
 
 RIDGE = 0.3
@@ -62,8 +63,6 @@ MIN_PICTURES = 4
 """With fewer pictures there is nothing to learn."""
 MAX_FOLD_ROUNDS = 2
 """How many of the rounds of folds are used: each fold costs as much as the fit."""
-SAME_PICTURE_COSINE = 1 - 1e-6
-"""A picture whose ``final`` is that near to a shot's is the shot."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +278,8 @@ def select_pictures(pictures: Tensor, shots: Tensor, blocks: Blocks, seed: int) 
     """
     columns = list(column_slices(blocks).values())
     units = torch.cat([unit(pictures[:, part]) for part in columns], dim=1)
-    final = units[:, columns[0]]
-    nearest = torch.cat([(rows @ shots.to(final.dtype).T).amax(dim=1) for rows in final.split(4096)])
-    kept = torch.nonzero(nearest < SAME_PICTURE_COSINE).flatten()
+    kept = rows_without_shots(units[:, columns[0]], shots)
+    kept = kept[units[kept].any(dim=1)]  # zeros have no direction
     limit = max(0, min(MAX_PICTURES, MAX_ROWS - len(shots)))
     if len(kept) > limit:
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
