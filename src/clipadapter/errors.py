@@ -105,7 +105,7 @@ class DataWarning(UserWarning):
 
 
 class MethodWarning(UserWarning):
-    """What a method was given is unlike what it assumes, so that another method may be better."""
+    """Another method may be better: what it was given is unlike what it assumes, or it stores pictures."""
 
 
 class MissingExtraError(ClipAdapterError, ImportError):

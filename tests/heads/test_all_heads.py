@@ -9,7 +9,9 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
 from clipadapter.heads.base import HEADS
+from clipadapter.heads.knn import Knn
 from clipadapter.testing import HEAD_CHECKS
+from clipadapter.testing.heads import check_picture_features_are_declared
 from clipadapter.towers import WordTower
 
 from ..failed_checks import names_of_failed_checks
@@ -106,3 +108,12 @@ def test_any_shape_imbalance_and_scale_gives_finite_logits(name, counts, d, leng
     logits = head.logits(Q)
     assert logits.shape == (9, len(counts))
     assert np.isfinite(logits).all()
+
+
+def test_stored_shots_that_are_not_declared_fail_a_check():
+    class Undeclared(Knn):
+        picture_features = ()
+
+    check_picture_features_are_declared(Knn())
+    with pytest.raises(AssertionError, match="keys_ has features of shots as 12 rows: name it in picture_features"):
+        check_picture_features_are_declared(Undeclared())

@@ -12,10 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError, InputError, MethodWarning
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.persistence import History, Model, load_model, read_config, save_model, transaction
+from clipadapter.persistence.save import HEADS_WITHOUT_PICTURES, count_stored_pictures
 from clipadapter.testing import toy_features
 
 
@@ -61,6 +62,17 @@ def test_the_shots_can_be_left_out(tmp_path):
     folder = save_model(tmp_path / "model", make()[0], keep_support=False)
     assert not (folder / "support.safetensors").exists()
     assert len(load_model(folder).support) == 0
+
+
+@pytest.mark.parametrize(("head", "count"), [("knn", 12), ("tip-adapter", 12), ("stata", 24)])
+def test_a_head_that_keeps_pictures_is_a_warning_if_the_shots_are_left_out(head, count, tmp_path):
+    with pytest.warns(
+        MethodWarning, match=f"features of {count} pictures: the head {head} compares with them"
+    ) as caught:
+        save_model(tmp_path / "model", make(head)[0], keep_support=False)
+    for name in HEADS_WITHOUT_PICTURES:
+        assert f"{name}" in str(caught[0].message)
+        assert count_stored_pictures(make(name)[0].head) == 0
 
 
 def test_a_model_replaces_a_model_and_nothing_else_is_left(tmp_path):

@@ -109,6 +109,7 @@ class Ape(Head):
         "part of it: they set the number of channels for each data set, and searched alpha, beta and gamma on "
         "validation pictures, for ImageNet on test pictures."
     )
+    picture_features = ("keys_",)
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 1.0)
 
     alpha: float = 1.0

@@ -66,6 +66,7 @@ class ApeT(LabelLossHead, TrainedHead):
         "rate. The rest of their recipe is not part of it: they set the number of channels for each data set; alpha "
         "and beta they set or searched, on validation or test pictures."
     )
+    picture_features = ("keys_",)
     temperature_prior = (0.74, 0.74, 0.6, 0.74, 1.0)
 
     alpha: float = 1.0

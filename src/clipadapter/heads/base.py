@@ -87,6 +87,8 @@ class Head(Estimator, ABC):
     """True if the encoder itself is changed before features are made; see `clipadapter.tuners`."""
     multilabel: ClassVar[bool] = False
     """True if `fit` also takes multi-label targets."""
+    picture_features: ClassVar[tuple[str, ...]] = ()
+    """Learned arrays whose rows are features of pictures: centred, of some columns, or where training starts."""
     supports_warm_start: ClassVar[bool] = False
     """True if `fit_from` starts from what an earlier fit learned; other heads fit from scratch."""
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -390,10 +392,9 @@ class Head(Estimator, ABC):
                 "call fit(X, y, text=..., unlabelled=features)"
             )
         rows = torch.from_numpy(as_matrix(unlabelled)).to(views.dtype)
-        if rows.shape[1] != total_width(blocks):
-            raise InputError(
-                f"unlabelled features have width {rows.shape[1]}, but the shots have {total_width(blocks)}"
-            )
+        expected = total_width(blocks)
+        if rows.shape[1] != expected:
+            raise InputError(f"unlabelled features have width {rows.shape[1]}, but the shots have {expected}")
         return take_columns(rows, blocks, blocks_to_read(self.reads, blocks))
 
     # Fit again: from an earlier fit, without some shots, for other classes

@@ -75,6 +75,7 @@ class BdcAdapter(LabelLossHead, TrainedHead):
     """
 
     needs_text = True
+    picture_features = ("rows_",)
     temperature_prior = (1.1, 1.2, 1.0, 1.2, 1.6)
 
     alpha: float = 20.0

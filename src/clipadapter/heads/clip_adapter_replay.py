@@ -60,6 +60,7 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
 
     supports_warm_start = False
     multilabel = False
+    picture_features = ("kept_",)
 
     kept_: Tensor = field(init=False)
     """(r, d) raw features."""

@@ -43,6 +43,7 @@ class Knn(Head):
     array(['up'], dtype='<U5')
     """
 
+    picture_features = ("keys_",)
     temperature_prior = (0.41, 0.41, 0.41, 0.41, 0.41)
 
     k: int = 20

@@ -76,6 +76,7 @@ class Proker(Head):
     """
 
     needs_text = True
+    picture_features = ("support_",)
     temperature_prior = (1.0, 1.1, 1.2, 1.3, 1.8)
 
     beta: float | None = None

@@ -86,6 +86,7 @@ class Rail(ExactIncrementalHead):
     """
 
     needs_text = True
+    picture_features = ("kept_",)
     temperature_prior = (0.26, 0.27, 0.29, 0.32, 0.39)
 
     kept_: Tensor = field(init=False)

@@ -135,6 +135,7 @@ class StatA(Head):
 
     needs_text = True
     transductive = True
+    picture_features = ("rows_",)
     temperature_prior = (2.4, 1.5, 1.3, 1.1, 1.1)
 
     anchors: str = "shots"

@@ -108,6 +108,7 @@ class TipAdapter(Head):
         "for each data set on its validation pictures, for ImageNet on its test pictures. `search_grid` has the values "
         "that they tried."
     )
+    picture_features = ("keys_",)
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 0.9)
 
     alpha: float = 1.0

@@ -71,6 +71,7 @@ class TipAdapterF(LabelLossHead, TrainedHead):
         "training they searched both anew for each data set on its validation pictures, for ImageNet on its test "
         "pictures."
     )
+    picture_features = ("keys_",)
     temperature_prior = (0.49, 0.55, 0.49, 0.6, 1.1)
 
     logit_adjustment: float = 0.0  # 1 is 0.4 points worse with unequal shots: docs/decisions/0038

@@ -72,6 +72,7 @@ class TransClip(Head):
 
     needs_text = True
     transductive = True
+    picture_features = ("rows_",)
 
     prior: float = 0.5
     support_weight: float = 1.0

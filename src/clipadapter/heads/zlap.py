@@ -72,6 +72,7 @@ class Zlap(Head):
 
     needs_text = True
     transductive = True
+    picture_features = ("rows_",)
 
     neighbours: int = 5
     power: float = 5.0

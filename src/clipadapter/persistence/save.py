@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.errors import ArtifactError
+from clipadapter.errors import ArtifactError, MethodWarning
+from clipadapter.formatting import format_count
 from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.evaluation import EVALUATION_KEY, make_evaluation
@@ -31,7 +33,11 @@ from clipadapter.persistence.history_files import (
 from clipadapter.persistence.transaction import Staging, link_or_copy, lock_folder, replace_model, stage_files
 
 if TYPE_CHECKING:
+    from clipadapter.heads import Head
     from clipadapter.persistence.model import Model
+
+HEADS_WITHOUT_PICTURES = ("linear-probe", "clip-adapter", "gda")
+"""Heads that a warning recommends to whoever wants no features of pictures in the model."""
 
 
 def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, history: History | None = None) -> Path:
@@ -41,6 +47,8 @@ def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, h
         folder: target folder.
         model: model to save.
         keep_support: whether to save the features of the shots; if not, they are removed from earlier versions too.
+            Heads that compare with shots have features of their own (`Head.picture_features`), which stay, with a
+            `MethodWarning`.
         history: history of the model; None for a model that was just fitted. If the folder has another history, this
             one is appended to it.
 
@@ -50,6 +58,8 @@ def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, h
         InputError: if the head is not registered.
     """
     snapshot = _snapshot_of(model, keep_support)
+    if not keep_support:
+        _warn_of_stored_pictures(model, snapshot.config.head.name)
     return write_snapshot(folder, snapshot, SaveOptions(history, keep_support=keep_support))
 
 
@@ -171,6 +181,36 @@ def is_same_model(one: ModelConfig, other: ModelConfig) -> bool:
     """Whether two configs describe the same model, regardless of its time and evaluation."""
     ignored = {"provenance", "format"}
     return one.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
+
+
+def count_stored_pictures(head: Head) -> int:
+    """How many pictures' features the learned arrays of a head have; a model without its shots still has them.
+
+    >>> from clipadapter.heads import create_head
+    >>> from clipadapter.testing import toy_features
+    >>> X, y, text = toy_features()
+    >>> [count_stored_pictures(create_head(name).fit(X, y, text=text)) for name in ("knn", "linear-probe")]
+    [12, 0]
+    """
+    arrays = [getattr(head, name, None) for name in head.picture_features]
+    return max((len(rows) for rows in arrays if rows is not None), default=0)
+
+
+def _warn_of_stored_pictures(model: Model, head: str) -> None:
+    """Warn that a model without its shots has features of pictures all the same, if it compares with them."""
+    in_head, rejector = count_stored_pictures(model.head), model.uncertainty.rejector
+    in_rejector = 0 if rejector is None or rejector.memory.shots is None else len(rejector.memory.shots)
+    if not in_head and not in_rejector:
+        return
+    if in_head:
+        where = f"the head {head} compares with them. Heads such as {', '.join(HEADS_WITHOUT_PICTURES)} store none"
+    else:
+        where = f"the rejection method {rejector.method if rejector else ''} compares with them; 'auto' stores none"
+    pictures = format_count(in_head or in_rejector, "picture")
+    warnings.warn(
+        MethodWarning(f"the shots are left out, but the model still has the features of {pictures}: {where}"),
+        stacklevel=3,
+    )
 
 
 def _snapshot_of(model: Model, keep_support: bool) -> Snapshot:

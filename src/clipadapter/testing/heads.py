@@ -25,6 +25,8 @@ from clipadapter.testing.toy import CLASSES, Array, toy_features
 
 NUMBER_NAMES = ("10", "9", "2")
 """Class names that are numbers, in another order as numbers than as text."""
+MIN_SAME_COSINE = 0.999
+"""Rows nearer than this are taken for the same picture."""
 
 
 def check_constructor_only_stores(head: Head) -> None:
@@ -150,6 +152,36 @@ def check_state_round_trip(head: Head) -> None:
     X, y, text = toy_features()
     expected = fit_head(head, X, y, text).logits(X)
     np.testing.assert_array_equal(save_and_load(head, text).logits(X), expected)
+
+
+def check_picture_features_are_declared(head: Head) -> None:
+    """No learned array has features of shots as rows, raw or centred, but those that ``picture_features`` names.
+
+    Rows of another width, such as selected columns, are not compared.
+    """
+    X, y, text = toy_features(d=32, noise=2.0)
+    pool = toy_features(d=32, noise=2.0, seed=2)[0] if head.transductive else None
+    state = head.fit(X, y, text=text, unlabelled=pool).state()
+    shots = _unit_rows(X)
+    class_means = [shots[y == name].mean(axis=0) for name in CLASSES]
+    known = np.concatenate(
+        [shots, *(_unit_rows(shots - mean) for mean in (shots.mean(axis=0), np.mean(class_means, 0)))]
+    )
+    for name in state.keys() - set(head.picture_features):
+        array = np.asarray(state[name], dtype=np.float64)
+        for rows in (array, array.T):
+            if rows.ndim > 1 and rows.shape[-1] == X.shape[1]:
+                stored = (np.abs(_unit_rows(rows.reshape(-1, X.shape[1])) @ known.T) > MIN_SAME_COSINE).any(axis=1)
+                # A class vector can have the direction of one shot after a few steps of training.
+                assert stored.sum() <= len(CLASSES), (
+                    f"{name} has features of shots as {stored.sum()} rows: name it in picture_features"
+                )
+
+
+def _unit_rows(rows: Array) -> Array:
+    """The rows at length 1, in float64; rows of zeros stay."""
+    X = rows.astype(np.float64)
+    return np.asarray(X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12))
 
 
 def check_unfitted_raises(head: Head) -> None:
@@ -308,6 +340,7 @@ HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
     check_two_classes,
     check_row_of_zeros,
     check_state_round_trip,
+    check_picture_features_are_declared,
     check_unfitted_raises,
     check_bad_input_raises,
     check_missing_text,

@@ -46,7 +46,14 @@ MAX_NAMED_CLASSES = 5
 @option_group("prompts", PromptOptions)
 @click.option("--unlabelled", type=FOLDER, help="Pictures without labels, for heads that learn from them.")
 @option_group("uncertainty", UncertaintyArguments)
-@click.option("--no-support", is_flag=True, help="Do not store the features of the shots in the model.")
+@click.option(
+    "--no-support",
+    is_flag=True,
+    help=(
+        "Do not store the features of the shots beside the head, nor the names of their files. Heads that compare with "
+        "shots, such as auto and tip-adapter, may have features of their own: then a warning says so."
+    ),
+)
 @strict_option
 @output_options
 def command(

@@ -22,7 +22,8 @@ def command(model: Path, name: str, private: bool, exported: tuple[Path, ...], o
     """Upload MODEL and its card to the Hugging Face hub. The repository is created if there is none.
 
     The token is that of 'hf auth login', or in HF_TOKEN or in the file that HF_TOKEN_PATH names. Paths of this machine
-    are removed. The features of the shots are included, unless the model was fitted with --no-support.
+    are removed. The features of the shots are included, unless the model was fitted with --no-support; some heads
+    have such features themselves.
     """
     from clipadapter.files import has_local_weights
     from clipadapter.persistence import push, read_config

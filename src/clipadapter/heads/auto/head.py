@@ -117,6 +117,7 @@ class Auto(Head):
     multilabel = True
     accepts_unlabelled = True
     reads = "all"
+    picture_features = ("shots_",)
     temperature_prior = (1.8, 1.5, 1.5, 1.3, 1.2)
 
     centre_: Tensor = field(init=False)
