@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
+from clipadapter.formatting import format_count
 from clipadapter.heads.base import Head
 from clipadapter.heads.optimizers import SGD, Adam, Optimizer
 from clipadapter.memory import keep_freed_memory
@@ -100,6 +101,15 @@ class TrainConfig:
         if self.epochs is not None:
             return self.epochs
         return max(self.min_epochs, math.ceil(self.steps / self.steps_per_epoch(n)))
+
+    def describe(self, n: int) -> str:
+        """What a training on n pictures does, in words.
+
+        >>> TrainConfig(optimizer="adamw", lr=0.1, steps=2880, batch_size=32).describe(64)
+        '2,880 steps of 32 pictures'
+        """
+        steps = self.count_epochs(n) * self.steps_per_epoch(n)
+        return f"{format_count(steps, 'step')} of {format_count(min(self.batch_size, n), 'picture')}"
 
     def learning_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Learning rate of one step, counted from 0."""

@@ -116,6 +116,17 @@ class PromptTuner(ScheduledHead):
         steps = -(-shots * classes // self.batch_size)
         return self._planned_epochs(shots) * steps * self._tokens_of_prompts(classes)
 
+    def describe_training(self, counts: Sequence[int]) -> str:
+        """How many steps `fit` makes, in words. With `patience` it may stop before.
+
+        Args:
+            counts: pictures of each class.
+
+        Raises:
+            InputError: if a parameter of the training is wrong.
+        """
+        return self._train_config(max(counts)).describe(sum(counts))
+
     def _tokens_of_prompts(self, classes: int) -> int:
         """Approximate number of tokens of one prompt of each class."""
         return classes * (OTHER_TOKENS + (self.n_ctx if self.ctx_init is None else len(self.ctx_init.split())))

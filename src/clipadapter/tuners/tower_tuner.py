@@ -126,6 +126,18 @@ class TowerTuner(TrainedHead):
         """Where the state of `tune` is stored."""
         return Checkpoint(digest, self.checkpoint)
 
+    def describe_training(self, counts: Sequence[int]) -> str:
+        """How many steps `tune` makes, in words.
+
+        Args:
+            counts: pictures of each class.
+
+        Raises:
+            InputError: if a parameter of the training is wrong.
+        """
+        n_classes = sum(count > 0 for count in counts)
+        return self._train_config(round(sum(counts) / n_classes)).describe(sum(counts))
+
     def check_encoder(self, tunable: Encoder) -> None:
         """Refuse an encoder, or parameters that don't go with it, before pictures are read.
 

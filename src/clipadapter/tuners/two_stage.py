@@ -113,6 +113,10 @@ class TwoStage(TowerTuner):
             )
         return first, total - first
 
+    def describe_training(self, counts: Sequence[int]) -> str:
+        """See `TowerTuner.describe_training`; the second stage is fast."""
+        return f"{super().describe_training(counts)} through the towers, then a second stage on features"
+
     def _make_checkpoint(self, digest: str) -> Checkpoint:
         # The first stage takes hours, and a fit that is killed in the second one must not repeat it.
         self._stage1_checkpoint = KeptCheckpoint(digest, self.checkpoint)

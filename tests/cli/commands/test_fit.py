@@ -39,6 +39,20 @@ def test_fit_reports_the_model(squares, tmp_path, fit):
     assert FewShotClassifier.load(tmp_path / "model").class_names_ == ("blue", "green", "red")
 
 
+def test_fit_reports_what_a_head_chose_for_auto(squares, tmp_path, fit):
+    result = fit(squares, *FEW_STEPS, "--set", "gce_q=auto", "--set", "alpha=0.2", head="clip-adapter")
+    (chosen,) = [line for line in result.stdout.splitlines() if line.startswith("chosen")]
+    learned = FewShotClassifier.load(tmp_path / "model").head_.gce_q_
+    assert f"gce_q {float(learned):.3g}" in chosen and "alpha" not in chosen
+    assert not [line for line in fit(squares).stdout.splitlines() if line.startswith("chosen")]
+
+
+def test_the_steps_of_a_tuner_are_noted_before_the_first(squares, fit):
+    # 12 pictures are one batch, and so one step an epoch; a fit of two epochs makes two.
+    result = fit(squares, "--set", "epochs=2", head="coop")
+    assert "training coop: 2 steps of 12 pictures" in result.stderr, result.stderr
+
+
 def test_json(squares, fit):
     result = fit(squares, "--set", "C=2.5", "--set", "input_norm=false", "--json", head="linear-probe")
     found = json.loads(result.stdout)

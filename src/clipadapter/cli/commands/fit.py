@@ -93,6 +93,7 @@ def command(
     paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
     if not isinstance(views.views, int):
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
+    _report_training(head, [shot_labels.count(name) for name in dataset.class_names], out)
     model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
     note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
     model.save(folder, support=not no_support)
@@ -132,6 +133,18 @@ def _report_cost(
     measured = model.view_cost(paths, labels, class_names, measure=True)
     if measured.time:
         out.note(f"views: about {measured.time} if none of them is cached")
+
+
+def _report_training(head: HeadOptions, counts: Sequence[int], out: Output) -> None:
+    """Note how many steps a head makes through a tower, which may take hours, before the first one."""
+    kind = head.create()
+    if not (kind.needs_tower or kind.tunes_encoder):
+        return
+    from clipadapter.tuners.prompt_tuner import PromptTuner
+    from clipadapter.tuners.tower_tuner import TowerTuner
+
+    if isinstance(kind, PromptTuner | TowerTuner) and any(counts):
+        out.note(f"training {head.name}: {kind.describe_training(counts)}")
 
 
 def _list_unlabelled(head: HeadOptions, folder: Path | None) -> list[Path] | None:
@@ -196,6 +209,7 @@ def _report(
         "shots": shots,
         "head": {"name": head.name, "params": model.head_.get_params(deep=False)},
         "selection": _selection_record(model),
+        "chosen": _chosen_values(model),
         "unlabelled": _unlabelled_record(model, n_unlabelled),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
         "blocks": _block_records(model),
@@ -214,6 +228,7 @@ def _report(
         ("pictures", describe_shots(shots, len(support))),
         ("skipped", len(skipped)),
         ("head", head.name + _describe_selection(model)),
+        *_describe_chosen(model),
         *_describe_unlabelled(model, n_unlabelled),
         *_describe_descriptions(model),
         *uncertainty.lines,
@@ -222,6 +237,19 @@ def _report(
         ("seconds", f"{seconds:.1f}"),
     ]
     out.result(result, facts(lines))
+
+
+def _chosen_values(model: FewShotClassifier) -> dict[str, float]:
+    """Return the numbers that the head chose for its parameters that are "auto"; it stores them as ``NAME_``."""
+    state, parameters = model.head_.state(), model.head_.get_params(deep=False)
+    chosen = {name: state.get(f"{name}_") for name, value in parameters.items() if value == "auto"}
+    return {name: float(value) for name, value in chosen.items() if value is not None and value.ndim == 0}
+
+
+def _describe_chosen(model: FewShotClassifier) -> list[tuple[str, str]]:
+    """Describe the same for people."""
+    values = [f"{name} {value:.3g}" for name, value in _chosen_values(model).items()]
+    return [("chosen", f"{', '.join(values)} (set to auto)")] if values else []
 
 
 def _descriptions_record(model: FewShotClassifier) -> dict[str, int] | None:
