@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
+from clipadapter.classifier.fitting import Negatives, fit_with_uncertainty
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import create_head, mean_shots_per_class, out_of_fold
+from clipadapter.heads import TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.persistence import read_config
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import UncertaintyOptions
@@ -34,6 +35,23 @@ def fitted(**options):
     head = options.pop("head", "auto")
     model = FewShotClassifier(encoder="toy", cache=None, head=head, uncertainty=UncertaintyOptions(**options))
     return model.fit(*squares())
+
+
+def test_a_rare_class_is_predicted_as_often_as_by_the_head_that_adjusts_its_logits():
+    names, by_head, calibrated = tuple(f"c{k}" for k in range(5)), 0, 0
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        means = rng.normal(size=(5, 32))
+        y, test_y = np.repeat(np.arange(5), [16, 16, 4, 4, 2]), np.repeat(np.arange(5), 60)
+        X, test_X = (means[labels] + 2.2 * rng.normal(size=(len(labels), 32)) for labels in (y, test_y))
+        support = FeatureSet(X.astype(np.float32), tuple(names[k] for k in y), names, {})
+        text = TextFeatures(names, means + 2 * rng.normal(size=means.shape))
+        options = UncertaintyOptions(calibration="vector")
+        fit = fit_with_uncertainty(create_head("zs-lp"), support, text, None, options, Negatives(), 0)
+        logits = fit.head.logits(test_X)
+        by_head += (logits.argmax(axis=1) == 4).sum()
+        calibrated += (fit.uncertainty.probabilities(logits).argmax(axis=1) == 4).sum()
+    assert calibrated > 0.9 * by_head
 
 
 def test_out_of_distribution_pictures_are_rejected():

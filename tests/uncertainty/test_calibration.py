@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
 from clipadapter.errors import ArtifactError, InputError
@@ -80,6 +80,48 @@ def test_vector_scaling_with_many_shots_is_a_regression_on_each_logit():
     assert found.weight[1] / t == pytest.approx(slopes.coef_[0, 1], rel=0.03)
     assert found.weight[0] / t == pytest.approx(-slopes.coef_[0, 0], rel=0.03)
     assert found.bias[1] - found.bias[0] == pytest.approx(slopes.intercept_[0], abs=0.03)
+
+
+def unequal_rows(counts, seed=0):
+    """Logits that are honest where classes are equally frequent, of rows with unequal numbers per class."""
+    z, y = answers(40 * max(counts), c=len(counts), temperature=1.0, seed=seed)
+    rows = np.concatenate([np.flatnonzero(y == k)[:count] for k, count in enumerate(counts)])
+    return z[rows], y[rows]
+
+
+def test_class_shares_that_logit_adjustment_took_out_stay_out():
+    z, y = unequal_rows([400, 400, 400, 40, 40])
+    adjusted = learn_calibrator(z, y, method="vector", logit_adjustment=1.0)
+    unadjusted = learn_calibrator(z, y, method="vector")
+    assert np.ptp(adjusted.bias) < 0.6
+    assert np.log(10) - 0.6 < unadjusted.bias[:3].mean() - unadjusted.bias[3:].mean() < np.log(10) + 0.6
+
+
+def test_the_balanced_posterior_is_that_of_plain_loops():
+    z, y = unequal_rows([6, 3, 2])
+    found = learn_calibrator(z, y, method="vector", logit_adjustment=1.0)
+    wrong, shares = 0.25 / 12, [1 / 6, 1 / 3, 1 / 2]  # of a row of the class
+    effective_rows = 3**2 / sum(shares)
+
+    def minus_log_posterior(parameters):
+        weight, bias = parameters[:3], parameters[3:]
+        total = sum((w - 1) ** 2 for w in weight) / (2 * 0.2**2) + sum(b**2 for b in bias) / (2 * 0.5**2)
+        for row, label in zip(z / found.temperature, y, strict=True):
+            scaled = [w * value + b for w, value, b in zip(weight, row, bias, strict=True)]
+            logs = scaled - np.log(sum(np.exp(value) for value in scaled))
+            other = max((value, k) for k, value in enumerate(row) if k != label)[1]
+            likelihood = (1 - wrong) * logs[label] + wrong * logs[other]
+            total -= effective_rows / 3 * shares[label] * likelihood
+        return total
+
+    best = minimize(minus_log_posterior, [1, 1, 1, 0, 0, 0]).x
+    np.testing.assert_allclose([*found.weight, *found.bias], best, atol=2e-4)
+
+
+def test_with_equal_numbers_of_rows_logit_adjustment_changes_nothing():
+    z, y = unequal_rows([7, 7, 7])
+    plain, adjusted = (learn_calibrator(z, y, method="vector", logit_adjustment=tau) for tau in (0.0, 1.0))
+    np.testing.assert_array_equal(adjusted.probabilities(z), plain.probabilities(z))
 
 
 def test_of_very_many_rows_a_part_is_enough(monkeypatch):

@@ -354,7 +354,11 @@ def _fit_calibrator(
         return Calibrator(prior)
     method: Method = "vector" if options.calibration == "vector" else "temperature"
     n_shots = len(np.unique(held_out.rows))  # a shot has one row of logits for each repetition of the folds
-    return learn_calibrator(held_out.logits, held_out.labels, method=method, prior_temperature=prior, n=n_shots)
+    # Heads without this parameter are judged by the mean over classes too.
+    tau = getattr(head, "logit_adjustment", 1.0)
+    return learn_calibrator(
+        held_out.logits, held_out.labels, method=method, prior_temperature=prior, n=n_shots, logit_adjustment=tau
+    )
 
 
 def _fit_conformal(held_out: OutOfFold, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:

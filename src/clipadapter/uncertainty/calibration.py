@@ -97,6 +97,7 @@ def learn_calibrator(
     method: Method = "temperature",
     prior_temperature: float = 1.0,
     n: int | None = None,
+    logit_adjustment: float = 0.0,
     seed: int = 0,
 ) -> Calibrator:
     """Learn a calibrator of the full fit from out-of-fold logits of the shots.
@@ -107,6 +108,9 @@ def learn_calibrator(
         method: "temperature", one number; or "vector", a factor and a bias per class in addition, with priors.
         prior_temperature: mean of the prior of the temperature, for this head and number of shots.
         n: number of different shots among the rows; None: each row is another shot.
+        logit_adjustment: tau of the full fit's logit adjustment. "vector" then weights the rows of a class by the
+            power -tau of their number: its biases would put the class shares back that the fit took out of the logits.
+            No effect if the classes have equal numbers of rows.
         seed: of the subset of the rows that is used if there are very many.
 
     Raises:
@@ -133,7 +137,8 @@ def learn_calibrator(
     temperature = _fit_temperature(z / prior_temperature, targets, count) * prior_temperature
     calibrator = Calibrator(temperature, n=count)
     if method == "vector":
-        weight, bias = _fit_vector(z / temperature, targets, count)
+        row_weights = _balance(y, z.shape[1], logit_adjustment)
+        weight, bias = _fit_vector(z / temperature, targets, row_weights, count)
         calibrator = replace(calibrator, weight=weight, bias=bias)
     return calibrator
 
@@ -167,7 +172,20 @@ def _fit_temperature(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float]
     return float(np.exp((low + high) / 2))
 
 
-def _fit_vector(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int) -> tuple[Array, Array]:
+def _balance(y: NDArray[Any], n_classes: int, tau: float) -> Array:
+    """(m,) weights of rows with these labels, proportional to the power -tau of the number of rows of their class.
+
+    They sum to the effective number of rows, (sum of weights)^2 / sum of squared weights (Kish 1965): a few rows with
+    large weights say less than as many rows say that count alike, and the priors then weigh more.
+    """
+    counts = np.bincount(y, minlength=n_classes)
+    weights = (counts[counts > 0].mean() / counts[y]) ** tau
+    return np.asarray(weights * (weights.sum() / (weights**2).sum()))
+
+
+def _fit_vector(
+    z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], row_weights: Array, n: int
+) -> tuple[Array, Array]:
     """Factor and bias of each class, with normal priors around one and zero."""
     from scipy.optimize import minimize
 
@@ -176,15 +194,16 @@ def _fit_vector(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: 
     soft_targets = np.zeros((m, c))
     soft_targets[np.arange(m), label] += 1 - doubt
     soft_targets[np.arange(m), other] += doubt
+    weighted = row_weights[:, None]
 
     def loss_and_gradient(parameters: Array) -> tuple[float, Array]:
         weight, bias = parameters[:c], parameters[c:]
         logs = _log_softmax(z * weight + bias)
         # m rows stand for n shots: a shot may have several rows, or rows may be a subset. The priors weigh n shots.
-        gradient = (np.exp(logs) - soft_targets) * n / m
+        gradient = weighted * (np.exp(logs) - soft_targets) * n / m
         prior_gradient = (weight - 1) / WEIGHT_DEVIATION**2, bias / BIAS_DEVIATION**2
         loss = (
-            -float((soft_targets * logs).sum()) * n / m
+            -float((weighted * soft_targets * logs).sum()) * n / m
             + float(((weight - 1) * prior_gradient[0] + bias * prior_gradient[1]).sum()) / 2
         )
         return loss, np.concatenate(
