@@ -12,14 +12,23 @@ from pathlib import Path
 from clipadapter.formats import is_exported
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
-HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE = (
+HEAD_FILE, SUPPORT_FILE, UNLABELLED_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE = (
     "head.safetensors",
     "support.safetensors",
+    "unlabelled.safetensors",
     "trust.safetensors",
     "folds.safetensors",
 )
 """File names of saved models, kept as they are: "trust" is the former name of the uncertainty."""
-MODEL_FILES = (CONFIG_FILE, CARD_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE)
+MODEL_FILES = (
+    CONFIG_FILE,
+    CARD_FILE,
+    HEAD_FILE,
+    SUPPORT_FILE,
+    UNLABELLED_FILE,
+    UNCERTAINTY_FILE,
+    FOLD_HEADS_FILE,
+)
 """All files that the folder of a model can have."""
 HISTORY_FOLDER = "history"
 """Subfolder with earlier versions."""

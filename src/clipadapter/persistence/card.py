@@ -17,7 +17,7 @@ from clipadapter.errors import ArtifactError
 from clipadapter.files import LOCAL_WEIGHTS, has_local_weights
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
-from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE
+from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE, UNLABELLED_FILE
 from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
 from clipadapter.persistence.format import ModelConfig
 
@@ -354,6 +354,8 @@ def _describe_limits(config: ModelConfig, evaluation: Evaluation | None) -> str:
             f"`{SUPPORT_FILE}` holds the features of the shots: no pictures, but they show whether a given "
             "picture was one of the shots."
         )
+    if UNLABELLED_FILE in config.files:
+        limits.append(f"`{UNLABELLED_FILE}` holds the features of pictures without labels in the same way.")
     return "\n".join(f"- {line}" for line in limits)
 
 

@@ -6,6 +6,7 @@
 | ``README.md`` | model card |
 | ``head.safetensors`` | weights of the head, and the text features of the classes |
 | ``support.safetensors`` | features and labels of the shots; missing if the model was saved without them |
+| ``unlabelled.safetensors`` | features of pictures without labels, if the head learned from some; not without shots |
 | ``trust.safetensors`` | arrays of the uncertainty, if any |
 | ``folds.safetensors`` | weights of the fold heads, if prediction sets are CV+ |
 

@@ -20,7 +20,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.model_folder import CONFIG_FILE, HISTORY_FOLDER, MODEL_FILES, SUPPORT_FILE
+from clipadapter.model_folder import CONFIG_FILE, HISTORY_FOLDER, MODEL_FILES, SUPPORT_FILE, UNLABELLED_FILE
 from clipadapter.persistence.evaluation import EVALUATION_KEY
 from clipadapter.persistence.format import (
     Arrays,
@@ -115,10 +115,11 @@ class Snapshot:
         return replace(self, blobs=sound, files={})
 
     def without_shots(self) -> Snapshot:
-        """Return the snapshot without the features of the shots and the names of their pictures."""
+        """Return the snapshot without the features of the shots and of pictures without labels, and without names."""
         if SUPPORT_FILE not in self.config.files and not self.config.sources:
             return self
-        files = {name: part for name, part in self.config.files.items() if name != SUPPORT_FILE}
+        removed = (SUPPORT_FILE, UNLABELLED_FILE)
+        files = {name: part for name, part in self.config.files.items() if name not in removed}
         config = self.config.model_copy(update={"files": files, "sources": []})
         return replace(self, config=config, raw=config_bytes(config))
 

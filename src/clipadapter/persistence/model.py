@@ -21,7 +21,7 @@ from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.formatting import format_list
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
-from clipadapter.model_folder import FOLD_HEADS_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE
+from clipadapter.model_folder import FOLD_HEADS_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, UNLABELLED_FILE
 from clipadapter.persistence.evaluation import EVALUATION_KEY, validate_evaluation
 from clipadapter.persistence.format import (
     Arrays,
@@ -38,7 +38,8 @@ from clipadapter.uncertainty import Uncertainty
 TEXT_KEY = "class_text"
 """Name of the text features in the file of the head."""
 UNLABELLED_KEY = "unlabelled"
-"""Name of the pictures without labels in the file of the shots; see `Head.kept_pictures`."""
+"""Name of the pictures without labels in their file; see `Head.kept_pictures`. They have a file of their own, so that
+the versions of a model share it while the shots change."""
 COPIED_PROVENANCE = ("fit", "crop")
 """Provenance that is saved unchanged: the settings of the fit, and the crop scale of the views."""
 RECORDED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "numpy")
@@ -102,7 +103,7 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         X = support.plain if support.X.ndim == 3 and support.X.shape[1] == 1 else support.X
         files[SUPPORT_FILE] = {"X": X, **({"y": y} if support.targets is None else {"targets": support.targets})}
         if model.head.kept_pictures is not None:
-            files[SUPPORT_FILE][UNLABELLED_KEY] = _halve_exactly(model.head.kept_pictures)
+            files[UNLABELLED_FILE] = {UNLABELLED_KEY: _halve_exactly(model.head.kept_pictures)}
     uncertainty_facts, files[UNCERTAINTY_FILE] = model.uncertainty.state()
     files[FOLD_HEADS_FILE] = {
         f"{i}.{key}": value for i, head in enumerate(model.fold_heads) for key, value in head.state().items()
@@ -162,7 +163,8 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
         if SUPPORT_FILE in config.files:
             shots = read(SUPPORT_FILE)
             X, y, targets = shots["X"], tuple(names[i] for i in shots.get("y", ())), shots.get("targets")
-            head.kept_pictures = _check_pictures(shots.get(UNLABELLED_KEY), encoder.dim)
+        if UNLABELLED_FILE in config.files:
+            head.kept_pictures = _check_pictures(read(UNLABELLED_FILE)[UNLABELLED_KEY], encoder.dim)
         support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets, blocks)
         learned = read(UNCERTAINTY_FILE) if UNCERTAINTY_FILE in config.files else {}
         uncertainty = (
@@ -180,14 +182,12 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
     return Model(head, text, support, config.prompts, info, uncertainty, fold_heads)
 
 
-def _check_pictures(features: NDArray[Any] | None, width: int) -> NDArray[Any] | None:
+def _check_pictures(features: NDArray[Any], width: int) -> NDArray[Any]:
     """Saved features (u, d) of pictures without labels.
 
     Raises:
         InputError: if there are none, they have another width than the shots, or one is not finite or all zeros.
     """
-    if features is None:
-        return None
     is_matrix = features.ndim == 2 and len(features) > 0 and features.shape[1] == width
     if not is_matrix or not np.isfinite(features).all() or not features.any():
         raise InputError(f"its pictures without labels are no finite features of width {width} that differ from zero")
