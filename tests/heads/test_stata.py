@@ -191,9 +191,14 @@ def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, leng
     ("params", "message"),
     [
         ({"anchors": "means"}, "anchors must be one of shots, text, but is 'means'"),
-        ({"support_weight": -1}, "must not be negative"),
-        ({"alpha": -1}, "must not be negative"),
-        ({"batch_size": -1}, "must not be negative"),
+        ({"support_weight": -1}, "support_weight must be 0 or more, but is -1"),
+        ({"alpha": -1}, "alpha must be 0 or more, but is -1"),
+        ({"batch_size": -1}, "batch_size must be 0 or more, but is -1"),
+        ({"updates": -1}, "updates must be 0 or more, but is -1"),
+        ({"inner": -1}, "inner must be 1 or more, but is -1"),
+        ({"inner": 0}, "inner must be 1 or more, but is 0"),
+        ({"smoothness": -0.5}, "smoothness must be 0 or more, but is -0.5"),
+        ({"likelihood": -0.5}, "likelihood must be 0 or more, but is -0.5"),
         ({"neighbours": 0}, "neighbours must be 1 or more"),
     ],
 )

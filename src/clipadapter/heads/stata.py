@@ -47,6 +47,11 @@ from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import held_out_bias, supervised_vectors
 
 ANCHORS = ("shots", "text")
+LOWEST_VALUES = {
+    **dict.fromkeys(("support_weight", "alpha", "likelihood", "smoothness", "updates", "batch_size"), 0),
+    **dict.fromkeys(("neighbours", "inner"), 1),
+}
+"""Lowest value that a parameter may have."""
 EQUAL_FREQUENCY_SHOTS = 4.0
 """Weight of equal class frequencies beside the estimated ones, in shots per class."""
 MIN_VARIANCE_RATIO = 1e-4
@@ -210,7 +215,7 @@ class StatA(Head):
         squares = batch.square()
         for update in range(self.updates + 1):
             unary = prior + self.likelihood * mixture.log_density(batch) + from_shots
-            for _ in range(max(1, self.inner)):
+            for _ in range(self.inner):
                 logits = torch.from_numpy(graph @ assigned.numpy()).add_(unary)
                 assigned = logits.softmax(dim=1)
             if update < self.updates:
@@ -250,8 +255,10 @@ class StatA(Head):
     def _check_parameters(self) -> None:
         if self.anchors not in ANCHORS:
             raise InputError(f"anchors must be one of {', '.join(ANCHORS)}, but is {brief(self.anchors)}")
-        if self.support_weight < 0 or self.alpha < 0 or self.batch_size < 0 or self.neighbours < 1:
-            raise InputError("support_weight, alpha and batch_size must not be negative, neighbours must be 1 or more")
+        for name, lowest in LOWEST_VALUES.items():
+            value = getattr(self, name)
+            if not value >= lowest:
+                raise InputError(f"{name} must be {lowest} or more, but is {brief(value)}")
 
 
 def initial_variance(batch: Tensor, assigned: Tensor, anchors: Tensor) -> Tensor:

@@ -137,6 +137,8 @@ def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
     >>> [round(weight, 3) for weight in gaussian_weights(4, mean=3, std=1)]
     [0.058, 0.258, 0.426, 0.258]
     """
-    densities = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
+    exponents = [-0.5 * ((epoch - mean) / std) ** 2 for epoch in range(1, epochs + 1)]
+    # The largest density is made 1: far from the mean all of them would be 0.
+    densities = [math.exp(exponent - max(exponents)) for exponent in exponents]
     total = sum(densities)
     return [density / total for density in densities]
