@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.class_frequencies import estimate_frequencies
+from clipadapter.heads.ss_text import SsText
+from clipadapter.heads.ss_text_u import held_out_calibration
 from clipadapter.heads.stata import StatA
 from clipadapter.heads.zero_shot import ZeroShot
 
@@ -232,6 +234,27 @@ def released(rows, dtype, **params):
     none = F[:0], torch.zeros(0, dtype=torch.int64)
     logits, mixture = StatA.official(**params)._assign(F[rows], prior, T, *none)
     return logits.softmax(dim=1).numpy(), mixture
+
+
+def test_frequencies_are_estimated_at_the_temperature_of_shots_that_ss_text_did_not_see():
+    """Underconfident logits make EM end at few classes. The expected temperature is that of refits without a shot."""
+    rng = np.random.default_rng(0)
+    text = unit(np.ones((3, D)) + 0.01 * rng.standard_normal((3, D)))
+    labels = np.repeat(np.arange(3), 4)
+    X = 5 + np.eye(D)[labels] + 0.3 * rng.standard_normal((12, D))
+    names, classes = np.array(NAMES)[labels], TextFeatures(NAMES[:3], text, SCALE)
+    logits = np.concatenate(
+        [
+            SsText().fit(np.delete(X, i, axis=0), np.delete(names, i), text=classes).logits(X[i : i + 1])
+            for i in range(12)
+        ]
+    )
+    losses = [-np.log(softmax(logits / t)[np.arange(12), labels]).mean() for t in 10 ** np.linspace(-2, 2, 81)]
+    expected = 10 ** np.linspace(-2, 2, 81)[np.argmin(losses)]
+    temperature, _ = held_out_calibration(StatA()._check_shots(X, names, classes, X)[0])
+    assert temperature == pytest.approx(expected, rel=1e-5) and expected < 0.5
+    one_each = StatA()._check_shots(X[::4], names[::4], classes, X)[0]
+    assert held_out_calibration(one_each)[0] == 1.0
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -15,8 +15,8 @@ Ours are, by default:
 
 - Anchors and y come from SS-Text's class vectors of text and shots, with a bias that balances the classes of held-out
   shots. Shots are rows of the graph and of the weighted means.
-- y has class frequencies of the pictures: a mean of the estimated ones (`class_frequencies`), with weight k / (k + 4)
-  at k shots per class, and of equal ones, since few shots give a poor estimate.
+- y has class frequencies of the pictures: a mean of the estimated ones (`class_frequencies`, at the temperature of
+  held-out shots), with weight k / (k + 4) at k shots per class, and of equal ones: few shots give a poor estimate.
 - All classes share one variance, and the density has a lower weight: a class of few pictures has no variance of its own
   that can be estimated.
 - A picture that was not in the pool gets one update with the final means and variances.
@@ -44,7 +44,7 @@ from clipadapter.heads.neighbour_graph import (
     neighbour_assignments,
 )
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.ss_text_u import held_out_bias, supervised_vectors
+from clipadapter.heads.ss_text_u import held_out_bias, held_out_calibration, supervised_vectors
 
 ANCHORS = ("shots", "text")
 LOWEST_VALUES = {
@@ -103,6 +103,7 @@ class Moments:
 
 @register_head(
     "stata",
+    version=2,
     paper="https://arxiv.org/abs/2501.03729",
     fidelity="partial: `StatA.official`, which sees no labels, gives the assignments of the authors' code for up to "
     "2,500 pictures. How shots are used is ours, and so are the answers for new pictures.",
@@ -176,6 +177,7 @@ class StatA(Head):
         with_shots = self.anchors == "shots"
         self.anchors_ = unit(supervised_vectors(shots)) if with_shots else shots.text
         self.bias_ = held_out_bias(shots) if with_shots else shots.text.new_zeros(shots.n_classes)
+        temperature, bias = held_out_calibration(shots) if with_shots else (1.0, self.bias_)
         shots_per_class = len(shots.labels) / shots.n_classes
         self.rows_ = torch.cat([pictures, support])
         answers = []
@@ -183,7 +185,8 @@ class StatA(Head):
             prior = self._prior(batch)
             if self.frequencies:
                 weight = shots_per_class / (shots_per_class + EQUAL_FREQUENCY_SHOTS)
-                frequencies = weight * estimate_frequencies(prior) + (1 - weight) / shots.n_classes
+                logits = self.scale_ / temperature * batch @ self.anchors_.T
+                frequencies = weight * estimate_frequencies(logits, bias) + (1 - weight) / shots.n_classes
                 prior = (prior + frequencies.log()).log_softmax(dim=1)
             logits, mixture = self._assign(batch, prior, self.anchors_, support, self.labels_)
             answers.append(logits)
