@@ -68,6 +68,13 @@ def test_fit_reports_the_calibration(calibration, noisy_squares, tmp_path, run):
     assert f"calibration  {words}" in result.stdout
 
 
+def test_fit_says_that_a_calibration_was_not_learned(noisy_squares, tmp_path, run):
+    how = ("--shots", 1, "--head", "zero-shot", "--encoder", "toy")
+    result = run("fit", noisy_squares, "--out", tmp_path / "m", *how)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("calibration")]
+    assert "no shot could be held out, so it was not learned from your pictures" in line
+
+
 def test_what_is_read_is_not_written_over(trusted, noisy_squares, tmp_path, run):
     photo = tmp_path / "photo.png"
     shutil.copy(colour(noisy_squares), photo)
