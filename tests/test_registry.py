@@ -14,6 +14,7 @@ from clipadapter.encoders.registry import ENCODERS
 from clipadapter.heads.registry import HEADS, Fidelity
 
 REGISTRIES = {registry.kind: registry for registry in (BACKENDS, ENCODERS, HEADS, LAUNCHERS, PROTOCOLS)}
+SOURCE = PackageSource("clipadapter.heads", "clipadapter.tuners")
 
 
 @pytest.mark.parametrize("registry", REGISTRIES.values(), ids=REGISTRIES)
@@ -46,5 +47,12 @@ def test_names_of_heads_and_encoders_are_read_without_torch():
 
 @pytest.mark.parametrize("name", HEADS.list())
 def test_the_parameters_that_are_read_are_those_of_the_class(name):
-    parameters = PackageSource("clipadapter.heads", "clipadapter.tuners").parameters(name)
+    parameters = SOURCE.parameters(name)
     assert sorted(parameters) == sorted(inspect.signature(HEADS.info(name).cls).parameters)
+
+
+@pytest.mark.parametrize("name", HEADS.list())
+def test_the_attributes_that_are_read_are_those_of_the_class(name):
+    declared = SOURCE.attributes(name, inherited=True)
+    for attribute in ("transductive", "accepts_unlabelled", "needs_text"):
+        assert declared[attribute] is getattr(HEADS.info(name).cls, attribute)

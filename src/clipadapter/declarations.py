@@ -67,6 +67,26 @@ class PackageSource:
         summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
         return Declaration(name, summary, MappingProxyType(facts), MappingProxyType(_literal_attributes(node)))
 
+    def attributes(self, name: str, inherited: bool) -> Mapping[str, Any]:
+        """The class attributes of a registered class that are literals.
+
+        Args:
+            name: its public name.
+            inherited: also those of its bases in these packages, for which all files are parsed: 0.1 s.
+
+        Raises:
+            KeyError: if none has this name.
+        """
+        tree = ast.parse(dict(self._files)[self.modules[name]].read_text(encoding="utf-8"))
+        pending = [node for node in tree.body if isinstance(node, ast.ClassDef) and name in _registered_names(node)]
+        attributes: dict[str, Any] = {}
+        while pending:
+            node = pending.pop(0)
+            attributes = {**_literal_attributes(node), **attributes}
+            bases = [ast.unparse(base) for base in node.bases] if inherited else []
+            pending += [self._classes[base] for base in bases if base in self._classes]
+        return attributes
+
     def parameters(self, name: str) -> Sequence[str]:
         """The fields of a registered dataclass and of its bases in these packages; empty if it has a constructor.
 
@@ -102,6 +122,11 @@ class PackageSource:
             for call in node.decorator_list
             if isinstance(call, ast.Call) and call.args and ast.unparse(call.func).startswith("register_")
         }
+
+
+def _registered_names(node: ast.ClassDef) -> list[str]:
+    """The public names that the decorators of a class give it."""
+    return REGISTRATION.findall("\n".join(f"@{ast.unparse(decorator)}" for decorator in node.decorator_list))
 
 
 def _module_files(package: str) -> Iterator[tuple[str, Path]]:

@@ -336,6 +336,7 @@ def test_saving_over_a_change_of_another_process_is_refused(tmp_path):
     assert "crimson" in load_model(tmp_path / "model").text.labels
 
 
+@pytest.mark.filterwarnings("ignore:the shots are left out:clipadapter.errors.MethodWarning")  # auto may keep shots
 def test_pictures_without_labels_are_used_by_edits_and_after_loading(tmp_path):
     unlabelled = [picture for name in ORDER for picture in squares(name, 12, 40)]
     images, labels = shots(*ORDER)

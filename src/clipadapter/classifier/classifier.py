@@ -333,8 +333,8 @@ class FewShotClassifier:
             self._tune_encoder(head, images, [str(label) for label in labels], names)
         support = self.extract_features(images, labels, names, views=views_after_tuning(head))
         unlabelled_features = None
-        if unlabelled is not None:  # a transductive head answers for each of them: all must be readable
-            extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict or head.transductive)
+        if unlabelled is not None:
+            extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
             unlabelled_features, support = extraction.features[:, 0], note_skipped(support, extraction)
         outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
         self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)

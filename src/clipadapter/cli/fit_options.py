@@ -193,6 +193,29 @@ class HeadOptions:
         for key, _ in (*self._settings(), *self._grids()):
             HEADS.check_parameter(self.name, key)
 
+    def check_unlabelled(self, is_given: bool, *, early: bool = False) -> None:
+        """Refuse a head that lacks pictures without labels, or takes none.
+
+        Args:
+            is_given: whether there are such pictures.
+            early: refuse what the source of the head declares, without an import of torch; other heads pass.
+
+        Raises:
+            InputError: if it does.
+        """
+        if early:
+            declared = HEADS.declared_attributes(self.name, inherited=is_given)
+            if not declared:
+                return
+            needs, takes = (bool(declared.get(name)) for name in ("transductive", "accepts_unlabelled"))
+        else:
+            cls = HEADS.info(self.name).cls
+            needs, takes = cls.transductive, cls.accepts_unlabelled
+        if needs and not is_given:
+            raise InputError(f"{self.name} is transductive: give the pictures to classify with --unlabelled FOLDER")
+        if is_given and not (needs or takes):
+            raise InputError(f"{self.name} learns from labelled pictures only: leave --unlabelled out")
+
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the head: those of the preset or recipe, overridden by the settings.
 

@@ -60,6 +60,29 @@ def list_pictures(folder: Path) -> list[Path]:
     return pictures
 
 
+def list_unlabelled(source: Path) -> list[Path]:
+    """List the pictures without labels of a folder, at any depth, or of a table or named data set.
+
+    Raises:
+        DataError: if there are none, or it is none of these.
+    """
+    from clipadapter.data.folders import list_images
+    from clipadapter.data.load import read_listing
+    from clipadapter.data.manifests import is_manifest
+    from clipadapter.files import MANIFEST_SUFFIXES, printable
+
+    expected = f"give a folder with pictures, or a table ({', '.join(MANIFEST_SUFFIXES)}) with the column path"
+    if not source.is_dir() and source.exists() and not is_manifest(source):
+        raise DataError(f"--unlabelled: '{printable(source)}' is neither a folder nor a table: {expected}")
+    try:
+        pictures = list_images(source) if source.is_dir() else read_listing(source).dataset.paths
+    except DataError as error:
+        raise DataError(f"--unlabelled: {error}") from error
+    if not pictures:
+        raise DataError(f"--unlabelled: there are no pictures in '{printable(source)}': {expected}")
+    return list(pictures)
+
+
 def check_model(folder: Path) -> None:
     """Refuse, before torch is imported, a folder without a model.
 

@@ -90,11 +90,11 @@ class SsTextU(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
-        if self.updates < 0 or self.rounds < 0 or self.support_weight < 0 or self.start not in STARTS:
-            raise InputError(
-                "updates, rounds and support_weight must not be negative, and start must be one of "
-                f"{', '.join(STARTS)}, but is {brief(self.start)}"
-            )
+        for name in ("updates", "rounds", "support_weight"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, but is {brief(getattr(self, name))}")
+        if self.start not in STARTS:
+            raise InputError(f"start must be one of {', '.join(STARTS)}, but is {brief(self.start)}")
         pictures = unit(shots.unlabelled)
         fixed = self.support_weight * labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
         self.marginal_ = self._class_frequencies(shots, pictures)

@@ -243,6 +243,15 @@ def test_views(squares, fit):
         (["--preset", "dtt", "--head", "tip-adapter"], "no preset of tip-adapter is called 'dtt'. Did you mean 'dtd'?"),
         (["--head", "zlap"], "give the pictures to classify with --unlabelled FOLDER"),
         (["--unlabelled", ".", "--head", "knn"], "leave --unlabelled out"),
+        (
+            ["--unlabelled", "file", "--head", "auto"],
+            "--unlabelled: 'file' is neither a folder nor a table: give a folder",
+        ),
+        (["--unlabelled", "pool", "--head", "auto"], "--unlabelled: there is no folder or file 'pool'"),
+        (
+            ["--unlabelled", "empty", "--head", "auto"],
+            "--unlabelled: there are no pictures in 'empty': give a folder with",
+        ),
         (["--split", "dev"], "has no split 'dev'"),
         (["--device", "warp"], "the device 'warp' can't be used on this machine"),
         (["--class-names", "nothing.json"], "nothing.json can't be opened"),
@@ -255,6 +264,7 @@ def test_wrong_input_is_refused_before_a_picture_is_read(args, words, squares, t
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("clipadapter.features.extraction.read_image_shrunk", None)
     (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
     before = sorted(os.listdir(tmp_path))
     result = fit(squares, *args)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -370,6 +380,25 @@ def test_a_pool_of_one_class_is_one_line_of_warning(head, squares, tmp_path, fit
     (line,) = [line for line in result.stderr.splitlines() if line.startswith(f"warning: {head}")]
     assert "of 3 classes (effective number): prefer ss-text-u, stata or auto" in line
     assert f"warning: {head}" not in fit(squares, "--unlabelled", squares, head=head).stderr
+
+
+@pytest.mark.parametrize("head", ["auto", "ss-text-u"])
+def test_a_picture_without_a_label_that_is_unreadable_is_skipped_with_a_warning(head, squares, tmp_path, fit):
+    pool = tmp_path / "pool"
+    shutil.copytree(squares, pool)
+    (pool / "broken.jpg").write_bytes(b"no picture")
+    result = fit(squares, "--unlabelled", pool, "--json", head=head)
+    assert json.loads(result.stdout)["unlabelled"]["pictures"] == 12
+    assert "broken.jpg" in result.stderr
+    strict = fit(squares, "--unlabelled", pool, "--strict", head=head)
+    assert strict.exit_code != 0 and "broken.jpg" in strict.stderr
+
+
+def test_pictures_without_labels_that_are_all_shots_are_a_warning(squares, tmp_path, fit):
+    warning = "warning: --unlabelled: all 12 pictures are shots"
+    assert warning in fit(squares, "--unlabelled", squares, head="stata").stderr
+    shutil.copytree(squares / "red", tmp_path / "pool")
+    assert "are shots" not in fit(squares, "--unlabelled", tmp_path / "pool", head="stata").stderr
 
 
 def test_auto_says_what_pictures_without_labels_contributed(squares, tmp_path, fit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +14,12 @@ import click
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
 from clipadapter.cli.groups import Section, cli_command
-from clipadapter.cli.inputs import find_unwritable_parent, open_dataset
+from clipadapter.cli.inputs import find_unwritable_parent, list_unlabelled, open_dataset
 from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import ArtifactError
 from clipadapter.formatting import describe_shots, format_count
 
 if TYPE_CHECKING:
@@ -44,7 +45,12 @@ MAX_NAMED_CLASSES = 5
 @split_option
 @option_group("views", TrainingViewOptions)
 @option_group("prompts", PromptOptions)
-@click.option("--unlabelled", type=FOLDER, help="Pictures without labels, for heads that learn from them.")
+@click.option(
+    "--unlabelled",
+    type=FOLDER,
+    help="Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
+    "zlap need them; no other head takes them.",
+)
 @option_group("uncertainty", UncertaintyArguments)
 @click.option(
     "--no-support",
@@ -79,13 +85,16 @@ def command(
     """
     started = time.monotonic()
     head.check_names()
+    head.check_unlabelled(unlabelled is not None, early=True)
+    unlabelled_pictures = None if unlabelled is None else list_unlabelled(unlabelled)
     version_before = _check_folder(folder)
     dataset = prompts.rename_classes(open_dataset(data, split, default="train"))
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
     rows = _draw_rows(dataset, shots, seed, out)
     prompt_parameters, spec = prompts.classifier_parameters(dataset.class_names), views.training_spec(seed)
     head_parameters = head.classifier_parameters()
-    unlabelled_pictures, outliers = _list_unlabelled(head, unlabelled), uncertainty.outlier_pictures()
+    head.check_unlabelled(unlabelled is not None)
+    outliers = uncertainty.outlier_pictures()
     uncertainty_options = uncertainty.options(dataset.class_names)
     parameters = {"uncertainty": uncertainty_options, "views": spec, "seed": seed, "strict": strict}
     model = encoder_options.create_classifier(out, **head_parameters, **prompt_parameters, **parameters)
@@ -95,11 +104,14 @@ def command(
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
     _report_training(head, [shot_labels.count(name) for name in dataset.class_names], out)
     model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
+    if unlabelled_pictures is not None and model.head_.transductive:
+        _warn_if_all_are_shots(paths, unlabelled_pictures, out)
     note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
     model.save(folder, support=not no_support)
     model.make_quick(folder)
     versions = (version_before, model.history_.version)
-    n_unlabelled = len(unlabelled_pictures or ())
+    skipped_shots = len(paths) - len(model.support_)
+    n_unlabelled = len(unlabelled_pictures or ()) - (len(model.support_.provenance["skipped"]) - skipped_shots)
     _report(model, head, uncertainty.calibration, folder, versions, n_unlabelled, time.monotonic() - started, out)
 
 
@@ -147,16 +159,12 @@ def _report_training(head: HeadOptions, counts: Sequence[int], out: Output) -> N
         out.note(f"training {head.name}: {kind.describe_training(counts)}")
 
 
-def _list_unlabelled(head: HeadOptions, folder: Path | None) -> list[Path] | None:
-    """List the unlabelled pictures. Refuses, before the work, a head that lacks them or does not use them."""
-    from clipadapter.data import load_dataset
-
-    kind = head.create()
-    if kind.transductive and folder is None:
-        raise InputError(f"{head.name} is transductive: give the pictures to classify with --unlabelled FOLDER")
-    if folder is not None and not (kind.transductive or kind.accepts_unlabelled):
-        raise InputError(f"{head.name} learns from labelled pictures only: leave --unlabelled out")
-    return None if folder is None else load_dataset(folder).paths
+def _warn_if_all_are_shots(paths: Sequence[Path], unlabelled: Sequence[Path], out: Output) -> None:
+    """Warn if every picture without a label is a shot: a transductive head then has nothing new to learn from."""
+    shots = {os.path.realpath(path) for path in paths}
+    if shots.issuperset(os.path.realpath(path) for path in unlabelled):
+        pictures = format_count(len(unlabelled), "picture")
+        out.warn(f"--unlabelled: all {pictures} are shots: give pictures that are none, such as those to classify")
 
 
 def _check_folder(folder: Path) -> int | None:
