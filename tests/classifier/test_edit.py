@@ -252,6 +252,7 @@ def test_a_transductive_head_can_not_be_edited():
         found.remove_class("red")
 
 
+@pytest.mark.filterwarnings("ignore:the shots are left out")
 def test_without_saved_shots_only_a_streaming_head_can_be_edited(tmp_path):
     yellow = squares("yellow", 3, 5)
     for head in ("nearest-mean", "rail"):

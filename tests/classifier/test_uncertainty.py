@@ -123,6 +123,7 @@ def test_a_decision_rate_outside_0_and_1_is_refused_before_prediction():
         fitted().classify(GREYS, reject=2.0)
 
 
+@pytest.mark.filterwarnings("ignore:the shots are left out")
 def test_the_sources_of_the_shots_are_saved_with_them(tmp_path):
     from PIL import Image
 

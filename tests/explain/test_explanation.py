@@ -123,6 +123,7 @@ def test_the_margin_of_another_class_is_negative(model):
     assert f"'blue' is behind 'red' by {-explanation.margin:.2f} logits." in explanation.sentences()
 
 
+@pytest.mark.filterwarnings("ignore:the shots are left out")
 def test_a_model_without_its_shots_has_no_nearest_shots(tmp_path, model):
     model.save(tmp_path / "model", support=False)
     explanation = explain(FewShotClassifier.load(tmp_path / "model", cache=None), square("red", 9))

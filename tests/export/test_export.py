@@ -404,6 +404,7 @@ def test_it_is_quiet_and_tells_nobody(format, folders, fitted, draw, write, capf
     assert (logging.root.handlers, logging.root.manager.disable) == (handlers, disabled)
 
 
+@pytest.mark.filterwarnings("ignore:the shots are left out")
 def test_a_saved_model_gives_the_same_file(fitted, write, tmp_path):
     model = fitted("auto", reject=0.1)
     model.save(tmp_path / "saved", support=False)
