@@ -145,6 +145,50 @@ def test_threads_share_a_cache():
         np.testing.assert_allclose(cache._positive._entropies[k], np.sort(h[z.argmax(axis=1) == k])[:3])
 
 
+class ResetAtEachRead(TdaCache):
+    """A cache that another thread resets whenever its items are read without the lock."""
+
+    @property
+    def _positive(self):
+        items = self._items
+        if not self._lock.locked():
+            self._items = None
+        return items
+
+    @_positive.setter
+    def _positive(self, items):
+        self._items = items
+
+
+def test_a_reset_by_another_thread_does_not_break_an_answer():
+    x, z = toy()
+    cache = ResetAtEachRead(4)
+    parts = [cache.adapt(x[i : i + 20], z[i : i + 20]) for i in (0, 20, 40)]
+    np.testing.assert_allclose(np.concatenate(parts), TdaCache(4).adapt(x, z), rtol=1e-12)
+
+
+def test_memory_grows_with_the_number_of_classes_not_its_square():
+    # 5 features and entropies of an item per class, and 33 positions of each of 2 items: 34 of 0.03 are more than 1.
+    assert TdaCache(20_000).max_bytes(width=8) == 20_000 * (5 * (4 * 8 + 8) + 2 * 4 * 33)
+    # Without a lower bound an item may speak against all classes.
+    every = TdaCache(100, TdaSettings(probability_range=(0.0, 1.0)))
+    assert every.max_bytes(width=8) == 100 * (5 * (4 * 8 + 8) + 2 * 4 * 100)
+
+
+@pytest.mark.parametrize("low", [0.0, 0.03, 0.1, 1 / 49])
+def test_an_item_speaks_against_every_class_within_the_bounds(low):
+    c = 50
+    for n_likely in (2, 9, 10, 33, 49):
+        p = np.full(c, 1e-6)
+        p[:n_likely] = (1 - 1e-6 * (c - n_likely)) / n_likely
+        settings = TdaSettings(positive_alpha=0.0, entropy_range=(0.0, 1.0), probability_range=(low, 1.0))
+        cache = TdaCache(c, settings)
+        x = np.eye(1, 8)
+        cache.adapt(x, np.log(p)[None])
+        against = (low < p) & (p < 1)
+        np.testing.assert_allclose(cache.adapt(x, np.zeros((1, c)))[0], -settings.negative_alpha * against, atol=1e-12)
+
+
 def test_a_picture_without_a_direction_gives_finite_logits():
     x, z = toy(n=4)
     assert np.isfinite(TdaCache(4).adapt(np.zeros_like(x), z)).all()

@@ -24,6 +24,7 @@ for ImageNet; those of other data sets were set on their test parts.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,10 @@ from clipadapter.prediction import softmax
 Array = NDArray[Any]
 SAME_FEATURE = 1e-5
 """Largest difference of a column between unit features of the same picture: batches of other sizes round otherwise."""
+ROUNDING = 1e-6
+"""Largest amount by which a sum of probabilities may differ from one."""
+POSITION_BYTES = 4
+"""Bytes of the position of a class in the negative cache."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,12 @@ class TdaCache:
         """Largest number of items, however long the stream is."""
         return self.n_classes * (self.settings.positive_size + self.settings.negative_size)
 
+    @property
+    def _max_excluded(self) -> int:
+        """Largest number of classes that an item of the negative cache speaks against: probabilities sum to one."""
+        low = self.settings.probability_range[0]
+        return self.n_classes if low * self.n_classes <= 1 else int((1 + ROUNDING) / low)
+
     def reset(self) -> int:
         """Forget all pictures; returns the number of items that were forgotten."""
         with self._lock:
@@ -124,8 +135,8 @@ class TdaCache:
             width: of a feature.
             item_bytes: of a number; 4 if the features are float32.
         """
-        mask_items = self.n_classes * self.settings.negative_size * self.n_classes
-        return item_bytes * (self.max_items * width + mask_items) + 8 * self.max_items
+        positions = self.n_classes * self.settings.negative_size * self._max_excluded
+        return item_bytes * self.max_items * width + POSITION_BYTES * positions + 8 * self.max_items
 
     def adapt(self, features: Array, logits: Array) -> Array:
         """Change the logits of pictures, one after the other, and remember the pictures.
@@ -168,12 +179,11 @@ class TdaCache:
         return self._adapt_rows(f[rows, best].mean(axis=1), z[rows, best].mean(axis=1), p[rows, best].mean(axis=1))
 
     def _unit_features(self, features: Array, leading: tuple[int, ...]) -> Array:
-        """Features as unit rows, in float32 unless they are float64."""
+        """Features (*leading, d) as unit rows, in float32 unless they are float64."""
         f = np.asarray(features)
         f = f if f.dtype in (np.float32, np.float64) else f.astype(np.float32)
-        width = f.shape[-1] if self._positive is None else self._positive.keys.shape[-1]
-        if f.shape != (*leading, width):
-            raise InputError(f"features must be {(*leading, width)} for these logits and this cache, got {f.shape}")
+        if f.shape[:-1] != leading:
+            raise InputError(f"features must be {(*leading, 'd')} for these logits, got {f.shape}")
         # A picture without a direction is as far from all keys as one at a right angle.
         return np.asarray(f / np.maximum(np.linalg.norm(f, axis=-1, keepdims=True), np.finfo(f.dtype).tiny))
 
@@ -183,6 +193,9 @@ class TdaCache:
         adapted = np.empty_like(logits)
         entropies = entropy(probabilities)
         with self._lock:
+            width = features.shape[1] if self._positive is None else self._positive.keys.shape[2]
+            if features.shape[1] != width:
+                raise InputError(f"this cache has features of {width} columns, but got {features.shape[1]}")
             for i in range(len(logits)):
                 step = (features[i], probabilities[i], float(entropies[i]), int(logits[i].argmax()))
                 if self.settings.counts_itself:
@@ -197,14 +210,15 @@ class TdaCache:
         s, c = self.settings, self.n_classes
         if self._positive is None or self._negative is None:
             self._positive = _Items(c, s.positive_size, len(feature), 0, feature.dtype)
-            self._negative = _Items(c, s.negative_size, len(feature), c, feature.dtype)
+            self._negative = _Items(c, s.negative_size, len(feature), self._max_excluded, feature.dtype)
         if s.keeps_copies or not self._positive.has(pseudo_label, feature):
             self._positive.add(pseudo_label, own_entropy, feature)
         # Nats over a logarithm of base 2, as in the authors' code: the largest value is ln 2.
         if s.entropy_range[0] < own_entropy / np.log2(c) < s.entropy_range[1]:
             low, high = s.probability_range
             if s.keeps_copies or not self._negative.has(pseudo_label, feature):
-                self._negative.add(pseudo_label, own_entropy, feature, (low < probabilities) & (probabilities < high))
+                against = np.flatnonzero((low < probabilities) & (probabilities < high))
+                self._negative.add(pseudo_label, own_entropy, feature, against)
 
     def _terms(self, feature: Array) -> Array:
         """What both caches add to the logits of a picture (c,)."""
@@ -212,9 +226,7 @@ class TdaCache:
         if self._positive is None or self._negative is None:
             return np.zeros(self.n_classes)
         positive = s.positive_alpha * self._positive.affinities(feature, s.positive_beta).sum(axis=1)
-        # Views of the arrays, not copies: the masks of 1,000 classes take 8 MB.
-        weights = self._negative.affinities(feature, s.negative_beta).reshape(-1)
-        negative = weights @ self._negative.masks.reshape(len(weights), self.n_classes)
+        negative = self._negative.sums_against(self._negative.affinities(feature, s.negative_beta))
         return np.asarray(positive - s.negative_alpha * negative, np.float64)
 
 
@@ -225,13 +237,14 @@ class _Items:
         n_classes: c.
         size: s, items of each class.
         width: d, of a feature.
-        mask_width: of the mask of an item.
-        dtype: of features and masks.
+        max_excluded: largest number of classes that an item speaks against.
+        dtype: of features.
     """
 
-    def __init__(self, n_classes: int, size: int, width: int, mask_width: int, dtype: Any) -> None:
+    def __init__(self, n_classes: int, size: int, width: int, max_excluded: int, dtype: Any) -> None:
         self.keys = np.zeros((n_classes, size, width), dtype)
-        self.masks = np.zeros((n_classes, size, mask_width), dtype)
+        # Positions, not masks of all classes, whose size would grow with the square of their number. c means no class.
+        self._against = np.full((n_classes, size, max_excluded), n_classes, np.int32)
         self._entropies = np.full((n_classes, size), np.inf)  # ascending; infinite where there is no item
 
     @property
@@ -242,10 +255,19 @@ class _Items:
     def __len__(self) -> int:
         return int(self.used.sum())
 
-    def add(self, k: int, own_entropy: float, key: Array, mask: Array | float = 0.0) -> None:
-        """Add an item to class k; the last one leaves. Refused if its entropy is not below that of the last one."""
+    def add(self, k: int, own_entropy: float, key: Array, against: Sequence[int] | Array = ()) -> None:
+        """Add an item to class k; the last one leaves. Refused if its entropy is not below that of the last one.
+
+        Args:
+            k: position of the class.
+            own_entropy: of the picture.
+            key: (d,) its feature.
+            against: positions of the classes that it speaks against.
+        """
+        positions = np.full(self._against.shape[2], len(self.keys), np.int32)
+        positions[: len(against)] = against
         place = int(np.searchsorted(self._entropies[k], own_entropy, side="right"))
-        for array, value in ((self._entropies, own_entropy), (self.keys, key), (self.masks, mask)):
+        for array, value in ((self._entropies, own_entropy), (self.keys, key), (self._against, positions)):
             row = array[k]
             if place < len(row):
                 row[place + 1 :] = row[place:-1].copy()
@@ -258,6 +280,12 @@ class _Items:
     def affinities(self, feature: Array, beta: float) -> Array:
         """(c, s) weights of the items for a picture; 0 where there is no item."""
         return np.asarray(np.exp(-beta * (1 - self.keys @ feature)) * self.used)
+
+    def sums_against(self, weights: Array) -> Array:
+        """(c,) for each class the sum of the weights (c, s) of the items that speak against it, in float64."""
+        c = len(self.keys)
+        repeated = np.repeat(weights.ravel(), self._against.shape[2])
+        return np.bincount(self._against.ravel(), repeated, minlength=c + 1)[:c]
 
 
 def entropy(probabilities: Array) -> Array:
