@@ -130,9 +130,9 @@ def estimate_wrong_share(logits: Tensor, labels: Tensor) -> float:
         logits: (n, c) of shots that the head was not fitted to.
         labels: (n,) class positions.
 
-    >>> truth = torch.arange(100) % 4
-    >>> labels = torch.where(torch.arange(100) < 24, (truth + 1) % 4, truth)  # 24 of 100 are wrong
-    >>> logits = 20 * torch.nn.functional.one_hot(truth).float()
+    >>> truth = torch.arange(100) // 25
+    >>> labels = torch.where(torch.arange(100) % 4 == 0, (truth + 1) % 4, truth)  # 25 of 100 are wrong
+    >>> logits = torch.arange(100)[:, None] / 5 * torch.nn.functional.one_hot(truth)
     >>> estimate_wrong_share(logits, truth), estimate_wrong_share(logits, labels)
     (0.0, 0.3)
     """
