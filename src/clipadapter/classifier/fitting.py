@@ -355,7 +355,7 @@ def _fit_calibrator(
     method: Method = "vector" if options.calibration == "vector" else "temperature"
     n_shots = len(np.unique(held_out.rows))  # a shot has one row of logits for each repetition of the folds
     # Heads without this parameter are judged by the mean over classes too.
-    tau = getattr(head, "logit_adjustment", 1.0)
+    tau = head.get_params(deep=False).get("logit_adjustment", 1.0)
     return learn_calibrator(
         held_out.logits, held_out.labels, method=method, prior_temperature=prior, n=n_shots, logit_adjustment=tau
     )

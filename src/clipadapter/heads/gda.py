@@ -87,6 +87,7 @@ class Gda(ExactIncrementalHead):
     """
 
     temperature_prior = (2.7, 3.6, 3.6, 3.0, 2.4)
+    picture_features = ("views_",)  # if `neighbours` is above 0
 
     products_: Tensor = field(init=False)
     """Sum of x' x over the views x: the packed lower triangle (d (d + 1) / 2,), float64."""
