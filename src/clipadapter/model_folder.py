@@ -50,7 +50,9 @@ def why_no_model(path: str | Path) -> str:
     if is_folder:
         return "" if has_config else f"{path} holds no model: it has no {CONFIG_FILE}. 'clipadapter fit' makes one"
     if not exists:
-        return f"there is no folder {path}{_suggest(folder) or ': give'} the one that 'clipadapter fit' wrote"
+        suggestion = suggest_model(folder)
+        advice = f"{suggestion} Give" if suggestion else ": give"
+        return f"there is no folder {path}{advice} the one that 'clipadapter fit' wrote"
     if is_exported(folder):
         return (
             f"{path} is an exported file, which only 'clipadapter predict', 'serve' and 'monitor' take: give the "
@@ -59,11 +61,12 @@ def why_no_model(path: str | Path) -> str:
     return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
 
 
-def _suggest(missing: Path) -> str:
-    """The start of advice that names the saved model of a similar name beside a missing folder; "" without one."""
+def suggest_model(missing: Path) -> str:
+    """The end of a sentence and a question that names a model of a similar name beside a missing path; else ""."""
     try:
-        siblings = [entry.name for entry in missing.absolute().parent.iterdir() if (entry / CONFIG_FILE).is_file()]
+        entries = list(missing.absolute().parent.iterdir())
+        siblings = [entry.name for entry in entries if is_exported(entry) or (entry / CONFIG_FILE).is_file()]
     except OSError:
         return ""
     close = difflib.get_close_matches(missing.name, siblings, n=1)
-    return f". Did you mean '{missing.with_name(close[0])}'? Give" if close else ""
+    return f". Did you mean '{missing.with_name(close[0])}'?" if close else ""

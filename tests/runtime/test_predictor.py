@@ -245,9 +245,10 @@ main()
     assert json.loads(out.stdout)["label"] == "red"
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ArtifactError, match="there is no file"):
-        Predictor(tmp_path / "model.onnx")
+def test_a_missing_file_is_named_with_the_model_of_a_similar_name(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ArtifactError, match=r"there is no file .*modle.onnx. Did you mean '.*model.onnx'\?"):
+        Predictor(tmp_path / "modle.onnx")
 
 
 def test_a_file_that_cant_even_be_looked_at_is_told(tmp_path):

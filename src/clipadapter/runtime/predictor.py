@@ -15,6 +15,7 @@ from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.formats import ExportFormat, export_suffixes, find_format, list_inference_backends
 from clipadapter.formats.base import BLOCKS_OUTPUT, FEATURES_OUTPUT, input_names
 from clipadapter.formats.checksum import Stamp, check_file, stamp_files
+from clipadapter.model_folder import suggest_model
 from clipadapter.pixels import packed_shape, unpack_squares
 from clipadapter.runtime.metadata import ExportMetadata
 from clipadapter.runtime.model import Outputs, RuntimeModel
@@ -179,7 +180,7 @@ def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
         suffixes = " or ".join(export_suffixes())
         raise ArtifactError(f"{path} is not an exported model: those end in {suffixes}; {hint}")
     if not is_file:
-        raise ArtifactError(f"there is no file {path}")
+        raise ArtifactError(f"there is no file {path}{suggest_model(path)}")
     if backend == "auto":
         return export_format, export_format.choose_backend().name
     names = [each.name for each in export_format.backends]

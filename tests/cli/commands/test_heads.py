@@ -19,6 +19,12 @@ def test_heads_by_pattern(run):
     assert "clip-adapter" not in [one["name"] for one in found]
 
 
+def test_a_pattern_that_matches_no_head_finds_those_that_contain_it(run):
+    found = json.loads(run("heads", "probe", "--json").stdout)
+    assert "linear-probe" in [one["name"] for one in found]
+    assert "clip-adapter" not in [one["name"] for one in found]
+
+
 def test_one_head_shows_its_parameters(run):
     result = run("heads", "linear-probe")
     assert "C: inverse strength of the L2 penalty" in result.stdout

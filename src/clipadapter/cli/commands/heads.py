@@ -26,13 +26,15 @@ MARKS = {
 @click.argument("pattern", default="*")
 @output_options
 def command(pattern: str, out: Output) -> None:
-    """List the heads, or those whose name matches PATTERN.
+    """List the heads, or those whose name matches PATTERN or, if none does, contains it.
 
     If only one name matches, its description and its parameters (for --set of other commands) are shown. The fidelity
     says how close a head is to the publication that it is named after.
     """
     from clipadapter.heads.registry import HEADS
 
+    if not HEADS.list(pattern) and HEADS.list(f"*{pattern}*"):
+        pattern = f"*{pattern}*"
     names = HEADS.list(pattern)
     if not names:
         raise unknown("head", pattern, HEADS.list())
