@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _output import add_json, write_json
 
 from clipadapter.heads import TextFeatures, create_head, list_heads
 
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--limit-seconds", type=float, default=300.0, help="for one head at one size, imports included")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
+    add_json(parser)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = args.size or ["100x16x512", "1000x16x1024"]
@@ -102,6 +104,7 @@ def main() -> None:
         print(json.dumps(measure(args.heads[0], sizes[0], args.threads)))
         return
     lines: list[str] = []
+    rows: list[dict] = []
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -114,8 +117,12 @@ def main() -> None:
         say("| head | " + " | ".join(COLUMNS) + " |")
         say("|---|" + "---:|" * len(COLUMNS))
         for name in args.heads or list_heads():
-            say(row(name, in_a_process(name, size, args.threads, args.limit_seconds)))
+            costs = in_a_process(name, size, args.threads, args.limit_seconds)
+            say(row(name, costs))
+            costs = {"error": costs} if isinstance(costs, str) else costs
+            rows.append({"head": name, "size": size} | costs)
         say("")
+    write_json(args.json, threads=args.threads, queries=QUERIES, rows=rows)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _output import add_json, summarise, write_json
 
 from clipadapter.backends import Int8Calibration
 from clipadapter.data import IMAGE_SUFFIXES, read_image
@@ -52,7 +53,7 @@ def timed(work: Callable[[], object], n: int) -> tuple[float, float]:
     return n / (time.perf_counter() - clock), 1e3 * (time.process_time() - cpu) / n
 
 
-def speed(encoder: Encoder, paths: list[Path], repeats: int) -> None:
+def speed(encoder: Encoder, paths: list[Path], repeats: int) -> list[dict]:
     n = len(paths)
     squares = torch.stack([encoder.preprocess(read_image(path)) for path in paths[:BATCH]])
 
@@ -74,10 +75,15 @@ def speed(encoder: Encoder, paths: list[Path], repeats: int) -> None:
     print(f"tensors    {rate:7.1f} img/s {cpu:7.1f} ms CPU a picture")
     print(f"from files {rate_all:7.1f} img/s {cpu_all:7.1f} ms CPU a picture")
     print(f"share      {share:7.1%} by the clock, {cpu_share:.1%} by CPU; medians of {repeats} runs of {n} pictures")
+    names = ("memory", "files", "share", "memory_cpu_ms", "files_cpu_ms", "cpu_share")
+    measured = {name: summarise(column) for name, column in zip(names, zip(*runs, strict=True), strict=True)}
+    info = encoder.info
+    return [{"encoder": info.name, "backend": info.backend, "precision": info.precision, "pictures": n} | measured]
 
 
-def memory(encoder: Encoder, paths: list[Path]) -> None:
+def memory(encoder: Encoder, paths: list[Path]) -> list[dict]:
     """Peak memory after each count, in one process: it never falls, so what grows shows."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         copies = [Path(folder) / f"{i:06}{paths[i % len(paths)].suffix}" for i in range(max(COUNTS))]
         for i, copy in enumerate(copies):  # bytes after the end of a picture make it another one
@@ -90,6 +96,8 @@ def memory(encoder: Encoder, paths: list[Path]) -> None:
             print(
                 f"{count:7,} pictures, {entries:7,} in the store: peak {peak:7.1f} MiB, {rate:6.1f} img/s", flush=True
             )
+            rows.append({"pictures": count, "peak_mib": peak, "rate": rate})
+    return rows
 
 
 def main() -> None:
@@ -101,14 +109,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=320, help="pictures a run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
+    add_json(parser)
     args = parser.parse_args()
     paths = find(args.pictures)
     encoder = open_encoder(args.encoder, args.backend, args.precision, paths)
     print(f"{encoder.info.name}, {encoder.info.backend} {encoder.info.precision}, {torch.get_num_threads()} threads")
     if args.memory:
-        memory(encoder, paths)
+        rows = memory(encoder, paths)
     else:
-        speed(encoder, paths[:: max(1, len(paths) // args.count)][: args.count], args.repeats)
+        rows = speed(encoder, paths[:: max(1, len(paths) // args.count)][: args.count], args.repeats)
+    write_json(args.json, repeats=args.repeats, rows=rows)
 
 
 if __name__ == "__main__":

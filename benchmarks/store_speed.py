@@ -11,6 +11,7 @@ the peak memory of a process that goes through all of it.
 """
 
 import argparse
+import json
 import random
 import resource
 import sqlite3
@@ -24,6 +25,7 @@ from statistics import median
 from zlib import crc32
 
 import numpy as np
+from _output import add_json, ratios, write_json
 
 from clipadapter.features import FeatureStore
 
@@ -110,9 +112,8 @@ def inside(path: Path) -> None:
         count = len(store)
         counted = time.perf_counter()
         deque(store.items(), maxlen=0)
-    print(f"| open | | {1e3 * (opened - start):.1f} ms | |")
-    print(f"| len, {count:,} rows | | {1e3 * (counted - opened):.1f} ms | |")
-    print(f"| peak memory of items, above {before:.0f} MB for imports | | {peak_mb() - before:.1f} MB | |")
+    whole = {"open_ms": 1e3 * (opened - start), "len_ms": 1e3 * (counted - opened), "rows": count}
+    print(json.dumps(whole | {"imports_mb": before, "items_mb": peak_mb() - before}))
 
 
 def main() -> None:
@@ -122,12 +123,13 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float16")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the files are made and deleted; the system's one by default")
+    add_json(parser)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
         inside(args.inside)
         return
-    rounds = []
+    rounds, rows = [], []
     print("| work | plain rows/s | store rows/s | of plain |\n|---|---:|---:|---:|")
     for last in reversed(range(args.repeats)):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -136,10 +138,15 @@ def main() -> None:
                 continue
             for name in rounds[0]:
                 plain, store = (args.rows / median(times[name][side] for times in rounds) for side in (0, 1))
-                ratio = median(times[name][0] / times[name][1] for times in rounds)
-                print(f"| {name} | {plain:,.0f} | {store:,.0f} | {ratio:.0%} |", flush=True)
+                ratio = ratios(*([times[name][side] for times in rounds] for side in (0, 1)))
+                print(f"| {name} | {plain:,.0f} | {store:,.0f} | {ratio['median']:.0%} |", flush=True)
+                rows.append({"work": name, "plain": plain, "store": store, "ratio": ratio})
             command = [sys.executable, __file__, "--inside", str(Path(folder) / "store.sqlite")]
-            subprocess.run(command, check=True)
+            whole = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            print(f"| open | | {whole['open_ms']:.1f} ms | |")
+            print(f"| len, {whole['rows']:,} rows | | {whole['len_ms']:.1f} ms | |")
+            print(f"| peak memory of items | | {whole['items_mb']:.1f} MB above {whole['imports_mb']:.0f} | |")
+    write_json(args.json, vectors=args.rows, width=args.dim, rounds=args.repeats, rows=rows, whole=whole)
 
 
 if __name__ == "__main__":

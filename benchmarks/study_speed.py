@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from _output import add_json, write_json
 from head_costs import make
 from heads_speed import from_features
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--workers", type=int, default=2)
+    add_json(parser)
     args = parser.parse_args()
     heads = args.heads or [name for name in default_heads() if from_features(name)]
     suite = Suite(name="speed", title="Speed", heads=heads, shots=args.shots, seeds=list(range(1, args.seeds + 1)))
@@ -61,6 +63,15 @@ def main() -> None:
     for name, each in sorted(took.items(), key=lambda item: -sum(item[1])):
         print(f"| {name} | {sum(each):.2f} |")
     busy = sum(map(sum, took.values()))
+    write_json(
+        args.json,
+        seconds=seconds,
+        runs=outcome.n_made,
+        busy=busy / args.workers / seconds,
+        workers=args.workers,
+        heads={name: sum(each) for name, each in took.items()},
+        size={"classes": args.classes, "width": args.width, "shots": args.shots, "seeds": args.seeds},
+    )
     print(
         f"\n{outcome.n_made} runs: {seconds:.1f} s, of which fits {outcome.seconds:.1f}; "
         f"busy {busy / args.workers / seconds:.0%} ({busy:.1f} s of one worker)"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import open_clip
 import torch
+from _output import add_json, ratios, write_json
 from torch import Tensor
 
 from clipadapter.data import get_templates
@@ -70,7 +71,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    add_json(parser)
     args = parser.parse_args()
+    rows = []
     torch.set_num_threads(args.threads)
     print("| tower | prompts | padded s | ours s | ratio | difference |\n|---|---|---:|---:|---:|---:|")
     for templates in args.templates or ["default", "imagenet7"]:
@@ -81,11 +84,16 @@ def main() -> None:
                 seconds = [[timed(way) for way in ways] for _ in range(args.rounds)]
             far = ((padded - ours).norm(dim=1) / padded.norm(dim=1)).max()
             before, after = (statistics.median(column) for column in zip(*seconds, strict=True))
-            ratio = statistics.median(a / b for a, b in seconds)
+            ratio = ratios(*zip(*seconds, strict=True))
             print(
-                f"| {name} | {len(texts)} of {templates} | {before:.2f} | {after:.2f} | {ratio:.1f} | {far:.0e} |",
+                f"| {name} | {len(texts)} of {templates} | {before:.2f} | {after:.2f} | {ratio['median']:.1f} | {far:.0e} |",
                 flush=True,
             )
+            rows.append(
+                {"tower": name, "templates": templates, "prompts": len(texts), "padded": before, "ours": after}
+                | {"ratio": ratio, "difference": float(far)}
+            )
+    write_json(args.json, rounds=args.rounds, rows=rows)
 
 
 def timed(way: Callable[[], Tensor]) -> float:
