@@ -6,7 +6,10 @@ Each one is opened as its documentation says, with the settings it has by itself
 import contextlib
 import io
 import json
+import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +87,71 @@ def clip_benchmark(weights: Path, amp: bool) -> Run:
             return run_classification(model, ones, loader, "cpu", amp=amp)[0].numpy()
 
     return run
+
+
+PACKAGES = {"autogluon": "autogluon.multimodal", "adaptshot": "adaptshot"}
+"""The package of each rival that has an interpreter of its own."""
+
+
+class Process:
+    """A rival of `_rival_process.py` in another interpreter, waiting for paths.
+
+    Args:
+        python: an interpreter that has the rival.
+        name: a key of PACKAGES.
+        weights: the folder of open_clip's weights.
+
+    Raises:
+        ImportError: the rival could not be opened; the message ends as its own did.
+    """
+
+    def __init__(self, python: str, name: str, weights: Path) -> None:
+        folder = weights / "sentence-transformers"
+        if name == "autogluon" and not folder.exists():
+            write_sentence_transformers(weights, folder)
+        self._folder = tempfile.TemporaryDirectory()
+        self._log = Path(self._folder.name) / "log"
+        script = Path(__file__).with_name("_rival_process.py")
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [python, str(script), name, str(folder / "0_CLIPModel")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment | {"HF_HUB_OFFLINE": "1"},
+            )
+        self._wait("ready")
+
+    def _wait(self, word: str) -> None:
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() != word:
+            self._process.kill()
+            raise ImportError((self._log.read_text().strip().splitlines() or ["it ended without a message"])[-1])
+
+    def __call__(self, paths: list[Path]) -> np.ndarray:
+        out = Path(self._folder.name) / "features.npy"
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"paths": [str(path) for path in paths], "out": str(out)}) + "\n")
+        self._process.stdin.flush()
+        self._wait("done")
+        return np.load(out)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+def interpreter_of(name: str, pythons: list[str]) -> str | None:
+    """The first of these interpreters that has the rival's package."""
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({PACKAGES[name]!r}) is None)"
+    for python in pythons:
+        if subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0:
+            return python
+    return None
 
 
 def lite_loops(workers: tuple[int, ...]) -> list[Run]:

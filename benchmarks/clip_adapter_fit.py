@@ -151,7 +151,7 @@ def main() -> None:
         "--run",
         type=int,
         default=EPOCHS,
-        help="epochs of a loop that are really run, of 200; fewer: the first is not timed",
+        help="epochs of a loop that are run, of 200",
     )
     parser.add_argument("--threads", type=int, default=1, help="of both sides")
     parser.add_argument("--ours", type=settings, default={}, help="our parameters, such as epochs=10,lr=0.003")

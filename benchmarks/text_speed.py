@@ -86,7 +86,8 @@ def main() -> None:
             before, after = (statistics.median(column) for column in zip(*seconds, strict=True))
             ratio = ratios(*zip(*seconds, strict=True))
             print(
-                f"| {name} | {len(texts)} of {templates} | {before:.2f} | {after:.2f} | {ratio['median']:.1f} | {far:.0e} |",
+                f"| {name} | {len(texts)} of {templates} | {before:.2f} | {after:.2f} "
+                f"| {ratio['median']:.1f} | {far:.0e} |",
                 flush=True,
             )
             rows.append(
