@@ -164,7 +164,7 @@ def test_pictures_with_many_views_are_prepared_a_few_at_a_time(monkeypatch):
     from clipadapter.features import extraction
 
     ahead, most = [0], [0]
-    prepare, encode = extraction._prepare_image, extraction._encode_batch
+    prepare, encode = extraction.prepare_image, extraction.encode_batch
 
     def counted(job, position):
         ahead[0] += 1
@@ -175,8 +175,8 @@ def test_pictures_with_many_views_are_prepared_a_few_at_a_time(monkeypatch):
         ahead[0] -= len(batch)
         return encode(job, batch)
 
-    monkeypatch.setattr(extraction, "_prepare_image", counted)
-    monkeypatch.setattr(extraction, "_encode_batch", done)
+    monkeypatch.setattr(extraction, "prepare_image", counted)
+    monkeypatch.setattr(extraction, "encode_batch", done)
     monkeypatch.setattr(extraction, "MAX_WAITING_BYTES", 1)
     images, labels = pictures(30)
     model().extract_features(images, labels, ["red", "green", "blue"])

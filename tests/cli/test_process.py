@@ -57,12 +57,12 @@ def test_a_name_that_the_terminal_cannot_show_ends_nothing(tmp_path, monkeypatch
 
 @pytest.fixture
 def predicting(start, squares, model):
-    """A process of predict that has answered four pictures and waits for more on standard input."""
-    process = start("predict", model, "-", "--json", "--batch-size", 1)
-    process.stdin.write(f"{squares / 'red' / '0.png'}\n" * 4)
-    process.stdin.flush()
-    found = [json.loads(process.stdout.readline()) for _ in range(4)]
-    assert [one["label"] for one in found] == ["red"] * 4
+    """A process of predict that answers each line of standard input when it comes, and waits for more."""
+    process = start("predict", model, "-", "--json")
+    for label in ("red", "blue"):
+        process.stdin.write(f"{squares / label / '0.png'}\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["label"] == label
     return process
 
 

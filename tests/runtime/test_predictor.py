@@ -168,6 +168,22 @@ def test_only_a_few_batches_are_read_ahead(predictor):
     assert len(taken) <= 15
 
 
+def test_pictures_before_a_pause_are_answered_before_the_next_is_asked_for(predictor):
+    answered = []
+
+    def pausing():
+        for i in range(12):
+            if i in (0, 1, 7):
+                yield None
+                yield None  # still nothing
+                assert len(answered) == i
+            yield RED
+
+    for prediction in predictor.iter_predictions(pausing(), batch_size=5):
+        answered.append(prediction.label)
+    assert answered == [NAMES[0]] * 12
+
+
 def test_float_input_is_normalised_as_the_spec_says(write):
     # Mean 0.5 and deviation 0.5 put 255 to 1 and 0 to -1.
     spec = PixelSpec(4, (0.5,) * 3, (0.5,) * 3)

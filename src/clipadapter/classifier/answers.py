@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.adaptation import Adapt
-from clipadapter.errors import ArtifactError, InputError, brief
+from clipadapter.data.images import ImageSource, source_name
+from clipadapter.errors import ArtifactError, ImageError, InputError, brief
 from clipadapter.features import ViewSpec
 from clipadapter.heads import Head
+from clipadapter.prediction import Prediction, unreadable
 from clipadapter.uncertainty import Answers, Uncertainty
 
 
@@ -54,6 +56,31 @@ def answer_features(
     elif cache is not None:
         adapted = uncertainty.adapt(cache, final[:, 0], logits)
     return uncertainty.answer(logits, final[:, 0], options, fold_logits, adapted=adapted, voted=voted)
+
+
+def predict_batches(
+    batches: Iterable[Sequence[tuple[ImageSource, NDArray[Any] | ImageError]]],
+    answer: Callable[[NDArray[Any]], Answers],
+    class_names: Sequence[str],
+    top: int,
+) -> Iterator[Prediction]:
+    """One prediction per picture, in order.
+
+    Args:
+        batches: pictures with their (v, d) features, or with the error that says why there are none.
+        answer: gives the answers to features (m, v, d).
+        class_names: in the order of the logits.
+        top: number of classes to name.
+    """
+    for batch in batches:
+        features = [values for _, values in batch if not isinstance(values, ImageError)]
+        answers, row = answer(np.stack(features)) if features else None, 0
+        for source, values in batch:
+            if answers is None or isinstance(values, ImageError):
+                yield unreadable(source_name(source), values.reason if isinstance(values, ImageError) else None)
+            else:
+                yield answers.prediction(row, source_name(source), class_names, top)
+                row += 1
 
 
 def finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:

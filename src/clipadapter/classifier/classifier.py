@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,15 @@ from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
 from clipadapter.classifier import edit, hub, quick
-from clipadapter.classifier.answers import answer_features, finite_logits, prediction_views
+from clipadapter.classifier.answers import answer_features, finite_logits, predict_batches, prediction_views
 from clipadapter.classifier.deduplicate import ConflictRule
+from clipadapter.classifier.description import describe_as_html, describe_in_a_line
 from clipadapter.classifier.encoder import (
     DEFAULT_QUALITY,
     NamedEncoders,
     apply_backend,
     as_encoder_list,
+    backend_for_many,
     block_names,
     blocks_to_read,
     check_quality,
@@ -58,7 +60,7 @@ from clipadapter.classifier.inputs import (
     read_labelled,
 )
 from clipadapter.data import class_prompts, get_templates
-from clipadapter.data.images import ImageSource, source_name
+from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.docstrings import document_defaults
 from clipadapter.encoders import (
@@ -80,31 +82,18 @@ from clipadapter.features import (
     choose_backend,
     encode_classes,
     extract,
+    stream_features,
 )
-from clipadapter.files import without_paths
-from clipadapter.formatting import (
-    check_names,
-    describe_classes,
-    describe_shots,
-    format_count,
-    format_list,
-    html_block,
-    html_table,
-)
+from clipadapter.formatting import check_names, format_list
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.persistence import History, Model, load_model, push, save_model
-from clipadapter.persistence.evaluation import EVALUATION_KEY
-from clipadapter.persistence.model import registered_name
-from clipadapter.prediction import Prediction, unreadable
-from clipadapter.progress import shows_progress
+from clipadapter.prediction import Prediction
+from clipadapter.progress import progress_bar, shows_progress
 from clipadapter.towers import TextTower
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
-
-MAX_SHOWN_CLASSES = 20
-"""Classes that a notebook shows."""
 
 
 @document_defaults
@@ -244,48 +233,11 @@ class FewShotClassifier:
         return self._encoder
 
     def __repr__(self) -> str:
-        facts = [f"{name} {value}" if value else "not fitted" for name, value in self._facts().items()]
-        return f"<FewShotClassifier: {', '.join(facts)}>"
+        return describe_in_a_line(self)
 
     def _repr_html_(self) -> str:
         """For notebooks: the same as a table, and the number of shots of each class."""
-        parts = [html_table(["", ""], [(name, value or "nothing yet") for name, value in self._facts().items()])]
-        if hasattr(self, "head_"):
-            counts = list(self._shot_counts().items())
-            more = f"and {len(counts) - MAX_SHOWN_CLASSES} more" if len(counts) > MAX_SHOWN_CLASSES else ""
-            parts += [html_table(["class", "shots"], counts[:MAX_SHOWN_CLASSES]), more]
-        return html_block("FewShotClassifier", *parts)
-
-    def _facts(self) -> dict[str, str]:
-        """What a person wants to know of the classifier, by name. Nothing is opened or computed."""
-        encoder = self._encoder if hasattr(self, "_encoder") else self.encoder
-        name = ", ".join(each if isinstance(each, str) else each.info.name for each in as_encoder_list(encoder))
-        head = self.head if isinstance(self.head, str) else registered_name(self.head) or type(self.head).__name__
-        facts = {"encoder": without_paths(name), "head": head, "fitted to": ""}
-        if hasattr(self, "head_"):
-            counts = self._shot_counts()
-            n_shots = len(self.support_) or sum(counts.values())
-            shots = f"{format_count(n_shots, 'shot')} ({describe_shots(counts, n_shots)})"
-            facts["fitted to"] = f"{describe_classes(self.class_names_)}, {shots}"
-        accuracy = self._known_accuracy() if hasattr(self, "head_") else ""
-        return {**facts, "accuracy": accuracy} if accuracy else facts
-
-    def _shot_counts(self) -> dict[str, int]:
-        """Number of shots of each class, also of a model that was saved without them."""
-        saved = self.support_.provenance.get("shots")
-        if len(self.support_) or not isinstance(saved, Mapping):
-            return self.support_.counts
-        return {name: int(saved.get(name, 0)) for name in self.class_names_}
-
-    def _known_accuracy(self) -> str:
-        """The accuracy of the last `evaluate`, or else the one that the folder of the model records; or empty."""
-        if self.evaluation_ is not None:
-            return f"{100 * self.evaluation_.accuracy:.1f} % on {self.evaluation_.headline}"
-        recorded = self.support_.provenance.get(EVALUATION_KEY)
-        if not isinstance(recorded, Mapping) or "accuracy" not in recorded.get("model", {}):
-            return ""
-        pictures = format_count(recorded["n"], "picture")
-        return f"{100 * recorded['model']['accuracy']:.1f} % on {pictures} of {recorded['data']}"
+        return describe_as_html(self)
 
     # ---- Fit ----
 
@@ -606,17 +558,44 @@ class FewShotClassifier:
             InputError: if a decision needs a threshold that could not be learned from the shots.
         """
         self._check_fitted()
-        images = list_pictures(images)
-        extraction = self._extract_views(images, views, strict=False)
-        answers = self._answer(extraction.features, decision, adapt) if extraction.rows else None
-        reasons = {i: reason for i, _, reason in extraction.skipped}
-        positions = {row: i for i, row in enumerate(extraction.rows)}
-        return [
-            unreadable(source_name(image), reasons.get(i))
-            if answers is None or i not in positions
-            else answers.prediction(positions[i], source_name(image), self.class_names_, top)
-            for i, image in enumerate(images)
-        ]
+        pictures = list_pictures(images)
+        predictions = self.iter_predictions(pictures, top, adapt=adapt, views=views, **decision)
+        shown = shows_progress(self.progress)
+        return list(progress_bar(predictions, total=len(pictures), desc="pictures", unit="img", shown=shown))
+
+    def iter_predictions(
+        self,
+        images: Pictures | Iterator[ImageSource | None],
+        top: int = 5,
+        *,
+        adapt: Adapt = None,
+        views: int = 1,
+        **decision: Any,
+    ) -> Iterator[Prediction]:
+        """As `classify`, for any number of pictures, of which a few batches are in memory.
+
+        Args:
+            images: as for `predict`; or an iterator of pictures. None in it means that the next picture is not there
+                yet: the predictions for all before it come first.
+            top: see `classify`, also for the other arguments.
+            adapt: see `classify`.
+            views: see `classify`.
+            decision: see `classify`.
+
+        Raises:
+            InputError: as `classify`.
+        """
+        self._check_fitted()
+        spec = prediction_views(views, self.seed)
+        self._view_cost(1, spec).check(FEWER_PREDICTION_VIEWS)
+        cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
+        pictures = images if isinstance(images, Iterator) else list_pictures(images)
+        with open_store(self.cache) as store:
+            if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
+                self._encoder = backend_for_many(self.encoder_, pictures, store, shows_progress(self.progress))
+            batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
+            answer = partial(self._answer, decision=decision, adapt=cache)
+            yield from predict_batches(batches, answer, self.class_names_, top)
 
     # ---- Evaluate ----
 

@@ -36,7 +36,7 @@ from clipadapter.errors import (
     MissingExtraError,
     brief,
 )
-from clipadapter.features import ViewSpec, augment, choose_backend, restore_backend
+from clipadapter.features import FeatureStore, ViewSpec, augment, choose_backend, restore_backend
 from clipadapter.heads import Head
 from clipadapter.persistence import Model
 from clipadapter.pixels import PixelSpec
@@ -261,6 +261,25 @@ def open_saved_encoders(
     if (backend, precision, saved.backend, saved.precision) == ("auto", "auto", "torch", "fp32"):
         return base, tuned
     return base, _restore_precision(info_of_base(tuned.info, saved), tuned, backend, precision)
+
+
+def backend_for_many(
+    encoder: Encoder, images: Sequence[ImageSource], store: FeatureStore | None, progress: bool
+) -> Encoder:
+    """The same encoder in the backend that is fastest for so many pictures, in its precision.
+
+    A model that was fitted to few pictures runs in torch, since a trial of other backends would have taken longer than
+    the fit. Many pictures to predict are worth the trial. The precision stays: another one gives other features.
+
+    Args:
+        encoder: of a fitted model.
+        images: pictures to predict.
+        store: if their features are in it, nothing is tried.
+        progress: whether to show what is tried.
+    """
+    if (encoder.info.backend, encoder.info.precision) != ("torch", "fp32"):
+        return encoder
+    return choose_backend(encoder, images, precision="fp32", store=store, progress=progress)
 
 
 def _restore_blocks(saved: EncoderInfo, opened: Sequence[Encoder]) -> Encoder:

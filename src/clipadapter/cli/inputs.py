@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+import select
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from clipadapter.errors import DataError, ImageError, InputError
 
@@ -81,6 +83,41 @@ def list_unlabelled(source: Path) -> list[Path]:
     if not pictures:
         raise DataError(f"--unlabelled: there are no pictures in '{printable(source)}': {expected}")
     return list(pictures)
+
+
+READ_BYTES = 1 << 16
+MAX_LINE_WAIT = 0.05
+"""Seconds to wait for the next line before what has come is processed: a person hardly notices them."""
+
+
+def read_lines(stream: TextIO) -> Iterator[str | None]:
+    """The lines of standard input without their ends; None whenever the next one is not there yet.
+
+    Lines of a pipe are read from its descriptor, since a stream of Python does not say whether reading would block.
+    """
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError, io.UnsupportedOperation):  # a stream in memory, which never blocks
+        yield from (line.rstrip("\r\n") for line in stream)
+        return
+    rest = b""
+    while True:
+        if not _is_ready(descriptor):
+            yield None
+        data = os.read(descriptor, READ_BYTES)
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (os.fsdecode(line.rstrip(b"\r")) for line in lines)
+        if not data:
+            if rest:
+                yield os.fsdecode(rest.rstrip(b"\r"))
+            return
+
+
+def _is_ready(descriptor: int) -> bool:
+    try:
+        return bool(select.select([descriptor], [], [], MAX_LINE_WAIT)[0])
+    except (OSError, ValueError):  # Windows can't say so of a pipe
+        return False
 
 
 def check_model(folder: Path) -> None:

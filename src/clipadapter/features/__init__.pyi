@@ -22,6 +22,7 @@ from .extraction import (
 from .feature_set import FeatureSet as FeatureSet
 from .store import FeatureStore as FeatureStore
 from .store import feature_key as feature_key
+from .stream import stream_features as stream_features
 from .text import encode_classes as encode_classes
 from .views import (
     FEWER_PREDICTION_VIEWS as FEWER_PREDICTION_VIEWS,

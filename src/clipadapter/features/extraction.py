@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -123,7 +123,7 @@ def extract(
         features[position], is_readable[position] = vectors, True
 
     with _open_or_create(store) as opened_store:
-        job = _make_job(encoder, sources, opened_store, views, dtype, batch_size, workers)
+        job = make_job(encoder, sources, opened_store, views, dtype, batch_size, workers)
         skipped, computed = _run_to_end(job, range(n), progress, strict, collect)
     if not is_readable.all():
         features = features[is_readable]
@@ -174,7 +174,7 @@ def embed(
     """
     i, n = _check_shard(shard or (1, 1))
     positions = range(i - 1, _count(sources), n)
-    job = _make_job(encoder, sources, store, views, dtype, batch_size, workers)
+    job = make_job(encoder, sources, store, views, dtype, batch_size, workers)
     skipped, computed = _run_to_end(job, positions, progress, strict)
     stored = len(positions) - len(skipped)
     return EmbedResult(stored, skipped, computed, stored * views.count - computed)
@@ -208,15 +208,20 @@ def _count(sources: Sequence[ImageSource]) -> int:
     return len(sources)
 
 
-def _make_job(
+def make_job(
     encoder: Encoder,
-    sources: Sequence[ImageSource],
-    store: FeatureStore,
+    sources: Sequence[ImageSource] | Mapping[int, ImageSource],
+    store: FeatureStore | NoStore,
     views: ViewSpec,
     dtype: str,
     batch_size: int,
     workers: int | None,
 ) -> ExtractionJob:
+    """The arguments of `extract` or `embed`, checked.
+
+    Raises:
+        InputError: if one is out of range.
+    """
     workers = _default_worker_count() if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise InputError(f"batch_size and workers must be 1 or more, but are {batch_size} and {workers}")
@@ -266,13 +271,29 @@ def _run_to_end(
     return sorted(skipped), computed
 
 
+class NoStore:
+    """In place of a store: nothing is kept, so that memory does not grow with the number of pictures."""
+
+    def get_many(self, keys: Sequence[bytes], dim: int) -> Vectors:
+        """Nothing: no feature is stored."""
+        return {}
+
+    def put_many(self, items: Mapping[bytes, NDArray[Any]]) -> int:
+        """How many features came."""
+        return len(items)
+
+    def has_foreign_writes(self) -> bool:
+        """Whether another process writes: never."""
+        return False
+
+
 @dataclass(frozen=True)
 class ExtractionJob:
     """The arguments of an extraction.
 
     Args:
         encoder: its image tower is used.
-        sources: all pictures.
+        sources: all pictures, or those of a window by their position.
         store: features are read from it and written to it.
         views: the views of each picture.
         dtype: dtype in the store, float32 or float16.
@@ -282,13 +303,25 @@ class ExtractionJob:
     """
 
     encoder: Encoder
-    sources: Sequence[ImageSource]
-    store: FeatureStore
+    sources: Sequence[ImageSource] | Mapping[int, ImageSource]
+    store: FeatureStore | NoStore
     views: ViewSpec
     dtype: str
     batch_size: int
     workers: int
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def max_waiting(self) -> int:
+        """Pictures that wait to be encoded: one batch beside the one that is encoded, and a few for the threads."""
+        pictures = 2 * self.workers + -(-self.batch_size // self.views.count)
+        image_bytes = sum(4 * 3 * each.info.image_size**2 for each in self.encoder.passes()) * self.views.count
+        return min(pictures, max(2, MAX_WAITING_BYTES // image_bytes))
+
+    @property
+    def batch_passes(self) -> int:
+        """Passes of pictures that are encoded at once."""
+        return self.batch_size * len(self.encoder.passes())
 
 
 @dataclass(frozen=True)
@@ -326,7 +359,7 @@ Vectors = dict[bytes, NDArray[np.float32]]
 
 
 @dataclass
-class _PreparedImage:
+class PreparedImage:
     """A picture between reading and encoding: its stored features, and the pixels of passes that lack some.
 
     Args:
@@ -344,6 +377,12 @@ class _PreparedImage:
     pixels: dict[_PassOfView, Tensor] = field(default_factory=dict)
 
     def finish(self, fresh: Vectors, computed: int) -> ExtractedImage:
+        """The picture with its features.
+
+        Args:
+            fresh: features that were computed, by key.
+            computed: how many views were computed for this picture.
+        """
         vectors = [
             np.concatenate([self.stored[key] if key in self.stored else fresh[key] for key in keys])
             if len(keys) > 1
@@ -385,18 +424,14 @@ def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, 
     Close the generator (``contextlib.closing``) to stop its threads.
     """
     pool = ThreadPoolExecutor(job.workers, thread_name_prefix="clipadapter-read")
-    # Back-pressure: one batch is prepared while another is encoded; a few more pictures keep the threads busy.
-    max_waiting = 2 * job.workers + -(-job.batch_size // job.views.count)
-    image_bytes_in_memory = sum(4 * 3 * each.info.image_size**2 for each in job.encoder.passes()) * job.views.count
-    max_waiting = min(max_waiting, max(2, MAX_WAITING_BYTES // image_bytes_in_memory))
-    batch_passes = job.batch_size * len(job.encoder.passes())
+    max_waiting, batch_passes = job.max_waiting, job.batch_passes
     queue = _PositionQueue(positions)
-    window: deque[tuple[int, Future[_PreparedImage | ExtractedImage]]] = deque()
-    batch: list[_PreparedImage] = []
+    window: deque[tuple[int, Future[PreparedImage | ExtractedImage]]] = deque()
+    batch: list[PreparedImage] = []
     try:
         while True:
             while len(window) < max_waiting and (position := queue.take()) is not None:
-                window.append((position, pool.submit(_prepare_image, job, position)))
+                window.append((position, pool.submit(prepare_image, job, position)))
             if window:
                 picture = window.popleft()[1].result()
                 if isinstance(picture, ExtractedImage):
@@ -407,7 +442,7 @@ def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, 
                     continue
             elif not batch:
                 return
-            extracted, is_contended = _encode_batch(job, batch)
+            extracted, is_contended = encode_batch(job, batch)
             batch = []
             yield from extracted
             if is_contended:
@@ -419,7 +454,7 @@ def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare_image(job: ExtractionJob, position: int) -> _PreparedImage | ExtractedImage:
+def prepare_image(job: ExtractionJob, position: int) -> PreparedImage | ExtractedImage:
     """Read a picture once, look up the features of its views, and make the pixels of missing ones. Runs in a thread."""
     source, passes = job.sources[position], job.encoder.passes()
     try:
@@ -433,7 +468,7 @@ def _prepare_image(job: ExtractionJob, position: int) -> _PreparedImage | Extrac
         keys = [[key for one in view for key in one.keys] for view in views]
         notes = find_image_notes(data) if isinstance(source, str | Path) else []
         stored = _look_up(job, [one for view in views for one in view])
-        picture = _PreparedImage(position, keys, stored, notes)
+        picture = PreparedImage(position, keys, stored, notes)
         missing = {
             (i, one.encoder): one for i, view in enumerate(views) for one in view if not stored.keys() >= set(one.keys)
         }
@@ -484,7 +519,7 @@ def _decode(
     return {each: images[min_side] for each, min_side in min_sides.items()}
 
 
-def _encode_batch(job: ExtractionJob, batch: list[_PreparedImage]) -> tuple[list[ExtractedImage], bool]:
+def encode_batch(job: ExtractionJob, batch: list[PreparedImage]) -> tuple[list[ExtractedImage], bool]:
     """Run the missing passes and store their blocks.
 
     Returns:

@@ -196,7 +196,7 @@ class RuntimeModel(ABC):
 
     def iter_predictions(
         self,
-        images: Pictures | Iterable[ImageSource],
+        images: Pictures | Iterable[ImageSource] | Iterator[ImageSource | None],
         top: int = 5,
         batch_size: int = DEFAULT_BATCH_SIZE,
         *,
@@ -209,7 +209,8 @@ class RuntimeModel(ABC):
         prediction with an error, and changes no other.
 
         Args:
-            images: any number, also from an iterator; in all forms that `FewShotClassifier.predict` takes.
+            images: any number, in all forms that `FewShotClassifier.predict` takes; or an iterator of pictures. None in
+                it means that the next picture is not there yet: the predictions for all before it come first.
             top: number of classes to name.
             batch_size: number of pictures per run of the graph.
             adapt: "tda" lets earlier pictures change the answers to later ones; a cache goes on from call to call.
@@ -232,19 +233,25 @@ class RuntimeModel(ABC):
                     yield unreadable(picture.name, picture.error)
 
     def _batches(
-        self, images: Pictures | Iterable[ImageSource], batch_size: int
+        self, images: Pictures | Iterable[ImageSource] | Iterator[ImageSource | None], batch_size: int
     ) -> Iterator[tuple[list[_LoadedPicture], Outputs]]:
         """Pictures, and the outputs for those that can be read."""
         # An iterator may have more pictures than fit into memory.
         remaining = images if isinstance(images, Iterator) else iter(list_pictures(images))
-        notes = ImageNotes()
+        notes, is_paused = ImageNotes(), False
         with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
             pending: deque[list[Future[_LoadedPicture]]] = deque()
             while True:
-                while len(pending) < PREFETCHED_BATCHES and (batch := list(islice(remaining, batch_size))):
+                while len(pending) < PREFETCHED_BATCHES and not is_paused:
+                    batch, is_paused = _take(remaining, batch_size)
+                    if not batch:
+                        break
                     pending.append([pool.submit(self._load, image) for image in batch])
                 if not pending:
-                    break
+                    if not is_paused:
+                        break
+                    is_paused = False
+                    continue
                 pictures = [future.result() for future in pending.popleft()]
                 for picture in pictures:
                     notes.add(picture.name, picture.notes)
@@ -266,6 +273,16 @@ class RuntimeModel(ABC):
         parts = None if rejector is None else np.zeros((0, len(rejector.parts)))
         width = None if rejector is None else rejector.memory.width
         return Outputs(np.zeros((0, c)), np.zeros((0, width or 1)), parts)
+
+
+def _take(images: Iterator[ImageSource | None], batch_size: int) -> tuple[list[ImageSource], bool]:
+    """The next pictures, and whether there are fewer because the next one is not there yet."""
+    batch: list[ImageSource] = []
+    for image in islice(images, batch_size):
+        if image is None:
+            return batch, True
+        batch.append(image)
+    return batch, False
 
 
 @dataclass(frozen=True, eq=False)

@@ -185,7 +185,7 @@ def test_views_for_each_epoch_are_counted_on_stderr_before_the_first_is_computed
 
 def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squares, fit, monkeypatch):
     args = ("--views", "per-epoch", "--crop", "coop", "--set", "epochs=40", "--json", "--quiet")
-    encode, calls = extraction._encode_batch, []
+    encode, calls = extraction.encode_batch, []
 
     def interrupted(job, batch):
         calls.append(len(batch))
@@ -194,7 +194,7 @@ def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squar
         return encode(job, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(extraction, "_encode_batch", interrupted)
+        patched.setattr(extraction, "encode_batch", interrupted)
         assert fit(squares, *args, head="clip-adapter").exit_code != 0
     result = fit(squares, *args, head="clip-adapter")
     assert result.stderr == ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import Section, cli_command
-from clipadapter.cli.inputs import is_missing
+from clipadapter.cli.inputs import is_missing, read_lines
 from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import Output
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 MAX_QUICK_PICTURES = 32
 """Up to this number, predicting without torch is faster than importing torch."""
 MAX_NAMED_INPUTS = 3
-BATCHES_PER_CHUNK = 4
-"""Batches between two outputs: enough to keep the reading threads busy, few enough for a short wait."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,11 @@ def _describe_empty(inputs: Sequence[str]) -> str:
     return f"there are no pictures in {names}{more}"
 
 
-def _pictures(inputs: Iterable[str]) -> Iterator[Path]:
+def _pictures(inputs: Sequence[str]) -> Iterator[Path | None]:
+    """The pictures of all inputs; None where the next line of standard input is not there yet."""
     for text in inputs:
         if text == "-":
-            yield from (Path(line) for line in (line.rstrip("\r\n") for line in sys.stdin) if line)
+            yield from (None if line is None else Path(line) for line in read_lines(sys.stdin) if line != "")
         else:
             yield from _expand(Path(text))
 
@@ -161,7 +159,6 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
 
         yield from ((unreadable(text, "no such file"), 0) for text in request.inputs)
         return
-    pictures = _pictures(request.inputs)
     try:
         classifier = request.encoder.load(request.model)
     except ModuleNotFoundError as error:
@@ -171,12 +168,13 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
         advice = f"export it where it was fitted: clipadapter export {quote_path(request.model)}"
         raise MissingExtraError(f"{missing}; or {advice}") from error
     options = request.options(classifier.uncertainty_, classifier.class_names_)
-    is_hidden = not request.out.progress or sys.stdout.isatty()  # no bar between predictions on a terminal
-    with tqdm(desc="pictures", unit="img", disable=is_hidden) as bar:
-        while chunk := list(islice(pictures, BATCHES_PER_CHUNK * classifier.batch_size)):
-            predictions = classifier.classify(chunk, views=request.views, **options)
-            yield from _with_width(predictions, classifier.class_names_)
-            bar.update(len(chunk))
+    pictures = _pictures(request.inputs)
+    # The number of pictures decides whether a faster backend is looked for; that of standard input is not known.
+    listed = None if "-" in request.inputs else [path for path in pictures if path is not None]
+    images = listed if listed else pictures
+    answers = classifier.iter_predictions(images, views=request.views, **options)
+    with _bar(answers, len(listed) if listed else None, request.out) as bar:
+        yield from _with_width(bar, classifier.class_names_)
     if request.encoder.is_default:
         classifier.make_quick(request.model)
 
@@ -200,11 +198,16 @@ def _predict_exported(request: PredictRequest) -> Iterator[tuple[Prediction, int
         )
     predictor = request.encoder.open_exported(request.model)
     options = request.options(predictor.uncertainty, predictor.class_names)
-    is_hidden = not request.out.progress or sys.stdout.isatty()
     batch_size = min(request.encoder.batch_size, DEFAULT_BATCH_SIZE)
     predictions = predictor.iter_predictions(_pictures(request.inputs), batch_size=batch_size, **options)
-    with tqdm(predictions, desc="pictures", unit="img", disable=is_hidden) as bar:
+    with _bar(predictions, None, request.out) as bar:
         yield from _with_width(bar, predictor.class_names)
+
+
+def _bar(predictions: Iterable[Prediction], total: int | None, out: Output) -> tqdm[Prediction]:
+    """The predictions with a progress bar, which is not shown between predictions on a terminal."""
+    is_hidden = not out.progress or sys.stdout.isatty()
+    return tqdm(predictions, total=total, desc="pictures", unit="img", disable=is_hidden)
 
 
 def _with_width(predictions: Iterable[Prediction], class_names: Sequence[str]) -> Iterator[tuple[Prediction, int]]:
