@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipadapter.functional import unit
-from clipadapter.heads.losses import cosine_cross_entropy
+from clipadapter.heads.losses import LabelLoss, Loss, cosine_cross_entropy
 
 
 def draw(n=7, c=4, d=5, seed=0):
@@ -74,3 +74,22 @@ def test_no_length_of_a_feature_makes_the_loss_or_a_gradient_infinite(length):
     loss = cosine_cross_entropy(features, weight, labels, 100.0)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(features.grad).all() and torch.isfinite(weight.grad).all()
+
+
+@pytest.mark.parametrize("q", [0.0, 0.7])
+@pytest.mark.parametrize("kind", ["cosines", "logits", "targets"])
+def test_no_gradient_has_numbers_so_small_that_products_with_them_are_slow(kind, q):
+    margins = torch.arange(80.0, 120.0)  # exp(-88) and less is below the smallest float32 with all its digits
+    logits = torch.cat([margins[:, None], torch.zeros(40, 2)], dim=1).requires_grad_()
+    labels, loss = torch.zeros(40, dtype=torch.int64), LabelLoss(q=q)
+    if kind == "cosines":
+        features, weight = logits, torch.eye(3)
+        cosine_cross_entropy(features, weight, labels, 100.0, label_loss=loss).backward()
+    elif kind == "logits":
+        loss(logits, labels).backward()
+    else:
+        Loss(1.0, labels, torch.zeros(40, 3), None).from_features(
+            -logits, torch.eye(3), torch.arange(40), normalise=False
+        ).backward()
+    gradient = logits.grad.abs()
+    assert not ((gradient > 0) & (gradient < torch.finfo(torch.float32).tiny)).any()

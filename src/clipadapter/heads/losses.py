@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, hardshrink
 
 from clipadapter.functional import unit
 from clipadapter.heads.multilabel import binary_losses
 from clipadapter.heads.support import SupportSet
+
+MIN_GRADIENT = 1e-30
+"""Gradients of single logits that are smaller are zero. Products with them stay above 1.2e-38, the smallest float32
+with all its digits. Intel's processors need up to 190 times as long for a product of smaller numbers."""
+MIN_LOG_PROBABILITY = math.log(MIN_GRADIENT)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class LabelLoss:
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of logits (b, c) and class positions (b,)."""
-        logits = logits if self.offset is None else logits + self.offset
+        logits = drop_tiny_gradients(logits if self.offset is None else logits + self.offset)
         if self.q == 0:
             return cross_entropy(logits, labels)
         return self.of_log_probabilities(-cross_entropy(logits, labels, reduction="none"))
@@ -105,7 +110,7 @@ class Loss:
         logits = self.scale * features @ weight.T
         if self.targets is None:
             return self.label_loss(logits, self.labels[rows])
-        return binary_losses(self._with_bias(logits), self.targets[rows]).mean()
+        return binary_losses(drop_tiny_gradients(self._with_bias(logits)), self.targets[rows]).mean()
 
     def sums_at_temperatures(
         self, logits: Tensor, rows: Tensor, temperatures: Tensor, wrong_label_share: float
@@ -138,6 +143,25 @@ class Loss:
 
     def _with_bias(self, logits: Tensor) -> Tensor:
         return logits if self.bias is None else logits + self.bias
+
+
+def drop_tiny_gradients(logits: Tensor) -> Tensor:
+    """The same logits, whose gradient becomes zero where it is smaller than `MIN_GRADIENT`.
+
+    With CLIP's logit scale of 100, most probabilities of a trained head are so small. They change no weight.
+
+    >>> logits = torch.tensor([[100.0, 0.0]], requires_grad=True)
+    >>> drop_tiny_gradients(logits).softmax(dim=1)[0, 1].backward()
+    >>> logits.grad
+    tensor([[0., 0.]])
+    """
+    if logits.requires_grad:
+        logits.register_hook(_zero_below_min_gradient)
+    return logits
+
+
+def _zero_below_min_gradient(gradient: Tensor) -> Tensor:
+    return hardshrink(gradient, MIN_GRADIENT)
 
 
 def cosine_cross_entropy(
@@ -200,12 +224,14 @@ class _CosineCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, labels, length, factor, logits, log_probabilities = ctx.saved_tensors
-        residual = log_probabilities.exp()
+        # exp() is slow as well where its result is that small.
+        residual = log_probabilities.clamp_min(MIN_LOG_PROBABILITY).exp()
         p_label = residual.gather(1, labels[:, None]) if ctx.q else None
         residual.scatter_add_(1, labels[:, None], residual.new_full((len(labels), 1), -1.0))
         residual.mul_(grads[0] / len(labels))
         if p_label is not None:
             residual.mul_(p_label**ctx.q)
+        residual = _zero_below_min_gradient(residual)
         # A longer feature has smaller logits, unless its length is at the bound.
         radial = (residual * logits).sum(dim=1, keepdim=True) * ctx.is_free
         residual.mul_(factor)
