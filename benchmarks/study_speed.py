@@ -3,13 +3,22 @@
 Features are those of `head_costs.py`, 100 classes of width 512 with 20 pictures each to draw from and 2,000 queries.
 Every head that compares by default and takes one encoder's features is fitted to 1, 2, 4, 8 and 16 shots of three
 draws, in processes on this machine, from an empty folder of records to the last record. The bar is 60 seconds on two
-cores. "busy" is the share of the workers' time in which they fitted and measured.
+cores. "busy" is the share of the workers' time in which they fitted and measured, "processor" the time of all
+processes on all cores, which depends less on what else the machine does.
 
     python benchmarks/study_speed.py
     python benchmarks/study_speed.py auto taskres --shots 4 16 --seeds 1
+    python benchmarks/study_speed.py --features results/features/1a2b3c4d5e6f
+
+The last line has a digest of the accuracies in percent with one decimal, means over the draws as in the tables. Two
+trees that give the same tables have the same digest; the tree that is measured is the one that Python finds:
+
+    PYTHONPATH=OTHER_TREE/src python benchmarks/study_speed.py --accuracies before.csv
 """
 
 import argparse
+import hashlib
+import resource
 import tempfile
 import time
 from collections import defaultdict
@@ -24,6 +33,12 @@ from clipadapter.bench.launchers import create_launcher
 from clipadapter.features import FeatureSet
 
 PICTURES = 20
+
+
+def processor_seconds() -> float:
+    """Of this process and of all that it started and that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def bundle(classes: int, width: int) -> Bundle:
@@ -44,28 +59,39 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--features", type=Path, help="folder of features of `clipadapter bench run`, not made ones")
+    parser.add_argument("--accuracies", type=Path, metavar="FILE", help="write the table of accuracies as CSV")
     add_json(parser)
     args = parser.parse_args()
     heads = args.heads or [name for name in default_heads() if from_features(name)]
     suite = Suite(name="speed", title="Speed", heads=heads, shots=args.shots, seeds=list(range(1, args.seeds + 1)))
     with tempfile.TemporaryDirectory() as folder:
-        features, records = Path(folder) / "features", Path(folder) / "records"
-        save_bundle(bundle(args.classes, args.width), features)
-        start = time.perf_counter()
+        features, records = args.features or Path(folder) / "features", Path(folder) / "records"
+        if args.features is None:
+            save_bundle(bundle(args.classes, args.width), features)
+        start, busy_before = time.perf_counter(), processor_seconds()
         launcher = create_launcher("local", workers=args.workers)
         outcome = run_suite(suite, [f"features:{features}"], {}, records, launcher)
         seconds = time.perf_counter() - start
+        processor = processor_seconds() - busy_before
         took: dict[str, list[float]] = defaultdict(list)
+        correct: dict[tuple[str, int], list[float]] = defaultdict(list)
         for run in load_study(records, suite.name).runs:
             assert run.seconds is not None, run.error
             took[run.method].append(run.seconds.fit + run.seconds.predict)
+            correct[run.method, run.shots].append(100 * run.metrics.accuracy)
     print("| head | seconds of one worker |\n|---|---:|")
     for name, each in sorted(took.items(), key=lambda item: -sum(item[1])):
         print(f"| {name} | {sum(each):.2f} |")
     busy = sum(map(sum, took.values()))
+    rows = [f"{name},{shots},{sum(each) / len(each):.1f}" for (name, shots), each in sorted(correct.items())]
+    table = "\n".join(["head,shots,accuracy", *rows, ""])
+    table_digest = hashlib.sha256(table.encode()).hexdigest()[:12]
     write_json(
         args.json,
         seconds=seconds,
+        processor_seconds=processor,
+        accuracies=table_digest,
         runs=outcome.n_made,
         busy=busy / args.workers / seconds,
         workers=args.workers,
@@ -74,8 +100,11 @@ def main() -> None:
     )
     print(
         f"\n{outcome.n_made} runs: {seconds:.1f} s, of which fits {outcome.seconds:.1f}; "
-        f"busy {busy / args.workers / seconds:.0%} ({busy:.1f} s of one worker)"
+        f"busy {busy / args.workers / seconds:.0%} ({busy:.1f} s of one worker); processor {processor:.1f} s"
     )
+    print(f"accuracies: {table_digest}")
+    if args.accuracies:
+        args.accuracies.write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":
