@@ -260,7 +260,6 @@ def test_wrong_sources_are_refused(pictures, tmp_path):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_ray_writes_the_same_shards_and_survives_a_killed_worker(pictures, tmp_path, toy, monkeypatch):
     ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.data")
     monkeypatch.setattr(socket.socket, "connect", CONNECT)
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)

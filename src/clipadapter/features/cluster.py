@@ -46,7 +46,10 @@ def connect_ray(ray: Any, workers: int | None = None) -> Iterator[bool]:
         location = f"at RAY_ADDRESS={address}" if address else "on this machine"
         advice = "do without Ray"
         if address:
-            advice = "check the address and the cluster's token, or unset RAY_ADDRESS to use this machine"
+            advice = (
+                "check the address; a cluster that asks for a token needs RAY_AUTH_MODE=token and its file "
+                "~/.ray/auth_token on every node; unset RAY_ADDRESS to use this machine"
+            )
         raise InputError(f"no Ray could be reached {location} ({error}): {advice}") from error
     try:
         yield not address

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import posixpath
 import tarfile
+import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import find_split_folders
@@ -27,6 +29,24 @@ TOO_LARGE = "too large: over {} MiB"
 ROWS_PER_BATCH = 64
 """Rows of a table in memory at a time. Each row may hold a picture."""
 PURPOSE = "Reading pictures through pyarrow"
+
+
+class StorageError(DataError):
+    """A storage does not answer, or refuses. Its pictures may be in order: they are no unreadable pictures."""
+
+
+class FileFacts(NamedTuple):
+    """What the stamp of a unit is made of.
+
+    Args:
+        path: in its file system.
+        size: bytes.
+        mtime_ns: time of the last change.
+    """
+
+    path: str
+    size: int | None
+    mtime_ns: int | None
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,10 @@ class ImageRef:
     read: Callable[[], bytes]
 
 
+FileRow = tuple[str, str | None, str]
+"""Path, label and split of a picture."""
+
+
 @dataclass(frozen=True)
 class WorkUnit:
     """Some pictures of a collection, whose features become one file.
@@ -53,18 +77,36 @@ class WorkUnit:
     Args:
         path: path of the archive or table; empty if the unit consists of single files.
         group: row group of the table; -1 if the unit is no table.
-        files: (path, label, split) of pictures that are single files.
+        packed: the single files, compressed: about 4 bytes each. The node that starts holds all units.
         stamp: hash of paths, sizes and modification times of the files.
     """
 
     path: str
     group: int
-    files: tuple[tuple[str, str | None, str], ...] = field(repr=False)
+    packed: bytes = field(repr=False)
     stamp: str
 
+    @property
+    def files(self) -> tuple[FileRow, ...]:
+        """Path, label and split of pictures that are single files."""
+        if not self.packed:
+            return ()
+        return tuple((path, label, split) for path, label, split in json.loads(zlib.decompress(self.packed)))
+
+    def describe(self) -> str:
+        """Name it for a message."""
+        if not self.packed:
+            return f"'{self.path}'" + (f", row group {self.group}" if self.group >= 0 else "")
+        files = self.files
+        return f"'{files[0][0]}' and {len(files) - 1} more pictures"
+
     def images(self, filesystem: Any) -> Iterator[ImageRef]:
-        """The pictures of the unit, in order."""
-        if self.files:
+        """The pictures of the unit, in order.
+
+        Raises:
+            StorageError: while they are read, if the storage does not answer.
+        """
+        if self.packed:
             return (ImageRef(*file, partial(_read_file, filesystem, file[0])) for file in self.files)
         return (
             _table_images(filesystem, self.path, self.group)
@@ -109,39 +151,31 @@ def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
         DataError: if there are no pictures, or pictures of several kinds.
     """
     files = _list_files(filesystem, path)
-    kinds = {
-        "archives (.tar)": [file for file in files if file.path.lower().endswith(".tar")],
-        "tables (.parquet)": [file for file in files if file.path.lower().endswith(".parquet")],
-        "pictures": [file for file in files if posixpath.splitext(file.path)[1].lower() in IMAGE_SUFFIXES],
-    }
-    present = [kind for kind, files_of_kind in kinds.items() if files_of_kind]
+    kinds = {"archives (.tar)": {".tar"}, "tables (.parquet)": {".parquet"}, "pictures": IMAGE_SUFFIXES}
+    suffixes = {posixpath.splitext(file.path)[1].lower() for file in files}
+    present = [kind for kind, suffixes_of_kind in kinds.items() if suffixes & set(suffixes_of_kind)]
     if len(present) != 1:
         problem = f"has {' and '.join(present)}: name a folder that has one of them" if present else "has no pictures"
         raise DataError(f"'{path}' {problem}; expected class folders, or .tar or .parquet files")
-    archives, tables, pictures = kinds.values()
-    if archives:
-        return [WorkUnit(file.path, -1, (), _hash_file_facts([file])) for file in archives]
-    if tables:
+    files = [file for file in files if posixpath.splitext(file.path)[1].lower() in kinds[present[0]]]
+    if present == ["archives (.tar)"]:
+        return [WorkUnit(file.path, -1, b"", _hash_file_facts([file])) for file in files]
+    if present == ["tables (.parquet)"]:
         return [
-            WorkUnit(file.path, group, (), _hash_file_facts([file]))
-            for file in tables
+            WorkUnit(file.path, group, b"", _hash_file_facts([file]))
+            for file in files
             for group in range(_open_table(filesystem, file.path).num_row_groups)
         ]
-    labelled = _label_files(path, pictures)
-    blocks = [labelled[i : i + size] for i in range(0, len(labelled), size)]
-    return [
-        WorkUnit(
-            "",
-            -1,
-            tuple((file.path, label, split) for file, label, split in block),
-            _hash_file_facts([row[0] for row in block]),
-        )
-        for block in blocks
-    ]
+    labelled, units = _label_files(path, files), []
+    while block := list(islice(labelled, size)):
+        rows = [(file.path, label, split) for file, label, split in block]
+        packed = zlib.compress(json.dumps(rows).encode(), level=1)
+        units.append(WorkUnit("", -1, packed, _hash_file_facts([file for file, _, _ in block])))
+    return units
 
 
-def _list_files(filesystem: Any, path: str) -> list[Any]:
-    """The file infos of pyarrow for all files that are not hidden, sorted by path."""
+def _list_files(filesystem: Any, path: str) -> list[FileFacts]:
+    """All files that are not hidden, sorted by path."""
     fs = require("pyarrow.fs", "parquet", PURPOSE)
     try:
         info = filesystem.get_file_info(path)
@@ -149,29 +183,51 @@ def _list_files(filesystem: Any, path: str) -> list[Any]:
             raise DataError(f"there is no folder or file '{path}'")
         infos = [info] if info.is_file else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     except OSError as error:
-        raise DataError(f"'{path}' can't be read: {error}") from error
-    visible = [file for file in infos if file.is_file and "/." not in file.path[len(path) :]]
-    return sorted(visible, key=lambda file: str(file.path))
+        raise StorageError(f"'{path}' can't be read: {describe_storage_error(error)}") from error
+    skipped = len(path)
+    files = [
+        FileFacts(file_path, info.size, info.mtime_ns)
+        for info in infos
+        if info.is_file and "/." not in (file_path := info.path)[skipped:]
+    ]
+    del infos
+    files.sort()
+    return files
 
 
-def _hash_file_facts(files: Sequence[Any]) -> str:
-    facts = [[file.path, file.size, file.mtime_ns] for file in files]
-    return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+def _hash_file_facts(files: Sequence[FileFacts]) -> str:
+    return blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
 
 
-def _label_files(root: str, files: Sequence[Any]) -> list[tuple[Any, str | None, str]]:
+def _label_files(root: str, files: Sequence[FileFacts]) -> Iterator[tuple[FileFacts, str | None, str]]:
     """Label and split of each file, by the rules of `load_dataset` for folders."""
-    folders_of = [(file, file.path[len(root) :].strip("/").split("/")[:-1]) for file in files]
-    split_of = find_split_folders({folders[0] for _, folders in folders_of if folders})
-    labelled: list[tuple[Any, str | None, str]] = []
-    for file, folders in folders_of:
+    first_folders = {folders[0] for file in files if (folders := _folders_of(root, file))}
+    split_of = find_split_folders(first_folders)
+
+    def label_file(file: FileFacts) -> tuple[str | None, str] | None:
+        folders = _folders_of(root, file)
         if not split_of:
-            labelled.append((file, folders[0] if folders else None, "all"))
-        elif folders and folders[0] in split_of:
-            labelled.append((file, folders[1] if len(folders) > 1 else None, split_of[folders[0]]))
+            return (folders[0] if folders else None), "all"
+        if folders and folders[0] in split_of:
+            return (folders[1] if len(folders) > 1 else None), split_of[folders[0]]
+        return None
+
     # Pictures next to class folders have no class and are left out, as in `load_dataset`.
-    splits_with_classes = {split for _, label, split in labelled if label is not None}
-    return [row for row in labelled if row[1] is not None or row[2] not in splits_with_classes]
+    labels = filter(None, map(label_file, files))
+    splits_with_classes = {split for label, split in labels if label is not None}
+    for file in files:
+        labelled = label_file(file)
+        if labelled and (labelled[0] is not None or labelled[1] not in splits_with_classes):
+            yield file, *labelled
+
+
+def _folders_of(root: str, file: FileFacts) -> list[str]:
+    return file.path[len(root) :].strip("/").split("/")[:-1]
+
+
+def describe_storage_error(error: Exception) -> str:
+    """The first line of a storage's error, without the advice that S3 clients repeat."""
+    return str(error).strip().split("\n")[0]
 
 
 def _read_file(filesystem: Any, path: str) -> bytes:
@@ -181,10 +237,28 @@ def _read_file(filesystem: Any, path: str) -> bytes:
     except FileNotFoundError as error:
         raise ImageError(path, "no such file") from error
     except (OSError, ValueError) as error:
-        raise ImageError(path, f"can't be opened: {error}") from error
+        _check_storage(filesystem, posixpath.dirname(path), error)
+        raise ImageError(path, f"can't be opened: {describe_storage_error(error)}") from error
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(path, TOO_LARGE.format(MAX_IMAGE_BYTES >> 20))
     return data
+
+
+def _check_storage(filesystem: Any, folder: str, error: Exception) -> None:
+    """Find out whether the storage of a folder is the reason of an error.
+
+    Otherwise an outage of a server would make pictures unreadable that are in order, for good.
+
+    Raises:
+        StorageError: if so.
+    """
+    try:
+        filesystem.get_file_info(folder)
+    except OSError:
+        raise StorageError(
+            f"'{folder}' can't be read: {describe_storage_error(error)}; check that the server runs and the "
+            "credentials are valid, then call again: the written shards are kept"
+        ) from error
 
 
 def _return_bytes(data: bytes) -> bytes:
@@ -245,6 +319,8 @@ def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
                         )
                         yield ImageRef(picture, label or None, _split_of_path(path), read)
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+        if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
+            _check_storage(filesystem, posixpath.dirname(path), error)
         yield ImageRef(
             path,
             None,

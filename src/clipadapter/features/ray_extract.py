@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clipadapter.data.images import get_max_pixels, set_max_pixels
 from clipadapter.encoders import create_encoder
-from clipadapter.errors import DataError, FingerprintError, InputError, require
+from clipadapter.errors import ClipAdapterError, DataError, FingerprintError, InputError, require
 from clipadapter.features.cluster import connect_ray
-from clipadapter.features.collection import WorkUnit, divide_collection, open_filesystem
-from clipadapter.features.shards import ShardPlan, encode_pictures, make_plan, shard_name, write_plan, write_shard
+from clipadapter.features.collection import StorageError, WorkUnit, divide_collection, open_filesystem
+from clipadapter.features.shards import (
+    ShardPlan,
+    encode_pictures,
+    list_shards,
+    make_plan,
+    shard_name,
+    write_plan,
+    write_shard,
+)
 
 MAX_ATTEMPTS = 3
-"""How often a shard is started again if its worker or node dies, the first time included."""
+"""How often a shard is tried whose worker or node dies, the first time included."""
+STORAGE_RETRY_SECONDS = (1.0, 4.0)
+"""Waits before a shard is tried again whose storage does not answer."""
+CLUSTER_CHECK_SECONDS = 5.0
+"""How often the number of nodes is looked up, so that nodes that join later work too."""
+MAX_SECONDS_WITHOUT_WORKERS = 300.0
+"""After this time without any worker, the call ends. An autoscaler needs minutes to start a node."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +88,31 @@ def extract_with_ray(
         InputError: if an argument is out of range, or Ray can't be reached.
     """
     ray = require("ray", "ray", "Extraction with Ray")
-    require("ray.data", "ray", "Extraction with Ray")
     if min(batch_size, shard_size, cores, 1 if workers is None else workers) < 1 or gpus < 0:
         raise InputError("batch_size, shard_size, cores and workers must be 1 or more, and gpus 0 or more")
     source_system, path = open_filesystem(source, filesystem)
     target_system, folder = open_filesystem(out)
     units = divide_collection(source_system, path, shard_size)
-    opened = create_encoder(encoder)
-    names = [shard_name(unit, opened.info.fingerprint) for unit in units]
-    plan = make_plan(encoder, opened, names)
+    plan = _make_plan(encoder, units)
     write_plan(target_system, folder, plan)
-    infos = target_system.get_file_info([posixpath.join(folder, name) for name in names])
-    missing = [unit for unit, file in zip(units, infos, strict=True) if not file.is_file]
+    existing = list_shards(target_system, folder)
+    missing = [unit for unit, name in zip(units, plan.shards, strict=True) if name not in existing]
+    n_shards = len(units)
+    del units  # a shard that is written needs no memory any more
     if not missing:
-        return ShardReport(len(units), len(units), 0, 0)
+        return ShardReport(n_shards, n_shards, 0, 0)
+    plan = plan.model_copy(update={"shards": []})
     job = RayJob(plan, source_system, target_system, folder, batch_size, cores, "cuda" if gpus else "cpu")
-    with connect_ray(ray, None if workers is None else workers * cores), _progress_bars_disabled(ray):
-        n_actors = workers or _count_actors(ray, cores, gpus)
-        pictures, unreadable = _run_actors(ray, job, missing, n_actors, gpus)
-    return ShardReport(len(units), len(units) - len(missing), pictures, unreadable)
+    n_missing = len(missing)
+    with connect_ray(ray, None if workers is None else workers * cores):
+        pictures, unreadable = _WriterPool(ray, job, missing, workers, gpus).run()
+    return ShardReport(n_shards, n_shards - n_missing, pictures, unreadable)
+
+
+def _make_plan(encoder: str, units: Iterable[WorkUnit]) -> ShardPlan:
+    """The plan of all files. The encoder is opened for its fingerprint and freed, since a driver may run for days."""
+    opened = create_encoder(encoder)
+    return make_plan(encoder, opened, [shard_name(unit, opened.info.fingerprint) for unit in units])
 
 
 @dataclass(frozen=True)
@@ -100,7 +120,7 @@ class RayJob:
     """The arguments of every actor.
 
     Args:
-        plan: encoder and files.
+        plan: the encoder; without the list of files, which an actor does not need.
         source: file system of the pictures.
         target: file system of the shards.
         folder: folder of the shards.
@@ -121,7 +141,7 @@ class RayJob:
 
 
 class ShardWriter:
-    """An actor: opens the encoder once, then writes a file for each unit that it receives.
+    """Opens the encoder once, then writes a file for each unit that it receives.
 
     Args:
         job: encoder, file systems and batch size.
@@ -142,11 +162,6 @@ class ShardWriter:
                 "install the same versions and weights on every node"
             )
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Write units; returns the number of pictures of each unit and of those that could not be read."""
-        counts = [self.write_unit(_parse_unit(text)) for text in batch["item"]]
-        return {"pictures": [count for count, _ in counts], "unreadable": [bad for _, bad in counts]}
-
     def write_unit(self, unit: WorkUnit) -> tuple[int, int]:
         """Write one file, unless another worker wrote it meanwhile."""
         job = self.job
@@ -158,59 +173,166 @@ class ShardWriter:
         return len(rows), sum(row.error is not None for row in rows)
 
 
-def _parse_unit(text: str) -> WorkUnit:
-    fields = json.loads(text)
-    files = tuple((path, label, split) for path, label, split in fields["files"])
-    return WorkUnit(fields["path"], int(fields["group"]), files, fields["stamp"])
+class _ShardActor:
+    """A `ShardWriter` in a process of Ray. It is opened by a method, so that the caller sees the error itself."""
+
+    def open(self, job: RayJob) -> None:
+        self.writer = ShardWriter(job)
+
+    def write(self, unit: WorkUnit) -> tuple[int, int]:
+        for seconds in STORAGE_RETRY_SECONDS:
+            try:
+                return self.writer.write_unit(unit)
+            except StorageError:
+                time.sleep(seconds)
+        return self.writer.write_unit(unit)
 
 
-def _run_actors(ray: Any, job: RayJob, units: list[WorkUnit], workers: int, gpus: float) -> tuple[int, int]:
-    """The number of pictures, and of unreadable ones, of the files that are written."""
-    items = [{"item": json.dumps(asdict(unit))} for unit in units]
-    data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        ShardWriter,
-        fn_constructor_args=(job,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
-        num_cpus=job.cores,
-        num_gpus=gpus,
-        ray_remote_args_fn=_retry_options,
-    )
-    pictures = unreadable = 0
-    try:
-        for row in data.iter_rows():
-            pictures += row["pictures"]
-            unreadable += row["unreadable"]
-    except ray.exceptions.RayError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise DataError(f"a shard could not be written: {last}; the written ones are kept, call again") from error
-    return pictures, unreadable
+@dataclass(frozen=True)
+class _Call:
+    """A running call of an actor.
+
+    Args:
+        actor: the handle of the actor.
+        unit: what it writes; None while it opens the encoder.
+    """
+
+    actor: Any
+    unit: WorkUnit | None
 
 
-def _retry_options() -> dict[str, int]:
-    """Ray Data would otherwise retry without end."""
-    return {"max_task_retries": MAX_ATTEMPTS - 1}
+class _WriterPool:
+    """Actors that write one shard at a time each. A shard goes to the first actor that is free.
 
+    Ray Data is not used: when a node dies, its map over an actor pool ends with the first call that finds the actor
+    gone, and it assigns shards to actors before these are free.
 
-def _count_actors(ray: Any, cores: int, gpus: float) -> int:
-    """How many actors fit into the cluster."""
-    resources = ray.cluster_resources()
-    limits = [resources.get("CPU", 1) // cores, *([resources.get("GPU", 0) // gpus] if gpus else [])]
-    if min(limits) < 1:
-        raise InputError(
-            f"the cluster has {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs: "
-            "request fewer per actor"
+    Args:
+        ray: the module ``ray``.
+        job: arguments of every actor.
+        units: the shards to write.
+        workers: number of actors; None for as many as fit into the cluster at any time.
+        gpus: GPUs of an actor.
+    """
+
+    def __init__(self, ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int | None, gpus: float) -> None:
+        self.ray, self.job, self.workers, self.gpus = ray, job, workers, gpus
+        self.queue, self.attempts = deque(units), Counter[WorkUnit]()
+        self.calls: dict[Any, _Call] = {}
+        # Ray's own restarts are off: a restarted actor waits for resources with the shard that it was given.
+        self.actor_class = ray.remote(_ShardActor).options(
+            num_cpus=job.cores, num_gpus=gpus, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )
-    return int(min(limits))
+        self.shared_job = ray.put(job)
+        self.opening_failures = 0
+
+    def run(self) -> tuple[int, int]:
+        """Write all shards.
+
+        Returns:
+            The number of pictures, and of unreadable ones.
+
+        Raises:
+            InputError: if an actor fits on no node.
+            DataError: if a shard can't be written.
+        """
+        ray, pictures, unreadable = self.ray, 0, 0
+        wanted, checked, last_worked = self._count_wanted(), time.monotonic(), time.monotonic()
+        if wanted < 1:
+            raise InputError(f"{self._describe_cluster()}: request fewer per actor")
+        try:
+            while self.queue or any(call.unit for call in self.calls.values()):
+                if time.monotonic() - checked > CLUSTER_CHECK_SECONDS:
+                    wanted, checked = self._count_wanted(), time.monotonic()
+                while len(self.calls) < min(wanted, len(self.queue) + self._count_writing()):
+                    self._start_actor()
+                if self._count_writing():
+                    last_worked = time.monotonic()
+                elif time.monotonic() - last_worked > MAX_SECONDS_WITHOUT_WORKERS:
+                    raise InputError(
+                        f"no worker started for {MAX_SECONDS_WITHOUT_WORKERS:.0f} s, and {len(self.queue)} shards are "
+                        f"missing: {self._describe_cluster()}; add nodes and call again, the written ones are kept"
+                    )
+                if not self.calls:  # every node is gone
+                    time.sleep(CLUSTER_CHECK_SECONDS)
+                    continue
+                for reference in ray.wait(list(self.calls), num_returns=1, timeout=CLUSTER_CHECK_SECONDS)[0]:
+                    counts = self._finish(reference)
+                    pictures, unreadable = pictures + counts[0], unreadable + counts[1]
+        finally:
+            for call in self.calls.values() if ray.is_initialized() else ():
+                ray.kill(call.actor)
+        return pictures, unreadable
+
+    def _count_writing(self) -> int:
+        return sum(call.unit is not None for call in self.calls.values())
+
+    def _start_actor(self) -> None:
+        actor = self.actor_class.remote()
+        self.calls[actor.open.remote(self.shared_job)] = _Call(actor, None)
+
+    def _finish(self, reference: Any) -> tuple[int, int]:
+        """Take the result of a call, and give its actor the next shard."""
+        call = self.calls.pop(reference)
+        try:
+            counts = self.ray.get(reference) or (0, 0)
+            self.opening_failures = 0
+        except self.ray.exceptions.RayTaskError as error:
+            self.ray.kill(call.actor)
+            raise _explain(error.cause) from error
+        except self.ray.exceptions.RayError as error:
+            self._replace(call, str(error).strip().split("\n")[0])
+            return 0, 0
+        if self.queue:
+            unit = self.queue.popleft()
+            self.calls[call.actor.write.remote(unit)] = _Call(call.actor, unit)
+        else:
+            self.ray.kill(call.actor)  # frees its cores, and the memory of its encoder
+        return counts
+
+    def _replace(self, call: _Call, reason: str) -> None:
+        """Put the shard of an actor that is gone back into the queue.
+
+        An actor that merely can't be reached may still write its file, which has the same name and the same rows.
+
+        Raises:
+            DataError: if it was the last attempt.
+        """
+        self.ray.kill(call.actor)
+        if call.unit is None:
+            self.opening_failures += 1
+            attempts = self.opening_failures
+        else:
+            self.queue.appendleft(call.unit)
+            self.attempts[call.unit] += 1
+            attempts = self.attempts[call.unit]
+        if attempts >= MAX_ATTEMPTS:
+            what = "opened the encoder" if call.unit is None else f"wrote the shard of {call.unit.describe()}"
+            raise DataError(
+                f"the process that {what} died {MAX_ATTEMPTS} times, the last time: {reason}; perhaps memory ran out: "
+                "use fewer workers per node (cores=) or a smaller batch_size; the written shards are kept, call again"
+            )
+
+    def _count_wanted(self) -> int:
+        """How many actors there should be."""
+        if self.workers is not None:
+            return self.workers
+        resources = self.ray.cluster_resources()
+        limits = [resources.get("CPU", 0) // self.job.cores]
+        return int(min([*limits, *([resources.get("GPU", 0) // self.gpus] if self.gpus else [])]))
+
+    def _describe_cluster(self) -> str:
+        resources = self.ray.cluster_resources()
+        return f"the cluster has {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"
 
 
-@contextmanager
-def _progress_bars_disabled(ray: Any) -> Iterator[None]:
-    """A context in which Ray Data draws no progress bars."""
-    context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars
-    context.enable_progress_bars = False
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = before
+def _explain(cause: BaseException) -> ClipAdapterError:
+    """The error of a node as one for the user."""
+    if isinstance(cause, ModuleNotFoundError):
+        return InputError(
+            f"a node of the Ray cluster lacks '{cause.name}': install the same version of clipadapter on every node"
+        )
+    if isinstance(cause, StorageError | FingerprintError):
+        return cause
+    reason = str(cause).strip().split("\n")[0] or type(cause).__name__
+    return DataError(f"a shard could not be written: {reason}; the written ones are kept, call again")

@@ -27,7 +27,13 @@ from clipadapter.blocks import FINAL, MAX_BLOCK_WIDTH, MAX_BLOCKS, Block, as_blo
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder, create_encoder, split_blocks
 from clipadapter.errors import DataError, ImageError, InputError, brief, require
-from clipadapter.features.collection import ImageRef, WorkUnit, open_filesystem
+from clipadapter.features.collection import (
+    ImageRef,
+    StorageError,
+    WorkUnit,
+    describe_storage_error,
+    open_filesystem,
+)
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
 
@@ -204,19 +210,40 @@ def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
     try:
         filesystem.create_dir(folder, recursive=True)
     except OSError as error:
-        raise DataError(f"'{folder}' can't be created: {error}; give a folder that you may write to") from error
+        raise StorageError(
+            f"'{folder}' can't be created: {describe_storage_error(error)}; give a folder that you may write to"
+        ) from error
     text = plan.model_dump_json(indent=1, exclude={"blocks"} if plan.format == 1 else None)
     _write_atomically(filesystem, posixpath.join(folder, PLAN_FILE), text.encode())
 
 
+def list_shards(filesystem: Any, folder: str) -> set[str]:
+    """Names of the Parquet files in a folder. One listing, since a look at each file takes a request in S3.
+
+    Raises:
+        DataError: if it can't be read.
+    """
+    fs = require("pyarrow.fs", "parquet", PURPOSE)
+    try:
+        infos = filesystem.get_file_info(fs.FileSelector(folder))
+    except OSError as error:
+        raise StorageError(f"'{folder}' can't be read: {describe_storage_error(error)}") from error
+    return {info.base_name for info in infos if info.is_file and info.extension == "parquet"}
+
+
 def _write_atomically(filesystem: Any, path: str, data: Any) -> None:
-    partial = posixpath.join(posixpath.dirname(path), f".{uuid.uuid4().hex}.partial")
+    # An object of S3 exists when all of it is stored. There a move would be a copy and a deletion.
+    is_atomic = filesystem.type_name == "s3"
+    partial = path if is_atomic else posixpath.join(posixpath.dirname(path), f".{uuid.uuid4().hex}.partial")
     try:
         with filesystem.open_output_stream(partial) as stream:
             stream.write(data)
-        filesystem.move(partial, path)
+        if not is_atomic:
+            filesystem.move(partial, path)
     except OSError as error:
-        raise DataError(f"'{path}' can't be written: {error}; check the folder's permissions and free space") from error
+        raise StorageError(
+            f"'{path}' can't be written: {describe_storage_error(error)}; check the folder's permissions and free space"
+        ) from error
 
 
 def read_plan(filesystem: Any, folder: str) -> ShardPlan:
@@ -326,15 +353,13 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
 
 def _read_shards(filesystem: Any, folder: str, plan: ShardPlan) -> Iterator[tuple[Any, NDArray[np.float32], list[int]]]:
     """The table of each file, its (k, d) features, and the k rows that have them. Missing files are reported first."""
-    fs = require("pyarrow.fs", "parquet", PURPOSE)
-    infos = filesystem.get_file_info([posixpath.join(folder, name) for name in plan.shards])
-    missing = sum(info.type != fs.FileType.File for info in infos)
+    missing = len(set(plan.shards) - list_shards(filesystem, folder))
     if missing:
         raise DataError(
             f"{missing} of {len(plan.shards)} shards of '{folder}' are missing: call extract_with_ray again"
         )
-    for info in infos:
-        yield _read_shard(filesystem, info.path, plan)
+    for name in plan.shards:
+        yield _read_shard(filesystem, posixpath.join(folder, name), plan)
 
 
 def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32], list[int]]:
