@@ -1,4 +1,4 @@
-"""Extraction on a Ray cluster of several nodes, one of which is killed: rows lost, rows twice, memory, rate, cost model.
+"""Extraction on a Ray cluster of several nodes, one of which is killed: rows lost, rows twice, memory, rate.
 
     python benchmarks/ray_scale.py --pictures 10000 --encoder lite      # folders of class folders, on this machine
     python benchmarks/ray_scale.py --pictures 10000 --s3                # pictures and shards on an S3 server (moto)
@@ -153,7 +153,7 @@ def is_unreadable(number: int) -> bool:
 
 
 def make_jpeg(number: int) -> bytes:
-    """A smooth pattern whose colour depends on the class, with grain: about 2.5 kB, as satellite pictures of EuroSAT."""
+    """A smooth pattern whose colour depends on the class, with grain: about 2.5 kB, as pictures of EuroSAT."""
     random = np.random.default_rng(number)
     coarse = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
     coarse[..., number % 3] //= 1 + number % CLASSES

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
+from clipadapter import FewShotClassifier
+from clipadapter.bench import load_suite, open_source, run_suite
+from clipadapter.bench.launchers import create_launcher
+from clipadapter.bench.protocols import create_protocol
+from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureStore, extract
-from clipadapter.features.collection import divide_collection, open_filesystem
+from clipadapter.features.collection import StorageError, divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, ShardWriter, extract_with_ray
 from clipadapter.features.shards import import_shards, make_plan, read_feature_shards, shard_name, write_plan
 
@@ -256,6 +263,97 @@ def test_wrong_sources_are_refused(pictures, tmp_path):
         open_filesystem("warp://somewhere/x")
 
 
+class FailingFiles(LocalFileSystem):
+    """Files of this machine, one of which can't be opened; from then on folders can't either, if the server is down."""
+
+    protocol = "failing"
+    cachable = False
+
+    def __init__(self, is_down):
+        super().__init__()
+        self.is_down, self.has_failed = is_down, False
+
+    def _open(self, path, *args, **kwargs):
+        if path.endswith("03.png"):
+            self.has_failed = True
+            raise OSError("the server does not answer\nRequest ID: 7")
+        return super()._open(path, *args, **kwargs)
+
+    def info(self, path, **kwargs):
+        if self.is_down and self.has_failed:
+            raise OSError("the server does not answer")
+        return super().info(path, **kwargs)
+
+
+def test_an_outage_makes_no_picture_unreadable(pictures, tmp_path):
+    with pytest.raises(
+        StorageError, match="cat' can't be read: the server does not answer; check the address"
+    ) as found:
+        make(pictures, tmp_path / "out", filesystem=FailingFiles(is_down=True))
+    assert "\n" not in str(found.value)
+    assert list((tmp_path / "out").glob("*.parquet")) == []
+    assert make(pictures, tmp_path / "out", filesystem=FailingFiles(is_down=False)) == (20, 1)
+
+
+@pytest.fixture
+def divided(tmp_path):
+    """Pictures of three colours with noise, divided into train and test, and their shards of 7 pictures."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 9), ("test", 12)):
+        for channel, label in enumerate(("red", "green", "blue")):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (16, 16, 3))
+                pixels[..., channel] += 20
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    make(tmp_path / "data", tmp_path / "shards", size=7)
+    return tmp_path
+
+
+def test_a_fit_to_shards_is_the_fit_to_their_pictures(divided):
+    for name in ("data", "shards"):
+        options = ("--encoder", "toy", "--head", "tip-adapter", "--shots", "4", "--out", divided / f"of-{name}")
+        result = CliRunner().invoke(app, ["fit", str(divided / name), *map(str, options)])
+        assert result.exit_code == 0, result.output
+    models = [FewShotClassifier.load(divided / f"of-{name}") for name in ("data", "shards")]
+    pictures = files_of(divided / "data" / "test")
+    expected, logits = (model.logits(pictures) for model in models)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    sources = [[str(source) for source in model.support_.provenance["sources"]] for model in models]
+    assert sorted(sources[0]) == sorted(sources[1])
+
+
+def test_a_fit_to_shards_refuses_what_needs_pictures(divided):
+    for options, words in [
+        (("--views", "3"), "--views needs pictures"),
+        (("--unlabelled", str(divided)), "--unlabelled needs pictures"),
+        (("--head", "coop"), "coop trains through the encoder"),
+        (("--split", "val"), "no features of the split 'val'"),
+        (("--encoder", "toy[final,inner]"), "are of the encoder 'toy'"),
+    ]:
+        command = ["fit", str(divided / "shards"), "--out", str(divided / "model"), *options]
+        result = CliRunner().invoke(app, command)
+        assert (result.exit_code, words in result.output) == (1, True), result.output
+
+
+def test_a_suite_on_shards_has_the_records_of_a_suite_on_their_pictures(divided):
+    suite = load_suite("few-shot").model_copy(update={"shots": [4], "seeds": [1, 2], "variants": [], "vary": []})
+    suite = suite.model_copy(update={"heads": ["tip-adapter"]})
+    spec = f"features:{divided / 'shards'}"
+    bundle, rows = create_protocol("few-shot").load_features(suite, spec, None)
+    assert len(bundle.support) == len({row for draw in rows.values() for row in draw}) < 27
+    model = FewShotClassifier("toy", quality="fast", precision="fp32", cache=None)
+    results = {}
+    for name, source in (("pictures", open_source(str(divided / "data"))), ("shards", spec)):
+        run_suite(suite, [source], {"toy": model}, divided / name, create_launcher("local", workers=1))
+        lines = (divided / name / "runs.jsonl").read_text().splitlines()
+        runs = [json.loads(line) for line in lines]
+        results[name] = sorted([run["seed"], run["metrics"]["accuracy"], run["metrics"]["log_loss"]] for run in runs)
+    assert len(results["shards"]) == 2
+    np.testing.assert_allclose(results["shards"], results["pictures"], atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_ray_writes_the_same_shards_and_survives_a_killed_worker(pictures, tmp_path, toy, monkeypatch):
@@ -264,7 +362,6 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_worker(pictures, tmp_p
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from fsspec.implementations.local import LocalFileSystem
     from killing_files import KillingFiles
 
     # As a call leaves it that is killed after its first file.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.bundle import Bundle
+from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.plan import Rows, draw_all_shots, plan_views
 from clipadapter.bench.suite import Prompts, Suite, make_head
@@ -20,6 +21,7 @@ from clipadapter.data import Dataset, get_templates, load_dataset, textiles
 from clipadapter.data.sets import create_set, data_root, list_sets, set_info
 from clipadapter.errors import ClipAdapterError, DataError, InputError
 from clipadapter.features import PER_EPOCH, FeatureSet, ViewCost, ViewSpec
+from clipadapter.features.shards import FeatureShards, holds_shards
 
 FEATURES = "features:"
 PLAIN_VIEW = ViewSpec()
@@ -115,6 +117,18 @@ def find_size(spec: str, root: Path | None = None) -> DataSetSize:
     Raises:
         DataError: if there is no such data set.
     """
+    if shards := open_feature_shards(spec):
+        support, tested = _split_shards(shards)
+        labels = shards.labels(support)
+        return DataSetSize(
+            spec,
+            len(set(labels) | set(shards.labels(tested))),
+            len(support),
+            len(tested) or len(support),
+            bool(len(tested)),
+            True,
+            smallest_class=_count_smallest_class(labels),
+        )
     if spec.startswith(FEATURES):
         bundle = load_feature_bundle(spec)
         assert bundle is not None
@@ -247,6 +261,64 @@ def extract_training_views(
     return replace(features, provenance={**features.provenance, "views": PER_EPOCH})
 
 
+def open_feature_shards(spec: str) -> FeatureShards | None:
+    """Open the shards of ``features:FOLDER``, a folder or URI of `extract_with_ray`; None if it has another form."""
+    folder = spec[len(FEATURES) :] if spec.startswith(FEATURES) else None
+    return FeatureShards(folder) if folder and holds_shards(folder) else None
+
+
+def _split_shards(shards: FeatureShards) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows that shots are drawn from, and those of the test part; none if the data set is not divided."""
+    if {"train", "test"} <= set(shards.splits):
+        return shards.rows("train"), shards.rows("test")
+    return shards.rows(), np.empty(0, np.int64)
+
+
+def build_shard_bundle(
+    suite: Suite, shards: FeatureShards, rows: Rows | None = None, *, only_drawn: bool = False
+) -> tuple[Bundle, Rows | None]:
+    """The bundle of a folder of shards. Class text comes from the encoder that made them.
+
+    Args:
+        suite: its draws and templates.
+        shards: the opened folder.
+        rows: rows of the training part to use in place of a draw.
+        only_drawn: read only those rows of the training part that a draw takes, if the test part is separate.
+
+    Returns:
+        The features, and the rows of the draws; the given ones if all rows are read.
+
+    Raises:
+        DataError: if a picture has no label, or the encoder of this machine is another one.
+        EncoderUnavailableError: if it can't be opened.
+    """
+    train, test = _split_shards(shards)
+    labels, positions = shards.labels(train), None
+    names = sorted({*labels, *shards.labels(test)})
+    if only_drawn and len(test):
+        if rows is not None:
+            _check_rows(labels, rows)
+        rows = draw_all_shots(suite, labels) if rows is None else rows
+        positions = np.array(sorted({row for draw in rows.values() for row in draw}), np.int64)
+    templates = suite.prompts[0].templates
+    templates = "default" if templates == "own" else templates
+    model = FewShotClassifier(shards.plan.encoder, templates=templates, quality="fast", precision="fp32")
+    if model.encoder_.info.fingerprint != shards.plan.fingerprint:
+        raise DataError(
+            f"'{shards.folder}' is of the encoder '{shards.plan.encoder}' with other weights than on this machine, so "
+            "that class text would not match: install those weights, or extract the features again"
+        )
+    named = {"templates": get_templates(templates)}
+
+    def read(part: NDArray[np.int64]) -> FeatureSet:
+        features = shards.take(part, names)
+        return replace(features, provenance={**features.provenance, **named})
+
+    tests = {"test": TestPart(read(test))} if len(test) else {}
+    support = read(train if positions is None else train[positions])
+    return Bundle(support, model.encode_classes(names), tests, positions), rows
+
+
 def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle | None:
     """Load the bundle of ``features:FOLDER``; None if the data set has another form.
 
@@ -260,17 +332,40 @@ def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle | None:
     """
     if not spec.startswith(FEATURES):
         return None
+    if suite is not None and (shards := open_feature_shards(spec)):
+        _check_views(suite, spec, {})
+        return build_shard_bundle(suite, shards)[0]
     bundle = load_bundle(spec[len(FEATURES) :])
-    crop = bundle.support.provenance.get("crop")
-    if suite is not None and suite.views == PER_EPOCH and bundle.support.provenance.get("views") != PER_EPOCH:
+    if suite is not None:
+        _check_views(suite, spec, bundle.support.provenance)
+    return bundle
+
+
+def check_features(spec: str, suite: Suite) -> None:
+    """Refuse ``features:FOLDER`` that a suite can't use, before the features of shards are read.
+
+    Raises:
+        DataError: if they can't be read, or a picture of shards has no label.
+        InputError: if the suite needs views that they do not have.
+    """
+    shards = open_feature_shards(spec)
+    if shards is None:
+        load_feature_bundle(spec, suite)
+        return
+    shards.labels(shards.rows())
+    _check_views(suite, spec, {})
+
+
+def _check_views(suite: Suite, spec: str, provenance: Mapping[str, Any]) -> None:
+    crop = provenance.get("crop")
+    if suite.views == PER_EPOCH and provenance.get("views") != PER_EPOCH:
         raise InputError(
             f"suite '{suite.name}' needs a view for each epoch, but '{spec}' has no such views: give the pictures"
         )
-    if suite is not None and suite.views != 1 and crop not in (None, suite.crop):
+    if suite.views != 1 and crop not in (None, suite.crop):
         raise InputError(
             f"suite '{suite.name}' needs views with crop '{suite.crop}', but those of '{spec}' have crop '{crop}'"
         )
-    return bundle
 
 
 def _check_rows(labels: Sequence[str], rows: Rows) -> None:

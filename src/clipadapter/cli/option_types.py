@@ -16,6 +16,19 @@ COUNT = click.IntRange(1)
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
+class FolderOrUri(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A folder, or a URI such as ``s3://bucket/folder``, which a path would change."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return a path, or the text of a URI."""
+        return value if isinstance(value, Path) or "://" in value else Path(value)
+
+
+FOLDER_OR_URI = FolderOrUri()
+
+
 class Fraction(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A number between 0 and 1."""
 

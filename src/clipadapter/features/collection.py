@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import tarfile
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,12 @@ MAX_IMAGE_BYTES = 1 << 30
 TOO_LARGE = "too large: over {} MiB"
 ROWS_PER_BATCH = 64
 """Rows of a table in memory at a time. Each row may hold a picture."""
+BUFFER_BYTES = 4 << 20
+"""Bytes of an archive or table that are read at a time. In S3 each read is a request: 10 kB if nothing is buffered."""
 PURPOSE = "Reading pictures through pyarrow"
+
+
+STORAGE_ADVICE = "check the address, the server and the credentials"
 
 
 class StorageError(DataError):
@@ -180,10 +185,10 @@ def _list_files(filesystem: Any, path: str) -> list[FileFacts]:
     try:
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
-            raise DataError(f"there is no folder or file '{path}'")
+            raise DataError(f"there is no folder or file '{path}'{' in S3' if filesystem.type_name == 's3' else ''}")
         infos = [info] if info.is_file else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     except OSError as error:
-        raise StorageError(f"'{path}' can't be read: {describe_storage_error(error)}") from error
+        raise StorageError(f"'{path}' can't be read: {describe_storage_error(error)}; {STORAGE_ADVICE}") from error
     skipped = len(path)
     files = [
         FileFacts(file_path, info.size, info.mtime_ns)
@@ -226,8 +231,15 @@ def _folders_of(root: str, file: FileFacts) -> list[str]:
 
 
 def describe_storage_error(error: Exception) -> str:
-    """The first line of a storage's error, without the advice that S3 clients repeat."""
-    return str(error).strip().split("\n")[0]
+    """The first line of a storage's error, without what helps only those who write programs.
+
+    >>> describe_storage_error(OSError("Bucket 'x' not found. To create buckets, enable this option"))
+    "Bucket 'x' not found"
+    >>> describe_storage_error(OSError("AWS Error NO_SUCH_BUCKET (Request ID: csK90itnwa0B)"))
+    'AWS Error NO_SUCH_BUCKET'
+    """
+    first = str(error).strip().split("\n")[0]
+    return re.sub(r"\.? (To create buckets, .*|\(Request ID: \w*\))", "", first)
 
 
 def _read_file(filesystem: Any, path: str) -> bytes:
@@ -256,8 +268,8 @@ def _check_storage(filesystem: Any, folder: str, error: Exception) -> None:
         filesystem.get_file_info(folder)
     except OSError:
         raise StorageError(
-            f"'{folder}' can't be read: {describe_storage_error(error)}; check that the server runs and the "
-            "credentials are valid, then call again: the written shards are kept"
+            f"'{folder}' can't be read: {describe_storage_error(error)}; {STORAGE_ADVICE}, then call again: the "
+            "written shards are kept"
         ) from error
 
 
@@ -273,7 +285,7 @@ def _open_table(filesystem: Any, path: str) -> Any:
     """Open a table that has a column path or bytes."""
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     try:
-        table = parquet.ParquetFile(filesystem.open_input_file(path))
+        table = parquet.ParquetFile(filesystem.open_input_file(path), buffer_size=BUFFER_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(f"'{path}' is no Parquet file: {error}") from error
     if not {"path", "bytes"} & set(table.schema_arrow.names):
@@ -304,7 +316,10 @@ def _table_images(filesystem: Any, path: str, group: int) -> Iterator[ImageRef]:
 def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
     """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class."""
     try:
-        with filesystem.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+        with (
+            filesystem.open_input_stream(path, buffer_size=BUFFER_BYTES) as stream,
+            tarfile.open(fileobj=stream, mode="r|*") as archive,
+        ):
             for _, members in groupby((one for one in archive if one.isfile()), key=_sample_key):
                 files = {member.name: _read_member(archive, member) for member in members}
                 classes = [data or b"" for name, data in files.items() if name.endswith(".cls")]

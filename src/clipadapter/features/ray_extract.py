@@ -17,6 +17,7 @@ from clipadapter.features.cluster import connect_ray
 from clipadapter.features.collection import StorageError, WorkUnit, divide_collection, open_filesystem
 from clipadapter.features.shards import (
     ShardPlan,
+    create_folder,
     encode_pictures,
     list_shards,
     make_plan,
@@ -29,6 +30,8 @@ MAX_ATTEMPTS = 3
 """How often a shard is tried whose worker or node dies, the first time included."""
 STORAGE_RETRY_SECONDS = (1.0, 4.0)
 """Waits before a shard is tried again whose storage does not answer."""
+REMOTE_READERS = 16
+"""Threads of an actor that read from a storage that is no local disk: they wait for answers most of the time."""
 CLUSTER_CHECK_SECONDS = 5.0
 """How often the number of nodes is looked up, so that nodes that join later work too."""
 MAX_SECONDS_WITHOUT_WORKERS = 300.0
@@ -77,7 +80,7 @@ def extract_with_ray(
         out: folder, a path or URI that every node can write.
         filesystem: file system of pyarrow or fsspec, if the source is a path in it.
         workers: number of actors; None for as many as fit into the cluster.
-        cores: cores of an actor; as many threads read pictures.
+        cores: cores of an actor; as many threads read pictures, and 16 or more from other storages than local disks.
         gpus: GPUs of an actor; with them the encoder runs on CUDA.
         batch_size: pictures encoded at a time.
         shard_size: pictures per file, if they come from folders.
@@ -93,6 +96,7 @@ def extract_with_ray(
     source_system, path = open_filesystem(source, filesystem)
     target_system, folder = open_filesystem(out)
     units = divide_collection(source_system, path, shard_size)
+    create_folder(target_system, folder)  # before the encoder is opened, so that a wrong one is refused at once
     plan = _make_plan(encoder, units)
     write_plan(target_system, folder, plan)
     existing = list_shards(target_system, folder)
@@ -168,7 +172,8 @@ class ShardWriter:
         path = posixpath.join(job.folder, shard_name(unit, job.plan.fingerprint))
         if job.target.get_file_info(path).is_file:
             return 0, 0
-        rows = list(encode_pictures(self.encoder, unit.images(job.source), job.batch_size, job.cores))
+        threads = job.cores if job.source.type_name == "local" else max(job.cores, REMOTE_READERS)
+        rows = list(encode_pictures(self.encoder, unit.images(job.source), job.batch_size, threads))
         write_shard(job.target, path, rows, job.plan)
         return len(rows), sum(row.error is not None for row in rows)
 

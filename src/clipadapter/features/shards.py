@@ -143,17 +143,23 @@ def encode_pictures(
         pictures: any number; a few more than a batch are in memory.
         batch_size: pictures encoded at a time.
         threads: number of threads that read.
+
+    Raises:
+        StorageError: if the storage of the pictures does not answer.
     """
     waiting = iter(pictures)
     with ThreadPoolExecutor(threads, thread_name_prefix="clipadapter-read") as pool:
         window = deque(pool.submit(_prepare_image, encoder, one) for one in islice(waiting, batch_size + 2 * threads))
         batch: list[tuple[ShardRow, torch.Tensor | None]] = []
-        while window:
-            batch.append(window.popleft().result())
-            window.extend(pool.submit(_prepare_image, encoder, one) for one in islice(waiting, 1))
-            if len(batch) == batch_size or not window:
-                yield from _encode_batch(encoder, batch)
-                batch = []
+        try:
+            while window:
+                batch.append(window.popleft().result())
+                window.extend(pool.submit(_prepare_image, encoder, one) for one in islice(waiting, 1))
+                if len(batch) == batch_size or not window:
+                    yield from _encode_batch(encoder, batch)
+                    batch = []
+        finally:
+            pool.shutdown(cancel_futures=True)  # else each picture waits for a server that does not answer
 
 
 def _prepare_image(encoder: Encoder, picture: ImageRef) -> tuple[ShardRow, torch.Tensor | None]:
@@ -201,18 +207,28 @@ def _table_schema(pa: Any) -> Any:
     return pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
 
 
+def create_folder(filesystem: Any, folder: str) -> None:
+    """Create the folder of shards if it does not exist.
+
+    Raises:
+        DataError: if it can't be created.
+    """
+    try:
+        filesystem.create_dir(folder, recursive=True)
+    except OSError as error:
+        advice = "give a folder that you may write to"
+        if filesystem.type_name == "s3":
+            advice = "check the bucket, which must exist, the server (AWS_ENDPOINT_URL) and the credentials"
+        raise StorageError(f"'{folder}' can't be created: {describe_storage_error(error)}; {advice}") from error
+
+
 def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
     """Create the folder and write ``shards.json``.
 
     Raises:
         DataError: if it can't be written.
     """
-    try:
-        filesystem.create_dir(folder, recursive=True)
-    except OSError as error:
-        raise StorageError(
-            f"'{folder}' can't be created: {describe_storage_error(error)}; give a folder that you may write to"
-        ) from error
+    create_folder(filesystem, folder)
     text = plan.model_dump_json(indent=1, exclude={"blocks"} if plan.format == 1 else None)
     _write_atomically(filesystem, posixpath.join(folder, PLAN_FILE), text.encode())
 
@@ -271,8 +287,150 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
         raise DataError(f"'{path}' is damaged: {error}; extract the features again, existing files are kept") from error
 
 
+class FeatureShards:
+    """A folder of shards of which only labels and splits are in memory: 5 bytes per picture. Features are read by row.
+
+    Pictures that could not be read have no row.
+
+    Args:
+        folder: a folder that `extract_with_ray` wrote: a path or a URI.
+        filesystem: file system of pyarrow or fsspec, if the folder is a path in it.
+
+    Attributes:
+        plan: content of ``shards.json``.
+        name: name of the folder.
+
+    Raises:
+        DataError: if shards are missing or damaged.
+        MissingExtraError: if pyarrow is not installed.
+    """
+
+    def __init__(self, folder: str | Path, filesystem: Any = None) -> None:
+        self.folder = str(folder)
+        self.name = posixpath.basename(self.folder.rstrip("/"))
+        self._system, self._path = open_filesystem(folder, filesystem)
+        self.plan = read_plan(self._system, self._path)
+        self._label_codes, self._split_codes = _Codes(np.int32), _Codes(np.int8)
+        self._starts = [0]
+        for path in _shard_paths(self._system, self._path, self.plan):
+            table = _read_columns(self._system, path, ("label", "split", "error"))
+            readable = table.filter(table["error"].is_null())
+            self._label_codes.extend(readable["label"])
+            self._split_codes.extend(readable["split"])
+            self._starts.append(self._starts[-1] + len(readable))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have pictures."""
+        return tuple(sorted(name for name in self._split_codes.names if name is not None))
+
+    def rows(self, split: str | None = None) -> NDArray[np.int64]:
+        """Rows of a split; of all pictures if it is None.
+
+        Raises:
+            DataError: if there are none.
+        """
+        rows = np.flatnonzero(self._split_codes.equal(split)) if split else np.arange(len(self))
+        if not len(rows):
+            raise DataError(
+                f"'{self.folder}' has no features{f' of the split {brief(split)}' if split else ''}; its splits: "
+                f"{', '.join(self.splits) or 'none'}"
+            )
+        return rows
+
+    def labels(self, rows: NDArray[np.int64]) -> list[str]:
+        """Class names of rows.
+
+        Raises:
+            DataError: if a picture has no label.
+        """
+        labels = self._label_codes.take(rows)
+        unlabelled = sum(label is None for label in labels)
+        if unlabelled:
+            raise DataError(f"{unlabelled} of {len(labels)} pictures of '{self.folder}' have no label")
+        return labels
+
+    def take(
+        self, rows: NDArray[np.int64], class_names: Sequence[str] | None = None, *, with_sources: bool = False
+    ) -> FeatureSet:
+        """Read the features of rows. One shard at a time is in memory besides the result.
+
+        Args:
+            rows: in any order.
+            class_names: all classes in order; None for those of the rows, sorted.
+            with_sources: whether the provenance names the picture of each row, as that of a fit does.
+
+        Raises:
+            DataError: if a shard is damaged, or a picture has no label.
+        """
+        labels = self.labels(rows)
+        features = np.empty((len(rows), self.plan.dim), np.float32)
+        sources = np.empty(len(rows) if with_sources else 0, object)
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for shard in np.unique(shard_of):
+            path = posixpath.join(self._path, self.plan.shards[shard])
+            table, values, table_rows = _read_shard(self._system, path, self.plan)
+            positions = np.flatnonzero(shard_of == shard)
+            inside = rows[positions] - self._starts[shard]
+            if len(values) != self._starts[shard + 1] - self._starts[shard]:
+                raise DataError(f"'{path}' changed, or has rows without a feature and an error: read the folder again")
+            features[positions] = values[inside]
+            if with_sources:
+                sources[positions] = table["path"].take([table_rows[row] for row in inside]).to_pylist()
+        plan, names = self.plan, sorted(set(labels)) if class_names is None else class_names
+        provenance: dict[str, Any] = {"encoder": plan.encoder, "fingerprint": plan.fingerprint, "data": self.name}
+        if with_sources:
+            facts = {"rows": rows.tolist(), "sources": sources.tolist(), "skipped": [], "computed": 0, "views": 1}
+            provenance |= facts
+        blocks = tuple(Block(block.name, block.width) for block in _blocks_of(plan))
+        return FeatureSet(features, tuple(labels), tuple(names), provenance, blocks=blocks)
+
+
+class _Codes:
+    """A long column of few different texts."""
+
+    def __init__(self, dtype: type[np.integer[Any]]) -> None:
+        self.names: list[str | None] = []
+        self._dtype, self._parts = dtype, list[NDArray[Any]]()
+
+    def extend(self, column: Any) -> None:
+        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+        position = {name: i for i, name in enumerate(self.names)}
+        texts = encoded.dictionary.to_pylist()
+        self.names += [text for text in texts if text not in position]
+        position = {name: i for i, name in enumerate(self.names)}
+        own = np.array([position[text] for text in texts], self._dtype)
+        self._parts.append(own[encoded.indices.to_numpy(zero_copy_only=False)])
+
+    @property
+    def values(self) -> NDArray[Any]:
+        if len(self._parts) > 1:
+            self._parts = [np.concatenate(self._parts)]
+        return self._parts[0] if self._parts else np.empty(0, self._dtype)
+
+    def equal(self, name: str) -> NDArray[np.bool_]:
+        return np.equal(self.values, self.names.index(name) if name in self.names else -1)
+
+    def take(self, rows: NDArray[np.int64]) -> list[Any]:
+        names = np.array([*self.names, None], object)
+        return list(names[self.values[rows]])
+
+
+def holds_shards(folder: str | Path) -> bool:
+    """Whether a path or URI is a folder of shards."""
+    if "://" not in str(folder):
+        return (Path(folder) / PLAN_FILE).is_file()
+    system, path = open_filesystem(folder)
+    return bool(system.get_file_info(posixpath.join(path, PLAN_FILE)).is_file)
+
+
 def read_feature_shards(folder: str | Path, split: str | None = None, filesystem: Any = None) -> FeatureSet:
     """Read all features of a folder of shards; pictures that could not be read are left out.
+
+    `FeatureShards` reads only the rows that are needed.
 
     Args:
         folder: a folder that `extract_with_ray` wrote: a path or a URI.
@@ -283,23 +441,8 @@ def read_feature_shards(folder: str | Path, split: str | None = None, filesystem
         DataError: if shards are missing or damaged, pictures have no label, or none is left.
         MissingExtraError: if pyarrow is not installed.
     """
-    system, path = open_filesystem(folder, filesystem)
-    plan = read_plan(system, path)
-    features, labels = [], []
-    for table, values, rows in _read_shards(system, path, plan):
-        splits = table["split"].to_pylist()
-        selected = [i for i, row in enumerate(rows) if split in (None, splits[row])]
-        features.append(values[selected])
-        table_labels = table["label"].to_pylist()
-        labels += [table_labels[rows[i]] for i in selected]
-    if not labels:
-        raise DataError(f"'{folder}' has no features{f' of the split {brief(split)}' if split else ''}")
-    unlabelled = sum(label is None for label in labels)
-    if unlabelled:
-        raise DataError(f"{unlabelled} of {len(labels)} pictures of '{folder}' have no label")
-    facts = {"encoder": plan.encoder, "fingerprint": plan.fingerprint, "data": Path(str(folder)).name}
-    blocks = tuple(Block(block.name, block.width) for block in _blocks_of(plan))
-    return FeatureSet(np.concatenate(features), tuple(labels), tuple(sorted(set(labels))), facts, blocks=blocks)
+    shards = FeatureShards(folder, filesystem)
+    return shards.take(shards.rows(split))
 
 
 def _blocks_of(plan: ShardPlan) -> list[ShardBlock]:
@@ -341,7 +484,8 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
     system, path = open_filesystem(folder, filesystem)
     plan = read_plan(system, path)
     blocks, new = _blocks_of(plan), 0
-    for table, values, rows in _read_shards(system, path, plan):
+    for shard in _shard_paths(system, path, plan):
+        table, values, rows = _read_shard(system, shard, plan)
         digests = table["digest"].to_pylist()
         for block, part in zip(
             blocks, np.split(values, np.cumsum([b.width for b in blocks])[:-1], axis=1), strict=True
@@ -351,15 +495,31 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
     return new
 
 
-def _read_shards(filesystem: Any, folder: str, plan: ShardPlan) -> Iterator[tuple[Any, NDArray[np.float32], list[int]]]:
-    """The table of each file, its (k, d) features, and the k rows that have them. Missing files are reported first."""
+def _shard_paths(filesystem: Any, folder: str, plan: ShardPlan) -> list[str]:
+    """Paths of all files, none of which is missing.
+
+    Raises:
+        DataError: if one is missing.
+    """
     missing = len(set(plan.shards) - list_shards(filesystem, folder))
     if missing:
         raise DataError(
             f"{missing} of {len(plan.shards)} shards of '{folder}' are missing: call extract_with_ray again"
         )
-    for name in plan.shards:
-        yield _read_shard(filesystem, posixpath.join(folder, name), plan)
+    return [posixpath.join(folder, name) for name in plan.shards]
+
+
+def _read_columns(filesystem: Any, path: str, columns: Sequence[str]) -> Any:
+    pa = require("pyarrow", "parquet", PURPOSE)
+    parquet = require("pyarrow.parquet", "parquet", PURPOSE)
+    try:
+        with filesystem.open_input_file(path) as file:
+            table = parquet.ParquetFile(file)
+            if not table.schema_arrow.equals(_table_schema(pa)):
+                raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema_arrow)}")
+            return table.read(columns)
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' is damaged: {error}; delete it and call extract_with_ray again") from error
 
 
 def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32], list[int]]:

@@ -17,6 +17,7 @@ from clipadapter.bench.sources import (
     DataSetSize,
     Source,
     apply_prompts,
+    check_features,
     extract_dataset,
     extract_drawn_shots,
     load_feature_bundle,
@@ -161,11 +162,12 @@ class Protocol:
             DataError: if classes do not match, or stored features can't be read.
         """
         for spec in (source for source in sources if isinstance(source, str)):
-            if load_feature_bundle(spec, suite) is None or not self.accepts_features or len(suite.prompts) > 1:
+            if not self.accepts_features or len(suite.prompts) > 1:
                 raise InputError(
                     f"'{spec}' are features: suite '{suite.name}' needs pictures and an encoder, "
                     "for its text or classes"
                 )
+            check_features(spec, suite)
 
     def bundles(self, inputs: SuiteInputs) -> Iterator[BundleOfFits]:
         """Compute the features of a suite, and plan the fits on them.
@@ -177,11 +179,9 @@ class Protocol:
         suite, rows = inputs.suite, inputs.rows
         self.check_sources(suite, inputs.sources, rows)
         for spec in (source for source in inputs.sources if isinstance(source, str)):
-            bundle = load_feature_bundle(spec, suite)
-            assert bundle is not None
-            bundle = self.from_features(bundle)
+            bundle, drawn = self.load_features(suite, spec, rows)
             data, prompts = Path(spec.partition(":")[2]).name, suite.prompts[0]
-            yield BundleOfFits(bundle, partial(self.fits, suite, bundle, rows), data, bundle.encoder.name, prompts)
+            yield BundleOfFits(bundle, partial(self.fits, suite, bundle, drawn), data, bundle.encoder.name, prompts)
         pictures = [source for source in inputs.sources if not isinstance(source, str)]
         groups = [pictures] if self.combines_data_sets and pictures else [[source] for source in pictures]
         for group in groups:
@@ -189,6 +189,12 @@ class Protocol:
                 for prompts in suite.prompts:
                     bundle, drawn = self.build(ProtocolInputs(suite, group, model, prompts, rows))
                     yield BundleOfFits(bundle, partial(self.fits, suite, bundle, drawn), group[0].name, name, prompts)
+
+    def load_features(self, suite: Suite, spec: str, rows: Rows | None) -> tuple[Bundle, Rows | None]:
+        """Load the features of ``features:FOLDER``, and the rows of the draws; None to draw from the support."""
+        bundle = load_feature_bundle(spec, suite)
+        assert bundle is not None
+        return self.from_features(bundle), rows
 
     def from_features(self, bundle: Bundle) -> Bundle:
         """The features that the protocol uses of a stored bundle."""

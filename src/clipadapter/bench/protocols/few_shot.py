@@ -6,7 +6,14 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.plan import Rows, draw_all_shots
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, Protocol, ProtocolInputs
-from clipadapter.bench.sources import extract_dataset, extract_drawn_shots, extract_training_views
+from clipadapter.bench.sources import (
+    build_shard_bundle,
+    extract_dataset,
+    extract_drawn_shots,
+    extract_training_views,
+    open_feature_shards,
+)
+from clipadapter.bench.suite import Suite
 
 
 @register_protocol("few-shot")
@@ -19,6 +26,13 @@ class FewShot(Protocol):
     }
     report_columns = "shots"
     accepts_features = True
+
+    def load_features(self, suite: Suite, spec: str, rows: Rows | None) -> tuple[Bundle, Rows | None]:
+        """As `Protocol.load_features`; of shards with a test part only the drawn rows of the training part are read."""
+        shards = open_feature_shards(spec)
+        if shards is None:
+            return super().load_features(suite, spec, rows)
+        return build_shard_bundle(suite, shards, rows, only_drawn=True)
 
     def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
         """As `Protocol.build`."""

@@ -15,9 +15,10 @@ from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import find_unwritable_parent, list_unlabelled, open_dataset
-from clipadapter.cli.option_types import COUNT, FOLDER
+from clipadapter.cli.option_types import COUNT, FOLDER, FOLDER_OR_URI
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts
+from clipadapter.cli.shard_inputs import open_shards
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
 from clipadapter.errors import ArtifactError
 from clipadapter.formatting import describe_shots, format_count
@@ -30,7 +31,7 @@ MAX_NAMED_CLASSES = 5
 
 
 @cli_command("clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2", Section.START, 2)
-@click.argument("data", type=FOLDER)
+@click.argument("data", type=FOLDER_OR_URI)
 @click.option(
     "--out",
     "folder",
@@ -63,7 +64,7 @@ MAX_NAMED_CLASSES = 5
 @strict_option
 @output_options
 def command(
-    data: Path,
+    data: Path | str,
     folder: Path,
     encoder_options: EncoderOptions,
     head: HeadOptions,
@@ -81,14 +82,19 @@ def command(
     """Fit a classifier to the pictures in DATA and save it.
 
     Without --split the split "train" is taken if there is one, else everything. If a class has fewer pictures than
-    --shots, all of them are used.
+    --shots, all of them are used. DATA may also be a folder or URI of feature shards, see docs/scaling.md: then only
+    the features of the shots are read, and no picture.
     """
     started = time.monotonic()
     head.check_names()
     head.check_unlabelled(unlabelled is not None, early=True)
     unlabelled_pictures = None if unlabelled is None else list_unlabelled(unlabelled)
     version_before = _check_folder(folder)
-    dataset = prompts.rename_classes(open_dataset(data, split, default="train"))
+    shards = open_shards(data)
+    pictures = open_dataset(Path(data), split, default="train") if shards is None else shards.list_dataset(split)
+    if shards is not None:
+        encoder_options = shards.check_options(encoder_options, head, views, unlabelled, uncertainty.outliers)
+    dataset = prompts.rename_classes(pictures)
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
     rows = _draw_rows(dataset, shots, seed, out)
     prompt_parameters, spec = prompts.classifier_parameters(dataset.class_names), views.training_spec(seed)
@@ -103,7 +109,10 @@ def command(
     if not isinstance(views.views, int):
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
     _report_training(head, [shot_labels.count(name) for name in dataset.class_names], out)
-    model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
+    if shards is None:
+        model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
+    else:
+        shards.fit(model, rows, [str(label) for label in shot_labels], dataset.class_names)
     if unlabelled_pictures is not None and model.head_.transductive:
         _warn_if_all_are_shots(paths, unlabelled_pictures, out)
     note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
