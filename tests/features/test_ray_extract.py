@@ -354,26 +354,74 @@ def test_a_suite_on_shards_has_the_records_of_a_suite_on_their_pictures(divided)
     np.testing.assert_allclose(results["shards"], results["pictures"], atol=1e-5)
 
 
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 server on this machine with the bucket "shop", named by the environment as a user would; a file system."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    monkeypatch.setattr(socket.socket, "connect", CONNECT)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in (("ENDPOINT_URL", address), ("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    system = fs.S3FileSystem(endpoint_override=address, allow_bucket_creation=True, access_key="k", secret_key="s")
+    system.create_dir("shop")
+    yield system
+    server.stop()
+
+
+def test_pictures_and_shards_in_s3(pictures, tmp_path, toy, s3):
+    paths = files_of(pictures)
+    archive(tmp_path / "0.tar", [(path.name, path.read_bytes()) for path in paths])
+    contents = {f"files/{path.relative_to(pictures)}": path.read_bytes() for path in paths}
+    for name, data in (contents | {"tars/0.tar": (tmp_path / "0.tar").read_bytes()}).items():
+        with s3.open_output_stream(f"shop/{name}") as stream:
+            stream.write(data)
+    expected = extract(toy, paths).features[:, 0]
+    for source in ("files", "tars"):
+        assert make(f"s3://shop/{source}", f"s3://shop/of-{source}") == (20, 0)
+        names = [info.base_name for info in s3.get_file_info(fs.FileSelector(f"shop/of-{source}"))]
+        assert sum(name.endswith(".parquet") for name in names) == len(names) - 1 == (4 if source == "files" else 1)
+    assert make("s3://shop/files", "s3://shop/of-files") == (0, 0)
+    result = read_feature_shards("s3://shop/of-files")
+    np.testing.assert_allclose(result.X, expected, atol=1e-5)
+    assert result.y == ("cat",) * 10 + ("dog",) * 10
+    with pytest.raises(DataError, match="there is no folder or file 'shpo/files' in S3"):
+        make("s3://shpo/files", "s3://shop/out")
+    with pytest.raises(DataError, match="'shpo/out' can't be created: Bucket 'shpo' not found; check the bucket"):
+        make("s3://shop/files", "s3://shpo/out")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_ray_writes_the_same_shards_and_survives_a_killed_worker(pictures, tmp_path, toy, monkeypatch):
+def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_path, toy, monkeypatch):
     ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
     monkeypatch.setattr(socket.socket, "connect", CONNECT)
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from killing_files import KillingFiles
 
     # As a call leaves it that is killed after its first file.
     make(pictures, tmp_path / "out", filesystem=LocalFileSystem(), only=1)
-    with ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False):
-        report = extract_with_ray(
-            pictures, "toy", tmp_path / "out", filesystem=KillingFiles(), workers=1, batch_size=4, shard_size=6
-        )
-        assert (tmp_path / "killed").exists()
-        assert (report.shards, report.reused, report.pictures, report.unreadable) == (4, 1, 14, 0)
-        with pytest.raises(InputError, match="the cluster has 2 cores and 0 GPUs"):
-            extract_with_ray(pictures, "toy", tmp_path / "gpu", gpus=1)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        with ray.init(cluster.address, log_to_driver=False, configure_logging=False):
+            with pytest.raises(InputError, match="the cluster has 2 cores and 0 GPUs"):
+                extract_with_ray(pictures, "toy", tmp_path / "gpu", gpus=1)
+            report = extract_with_ray(
+                pictures, "toy", tmp_path / "out", filesystem=KillingFiles(), batch_size=4, shard_size=6
+            )
+            assert (tmp_path / "killed").exists()
+            assert [bool(node.dead_processes()) for node in cluster.worker_nodes].count(True) == 1
+            assert (report.shards, report.reused, report.pictures, report.unreadable) == (4, 1, 14, 0)
+    finally:
+        cluster.shutdown()
     result = read_feature_shards(tmp_path / "out")
     np.testing.assert_allclose(result.X, extract(toy, files_of(pictures)).features[:, 0], atol=1e-5)
     again = extract_with_ray(pictures, "toy", tmp_path / "out", filesystem=LocalFileSystem(), shard_size=6)
