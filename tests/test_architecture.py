@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "clipadapter"
 FLOORS = [
     {"declarations", "installation"},
     {"errors"},
+    {"devices"},
     {
         "registry",
         "functional",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,12 +20,15 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
 from clipadapter.blocks import FINAL, Blocks, select_blocks, total_width
+from clipadapter.devices import check_device, current_device
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.formatting import format_list
 from clipadapter.functional import unit
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
+from clipadapter.heads.placement import fit_on_device, predict_on_device
 from clipadapter.heads.reading import Reads, blocks_to_read, check_blocks, take_columns
 from clipadapter.heads.registry import HEADS
+from clipadapter.heads.requirements import check_text, check_unlabelled, prompt_tensors
 from clipadapter.heads.support import (
     Array,
     as_labels,
@@ -106,6 +110,7 @@ class Head(Estimator, ABC):
     feature_names_in_: Array
     """(d,) names of the columns of X if `fit` got a data frame; not saved."""
 
+    _device: str | None = None
     _kept_pictures: Array | None = None
     _previous: Head | None = None
     """The earlier head, while `fit_from` runs."""
@@ -232,6 +237,24 @@ class Head(Estimator, ABC):
         head: Self = getattr(cls, name)(**changes)
         return head
 
+    def to(self, device: str) -> Self:
+        """Compute on a device from the next fit or prediction on; results stay NumPy arrays.
+
+        The device is no parameter: `clone` keeps it, a saved model does not have it. What was learned stays on the CPU,
+        and is copied to the device for each call. On "mps" and "xpu" heads compute on the CPU (`devices.head_device`).
+
+        Args:
+            device: such as "cpu", "cuda", "cuda:1" or "auto"; see `devices.check_device`.
+
+        Returns:
+            The head itself.
+
+        Raises:
+            InputError: if torch can't use the device on this machine.
+        """
+        self._device = check_device(device)
+        return self
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = self.multilabel
@@ -270,13 +293,14 @@ class Head(Estimator, ABC):
         check_feature_names(self, X, reset=True)
         views = as_views(X)
         blocks = check_blocks(views.shape[2], blocks)
-        shots, classes = self._check_shots(views, y, text, unlabelled, blocks=blocks)
-        self.classes_, self.n_features_in_, self.blocks_ = classes, views.shape[2], blocks
-        # Set in the multi-label task only: it is part of the saved state, and single-label models have no such array.
-        self.__dict__.pop(MULTILABEL, None)
-        if shots.targets is not None:
-            setattr(self, MULTILABEL, 1)
-        self._fit(shots)
+        with fit_on_device(self):
+            shots, classes = self._check_shots(views, y, text, unlabelled, blocks=blocks)
+            self.classes_, self.n_features_in_, self.blocks_ = classes, views.shape[2], blocks
+            # In the multi-label task only: it is part of the saved state, and single-label models have no such array.
+            self.__dict__.pop(MULTILABEL, None)
+            if shots.targets is not None:
+                setattr(self, MULTILABEL, 1)
+            self._fit(shots)
         return self
 
     @property
@@ -325,10 +349,10 @@ class Head(Estimator, ABC):
                 )
             classes, ones = as_targets(y, len(views), text)
             targets, labels = torch.from_numpy(ones).to(tensor.dtype), torch.full((len(views),), -1)
-            self._check_text(text, blocks)
+            check_text(self, text, blocks)
         else:
             names = as_labels(y, len(views))
-            self._check_text(text, blocks)
+            check_text(self, text, blocks)
             if classes is None:
                 classes, positions = class_positions(names, text)
             else:
@@ -342,15 +366,15 @@ class Head(Estimator, ABC):
             n_classes=len(classes),
             text=unit(torch.from_numpy(text.embeddings.copy()).to(tensor.dtype)) if text and has_text else None,
             scale=DEFAULT_LOGIT_SCALE if text is None else text.logit_scale,
-            unlabelled=self._check_unlabelled(unlabelled, tensor, blocks),
+            unlabelled=check_unlabelled(self, unlabelled, tensor, blocks),
             names=() if text is None else text.labels,
             tower=None if text is None else text.tower,
             targets=targets,
             bias=text.logit_bias if text and has_text else None,
             blocks=blocks_to_read(self.reads, blocks),
-            prompts=_prompt_tensors(text, tensor.dtype) if text and has_text and self.reads_prompts else (),
+            prompts=prompt_tensors(text, tensor.dtype) if text and has_text and self.reads_prompts else (),
         )
-        return shots, classes
+        return shots.to(current_device()), classes
 
     @property
     def read_blocks(self) -> Blocks:
@@ -365,47 +389,6 @@ class Head(Estimator, ABC):
     def read_columns(self, X: Tensor) -> Tensor:
         """The columns (m, d) that `_logits` gets, of features (m, n_features_in_)."""
         return take_columns(X, self.blocks_, self.read_blocks)
-
-    def _check_text(self, text: TextFeatures | None, blocks: Blocks) -> None:
-        name = type(self).__name__
-        if self.needs_text and text is None:
-            raise InputError(f"{name} needs class text: call fit(X, y, text=TextFeatures(names, vectors))")
-        if self.needs_tower and (text is None or text.tower is None):
-            raise InputError(
-                f"{name} trains through the text tower: fit it by FewShotClassifier, or call "
-                "fit(X, y, text=encode_classes(encoder, prompts))"
-            )
-        if text is not None and text.absent and self.needs_text:
-            raise InputError(
-                f"{name} needs class text, but there is none of {format_list(text.absent)}; 'auto' needs none"
-                + ("" if text.has_text else ", or name an encoder with a text tower, such as lite, beside this one")
-            )
-        width = blocks[0].width
-        if text is not None and text.embeddings.shape[1] != width:
-            expected = text.embeddings.shape[1]
-            hint = f"If they have more blocks than {FINAL!r}, name them: blocks=[({FINAL!r}, {expected}), ...]"
-            raise InputError(
-                f"features have width {width} but class text has width {expected}: were they made by the same encoder?"
-                f"{f' {hint}' if width > expected and len(blocks) == 1 else ''}"
-            )
-
-    def _check_unlabelled(self, unlabelled: ArrayLike | None, views: Tensor, blocks: Blocks) -> Tensor | None:
-        """Features of pictures without labels in the dtype of the shots; None if the head takes none."""
-        name = type(self).__name__
-        if not self.transductive and unlabelled is None:
-            return None
-        if not (self.transductive or self.accepts_unlabelled):
-            raise InputError(f"{name} learns from labelled pictures only: it takes no unlabelled=")
-        if unlabelled is None:
-            raise InputError(
-                f"{name} is transductive: it needs the pictures to classify when it is fitted; "
-                "call fit(X, y, text=..., unlabelled=features)"
-            )
-        rows = torch.from_numpy(as_matrix(unlabelled)).to(views.dtype)
-        expected = total_width(blocks)
-        if rows.shape[1] != expected:
-            raise InputError(f"unlabelled features have width {rows.shape[1]}, but the shots have {expected}")
-        return take_columns(rows, blocks, blocks_to_read(self.reads, blocks))
 
     # Fit again: from an earlier fit, without some shots, for other classes
 
@@ -493,12 +476,10 @@ class Head(Estimator, ABC):
         Raises:
             InputError: as `fit`.
         """
-        shots = self._check_shots(X, y, text)[0]
-        if shots.targets is not None:
-            return None
-        with torch.inference_mode():
-            logits = self._leave_one_out(shots)
-        return None if logits is None else np.asarray(logits.numpy())
+        with predict_on_device(self) as head, torch.inference_mode():
+            shots = head._check_shots(X, y, text)[0]
+            logits = head._leave_one_out(shots) if shots.targets is None else None
+            return None if logits is None else np.asarray(logits.cpu().numpy())
 
     def for_classes(self, text: TextFeatures) -> Self:
         """A copy of the fitted head that predicts other classes, known by their text features alone.
@@ -623,9 +604,9 @@ class Head(Estimator, ABC):
         """
         is_sum = True
 
-        def text_part(rows: Tensor) -> Tensor:
+        def text_part(head: Head, rows: Tensor) -> Tensor:
             nonlocal is_sum
-            logits = self._text_logits(rows)
+            logits = head._text_logits(rows)
             is_sum = is_sum and logits is not None
             return torch.zeros(len(rows), 1) if logits is None else logits
 
@@ -656,8 +637,8 @@ class Head(Estimator, ABC):
         """
         names: list[str] = []
 
-        def parts(rows: Tensor) -> Tensor:
-            logits = self._block_logits(rows)
+        def parts(head: Head, rows: Tensor) -> Tensor:
+            logits = head._block_logits(rows)
             names[:] = [] if logits is None else logits
             return torch.zeros(len(rows), 0) if logits is None else torch.stack(list(logits.values()), dim=1)
 
@@ -670,20 +651,24 @@ class Head(Estimator, ABC):
         return float(np.exp(np.interp(np.log(max(shots_per_class, 1.0)), log_shots, values)))
 
     def _map_logits(
-        self, X: ArrayLike, function: Callable[[Array], Array], scores: Callable[[Tensor], Tensor] | None = None
+        self, X: ArrayLike, function: Callable[[Array], Array], scores: Callable[[Any, Tensor], Tensor] | None = None
     ) -> Array:
-        """Apply a function to the logits, or other scores, (b, c) of each block of rows of X (m, d)."""
+        """Apply a function to the logits, or other scores, (b, c) of each block of rows of X (m, d).
+
+        ``scores`` gets this head, on the device where it computes, and a block of rows there.
+        """
         check_is_fitted(self)
         check_feature_names(self, X)
         rows = as_matrix(X)
         check_width(self, rows.shape[1])
         block_size = max(1, MAX_FLOATS_PER_BLOCK // self._numbers_per_row())
-        compute = scores or self._logits
-        with torch.inference_mode():
+        with torch.inference_mode(), predict_on_device(self) as head:
+            compute = head._logits if scores is None else partial(scores, head)
+            device = current_device()
             return map_blocks(
                 rows,
                 block_size,
-                lambda part: function(compute(self.read_columns(torch.from_numpy(part))).numpy()),
+                lambda part: function(compute(head.read_columns(torch.from_numpy(part).to(device))).cpu().numpy()),
             )
 
     # Save and load
@@ -753,8 +738,3 @@ class Head(Estimator, ABC):
             raise ArtifactError(f"the saved arrays don't fit a {name}: {error}") from error
         if logits.shape != (1, c) or not np.isfinite(logits).all():
             raise ArtifactError(f"the saved arrays of {name} give no finite logits of {c} classes")
-
-
-def _prompt_tensors(text: TextFeatures, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The unit text features (p_k, d) of the prompts of each class in the dtype of the features."""
-    return tuple(unit(torch.from_numpy(rows.copy()).to(dtype)) for rows in text.prompt_rows)

@@ -22,7 +22,7 @@ MIN_WRONG_SHARE = 0.05
 """Estimated share of wrong labels from which "auto" compares losses."""
 GCE_FOLDS = 4
 WRONG_SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-TEMPERATURES = torch.logspace(-1.5, 1.5, 31, dtype=torch.float64)
+TEMPERATURES = torch.logspace(-1.5, 1.5, 31, dtype=torch.float64, device="cpu")
 """Temperatures at which held-out shots are judged."""
 
 

@@ -184,12 +184,12 @@ class LinearProbe(LogitAdjustedHead):
         from sklearn.linear_model import LogisticRegression
 
         model = LogisticRegression(C=self.C_, tol=self.tol, max_iter=self.max_iter)
-        model.fit(X.double().numpy(), labels.numpy())
+        model.fit(X.double().cpu().numpy(), labels.cpu().numpy())
         self.n_iter_ = int(model.n_iter_.max())
-        weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
+        weight, bias = torch.as_tensor(model.coef_), torch.as_tensor(model.intercept_)
         if len(weight) == 1:  # two classes: scikit-learn has the log-odds of the second class alone
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        classes = torch.from_numpy(model.classes_)
+        classes = torch.as_tensor(model.classes_)
         return (
             X.new_zeros(n_classes, X.shape[1]).index_copy(0, classes, weight.to(X.dtype)),
             X.new_full((n_classes,), ABSENT_LOGIT).index_copy(0, classes, bias.to(X.dtype)),

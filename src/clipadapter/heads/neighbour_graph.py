@@ -51,7 +51,9 @@ def adjacency(cosines: Tensor, indices: Tensor, n: int) -> csr_array:
     """
     m, k = cosines.shape
     row_starts = np.arange(m + 1) * k
-    return csr_array((cosines.clamp_min(0).numpy().ravel(), indices.numpy().ravel(), row_starts), shape=(m, n))
+    return csr_array(
+        (cosines.clamp_min(0).cpu().numpy().ravel(), indices.cpu().numpy().ravel(), row_starts), shape=(m, n)
+    )
 
 
 def neighbour_assignments(x: Tensor, rows: Tensor, logits: Tensor, labels: Tensor, k: int) -> Tensor:

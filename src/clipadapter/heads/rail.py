@@ -118,11 +118,11 @@ class Rail(ExactIncrementalHead):
 
     def regressed(self, X: ArrayLike) -> Array:
         """The regression r (m, c) for raw features X (m, d)."""
-        return self._map_logits(X, lambda block: block, self._regressed)
+        return self._map_logits(X, lambda block: block, Rail._regressed)
 
     def fused(self, X: ArrayLike) -> Array:
         """The paper's fused score (m, c) for raw features X (m, d): weighted zero-shot probabilities and r."""
-        return self._map_logits(X, lambda block: block, self._fused)
+        return self._map_logits(X, lambda block: block, Rail._fused)
 
     def _logits(self, X: Tensor) -> Tensor:
         fused = self._fused(X)
@@ -309,4 +309,4 @@ def random_map(hidden: int, d: int, seed: int) -> Tensor:
     raw = np.random.PCG64(seed).random_raw(hidden * d).reshape(hidden, d)
     raw >>= np.uint64(40)  # 24 bits are exact in float32
     uniform = raw.astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
-    return torch.from_numpy(uniform * np.float32(d**-0.5))
+    return torch.as_tensor(uniform * np.float32(d**-0.5))

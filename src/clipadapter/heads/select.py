@@ -30,7 +30,7 @@ from clipadapter.registry import unknown
 
 MAX_CANDIDATES = 4096
 """Largest number of candidates of one search."""
-TEMPERATURES = torch.logspace(-2, 2, 81)
+TEMPERATURES = torch.logspace(-2, 2, 81, device="cpu")
 """Temperatures at which the log-loss of a candidate is tried."""
 
 

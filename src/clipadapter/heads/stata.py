@@ -219,7 +219,7 @@ class StatA(Head):
         for update in range(self.updates + 1):
             unary = prior + self.likelihood * mixture.log_density(batch) + from_shots
             for _ in range(self.inner):
-                logits = torch.from_numpy(graph @ assigned.numpy()).add_(unary)
+                logits = torch.as_tensor(graph @ assigned.cpu().numpy()).add_(unary)
                 assigned = logits.softmax(dim=1)
             if update < self.updates:
                 mixture = self._update_mixture(batch, squares, assigned, labelled, anchors, start)
@@ -233,8 +233,8 @@ class StatA(Head):
         weight = self.smoothness / (2 * self.neighbours)
         graph = ((directed + directed.T).tocsr() * weight)[:b].astype(directed.dtype)
         ones = np.ones(len(labels), dtype=directed.dtype)
-        onehot = csr_array((ones, labels.numpy(), np.arange(len(labels) + 1)), shape=(len(labels), n_classes))
-        return graph[:, :b], torch.from_numpy((graph[:, b:] @ onehot).toarray())
+        onehot = csr_array((ones, labels.cpu().numpy(), np.arange(len(labels) + 1)), shape=(len(labels), n_classes))
+        return graph[:, :b], torch.as_tensor((graph[:, b:] @ onehot).toarray())
 
     def _update_mixture(
         self, batch: Tensor, squares: Tensor, assigned: Tensor, labelled: Moments, anchors: Tensor, start: Tensor

@@ -254,7 +254,7 @@ class Timo(Head):
             None if self.beta is None else int(self.beta),
             float(self.gamma),
         )
-        is_chosen = self.alpha == "auto" and mean_shots_per_class(shots.labels) >= MIN_SHOTS_TO_CHOOSE
+        is_chosen = self.alpha == "auto" and mean_shots_per_class(shots.labels.cpu()) >= MIN_SHOTS_TO_CHOOSE
         splits = hyperparameter_folds(shots, self.folds, self.seed) if self.search or is_chosen else []
         if not splits:
             return fixed

@@ -276,8 +276,10 @@ def train(
             value = loss(rows, _choose_views(len(rows), n_views, view, generator))
             backward(value)
             state.optimizer.step(config.learning_rate(step, steps_per_epoch, epochs))
-            # Not always a scalar: `loss` may return several terms that `backward` treats differently, as in ProGrad.
-            state.loss = float(value.detach().sum())
+            # To read a number waits for a GPU: of one it is read once per epoch.
+            if value.device.type == "cpu" or i == steps_per_epoch - 1 or config.progress or checkpoint is not None:
+                # Not always a scalar: `loss` may return several terms that `backward` treats differently (ProGrad).
+                state.loss = float(value.detach().sum())
             if config.progress:
                 bar.set_postfix(loss=f"{state.loss:.4g}", refresh=False)
                 bar.update()

@@ -110,7 +110,7 @@ class TransClip(Head):
         for update in range(self.updates + 1):
             unary = prior + self._density(queries)
             for _ in range(max(1, self.inner)):
-                from_neighbours = torch.from_numpy(graph @ torch.cat([assigned, onehot]).numpy())
+                from_neighbours = torch.as_tensor(graph @ torch.cat([assigned, onehot]).cpu().numpy())
                 self.answers_ = from_neighbours.add_(unary)  # (u, c)
                 assigned = self.answers_.softmax(dim=1)
             if update < self.updates:

@@ -108,10 +108,10 @@ class Zlap(Head):
         seeds = np.zeros((n + c, c), dtype=np.float64)
         seeds[n:] = np.eye(c)
         mean_text_edges = float(graph[:u, n:].sum()) / u
-        seeds[np.arange(u, n), shots.labels[used].numpy()] = self.support_weight * self.alpha * mean_text_edges
+        seeds[np.arange(u, n), shots.labels[used].cpu().numpy()] = self.support_weight * self.alpha * mean_text_edges
         # The exact solution is not negative; the solver's residual may be.
         scores = np.maximum(_propagate(graph, seeds, self.alpha, self.tolerance), 0)
-        self.scores_ = torch.from_numpy(scores).to(self.rows_.dtype)  # (n + c, c)
+        self.scores_ = torch.as_tensor(scores).to(self.rows_.dtype)  # (n + c, c)
         self.n_unlabelled_ = u
 
     def _logits(self, X: Tensor) -> Tensor:

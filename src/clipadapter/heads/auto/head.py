@@ -290,7 +290,7 @@ class Auto(Head):
         if shots.unlabelled is None:
             return shots.X[:0]
         pictures = select_pictures(shots.unlabelled, unit(shots.final_views[:, 0]), shots.blocks, self.seed)
-        self.kept_pictures, self.unlabelled_share_ = pictures.numpy() if len(pictures) else None, 0.0
+        self.kept_pictures, self.unlabelled_share_ = pictures.cpu().numpy() if len(pictures) else None, 0.0
         self.unlabelled_reason_ = FEW_PICTURES if reason is None and len(pictures) < MIN_PICTURES else reason
         return pictures.to(shots.X.dtype)
 
@@ -345,9 +345,9 @@ class Auto(Head):
         # 1 where the folds leave one of two shots to train on, 0 where they leave three quarters or more.
         one_of_two = max(0.0, 3 - 4 * shots * inputs.n_classes / len(inputs.z))
         ratio = 1 + TWO_SHOT_LOGIT_GROWTH * one_of_two
-        rows = torch.cat([rows for _, rows in splits]).numpy()
-        logits = held_out.logits.numpy() * ratio
-        return OutOfFold(logits, held_out.labels.numpy(), rows, "own", shots, logit_scale_ratio=ratio)
+        rows = torch.cat([rows for _, rows in splits]).cpu().numpy()
+        logits = held_out.logits.cpu().numpy() * ratio
+        return OutOfFold(logits, held_out.labels.cpu().numpy(), rows, "own", shots, logit_scale_ratio=ratio)
 
     def _fit_experts(
         self, inputs: ExpertInputs, weights: dict[str, float], noise: dict[str, float], classes: Tensor, n_classes: int
@@ -376,10 +376,10 @@ class Auto(Head):
         """Out-of-fold logits of all classes: a class without shots has its zero-shot logit, as in `_logits`."""
         if self.text_ is None:
             return None
-        rows = torch.from_numpy(own.rows)
+        rows = torch.as_tensor(own.rows)
         logits = own.logit_scale_ratio * (self.trust_ / self.spread_ * centre_logits(x[rows] @ self.text_.T))
-        logits[:, classes] = torch.from_numpy(own.logits).to(logits.dtype)
-        return replace(own, logits=logits.numpy(), labels=classes.numpy()[own.labels])
+        logits[:, classes] = torch.as_tensor(own.logits).to(logits.dtype)
+        return replace(own, logits=logits.cpu().numpy(), labels=classes.cpu().numpy()[own.labels])
 
     def _text_logits(self, X: Tensor) -> Tensor:
         text = getattr(self, "text_", None)

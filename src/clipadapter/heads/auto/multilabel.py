@@ -31,7 +31,7 @@ from clipadapter.heads.multilabel import BIAS_PRIOR_STD, binary_losses, fit_bias
 from clipadapter.heads.support import SupportSet
 from clipadapter.parallel import limit_threads
 
-SLOPES = torch.logspace(-2, 1, 31)
+SLOPES = torch.logspace(-2, 1, 31, device="cpu")
 """Candidate slopes of zero-shot logits of unit spread; their prior is log-normal, of median 1 and sigma 1."""
 TEXT_WEIGHT, RIDGE_WEIGHT = 0.5, 0.5
 """Prior means of the weights: of the text, as a share of its slope; of ridge regression, in units of its noise."""
@@ -160,14 +160,14 @@ def multilabel_stacking_weights(
 
     def negative_log_posterior(parameters: Any) -> tuple[float, Any]:
         """Of k weights, the common bias, and the deviation of each class's bias from it."""
-        values = torch.from_numpy(np.asarray(parameters))
+        values = torch.as_tensor(np.asarray(parameters))
         mixed = torch.tensordot(values[:k], stack, dims=1) + values[k] + values[k + 1 :]
         residual = (mixed.sigmoid() - truth) * row_weight
         weight_deviation, bias_deviation = parameters[:k] - mean, parameters[k + 1 :] / BIAS_PRIOR_STD
         penalty = float(weight_deviation @ weight_deviation + bias_deviation @ bias_deviation) / 2
         value = float(binary_losses(mixed, truth).sum()) * row_weight + penalty
-        weight_gradient = torch.tensordot(stack, residual, dims=2).numpy() + weight_deviation
-        bias_gradient = residual.sum(dim=0).numpy()
+        weight_gradient = torch.tensordot(stack, residual, dims=2).cpu().numpy() + weight_deviation
+        bias_gradient = residual.sum(dim=0).cpu().numpy()
         return value, np.concatenate(
             [weight_gradient, [bias_gradient.sum()], bias_gradient + bias_deviation / BIAS_PRIOR_STD]
         )
@@ -176,7 +176,7 @@ def multilabel_stacking_weights(
     bounds = [(0.0, None)] * k + [(None, None)] * (len(start) - k)
     options = {"ftol": 1e-11, "gtol": 1e-7}
     solution = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    return [float(weight) for weight in solution[:k]], torch.from_numpy(solution[k] + solution[k + 1 :])
+    return [float(weight) for weight in solution[:k]], torch.as_tensor(solution[k] + solution[k + 1 :])
 
 
 def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:
@@ -187,7 +187,11 @@ def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:
             logits = slope * zero_shot
             losses = binary_losses(logits + fit_bias(logits, targets), targets)
             log_posterior.append(-float(losses.sum()) - np.log(slope) ** 2 / 2)
-    return float((torch.tensor(log_posterior, dtype=torch.float64).softmax(dim=0) @ SLOPES.double().log()).exp())
+    return float(
+        (
+            torch.tensor(log_posterior, dtype=torch.float64).softmax(dim=0) @ SLOPES.to(zero_shot.device).double().log()
+        ).exp()
+    )
 
 
 def _out_of_fold_scores(z: list[Tensor], targets: Tensor, folds: int, seed: int) -> tuple[Tensor, list[Tensor], int]:

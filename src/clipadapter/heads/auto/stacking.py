@@ -114,13 +114,13 @@ def fit_stacking(
     mean, std = np.asarray(prior_mean, dtype=np.float64), np.asarray(prior_std, dtype=np.float64)
 
     def negative_log_posterior(weights: Any) -> tuple[float, Any]:
-        mixed = torch.tensordot(torch.from_numpy(np.asarray(weights)), stack, dims=1)
+        mixed = torch.tensordot(torch.as_tensor(np.asarray(weights)), stack, dims=1)
         probability = mixed.softmax(dim=1)
         true_class = (1 - LABEL_NOISE_RATE) * (probability * onehot).sum(dim=1)
         likelihood = true_class + LABEL_NOISE_RATE / stack.shape[2]
         # The gradient of log-loss, times the posterior probability that the label of the row is right.
         is_right = rows * true_class / likelihood
-        gradient = torch.tensordot(stack, (probability - onehot) * is_right[:, None], dims=2).numpy()
+        gradient = torch.tensordot(stack, (probability - onehot) * is_right[:, None], dims=2).cpu().numpy()
         deviation = (weights - mean) / std
         value = float(-(rows @ likelihood.log())) + float(deviation @ deviation) / 2
         return value, gradient + deviation / std

@@ -1,0 +1,167 @@
+"""Devices: which names there are, whether this machine has one, and what is computed on it.
+
+A device has the name that torch gives it, such as "cuda:1". Towers run on any of them. Heads compute on the device of
+their tower if it has float64, else on the CPU; `clipadapter.heads.placement` moves their tensors. Importing this module
+does not import torch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from clipadapter.errors import InputError, brief
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of devices. A number can follow, as in "cuda:1"; "auto" is the GPU of this machine, or else the CPU."""
+WITHOUT_FLOAT64 = ("mps", "xpu")
+"""Kinds on which heads do not compute: Metal has no float64, most Intel GPUs none in hardware. Towers need none."""
+
+_current: ContextVar[str] = ContextVar("device", default="cpu")
+
+
+def check_device(device: str) -> str:
+    """The name of a device that this machine has.
+
+    Args:
+        device: "cpu", "cuda", "mps" or "xpu", or one of several such as "cuda:1"; or "auto" for the first GPU that
+            torch finds, or else the CPU.
+
+    Returns:
+        The same name; for "auto" that of the device.
+
+    Raises:
+        InputError: if there is no such device, or torch can't use it here. The message says why.
+
+    >>> check_device("cpu")
+    'cpu'
+    >>> check_device("gpu")
+    Traceback (most recent call last):
+    ...
+    clipadapter.errors.InputError: a device is cpu, cuda, mps, xpu or auto, or one of several such as cuda:1, not 'gpu'
+    """
+    if device == "cpu":
+        return device
+    import torch
+
+    if device == "auto":
+        return _find_gpu() or "cpu"
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"a device is {', '.join(DEVICES)} or auto, or one of several such as cuda:1, not {brief(device)}"
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"the device '{device}' can't be used on this machine: {_why_no_cuda()}")
+    try:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        count = f"; it has {torch.cuda.device_count()} of cuda, counted from 0" if kind == "cuda" else ""
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"the device '{device}' can't be used on this machine ({reason}){count}: give cpu or auto"
+        ) from error
+    return device
+
+
+def _find_gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return next((kind for kind in ("mps", "xpu") if getattr(torch, kind).is_available()), "")
+
+
+def _why_no_cuda() -> str:
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"torch {torch.__version__} was installed without CUDA. Install the build for your GPU "
+            "(https://pytorch.org/get-started/locally), or give cpu or auto"
+        )
+    return "torch finds no GPU or no driver for it; 'nvidia-smi' should list it. Or give cpu or auto"
+
+
+def head_device(device: str) -> str:
+    """The device on which heads compute if a tower runs on this one.
+
+    >>> head_device("cuda:1"), head_device("mps")
+    ('cuda:1', 'cpu')
+    """
+    return "cpu" if device.partition(":")[0] in WITHOUT_FLOAT64 else device
+
+
+def current_device() -> str:
+    """The device on which this thread fits a head or predicts with it; "cpu" outside of both."""
+    return _current.get()
+
+
+@contextmanager
+def set_current_device(device: str) -> Iterator[None]:
+    """Make a device the current one of this thread; `clipadapter.heads.placement.use_device` creates tensors there."""
+    token = _current.set(device)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class _FullFloat32:
+    """Products of float32 in float32, not in TF32, while anyone needs it; torch has one such setting per process."""
+
+    def __init__(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+        self.before: list[tuple[Any, str, Any]] = []
+
+    def enter(self) -> None:
+        import torch
+
+        with self.lock:
+            self.users += 1
+            if self.users > 1:
+                return
+            matmul: Any = torch.backends.cuda.matmul
+            cudnn: Any = torch.backends.cudnn
+            settings: list[tuple[Any, str, Any]]
+            if hasattr(matmul, "fp32_precision"):  # torch 2.9 and later
+                settings = [(each, "fp32_precision", "ieee") for each in (matmul, cudnn.conv, cudnn.rnn)]
+            else:
+                settings = [(each, "allow_tf32", False) for each in (matmul, cudnn)]
+            self.before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+            for owner, name, value in settings:
+                setattr(owner, name, value)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                for owner, name, value in self.before:
+                    setattr(owner, name, value)
+
+
+_full_float32 = _FullFloat32()
+
+
+@contextmanager
+def full_float32(device: str) -> Iterator[None]:
+    """Compute products of float32 on a GPU with all their digits, as the CPU does.
+
+    TF32 has 10 bits of each factor. By torch's defaults convolutions use it, and a program can switch it on for
+    matrix products too.
+
+    Args:
+        device: nothing is changed for other devices than CUDA.
+    """
+    if not device.startswith("cuda"):
+        yield
+        return
+    _full_float32.enter()
+    try:
+        yield
+    finally:
+        _full_float32.leave()

@@ -1,0 +1,77 @@
+"""Checks that `Head.fit` got what a head requires beside labelled shots: class text, a text tower, other pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from clipadapter.blocks import FINAL, Blocks, total_width
+from clipadapter.errors import InputError
+from clipadapter.formatting import format_list
+from clipadapter.functional import unit
+from clipadapter.heads.reading import blocks_to_read, take_columns
+from clipadapter.heads.support import as_matrix
+from clipadapter.heads.text import TextFeatures
+
+if TYPE_CHECKING:
+    from clipadapter.heads.base import Head
+
+
+def check_text(head: Head, text: TextFeatures | None, blocks: Blocks) -> None:
+    """Refuse class text that is missing where the head needs it, or as wide as no feature.
+
+    Raises:
+        InputError: if so.
+    """
+    name = type(head).__name__
+    if head.needs_text and text is None:
+        raise InputError(f"{name} needs class text: call fit(X, y, text=TextFeatures(names, vectors))")
+    if head.needs_tower and (text is None or text.tower is None):
+        raise InputError(
+            f"{name} trains through the text tower: fit it by FewShotClassifier, or call "
+            "fit(X, y, text=encode_classes(encoder, prompts))"
+        )
+    if text is not None and text.absent and head.needs_text:
+        raise InputError(
+            f"{name} needs class text, but there is none of {format_list(text.absent)}; 'auto' needs none"
+            + ("" if text.has_text else ", or name an encoder with a text tower, such as lite, beside this one")
+        )
+    width = blocks[0].width
+    if text is not None and text.embeddings.shape[1] != width:
+        expected = text.embeddings.shape[1]
+        hint = f"If they have more blocks than {FINAL!r}, name them: blocks=[({FINAL!r}, {expected}), ...]"
+        raise InputError(
+            f"features have width {width} but class text has width {expected}: were they made by the same encoder?"
+            f"{f' {hint}' if width > expected and len(blocks) == 1 else ''}"
+        )
+
+
+def check_unlabelled(head: Head, unlabelled: ArrayLike | None, views: Tensor, blocks: Blocks) -> Tensor | None:
+    """Features of pictures without labels in the dtype of the shots; None if the head takes none.
+
+    Raises:
+        InputError: if the head needs such pictures and got none, or takes none, or if their width differs.
+    """
+    name = type(head).__name__
+    if not head.transductive and unlabelled is None:
+        return None
+    if not (head.transductive or head.accepts_unlabelled):
+        raise InputError(f"{name} learns from labelled pictures only: it takes no unlabelled=")
+    if unlabelled is None:
+        raise InputError(
+            f"{name} is transductive: it needs the pictures to classify when it is fitted; "
+            "call fit(X, y, text=..., unlabelled=features)"
+        )
+    rows = torch.from_numpy(as_matrix(unlabelled)).to(views.dtype)
+    expected = total_width(blocks)
+    if rows.shape[1] != expected:
+        raise InputError(f"unlabelled features have width {rows.shape[1]}, but the shots have {expected}")
+    return take_columns(rows, blocks, blocks_to_read(head.reads, blocks))
+
+
+def prompt_tensors(text: TextFeatures, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The unit text features (p_k, d) of the prompts of each class in the dtype of the features."""
+    return tuple(unit(torch.from_numpy(rows.copy()).to(dtype)) for rows in text.prompt_rows)
