@@ -113,10 +113,11 @@ def test_another_encoder_is_refused(tmp_path):
 
 
 def test_parameters_reach_the_head():
-    fitted = model(head="clip-adapter", head_params={"alpha": 0.3}, seed=7).fit(*squares())
+    fitted = model(head="clip-adapter", head_params={"alpha": 0.3, "steps": 2}, seed=7).fit(*squares())
     assert fitted.head_.alpha_ == 0.3
+    assert fitted.head_.steps == 2
     assert fitted.head_.seed == 7
-    own = ClipAdapter(alpha=0.1)
+    own = ClipAdapter(alpha=0.1, steps=2)
     assert model(head=own).fit(*squares()).head_ is own
 
 

@@ -172,19 +172,27 @@ def test_each_layer_has_its_mlp(name, image, text, opened):
 def test_nothing_is_changed_at_first_and_merged_is_the_same_as_in_factors(name, opened):
     encoder = opened(name)
 
-    def features(change, scale):
-        twin = open_tunable_copy(encoder)
-        for layers in ClipSvd(layers="ends")._tower_layers(twin).values():
-            change(SingularValues(scale * draw(count_singular_values(layers)).float()), layers)
+    def features(encoder):
         with torch.no_grad():
-            return twin.encode_images([picture(60, 40)]), twin.encode_text(TEXTS)
+            return encoder.encode_images([picture(60, 40)]), encoder.encode_text(TEXTS)
 
-    before = encoder.encode_images([picture(60, 40)]), encoder.encode_text(TEXTS)
-    for found, wanted in zip(features(SingularValues.merge, 0), before, strict=True):
-        assert torch.equal(found, wanted)
-    for found, wanted in zip(features(SingularValues.attach, 0), before, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.norm()))
-    merged, factored = features(SingularValues.merge, 0.1), features(SingularValues.attach, 0.1)
+    before = features(encoder)
+    merging, attaching = open_tunable_copy(encoder), open_tunable_copy(encoder)
+    for layers in ClipSvd(layers="ends")._tower_layers(merging).values():
+        SingularValues(torch.zeros(count_singular_values(layers))).merge(layers)
+    for feature, expected in zip(features(merging), before, strict=True):
+        assert torch.equal(feature, expected)
+    changes = []
+    for layers in ClipSvd(layers="ends")._tower_layers(attaching).values():
+        changes.append(SingularValues(torch.zeros(count_singular_values(layers))))
+        changes[-1].attach(layers)
+    for feature, expected in zip(features(attaching), before, strict=True):
+        torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5 * float(expected.norm()))
+    for values in changes:
+        values.change.copy_(0.1 * draw(*values.change.shape))
+    for layers, values in zip(ClipSvd(layers="ends")._tower_layers(merging).values(), changes, strict=True):
+        values.merge(layers)
+    merged, factored = features(merging), features(attaching)
     for one, other in zip(merged, factored, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.norm()))
     assert not torch.allclose(merged[1], before[1], rtol=1e-3)

@@ -113,14 +113,17 @@ def test_an_interrupted_training_continues_to_the_same_result(model, method, tun
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "lr", "layers"), [("clip-lora", 2e-3, 6), ("clip-svd", 0.01, 4)])
-def test_lite_is_tuned_by_its_texts(tuner, lr, layers, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "params", "layers"),
+    [("clip-lora", {"steps": 10, "lr": 0.02}, 6), ("clip-svd", {"steps": 40, "lr": 0.01}, 4)],
+)
+def test_lite_is_tuned_by_its_texts(tuner, params, layers, opened, tmp_path):
     images, labels = squares()
-    fitted = FewShotClassifier("lite", tuner(steps=40, lr=lr), cache=None).fit(images, labels)
+    fitted = FewShotClassifier(opened("lite"), tuner(**params), cache=None).fit(images, labels)
     assert f"text tower ({layers} of its layers)" in fitted.encoder_.info.note
     again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
     np.testing.assert_allclose(again.predict_proba(images), fitted.predict_proba(images), atol=1e-6)
-    zero_shot = FewShotClassifier("lite", "zero-shot", cache=None).fit(images, labels)
+    zero_shot = FewShotClassifier(opened("lite"), "zero-shot", cache=None).fit(images, labels)
     right = [list(fitted.class_names_).index(label) for label in labels]
     gain = [m.predict_proba(images)[np.arange(len(right)), right].mean() for m in (fitted, zero_shot)]
     assert gain[0] > gain[1] + 0.05
