@@ -97,7 +97,11 @@ def main() -> None:
             upload(pictures, names, args.tars)
             source, target = f"s3://{BUCKET}/pictures", f"s3://{BUCKET}/shards"
         cluster = stack.enter_context(start_cluster(args.nodes, args.cores, scratch, in_namespace))
+        before = link_bytes() if in_namespace else None
         result |= run_driver(args, cluster, source, target)
+        if before:
+            to_node, from_node = (round((b - a) / args.pictures) for a, b in zip(before, link_bytes(), strict=True))
+            result["bytes/picture"] = {"to the node": to_node, "from the node": from_node}
         result |= check_rows(source if args.s3 else str(pictures), target, names, reference, args)
         if args.repeat:
             again = run_driver(args, cluster, source, target, kill=False)
@@ -510,6 +514,12 @@ def make_namespace(rate: str | None) -> Iterator[bool]:
     finally:
         subprocess.run(["ip", "netns", "del", NAMESPACE], check=False)
         subprocess.run(["ip", "link", "del", "clipray0"], check=False, stderr=subprocess.DEVNULL)
+
+
+def link_bytes() -> tuple[int, int]:
+    """Bytes that were sent to the node, and received from it."""
+    folder = Path("/sys/class/net/clipray0/statistics")
+    return tuple(int((folder / name).read_text()) for name in ("tx_bytes", "rx_bytes"))
 
 
 if __name__ == "__main__":
