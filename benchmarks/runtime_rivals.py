@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _output import add_json, summarise, write_json
+
 OURS = "import sys; from clipadapter.runtime import Predictor; print(Predictor(sys.argv[1]).predict([sys.argv[2]])[0])"
 THEIRS = """
 import sys
@@ -76,29 +78,36 @@ def main():
     for name in ("model", "shots", "photo"):
         parser.add_argument(name)
     parser.add_argument("--python", default=sys.executable, help="of an environment with clipadapter[runtime]")
-    parser.add_argument("--rival-python", required=True, help="of an environment with adaptshot")
+    parser.add_argument("--rival-python", help="of an environment with adaptshot")
     parser.add_argument("--runs", type=int, default=9)
+    add_json(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        state = learned(args.rival_python, args.shots, Path(folder))
         commands = {
             "clipadapter, Python": [args.python, "-c", OURS, args.model, args.photo],
             "clipadapter, shell": [args.python, "-m", "clipadapter", "predict", args.model, args.photo],
-            "adaptshot, Python": [args.rival_python, "-c", THEIRS, str(state), args.photo],
         }
+        if args.rival_python:
+            state = learned(args.rival_python, args.shots, Path(folder))
+            commands["adaptshot, Python"] = [args.rival_python, "-c", THEIRS, str(state), args.photo]
         found = {name: [] for name in commands}
         for i in range(args.runs + 1):
             for name, command in commands.items():
                 run = measured(command)
                 if i:  # the first fills the caches
                     found[name].append(run)
-    sizes = {"clipadapter": installed(args.python), "adaptshot": installed(args.rival_python)}
+    sizes = {"clipadapter": installed(args.python)}
+    if args.rival_python:
+        sizes["adaptshot"] = installed(args.rival_python)
+    rows = []
     print("| | seconds to the first answer | range | peak MB | installed MB | said |\n|---|---:|---:|---:|---:|---|")
     for name, runs in found.items():
         seconds, memory = [run[0] for run in runs], statistics.median(run[1] for run in runs)
         size = sizes[name.partition(",")[0]]
         spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        rows.append({"name": name, "seconds": summarise(seconds), "mb": memory, "installed_mb": size})
         print(f"| {name} | {statistics.median(seconds):.2f} | {spread} | {memory:.0f} | {size:.0f} | {runs[0][2]} |")
+    write_json(args.json, runs=args.runs, rows=rows)
 
 
 if __name__ == "__main__":

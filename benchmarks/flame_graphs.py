@@ -1,0 +1,392 @@
+"""docs/profiles.md and its flame graphs anew: where the time of the commands goes that a user waits for.
+
+    python -m venv VENV && VENV/bin/pip install py-spy
+    python benchmarks/flame_graphs.py PICTURES --py-spy VENV/bin/py-spy
+    python benchmarks/flame_graphs.py PICTURES --py-spy VENV/bin/py-spy --only help --only fit
+
+PICTURES has one folder per class. py-spy takes samples of the stacks of a running command and of its processes; on
+Linux this needs root or the permission to trace a process. A thread that waits is not sampled, so the figures are
+seconds of threads.
+
+In the graphs a module that is imported is one frame, "import NAME". Of frames in a row that belong to the same library
+the first and the last are kept. Frames below MIN_SHARE of all samples are left out. Without `--only` the page is
+written too; its text about each command is in COMMANDS, its figures come from the samples.
+"""
+
+import argparse
+import html
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from command_times import link_pictures
+from speed_page import ROOT, commit, machine
+
+IMAGES, PAGE = ROOT / "docs" / "images" / "flame", ROOT / "docs" / "profiles.md"
+RATE = 200
+"""Samples per second."""
+MIN_SHARE = 0.004
+"""Of all samples, that a frame has at least to be drawn: about four pixels."""
+WIDTH, ROW, CHARACTER = 1000, 18, 6.4
+"""Pixels of a graph, of a row, and of a character."""
+COLOURS = {"import": "#c9cdd4", "clipadapter": "#7cc4b8", "library": "#f2c48d", "python": "#e9e3d3"}
+FRAME = re.compile(r"(?P<function>.*) \((?P<file>[^()]+?)(?::\d+)?\)$")
+SKIPPED = (
+    *(
+        "<frozen importlib",
+        "<frozen runpy>",
+        "<string>",
+        "importlib/",
+        "functools",
+        "contextlib",
+        "threading",
+        "concurrent/",
+    ),
+    *("click/", "clipadapter/__main__", "clipadapter/cli/app", "clipadapter/cli/options"),
+)
+"""Files whose frames say nothing: the import system, decorators, starts of threads, and how click calls a command."""
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """A command and what the page says about it.
+
+    Args:
+        title: heading of its part of the page.
+        arguments: of `clipadapter`; names in braces are paths.
+        text: what it does, for readers of the graph.
+        before: commands that run first, without a profile.
+        is_server: it is asked once and then stopped.
+    """
+
+    title: str
+    arguments: str
+    text: str
+    before: tuple[str, ...] = ()
+    is_server: bool = False
+
+
+FIT = "fit {shots} --encoder lite --out {model}"
+COMMANDS = {
+    "help": Profiled("The command line", "--help", "Every command imports what this imports. No command is loaded."),
+    "fit": Profiled(
+        "Fit, from pictures",
+        FIT + " --no-cache",
+        "Imports torch, encodes the shots, fits `auto` with cross-validation, and learns calibration and rejection.",
+    ),
+    "fit-stored": Profiled(
+        "Fit, stored features",
+        FIT,
+        "The same without the encoder: files are read and hashed, features come from the store.",
+        before=(FIT,),
+    ),
+    "predict-one": Profiled(
+        "Predict, one picture",
+        "predict {model} {photo}",
+        "Runs without torch: loading the tower is most of it.",
+        (FIT,),
+    ),
+    "predict-folder": Profiled(
+        "Predict, a folder",
+        "predict {model} {more} --no-cache",
+        "Reading, encoding and the head, picture by picture.",
+        (FIT,),
+    ),
+    "embed": Profiled(
+        "Embed",
+        "embed {all} --encoder lite --no-cache",
+        "The pipeline of reading and encoding alone, with the trial that chooses a backend.",
+    ),
+    "bench": Profiled(
+        "Bench run, three heads",
+        "bench run few-shot --data {all} --encoder lite --heads linear-probe,clip-adapter,auto --shots 4 --seeds 2 "
+        "--workers 1 --out {records}",
+        "Features of all pictures once, then six fits in a worker process, which imports torch too.",
+    ),
+    "serve": Profiled(
+        "Serve, one request",
+        "serve {exported} --port 0 --json",
+        "Start of the server with an exported file, one request with one picture, and the end.",
+        (FIT, "export {model} --out {exported}"),
+        is_server=True,
+    ),
+}
+
+
+# ---- Samples ----
+
+
+def fill(command: str, places: dict[str, str]) -> list[str]:
+    """The words of a command line with its paths."""
+    return [word.format(**places) for word in command.split()]
+
+
+def run_plain(command: list[str], environment: dict[str, str]) -> None:
+    """Run a command without a profile."""
+    line = [sys.executable, "-m", "clipadapter", *command]
+    subprocess.run(line, check=True, capture_output=True, env=environment)
+
+
+def record(
+    command: list[str],
+    py_spy: str,
+    out: Path,
+    environment: dict[str, str],
+    then: Callable[[subprocess.Popen], None] | None,
+) -> None:
+    """Run a command under py-spy, which writes a line per stack."""
+    options = ["record", "--format", "raw", "--rate", str(RATE), "--function", "--subprocesses", "--output", str(out)]
+    process = subprocess.Popen(
+        [py_spy, *options, "--", sys.executable, "-m", "clipadapter", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    if then is not None:
+        then(process)
+    _, errors = process.communicate(timeout=600)
+    if not out.exists():
+        raise SystemExit(f"py-spy recorded nothing of {' '.join(command)}: {errors[-2000:]}")
+
+
+def ask_once(photo: str) -> Callable[[subprocess.Popen], None]:
+    """Send one picture to the server when it answers, then stop it."""
+
+    def ask(process: subprocess.Popen) -> None:
+        import psutil
+
+        line = process.stdout.readline()
+        url = json.loads(line)["url"]
+        body = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n'
+        body += Path(photo).read_bytes() + b"\r\n--x--\r\n"
+        header = {"Content-Type": "multipart/form-data; boundary=x"}
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/predict", body, header), timeout=60) as answer:
+            answer.read()
+        for child in psutil.Process(process.pid).children():
+            child.send_signal(signal.SIGTERM)
+
+    return ask
+
+
+def read_stacks(path: Path) -> Counter[tuple[str, ...]]:
+    """Numbers of samples by stack, in short frames."""
+    stacks: Counter[tuple[str, ...]] = Counter()
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        stack, _, count = line.rpartition(" ")
+        stacks[shorten(stack.split(";"))] += int(count)
+    return stacks
+
+
+def shorten(stack: list[str]) -> tuple[str, ...]:
+    """Frames as dotted names: imports as one frame, of a library the first and the last in a row."""
+    frames: list[str] = []
+    for text in stack:
+        frame = name_frame(text)
+        if frame is None:
+            continue
+        if frames and kind(frame) != "clipadapter":
+            if frame == frames[-1]:
+                continue
+            # A third frame in a row of the same library takes the place of the second.
+            if len(frames) > 1 and owner(frame) == owner(frames[-1]) == owner(frames[-2]):
+                frames[-1] = frame
+                continue
+        frames.append(frame)
+    return tuple(frames)
+
+
+def name_frame(text: str) -> str | None:
+    """``package.module.function`` without paths and lines; None for frames that say nothing."""
+    found = FRAME.match(text)
+    if found is None:
+        return None if text.startswith(("process ", "thread ")) else text
+    file = re.sub(r".*(?:site-packages|/src|/lib/python[\d.]+|lib-dynload)/", "", found["file"])
+    if file.startswith(SKIPPED) or file.startswith("/"):
+        return None
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    if found["function"] == "<module>":
+        return f"import {module}"
+    return f"{module}.{found['function']}"
+
+
+def owner(frame: str) -> str:
+    """The library of a frame; imports of a library are apart from its calls."""
+    prefix = "import " if frame.startswith("import ") else ""
+    return prefix + frame.removeprefix("import ").partition(".")[0]
+
+
+def kind(frame: str) -> str:
+    """Which colour a frame has."""
+    if frame.startswith("import "):
+        return "import"
+    package = owner(frame)
+    if package == "clipadapter":
+        return "clipadapter"
+    return "python" if package in sys.stdlib_module_names else "library"
+
+
+# ---- The picture ----
+
+
+@dataclass
+class Node:
+    """A frame with the frames that it calls."""
+
+    samples: int = 0
+    children: dict[str, "Node"] = field(default_factory=dict)
+
+
+def build_tree(stacks: Counter[tuple[str, ...]]) -> Node:
+    root = Node()
+    for stack, samples in stacks.items():
+        root.samples += samples
+        node = root
+        for frame in stack:
+            node = node.children.setdefault(frame, Node())
+            node.samples += samples
+    return root
+
+
+def draw(root: Node, title: str) -> str:
+    """An SVG without scripts; frames are as wide as their samples, callers above those that they call."""
+    boxes: list[str] = []
+    deepest = 0
+
+    def place(node: Node, x: float, depth: int) -> None:
+        nonlocal deepest
+        for frame, child in sorted(node.children.items(), key=lambda item: -item[1].samples):
+            if child.samples < MIN_SHARE * root.samples:
+                continue
+            width = WIDTH * child.samples / root.samples
+            deepest = max(deepest, depth)
+            boxes.append(_box(frame, child.samples / root.samples, x, depth, width))
+            place(child, x, depth + 1)
+            x += width
+
+    place(root, 0.0, 0)
+    top = 2 * ROW
+    height = top + (deepest + 1) * ROW + 4
+    legend = "".join(
+        f'<rect x="{WIDTH - 360 + 90 * i}" y="6" width="12" height="12" fill="{colour}"/>'
+        f'<text x="{WIDTH - 343 + 90 * i}" y="16">{name}</text>'
+        for i, (name, colour) in enumerate(COLOURS.items())
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="10.5" fill="#1d2126">'
+        '<rect width="100%" height="100%" fill="#ffffff"/>'
+        f'<text x="6" y="17" font-size="13">{html.escape(title)}</text>'
+        f'{legend}<g transform="translate(0 {top})" stroke="#ffffff" stroke-width="0.5">{"".join(boxes)}</g></svg>\n'
+    )
+
+
+def shorten_name(name: str, room: int) -> str:
+    """As much of the end of a dotted name as there is room for; a function name is cut at its end."""
+    while len(name) > room and "." in name and not name.startswith("import "):
+        name = name.partition(".")[2]
+    if len(name) > room:
+        name = name[: room - 1] + "…" if room > 2 else ""
+    return name
+
+
+def _box(frame: str, share: float, x: float, depth: int, width: float) -> str:
+    room = int((width - 6) / CHARACTER)
+    label = shorten_name(frame.removeprefix("clipadapter."), room)
+    text = f'<text x="{x + 3:.1f}" y="{depth * ROW + 12.5}" stroke="none">{html.escape(label)}</text>' if label else ""
+    return (
+        f"<g><title>{html.escape(frame)}, {share:.1%}</title>"
+        f'<rect x="{x:.1f}" y="{depth * ROW}" width="{width:.1f}" height="{ROW}" fill="{COLOURS[kind(frame)]}"/>'
+        f"{text}</g>"
+    )
+
+
+# ---- The page ----
+
+
+def where(stacks: Counter[tuple[str, ...]], shown: int = 5) -> str:
+    """The parts that take most samples: imports by package, else the innermost function of this package."""
+    parts: Counter[str] = Counter()
+    for stack, samples in stacks.items():
+        imports = [owner(frame).removeprefix("import ") for frame in stack if frame.startswith("import ")]
+        others = [name for name in imports if name != "clipadapter"]
+        if imports:
+            parts[f"import of {(others or imports)[0]}"] += samples
+            continue
+        own = [frame for frame in stack if kind(frame) == "clipadapter"]
+        parts[f"`{own[-1].removeprefix('clipadapter.')}`" if own else "the interpreter"] += samples
+    total = sum(parts.values())
+    return ", ".join(f"{name} {samples / total:.0%}" for name, samples in parts.most_common(shown))
+
+
+def write_page(profiles: dict[str, Counter[tuple[str, ...]]]) -> str:
+    lines = [
+        "# Profiles",
+        "",
+        f"Where the time of commands goes: `benchmarks/flame_graphs.py`, commit {commit()}, on {machine()}. py-spy "
+        f"takes {RATE} samples per second of all threads that do not wait, so the figures are seconds of threads. A "
+        "frame is as wide as its share of the samples, and the frames below it are those that it calls. Open a picture "
+        "alone to read the names of narrow frames. Imports are one frame per package, and rare stacks are left out. "
+        "How fast these commands are is on the page [Speed](speed.md).",
+    ]
+    for name, profiled in COMMANDS.items():
+        stacks = profiles[name]
+        seconds = sum(stacks.values()) / RATE
+        command = re.sub(r"[{}]", "", profiled.arguments)
+        lines += [
+            "",
+            f"## {profiled.title}",
+            "",
+            f"`clipadapter {command}`: {seconds:.1f} s of threads. {profiled.text}",
+            f"Most of it: {where(stacks)}.",
+            "",
+            f"[![Flame graph of {profiled.title.lower()}](images/flame/{name}.svg)](images/flame/{name}.svg)",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path, help="a folder of class folders")
+    parser.add_argument("--py-spy", default="py-spy", help="the program")
+    parser.add_argument("--only", action="append", choices=COMMANDS, help="one graph; may be given again")
+    parser.add_argument("--classes", type=int, default=20)
+    args = parser.parse_args()
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    profiles = {}
+    for name in args.only or COMMANDS:
+        profiled = COMMANDS[name]
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            photo = str(link_pictures(args.pictures.resolve(), folder, args.classes, shots=8, extra=8))
+            places = {each: str(folder / each) for each in ("shots", "more", "model", "records")}
+            places |= {"photo": photo, "all": places["shots"], "exported": str(folder / "model.onnx")}
+            environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+            for command in profiled.before:
+                run_plain(fill(command, places), environment)
+            start = time.perf_counter()
+            out = folder / "stacks.txt"
+            then = ask_once(photo) if profiled.is_server else None
+            record(fill(profiled.arguments, places), args.py_spy, out, environment, then)
+            seconds = time.perf_counter() - start
+            profiles[name] = read_stacks(out)
+        svg = draw(build_tree(profiles[name]), "clipadapter " + re.sub(r"[{}]", "", profiled.arguments)[:70])
+        (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
+        print(f"{name}: {seconds:.0f} s, {len(svg) / 1000:.0f} kB; {where(profiles[name])}", flush=True)
+    if not args.only:
+        PAGE.write_text(write_page(profiles), encoding="utf-8")
+        print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

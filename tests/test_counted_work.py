@@ -1,0 +1,276 @@
+"""Work is counted, not timed: it must not rise by a third unnoticed, on a machine of any speed.
+
+The figures of before are in counted_work.json. ``python tests/test_counted_work.py`` writes them again, after a change
+that was meant to change the work.
+"""
+
+import builtins
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipadapter.cli.app import app
+from clipadapter.encoders import toy
+from clipadapter.encoders.open_clip_text import open_text_tower
+from clipadapter.features import FeatureStore
+from clipadapter.heads import TextFeatures, create_head
+from clipadapter.testing import toy_features
+
+RECORD = Path(__file__).with_name("counted_work.json")
+RENEW = f"python tests/{Path(__file__).name}"
+MAX_CHANGE = 4 / 3
+SHOTS, QUERIES, CLASSES, WIDTH = 16, 8, 3, 64
+COLOURS, PER_CLASS = ("blue", "green", "red"), 4
+
+
+# ---- Floating-point operations of fits and predictions ----
+
+
+def count_flops(work):
+    """Those of matrix products, convolutions and attention in torch."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def features(seed=0, shots=SHOTS):
+    return toy_features(counts=(shots,) * CLASSES, d=WIDTH, seed=seed)
+
+
+def flops_of_fit(name, **parameters):
+    X, y, text = features()
+    return count_flops(lambda: create_head(name, **parameters).fit(X, y, text=text))
+
+
+def flops_of_predict(name, **parameters):
+    X, y, text = features()
+    head = create_head(name, **parameters).fit(X, y, text=text)
+    return count_flops(lambda: head.predict(features(seed=3, shots=QUERIES)[0]))
+
+
+def flops_of_coop():
+    """Four epochs of prompt learning through a narrow text tower of CLIP."""
+    vision = {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16, "head_width": 16}
+    words = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(WIDTH, vision, words).eval().requires_grad_(False)
+    tower = open_text_tower(model, open_clip.SimpleTokenizer(), "counted", "cpu")
+    X, y, text = features()
+    text = TextFeatures(text.labels, text.embeddings, text.logit_scale, tower=lambda: tower)
+    head = create_head("coop", n_ctx=4, epochs=4)
+    return count_flops(lambda: head.fit(X, y, text=text))
+
+
+HEADS = {
+    "clip-adapter": {"steps": 20},
+    "taskres": {"steps": 20},
+    "auto": {},
+    "linear-probe": {},
+    "tip-adapter": {},
+    "gda": {},
+}
+
+
+def work_of_heads(folder):
+    return {
+        **{f"flops, fit {name}": flops_of_fit(name, **parameters) for name, parameters in HEADS.items()},
+        **{f"flops, predict {name}": flops_of_predict(name, **parameters) for name, parameters in HEADS.items()},
+        "flops, fit coop": flops_of_coop(),
+    }
+
+
+# ---- What commands ask of the encoder, the files and the store ----
+
+
+@contextmanager
+def counted(folder):
+    """Count calls of the encoder, files opened in a folder, statements and keys of the store, while it is open."""
+    counts = Counter()
+    encode, forward, get_many = toy.ToyEncoder.encode_pixels, toy._ToyNetwork.forward, FeatureStore.get_many
+    connect, open_file, open_descriptor = sqlite3.connect, io.open, os.open
+
+    def encoded(plain):
+        def run(self, pixels, *args):
+            counts["encoder calls"] += 1
+            counts["pictures encoded"] += len(pixels)
+            return plain(self, pixels, *args)
+
+        return run
+
+    def look_up(self, keys, *args, **options):
+        keys = list(keys)
+        counts["rows asked of the store"] += len(keys)
+        return get_many(self, keys, *args, **options)
+
+    def connected(*args, **options):
+        connection = connect(*args, **options)
+        connection.set_trace_callback(lambda statement: counts.update(["SQL statements"]))
+        return connection
+
+    def opened(plain):
+        def run(path, *args, **options):
+            if isinstance(path, (str, Path)) and Path(path).is_relative_to(folder):
+                counts["files opened"] += 1
+            return plain(path, *args, **options)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy.ToyEncoder, "encode_pixels", encoded(encode))
+        patch.setattr(toy._ToyNetwork, "forward", encoded(forward))
+        patch.setattr(FeatureStore, "get_many", look_up)
+        patch.setattr(sqlite3, "connect", connected)
+        patch.setattr(io, "open", opened(open_file))
+        patch.setattr(builtins, "open", opened(open_file))
+        patch.setattr(os, "open", opened(open_descriptor))
+        yield counts
+
+
+def write_squares(folder, count, first=0):
+    for name in COLOURS:
+        (folder / name).mkdir(parents=True)
+        for i in range(first, first + count):
+            Image.new("RGB", (40 + i, 50), name).save(folder / name / f"{i}.png")
+    return folder
+
+
+def work_of_commands(folder):
+    """Counts of each command, in the order of a session: pictures are encoded once, then read from the store."""
+    shots, more = write_squares(folder / "shots", PER_CLASS), write_squares(folder / "more", 2, PER_CLASS)
+    store = ["--cache", str(folder / "features.sqlite")]
+    model = folder / "model"
+    session = {
+        "embed": ["embed", shots, "--encoder", "toy", *store],
+        "fit": ["fit", shots, "--encoder", "toy", "--out", model, *store],
+        "add-examples": ["add-examples", model, more, *store],
+        "eval": ["eval", model, more, *store],
+        "predict": ["predict", model, more / "red", "--backend", "torch", *store],
+    }
+    work = {}
+    for name, command in session.items():
+        with counted(folder) as counts:
+            result = CliRunner().invoke(app, [str(word) for word in command])
+        assert result.exit_code == 0, (name, result.output)
+        work |= {f"{name}, {unit}": counts[unit] for unit in UNITS}
+    files = [path for path in model.rglob("*") if path.is_file()]
+    work |= {"saved model, files": len(files), "saved model, bytes": sum(path.stat().st_size for path in files)}
+    return work
+
+
+UNITS = ("encoder calls", "pictures encoded", "files opened", "rows asked of the store", "SQL statements")
+
+
+# ---- Modules that are imported before a command answers ----
+
+COUNT_MODULES = """
+import sys
+before = set(sys.modules)
+from clipadapter.cli.app import main
+sys.argv = ["clipadapter", *sys.argv[1:]]
+try:
+    main()
+except SystemExit:
+    pass
+print(len(set(sys.modules) - before), file=sys.stderr)
+"""
+
+
+def count_modules(*command):
+    done = subprocess.run([sys.executable, "-c", COUNT_MODULES, *command], capture_output=True, text=True, check=True)
+    return int(done.stderr.splitlines()[-1])
+
+
+def work_of_imports(folder):
+    """Of a help page, and of a prediction with an exported file."""
+    model = folder / "model"
+    shots = write_squares(folder / "shots", 2)
+    for command in (
+        ["fit", shots, "--encoder", "toy", "--head", "gda", "--out", model, "--no-cache"],
+        ["export", model, "--out", folder / "model.onnx"],
+    ):
+        result = CliRunner().invoke(app, [str(word) for word in command])
+        assert result.exit_code == 0, result.output
+    photo = str(shots / "red" / "0.png")
+    return {
+        "modules, --help": count_modules("--help"),
+        "modules, predict with an exported file": count_modules("predict", str(folder / "model.onnx"), photo),
+        "exported file, bytes": (folder / "model.onnx").stat().st_size,
+    }
+
+
+# ---- The rules ----
+
+COUNTERS = (work_of_heads, work_of_commands, work_of_imports)
+
+
+@pytest.mark.parametrize("count", COUNTERS)
+def test_work_is_within_a_third_of_what_is_recorded(count, tmp_path):
+    recorded = json.loads(RECORD.read_text())
+    work = count(tmp_path)
+    assert work.keys() <= recorded.keys(), f"{work.keys() - recorded.keys()} are new: run {RENEW}"
+    risen = {name: (recorded[name], n) for name, n in work.items() if n > MAX_CHANGE * recorded[name]}
+    fallen = {name: (recorded[name], n) for name, n in work.items() if MAX_CHANGE * n < recorded[name]}
+    assert not risen, f"this takes more work than before (recorded, counted): {risen}. If that is meant: {RENEW}"
+    assert not fallen, f"this takes less work than recorded (recorded, counted): {fallen}. Record it: {RENEW}"
+
+
+N, M, H = CLASSES * SHOTS, CLASSES * QUERIES, WIDTH // 4
+"""Shots, queries, and the width of the adapter's hidden layer."""
+EXPECTED_OF_PREDICT = {
+    "zero-shot": 2 * M * WIDTH * CLASSES,
+    "taskres": 2 * M * WIDTH * CLASSES,
+    "linear-probe": 2 * M * WIDTH * CLASSES,
+    "clip-adapter": 2 * M * (WIDTH * H + H * WIDTH + WIDTH * CLASSES),
+    "tip-adapter": 2 * M * (WIDTH * N + WIDTH * CLASSES),  # the cache's one-hot values are sums, not a product
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED_OF_PREDICT)
+def test_a_prediction_takes_the_products_of_its_formula(name):
+    assert flops_of_predict(name, **HEADS.get(name, {})) == EXPECTED_OF_PREDICT[name]
+
+
+def test_a_step_of_clip_adapter_takes_the_products_of_its_formula_and_their_gradients():
+    # Three products, and the gradients of their factors, except those of features and class text, which are fixed.
+    step = 2 * N * (2 * WIDTH * H + 3 * H * WIDTH + 2 * WIDTH * CLASSES)
+    fits = [flops_of_fit("clip-adapter", alpha=0.2, steps=steps) for steps in (10, 20)]
+    assert fits[1] - fits[0] == 10 * step
+
+
+def test_a_step_of_taskres_takes_the_product_with_the_class_text_and_its_gradient():
+    fits = [flops_of_fit("taskres", steps=steps) for steps in (10, 20)]
+    assert fits[1] - fits[0] == 10 * 2 * (2 * N * WIDTH * CLASSES)
+
+
+def test_pictures_are_encoded_once_and_opened_once_by_each_command(tmp_path):
+    work = work_of_commands(tmp_path)
+    assert work["embed, pictures encoded"] == len(COLOURS) * PER_CLASS
+    assert work["eval, pictures encoded"] == 0  # add-examples stored them
+    assert work["predict, rows asked of the store"] >= 2
+    assert np.all([work[f"{name}, files opened"] > 0 for name in ("embed", "fit", "add-examples", "eval", "predict")])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work = {}
+    for count_work in COUNTERS:
+        with tempfile.TemporaryDirectory() as scratch:
+            os.environ["XDG_CACHE_HOME"] = scratch
+            work |= count_work(Path(scratch) / "work")
+    RECORD.write_text(json.dumps(work, indent=1) + "\n", encoding="utf-8")
