@@ -38,6 +38,11 @@ def measure(command: list[str], environment: dict[str, str], status: int = 0) ->
     return {"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss / 1024}
 
 
+def user_environment() -> dict[str, str]:
+    """The environment of this process, but bytecode is written: without it, each import compiles its file again."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def link_pictures(source: Path, target: Path, classes: int, shots: int, extra: int) -> Path:
     """Folders `shots` and `more` of links to the pictures of the first classes, and the path of one more picture."""
     folders = sorted(path for path in source.iterdir() if path.is_dir())[:classes]
@@ -81,7 +86,7 @@ def main() -> None:
             "undo of it": ["undo", model],
         }
         runs: dict[str, list[dict[str, float]]] = {each: [] for each in commands}
-        environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+        environment = user_environment() | {"XDG_CACHE_HOME": str(folder / "cache")}
         for number in range(args.rounds + 1):
             for each, command in commands.items():
                 status = 2 if each == "a wrong command line" else 0

@@ -9,14 +9,13 @@ Linux this needs root or the permission to trace a process. A thread that waits 
 seconds of threads.
 
 In the graphs a module that is imported is one frame, "import NAME". Of frames in a row that belong to the same library
-the first and the last are kept. Frames below MIN_SHARE of all samples are left out. Without `--only` the page is
-written too; its text about each command is in COMMANDS, its figures come from the samples.
+the first and the last are kept. Frames below MIN_SHARE of all samples are left out. The page is written after each
+command, from `results/flame.json`: its text about each command is in COMMANDS, its figures come from the samples.
 """
 
 import argparse
 import html
 import json
-import os
 import re
 import signal
 import subprocess
@@ -29,11 +28,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from command_times import link_pictures
+from command_times import link_pictures, user_environment
 from speed_page import ROOT, commit, machine
 
 IMAGES, PAGE = ROOT / "docs" / "images" / "flame", ROOT / "docs" / "profiles.md"
-RATE = 200
+RESULTS = Path(__file__).parent / "results" / "flame.json"
+RATE = 100
 """Samples per second."""
 MIN_SHARE = 0.004
 """Of all samples, that a frame has at least to be drawn: about four pixels."""
@@ -57,6 +57,9 @@ SKIPPED = (
 """Files whose frames say nothing: the import system, decorators, starts of threads, and how click calls a command."""
 
 
+LOADING = "import (finding and loading files)"
+
+
 @dataclass(frozen=True)
 class Profiled:
     """A command and what the page says about it.
@@ -78,7 +81,11 @@ class Profiled:
 
 FIT = "fit {shots} --encoder lite --out {model}"
 COMMANDS = {
-    "help": Profiled("The command line", "--help", "Every command imports what this imports. No command is loaded."),
+    "help": Profiled(
+        "The command line",
+        "--help",
+        "Every command begins like this, but imports its own module alone. No numpy and no torch.",
+    ),
     "fit": Profiled(
         "Fit, from pictures",
         FIT + " --no-cache",
@@ -104,7 +111,7 @@ COMMANDS = {
     ),
     "embed": Profiled(
         "Embed",
-        "embed {all} --encoder lite --no-cache",
+        "embed {all} --encoder lite",
         "The pipeline of reading and encoding alone, with the trial that chooses a backend.",
     ),
     "bench": Profiled(
@@ -156,8 +163,8 @@ def record(
     if then is not None:
         then(process)
     _, errors = process.communicate(timeout=600)
-    if not out.exists():
-        raise SystemExit(f"py-spy recorded nothing of {' '.join(command)}: {errors[-2000:]}")
+    if not out.exists() or (process.returncode and then is None):
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {errors[-2000:]}")
 
 
 def ask_once(photo: str) -> Callable[[subprocess.Popen], None]:
@@ -203,6 +210,8 @@ def shorten(stack: list[str]) -> tuple[str, ...]:
                 frames[-1] = frame
                 continue
         frames.append(frame)
+    if "(<frozen importlib" in stack[-1]:
+        frames.append(LOADING)
     return tuple(frames)
 
 
@@ -222,6 +231,8 @@ def name_frame(text: str) -> str | None:
 
 def owner(frame: str) -> str:
     """The library of a frame; imports of a library are apart from its calls."""
+    if frame == LOADING:
+        return frame
     prefix = "import " if frame.startswith("import ") else ""
     return prefix + frame.removeprefix("import ").partition(".")[0]
 
@@ -319,38 +330,43 @@ def where(stacks: Counter[tuple[str, ...]], shown: int = 5) -> str:
     parts: Counter[str] = Counter()
     for stack, samples in stacks.items():
         imports = [owner(frame).removeprefix("import ") for frame in stack if frame.startswith("import ")]
-        others = [name for name in imports if name != "clipadapter"]
         if imports:
-            parts[f"import of {(others or imports)[0]}"] += samples
+            names = [name for name in imports if not name.startswith("(")]
+            others = [name for name in names if name != "clipadapter"]
+            parts[f"import of {(others or names or ['small modules'])[0]}"] += samples
             continue
         own = [frame for frame in stack if kind(frame) == "clipadapter"]
-        parts[f"`{own[-1].removeprefix('clipadapter.')}`" if own else "the interpreter"] += samples
+        parts[f"`{own[-1].removeprefix('clipadapter.')}`" if own else "start and end of the process"] += samples
     total = sum(parts.values())
     return ", ".join(f"{name} {samples / total:.0%}" for name, samples in parts.most_common(shown))
 
 
-def write_page(profiles: dict[str, Counter[tuple[str, ...]]]) -> str:
+def write_page(results: dict[str, dict[str, str]]) -> str:
+    """The page with the graphs that there are results of."""
     lines = [
         "# Profiles",
         "",
-        f"Where the time of commands goes: `benchmarks/flame_graphs.py`, commit {commit()}, on {machine()}. py-spy "
-        f"takes {RATE} samples per second of all threads that do not wait, so the figures are seconds of threads. A "
-        "frame is as wide as its share of the samples, and the frames below it are those that it calls. Open a picture "
-        "alone to read the names of narrow frames. Imports are one frame per package, and rare stacks are left out. "
-        "How fast these commands are is on the page [Speed](speed.md).",
+        "Where the time of commands goes, by `benchmarks/flame_graphs.py`. py-spy takes samples of all threads that do "
+        "not wait, so the figures are seconds of threads. A frame is as wide as its share of the samples, and the "
+        "frames below it are those that it calls. Open a picture alone to read the names of narrow frames. Imports are "
+        "one frame per package, and rare stacks are left out. How fast these commands are is on the page "
+        "[Speed](speed.md).",
     ]
     for name, profiled in COMMANDS.items():
-        stacks = profiles[name]
-        seconds = sum(stacks.values()) / RATE
+        if name not in results:
+            continue
+        result = results[name]
         command = re.sub(r"[{}]", "", profiled.arguments)
         lines += [
             "",
             f"## {profiled.title}",
             "",
-            f"`clipadapter {command}`: {seconds:.1f} s of threads. {profiled.text}",
-            f"Most of it: {where(stacks)}.",
+            f"`clipadapter {command}`: {result['seconds']} s of threads. {profiled.text} Most of it: "
+            f"{result['where']}.",
             "",
             f"[![Flame graph of {profiled.title.lower()}](images/flame/{name}.svg)](images/flame/{name}.svg)",
+            "",
+            f"Commit {result['commit']}, {result['machine']}.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -363,7 +379,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=20)
     args = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
-    profiles = {}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name in args.only or COMMANDS:
         profiled = COMMANDS[name]
         with tempfile.TemporaryDirectory() as scratch:
@@ -371,7 +387,8 @@ def main() -> None:
             photo = str(link_pictures(args.pictures.resolve(), folder, args.classes, shots=8, extra=8))
             places = {each: str(folder / each) for each in ("shots", "more", "model", "records")}
             places |= {"photo": photo, "all": places["shots"], "exported": str(folder / "model.onnx")}
-            environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+            environment = user_environment() | {"XDG_CACHE_HOME": str(folder / "cache")}
+            run_plain(["--help"], environment)  # bytecode is written before the profile
             for command in profiled.before:
                 run_plain(fill(command, places), environment)
             start = time.perf_counter()
@@ -379,13 +396,14 @@ def main() -> None:
             then = ask_once(photo) if profiled.is_server else None
             record(fill(profiled.arguments, places), args.py_spy, out, environment, then)
             seconds = time.perf_counter() - start
-            profiles[name] = read_stacks(out)
-        svg = draw(build_tree(profiles[name]), "clipadapter " + re.sub(r"[{}]", "", profiled.arguments)[:70])
+            stacks = read_stacks(out)
+        svg = draw(build_tree(stacks), "clipadapter " + re.sub(r"[{}]", "", profiled.arguments)[:70])
         (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
-        print(f"{name}: {seconds:.0f} s, {len(svg) / 1000:.0f} kB; {where(profiles[name])}", flush=True)
-    if not args.only:
-        PAGE.write_text(write_page(profiles), encoding="utf-8")
-        print(f"wrote {PAGE}")
+        print(f"{name}: {seconds:.0f} s, {len(svg) / 1000:.0f} kB; {where(stacks)}", flush=True)
+        results[name] = {"seconds": f"{sum(stacks.values()) / RATE:.1f}", "where": where(stacks)}
+        results[name] |= {"commit": commit(), "machine": machine()}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(write_page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

