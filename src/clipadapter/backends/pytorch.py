@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clipadapter.backends.base import Backend, Int8Calibration, Runner, Tower
 from clipadapter.backends.registry import register_backend
+from clipadapter.devices import DEVICES
 from clipadapter.parallel import run_in_batches
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class TorchBackend(Backend):
     """PyTorch, on the CPU or a GPU; on a GPU with channels-last weights and asynchronous copies."""
 
     precisions = ("fp32", "bf16")
-    devices = ("cpu", "cuda", "mps", "xpu")
+    devices = DEVICES
 
     def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
         """See `Backend.prepare`; nothing is converted, and the module is created with the first squares."""

@@ -44,6 +44,7 @@ from clipadapter.classifier.fitting import (
     embed_negative_labels,
     fit_settings,
     fit_with_uncertainty,
+    place_head,
 )
 from clipadapter.classifier.inputs import (
     Label,
@@ -133,7 +134,8 @@ class FewShotClassifier:
         views: number of views per shot, the plain picture included; or a `ViewSpec`. "per-epoch" gives every training
             epoch its own augmented view; `PerEpochViews` does so with another crop scale. `view_cost` says the cost.
         seed: seed of the views, and of a head that is given by name.
-        device: torch device of the encoder.
+        device: where encoder and head compute: "cpu", "cuda", "cuda:1", "mps", "xpu", or "auto" for a GPU if there
+            is one. Opened encoders keep theirs, which the head follows. See the guide on GPUs.
         backend: runtime of the image tower: "auto", "torch", "openvino" or "onnxruntime".
         precision: of the image tower: "auto", "fp32", "bf16" or "int8". "auto" measures which backend and precision is
             fastest on the pictures and close enough to fp32 (see `choose_backend`). Few pictures: torch in fp32.
@@ -322,7 +324,7 @@ class FewShotClassifier:
             outliers: (b, d) features of pictures of none of the classes.
         """
         options, text = check_options(self.uncertainty), text.with_order("given")
-        head = self._build_head() if head is None else head
+        head = place_head(self._build_head() if head is None else head, self.encoder_.device)
         self.selection_ = None
         if self.grid:
             self.selection_ = select(
@@ -1026,8 +1028,9 @@ class FewShotClassifier:
             self._encoder, self._tuned_encoder = encoders
             self._is_backend_chosen = True
         self.text_ = model.text.with_tower(self._open_text_tower())
-        self.head_, self.support_ = model.head.attach(self.text_), model.support
-        self.prompts_, self.fold_heads_ = model.prompts, model.fold_heads
+        device = self._encoder.device
+        self.head_, self.support_ = place_head(model.head.attach(self.text_), device), model.support
+        self.prompts_, self.fold_heads_ = model.prompts, tuple(place_head(each, device) for each in model.fold_heads)
         self.uncertainty_ = model.uncertainty
         self.class_names_ = model.text.labels
         self.evaluation_ = None

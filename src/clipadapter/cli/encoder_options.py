@@ -11,6 +11,7 @@ import click
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE
 from clipadapter.cli.options import MAX_PIXELS_ATTRIBUTES, field_option, option
 from clipadapter.cli.output import Output
+from clipadapter.devices import check_device
 from clipadapter.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ PRECISIONS = click.Choice(["auto", "fp32", "bf16", "int8"])
 class BackendOptions:
     """How an encoder runs."""
 
-    device: str = option("--device", default="cpu", help="Torch device, such as cuda.")
+    device: str = option(
+        "--device",
+        default="cpu",
+        help="Where encoder and head compute: cpu, cuda, cuda:1, mps, xpu, or auto for a GPU if there is one.",
+    )
     backend: str = option(
         "--backend",
         default="auto",
@@ -97,7 +102,6 @@ class EncoderOptions(BackendOptions, NamedEncoders):
         """
         from clipadapter.encoders import create_encoder
 
-        check_device(self.device)
         encoders = [create_encoder(uri, self.device) for uri in self.uris]
         for encoder in encoders:
             out.note(f"encoder {encoder.info.name}: {encoder.info.note}" if encoder.info.note else "")
@@ -168,9 +172,8 @@ class ModelEncoderOptions(BackendOptions, MovedEncoder):
         read_config(folder)  # refuses a wrong folder before torch is imported
         from clipadapter.classifier import FewShotClassifier
 
-        check_device(self.device)
-        encoder = list(self.uris) or None
-        return FewShotClassifier.load(folder, encoder=encoder, device=self.device, **{**self.run_parameters, **params})
+        encoder, device = list(self.uris) or None, check_device(self.device)
+        return FewShotClassifier.load(folder, encoder=encoder, device=device, **{**self.run_parameters, **params})
 
     def open_exported(self, path: Path) -> Predictor:
         """Open an exported file.
@@ -199,22 +202,6 @@ def note_backend(opened: Encoder, used: Encoder, out: Output, changed: str = "im
     """
     if used.info.note != opened.info.note:
         out.note(f"{changed}: {used.info.note.removeprefix(opened.info.note).lstrip('; ')}")
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch can't use on this machine.
-
-    Raises:
-        InputError: if so.
-    """
-    import torch
-
-    try:
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"the device '{device}' can't be used on this machine ({error}): give cpu, or leave --device out"
-        ) from error
 
 
 device_option = field_option(EncoderOptions, "device")

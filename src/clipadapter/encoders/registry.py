@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clipadapter.blocks import FINAL, UNPROJECTED, BlockSource
+from clipadapter.devices import check_device
 from clipadapter.encoders import catalogue, timm_sources, transformers_sources
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.encoders.open_clip_sources import check_variant
@@ -31,9 +32,10 @@ def create_encoder(uri: str, device: str = "cpu") -> Encoder:
     Args:
         uri: such as ``lite``, ``open_clip:ViT-B-32/laion2b_s34b_b79k`` or ``open_clip:local-dir:PATH``; with several
             blocks of features such as ``lite[final,stage3]`` (`clipadapter.blocks`).
-        device: a torch device. Without it the towers stay on the CPU.
+        device: of the towers; see `devices.check_device`.
 
     Raises:
+        InputError: if torch can't use the device on this machine.
         UnknownNameError: if no encoder has the scheme.
         EncoderUnavailableError: if the weights can't be loaded.
         MissingExtraError: if an optional package is missing.
@@ -44,7 +46,7 @@ def create_encoder(uri: str, device: str = "cpu") -> Encoder:
     check_uri(uri)
     base, names = split_blocks(uri)
     scheme, _, variant = base.partition(":")
-    encoder = encoder_info(scheme).cls.open(variant, device=device)
+    encoder = encoder_info(scheme).cls.open(variant, device=check_device(device))
     if not names:
         return encoder
     from clipadapter.encoders.block_encoder import open_blocks, unprojected_blocks

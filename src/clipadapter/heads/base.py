@@ -255,6 +255,11 @@ class Head(Estimator, ABC):
         self._device = check_device(device)
         return self
 
+    @property
+    def device(self) -> str | None:
+        """The device that `to` was given; None before: the head then computes on the CPU."""
+        return self._device
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = self.multilabel

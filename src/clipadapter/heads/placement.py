@@ -125,4 +125,4 @@ def _device_of(head: Head) -> str:
     """
     if head.needs_tower:
         return "cpu"
-    return current_device() if head._device is None else head_device(head._device)
+    return current_device() if head.device is None else head_device(head.device)

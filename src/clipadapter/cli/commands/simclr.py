@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.encoder_options import check_device, device_option
+from clipadapter.cli.encoder_options import device_option
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import read_samples
 from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import max_pixels_option, option, option_group, output_options, seed_option, split_option
 from clipadapter.cli.output import Output, facts
+from clipadapter.devices import check_device
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,11 @@ def command(
     from clipadapter.pretraining import train_simclr
 
     started = time.monotonic()
-    check_device(device)
     done = train_simclr(
         [sample.path for sample in read_samples(pictures, split)],
         folder,
         seed=seed,
-        device=device,
+        device=check_device(device),
         progress=out.progress,
         **vars(training),
     )

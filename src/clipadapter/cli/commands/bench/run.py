@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipadapter.bench.suite_files import read_suite
-from clipadapter.cli.encoder_options import check_device, device_option
+from clipadapter.cli.encoder_options import device_option
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
 from clipadapter.cli.options import max_pixels_option, output_options, plot_format_option
 from clipadapter.cli.output import Output, facts
+from clipadapter.devices import check_device
 from clipadapter.errors import DataError, InputError
 from clipadapter.files import quote_path
 from clipadapter.parsing import read_json
@@ -121,7 +122,7 @@ def run(
     encoders = encoder or tuple(study.encoders) or ("auto",)
     draws, sentences = read_rows(rows) if rows else None, read_descriptions(descriptions) if descriptions else None
     check_output_folder(folder)
-    check_device(device)
+    device = check_device(device)
     trackers = [create_tracker(name, folder) for name in track]
     fit_launcher = create_launcher(launcher, workers=workers)
     fit_launcher.check()

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from clipadapter.devices import check_device, current_device, full_float32, head_device, set_current_device
+from clipadapter.errors import InputError
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A build of torch with CUDA and a machine with one GPU, as far as names are checked."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def empty(*shape, device):
+        if device == "cuda:3":
+            raise RuntimeError("CUDA error: invalid device ordinal\nCUDA kernel errors might be reported later")
+        return torch.zeros(*shape)
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+def test_the_gpu_of_a_machine_is_found(cuda):
+    assert [check_device(name) for name in ("auto", "cuda", "cuda:0", "cpu")] == ["cuda", "cuda", "cuda:0", "cpu"]
+
+
+def test_a_gpu_that_a_machine_lacks_is_refused_with_the_number_that_it_has(cuda):
+    with pytest.raises(InputError, match=r"'cuda:3' can.t .*invalid device ordinal\); it has 1 of cuda"):
+        check_device("cuda:3")
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"), [(None, "was installed without CUDA"), ("12.8", "finds no GPU or no driver")]
+)
+def test_cuda_is_refused_with_the_reason(version, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", version)
+    with pytest.raises(InputError, match=f"'cuda' can't be used on this machine: torch .*{reason}"):
+        check_device("cuda")
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:x", None, 1.5])
+def test_a_name_of_no_device_is_refused(device):
+    with pytest.raises(InputError, match="a device is cpu, cuda, mps, xpu or auto"):
+        check_device(device)
+
+
+def test_auto_is_the_cpu_without_a_gpu(monkeypatch):
+    for kind in (torch.cuda, torch.mps, torch.xpu):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+    assert check_device("auto") == "cpu"
+
+
+def test_heads_compute_on_the_cpu_where_a_gpu_has_no_float64():
+    assert [head_device(name) for name in ("cpu", "cuda:1", "mps", "xpu:0")] == ["cpu", "cuda:1", "cpu", "cpu"]
+
+
+def test_the_current_device_is_that_of_the_innermost_scope():
+    with set_current_device("cuda"):
+        with set_current_device("cpu"):
+            assert current_device() == "cpu"
+        assert current_device() == "cuda"
+    assert current_device() == "cpu"
+
+
+def test_tf32_is_off_while_anyone_computes_and_as_it_was_after():
+    settings = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    before = [each.fp32_precision for each in settings]
+    first, second = full_float32("cuda"), full_float32("cuda:1")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert [each.fp32_precision for each in settings] == ["ieee"] * 3
+    second.__exit__(None, None, None)
+    assert [each.fp32_precision for each in settings] == before
+    with full_float32("cpu"):
+        assert [each.fp32_precision for each in settings] == before
