@@ -156,7 +156,7 @@ def test_a_head_makes_as_many_epochs_as_it_says(name, shots, monkeypatch):
 
     def recorded(parameters, loss, n, n_views, config, **options):
         made.append(config.count_epochs(n))
-        return train(parameters, loss, n, n_views, config, **options)
+        return 0.0
 
     monkeypatch.setattr(sys.modules[head_info(name).cls.__module__], "train", recorded, raising=False)
     monkeypatch.setattr("clipadapter.heads.text_residual.train", recorded)

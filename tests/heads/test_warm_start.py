@@ -127,8 +127,9 @@ def test_heads_of_folds_are_fitted_from_scratch():
     assert not any(is_warm(head) for head in unseen.heads)
 
 
-@pytest.mark.parametrize("is_warm_start", [True, False])
-@pytest.mark.parametrize(("name", "chosen"), [("linear-probe", "C_"), ("clip-adapter", "alpha_")])
+@pytest.mark.parametrize(
+    ("name", "chosen", "is_warm_start"), [("linear-probe", "C_", False), ("clip-adapter", "alpha_", True)]
+)
 def test_a_refit_without_some_shots_reuses_what_was_chosen_among_all(name, chosen, is_warm_start):
     """To search a ratio again in each fold takes many times as long as a fit with it."""
     head = copy.copy(two_fits(name)[not is_warm_start])
@@ -209,14 +210,14 @@ def part_of(change):
     return X[:, :20] if change == "width" else X, y
 
 
-@pytest.mark.parametrize("name", ["rla", "taskres"])
 @pytest.mark.parametrize("change", ["many more", "many other labels", "width", "parameter", "scale"])
-def test_a_fit_from_an_incompatible_head_starts_from_scratch(name, change):
+def test_a_fit_from_an_incompatible_head_starts_from_scratch(change):
+    """Every head asks `find_warm_start`, which compares the two fits."""
     X, y = part_of(change)
     text = class_text(OLD)
     text = TextFeatures(OLD, text.embeddings[:, : X.shape[1]], 20.0 if change == "scale" else SCALE, tower=text.tower)
-    head = small(name).set_params(seed=int(change == "parameter"))
-    warm = clone(head).fit_from(earlier(name), X, y, text=text)
+    head = small("rla").set_params(seed=int(change == "parameter"))
+    warm = clone(head).fit_from(earlier("rla"), X, y, text=text)
     assert not is_warm(warm)
     np.testing.assert_array_equal(warm.logits(X), clone(head).fit(X, y, text=text).logits(X))
 

@@ -19,6 +19,8 @@ from clipadapter.persistence import History, Model, load_model, read_config, sav
 from clipadapter.persistence.save import HEADS_WITHOUT_PICTURES, count_stored_pictures
 from clipadapter.testing import toy_features
 
+from ..heads.estimators import short_training
+
 
 def make(head="prototype", **params):
     X, y, text = toy_features(d=32)
@@ -31,7 +33,7 @@ def make(head="prototype", **params):
 
 @pytest.mark.parametrize("head", [name for name in list_heads() if not head_info(name).cls.tunes_encoder])
 def test_a_model_comes_back_as_it_was(head, tmp_path):
-    model, X = make(head)
+    model, X = make(head, **short_training(head))
     again = load_model(save_model(tmp_path / "model", model))
     np.testing.assert_array_equal(again.head.attach(model.text).logits(X), model.head.logits(X))
     assert again.head.get_params() == model.head.get_params()

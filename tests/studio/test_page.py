@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from gradio.data_classes import ImageData
 
 from clipadapter.errors import InputError
 from clipadapter.studio import build_page
@@ -75,6 +74,8 @@ def test_only_the_page_and_exported_files_are_served(page, png, tmp_path, local)
 
 
 def test_a_picture_to_try_is_passed_on_as_it_was_uploaded(page, tmp_path):
+    from gradio.data_classes import ImageData
+
     (tmp_path / "IMG_1.HEIC").write_bytes(b"what Pillow can't open")
     (tried,) = (block for block in page.blocks.values() if block.elem_id == "cs-try")
     payload = ImageData(path=str(tmp_path / "IMG_1.HEIC"), orig_name="IMG_1.HEIC")

@@ -175,7 +175,7 @@ def test_a_head_reads_the_blocks_that_it_is_made_for(block, head, width):
     assert (head.n_features_in_, head.read_width) == (5, width)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(folders):
     """A classifier on the tiny model and its projection, and what it was fitted to."""
     stream = np.random.default_rng(0)
