@@ -133,6 +133,13 @@ def test_trackers_are_called_with_each_run(source, tmp_path):
     assert len(tracked) == 8
 
 
+def test_fits_of_many_shots_come_first_so_that_no_worker_waits_for_one_at_the_end(source, tmp_path):
+    shots = []
+    go(source, tmp_path / "out", trackers=[lambda run: shots.append(run.shots)])
+    assert len(set(shots)) > 1
+    assert shots == sorted(shots, reverse=True)
+
+
 def test_a_worker_with_other_libraries_is_refused(source, tmp_path):
     class Elsewhere(Launcher):
         def run(self, function, jobs):

@@ -66,7 +66,9 @@ def logits_by_hand(case, weight, bias, alpha):
 
 @pytest.mark.parametrize("epochs", [1, 9, 10, 30, 300])
 @pytest.mark.parametrize("literal", [False, True])
-def test_epochs_are_the_published_steps(case, epochs, literal, monkeypatch):
+@pytest.mark.parametrize("d", [D, 3])  # the six shots are fewer than 2 d, or not: the sums are made in another order
+def test_epochs_are_the_published_steps(d, epochs, literal, monkeypatch):
+    case = unequal_shots(seed=7, noise=0.8, d=d)
     bias = np.array([0.1, -0.2, 0.05]) if literal else np.zeros(3)
     if literal:
         monkeypatch.setattr(LpPlusPlus, "_initial_bias", lambda *_: torch.from_numpy(bias.copy()))

@@ -115,6 +115,7 @@ def run_suite(
     outcome = SuiteResult(plan, n_existing=n_existing, keys=frozenset(key for planned in fits for key in planned.keys))
     start = time.perf_counter()
     jobs = [Job(i, planned.spec.model_dump_json()) for i, planned in enumerate(missing)]
+    jobs.sort(key=lambda job: -missing[job.number].spec.shots)  # long fits first: at the end no worker waits for one
     with (
         closing(launcher.run(run_task, jobs)) as results,
         tqdm(total=len(jobs), desc="fits", unit="fit", disable=not progress) as bar,

@@ -71,9 +71,15 @@ class _Problem:
         """(p, d) sums, not means, of each class's shots."""
         return self.target.T @ self.X
 
-    def residual(self, weight: Tensor, bias: Tensor, alpha: Tensor) -> Tensor:
-        """(n, p) gradient of the mean cross-entropy by the logits: probability minus target, over n."""
-        logits = torch.addmm(bias, self.X, weight.T).addcmul_(self.similarity, alpha)
+    def residual(self, products: Tensor, bias: Tensor, alpha: Tensor) -> Tensor:
+        """(n, p) gradient of the mean cross-entropy by the logits: probability minus target, over n.
+
+        Args:
+            products: (n, p) of features and class weights; overwritten.
+            bias: (p,).
+            alpha: (p,) text weights.
+        """
+        logits = products.add_(bias).addcmul_(self.similarity, alpha)
         logits = logits if self.offset is None else logits.add_(self.offset)
         return logits.softmax(dim=1).sub_(self.target).div_(len(self.X))
 
@@ -162,9 +168,14 @@ class LpPlusPlus(LogitAdjustedHead):
         lr_weight, lr_alpha = problem.lr_weight(), problem.lr_alpha()
         # A bias is the weight of a feature that is always one, whose X^T X is n.
         lr_bias = lr_weight if self.literal else min(lr_weight, 4.0)
-        momentum_weight, momentum_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        total = torch.zeros_like(alpha)
         n, p, d = len(problem.X), *weight.shape
+        # The sum of all steps is a mix of the shots. With n < 2 d, a step of its coefficients (n, p) and the product
+        # with X X^T take n^2 p multiplications, where a step of the weights and the product with X take 2 n d p.
+        gram = problem.X @ problem.X.T if n < 2 * d else None
+        initial_products = problem.X @ weight.T
+        moved = torch.zeros_like(weight).T if gram is None else torch.zeros_like(initial_products)
+        momentum_moved, momentum_bias = torch.zeros_like(moved), torch.zeros_like(bias)
+        total = torch.zeros_like(alpha)
         epochs = (
             min(EPOCHS, max(MIN_EPOCHS, int(MAX_TRAINING_MULTIPLICATIONS / (2 * n * p * d))))
             if self.epochs is None
@@ -174,10 +185,14 @@ class LpPlusPlus(LogitAdjustedHead):
         options = {"desc": "training", "unit": "epoch", "leave": False, "delay": BRIEF_SECONDS}
         bar = progress_bar(range(1, epochs + 1), shown=self.progress, **options)
         for epoch in bar:
-            residual = problem.residual(weight, bias, alpha)
-            momentum_weight.mul_(MOMENTUM).addmm_(residual.T, problem.X)
+            products = torch.addmm(initial_products, problem.X if gram is None else gram, moved)
+            residual = problem.residual(products, bias, alpha)
+            if gram is None:
+                momentum_moved.mul_(MOMENTUM).addmm_(problem.X.T, residual)
+            else:
+                momentum_moved.mul_(MOMENTUM).add_(residual)
             momentum_bias.mul_(MOMENTUM).add_(residual.sum(dim=0))
-            weight.sub_(momentum_weight, alpha=lr_weight)
+            moved.sub_(momentum_moved, alpha=lr_weight)
             bias.sub_(momentum_bias, alpha=lr_bias)
             moves_alpha = epoch % EPOCHS_PER_ALPHA_STEP == 0
             if moves_alpha or self.literal:
@@ -185,6 +200,7 @@ class LpPlusPlus(LogitAdjustedHead):
                 total = total + gradient if self.literal else gradient
             if moves_alpha:
                 alpha.sub_(total, alpha=lr_alpha)
+        weight = weight + moved.T if gram is None else torch.addmm(weight, moved.T, problem.X)
         return weight, bias, alpha
 
     def _initial_bias(self, problem: _Problem) -> Tensor:
