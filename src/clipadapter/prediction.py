@@ -1,7 +1,8 @@
-"""The prediction for one picture, and the softmax."""
+"""The prediction for one picture, those for many pictures as columns, and the softmax."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,97 @@ class Prediction:
             "labels": None if self.labels is None else list(self.labels),
             "error": self.error,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionColumns:
+    """The predictions for m pictures as columns, which take less time and memory than m `Prediction`.
+
+    Classes are given by their positions in `class_names`. A list per picture is stored as one array of all its items,
+    and the m + 1 offsets between which the items of each picture are.
+
+    Args:
+        class_names: in the order of the logits.
+        best: (m,) classes that are predicted without rejection, as `Prediction.nearest`.
+        rejected: (m,) whether the picture is none of the classes: the prediction has no label.
+        probabilities: (m,) of `best`.
+        top: best classes of all pictures, as `Prediction.top`.
+        top_scores: their probabilities.
+        top_offsets: (m + 1,) of `top` and `top_scores`.
+        reasons: (m,) why a picture is rejected; else None.
+        members: classes of the prediction sets, or predicted labels of a multi-label model, as `Prediction.labels`;
+            None if there are no sets.
+        member_offsets: (m + 1,) of `members`; None if there are no sets.
+    """
+
+    class_names: tuple[str, ...]
+    best: NDArray[np.int64]
+    rejected: NDArray[np.bool_]
+    probabilities: NDArray[np.float64]
+    top: NDArray[np.int64]
+    top_scores: NDArray[np.float64]
+    top_offsets: NDArray[np.int64]
+    reasons: tuple[str | None, ...]
+    members: NDArray[np.int64] | None = None
+    member_offsets: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.best)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[PredictionColumns]) -> PredictionColumns:
+        """The predictions of several batches of one model with the same options."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+
+        def join(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        def join_offsets(name: str) -> NDArray[np.int64]:
+            offsets = [getattr(part, name) for part in parts]
+            starts = np.cumsum([0, *(part[-1] for part in offsets[:-1])])
+            return np.concatenate([[0], *(part[1:] + start for part, start in zip(offsets, starts, strict=True))])
+
+        has_sets = first.members is not None
+        return cls(
+            first.class_names,
+            join("best"),
+            join("rejected"),
+            join("probabilities"),
+            join("top"),
+            join("top_scores"),
+            join_offsets("top_offsets"),
+            tuple(reason for part in parts for reason in part.reasons),
+            join("members") if has_sets else None,
+            join_offsets("member_offsets") if has_sets else None,
+        )
+
+    def predictions(self, sources: Sequence[str]) -> Iterator[Prediction]:
+        """The predictions one by one.
+
+        Args:
+            sources: (m,) names of the pictures.
+        """
+        names = self.class_names
+        for i, (source, best, reason) in enumerate(zip(sources, self.best.tolist(), self.reasons, strict=True)):
+            items = slice(self.top_offsets[i], self.top_offsets[i + 1])
+            top = zip(self.top[items].tolist(), self.top_scores[items].tolist(), strict=True)
+            labels = None
+            if self.members is not None and self.member_offsets is not None:
+                own = self.members[self.member_offsets[i] : self.member_offsets[i + 1]]
+                labels = tuple(names[k] for k in own.tolist())
+            yield Prediction(
+                source,
+                None if self.rejected[i] else names[best],
+                float(self.probabilities[i]),
+                tuple((names[k], score) for k, score in top),
+                None,
+                names[best],
+                reason,
+                labels,
+            )
 
 
 def unreadable(source: str, error: str | None) -> Prediction:

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import ArtifactError, InputError, UnknownNameError
+from clipadapter.prediction import PredictionColumns
 from clipadapter.uncertainty import (
+    Answers,
     Calibrator,
     DecisionOptions,
     Uncertainty,
@@ -138,3 +140,32 @@ def test_votes_decide_the_class_unless_there_are_costs():
     assert uncertainty().answer(rows, rows, adapted=adapted, voted=[2]).best.tolist() == [2]
     costs = np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
     assert uncertainty(costs=costs).answer(rows, rows, adapted=adapted, voted=[2]).best.tolist() == [0]
+
+
+@pytest.mark.parametrize("top", [1, 2, 5, 99])
+@pytest.mark.parametrize("kind", ["plain", "sets", "multilabel"])
+def test_columns_have_the_predictions_of_all_pictures(kind, top):
+    rng, m, c = np.random.default_rng(0), 200, 12
+    names = [f"class {k}" for k in range(c)]
+    p = rng.integers(0, 6, (m, c)) / 6  # many are equal
+    rejected = rng.random(m) < 0.3
+    sets = rng.random((m, c)) < 0.3
+    if kind == "multilabel":
+        rejected = ~sets.any(axis=1)
+        best = np.where(sets, p, p - 1).argmax(axis=1)
+    else:
+        best = rng.integers(0, c, m)  # by costs or votes it need not be the most probable one
+        sets[np.arange(m), best] = True
+    reasons = tuple("far" if no else None for no in rejected)
+    answers = Answers(p, best, None, rejected, reasons, None if kind == "plain" else sets, kind == "multilabel")
+    sources = [str(i) for i in range(m)]
+    expected = [answers.prediction(i, sources[i], names, top) for i in range(m)]
+    columns = answers.columns(names, top)
+    assert list(columns.predictions(sources)) == expected
+    parts = []
+    for rows in (slice(0, 70), slice(70, 70), slice(70, m)):
+        own_sets = None if kind == "plain" else sets[rows]
+        part = Answers(p[rows], best[rows], None, rejected[rows], reasons[rows], own_sets, kind == "multilabel")
+        parts.append(part.columns(names, top))
+    joined = PredictionColumns.concatenate(parts)
+    assert list(joined.predictions(sources)) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,41 @@ from clipadapter.data.images import ImageSource, source_name
 from clipadapter.errors import ArtifactError, ImageError, InputError, brief
 from clipadapter.features import ViewSpec
 from clipadapter.heads import Head
-from clipadapter.prediction import Prediction, unreadable
+from clipadapter.parallel import parallel_map
+from clipadapter.prediction import Prediction, PredictionColumns, unreadable
 from clipadapter.uncertainty import Answers, Uncertainty
+
+ROWS_PER_BLOCK = 512
+"""Rows that are answered at once: their features and probabilities stay in the processor's cache."""
+MAX_VALUES_PER_BLOCK = 1 << 19
+"""Probabilities of a block, with many classes."""
+
+
+def predict_columns(
+    answer: Callable[[NDArray[Any]], Answers],
+    features: NDArray[Any],
+    class_names: Sequence[str],
+    top: int,
+    ordered: bool,
+) -> PredictionColumns:
+    """Predictions from features, in blocks of rows.
+
+    Args:
+        answer: gives the answers to features (m, 1, d).
+        features: (m, d), of the plain pictures.
+        class_names: in the order of the logits.
+        top: number of classes to name.
+        ordered: whether a block must wait for the one before, since answers depend on earlier ones.
+    """
+    rows = max(1, min(ROWS_PER_BLOCK, MAX_VALUES_PER_BLOCK // len(class_names)))
+
+    def predict_block(start: int) -> PredictionColumns:
+        return answer(features[start : start + rows, None]).columns(class_names, top)
+
+    starts = range(0, max(1, len(features)), rows)
+    return PredictionColumns.concatenate(
+        parallel_map([partial(predict_block, start) for start in starts], 1 if ordered else None)
+    )
 
 
 def answer_features(

@@ -14,7 +14,13 @@ from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
 from clipadapter.classifier import edit, hub, quick
-from clipadapter.classifier.answers import answer_features, finite_logits, predict_batches, prediction_views
+from clipadapter.classifier.answers import (
+    answer_features,
+    finite_logits,
+    predict_batches,
+    predict_columns,
+    prediction_views,
+)
 from clipadapter.classifier.deduplicate import ConflictRule
 from clipadapter.classifier.description import describe_as_html, describe_in_a_line
 from clipadapter.classifier.encoder import (
@@ -88,7 +94,7 @@ from clipadapter.features import (
 from clipadapter.formatting import check_names, format_list
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.persistence import History, Model, load_model, push, save_model
-from clipadapter.prediction import Prediction
+from clipadapter.prediction import Prediction, PredictionColumns
 from clipadapter.progress import progress_bar, shows_progress
 from clipadapter.towers import TextTower
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
@@ -559,7 +565,6 @@ class FewShotClassifier:
         Raises:
             InputError: if a decision needs a threshold that could not be learned from the shots.
         """
-        self._check_fitted()
         pictures = list_pictures(images)
         predictions = self.iter_predictions(pictures, top, adapt=adapt, views=views, **decision)
         shown = shows_progress(self.progress)
@@ -579,13 +584,10 @@ class FewShotClassifier:
         Args:
             images: as for `predict`; or an iterator of pictures. None in it means that the next picture is not there
                 yet: the predictions for all before it come first.
-            top: see `classify`, also for the other arguments.
+            top: see `classify`.
             adapt: see `classify`.
             views: see `classify`.
             decision: see `classify`.
-
-        Raises:
-            InputError: as `classify`.
         """
         self._check_fitted()
         spec = prediction_views(views, self.seed)
@@ -598,6 +600,31 @@ class FewShotClassifier:
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
             answer = partial(self._answer, decision=decision, adapt=cache)
             yield from predict_batches(batches, answer, self.class_names_, top)
+
+    def classify_features(
+        self, features: NDArray[Any], top: int = 5, *, adapt: Adapt = None, **decision: Any
+    ) -> PredictionColumns:
+        """As `classify`, from features of pictures, which are computed once and may be answered by many models.
+
+        >>> import numpy as np
+        >>> red, blue = (np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255]))
+        >>> model = FewShotClassifier(encoder="toy", cache=None).fit([red, blue], ["red", "blue"])
+        >>> [model.class_names_[k] for k in model.classify_features(model.support_.plain).best]
+        ['red', 'blue']
+
+        Args:
+            features: (m, d) of the plain pictures, from the encoder of this classifier with all its blocks.
+            top: see `classify`.
+            adapt: see `classify`.
+            decision: see `classify`.
+
+        Raises:
+            InputError: as `classify`; or if the width of the features is not that of the encoder.
+        """
+        self._check_fitted()
+        cache, names = self.uncertainty_.open_cache(adapt, len(self.class_names_)), self.class_names_
+        answer = partial(self._answer, decision=decision, adapt=cache)
+        return predict_columns(answer, features, names, top, ordered=cache is not None)
 
     # ---- Evaluate ----
 

@@ -58,14 +58,19 @@ class Calibrator:
 
     def log_probabilities(self, logits: NDArray[Any]) -> Array:
         """Logits (m, c) to log-probabilities (m, c)."""
-        z = np.asarray(logits, np.float64) / self.temperature
-        if self.weight is not None and self.bias is not None:
-            z = z * self.weight + self.bias
-        return _log_softmax(z)
+        return _log_softmax(self._scale(logits))
 
     def probabilities(self, logits: NDArray[Any]) -> Array:
         """Logits (m, c) to probabilities (m, c), rows sum to one."""
-        return np.exp(self.log_probabilities(logits))
+        z = self._scale(logits)  # a new array: with many classes its exponential takes as long as the head's product
+        z -= z.max(axis=1, keepdims=True)
+        np.exp(z, out=z)
+        z /= z.sum(axis=1, keepdims=True)
+        return z
+
+    def _scale(self, logits: NDArray[Any]) -> Array:
+        z = np.asarray(logits, np.float64) / self.temperature
+        return z if self.weight is None or self.bias is None else z * self.weight + self.bias
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Facts for JSON, and arrays by name."""
