@@ -27,7 +27,7 @@ FLOORS = [
         "telemetry",
         "towers",
     },
-    {"adaptation", "blocks", "conversion", "docstrings", "formatting", "parsing"},
+    {"adaptation", "blocks", "conversion", "docstrings", "formatting", "parsing", "prediction_files"},
     {"backends", "formats", "uncertainty"},
     {"data", "encoders", "heads", "model_folder"},
     {"features", "pretraining", "rendering", "runtime", "tuners"},

@@ -36,7 +36,7 @@ from clipadapter.errors import (
     MissingExtraError,
     brief,
 )
-from clipadapter.features import FeatureStore, ViewSpec, augment, choose_backend, restore_backend
+from clipadapter.features import FeatureStore, FeatureTable, ViewSpec, augment, choose_backend, restore_backend
 from clipadapter.heads import Head
 from clipadapter.persistence import Model
 from clipadapter.pixels import PixelSpec
@@ -280,6 +280,44 @@ def backend_for_many(
     if (encoder.info.backend, encoder.info.precision) != ("torch", "fp32"):
         return encoder
     return choose_backend(encoder, images, precision="fp32", store=store, progress=progress)
+
+
+def find_blocks(model: Model, table: FeatureTable) -> tuple[str, ...]:
+    """Names of the blocks of a table of features that a saved model needs.
+
+    No encoder is opened, unless a model of several blocks needs some of the blocks of the table.
+
+    Args:
+        model: the saved model.
+        table: if it does not state its encoder, only the widths are compared.
+
+    Raises:
+        InputError: if the table lacks a block, or the model has tuned its encoder.
+        FingerprintError: if the features are from another encoder.
+    """
+    saved, widths = model.encoder, dict(table.blocks)
+    advice = f"extract them again: clipadapter embed PICTURES --encoder '{saved.name}' --precision {saved.precision}"
+    if isinstance(model.head, TowerTuner):
+        raise InputError("this model has tuned its encoder, so that no other features fit it: give the pictures")
+    for name, width in saved.blocks:
+        if widths.get(name) != width:
+            has = ", ".join(f"{block.name} ({block.width})" for block in table.blocks)
+            raise InputError(
+                f"the model needs the block {name} ({width} columns), but {table.path} has {has}: {advice}"
+            )
+    names = tuple(block.name for block in saved.blocks)
+    if table.fingerprint in (None, saved.fingerprint):
+        return names
+    stated = dict(zip(widths, table.block_fingerprints, strict=False))
+    own = [saved.fingerprint] if len(names) == 1 else None
+    if own is None and stated:
+        own = list(open_saved_encoders(model, None, "cpu")[0].block_fingerprints())
+    if own is not None and own == [stated.get(name) for name in names]:
+        return names
+    raise FingerprintError(
+        f"the features of {table.path} are from {table.encoder} of fingerprint {str(table.fingerprint)[:12]}, but the "
+        f"model was fitted with {saved.name} of {saved.fingerprint[:12]}: weights, precision or blocks differ; {advice}"
+    )
 
 
 def _restore_blocks(saved: EncoderInfo, opened: Sequence[Encoder]) -> Encoder:

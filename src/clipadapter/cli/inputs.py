@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from clipadapter.errors import DataError, ImageError, InputError
+from clipadapter.errors import DataError, ImageError, InputError, require
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset, Sample
@@ -85,6 +85,25 @@ def list_unlabelled(source: Path) -> list[Path]:
     return list(pictures)
 
 
+def is_feature_table(path: Path) -> bool:
+    """Whether a path is a folder of feature shards, or a Parquet file with a column ``feature``. Torch is not imported.
+
+    Raises:
+        MissingExtraError: if it is a Parquet file and pyarrow is not installed.
+    """
+    try:
+        if path.is_dir():
+            return (path / SHARDS_FILE).is_file()
+        if path.suffix.lower() != ".parquet" or not path.is_file():
+            return False
+        parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
+        return "feature" in parquet.read_schema(path).names
+    except (OSError, ValueError):
+        return False  # reported by who reads it as a picture or as a table of pictures
+
+
+SHARDS_FILE = "shards.json"
+"""`clipadapter.features.shards.PLAN_FILE`, whose import takes seconds."""
 READ_BYTES = 1 << 16
 MAX_LINE_WAIT = 0.05
 """Seconds to wait for the next line before what has come is processed: a person hardly notices them."""

@@ -23,6 +23,9 @@ from .feature_set import FeatureSet as FeatureSet
 from .store import FeatureStore as FeatureStore
 from .store import feature_key as feature_key
 from .stream import stream_features as stream_features
+from .tables import FeatureBatch as FeatureBatch
+from .tables import FeatureTable as FeatureTable
+from .tables import open_feature_table as open_feature_table
 from .text import encode_classes as encode_classes
 from .views import (
     FEWER_PREDICTION_VIEWS as FEWER_PREDICTION_VIEWS,

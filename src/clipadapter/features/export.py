@@ -23,6 +23,8 @@ from clipadapter.features.store import FeatureStore
 
 BLOCKS_KEY = "clipadapter.blocks"
 """Key of the blocks in the metadata of a table."""
+BLOCK_FINGERPRINTS_KEY = "clipadapter.block_fingerprints"
+"""Key of the fingerprint of each block: a model may need some of the blocks only."""
 ROWS_PER_GROUP = 1024
 """Rows in memory at a time."""
 
@@ -62,7 +64,9 @@ def extract_rows(
             yield FeatureRow(source_name(sample.path), sample.label, sample.split, values[0])
 
 
-def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInfo) -> int:
+def write_parquet(
+    path: str | Path, rows: Iterable[FeatureRow], info: EncoderInfo, block_fingerprints: Sequence[str] = ()
+) -> int:
     """Write a table with the columns path, label, split and feature (d float32).
 
     Of an encoder of several blocks `feature` has the block ``final``, which class text is compared with; each of the
@@ -76,6 +80,7 @@ def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInf
         info: info of the encoder; its name, fingerprint and blocks are written to the metadata, as
             ``clipadapter.encoder``, ``clipadapter.fingerprint`` and ``clipadapter.blocks`` (JSON: name and width of
             each block in their order).
+        block_fingerprints: of the encoder (`Encoder.block_fingerprints`), for models that need some of its blocks only.
 
     Returns:
         How many rows were written.
@@ -92,9 +97,10 @@ def write_parquet(path: str | Path, rows: Iterable[FeatureRow], info: EncoderInf
         "clipadapter.encoder": info.name,
         "clipadapter.fingerprint": info.fingerprint,
         BLOCKS_KEY: json.dumps([list(block) for block in info.blocks]),
+        BLOCK_FINGERPRINTS_KEY: json.dumps(list(block_fingerprints)),
     }
     columns = [("path", pa.string()), ("label", pa.string()), ("split", pa.string())]
-    columns += [(_column_name(block.name), pa.list_(pa.float32(), block.width)) for block in info.blocks]
+    columns += [(column_name(block.name), pa.list_(pa.float32(), block.width)) for block in info.blocks]
     schema = pa.schema(columns, metadata=facts)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     source, count = iter(rows), 0
@@ -138,7 +144,7 @@ def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
         if split is not None:
             table = table.filter(pa.array([each == split for each in table["split"].to_pylist()], pa.bool_()))
         labels, paths = table["label"].to_pylist(), table["path"].to_pylist()
-        features = [_read_column(table[_column_name(block.name)], block.width) for block in blocks]
+        features = [_read_column(table[column_name(block.name)], block.width) for block in blocks]
     except (OSError, KeyError, ValueError, TypeError, InputError) as error:
         raise DataError(f"{path} is no table of features that 'clipadapter embed --to' wrote: {error!r}") from error
     if not labels:
@@ -150,7 +156,12 @@ def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
     return FeatureSet(np.concatenate(features, axis=1), tuple(labels), names, provenance, blocks=blocks)
 
 
-def _column_name(block: str) -> str:
+def column_name(block: str) -> str:
+    """The column of a block.
+
+    >>> column_name("final"), column_name("stage3")
+    ('feature', 'feature:stage3')
+    """
     return "feature" if block == FINAL else f"feature:{block}"
 
 

@@ -385,7 +385,7 @@ class FeatureShards:
         if with_sources:
             facts = {"rows": rows.tolist(), "sources": sources.tolist(), "skipped": [], "computed": 0, "views": 1}
             provenance |= facts
-        blocks = tuple(Block(block.name, block.width) for block in _blocks_of(plan))
+        blocks = tuple(Block(block.name, block.width) for block in blocks_of(plan))
         return FeatureSet(features, tuple(labels), tuple(names), provenance, blocks=blocks)
 
 
@@ -445,7 +445,7 @@ def read_feature_shards(folder: str | Path, split: str | None = None, filesystem
     return shards.take(shards.rows(split))
 
 
-def _blocks_of(plan: ShardPlan) -> list[ShardBlock]:
+def blocks_of(plan: ShardPlan) -> list[ShardBlock]:
     """The blocks of the features.
 
     Plans of format 1 do not name them: if the encoder has several, as those of two encoders had, it is opened.
@@ -483,7 +483,7 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
     """
     system, path = open_filesystem(folder, filesystem)
     plan = read_plan(system, path)
-    blocks, new = _blocks_of(plan), 0
+    blocks, new = blocks_of(plan), 0
     for shard in _shard_paths(system, path, plan):
         table, values, rows = _read_shard(system, shard, plan)
         digests = table["digest"].to_pylist()

@@ -81,7 +81,7 @@ def command(
         if not embedded.stored and embedded.skipped:
             raise DataError(describe_unreadable(len(samples)))
         if to is not None:
-            write_parquet(to, extract_rows(encoder, samples, store), encoder.info)
+            write_parquet(to, extract_rows(encoder, samples, store), encoder.info, encoder.block_fingerprints())
         result = {
             "encoder": encoder.info.name,
             "backend": encoder.info.backend,

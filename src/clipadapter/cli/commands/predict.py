@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import Section, cli_command
-from clipadapter.cli.inputs import is_missing, read_lines
-from clipadapter.cli.option_types import COUNT, FOLDER
+from clipadapter.cli.inputs import is_feature_table, is_missing, read_lines
+from clipadapter.cli.option_types import COUNT, FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
-from clipadapter.cli.output import Output
+from clipadapter.cli.output import Output, facts
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, MissingExtraError, needs_training
 from clipadapter.files import IMAGE_SUFFIXES, quote_path
 from clipadapter.formats import is_exported
 from clipadapter.formatting import describe_unreadable
-from clipadapter.model_folder import why_no_model
+from clipadapter.model_folder import CONFIG_FILE, why_no_model
 
 if TYPE_CHECKING:
+    from clipadapter.features import FeatureTable
     from clipadapter.prediction import Prediction
+    from clipadapter.prediction_files import AnsweredRows, PredictionFile
     from clipadapter.runtime.quick import QuickModel
     from clipadapter.uncertainty import Uncertainty
 
 MAX_QUICK_PICTURES = 32
 """Up to this number, predicting without torch is faster than importing torch."""
 MAX_NAMED_INPUTS = 3
+PICTURES_PER_PART, ROWS_PER_PART = 1024, 1 << 16
+"""Pictures, or rows of a table of features, of each part of --out."""
+MAX_PART_SECONDS = 60.0
+"""A part is written after this time, if its pictures are slow."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,9 @@ class PredictRequest:
     decisions: DecisionArguments
     encoder: ModelEncoderOptions
     out: Output
+    strict: bool = False
+    tables: tuple[Path, ...] = field(default=(), kw_only=True)
+    """The inputs, if they are tables of features."""
 
     def options(self, uncertainty: Uncertainty, class_names: Sequence[str]) -> dict[str, Any]:
         """Return the keyword arguments of ``classify``, checked. All calls with them share one cache of ``adapt``."""
@@ -70,6 +85,13 @@ class PredictRequest:
     show_default=True,
     help="Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
 )
+@click.option(
+    "--out",
+    "file",
+    type=FILE,
+    help="File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped continues "
+    "if it is started again.",
+)
 @strict_option
 @option_group("decisions", DecisionArguments)
 @option_group("encoder", ModelEncoderOptions)
@@ -80,6 +102,7 @@ def command(
     top: int,
     adapt: str | None,
     views: int,
+    file: Path | None,
     strict: bool,
     decisions: DecisionArguments,
     encoder: ModelEncoderOptions,
@@ -93,21 +116,37 @@ def command(
     probability, picture. A picture of none of the classes has the class "-" and a reason; its label is null in JSON.
     --json writes one object per line: source, label, probability, top (label and score of each), nearest, reason,
     labels (the set of --coverage) and error.
+
+    If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
+    request = PredictRequest(model, inputs, top, adapt, views, decisions, encoder, out, strict, tables=_tables(inputs))
+    if file is not None:
+        _predict_to_file(request, file)
+        return
     n_pictures = n_readable = 0
-    for prediction, width in _predict(PredictRequest(model, inputs, top, adapt, views, decisions, encoder, out)):
+    for prediction, width in _predict(request):
         n_pictures += 1
         n_readable += prediction.error is None
-        if prediction.error is not None:
-            if strict:
-                raise ImageError(prediction.source, prediction.error)
-            out.warn(f"{prediction.source}: {prediction.error}")
+        _report(prediction, request)
         if prediction.error is None or out.as_json:
             out.row(prediction.record(), _format_prediction(prediction, width))
     if not n_readable:
         raise DataError(describe_unreadable(n_pictures) if n_pictures else _describe_empty(inputs))
     if n_readable < n_pictures:
         out.warn(f"{n_pictures - n_readable} of {n_pictures} pictures can't be read")
+
+
+def _report(prediction: Prediction, request: PredictRequest) -> None:
+    """Warn of a picture that can't be read.
+
+    Raises:
+        ImageError: if the command is strict.
+    """
+    if prediction.error is None:
+        return
+    if request.strict:
+        raise ImageError(prediction.source, prediction.error)
+    request.out.warn(f"{prediction.source}: {prediction.error}")
 
 
 def _describe_empty(inputs: Sequence[str]) -> str:
@@ -139,26 +178,232 @@ def _expand(path: Path) -> Iterable[Path]:
         return [path]
 
 
+def _tables(inputs: Sequence[str]) -> tuple[Path, ...]:
+    """The inputs, if they are tables of features.
+
+    Raises:
+        InputError: if only some of them are.
+    """
+    paths = [Path(text) for text in inputs]
+    tables = tuple(path for path in paths if is_feature_table(path))
+    if tables and len(tables) < len(paths):
+        other = next(path for path in paths if path not in tables)
+        raise InputError(f"{tables[0]} has features and {other} has not: predict them one after the other")
+    return tables
+
+
+@dataclass(frozen=True)
+class _OpenModel:
+    """A model that is ready to predict.
+
+    Args:
+        class_names: in the order of the logits.
+        predict: predictions of pictures, in order; None among the pictures says that the next one is not there yet.
+        finish: called after the last prediction.
+    """
+
+    class_names: Sequence[str]
+    predict: Callable[[list[Path] | Iterator[Path | None]], Iterator[Prediction]]
+    finish: Callable[[], object] = lambda: None
+
+
 def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
-    """Yield the predictions a few batches at a time, each with the width of the longest class name."""
-    if is_exported(request.model) and not request.model.is_dir():
-        yield from _predict_exported(request)
+    """Yield the predictions, each with the width of the longest class name."""
+    _check_model(request)
+    if request.tables:
+        table_model = _open_table_model(request)
+        with _bar(None, request, "rows") as bar:
+            for _, rows in table_model.answer_all():
+                yield from _with_width(rows.predictions(), table_model.class_names)
+                bar.update(len(rows))
         return
-    if why := why_no_model(request.model):
+    if not _is_exported(request):
+        quick = _open_quick(request)
+        if quick is not None:
+            options = request.options(quick.uncertainty, quick.class_names)
+            predictions = quick.classify([Path(text) for text in request.inputs], **options)
+            yield from _with_width(predictions, quick.class_names)
+            return
+        if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
+            from clipadapter.prediction import unreadable  # imports numpy but not torch
+
+            yield from ((unreadable(text, "no such file"), 0) for text in request.inputs)
+            return
+    model = _open_model(request)
+    pictures = _list_pictures(request.inputs)
+    with _bar(_count(pictures), request) as bar:
+        for prediction in _with_width(model.predict(pictures), model.class_names):
+            yield prediction
+            bar.update()
+    model.finish()
+
+
+def _predict_to_file(request: PredictRequest, path: Path) -> None:
+    """Write the predictions to a file, in parts, so that a run that was stopped continues."""
+    from clipadapter.prediction_files import PredictionFile, check_prediction_file
+
+    check_prediction_file(path)
+    _check_model(request)
+    with PredictionFile(path, _describe_run(request)) as file:
+        if request.adapt is not None:
+            file.drop_rest()  # the answers depend on those before, which the parts do not have
+        write = _write_table_predictions if request.tables else _write_picture_predictions
+        n_earlier = write(request, file)
+        n_rows, n_unreadable = file.n_rows, file.n_unreadable
+        if n_unreadable == n_rows:
+            file.remove_parts()
+            raise DataError(describe_unreadable(n_rows) if n_rows else _describe_empty(request.inputs))
+        file.finish()
+    result = {"file": str(path), "pictures": n_rows, "unreadable": n_unreadable, "from_earlier_run": n_earlier}
+    request.out.result(result, facts([(key.replace("_", " "), value) for key, value in result.items()]))
+
+
+def _describe_run(request: PredictRequest) -> dict[str, Any]:
+    """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
+    path = request.model
+    files = [path / CONFIG_FILE] if path.is_dir() else [path, *(f for f in [path.with_suffix(".bin")] if f.is_file())]
+    decisions, encoder = request.decisions, request.encoder
+    return {
+        "model": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
+        "inputs": [text if text == "-" else str(Path(text).absolute()) for text in request.inputs],
+        "top": request.top,
+        "adapt": request.adapt,
+        "views": request.views,
+        "reject": decisions.reject,
+        "coverage": decisions.coverage,
+        "cost": None if decisions.cost is None else hashlib.sha256(decisions.cost.read_bytes()).hexdigest(),
+        "minimise": decisions.minimise,
+        "backend": encoder.backend,
+        "precision": encoder.precision,
+    }
+
+
+def _write_picture_predictions(request: PredictRequest, file: PredictionFile) -> int:
+    """Write the predictions of pictures. Returns how many are from an earlier run."""
+    from clipadapter.prediction_files import stamp_files
+
+    pictures = _list_pictures(request.inputs)
+    total, unanswered = _count(pictures), _skip_answered(file, pictures)
+    n_earlier = file.n_rows
+    remaining = unanswered if total is None else list(unanswered)
+    if not remaining:
+        return n_earlier
+    taken: deque[Path] = deque()
+    model = _open_model(request)
+    rows: list[Prediction] = []
+    started = time.monotonic()
+    with _bar(total, request, initial=n_earlier) as bar:
+        for prediction in model.predict(_note_paths(remaining, taken)):
+            _report(prediction, request)
+            rows.append(prediction)
+            bar.update()
+            if len(rows) == PICTURES_PER_PART or time.monotonic() - started > MAX_PART_SECONDS:
+                file.write([rows], stamp_files(taken.popleft() for _ in rows))
+                rows, started = [], time.monotonic()
+    if rows:
+        file.write([rows], stamp_files(taken.popleft() for _ in rows))
+    model.finish()
+    return n_earlier
+
+
+def _skip_answered(file: PredictionFile, pictures: Iterable[Path | None]) -> Iterator[Path | None]:
+    """The pictures after those that the parts of an earlier run answer."""
+    from clipadapter.prediction_files import stamp_files
+
+    remaining = iter(pictures)
+    while (length := file.next_length()) is not None:
+        block = list(islice((path for path in remaining if path is not None), length))
+        if len(block) < length or not file.keep_next(stamp_files(block)):
+            file.drop_rest()
+            return chain(block, remaining)
+    return remaining
+
+
+def _note_paths(
+    pictures: list[Path | None] | Iterator[Path | None], taken: deque[Path]
+) -> list[Path] | Iterator[Path | None]:
+    """The pictures, of which all that were given are in `taken`."""
+    if isinstance(pictures, list):
+        taken.extend(path for path in pictures if path is not None)
+        return list(taken)
+
+    def note() -> Iterator[Path | None]:
+        for path in pictures:
+            if path is not None:
+                taken.append(path)
+            yield path
+
+    return note()
+
+
+def _write_table_predictions(request: PredictRequest, file: PredictionFile) -> int:
+    """Write the predictions for tables of features. Returns how many are from an earlier run."""
+    from clipadapter.prediction_files import stamp_files
+
+    model = _open_table_model(request)
+    first_rows: dict[Path, int] = {}
+    n_rows = {path: table.count_rows(path) for table, _ in model.tables for path in table.files}
+    for path in n_rows:
+        first = 0
+        while (
+            first < n_rows[path]
+            and (length := file.next_length())
+            and file.keep_next(stamp_files([path], first, length))
+        ):
+            first += length
+        first_rows[path] = first
+    n_earlier = file.n_rows
+    waiting: list[AnsweredRows] = []
+    with _bar(None, request, "rows", n_earlier) as bar:
+        for path, rows in model.answer_all(dict(first_rows)):
+            if request.strict and rows.n_unreadable:
+                row = next(i for i, error in enumerate(rows.errors) if error is not None)
+                raise ImageError(rows.sources[row], str(rows.errors[row]))
+            waiting.append(rows)
+            bar.update(len(rows))
+            length = sum(map(len, waiting))
+            if length >= ROWS_PER_PART or first_rows[path] + length == n_rows[path]:
+                file.write(waiting, stamp_files([path], first_rows[path], length))
+                first_rows[path] += length
+                waiting.clear()
+    return n_earlier
+
+
+def _check_model(request: PredictRequest) -> None:
+    """Refuse, before torch is imported, what is no model, or can't do what is asked.
+
+    Raises:
+        ArtifactError: if it is no model.
+        InputError: if an option does not fit the model or the inputs.
+    """
+    if not _is_exported(request) and (why := why_no_model(request.model)):
         raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
+    if request.tables and _is_exported(request):
+        raise InputError(
+            f"{request.model.name} is an exported file, which takes pictures only: give the folder of the saved model"
+        )
+    if request.tables and (request.views > 1 or not request.encoder.is_default):
+        raise InputError(
+            f"{request.tables[0]} has features of plain pictures, which need no encoder: leave out --views, --encoder, "
+            "--device, --backend and --precision"
+        )
+    if request.views > 1 and _is_exported(request):
+        raise InputError(
+            f"{request.model.name} is an exported file, which looks at the plain picture only: leave --views out, or "
+            "give the folder of the saved model"
+        )
     if request.views > 1:
         _check_views(request)
-    quick = _open_quick(request)
-    if quick is not None:
-        options = request.options(quick.uncertainty, quick.class_names)
-        predictions = quick.classify([Path(text) for text in request.inputs], **options)
-        yield from _with_width(predictions, quick.class_names)
-        return
-    if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
-        from clipadapter.prediction import unreadable  # imports numpy but not torch
 
-        yield from ((unreadable(text, "no such file"), 0) for text in request.inputs)
-        return
+
+def _is_exported(request: PredictRequest) -> bool:
+    return is_exported(request.model) and not request.model.is_dir()
+
+
+def _open_model(request: PredictRequest) -> _OpenModel:
+    """Open a saved model or an exported file."""
+    if _is_exported(request):
+        return _open_exported(request)
     try:
         classifier = request.encoder.load(request.model)
     except ModuleNotFoundError as error:
@@ -168,15 +413,87 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
         advice = f"export it where it was fitted: clipadapter export {quote_path(request.model)}"
         raise MissingExtraError(f"{missing}; or {advice}") from error
     options = request.options(classifier.uncertainty_, classifier.class_names_)
-    pictures = _pictures(request.inputs)
-    # The number of pictures decides whether a faster backend is looked for; that of standard input is not known.
-    listed = None if "-" in request.inputs else [path for path in pictures if path is not None]
-    images = listed if listed else pictures
-    answers = classifier.iter_predictions(images, views=request.views, **options)
-    with _bar(answers, len(listed) if listed else None, request.out) as bar:
-        yield from _with_width(bar, classifier.class_names_)
-    if request.encoder.is_default:
-        classifier.make_quick(request.model)
+
+    def finish() -> None:
+        if request.encoder.is_default:
+            classifier.make_quick(request.model)
+
+    return _OpenModel(
+        classifier.class_names_,
+        lambda pictures: classifier.iter_predictions(pictures, views=request.views, **options),
+        finish,
+    )
+
+
+def _open_exported(request: PredictRequest) -> _OpenModel:
+    from clipadapter.runtime import DEFAULT_BATCH_SIZE
+
+    predictor = request.encoder.open_exported(request.model)
+    options = request.options(predictor.uncertainty, predictor.class_names)
+    batch_size = min(request.encoder.batch_size, DEFAULT_BATCH_SIZE)
+    return _OpenModel(
+        predictor.class_names,
+        lambda pictures: predictor.iter_predictions(iter(pictures), batch_size=batch_size, **options),
+    )
+
+
+@dataclass(frozen=True)
+class _TableModel:
+    """A model and the tables of features that it answers.
+
+    Args:
+        class_names: in the order of the logits.
+        tables: each with the names of the blocks that the model needs.
+        answer: the predictions for features (m, d).
+    """
+
+    class_names: Sequence[str]
+    tables: Sequence[tuple[FeatureTable, Sequence[str]]]
+    answer: Callable[[Any], Any]
+
+    def answer_all(self, first_rows: dict[Path, int] | None = None) -> Iterator[tuple[Path, AnsweredRows]]:
+        """Yield the predictions for some rows of a file at a time, with the file; a thread reads ahead."""
+        from clipadapter.prediction_files import AnsweredRows
+
+        for table, blocks in self.tables:
+            for path in table.files:
+                batches = table.batches(path, blocks, 0 if first_rows is None else first_rows[path])
+                for batch in _read_ahead(batches):
+                    yield path, AnsweredRows(batch.paths, batch.errors, self.answer(batch.features))
+
+
+def _read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items; a thread gets the next one while the caller has one."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
+
+
+def _open_table_model(request: PredictRequest) -> _TableModel:
+    """Open a saved model without its encoder, and the tables of features."""
+    from clipadapter.classifier.answers import answer_features, predict_columns
+    from clipadapter.classifier.encoder import find_blocks
+    from clipadapter.features import open_feature_table
+    from clipadapter.persistence import load_model
+
+    model = load_model(request.model)
+    opened = [open_feature_table(path) for path in request.tables]
+    tables = [(table, find_blocks(model, table)) for table in opened]
+    # A head that predicts through the text tower gets it from the encoder.
+    head = request.encoder.load(request.model).head_ if model.head.needs_tower else model.head
+    names = model.text.labels
+    options = request.options(model.uncertainty, names)
+    top, adapt = options.pop("top"), options.pop("adapt")
+    width = model.encoder.text_dim
+
+    def answer(features: Any) -> Any:
+        return answer_features(head, model.fold_heads, model.uncertainty, features, width, options, adapt)
+
+    return _TableModel(
+        names, tables, lambda features: predict_columns(answer, features, names, top, ordered=adapt is not None)
+    )
 
 
 def _check_views(request: PredictRequest) -> None:
@@ -187,27 +504,23 @@ def _check_views(request: PredictRequest) -> None:
     ViewCost(1, request.views, read_config(request.model).encoder.dim).check(FEWER_PREDICTION_VIEWS)
 
 
-def _predict_exported(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
-    """Yield the predictions of an exported file."""
-    from clipadapter.runtime import DEFAULT_BATCH_SIZE
+def _list_pictures(inputs: Sequence[str]) -> list[Path] | Iterator[Path | None]:
+    """The pictures; an iterator if some come from standard input, whose number is not known.
 
-    if request.views > 1:
-        raise InputError(
-            f"{request.model.name} is an exported file, which looks at the plain picture only: leave --views out, or "
-            "give the folder of the saved model"
-        )
-    predictor = request.encoder.open_exported(request.model)
-    options = request.options(predictor.uncertainty, predictor.class_names)
-    batch_size = min(request.encoder.batch_size, DEFAULT_BATCH_SIZE)
-    predictions = predictor.iter_predictions(_pictures(request.inputs), batch_size=batch_size, **options)
-    with _bar(predictions, None, request.out) as bar:
-        yield from _with_width(bar, predictor.class_names)
+    The number decides whether it is worthwhile to look for a faster backend.
+    """
+    pictures = _pictures(inputs)
+    return pictures if "-" in inputs else [path for path in pictures if path is not None]
 
 
-def _bar(predictions: Iterable[Prediction], total: int | None, out: Output) -> tqdm[Prediction]:
-    """The predictions with a progress bar, which is not shown between predictions on a terminal."""
-    is_hidden = not out.progress or sys.stdout.isatty()
-    return tqdm(predictions, total=total, desc="pictures", unit="img", disable=is_hidden)
+def _count(pictures: list[Path] | Iterator[Path | None]) -> int | None:
+    return len(pictures) if isinstance(pictures, list) else None
+
+
+def _bar(total: int | None, request: PredictRequest, what: str = "pictures", initial: int = 0) -> tqdm[Any]:
+    """A progress bar, which is not shown between predictions on a terminal."""
+    is_hidden = not request.out.progress or sys.stdout.isatty()
+    return tqdm(total=total, initial=initial, desc=what, unit="img", disable=is_hidden)
 
 
 def _with_width(predictions: Iterable[Prediction], class_names: Sequence[str]) -> Iterator[tuple[Prediction, int]]:

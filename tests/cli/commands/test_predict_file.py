@@ -1,0 +1,239 @@
+"""``predict --out`` and predictions from tables of features; what is predicted is in `test_predict.py`."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from PIL import Image
+
+from clipadapter.cli.commands import predict
+from clipadapter.encoders import create_encoder
+from clipadapter.features.collection import divide_collection, open_filesystem
+from clipadapter.features.ray_extract import RayJob, ShardWriter
+from clipadapter.features.shards import make_plan, shard_name, write_plan
+
+OPTIONS = [
+    [],
+    ["--top", 3],
+    ["--top", 2, "--reject", 0.2],
+    ["--coverage", 0.8],
+    ["--minimise", "false red=50"],
+    ["--adapt", "tda", "--top", 3],
+]
+
+
+def printed(run, *args):
+    result = run("predict", *args, "--json")
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def written(run, path, *args):
+    result = run("predict", *args, "--out", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert not path.with_name(f"{path.name}.parts").exists()
+    return json.loads(result.stdout), read(path)
+
+
+def read(path):
+    """The records of a Parquet file as `Prediction.record` gives them."""
+    rows = parquet.read_table(path).to_pylist()
+    for row in rows:
+        labels, scores = row.pop("top_labels"), row.pop("top_scores")
+        row["top"] = [{"label": name, "score": score} for name, score in zip(labels, scores, strict=True)]
+    return rows
+
+
+def near(records, expected):
+    """Equal, but for the rounding of products of matrices of other sizes."""
+    for one, other in zip(records, expected, strict=True):
+        assert one.keys() == other.keys()
+        for key in ("source", "label", "nearest", "labels", "error"):
+            assert one[key] == other[key]
+        assert one["probability"] == (None if other["probability"] is None else pytest.approx(other["probability"]))
+        scores = [[each["score"] for each in record["top"]] for record in (one, other)]
+        assert scores[0] == pytest.approx(scores[1])
+        names = [[each["label"] for each in record["top"]] for record in (one, other)]
+        assert names[0] == names[1]
+
+
+@pytest.fixture
+def mixed(noisy_squares, tmp_path):
+    """Six pictures, and in the middle one that can't be read."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(noisy_squares / "test", folder)
+    (folder / "green" / "00.jpg").write_text("no picture")
+    return folder
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(map(str, options)) or "default")
+def test_the_file_and_predictions_from_features_have_what_is_printed(options, mixed, probe, tmp_path, run):
+    expected = printed(run, probe, mixed, *options)
+    facts, records = written(run, tmp_path / "answers.parquet", probe, mixed, *options)
+    near(records, expected)
+    assert (facts["pictures"], facts["unreadable"], facts["from_earlier_run"]) == (7, 1, 0)
+    features = tmp_path / "features.parquet"
+    assert run("embed", mixed, "--encoder", "toy", "--to", features).exit_code == 0
+    readable = [record for record in expected if record["error"] is None]
+    near(printed(run, probe, features, *options), readable)
+    near(written(run, tmp_path / "of-features.parquet", probe, features, *options)[1], readable)
+
+
+def test_shards_give_the_predictions_of_their_pictures_without_opening_any(mixed, probe, tmp_path, run):
+    expected = printed(run, probe, mixed, "--top", 2)
+    encoder, (system, source), (target, folder) = (
+        create_encoder("toy"),
+        open_filesystem(mixed),
+        open_filesystem(tmp_path / "shards"),
+    )
+    units = divide_collection(system, source, 3)
+    plan = make_plan("toy", encoder, [shard_name(unit, encoder.info.fingerprint) for unit in units])
+    write_plan(target, folder, plan)
+    writer = ShardWriter(RayJob(plan, system, target, folder, 4, 2, "cpu"))
+    assert [writer.write_unit(unit) for unit in units] == [(3, 0), (3, 1), (1, 0)]
+    shutil.rmtree(mixed)
+    records = written(run, tmp_path / "answers.parquet", probe, tmp_path / "shards", "--top", 2)[1]
+    for record in (*records, *expected):
+        record["source"] = "/".join(record["source"].split("/")[-2:])
+    near(records, expected)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_lines_and_fields_have_what_is_printed(suffix, mixed, probe, tmp_path, run):
+    expected, path = printed(run, probe, mixed, "--top", 2), tmp_path / f"answers{suffix}"
+    assert run("predict", probe, mixed, "--top", 2, "--out", path).exit_code == 0
+    with path.open(newline="") as file:
+        if suffix == ".jsonl":
+            near([json.loads(line) for line in file], expected)
+            return
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == [record["label"] or "" for record in expected]
+    assert [row["top_labels"] for row in rows] == ["|".join(each["label"] for each in one["top"]) for one in expected]
+    # A file of predictions is replaced, another one is not.
+    assert run("predict", probe, mixed, "--out", path).exit_code == 0
+
+
+@pytest.fixture
+def stopped(noisy_squares, probe, tmp_path, run, monkeypatch):
+    """A run that ended at the sixth picture, after two parts of two; gives pictures, file and command."""
+    monkeypatch.setattr(predict, "PICTURES_PER_PART", 2)
+    folder, path = tmp_path / "pictures", tmp_path / "answers.parquet"
+    folder.mkdir()
+    for i, picture in enumerate(sorted((noisy_squares / "train").glob("*/*.png"))[:8]):
+        shutil.copy(picture, folder / f"{i}.png")
+    good = (folder / "5.png").read_bytes()
+    (folder / "5.png").write_text("no picture")
+    command = ["predict", probe, folder, "--out", path, "--strict", "--json"]
+    assert run(*command).exit_code == 1
+    assert not path.exists()
+    (folder / "5.png").write_bytes(good)
+    return folder, path, command
+
+
+def test_a_stopped_run_continues(stopped, probe, run):
+    folder, path, command = stopped
+    facts = json.loads(run(*command).stdout)
+    assert (facts["pictures"], facts["from_earlier_run"]) == (8, 4)
+    near(read(path), printed(run, probe, folder))
+    assert json.loads(run(*command).stdout)["from_earlier_run"] == 0  # a finished run does not continue
+
+
+def test_a_picture_that_changed_is_predicted_again(stopped, probe, run):
+    folder, path, command = stopped
+    Image.new("RGB", (9, 9), "blue").save(folder / "2.png")
+    Image.new("RGB", (9, 9), "red").save(folder / "35.png")  # and one more than before
+    assert json.loads(run(*command).stdout)["from_earlier_run"] == 2
+    near(read(path), printed(run, probe, folder))
+
+
+def test_parts_of_another_run_are_neither_mixed_nor_lost(stopped, model, run):
+    folder, path, command = stopped
+    parts = sorted(path.with_name("answers.parquet.parts").glob("*.parquet"))
+    assert len(parts) == 2
+    result = run(*command, "--top", 2)
+    assert result.exit_code == 1 and "parts of a stopped run with another top: finish it" in result.stderr
+    result = run("predict", model, folder, "--out", path)
+    assert result.exit_code == 1 and "with another model" in result.stderr
+    assert sorted(path.with_name("answers.parquet.parts").glob("*.parquet")) == parts
+
+
+def test_adaptation_starts_again(stopped, probe, run):
+    folder, path, _ = stopped
+    shutil.rmtree(path.with_name("answers.parquet.parts"))
+    bad = folder / "5.png"
+    good = bad.read_bytes()
+    bad.write_text("no picture")
+    command = ["predict", probe, folder, "--out", path, "--strict", "--json", "--adapt", "tda"]
+    assert run(*command).exit_code == 1
+    bad.write_bytes(good)
+    assert json.loads(run(*command).stdout)["from_earlier_run"] == 0
+    near(read(path), printed(run, probe, folder, "--adapt", "tda"))
+
+
+def test_rows_of_features_continue_too(noisy_squares, probe, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(predict, "ROWS_PER_PART", 5)
+    monkeypatch.setattr("clipadapter.features.tables.ROWS_PER_BATCH", 5)
+    features, path = tmp_path / "features.parquet", tmp_path / "answers.parquet"
+    assert run("embed", noisy_squares, "--encoder", "toy", "--to", features).exit_code == 0
+    table, command = parquet.read_table(features), ["predict", probe, features, "--out", path, "--json"]
+    values, kind = table["feature"].to_pylist(), table.schema.field("feature").type
+    values[12] = [np.nan] * 32
+    parquet.write_table(table.set_column(3, "feature", pa.array(values, kind)), features)
+    result = run(*command, "--strict")
+    assert result.exit_code == 1 and "its feature is not finite" in result.stderr
+    facts = json.loads(run(*command).stdout)
+    assert (facts["pictures"], facts["unreadable"], facts["from_earlier_run"]) == (18, 1, 10)
+    near(read(path), printed(run, probe, features))
+
+
+def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path, run):
+    features = tmp_path / "features.parquet"
+    assert run("embed", noisy_squares, "--encoder", "toy", "--to", features).exit_code == 0
+    table = parquet.read_table(features)
+    for key, words in (("clipadapter.fingerprint", "--encoder 'toy'"), (None, "")):
+        facts = {**table.schema.metadata, **({key.encode(): b"0" * 32} if key else {})}
+        facts.pop(b"clipadapter.block_fingerprints")
+        if key is None:  # what another program wrote states nothing
+            facts = {}
+        parquet.write_table(table.replace_schema_metadata(facts).select(["path", "feature"]), features)
+        result = run("predict", probe, features)
+        assert result.exit_code == (1 if key else 0), result.stderr
+        assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("prepare", "name", "words"),
+    [
+        (None, "answers.txt", "does not end with .parquet, .jsonl or .csv"),
+        (None, "no/folder/answers.parquet", "there is no folder"),
+        (lambda path: path.write_text("a,b\n"), "answers.csv", "exists and is no file of predictions"),
+        (lambda path: path.write_text('{"a": 1}\n'), "answers.jsonl", "exists and is no file of predictions"),
+        (lambda path: path.write_bytes(b"PAR1"), "answers.parquet", "exists and is no file of predictions"),
+        (lambda path: path.with_name(f"{path.name}.parts").touch(), "answers.parquet", "is no folder"),
+        (
+            lambda path: path.with_name(f"{path.name}.parts").mkdir() or (path.parent / f"{path.name}.parts/x").touch(),
+            "answers.parquet",
+            "has no run.json",
+        ),
+    ],
+)
+def test_a_file_that_must_not_be_written_is_refused(prepare, name, words, squares, model, tmp_path, run):
+    if prepare is not None:
+        prepare(tmp_path / name)
+    result = run("predict", model, squares, "--out", tmp_path / name)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert words in result.stderr
+
+
+def test_features_and_pictures_are_not_mixed(squares, model, tmp_path, run):
+    features = tmp_path / "features.parquet"
+    assert run("embed", squares, "--encoder", "toy", "--to", features).exit_code == 0
+    assert "has features and" in run("predict", model, features, squares).stderr
+    assert "leave out --views" in run("predict", model, features, "--views", 2).stderr
+    exported = tmp_path / "model.onnx"
+    exported.write_bytes(b"")
+    assert "takes pictures only" in run("predict", exported, features).stderr
