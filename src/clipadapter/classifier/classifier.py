@@ -543,7 +543,10 @@ class FewShotClassifier:
         pictures = list_pictures(images)
         if not pictures:
             return []
-        answers = self._answer(self._extract_views(pictures, views, strict=True).features, decision, adapt)
+        spec = prediction_views(views, self.seed)
+        if views > 1:
+            self._view_cost(len(pictures), spec).check(FEWER_PREDICTION_VIEWS)
+        answers = self._answer(self._extract(pictures, spec, strict=True).features, decision, adapt)
         names = self.class_names_
         if answers.multilabel and answers.sets is not None:
             return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answers.sets]
@@ -975,13 +978,6 @@ class FewShotClassifier:
     def _extract_plain(self, images: Sequence[ImageSource]) -> NDArray[Any]:
         """Features (m, d) of pictures, all of which must be readable."""
         return self._extract(images, ViewSpec(), strict=True).features[:, 0]
-
-    def _extract_views(self, images: Sequence[ImageSource], views: int, strict: bool) -> Extraction:
-        """Features of views of pictures that are predicted; those of many pictures must fit into memory."""
-        spec = prediction_views(views, self.seed)
-        if views > 1:
-            self._view_cost(len(images), spec).check(FEWER_PREDICTION_VIEWS)
-        return self._extract(images, spec, strict)
 
     def _open_text_tower(self) -> Callable[[], TextTower] | None:
         """What opens the text tower of the encoder; None if it has none."""
