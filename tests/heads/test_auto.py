@@ -5,7 +5,8 @@ from scipy.optimize import minimize
 
 from clipadapter import parallel
 from clipadapter.functional import unit
-from clipadapter.heads import TextFeatures
+from clipadapter.heads import TextFeatures, softmax_regression
+from clipadapter.heads.auto import experts, head
 from clipadapter.heads.auto.experts import (
     EXPERTS,
     ExpertInputs,
@@ -252,6 +253,18 @@ def test_experts_of_a_fold_are_those_of_its_own_rows(name):
     alone = ExpertInputs(z[rows], labels[rows], 4, None, 0.0)
     found = EXPERTS[name](part.take(rows)).logits(z[held], None, part.gram_block(held, rows))
     torch.testing.assert_close(found, EXPERTS[name](alone).logits(z[held], None), rtol=1e-5, atol=1e-5)
+
+
+def test_logits_that_are_not_held_at_once_give_the_same_predictions(monkeypatch):
+    X, y, text, Q, _ = world([4] * 11 + [7], 0.5, d=16)
+    expected = Auto().fit(X, y, text=text).logits(Q)
+    for module in (experts, head, softmax_regression):
+        monkeypatch.setattr(module, "MAX_LOGITS", 100)
+    found = Auto().fit(X, y, text=text).logits(Q)
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+    monkeypatch.setattr(head, "MAX_CALIBRATION_LOGITS", 12 * 25)  # the text is calibrated on half of the shots
+    found = Auto().fit(X, y, text=text).logits(Q)
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.97
 
 
 def test_threads_change_no_bit_of_a_fit(monkeypatch):

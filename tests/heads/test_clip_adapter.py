@@ -315,6 +315,37 @@ def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
         assert fewer == pytest.approx(all_folds, abs=0.1)
 
 
+def test_a_dear_training_makes_fewer_epochs_and_judges_on_some_shots(monkeypatch):
+    X, y, text = toy_features((40, 40, 40), d=32, noise=2.0)
+    expected = ClipAdapter(steps=20, batch_size=12).fit(X, y, text=text)
+    epochs, judged = [], []
+    monkeypatch.setattr(
+        clip_adapter,
+        "train",
+        lambda *of, train=clip_adapter.train, **options: (
+            epochs.append(of[4].count_epochs(of[2])),
+            train(*of, **options),
+        )[1],
+    )
+    monkeypatch.setattr(
+        clip_adapter,
+        "held_out_loss_table",
+        lambda logits, loss, table=clip_adapter.held_out_loss_table: (
+            judged.append(len(logits[0])),
+            table(logits, loss),
+        )[1],
+    )
+    row_cost = 32 * 3 + 2 * 32 * 8
+    monkeypatch.setattr(clip_adapter, "MAX_TRAINING_COST", 120 * row_cost * 7)
+    monkeypatch.setattr(clip_adapter, "MAX_HELD_OUT_LOGITS", 3 * 15)
+    monkeypatch.setattr(clip_adapter, "MAX_LOGITS", 100)
+    found = ClipAdapter(steps=20, batch_size=12).fit(X, y, text=text)
+    assert epochs[0] == 7
+    assert judged == [15, 15, 15]
+    assert found.alpha_ == pytest.approx(expected.alpha_, abs=0.15)
+    assert (found.predict(X) == y).mean() > (expected.predict(X) == y).mean() - 0.1
+
+
 def test_views_are_used_in_training():
     X, y, text, views = toy_with_noisy_view()
     plain, augmented = (ClipAdapter(alpha=0.2).fit(data, y, text=text).logits(X) for data in (X, views))

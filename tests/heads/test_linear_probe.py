@@ -76,6 +76,49 @@ def test_few_rows_and_many_take_the_same_path(unit_intercept, monkeypatch):
         torch.testing.assert_close(other[2:], found[0][2:], rtol=1e-6, atol=1e-6)
 
 
+def test_a_preconditioner_and_blocks_of_rows_lead_to_the_optimum_of_scikit_learn(monkeypatch):
+    X, y = clusters(5, 12, 16)
+    expected = LogisticRegression(C=10.0, max_iter=50_000, tol=1e-9).fit(X, y)
+    monkeypatch.setattr(softmax_regression, "MAX_DUAL_RATIO", 0)
+    monkeypatch.setattr(softmax_regression, "MAX_EXACT_PASS_COST", 0)
+    monkeypatch.setattr(softmax_regression, "MAX_LOGITS", 5 * 7)
+    offsets = y[:, None] * 0.1 + np.eye(5)[y]
+    for offset in (None, lambda rows: torch.from_numpy(offsets[rows])):
+        model = softmax_regression.SoftmaxRegression(torch.from_numpy(X), torch.from_numpy(y), offset)
+        assert len(model.blocks) == 9
+        model.solve(10.0, 1e-8, 1000)
+        weight, bias = (part.numpy() for part in model.coefficients(5))
+        if offset is None:
+            np.testing.assert_allclose(
+                weight @ X.T + bias[:, None] - (expected.coef_ @ X.T),
+                np.broadcast_to(expected.intercept_[:, None], (5, 60)),
+                atol=1e-4,
+            )
+        else:
+            monkeypatch.setattr(softmax_regression, "MAX_EXACT_PASS_COST", 10**9)
+            whole = softmax_regression.SoftmaxRegression(
+                torch.from_numpy(X), torch.from_numpy(y), torch.from_numpy(offsets)
+            )
+            whole.solve(10.0, 1e-8, 1000)
+            np.testing.assert_allclose(weight, whole.coefficients(5)[0].numpy(), atol=1e-4)
+
+
+def test_a_dear_solve_stops_at_its_bound_of_multiplications(monkeypatch):
+    X, y = (torch.from_numpy(part) for part in clusters(30, 8, 16, spread=3.0))
+    monkeypatch.setattr(softmax_regression, "MAX_EXACT_PASS_COST", 0)
+    model = softmax_regression.SoftmaxRegression(X, y)
+    evaluations = []
+    monkeypatch.setattr(model, "_value", lambda *of, value=model._value: evaluations.append(1) or value(*of))
+    cost_of_one = 2 * model.rows.numel() * 30
+    model.solve(1000.0, 1e-9, 1000, max_cost=8 * cost_of_one)
+    assert 8 <= len(evaluations) <= 10  # a line search that has begun is ended
+    penalty = model._penalty(1000.0)
+    stopped = model._value(model.point, penalty)[0]
+    model.solve(1000.0, 1e-9, 1000)
+    optimum = model._value(model.point, penalty)[0]
+    assert optimum < stopped < optimum + 0.25 * (model.start[0] - optimum)
+
+
 def test_the_default_tolerance_is_near_the_optimum():
     X, y = clusters(10, 8, 32)
     near, exact = (LinearProbe(C=10.0, tol=tol).fit(X, y).predict_proba(X) for tol in (1e-3, 1e-8))

@@ -1,6 +1,7 @@
 """Out-of-fold logits: which strategy applies when, and what each of them fits."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -87,6 +88,19 @@ def test_a_fitted_head_divides_few_shots_several_times_unless_its_heads_are_kept
     assert len(found.heads) == (4 if keep_heads else 0)
     for name, value in before.items():
         np.testing.assert_array_equal(head.state()[name], value)
+
+
+def test_of_very_many_held_out_shots_some_are_predicted(monkeypatch):
+    X, y, text = toy_features((20, 20, 20), noise=2.0)
+    head = create_head("tip-adapter").fit(X, y, text=text)
+    expected = out_of_fold(head, X, y, text)
+    module = sys.modules[out_of_fold.__module__]  # the package has the function under its name
+    monkeypatch.setattr(module, "MAX_HELD_OUT_LOGITS", 3 * 30)
+    found = out_of_fold(head, X, y, text)
+    assert len(found.rows) == len(set(found.rows)) == len(found.logits) == 30
+    in_both = found.rows[:, None] == expected.rows
+    np.testing.assert_array_equal(found.labels, expected.labels[in_both.argmax(axis=1)])
+    assert found.logit_scale_ratio == pytest.approx(expected.logit_scale_ratio, abs=0.2)
 
 
 def test_mean_shots_per_class_leaves_out_classes_without_a_shot():

@@ -59,6 +59,21 @@ def test_a_set_names_its_classes_best_first():
     assert found.prediction(0, "x.jpg", NAMES).labels[0] == "cow"
 
 
+@pytest.mark.parametrize("top", [1, 3, 5, 40])
+def test_names_are_in_the_order_of_a_stable_sort_with_the_decided_class_first(top):
+    rng = np.random.default_rng(0)
+    p = rng.integers(1, 5, size=(6, 9)) / 20  # many are equal
+    best, sets = rng.integers(9, size=6), rng.random((6, 9)) < 0.6
+    names = [f"class {k}" for k in range(9)]
+    for found in (None, sets):
+        answers = Answers(p, best, None, np.zeros(6, bool), (None,) * 6, found)
+        for i in range(6):
+            order = [best[i], *(k for k in sorted(range(9), key=lambda k: -p[i, k]) if k != best[i])]
+            said = answers.prediction(i, "x.jpg", names, top)
+            assert [name for name, _ in said.top] == [names[k] for k in order][:top]
+            assert said.labels == (None if found is None else tuple(names[k] for k in order if sets[i, k]))
+
+
 def test_given_decisions_override_the_default():
     one = uncertainty(reject=0.1, coverage=0.9)
     strange = np.array([[-1.0, -1.0, -1.0]])

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics.detection import auroc
-from clipadapter.uncertainty import ood_scores
+from clipadapter.uncertainty import class_gaussians, ood, ood_scores
 from clipadapter.uncertainty.negative_labels import select_negative_labels
 from clipadapter.uncertainty.ood import METHODS, Rejector, _normal_tail_bound, learn_rejector
 from clipadapter.uncertainty.ood_scores import unit_rows
@@ -185,6 +185,30 @@ def test_the_weight_is_the_distance_of_simulated_outliers_in_deviations():
     expected = (np.mean(strangers) - known.mean()) / np.sqrt((known.var() + np.var(strangers)) / 2)
     weight = next(part.weight for part in rejector.parts if part.name == "text")
     assert weight == pytest.approx(expected)
+
+
+def test_shots_that_are_not_all_compared_at_once_give_the_same_rejector(monkeypatch):
+    X, y, known, _, text, _ = world()
+    order = np.random.default_rng(1).permutation(len(y))
+    given = {"logits": logits_of(X[order], text), "rows": order, "text": text, "outliers": known[:9] + 5}
+    expected = learn_rejector(X, y, 5, **given)
+    monkeypatch.setattr(ood, "MAX_COMPARISONS", 0)
+    monkeypatch.setattr(class_gaussians, "MAX_DISTANCES", 3 * 5)
+    found = learn_rejector(X, y, 5, **given)
+    assert found.threshold(0.2).value == pytest.approx(expected.threshold(0.2).value)
+    np.testing.assert_allclose(scored(found, known, text), scored(expected, known, text), rtol=1e-9)
+    monkeypatch.setattr(ood, "MAX_JUDGED_COMPARISONS", 5 * 12)  # without logits, 12 shots are drawn
+    assert len(learn_rejector(X, y, 5, text=text).held_out_scores) == 12
+
+
+def test_a_covariance_of_some_of_the_classes_is_like_that_of_all(monkeypatch):
+    X, y, known, _, _, _ = world(c=40, counts=(8,) * 40)
+    expected, _ = class_gaussians.fit_class_gaussians(unit_rows(X), y, 40)
+    monkeypatch.setattr(class_gaussians, "MAX_COVARIANCE_NUMBERS", X.size // 2)
+    found, _ = class_gaussians.fit_class_gaussians(unit_rows(X), y, 40)
+    assert found.floor != expected.floor
+    new = unit_rows(known)
+    assert np.corrcoef(found.distances(new).ravel(), expected.distances(new).ravel())[0, 1] > 0.98
 
 
 def test_the_order_of_shots_does_not_matter():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.heads.softmax_regression import MAX_PASS_COST, SoftmaxRegression
+from clipadapter.heads.softmax_regression import MAX_PASS_COST, MAX_SOLVE_COST, SoftmaxRegression
 
 
 class OneVsRest(SoftmaxRegression):
@@ -39,10 +39,11 @@ class OneVsRest(SoftmaxRegression):
         offset = None if offset is None else offset[:, self.learned]
         # The base class expects one row of weights for each label in its second argument.
         super().__init__(X, self.learned, offset, unit_intercept=unit_intercept, gram=gram)
+        self.is_exact = True  # the bounds and the preconditioner are those of a softmax
 
-    def solve(self, C: float, tol: float, max_iter: int) -> int:
+    def solve(self, C: float, tol: float, max_iter: int, max_cost: int = MAX_SOLVE_COST) -> int:
         """Go to the optimum from where it stands; returns the iterations."""
-        return super().solve(C, tol, max_iter) if len(self.learned) else 0
+        return super().solve(C, tol, max_iter, max_cost) if len(self.learned) else 0
 
     def coefficients(self, n_classes: int) -> tuple[Tensor, Tensor]:
         """Weight (c, d) and bias (c,) for rows that are not centred."""

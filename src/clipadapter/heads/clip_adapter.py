@@ -46,6 +46,7 @@ from clipadapter.heads.residual_ratio import (
     ratio_from_gate,
     residual_part,
 )
+from clipadapter.heads.softmax_regression import MAX_LOGITS
 from clipadapter.heads.training import ScheduledHead, TrainConfig, coop_epochs, gather_views, train
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
 from clipadapter.parallel import parallel_map
@@ -216,6 +217,14 @@ SUFFICIENT_SHOTS_FOR_RATIO = 256
 """Held-out shots that suffice to choose the ratio: no fold is fitted beyond these."""
 
 
+MAX_TRAINING_COST = 1_000_000_000_000
+"""Multiplications of the forward passes of one training, if ``epochs`` is None: with more, it makes fewer epochs than
+20, but its ``steps`` in any case. They are 4 epochs, or 628 steps, at 10,000 classes x 4 shots x 512 columns."""
+MAX_HELD_OUT_LOGITS = 2**23
+"""Logits of held-out shots, and of shots that the zero-shot loss is computed on, for one ratio: 839 rows of 10,000
+classes. Of more shots a random part is taken."""
+
+
 @dataclass(frozen=True)
 class TrainedAdapters:
     """Trained adapters of the branches that are on, and their ratios; a dynamic ratio is given as its mean."""
@@ -265,7 +274,8 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         weight_decay: decoupled for AdamW, L2 for Adam and SGD.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
             scripts take: 50 at one shot per class, 100 at two to five, 200 above.
-        steps: fewest optimizer steps if ``epochs`` is None.
+        steps: fewest optimizer steps if ``epochs`` is None. There are at least 20 epochs too, unless these cost more
+            than 10^12 multiplications forwards, as from 1,000 classes x 47 shots or 4,100 x 4 on, 512 columns wide.
         folds: number of folds for "auto", of which no more are fitted than hold out 256 shots together.
         seed: of initialisation, shuffling, noise and folds.
 
@@ -348,7 +358,10 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         assert shots.text is not None
         n, d = shots.X.shape
         all_rows = torch.arange(n)
-        zero_shot = shots.scale * unit(shots.X) @ shots.text.T
+        judged = all_rows
+        if shots.targets is None and n * shots.n_classes > MAX_LOGITS:
+            judged = self._some(all_rows, shots.n_classes)
+        zero_shot = shots.scale * unit(shots.X[judged]) @ shots.text.T
         # A trained ratio and the text adapter are not stored in a form that training could continue from.
         can_continue = self.branch == "visual" and self.alpha not in TRAINED_MODES
         warm_start = find_warm_start(self, shots, WARM_START_SHARE) if can_continue else None
@@ -363,7 +376,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         trained, *fold_adapters = parallel_map(fits, work=min(self.batch_size, n) * self._hidden_width(d) * d)
         if needs_choice:
             tables = [self._held_out_losses(shots, *fold) for fold in zip(fold_adapters, splits, strict=True)]
-            expected = expected_ratio(zero_shot, Loss.of_support_set(shots, all_rows, self.bias_))
+            expected = expected_ratio(zero_shot, Loss.of_support_set(shots, judged, self.bias_))
             trained = self._with_ratio(trained, choose_ratio(sum(tables, empty_loss_table()), expected))
         elif ratio_source is not None:
             trained = self._with_ratio(trained, ratio_source.alpha_, ratio_source.beta_)
@@ -410,6 +423,8 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         for adapter in (visual, textual):
             parameters += [] if adapter is None else list(adapter.parameters())
         row_cost = sum(parameter.numel() for parameter in parameters) + text.numel()
+        if self.epochs is None:
+            config = config.with_max_epochs(len(rows), MAX_TRAINING_COST // (len(rows) * row_cost))
         last_loss = train(parameters, loss, len(rows), inputs.shape[1], config, row_cost=row_cost)
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -443,7 +458,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
     def _held_out_losses(self, shots: SupportSet, trained: TrainedAdapters, split: tuple[Tensor, Tensor]) -> Tensor:
         """(r, t) losses of the shots that a fit did not see, at each candidate ratio and temperature."""
         assert shots.text is not None
-        held_out = split[1]
+        held_out = self._some(split[1], shots.n_classes)
         label_loss = LabelLoss(self._log_prior(class_counts(shots, held_out)))
         loss = Loss.of_support_set(shots, held_out, self.bias_, label_loss=label_loss)
         x = self._input(shots.X[held_out])
@@ -570,6 +585,14 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         held_out_counts = torch.tensor([len(held_out) for _, held_out in splits]).cumsum(0)
         # One more than the folds that hold out too few: the fold that reaches the number is fitted too.
         return splits[: 1 + int((held_out_counts < SUFFICIENT_SHOTS_FOR_RATIO).sum())]
+
+    def _some(self, rows: Tensor, n_classes: int) -> Tensor:
+        """As many of the rows, drawn by seed, as have `MAX_HELD_OUT_LOGITS`; all if they have no more."""
+        n = max(1, MAX_HELD_OUT_LOGITS // n_classes)
+        if len(rows) <= n:
+            return rows
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
+        return rows[order[:n].sort().values]
 
     def _check_parameters(self) -> None:
         if self.branch not in BRANCHES:

@@ -28,6 +28,9 @@ def descend(
     step: float,
     tolerance: float,
     max_iter: int,
+    *,
+    max_evaluations: int | None = None,
+    precondition: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, int]:
     """Minimise a smooth function until its gradient is short.
 
@@ -36,9 +39,12 @@ def descend(
         point: (1, ...) start. Or (2, ...): coordinates in a basis that is not orthonormal, and their products with the
             Gram matrix of the basis, so that no length or angle needs a further product.
         first: value and gradient there; the gradient is not zero.
-        step: of the first iteration, along the gradient.
+        step: of the first iteration, along the gradient, which is preconditioned if there is a preconditioner.
         tolerance: length of the gradient at which to stop.
         max_iter: iterations at most.
+        max_evaluations: no iteration is started after so many evaluations; None for no bound.
+        precondition: the product of a vector, of the point's shape, and a guess of the inverse Hessian; only for a
+            (1, ...) start. None for a multiple of the identity.
 
     Returns:
         The last point, and the iterations.
@@ -53,8 +59,14 @@ def descend(
     # Below this a change of the value is rounding.
     rounding = torch.finfo(x.dtype).eps / 10
     evaluated: dict[float, tuple[Tensor, Tensor]] = {}
+    n_evaluations = 0
+
+    def scaled(vector: Tensor) -> Tensor:
+        return vector if precondition is None else precondition(vector.view(shape)).flatten(1)
 
     def evaluate_along(start: Tensor, t: float, _: Tensor) -> tuple[float, Tensor]:
+        nonlocal n_evaluations
+        n_evaluations += 1
         point = torch.add(start, direction, alpha=float(t))
         value, gradient = evaluate(point.view(shape))
         gradient = gradient.flatten(1)
@@ -63,8 +75,8 @@ def descend(
         return value, gradient[0] if _dot(gradient, gradient) > tolerance**2 else torch.zeros_like(gradient[0])
 
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
-    direction, iteration = -step * gradient, 0
-    while iteration < max_iter:
+    direction, iteration = -step * scaled(gradient), 0
+    while iteration < max_iter and (max_evaluations is None or n_evaluations < max_evaluations):
         iteration += 1
         slope = _dot(gradient, direction)
         if slope > -rounding:
@@ -91,19 +103,23 @@ def descend(
         curvature = _dot(gradient_change, step_taken)
         if curvature > -MIN_CURVATURE * float(t) * slope:
             steps = [*steps[1 - HISTORY_SIZE :], (step_taken, gradient_change, curvature)]
-        direction = _newton(gradient, steps) if steps else -gradient
+        direction = _newton(gradient, steps, scaled) if steps else -scaled(gradient)
     return x.view(shape), iteration
 
 
-def _newton(gradient: Tensor, steps: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Minus the gradient times the inverse Hessian that the steps (s, y, s'y) approximate: the two-loop recursion."""
+def _newton(gradient: Tensor, steps: list[tuple[Tensor, Tensor, Tensor]], scaled: Callable[[Tensor], Tensor]) -> Tensor:
+    """Minus the gradient times the inverse Hessian that the steps (s, y, s'y) approximate: the two-loop recursion.
+
+    It starts from a multiple of the preconditioner, which `scaled` multiplies by.
+    """
     direction = -gradient
     alphas = []
     for step_taken, gradient_change, curvature in reversed(steps):
         alphas.append(_dot(step_taken, direction) / curvature)
         direction.add_(gradient_change, alpha=-float(alphas[-1]))
     _, gradient_change, curvature = steps[-1]
-    direction.mul_(curvature / _dot(gradient_change, gradient_change))
+    direction = scaled(direction)
+    direction.mul_(curvature / _dot(gradient_change, scaled(gradient_change)))
     for (step_taken, gradient_change, curvature), alpha in zip(steps, reversed(alphas), strict=True):
         direction.add_(step_taken, alpha=float(alpha - _dot(gradient_change, direction) / curvature))
     return direction

@@ -46,6 +46,10 @@ MAX_LOGIT_SCALE_RATIO = 10.0
 MAX_MULTIPLICATIONS_OF_ALL_FOLDS = 1_000_000_000
 """Multiplications of one pass over the shots, above which only one fold is fitted: it holds out thousands of shots."""
 
+MAX_HELD_OUT_LOGITS = 2**24
+"""Out-of-fold logits that are made: 1,677 shots of 10,000 classes. Of more held-out shots a random part is predicted,
+since all that is learned from them is a few numbers, and each copy in float64 takes 134 MB."""
+
 
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
@@ -215,12 +219,14 @@ def _from_folds(
             n_held_out = np.cumsum([len(held_out) for _, held_out in splits])
             splits = splits[: int(np.searchsorted(n_held_out, SUFFICIENT_HELD_OUT_SHOTS)) + 1]
     heads: list[Head] = []
+    predicted: list[Array] = []
     logits: list[Array] = []
     scales: list[float] = []
     for train, held_out in splits:
         reuse_chosen = is_fitted and not keep_heads
         fold_head = head.refit_without(views, y, held_out, text, reuse_chosen=reuse_chosen, blocks=blocks)
-        logits.append(fold_head.logits(views[held_out, 0]))
+        predicted.append(_some_rows(held_out, len(fold_head.classes_) * len(splits), seed))
+        logits.append(fold_head.logits(views[predicted[-1], 0]))
         if is_fitted:
             scales.append(_logit_scale(fold_head, views[train, 0]))
         if keep_heads:
@@ -230,8 +236,8 @@ def _from_folds(
     if is_fitted:
         ratio = _logit_scale(head, views[:, 0]) / max(float(np.mean(scales)), 1e-12)
         ratio = float(np.clip(ratio, 1 / MAX_LOGIT_SCALE_RATIO, MAX_LOGIT_SCALE_RATIO))
-    rows = np.concatenate([held_out for _, held_out in splits])
-    fold_of_row = np.repeat(np.arange(len(splits)), [len(held_out) for _, held_out in splits]) if keep_heads else None
+    rows = np.concatenate(predicted)
+    fold_of_row = np.repeat(np.arange(len(splits)), [len(each) for each in predicted]) if keep_heads else None
     shots_per_class = float(np.mean([mean_shots_per_class(y[train]) for train, _ in splits]))
     scaled = np.concatenate(logits) * ratio if is_fitted else np.concatenate(logits)
     return OutOfFold(scaled, truth[rows], rows, "folds", shots_per_class, ratio, tuple(heads), fold_of_row)
@@ -246,6 +252,13 @@ def _from_last_view(
     return OutOfFold(logits, truth, np.arange(len(views)), "views", mean_shots_per_class(y))
 
 
+def _some_rows(rows: Array, numbers_per_row: int, seed: int) -> Array:
+    """As many of the rows, drawn by seed and in order, as have `MAX_HELD_OUT_LOGITS`; all if they have no more."""
+    n = max(1, MAX_HELD_OUT_LOGITS // numbers_per_row)
+    return rows if len(rows) <= n else rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])]
+
+
 def _logit_scale(head: Head, X: Array) -> float:
-    """Mean standard deviation over the classes of the logits of a fit's own shots."""
+    """Mean standard deviation over the classes of the logits of a fit's own shots, or of some of them."""
+    X = _some_rows(X, len(head.classes_), seed=0)
     return float(head.logits(X).std(axis=1).mean())

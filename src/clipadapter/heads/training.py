@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -101,6 +101,17 @@ class TrainConfig:
         if self.epochs is not None:
             return self.epochs
         return max(self.min_epochs, math.ceil(self.steps / self.steps_per_epoch(n)))
+
+    def with_max_epochs(self, n: int, max_epochs: int) -> TrainConfig:
+        """With fewer epochs over n rows if they are more than this, but with ``steps`` steps in any case.
+
+        >>> config = TrainConfig(optimizer="adamw", lr=0.1, steps=200, batch_size=10)
+        >>> [config.with_max_epochs(1000, limit).count_epochs(1000) for limit in (30, 7, 0)]
+        [20, 7, 2]
+        """
+        needed = math.ceil(self.steps / self.steps_per_epoch(n))
+        epochs = self.count_epochs(n)
+        return self if epochs <= max(needed, max_epochs) else replace(self, epochs=max(needed, max_epochs))
 
     def describe(self, n: int) -> str:
         """What a training on n pictures does, in words.

@@ -126,7 +126,7 @@ def learn_calibrator(
     >>> round(float(learn_calibrator(logits, labels).probabilities(logits)[0, 0]), 2)
     0.75
     """
-    z, y = np.asarray(logits, np.float64), np.asarray(labels)
+    z, y = np.asarray(logits), np.asarray(labels)
     if z.ndim != 2 or y.shape != (len(z),) or not len(z) or y.min() < 0 or y.max() >= z.shape[1]:
         raise InputError(f"held-out logits {z.shape} and labels {y.shape} don't match")
     if not np.isfinite(z).all():
@@ -138,6 +138,7 @@ def learn_calibrator(
     if len(z) > rows:
         subset = np.random.default_rng(seed).choice(len(z), rows, replace=False)
         z, y = z[subset], y[subset]
+    z = z.astype(np.float64)
     targets = _soft_targets(z, y, count)
     temperature = _fit_temperature(z / prior_temperature, targets, count) * prior_temperature
     calibrator = Calibrator(temperature, n=count)

@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 MIN_SHRINKAGE = 1e-3
 """Smallest share of equal variances in the covariance: with many shots and no noise the formula would say none."""
+MAX_COVARIANCE_NUMBERS = 2**25
+"""Numbers of the shots that the covariance is made of, 268 MB in float64: 43,690 shots of 768 columns. With more, it is
+that of some of the classes, drawn at random."""
+MAX_DISTANCES = 2**22
+"""Distances computed at a time where there are more of them: 34 MB, and a few times as much in between."""
 
 
 class Projected(NamedTuple):
@@ -58,6 +63,14 @@ class ClassGaussians:
         """
         return self._compare(self._project(rows))[0]
 
+    def nearest(self, rows: Array) -> Array:
+        """Squared distance (m,) of each row to the nearest mean."""
+        size = max(1, MAX_DISTANCES // len(self.means))
+        if len(rows) <= 4 * size:
+            return np.asarray(self.distances(rows).min(axis=1))
+        parts = [self.distances(rows[i : i + size]).min(axis=1) for i in range(0, len(rows), size)]
+        return np.concatenate(parts)
+
     def single(self) -> ClassGaussians:
         """The same in float32, to be stored."""
         return ClassGaussians(
@@ -90,16 +103,19 @@ class ClassGaussians:
         return np.asarray((a.rows @ b.rows.T - a.projections @ b.projections.T) / self.floor)
 
 
-def fit_class_gaussians(rows: Array, labels: Array, c: int) -> tuple[ClassGaussians, Array]:
+def fit_class_gaussians(
+    rows: Array, labels: Array, c: int, judged: Array | None = None
+) -> tuple[ClassGaussians, Array]:
     """Fit class means and the shared covariance, and compute leave-one-out distances of the shots.
 
     Args:
         rows: (n, d) unit features.
         labels: (n,) class positions; every class has a shot.
         c: number of classes.
+        judged: (r,) the shots whose distances are computed; None for all.
 
     Returns:
-        The Gaussians and squared distances (n, c). That of a shot to its own class is to the mean of the others, by a
+        The Gaussians and squared distances (r, c). That of a shot to its own class is to the mean of the others, by a
         covariance without it (a rank-one step; the shrinkage stays). A mean of one shot less is less certain: with k
         shots the expected square is 1 + 1 / (k - 1) times the variance instead of 1 + 1 / k, so it is multiplied by
         (k^2 - 1) / k^2. NaN for the only shot of a class.
@@ -108,23 +124,59 @@ def fit_class_gaussians(rows: Array, labels: Array, c: int) -> tuple[ClassGaussi
     means = np.zeros((c, rows.shape[1]))
     np.add.at(means, labels, rows)
     means /= counts[:, None]
-    contrasts = _contrasts(rows, labels)
+    contrasts = _contrasts(*_some_classes(rows, labels, c))
     gaussians, sample_share = _shrink_covariance(means, contrasts)
+    share = sample_share / max(len(contrasts), 1)
+    if judged is None:
+        centres = gaussians._products(gaussians._centres, gaussians._centres)
+        return gaussians, _leave_one_out(gaussians, rows, labels, counts, share, centres[labels])
+    distances = np.empty((len(judged), c))
+    size = max(1, MAX_DISTANCES // c)
+    for start in range(0, len(judged), size):
+        part = judged[start : start + size]
+        own = Projected(*(each[labels[part]] for each in gaussians._centres))
+        centres = gaussians._products(own, gaussians._centres)
+        distances[start : start + size] = _leave_one_out(gaussians, rows[part], labels[part], counts, share, centres)
+    return gaussians, distances
+
+
+def _some_classes(rows: Array, labels: Array, c: int) -> tuple[Array, Array]:
+    """The shots of as many classes, drawn at random, as have `MAX_COVARIANCE_NUMBERS`; all if they have no more."""
+    if rows.size <= MAX_COVARIANCE_NUMBERS:
+        return rows, labels
+    order = np.random.default_rng(0).permutation(c)
+    n_rows = np.cumsum(np.bincount(labels, minlength=c)[order])
+    kept = np.isin(labels, order[: max(1, int((n_rows * rows.shape[1] <= MAX_COVARIANCE_NUMBERS).sum()))])
+    return rows[kept], labels[kept]
+
+
+def _leave_one_out(
+    gaussians: ClassGaussians, rows: Array, labels: Array, counts: Array, share: float, centres: Array
+) -> Array:
+    """(b, c) distances as from `fit_class_gaussians`.
+
+    Args:
+        gaussians: of all shots.
+        rows: (b, d) some of the shots.
+        labels: (b,).
+        counts: (c,) shots of each class.
+        share: weight of one contrast in the covariance.
+        centres: (b, c) products of the mean of each shot's class and all means.
+    """
     class_counts, row_numbers = counts[labels].astype(np.float64), np.arange(len(rows))
     n_others = np.maximum(class_counts - 1, 1)
     distances, squares, cross = gaussians._compare(gaussians._project(rows))
     # The mean of the other shots is k / (k - 1) times as far from a shot as the mean of all.
     ratio = class_counts / n_others
     own_distances = ratio**2 * distances[row_numbers, labels]
-    step = sample_share * n_others / (class_counts * max(len(contrasts), 1))
+    step = share * n_others / class_counts
     correction = 1 / (1 - step * own_distances)  # rank-one downdate of the inverse (Sherman and Morrison 1950)
-    centres = gaussians._products(gaussians._centres, gaussians._centres)
-    inner = ratio[:, None] * ((squares - cross[row_numbers, labels])[:, None] - cross + centres[labels])  # (n, c)
+    inner = ratio[:, None] * ((squares - cross[row_numbers, labels])[:, None] - cross + centres)  # (b, c)
     distances += (step * correction)[:, None] * inner**2
     distances[row_numbers, labels] = np.where(
         class_counts > 1, own_distances * correction * (class_counts**2 - 1) / class_counts**2, np.nan
     )
-    return gaussians, distances
+    return distances
 
 
 def _contrasts(rows: Array, labels: Array) -> Array:

@@ -135,9 +135,16 @@ class Answers:
     def prediction(self, i: int, source: str, class_names: Sequence[str], top: int = 5) -> Prediction:
         """The prediction for picture i, with class names."""
         p, best = self.probabilities[i], int(self.best[i])
-        order = [best, *(int(k) for k in np.argsort(-p, kind="stable") if k != best)]
-        n_labels = int(self.sets[i].sum()) if self.multilabel and self.sets is not None else 0
-        named = tuple((class_names[k], float(p[k])) for k in order[: max(1, top, n_labels)])
+        n_labels = 0 if self.sets is None else int(self.sets[i].sum())
+        n_named = max(1, top, n_labels if self.multilabel else 0)
+        # Of thousands of classes only those that are named are sorted.
+        is_candidate = p >= np.partition(p, -min(n_named, len(p)))[-min(n_named, len(p))]
+        if self.sets is not None:
+            is_candidate |= self.sets[i]
+        candidates = np.flatnonzero(is_candidate)
+        ordered = candidates[np.argsort(-p[candidates], kind="stable")].tolist()
+        order = [best, *(k for k in ordered if k != best)]
+        named = tuple((class_names[k], float(p[k])) for k in order[:n_named])
         labels = None if self.sets is None else tuple(class_names[k] for k in order if self.sets[i, k])
         label = None if self.rejected[i] else class_names[best]
         labels = () if labels and label is None else labels

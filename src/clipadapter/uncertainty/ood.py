@@ -42,6 +42,11 @@ Array = NDArray[Any]
 METHODS = ("auto", *SCORES)
 MAX_OUTLIERS = 512
 """Outliers that are stored; of more, as many are drawn."""
+MAX_COMPARISONS = 2**25
+"""Shots times classes up to which each shot is compared with each class: 268 MB for each kind of score. With more,
+those shots are compared that have out-of-fold logits, or that are drawn if there are none."""
+MAX_JUDGED_COMPARISONS = 2**24
+"""Shots times classes of those that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -307,10 +312,14 @@ def learn_rejector(
         "negative_labels": _check_matrix(negative_labels, "negative labels", X.shape[1], len(names) or None),
         "outliers": _subsample(_check_matrix(outliers, "outlier (background) features", X.shape[1], None), seed),
     }
-    logit_rows, probability_rows = (_scatter_rows(part, rows, len(X), c) for part in (logits, probabilities))
+    judged = _judged_shots(len(X), c, None if logits is None else rows, method, seed)
+    if judged is None:
+        logit_rows, probability_rows = (_scatter_rows(part, rows, len(X), c) for part in (logits, probabilities))
+    else:
+        logit_rows, probability_rows = (_check_rows(part, rows, len(X), c) for part in (logits, probabilities))
     needs_distances = method == "auto" or "gaussians" in SCORES[method].arrays
     memory, held_out = compare_with_shots(
-        X, y, c, logit_rows, probability_rows, needs_distances, scale=float(scale), **arrays
+        X, y, c, logit_rows, probability_rows, needs_distances, judged, scale=float(scale), **arrays
     )
     one_shot = bool(np.bincount(y, minlength=c).max() < 2)
     score_names = (
@@ -396,8 +405,17 @@ def _subsample(outliers: Array | None, seed: int) -> Array | None:
     return outliers[np.sort(np.random.default_rng(seed).permutation(len(outliers))[:MAX_OUTLIERS])]
 
 
-def _scatter_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int) -> Array | None:
-    """Values of some shots (r, c) as (n, c), NaN for the others."""
+def _judged_shots(n: int, c: int, rows: ArrayLike | None, method: str, seed: int) -> Array | None:
+    """The shots that are compared with the others; None for all. The score "knn" compares shots with shots."""
+    if n * c <= MAX_COMPARISONS or method == "knn":
+        return None
+    if rows is not None:
+        return np.asarray(rows)
+    return np.sort(np.random.default_rng(seed).permutation(n)[: max(1, MAX_JUDGED_COMPARISONS // c)])
+
+
+def _check_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int) -> Array | None:
+    """Checked values (r, c) of some shots, float64."""
     if values is None:
         return None
     values_array, row_numbers = np.asarray(values, dtype=np.float64), np.asarray(np.arange(n) if rows is None else rows)
@@ -406,8 +424,16 @@ def _scatter_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: i
     ):
         expected = f"({len(row_numbers)}, {c}) of {n} shots"
         raise InputError(f"held-out predictions {values_array.shape} of rows {row_numbers.shape}: give {expected}")
+    return values_array
+
+
+def _scatter_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int) -> Array | None:
+    """Values of some shots (r, c) as (n, c), NaN for the others."""
+    checked = _check_rows(values, rows, n, c)
+    if checked is None:
+        return None
     full = np.full((n, c), np.nan)
-    full[row_numbers] = values_array
+    full[np.arange(n) if rows is None else np.asarray(rows)] = checked
     return full
 
 

@@ -206,7 +206,7 @@ class MemoryBank:
 
 @dataclass(frozen=True, eq=False)
 class HeldOutShots:
-    """The shots with out-of-fold predictions and leave-one-out distances.
+    """The shots with out-of-fold predictions and leave-one-out distances; or some of the shots, if there are very many.
 
     Args:
         rows: (n, d) unit features.
@@ -214,6 +214,7 @@ class HeldOutShots:
         logits: (n, c) out-of-fold, NaN rows where a shot was not held out; or None.
         probabilities: (n, c) likewise.
         distances: (n, c) leave-one-out squared Mahalanobis distances; NaN for the only shot of a class.
+        counts: (c,) shots of each class among all shots.
     """
 
     rows: Array
@@ -221,6 +222,7 @@ class HeldOutShots:
     logits: Array | None
     probabilities: Array | None
     distances: Array
+    counts: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,9 +338,7 @@ SCORES = {
     "mahalanobis": Score(
         needs="shots of every class",
         reason="farther from every class",
-        score_pictures=lambda memory, rows, logits, probabilities: np.asarray(
-            memory.gaussians.distances(rows).min(axis=1)
-        ),
+        score_pictures=lambda memory, rows, logits, probabilities: memory.gaussians.nearest(rows),
         score_held_out=_held_out_mahalanobis,
         arrays=("gaussians",),
         compares_with_shots=True,
@@ -401,26 +401,39 @@ def compare_with_shots(
     logits: Array | None,
     probabilities: Array | None,
     needs_distances: bool,
+    judged: Array | None = None,
     **arrays: Any,
 ) -> tuple[MemoryBank, HeldOutShots]:
     """Make the memory bank and the held-out shots. Gaussians are fitted only if ``needs_distances``.
 
     If a class has no shot it has no mean, and there are no distances.
+
+    Args:
+        features: (n, d) of the shots.
+        labels: (n,).
+        c: number of classes.
+        logits: (r, c) out-of-fold, NaN rows where a shot was not held out; or None.
+        probabilities: (r, c) likewise.
+        needs_distances: whether a score needs the Gaussians.
+        judged: (r,) the shots that are compared with the others; None for all.
+        arrays: further attributes of the memory bank.
     """
-    rows = unit_rows(features)
-    if not needs_distances or (np.bincount(labels, minlength=c) == 0).any():
-        return MemoryBank(shots=rows, **arrays), HeldOutShots(
-            rows, labels, logits, probabilities, np.full((len(rows), c), np.nan)
-        )
-    gaussians, distances = fit_class_gaussians(rows, labels, c)
-    return MemoryBank(gaussians, shots=rows, **arrays), HeldOutShots(rows, labels, logits, probabilities, distances)
+    rows, counts = unit_rows(features), np.bincount(labels, minlength=c)
+    held_out_rows, held_out_labels = (rows, labels) if judged is None else (rows[judged], labels[judged])
+    if not needs_distances or (counts == 0).any():
+        distances = np.full((len(held_out_rows), c), np.nan)
+        held_out = HeldOutShots(held_out_rows, held_out_labels, logits, probabilities, distances, counts)
+        return MemoryBank(shots=rows, **arrays), held_out
+    gaussians, distances = fit_class_gaussians(rows, labels, c, judged)
+    held_out = HeldOutShots(held_out_rows, held_out_labels, logits, probabilities, distances, counts)
+    return MemoryBank(gaussians, shots=rows, **arrays), held_out
 
 
 def _cosines_to_means(memory: MemoryBank, held_out: HeldOutShots) -> Array:
     """Cosines of the shots to class means (n, c); the mean of a shot's own class is computed without it."""
     means, labels = _require(memory.gaussians, "background").means, held_out.labels
     cosines = held_out.rows @ unit_rows(means).T
-    k = np.bincount(labels, minlength=len(means))[labels]
+    k = held_out.counts[labels]
     others = (k[:, None] * means[labels] - held_out.rows) / np.maximum(k - 1, 1)[:, None]
     own = np.einsum("nd,nd->n", held_out.rows, unit_rows(others))
     cosines[np.arange(len(labels)), labels] = np.where(k > 1, own, np.nan)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads.auto.stacking import DEFAULT_NOISE_STD, centre_logits
-from clipadapter.heads.softmax_regression import SoftmaxRegression
+from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, SoftmaxRegression
 
 RIDGE = 0.1
 """Ridge of linear ridge regression."""
@@ -26,6 +27,24 @@ MAX_KERNEL_SHOTS = 4000
 LBFGS_TOL = 1e-3
 """Share of the first gradient's norm at which L-BFGS stops."""
 LBFGS_MAX_ITER = 100
+PROBE_COST = MAX_SOLVE_COST * 2 // 3
+"""Multiplications of one probe at most, if it is too dear to be solved exactly: two probes are fitted at a time."""
+
+
+@dataclass(frozen=True)
+class ZeroShotLogits:
+    """Zero-shot logits (n, c) that are computed when rows of them are read; all at once they are gigabytes.
+
+    Args:
+        x: (n, d) unit features.
+        text: (c, d) class text, centred over the classes and divided by the spread of the cosines.
+    """
+
+    x: Tensor
+    text: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        return self.x[rows] @ self.text.T
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,8 @@ class ExpertInputs:
         z: (n, d) features, centred, unit rows.
         labels: (n,) positions among the c classes that have shots.
         n_classes: c.
-        zero_shot: (n, c) zero-shot logits of unit spread, or None without class text.
+        zero_shot: (n, c) zero-shot logits of unit spread, as `ZeroShotLogits` if they are more than `MAX_LOGITS`; None
+            without class text.
         inverse_temperature: factor that calibrates the zero-shot logits.
         gram: (n, n) products of the rows of z, computed once for all folds and experts; None to compute it when needed.
     """
@@ -44,7 +64,7 @@ class ExpertInputs:
     z: Tensor
     labels: Tensor
     n_classes: int
-    zero_shot: Tensor | None
+    zero_shot: Tensor | ZeroShotLogits | None
     inverse_temperature: float
     gram: Tensor | None = None
 
@@ -82,13 +102,24 @@ class ExpertInputs:
         """(n, c)."""
         return torch.nn.functional.one_hot(self.labels, self.n_classes).to(self.z.dtype)
 
+    @property
+    def has_many_logits(self) -> bool:
+        """Whether an array (n, c) is too large to be held."""
+        return len(self.labels) * self.n_classes > MAX_LOGITS
+
+    def sum_by_class(self, rows: Tensor) -> Tensor:
+        """(c, d) sums of rows (n, d)."""
+        if self.has_many_logits:
+            return rows.new_zeros(self.n_classes, rows.shape[1]).index_add_(0, self.labels, rows)
+        return self.onehot.T @ rows
+
 
 def take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
     """Some of the shots, and of the classes only those that still have one."""
     part = inputs.take(rows)
     classes = part.labels.unique()
     labels = torch.searchsorted(classes, part.labels)
-    zero_shot = None if part.zero_shot is None else part.zero_shot[:, classes]
+    zero_shot = part.zero_shot[:, classes] if isinstance(part.zero_shot, Tensor) else None
     return ExpertInputs(part.z, labels, len(classes), zero_shot, part.inverse_temperature, part.gram)
 
 
@@ -143,7 +174,13 @@ def solve_ridge(matrix: Tensor, right: Tensor, ridge: Tensor | float) -> Tensor:
 
 def fit_ridge(inputs: ExpertInputs) -> Expert:
     """Ridge regression on one-hot labels, in the smaller of its primal (d, d) and dual (n, n) forms."""
-    z, target, weights = inputs.z, inputs.onehot - 1 / inputs.n_classes, inputs.row_weights
+    z, weights = inputs.z, inputs.row_weights
+    if inputs.has_many_logits and len(z) >= z.shape[1]:
+        weighted = z * weights[:, None]
+        sums = inputs.sum_by_class(weighted)  # (c, d)
+        right = (sums - sums.sum(dim=0) / inputs.n_classes).T
+        return Expert(solve_ridge(z.T @ weighted, right, RIDGE).T, z.new_zeros(inputs.n_classes))
+    target = inputs.onehot - 1 / inputs.n_classes
     if len(z) < z.shape[1]:
         # Dual form: a row of weight w has the ridge lambda / w.
         coefficients = z.T @ solve_ridge(inputs.new_gram(), target, RIDGE / weights)
@@ -173,13 +210,13 @@ def leave_one_out_ridge_noise(inputs: ExpertInputs) -> float:
 
 def fit_prototypes(inputs: ExpertInputs) -> Expert:
     """Cosine to the class means."""
-    return Expert(unit(inputs.onehot.T @ inputs.z), inputs.z.new_zeros(inputs.n_classes))
+    return Expert(unit(inputs.sum_by_class(inputs.z)), inputs.z.new_zeros(inputs.n_classes))
 
 
 def fit_gda(inputs: ExpertInputs) -> Expert:
     """Gaussian discriminant analysis with one covariance, shrunk by its trace (Wang et al., ICLR 2024)."""
     z, (n, d) = inputs.z, inputs.z.shape
-    means = inputs.onehot.T @ z / inputs.counts[:, None]
+    means = inputs.sum_by_class(z) / inputs.counts[:, None]
     centred = z - means[inputs.labels]
     shrinkage = float(centred.square().sum()) / max(n - 1, 1)
     if shrinkage < 1e-6:  # one shot per class has no scatter about its mean: take the scatter about the grand mean
@@ -215,14 +252,26 @@ def fit_logistic_regression(inputs: ExpertInputs, C: float, text_weight: float =
         C: inverse strength of the penalty, as in scikit-learn.
         text_weight: factor of the zero-shot logits.
     """
-    offset = inputs.counts.log().expand(len(inputs.z), -1)
-    if inputs.zero_shot is not None and text_weight:
-        offset = offset + text_weight * inputs.zero_shot
+    zero_shot, log_counts = inputs.zero_shot if text_weight else None, inputs.counts.log()
+    offset: Tensor | Callable[[slice], Tensor]
+    if inputs.has_many_logits:
+        offset = partial(_offset_of_rows, log_counts, zero_shot, text_weight)
+    else:
+        offset = _offset_of_rows(log_counts, zero_shot, text_weight, slice(0, len(inputs.z)))
     # With text, the intercept is penalised too. One shot per class then shows which class text is too near to all
     # images, which a map of centred features can't correct.
     model = SoftmaxRegression(inputs.z, inputs.labels, offset, unit_intercept=text_weight > 0, gram=inputs.gram)
-    model.solve(C, LBFGS_TOL, LBFGS_MAX_ITER)
+    model.solve(C, LBFGS_TOL, LBFGS_MAX_ITER, PROBE_COST)
     return Expert(*model.coefficients(inputs.n_classes), text_weight)
+
+
+def _offset_of_rows(
+    log_counts: Tensor, zero_shot: Tensor | ZeroShotLogits | None, text_weight: float, rows: slice
+) -> Tensor:
+    """(b, c) of a slice of the shots."""
+    if zero_shot is None:
+        return log_counts.expand(rows.stop - rows.start, -1)
+    return log_counts + text_weight * zero_shot[rows]
 
 
 EXPERTS: dict[str, Callable[[ExpertInputs], Expert]] = {

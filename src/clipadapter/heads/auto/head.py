@@ -33,6 +33,7 @@ from clipadapter.heads.auto.experts import (
     EXPERTS,
     MAX_KERNEL_SHOTS,
     ExpertInputs,
+    ZeroShotLogits,
     gaussian_kernel,
     leave_one_out_ridge_noise,
     take_with_classes,
@@ -55,7 +56,7 @@ from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.folds import most_labels_repeat, stratified_folds
 from clipadapter.heads.out_of_fold import OutOfFold
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.softmax_regression import subsample
+from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
 from clipadapter.parallel import limit_threads, parallel_map
 
 TEXT_WEIGHT = 0.5
@@ -83,6 +84,9 @@ UNUSED_REASONS = (
 )
 """Why pictures without labels are not used. Saved models have the position in this list."""
 NO_GAIN, MISSING_SHOT, MANY_SHOTS, FEW_PICTURES, SEVERAL_LABELS, FEW_CLASSES = range(len(UNUSED_REASONS))
+MAX_CALIBRATION_LOGITS = 2**22
+"""Zero-shot logits that the text is calibrated on where all are more than `MAX_LOGITS`: 419 rows of 10,000 classes.
+Each logit is taken to 61 powers."""
 PARALLEL_COST_RATIO = 64
 """Cost of a pass over the shots divided by that of a typical product in a fold. Products of 100 classes x 4 shots x
 512-d run faster one after the other, those of 101 x 16 x 1280 in parallel."""
@@ -181,7 +185,9 @@ class Auto(Head):
         self.trust_ = weights.pop("text", inputs.inverse_temperature)
         self._fit_experts(inputs, weights, noise, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
-            blocks = self._fit_blocks(shots, self._final_logits(x)[:, classes], labels, classes, held_out)
+            # Only where no shot was held out are the logits of the shots themselves read.
+            final_logits = self._final_logits(x if held_out is None else x[:1])[:, classes]
+            blocks = self._fit_blocks(shots, final_logits, labels, classes, held_out)
             held_out = None if held_out is None else replace(held_out, logits=blocks.logits)
         if shots.unlabelled is not None:
             held_out = self._fit_unlabelled(shots, Teacher(inputs, teacher_weights, noise, blocks), held_out)
@@ -211,6 +217,8 @@ class Auto(Head):
         gram = z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None
         if self.text_ is None:
             return ExpertInputs(z, labels, len(classes), None, 0.0, gram)
+        if len(x) * len(self.text_) > MAX_LOGITS:
+            return self._many_expert_inputs(x, z, labels, classes, gram)
         zero_shot = centre_logits(x @ self.text_.T)  # (n, all classes)
         self.spread_ = float(zero_shot.std(dim=1).mean()) or 1.0
         counts = torch.bincount(labels)[labels]
@@ -220,6 +228,21 @@ class Auto(Head):
             )
         known = zero_shot[:, classes] / self.spread_
         return ExpertInputs(z, labels, len(classes), known, inverse_temperature, gram)
+
+    def _many_expert_inputs(
+        self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor, gram: Tensor | None
+    ) -> ExpertInputs:
+        """`_expert_inputs` where the zero-shot logits are too many: text is calibrated on some of the shots."""
+        assert self.text_ is not None
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
+        rows = order[: max(1, MAX_CALIBRATION_LOGITS // len(self.text_))].sort().values
+        zero_shot = centre_logits(x[rows] @ self.text_.T)
+        self.spread_ = float(zero_shot.std(dim=1).mean()) or 1.0
+        counts = torch.bincount(labels)[labels[rows]]
+        row_weights = len(labels) / (len(classes) * counts)
+        inverse_temperature = fit_inverse_temperature(zero_shot / self.spread_, classes[labels[rows]], row_weights)
+        text = (self.text_[classes] - self.text_.mean(dim=0)) / self.spread_
+        return ExpertInputs(z, labels, len(classes), ZeroShotLogits(x, text), inverse_temperature, gram)
 
     def _choose_weights(self, inputs: ExpertInputs) -> tuple[dict[str, float], dict[str, float], HeldOut | None]:
         """Weight of the text and of each expert, and the noise of each expert that its logits are divided by.
@@ -233,7 +256,8 @@ class Auto(Head):
             # Most classes have one shot: the weights are the means of their priors, and only noise can be measured.
             weights = {"text": TEXT_WEIGHT * inputs.inverse_temperature, "probe": PROBE_WEIGHT, "ridge": EXPERT_WEIGHT}
             with limit_threads(inputs.cost):
-                return weights, {"probe": 1.0, "ridge": leave_one_out_ridge_noise(inputs)}, None
+                ridge_noise = leave_one_out_ridge_noise(part if inputs.has_many_logits else inputs)
+                return weights, {"probe": 1.0, "ridge": ridge_noise}, None
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
         for i in range(1, repeats):
