@@ -262,7 +262,7 @@ def test_logits_that_are_not_held_at_once_give_the_same_predictions(monkeypatch)
         monkeypatch.setattr(module, "MAX_LOGITS", 100)
     found = Auto().fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(found, expected, atol=5e-3)
-    monkeypatch.setattr(head, "MAX_CALIBRATION_LOGITS", 12 * 25)  # the text is calibrated on half of the shots
+    monkeypatch.setattr(experts, "MAX_CALIBRATION_LOGITS", 12 * 25)  # the text is calibrated on half of the shots
     found = Auto().fit(X, y, text=text).logits(Q)
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() > 0.97
 

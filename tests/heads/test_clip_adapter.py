@@ -9,7 +9,7 @@ import torch
 from clipadapter import parallel
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads import TextFeatures, clip_adapter
+from clipadapter.heads import TextFeatures, clip_adapter, residual_ratio
 from clipadapter.heads.clip_adapter import Adapter, ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
@@ -337,7 +337,7 @@ def test_a_dear_training_makes_fewer_epochs_and_judges_on_some_shots(monkeypatch
     )
     row_cost = 32 * 3 + 2 * 32 * 8
     monkeypatch.setattr(clip_adapter, "MAX_TRAINING_COST", 120 * row_cost * 7)
-    monkeypatch.setattr(clip_adapter, "MAX_HELD_OUT_LOGITS", 3 * 15)
+    monkeypatch.setattr(residual_ratio, "MAX_HELD_OUT_LOGITS", 3 * 15)
     monkeypatch.setattr(clip_adapter, "MAX_LOGITS", 100)
     found = ClipAdapter(steps=20, batch_size=12).fit(X, y, text=text)
     assert epochs[0] == 7

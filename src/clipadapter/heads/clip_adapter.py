@@ -45,6 +45,7 @@ from clipadapter.heads.residual_ratio import (
     initial_ratio,
     ratio_from_gate,
     residual_part,
+    some_rows,
 )
 from clipadapter.heads.softmax_regression import MAX_LOGITS
 from clipadapter.heads.training import ScheduledHead, TrainConfig, coop_epochs, gather_views, train
@@ -220,9 +221,6 @@ SUFFICIENT_SHOTS_FOR_RATIO = 256
 MAX_TRAINING_COST = 1_000_000_000_000
 """Multiplications of the forward passes of one training, if ``epochs`` is None: with more, it makes fewer epochs than
 20, but its ``steps`` in any case. They are 4 epochs, or 628 steps, at 10,000 classes x 4 shots x 512 columns."""
-MAX_HELD_OUT_LOGITS = 2**23
-"""Logits of held-out shots, and of shots that the zero-shot loss is computed on, for one ratio: 839 rows of 10,000
-classes. Of more shots a random part is taken."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +358,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         all_rows = torch.arange(n)
         judged = all_rows
         if shots.targets is None and n * shots.n_classes > MAX_LOGITS:
-            judged = self._some(all_rows, shots.n_classes)
+            judged = some_rows(all_rows, shots.n_classes, self.seed)
         zero_shot = shots.scale * unit(shots.X[judged]) @ shots.text.T
         # A trained ratio and the text adapter are not stored in a form that training could continue from.
         can_continue = self.branch == "visual" and self.alpha not in TRAINED_MODES
@@ -458,7 +456,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
     def _held_out_losses(self, shots: SupportSet, trained: TrainedAdapters, split: tuple[Tensor, Tensor]) -> Tensor:
         """(r, t) losses of the shots that a fit did not see, at each candidate ratio and temperature."""
         assert shots.text is not None
-        held_out = self._some(split[1], shots.n_classes)
+        held_out = some_rows(split[1], shots.n_classes, self.seed)
         label_loss = LabelLoss(self._log_prior(class_counts(shots, held_out)))
         loss = Loss.of_support_set(shots, held_out, self.bias_, label_loss=label_loss)
         x = self._input(shots.X[held_out])
@@ -585,14 +583,6 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         held_out_counts = torch.tensor([len(held_out) for _, held_out in splits]).cumsum(0)
         # One more than the folds that hold out too few: the fold that reaches the number is fitted too.
         return splits[: 1 + int((held_out_counts < SUFFICIENT_SHOTS_FOR_RATIO).sum())]
-
-    def _some(self, rows: Tensor, n_classes: int) -> Tensor:
-        """As many of the rows, drawn by seed, as have `MAX_HELD_OUT_LOGITS`; all if they have no more."""
-        n = max(1, MAX_HELD_OUT_LOGITS // n_classes)
-        if len(rows) <= n:
-            return rows
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
-        return rows[order[:n].sort().values]
 
     def _check_parameters(self) -> None:
         if self.branch not in BRANCHES:

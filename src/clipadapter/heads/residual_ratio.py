@@ -43,6 +43,22 @@ WRONG_LABEL_SHARE = 0.05
 """Share of the shots whose label may be wrong, so that one of them can't outweigh the others."""
 MAX_ZERO_SHOT_ROWS = 1024
 """Most shots that the zero-shot loss is computed on."""
+MAX_HELD_OUT_LOGITS = 2**23
+"""Logits of shots, for one ratio, that losses are computed on: 838 shots of 10,000 classes. Of more a random part is
+taken."""
+
+
+def some_rows(rows: Tensor, n_classes: int, seed: int) -> Tensor:
+    """As many of the rows, drawn by seed and in order, as have `MAX_HELD_OUT_LOGITS`; all if they have no more.
+
+    >>> len(some_rows(torch.arange(1000), 10_000, seed=0)), len(some_rows(torch.arange(1000), 100, seed=0))
+    (838, 1000)
+    """
+    n = max(1, MAX_HELD_OUT_LOGITS // n_classes)
+    if len(rows) <= n:
+        return rows
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows[order[:n].sort().values]
 
 
 def expected_ratio(zero_shot: Tensor, loss: Loss) -> float:

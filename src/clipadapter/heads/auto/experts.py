@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads.auto.stacking import DEFAULT_NOISE_STD, centre_logits
+from clipadapter.heads.auto.stacking import DEFAULT_NOISE_STD, centre_logits, fit_inverse_temperature
 from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, SoftmaxRegression
 
 RIDGE = 0.1
@@ -27,6 +27,9 @@ MAX_KERNEL_SHOTS = 4000
 LBFGS_TOL = 1e-3
 """Share of the first gradient's norm at which L-BFGS stops."""
 LBFGS_MAX_ITER = 100
+MAX_CALIBRATION_LOGITS = 2**22
+"""Zero-shot logits that the text is calibrated on where all are more than `MAX_LOGITS`: 419 rows of 10,000 classes.
+Each logit is taken to 61 powers."""
 PROBE_COST = MAX_SOLVE_COST * 2 // 3
 """Multiplications of one probe at most, if it is too dear to be solved exactly: two probes are fitted at a time."""
 
@@ -112,6 +115,31 @@ class ExpertInputs:
         if self.has_many_logits:
             return rows.new_zeros(self.n_classes, rows.shape[1]).index_add_(0, self.labels, rows)
         return self.onehot.T @ rows
+
+
+def expert_inputs_of_many(
+    x: Tensor, z: Tensor, labels: Tensor, classes: Tensor, text: Tensor, seed: int
+) -> tuple[ExpertInputs, float]:
+    """What experts are fitted to where zero-shot logits are too many to be held, and the spread of the cosines.
+
+    The text is calibrated on some of the shots.
+
+    Args:
+        x: (n, d) unit features.
+        z: (n, d) centred unit features.
+        labels: (n,) positions among the classes that have shots.
+        classes: their positions among all classes.
+        text: (c, d) unit text of all classes.
+        seed: of the draw of shots.
+    """
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    rows = order[: max(1, MAX_CALIBRATION_LOGITS // len(text))].sort().values
+    zero_shot = centre_logits(x[rows] @ text.T)
+    spread = float(zero_shot.std(dim=1).mean()) or 1.0
+    row_weights = len(labels) / (len(classes) * torch.bincount(labels)[labels[rows]])
+    inverse_temperature = fit_inverse_temperature(zero_shot / spread, classes[labels[rows]], row_weights)
+    scaled = (text[classes] - text.mean(dim=0)) / spread
+    return ExpertInputs(z, labels, len(classes), ZeroShotLogits(x, scaled), inverse_temperature), spread
 
 
 def take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:

@@ -33,7 +33,7 @@ from clipadapter.heads.auto.experts import (
     EXPERTS,
     MAX_KERNEL_SHOTS,
     ExpertInputs,
-    ZeroShotLogits,
+    expert_inputs_of_many,
     gaussian_kernel,
     leave_one_out_ridge_noise,
     take_with_classes,
@@ -84,9 +84,6 @@ UNUSED_REASONS = (
 )
 """Why pictures without labels are not used. Saved models have the position in this list."""
 NO_GAIN, MISSING_SHOT, MANY_SHOTS, FEW_PICTURES, SEVERAL_LABELS, FEW_CLASSES = range(len(UNUSED_REASONS))
-MAX_CALIBRATION_LOGITS = 2**22
-"""Zero-shot logits that the text is calibrated on where all are more than `MAX_LOGITS`: 419 rows of 10,000 classes.
-Each logit is taken to 61 powers."""
 PARALLEL_COST_RATIO = 64
 """Cost of a pass over the shots divided by that of a typical product in a fold. Products of 100 classes x 4 shots x
 512-d run faster one after the other, those of 101 x 16 x 1280 in parallel."""
@@ -218,7 +215,8 @@ class Auto(Head):
         if self.text_ is None:
             return ExpertInputs(z, labels, len(classes), None, 0.0, gram)
         if len(x) * len(self.text_) > MAX_LOGITS:
-            return self._many_expert_inputs(x, z, labels, classes, gram)
+            inputs, self.spread_ = expert_inputs_of_many(x, z, labels, classes, self.text_, self.seed)
+            return replace(inputs, gram=gram)
         zero_shot = centre_logits(x @ self.text_.T)  # (n, all classes)
         self.spread_ = float(zero_shot.std(dim=1).mean()) or 1.0
         counts = torch.bincount(labels)[labels]
@@ -228,21 +226,6 @@ class Auto(Head):
             )
         known = zero_shot[:, classes] / self.spread_
         return ExpertInputs(z, labels, len(classes), known, inverse_temperature, gram)
-
-    def _many_expert_inputs(
-        self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor, gram: Tensor | None
-    ) -> ExpertInputs:
-        """`_expert_inputs` where the zero-shot logits are too many: text is calibrated on some of the shots."""
-        assert self.text_ is not None
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
-        rows = order[: max(1, MAX_CALIBRATION_LOGITS // len(self.text_))].sort().values
-        zero_shot = centre_logits(x[rows] @ self.text_.T)
-        self.spread_ = float(zero_shot.std(dim=1).mean()) or 1.0
-        counts = torch.bincount(labels)[labels[rows]]
-        row_weights = len(labels) / (len(classes) * counts)
-        inverse_temperature = fit_inverse_temperature(zero_shot / self.spread_, classes[labels[rows]], row_weights)
-        text = (self.text_[classes] - self.text_.mean(dim=0)) / self.spread_
-        return ExpertInputs(z, labels, len(classes), ZeroShotLogits(x, text), inverse_temperature, gram)
 
     def _choose_weights(self, inputs: ExpertInputs) -> tuple[dict[str, float], dict[str, float], HeldOut | None]:
         """Weight of the text and of each expert, and the noise of each expert that its logits are divided by.
