@@ -150,5 +150,10 @@ def _alias(func):
 @contextmanager
 def simulated_device() -> Iterator[str]:
     """The name of a device that this machine has inside."""
-    with _Operations(), _Data():
-        yield DEVICE
+    overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # in place torch changes the wrapper only
+    try:
+        with _Operations(), _Data():
+            yield DEVICE
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(overwrites)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.devices import current_device
+from clipadapter.devices import current_device, full_float32
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,7 +62,7 @@ def run_in_batches(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: 
     Args:
         run: the tower, from pixels to one row per picture.
         network: the module with its layers.
-        pixels: (n, ...) on the tower's device, n at least 1.
+        pixels: (n, ...) on the tower's device, n at least 1. On a GPU a tower in float32 computes without TF32.
 
     Returns:
         (n, d).
@@ -73,7 +73,8 @@ def run_in_batches(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: 
     workers = min(threads, MAX_PARALLEL_BATCHES)
     batches = pixels.split(PICTURES_PER_THREAD * (threads // workers))
     if pixels.device.type != "cpu" or len(batches) == 1 or not is_convolutional(network):
-        return run(pixels)
+        with full_float32(pixels.device.type):
+            return run(pixels)
 
     def run_batch(batch: Tensor) -> Tensor:
         with torch.inference_mode():  # the mode is set per thread

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from clipadapter.devices import full_float32
 from clipadapter.errors import InputError, brief
 from clipadapter.formatting import format_count
 from clipadapter.heads.base import Head
@@ -275,7 +276,8 @@ def train(
         leave=False,
         delay=BRIEF_SECONDS,
     )
-    with bar, limit_threads(batch_size * row_cost + step_cost):
+    work = limit_threads(batch_size * row_cost + step_cost)
+    with bar, work, full_float32(parameters[0].device.type):
         for step in range(start, steps):
             epoch, i = divmod(step, steps_per_epoch)
             if i == 0 and early_stopping is not None and state.epochs_since_best >= early_stopping.patience:

@@ -51,7 +51,8 @@ class WarmStart:
         """As `shrink`, for a tensor (c, ...) with one row per class, or its name; new classes get their initial row."""
         rows = getattr(self.head, learned) if isinstance(learned, str) else learned
         shrunk = torch.lerp(initial, remap_rows(rows, self.origin).to(initial), self.shrink_factor)
-        return torch.where((self.origin >= 0).view(-1, *[1] * (initial.ndim - 1)), shrunk, initial)
+        is_known = (self.origin >= 0).view(-1, *[1] * (initial.ndim - 1)).to(initial.device)
+        return torch.where(is_known, shrunk, initial)
 
     def shorten(self, config: R, n: int, rate: float = 1.0) -> R:
         """A training configuration with fewer passes over n rows, and the learning rate times ``rate``."""
