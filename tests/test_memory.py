@@ -16,7 +16,7 @@ y = [str(i % 3) for i in range(12)]
 text = TextFeatures(["0", "1", "2"], X[:3], 100.0)
 create_head("clip-adapter", alpha=0.2, steps=5).fit(X, y, text=text)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-create_head("clip-adapter", alpha=0.2, steps=100).fit(X, y, text=text)
+create_head("clip-adapter", alpha=0.2, steps=50).fit(X, y, text=text)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -29,5 +29,5 @@ def test_a_training_step_asks_the_system_for_no_memory_unless_the_environment_se
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     faults = int(subprocess.run([sys.executable, "-c", FIT], capture_output=True, text=True, check=True).stdout)
-    # 100 steps with gradients of 2 MiB are 512 pages each if the allocator gives them back.
-    assert faults > 20_000 if settings else faults < 5_000
+    # 50 steps with gradients of 2 MiB are 512 pages each if the allocator gives them back.
+    assert faults > 10_000 if settings else faults < 2_500

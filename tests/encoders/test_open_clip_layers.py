@@ -159,14 +159,14 @@ def test_a_transformer_of_timm_gives_tokens_at_three_layers(name, pool, proj, ha
 
 
 @pytest.mark.parametrize(
-    ("name", "pool", "places", "last"),
+    ("name", "pool", "places", "last", "size"),
     [
-        ("test_convnext", "", "stages.0 stages.1 stages.2 stages.3", None),
-        ("test_resnet", "avg", "layer1 layer2 layer3 layer4", None),
-        ("test_efficientnet", "avg", "", "bn2"),
+        ("test_convnext", "", "stages.0 stages.1 stages.2 stages.3", None, 160),
+        ("test_resnet", "avg", "layer1 layer2 layer3 layer4", None, 160),
+        ("test_efficientnet", "avg", "", "bn2", 160),
+        ("test_efficientnet", "avg", "", "bn2", 288),  # no weight of a convolutional tower depends on the size
     ],
 )
-@pytest.mark.parametrize("size", [160, 288])
 def test_a_convolutional_tower_of_timm_gives_statistics_of_its_stages(name, pool, places, last, size, towers):
     visual = towers(name, pool, "linear")
     layers = TowerLayers(visual, 16, 160)

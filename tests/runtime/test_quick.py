@@ -1,5 +1,6 @@
 """A saved model answers without torch, and says the same."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -42,11 +43,17 @@ def pictures(folder, classes=("red", "green", "blue"), count=3):
     return paths, [path.name.split("-")[0] for path in paths]
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A model of the lite encoder, and its pictures."""
+    paths, labels = pictures(tmp_path_factory.mktemp("pictures"))
+    return FewShotClassifier(encoder="lite").fit(paths, labels), paths
+
+
 @pytest.fixture
-def saved(tmp_path):
-    """A model of the lite encoder, made ready; and its pictures."""
-    paths, labels = pictures(tmp_path)
-    model = FewShotClassifier(encoder="lite").fit(paths, labels)
+def saved(fitted, tmp_path):
+    """A copy of the fitted model, the folder where it is made ready, and its pictures."""
+    model, paths = copy.copy(fitted[0]), fitted[1]
     model.save(tmp_path / "model")
     assert model.make_quick(tmp_path / "model")
     return model, tmp_path / "model", paths
