@@ -40,6 +40,16 @@ from clipadapter.prediction_files import AnsweredRows, PredictionFile
 from clipadapter.uncertainty import UncertaintyOptions
 
 SOURCE = Path(__file__).parents[1] / "src"
+RUN_AND_NOTE_PEAK = """
+import atexit, os, pathlib, re
+def note():
+    peak = re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]
+    pathlib.Path(os.environ["PEAK_FILE"]).write_text(peak)
+atexit.register(note)
+from clipadapter.cli.app import main
+main()
+"""
+"""Peak memory as the command itself sees it, on Linux: that of `wait4` would include this process, which started it."""
 CLASSES, SHOTS = 20, 4
 WIDTH, BATCH = 512, 8192
 ROW_INFO = EncoderInfo("toy", WIDTH, 32, 100.0, None, "MIT", "benchmark")
@@ -47,17 +57,18 @@ ROW_INFO = EncoderInfo("toy", WIDTH, 32, 100.0, None, "MIT", "benchmark")
 
 def run_command(arguments: list[str], source: Path = SOURCE, output: Path | None = None) -> dict[str, float]:
     """Seconds, seconds of CPU and peak MB of a command."""
-    code = "from clipadapter.cli.app import main; main()"
-    environment = {**os.environ, "PYTHONPATH": str(source)}
-    start = time.perf_counter()
-    with (output or Path(os.devnull)).open("w") as stdout:
-        process = subprocess.Popen([sys.executable, "-c", code, *arguments, "-q"], stdout=stdout, env=environment)
+    with tempfile.NamedTemporaryFile("r") as peak, (output or Path(os.devnull)).open("w") as stdout:
+        environment = {**os.environ, "PYTHONPATH": str(source), "PEAK_FILE": peak.name}
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN_AND_NOTE_PEAK, *arguments, "-q"], stdout=stdout, env=environment
+        )
         _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed")
-    cpu = usage.ru_utime + usage.ru_stime
-    return {"seconds": time.perf_counter() - start, "cpu": cpu, "peak_mb": usage.ru_maxrss / 1024}
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(arguments)} failed")
+        return {"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "peak_mb": int(peak.read()) / 1024}
 
 
 def show(name: str, n: int, result: dict[str, float], reference: dict[str, float] | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,12 @@ class PredictionColumns:
         return len(self.best)
 
     @classmethod
+    def empty(cls, class_names: Sequence[str]) -> PredictionColumns:
+        """The predictions for no picture."""
+        none, numbers = np.zeros(0, np.int64), np.zeros(0)
+        return cls(tuple(class_names), none, np.zeros(0, bool), numbers, none, numbers, np.zeros(1, np.int64), ())
+
+    @classmethod
     def concatenate(cls, parts: Sequence[PredictionColumns]) -> PredictionColumns:
         """The predictions of several batches of one model with the same options."""
         first = parts[0]
@@ -112,7 +119,7 @@ class PredictionColumns:
             join("top"),
             join("top_scores"),
             join_offsets("top_offsets"),
-            tuple(reason for part in parts for reason in part.reasons),
+            tuple(chain.from_iterable(part.reasons for part in parts)),
             join("members") if has_sets else None,
             join_offsets("member_offsets") if has_sets else None,
         )

@@ -40,12 +40,14 @@ def predict_columns(
         top: number of classes to name.
         ordered: whether a block must wait for the one before, since answers depend on earlier ones.
     """
+    if not len(features):  # no head predicts none
+        return PredictionColumns.empty(class_names)
     rows = max(1, min(ROWS_PER_BLOCK, MAX_VALUES_PER_BLOCK // len(class_names)))
 
     def predict_block(start: int) -> PredictionColumns:
         return answer(features[start : start + rows, None]).columns(class_names, top)
 
-    starts = range(0, max(1, len(features)), rows)
+    starts = range(0, len(features), rows)
     return PredictionColumns.concatenate(
         parallel_map([partial(predict_block, start) for start in starts], 1 if ordered else None)
     )
