@@ -90,3 +90,14 @@ def find_same_image(queries: Tensor, rows: Tensor) -> Tensor:
     """
     cosine, index = nearest_neighbours(queries, rows, 1)
     return torch.where(cosine[:, 0] >= 1 - SAME_IMAGE_TOLERANCE, index[:, 0], -1)
+
+
+def are_all_found(stored_rows: Tensor) -> bool:
+    """Whether `find_same_image` found all queries: then the stored results are all that a prediction needs.
+
+    False in a trace, which must not depend on the pictures that it is made with.
+
+    >>> are_all_found(torch.tensor([0, -1])), are_all_found(torch.tensor([0, 2]))
+    (False, True)
+    """
+    return not torch.jit.is_tracing() and bool((stored_rows >= 0).all())  # type: ignore[attr-defined]

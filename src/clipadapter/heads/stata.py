@@ -39,6 +39,7 @@ from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import estimate_frequencies
 from clipadapter.heads.neighbour_graph import (
     adjacency,
+    are_all_found,
     find_same_image,
     nearest_neighbours,
     neighbour_assignments,
@@ -196,10 +197,12 @@ class StatA(Head):
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
         rows, answers = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
+        known = find_same_image(x, rows[: len(answers)])
+        if are_all_found(known):
+            return answers[known]
         from_neighbours = neighbour_assignments(x, rows, answers, self.labels_, self.neighbours)
         density = self.likelihood * Mixture(self.means_, self.variances_).log_density(x)
         logits = self._prior(x) + density + self.smoothness / self.neighbours * from_neighbours
-        known = find_same_image(x, rows[: len(answers)])
         return torch.where((known >= 0)[:, None], answers[known.clamp_min(0)], logits)
 
     def _prior(self, x: Tensor) -> Tensor:

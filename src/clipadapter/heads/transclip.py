@@ -23,6 +23,7 @@ from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import warn_if_few_classes
 from clipadapter.heads.neighbour_graph import (
     adjacency,
+    are_all_found,
     find_same_image,
     nearest_neighbours,
     neighbour_assignments,
@@ -119,9 +120,11 @@ class TransClip(Head):
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
         rows, stored_logits = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
+        stored_rows = find_same_image(x, rows[: len(stored_logits)])
+        if are_all_found(stored_rows):
+            return stored_logits[stored_rows]
         from_neighbours = neighbour_assignments(x, rows, stored_logits, self.labels_, self.neighbours)
         logits = self._prior(x) + self._density(x) + self.smoothness / self.neighbours * from_neighbours
-        stored_rows = find_same_image(x, rows[: len(stored_logits)])
         return torch.where((stored_rows >= 0)[:, None], stored_logits[stored_rows.clamp_min(0)], logits)
 
     def _graph(self, u: int) -> csr_array:

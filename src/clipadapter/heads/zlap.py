@@ -24,7 +24,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import warn_if_few_classes
-from clipadapter.heads.neighbour_graph import adjacency, find_same_image, nearest_neighbours
+from clipadapter.heads.neighbour_graph import adjacency, are_all_found, find_same_image, nearest_neighbours
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import estimate_pool_frequencies
 
@@ -118,14 +118,20 @@ class Zlap(Head):
         x = unit(X)
         rows, scores = self.rows_.to(x.dtype), self.scores_.to(x.dtype)
         n, u = len(rows), self.n_unlabelled_
+        known = find_same_image(x, rows[:u])
+        if are_all_found(known):
+            return self._log_shares(scores[known])
         cosines, indices = nearest_neighbours(x, rows, self.neighbours)
         inductive = _weighted_sum(self._stretched(cosines), indices, scores[:n])
         cosines, indices = nearest_neighbours(x, self.weight_.to(x.dtype), self.neighbours)
         inductive = inductive + _weighted_sum(self._text_edge_weights(cosines), indices, scores[n:])
-        known = find_same_image(x, rows[:u])
-        score = torch.where((known >= 0)[:, None], scores[known.clamp_min(0)], inductive)  # (b, c)
-        share = score / score.sum(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        return share.clamp_min(MIN_SCORE).log()
+        return self._log_shares(torch.where((known >= 0)[:, None], scores[known.clamp_min(0)], inductive))
+
+    @staticmethod
+    def _log_shares(scores: Tensor) -> Tensor:
+        """(b, c) logarithms of each class's share of the scores of a picture."""
+        shares = scores / scores.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+        return shares.clamp_min(MIN_SCORE).log()
 
     def _image_edges(self, cosines: Tensor, indices: Tensor, n: int) -> csr_array:
         """(m, n): from each image to its nearest images."""
