@@ -49,8 +49,9 @@ def test_encoders_with_a_tower(name, opened, draw, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "SigLIP"])
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_all_layers_of_a_tower_at_both_sizes_are_one_graph(name, opened, draw, tmp_path):
+    """SigLIP's layers as a graph, at the second size and mirrored: tests/encoders/test_layer_conversion.py."""
     layers, size = list(opened(name).layers()), opened(name).second_size()
     assert size is not None
     names = [*layers, *(f"{layer}@{size}+mirrored" for layer in layers)]
