@@ -187,9 +187,11 @@ def _write_folder(folder: Path) -> Iterator[Path]:
     partial.rename(folder)
 
 
-def write_open_clip(folder: Path) -> None:
-    """A ViT-B/32 with random weights as open_clip reads it."""
+def write_open_clip(folder: Path, layers: int | None = None) -> None:
+    """A ViT-B/32 with random weights as open_clip reads it; with fewer layers for a quick trial."""
     config = open_clip.get_model_config("ViT-B-32")
+    if layers is not None:
+        config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = layers
     pixels = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
     with torch.random.fork_rng(devices=[]), _write_folder(folder) as partial:
         torch.manual_seed(0)

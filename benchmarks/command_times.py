@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=8)
     parser.add_argument("--extra", type=int, default=1, help="pictures per class that are added and evaluated")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-warm-up", action="store_true", help="count the first round too, which fills the store")
     add_json(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -87,11 +88,11 @@ def main() -> None:
         }
         runs: dict[str, list[dict[str, float]]] = {each: [] for each in commands}
         environment = user_environment() | {"XDG_CACHE_HOME": str(folder / "cache")}
-        for number in range(args.rounds + 1):
+        for number in range(args.no_warm_up, args.rounds + 1):
             for each, command in commands.items():
                 status = 2 if each == "a wrong command line" else 0
                 run = measure([sys.executable, "-m", "clipadapter", *command], environment, status)
-                if number:  # the first round fills the store
+                if number:
                     runs[each].append(run)
     rows = [
         {"command": each, **{unit: summarise(run[unit] for run in some) for unit in ("seconds", "cpu", "mb")}}

@@ -349,7 +349,8 @@ def write_page(results: dict[str, dict[str, str]]) -> str:
         "Where the time of commands goes, by `benchmarks/flame_graphs.py`. py-spy takes samples of all threads that do "
         "not wait, so the figures are seconds of threads. A frame is as wide as its share of the samples, and the "
         "frames below it are those that it calls. Open a picture alone to read the names of narrow frames. Imports are "
-        "one frame per package, and rare stacks are left out. How fast these commands are is on the page "
+        "one frame per package, and rare stacks are left out. The empty part at the right is the start and the end of "
+        "the process. How fast these commands are is on the page "
         "[Speed](speed.md).",
     ]
     for name, profiled in COMMANDS.items():

@@ -76,9 +76,9 @@ class Setting:
     @cached_property
     def weights(self) -> Path:
         """A ViT-B/32 with random weights, which all programs read."""
-        folder = self.work / "vit-b-32"
+        folder = self.work / ("vit-b-32-small" if self.small else "vit-b-32")
         if not folder.exists():
-            _rivals.write_open_clip(folder)
+            _rivals.write_open_clip(folder, layers=2 if self.small else None)
         return folder
 
     @cached_property
@@ -262,7 +262,7 @@ def fit_values(results: list[Results]) -> Values:
     values = {"table": table(["", "processor s", "ratio", "training loss", "held-out accuracy"], rows)}
     for name, result in zip(("size", "large_size"), results, strict=True):
         values[name] = " x ".join(str(result["size"][key]) for key in ("classes", "shots", "width"))
-    large = [f"{significant(row['cpu'])} times ({LOOPS[row['loop']]})" for row in results[1]["rows"]]
+    large = [f"{significant(row['cpu'])} times as fast as {LOOPS[row['loop']]}" for row in results[1]["rows"]]
     return values | {"large": " and ".join(large)}
 
 
@@ -295,6 +295,16 @@ def store_values(results: list[Results]) -> Values:
         "open": f"{whole['open_ms']:.1f}",
         "memory": f"{whole['items_mb']:.0f}",
     }
+
+
+def predict_values(results: list[Results]) -> Values:
+    (result,) = results
+    rows = [
+        [row["name"], f"{row['n']:,}", significant(row["rate"]), significant(row["cpu"])]
+        + [significant(row["peak_mb"]) if row["peak_mb"] else "", f"{row['share']:.2f}" if "share" in row else ""]
+        for row in result["rows"]
+    ]
+    return {"table": table(["", "pictures or rows", "per second", "processor s", "peak MB", "share of embed"], rows)}
 
 
 def ray_values(results: list[Results]) -> Values:
@@ -362,9 +372,18 @@ SECTIONS = [
         lambda setting: [
             ["command_times.py", str(setting.pictures), "--classes", setting.pick(101, 3), "--json", JSON]
             + ["--shots", setting.pick(8, 4), "--rounds", setting.pick(3, 1)]
+            + (["--no-warm-up"] if setting.small else [])
         ],
         command_values,
         15,
+    ),
+    Section(
+        "predict",
+        lambda setting: [
+            ["predict_speed.py", str(setting.pictures), "--count", setting.pick(2000, 8), "--json", JSON]
+            + ["--rows", setting.pick(200_000, 1000)]
+        ],
+        predict_values,
     ),
     Section(
         "runtime",
