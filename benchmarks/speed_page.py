@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import re
+import resource
 import string
 import subprocess
 import sys
@@ -438,11 +439,12 @@ def measure(section: Section, setting: Setting) -> Results:
         RuntimeError: a command failed, took longer than its limit, or gave no JSON.
     """
     load = os.getloadavg()[0]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), _cpu_of_children()
     results = [_run(command, section.minutes) for command in section.commands(setting)]
     return {
         "results": results,
         "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(_cpu_of_children() - cpu, 1),
         "load": round(load, 2),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "commit": commit(),
@@ -450,6 +452,11 @@ def measure(section: Section, setting: Setting) -> Results:
         "versions": versions(),
         "small": setting.small,
     }
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _run(command: list[str], minutes: float) -> Results:
@@ -612,7 +619,11 @@ def main() -> None:
                 print(f"{section.name} failed: {error}", flush=True)
                 continue
             save(results_path, results)
-            print(f"{section.name}: {results[section.name]['seconds']:.0f} s", flush=True)
+            print(
+                f"{section.name}: {results[section.name]['seconds']:.0f} s, "
+                f"{results[section.name]['cpu_seconds']:.0f} s of processors",
+                flush=True,
+            )
     page.write_text(write_page(results), encoding="utf-8")
     print(f"wrote {page}")
     if failed:
