@@ -173,8 +173,9 @@ def ask_once(photo: str) -> Callable[[subprocess.Popen], None]:
     def ask(process: subprocess.Popen) -> None:
         import psutil
 
-        line = process.stdout.readline()
-        url = json.loads(line)["url"]
+        # py-spy writes lines of its own before those of the server.
+        urls = (re.search(r'"url": "([^"]+)"', line) for line in process.stdout)
+        url = next(found[1] for found in urls if found)
         body = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n'
         body += Path(photo).read_bytes() + b"\r\n--x--\r\n"
         header = {"Content-Type": "multipart/form-data; boundary=x"}
