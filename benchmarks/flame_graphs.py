@@ -381,7 +381,6 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=20)
     args = parser.parse_args()
     IMAGES.mkdir(parents=True, exist_ok=True)
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name in args.only or COMMANDS:
         profiled = COMMANDS[name]
         with tempfile.TemporaryDirectory() as scratch:
@@ -402,6 +401,7 @@ def main() -> None:
         svg = draw(build_tree(stacks), "clipadapter " + re.sub(r"[{}]", "", profiled.arguments)[:70])
         (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
         print(f"{name}: {seconds:.0f} s, {len(svg) / 1000:.0f} kB; {where(stacks)}", flush=True)
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         results[name] = {"seconds": f"{sum(stacks.values()) / RATE:.1f}", "where": where(stacks)}
         results[name] |= {"commit": commit(), "machine": machine()}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -298,6 +298,19 @@ def store_values(results: list[Results]) -> Values:
     }
 
 
+def class_values(results: list[Results]) -> Values:
+    rows = []
+    for result in results:
+        for row in result["rows"]:
+            cells = [row["error"], "", ""] if "error" in row else [significant(row["fit s"])]
+            cells += [] if "error" in row else [significant(row["predict s"]), significant(row["over data MB"])]
+            rows.append([f"`{row['head']}`", row["size"].replace("x", " x "), *cells])
+    return {
+        "table": table(["", "classes x shots x width", "fit s", "predict s", "MB over data"], rows),
+        "queries": f"{results[0]['queries']:,}",
+    }
+
+
 def predict_values(results: list[Results]) -> Values:
     (result,) = results
     rows = [
@@ -410,6 +423,14 @@ SECTIONS = [
             + (["gda", "--shots", "1", "--seeds", "1", "--classes", "10", "--width", "64"] if setting.small else [])
         ],
         study_values,
+    ),
+    Section(
+        "classes",
+        lambda setting: [
+            ["head_costs.py", "auto", "clip-adapter", "linear-probe", "gda", "tip-adapter", "--json", JSON]
+            + ["--size", "10x2x16" if setting.small else "1000x16x1024", "--limit-seconds", "180"]
+        ],
+        class_values,
     ),
     Section(
         "store",
