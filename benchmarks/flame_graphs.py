@@ -16,6 +16,7 @@ command, from `results/flame.json`: its text about each command is in COMMANDS, 
 import argparse
 import html
 import json
+import os
 import re
 import signal
 import subprocess
@@ -368,7 +369,7 @@ def write_page(results: dict[str, dict[str, str]]) -> str:
             "",
             f"[![Flame graph of {profiled.title.lower()}](images/flame/{name}.svg)](images/flame/{name}.svg)",
             "",
-            f"Commit {result['commit']}, {result['machine']}.",
+            f"Commit {result['commit']}, {result['machine']}; load before it began: {result['load']}.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -392,7 +393,7 @@ def main() -> None:
             run_plain(["--help"], environment)  # bytecode is written before the profile
             for command in profiled.before:
                 run_plain(fill(command, places), environment)
-            start = time.perf_counter()
+            start, load = time.perf_counter(), os.getloadavg()[0]
             out = folder / "stacks.txt"
             then = ask_once(photo) if profiled.is_server else None
             record(fill(profiled.arguments, places), args.py_spy, out, environment, then)
@@ -403,7 +404,7 @@ def main() -> None:
         print(f"{name}: {seconds:.0f} s, {len(svg) / 1000:.0f} kB; {where(stacks)}", flush=True)
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         results[name] = {"seconds": f"{sum(stacks.values()) / RATE:.1f}", "where": where(stacks)}
-        results[name] |= {"commit": commit(), "machine": machine()}
+        results[name] |= {"commit": commit(), "machine": machine(), "load": f"{load:.1f}"}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(write_page(results), encoding="utf-8")
 
