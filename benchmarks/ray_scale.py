@@ -102,7 +102,8 @@ def main() -> None:
         if before:
             to_node, from_node = (round((b - a) / args.pictures) for a, b in zip(before, link_bytes(), strict=True))
             result["bytes/picture"] = {"to the node": to_node, "from the node": from_node}
-        result |= check_rows(source if args.s3 else str(pictures), target, names, reference, args)
+        result |= check_rows(target, names, reference, args)
+        result["model"] = compare_with_model(args, result)
         if args.repeat:
             again = run_driver(args, cluster, source, target, kill=False)
             result["repeated call"] = {
@@ -185,7 +186,9 @@ def run_one_process(args: argparse.Namespace, pictures: Path, names: Sequence[st
         ).stdout
         measured = json.loads(output.splitlines()[-1])
         arrays = np.load(features)
-        reference = {sample[row]: feature for row, feature in zip(arrays["rows"], arrays["features"], strict=True)}
+        reference = {
+            Path(sample[row]).name: feature for row, feature in zip(arrays["rows"], arrays["features"], strict=True)
+        }
     report = {
         "pictures": len(sample),
         "pictures/s": round(len(sample) / measured["seconds"], 1),
@@ -339,9 +342,10 @@ def run_driver(
         watcher = Watcher(driver.pid, cluster)
         watcher.start()
         third = wait_for_third(driver, target)
-        cpu_before = watcher.worker_cpu()
+        cpu_before, time_before = watcher.worker_cpu(), time.monotonic()
         killed = kill_last_node(cluster) if third and kill and not args.no_kill else None
         output, _ = driver.communicate()
+        later_seconds = time.monotonic() - time_before
         watcher.ended.set()
         watcher.join()
         if driver.returncode:
@@ -356,6 +360,8 @@ def run_driver(
         "pictures/s": round(args.pictures / seconds, 1),
         "CPU ms/picture": round(1000 * watcher.worker_cpu() / args.pictures, 2),
         "after the first third": round(1000 * (watcher.worker_cpu() - cpu_before) / later, 2) if later else None,
+        "share of the first third": third,
+        "seconds after it": round(later_seconds, 1) if third else None,
         "driver CPU s": round(watcher.cpu["driver"], 1),
         "killed": killed,
         "memory": watcher.report(),
@@ -381,6 +387,22 @@ def kill_last_node(cluster: Cluster) -> str:
     return f"{processes} processes of one node"
 
 
+def compare_with_model(args: argparse.Namespace, result: dict[str, Any]) -> dict[str, Any]:
+    """What docs/scaling.md predicts from the run of one process and the width, beside what was measured."""
+    one, third = result["one process"], result["share of the first third"]
+    rows = {"bytes per row": (4 * result["width"] + 89, result["bytes per row"])}
+    if third:
+        left = args.nodes if result["killed"] is None else args.nodes - 1
+        cores = min(left * args.cores, os.cpu_count() or 1)
+        rows["CPU ms/picture after the first third"] = (one["CPU ms/picture"], result["after the first third"])
+        predicted = (1 - third) * args.pictures / (cores * one["pictures/s"])
+        rows["seconds after the first third"] = (round(predicted, 1), result["seconds after it"])
+    return {
+        name: {"predicted": predicted, "measured": measured, "error %": round(100 * (predicted / measured - 1), 1)}
+        for name, (predicted, measured) in rows.items()
+    }
+
+
 def count_shards(system: Any, folder: str) -> int:
     from pyarrow.fs import FileSelector
 
@@ -392,7 +414,7 @@ def count_shards(system: Any, folder: str) -> int:
 
 
 def check_rows(
-    source: str, target: str, names: Sequence[str], reference: dict[str, Any], args: argparse.Namespace
+    target: str, names: Sequence[str], reference: dict[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Compare the rows of all shards with the pictures that were made."""
     from pyarrow import parquet
@@ -407,18 +429,18 @@ def check_rows(
         with system.open_input_file(info.path) as file:
             table = parquet.read_table(file)
         for row in table.to_pylist():
-            key = "/".join(row["path"].split("/")[-2:])
-            key = key if not args.tars else key.split("/")[-1]
+            key = row["path"].split("/")[-1]  # differs from picture to picture, also in archives
             rows[key] += 1
             if row["error"]:
                 errors.add(key)
             elif key in reference:
                 compared += 1
                 far += not np.allclose(row["feature"], reference[key], atol=1e-4)
-    expected = {name.split("/")[-1] if args.tars else name for name in names}
+    expected = {name.split("/")[-1] for name in names}
     bad = {name for name in expected if is_unreadable(int(Path(name).stem))}
     return {
         "shards": len(plan.shards),
+        "width": plan.dim,
         "bytes per row": round(size / max(1, sum(rows.values()))),
         "rows lost": len(expected - rows.keys()),
         "rows twice": sum(count > 1 for count in rows.values()) + len(rows.keys() - expected),

@@ -273,6 +273,18 @@ def _check_storage(filesystem: Any, folder: str, error: Exception) -> None:
         ) from error
 
 
+def is_file(filesystem: Any, path: str) -> bool:
+    """Whether there is a file of this name.
+
+    Raises:
+        StorageError: if the storage does not answer.
+    """
+    try:
+        return bool(filesystem.get_file_info(path).is_file)
+    except OSError as error:
+        raise StorageError(f"'{path}' can't be read: {describe_storage_error(error)}; {STORAGE_ADVICE}") from error
+
+
 def _return_bytes(data: bytes) -> bytes:
     return data
 

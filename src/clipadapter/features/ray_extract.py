@@ -14,7 +14,7 @@ from clipadapter.data.images import get_max_pixels, set_max_pixels
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import ClipAdapterError, DataError, FingerprintError, InputError, require
 from clipadapter.features.cluster import connect_ray
-from clipadapter.features.collection import StorageError, WorkUnit, divide_collection, open_filesystem
+from clipadapter.features.collection import StorageError, WorkUnit, divide_collection, is_file, open_filesystem
 from clipadapter.features.shards import (
     ShardPlan,
     create_folder,
@@ -170,7 +170,7 @@ class ShardWriter:
         """Write one file, unless another worker wrote it meanwhile."""
         job = self.job
         path = posixpath.join(job.folder, shard_name(unit, job.plan.fingerprint))
-        if job.target.get_file_info(path).is_file:
+        if is_file(job.target, path):
             return 0, 0
         threads = job.cores if job.source.type_name == "local" else max(job.cores, REMOTE_READERS)
         rows = list(encode_pictures(self.encoder, unit.images(job.source), job.batch_size, threads))

@@ -32,6 +32,7 @@ from clipadapter.features.collection import (
     StorageError,
     WorkUnit,
     describe_storage_error,
+    is_file,
     open_filesystem,
 )
 from clipadapter.features.feature_set import FeatureSet
@@ -424,7 +425,7 @@ def holds_shards(folder: str | Path) -> bool:
     if "://" not in str(folder):
         return (Path(folder) / PLAN_FILE).is_file()
     system, path = open_filesystem(folder)
-    return bool(system.get_file_info(posixpath.join(path, PLAN_FILE)).is_file)
+    return is_file(system, posixpath.join(path, PLAN_FILE))
 
 
 def read_feature_shards(folder: str | Path, split: str | None = None, filesystem: Any = None) -> FeatureSet:
