@@ -48,6 +48,8 @@ UNREADABLE_EVERY = 997
 SIDE = 64
 SAMPLE_SECONDS = 0.5
 MIN_RUN_SAMPLES = 6
+WORKED_TO_THE_END = 0.8
+"""Share of the run after which a worker was seen; a killed one was not."""
 HEAD_ADDRESS, NODE_ADDRESS = "10.77.0.1", "10.77.0.2"
 NAMESPACE = "clipadapter-ray"
 BUCKET = "clipadapter-scale"
@@ -158,7 +160,7 @@ def is_unreadable(number: int) -> bool:
 
 
 def make_jpeg(number: int) -> bytes:
-    """A smooth pattern whose colour depends on the class, with grain: about 2.5 kB, as pictures of EuroSAT."""
+    """A smooth pattern whose colour depends on the class, with grain: about 2 kB, as pictures of EuroSAT."""
     random = np.random.default_rng(number)
     coarse = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
     coarse[..., number % 3] //= 1 + number % CLASSES
@@ -304,10 +306,10 @@ class Watcher(threading.Thread):
             self.cpu[name] = times.user + times.system
 
     def report(self) -> dict[str, Any]:
-        """Peaks in MB: of the driver, and of that worker of those that worked to the end that has the highest."""
+        """Peaks in MB: of the driver, and of the worker with the highest among those that worked to the end."""
         end = max(seconds for seconds, _ in self.memory["driver"])
         workers = {name: values for name, values in self.memory.items() if name != "driver" and self.cpu[name] > 1}
-        last = [values for values in workers.values() if values[-1][0] > end - 5]
+        last = [values for values in workers.values() if values[-1][0] > end * WORKED_TO_THE_END]
         largest = max(last, key=lambda values: max(mb for _, mb in values), default=[])
         return {
             "driver": thirds(self.memory["driver"]),

@@ -48,7 +48,13 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 
 @click.command(epilog=EXAMPLE)
 @click.argument("suite")
-@click.option("--data", "-d", multiple=True, metavar="NAME|PATH", help="Data set. May be repeated.")
+@click.option(
+    "--data",
+    "-d",
+    multiple=True,
+    metavar="NAME|PATH",
+    help="Data set, or features:FOLDER with feature shards or a bundle. May be repeated.",
+)
 @click.option("--encoder", "-e", multiple=True, type=ENCODER_URI, metavar="URI", help="Encoder. May be repeated.")
 @click.option("--heads", metavar="NAME,...", help="Only these heads of the suite.")
 @click.option(
