@@ -273,7 +273,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
             scripts take: 50 at one shot per class, 100 at two to five, 200 above.
         steps: fewest optimizer steps if ``epochs`` is None. There are at least 20 epochs too, unless these cost more
-            than 10^12 multiplications forwards, as from 1,000 classes x 47 shots or 4,100 x 4 on, 512 columns wide.
+            than 10^12 multiplications forwards, as 10,000 classes x 4 shots do.
         folds: number of folds for "auto", of which no more are fitted than hold out 256 shots together.
         seed: of initialisation, shuffling, noise and folds.
 

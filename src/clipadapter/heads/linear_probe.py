@@ -98,7 +98,8 @@ class LinearProbe(LogitAdjustedHead):
             which does not depend on the number of classes.
         input_norm: True to fit on unit-length features, False on raw ones.
         folds: number of folds for ``C="auto"``.
-        max_iter: bound on L-BFGS iterations.
+        max_iter: bound on L-BFGS iterations. Above 3 * 10^10 multiplications of one pass (shots x classes x columns),
+            L-BFGS is preconditioned and stops after 8 * 10^12, which may be before the optimum.
         tol: L-BFGS stops when the norm of the gradient is this share of its norm at zero weights; with solver
             "sklearn", when its largest entry is below ``tol``.
         seed: of the folds, and of the part of the classes.

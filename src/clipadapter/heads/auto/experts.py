@@ -30,7 +30,7 @@ LBFGS_MAX_ITER = 100
 MAX_CALIBRATION_LOGITS = 2**22
 """Zero-shot logits that the text is calibrated on where all are more than `MAX_LOGITS`: 419 rows of 10,000 classes.
 Each logit is taken to 61 powers."""
-PROBE_COST = MAX_SOLVE_COST * 2 // 3
+PROBE_COST = MAX_SOLVE_COST * 2 // 5
 """Multiplications of one probe at most, if it is too dear to be solved exactly: two probes are fitted at a time."""
 
 
@@ -298,7 +298,7 @@ def _offset_of_rows(
 ) -> Tensor:
     """(b, c) of a slice of the shots."""
     if zero_shot is None:
-        return log_counts.expand(rows.stop - rows.start, -1)
+        return log_counts.expand(len(range(rows.stop)[rows]), -1)
     return log_counts + text_weight * zero_shot[rows]
 
 

@@ -8,6 +8,9 @@ The method is ours. It rests on three observations:
 - Where no shot can be held out, the logits that a classifier gives to wrong classes still show its noise. In units of
   that noise, one weight suits all encoders.
 
+With thousands of classes its probes stop before the optimum (`PROBE_COST`), and text is calibrated on a part of the
+shots (`MAX_CALIBRATION_LOGITS`): see docs/decisions/0040-thousands-of-classes.md.
+
 docs/decisions/0029-auto.md says how the constants were chosen. Further blocks of features are mixed in by
 `clipadapter.heads.auto.blocks`, pictures without labels by `clipadapter.heads.auto.unlabelled`.
 """
