@@ -234,3 +234,22 @@ def test_the_plain_backend_gives_the_plain_features(lite, pictures):
     np.testing.assert_allclose(
         with_backend(lite).encode_images(images), lite.encode_images(images), rtol=1e-4, atol=1e-4
     )
+
+
+def test_many_pictures_to_predict_choose_the_backend_but_not_the_precision(pictures, own_cache, monkeypatch):
+    model = FewShotClassifier("lite", "zero-shot", cache=None).fit(pictures, ["red", "blue"] * 6)
+    assert model.encoder_.info.backend == "torch"  # few pictures
+    expected, tried = model.classify(pictures), set()
+
+    def measured(encoder, squares, *_):
+        tried.add(encoder.info.precision)
+        return Measured(encoder.info.backend, "fp32", 200.0 if encoder.info.backend == "openvino" else 100.0, EXACT)
+
+    monkeypatch.setattr(autotune, "measure", measured)
+    monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda n_images, rate: n_images > 11)
+    model.classify(pictures[:11])
+    assert model.encoder_.info.backend == "torch"
+    predictions = list(model.iter_predictions(pictures))
+    assert (model.encoder_.info.backend, tried) == ("openvino", {"fp32"})
+    for one, other in zip(predictions, expected, strict=True):
+        assert one.label == other.label and one.probability == pytest.approx(other.probability, rel=1e-3)
