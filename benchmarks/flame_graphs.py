@@ -119,7 +119,7 @@ COMMANDS = {
         "Bench run, three heads",
         "bench run few-shot --data {all} --encoder lite --heads linear-probe,clip-adapter,auto --shots 4 --seeds 2 "
         "--workers 1 --out {records}",
-        "Features of all pictures once, then six fits in a worker process, which imports torch too.",
+        "Features of all pictures once, then six fits in this process, since there is one worker.",
     ),
     "serve": Profiled(
         "Serve, one request",
@@ -399,7 +399,7 @@ def main() -> None:
             record(fill(profiled.arguments, places), args.py_spy, out, environment, then)
             seconds = time.perf_counter() - start
             stacks = read_stacks(out)
-        svg = draw(build_tree(stacks), "clipadapter " + re.sub(r"[{}]", "", profiled.arguments)[:70])
+        svg = draw(build_tree(stacks), "clipadapter " + re.sub(r"[{}]", "", profiled.arguments)[:60])
         (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
         print(f"{name}: {seconds:.0f} s, {len(svg) / 1000:.0f} kB; {where(stacks)}", flush=True)
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
