@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _output import add_json, write_json
 from head_costs import QUERIES, make, peak_mb
 
 from clipadapter import FewShotClassifier
@@ -142,20 +143,25 @@ def main() -> None:
     parser.add_argument("--limit-seconds", type=float, default=1200.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
+    add_json(parser)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
         print(json.dumps(measure(args.rows[0], args.size[0], args.features, args.threads)))
         return
     lines: list[str] = []
+    rows: list[dict] = []
     for size in args.size or SIZES:
         title = f"{size} (classes x shots x width), {args.features} features, {QUERIES} queries, {args.threads} threads"
         lines += [title, "", "| | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
         for name in args.rows or [*HEADS, "path gda", "path auto"]:
-            lines.append(row(name, in_a_process(name, size, args.features, args.threads, args.limit_seconds)))
+            costs = in_a_process(name, size, args.features, args.threads, args.limit_seconds)
+            lines.append(row(name, costs))
+            rows.append({"head": name, "size": size} | ({"error": costs} if isinstance(costs, str) else costs))
             print(lines[-1], flush=True)
         lines.append("")
     print("\n".join(lines))
+    write_json(args.json, features=args.features, queries=QUERIES, threads=args.threads, rows=rows)
     if args.out:
         args.out.write_text("\n".join(lines), encoding="utf-8")
 

@@ -303,10 +303,10 @@ def class_values(results: list[Results]) -> Values:
     for result in results:
         for row in result["rows"]:
             cells = [row["error"], "", ""] if "error" in row else [significant(row["fit s"])]
-            cells += [] if "error" in row else [significant(row["predict s"]), significant(row["over data MB"])]
+            cells += [] if "error" in row else [significant(row["predict s"]), significant(row["peak MB"])]
             rows.append([f"`{row['head']}`", row["size"].replace("x", " x "), *cells])
     return {
-        "table": table(["", "classes x shots x width", "fit s", "predict s", "MB over data"], rows),
+        "table": table(["", "classes x shots x width", "fit s", "predict s", "peak MB"], rows),
         "queries": f"{results[0]['queries']:,}",
     }
 
@@ -427,10 +427,13 @@ SECTIONS = [
     Section(
         "classes",
         lambda setting: [
-            ["head_costs.py", "auto", "clip-adapter", "linear-probe", "gda", "tip-adapter", "--json", JSON]
-            + ["--size", "10x2x16" if setting.small else "1000x16x1024", "--limit-seconds", "180"]
+            ["many_classes.py", "gda", "tip-adapter", "clip-adapter", "linear-probe", "--json", JSON]
+            + ["--size", "10x2x16" if setting.small else "10000x4x512", "--limit-seconds", "300"],
+            ["many_classes.py", "auto", "--json", JSON]
+            + ["--size", "10x2x16" if setting.small else "1000x16x1024", "--limit-seconds", "300"],
         ],
         class_values,
+        15,
     ),
     Section(
         "store",
