@@ -427,10 +427,9 @@ SECTIONS = [
     Section(
         "classes",
         lambda setting: [
-            ["many_classes.py", "gda", "tip-adapter", "clip-adapter", "linear-probe", "--json", JSON]
-            + ["--size", "10x2x16" if setting.small else "10000x4x512", "--limit-seconds", "300"],
-            ["many_classes.py", "auto", "--json", JSON]
-            + ["--size", "10x2x16" if setting.small else "1000x16x1024", "--limit-seconds", "300"],
+            ["many_classes.py", "gda", "tip-adapter", "linear-probe", "clip-adapter", "auto", "--json", JSON]
+            + ["--limit-seconds", "300"]
+            + (["--size", "10x2x16"] if setting.small else []),
         ],
         class_values,
         15,
