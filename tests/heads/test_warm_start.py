@@ -263,7 +263,7 @@ def test_it_makes_a_quarter_of_the_passes(name, monkeypatch):
 
     monkeypatch.setattr(TrainConfig, "count_epochs", counting)
     fitted(small(name), NEW, earlier(name))
-    usual, made = counted
+    usual, made = counted[0], counted[-1]
     assert made == round(usual / 4)
 
 
