@@ -31,6 +31,15 @@ def torch_knows_the_device(monkeypatch):
     monkeypatch.setattr(clip_lora, "SeededDropout", lambda rate, seed, device: dropout(rate, seed, "cpu"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The simulated device is known in one thread only, and decompositions run in as many as torch has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class TowerOnDevice(WordTower):
     """The tower of the toy texts: it computes on the CPU, and takes and returns tensors of the device."""
 
