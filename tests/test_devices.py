@@ -40,7 +40,7 @@ def test_cuda_is_refused_with_the_reason(version, reason, monkeypatch):
 
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:x", None, 1.5])
 def test_a_name_of_no_device_is_refused(device):
-    with pytest.raises(InputError, match="a device is cpu, cuda, mps, xpu or auto"):
+    with pytest.raises(InputError, match="give cpu, cuda, mps, xpu or auto"):
         check_device(device)
 
 

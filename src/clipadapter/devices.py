@@ -38,10 +38,10 @@ def check_device(device: str) -> str:
 
     >>> check_device("cpu")
     'cpu'
-    >>> check_device("gpu")
+    >>> check_device("gpu")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    clipadapter.errors.InputError: a device is cpu, cuda, mps, xpu or auto, or one of several such as cuda:1, not 'gpu'
+    clipadapter.errors.InputError: no device is called 'gpu': give cpu, cuda, mps, xpu or auto, or one of several ...
     """
     if device == "cpu":
         return device
@@ -53,7 +53,8 @@ def check_device(device: str) -> str:
         kind = torch.device(device).type
     except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"a device is {', '.join(DEVICES)} or auto, or one of several such as cuda:1, not {brief(device)}"
+            f"no device is called {brief(device)}: give {', '.join(DEVICES)} or auto, or one of several such as "
+            "cuda:1. cuda is a GPU of NVIDIA or AMD"
         ) from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"the device '{device}' can't be used on this machine: {_why_no_cuda()}")

@@ -208,6 +208,12 @@ def test_bad_solver_is_named():
         LinearProbe(solver="saga").fit(X, y)
 
 
+@pytest.mark.parametrize("C", [0, -1.0, float("nan"), "large"])
+def test_a_penalty_of_no_strength_is_refused(C):
+    with pytest.raises(InputError, match="C must be 'auto' or a positive number"):
+        LinearProbe(C=C).fit([[1.0, 0.0], [0.0, 1.0]], ["a", "b"])
+
+
 @pytest.mark.parametrize("run", ["shot1_seed1", "shot16_seed3"])
 def test_released_search_finds_the_same_c_and_its_probe_the_same_classes(run):
     figures, _ = golden("lpclip")

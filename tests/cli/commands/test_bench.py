@@ -119,7 +119,7 @@ def test_a_suite_that_cannot_run_does_not_pass_its_dry_run(run, squares, tmp_pat
         (("--launcher", "ray"), "The launcher ray needs an extra that is not installed", "ray"),
         (("--track", "mlflow"), "The tracker mlflow needs an extra that is not installed", "mlflow"),
         (("--launcher", "slurm"), "no launcher is called 'slurm'", None),
-        (("--device", "nowhere"), "not 'nowhere'", None),
+        (("--device", "nowhere"), "no device is called 'nowhere'", None),
         (("--heads", "knnn"), "no head called knnn", None),
         (("--rows", "rows.json"), "rows.json", None),
         (("--descriptions", "texts.json"), "texts.json", None),

@@ -85,11 +85,12 @@ def test_what_is_skipped_has_a_reason(tmp_path, write_squares, run):
         (["--shard", "3/2"], "shard i/n needs"),
         (["--shard", "half"], "a shard is written i/n"),
         (["--to", "no/such/folder/x.parquet"], "there is no folder"),
+        (["--to", "x.csv"], "a name that ends with .parquet, not 'x.csv'"),
         (["--views", "2", "--view-scale", "0.9", "0.1"], "scale"),
         (["--views", "2", "--view-scale", "0.1", "1", "--crop", "tip"], "both set the area of the crops"),
         (["--split", "dev"], "has no split 'dev'"),
         (["--cache", "README.md/features"], "README.md/features"),
-        (["--device", "warp"], "a device is cpu, cuda, mps, xpu or auto, or one of several such as cuda:1, not 'warp'"),
+        (["--device", "warp"], "no device is called 'warp': give cpu, cuda, mps, xpu or auto"),
     ],
 )
 def test_wrong_input(args, words, squares, tmp_path, monkeypatch, run):

@@ -253,7 +253,7 @@ def test_views(squares, fit):
             "--unlabelled: there are no pictures in 'empty': give a folder with",
         ),
         (["--split", "dev"], "has no split 'dev'"),
-        (["--device", "warp"], "a device is cpu, cuda, mps, xpu or auto, or one of several such as cuda:1, not 'warp'"),
+        (["--device", "warp"], "no device is called 'warp': give cpu, cuda, mps, xpu or auto"),
         (["--class-names", "nothing.json"], "nothing.json can't be opened"),
         (["--out", "file/model"], "can't write file/model"),
         (["--out", "file"], "file is a file; give a folder"),

@@ -13,7 +13,7 @@ from clipadapter.cli.inputs import read_samples
 from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts
-from clipadapter.errors import DataError, require
+from clipadapter.errors import DataError, InputError, require
 from clipadapter.formatting import describe_unreadable
 
 
@@ -100,6 +100,8 @@ def command(
 
 def _check_table(path: Path) -> None:
     """Refuse, before the work, what `write_parquet` would refuse after it."""
+    if path.suffix.lower() != ".parquet":
+        raise InputError(f"--to writes Parquet: give a name that ends with .parquet, not '{path.name}'")
     require("pyarrow.parquet", "parquet", "The Parquet export")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
