@@ -74,3 +74,46 @@ def test_tf32_is_off_while_anyone_computes_and_as_it_was_after():
     assert [each.fp32_precision for each in settings] == before
     with full_float32("cpu"):
         assert [each.fp32_precision for each in settings] == before
+
+
+def new_settings():
+    """Owners of torch's new settings of products, each with the attribute ``fp32_precision``."""
+    cudnn = torch.backends.cudnn
+    return [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, cudnn.conv, cudnn.rnn]
+
+
+def read_new_settings():
+    return [each.fp32_precision for each in new_settings()]
+
+
+def read_all_settings():
+    older = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+    return [torch.get_float32_matmul_precision(), *older, *read_new_settings()]
+
+
+@pytest.fixture
+def precision_restored():
+    precision, before = torch.get_float32_matmul_precision(), read_new_settings()
+    yield
+    torch.set_float32_matmul_precision(precision)
+    for each, value in zip(new_settings(), before, strict=True):
+        each.fp32_precision = value
+
+
+@pytest.mark.usefixtures("precision_restored")
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_older_and_new_settings_of_tf32_can_be_read_while_it_is_off(precision):
+    torch.set_float32_matmul_precision(precision)
+    before = read_all_settings()
+    with full_float32("cuda"):
+        assert read_all_settings() == ["highest", False, False, *["ieee"] * 4]
+    assert read_all_settings() == before
+
+
+@pytest.mark.usefixtures("precision_restored")
+def test_tf32_is_off_for_a_program_that_uses_the_new_settings_only():
+    for each, value in zip(new_settings(), before := ["tf32", "bf16", "ieee", "tf32"], strict=True):
+        each.fp32_precision = value
+    with full_float32("cuda"):
+        assert read_new_settings() == ["ieee"] * 4
+    assert read_new_settings() == before

@@ -120,19 +120,11 @@ class _FullFloat32:
         self.before: list[tuple[Any, str, Any]] = []
 
     def enter(self) -> None:
-        import torch
-
         with self.lock:
             self.users += 1
             if self.users > 1:
                 return
-            matmul: Any = torch.backends.cuda.matmul
-            cudnn: Any = torch.backends.cudnn
-            settings: list[tuple[Any, str, Any]]
-            if hasattr(matmul, "fp32_precision"):  # torch 2.9 and later
-                settings = [(each, "fp32_precision", "ieee") for each in (matmul, cudnn.conv, cudnn.rnn)]
-            else:
-                settings = [(each, "allow_tf32", False) for each in (matmul, cudnn)]
+            settings = _tf32_settings()
             self.before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
             for owner, name, value in settings:
                 setattr(owner, name, value)
@@ -142,7 +134,51 @@ class _FullFloat32:
             self.users -= 1
             if not self.users:
                 for owner, name, value in self.before:
-                    setattr(owner, name, value)
+                    if getattr(owner, name) != value:  # one that inherits its value keeps doing so
+                        setattr(owner, name, value)
+
+
+class _MatmulPrecision:
+    """torch's older setting of matrix products as an attribute."""
+
+    @property
+    def precision(self) -> str:
+        import torch
+
+        return torch.get_float32_matmul_precision()
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        import torch
+
+        torch.set_float32_matmul_precision(value)
+
+
+def _tf32_settings() -> list[tuple[Any, str, Any]]:
+    """Owner, name, and the value without TF32 of each setting, in the order in which they are set and restored.
+
+    torch 2.9 has new settings beside the older ones. It refuses to read an older one that contradicts them, so both are
+    set. To set an older one changes the new ones, so these come after it.
+    """
+    import torch
+
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if not hasattr(matmul, "fp32_precision"):
+        return [(each, "allow_tf32", False) for each in (matmul, cudnn)]
+    mkldnn: Any = torch.backends.mkldnn
+    old = [(_MatmulPrecision(), "precision", "highest"), (cudnn, "allow_tf32", False)]
+    new = [(each, "fp32_precision", "ieee") for each in (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)]
+    return [setting for setting in old if _is_readable(*setting[:2])] + new
+
+
+def _is_readable(owner: Any, name: str) -> bool:
+    """Whether an older setting does not contradict the new ones of this program."""
+    try:
+        getattr(owner, name)
+    except RuntimeError:
+        return False
+    return True
 
 
 _full_float32 = _FullFloat32()
