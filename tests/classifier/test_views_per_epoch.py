@@ -9,6 +9,7 @@ import pytest
 from clipadapter import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import PerEpochViews, ViewCost, ViewSpec
+from clipadapter.heads import clip_adapter
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.taskres import TaskRes
 
@@ -49,6 +50,14 @@ def test_epochs_of_a_head_with_a_number_of_steps_are_counted():
     # 40 shots in batches of 16 are 2 steps per epoch: 50 epochs make 100 steps.
     head = ClipAdapter(steps=100, batch_size=16)
     assert model(head=head).planned_views(["red", "blue"] * 20).count == 1 + 50
+
+
+def test_a_dear_training_gets_no_more_views_than_it_makes_epochs(monkeypatch):
+    images, labels = pictures()
+    monkeypatch.setattr(clip_adapter, "MAX_TRAINING_COST", 6 * (32 * 3 + 2 * 32 * 8) * 4)
+    tried = model(head=ClipAdapter(alpha=0.2, steps=3))
+    assert tried.view_cost(images, labels) == ViewCost(pictures=6, views=1 + 4, dim=32, cached=False)
+    assert tried.fit(images, labels).support_.X.shape[1] == 1 + 4
 
 
 def test_a_grid_gets_views_for_the_most_epochs():

@@ -346,6 +346,20 @@ def test_a_dear_training_makes_fewer_epochs_and_judges_on_some_shots(monkeypatch
     assert (found.predict(X) == y).mean() > (expected.predict(X) == y).mean() - 0.1
 
 
+@pytest.mark.parametrize(("branch", "adapters"), [("visual", 1), ("text", 1), ("both", 2)])
+def test_a_dear_training_announces_the_epochs_that_it_makes(branch, adapters, monkeypatch):
+    X, y, text = toy_features((40, 40, 40), d=32)
+    made = []
+    monkeypatch.setattr(clip_adapter, "train", lambda *of, **_: made.append(of[4].count_epochs(of[2])) or 0.0)
+    row_cost = 32 * 3 + adapters * 2 * 32 * 8
+    monkeypatch.setattr(clip_adapter, "MAX_TRAINING_COST", 120 * row_cost * 7)
+    head = ClipAdapter(branch=branch, alpha=0.4, beta=0.4, steps=20, batch_size=12).fit(X, y, text=text)
+    labels = torch.arange(3).repeat_interleave(40)
+    assert made == [7] == [head.planned_epochs(labels, (3, 32))]
+    assert head.planned_epochs(labels) == 20  # without the number of classes and the width it is what there is at most
+    assert ClipAdapter(epochs=9).planned_epochs(labels, (3, 32)) == 9
+
+
 def test_views_are_used_in_training():
     X, y, text, views = toy_with_noisy_view()
     plain, augmented = (ClipAdapter(alpha=0.2).fit(data, y, text=text).logits(X) for data in (X, views))

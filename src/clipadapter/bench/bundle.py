@@ -194,9 +194,9 @@ class Bundle:
         return TestPart(undrawn)
 
 
-def count_epochs(head: Head, labels: Sequence[str]) -> int:
-    """Number of epochs of a head on shots with these labels; 0 for a head without epochs."""
-    return head.planned_epochs(torch.from_numpy(np.unique(labels, return_inverse=True)[1])) or 0
+def count_epochs(head: Head, labels: Sequence[str], text_shape: tuple[int, int] | None = None) -> int:
+    """Number of epochs of a head on shots with these labels, see `Head.planned_epochs`; 0 for a head without epochs."""
+    return head.planned_epochs(torch.from_numpy(np.unique(labels, return_inverse=True)[1]), text_shape) or 0
 
 
 def select_views(head: Head, shots: FeatureSet) -> FeatureSet:
@@ -209,7 +209,7 @@ def select_views(head: Head, shots: FeatureSet) -> FeatureSet:
     """
     if shots.provenance.get("views") != PER_EPOCH:
         return shots
-    count = 1 + count_epochs(head, shots.y)
+    count = 1 + count_epochs(head, shots.y, (len(shots.class_names), shots.blocks[0].width))
     if count > shots.X.shape[1]:
         raise InputError(
             f"these features have {shots.X.shape[1]} views of each picture, but {type(head).__name__} makes "

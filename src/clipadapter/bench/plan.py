@@ -142,17 +142,18 @@ def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int],
     return {(n, seed): draw_shots(labels, n, seed) for n in suite.shots for seed in suite.seeds}
 
 
-def plan_views(suite: Suite, draws: Iterable[Sequence[str]]) -> ViewSpec:
+def plan_views(suite: Suite, draws: Iterable[Sequence[str]], text_shape: tuple[int, int] | None = None) -> ViewSpec:
     """The views of each picture for a suite; with "per-epoch" as many as the head with the most epochs needs.
 
     Args:
         suite: its variants determine the number of epochs.
         draws: labels of the shots of each draw.
+        text_shape: (c, d) of the class text; None, if it is not known, for as many views as a head needs at most.
     """
     if isinstance(suite.views, int):
         return ViewSpec.from_crop(suite.crop, count=suite.views)
     heads = [make_head(variant) for variant in suite.all_variants()]
-    epochs = max(count_epochs(head, labels) for labels in draws for head in heads)
+    epochs = max(count_epochs(head, labels, text_shape) for labels in draws for head in heads)
     return PerEpochViews(ViewSpec.from_crop(suite.crop)).for_epochs(epochs)
 
 

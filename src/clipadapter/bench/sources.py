@@ -252,7 +252,8 @@ def extract_training_views(
     Raises:
         InputError: if views for each epoch take too much memory.
     """
-    spec = plan_views(suite, ([dataset.labels[row] for row in rows] for rows in draws))
+    text_shape = len(names), model.encoder_.info.text_dim
+    spec = plan_views(suite, ([dataset.labels[row] for row in rows] for rows in draws), text_shape)
     if suite.views != PER_EPOCH:
         return extract_dataset(model, dataset, names, spec)
     ViewCost(len(dataset.samples), spec.count, model.encoder_.info.dim).check()

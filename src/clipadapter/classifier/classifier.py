@@ -429,7 +429,7 @@ class FewShotClassifier:
         return build_feature_set(extraction, images, labels, class_names, spec, self.encoder_.info)
 
     def planned_views(self, labels: Sequence[Label], class_names: Sequence[str] | None = None) -> ViewSpec:
-        """Return the views that `fit` will make of each shot. No picture is opened.
+        """Return the views that `fit` will make of each shot. The encoder is opened, but no picture.
 
         Args:
             labels: class name of each shot, or all its class names.
@@ -438,14 +438,14 @@ class FewShotClassifier:
         Raises:
             InputError: if views are "per-epoch", but the head has no epochs.
 
-        >>> FewShotClassifier(head="clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
+        >>> FewShotClassifier("toy", "clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
         201
         """
         views = parse_views(self.views, self.seed)
         if isinstance(views, ViewSpec):
             return views
         names = collect_class_names(labels) if class_names is None else class_names
-        return plan_views(views, self._build_head(), labels, names, self.grid)
+        return plan_views(views, self._build_head(), labels, names, self.grid, self.encoder_.info.text_dim)
 
     def view_cost(
         self,

@@ -204,6 +204,7 @@ def plan_views(
     labels: Sequence[Label],
     class_names: Sequence[str],
     grid: Mapping[str, Sequence[Any]] | None,
+    text_width: int,
 ) -> ViewSpec:
     """Return the plain picture and one view for each epoch that a head will train.
 
@@ -213,6 +214,7 @@ def plan_views(
         labels: labels of the shots.
         class_names: all classes in order.
         grid: values to try, by parameter of the head; the combination with most epochs decides.
+        text_width: width of the class text.
 
     Raises:
         InputError: if the head has no epochs, or its parameters are wrong.
@@ -225,10 +227,11 @@ def plan_views(
         position = {name: i for i, name in enumerate(class_names)}
         class_positions = torch.tensor([position[str(label)] for label in labels if str(label) in position])
     own_grid = {name: values for name, values in (grid or {}).items() if name in head.get_params(deep=False)}
-    epochs = [
-        clone(head).set_params(**dict(zip(own_grid, values, strict=True))).planned_epochs(class_positions)
+    candidates = [
+        clone(head).set_params(**dict(zip(own_grid, values, strict=True)))
         for values in itertools.product(*own_grid.values())
     ]
+    epochs = [each.planned_epochs(class_positions, (len(class_names), text_width)) for each in candidates]
     known = [number for number in epochs if number is not None]
     if not known:
         raise InputError(

@@ -78,7 +78,7 @@ class ApeT(LabelLossHead, TrainedHead):
     epochs: int | None = 20
     steps: int = 250
 
-    def planned_epochs(self, labels: Tensor) -> int:
+    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""
         return self._train_config().count_epochs(len(labels))
 

@@ -167,7 +167,7 @@ class Head(Estimator, ABC):
         """Replace the classes by those of unit text features (c, d); only for heads that learn no class weights."""
         raise InputError(f"{type(self).__name__} knows only the classes that it was fitted to")
 
-    def planned_epochs(self, labels: Tensor) -> int | None:
+    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int | None:
         """How many passes over the shots `fit` will make, so that each can get an augmented view of its own.
 
         None, the default, if the head makes no passes or chooses the view of each step in another way: it then takes no
@@ -176,6 +176,8 @@ class Head(Estimator, ABC):
 
         Args:
             labels: (n,) class positions of the shots; -1 for each in the multi-label task.
+            text_shape: (c, d) of the class text, on which the cost of an epoch depends; None, if it is not known, for
+                as many epochs as the head makes at most.
         """
         return None
 

@@ -216,8 +216,6 @@ WARM_START_SHARE = 0.75
 """Share of what an earlier fit learned that a warm start keeps."""
 SUFFICIENT_SHOTS_FOR_RATIO = 256
 """Held-out shots that suffice to choose the ratio: no fold is fitted beyond these."""
-
-
 MAX_TRAINING_COST = 1_000_000_000_000
 """Multiplications of the forward passes of one training, if ``epochs`` is None: with more, it makes fewer epochs than
 20, but its ``steps`` in any case. They are 4 epochs, or 628 steps, at 10,000 classes x 4 shots x 512 columns."""
@@ -346,17 +344,17 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         """
         return cls(**{**PAPER, **changes})
 
-    def planned_epochs(self, labels: Tensor) -> int:
+    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""
-        return self._train_config(False, labels).count_epochs(len(labels))
+        config, n = self._train_config(False, labels), len(labels)
+        return (config if text_shape is None else self._limit_epochs(config, n, *text_shape)).count_epochs(n)
 
     def _fit(self, shots: SupportSet) -> None:
         self._check_parameters()
         self._choose_gce_q(shots)
         assert shots.text is not None
         n, d = shots.X.shape
-        all_rows = torch.arange(n)
-        judged = all_rows
+        judged = all_rows = torch.arange(n)
         if shots.targets is None and n * shots.n_classes > MAX_LOGITS:
             judged = some_rows(all_rows, shots.n_classes, self.seed)
         zero_shot = shots.scale * unit(shots.X[judged]) @ shots.text.T
@@ -420,16 +418,14 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         parameters: list[Tensor] = [gate for gate in (alpha_gate, beta_gate) if gate is not None]
         for adapter in (visual, textual):
             parameters += [] if adapter is None else list(adapter.parameters())
-        row_cost = sum(parameter.numel() for parameter in parameters) + text.numel()
-        if self.epochs is None:
-            config = config.with_max_epochs(len(rows), MAX_TRAINING_COST // (len(rows) * row_cost))
-        last_loss = train(parameters, loss, len(rows), inputs.shape[1], config, row_cost=row_cost)
+        config = self._limit_epochs(config, len(rows), *text.shape)
+        last_loss = train(parameters, loss, len(rows), inputs.shape[1], config, row_cost=self._row_cost(*text.shape))
         for parameter in parameters:
             parameter.requires_grad_(False)
         # An adapter that is None, since its branch is off, stays None.
         visual, textual = (adapter and adapter.fold_centre() for adapter in (visual, textual))
-        alpha, beta = initial_ratio(self.alpha), initial_ratio(self.beta)
-        trained = TrainedAdapters(visual, textual, alpha, beta, alpha_gate, beta_gate, last_loss)
+        ratios = initial_ratio(self.alpha), initial_ratio(self.beta)
+        trained = TrainedAdapters(visual, textual, *ratios, alpha_gate, beta_gate, last_loss)
         return self._with_mean_ratios(trained, unit(inputs[:, 0]), text, scale)
 
     def _initial_adapters(
@@ -437,14 +433,13 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
     ) -> tuple[Adapter | None, Adapter | None]:
         """The adapters of picture features (n, d) and of class text at the start of training; None if one is off."""
         assert shots.text is not None
-        text = shots.text
-        d, dtype = text.shape[1], text.dtype
+        d, dtype = shots.text.shape[1], shots.text.dtype
         visual = self._initial(d, generator, dtype) if self.branch != "text" else None
         textual = self._initial(d, generator, dtype) if self.branch != "visual" else None
         if visual is not None:
             visual.centre = self._centre(x, shots, rows)
         if textual is not None:
-            textual.centre = text.mean(dim=0) if self.centre else None
+            textual.centre = shots.text.mean(dim=0) if self.centre else None
         if self.bias:  # a bias that is trained starts at the centre; an adapter that is off stays None
             visual, textual = (adapter and adapter.fold_centre() for adapter in (visual, textual))
         if warm_start is not None and visual is not None:
@@ -457,11 +452,10 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         """(r, t) losses of the shots that a fit did not see, at each candidate ratio and temperature."""
         assert shots.text is not None
         held_out = some_rows(split[1], shots.n_classes, self.seed)
-        label_loss = LabelLoss(self._log_prior(class_counts(shots, held_out)))
-        loss = Loss.of_support_set(shots, held_out, self.bias_, label_loss=label_loss)
-        x = self._input(shots.X[held_out])
-        adapted, gate = None if trained.visual is None else trained.visual(x), trained.alpha_gate
-        logits = []
+        prior = self._log_prior(class_counts(shots, held_out))
+        loss = Loss.of_support_set(shots, held_out, self.bias_, label_loss=LabelLoss(prior))
+        x, gate, logits = self._input(shots.X[held_out]), trained.alpha_gate, []
+        adapted = None if trained.visual is None else trained.visual(x)
         for ratio in CANDIDATE_RATIOS:
             candidate = self._with_ratio(trained, ratio)
             weight = self._adapted_text(candidate, shots.text)
@@ -576,6 +570,15 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
                 raise InputError(f"epochs must be a number, None or 'coop', but is {brief(epochs)}")
             epochs = coop_epochs(labels)
         return TrainConfig.from_estimator(self, epochs=epochs, progress=progress)
+
+    def _limit_epochs(self, config: TrainConfig, n: int, c: int, d: int) -> TrainConfig:
+        """With fewer epochs over n shots of c classes and d columns, if they cost more than `MAX_TRAINING_COST`."""
+        max_epochs = MAX_TRAINING_COST // (n * self._row_cost(c, d))
+        return config if self.epochs is not None else config.with_max_epochs(n, max_epochs)
+
+    def _row_cost(self, c: int, d: int) -> int:
+        """Multiplications of the forward pass of one row: those of the adapters, and with c class weights."""
+        return (2 if self.branch == "both" else 1) * 2 * d * self._hidden_width(d) + c * d
 
     def _splits(self, shots: SupportSet) -> list[tuple[Tensor, Tensor]]:
         """Rows to train on and rows to judge by; none if most classes have one shot."""

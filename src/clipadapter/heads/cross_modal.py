@@ -86,7 +86,7 @@ class CrossModal(LabelLossHead, TrainedHead):
         recipe = {"lr": 1e-3, "weight_decay": 0.01, "steps": 12_800, "batch_size": 4, "logit_adjustment": 0.0}
         return cls(**{**recipe, **changes})
 
-    def planned_epochs(self, labels: Tensor) -> int:
+    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""
         return self._train_config().count_epochs(len(labels))
 

@@ -108,7 +108,7 @@ class SvlAdapter(LabelLossHead, TrainedHead):
         """
         return cls(**{"input_norm": False, "drop_last": False, "logit_adjustment": 0.0, **changes})
 
-    def planned_epochs(self, labels: Tensor) -> int:
+    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""
         return self._train_config().count_epochs(len(labels))
 

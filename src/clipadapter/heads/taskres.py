@@ -107,7 +107,7 @@ class TaskRes(LabelLossHead, ScheduledHead):
         """
         return cls(**{**OFFICIAL, **changes})
 
-    def planned_epochs(self, labels: Tensor) -> int:
+    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""
         return self._train_config(int(torch.bincount(labels).max())).count_epochs(len(labels))
 

@@ -82,7 +82,7 @@ class TipAdapterF(LabelLossHead, TrainedHead):
     steps: int = 250
     draw_views: bool = True
 
-    def planned_epochs(self, labels: Tensor) -> int | None:
+    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int | None:
         """See `Head.planned_epochs`."""
         return self._train_config().count_epochs(len(labels)) if self.draw_views else None
 
