@@ -191,6 +191,18 @@ def test_rows_of_features_continue_too(noisy_squares, probe, tmp_path, run, monk
     near(read(path), printed(run, probe, features))
 
 
+def test_a_table_that_is_named_twice_is_answered_twice(noisy_squares, probe, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(predict, "ROWS_PER_PART", 5)
+    monkeypatch.setattr("clipadapter.features.tables.ROWS_PER_BATCH", 5)
+    features, other = tmp_path / "features.parquet", tmp_path / "other.parquet"
+    assert run("embed", noisy_squares, "--encoder", "toy", "--to", features).exit_code == 0
+    parquet.write_table(parquet.read_table(features).slice(0, 7), other)
+    tables = [features, features, other, tmp_path / "." / "features.parquet"]
+    facts, records = written(run, tmp_path / "answers.parquet", probe, *tables)
+    assert facts["pictures"] == 18 + 18 + 7 + 18
+    near(records, printed(run, probe, *tables))
+
+
 def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path, run):
     features = tmp_path / "features.parquet"
     assert run("embed", noisy_squares, "--encoder", "toy", "--to", features).exit_code == 0

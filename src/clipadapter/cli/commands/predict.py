@@ -213,7 +213,7 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
     if request.tables:
         table_model = _open_table_model(request)
         with _bar(None, request, "rows") as bar:
-            for _, rows in table_model.answer_all():
+            for rows in chain.from_iterable(map(table_model.answer_file, range(len(table_model.files)))):
                 yield from _with_width(rows.predictions(), table_model.class_names)
                 bar.update(len(rows))
         return
@@ -341,32 +341,50 @@ def _write_table_predictions(request: PredictRequest, file: PredictionFile) -> i
     from clipadapter.prediction_files import stamp_files
 
     model = _open_table_model(request)
-    first_rows: dict[Path, int] = {}
-    n_rows = {path: table.count_rows(path) for table, _ in model.tables for path in table.files}
-    for path in n_rows:
+    first_rows: list[int] = []
+    n_rows = [table.count_rows(path) for table, _, path in model.files]
+    for (_, _, path), n in zip(model.files, n_rows, strict=True):
         first = 0
-        while (
-            first < n_rows[path]
-            and (length := file.next_length())
-            and file.keep_next(stamp_files([path], first, length))
-        ):
+        while first < n and (length := file.next_length()) and file.keep_next(stamp_files([path], first, length)):
             first += length
-        first_rows[path] = first
+        first_rows.append(first)
     n_earlier = file.n_rows
-    waiting: list[AnsweredRows] = []
     with _bar(None, request, "rows", n_earlier) as bar:
-        for path, rows in model.answer_all(dict(first_rows)):
-            if request.strict and rows.n_unreadable:
-                row = next(i for i, error in enumerate(rows.errors) if error is not None)
-                raise ImageError(rows.sources[row], str(rows.errors[row]))
-            waiting.append(rows)
-            bar.update(len(rows))
-            length = sum(map(len, waiting))
-            if length >= ROWS_PER_PART or first_rows[path] + length == n_rows[path]:
-                file.write(waiting, stamp_files([path], first_rows[path], length))
-                first_rows[path] += length
-                waiting.clear()
+        for position, (first, n) in enumerate(zip(first_rows, n_rows, strict=True)):
+            path = model.files[position][2]
+            for part in _gather(_without_unreadable(model.answer_file(position, first), request), ROWS_PER_PART):
+                length = sum(map(len, part))
+                file.write(part, stamp_files([path], first, length))
+                first += length
+                bar.update(length)
+            if first != n:
+                raise DataError(f"{path} had {n} rows and gave {first}: it was changed meanwhile; start again")
     return n_earlier
+
+
+def _without_unreadable(blocks: Iterator[AnsweredRows], request: PredictRequest) -> Iterator[AnsweredRows]:
+    """The rows as they are.
+
+    Raises:
+        ImageError: if the command is strict and a row has no prediction.
+    """
+    for rows in blocks:
+        if request.strict and rows.n_unreadable:
+            row = next(i for i, error in enumerate(rows.errors) if error is not None)
+            raise ImageError(rows.sources[row], str(rows.errors[row]))
+        yield rows
+
+
+def _gather(blocks: Iterator[AnsweredRows], n_rows: int) -> Iterator[list[AnsweredRows]]:
+    """Blocks that together have at least this number of rows, but the last ones."""
+    waiting: list[AnsweredRows] = []
+    for rows in blocks:
+        waiting.append(rows)
+        if sum(map(len, waiting)) >= n_rows:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def _check_model(request: PredictRequest) -> None:
@@ -443,23 +461,27 @@ class _TableModel:
 
     Args:
         class_names: in the order of the logits.
-        tables: each with the names of the blocks that the model needs.
+        files: in order, each with its table and the names of the blocks that the model needs. A file that is named
+            twice is there twice.
         answer: the predictions for features (m, d).
     """
 
     class_names: Sequence[str]
-    tables: Sequence[tuple[FeatureTable, Sequence[str]]]
+    files: Sequence[tuple[FeatureTable, Sequence[str], Path]]
     answer: Callable[[Any], Any]
 
-    def answer_all(self, first_rows: dict[Path, int] | None = None) -> Iterator[tuple[Path, AnsweredRows]]:
-        """Yield the predictions for some rows of a file at a time, with the file; a thread reads ahead."""
+    def answer_file(self, position: int, first: int = 0) -> Iterator[AnsweredRows]:
+        """Yield the predictions for some rows of one of the files at a time; a thread reads ahead.
+
+        Args:
+            position: of the file in `files`.
+            first: row to begin with.
+        """
         from clipadapter.prediction_files import AnsweredRows
 
-        for table, blocks in self.tables:
-            for path in table.files:
-                batches = table.batches(path, blocks, 0 if first_rows is None else first_rows[path])
-                for batch in _read_ahead(batches):
-                    yield path, AnsweredRows(batch.paths, batch.errors, self.answer(batch.features))
+        table, blocks, path = self.files[position]
+        for batch in _read_ahead(table.batches(path, blocks, first)):
+            yield AnsweredRows(batch.paths, batch.errors, self.answer(batch.features))
 
 
 def _read_ahead(items: Iterator[T]) -> Iterator[T]:
@@ -480,7 +502,9 @@ def _open_table_model(request: PredictRequest) -> _TableModel:
 
     model = load_model(request.model)
     opened = [open_feature_table(path) for path in request.tables]
-    tables = [(table, find_blocks(model, table)) for table in opened]
+    files = [
+        (table, blocks, file) for table in opened for blocks in [find_blocks(model, table)] for file in table.files
+    ]
     # A head that predicts through the text tower gets it from the encoder.
     head = request.encoder.load(request.model).head_ if model.head.needs_tower else model.head
     names = model.text.labels
@@ -492,7 +516,7 @@ def _open_table_model(request: PredictRequest) -> _TableModel:
         return answer_features(head, model.fold_heads, model.uncertainty, features, width, options, adapt)
 
     return _TableModel(
-        names, tables, lambda features: predict_columns(answer, features, names, top, ordered=adapt is not None)
+        names, files, lambda features: predict_columns(answer, features, names, top, ordered=adapt is not None)
     )
 
 
