@@ -112,8 +112,10 @@ class FeatureTable:
         return {column_name(name): widths[name] for name in blocks}
 
     def _read_batch(self, batch: Any, columns: Mapping[str, int], blocks: Sequence[str]) -> FeatureBatch:
-        paths, has_feature = batch.column("path").to_pylist(), np.ones(len(batch), bool)
-        errors = batch.column("error").to_pylist() if "error" in batch.schema.names else [None] * len(batch)
+        paths, errors = batch.column("path").to_pylist(), [None] * len(batch)
+        if "error" in batch.schema.names:
+            errors = [error or None for error in batch.column("error").to_pylist()]
+        has_feature = np.array([error is None for error in errors], bool)
         for name in columns:
             if batch.column(name).null_count:
                 has_feature &= batch.column(name).is_valid().to_numpy(zero_copy_only=False)

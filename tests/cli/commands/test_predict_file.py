@@ -203,6 +203,20 @@ def test_a_table_that_is_named_twice_is_answered_twice(noisy_squares, probe, tmp
     near(records, printed(run, probe, *tables))
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_a_row_with_a_feature_and_an_error_has_no_prediction(suffix, noisy_squares, probe, tmp_path, run):
+    features, path = tmp_path / "features.parquet", tmp_path / f"answers{suffix}"
+    assert run("embed", noisy_squares, "--encoder", "toy", "--to", features).exit_code == 0
+    table, readable = parquet.read_table(features), printed(run, probe, features)
+    errors = pa.array(["", "damaged", None, "damaged", *[None] * 14], pa.string())
+    parquet.write_table(table.append_column("error", errors), features)
+    assert run("predict", probe, features, "--out", path).exit_code == 0
+    records = read(path) if suffix == ".parquet" else [json.loads(line) for line in path.read_text().splitlines()]
+    assert [record["error"] for record in records] == [None, "damaged", None, "damaged", *[None] * 14]
+    answered = [i for i in range(18) if i not in (1, 3)]
+    near([records[i] for i in answered], [readable[i] for i in answered])
+
+
 def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path, run):
     features = tmp_path / "features.parquet"
     assert run("embed", noisy_squares, "--encoder", "toy", "--to", features).exit_code == 0
