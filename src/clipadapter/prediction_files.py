@@ -225,21 +225,30 @@ def _count_unreadable(rows: Rows) -> int:
     return rows.n_unreadable if isinstance(rows, AnsweredRows) else sum(each.error is not None for each in rows)
 
 
-def stamp_files(paths: Iterable[Path], *facts: object) -> str:
-    """A digest of files by path, size and time of the last change, and of other facts.
+def file_facts(path: Path) -> bytes:
+    """A digest of the path, size and time of the last change of a file. Take it before the file is read.
 
     Args:
-        paths: of the files; they need not exist.
+        path: of the file; it need not exist.
+    """
+    try:
+        status = path.stat()
+        facts = (str(path), status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError):
+        facts = (str(path), -1, -1)
+    return blake2b(repr(facts).encode(), digest_size=16).digest()
+
+
+def stamp_files(files: Iterable[bytes], *facts: object) -> str:
+    """A digest of files and of other facts.
+
+    Args:
+        files: of each the `file_facts`.
         facts: further facts that must be equal.
     """
     digest = blake2b(repr(facts).encode(), digest_size=16)
-    for path in paths:
-        try:
-            status = path.stat()
-            facts_of_file = (str(path), status.st_size, status.st_mtime_ns)
-        except (OSError, ValueError):
-            facts_of_file = (str(path), -1, -1)
-        digest.update(repr(facts_of_file).encode())
+    for file in files:
+        digest.update(file)
     return digest.hexdigest()
 
 

@@ -112,9 +112,10 @@ class FeatureTable:
         return {column_name(name): widths[name] for name in blocks}
 
     def _read_batch(self, batch: Any, columns: Mapping[str, int], blocks: Sequence[str]) -> FeatureBatch:
-        paths, errors = batch.column("path").to_pylist(), [None] * len(batch)
+        paths = batch.column("path").to_pylist()
+        errors: list[str | None] = [None] * len(batch)
         if "error" in batch.schema.names:
-            errors = [error or None for error in batch.column("error").to_pylist()]
+            errors = [str(error) if error else None for error in batch.column("error").to_pylist()]
         has_feature = np.array([error is None for error in errors], bool)
         for name in columns:
             if batch.column(name).null_count:

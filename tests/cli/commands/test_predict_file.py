@@ -150,6 +150,25 @@ def test_a_picture_that_changed_is_predicted_again(stopped, probe, run):
     near(read(path), printed(run, probe, folder))
 
 
+def test_a_picture_that_changes_after_it_was_read_is_predicted_again(stopped, probe, run, monkeypatch):
+    folder, path, command = stopped
+    good, report = (folder / "5.png").read_bytes(), predict._report
+
+    def change(prediction, request):
+        if prediction.source.endswith("2.png"):
+            Image.new("RGB", (9, 9), "blue").save(folder / "2.png")
+        report(prediction, request)
+
+    shutil.rmtree(path.with_name("answers.parquet.parts"))
+    (folder / "5.png").write_text("no picture")
+    with monkeypatch.context() as context:
+        context.setattr(predict, "_report", change)
+        assert run(*command).exit_code == 1
+    (folder / "5.png").write_bytes(good)
+    assert json.loads(run(*command).stdout)["from_earlier_run"] == 2
+    near(read(path), printed(run, probe, folder))
+
+
 def test_parts_of_another_run_are_neither_mixed_nor_lost(stopped, model, run):
     folder, path, command = stopped
     parts = sorted(path.with_name("answers.parquet.parts").glob("*.parquet"))

@@ -288,12 +288,12 @@ def _write_picture_predictions(request: PredictRequest, file: PredictionFile) ->
     remaining = unanswered if total is None else list(unanswered)
     if not remaining:
         return n_earlier
-    taken: deque[Path] = deque()
+    taken: deque[bytes] = deque()
     model = _open_model(request)
     rows: list[Prediction] = []
     started = time.monotonic()
     with _bar(total, request, initial=n_earlier) as bar:
-        for prediction in model.predict(_note_paths(remaining, taken)):
+        for prediction in model.predict(_note_facts(remaining, taken)):
             _report(prediction, request)
             rows.append(prediction)
             bar.update()
@@ -308,29 +308,32 @@ def _write_picture_predictions(request: PredictRequest, file: PredictionFile) ->
 
 def _skip_answered(file: PredictionFile, pictures: Iterable[Path | None]) -> Iterator[Path | None]:
     """The pictures after those that the parts of an earlier run answer."""
-    from clipadapter.prediction_files import stamp_files
+    from clipadapter.prediction_files import file_facts, stamp_files
 
     remaining = iter(pictures)
     while (length := file.next_length()) is not None:
         block = list(islice((path for path in remaining if path is not None), length))
-        if len(block) < length or not file.keep_next(stamp_files(block)):
+        if len(block) < length or not file.keep_next(stamp_files(map(file_facts, block))):
             file.drop_rest()
             return chain(block, remaining)
     return remaining
 
 
-def _note_paths(
-    pictures: list[Path | None] | Iterator[Path | None], taken: deque[Path]
+def _note_facts(
+    pictures: list[Path | None] | Iterator[Path | None], taken: deque[bytes]
 ) -> list[Path] | Iterator[Path | None]:
-    """The pictures, of which all that were given are in `taken`."""
+    """The pictures. `taken` gets the facts of each before it is read, so that a later change is noticed."""
+    from clipadapter.prediction_files import file_facts
+
     if isinstance(pictures, list):
-        taken.extend(path for path in pictures if path is not None)
-        return list(taken)
+        paths = [path for path in pictures if path is not None]
+        taken.extend(map(file_facts, paths))
+        return paths
 
     def note() -> Iterator[Path | None]:
         for path in pictures:
             if path is not None:
-                taken.append(path)
+                taken.append(file_facts(path))
             yield path
 
     return note()
@@ -338,26 +341,27 @@ def _note_paths(
 
 def _write_table_predictions(request: PredictRequest, file: PredictionFile) -> int:
     """Write the predictions for tables of features. Returns how many are from an earlier run."""
-    from clipadapter.prediction_files import stamp_files
+    from clipadapter.prediction_files import file_facts, stamp_files
 
     model = _open_table_model(request)
     first_rows: list[int] = []
+    facts = [file_facts(path) for _, _, path in model.files]
     n_rows = [table.count_rows(path) for table, _, path in model.files]
-    for (_, _, path), n in zip(model.files, n_rows, strict=True):
+    for own, n in zip(facts, n_rows, strict=True):
         first = 0
-        while first < n and (length := file.next_length()) and file.keep_next(stamp_files([path], first, length)):
+        while first < n and (length := file.next_length()) and file.keep_next(stamp_files([own], first, length)):
             first += length
         first_rows.append(first)
     n_earlier = file.n_rows
     with _bar(None, request, "rows", n_earlier) as bar:
         for position, (first, n) in enumerate(zip(first_rows, n_rows, strict=True)):
-            path = model.files[position][2]
             for part in _gather(_without_unreadable(model.answer_file(position, first), request), ROWS_PER_PART):
                 length = sum(map(len, part))
-                file.write(part, stamp_files([path], first, length))
+                file.write(part, stamp_files([facts[position]], first, length))
                 first += length
                 bar.update(length)
             if first != n:
+                path = model.files[position][2]
                 raise DataError(f"{path} had {n} rows and gave {first}: it was changed meanwhile; start again")
     return n_earlier
 
