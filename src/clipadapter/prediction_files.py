@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from clipadapter.errors import DataError, InputError, require
-from clipadapter.files import csv_text, write_atomically
+from clipadapter.files import csv_text, sync_folder, write_atomically
 from clipadapter.prediction import Prediction, PredictionColumns
 
 PURPOSE = "A Parquet file of predictions"
@@ -138,13 +138,15 @@ class PredictionFile:
         return int(self._parts[self._n_kept].name.split("-")[1])
 
     def keep_next(self, stamp: str) -> bool:
-        """Whether the next part of an earlier run answers these inputs, so that it is kept. Else the rest is removed.
+        """Whether the next part of an earlier run is whole and answers these inputs, so that it is kept.
+
+        Else it and all after it are removed, to be made anew.
 
         Args:
             stamp: of the next inputs, see `stamp_files`.
         """
         _, n_rows, n_unreadable, own_stamp = self._parts[self._n_kept].stem.split("-")
-        if stamp != own_stamp:
+        if stamp != own_stamp or not self._is_whole(self._parts[self._n_kept]):
             self.drop_rest()
             return False
         self._n_kept += 1
@@ -173,7 +175,7 @@ class PredictionFile:
         partial = self.folder / f".{part.name}"
         with _explain_errors(self.path):
             self._format.write(partial, blocks)
-            partial.replace(part)
+            _replace(partial, part)
         self._parts.append(part)
         self._n_kept += 1
         self.n_rows += n_rows
@@ -183,15 +185,16 @@ class PredictionFile:
         """Join the parts to the file, which appears at once, and remove them.
 
         Raises:
-            DataError: if it can't be written.
+            DataError: if it can't be written, or a part was damaged meanwhile.
         """
         self.drop_rest()
+        for part in self._parts:
+            if not self._is_whole(part):
+                raise DataError(f"{part} is damaged: check the disk; the same command then makes this part anew")
         joined = self.folder / f".joined{self.path.suffix}"
         with _explain_errors(self.path):
             self._format.join(joined, self._parts, json.dumps(self.run))
-            with joined.open("rb") as file:
-                os.fsync(file.fileno())
-            joined.replace(self.path)
+            _replace(joined, self.path)
         self.remove_parts()
 
     def remove_parts(self) -> None:
@@ -202,6 +205,10 @@ class PredictionFile:
     def close(self) -> None:
         """Let other processes write the parts."""
         self._lock.close()
+
+    def _is_whole(self, part: Path) -> bool:
+        """Whether a part has the rows that its name says. After a loss of power it may have fewer."""
+        return self._format.count_rows(part) == int(part.stem.split("-")[1])
 
     def _refuse_another_run(self) -> None:
         try:
@@ -252,6 +259,14 @@ def stamp_files(files: Iterable[bytes], *facts: object) -> str:
     return digest.hexdigest()
 
 
+def _replace(source: Path, target: Path) -> None:
+    """Rename a file that was written, once its content is on the disk."""
+    with source.open("rb+") as file:
+        os.fsync(file.fileno())
+    source.replace(target)
+    sync_folder(target.parent)
+
+
 def _parts_folder(path: Path) -> Path:
     return path.with_name(path.name + PARTS_SUFFIX)
 
@@ -299,6 +314,10 @@ class _Format(ABC):
         """Write a part."""
 
     @abstractmethod
+    def count_rows(self, path: Path) -> int | None:
+        """Number of rows of a part; None if it is damaged."""
+
+    @abstractmethod
     def join(self, path: Path, parts: Sequence[Path], run: str) -> None:
         """Write all parts as one file."""
 
@@ -307,6 +326,8 @@ class _Text(_Format):
     """A format of lines, after a header."""
 
     header = ""
+    is_quoted = False
+    """Whether an end of line between quotes belongs to the field."""
 
     @abstractmethod
     def lines(self, predictions: Iterable[Prediction]) -> str:
@@ -316,6 +337,17 @@ class _Text(_Format):
         with path.open("w", encoding="utf-8", newline="") as file:
             for rows in blocks:
                 file.write(self.lines(rows.predictions() if isinstance(rows, AnsweredRows) else rows))
+
+    def count_rows(self, path: Path) -> int | None:
+        n_rows, line, is_quoted = 0, b"\n", False
+        try:
+            with path.open("rb") as file:
+                for line in file:
+                    is_quoted ^= self.is_quoted and line.count(b'"') % 2 == 1
+                    n_rows += not is_quoted
+        except OSError:
+            return None
+        return n_rows if line.endswith(b"\n") and not is_quoted else None
 
     def join(self, path: Path, parts: Sequence[Path], run: str) -> None:
         with path.open("wb") as file:
@@ -339,6 +371,7 @@ class _JsonLines(_Text):
 
 class _Csv(_Text):
     header = "source,label,probability,top_labels,top_scores,nearest,reason,labels,error\n"
+    is_quoted = True
 
     def is_own(self, path: Path) -> bool:
         try:
@@ -381,6 +414,13 @@ class _Parquet(_Format):
             for rows in blocks
         ]
         parquet.write_table(pa.concat_tables(tables), path, **_writer_options())
+
+    def count_rows(self, path: Path) -> int | None:
+        parquet = require("pyarrow.parquet", "parquet", PURPOSE)
+        try:
+            return len(parquet.read_table(path))
+        except (OSError, ValueError):
+            return None
 
     def join(self, path: Path, parts: Sequence[Path], run: str) -> None:
         pa, parquet = (require(name, "parquet", PURPOSE) for name in ("pyarrow", "pyarrow.parquet"))

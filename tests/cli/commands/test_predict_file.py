@@ -12,9 +12,12 @@ from PIL import Image
 
 from clipadapter.cli.commands import predict
 from clipadapter.encoders import create_encoder
+from clipadapter.errors import DataError
 from clipadapter.features.collection import divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, ShardWriter
 from clipadapter.features.shards import make_plan, shard_name, write_plan
+from clipadapter.prediction import Prediction
+from clipadapter.prediction_files import PredictionFile, stamp_files
 
 OPTIONS = [
     [],
@@ -169,6 +172,15 @@ def test_a_picture_that_changes_after_it_was_read_is_predicted_again(stopped, pr
     near(read(path), printed(run, probe, folder))
 
 
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_part_that_was_cut_short_is_made_anew(size, stopped, probe, run):
+    folder, path, command = stopped
+    part = sorted(path.with_name("answers.parquet.parts").glob("*.parquet"))[1]
+    part.write_bytes(part.read_bytes()[:size])
+    assert json.loads(run(*command).stdout)["from_earlier_run"] == 2
+    near(read(path), printed(run, probe, folder))
+
+
 def test_parts_of_another_run_are_neither_mixed_nor_lost(stopped, model, run):
     folder, path, command = stopped
     parts = sorted(path.with_name("answers.parquet.parts").glob("*.parquet"))
@@ -234,6 +246,26 @@ def test_a_row_with_a_feature_and_an_error_has_no_prediction(suffix, noisy_squar
     assert [record["error"] for record in records] == [None, "damaged", None, "damaged", *[None] * 14]
     answered = [i for i in range(18) if i not in (1, 3)]
     near([records[i] for i in answered], [readable[i] for i in answered])
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
+def test_a_part_without_all_of_its_rows_is_not_kept(suffix, tmp_path):
+    path, stamp = tmp_path / f"answers{suffix}", stamp_files([])
+    rows = [Prediction('a "b"\nc', None, None, (), 'it,\n"d"'), Prediction("e\n", "f", 0.5, (("f", 0.5),))]
+    with PredictionFile(path, {}) as file:
+        file.write([rows], stamp)
+    (part,) = file.folder.glob("0*")
+    whole = part.read_bytes()
+    for content, is_kept in ((whole, True), (whole[:-1], False), (bytes(len(whole)), False), (b"", False)):
+        part.write_bytes(content)
+        with PredictionFile(path, {}) as file:
+            assert file.keep_next(stamp) is is_kept
+    part.write_bytes(whole)
+    with PredictionFile(path, {}) as file:
+        assert file.keep_next(stamp)
+        part.write_bytes(b"")
+        with pytest.raises(DataError, match="same command"):
+            file.finish()
 
 
 def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path, run):
