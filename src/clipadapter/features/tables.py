@@ -22,6 +22,8 @@ ROWS_PER_BATCH = 8192
 """Rows that are read at a time: 16 MB with 512 columns."""
 READ_BYTES = 1 << 20
 """Bytes of a column that are read at a time. Without this limit all of a row group would be."""
+MAX_WIDTH = 1 << 16
+"""Numbers of a feature in a file that does not state its width. It bounds the memory that a small file can ask for."""
 NO_FEATURE, NOT_FINITE = "it has no feature", "its feature is not finite"
 
 
@@ -79,6 +81,7 @@ class FeatureTable:
             with parquet.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False) as reader:
                 names = ["path", *(name for name in ("error",) if name in reader.schema_arrow.names), *columns]
                 groups, first = _skip_groups(reader.metadata, first)
+                _check_sizes(reader.metadata, columns)
                 for batch in reader.iter_batches(ROWS_PER_BATCH, groups, names):
                     skipped = min(first, len(batch))
                     first -= skipped
@@ -169,7 +172,7 @@ def open_feature_table(path: str | Path) -> FeatureTable:
             ("feature",),
         )
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
             schema = file.schema_arrow
             facts = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
             if "path" not in schema.names:
@@ -195,11 +198,34 @@ def _width(file: Any) -> int:
     size = getattr(file.schema_arrow.field("feature").type, "list_size", None)
     if size is not None:
         return int(size)
+    _check_sizes(file.metadata, {"feature": MAX_WIDTH})
     for batch in file.iter_batches(64, columns=["feature"]):
         lengths = batch.column(0).value_lengths().drop_null()
         if len(lengths):
             return int(lengths[0].as_py())
     raise ValueError("no row has a feature")
+
+
+def _check_sizes(metadata: Any, widths: Mapping[str, int]) -> None:
+    """Refuse columns with more numbers than their rows can have, before they are read.
+
+    Equal numbers are compressed so well that a file of 1 KB can have a list of 100 million.
+
+    Args:
+        metadata: of the Parquet file.
+        widths: of the columns.
+
+    Raises:
+        ValueError: if there are more.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            name = max((name for name in widths if column.path_in_schema.startswith(f"{name}.")), key=len, default=None)
+            if name is not None and column.num_values > group.num_rows * widths[name]:
+                raise ValueError(
+                    f"column '{name}' has {column.num_values} numbers in {group.num_rows} rows, but a row has at most "
+                    f"{widths[name]}"
+                )
 
 
 def _skip_groups(metadata: Any, first: int) -> tuple[list[int], int]:

@@ -13,9 +13,11 @@ from PIL import Image
 from clipadapter.cli.commands import predict
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError
+from clipadapter.features import open_feature_table
 from clipadapter.features.collection import divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, ShardWriter
 from clipadapter.features.shards import make_plan, shard_name, write_plan
+from clipadapter.features.tables import MAX_WIDTH
 from clipadapter.prediction import Prediction
 from clipadapter.prediction_files import PredictionFile, stamp_files
 
@@ -266,6 +268,23 @@ def test_a_part_without_all_of_its_rows_is_not_kept(suffix, tmp_path):
         part.write_bytes(b"")
         with pytest.raises(DataError, match="same command"):
             file.finish()
+
+
+def test_a_table_of_wider_features_than_it_says_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    def write(lengths):
+        values = pa.array(np.zeros(sum(lengths), np.float32))
+        lists = pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), values)
+        parquet.write_table(pa.table({"path": [str(i) for i in range(len(lengths))], "feature": lists}), path)
+
+    path = tmp_path / "features.parquet"
+    write([MAX_WIDTH + 1])
+    with pytest.raises(DataError, match=str(MAX_WIDTH)):
+        open_feature_table(path)
+    write([4, 5000])
+    table = open_feature_table(path)
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", None)
+    with pytest.raises(DataError, match="5004 numbers in 2 rows"):
+        next(table.batches(path, ["final"]))
 
 
 def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path, run):
