@@ -106,14 +106,16 @@ class PredictionFile:
     Args:
         path: of the file; its suffix is the format.
         run: what the run is: values of JSON.
+        keep_unreadable: whether parts of an earlier run are kept that have rows without a prediction.
 
     Raises:
         InputError: if parts of another run are there, or another process writes them.
         DataError: if nothing can be written.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, run: Mapping[str, Any], keep_unreadable: bool = True) -> None:
         check_prediction_file(path)
+        self.keep_unreadable = keep_unreadable
         self.path, self.run, self.folder, self._format = path, dict(run), _parts_folder(path), _format_of(path)
         self._refuse_another_run()
         self.folder.mkdir(exist_ok=True)
@@ -145,8 +147,10 @@ class PredictionFile:
         Args:
             stamp: of the next inputs, see `stamp_files`.
         """
-        _, n_rows, n_unreadable, own_stamp = self._parts[self._n_kept].stem.split("-")
-        if stamp != own_stamp or not self._is_whole(self._parts[self._n_kept]):
+        part = self._parts[self._n_kept]
+        _, n_rows, n_unreadable, own_stamp = part.stem.split("-")
+        is_allowed = self.keep_unreadable or n_unreadable == "0"
+        if stamp != own_stamp or not is_allowed or not self._is_whole(part):
             self.drop_rest()
             return False
         self._n_kept += 1

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -181,6 +182,21 @@ def test_a_part_that_was_cut_short_is_made_anew(size, stopped, probe, run):
     part.write_bytes(part.read_bytes()[:size])
     assert json.loads(run(*command).stdout)["from_earlier_run"] == 2
     near(read(path), printed(run, probe, folder))
+
+
+def test_a_run_continues_by_its_own_rules_for_what_cannot_be_read(stopped, run, monkeypatch):
+    folder, path, command = stopped
+    shutil.rmtree(path.with_name("answers.parquet.parts"))
+    (folder / "1.png").write_text("no picture")
+    lenient = [word for word in command if word != "--strict"]
+    with monkeypatch.context() as context:
+        context.setattr(PredictionFile, "finish", lambda self: click.get_current_context().exit(1))
+        assert run(*lenient).exit_code == 1
+    result = run(*lenient, "--max-pixels", 10**6)
+    assert result.exit_code == 1 and "with another max_pixels" in result.stderr
+    result = run(*command)
+    assert result.exit_code == 1 and "1.png" in result.stderr
+    assert not path.exists()
 
 
 def test_parts_of_another_run_are_neither_mixed_nor_lost(stopped, model, run):

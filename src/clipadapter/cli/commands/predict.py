@@ -244,7 +244,7 @@ def _predict_to_file(request: PredictRequest, path: Path) -> None:
 
     check_prediction_file(path)
     _check_model(request)
-    with PredictionFile(path, _describe_run(request)) as file:
+    with PredictionFile(path, _describe_run(request), keep_unreadable=not request.strict) as file:
         if request.adapt is not None:
             file.drop_rest()  # the answers depend on those before, which the parts do not have
         write = _write_table_predictions if request.tables else _write_picture_predictions
@@ -275,6 +275,7 @@ def _describe_run(request: PredictRequest) -> dict[str, Any]:
         "minimise": decisions.minimise,
         "backend": encoder.backend,
         "precision": encoder.precision,
+        "max_pixels": encoder.max_pixels,
     }
 
 
