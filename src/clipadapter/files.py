@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, require
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -121,6 +121,17 @@ def _cell(value: object) -> object:
         return value
     plain = value.replace("\r", " ")  # the csv module does not quote it, and spreadsheets start a row there
     return f"'{plain}" if plain.startswith(FORMULA_STARTS) else plain
+
+
+def is_number_list(kind: Any) -> bool:
+    """Whether a column of a Parquet file has lists of numbers, such as features.
+
+    Args:
+        kind: type of the column, as pyarrow gives it.
+    """
+    types = require("pyarrow.types", "parquet", "Reading Parquet")
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return is_list and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type))
 
 
 def write_atomically(path: str | Path, data: str | bytes, sync: bool = True) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from clipadapter.errors import DataError, ImageError, InputError, require
+from clipadapter.files import is_number_list
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset, Sample
@@ -86,7 +87,9 @@ def list_unlabelled(source: Path) -> list[Path]:
 
 
 def is_feature_table(path: Path) -> bool:
-    """Whether a path is a folder of feature shards, or a Parquet file with a column ``feature``. Torch is not imported.
+    """Whether a path is a folder of feature shards, or a Parquet file with lists of numbers in a column ``feature``.
+
+    Torch is not imported. A column ``feature`` of other values does not make a list of pictures a table of features.
 
     Raises:
         MissingExtraError: if it is a Parquet file and pyarrow is not installed.
@@ -97,7 +100,9 @@ def is_feature_table(path: Path) -> bool:
         if path.suffix.lower() != ".parquet" or not path.is_file():
             return False
         parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
-        return "feature" in parquet.read_schema(path).names
+        schema = parquet.read_schema(path)
+        position = schema.get_field_index("feature")
+        return position >= 0 and is_number_list(schema.types[position])
     except (OSError, ValueError):
         return False  # reported by who reads it as a picture or as a table of pictures
 

@@ -16,6 +16,7 @@ from clipadapter.errors import DataError, InputError, require
 from clipadapter.features.collection import open_filesystem
 from clipadapter.features.export import BLOCK_FINGERPRINTS_KEY, BLOCKS_KEY, column_name
 from clipadapter.features.shards import blocks_of, read_plan
+from clipadapter.files import is_number_list
 
 PURPOSE = "Reading features from Parquet"
 ROWS_PER_BATCH = 8192
@@ -195,7 +196,10 @@ def open_feature_table(path: str | Path) -> FeatureTable:
 
 def _width(file: Any) -> int:
     """Number of columns of the features; lists of any length are looked at in the first row that has one."""
-    size = getattr(file.schema_arrow.field("feature").type, "list_size", None)
+    kind = file.schema_arrow.field("feature").type
+    if not is_number_list(kind):
+        raise ValueError(f"column 'feature' has {kind} in place of lists of numbers")
+    size = getattr(kind, "list_size", None)
     if size is not None:
         return int(size)
     _check_sizes(file.metadata, {"feature": MAX_WIDTH})
@@ -238,6 +242,8 @@ def _skip_groups(metadata: Any, first: int) -> tuple[list[int], int]:
 
 def _as_matrix(column: Any, width: int) -> NDArray[np.float32]:
     """Lists of numbers, none of them null, as (k, d)."""
+    if not is_number_list(column.type):
+        raise ValueError(f"a column of features has {column.type} in place of lists of numbers")
     values = column.flatten()
     if len(values) != len(column) * width or values.null_count:
         raise ValueError(f"features have not all the width {width}")

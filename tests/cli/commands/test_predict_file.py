@@ -286,6 +286,13 @@ def test_a_part_without_all_of_its_rows_is_not_kept(suffix, tmp_path):
             file.finish()
 
 
+def test_a_table_with_a_column_feature_of_text_lists_pictures(squares, model, tmp_path, run):
+    picture = next(squares.glob("**/*.png"))
+    table = pa.table({"path": [str(picture)], "feature": ["striped"], "label": ["red"]})
+    parquet.write_table(table, tmp_path / "listing.parquet")
+    near(printed(run, model, tmp_path / "listing.parquet"), printed(run, model, picture))
+
+
 def test_a_table_of_wider_features_than_it_says_is_refused_before_it_is_read(tmp_path, monkeypatch):
     def write(lengths):
         values = pa.array(np.zeros(sum(lengths), np.float32))
