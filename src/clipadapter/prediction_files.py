@@ -27,6 +27,7 @@ from clipadapter.prediction import Prediction, PredictionColumns
 
 PURPOSE = "A Parquet file of predictions"
 RUN_FILE = "run.json"
+LOCK_FILE = "lock"
 RUN_KEY = "clipadapter.predictions"
 """Key of the run in the metadata of a Parquet file, by which it is known as a file of predictions."""
 PARTS_SUFFIX = ".parts"
@@ -118,11 +119,10 @@ class PredictionFile:
         self.keep_unreadable = keep_unreadable
         self.path, self.run, self.folder, self._format = path, dict(run), _parts_folder(path), _format_of(path)
         self._refuse_another_run()
-        self.folder.mkdir(exist_ok=True)
         self._lock = _lock(self.folder)
         write_atomically(self.folder / RUN_FILE, json.dumps(self.run, indent=1))
-        for unfinished in self.folder.glob(".*"):
-            unfinished.unlink()
+        for unfinished in filter(_is_unfinished, list(self.folder.iterdir())):
+            unfinished.unlink(missing_ok=True)
         found = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.stem))
         self._parts = [path for i, path in enumerate(found) if path.name.startswith(f"{i:08}-")]
         self._n_kept = self.n_rows = self.n_unreadable = 0
@@ -203,8 +203,11 @@ class PredictionFile:
 
     def remove_parts(self) -> None:
         """Remove the parts and their folder."""
-        self.close()
+        # Only who holds the lock may remove: parts that another process writes after it is free must stay.
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+        if os.name == "nt":  # an open file, as the lock is, can't be removed there
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Let other processes write the parts."""
@@ -218,7 +221,9 @@ class PredictionFile:
         try:
             earlier = json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            if self.folder.exists() and any(self.folder.iterdir()):
+            if self.folder.exists() and not all(
+                file.name == LOCK_FILE or _is_unfinished(file) for file in self.folder.iterdir()
+            ):
                 raise InputError(f"{self.folder} has no {RUN_FILE}: remove the folder, or give another name") from None
             return
         except (OSError, ValueError) as error:
@@ -275,17 +280,36 @@ def _parts_folder(path: Path) -> Path:
     return path.with_name(path.name + PARTS_SUFFIX)
 
 
+def _is_unfinished(path: Path) -> bool:
+    """Whether a run that was killed left this file, which it had not finished."""
+    name = path.name
+    is_own = name.startswith((f".{RUN_FILE}-", ".joined.")) or PART_NAME.fullmatch(path.stem.removeprefix("."))
+    return name.startswith(".") and bool(is_own) and path.is_file()
+
+
 def _lock(folder: Path) -> BinaryIO:
-    """A lock that other processes can't take until this one ends, however it ends. On Windows there is none."""
-    file = (folder / "lock").open("wb")
+    """Make a folder with a lock that no other process can take until this one ends, however it ends.
+
+    On Windows there is none.
+    """
+    refusal = f"another process writes to {folder}: wait for it, or give another name"
+    try:
+        folder.mkdir(exist_ok=True)
+        file = (folder / LOCK_FILE).open("wb")
+    except FileNotFoundError as error:  # the other one removed the folder at this moment
+        raise InputError(refusal) from error
     with suppress(ModuleNotFoundError):
         import fcntl
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
         except OSError as error:
             file.close()
-            raise InputError(f"another process writes to {folder}: wait for it, or give another name") from error
+            raise InputError(refusal) from error
+        if not is_there:  # the lock of a folder that was removed, beside which there may be another one
+            file.close()
+            raise InputError(refusal)
     return file
 
 

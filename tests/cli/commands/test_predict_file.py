@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipadapter.cli.commands import predict
 from clipadapter.encoders import create_encoder
-from clipadapter.errors import DataError
+from clipadapter.errors import DataError, InputError
 from clipadapter.features import open_feature_table
 from clipadapter.features.collection import divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, ShardWriter
@@ -284,6 +284,35 @@ def test_a_part_without_all_of_its_rows_is_not_kept(suffix, tmp_path):
         part.write_bytes(b"")
         with pytest.raises(DataError, match="same command"):
             file.finish()
+
+
+def test_what_a_killed_run_left_is_no_obstacle(tmp_path):
+    path, folder = tmp_path / "answers.csv", tmp_path / "answers.csv.parts"
+    folder.mkdir()
+    (folder / "lock").touch()
+    (folder / ".run.json-x1").touch()
+    with PredictionFile(path, {}):
+        assert {file.name for file in folder.iterdir()} == {"lock", "run.json"}
+        (folder / ".hidden").mkdir()
+    with PredictionFile(path, {}):
+        assert (folder / ".hidden").is_dir()
+
+
+def test_two_writers_never_share_parts(tmp_path, monkeypatch):
+    path, remove, errors = tmp_path / "answers.csv", shutil.rmtree, []
+
+    def open_before(*args, **options):
+        with pytest.raises(InputError, match="another process") as error:
+            PredictionFile(path, {})
+        errors.append(error)
+        remove(*args, **options)
+
+    with PredictionFile(path, {}) as file:
+        monkeypatch.setattr("clipadapter.prediction_files.shutil.rmtree", open_before)
+        file.remove_parts()
+    assert len(errors) == 1
+    with PredictionFile(path, {}) as file:
+        assert file.folder.is_dir()
 
 
 def test_a_table_with_a_column_feature_of_text_lists_pictures(squares, model, tmp_path, run):
