@@ -211,6 +211,20 @@ def test_a_covariance_of_some_of_the_classes_is_like_that_of_all(monkeypatch):
     assert np.corrcoef(found.distances(new).ravel(), expected.distances(new).ravel())[0, 1] > 0.98
 
 
+@pytest.mark.parametrize("small", range(5))
+def test_a_covariance_of_some_shots_has_contrasts_whichever_class_is_small(small, monkeypatch):
+    counts = np.full(5, 60)
+    counts[small] = 1
+    X, y, known, *_ = world(counts=counts)
+    rows, new, order = unit_rows(X), unit_rows(known), np.random.default_rng(1).permutation(len(y))
+    expected, _ = class_gaussians.fit_class_gaussians(rows, y, 5)
+    monkeypatch.setattr(class_gaussians, "MAX_COVARIANCE_NUMBERS", 59 * X.shape[1])  # less than any other class has
+    found, _ = class_gaussians.fit_class_gaussians(rows, y, 5)
+    again, _ = class_gaussians.fit_class_gaussians(rows[order], y[order], 5)
+    assert np.median(found.nearest(new)) == pytest.approx(np.median(expected.nearest(new)), rel=0.2)
+    assert found.floor == again.floor
+
+
 def test_the_order_of_shots_does_not_matter():
     X, y, known, _, text, _ = world()
     order = np.random.default_rng(0).permutation(len(y))

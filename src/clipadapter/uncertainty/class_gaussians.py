@@ -17,7 +17,9 @@ MIN_SHRINKAGE = 1e-3
 """Smallest share of equal variances in the covariance: with many shots and no noise the formula would say none."""
 MAX_COVARIANCE_NUMBERS = 2**25
 """Numbers of the shots that the covariance is made of, 268 MB in float64: 43,690 shots of 768 columns. With more, it is
-that of some of the classes, drawn at random."""
+that of some shots of each class."""
+MIN_CLASS_SHOTS = 8
+"""Shots of a class that are kept then. Fewer have few differences, so with many classes some are left out at random."""
 MAX_DISTANCES = 2**22
 """Distances computed at a time where there are more of them: 34 MB, and a few times as much in between."""
 
@@ -124,7 +126,7 @@ def fit_class_gaussians(
     means = np.zeros((c, rows.shape[1]))
     np.add.at(means, labels, rows)
     means /= counts[:, None]
-    contrasts = _contrasts(*_some_classes(rows, labels, c))
+    contrasts = _contrasts(*_some_shots(rows, labels, c))
     gaussians, sample_share = _shrink_covariance(means, contrasts)
     share = sample_share / max(len(contrasts), 1)
     if judged is None:
@@ -140,13 +142,20 @@ def fit_class_gaussians(
     return gaussians, distances
 
 
-def _some_classes(rows: Array, labels: Array, c: int) -> tuple[Array, Array]:
-    """The shots of as many classes, drawn at random, as have `MAX_COVARIANCE_NUMBERS`; all if they have no more."""
+def _some_shots(rows: Array, labels: Array, c: int) -> tuple[Array, Array]:
+    """As many shots of each class as make `MAX_COVARIANCE_NUMBERS`; all if they have no more."""
     if rows.size <= MAX_COVARIANCE_NUMBERS:
         return rows, labels
+    max_rows = MAX_COVARIANCE_NUMBERS // rows.shape[1]
+    counts = np.bincount(labels, minlength=c)
+    sizes = np.minimum(counts, max(MIN_CLASS_SHOTS, max_rows // c))
     order = np.random.default_rng(0).permutation(c)
-    n_rows = np.cumsum(np.bincount(labels, minlength=c)[order])
-    kept = np.isin(labels, order[: max(1, int((n_rows * rows.shape[1] <= MAX_COVARIANCE_NUMBERS).sum()))])
+    sizes[order[np.cumsum(sizes[order]) > max_rows]] = 0
+    # Evenly spaced shots of the sorted ones: they do not depend on the order of the shots, and have their variance.
+    by_class = np.lexsort((rows[:, 0], labels))
+    classes = labels[by_class]
+    ranks = np.arange(len(rows)) - (np.cumsum(counts) - counts)[classes]
+    kept = by_class[(ranks + 1) * sizes[classes] // counts[classes] > ranks * sizes[classes] // counts[classes]]
     return rows[kept], labels[kept]
 
 
