@@ -153,9 +153,17 @@ def test_a_fit_that_needs_too_much_memory_says_so():
 def test_the_device_is_no_parameter_and_clones_keep_it():
     with simulated_device() as device:
         head = create_head("zero-shot").to(device)
+        copies = clone(head), copy.copy(head), copy.deepcopy(head), pickle.loads(pickle.dumps(head))
     assert "device" not in str(head.get_params())
-    assert clone(head)._device == DEVICE
-    assert pickle.loads(pickle.dumps(head))._device == DEVICE
+    assert [each.device for each in copies] == [DEVICE] * 4
+
+
+def test_a_pickle_of_a_head_on_a_device_predicts_on_a_machine_without_it():
+    with simulated_device() as device:
+        pickled = pickle.dumps(create_head("tip-adapter").to(device).fit(X, Y, text=TEXT))
+    read = pickle.loads(pickled)
+    assert read.device is None
+    equal(read.logits(X), create_head("tip-adapter").fit(X, Y, text=TEXT).logits(X))
 
 
 def test_a_device_that_this_machine_lacks_is_refused():

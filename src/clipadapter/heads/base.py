@@ -242,7 +242,8 @@ class Head(Estimator, ABC):
     def to(self, device: str) -> Self:
         """Compute on a device from the next fit or prediction on; results stay NumPy arrays.
 
-        The device is no parameter: `clone` keeps it, a saved model does not have it. What was learned stays on the CPU,
+        The device is no parameter: `clone` and copies keep it, a saved model does not have it, and a pickle has it
+        where the machine that reads it does. What was learned stays on the CPU,
         and is copied to the device for each call. On "mps" and "xpu" heads compute on the CPU (`devices.head_device`).
 
         Args:
@@ -256,6 +257,14 @@ class Head(Estimator, ABC):
         """
         self._device = check_device(device)
         return self
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Become what was copied or pickled; on the CPU, if this machine lacks the device of the one that pickled."""
+        vars(self).update(state)
+        try:
+            check_device(self._device or "cpu")
+        except InputError:
+            del self._device
 
     @property
     def device(self) -> str | None:

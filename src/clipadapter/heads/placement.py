@@ -9,7 +9,6 @@ numbers are drawn on the CPU and moved, so that each device gets the same ones.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -113,8 +112,8 @@ def learned_tensors(head: Head, device: str) -> dict[str, Tensor]:
 
 
 def _copy_to(head: AnyHead, device: str) -> AnyHead:
-    other = copy.copy(head)
-    vars(other).update(learned_tensors(head, device))
+    other = object.__new__(type(head))  # copy.copy would check the device each time
+    vars(other).update({**vars(head), **learned_tensors(head, device)})
     return other
 
 
