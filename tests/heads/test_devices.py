@@ -9,9 +9,11 @@ import torch
 from tests.heads.estimators import create_short
 from tests.simulated_device import DEVICE, DeviceTensor, simulated_device
 
+from clipadapter.backends.pytorch import TorchBackend
+from clipadapter.classifier import FewShotClassifier, answers
 from clipadapter.devices import current_device
 from clipadapter.errors import InputError
-from clipadapter.heads import create_head, head_info, list_heads
+from clipadapter.heads import create_head, head_info, list_heads, placement
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.placement import use_device
 from clipadapter.heads.support import SupportSet
@@ -148,6 +150,29 @@ def test_a_fit_that_needs_too_much_memory_says_so():
         use_device(device),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def test_many_predictions_copy_a_head_to_the_device_once(monkeypatch):
+    monkeypatch.setattr(TorchBackend, "devices", ("cpu", DEVICE))
+    monkeypatch.setattr(answers, "ROWS_PER_BLOCK", 4)
+    pictures = list(np.random.default_rng(0).integers(0, 255, (24, 8, 8, 3)).astype(np.uint8))
+    copied = []
+
+    def recorded(head, device, learned_tensors=placement.learned_tensors):
+        copied.extend(name for name, value in vars(head).items() if name == "keys_" and value.device.type != device)
+        return learned_tensors(head, device)
+
+    expected = FewShotClassifier("toy", "tip-adapter", cache=None).fit(pictures[:8], ["a", "b"] * 4)
+    with simulated_device() as device:
+        model = FewShotClassifier("toy", "tip-adapter", cache=None, device=device, batch_size=4)
+        model.fit(pictures[:8], ["a", "b"] * 4)
+        monkeypatch.setattr(placement, "learned_tensors", recorded)
+        predictions = list(model.iter_predictions(pictures))
+        assert copied == ["keys_"]
+        columns = model.classify_features(expected._extract_plain(pictures))
+        assert copied == ["keys_"] * 2
+    assert [each.label for each in predictions] == expected.predict(pictures)
+    assert [expected.class_names_[i] for i in columns.best] == expected.predict(pictures)
 
 
 def test_the_device_is_no_parameter_and_clones_keep_it():

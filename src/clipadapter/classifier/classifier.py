@@ -93,6 +93,7 @@ from clipadapter.features import (
 )
 from clipadapter.formatting import check_names, format_list
 from clipadapter.heads import Head, Selection, TextFeatures, select
+from clipadapter.heads.placement import copy_to_device
 from clipadapter.persistence import History, Model, load_model, push, save_model
 from clipadapter.prediction import Prediction, PredictionColumns
 from clipadapter.progress import progress_bar, shows_progress
@@ -546,7 +547,7 @@ class FewShotClassifier:
         spec = prediction_views(views, self.seed)
         if views > 1:
             self._view_cost(len(pictures), spec).check(FEWER_PREDICTION_VIEWS)
-        answers = self._answer(self._extract(pictures, spec, strict=True).features, decision, adapt)
+        answers = self._answerer(decision, adapt)(self._extract(pictures, spec, strict=True).features)
         names = self.class_names_
         if answers.multilabel and answers.sets is not None:
             return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answers.sets]
@@ -601,8 +602,7 @@ class FewShotClassifier:
             if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
                 self._encoder = backend_for_many(self.encoder_, pictures, store, shows_progress(self.progress))
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
-            answer = partial(self._answer, decision=decision, adapt=cache)
-            yield from predict_batches(batches, answer, self.class_names_, top)
+            yield from predict_batches(batches, self._answerer(decision, cache), self.class_names_, top)
 
     def classify_features(
         self, features: NDArray[Any], top: int = 5, *, adapt: Adapt = None, **decision: Any
@@ -626,8 +626,7 @@ class FewShotClassifier:
         """
         self._check_fitted()
         cache, names = self.uncertainty_.open_cache(adapt, len(self.class_names_)), self.class_names_
-        answer = partial(self._answer, decision=decision, adapt=cache)
-        return predict_columns(answer, features, names, top, ordered=cache is not None)
+        return predict_columns(self._answerer(decision, cache), features, names, top, ordered=cache is not None)
 
     # ---- Evaluate ----
 
@@ -995,9 +994,11 @@ class FewShotClassifier:
             return text
         return text.with_prompts(self._encode_prompts({name: prompts[name] for name in text.labels}).prompts)
 
-    def _answer(self, features: NDArray[Any], decision: Mapping[str, Any], adapt: Adapt) -> Answers:
+    def _answerer(self, decision: Mapping[str, Any], adapt: Adapt) -> Callable[[NDArray[Any]], Answers]:
+        """Answers features (m, v, d) any number of times; the heads are copied to their device once."""
+        head, *fold_heads = map(copy_to_device, (self.head_, *self.fold_heads_))
         width, uncertainty = self.encoder_.info.text_dim, self.uncertainty_
-        return answer_features(self.head_, self.fold_heads_, uncertainty, features, width, decision, adapt)
+        return partial(answer_features, head, fold_heads, uncertainty, width=width, decision=decision, adapt=adapt)
 
     def _add_shots(
         self,

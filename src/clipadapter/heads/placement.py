@@ -106,6 +106,15 @@ def predict_on_device(head: AnyHead) -> Iterator[AnyHead]:
         yield _copy_to(head, device)
 
 
+def copy_to_device(head: AnyHead) -> AnyHead:
+    """A head to predict with many times: what it learned is on its device as long as the copy lives.
+
+    Each prediction of the head itself copies it. On the CPU it is the head itself.
+    """
+    with predict_on_device(head) as placed:
+        return placed
+
+
 def learned_tensors(head: Head, device: str) -> dict[str, Tensor]:
     """The learned tensors of a head by name, on a device."""
     return {k: v.to(device) for k, v in vars(head).items() if k.endswith("_") and isinstance(v, Tensor)}
