@@ -128,7 +128,8 @@ def test_heads_of_folds_are_fitted_from_scratch():
 
 
 @pytest.mark.parametrize(
-    ("name", "chosen", "is_warm_start"), [("linear-probe", "C_", False), ("clip-adapter", "alpha_", True)]
+    ("name", "chosen", "is_warm_start"),
+    [("linear-probe", "C_", False), ("linear-probe", "C_", True), ("clip-adapter", "alpha_", True)],
 )
 def test_a_refit_without_some_shots_reuses_what_was_chosen_among_all(name, chosen, is_warm_start):
     """To search a ratio again in each fold takes many times as long as a fit with it."""
