@@ -20,7 +20,7 @@ from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureStore, extract
 from clipadapter.features.collection import StorageError, divide_collection, open_filesystem
-from clipadapter.features.ray_extract import RayJob, ShardWriter, extract_with_ray
+from clipadapter.features.ray_extract import RayJob, ShardWriter, _ShardActor, extract_with_ray
 from clipadapter.features.shards import import_shards, make_plan, read_feature_shards, shard_name, write_plan
 
 pa = pytest.importorskip("pyarrow")
@@ -264,19 +264,20 @@ def test_wrong_sources_are_refused(pictures, tmp_path):
 
 
 class FailingFiles(LocalFileSystem):
-    """Files of this machine, one of which can't be opened; from then on folders can't either, if the server is down."""
+    """Files of this machine of which some can't be read for some times; with a server that is down, folders neither."""
 
     protocol = "failing"
     cachable = False
 
-    def __init__(self, is_down):
+    def __init__(self, ending, failures=1_000_000, is_down=False):
         super().__init__()
-        self.is_down, self.has_failed = is_down, False
+        self.ending, self.failures, self.is_down, self.has_failed = ending, failures, is_down, False
 
     def _open(self, path, *args, **kwargs):
-        if path.endswith("03.png"):
+        if path.endswith(self.ending) and self.failures:
+            self.failures -= 1
             self.has_failed = True
-            raise OSError("the server does not answer\nRequest ID: 7")
+            return BrokenFile(Path(path).read_bytes())
         return super()._open(path, *args, **kwargs)
 
     def info(self, path, **kwargs):
@@ -285,14 +286,55 @@ class FailingFiles(LocalFileSystem):
         return super().info(path, **kwargs)
 
 
-def test_an_outage_makes_no_picture_unreadable(pictures, tmp_path):
-    with pytest.raises(
-        StorageError, match="cat' can't be read: the server does not answer; check the address"
-    ) as found:
-        make(pictures, tmp_path / "out", filesystem=FailingFiles(is_down=True))
+class BrokenFile(io.BytesIO):
+    """A connection that is reset when it is read."""
+
+    def read(self, size=-1):
+        raise OSError("Connection reset by peer\nRequest ID: 7")
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr("clipadapter.features.collection.READ_RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("clipadapter.features.ray_extract.STORAGE_RETRY_SECONDS", (0.0, 0.0))
+
+
+def test_an_outage_makes_no_picture_unreadable(pictures, tmp_path, no_waits):
+    out = tmp_path / "out"
+    with pytest.raises(StorageError, match="03.png' can't be read: Connection reset by peer; check the ad") as found:
+        make(pictures, out, filesystem=FailingFiles("03.png", is_down=True))
     assert "\n" not in str(found.value)
-    assert list((tmp_path / "out").glob("*.parquet")) == []
-    assert make(pictures, tmp_path / "out", filesystem=FailingFiles(is_down=False)) == (20, 1)
+    with pytest.raises(StorageError, match="png' can't be read: Connection reset by peer"):
+        make(pictures, out, filesystem=FailingFiles(".png"))  # lists its files, and serves none
+    assert list(out.glob("*.parquet")) == []
+
+
+def test_a_file_that_is_refused_again_and_again_is_unreadable_and_one_refused_once_is_not(pictures, tmp_path, no_waits):
+    assert make(pictures, tmp_path / "once", filesystem=FailingFiles("03.png", failures=1)) == (20, 0)
+    assert make(pictures, tmp_path / "always", filesystem=FailingFiles("03.png")) == (20, 1)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_connection_that_breaks_in_an_archive_or_table_costs_no_picture(kind, pictures, tmp_path, no_waits):
+    paths = files_of(pictures)
+    if kind == "tar":
+        archive(tmp_path / "0.tar", [(path.name, path.read_bytes()) for path in paths])
+    else:
+        table(tmp_path / "0.parquet", bytes=[path.read_bytes() for path in paths])
+    (unit, *_) = divide_collection(fs.LocalFileSystem(), str(tmp_path / f"0.{kind}"), 10)
+    encoder = create_encoder("toy")
+    target, folder = open_filesystem(tmp_path)
+    for failures in (1, 1_000_000):
+        source, _ = open_filesystem("", FailingFiles(kind, failures))
+        actor = _ShardActor()
+        actor.open(RayJob(make_plan("toy", encoder, []), source, target, folder, 4, 1, "cpu"))
+        if failures == 1:
+            assert actor.write(unit) == (20 if kind == "tar" else 8, 0)
+            (tmp_path / shard_name(unit, encoder.info.fingerprint)).unlink()
+            continue
+        with pytest.raises(StorageError, match=f"0.{kind}' can't be read: Connection reset by peer; check the ad"):
+            actor.write(unit)
+        assert not (tmp_path / shard_name(unit, encoder.info.fingerprint)).exists()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import json
 import posixpath
 import re
 import tarfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ ROWS_PER_BATCH = 64
 """Rows of a table in memory at a time. Each row may hold a picture."""
 BUFFER_BYTES = 4 << 20
 """Bytes of an archive or table that are read at a time. In S3 each read is a request: 10 kB if nothing is buffered."""
+READ_RETRY_SECONDS = (1.0, 4.0)
+"""Waits before a single file is read again whose storage answers, but not with the file."""
+MAX_NEIGHBOURS = 3
+"""Other files that are tried when a file can't be read, to find out whether the storage serves any."""
 PURPOSE = "Reading pictures through pyarrow"
 
 
@@ -109,10 +114,12 @@ class WorkUnit:
         """The pictures of the unit, in order.
 
         Raises:
-            StorageError: while they are read, if the storage does not answer.
+            StorageError: while they are read, if the storage does not answer, or can't read the archive or table.
         """
         if self.packed:
-            return (ImageRef(*file, partial(_read_file, filesystem, file[0])) for file in self.files)
+            files = self.files
+            first = [path for path, _, _ in files[: MAX_NEIGHBOURS + 1]]
+            return (ImageRef(*file, partial(_read_file, filesystem, file[0], first)) for file in files)
         return (
             _table_images(filesystem, self.path, self.group)
             if self.group >= 0
@@ -242,22 +249,59 @@ def describe_storage_error(error: Exception) -> str:
     return re.sub(r"\.? (To create buckets, .*|\(Request ID: \w*\))", "", first)
 
 
-def _read_file(filesystem: Any, path: str) -> bytes:
+def _read_file(filesystem: Any, path: str, neighbours: Sequence[str]) -> bytes:
+    """Read a single file, again after a while if its storage fails.
+
+    Args:
+        filesystem: a file system of pyarrow.
+        path: of the file.
+        neighbours: files of the same unit. If one of them can be read, the storage is not the reason of an error.
+
+    Raises:
+        ImageError: if there is no such file, or only this one can't be read.
+        StorageError: if the storage does not answer, or can't read its neighbours either.
+    """
     try:
-        with filesystem.open_input_stream(path) as stream:
-            data: bytes = stream.read(MAX_IMAGE_BYTES + 1)
+        data = _read_patiently(filesystem, path)
     except FileNotFoundError as error:
         raise ImageError(path, "no such file") from error
+    except StorageError:  # which is a ValueError
+        raise
     except (OSError, ValueError) as error:
-        _check_storage(filesystem, posixpath.dirname(path), error)
+        if isinstance(error, OSError) and not _is_local(filesystem):
+            _check_neighbours(filesystem, path, neighbours, error)
         raise ImageError(path, f"can't be opened: {describe_storage_error(error)}") from error
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(path, TOO_LARGE.format(MAX_IMAGE_BYTES >> 20))
     return data
 
 
-def _check_storage(filesystem: Any, folder: str, error: Exception) -> None:
-    """Find out whether the storage of a folder is the reason of an error.
+def _read_patiently(filesystem: Any, path: str) -> bytes:
+    waits = [] if _is_local(filesystem) else list(READ_RETRY_SECONDS)
+    while True:
+        try:
+            return _read_bytes(filesystem, path)
+        except OSError as error:
+            _check_storage(filesystem, path, error)
+            # fsspec says "not found" for every file while a server does not answer.
+            is_missing = isinstance(error, FileNotFoundError) and not is_file(filesystem, path)
+            if is_missing or not waits:
+                raise
+            time.sleep(waits.pop(0))
+
+
+def _read_bytes(filesystem: Any, path: str) -> bytes:
+    with filesystem.open_input_stream(path) as stream:
+        data: bytes = stream.read(MAX_IMAGE_BYTES + 1)
+    return data
+
+
+def _is_local(filesystem: Any) -> bool:
+    return bool(filesystem.type_name == "local")
+
+
+def _check_storage(filesystem: Any, path: str, error: Exception) -> None:
+    """Find out whether the storage of a file is the reason of an error.
 
     Otherwise an outage of a server would make pictures unreadable that are in order, for good.
 
@@ -265,12 +309,31 @@ def _check_storage(filesystem: Any, folder: str, error: Exception) -> None:
         StorageError: if so.
     """
     try:
-        filesystem.get_file_info(folder)
+        filesystem.get_file_info(posixpath.dirname(path))
     except OSError:
-        raise StorageError(
-            f"'{folder}' can't be read: {describe_storage_error(error)}; {STORAGE_ADVICE}, then call again: the "
-            "written shards are kept"
-        ) from error
+        raise _storage_error(path, error) from error
+
+
+def _check_neighbours(filesystem: Any, path: str, neighbours: Sequence[str], error: Exception) -> None:
+    """Find out whether a storage that lists its files serves none, as with credentials that may list only.
+
+    Raises:
+        StorageError: if so.
+    """
+    for neighbour in [one for one in neighbours if one != path][:MAX_NEIGHBOURS]:
+        try:
+            _read_bytes(filesystem, neighbour)
+        except (OSError, ValueError):
+            continue
+        return
+    raise _storage_error(path, error) from error
+
+
+def _storage_error(path: str, error: Exception) -> StorageError:
+    return StorageError(
+        f"'{path}' can't be read: {describe_storage_error(error)}; {STORAGE_ADVICE}, then call again: the written "
+        "shards are kept"
+    )
 
 
 def is_file(filesystem: Any, path: str) -> bool:
@@ -298,7 +361,11 @@ def _open_table(filesystem: Any, path: str) -> Any:
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     try:
         table = parquet.ParquetFile(filesystem.open_input_file(path), buffer_size=BUFFER_BYTES)
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file '{path}'") from error
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    except ValueError as error:
         raise DataError(f"'{path}' is no Parquet file: {error}") from error
     if not {"path", "bytes"} & set(table.schema_arrow.names):
         has = ", ".join(table.schema_arrow.names)
@@ -309,15 +376,23 @@ def _open_table(filesystem: Any, path: str) -> Any:
 def _table_images(filesystem: Any, path: str, group: int) -> Iterator[ImageRef]:
     table = _open_table(filesystem, path)
     columns = [name for name in ("path", "bytes", "label", "split") if name in table.schema_arrow.names]
-    number = 0
-    for batch in table.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns):
-        for row in batch.to_pylist():
+    number, batches = 0, table.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns)
+    while True:
+        try:
+            batch = next(batches, None)
+        except OSError as error:
+            raise _storage_error(path, error) from error
+        if batch is None:
+            return
+        rows = batch.to_pylist()
+        first = [_join(path, str(row["path"])) for row in rows[: MAX_NEIGHBOURS + 1] if row.get("path")]
+        for row in rows:
             name = str(row.get("path") or f"{path}#{group}.{number}")
             number += 1
             label = None if row.get("label") is None else str(row["label"])
             split = SPLIT_ALIASES.get(str(row.get("split")).lower(), "all")
             if "bytes" not in columns:
-                read = partial(_read_file, filesystem, posixpath.join(posixpath.dirname(path), name))
+                read = partial(_read_file, filesystem, _join(path, name), first)
             elif isinstance(row["bytes"], bytes):
                 read = partial(_return_bytes, row["bytes"])
             else:
@@ -325,8 +400,16 @@ def _table_images(filesystem: Any, path: str, group: int) -> Iterator[ImageRef]:
             yield ImageRef(name, label, split, read)
 
 
+def _join(table: str, name: str) -> str:
+    return posixpath.join(posixpath.dirname(table), name)
+
+
 def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
-    """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class."""
+    """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class.
+
+    Raises:
+        StorageError: if the archive can't be read to its end. A damaged one ends with a picture that says so.
+    """
     try:
         with (
             filesystem.open_input_stream(path, buffer_size=BUFFER_BYTES) as stream,
@@ -346,8 +429,9 @@ def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
                         )
                         yield ImageRef(picture, label or None, _split_of_path(path), read)
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-        if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
-            _check_storage(filesystem, posixpath.dirname(path), error)
+        # tarfile reports damage by errors of its own, so that an OSError is of the storage.
+        if isinstance(error, OSError) and (not isinstance(error, FileNotFoundError) or is_file(filesystem, path)):
+            raise _storage_error(path, error) from error
         yield ImageRef(
             path,
             None,
