@@ -33,7 +33,8 @@ STORAGE_RETRY_SECONDS = (1.0, 4.0)
 REMOTE_READERS = 16
 """Threads of an actor that read from a storage that is no local disk: they wait for answers most of the time."""
 CLUSTER_CHECK_SECONDS = 5.0
-"""How often the number of nodes is looked up, so that nodes that join later work too."""
+"""How often the number of nodes is looked up, so that nodes that join later work too; also the wait after an actor died
+while it opened, since its node may fail again."""
 MAX_SECONDS_WITHOUT_WORKERS = 300.0
 """After this time without any worker, the call ends. An autoscaler needs minutes to start a node."""
 
@@ -229,7 +230,7 @@ class _WriterPool:
             num_cpus=job.cores, num_gpus=gpus, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )
         self.shared_job = ray.put(job)
-        self.opening_failures = 0
+        self.opening_failures, self.next_start = 0, 0.0
 
     def run(self) -> tuple[int, int]:
         """Write all shards.
@@ -249,7 +250,7 @@ class _WriterPool:
             while self.queue or any(call.unit for call in self.calls.values()):
                 if time.monotonic() - checked > CLUSTER_CHECK_SECONDS:
                     wanted, checked = self._count_wanted(), time.monotonic()
-                while len(self.calls) < min(wanted, len(self.queue) + self._count_writing()):
+                while self._may_start() and len(self.calls) < min(wanted, len(self.queue) + self._count_writing()):
                     self._start_actor()
                 if self._count_writing():
                     last_worked = time.monotonic()
@@ -258,7 +259,7 @@ class _WriterPool:
                         f"no worker started for {MAX_SECONDS_WITHOUT_WORKERS:.0f} s, and {len(self.queue)} shards are "
                         f"missing: {self._describe_cluster()}; add nodes and call again, the written ones are kept"
                     )
-                if not self.calls:  # every node is gone
+                if not self.calls:  # every node is gone, or all actors died
                     time.sleep(CLUSTER_CHECK_SECONDS)
                     continue
                 for reference in ray.wait(list(self.calls), num_returns=1, timeout=CLUSTER_CHECK_SECONDS)[0]:
@@ -271,6 +272,14 @@ class _WriterPool:
 
     def _count_writing(self) -> int:
         return sum(call.unit is not None for call in self.calls.values())
+
+    def _may_start(self) -> bool:
+        """Whether an actor may be started: one that died while it opened is replaced after a wait.
+
+        After `MAX_ATTEMPTS` of these, those that are opening must come first, unless others write.
+        """
+        is_hopeful = self.opening_failures < MAX_ATTEMPTS or self._count_writing() > 0
+        return is_hopeful and time.monotonic() >= self.next_start
 
     def _start_actor(self) -> None:
         actor = self.actor_class.remote()
@@ -301,20 +310,23 @@ class _WriterPool:
         An actor that merely can't be reached may still write its file, which has the same name and the same rows.
 
         Raises:
-            DataError: if it was the last attempt.
+            DataError: if it was the last attempt. Actors that die while they open end the call only when no other one
+                writes or opens: it may be a single node.
         """
         self.ray.kill(call.actor)
         if call.unit is None:
             self.opening_failures += 1
-            attempts = self.opening_failures
+            self.next_start = time.monotonic() + CLUSTER_CHECK_SECONDS
+            what, attempts = "opened the encoder", self.opening_failures
+            is_last = attempts >= MAX_ATTEMPTS and not self.calls
         else:
             self.queue.appendleft(call.unit)
             self.attempts[call.unit] += 1
-            attempts = self.attempts[call.unit]
-        if attempts >= MAX_ATTEMPTS:
-            what = "opened the encoder" if call.unit is None else f"wrote the shard of {call.unit.describe()}"
+            what, attempts = f"wrote the shard of {call.unit.describe()}", self.attempts[call.unit]
+            is_last = attempts >= MAX_ATTEMPTS
+        if is_last:
             raise DataError(
-                f"the process that {what} died {MAX_ATTEMPTS} times, the last time: {reason}; perhaps memory ran out: "
+                f"the process that {what} died {attempts} times, the last time: {reason}; perhaps memory ran out: "
                 "use fewer workers per node (cores=) or a smaller batch_size; the written shards are kept, call again"
             )
 
