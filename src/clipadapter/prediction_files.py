@@ -25,6 +25,8 @@ from clipadapter.errors import DataError, InputError, require
 from clipadapter.files import csv_text, sync_folder, write_atomically
 from clipadapter.prediction import Prediction, PredictionColumns
 
+MAX_SHOWN_VALUE = 40
+"""Characters of a value that a message shows."""
 PURPOSE = "A Parquet file of predictions"
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
@@ -218,23 +220,32 @@ class PredictionFile:
         return self._format.count_rows(part) == int(part.stem.split("-")[1])
 
     def _refuse_another_run(self) -> None:
+        if not self.folder.exists() or all(
+            file.name in (LOCK_FILE, RUN_FILE) or _is_unfinished(file) for file in self.folder.iterdir()
+        ):
+            return  # there are no parts
         try:
             earlier = json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            if self.folder.exists() and not all(
-                file.name == LOCK_FILE or _is_unfinished(file) for file in self.folder.iterdir()
-            ):
-                raise InputError(f"{self.folder} has no {RUN_FILE}: remove the folder, or give another name") from None
-            return
+            raise InputError(f"{self.folder} has no {RUN_FILE}: remove the folder, or give another name") from None
         except (OSError, ValueError) as error:
             raise InputError(f"{self.folder / RUN_FILE} can't be read ({error}): remove {self.folder}") from error
         if not isinstance(earlier, dict) or earlier != json.loads(json.dumps(self.run)):
             known = earlier if isinstance(earlier, dict) else {}
             names = [name for name in {**self.run, **known} if known.get(name) != self.run.get(name)]
+            differences = [_describe_difference(name, known.get(name), self.run.get(name)) for name in names]
             raise InputError(
-                f"{self.folder} has parts of a stopped run with another {', '.join(names)}: finish it by its own "
-                "command, remove the folder, or give another name"
+                f"{self.folder} has parts of a stopped run that differs from this command in {', '.join(differences)}: "
+                "repeat its command to finish it, remove the folder, or give another name"
             )
+
+
+def _describe_difference(name: str, there: object, here: object) -> str:
+    """Name what differs, with both values unless they are digests or long."""
+    texts = [json.dumps(value) for value in (there, here)]
+    if max(map(len, texts)) > MAX_SHOWN_VALUE:
+        return name
+    return f"{name} ({texts[0]} there, {texts[1]} here)"
 
 
 def _count_unreadable(rows: Rows) -> int:

@@ -193,10 +193,19 @@ def test_a_run_continues_by_its_own_rules_for_what_cannot_be_read(stopped, run, 
         context.setattr(PredictionFile, "finish", lambda self: click.get_current_context().exit(1))
         assert run(*lenient).exit_code == 1
     result = run(*lenient, "--max-pixels", 10**6)
-    assert result.exit_code == 1 and "with another max_pixels" in result.stderr
+    assert result.exit_code == 1 and "differs from this command in max_pixels (" in result.stderr
     result = run(*command)
     assert result.exit_code == 1 and "1.png" in result.stderr
     assert not path.exists()
+
+
+def test_a_command_that_failed_before_its_first_part_leaves_its_name_free(model, squares, tmp_path, run):
+    folder, path = tmp_path / "pictures", tmp_path / "answers.csv"
+    folder.mkdir()
+    (folder / "a.png").write_text("no picture")
+    assert run("predict", model, folder, "--out", path, "--strict").exit_code == 1
+    result = run("predict", model, squares, "--out", path)
+    assert result.exit_code == 0 and path.is_file(), result.stderr
 
 
 def test_parts_of_another_run_are_neither_mixed_nor_lost(stopped, model, run):
@@ -204,9 +213,9 @@ def test_parts_of_another_run_are_neither_mixed_nor_lost(stopped, model, run):
     parts = sorted(path.with_name("answers.parquet.parts").glob("*.parquet"))
     assert len(parts) == 2
     result = run(*command, "--top", 2)
-    assert result.exit_code == 1 and "parts of a stopped run with another top: finish it" in result.stderr
+    assert result.exit_code == 1 and "in top (1 there, 2 here): repeat its command" in result.stderr
     result = run("predict", model, folder, "--out", path)
-    assert result.exit_code == 1 and "with another model" in result.stderr
+    assert result.exit_code == 1 and "differs from this command in model: repeat" in result.stderr
     assert sorted(path.with_name("answers.parquet.parts").glob("*.parquet")) == parts
 
 
