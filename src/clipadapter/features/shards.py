@@ -12,6 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -258,6 +259,9 @@ def _write_atomically(filesystem: Any, path: str, data: Any) -> None:
         if not is_atomic:
             filesystem.move(partial, path)
     except OSError as error:
+        if not is_atomic:
+            with suppress(OSError):
+                filesystem.delete_file(partial)
         raise StorageError(
             f"'{path}' can't be written: {describe_storage_error(error)}; check the folder's permissions and free space"
         ) from error
@@ -317,7 +321,10 @@ class FeatureShards:
             table = _read_columns(self._system, path, ("label", "split", "error"))
             readable = table.filter(table["error"].is_null())
             self._label_codes.extend(readable["label"])
-            self._split_codes.extend(readable["split"])
+            try:
+                self._split_codes.extend(readable["split"])
+            except ValueError as error:
+                raise DataError(f"'{path}' is damaged: {error}; a split is train, val, test or all") from error
             self._starts.append(self._starts[-1] + len(readable))
 
     def __len__(self) -> int:
@@ -377,7 +384,7 @@ class FeatureShards:
             positions = np.flatnonzero(shard_of == shard)
             inside = rows[positions] - self._starts[shard]
             if len(values) != self._starts[shard + 1] - self._starts[shard]:
-                raise DataError(f"'{path}' changed, or has rows without a feature and an error: read the folder again")
+                raise DataError(f"'{path}' changed: read the folder again")
             features[positions] = values[inside]
             if with_sources:
                 sources[positions] = table["path"].take([table_rows[row] for row in inside]).to_pylist()
@@ -402,6 +409,8 @@ class _Codes:
         position = {name: i for i, name in enumerate(self.names)}
         texts = encoded.dictionary.to_pylist()
         self.names += [text for text in texts if text not in position]
+        if len(self.names) > np.iinfo(self._dtype).max:
+            raise ValueError(f"it has {len(self.names)} different splits")
         position = {name: i for i, name in enumerate(self.names)}
         own = np.array([position[text] for text in texts], self._dtype)
         self._parts.append(own[encoded.indices.to_numpy(zero_copy_only=False)])
@@ -534,7 +543,12 @@ def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArr
         if (table.schema.metadata or {}).get(b"clipadapter.fingerprint") != plan.fingerprint.encode():
             raise ValueError("it is of another encoder")
         column = table["feature"].combine_chunks()
-        rows = [i for i, valid in enumerate(column.is_valid().to_pylist()) if valid]
+        has_feature, has_error = (table[name].is_valid().to_numpy() for name in ("feature", "error"))
+        wrong = np.flatnonzero(has_feature == has_error)
+        if len(wrong):
+            what = "both a feature and an error" if has_feature[wrong[0]] else "neither a feature nor an error"
+            raise ValueError(f"row {wrong[0]} has {what}")
+        rows = np.flatnonzero(has_feature).tolist()
         widths = set(column.value_lengths().drop_null().to_pylist())
         if widths - {plan.dim}:
             raise ValueError(f"features have width {sorted(widths)}, not {plan.dim}")

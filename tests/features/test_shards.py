@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from clipadapter.encoders import create_encoder
+from clipadapter.errors import DataError
+from clipadapter.features.collection import open_filesystem
+from clipadapter.features.shards import FeatureShards, ShardRow, make_plan, write_plan, write_shard
+
+pytest.importorskip("pyarrow.parquet")
+
+
+def write_rows(folder, rows):
+    encoder, name = create_encoder("toy"), "0" * 32 + ".parquet"
+    system, path = open_filesystem(folder)
+    plan = make_plan("toy", encoder, [name])
+    write_plan(system, path, plan)
+    write_shard(system, f"{path}/{name}", rows, plan)
+
+
+def row(i, split="all", **changes):
+    feature = np.full(create_encoder("toy").info.dim, i, np.float32)
+    return ShardRow(**({"path": str(i), "label": "a", "split": split, "digest": b"d", "feature": feature} | changes))
+
+
+def test_a_row_with_a_feature_and_an_error_shifts_no_other_row(tmp_path):
+    write_rows(tmp_path, [row(0, error="bad"), row(1), row(2, feature=None, digest=None), row(3)])
+    shards = FeatureShards(tmp_path)
+    with pytest.raises(DataError, match="row 0 has both a feature and an error"):
+        shards.take(shards.rows())
+
+
+def test_a_column_of_more_splits_than_there_are_is_refused(tmp_path):
+    write_rows(tmp_path, [row(i, split=f"part {i}") for i in range(130)])
+    with pytest.raises(DataError, match="130 different splits"):
+        FeatureShards(tmp_path)
+
+
+def test_a_file_that_can_not_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / ("0" * 32 + ".parquet") / "x").mkdir(parents=True)
+    with pytest.raises(DataError, match="can't be written"):
+        write_rows(tmp_path, [row(0)])
+    assert list(tmp_path.glob(".*")) == []
