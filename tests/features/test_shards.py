@@ -1,10 +1,19 @@
+import os
+
 import numpy as np
 import pytest
 
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError
 from clipadapter.features.collection import open_filesystem
-from clipadapter.features.shards import FeatureShards, ShardRow, make_plan, write_plan, write_shard
+from clipadapter.features.shards import (
+    FeatureShards,
+    ShardRow,
+    make_plan,
+    remove_abandoned_parts,
+    write_plan,
+    write_shard,
+)
 
 pytest.importorskip("pyarrow.parquet")
 
@@ -40,3 +49,12 @@ def test_a_file_that_can_not_be_written_leaves_nothing_behind(tmp_path):
     with pytest.raises(DataError, match="can't be written"):
         write_rows(tmp_path, [row(0)])
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_partial_files_of_killed_workers_are_removed_after_a_day(tmp_path):
+    for name in (".old.partial", ".new.partial", "old.parquet"):
+        (tmp_path / name).touch()
+    for name in (".old.partial", "old.parquet"):
+        os.utime(tmp_path / name, (0, 0))
+    remove_abandoned_parts(*open_filesystem(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new.partial", "old.parquet"]

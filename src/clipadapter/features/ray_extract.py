@@ -21,6 +21,7 @@ from clipadapter.features.shards import (
     encode_pictures,
     list_shards,
     make_plan,
+    remove_abandoned_parts,
     shard_name,
     write_plan,
     write_shard,
@@ -98,6 +99,7 @@ def extract_with_ray(
     target_system, folder = open_filesystem(out)
     units = divide_collection(source_system, path, shard_size)
     create_folder(target_system, folder)  # before the encoder is opened, so that a wrong one is refused at once
+    remove_abandoned_parts(target_system, folder)
     plan = _make_plan(encoder, units)
     write_plan(target_system, folder, plan)
     existing = list_shards(target_system, folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +39,7 @@ from clipadapter.features.collection import (
 )
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
+from clipadapter.files import ABANDONED_SECONDS
 
 PLAN_FILE = "shards.json"
 MAX_PLAN_BYTES = 256 << 20
@@ -247,6 +249,24 @@ def list_shards(filesystem: Any, folder: str) -> set[str]:
     except OSError as error:
         raise StorageError(f"'{folder}' can't be read: {describe_storage_error(error)}") from error
     return {info.base_name for info in infos if info.is_file and info.extension == "parquet"}
+
+
+def remove_abandoned_parts(filesystem: Any, folder: str) -> None:
+    """Remove the partial files of killed workers, once they are a day old.
+
+    Raises:
+        DataError: if the folder can't be read.
+    """
+    fs = require("pyarrow.fs", "parquet", PURPOSE)
+    try:
+        infos = filesystem.get_file_info(fs.FileSelector(folder))
+    except OSError as error:
+        raise StorageError(f"'{folder}' can't be read: {describe_storage_error(error)}") from error
+    for info in infos:
+        is_part = info.is_file and info.base_name.startswith(".") and info.extension == "partial"
+        if is_part and info.mtime_ns is not None and time.time() - info.mtime_ns / 1e9 > ABANDONED_SECONDS:
+            with suppress(OSError):  # another call removed it first
+                filesystem.delete_file(info.path)
 
 
 def _write_atomically(filesystem: Any, path: str, data: Any) -> None:
