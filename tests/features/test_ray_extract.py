@@ -3,7 +3,9 @@ import json
 import os
 import socket
 import tarfile
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureStore, extract
-from clipadapter.features.collection import StorageError, divide_collection, open_filesystem
+from clipadapter.features.collection import StorageError, _read_bytes, divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, ShardWriter, _ShardActor, extract_with_ray
 from clipadapter.features.shards import import_shards, make_plan, read_feature_shards, shard_name, write_plan
 
@@ -297,6 +299,23 @@ class BrokenFile(io.BytesIO):
 def no_waits(monkeypatch):
     monkeypatch.setattr("clipadapter.features.collection.READ_RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr("clipadapter.features.ray_extract.STORAGE_RETRY_SECONDS", (0.0, 0.0))
+
+
+def test_a_file_is_read_in_pieces(tmp_path):
+    """pyarrow reserves memory for all that a read may give, so that 31 files of any size took 31 GB of addresses."""
+    (tmp_path / "a.png").write_bytes(bytes(range(256)) * (1 << 16))
+    system, asked = fs.LocalFileSystem(), []
+
+    class Files:
+        type_name = "local"
+
+        @contextmanager
+        def open_input_stream(self, path):
+            with system.open_input_stream(path) as stream:
+                yield SimpleNamespace(read=lambda size: asked.append(size) or stream.read(size))
+
+    assert _read_bytes(Files(), str(tmp_path / "a.png")) == (tmp_path / "a.png").read_bytes()
+    assert max(asked) <= 4 << 20
 
 
 def test_an_outage_makes_no_picture_unreadable(pictures, tmp_path, no_waits):

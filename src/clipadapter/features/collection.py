@@ -30,7 +30,7 @@ TOO_LARGE = "too large: over {} MiB"
 ROWS_PER_BATCH = 64
 """Rows of a table in memory at a time. Each row may hold a picture."""
 BUFFER_BYTES = 4 << 20
-"""Bytes of an archive or table that are read at a time. In S3 each read is a request: 10 kB if nothing is buffered."""
+"""Bytes of a file that are read at a time. In S3 each read is a request: 10 kB if nothing is buffered."""
 READ_RETRY_SECONDS = (1.0, 4.0)
 """Waits before a single file is read again whose storage answers, but not with the file."""
 MAX_NEIGHBOURS = 3
@@ -291,9 +291,12 @@ def _read_patiently(filesystem: Any, path: str) -> bytes:
 
 
 def _read_bytes(filesystem: Any, path: str) -> bytes:
+    parts: list[bytes] = []
     with filesystem.open_input_stream(path) as stream:
-        data: bytes = stream.read(MAX_IMAGE_BYTES + 1)
-    return data
+        # Not at once: pyarrow reserves as much memory as a read may give.
+        while sum(map(len, parts)) <= MAX_IMAGE_BYTES and (part := stream.read(BUFFER_BYTES)):
+            parts.append(part)
+    return b"".join(parts)
 
 
 def _is_local(filesystem: Any) -> bool:
