@@ -200,12 +200,22 @@ def test_two_workers_make_the_records_that_one_makes(source, local, tmp_path):
     assert figures(source, tmp_path / "two", local) == expected
 
 
+def fail_to_start(*_):
+    """As Ray does on a machine that is too busy."""
+    raise Exception("the current node timed out during startup")
+
+
 def test_errors_on_a_missing_or_unreachable_ray_say_what_to_do(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         with pytest.raises(MissingExtraError, match=re.escape(install_command("ray"))):
             run(create_launcher("ray"), launcher_jobs.upper, ["a"])
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
+    with monkeypatch.context() as patch:
+        patch.setattr(ray._private.node.Node, "start_ray_processes", fail_to_start)
+        patch.setattr(ray._private.node.Node, "start_head_processes", fail_to_start)
+        with pytest.raises(InputError, match="no Ray could be reached on this machine .the current node timed out"):
+            run(create_launcher("ray"), launcher_jobs.upper, ["a"])
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(InputError, match="no Ray could be reached at RAY_ADDRESS=127.0.0.1:1 .*unset RAY_ADDRESS"):
         run(create_launcher("ray"), launcher_jobs.upper, ["a"])

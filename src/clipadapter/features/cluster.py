@@ -42,9 +42,9 @@ def connect_ray(ray: Any, workers: int | None = None) -> Iterator[bool]:
             configure_logging=False,
             **local_options,
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a node that does not start in time is a plain one of Ray
         location = f"at RAY_ADDRESS={address}" if address else "on this machine"
-        advice = "do without Ray"
+        advice = "call again when the machine is less busy, or do without Ray"
         if address:
             advice = (
                 "check the address; a cluster that asks for a token needs RAY_AUTH_MODE=token and its file "
