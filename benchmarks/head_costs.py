@@ -69,9 +69,9 @@ def measure(name: str, size: str, threads: int) -> dict[str, float]:
     }
 
 
-def in_a_process(name: str, size: str, threads: int, limit: float) -> dict[str, float] | str:
-    """What `measure` gives in a fresh process, or why there is nothing."""
-    command = [sys.executable, __file__, name, "--size", size, "--threads", str(threads), "--inside"]
+def in_a_process(script: str, arguments: list[str], limit: float) -> dict[str, float] | str:
+    """What a script prints with ``--inside`` as JSON in a fresh process, or why there is nothing."""
+    command = [sys.executable, script, *arguments, "--inside"]
     try:
         process = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
@@ -117,7 +117,8 @@ def main() -> None:
         say("| head | " + " | ".join(COLUMNS) + " |")
         say("|---|" + "---:|" * len(COLUMNS))
         for name in args.heads or list_heads():
-            costs = in_a_process(name, size, args.threads, args.limit_seconds)
+            arguments = [name, "--size", size, "--threads", str(args.threads)]
+            costs = in_a_process(__file__, arguments, args.limit_seconds)
             say(row(name, costs))
             costs = {"error": costs} if isinstance(costs, str) else costs
             rows.append({"head": name, "size": size} | costs)

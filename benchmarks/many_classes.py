@@ -13,8 +13,6 @@ that lies partly in it, a common offset, and text that is correlated with the me
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -23,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _output import add_json, write_json
-from head_costs import QUERIES, make, peak_mb
+from head_costs import QUERIES, in_a_process, make, peak_mb
 
 from clipadapter import FewShotClassifier
 from clipadapter.blocks import Block
@@ -115,19 +113,6 @@ def measure(name: str, size: str, features: str, threads: int) -> dict[str, floa
     return {**result, "CPU s": time.process_time() - before, "peak MB": peak_mb()}
 
 
-def in_a_process(name: str, size: str, features: str, threads: int, limit: float) -> dict[str, float] | str:
-    """What `measure` gives in a fresh process, or why there is nothing."""
-    command = [sys.executable, __file__, name, "--size", size, "--features", features, "--threads", str(threads)]
-    try:
-        process = subprocess.run([*command, "--inside"], capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return f"killed after {limit:g} s"
-    if process.returncode != 0:
-        last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-        return last.replace("|", "/")
-    return json.loads(process.stdout.splitlines()[-1])
-
-
 def row(name: str, found: dict[str, float] | str) -> str:
     if isinstance(found, str):
         return f"| {name} | {found} |" + " |" * (len(COLUMNS) - 1)
@@ -155,7 +140,8 @@ def main() -> None:
         title = f"{size} (classes x shots x width), {args.features} features, {QUERIES} queries, {args.threads} threads"
         lines += [title, "", "| | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
         for name in args.rows or [*HEADS, "path gda", "path auto"]:
-            costs = in_a_process(name, size, args.features, args.threads, args.limit_seconds)
+            arguments = [name, "--size", size, "--features", args.features, "--threads", str(args.threads)]
+            costs = in_a_process(__file__, arguments, args.limit_seconds)
             lines.append(row(name, costs))
             rows.append({"head": name, "size": size} | ({"error": costs} if isinstance(costs, str) else costs))
             print(lines[-1], flush=True)
