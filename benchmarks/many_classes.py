@@ -40,7 +40,7 @@ def hard(classes: int, shots: int, d: int, seed: int = 0):
     rng = np.random.default_rng(seed)
     rank = d // 8
     scales = np.arange(1, rank + 1, dtype=np.float32) ** -0.5
-    basis = rng.standard_normal((rank, d), dtype=np.float32) / np.sqrt(d) * scales[:, None]
+    basis = rng.standard_normal((rank, d), dtype=np.float32) / np.sqrt(d, dtype=np.float32) * scales[:, None]
 
     def within(n, length):
         inside = rng.standard_normal((n, rank), dtype=np.float32) @ basis

@@ -82,8 +82,11 @@ def test_a_preconditioner_and_blocks_of_rows_lead_to_the_optimum_of_scikit_learn
     monkeypatch.setattr(softmax_regression, "MAX_DUAL_RATIO", 0)
     monkeypatch.setattr(softmax_regression, "MAX_EXACT_PASS_COST", 0)
     monkeypatch.setattr(softmax_regression, "MAX_LOGITS", 5 * 7)
-    offsets = y[:, None] * 0.1 + np.eye(5)[y]
-    for offset in (None, lambda rows: torch.from_numpy(offsets[rows])):
+    linear = softmax_regression.LinearOffset(
+        torch.arange(5.0, dtype=torch.float64), torch.from_numpy(X), torch.eye(5, 16, dtype=torch.float64)
+    )
+    offsets = np.arange(5.0) + X[:, :5]
+    for offset in (None, linear):
         model = softmax_regression.SoftmaxRegression(torch.from_numpy(X), torch.from_numpy(y), offset)
         assert len(model.blocks) == 9
         model.solve(10.0, 1e-8, 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ variance, and lose up to 10 points of accuracy if they are the last."""
 STEP_FACTORS = tuple(2.0 ** (i / 2) for i in range(-4, 17))
 """Multiples of the first step that are tried on some of the rows. The more classes, the longer the best one is."""
 MAX_STEP_LOGITS = 2**22
-"""Logits of these rows."""
+"""Logits of these rows, on which the curvature along the first step is measured too."""
 MAX_LOGITS = 2**25
 """Logits held at a time, 128 MB in float32; with more, a pass is made in blocks of rows."""
 MAX_DUAL_RATIO = 1.5
@@ -39,6 +40,26 @@ MAX_DUAL_RATIO = 1.5
 ALL_ROWS = slice(None)
 MIN_LOSS = 1e-10
 """Loss, or 1-norm of its gradient, below which the start is the optimum: the offset fits all labels already."""
+
+
+@dataclass(frozen=True)
+class LinearOffset:
+    """Fixed logits ``constant + x weight'`` that are added block by block; all at once they are gigabytes.
+
+    Args:
+        constant: (c,).
+        x: (n, d) rows; None for the constant alone.
+        weight: (c, d).
+    """
+
+    constant: Tensor
+    x: Tensor | None = None
+    weight: Tensor | None = None
+
+    def add_to(self, logits: Tensor, rows: slice) -> Tensor:
+        """Logits (c, b) of a block of rows, to which theirs are added in place."""
+        logits.add_(self.constant[:, None])
+        return logits if self.x is None or self.weight is None else logits.addmm_(self.weight, self.x[rows].T)
 
 
 class SoftmaxRegression:
@@ -62,8 +83,7 @@ class SoftmaxRegression:
     Args:
         X: (n, d).
         labels: (n,); classes without a row are left out.
-        offset: (n, c) fixed logits, one column for each class that has a row; or a function from a slice of the rows
-            to their part of it; None for zero.
+        offset: (n, c) fixed logits, one column for each class that has a row, or how to compute them; None for zero.
         unit_intercept: penalise the intercept as the weight of a feature that is one in every row.
         gram: (n, n) products of the rows, which should be centred or nearly so; None to compute it if needed.
     """
@@ -72,21 +92,23 @@ class SoftmaxRegression:
         self,
         X: Tensor,
         labels: Tensor,
-        offset: Tensor | Callable[[slice], Tensor] | None = None,
+        offset: Tensor | LinearOffset | None = None,
         *,
         unit_intercept: bool = False,
         gram: Tensor | None = None,
     ) -> None:
-        self.offset = offset.T.contiguous() if isinstance(offset, Tensor) else offset  # (c, n), or a function
+        self.offset = offset.T.contiguous() if isinstance(offset, Tensor) else offset  # (c, n)
         self.unit_intercept = unit_intercept
         self.classes, self.target = labels.unique(return_inverse=True)
         self.mean = X.mean(dim=0)
         self.centred = X - self.mean
         n, d = X.shape
         self.is_dual = n <= MAX_DUAL_RATIO * d
+        n_logits = n * len(self.classes)
         self.is_exact = self.is_dual or n * len(self.classes) * d <= MAX_EXACT_PASS_COST
-        size = n if self.is_dual or n * len(self.classes) <= MAX_LOGITS else max(1, MAX_LOGITS // len(self.classes))
+        size = n if self.is_dual or n_logits <= MAX_LOGITS else max(1, MAX_LOGITS // len(self.classes))
         self.blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        self.step_blocks = self.blocks if self.is_exact else [slice(0, n, -(-n_logits // MAX_STEP_LOGITS))]
         stride = n // 512 + 1  # a sample of rows suffices for the length of the constant column
         products = self._centre_gram(gram) if self.is_dual else self.centred[::stride] @ self.centred[::stride].T
         sample = products[::stride, ::stride] if self.is_dual else products
@@ -146,8 +168,7 @@ class SoftmaxRegression:
 
     def _best_step(self, direction: Tensor, penalty: Tensor, step: float) -> float:
         """The multiple of a step against a direction (1, c, w) with the lowest loss on some of the rows."""
-        n, c = len(self.centred), len(self.classes)
-        rows = slice(0, n, -(-n * c // MAX_STEP_LOGITS))
+        rows = self.step_blocks[0]
         logits, change, true_class = self._logits(self.point, rows), self._products(direction, rows), self.target[rows]
         losses = []
         for factor in STEP_FACTORS:
@@ -215,24 +236,25 @@ class SoftmaxRegression:
 
     def _curvature(self, direction: Tensor, penalty: Tensor) -> float:
         """Second derivative of the loss along a direction (1 or 2, c, w)."""
-        variance = direction.new_zeros(())
-        for rows in self.blocks:
+        variance, n_rows = direction.new_zeros(()), sum(len(self.target[rows]) for rows in self.step_blocks)
+        for rows in self.step_blocks:
             probability = self._logits(self.point, rows).softmax(dim=0)
             change = self._products(direction, rows)
             mean = (probability * change).sum(dim=0)
             # The Hessian of log-loss along a direction is the variance of the logits' change under the predictions.
             variances = (probability * (change - mean).square_()).sum(dim=0)
-            variance += variances.mean() * (len(variances) / len(self.centred))
+            variance += variances.mean() * (len(variances) / n_rows)
         return float(variance + (direction[0] * direction[-1]).sum(dim=0) @ penalty)
 
     def _logits(self, point: Tensor, rows: slice = ALL_ROWS) -> Tensor:
         """(c, b) of a block of rows as a new tensor, offset included."""
-        offset = self.offset[:, rows] if isinstance(self.offset, Tensor) else self.offset and self.offset(rows).T
-        if not point[0].any():  # at the start, which is evaluated several times
-            zero = point.new_zeros(point.shape[1], len(self.centred[rows]))
-            return zero if offset is None else zero.add_(offset)
-        logits = self._products(point, rows)
-        return logits if offset is None else logits.add_(offset)
+        if point[0].any():
+            logits = self._products(point, rows)
+        else:  # at the start, which is evaluated several times
+            logits = point.new_zeros(point.shape[1], len(self.target[rows]))
+        if isinstance(self.offset, LinearOffset):
+            return self.offset.add_to(logits, rows)
+        return logits if self.offset is None else logits.add_(self.offset[:, rows])
 
     def _products(self, point: Tensor, rows: slice = ALL_ROWS) -> Tensor:
         """(c, b) as a new tensor: products of a block of rows and these weights."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads.auto.stacking import DEFAULT_NOISE_STD, centre_logits, fit_inverse_temperature
-from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, SoftmaxRegression
+from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, LinearOffset, SoftmaxRegression
 
 RIDGE = 0.1
 """Ridge of linear ridge regression."""
@@ -281,25 +280,18 @@ def fit_logistic_regression(inputs: ExpertInputs, C: float, text_weight: float =
         text_weight: factor of the zero-shot logits.
     """
     zero_shot, log_counts = inputs.zero_shot if text_weight else None, inputs.counts.log()
-    offset: Tensor | Callable[[slice], Tensor]
-    if inputs.has_many_logits:
-        offset = partial(_offset_of_rows, log_counts, zero_shot, text_weight)
+    offset: Tensor | LinearOffset
+    if isinstance(zero_shot, ZeroShotLogits):
+        offset = LinearOffset(log_counts, zero_shot.x, text_weight * zero_shot.text)
+    elif zero_shot is None:
+        offset = LinearOffset(log_counts)
     else:
-        offset = _offset_of_rows(log_counts, zero_shot, text_weight, slice(0, len(inputs.z)))
+        offset = log_counts + text_weight * zero_shot
     # With text, the intercept is penalised too. One shot per class then shows which class text is too near to all
     # images, which a map of centred features can't correct.
     model = SoftmaxRegression(inputs.z, inputs.labels, offset, unit_intercept=text_weight > 0, gram=inputs.gram)
     model.solve(C, LBFGS_TOL, LBFGS_MAX_ITER, PROBE_COST)
     return Expert(*model.coefficients(inputs.n_classes), text_weight)
-
-
-def _offset_of_rows(
-    log_counts: Tensor, zero_shot: Tensor | ZeroShotLogits | None, text_weight: float, rows: slice
-) -> Tensor:
-    """(b, c) of a slice of the shots."""
-    if zero_shot is None:
-        return log_counts.expand(len(range(rows.stop)[rows]), -1)
-    return log_counts + text_weight * zero_shot[rows]
 
 
 EXPERTS: dict[str, Callable[[ExpertInputs], Expert]] = {
