@@ -154,10 +154,39 @@ def test_existing_shards_are_not_written_again_and_a_new_picture_is(pictures, tm
     make(pictures, tmp_path / "out", only=2)
     with pytest.raises(DataError, match=r"2 of 4 shards .* are missing"):
         read_feature_shards(tmp_path / "out")
-    assert make(pictures, tmp_path / "out") == (8, 0)
-    assert make(pictures, tmp_path / "out") == (0, 0)
+    first = written(tmp_path / "out")
+    make(pictures, tmp_path / "out")
+    second = written(tmp_path / "out")
+    assert (len(first), len(second)) == (2, 4)
+    assert first < second
+    make(pictures, tmp_path / "out")
+    assert written(tmp_path / "out") == second
     Image.new("RGB", (16, 12), "red").save(pictures / "cat" / "00.png")
-    assert make(pictures, tmp_path / "out") == (6, 0)
+    make(pictures, tmp_path / "out")
+    assert len(written(tmp_path / "out") - second) == 1
+
+
+def written(out):
+    return {(file.name, file.stat().st_mtime_ns) for file in out.glob("*.parquet")}
+
+
+def test_the_pictures_of_a_shard_whose_worker_died_after_it_wrote_it_are_counted(pictures, tmp_path, monkeypatch):
+    """The unit is given to another worker, which finds the file."""
+    (pictures / "cat" / "03.png").write_bytes(b"no picture")
+    (pictures / "dog" / "12.png").write_bytes(b"")
+    assert make(pictures, tmp_path / "out", size=7) == (20, 2)
+    monkeypatch.setattr("clipadapter.features.ray_extract.encode_pictures", None)
+    assert make(pictures, tmp_path / "out", size=7) == (20, 2)
+
+
+def test_a_damaged_shard_that_another_worker_left_is_named(pictures, tmp_path):
+    make(pictures, tmp_path / "out", size=100)
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    content = shard.read_bytes()
+    for damaged in (content[:-8] + b"x" * 8, bytes(len(content) - 8) + content[-8:]):
+        shard.write_bytes(damaged)
+        with pytest.raises(DataError, match=f"{shard.name}' can't be read: .*; if it is damaged, delete it"):
+            make(pictures, tmp_path / "out", size=100)
 
 
 def test_shards_fill_a_store(pictures, tmp_path, toy):
@@ -443,7 +472,7 @@ def test_pictures_and_shards_in_s3(pictures, tmp_path, toy, s3):
         assert make(f"s3://shop/{source}", f"s3://shop/of-{source}") == (20, 0)
         names = [info.base_name for info in s3.get_file_info(fs.FileSelector(f"shop/of-{source}"))]
         assert sum(name.endswith(".parquet") for name in names) == len(names) - 1 == (4 if source == "files" else 1)
-    assert make("s3://shop/files", "s3://shop/of-files") == (0, 0)
+    assert make("s3://shop/files", "s3://shop/of-files") == (20, 0)  # counted, not written again
     result = read_feature_shards("s3://shop/of-files")
     np.testing.assert_allclose(result.X, expected, atol=1e-5)
     assert result.y == ("cat",) * 10 + ("dog",) * 10

@@ -17,6 +17,7 @@ from clipadapter.features.cluster import connect_ray
 from clipadapter.features.collection import StorageError, WorkUnit, divide_collection, is_file, open_filesystem
 from clipadapter.features.shards import (
     ShardPlan,
+    count_pictures,
     create_folder,
     encode_pictures,
     list_shards,
@@ -47,7 +48,7 @@ class ShardReport:
     Args:
         shards: how many files there are now.
         reused: how many of them existed before.
-        pictures: pictures of the files that were written now.
+        pictures: pictures of the other files.
         unreadable: how many of these pictures could not be read; their rows say why.
     """
 
@@ -170,11 +171,18 @@ class ShardWriter:
             )
 
     def write_unit(self, unit: WorkUnit) -> tuple[int, int]:
-        """Write one file, unless another worker wrote it meanwhile."""
+        """Write one file, unless another worker wrote it before it died, or another call meanwhile.
+
+        Returns:
+            The number of its pictures, and of unreadable ones.
+
+        Raises:
+            DataError: if the file can't be written, or exists and is damaged.
+        """
         job = self.job
         path = posixpath.join(job.folder, shard_name(unit, job.plan.fingerprint))
         if is_file(job.target, path):
-            return 0, 0
+            return count_pictures(job.target, path)
         threads = job.cores if job.source.type_name == "local" else max(job.cores, REMOTE_READERS)
         rows = list(encode_pictures(self.encoder, unit.images(job.source), job.batch_size, threads))
         write_shard(job.target, path, rows, job.plan)

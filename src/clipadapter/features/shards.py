@@ -206,6 +206,23 @@ def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: Shar
     _write_atomically(filesystem, path, sink.getvalue())
 
 
+def count_pictures(filesystem: Any, path: str) -> tuple[int, int]:
+    """Count the pictures of a shard, and those that could not be read. Only the metadata of the file is read.
+
+    Raises:
+        DataError: if it can't be read.
+    """
+    parquet = require("pyarrow.parquet", "parquet", PURPOSE)
+    try:
+        with filesystem.open_input_file(path) as file:
+            metadata = parquet.read_metadata(file)
+    except (OSError, ValueError) as error:
+        reason = describe_storage_error(error)
+        raise StorageError(f"'{path}' can't be read: {reason}; if it is damaged, delete it and call again") from error
+    error_columns = [metadata.row_group(i).column(COLUMNS.index("error")) for i in range(metadata.num_row_groups)]
+    return metadata.num_rows, metadata.num_rows - sum(column.statistics.null_count for column in error_columns)
+
+
 def _table_schema(pa: Any) -> Any:
     types = {"feature": pa.list_(pa.float32()), "digest": pa.binary()}
     return pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
