@@ -97,6 +97,38 @@ def head_device(device: str) -> str:
     return "cpu" if device.partition(":")[0] in WITHOUT_FLOAT64 else device
 
 
+def count_gpus(device: str) -> int:
+    """How many GPUs of this machine a device stands for: all for "cuda", one for "cuda:1", none for "cpu".
+
+    >>> count_gpus("cpu"), count_gpus("cuda:1")
+    (0, 1)
+    """
+    if device != "cuda":
+        return int(device != "cpu")
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def describe_device(device: str | None) -> str:
+    """Name what heads compute on, for records: "cpu", or the kind of device and the name of the card.
+
+    Two cards of one name are the same device, since results and times do not depend on the number of the card.
+
+    Args:
+        device: as `heads.Head.device` is; None is the CPU.
+
+    >>> describe_device(None), describe_device("mps")
+    ('cpu', 'cpu')
+    """
+    kind = head_device(device or "cpu").partition(":")[0]
+    if kind != "cuda":
+        return kind
+    import torch
+
+    return f"cuda, {torch.cuda.get_device_name(device)}"
+
+
 def current_device() -> str:
     """The device on which this thread fits a head or predicts with it; "cpu" outside of both."""
     return _current.get()

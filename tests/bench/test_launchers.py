@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from clipadapter.bench import FEATURES, RecordFolder, run_suite, save_bundle
 from clipadapter.bench.bundle import Bundle, TestPart
@@ -141,6 +142,15 @@ def test_workers_continue_while_a_result_is_processed_until_the_iterator_is_clos
 
 
 @pytest.mark.slow
+def test_each_worker_sees_a_gpu_of_its_own(forked, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    forked.device = "cuda"
+    seen = run(forked, launcher_jobs.see_gpu, [f"{tmp_path}|a", f"{tmp_path}|b"])
+    assert sorted(each.result[0] for each in seen.values()) == ["4", "6"]
+
+
+@pytest.mark.slow
 def test_an_exception_reaches_the_caller_and_ends_the_workers(forked):
     with pytest.raises(LookupError, match="no a"):
         run(forked, launcher_jobs.fail, ["a", "a"])
@@ -249,7 +259,9 @@ def ray(tmp_path_factory):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("node")))
-        with ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False):
+        with ray.init(
+            "local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False
+        ):
             yield create_launcher("ray", workers=2)
 
 
@@ -285,6 +297,11 @@ class TestRay:
     def test_an_exception_reaches_the_caller(self, ray):
         with pytest.raises(LookupError, match="no a"):
             run(ray, launcher_jobs.fail, ["a", "a"])
+
+    def test_a_cluster_without_a_gpu_is_refused_instead_of_waited_for(self, ray, monkeypatch):
+        monkeypatch.setattr(ray, "device", "cuda")
+        with pytest.raises(InputError, match="no node of the Ray cluster has a GPU"):
+            run(ray, launcher_jobs.upper, ["a"])
 
     def test_a_fit_has_one_thread(self, ray):
         assert run(ray, launcher_jobs.threads, ["a"])["a"].result == ["1"]

@@ -22,7 +22,7 @@ def test_the_figures_of_a_run_are_its_metrics_and_times(make_run):
 def test_the_settings_of_a_run_are_what_it_is_known_by(make_run):
     run = make_run(head="knn", shots=4, seed=2)
     expected = {"head": "knn", "data": "pets", "test": "pets", "encoder": "toy", "shots": 4, "seed": 2, "error": ""}
-    assert get_settings(run) == {**expected, "key": run.key}
+    assert get_settings(run) == {**expected, "device": "cpu", "key": run.key}
     assert get_settings(make_run(error="no memory"))["error"] == "no memory"
 
 

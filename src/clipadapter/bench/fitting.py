@@ -201,7 +201,7 @@ def common_fields(bundle: Bundle, inputs: FitInputs) -> dict[str, Any]:
         "flags": Flags(transductive=head.transductive),
         "code": package_digest(),
         "versions": library_versions(),
-        "machine": describe_machine(),
+        "machine": describe_machine(head.device),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -272,7 +272,7 @@ def record_score(run: Run, fitted: tuple[Head, float], part: TestPart, features:
             "metrics": Metrics.of_score(result),
             "learned": _learned(head),
             "size": count_stored_numbers(head),
-            "machine": describe_machine(),
+            "machine": describe_machine(head.device),
         }
     )
 

@@ -26,6 +26,7 @@ from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Suite
 from clipadapter.bench.worker import plan_runs, run_task
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.devices import check_device, head_device
 from clipadapter.errors import InputError
 
 RunTracker = Callable[[Run], None]
@@ -75,6 +76,7 @@ def run_suite(
     out: Path,
     launcher: Launcher,
     *,
+    device: str = "cpu",
     rows: Rows | None = None,
     trackers: Sequence[RunTracker] = (),
     oracle: bool = False,
@@ -89,6 +91,8 @@ def run_suite(
         encoders: by their name in tables; they compute features and class text.
         out: folder of records; see `RecordFolder`. Features go to ``features/``, the plan to ``plans/``.
         launcher: runs the fits.
+        device: where heads compute, such as "cpu", "cuda" or "auto"; see `devices.check_device`. "cuda" stands for all
+            GPUs of this machine, "cuda:1" for the second one. Encoders have a device of their own.
         rows: rows of the first data set to use in place of a draw, by (shots, seed).
         trackers: called with each run that was made.
         oracle: also record the result of choosing the varied parameter on the test part; these records are marked.
@@ -96,9 +100,11 @@ def run_suite(
         plot_formats: of plots of features, if the suite has any: "png", "pdf", "svg".
 
     Raises:
-        InputError: if a data set does not suit the protocol, or the folder can't be written.
+        InputError: if a data set does not suit the protocol, the folder can't be written, or the device can't be used.
         DataError: if data can't be read.
     """
+    launcher.device = head_device(check_device(device))
+    launcher.check()
     records = RecordFolder(out)
     records.migrate()
     fits: list[_FitWithEntries] = []
@@ -114,6 +120,8 @@ def run_suite(
     n_existing = sum(len(planned.keys) for planned in fits) - sum(len(planned.keys) for planned in missing)
     outcome = SuiteResult(plan, n_existing=n_existing, keys=frozenset(key for planned in fits for key in planned.keys))
     start = time.perf_counter()
+    for planned in missing:
+        planned.spec = planned.spec.model_copy(update={"device": launcher.device})
     jobs = [Job(i, planned.spec.model_dump_json()) for i, planned in enumerate(missing)]
     jobs.sort(key=lambda job: -missing[job.number].spec.shots)  # long fits first: at the end no worker waits for one
     with (

@@ -35,6 +35,7 @@ class FitSpec(FrozenModel):
         seed: of the draw.
         rows: the drawn rows.
         stream: the tasks, if the head learns a stream; else None.
+        device: where the head computes.
     """
 
     bundle: str
@@ -45,6 +46,7 @@ class FitSpec(FrozenModel):
     seed: int
     rows: list[int]
     stream: TaskStream | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

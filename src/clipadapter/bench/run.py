@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, m
 from typing_extensions import Self
 
 from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
+from clipadapter.devices import describe_device
 from clipadapter.errors import DataError, InputError
 from clipadapter.metrics import check_metrics, metrics_shown
 
@@ -132,11 +133,19 @@ class Seconds(FrozenModel):
 
 
 class Machine(FrozenModel):
-    """The machine; peak memory is that of the process so far, None if the system does not report it."""
+    """The machine.
+
+    Args:
+        cpus: number of its cores.
+        platform: system and kind of processor.
+        peak_memory_mb: of the process so far, without the memory of a GPU; None if the system does not report it.
+        device: where the head computed; see `devices.describe_device`.
+    """
 
     cpus: int
     platform: str
     peak_memory_mb: int | None = None
+    device: str = "cpu"
 
 
 class Task(FrozenModel):
@@ -289,7 +298,8 @@ class Run(FrozenModel):
 
         It covers the method, its version and its parameters, the data and the libraries. It does not depend on the
         source code or on the release of this package: a study continues after an upgrade, and repeats only the fits of
-        methods with a new version.
+        methods with a new version. It does not depend on the device either, which changes logits by rounding only: a
+        study that was begun on a CPU continues on a GPU. `Run.machine` says which device made a record.
         """
         fields = {*KEY_FIELDS, *(["stream"] if self.stream is not None else [])}
         facts = self.model_dump(mode="json", include=fields)
@@ -388,10 +398,17 @@ def library_versions() -> dict[str, str]:
     return {**{name: version(name) for name in names}, "python": platform.python_version()}
 
 
-def describe_machine() -> Machine:
-    """Describe this machine and process."""
+def describe_machine(device: str | None = None) -> Machine:
+    """Describe this machine and process.
+
+    Args:
+        device: where the head computes, as `heads.Head.device` is; None is the CPU.
+    """
     return Machine(
-        cpus=os.cpu_count() or 1, platform=f"{platform.system()} {platform.machine()}", peak_memory_mb=_peak_memory()
+        cpus=os.cpu_count() or 1,
+        platform=f"{platform.system()} {platform.machine()}",
+        peak_memory_mb=_peak_memory(),
+        device=describe_device(device),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -227,6 +228,17 @@ def fidelity_notes(methods: Iterable[str]) -> list[str]:
     ]
 
 
+def device_notes(runs: Iterable[Run]) -> list[str]:
+    """Where heads computed, if not all on the CPU: records of several devices in one table are named as such."""
+    counts = Counter(run.machine.device for run in runs)
+    if len(counts) > 1:
+        devices = "; ".join(f"{device} ({n} run{'s' * (n > 1)})" for device, n in sorted(counts.items()))
+        return [
+            f"Heads computed on several devices: {devices}. Metrics differ by rounding. Seconds are not comparable."
+        ]
+    return [f"Heads computed on {device}." for device in counts if device != "cpu"]
+
+
 def format_metric(value: float, metric: Metric) -> str:
     """A metric as in tables: log-loss in nats, the others in %.
 
@@ -288,6 +300,7 @@ def _notes(runs: Sequence[Run], summary: Summary, markdown: bool) -> list[str]:
             f"{escaped} transductive: fitted to the test pictures too, without their labels; heads without "
             f"{escaped} did not see them"
         )
+    notes += device_notes(runs)
     notes += fidelity_notes(summary.methods.values())
     errors = dict.fromkeys(f"{_title(run)} failed: {run.error}" for run in runs if run.error is not None)
     # Markdown joins consecutive lines.

@@ -46,6 +46,7 @@ def get_settings(run: Run) -> dict[str, str | int]:
         "encoder": run.encoder.name,
         "shots": run.shots,
         "seed": run.seed,
+        "device": run.machine.device,
         "key": run.key,
         "error": run.error or "",
     }

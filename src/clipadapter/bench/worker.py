@@ -28,10 +28,10 @@ def _bundle(folder: str) -> Bundle:
 
 
 @lru_cache(maxsize=2)
-def _with_towers(folder: str) -> Bundle:
-    """The bundle, whose class text can open the text tower of its encoder."""
+def _with_towers(folder: str, device: str) -> Bundle:
+    """The bundle, whose class text can open the text tower of its encoder on a device."""
     bundle = _bundle(folder)
-    tower = partial(_tower, bundle.encoder.name, bundle.encoder.fingerprint)
+    tower = partial(_tower, bundle.encoder.name, bundle.encoder.fingerprint, device)
     tests = {
         name: part if part.text is None else replace(part, text=part.text.with_tower(tower))
         for name, part in bundle.tests.items()
@@ -40,8 +40,8 @@ def _with_towers(folder: str) -> Bundle:
 
 
 @lru_cache(maxsize=1)
-def _tower(name: str, fingerprint: str) -> TextTower:
-    encoder = create_encoder(name)
+def _tower(name: str, fingerprint: str, device: str) -> TextTower:
+    encoder = create_encoder(name, device)
     if encoder.info.fingerprint != fingerprint:
         raise InputError(f"the encoder {name} is not the one that made these features: run the suite from its pictures")
     return open_text_tower(encoder)
@@ -58,7 +58,7 @@ def run_task(task: str) -> list[str]:
     """
     spec = FitSpec.model_validate_json(task)
     protocol, head = create_protocol(spec.protocol), _head(spec)
-    bundle = _with_towers(spec.bundle) if head.needs_tower else _bundle(spec.bundle)
+    bundle = _with_towers(spec.bundle, spec.device) if head.needs_tower else _bundle(spec.bundle)
     runs = protocol.plan_runs(spec, bundle, head)
     try:
         finished = protocol.perform(spec, bundle, head, runs)
@@ -73,7 +73,16 @@ def plan_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
 
 
 def _head(spec: FitSpec) -> Head:
-    return clone_with_seed(make_head(spec.variant), spec.seed)
+    head = clone_with_seed(make_head(spec.variant), spec.seed)
+    return head if spec.device == "cpu" else head.to(spec.device)
+
+
+def set_gpu(number: str) -> None:
+    """Let this process see one GPU, which it then calls "cuda"; before anything is computed on a GPU.
+
+    ``torch.cuda.set_device`` would do so for one thread only.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = number
 
 
 def set_threads(number: int) -> None:

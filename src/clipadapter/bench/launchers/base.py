@@ -46,17 +46,20 @@ class Launcher(ABC):
     Args:
         workers: number of workers; None for as many as cores and memory allow.
         memory: bytes that one worker needs.
+        device: where fits compute, such as "cpu" or "cuda". With a GPU there is one worker per GPU by default.
     """
 
-    def __init__(self, workers: int | None = None, memory: int = 0) -> None:
+    def __init__(self, workers: int | None = None, memory: int = 0, device: str = "cpu") -> None:
         self.workers = workers
         self.memory = memory
+        self.device = device
 
     def check(self) -> None:  # noqa: B027 - the local launcher needs nothing
-        """Refuse to run on a machine that lacks a library. `run` does it too, after the features are computed.
+        """Refuse to run on a machine that lacks a library, or a device that the launcher can't use.
 
         Raises:
-            MissingExtraError: if so.
+            MissingExtraError: if a library is missing.
+            InputError: if it can't use the device.
         """
 
     @abstractmethod

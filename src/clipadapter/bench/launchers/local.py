@@ -1,4 +1,4 @@
-"""Runs fits in processes on this machine, as many as memory and cores allow."""
+"""Runs fits in processes on this machine: as many as memory and cores allow, or one for each GPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from clipadapter.bench.launchers.base import MAX_ATTEMPTS, Job, JobResult, Launcher, register_launcher
-from clipadapter.bench.worker import set_threads
+from clipadapter.bench.worker import set_gpu, set_threads
+from clipadapter.devices import count_gpus
 from clipadapter.parallel import count_cores
 
 PROCESS_BYTES = 700 << 20
@@ -36,14 +39,14 @@ class Local(Launcher):
         """As `Launcher.run`."""
         workers = self.count_workers(len(jobs))
         if workers > 1:
-            yield from _pool(function, jobs, workers, max(1, count_cores() // workers))
+            yield from _pool(function, jobs, workers, max(1, count_cores() // workers), list_gpus(self.device))
             return
         for job in jobs:
             yield JobResult(job, function(job.task))
 
     def count_workers(self, jobs: int) -> int:
-        """The number of workers: as requested, or as many as jobs, cores and memory allow."""
-        count = min(self.workers or count_cores(), max(jobs, 1))
+        """The number of workers: as requested, or as many as jobs, memory, and GPUs or else cores allow."""
+        count = min(self.workers or count_gpus(self.device) or count_cores(), max(jobs, 1))
         if self.workers is not None:
             return count
         return max(1, min(count, int(MEMORY_FRACTION * free_memory() // (PROCESS_BYTES + self.memory))))
@@ -60,10 +63,26 @@ def free_memory() -> int:
     return 4 << 30
 
 
+def list_gpus(device: str) -> list[str]:
+    """The GPUs that workers share, as CUDA_VISIBLE_DEVICES names them; none if the name of the device says which one.
+
+    >>> list_gpus("cuda:1")
+    []
+    """
+    count = count_gpus(device)
+    if count < 2:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+
+
 def _pool(
-    function: Callable[[str], list[str]], jobs: Sequence[Job], workers: int, threads: int
+    function: Callable[[str], list[str]], jobs: Sequence[Job], workers: int, threads: int, gpus: Sequence[str]
 ) -> Generator[JobResult, None, None]:
-    """Run jobs in a pool of processes. The pool is started again if a worker dies, and its jobs are tried again."""
+    """Run jobs in a pool of processes. The pool is started again if a worker dies, and its jobs are tried again.
+
+    Each worker gets the next of ``gpus``, from the first one again if there are more workers.
+    """
     queue, tries = deque(jobs), Counter[int]()
 
     def can_submit() -> bool:
@@ -79,7 +98,8 @@ def _pool(
     while queue:
         context = multiprocessing.get_context("spawn")
         worker_end, parent_end = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=(threads, worker_end))
+        initargs = threads, worker_end, _assign_gpus(gpus, workers, context)
+        pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=initargs)
         running: dict[Future[list[str]], Job] = {}
         results: list[JobResult] = []
         try:
@@ -104,6 +124,16 @@ def _pool(
             worker_end.close()
 
 
+def _assign_gpus(gpus: Sequence[str], workers: int, context: SpawnContext) -> SimpleQueue[str] | None:
+    """A queue from which each worker takes a GPU; None without GPUs to share."""
+    if not gpus:
+        return None
+    free_gpus = context.SimpleQueue()
+    for i in range(workers):
+        free_gpus.put(gpus[i % len(gpus)])
+    return free_gpus
+
+
 def _requeue(jobs: Sequence[Job], queue: deque[Job], tries: Counter[int]) -> list[JobResult]:
     """Put jobs whose worker died back into the queue; return the failure of those tried `MAX_ATTEMPTS` times."""
     failures = []
@@ -116,13 +146,14 @@ def _requeue(jobs: Sequence[Job], queue: deque[Job], tries: Counter[int]) -> lis
     return failures
 
 
-def _init_worker(threads: int, worker_end: Connection) -> None:
+def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[str] | None) -> None:
     """Prepare a worker process: only the parent handles Ctrl-C, and a worker without a parent exits.
 
     Args:
         threads: number of threads to compute with.
         worker_end: a pipe whose other end only the parent has. It ends when the parent closes it, or dies. An event
             is no alternative: one that a killed process waits for can never be set again.
+        free_gpus: as many GPUs as there are workers; None if workers need not share several.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -136,3 +167,5 @@ def _init_worker(threads: int, worker_end: Connection) -> None:
     # Last of all finalizers: unloading torch would take another second.
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-1)
     set_threads(threads)
+    if free_gpus is not None:
+        set_gpu(free_gpus.get())

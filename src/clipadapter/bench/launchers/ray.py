@@ -24,7 +24,7 @@ from clipadapter.errors import InputError, require, require_installed
 from clipadapter.features.cluster import connect_ray
 
 QUEUED_TASKS_PER_CORE = 2
-"""Tasks submitted per core of the cluster, so that no core waits and an autoscaler sees the demand."""
+"""Tasks submitted per core of the cluster, so that no core waits and an autoscaler sees the demand; per GPU on GPUs."""
 THREADS_PER_FIT = 1
 """Cores per fit: many parallel fits use a cluster better than a few fits with many threads."""
 
@@ -34,12 +34,17 @@ class Ray(Launcher):
     """Runs fits as tasks of Ray, one core each: on the cluster that RAY_ADDRESS names, else on this machine.
 
     Every node needs this package in the same version. Features that a node lacks are stored in the cache folder of its
-    user, below ``bundles``.
+    user, below ``bundles``. With a GPU, each fit has one core and one GPU.
     """
 
     def check(self) -> None:
         """As `Launcher.check`."""
         require_installed("ray", "ray", "The launcher ray")
+        if ":" in self.device:
+            raise InputError(
+                f"the launcher ray gives each fit a GPU of its node: give {self.device.partition(':')[0]} in place of "
+                f"{self.device}"
+            )
 
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """As `Launcher.run`.
@@ -60,13 +65,18 @@ def _tasks(
 ) -> Generator[JobResult, None, None]:
     """Submit more tasks than there are cores, and yield results. A job whose worker died is submitted again."""
     # Ray's own retries are off: it never stops to retry tasks that are killed because memory ran out.
-    perform = ray.remote(num_cpus=THREADS_PER_FIT, max_retries=0, memory=launcher.memory or None)(_perform)
+    gpus = 0 if launcher.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+    if launcher.device != "cpu" and not gpus:
+        raise InputError("no node of the Ray cluster has a GPU: start one with --num-gpus, or give the device cpu")
+    needs = {"num_cpus": THREADS_PER_FIT, "num_gpus": min(gpus, 1), "memory": launcher.memory or None}
+    perform = ray.remote(max_retries=0, **needs)(_perform)
     queue, tries = deque(jobs), Counter[int]()
     running: dict[Any, Job] = {}
     stored: dict[str, list[Any]] = {}
     try:
         while queue or running:
-            max_running = launcher.workers or max(1, QUEUED_TASKS_PER_CORE * int(ray.cluster_resources().get("CPU", 1)))
+            slots = gpus or int(ray.cluster_resources().get("CPU", 1))
+            max_running = launcher.workers or max(1, QUEUED_TASKS_PER_CORE * slots)
             while queue and len(running) < max_running:
                 job = queue.popleft()
                 parcel = _parcel(ray, job.task, stored) if travel else []

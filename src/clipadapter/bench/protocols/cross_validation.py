@@ -290,7 +290,7 @@ def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> li
             "seconds": Seconds(fit=seconds, predict=pooled.seconds),
             "metrics": Metrics.of_score(pooled),
             "size": size,
-            "machine": describe_machine(),
+            "machine": describe_machine(head.device),
         }
         finished.append(run.model_copy(update=results))
     return finished

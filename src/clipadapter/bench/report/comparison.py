@@ -10,7 +10,7 @@ from clipadapter.bench.report.texts import format_cell, format_difference, head_
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import Setting, Study
-from clipadapter.bench.summary import fidelity_notes, markdown_table
+from clipadapter.bench.summary import device_notes, fidelity_notes, markdown_table
 from clipadapter.formatting import shorten_name
 from clipadapter.registry import unknown
 from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
@@ -83,9 +83,8 @@ def compare_heads(study: Study, first: str, second: str) -> str:
         for label, head_marks_text in marks_by_label.items()
         if head_marks_text
     ]
-    parts += fidelity_notes(
-        run.method for p, runs in study.runs_by_setting.items() if p.label in (first, second) for run in runs
-    )
+    both = [run for p, runs in study.runs_by_setting.items() if p.label in (first, second) for run in runs]
+    parts += [*device_notes(both), *fidelity_notes(run.method for run in both)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -145,6 +144,7 @@ def _changes(label: str, a: Run, b: Run) -> Iterator[str]:
         ("code", a.code[:12], b.code[:12]),
         ("templates", _quoted(a), _quoted(b)),
         ("platform", a.machine.platform, b.machine.platform),
+        ("device of the head", a.machine.device, b.machine.device),
     ]
     named += [
         (f"version of {name}", a.versions.get(name, "none"), b.versions.get(name, "none"))

@@ -15,7 +15,7 @@ from clipadapter.bench.report.texts import (
     head_marks,
     measurement_notes,
 )
-from clipadapter.bench.run import Run
+from clipadapter.bench.run import Machine, Run
 from clipadapter.bench.summary import format_metric
 from clipadapter.formatting import shorten_name
 from clipadapter.metrics import METRICS, mean_sd
@@ -129,7 +129,7 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
             )
         )
     costed = select_most_shots(table.all_runs)
-    machines = dict.fromkeys(f"{run.machine.cpus} CPUs, {run.machine.platform}" for run in costed)
+    machines = dict.fromkeys(_machine_text(run.machine) for run in costed)
     header = ("head", "accuracy in %", "fit in s", "predict in ms a picture", "stored numbers", "peak memory in MB")
     return Grid(
         f"Cost at {format_shots(costed[0].shots)}: {table.title}",
@@ -144,6 +144,11 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
         minor=minor,
         text_columns=frozenset({0, len(header)}),
     )
+
+
+def _machine_text(machine: Machine) -> str:
+    gpu = "" if machine.device == "cpu" else f", heads on {machine.device}"
+    return f"{machine.cpus} CPUs, {machine.platform}{gpu}"
 
 
 def select_most_shots(runs: Sequence[Run]) -> list[Run]:

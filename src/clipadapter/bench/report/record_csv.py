@@ -26,6 +26,7 @@ HEADER = (
     "transductive",
     "validation",
     "oracle",
+    "device",
     "error",
     "key",
 )
@@ -33,7 +34,7 @@ HEADER = (
 
 STREAM_HEADER = (
     *("label", "learns", "data", "encoder", "prompts", "order", "shots", "seed", "after", "after_task", "task"),
-    *("task_name", "learned", *RECORDED, "zero_shot", "fit_seconds", "size", "error", "key"),
+    *("task_name", "learned", *RECORDED, "zero_shot", "fit_seconds", "size", "device", "error", "key"),
 )
 
 
@@ -65,14 +66,14 @@ def _stream_rows(study: Study) -> Iterator[tuple[object, ...]]:
                 run.seed,
             )
             if run.stream is None or run.continual is None:
-                empty = [""] * (len(STREAM_HEADER) - len(fields) - 2)
-                yield (*fields, *empty, " ".join((run.error or "").split()), run.key)
+                empty = [""] * (len(STREAM_HEADER) - len(fields) - 3)
+                yield (*fields, *empty, run.machine.device, " ".join((run.error or "").split()), run.key)
                 continue
             names = [task.name for task in run.stream.tasks]
             zero_shot: Sequence[float | str] = run.continual.zero_shot or [""] * len(names)
             for t, step in enumerate(run.continual.steps, 1):
                 for i, metrics in enumerate(step.metrics, 1):
-                    figures = (*_values(metrics), zero_shot[i - 1], step.seconds, step.size)
+                    figures = (*_values(metrics), zero_shot[i - 1], step.seconds, step.size, run.machine.device)
                     yield (*fields, t, names[t - 1], i, names[i - 1], i <= t, *figures, "", run.key)
 
 
@@ -86,7 +87,7 @@ def _rows(study: Study) -> Iterator[tuple[object, ...]]:
             error = "" if run.error is None else " ".join(run.error.split())
             fields = (setting.label, setting.data, setting.encoder, setting.prompts, setting.test, setting.shots)
             size = "" if run.size is None else run.size
-            yield (*fields, run.seed, *figures, *times, size, *flags, error, run.key)
+            yield (*fields, run.seed, *figures, *times, size, *flags, run.machine.device, error, run.key)
 
 
 def _values(metrics: Metrics | None) -> list[object]:

@@ -9,7 +9,7 @@ from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.report.tables import Row, Table
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference
-from clipadapter.bench.summary import Cell, Metric, fidelity_mark, fidelity_notes, format_metric
+from clipadapter.bench.summary import Cell, Metric, device_notes, fidelity_mark, fidelity_notes, format_metric
 from clipadapter.formatting import shorten_name
 from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
 
@@ -90,6 +90,7 @@ def measurement_notes(table: Table) -> tuple[str, ...]:
         f"Test pictures: {_sizes(table)}.",
         f"Protocol: {'; '.join(kinds)}.",
         _encoder_text(runs),
+        *device_notes(runs),
         f"Templates: {_templates(table)}.",
         _marks_text(table),
         DEFAULTS,
@@ -114,6 +115,7 @@ def stream_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     return (
         _seeds_text(runs),
         _encoder_text(runs),
+        *device_notes(runs),
         f"Templates: {_some([f'“{template}”' for template in templates], 3) or 'not known'}.",
         f"Libraries: {format_versions(runs)}.",
     )

@@ -15,7 +15,7 @@ from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
 from clipadapter.cli.options import max_pixels_option, output_options, plot_format_option
 from clipadapter.cli.output import Output, facts
-from clipadapter.devices import check_device
+from clipadapter.devices import check_device, head_device
 from clipadapter.errors import DataError, InputError
 from clipadapter.files import quote_path
 from clipadapter.parsing import read_json
@@ -73,7 +73,12 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 @click.option("--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them.")
 @click.option("--rows", type=FILE, help='JSON file with the rows of the shots: {"SHOTS-SEED": [0, 7, ...], ...}.')
 @click.option("--launcher", default="local", help="Where fits run: local or ray.")
-@click.option("--workers", type=COUNT, metavar="N", help="Parallel fits; by default as many as possible.")
+@click.option(
+    "--workers",
+    type=COUNT,
+    metavar="N",
+    help="Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
+)
 @click.option("--track", multiple=True, metavar="NAME", help="Also report to tensorboard, mlflow or wandb.")
 @device_option
 @click.option(
@@ -130,7 +135,7 @@ def run(
     check_output_folder(folder)
     device = check_device(device)
     trackers = [create_tracker(name, folder) for name in track]
-    fit_launcher = create_launcher(launcher, workers=workers)
+    fit_launcher = create_launcher(launcher, workers=workers, device=head_device(device))
     fit_launcher.check()
     cost = estimate(study, specs, encoders, root=root)
     problems = find_problems(study, cost.sizes, encoders, root, draws, has_descriptions=sentences is not None)
@@ -155,6 +160,7 @@ def run(
         models,
         folder,
         fit_launcher,
+        device=device,
         rows=draws,
         trackers=trackers,
         oracle=oracle,

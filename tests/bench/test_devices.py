@@ -1,0 +1,140 @@
+"""Suites and comparisons whose heads compute on a device, simulated by tests/simulated_device.py."""
+
+import pytest
+import torch
+from tests.simulated_device import DEVICE, simulated_device
+
+from clipadapter.backends.pytorch import TorchBackend
+from clipadapter.bench import RecordFolder, compare_studies, load_study, open_source, run_suite, write_report
+from clipadapter.bench.comparison import compare
+from clipadapter.bench.launchers import create_launcher, local
+from clipadapter.bench.launchers.ray import Ray
+from clipadapter.bench.suite import parse_suite
+from clipadapter.bench.trackers import get_settings
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import load_dataset
+from clipadapter.devices import count_gpus
+from clipadapter.errors import InputError
+from clipadapter.heads import create_head
+
+SHORT = """
+title = "t"
+heads = ["zero-shot", "tip-adapter", "gda", "transclip"]
+variants = [
+    { head = "clip-adapter", label = "adapter", params = { epochs = 2 } },
+    { head = "coop", label = "coop", params = { epochs = 2 } },
+]
+shots = [2]
+seeds = [1]
+"""
+TWO_HEADS = 'title = "t"\nheads = ["zero-shot", "gda"]\nshots = [2]\nseeds = [1]\n'
+PROTOCOLS = {
+    "few-shot": SHORT,
+    "cross-validation": f'{TWO_HEADS}protocol = "cross-validation"\noptions = {{ folds = 2 }}',
+    "stream": f'{TWO_HEADS}protocol = "stream"\nstream = {{ classes_per_task = 2 }}',
+}
+
+
+@pytest.fixture(autouse=True)
+def backend_of_the_device(monkeypatch):
+    monkeypatch.setattr(TorchBackend, "devices", ("cpu", DEVICE))
+
+
+@pytest.fixture
+def pictures(colour_folder, tmp_path):
+    """Three colours, in parts."""
+    colour_folder("pictures/train", 4)
+    colour_folder("pictures/test", 3, seed=1)
+    return tmp_path / "pictures"
+
+
+def make_runs(pictures, out, device, text=SHORT, encoder_device="cpu"):
+    """Run a suite; its result."""
+    model = FewShotClassifier("toy", cache=None, device=encoder_device)
+    suite, launcher = parse_suite("own", text), create_launcher("local")
+    return run_suite(suite, [open_source(str(pictures))], {"toy": model}, out, launcher, device=device)
+
+
+def get_metrics(out):
+    """Accuracy of each record by head."""
+    return {run.head: run.metrics.accuracy for run in RecordFolder(out).read()}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_suite_on_a_device_has_the_results_of_the_cpu(pictures, tmp_path, protocol, monkeypatch):
+    monkeypatch.setattr(local, "count_cores", lambda: 1)
+    text = PROTOCOLS[protocol]
+    assert make_runs(pictures, tmp_path / "cpu", "cpu", text).n_failed == 0
+    with simulated_device() as device:
+        result = make_runs(pictures, tmp_path / "device", device, text, encoder_device=device)
+    assert result.n_failed == 0
+    runs = RecordFolder(tmp_path / "device").read()
+    assert [run.machine.device for run in runs] == [DEVICE] * len(runs)
+    assert get_metrics(tmp_path / "device") == pytest.approx(get_metrics(tmp_path / "cpu"))
+
+
+def test_records_of_both_devices_are_the_same_runs_and_reports_name_both(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "count_cores", lambda: 1)
+    both = TWO_HEADS.replace("seeds = [1]", "seeds = [1, 2]")
+    assert make_runs(pictures, tmp_path / "out", "cpu", TWO_HEADS).n_made == 2
+    with simulated_device() as device:
+        result = make_runs(pictures, tmp_path / "out", device, both)
+    assert (result.n_made, result.n_existing) == (2, 2)
+    study = load_study(tmp_path / "out", "own")
+    note = "Heads computed on several devices: cpu (2 runs); meta (2 runs)."
+    page, *_ = write_report(study, tmp_path / "out")
+    assert note in page.read_text()
+    assert "heads on meta" in page.read_text()
+    make_runs(pictures, tmp_path / "cpu", "cpu", both)
+    assert "device of the head: meta to cpu (2 of 4 runs)" in compare_studies(
+        study, load_study(tmp_path / "cpu", "own")
+    )
+    assert "device" not in write_report(load_study(tmp_path / "cpu", "own"), tmp_path / "cpu")[0].read_text()
+    assert {get_settings(run)["device"] for run in study.runs} == {"cpu", DEVICE}
+
+
+def test_heads_are_compared_on_the_device_of_the_encoder(pictures, tmp_path):
+    with simulated_device() as device:
+        model = FewShotClassifier("toy", cache=None, device=device)
+        heads = {"placed": create_head("gda"), "stays": create_head("gda").to("cpu")}
+        train, test = (load_dataset(pictures).split(part) for part in ("train", "test"))
+        comparison = compare(model, train, test, heads, [2], [1])
+    placed, stays = comparison.runs
+    assert (placed.machine.device, stays.machine.device) == (DEVICE, "cpu")
+    assert placed.metrics.accuracy == stays.metrics.accuracy
+    comparison.write(tmp_path, "t")
+    assert "several devices: cpu (1 run); meta (1 run)" in (tmp_path / "table.md").read_text()
+
+
+def test_a_device_that_this_machine_lacks_is_refused_before_any_work(pictures, tmp_path):
+    with pytest.raises(InputError, match="'meta' can't be used on this machine"):
+        make_runs(pictures, tmp_path / "out", DEVICE)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def three_gpus(monkeypatch):
+    """As far as they are counted."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_there_is_one_worker_for_each_gpu(three_gpus):
+    assert [count_gpus(name) for name in ("cuda", "cuda:2", "cpu")] == [3, 1, 0]
+    assert create_launcher("local", device="cuda").count_workers(20) == 3
+    assert create_launcher("local", device="cuda:2").count_workers(20) == 1
+    assert create_launcher("local", workers=5, device="cuda:2").count_workers(20) == 5
+    assert create_launcher("local", device="cuda", memory=1 << 60).count_workers(20) == 1
+
+
+def test_workers_share_the_gpus_that_the_process_sees(three_gpus, monkeypatch):
+    assert local.list_gpus("cuda") == ["0", "1", "2"]
+    assert local.list_gpus("cuda:1") == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    assert local.list_gpus("cuda") == ["4", "6", "7"]
+
+
+def test_ray_gives_each_fit_a_gpu_so_that_a_number_is_refused():
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match="give cuda in place of cuda:1"):
+        Ray(device="cuda:1").check()
