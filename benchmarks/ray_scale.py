@@ -1,6 +1,7 @@
 """Extraction on a Ray cluster of several nodes, one of which is killed: rows lost, rows twice, memory, rate.
 
     python benchmarks/ray_scale.py --pictures 10000 --encoder lite      # folders of class folders, on this machine
+    python benchmarks/ray_scale.py --pictures 10000 --tars 200          # WebDataset archives of 200 pictures each
     python benchmarks/ray_scale.py --pictures 10000 --s3                # pictures and shards on an S3 server (moto)
     python benchmarks/ray_scale.py --pictures 10000 --namespaces        # head and node in two network namespaces
 
@@ -8,7 +9,8 @@ Every node is a `ray start` of its own with its own address: the head has no cor
 pictures are generated: 64 x 64 JPEGs of ten classes, every 997th unreadable. When a third of the shards exist, one node
 and all its processes get SIGKILL. Afterwards the rows of all shards are compared with the list of the pictures, a
 sample of the features with `extract` in one process, and the memory of the driver and of each worker in the first third
-of the run with that in the last third. "One process" is `extract` on the first pictures, in the same run.
+of the run with that in the last third. "One process" is `extract` on this sample, in the same run, with all cores;
+"one core" is the same on one core, and the rate r of the model of docs/scaling.md: hours = N / (3600 * cores * r).
 
 Rates of a machine that others use are worth little: CPU seconds per picture are those of the processes alone.
 `--s3` needs `pip install 'moto[server]'`, in this environment or in the one that `--moto PYTHON` names. `--namespaces`
@@ -46,6 +48,7 @@ from clipadapter.features.shards import read_plan
 CLASSES = 10
 UNREADABLE_EVERY = 997
 SIDE = 64
+BYTES_PER_SHARD = 2400
 SAMPLE_SECONDS = 0.5
 MIN_RUN_SAMPLES = 6
 WORKED_TO_THE_END = 0.8
@@ -62,8 +65,10 @@ report = extract_with_ray(source, encoder, out, **json.loads(options))
 print(json.dumps({**vars(report), "seconds": time.monotonic() - start}))
 """
 ONE_PROCESS = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
+if sys.argv[5] == "1":
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 import numpy as np
 from clipadapter.encoders import create_encoder
 from clipadapter.features import FeatureStore, extract
@@ -89,6 +94,7 @@ def main() -> None:
     make_pictures(pictures, args.pictures)
     result["seconds to make the pictures"] = round(time.monotonic() - start, 1)
     names = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.jpg"))
+    result["one core"], _ = run_one_process(args, pictures, names, one_core=True)
     result["one process"], reference = run_one_process(args, pictures, names)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rs-")))
@@ -98,6 +104,11 @@ def main() -> None:
             stack.enter_context(start_s3(args.moto, HEAD_ADDRESS if in_namespace else "127.0.0.1"))
             upload(pictures, names, args.tars)
             source, target = f"s3://{BUCKET}/pictures", f"s3://{BUCKET}/shards"
+        elif args.tars:
+            source = str(scratch / "tars")
+            Path(source).mkdir()
+            for name, data in make_archives(pictures, names, args.tars):
+                Path(source, name).write_bytes(data)
         cluster = stack.enter_context(start_cluster(args.nodes, args.cores, scratch, in_namespace))
         before = link_bytes() if in_namespace else None
         result |= run_driver(args, cluster, source, target)
@@ -105,6 +116,7 @@ def main() -> None:
             to_node, from_node = (round((b - a) / args.pictures) for a, b in zip(before, link_bytes(), strict=True))
             result["bytes/picture"] = {"to the node": to_node, "from the node": from_node}
         result |= check_rows(target, names, reference, args)
+        result["rate beside one process"] = round(result["pictures/s"] / result["one process"]["pictures/s"], 2)
         result["model"] = compare_with_model(args, result)
         if args.repeat:
             again = run_driver(args, cluster, source, target, kill=False)
@@ -117,6 +129,10 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if result["rows lost"] or result["rows twice"] or result["unexpected errors"] or result["far features"]:
         sys.exit("rows were lost, doubled or wrong")
+    if result["features compared"] != len(reference):
+        sys.exit(f"{result['features compared']} features were compared with {len(reference)} of one process")
+    if result["report"]["pictures"] != args.pictures or result["report"]["unreadable"] != result["unreadable"]:
+        sys.exit("the report counts other pictures than were made")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -130,7 +146,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-kill", action="store_true")
     parser.add_argument("--repeat", action="store_true", help="call again when all shards exist")
     parser.add_argument("--s3", action="store_true")
-    parser.add_argument("--tars", type=int, default=0, help="with --s3: archives of so many pictures, not single files")
+    parser.add_argument("--tars", type=int, default=0, help="archives of so many pictures, not single files")
     parser.add_argument("--moto", default=sys.executable, help="Python of the environment that has moto")
     parser.add_argument("--namespaces", action="store_true")
     parser.add_argument("--rate", help="with --namespaces: rate of the link, such as 100mbit")
@@ -174,18 +190,17 @@ def make_jpeg(number: int) -> bytes:
 # ---- Rivals and the run itself ----
 
 
-def run_one_process(args: argparse.Namespace, pictures: Path, names: Sequence[str]) -> tuple[dict[str, Any], Any]:
-    """Rate and features of `extract` on the first pictures of each class, as `embed` computes them."""
+def run_one_process(
+    args: argparse.Namespace, pictures: Path, names: Sequence[str], one_core: bool = False
+) -> tuple[dict[str, Any], Any]:
+    """Rate and features of `extract` on a sample of all pictures, as `embed` computes them."""
     sample = list(names[:: max(1, len(names) // args.sample)])[: args.sample]
     with tempfile.TemporaryDirectory() as folder:
         listing, features = Path(folder) / "paths.txt", Path(folder) / "features.npz"
         listing.write_text("\n".join(str(pictures / name) for name in sample))
-        output = subprocess.run(
-            [sys.executable, "-c", ONE_PROCESS, listing, args.encoder, features, Path(folder) / "store.sqlite"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        command = [sys.executable, "-c", ONE_PROCESS, listing, args.encoder, features, Path(folder) / "store.sqlite"]
+        command.append("1" if one_core else "")
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         measured = json.loads(output.splitlines()[-1])
         arrays = np.load(features)
         reference = {
@@ -343,7 +358,7 @@ def run_driver(
         driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
         watcher = Watcher(driver.pid, cluster)
         watcher.start()
-        third = wait_for_third(driver, target)
+        first_shard, third = wait_for_third(driver, target)
         cpu_before, time_before = watcher.worker_cpu(), time.monotonic()
         killed = kill_last_node(cluster) if third and kill and not args.no_kill else None
         output, _ = driver.communicate()
@@ -359,6 +374,7 @@ def run_driver(
     return {
         "report": report,
         "seconds": round(seconds, 1),
+        "seconds to the first shard, imports included": first_shard,
         "pictures/s": round(args.pictures / seconds, 1),
         "CPU ms/picture": round(1000 * watcher.worker_cpu() / args.pictures, 2),
         "after the first third": round(1000 * (watcher.worker_cpu() - cpu_before) / later, 2) if later else None,
@@ -370,16 +386,25 @@ def run_driver(
     }
 
 
-def wait_for_third(driver: subprocess.Popen[str], target: str) -> float | None:
-    """Wait until a third of the shards exist. Returns their share; None if the driver ended first."""
+def wait_for_third(driver: subprocess.Popen[str], target: str) -> tuple[float | None, float | None]:
+    """Wait until a third of the shards exist.
+
+    Returns:
+        The seconds from the start of the driver's process to the first shard, and the share of shards that exist; None
+        if the driver ended first.
+    """
     system, folder = open_filesystem(target)
+    start, first_shard = time.monotonic(), None
     while driver.poll() is None:
         with contextlib.suppress(Exception):
-            share = count_shards(system, folder) / len(read_plan(system, folder).shards)
+            written = count_shards(system, folder)
+            if written and first_shard is None:
+                first_shard = round(time.monotonic() - start, 1)
+            share = written / len(read_plan(system, folder).shards)
             if 1 / 3 <= share < 1:
-                return share
-        time.sleep(0.5)
-    return None
+                return first_shard, share
+        time.sleep(0.1)
+    return first_shard, None
 
 
 def kill_last_node(cluster: Cluster) -> str:
@@ -390,15 +415,24 @@ def kill_last_node(cluster: Cluster) -> str:
 
 
 def compare_with_model(args: argparse.Namespace, result: dict[str, Any]) -> dict[str, Any]:
-    """What docs/scaling.md predicts from the run of one process and the width, beside what was measured."""
-    one, third = result["one process"], result["share of the first third"]
-    rows = {"bytes per row": (4 * result["width"] + 89, result["bytes per row"])}
-    if third:
-        left = args.nodes if result["killed"] is None else args.nodes - 1
-        cores = min(left * args.cores, os.cpu_count() or 1)
+    """What docs/scaling.md predicts from the run on one core and the width, beside what was measured."""
+    one, share = result["one core"], result["share of the first third"]
+    left = args.nodes if result["killed"] is None else args.nodes - 1
+
+    def predict_seconds(pictures: float, nodes: int) -> float:
+        return pictures / (min(nodes * args.cores, os.cpu_count() or 1) * one["pictures/s"])
+
+    row_bytes = 4 * result["width"] + 89 + BYTES_PER_SHARD * result["shards"] / args.pictures
+    rows = {"bytes per row": (round(row_bytes), result["bytes per row"])}
+    before = args.pictures * (share or 1)
+    seconds = predict_seconds(before, args.nodes)
+    if share:
+        later = predict_seconds(args.pictures - before, left)
         rows["CPU ms/picture after the first third"] = (one["CPU ms/picture"], result["after the first third"])
-        predicted = (1 - third) * args.pictures / (cores * one["pictures/s"])
-        rows["seconds after the first third"] = (round(predicted, 1), result["seconds after it"])
+        rows["seconds after the first third"] = (round(later, 1), result["seconds after it"])
+        seconds += later
+    rows["seconds of the call"] = (round(seconds, 1), result["seconds"])
+    rows["hours of the call"] = (round(seconds / 3600, 4), round(result["seconds"] / 3600, 4))
     return {
         name: {"predicted": predicted, "measured": measured, "error %": round(100 * (predicted / measured - 1), 1)}
         for name, (predicted, measured) in rows.items()
@@ -497,6 +531,12 @@ def upload(pictures: Path, names: Sequence[str], per_archive: int) -> None:
             for _ in pool.map(lambda name: put(f"{BUCKET}/pictures/{name}", (pictures / name).read_bytes()), names):
                 pass
         return
+    for name, data in make_archives(pictures, names, per_archive):
+        put(f"{BUCKET}/pictures/{name}", data)
+
+
+def make_archives(pictures: Path, names: Sequence[str], per_archive: int) -> Iterator[tuple[str, bytes]]:
+    """Name and content of WebDataset archives."""
     for start in range(0, len(names), per_archive):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w") as archive:
@@ -504,7 +544,7 @@ def upload(pictures: Path, names: Sequence[str], per_archive: int) -> None:
                 key = Path(name).stem
                 add_member(archive, f"{key}.cls", name.split("/")[0].encode())
                 add_member(archive, f"{key}.jpg", (pictures / name).read_bytes())
-        put(f"{BUCKET}/pictures/{start:08}.tar", file.getvalue())
+        yield f"{start:08}.tar", file.getvalue()
 
 
 def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
