@@ -31,6 +31,8 @@ LOCAL_WEIGHTS = re.compile(
     r"(?:open_clip:|timm:)?local-dir:|simclr:|(?:open_clip|timm):[^:+\[,]+:|hf:(?=[/\\~.]|[A-Za-z]:)"
 )
 """What stands before a path in the name of an encoder."""
+PARQUET_MARK = b"PAR1"
+"""First and last bytes of a Parquet file."""
 ABANDONED_SECONDS = 24 * 3600
 """Age from which a temporary file counts as abandoned."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
@@ -132,6 +134,41 @@ def is_number_list(kind: Any) -> bool:
     types = require("pyarrow.types", "parquet", "Reading Parquet")
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return is_list and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type))
+
+
+def describe_parquet_error(error: Exception, path: str | Path | None = None) -> str:
+    """What is wrong with a Parquet file that can't be read; messages of pyarrow are not for users.
+
+    Args:
+        error: of pyarrow, of the file system, or of a check of what the file has.
+        path: of a local file, whose first and last bytes tell more.
+
+    >>> describe_parquet_error(ValueError("there is no column 'path'"))
+    "there is no column 'path'"
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
+        return str(error)
+    try:
+        first, last = _read_ends(path) if path is not None else (b"", b"")
+    except (OSError, ValueError):
+        path = None
+    if path is None:
+        return "it is no complete Parquet file"
+    if first != PARQUET_MARK:
+        return "it is not in the format Parquet" if first else "it is empty"
+    return "its data are damaged" if last == PARQUET_MARK else "it is not complete, its end is missing"
+
+
+def _read_ends(path: str | Path) -> tuple[bytes, bytes]:
+    """The first and the last four bytes of a file, which has at least eight if both are full."""
+    with open_regular(path) as file:
+        first = file.read(4)
+        file.seek(max(4, file.seek(0, os.SEEK_END) - 4))
+        return first, file.read(4)
 
 
 def write_atomically(path: str | Path, data: str | bytes, sync: bool = True) -> Path:

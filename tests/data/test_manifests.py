@@ -109,7 +109,18 @@ def test_one_missing_picture_is_left_to_the_reader(folder):
             '{"path": "b/1.jpg", "label": "x", "split": "test"}\n{"path": "b/3.jpg", "label": "y"}\n',
             "some rows have a split and some do not",
         ),
-        ("a.parquet", "no parquet", r"a\.parquet is not a Parquet file"),
+        (
+            "a.parquet",
+            "no parquet",
+            r"a\.parquet can't be read as a Parquet table: it is not in the format Parquet; copy",
+        ),
+        ("a.parquet", "", "a Parquet table: it is empty"),
+        (
+            "a.parquet",
+            b"PAR1\x15\x04",
+            "a Parquet table: it is not complete, its end is missing; copy or write it again",
+        ),
+        ("a.parquet", b"PAR1" + bytes(40) + b"\x08\0\0\0PAR1", "a Parquet table: its data are damaged"),
         ("a.json", "{}", "neither a folder nor a table"),
     ],
 )

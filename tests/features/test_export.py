@@ -124,8 +124,10 @@ def test_a_table_that_is_none_of_features_or_has_no_labels_is_refused(toy, tmp_p
     table = parquet.read_table(tmp_path / "c.parquet")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     parquet.write_table(table.select(["path"]), tmp_path / "b.parquet")
-    for name in ("a", "b", "missing"):
-        with pytest.raises(DataError, match="is no table of features"):
+    parquet.write_table(table.replace_schema_metadata({}), tmp_path / "d.parquet")
+    whys = {"a": "its end is missing", "b": "it lacks", "d": "not state the encoder", "missing": "No such file"}
+    for name, why in whys.items():
+        with pytest.raises(DataError, match=f"is no table of features: .*{why}.*; give a file that 'clipadapter embed"):
             read_parquet(tmp_path / f"{name}.parquet")
     with pytest.raises(DataError, match="2 of 2 pictures .* have no label"):
         read_parquet(tmp_path / "c.parquet")

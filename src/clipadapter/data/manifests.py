@@ -13,11 +13,12 @@ from typing import Any
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_dataset
 from clipadapter.errors import DataError, require
-from clipadapter.files import MANIFEST_SUFFIXES, open_regular, open_text, printable
+from clipadapter.files import MANIFEST_SUFFIXES, describe_parquet_error, open_regular, open_text, printable
 from clipadapter.formatting import format_list
 from clipadapter.parsing import parse_json_lines
 
 _NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
+_PARQUET_ADVICE = "copy or write it again, or give a table that ends with .csv, .tsv or .jsonl"
 
 
 def read_manifest(path: Path) -> Listing:
@@ -143,9 +144,13 @@ def _parquet_rows(path: Path) -> _NumberedRows:
     arrow = require("pyarrow", "parquet", "Reading a Parquet table")
     try:
         with open_regular(path) as file:
-            table = parquet.read_table(file)
-    except arrow.ArrowInvalid as error:
-        raise DataError(f"{printable(path)} is not a Parquet file: {error}") from error
+            # Threads of pyarrow that still read when the process ends because of an error would abort it.
+            table = parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+    except (arrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the file system; pyarrow's have no number
+        reason = describe_parquet_error(error, path)
+        raise DataError(f"{printable(path)} can't be read as a Parquet table: {reason}; {_PARQUET_ADVICE}") from error
     yield from enumerate(table.to_pylist(), 1)
 
 

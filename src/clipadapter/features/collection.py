@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import find_split_folders
 from clipadapter.errors import DataError, ImageError, require
-from clipadapter.files import IMAGE_SUFFIXES
+from clipadapter.files import IMAGE_SUFFIXES, describe_parquet_error
 
 MAX_IMAGE_BYTES = 1 << 30
 """Larger files are refused."""
@@ -369,7 +369,8 @@ def _open_table(filesystem: Any, path: str) -> Any:
     except OSError as error:
         raise _storage_error(path, error) from error
     except ValueError as error:
-        raise DataError(f"'{path}' is no Parquet file: {error}") from error
+        reason = describe_parquet_error(error)
+        raise DataError(f"'{path}' can't be read as a Parquet table: {reason}; copy or write it again") from error
     if not {"path", "bytes"} & set(table.schema_arrow.names):
         has = ", ".join(table.schema_arrow.names)
         raise DataError(f"'{path}' needs a column 'path' or 'bytes', and may have 'label' and 'split'; it has: {has}")

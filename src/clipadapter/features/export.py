@@ -20,9 +20,12 @@ from clipadapter.errors import DataError, InputError, brief, require
 from clipadapter.features.extraction import Dtype, extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore
+from clipadapter.files import describe_parquet_error
 
+TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
 BLOCKS_KEY = "clipadapter.blocks"
 """Key of the blocks in the metadata of a table."""
+ENCODER_KEY, FINGERPRINT_KEY = "clipadapter.encoder", "clipadapter.fingerprint"
 BLOCK_FINGERPRINTS_KEY = "clipadapter.block_fingerprints"
 """Key of the fingerprint of each block: a model may need some of the blocks only."""
 ROWS_PER_GROUP = 1024
@@ -94,8 +97,8 @@ def write_parquet(
     parquet = require("pyarrow.parquet", "parquet", "The Parquet export")
     path = Path(path)
     facts = {
-        "clipadapter.encoder": info.name,
-        "clipadapter.fingerprint": info.fingerprint,
+        ENCODER_KEY: info.name,
+        FINGERPRINT_KEY: info.fingerprint,
         BLOCKS_KEY: json.dumps([list(block) for block in info.blocks]),
         BLOCK_FINGERPRINTS_KEY: json.dumps(list(block_fingerprints)),
     }
@@ -138,7 +141,9 @@ def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
     try:
         with parquet.ParquetFile(path) as file:
             facts = file.schema_arrow.metadata or {}
-            encoder, fingerprint = (facts[f"clipadapter.{key}".encode()].decode() for key in ("encoder", "fingerprint"))
+            if ENCODER_KEY.encode() not in facts:
+                raise ValueError("it does not state the encoder")
+            encoder, fingerprint = (facts[key.encode()].decode() for key in (ENCODER_KEY, FINGERPRINT_KEY))
             blocks = _read_blocks(file.schema_arrow)
             table = file.read()
         if split is not None:
@@ -146,7 +151,8 @@ def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
         labels, paths = table["label"].to_pylist(), table["path"].to_pylist()
         features = [_read_column(table[column_name(block.name)], block.width) for block in blocks]
     except (OSError, KeyError, ValueError, TypeError, InputError) as error:
-        raise DataError(f"{path} is no table of features that 'clipadapter embed --to' wrote: {error!r}") from error
+        reason = describe_parquet_error(error, path)
+        raise DataError(f"{path} is no table of features: {reason}; {TABLE_ADVICE}") from error
     if not labels:
         raise DataError(f"{path} has no features{f' of the split {brief(split)}' if split else ''}")
     if None in labels:

@@ -39,7 +39,7 @@ from clipadapter.features.collection import (
 )
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
-from clipadapter.files import ABANDONED_SECONDS
+from clipadapter.files import ABANDONED_SECONDS, describe_parquet_error
 
 PLAN_FILE = "shards.json"
 MAX_PLAN_BYTES = 256 << 20
@@ -566,7 +566,8 @@ def _read_columns(filesystem: Any, path: str, columns: Sequence[str]) -> Any:
                 raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema_arrow)}")
             return table.read(columns)
     except (OSError, ValueError) as error:
-        raise DataError(f"'{path}' is damaged: {error}; delete it and call extract_with_ray again") from error
+        reason = describe_parquet_error(error)
+        raise DataError(f"'{path}' is damaged: {reason}; delete it and call extract_with_ray again") from error
 
 
 def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32], list[int]]:
@@ -593,5 +594,6 @@ def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArr
         if table["digest"].take(rows).null_count:
             raise ValueError("a feature has no digest")
     except (OSError, ValueError) as error:
-        raise DataError(f"'{path}' is damaged: {error}; delete it and call extract_with_ray again") from error
+        reason = describe_parquet_error(error)
+        raise DataError(f"'{path}' is damaged: {reason}; delete it and call extract_with_ray again") from error
     return table, values, rows

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, column_slices, total_width
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.features.collection import open_filesystem
-from clipadapter.features.export import BLOCK_FINGERPRINTS_KEY, BLOCKS_KEY, column_name
+from clipadapter.features.export import BLOCK_FINGERPRINTS_KEY, BLOCKS_KEY, TABLE_ADVICE, column_name
 from clipadapter.features.shards import blocks_of, read_plan
-from clipadapter.files import is_number_list
+from clipadapter.files import describe_parquet_error, is_number_list
 
 PURPOSE = "Reading features from Parquet"
 ROWS_PER_BATCH = 8192
@@ -89,7 +89,8 @@ class FeatureTable:
                     if skipped < len(batch):
                         yield self._read_batch(batch.slice(skipped), columns, blocks)
         except (OSError, KeyError, ValueError, TypeError) as error:
-            raise DataError(f"'{file}' is damaged: {error}; write the features again") from error
+            reason = describe_parquet_error(error, file)
+            raise DataError(f"'{file}' can't be read: {reason}; copy it, or write the features, again") from error
 
     def count_rows(self, file: Path) -> int:
         """Number of rows of one of the files.
@@ -101,7 +102,8 @@ class FeatureTable:
         try:
             return int(parquet.read_metadata(file).num_rows)
         except (OSError, ValueError) as error:
-            raise DataError(f"'{file}' is damaged: {error}; write the features again") from error
+            reason = describe_parquet_error(error, file)
+            raise DataError(f"'{file}' can't be read: {reason}; copy it, or write the features, again") from error
 
     @property
     def _is_joined(self) -> bool:
@@ -182,7 +184,8 @@ def open_feature_table(path: str | Path) -> FeatureTable:
             table_blocks = as_blocks((name, width) for name, width in pairs)
             fingerprints = tuple(map(str, json.loads(facts.get(BLOCK_FINGERPRINTS_KEY, "[]"))))
     except (OSError, KeyError, ValueError, TypeError, InputError) as error:
-        raise DataError(f"'{path}' is no table of features: {error}") from error
+        reason = describe_parquet_error(error, path)
+        raise DataError(f"'{path}' is no table of features: {reason}; {TABLE_ADVICE}") from error
     return FeatureTable(
         path,
         (path,),
@@ -196,6 +199,8 @@ def open_feature_table(path: str | Path) -> FeatureTable:
 
 def _width(file: Any) -> int:
     """Number of columns of the features; lists of any length are looked at in the first row that has one."""
+    if "feature" not in file.schema_arrow.names:
+        raise ValueError("there is no column 'feature'")
     kind = file.schema_arrow.field("feature").type
     if not is_number_list(kind):
         raise ValueError(f"column 'feature' has {kind} in place of lists of numbers")
