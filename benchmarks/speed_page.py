@@ -12,12 +12,14 @@ interpreter is one that has `autogluon.multimodal` or `adaptshot`; who is missin
 interpreter with `clipadapter[runtime]` alone: without it, no installed size is given.
 
 The text is `speed_page.md`. A line `<!-- section NAME -->` begins the text of a section, and `${name}` in it is a value
-of the section's function here. A section without results is left out of the page. To add one: an entry of SECTIONS with
-its command, whose JSON is a file (`JSON` among the arguments) or what it prints, a function from this JSON to values,
-and a text.
+of the section's function here. A section without results is left out of the page. In the summary, `${section_name}` is
+a value of a section, and an item is left out if a section that it names has no results. To add a section: an entry of
+SECTIONS with its command, whose JSON is a file (`JSON` among the arguments) or what it prints, a function from this
+JSON to values, and a text. The page and its results are committed together: a test compares them.
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -36,9 +38,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import _rivals
-from command_times import link_pictures
-
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 TEMPLATE, RESULTS = FOLDER / "speed_page.md", FOLDER / "results" / "speed.json"
@@ -46,6 +45,8 @@ PAGE = ROOT / "docs" / "speed.md"
 PACKAGES = ("torch", "openvino", "onnxruntime", "open_clip_torch", "timm", "sentence-transformers", "numpy", "pillow")
 JSON = "JSON"
 """The argument in whose place a command gets the path of its results."""
+SUMMARY = "summary"
+"""Section of the template with figures of the other sections."""
 MAX_QUIET_LOAD = 0.5
 """Load over one minute before a section, above which the page says that other programs were running."""
 SECTION = re.compile(r"^<!-- section ([\w-]+) -->\n", re.MULTILINE)
@@ -79,6 +80,8 @@ class Setting:
         """A ViT-B/32 with random weights, which all programs read."""
         folder = self.work / ("vit-b-32-small" if self.small else "vit-b-32")
         if not folder.exists():
+            import _rivals  # imports torch and open_clip, which writing the page does not need
+
             _rivals.write_open_clip(folder, layers=2 if self.small else None)
         return folder
 
@@ -87,6 +90,8 @@ class Setting:
         """Eight pictures of each class."""
         folder = self.work / f"shots-{self.pick(101, 3)}"
         if not folder.exists():
+            from command_times import link_pictures
+
             link_pictures(self.pictures, folder, int(self.pick(101, 3)), shots=8, extra=1)
         return folder / "shots"
 
@@ -107,6 +112,8 @@ class Setting:
 
     @property
     def adaptshot(self) -> list[str]:
+        import _rivals
+
         python = _rivals.interpreter_of("adaptshot", self.rivals)
         return [] if python is None else ["--rival-python", python]
 
@@ -175,13 +182,17 @@ def extract_values(name: str) -> Callable[[list[Results]], Values]:
         titles = ["", "img/s", "ratio", "mean cosine", "min cosine", "setup"]
         if name == "lite":
             titles.insert(5, "same zero-shot answer")
-        (chosen,) = (row["name"] for row in result["tables"][name] if ", auto: " in row["name"])
+        (ours,) = (row for row in result["tables"][name] if ", auto: " in row["name"])
+        theirs = result["tables"][name][0]
         return {
             "table": table(titles, rows),
             "pictures": f"{result['pictures']:,}",
             "rounds": str(result["rounds"]),
             "chosen_for": f"{result['chosen_for']:,}",
-            "chosen": chosen.partition("auto: ")[2].replace("openvino", "OpenVINO"),
+            "chosen": ours["name"].partition("auto: ")[2].replace("openvino", "OpenVINO"),
+            "ours": significant(ours["rate"]),
+            "theirs": significant(theirs["rate"]),
+            "ratio": f"{ours['ratio']['median']:.1f}",
         }
 
     return values
@@ -207,8 +218,13 @@ def command_values(results: list[Results]) -> Values:
         + [significant(row["cpu"]["median"]), significant(row["mb"]["median"])]
         for row in result["rows"]
     ]
+    seconds = {row["command"]: significant(row["seconds"]["median"]) for row in result["rows"]}
     return {
         "table": table(["", "seconds", "range", "processor s", "peak MB"], rows),
+        "fit": seconds["fit, from pictures"],
+        "stored": seconds["fit, stored features"],
+        "predict": seconds["predict, one picture"],
+        "pictures": f"{result['classes'] * result['shots']:,}",
         "classes": str(result["classes"]),
         "shots": str(result["shots"]),
         "rounds": str(result["rounds"]),
@@ -227,10 +243,12 @@ def runtime_values(results: list[Results]) -> Values:
         + [f"{row['mb']:.0f}", "" if row["installed_mb"] is None else f"{row['installed_mb']:.0f}"]
         for row in result["rows"]
     ]
+    (shell,) = (row for row in result["rows"] if row["name"] == "clipadapter, shell")
     has_rival = any(row["name"].startswith("adaptshot") for row in result["rows"])
     return {
         "table": table(["", "seconds", "range", "peak MB", "installed MB"], rows),
         "runs": str(result["runs"]),
+        "shell": f"{shell['seconds']['median']:.2f}",
         "rival": " AdaptShot learned the same pictures." if has_rival else "",
     }
 
@@ -300,6 +318,8 @@ def store_values(results: list[Results]) -> Values:
 
 def class_values(results: list[Results]) -> Values:
     rows = []
+    auto = next(row for result in results for row in result["rows"] if row["head"] == "auto")
+    cost = auto["error"] if "error" in auto else f"{significant(auto['fit s'])} s, {significant(auto['peak MB'])} MB"
     for result in results:
         for row in result["rows"]:
             cells = [row["error"], "", ""] if "error" in row else [significant(row["fit s"])]
@@ -308,6 +328,8 @@ def class_values(results: list[Results]) -> Values:
     return {
         "table": table(["", "classes x shots x width", "fit s", "predict s", "peak MB"], rows),
         "queries": f"{results[0]['queries']:,}",
+        "size": auto["size"].replace("x", " x "),
+        "cost": cost,
     }
 
 
@@ -318,7 +340,12 @@ def predict_values(results: list[Results]) -> Values:
         + [significant(row["peak_mb"]) if row["peak_mb"] else "", f"{row['share']:.2f}" if "share" in row else ""]
         for row in result["rows"]
     ]
-    return {"table": table(["", "pictures or rows", "per second", "processor s", "peak MB", "share of embed"], rows)}
+    rates = {row["name"]: significant(row["rate"]) for row in result["rows"]}
+    return {
+        "table": table(["", "pictures or rows", "per second", "processor s", "peak MB", "share of embed"], rows),
+        "pictures": rates["predict, Parquet"],
+        "rows": rates["Parquet to Parquet, 100 classes"],
+    }
 
 
 def ray_values(results: list[Results]) -> Values:
@@ -556,21 +583,23 @@ def write_page(results: Results) -> str:
     facts = [(each["machine"], each["versions"]) for each in measured.values()]
     main_facts = max(facts, key=facts.count)
     dates = sorted({each["date"] for each in measured.values()})
-    page = [
-        string.Template(head).substitute(
-            machine=main_facts[0],
-            versions=main_facts[1],
-            dates=dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
-            commits=", ".join(dict.fromkeys(each["commit"] for each in measured.values())),
-            minutes=f"{sum(each['seconds'] for each in measured.values()) / 60:.0f}",
-        )
-    ]
+    about = {
+        "machine": main_facts[0],
+        "versions": main_facts[1],
+        "dates": dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
+        "commits": ", ".join(dict.fromkeys(each["commit"] for each in measured.values())),
+        "minutes": f"{sum(each['seconds'] for each in measured.values()) / 60:.0f}",
+    }
+    values = {name: sections[name].values(one["results"]) for name, one in measured.items()}
+    page = [head]
     for name, text in texts.items():
-        if name not in sections:  # text alone
-            page.append(text)
+        if name == SUMMARY:
+            page.append(_fill_summary(text, values))
+        elif name not in sections:  # text alone
+            page.append(string.Template(text).substitute(about))
         elif name in measured:
             one = measured[name]
-            page.append(string.Template(text).substitute(sections[name].values(one["results"])))
+            page.append(string.Template(text).substitute(values[name]))
             notes = []
             if one["machine"] != main_facts[0]:
                 notes.append(f"measured on another machine ({one['machine']})")
@@ -581,6 +610,16 @@ def write_page(results: Results) -> str:
             if notes:
                 page.append(f"\nThis section: {'; '.join(notes)}.\n")
     return "".join(_apart(page))
+
+
+def _fill_summary(text: str, values: dict[str, Values]) -> str:
+    """The items of the summary whose sections have results."""
+    known = {f"{name}_{key}": value for name, some in values.items() for key, value in some.items()}
+    items = []
+    for item in re.split(r"^(?=- )", text, flags=re.MULTILINE):
+        with contextlib.suppress(KeyError):
+            items.append(string.Template(item).substitute(known))
+    return "".join(items)
 
 
 def _apart(parts: Iterable[str]) -> Iterable[str]:
