@@ -1,10 +1,11 @@
 import csv
 import io
+from pathlib import Path
 
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.files import csv_text, write_atomically
+from clipadapter.files import csv_text, suggest_path, write_atomically
 
 
 def test_a_file_is_written_with_its_folder_and_nothing_else(tmp_path):
@@ -63,3 +64,24 @@ def test_no_text_of_a_csv_table_is_a_formula(start):
 
 def test_no_row_of_a_csv_table_begins_inside_a_text():
     assert csv_text([("x\r=1+1", "a\n=1+1")]) == 'x =1+1,"a\n=1+1"\n'
+
+
+@pytest.mark.parametrize(
+    ("missing", "meant"),
+    [
+        ("phot.jpg", "photo.jpg"),
+        ("PHOTO.JPG", "photo.jpg"),
+        ("pisc/cat/1.jpg", "pics/cat/1.jpg"),
+        ("pics/cta", "pics/cat"),
+        ("pisc/dog/1.jpg", None),  # nothing of this name is in the folder of the similar name
+        ("other.txt", None),
+        ("nowhere/at/all", None),
+    ],
+)
+def test_a_misspelt_path_suggests_what_exists(missing, meant, tmp_path, monkeypatch):
+    (tmp_path / "pics" / "cat").mkdir(parents=True)
+    for name in ("photo.jpg", "pics/cat/1.jpg"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert suggest_path(Path(missing)) == (f" Did you mean '{Path(meant)}'?" if meant else "")
+    assert suggest_path(tmp_path / missing) == (f" Did you mean '{tmp_path / meant}'?" if meant else "")

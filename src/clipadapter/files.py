@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import errno
 import io
 import os
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -33,6 +35,8 @@ LOCAL_WEIGHTS = re.compile(
 """What stands before a path in the name of an encoder."""
 PARQUET_MARK = b"PAR1"
 """First and last bytes of a Parquet file."""
+MAX_COMPARED_NAMES = 10_000
+"""Names of a folder that a misspelt one is compared with, which takes 0.1 s."""
 ABANDONED_SECONDS = 24 * 3600
 """Age from which a temporary file counts as abandoned."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
@@ -55,6 +59,26 @@ def has_local_weights(name: str) -> bool:
     (True, False)
     """
     return LOCAL_WEIGHTS.search(name) is not None
+
+
+def suggest_path(missing: Path) -> str:
+    """A question that names an existing path of a similar name, after a space; "" if there is none.
+
+    Args:
+        missing: a path that does not exist. If its folder does not exist either, folders of similar names are tried.
+    """
+    steps = [missing, *missing.parents]
+    try:
+        first = next((step for step in reversed(steps) if not step.exists()), missing)
+        with os.scandir(first.parent) as entries:
+            siblings = [entry.name for entry in islice(entries, MAX_COMPARED_NAMES)]
+    except (OSError, ValueError):
+        return ""
+    names = {name.casefold(): name for name in sorted(siblings)}
+    close = difflib.get_close_matches(first.name.casefold(), names, n=3)
+    candidates = (first.with_name(names[name]) / missing.relative_to(first) for name in close)
+    meant = next((path for path in candidates if path.exists()), None)
+    return f" Did you mean '{printable(meant)}'?" if meant is not None else ""
 
 
 def quote_path(path: str | Path) -> str:

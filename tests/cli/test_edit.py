@@ -138,7 +138,8 @@ def test_classes_are_renamed_and_removed(model, run):
     ("args", "words"),
     [
         (["add-class", "MODEL", "red", "YELLOW"], "there is a class 'red' already"),
-        (["add-class", "MODEL", "gold", "nowhere"], "nowhere does not exist"),
+        (["add-class", "MODEL", "gold", "nowhere"], "nowhere does not exist: give pictures"),
+        (["add-class", "MODEL", "gold", "yelow"], "yelow does not exist. Did you mean 'yellow'? Give pictures"),
         (["add-class", "nowhere", "gold", "YELLOW"], "nowhere"),
         (["add-class", "MODEL", "gold", "YELLOW", "--strict"], "broken.png"),
         (["add-examples", "MODEL", "YELLOW", "--label", "rad"], "Did you mean 'red'"),

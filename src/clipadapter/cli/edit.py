@@ -16,7 +16,7 @@ from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.options import Command, option_group, output_options, strict_option
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import ArtifactError, DataError
-from clipadapter.files import quote_path
+from clipadapter.files import quote_path, suggest_path
 from clipadapter.formats import is_exported
 from clipadapter.formatting import describe_shots, format_count
 
@@ -105,13 +105,15 @@ def collect_pictures(inputs: Sequence[Path]) -> list[Path]:
     """
     from clipadapter.data import list_images
 
+    expected = "pictures, or folders with pictures"
     pictures: list[Path] = []
     for path in inputs:
         if not path.exists():
-            raise DataError(f"{path} does not exist: give pictures, or folders with pictures")
+            hint = suggest_path(path)
+            raise DataError(f"{path} does not exist{f'.{hint} Give' if hint else ': give'} {expected}")
         new = list_images(path) if path.is_dir() else [path]
         if not new:
-            raise DataError(f"{path} has no pictures: give pictures, or folders with pictures")
+            raise DataError(f"{path} has no pictures: give {expected}")
         pictures += new
     return pictures
 

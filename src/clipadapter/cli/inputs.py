@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from clipadapter.errors import DataError, ImageError, InputError, require
-from clipadapter.files import is_number_list
+from clipadapter.files import is_number_list, suggest_path
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset, Sample
@@ -56,7 +56,11 @@ def list_pictures(folder: Path) -> list[Path]:
     from clipadapter.data import list_images
 
     if not folder.is_dir():
-        raise DataError(f"there is no folder '{folder}': give a folder with pictures")
+        if folder.exists():
+            raise DataError(f"'{folder}' is a file: give a folder with pictures")
+        hint = suggest_path(folder)
+        advice = f".{hint} Give" if hint else ": give"
+        raise DataError(f"there is no folder '{folder}'{advice} a folder with pictures")
     pictures = list(list_images(folder))
     if not pictures:
         raise DataError(f"there are no pictures in '{folder}': give a folder with pictures")
@@ -173,7 +177,8 @@ def check_picture(path: Path) -> None:
         ImageError: if so.
     """
     if is_missing(path):
-        raise ImageError(str(path), "no such file")
+        hint = suggest_path(path)
+        raise ImageError(str(path), f"no such file.{hint}" if hint else "no such file")
 
 
 def path_beside(folder: Path, ending: str) -> Path:

@@ -12,7 +12,7 @@ from clipadapter.data.folders import link_warnings, read_folder
 from clipadapter.data.layout import find_layout_fault
 from clipadapter.data.manifests import is_manifest, read_manifest
 from clipadapter.errors import DataError, DataWarning, LayoutError
-from clipadapter.files import MANIFEST_SUFFIXES, printable
+from clipadapter.files import MANIFEST_SUFFIXES, printable, suggest_path
 
 SIMILAR_FOLDERS = (
     "folders that are taken for classes, but hold only folders of the same names; if these are the classes, give one "
@@ -133,15 +133,13 @@ def _read_named_set(source: str | Path, root: str | Path | None) -> Listing:
 
 
 def _suggest(path: Path, sets: list[str]) -> str:
+    if hint := suggest_path(path):
+        return hint
     folder = path.absolute().parent
     if not folder.is_dir():
         return f" Even '{printable(folder)}' does not exist."
-    siblings = [] if path.name == "" else [entry.name for entry in folder.iterdir()]
-    close_sets = difflib.get_close_matches(str(path), sets, n=1)
-    close = difflib.get_close_matches(path.name, siblings + close_sets, n=1)
-    if close and close[0] not in siblings:
-        return f" Did you mean the data set '{close[0]}'?"
-    return f" Did you mean '{printable(path.with_name(close[0]))}'?" if close else ""
+    close = difflib.get_close_matches(str(path), sets, n=1)
+    return f" Did you mean the data set '{close[0]}'?" if close else ""
 
 
 def _describe_left_out(listing: Listing) -> str:

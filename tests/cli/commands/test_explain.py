@@ -53,6 +53,9 @@ def test_a_picture_that_cant_be_read(model, tmp_path, run):
     result = run("explain", model, tmp_path / "gone.png")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.endswith("gone.png: no such file\n")
+    (tmp_path / "photo.png").touch()
+    meant = tmp_path / "photo.png"
+    assert f": no such file. Did you mean '{meant}'?\n" in run("explain", model, tmp_path / "phot.png").stderr
 
 
 def test_a_path_that_is_no_model_is_refused(squares, tmp_path, run):

@@ -20,9 +20,12 @@ def test_heads_by_pattern(run):
 
 
 def test_a_pattern_that_matches_no_head_finds_those_that_contain_it(run):
-    found = json.loads(run("heads", "probe", "--json").stdout)
-    assert "linear-probe" in [one["name"] for one in found]
-    assert "clip-adapter" not in [one["name"] for one in found]
+    result = run("heads", "adapter-f", "--json")
+    assert [one["name"] for one in json.loads(result.stdout)] == ["tip-adapter-f"]
+    assert "no head is called 'adapter-f': showing tip-adapter-f, the only one" in result.stderr
+    result = run("heads", "probe", "--json")
+    assert "linear-probe" in [one["name"] for one in json.loads(result.stdout)]
+    assert "clip-adapter" not in [one["name"] for one in json.loads(result.stdout)]
 
 
 def test_one_head_shows_its_parameters(run):

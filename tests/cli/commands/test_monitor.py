@@ -94,7 +94,11 @@ def test_unreadable_pictures_are_reported(place, tmp_path, run):
 def test_failures_are_exit_code_1(place, tmp_path, run):
     (tmp_path / "empty").mkdir()
     one = write(tmp_path / "one", ["red"], np.random.default_rng(0))
-    for stream, words in (("empty", "there are no pictures in"), ("gone", "there is no folder")):
+    for stream, words in (
+        ("empty", "there are no pictures in"),
+        ("gone", "there is no folder"),
+        ("ones", f"'{one}'? Give"),
+    ):
         result = run("monitor", place / "model", tmp_path / stream)
         assert result.exit_code == 1 and words in result.stderr
     result = run("monitor", place / "model", one)

@@ -33,11 +33,16 @@ def command(pattern: str, out: Output) -> None:
     """
     from clipadapter.heads.registry import HEADS
 
-    if not HEADS.list(pattern) and HEADS.list(f"*{pattern}*"):
-        pattern = f"*{pattern}*"
     names = HEADS.list(pattern)
     if not names:
-        raise unknown("head", pattern, HEADS.list())
+        asked, pattern = pattern, f"*{pattern}*"
+        names = HEADS.list(pattern)
+        if not names:
+            raise unknown("head", asked, HEADS.list())
+        shown = (
+            f"{names[0]}, the only one whose name contains it" if len(names) == 1 else "those whose name contains it"
+        )
+        out.note(f"no head is called '{asked}': showing {shown}")
     entries = [_describe_for_json(name) for name in names] if out.as_json else None
     out.result(entries, _describe_head(names[0]) if len(names) == 1 else _list_heads(pattern))
 
