@@ -8,6 +8,7 @@ processes on all cores, which depends less on what else the machine does.
 
     python benchmarks/study_speed.py
     python benchmarks/study_speed.py auto taskres --shots 4 16 --seeds 1
+    python benchmarks/study_speed.py --blocks 3
     python benchmarks/study_speed.py --features results/features/1a2b3c4d5e6f
 
 The last line has a digest of the accuracies in percent with one decimal, means over the draws as in the tables. Two
@@ -24,12 +25,14 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from _output import add_json, write_json
 from head_costs import make
 from heads_speed import from_features
 
 from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
 from clipadapter.bench.launchers import create_launcher
+from clipadapter.blocks import FINAL
 from clipadapter.features import FeatureSet
 
 PICTURES = 20
@@ -41,13 +44,25 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def bundle(classes: int, width: int) -> Bundle:
+def add_blocks(X: np.ndarray, n_blocks: int) -> np.ndarray:
+    """Features (n, d) and further blocks beside them, each a random map of them with noise of half their length."""
+    n, d = X.shape
+    parts = [X]
+    for i in range(1, n_blocks):
+        mixed = X @ np.random.default_rng(i).standard_normal((d, d), dtype=np.float32) / np.sqrt(d, dtype=np.float32)
+        noise = np.random.default_rng([i, n]).standard_normal((n, d), dtype=np.float32)
+        parts.append(mixed + np.float32(mixed.std() / 2) * noise)
+    return np.hstack(parts)
+
+
+def bundle(classes: int, width: int, n_blocks: int) -> Bundle:
     X, y, queries, truth, text = make(classes, PICTURES, width)
     names = tuple(text.labels)
+    blocks = ((FINAL, width), *((f"inner-{i}", width) for i in range(1, n_blocks)))
     return Bundle(
-        FeatureSet(X, tuple(y.tolist()), names),
+        FeatureSet(add_blocks(X, n_blocks), tuple(y.tolist()), names, blocks=blocks),
         text,
-        {"test": TestPart(FeatureSet(queries, tuple(truth.tolist()), names))},
+        {"test": TestPart(FeatureSet(add_blocks(queries, n_blocks), tuple(truth.tolist()), names, blocks=blocks))},
     )
 
 
@@ -58,6 +73,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--blocks", type=int, default=1, metavar="N", help="blocks of features, which `auto` reads")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--features", type=Path, help="folder of features of `clipadapter bench run`, not made ones")
     parser.add_argument("--accuracies", type=Path, metavar="FILE", help="write the table of accuracies as CSV")
@@ -68,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         features, records = args.features or Path(folder) / "features", Path(folder) / "records"
         if args.features is None:
-            save_bundle(bundle(args.classes, args.width), features)
+            save_bundle(bundle(args.classes, args.width, args.blocks), features)
         start, busy_before = time.perf_counter(), processor_seconds()
         launcher = create_launcher("local", workers=args.workers)
         outcome = run_suite(suite, [f"features:{features}"], {}, records, launcher)
@@ -96,7 +112,13 @@ def main() -> None:
         busy=busy / args.workers / seconds,
         workers=args.workers,
         heads={name: sum(each) for name, each in took.items()},
-        size={"classes": args.classes, "width": args.width, "shots": args.shots, "seeds": args.seeds},
+        size={
+            "classes": args.classes,
+            "width": args.width,
+            "blocks": args.blocks,
+            "shots": args.shots,
+            "seeds": args.seeds,
+        },
     )
     print(
         f"\n{outcome.n_made} runs: {seconds:.1f} s, of which fits {outcome.seconds:.1f}; "
