@@ -72,7 +72,8 @@ def test_ctrl_c_ends_with_one_line(predicting):
     stdout, stderr = predicting.communicate()
     assert predicting.returncode == 130
     assert stdout == ""
-    assert stderr.strip() == "interrupted"
+    kept = "features that were computed are in the feature store, and the same command continues from there"
+    assert stderr == f"\ninterrupted: {kept}\n"
 
 
 @pytest.mark.slow

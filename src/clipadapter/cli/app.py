@@ -20,7 +20,7 @@ import click
 from clipadapter import __version__
 from clipadapter.cli import commands
 from clipadapter.cli.groups import Command, Section, SuggestingGroup
-from clipadapter.cli.output import Failure
+from clipadapter.cli.output import KEPT_KEY, Failure
 from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
 
 INTERRUPTED_EXIT_CODE = 130
@@ -83,7 +83,8 @@ class Commands(SuggestingGroup):
                 raise
             raise Failure(f"{error.filename!s} can't be used: {error.strerror}") from error
         except KeyboardInterrupt:
-            click.echo("\ninterrupted", err=True)
+            kept = ctx.meta.get(KEPT_KEY, "")
+            click.echo(f"\ninterrupted: {kept}" if kept else "\ninterrupted", err=True)
             ctx.exit(INTERRUPTED_EXIT_CODE)
 
 

@@ -14,7 +14,7 @@ import click
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.options import Command, option_group, output_options, strict_option
-from clipadapter.cli.output import Output, facts
+from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.errors import ArtifactError, DataError
 from clipadapter.files import quote_path, suggest_path
 from clipadapter.formats import is_exported
@@ -56,6 +56,7 @@ class ModelEdit:
         """
         if is_exported(folder) and folder.is_file():
             raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
+        note_kept(f"the model in {folder} is as it was; {self.encoder.kept}")
         started = time.monotonic()
         model = self.encoder.load(folder, strict=self.strict, progress=self.out.progress)
         version, has_shots = model.history_.version, bool(len(model.support_))
@@ -66,6 +67,7 @@ class ModelEdit:
             self.out.result(data, f"{folder}: nothing changed")
             return
         model.save(folder, support=has_shots)
+        note_kept(f"the change is saved in {folder}")
         model.make_quick(folder)
         _report_change(model, folder, time.monotonic() - started, self.out)
 

@@ -10,8 +10,8 @@ import click
 
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE
 from clipadapter.cli.options import MAX_PIXELS_ATTRIBUTES, field_option, option
-from clipadapter.cli.output import Output
-from clipadapter.devices import check_device
+from clipadapter.cli.output import CONTINUE, START_AGAIN, Output
+from clipadapter.devices import check_device, describe_device
 from clipadapter.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class BackendOptions:
         return None if self.no_cache else self.cache or "auto"
 
     @property
+    def kept(self) -> str:
+        """What is kept if the command is interrupted, and how to go on."""
+        return START_AGAIN if self.no_cache else CONTINUE
+
+    @property
     def run_parameters(self) -> dict[str, Any]:
         """The parameters of `FewShotClassifier` that say how an encoder runs, without the device."""
         return {
@@ -102,7 +107,8 @@ class EncoderOptions(BackendOptions, NamedEncoders):
         """
         from clipadapter.encoders import create_encoder
 
-        encoders = [create_encoder(uri, self.device) for uri in self.uris]
+        device = find_device(self.device)
+        encoders = [create_encoder(uri, device) for uri in self.uris]
         for encoder in encoders:
             out.note(f"encoder {encoder.info.name}: {encoder.info.note}" if encoder.info.note else "")
         return encoders
@@ -172,7 +178,7 @@ class ModelEncoderOptions(BackendOptions, MovedEncoder):
         read_config(folder)  # refuses a wrong folder before torch is imported
         from clipadapter.classifier import FewShotClassifier
 
-        encoder, device = list(self.uris) or None, check_device(self.device)
+        encoder, device = list(self.uris) or None, find_device(self.device)
         return FewShotClassifier.load(folder, encoder=encoder, device=device, **{**self.run_parameters, **params})
 
     def open_exported(self, path: Path) -> Predictor:
@@ -189,6 +195,21 @@ class ModelEncoderOptions(BackendOptions, MovedEncoder):
                 "--precision, or give the folder of the model"
             )
         return Predictor(path, backend=self.backend)
+
+
+def find_device(name: str) -> str:
+    """Return the device of a name. A note prints what "auto" takes.
+
+    Raises:
+        InputError: if the device can't be used.
+    """
+    device = check_device(name)
+    context = click.get_current_context(silent=True)
+    if name == "auto" and context is not None:
+        found = "cpu (no GPU that PyTorch can use)" if device == "cpu" else device
+        found = describe_device(device) if device.startswith("cuda") else found
+        Output(quiet=context.params.get("quiet", False)).note(f"device: {found}")
+    return device
 
 
 def note_backend(opened: Encoder, used: Encoder, out: Output, changed: str = "image tower") -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import click
 
-from clipadapter.cli.output import Output
+from clipadapter.cli.output import CONTINUE, KEPT_KEY, START_AGAIN, Output
 from clipadapter.registry import unknown
 
 
@@ -45,6 +46,26 @@ class Command(click.Command):
         self.section = section
         self.position = position
         self.extra = extra
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. What an interrupted one keeps is that of its feature store, unless the command says it."""
+        ctx.meta.setdefault(KEPT_KEY, describe_store(ctx.params))
+        return super().invoke(ctx)
+
+
+def describe_store(parameters: Mapping[str, Any]) -> str:
+    """What a command that was interrupted keeps, and how to go on, from its arguments; "" if it has no feature store.
+
+    >>> describe_store({"cache": None, "no_cache": True})
+    'the same command starts from the beginning'
+    """
+    if "cache" not in parameters:
+        return ""
+    file, model = parameters.get("file"), parameters.get("model")
+    if file is not None:
+        return f"the finished parts of {file} are kept, and the same command continues from there"
+    is_file = isinstance(model, Path) and model.is_file()  # an exported model stores no features
+    return START_AGAIN if parameters.get("no_cache") or is_file else CONTINUE
 
 
 def cli_command(

@@ -111,6 +111,21 @@ def is_feature_table(path: Path) -> bool:
         return False  # reported by who reads it as a picture or as a table of pictures
 
 
+def is_embedded_table(path: Path) -> bool:
+    """Whether a file is a table of features that ``embed --to`` wrote.
+
+    Raises:
+        MissingExtraError: if pyarrow is not installed.
+    """
+    parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
+    try:
+        return ENCODER_KEY in (parquet.read_schema(path).metadata or {})
+    except (OSError, ValueError):
+        return False
+
+
+ENCODER_KEY = b"clipadapter.encoder"
+"""`clipadapter.features.export.ENCODER_KEY`, whose import takes seconds."""
 SHARDS_FILE = "shards.json"
 """`clipadapter.features.shards.PLAN_FILE`, whose import takes seconds."""
 READ_BYTES = 1 << 16

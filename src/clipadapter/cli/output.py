@@ -21,6 +21,18 @@ MAX_LISTED = 10
 """How many similar lines are printed for a person; JSON has all of them."""
 
 
+KEPT_KEY = "clipadapter.kept"
+CONTINUE = "features that were computed are in the feature store, and the same command continues from there"
+START_AGAIN = "the same command starts from the beginning"
+
+
+def note_kept(text: str) -> None:
+    """Set what the program says if the command is interrupted from here on: what is kept, and how to go on."""
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.meta[KEPT_KEY] = text
+
+
 class Failure(click.ClickException):
     """A failed run: one line ``error: ...`` on stderr and exit code 1."""
 

@@ -73,6 +73,17 @@ def test_compare_two_folders(bench, run, tmp_path):
     assert "prototype" in result.stdout
 
 
+def test_an_interrupted_run_says_what_is_kept(bench, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clipadapter.features.extraction.read_image_shrunk", interrupt)
+    result = bench()
+    assert result.exit_code == 130
+    kept = f"the records of finished fits are in {tmp_path / 'out'}, and features in the feature store; the same"
+    assert result.stderr.splitlines()[-1] == f"interrupted: {kept} command runs only what is missing"
+
+
 def test_dry_run_makes_nothing(bench, tmp_path):
     result = bench("--dry-run")
     assert result.exit_code == 0, result.stderr

@@ -48,6 +48,8 @@ def test_table_of_features(squares, tmp_path, embed):
     table = pyarrow.parquet.read_table(path)
     assert table.column_names == ["path", "label", "split", "feature", "feature:inner"]
     assert table["label"].to_pylist() == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
+    assert embed(squares / "red", "--to", path)["pictures"] == 4  # a table of its own is written again
+    assert len(pyarrow.parquet.read_table(path)) == 4
 
 
 def test_named_blocks_are_those_that_are_stored(squares, tmp_path, embed):
@@ -86,6 +88,7 @@ def test_what_is_skipped_has_a_reason(tmp_path, write_squares, run):
         (["--shard", "half"], "a shard is written i/n"),
         (["--to", "no/such/folder/x.parquet"], "there is no folder"),
         (["--to", "x.csv"], "a name that ends with .parquet, not 'x.csv'"),
+        (["--to", "other.parquet"], "other.parquet exists and is no table that embed wrote: give another name, or"),
         (["--views", "2", "--view-scale", "0.9", "0.1"], "scale"),
         (["--views", "2", "--view-scale", "0.1", "1", "--crop", "tip"], "both set the area of the crops"),
         (["--split", "dev"], "has no split 'dev'"),
@@ -96,8 +99,10 @@ def test_what_is_skipped_has_a_reason(tmp_path, write_squares, run):
 def test_wrong_input(args, words, squares, tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").touch()
+    pyarrow.parquet.write_table(pyarrow.table({"path": ["a.jpg"]}), "other.parquet")
     result = run("embed", squares, "--encoder", "toy", *args)
     assert (result.exit_code, result.stdout) == (1, "")
+    assert pyarrow.parquet.read_table("other.parquet").column_names == ["path"]
     assert words in result.stderr
 
 

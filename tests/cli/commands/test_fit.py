@@ -195,7 +195,10 @@ def test_views_for_each_epoch_of_an_interrupted_fit_are_not_computed_again(squar
 
     with monkeypatch.context() as patched:
         patched.setattr(extraction, "encode_batch", interrupted)
-        assert fit(squares, *args, head="clip-adapter").exit_code != 0
+        stopped = fit(squares, *args, head="clip-adapter")
+    kept = "features that were computed are in the feature store, and the same command continues from there"
+    assert stopped.exit_code == 130
+    assert stopped.stderr == f"\ninterrupted: no model was saved; {kept}\n"
     result = fit(squares, *args, head="clip-adapter")
     assert result.stderr == ""
     found = json.loads(result.stdout)
@@ -297,7 +300,8 @@ def test_ctrl_c_leaves_nothing_half_written(where, squares, tmp_path, monkeypatc
     monkeypatch.setattr(where, interrupt)
     result = fit(squares, "--no-cache")
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "interrupted"
+    kept = "no model was saved; the same command starts from the beginning"
+    assert result.stderr.splitlines()[-1] == f"interrupted: {kept}"
     assert "Traceback" not in result.stderr
     assert os.listdir(tmp_path) == []
 
@@ -315,6 +319,12 @@ def test_a_failed_save_leaves_the_old_model(squares, tmp_path, monkeypatch, fit)
     assert "No space left on device" in result.stderr
     assert (tmp_path / "model" / "config.json").read_bytes() == before
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_the_device_that_auto_takes_is_noted(squares, fit, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device: cpu (no GPU that PyTorch can use)\n" in fit(squares, "--device", "auto").stderr
+    assert "device:" not in fit(squares).stderr + fit(squares, "--device", "auto", "--quiet").stderr
 
 
 def test_the_default_head_is_auto(squares, tmp_path, run):

@@ -22,7 +22,7 @@ from clipadapter.cli.options import (
     shots_option,
     title_option,
 )
-from clipadapter.cli.output import Output
+from clipadapter.cli.output import Output, note_kept
 from clipadapter.errors import InputError
 from clipadapter.registry import unknown
 
@@ -95,6 +95,7 @@ def command(
     opened = model.encoder_
     records = folder / "runs.jsonl"
     draws = range(1, seeds + 1)
+    note_kept(f"the records of finished fits are in {folder}; {encoder_options.kept}")
     result = compare(model, train, test, selected, shots, draws, folds=folds, records=records, progress=out.progress)
     note_backend(opened, model.encoder_, out)
     note_comparison(result, out)

@@ -15,7 +15,7 @@ from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import ENCODER_URI, FOLDER
 from clipadapter.cli.options import option, option_group, output_options, seeds_option, shots_option
-from clipadapter.cli.output import Output
+from clipadapter.cli.output import Output, note_kept
 from clipadapter.files import quote_path
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def command(
         cache=encoder_options.store,
         progress=out.progress,
     )
+    note_kept(f"the records of finished fits are in {folder}; {encoder_options.kept}")
     records, heads = folder / "runs.jsonl", {name: create_head(name) for name in HEADS}
     draws = range(1, seeds + 1)
     result = compare(

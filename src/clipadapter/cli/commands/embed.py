@@ -9,10 +9,10 @@ import click
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import ViewOptions
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import read_samples
+from clipadapter.cli.inputs import is_embedded_table, read_samples
 from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
-from clipadapter.cli.output import Output, facts
+from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.formatting import describe_unreadable
 
@@ -45,6 +45,9 @@ def command(
     Stored features are never computed again: an interrupted run continues when it is started again, and several
     processes may write to one feature store. The pictures need no classes.
     """
+    if to is not None:
+        _check_table(to)
+        note_kept(f"{to} was not written; {encoder_options.kept}")
     from clipadapter.classifier.encoder import block_names, blocks_of_quality
     from clipadapter.encoders import open_blocks
     from clipadapter.features import FeatureStore, choose_backend, embed, extract_rows, parse_shard, write_parquet
@@ -52,8 +55,6 @@ def command(
     shard_number, n_shards = parse_shard(shard or "1/1")
     spec = views.spec(seed)
     samples = read_samples(data, split)[shard_number - 1 :: n_shards]
-    if to is not None:
-        _check_table(to)
     with FeatureStore(encoder_options.cache) as store:
         first, *others = encoder_options.open(out)
         blocks = blocks_of_quality(first, others, encoder_options.quality, block_names(first))
@@ -82,6 +83,7 @@ def command(
             raise DataError(describe_unreadable(len(samples)))
         if to is not None:
             write_parquet(to, extract_rows(encoder, samples, store), encoder.info, encoder.block_fingerprints())
+            note_kept(f"{to} is written")
         result = {
             "encoder": encoder.info.name,
             "backend": encoder.info.backend,
@@ -99,12 +101,14 @@ def command(
 
 
 def _check_table(path: Path) -> None:
-    """Refuse, before the work, what `write_parquet` would refuse after it."""
+    """Refuse, before the work, what `write_parquet` would refuse after it, and a file that is not of this command."""
     if path.suffix.lower() != ".parquet":
         raise InputError(f"--to writes Parquet: give a name that ends with .parquet, not '{path.name}'")
     require("pyarrow.parquet", "parquet", "The Parquet export")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
+    if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or is_embedded_table(path))):
+        raise InputError(f"{path} exists and is no table that embed wrote: give another name, or remove it")
 
 
 def _count_or_value(value: object) -> object:

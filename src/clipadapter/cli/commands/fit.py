@@ -17,7 +17,7 @@ from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import find_unwritable_parent, list_unlabelled, open_dataset
 from clipadapter.cli.option_types import COUNT, FOLDER, FOLDER_OR_URI
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
-from clipadapter.cli.output import Output, facts
+from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.cli.shard_inputs import open_shards
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
 from clipadapter.errors import ArtifactError
@@ -90,6 +90,8 @@ def command(
     head.check_unlabelled(unlabelled is not None, early=True)
     unlabelled_pictures = None if unlabelled is None else list_unlabelled(unlabelled)
     version_before = _check_folder(folder)
+    before = "no model was saved" if version_before is None else f"the model in {folder} is as it was"
+    note_kept(f"{before}; {encoder_options.kept}")
     shards = open_shards(data)
     pictures = open_dataset(Path(data), split, default="train") if shards is None else shards.list_dataset(split)
     if shards is not None:
@@ -117,6 +119,7 @@ def command(
         _warn_if_all_are_shots(paths, unlabelled_pictures, out)
     note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
     model.save(folder, support=not no_support)
+    note_kept(f"the model is saved in {folder}")
     model.make_quick(folder)
     versions = (version_before, model.history_.version)
     skipped_shots = len(paths) - len(model.support_)

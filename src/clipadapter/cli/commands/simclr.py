@@ -8,13 +8,12 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.encoder_options import device_option
+from clipadapter.cli.encoder_options import device_option, find_device
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import read_samples
 from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import max_pixels_option, option, option_group, output_options, seed_option, split_option
-from clipadapter.cli.output import Output, facts
-from clipadapter.devices import check_device
+from clipadapter.cli.output import Output, facts, note_kept
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,12 @@ def command(
     from clipadapter.pretraining import train_simclr
 
     started = time.monotonic()
+    note_kept("the training has a checkpoint of each finished epoch, and the same command continues from the last one")
     done = train_simclr(
         [sample.path for sample in read_samples(pictures, split)],
         folder,
         seed=seed,
-        device=check_device(device),
+        device=find_device(device),
         progress=out.progress,
         **vars(training),
     )

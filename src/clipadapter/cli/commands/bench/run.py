@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipadapter.bench.suite_files import read_suite
-from clipadapter.cli.encoder_options import device_option
+from clipadapter.cli.encoder_options import device_option, find_device
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
 from clipadapter.cli.options import max_pixels_option, output_options, plot_format_option
-from clipadapter.cli.output import Output, facts
-from clipadapter.devices import check_device, head_device
+from clipadapter.cli.output import Output, facts, note_kept
+from clipadapter.devices import head_device
 from clipadapter.errors import DataError, InputError
 from clipadapter.files import quote_path
 from clipadapter.parsing import read_json
@@ -133,7 +133,7 @@ def run(
     encoders = encoder or tuple(study.encoders) or ("auto",)
     draws, sentences = read_rows(rows) if rows else None, read_descriptions(descriptions) if descriptions else None
     check_output_folder(folder)
-    device = check_device(device)
+    device = find_device(device)
     trackers = [create_tracker(name, folder) for name in track]
     fit_launcher = create_launcher(launcher, workers=workers, device=head_device(device))
     fit_launcher.check()
@@ -154,6 +154,10 @@ def run(
     sources = [spec if spec.startswith(FEATURES) else open_source(spec, root) for spec in specs]
     has_pictures = any(not isinstance(source, str) for source in sources)
     models = _create_models(encoders, device, sentences, out) if has_pictures else {}
+    note_kept(
+        f"the records of finished fits are in {folder}, and features in the feature store; the same command runs only "
+        "what is missing"
+    )
     outcome = run_suite(
         study,
         sources,
