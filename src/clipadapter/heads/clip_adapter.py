@@ -218,7 +218,8 @@ SUFFICIENT_SHOTS_FOR_RATIO = 256
 """Held-out shots that suffice to choose the ratio: no fold is fitted beyond these."""
 MAX_TRAINING_COST = 1_000_000_000_000
 """Multiplications of the forward passes of one training, if ``epochs`` is None: with more, it makes fewer epochs than
-20, but its ``steps`` in any case. They are 4 epochs, or 628 steps, at 10,000 classes x 4 shots x 512 columns."""
+20 at a higher learning rate, but its ``steps`` in any case. At 10,000 classes x 4 shots x 512 columns it makes four,
+which are 628 steps."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,8 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
             scripts take: 50 at one shot per class, 100 at two to five, 200 above.
         steps: fewest optimizer steps if ``epochs`` is None. There are at least 20 epochs too, unless these cost more
-            than 10^12 multiplications forwards, as 10,000 classes x 4 shots do.
+            than 10^12 multiplications forwards, as 10,000 classes x 4 shots do: the learning rate is then as many times
+            as high as there are fewer epochs.
         folds: number of folds for "auto", of which no more are fitted than hold out 256 shots together.
         seed: of initialisation, shuffling, noise and folds.
 

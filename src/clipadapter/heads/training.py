@@ -106,13 +106,19 @@ class TrainConfig:
     def with_max_epochs(self, n: int, max_epochs: int) -> TrainConfig:
         """With fewer epochs over n rows if they are more than this, but with ``steps`` steps in any case.
 
+        The learning rate of AdamW and Adam, whose steps are as long as the rate, rises by as much as the epochs fall:
+        the parameters can go as far.
+
         >>> config = TrainConfig(optimizer="adamw", lr=0.1, steps=200, batch_size=10)
-        >>> [config.with_max_epochs(1000, limit).count_epochs(1000) for limit in (30, 7, 0)]
-        [20, 7, 2]
+        >>> fewer = [config.with_max_epochs(1000, limit) for limit in (30, 10, 0)]
+        >>> [(each.count_epochs(1000), each.lr) for each in fewer]
+        [(20, 0.1), (10, 0.2), (2, 1.0)]
         """
         needed = math.ceil(self.steps / self.steps_per_epoch(n))
-        epochs = self.count_epochs(n)
-        return self if epochs <= max(needed, max_epochs) else replace(self, epochs=max(needed, max_epochs))
+        epochs, fewer = self.count_epochs(n), max(needed, max_epochs)
+        if epochs <= fewer:
+            return self
+        return replace(self, epochs=fewer, lr=self.lr if self.optimizer == "sgd" else self.lr * epochs / fewer)
 
     def describe(self, n: int) -> str:
         """What a training on n pictures does, in words.
