@@ -271,9 +271,8 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         weight_decay: decoupled for AdamW, L2 for Adam and SGD.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
             scripts take: 50 at one shot per class, 100 at two to five, 200 above.
-        steps: fewest optimizer steps if ``epochs`` is None. There are at least 20 epochs too, unless these cost more
-            than 10^12 multiplications forwards, as 10,000 classes x 4 shots do: the learning rate is then as many times
-            as high as there are fewer epochs.
+        steps: fewest optimizer steps if ``epochs`` is None. There are at least 20 epochs too, or fewer at a higher rate
+            where these cost more than 10^12 multiplications forwards, as 10,000 classes x 4 shots do.
         folds: number of folds for "auto", of which no more are fitted than hold out 256 shots together.
         seed: of initialisation, shuffling, noise and folds.
 
