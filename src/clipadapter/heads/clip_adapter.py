@@ -217,9 +217,8 @@ WARM_START_SHARE = 0.75
 SUFFICIENT_SHOTS_FOR_RATIO = 256
 """Held-out shots that suffice to choose the ratio: no fold is fitted beyond these."""
 MAX_TRAINING_COST = 1_000_000_000_000
-"""Multiplications of the forward passes of one training, if ``epochs`` is None: with more, it makes fewer epochs than
-20 at a higher learning rate, but its ``steps`` in any case. At 10,000 classes x 4 shots x 512 columns it makes four,
-which are 628 steps."""
+"""Multiplications of the forward passes of one training if ``epochs`` is None: with more, epochs are fewer than 20 at
+a higher rate, but all ``steps``. At 10,000 classes x 4 shots x 512 columns they are 4 epochs, or 628 steps."""
 
 
 @dataclass(frozen=True)
