@@ -6,12 +6,10 @@ import hashlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
@@ -22,50 +20,21 @@ from clipadapter.cli.inputs import is_feature_table, is_missing, read_lines
 from clipadapter.cli.option_types import COUNT, FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import Output, facts
+from clipadapter.cli.predict_models import PredictRequest, check_model, open_model, open_quick_model, open_table_model
 from clipadapter.cli.uncertainty_options import DecisionArguments
-from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, MissingExtraError, needs_training
-from clipadapter.files import IMAGE_SUFFIXES, quote_path
-from clipadapter.formats import is_exported
+from clipadapter.errors import DataError, ImageError, InputError
 from clipadapter.formatting import describe_unreadable
-from clipadapter.model_folder import CONFIG_FILE, why_no_model
+from clipadapter.model_folder import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from clipadapter.features import FeatureTable
     from clipadapter.prediction import Prediction
     from clipadapter.prediction_files import AnsweredRows, PredictionFile
-    from clipadapter.runtime.quick import QuickModel
-    from clipadapter.uncertainty import Uncertainty
 
-MAX_QUICK_PICTURES = 32
-"""Up to this number, predicting without torch is faster than importing torch."""
 MAX_NAMED_INPUTS = 3
 PICTURES_PER_PART, ROWS_PER_PART = 1024, 1 << 16
 """Pictures, or rows of a table of features, of each part of --out."""
 MAX_PART_SECONDS = 60.0
 """A part is written after this time, if its pictures are slow."""
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PredictRequest:
-    """The arguments and options of the command that say what is predicted."""
-
-    model: Path
-    inputs: Sequence[str]
-    top: int
-    adapt: str | None
-    views: int
-    decisions: DecisionArguments
-    encoder: ModelEncoderOptions
-    out: Output
-    strict: bool = False
-    tables: tuple[Path, ...] = field(default=(), kw_only=True)
-    """The inputs, if they are tables of features."""
-
-    def options(self, uncertainty: Uncertainty, class_names: Sequence[str]) -> dict[str, Any]:
-        """Return the keyword arguments of ``classify``, checked. All calls with them share one cache of ``adapt``."""
-        cache = uncertainty.open_cache(self.adapt, len(class_names))
-        return {"top": self.top, "adapt": cache, **self.decisions.check(uncertainty, class_names, self.out)}
 
 
 @cli_command("clipadapter predict model/ photo.jpg more/ --top 3 --json", Section.START, 3)
@@ -192,33 +161,18 @@ def _tables(inputs: Sequence[str]) -> tuple[Path, ...]:
     return tables
 
 
-@dataclass(frozen=True)
-class _OpenModel:
-    """A model that is ready to predict.
-
-    Args:
-        class_names: in the order of the logits.
-        predict: predictions of pictures, in order; None among the pictures says that the next one is not there yet.
-        finish: called after the last prediction.
-    """
-
-    class_names: Sequence[str]
-    predict: Callable[[list[Path] | Iterator[Path | None]], Iterator[Prediction]]
-    finish: Callable[[], object] = lambda: None
-
-
 def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
     """Yield the predictions, each with the width of the longest class name."""
-    _check_model(request)
+    check_model(request)
     if request.tables:
-        table_model = _open_table_model(request)
+        table_model = open_table_model(request)
         with _bar(None, request, "rows") as bar:
             for rows in chain.from_iterable(map(table_model.answer_file, range(len(table_model.files)))):
                 yield from _with_width(rows.predictions(), table_model.class_names)
                 bar.update(len(rows))
         return
-    if not _is_exported(request):
-        quick = _open_quick(request)
+    if not request.has_exported_file:
+        quick = open_quick_model(request)
         if quick is not None:
             options = request.options(quick.uncertainty, quick.class_names)
             predictions = quick.classify([Path(text) for text in request.inputs], **options)
@@ -229,7 +183,7 @@ def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
 
             yield from ((unreadable(text, "no such file"), 0) for text in request.inputs)
             return
-    model = _open_model(request)
+    model = open_model(request)
     pictures = _list_pictures(request.inputs)
     with _bar(_count(pictures), request) as bar:
         for prediction in _with_width(model.predict(pictures), model.class_names):
@@ -243,7 +197,7 @@ def _predict_to_file(request: PredictRequest, path: Path) -> None:
     from clipadapter.prediction_files import PredictionFile, check_prediction_file
 
     check_prediction_file(path)
-    _check_model(request)
+    check_model(request)
     with PredictionFile(path, _describe_run(request), keep_unreadable=not request.strict) as file:
         if request.adapt is not None:
             file.drop_rest()  # the answers depend on those before, which the parts do not have
@@ -290,7 +244,7 @@ def _write_picture_predictions(request: PredictRequest, file: PredictionFile) ->
     if not remaining:
         return n_earlier
     taken: deque[bytes] = deque()
-    model = _open_model(request)
+    model = open_model(request)
     rows: list[Prediction] = []
     started = time.monotonic()
     with _bar(total, request, initial=n_earlier) as bar:
@@ -344,7 +298,7 @@ def _write_table_predictions(request: PredictRequest, file: PredictionFile) -> i
     """Write the predictions for tables of features. Returns how many are from an earlier run."""
     from clipadapter.prediction_files import file_facts, stamp_files
 
-    model = _open_table_model(request)
+    model = open_table_model(request)
     first_rows: list[int] = []
     facts = [file_facts(path) for _, _, path in model.files]
     n_rows = [table.count_rows(path) for table, _, path in model.files]
@@ -392,147 +346,6 @@ def _gather(blocks: Iterator[AnsweredRows], n_rows: int) -> Iterator[list[Answer
         yield waiting
 
 
-def _check_model(request: PredictRequest) -> None:
-    """Refuse, before torch is imported, what is no model, or can't do what is asked.
-
-    Raises:
-        ArtifactError: if it is no model.
-        InputError: if an option does not fit the model or the inputs.
-    """
-    if not _is_exported(request) and (why := why_no_model(request.model)):
-        raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
-    if request.tables and _is_exported(request):
-        raise InputError(
-            f"{request.model.name} is an exported file, which takes pictures only: give the folder of the saved model"
-        )
-    if request.tables and (request.views > 1 or not request.encoder.is_default):
-        raise InputError(
-            f"{request.tables[0]} has features of plain pictures, which need no encoder: leave out --views, --encoder, "
-            "--device, --backend and --precision"
-        )
-    if request.views > 1 and _is_exported(request):
-        raise InputError(
-            f"{request.model.name} is an exported file, which looks at the plain picture only: leave --views out, or "
-            "give the folder of the saved model"
-        )
-    if request.views > 1:
-        _check_views(request)
-
-
-def _is_exported(request: PredictRequest) -> bool:
-    return is_exported(request.model) and not request.model.is_dir()
-
-
-def _open_model(request: PredictRequest) -> _OpenModel:
-    """Open a saved model or an exported file."""
-    if _is_exported(request):
-        return _open_exported(request)
-    try:
-        classifier = request.encoder.load(request.model)
-    except ModuleNotFoundError as error:
-        missing = needs_training(error, "the folder of a saved model")
-        if missing is None:
-            raise
-        advice = f"export it where it was fitted: clipadapter export {quote_path(request.model)}"
-        raise MissingExtraError(f"{missing}; or {advice}") from error
-    options = request.options(classifier.uncertainty_, classifier.class_names_)
-
-    def finish() -> None:
-        if request.encoder.is_default:
-            classifier.make_quick(request.model)
-
-    return _OpenModel(
-        classifier.class_names_,
-        lambda pictures: classifier.iter_predictions(pictures, views=request.views, **options),
-        finish,
-    )
-
-
-def _open_exported(request: PredictRequest) -> _OpenModel:
-    from clipadapter.runtime import DEFAULT_BATCH_SIZE
-
-    predictor = request.encoder.open_exported(request.model)
-    options = request.options(predictor.uncertainty, predictor.class_names)
-    batch_size = min(request.encoder.batch_size, DEFAULT_BATCH_SIZE)
-    return _OpenModel(
-        predictor.class_names,
-        lambda pictures: predictor.iter_predictions(iter(pictures), batch_size=batch_size, **options),
-    )
-
-
-@dataclass(frozen=True)
-class _TableModel:
-    """A model and the tables of features that it answers.
-
-    Args:
-        class_names: in the order of the logits.
-        files: in order, each with its table and the names of the blocks that the model needs. A file that is named
-            twice is there twice.
-        answer: the predictions for features (m, d).
-    """
-
-    class_names: Sequence[str]
-    files: Sequence[tuple[FeatureTable, Sequence[str], Path]]
-    answer: Callable[[Any], Any]
-
-    def answer_file(self, position: int, first: int = 0) -> Iterator[AnsweredRows]:
-        """Yield the predictions for some rows of one of the files at a time; a thread reads ahead.
-
-        Args:
-            position: of the file in `files`.
-            first: row to begin with.
-        """
-        from clipadapter.prediction_files import AnsweredRows
-
-        table, blocks, path = self.files[position]
-        for batch in _read_ahead(table.batches(path, blocks, first)):
-            yield AnsweredRows(batch.paths, batch.errors, self.answer(batch.features))
-
-
-def _read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items; a thread gets the next one while the caller has one."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = pool.submit(next, items, None)
-            yield item
-
-
-def _open_table_model(request: PredictRequest) -> _TableModel:
-    """Open a saved model without its encoder, and the tables of features."""
-    from clipadapter.classifier.answers import answer_features, predict_columns
-    from clipadapter.classifier.encoder import find_blocks
-    from clipadapter.features import open_feature_table
-    from clipadapter.persistence import load_model
-
-    model = load_model(request.model)
-    opened = [open_feature_table(path) for path in request.tables]
-    files = [
-        (table, blocks, file) for table in opened for blocks in [find_blocks(model, table)] for file in table.files
-    ]
-    # A head that predicts through the text tower gets it from the encoder.
-    head = request.encoder.load(request.model).head_ if model.head.needs_tower else model.head
-    names = model.text.labels
-    options = request.options(model.uncertainty, names)
-    top, adapt = options.pop("top"), options.pop("adapt")
-    width = model.encoder.text_dim
-
-    def answer(features: Any) -> Any:
-        return answer_features(head, model.fold_heads, model.uncertainty, features, width, options, adapt)
-
-    return _TableModel(
-        names, files, lambda features: predict_columns(answer, features, names, top, ordered=adapt is not None)
-    )
-
-
-def _check_views(request: PredictRequest) -> None:
-    """Refuse more views than memory allows for one picture, before the model is loaded."""
-    from clipadapter.features import FEWER_PREDICTION_VIEWS, ViewCost
-    from clipadapter.persistence import read_config
-
-    ViewCost(1, request.views, read_config(request.model).encoder.dim).check(FEWER_PREDICTION_VIEWS)
-
-
 def _list_pictures(inputs: Sequence[str]) -> list[Path] | Iterator[Path | None]:
     """The pictures; an iterator if some come from standard input, whose number is not known.
 
@@ -555,17 +368,6 @@ def _bar(total: int | None, request: PredictRequest, what: str = "pictures", ini
 def _with_width(predictions: Iterable[Prediction], class_names: Sequence[str]) -> Iterator[tuple[Prediction, int]]:
     width = max(map(len, class_names))
     return ((prediction, width) for prediction in predictions)
-
-
-def _open_quick(request: PredictRequest) -> QuickModel | None:
-    """Open the model without torch, if the inputs are a few picture files and all options have their defaults."""
-    from clipadapter.runtime.quick import open_quick
-
-    if not request.encoder.is_default or request.views > 1 or len(request.inputs) > MAX_QUICK_PICTURES:
-        return None
-    if any(Path(text).suffix.lower() not in IMAGE_SUFFIXES for text in request.inputs):
-        return None
-    return open_quick(request.model)
 
 
 def _format_prediction(prediction: Prediction, width: int) -> str:
