@@ -1,5 +1,6 @@
 """What a registry reads from source files is what an import registers."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -32,6 +33,13 @@ def test_the_declaration_of_a_head_states_what_the_class_states():
         cls = HEADS.info(declaration.name).cls
         assert bool(declaration.attributes.get("transductive")) == cls.transductive
         assert Fidelity.of(declaration.facts) == Fidelity.of(HEADS.info(declaration.name).facts)
+
+
+def test_the_file_of_one_class_is_parsed_to_read_its_declaration(monkeypatch):
+    source, parsed = PackageSource("clipadapter.heads", "clipadapter.tuners"), []
+    monkeypatch.setattr("ast.parse", lambda text, parse=ast.parse: parsed.append(text) or parse(text))
+    source.declaration("gda")
+    assert [text.count('@register_head(\n    "gda"') for text in parsed] == [1]
 
 
 def test_names_of_heads_and_encoders_are_read_without_torch():
