@@ -3,14 +3,15 @@
     python -m venv VENV && VENV/bin/pip install py-spy
     python benchmarks/flame_graphs.py PICTURES --py-spy VENV/bin/py-spy
     python benchmarks/flame_graphs.py PICTURES --py-spy VENV/bin/py-spy --only help --only fit
+    python benchmarks/flame_graphs.py --write-only      # the page from the results that are there
 
-PICTURES has one folder per class. py-spy takes samples of the stacks of a running command and of its processes; on
-Linux this needs root or the permission to trace a process. A thread that waits is not sampled, so the figures are
-seconds of threads.
+PICTURES has one folder per class. Each command runs ROUNDS times alone, which gives the seconds of the page, and once
+with py-spy, which takes samples of its stacks and of those of its processes; on Linux this needs root or the permission
+to trace a process. Each run begins with the same store and without records. A thread that waits is not sampled.
 
 In the graphs a module that is imported is one frame, "import NAME". Of frames in a row that belong to the same library
 the first and the last are kept. Frames below MIN_SHARE of all samples are left out. The page is written after each
-command, from `results/flame.json`: its text about each command is in COMMANDS, its figures come from the samples.
+command, from `results/flame.json`: its text about each command is in COMMANDS. Both are committed together.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,13 +29,18 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from command_times import link_pictures, user_environment
-from speed_page import ROOT, commit, machine
+from _output import summarise
+from command_times import link_pictures, measure, user_environment
+from speed_page import ROOT, commit, machine, significant, span
 
 IMAGES, PAGE = ROOT / "docs" / "images" / "flame", ROOT / "docs" / "profiles.md"
 RESULTS = Path(__file__).parent / "results" / "flame.json"
+ROUNDS = 3
+"""Runs without the profiler."""
 RATE = 100
 """Samples per second."""
 MIN_SHARE = 0.004
@@ -95,7 +102,7 @@ COMMANDS = {
     "fit-stored": Profiled(
         "Fit, stored features",
         FIT,
-        "The same without the encoder: files are read and hashed, features come from the store.",
+        "A fit without the encoder: files are read and hashed, features come from the store.",
         before=(FIT,),
     ),
     "predict-one": Profiled(
@@ -145,6 +152,20 @@ def run_plain(command: list[str], environment: dict[str, str]) -> None:
     subprocess.run(line, check=True, capture_output=True, env=environment)
 
 
+def time_server(command: list[str], environment: dict[str, str], photo: str) -> dict[str, float]:
+    """Seconds until the first answer of a server, and processor seconds of its whole life."""
+    start, before = time.perf_counter(), os.times()
+    line = [sys.executable, "-m", "clipadapter", *command]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    ask(process, photo)
+    seconds = time.perf_counter() - start
+    process.terminate()
+    process.communicate(timeout=60)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"seconds": seconds, "cpu": cpu}
+
+
 def record(
     command: list[str],
     py_spy: str,
@@ -168,24 +189,25 @@ def record(
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {errors[-2000:]}")
 
 
-def ask_once(photo: str) -> Callable[[subprocess.Popen], None]:
-    """Send one picture to the server when it answers, then stop it."""
+def ask(process: subprocess.Popen, photo: str) -> None:
+    """Send one picture to the server when it answers."""
+    # py-spy writes lines of its own before those of the server.
+    urls = (re.search(r'"url": "([^"]+)"', line) for line in process.stdout)
+    url = next(found[1] for found in urls if found)
+    body = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n'
+    body += Path(photo).read_bytes() + b"\r\n--x--\r\n"
+    header = {"Content-Type": "multipart/form-data; boundary=x"}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/predict", body, header), timeout=60) as answer:
+        answer.read()
 
-    def ask(process: subprocess.Popen) -> None:
-        import psutil
 
-        # py-spy writes lines of its own before those of the server.
-        urls = (re.search(r'"url": "([^"]+)"', line) for line in process.stdout)
-        url = next(found[1] for found in urls if found)
-        body = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n'
-        body += Path(photo).read_bytes() + b"\r\n--x--\r\n"
-        header = {"Content-Type": "multipart/form-data; boundary=x"}
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/predict", body, header), timeout=60) as answer:
-            answer.read()
-        for child in psutil.Process(process.pid).children():
-            child.send_signal(signal.SIGTERM)
+def ask_and_stop(process: subprocess.Popen, photo: str) -> None:
+    """Send one picture to the server that py-spy started, then stop the server."""
+    import psutil
 
-    return ask
+    ask(process, photo)
+    for child in psutil.Process(process.pid).children():
+        child.send_signal(signal.SIGTERM)
 
 
 def read_stacks(path: Path) -> Counter[tuple[str, ...]]:
@@ -343,17 +365,26 @@ def where(stacks: Counter[tuple[str, ...]], shown: int = 5) -> str:
     return ", ".join(f"{name} {samples / total:.0%}" for name, samples in parts.most_common(shown))
 
 
-def write_page(results: dict[str, dict[str, str]]) -> str:
+def describe_seconds(result: dict[str, Any]) -> str:
+    """What the command took without the profiler; nothing if it was only profiled."""
+    if "seconds" not in result:
+        return ""
+    seconds, cpu = result["seconds"], significant(result["cpu"]["median"])
+    return f"{significant(seconds['median'])} s ({span(seconds)}), {cpu} s of processors. "
+
+
+def write_page(results: dict[str, dict[str, Any]]) -> str:
     """The page with the graphs that there are results of."""
     lines = [
         "# Profiles",
         "",
-        "Where the time of commands goes, by `benchmarks/flame_graphs.py`. py-spy takes samples of all threads that do "
-        "not wait, so the figures are seconds of threads. A frame is as wide as its share of the samples, and the "
-        "frames below it are those that it calls. Open a picture alone to read the names of narrow frames. Imports are "
-        "one frame per package, and rare stacks are left out. The empty part at the right is the start and the end of "
-        "the process. How fast these commands are is on the page "
-        "[Speed](speed.md).",
+        "Where the time of commands goes, by `benchmarks/flame_graphs.py`. Seconds are those of the command alone: the "
+        f"median of {ROUNDS} runs from the shell, imports included. Then py-spy takes samples of all threads that do "
+        "not wait, and percentages are shares of these samples: two threads that work at the same time count twice. A "
+        "frame is as wide as its share, and the frames below it are those that it calls. Open a picture alone to read "
+        "the names of narrow frames. Imports are one frame per package, and rare stacks are left out. The empty part "
+        "at the right is the start and the end of the process. How fast the commands are on more pictures is on the "
+        "page [Speed](speed.md).",
     ]
     for name, profiled in COMMANDS.items():
         if name not in results:
@@ -364,8 +395,7 @@ def write_page(results: dict[str, dict[str, str]]) -> str:
             "",
             f"## {profiled.title}",
             "",
-            f"`clipadapter {command}`: {result['seconds']} s of threads. {profiled.text} Most of it: "
-            f"{result['where']}.",
+            f"`clipadapter {command}`: {describe_seconds(result)}{profiled.text} Most of it: {result['where']}.",
             "",
             f"[![Flame graph of {profiled.title.lower()}](images/flame/{name}.svg)](images/flame/{name}.svg)",
             "",
@@ -376,11 +406,18 @@ def write_page(results: dict[str, dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path, help="a folder of class folders")
+    parser.add_argument("pictures", type=Path, nargs="?", help="a folder of class folders")
+    parser.add_argument("--write-only", action="store_true", help="run nothing")
     parser.add_argument("--py-spy", default="py-spy", help="the program")
     parser.add_argument("--only", action="append", choices=COMMANDS, help="one graph; may be given again")
     parser.add_argument("--classes", type=int, default=20)
     args = parser.parse_args()
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    if args.write_only:
+        PAGE.write_text(write_page(results), encoding="utf-8")
+        return
+    if args.pictures is None:
+        parser.error("PICTURES is missing: a folder with one folder of pictures per class")
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in args.only or COMMANDS:
         profiled = COMMANDS[name]
@@ -389,24 +426,39 @@ def main() -> None:
             photo = str(link_pictures(args.pictures.resolve(), folder, args.classes, shots=8, extra=8))
             places = {each: str(folder / each) for each in ("shots", "more", "model", "records")}
             places |= {"photo": photo, "all": places["shots"], "exported": str(folder / "model.onnx")}
-            environment = user_environment() | {"XDG_CACHE_HOME": str(folder / "cache")}
+            cache = folder / "cache"
+            cache.mkdir()
+            environment = user_environment() | {"XDG_CACHE_HOME": str(cache)}
             run_plain(["--help"], environment)  # bytecode is written before the profile
             for command in profiled.before:
                 run_plain(fill(command, places), environment)
-            start, load = time.perf_counter(), os.getloadavg()[0]
+            begin = partial(begin_run, folder, environment)
+            command, load = fill(profiled.arguments, places), os.getloadavg()[0]
+            line = [sys.executable, "-m", "clipadapter", *command]
+            runs = [
+                time_server(command, begin(), photo) if profiled.is_server else measure(line, begin())
+                for _ in range(ROUNDS)
+            ]
             out = folder / "stacks.txt"
-            then = ask_once(photo) if profiled.is_server else None
-            record(fill(profiled.arguments, places), args.py_spy, out, environment, then)
-            seconds = time.perf_counter() - start
+            record(
+                command, args.py_spy, out, begin(), partial(ask_and_stop, photo=photo) if profiled.is_server else None
+            )
             stacks = read_stacks(out)
         svg = draw(build_tree(stacks), "clipadapter " + re.sub(r"[{}]", "", profiled.arguments)[:60])
         (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
-        print(f"{name}: {seconds:.0f} s, {len(svg) / 1000:.0f} kB; {where(stacks)}", flush=True)
-        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        results[name] = {"seconds": f"{sum(stacks.values()) / RATE:.1f}", "where": where(stacks)}
-        results[name] |= {"commit": commit(), "machine": machine(), "load": f"{load:.1f}"}
+        results[name] = {unit: summarise(round(run[unit], 3) for run in runs) for unit in ("seconds", "cpu")}
+        results[name] |= {"where": where(stacks), "commit": commit(), "machine": machine(), "load": f"{load:.1f}"}
+        print(f"{name}: {describe_seconds(results[name])}{len(svg) / 1000:.0f} kB; {where(stacks)}", flush=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(write_page(results), encoding="utf-8")
+
+
+def begin_run(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """Remove what an earlier run left, so that each run finds the store as `before` left it. Gives the environment."""
+    shutil.rmtree(folder / "records", ignore_errors=True)
+    shutil.rmtree(folder / "cache-of-run", ignore_errors=True)
+    shutil.copytree(folder / "cache", folder / "cache-of-run")
+    return environment | {"XDG_CACHE_HOME": str(folder / "cache-of-run")}
 
 
 if __name__ == "__main__":
