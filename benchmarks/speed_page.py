@@ -357,6 +357,7 @@ def ray_values(results: list[Results]) -> Values:
         "rate": significant(result["pictures/s"]),
         "one": significant(result["one process"]["pictures/s"]),
         "ratio": f"{result['pictures/s'] / result['one process']['pictures/s']:.2f}",
+        "killed": "none was killed" if result["killed"] is None else "one was killed after a third of the shards",
         "lost": "no row was lost and none came twice" if lost == twice == 0 else f"{lost} rows lost, {twice} twice",
     }
 
