@@ -8,6 +8,7 @@ from typing import NamedTuple
 from click.testing import CliRunner
 
 from clipadapter.cli.app import app
+from clipadapter.heads.clip_adapter import ClipAdapter
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^<!-- (run|file \S+) -->\n```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -28,6 +29,11 @@ def read_page(name):
 def marked(page):
     """The blocks of a page's text that are marked, in order."""
     return [Block(language, code, mark[5:] or None) for mark, language, code in BLOCK.findall(page)]
+
+
+def shorten_training(monkeypatch):
+    """CLIP-Adapter trains for 10 steps by default: a page shows what is called, and its figures are not compared."""
+    monkeypatch.setitem(ClipAdapter.__init__.__kwdefaults__, "steps", 10)
 
 
 def run_command(line):

@@ -5,7 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-from .pages import ROOT, marked, read_page, run_command
+from .pages import ROOT, marked, read_page, run_command, shorten_training
 
 README = read_page("README.md")
 TRUST = read_page("docs/trust.md")
@@ -27,6 +27,7 @@ def pictures(tmp_path, monkeypatch):
     for name in ("street.jpg", "hall.jpg"):
         Image.new("RGB", (50, 50), (128, 128, 128)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
+    shorten_training(monkeypatch)
     return tmp_path
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from clipadapter.encoders.registry import ENCODERS
 from clipadapter.heads.base import HEADS
 
-from .pages import ROOT, marked, read_page, run_command
+from .pages import ROOT, marked, read_page, run_command, shorten_training
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +38,7 @@ def folder(tmp_path, monkeypatch):
     Image.new("RGB", (50, 50), (200, 120, 60)).save(tmp_path / "photo.jpg")
     (tmp_path / "fabric.csv").write_text("\n".join(["path,label,split", *table]))
     monkeypatch.chdir(tmp_path)
+    shorten_training(monkeypatch)
     return tmp_path
 
 

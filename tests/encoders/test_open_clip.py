@@ -56,7 +56,7 @@ def test_features_are_open_clips_own(name, folders, opened, picture):
     torch.testing.assert_close(encoder.encode_text(TEXTS), wanted_texts, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "dim", "bias"), [("RN50", 64, None), ("ViT-B-32", 64, None), ("SigLIP", 192, -7.25)])
+@pytest.mark.parametrize(("name", "dim", "bias"), [("RN50", 64, None), ("ViT-B-32", 64, None), ("SigLIP", 64, -7.25)])
 def test_scale_and_bias_are_the_models(name, dim, bias, opened):
     info = opened(name).info
     assert (info.dim, info.image_size, info.logit_bias) == (dim, 224, bias)
