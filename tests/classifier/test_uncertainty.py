@@ -47,7 +47,7 @@ def test_a_rare_class_is_predicted_as_often_as_by_the_head_that_adjusts_its_logi
         support = FeatureSet(X.astype(np.float32), tuple(names[k] for k in y), names, {})
         text = TextFeatures(names, means + 2 * rng.normal(size=means.shape))
         options = UncertaintyOptions(calibration="vector")
-        fit = fit_with_uncertainty(create_head("zs-lp"), support, text, None, options, Negatives(), 0)
+        fit = fit_with_uncertainty(create_head("zs-lp", steps=50), support, text, None, options, Negatives(), 0)
         logits = fit.head.logits(test_X)
         by_head += (logits.argmax(axis=1) == 4).sum()
         calibrated += (fit.uncertainty.probabilities(logits).argmax(axis=1) == 4).sum()

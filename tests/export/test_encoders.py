@@ -15,6 +15,7 @@ from clipadapter.export.graph import export_towers
 from clipadapter.pretraining.simclr import SimClrModel
 from clipadapter.runtime import Predictor
 
+from ..heads.estimators import create_short
 from ..tiny_encoder import NearestMeanOfAll
 
 
@@ -65,18 +66,19 @@ def test_a_pair_is_two_towers_in_one_graph(source, simclr, draw, tmp_path):
     encoder = create_encoder(f"toy[final,{simclr(32)}/final]")
     one, two = export_towers(encoder)
     assert one.pixels.mean != two.pixels.mean
-    check(encoder, "svl-adapter", draw, tmp_path, input=source)
+    check(encoder, create_short("svl-adapter"), draw, tmp_path, input=source)
 
 
 def test_a_pair_that_sees_pictures_in_two_ways_has_two_inputs(simclr, draw, tmp_path):
-    path = check(create_encoder(f"toy[final,{simclr(64)}/final]"), "svl-adapter", draw, tmp_path).path
+    encoder = create_encoder(f"toy[final,{simclr(64)}/final]")
+    path = check(encoder, create_short("svl-adapter"), draw, tmp_path).path
     assert [spec.size for spec in Predictor(path).inputs] == [32, 64]
 
 
 def test_an_encoder_that_also_gives_what_it_projects(folders, draw, tmp_path):
     name = f"open_clip:local-dir:{folders['tiny']}"
-    check(name, "prolip", draw, tmp_path)
-    check(f"{name}[final,unprojected]", "prolip", draw, tmp_path)
+    check(name, create_short("prolip"), draw, tmp_path)
+    check(f"{name}[final,unprojected]", create_short("prolip"), draw, tmp_path)
 
 
 def test_a_tower_that_pads_pictures_is_none(folders, tmp_path):

@@ -10,7 +10,7 @@ def test_pictures_to_an_encoder_to_a_model(noisy_squares, run, tmp_path):
 
     pair = f"toy[final,{done['encoder']}/final]"
     model = (noisy_squares, "--out", tmp_path / "model", "--encoder", pair, "--head", "svl-adapter", "--no-cache")
-    fitted = run("fit", *model)
+    fitted = run("fit", *model, "--set", "epochs=10")
     assert fitted.exit_code == 0, fitted.stderr
     answer = run("predict", tmp_path / "model", noisy_squares / "test" / "red" / "0.png", "--no-cache", "--json")
     assert json.loads(answer.stdout)["label"] == "red"
