@@ -10,7 +10,7 @@ import ast
 import functools
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -83,22 +83,44 @@ class PackageSource:
             pending += self._bases(node) if inherited else []
         return attributes
 
-    def parameters(self, name: str) -> Sequence[str]:
+    def parameters(self, name: str) -> Mapping[str, str]:
         """The fields of a registered dataclass and of its bases in these packages; empty if it has a constructor.
+
+        Returns:
+            The annotation of each field by its name, such as "float | str".
 
         Raises:
             KeyError: if none has this name.
         """
-        is_parameter: dict[str, bool] = {}
+        annotations: dict[str, str | None] = {}
         pending = [self._registered(name)[0]]
         while pending:
             node = pending.pop(0)
             if any(isinstance(part, ast.FunctionDef) and part.name == "__init__" for part in node.body):
-                return []
+                return {}
             if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-                is_parameter = {**_fields(node), **is_parameter}
+                annotations = {**_fields(node), **annotations}
             pending += self._bases(node)
-        return [field for field, taken in is_parameter.items() if taken]
+        return {field: text for field, text in annotations.items() if text is not None}
+
+    def overrides(self, name: str, method: str, root: str) -> bool:
+        """Whether a registered class, or a base of it in these packages, defines a method of a root class anew.
+
+        Args:
+            name: public name of the class.
+            method: name of the method.
+            root: name of the class that defines it first.
+
+        Raises:
+            KeyError: if none has this name.
+        """
+        pending = [self._registered(name)[0]]
+        while pending:
+            node = pending.pop()
+            if any(isinstance(part, ast.FunctionDef) and part.name == method for part in node.body):
+                return True
+            pending += [base for base in self._bases(node) if base.name != root]
+        return False
 
     @functools.cached_property
     def _texts(self) -> Mapping[str, str]:
@@ -153,10 +175,12 @@ def _literal_attributes(node: ast.ClassDef) -> dict[str, Any]:
     return attributes
 
 
-def _fields(node: ast.ClassDef) -> dict[str, bool]:
-    """The fields of a dataclass that its body states, and whether the constructor takes them."""
+def _fields(node: ast.ClassDef) -> dict[str, str | None]:
+    """The fields of a dataclass that its body states, with annotations; None if the constructor does not take it."""
     return {
-        statement.target.id: not (statement.value and "init=False" in ast.unparse(statement.value))
+        statement.target.id: None
+        if statement.value and "init=False" in ast.unparse(statement.value)
+        else ast.unparse(statement.annotation)
         for statement in node.body
         if isinstance(statement, ast.AnnAssign)
         and isinstance(statement.target, ast.Name)

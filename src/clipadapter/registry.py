@@ -24,6 +24,8 @@ from clipadapter.errors import MAX_BRIEF_CHARACTERS, InputError, UnknownNameErro
 T = TypeVar("T")
 MAX_OWNERS = 5
 """Members that an error lists as those which take a parameter."""
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
+"""Types of parameters whose values are checked, in words."""
 MAX_LISTED_NAMES = 100
 """Known names that an error lists: all heads, but not all of a thousand classes."""
 
@@ -180,6 +182,35 @@ class Registry(Generic[T]):
             owners = [other for other in sorted(self._source.modules) if parameter in self._source.parameters(other)]
             raise UnknownNameError(f"{error}. {self._describe_owners(owners)}") if owners else error
 
+    def overrides(self, name: str, method: str, root: str) -> bool | None:
+        """Whether a member defines a method of a root class anew, from its source; None for a plug-in.
+
+        Args:
+            name: of the member.
+            method: name of the method.
+            root: name of the class that defines it first.
+        """
+        return self._source.overrides(name, method, root) if name in self._source.modules else None
+
+    def check_value(self, name: str, parameter: str, value: object) -> None:
+        """Refuse a value of another type than a parameter has. A member that is a dataclass is not imported.
+
+        Args:
+            name: of the member.
+            parameter: that the member takes; see `check_parameter`.
+            value: a text, a number, a boolean or None, as a command line or JSON gives it.
+
+        Raises:
+            InputError: if so. The message has the types that are accepted.
+        """
+        declared = self._source.parameters(name) if name in self._source.modules else {}
+        types = [text.strip() for text in declared.get(parameter, "").split("|")]
+        if not set(types) <= set(TYPES):
+            return
+        if not any(_is_of_type(value, one) for one in types):
+            accepted = " or ".join(TYPES[one] for one in types)
+            raise InputError(f"{parameter} of {name} must be {accepted}, but is {brief(value)}")
+
     def _describe_owners(self, owners: Sequence[str]) -> str:
         """Which members have a parameter that another one lacks."""
         more = f" and {len(owners) - MAX_OWNERS} more" if len(owners) > MAX_OWNERS else ""
@@ -204,6 +235,12 @@ class Registry(Generic[T]):
             return self._source.declaration(name)
         entry = self.info(name)
         return Declaration(name, entry.summary, entry.facts, vars(entry.cls))
+
+
+def _is_of_type(value: object, name: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return name == str(type(value).__name__).replace("NoneType", "None")
+    return isinstance(value, {"int": int, "float": int | float, "str": str}.get(name, ()))
 
 
 def _qualified_name(cls: type[Any]) -> str:

@@ -158,6 +158,29 @@ def test_what_can_not_be_is_one_line_and_leaves_the_model(args, words, model, ye
     assert (model / "config.json").read_bytes() == before
 
 
+def test_a_model_whose_head_can_not_be_edited_is_refused_before_a_picture_is_read(
+    squares, yellow, tmp_path, run, monkeypatch
+):
+    folder, common = tmp_path / "zlap", ("--encoder", "toy", "--no-cache", "--head", "zlap")
+    assert run("fit", squares, "--out", folder, *common, "--unlabelled", yellow).exit_code == 0
+    monkeypatch.setattr("clipadapter.features.extraction.read_image_shrunk", None)
+    for args in (("add-class", folder, "gold", yellow), ("correct", folder, yellow, "--label", "red")):
+        result = run(*args)
+        assert result.exit_code == 1
+        words = f"error: {folder} can't be changed: its head zlap needs pictures without labels for every change, and"
+        assert result.stderr.startswith(words)
+
+
+def test_a_model_without_shots_is_refused_before_a_picture_is_read(squares, yellow, tmp_path, run, monkeypatch):
+    folder = tmp_path / "bare"
+    common = ("--encoder", "toy", "--no-cache", "--head", "tip-adapter-f", "--set", "epochs=1")
+    assert run("fit", squares, "--out", folder, *common, "--no-support").exit_code == 0
+    monkeypatch.setattr("clipadapter.features.extraction.read_image_shrunk", None)
+    result = run("add-class", folder, "gold", yellow)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "this model was saved without its shots (fit --no-support), so it can't be changed" in result.stderr
+
+
 def test_an_exported_file_can_not_learn(tmp_path, yellow, run):
     (tmp_path / "model.onnx").write_bytes(b"")
     result = run("add-class", tmp_path / "model.onnx", "gold", yellow)

@@ -196,10 +196,11 @@ def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels
         The labels; as tuples for a multi-label model.
 
     Raises:
-        InputError: if counts differ, or labels don't match the task of the model.
+        InputError: if counts differ, labels don't match the task of the model, or it can't be edited.
         DataError: if there are no pictures.
         UnknownNameError: if a label is no class.
     """
+    check_editable(model, edit)
     if len(images) != len(labels):
         raise InputError(f"{format_count(len(images), 'picture')} but {format_count(len(labels), 'label')}")
     if model.support.targets is not None:
@@ -236,6 +237,27 @@ def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: Conflict
 # ---- Apply an edit ----
 
 
+def check_editable(model: Model, edit: Edit) -> None:
+    """Refuse an edit of a model whose head can't be updated.
+
+    Raises:
+        InputError: if so.
+    """
+    head = model.head
+    if not len(model.support):
+        can_change_classes = isinstance(head, ExactIncrementalHead) or (
+            isinstance(head, IncrementalHead) and not edit.renames_class(model.text)
+        )
+        is_updatable = isinstance(head, IncrementalHead) and head.is_updatable
+        if edit.removes_class(model.text) or not can_change_classes or not is_updatable:
+            raise InputError(
+                "this model was saved without its shots (fit --no-support), so it can't be changed: fit it again"
+            )
+    elif head.transductive or head.tunes_encoder:
+        what = "learned from pictures without labels" if head.transductive else "tuned the encoder on pictures"
+        raise InputError(f"{type(head).__name__} {what}, which are not stored: fit again with all pictures")
+
+
 def apply_edit(model: Model, edit: Edit) -> Model:
     """Return the edited model, as if it had been fitted to the new classes and shots.
 
@@ -247,12 +269,10 @@ def apply_edit(model: Model, edit: Edit) -> Model:
     """
     if len(edit.text.labels) < 2:
         raise InputError("a classifier needs two classes or more: add a class before you remove this one")
+    check_editable(model, edit)
     edited = replace(model, text=edit.text, prompts=edit.prompts)
     if not len(model.support):
         return _edit_without_support(edited, model, edit)
-    if model.head.transductive or model.head.tunes_encoder:
-        what = "learned from pictures without labels" if model.head.transductive else "tuned the encoder on pictures"
-        raise InputError(f"{type(model.head).__name__} {what}, which are not stored: fit again with all pictures")
     support = edit_support(model.support, edit)
     if not len(support):
         raise InputError("no shot would be left, but a model needs at least one")
@@ -353,14 +373,6 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
     The uncertainty keeps the temperature only; all else was learned for the classes of before.
     """
     head, names = model.head, edit.text.labels
-    can_change_classes = isinstance(head, ExactIncrementalHead) or (
-        isinstance(head, IncrementalHead) and not edit.renames_class(model.text)
-    )
-    is_updatable = isinstance(head, IncrementalHead) and head.is_updatable
-    if edit.removes_class(model.text) or not can_change_classes or not is_updatable:
-        raise InputError(
-            "this model was saved without its shots (fit --no-support), so it can't be changed: fit it again"
-        )
     assert isinstance(head, IncrementalHead)
     updated, text = copy.deepcopy(head), _text_for(head, edit.text)
     if isinstance(updated, ExactIncrementalHead):

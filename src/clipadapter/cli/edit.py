@@ -15,7 +15,7 @@ import click
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.options import Command, option_group, output_options, strict_option
 from clipadapter.cli.output import Output, facts, note_kept
-from clipadapter.errors import ArtifactError, DataError
+from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.files import quote_path, suggest_path
 from clipadapter.formats import is_exported
 from clipadapter.formatting import describe_shots, format_count
@@ -56,6 +56,7 @@ class ModelEdit:
         """
         if is_exported(folder) and folder.is_file():
             raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
+        _check_head(folder)
         note_kept(f"the model in {folder} is as it was; {self.encoder.kept}")
         started = time.monotonic()
         model = self.encoder.load(folder, strict=self.strict, progress=self.out.progress)
@@ -118,6 +119,26 @@ def collect_pictures(inputs: Sequence[Path]) -> list[Path]:
             raise DataError(f"{path} has no pictures: give {expected}")
         pictures += new
     return pictures
+
+
+def _check_head(folder: Path) -> None:
+    """Refuse, before an encoder is opened, a model whose head can't be updated. Torch is not imported.
+
+    Raises:
+        ArtifactError: if there is no valid model.
+        InputError: if it can't be updated.
+    """
+    from clipadapter.heads.registry import HEADS
+    from clipadapter.persistence import read_config
+
+    name = read_config(folder).head.name
+    declared = HEADS.declared_attributes(name)
+    needed = "pictures without labels" if declared.get("transductive") else "the pictures of the fit"
+    if declared.get("transductive") or declared.get("tunes_encoder"):
+        raise InputError(
+            f"{folder} can't be changed: its head {name} needs {needed} for every change, and the model does not "
+            "store them. Fit again with all pictures"
+        )
 
 
 def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:

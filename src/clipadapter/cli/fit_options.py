@@ -181,17 +181,52 @@ class HeadOptions:
             InputError: as `parameters` and `grid`.
             UnknownNameError: as `parameters` and `grid`.
         """
+        self.check_values()
         return {"head": self.name, "head_params": self.parameters(), "grid": self.grid()}
 
     def check_names(self) -> None:
         """Refuse a parameter in ``--set`` or ``--grid`` that the head does not take, without an import of torch.
 
+        A value of another type than the parameter has is refused too.
+
         Raises:
             InputError: as `parameters` and `grid`.
             UnknownNameError: as `parameters` and `grid`.
         """
-        for key, _ in (*self._settings(), *self._grids()):
+        grids = [(key, value) for key, text in self._grids() for value in text.split(",")]
+        for key, text in (*self._settings(), *grids):
             HEADS.check_parameter(self.name, key)
+            HEADS.check_value(self.name, key, parse_value(text))
+
+    def check_values(self) -> None:
+        """Refuse values in ``--set`` or ``--grid`` with which the head can't be fitted, before pictures are read.
+
+        Raises:
+            InputError: as `Head.check_parameters`.
+        """
+        from clipadapter.heads import create_head
+
+        parameters = self.parameters()
+        choices = [{}, *({key: value} for key, values in self.grid().items() for value in values)]
+        for choice in choices:
+            create_head(self.name, **{**parameters, **choice}).check_parameters()
+
+    def check_encoders(self, uris: Sequence[str]) -> None:
+        """Refuse an encoder that the head can't train, as far as its name shows, without an import of torch.
+
+        Args:
+            uris: of the encoders. Of several, the one that is trained is known only when they are open.
+
+        Raises:
+            InputError: if so.
+        """
+        from clipadapter.encoders.registry import check_trainable
+
+        declared = HEADS.declared_attributes(self.name)
+        if len(uris) == 1 and declared.get("tunes_encoder"):
+            check_trainable(uris[0], "tunable_copy")
+        elif len(uris) == 1 and declared.get("needs_tower"):
+            check_trainable(uris[0], "text_tower")
 
     def check_unlabelled(self, is_given: bool, *, early: bool = False) -> None:
         """Refuse a head that lacks pictures without labels, or takes none.
@@ -264,7 +299,9 @@ class HeadOptions:
         """
         from clipadapter.heads import create_head
 
-        return create_head(self.name, **self.parameters())
+        head = create_head(self.name, **self.parameters())
+        head.check_parameters()
+        return head
 
 
 def split_pairs(texts: Sequence[str], rule: str) -> list[tuple[str, str]]:

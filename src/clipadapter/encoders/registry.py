@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
 TEST_SCHEME = "toy"
 """The encoder of the tests, which is not listed."""
+DELEGATING_SCHEMES = ("auto", "hf-hub")
+"""Schemes that open an encoder of another scheme."""
 OLD_PAIR, OLD_UNPROJECTED = "pair:", "unprojected:"
 register_encoder = ENCODERS.register
 list_encoders = ENCODERS.list
@@ -145,6 +147,35 @@ def check_encoder(uri: str) -> None:
             encoder_info(scheme).cls.check(variant)
 
 
+def check_trainable(uri: str, method: str) -> None:
+    """Refuse an encoder without a part that a head trains, if its scheme shows that. Does not import torch.
+
+    Args:
+        uri: of the encoder.
+        method: the part, "text_tower" or "tunable_copy".
+
+    Raises:
+        InputError: as `open_text_tower` and `open_tunable_copy`.
+
+    >>> check_trainable("lite", "tunable_copy")
+    """
+    scheme = split_blocks(uri)[0].partition(":")[0]
+    if scheme not in DELEGATING_SCHEMES and ENCODERS.overrides(scheme, method, "Encoder") is False:
+        raise InputError(_describe_missing_part(uri, method))
+
+
+def _describe_missing_part(name: str, method: str) -> str:
+    if method == "text_tower":
+        return (
+            f"prompts can't be learned with the encoder {name}: its text tower takes no token "
+            f"embeddings; those of {schemes_with('text_tower')} do, except for a few models of open_clip"
+        )
+    return (
+        f"the weights of the encoder {name} can't be tuned; those of {schemes_with('tunable_copy')} "
+        "can, but for models of open_clip that pad pictures to a square"
+    )
+
+
 def open_text_tower(encoder: Encoder) -> TextTower:
     """The text tower of an encoder, which takes token embeddings.
 
@@ -153,10 +184,7 @@ def open_text_tower(encoder: Encoder) -> TextTower:
     """
     tower = encoder.text_tower()
     if tower is None:
-        raise InputError(
-            f"prompts can't be learned with the encoder {encoder.info.name}: its text tower takes no token "
-            f"embeddings; those of {schemes_with('text_tower')} do, except for a few models of open_clip"
-        )
+        raise InputError(_describe_missing_part(encoder.info.name, "text_tower"))
     return tower
 
 
@@ -169,10 +197,7 @@ def open_tunable_copy(encoder: Encoder) -> Encoder:
     tunable = encoder.tunable_copy()
     # A copy has no tower if no `PixelSpec` describes its preprocessing, as where open_clip pads pictures to a square.
     if tunable is None or tunable.tower() is None:
-        raise InputError(
-            f"the weights of the encoder {encoder.info.name} can't be tuned; those of {schemes_with('tunable_copy')} "
-            "can, but for models of open_clip that pad pictures to a square"
-        )
+        raise InputError(_describe_missing_part(encoder.info.name, "tunable_copy"))
     return tunable
 
 
@@ -195,7 +220,13 @@ def open_prompt_places(encoder: Encoder) -> PromptPlaces:
 
 def schemes_with(method: str) -> str:
     """The schemes of the encoders that override a method of `Encoder`, joined by commas."""
+    return ", ".join(name for name in list_encoders() if _overrides(name, method))
+
+
+def _overrides(scheme: str, method: str) -> bool:
+    known = ENCODERS.overrides(scheme, method, "Encoder")
+    if known is not None:
+        return known
     from clipadapter.encoders.base import Encoder
 
-    default = getattr(Encoder, method)
-    return ", ".join(name for name in list_encoders() if getattr(encoder_info(name).cls, method) is not default)
+    return getattr(encoder_info(scheme).cls, method) is not getattr(Encoder, method)

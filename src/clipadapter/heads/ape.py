@@ -119,10 +119,15 @@ class Ape(Head):
     similarity_weight: float = 0.7
     variance_weight: float = 0.3
 
-    def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         check_not_negative(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
         check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
+
+    def _fit(self, shots: SupportSet) -> None:
+        assert shots.text is not None
+        self.check_parameters()
         keys, text, labels = cache_keys(shots.views), shots.text, shots.labels
         self.channels_ = select_channels(
             text, keys, labels, self.channels, self.similarity_weight, self.variance_weight

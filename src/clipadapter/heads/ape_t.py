@@ -82,10 +82,15 @@ class ApeT(LabelLossHead, TrainedHead):
         """See `Head.planned_epochs`."""
         return self._train_config().count_epochs(len(labels))
 
-    def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
         check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
+
+    def _fit(self, shots: SupportSet) -> None:
+        assert shots.text is not None
+        self.check_parameters()
         keys, text = cache_keys(shots.views), shots.text
         self.channels_ = select_channels(
             text, keys, shots.labels, self.channels, self.similarity_weight, self.variance_weight

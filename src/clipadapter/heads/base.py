@@ -278,6 +278,15 @@ class Head(Estimator, ABC):
 
     # Fit
 
+    def check_parameters(self) -> None:
+        """Refuse parameters with which no fit is possible; commands call it before they read pictures.
+
+        Raises:
+            InputError: if there is one. The message has the accepted values.
+        """
+        if (folds := self.get_params(deep=False).get("folds", 2)) < 2:
+            raise InputError(f"folds must be 2 or more, but is {folds}")
+
     def fit(
         self,
         X: ArrayLike,

@@ -85,9 +85,14 @@ class BdcAdapter(LabelLossHead, TrainedHead):
     epochs: int | None = None
     steps: int = 250
 
-    def _fit(self, shots: SupportSet) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if not self.beta >= 0:
             raise InputError(f"beta must be 0 or more, but is {self.beta}")
+
+    def _fit(self, shots: SupportSet) -> None:
+        self.check_parameters()
         assert shots.text is not None
         order = shots.labels.argsort(stable=True)
         self.labels_, self.counts_ = shots.labels[order], shots.counts

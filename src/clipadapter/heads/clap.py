@@ -58,11 +58,16 @@ class Clap(ZsLp):
     strength: float = 1.0
     multipliers: str = "class"
 
-    def _multipliers(self, shots: SupportSet) -> Tensor:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.multipliers not in MULTIPLIERS:
             raise InputError(f"multipliers must be one of {', '.join(MULTIPLIERS)}, but is {brief(self.multipliers)}")
         if not self.strength >= 0:
             raise InputError(f"strength must be 0 or more, but is {self.strength}")
+
+    def _multipliers(self, shots: SupportSet) -> Tensor:
+        self.check_parameters()
         confidence = text_confidence(shots)
         mean = confidence[shots.counts > 0].mean()
         if self.multipliers == "relative":

@@ -350,7 +350,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         return (config if text_shape is None else self._limit_epochs(config, n, *text_shape)).count_epochs(n)
 
     def _fit(self, shots: SupportSet) -> None:
-        self._check_parameters()
+        self.check_parameters()
         self._choose_gce_q(shots)
         assert shots.text is not None
         n, d = shots.X.shape
@@ -564,11 +564,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         return Adapter.initial(d, self._hidden_width(d), generator, dtype, **options)
 
     def _train_config(self, progress: bool, labels: Tensor) -> TrainConfig:
-        epochs = self.epochs
-        if isinstance(epochs, str):
-            if epochs != "coop":
-                raise InputError(f"epochs must be a number, None or 'coop', but is {brief(epochs)}")
-            epochs = coop_epochs(labels)
+        epochs = coop_epochs(labels) if isinstance(self.epochs, str) else self.epochs
         return TrainConfig.from_estimator(self, epochs=epochs, progress=progress)
 
     def _limit_epochs(self, config: TrainConfig, n: int, c: int, d: int) -> TrainConfig:
@@ -587,11 +583,15 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         # One more than the folds that hold out too few: the fold that reaches the number is fitted too.
         return splits[: 1 + int((held_out_counts < SUFFICIENT_SHOTS_FOR_RATIO).sum())]
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.branch not in BRANCHES:
             raise InputError(f"branch must be one of {', '.join(BRANCHES)}, but is {brief(self.branch)}")
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             check_ratio(name, value)
+        if isinstance(self.epochs, str) and self.epochs != "coop":
+            raise InputError(f"epochs must be a number, None or 'coop', but is {brief(self.epochs)}")
         if not self.noise >= 0:
             raise InputError(f"noise must be 0 or more, but is {self.noise}")
         if not self.temperature > 0:

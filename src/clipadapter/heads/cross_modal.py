@@ -91,7 +91,7 @@ class CrossModal(LabelLossHead, TrainedHead):
         return self._train_config().count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
-        self._check()
+        self.check_parameters()
         assert shots.text is not None
         rows, row_labels = self._text_rows(shots)
         rows, views = shots.scale * unit(rows), shots.scale * unit(shots.views)
@@ -128,7 +128,9 @@ class CrossModal(LabelLossHead, TrainedHead):
         assert shots.text is not None
         return shots.text, torch.arange(shots.n_classes)
 
-    def _check(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         for name in ("text_share", "wise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be 0 to 1, but is {brief(getattr(self, name))}")

@@ -141,8 +141,15 @@ class Gda(ExactIncrementalHead):
                 "'base-to-new', and fit it again"
             )
 
-    def _partial_fit_first(self, shots: SupportSet) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         check_not_negative(neighbours=self.neighbours)
+        if self.shrinkage not in SHRINKAGES:
+            raise InputError(f"shrinkage must be one of {', '.join(SHRINKAGES)}, but is {brief(self.shrinkage)}")
+
+    def _partial_fit_first(self, shots: SupportSet) -> None:
+        self.check_parameters()
         if self.shrinkage == "base-to-new":
             if self.stream:
                 raise InputError("shrinkage 'base-to-new' needs the shots of each class: leave stream at False")
@@ -256,8 +263,6 @@ class Gda(ExactIncrementalHead):
         views, d = shape
         if self.shrinkage == "published":
             return within / max(rows - 1, 1), d
-        if self.shrinkage != "pooled":
-            raise InputError(f"shrinkage must be one of {', '.join(SHRINKAGES)}, but is {brief(self.shrinkage)}")
         trace = (within + about_grand_mean / max(rows - 1, 1)) / (rows - present + 1)
         # d (1 + n / d) k / (k + 1), with k = n / (classes x views) shots per class.
         return trace, (d + rows) / (1 + present * views / rows)

@@ -51,7 +51,7 @@ class Knn(Head):
     mix: float = 0.5
 
     def _fit(self, shots: SupportSet) -> None:
-        self._check()
+        self.check_parameters()
         self.keys_, self.labels_, self.n_classes_ = _keys(shots), shots.labels, shots.n_classes
         self.weight_, self.scale_ = shots.text, shots.scale
 
@@ -65,7 +65,7 @@ class Knn(Head):
         return self._mix_with_text(shares, X, getattr(self, "weight_", None), self.scale_)
 
     def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        self._check()
+        self.check_parameters()
         n = len(shots.labels)
         if n == 1:
             return None
@@ -88,7 +88,9 @@ class Knn(Head):
             shares = (1 - self.mix) * shares + self.mix * zero_shot
         return shares.clamp_min(MIN_PROBABILITY).log()
 
-    def _check(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         for name in ("k", "temperature"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, but is {getattr(self, name)}")

@@ -41,6 +41,12 @@ class LogitAdjustedHead(Head):
 
     logit_adjustment: float = 1.0
 
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        if isinstance(self.logit_adjustment, str) or not self.logit_adjustment >= 0:
+            raise InputError(f"logit_adjustment must be 0 or more, but is {brief(self.logit_adjustment)}")
+
     def _log_prior(self, counts: Tensor) -> Tensor | None:
         """(c,) tau times the logarithm of each class's share of the shots; None if there is nothing to adjust.
 
@@ -49,9 +55,8 @@ class LogitAdjustedHead(Head):
         Args:
             counts: (c,) shots per class that the head is trained on; all zero in the multi-label task.
         """
+        self.check_parameters()
         tau = self.logit_adjustment
-        if isinstance(tau, str) or not tau >= 0:
-            raise InputError(f"logit_adjustment must be 0 or more, but is {brief(tau)}")
         has_shots = counts > 0
         if tau == 0 or not has_shots.any() or counts[has_shots].min() == counts.max():
             return None
@@ -74,6 +79,12 @@ class LabelLossHead(LogitAdjustedHead):
 
     gce_q: float | str = 0.0
 
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        if self.gce_q != "auto" and (isinstance(self.gce_q, str) or not 0 <= self.gce_q <= 1):
+            raise InputError(f"gce_q must be 0 to 1 or 'auto', but is {brief(self.gce_q)}")
+
     def _label_loss(self, shots: SupportSet) -> LabelLoss:
         """The loss for training on all shots; q is chosen here if it is "auto"."""
         self._choose_gce_q(shots)
@@ -86,9 +97,8 @@ class LabelLossHead(LogitAdjustedHead):
     def _choose_gce_q(self, shots: SupportSet) -> None:
         """Check q; if it is "auto", choose it and store it as ``gce_q_``."""
         self.__dict__.pop("gce_q_", None)
+        self.check_parameters()
         if self.gce_q != "auto":
-            if isinstance(self.gce_q, str) or not 0 <= self.gce_q <= 1:
-                raise InputError(f"gce_q must be 0 to 1 or 'auto', but is {brief(self.gce_q)}")
             return
         # The q of the fit to all shots, of which this one leaves some out, or of the fit that this one starts from.
         source = self._full_fit if self._full_fit is not None else self._previous

@@ -131,11 +131,16 @@ class LinearProbe(LogitAdjustedHead):
         """
         return cls(**{"input_norm": False, "solver": "sklearn", "tol": 1e-4, "logit_adjustment": 0.0, **changes})
 
-    def _fit(self, shots: SupportSet) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.solver not in SOLVERS:
             raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {brief(self.solver)}")
         if self.C != "auto" and (isinstance(self.C, str) or not 0 < self.C < math.inf):
             raise InputError(f"C must be 'auto' or a positive number, but is {brief(self.C)}")
+
+    def _fit(self, shots: SupportSet) -> None:
+        self.check_parameters()
         X, labels = self._input(shots.X), shots.labels
         warm_start = find_warm_start(self, shots)
         chosen = self._full_fit if warm_start is None else warm_start.head

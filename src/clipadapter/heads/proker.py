@@ -98,7 +98,7 @@ class Proker(Head):
         return cls(**{"height": None, "text_scale": 1.0, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
-        self._check()
+        self.check_parameters()
         rows, labels, text = self._rows(shots)
         self.beta_, lam = self._values(len(shots.labels), shots.n_classes)
         if len(rows) <= MAX_EXACT_ROWS:
@@ -121,7 +121,7 @@ class Proker(Head):
         return self.scale_ * x @ weight.T + _kernel(x, support, self.beta_) @ dual
 
     def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        self._check()
+        self.check_parameters()
         rows, labels, text = self._rows(shots)
         n, width = len(shots.labels), len(rows) // len(shots.labels)
         if len(rows) > MAX_FLOAT64_ROWS or n == 1:
@@ -139,7 +139,9 @@ class Proker(Head):
         regressed = self._height(lam, shots) * self._project(kernel @ dual - correction, text)
         return (self._scale(shots) * plain @ text.T + regressed).to(shots.X.dtype)
 
-    def _check(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.views not in VIEWS:
             raise InputError(f"views must be one of {', '.join(VIEWS)}, but is {brief(self.views)}")
         for name in ("lam", "landmarks", "text_ridge"):

@@ -101,9 +101,14 @@ class Prototype(ExactIncrementalHead):
             logits[at, labels] += torch.where(remaining > 0, 0.0, ABSENT_LOGIT)
         return logits
 
-    def _text_weight(self, text: Tensor | None) -> float:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if not 0 <= self.mix <= 1:
             raise InputError(f"mix must be 0 to 1, but is {brief(self.mix)}")
+
+    def _text_weight(self, text: Tensor | None) -> float:
+        self.check_parameters()
         return 0.0 if text is None else self.mix
 
 

@@ -146,7 +146,7 @@ class Rail(ExactIncrementalHead):
         return self.read_width + len(self.classes_) + self.hidden + shots
 
     def _init_sums(self, shots: SupportSet) -> None:
-        self._check()
+        self.check_parameters()
         for name in ("products_", "sums_"):
             self.__dict__.pop(name, None)
         self.kept_, self.labels_ = shots.views.new_zeros(0, shots.views.shape[2]), shots.labels[:0]
@@ -269,7 +269,9 @@ class Rail(ExactIncrementalHead):
     def _width(self) -> int:
         return self.hidden if self._has_random_features else self.read_width
 
-    def _check(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.form not in RIDGE:
             raise InputError(f"form must be one of {', '.join(RIDGE)}, but is {brief(self.form)}")
         if self.ridge is not None and not self.ridge > 0:

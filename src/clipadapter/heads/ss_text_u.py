@@ -88,13 +88,18 @@ class SsTextU(Head):
         """
         return cls(**{"marginal": "shots", "start": "text", **changes})
 
-    def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None and shots.unlabelled is not None
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         for name in ("updates", "rounds", "support_weight"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, but is {brief(getattr(self, name))}")
         if self.start not in STARTS:
             raise InputError(f"start must be one of {', '.join(STARTS)}, but is {brief(self.start)}")
+
+    def _fit(self, shots: SupportSet) -> None:
+        assert shots.text is not None and shots.unlabelled is not None
+        self.check_parameters()
         pictures = unit(shots.unlabelled)
         fixed = self.support_weight * labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
         self.marginal_ = self._class_frequencies(shots, pictures)

@@ -170,7 +170,7 @@ class StatA(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
-        self._check_parameters()
+        self.check_parameters()
         pictures = unit(shots.unlabelled)  # (u, d)
         used = slice(None) if self.support_weight else slice(0)
         support = unit(shots.X[used])
@@ -258,7 +258,9 @@ class StatA(Head):
             variances = ((variances * total).sum(dim=0) / total.sum()).expand_as(variances)
         return Mixture(means, variances.clamp_min(MIN_VARIANCE_RATIO / batch.shape[1]))
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.anchors not in ANCHORS:
             raise InputError(f"anchors must be one of {', '.join(ANCHORS)}, but is {brief(self.anchors)}")
         for name, lowest in LOWEST_VALUES.items():

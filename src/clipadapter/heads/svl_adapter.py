@@ -112,10 +112,15 @@ class SvlAdapter(LabelLossHead, TrainedHead):
         """See `Head.planned_epochs`."""
         return self._train_config().count_epochs(len(labels))
 
-    def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):
             raise InputError(f"blend must be 0 to 1 or 'auto', but is {brief(self.blend)}")
+
+    def _fit(self, shots: SupportSet) -> None:
+        assert shots.text is not None
+        self.check_parameters()
         self.weight_, self.scale_ = shots.text, shots.scale
         first = shots.X[:, : shots.text.shape[1]]
         self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)

@@ -215,7 +215,7 @@ class Timo(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
-        self._check_parameters()
+        self.check_parameters()
         text_shots, basis = _in_span(shots)
         chosen = self._full_fit
         if chosen is None:
@@ -238,7 +238,9 @@ class Timo(Head):
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         check_not_negative(gamma=self.gamma)
         if isinstance(self.alpha, str):
             if self.alpha != "auto":

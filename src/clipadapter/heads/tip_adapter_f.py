@@ -86,9 +86,14 @@ class TipAdapterF(LabelLossHead, TrainedHead):
         """See `Head.planned_epochs`."""
         return self._train_config().count_epochs(len(labels)) if self.draw_views else None
 
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
+
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
-        check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
+        self.check_parameters()
         self.labels_, self.weight_, self.scale_ = shots.labels, shots.text, shots.scale
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
         self.keys_ = self._train(shots, shots.text, cache_keys(shots.views))

@@ -88,9 +88,7 @@ class TrainConfig:
         ):
             if value not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(value)}")
-        for name in ("lr", "steps", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, but is {getattr(self, name)}")
+        check_training(self)
 
     def steps_per_epoch(self, n: int) -> int:
         """Steps of one pass over n rows. Fewer rows than a batch are one step."""
@@ -153,6 +151,25 @@ class TrainConfig:
         return Adam(parameters, weight_decay=self.weight_decay, eps=self.eps, decoupled=decoupled)
 
 
+def check_training(settings: object) -> None:
+    """Refuse numbers with which there is no training.
+
+    Args:
+        settings: has some of the fields of `TrainConfig`. Values that are no numbers, as in "official", pass.
+
+    Raises:
+        InputError: if one is out of range.
+    """
+    for name in ("lr", "steps", "batch_size"):
+        value = vars(settings).get(name)
+        if isinstance(value, int | float) and not value > 0:
+            raise InputError(f"{name} must be positive, but is {value}")
+    for name in ("epochs", "weight_decay", "warmup_epochs"):
+        value = vars(settings).get(name)
+        if isinstance(value, int | float) and not value >= 0:
+            raise InputError(f"{name} must be 0 or more, but is {value}")
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
 class TrainedHead(Head):
     """Base of the heads that are trained by gradient steps: the parameters that all of them have.
@@ -170,6 +187,11 @@ class TrainedHead(Head):
     batch_size: int = 256
     seed: int = 0
     progress: bool = False
+
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        check_training(self)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

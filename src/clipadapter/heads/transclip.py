@@ -93,10 +93,15 @@ class TransClip(Head):
         """
         return cls(**{"prior": 1.0, "support_weight": 0.0, **changes})
 
-    def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None and shots.unlabelled is not None
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.support_weight < 0 or self.neighbours < 1 or self.confident < 1:
             raise InputError("support_weight must not be negative, neighbours and confident must be 1 or more")
+
+    def _fit(self, shots: SupportSet) -> None:
+        assert shots.text is not None and shots.unlabelled is not None
+        self.check_parameters()
         warn_if_few_classes(estimate_pool_frequencies(shots), "transclip")
         used = slice(None) if self.support_weight else slice(0)
         onehot = shots.onehot[used]

@@ -90,10 +90,15 @@ class Zlap(Head):
         """
         return cls(**{"support_weight": 0.0, **changes})
 
-    def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None and shots.unlabelled is not None
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if not 0 <= self.alpha < 1 or self.neighbours < 2 or self.support_weight < 0:
             raise InputError("alpha must be 0 to below 1, neighbours 2 or more, support_weight not negative")
+
+    def _fit(self, shots: SupportSet) -> None:
+        assert shots.text is not None and shots.unlabelled is not None
+        self.check_parameters()
         warn_if_few_classes(estimate_pool_frequencies(shots), "zlap")
         used = slice(None) if self.support_weight else slice(0)
         u, c = len(shots.unlabelled), shots.n_classes

@@ -61,7 +61,7 @@ class ClipLora(LayerTuner):
     weight_decay: float = 1e-2
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        self._check()
+        self.check_parameters()
         drop = SeededDropout(self.dropout, generator, tunable.device)
         arrays: dict[str, Tensor] = {}
         layers_of = self._tower_layers(tunable)
@@ -82,8 +82,9 @@ class ClipLora(LayerTuner):
     def _fingerprint_facts(self) -> tuple[object, ...]:
         return *super()._fingerprint_facts(), float(self.alpha)
 
-    def _check(self) -> None:
-        super()._check()
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.rank < 1:
             raise InputError(f"rank must be 1 or more, but is {self.rank}")
         if not 0 <= self.dropout < 1:

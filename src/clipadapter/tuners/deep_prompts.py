@@ -65,7 +65,7 @@ class DeepPromptTuner(TowerTuner):
 
     def check_encoder(self, tunable: Encoder) -> None:
         """Refuse an encoder without places for so many prompts in both towers."""
-        self._check()
+        self.check_parameters()
         context_length = open_prompt_places(tunable).context_length
         if self.n_ctx + 3 > context_length:
             raise InputError(
@@ -113,7 +113,9 @@ class DeepPromptTuner(TowerTuner):
     def _fingerprint_facts(self) -> tuple[object, ...]:
         return (self.ctx_init,)
 
-    def _check(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         for name in ("n_ctx", "depth"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, but is {getattr(self, name)}")

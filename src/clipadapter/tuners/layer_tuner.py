@@ -58,7 +58,7 @@ class LayerTuner(TowerTuner):
         )
 
     def _merge(self, tunable: Encoder) -> str:
-        self._check()
+        self.check_parameters()
         layers_of = self._tower_layers(tunable)
         for tower, layers in layers_of.items():
             if not self._merge_tower(tower, layers):
@@ -90,7 +90,9 @@ class LayerTuner(TowerTuner):
             )
         return selected
 
-    def _check(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         check_towers(self.towers)
         if self.layers not in LAYERS:
             raise InputError(f"layers must be one of {', '.join(LAYERS)}, but is {brief(self.layers)}")

@@ -130,8 +130,9 @@ class PromptSrc(DeepPromptTuner):
         mean, std = (0.6 * epochs if each is None else each for each in (self.average_mean, self.average_std))
         return gaussian_weights(epochs, mean, std)
 
-    def _check(self) -> None:
-        super()._check()
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         if self.n_ctx_image < 1:
             raise InputError(f"n_ctx_image must be 1 or more, but is {self.n_ctx_image}")
         if self.average_std is not None and not self.average_std > 0:

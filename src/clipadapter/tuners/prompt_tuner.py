@@ -188,7 +188,7 @@ class PromptTuner(ScheduledHead):
 
     def _initial_prompts(self, shots: SupportSet) -> tuple[Prompts, Tensor]:
         """Prompts of the classes, and the context to begin with."""
-        self._check()
+        self.check_parameters()
         tower = _require(shots.tower)()
         start = None if self.ctx_init is None else context_from_words(tower, self.ctx_init)
         n_ctx = self.n_ctx if start is None else len(start)
@@ -260,7 +260,9 @@ class PromptTuner(ScheduledHead):
             return self.epochs
         return next((number for max_shots, number in self.epochs_by_shots if shots <= max_shots), self.max_epochs)
 
-    def _check(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         for name, known in (("class_token", CLASS_TOKENS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(getattr(self, name))}")

@@ -74,7 +74,7 @@ class TwoStage(TowerTuner):
     stage1_share: float = 0.6
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        self._check()
+        self.check_parameters()
         arrays: dict[str, Tensor] = {}
         starts: list[Callable[[], None]] = []
         norms_of = self._tower_norms(tunable)
@@ -123,7 +123,7 @@ class TwoStage(TowerTuner):
         return self._stage1_checkpoint
 
     def _merge(self, tunable: Encoder) -> str:
-        self._check()
+        self.check_parameters()
         norms_of = self._tower_norms(tunable)
         for tower, norms in norms_of.items():
             values = getattr(self, f"{tower}_norms_", None)
@@ -141,7 +141,7 @@ class TwoStage(TowerTuner):
     def _fit(self, shots: SupportSet) -> None:
         """The second stage: class vectors from features of the tuned encoder."""
         self._arrays()
-        self._check()
+        self.check_parameters()
         assert shots.text is not None
         shots_per_class = round(len(shots.labels) / len(shots.labels.unique()))
         config = self._stage_config(self._stage_steps(shots_per_class)[1])
@@ -197,7 +197,9 @@ class TwoStage(TowerTuner):
         modules = [*network.modules(), *([] if final_norm is None else [final_norm])]
         return [norm for norm in modules if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
 
-    def _check(self) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         check_towers(self.towers)
         if self.norms not in NORMS:
             raise InputError(f"norms must be one of {', '.join(NORMS)}, but is {brief(self.norms)}")

@@ -241,6 +241,19 @@ def test_views(squares, fit):
         (["--templates", "a photo"], "0 placeholders for the class name, not one: write {} once"),
         (["--set", "alhpa=1", "--head", "clip-adapter"], "Did you mean 'alpha'? Known: "),
         (["--set", "alpha"], "--set takes key=value"),
+        (["--set", "k=many", "--head", "knn"], "k of knn must be a whole number, but is 'many'"),
+        (["--set", "k=1.5", "--head", "knn"], "k of knn must be a whole number, but is 1.5"),
+        (["--set", "k=null", "--head", "knn"], "k of knn must be a whole number, but is None"),
+        (["--grid", "alpha=1,x", "--head", "tip-adapter"], "alpha of tip-adapter must be a number, but is 'x'"),
+        (["--grid", "alpha=1,-1", "--head", "tip-adapter"], "alpha must be 0 or more and finite, but is -1"),
+        (["--set", "epochs=-3", "--head", "clip-adapter"], "epochs must be 0 or more, but is -3"),
+        (["--set", "lr=0", "--head", "clip-adapter"], "lr must be positive, but is 0"),
+        (["--set", "folds=0", "--head", "linear-probe"], "folds must be 2 or more, but is 0"),
+        (["--set", "C=-1", "--head", "linear-probe"], "C must be 'auto' or a positive number, but is -1"),
+        (["--set", "shrinkage=none", "--head", "gda"], "shrinkage must be one of pooled, published, base-to-new"),
+        (["--set", "n_ctx=0", "--head", "coop"], "n_ctx must be 1 or more, but is 0"),
+        (["--set", "rank=0", "--head", "clip-lora", "--encoder", "lite"], "rank must be 1 or more, but is 0"),
+        (["--head", "clip-lora"], "the weights of the encoder toy can't be tuned; those of efficientnet-lite1,"),
         (["--grid", "alpha"], "--grid takes key=value,value,..."),
         (["--grid", "alpa=1,2", "--head", "tip-adapter"], "Did you mean 'alpha'?"),
         (["--preset", "dtt", "--head", "tip-adapter"], "no preset of tip-adapter is called 'dtt'. Did you mean 'dtd'?"),
@@ -319,6 +332,13 @@ def test_a_failed_save_leaves_the_old_model(squares, tmp_path, monkeypatch, fit)
     assert "No space left on device" in result.stderr
     assert (tmp_path / "model" / "config.json").read_bytes() == before
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_an_encoder_that_prompts_cannot_be_learned_with_is_refused_before_it_is_opened(squares, tmp_path, run):
+    encoder = f"simclr:{tmp_path}"  # a folder without weights, which can't be opened
+    result = run("fit", squares, "--out", tmp_path / "model", "--encoder", encoder, "--head", "coop")
+    assert result.exit_code == 1
+    assert "prompts can't be learned with the encoder simclr:" in result.stderr
 
 
 def test_the_device_that_auto_takes_is_noted(squares, fit, monkeypatch):

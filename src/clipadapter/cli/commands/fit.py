@@ -87,6 +87,7 @@ def command(
     """
     started = time.monotonic()
     head.check_names()
+    head.check_encoders(encoder_options.uris)
     head.check_unlabelled(unlabelled is not None, early=True)
     unlabelled_pictures = None if unlabelled is None else list_unlabelled(unlabelled)
     version_before = _check_folder(folder)
