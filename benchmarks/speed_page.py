@@ -460,7 +460,7 @@ SECTIONS = [
             + (["--size", "10x2x16"] if setting.small else []),
         ],
         class_values,
-        15,
+        30,
     ),
     Section(
         "store",
