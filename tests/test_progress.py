@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.progress import in_notebook, progress_bar, shows_progress
+from clipadapter.progress import DurationEstimate, estimates_reported_to, in_notebook, progress_bar, shows_progress
 
 
 @pytest.fixture
@@ -54,3 +54,23 @@ def test_a_loaded_model_has_the_bars_of_where_it_is_used(tmp_path):
     assert fitted.head_.progress
     folder = fitted.save(tmp_path / "model")
     assert not FewShotClassifier.load(folder, cache=None).head_.progress
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_step", "steps", "reported"),
+    [
+        (0.5, 1005, [(500.0, 1000)]),  # after the first step, four more are measured, which are two seconds
+        (10.0, 104, [(1000.0, 100)]),  # three steps at least
+        (0.5, 50, []),  # less than half a minute
+        (10.0, 2, []),  # over before it can be measured
+    ],
+)
+def test_the_duration_of_a_long_training_is_reported_once(seconds_per_step, steps, reported, monkeypatch):
+    clock, reports = [0.0], []
+    monkeypatch.setattr("clipadapter.progress.time.monotonic", lambda: clock[0])
+    with estimates_reported_to(lambda *values: reports.append(values)):
+        estimate = DurationEstimate(steps)
+    for step in range(steps):
+        clock[0] += 60.0 if step == 0 else seconds_per_step  # the first step is slower
+        estimate.count_step()
+    assert reports == reported

@@ -67,6 +67,17 @@ def format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def format_seconds(seconds: float) -> str:
+    """A duration for people.
+
+    >>> format_seconds(40), format_seconds(720), format_seconds(12600)
+    ('40 s', '12 min', '3.5 h')
+    """
+    if seconds < 60:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
 def describe_unreadable(count: int) -> str:
     """Say that none of some pictures can be read.
 

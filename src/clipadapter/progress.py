@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +19,56 @@ KERNEL_MODULES = ("ipykernel.zmqshell", "IPython.utils._process_emscripten")
 
 BRIEF_SECONDS = 0.5
 """A fit that takes less shows no bar: the fits of folds would show one after the other."""
+
+
+MIN_STEPS_MEASURED, MIN_SECONDS_MEASURED = 3, 2.0
+"""Steps and seconds of a training from which its duration is estimated, without the first step, which is slower."""
+MIN_SECONDS_REPORTED = 30.0
+"""An estimate of less is not reported."""
+_report_estimate: ContextVar[Callable[[float, int], None] | None] = ContextVar("report_estimate", default=None)
+
+
+@contextmanager
+def estimates_reported_to(report: Callable[[float, int], None]) -> Iterator[None]:
+    """Have the durations of long trainings reported after their first steps.
+
+    Args:
+        report: gets the seconds that are left, and the steps.
+    """
+    token = _report_estimate.set(report)
+    try:
+        yield
+    finally:
+        _report_estimate.reset(token)
+
+
+class DurationEstimate:
+    """Measures the first steps of a training, and reports how long the others will take; see `estimates_reported_to`.
+
+    Args:
+        steps: that are left.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._report, self._left = _report_estimate.get(), steps
+        self._n_measured, self._start = -1, 0.0
+
+    def count_step(self) -> None:
+        """Count a step that was made."""
+        if self._report is None:
+            return
+        self._left -= 1
+        self._n_measured += 1
+        if self._n_measured == 0:
+            self._start = time.monotonic()
+            return
+        elapsed = time.monotonic() - self._start
+        if self._n_measured < MIN_STEPS_MEASURED or elapsed < MIN_SECONDS_MEASURED:
+            return
+        seconds = self._left * elapsed / self._n_measured
+        if seconds > MIN_SECONDS_REPORTED:
+            self._report(seconds, self._left)
+        self._report = None
 
 
 def in_notebook() -> bool:

@@ -17,7 +17,7 @@ from PIL import Image
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.formatting import format_count
+from clipadapter.formatting import format_count, format_seconds
 from clipadapter.registry import unknown
 
 CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), "coop": (0.08, 1.0)})
@@ -159,7 +159,7 @@ class ViewCost:
     @property
     def time(self) -> str:
         """`seconds` as text; empty without a measured rate."""
-        return "" if self.seconds is None else f"{_format_seconds(self.seconds)} at {self.rate:.3g} images per second"
+        return "" if self.seconds is None else f"{format_seconds(self.seconds)} at {self.rate:.3g} images per second"
 
     @property
     def seconds(self) -> float | None:
@@ -221,13 +221,6 @@ def augment(image: Image.Image, spec: ViewSpec, i: int, digest: bytes, size: int
 def _format_bytes(n_bytes: int) -> str:
     """Such as 3.1 MiB or 4.0 GiB."""
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
-
-
-def _format_seconds(seconds: float) -> str:
-    """Such as 40 s, 12 min or 3.5 h."""
-    if seconds < 60:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _crop_box(rng: random.Random, width: int, height: int, spec: ViewSpec) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ from clipadapter.heads.base import Head
 from clipadapter.heads.optimizers import SGD, Adam, Optimizer
 from clipadapter.memory import keep_freed_memory
 from clipadapter.parallel import limit_threads
-from clipadapter.progress import BRIEF_SECONDS, progress_bar
+from clipadapter.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "cosine-epoch", "constant")
@@ -304,6 +304,8 @@ def train(
         leave=False,
         delay=BRIEF_SECONDS,
     )
+    # Only the tuners, whose training may take hours, keep checkpoints; many fits of other heads make one model.
+    estimate = DurationEstimate(steps - start if checkpoint is not None else 0)
     work = limit_threads(batch_size * row_cost + step_cost)
     with bar, work, full_float32(parameters[0].device.type):
         for step in range(start, steps):
@@ -328,6 +330,7 @@ def train(
                 break
             if i == steps_per_epoch - 1:
                 state.end_epoch(epoch, early_stopping)
+            estimate.count_step()
             if checkpoint is not None and checkpoint.due:
                 checkpoint.write(state.state_dict(step + 1))
     state.close(checkpoint, steps)

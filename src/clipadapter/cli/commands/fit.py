@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.cli.shard_inputs import open_shards
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
 from clipadapter.errors import ArtifactError
-from clipadapter.formatting import describe_shots, format_count
+from clipadapter.formatting import describe_shots, format_count, format_seconds
+from clipadapter.progress import estimates_reported_to
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
@@ -111,11 +113,12 @@ def command(
     paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
     if not isinstance(views.views, int):
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
-    _report_training(head, [shot_labels.count(name) for name in dataset.class_names], out)
-    if shards is None:
-        model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
-    else:
-        shards.fit(model, rows, [str(label) for label in shot_labels], dataset.class_names)
+    _report_training(head, [shot_labels.count(name) for name in dataset.class_names], before, out)
+    with estimates_reported_to(partial(_report_estimate, out)):
+        if shards is None:
+            model.fit(paths, shot_labels, dataset.class_names, unlabelled_pictures, outliers)
+        else:
+            shards.fit(model, rows, [str(label) for label in shot_labels], dataset.class_names)
     if unlabelled_pictures is not None and model.head_.transductive:
         _warn_if_all_are_shots(paths, unlabelled_pictures, out)
     note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
@@ -160,8 +163,15 @@ def _report_cost(
         out.note(f"views: about {measured.time} if none of them is cached")
 
 
-def _report_training(head: HeadOptions, counts: Sequence[int], out: Output) -> None:
-    """Note how many steps a head makes through a tower, which may take hours, before the first one."""
+def _report_training(head: HeadOptions, counts: Sequence[int], before: str, out: Output) -> None:
+    """Note how many steps a head makes through a tower, which may take hours, before the first one.
+
+    Args:
+        head: with its parameters.
+        counts: shots of each class.
+        before: what an interrupted command leaves in the folder of the model.
+        out: where it is noted.
+    """
     kind = head.create()
     if not (kind.needs_tower or kind.tunes_encoder):
         return
@@ -170,6 +180,15 @@ def _report_training(head: HeadOptions, counts: Sequence[int], out: Output) -> N
 
     if isinstance(kind, PromptTuner | TowerTuner) and any(counts):
         out.note(f"training {head.name}: {kind.describe_training(counts)}")
+        if kind.checkpoint is not None:
+            every = f"a checkpoint every {kind.checkpoint:g} s"
+            note_kept(f"{before}; the training keeps {every}, and the same command continues from the last one")
+
+
+def _report_estimate(out: Output, seconds: float, steps: int) -> None:
+    """Note how long a training will take; a progress bar says it itself."""
+    if not out.progress:
+        out.note(f"training: about {format_seconds(seconds)} for the {format_count(steps, 'step')} that are left")
 
 
 def _warn_if_all_are_shots(paths: Sequence[Path], unlabelled: Sequence[Path], out: Output) -> None:
