@@ -103,6 +103,11 @@ def test_nothing_readable_is_a_failure(model, tmp_path, run):
     result = run("predict", model, tmp_path / "gone.png")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "error: the picture can't be read" in result.stderr
+    (tmp_path / "photo.png").touch()
+    meant = f"{tmp_path / 'phot.png'}: no such file. Did you mean '{tmp_path / 'photo.png'}'?\n"
+    for options in ((), ("--strict",), ("--backend", "torch")):
+        assert meant in run("predict", model, tmp_path / "phot.png", *options).stderr
+    assert json.loads(run("predict", model, tmp_path / "phot.png", "--json").stdout)["error"] == "no such file"
     assert "File name too long" in run("predict", model, "x" * 300 + ".png", "--backend", "torch").stderr
     (tmp_path / "empty").mkdir()
     assert f"error: there are no pictures in {tmp_path / 'empty'}" in run("predict", model, tmp_path / "empty").stderr

@@ -23,6 +23,7 @@ from clipadapter.cli.output import Output, facts
 from clipadapter.cli.predict_models import PredictRequest, check_model, open_model, open_quick_model, open_table_model
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
+from clipadapter.files import suggest_path
 from clipadapter.formatting import describe_unreadable
 from clipadapter.model_folder import CONFIG_FILE
 
@@ -113,9 +114,13 @@ def _report(prediction: Prediction, request: PredictRequest) -> None:
     """
     if prediction.error is None:
         return
+    path, reason = Path(prediction.source), prediction.error
+    if is_missing(path) and any(path == Path(text) for text in request.inputs):
+        hint = suggest_path(path)  # not for each of a list, since it reads the folder
+        reason = f"{reason}.{hint}" if hint else reason
     if request.strict:
-        raise ImageError(prediction.source, prediction.error)
-    request.out.warn(f"{prediction.source}: {prediction.error}")
+        raise ImageError(prediction.source, reason)
+    request.out.warn(f"{prediction.source}: {reason}")
 
 
 def _describe_empty(inputs: Sequence[str]) -> str:
