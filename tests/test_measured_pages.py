@@ -57,7 +57,7 @@ def test_the_page_begins_with_what_was_measured_and_leaves_out_what_was_not(spee
         "- **A study** of 2 heads, 345 fits and evaluations: 61 s ([all heads](#all-heads))."
     ]
     assert "\n## Texts\n" not in page
-    assert re.findall(r"other programs were running \((.*)\)", page) == ["load 3.0 before it began"]
+    assert re.findall(r"other programs were running \((.*)\)", page) == ["3.0 cores were busy before it began"]
     assert "| puts | 2 | 1 | 0.50 (0.40 to 0.60) |" in page
 
 
