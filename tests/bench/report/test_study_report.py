@@ -355,12 +355,10 @@ def test_a_parameter_is_the_axis_of_a_picture(make_run, tmp_path, values):
 
 
 def test_many_heads_and_data_sets_can_be_drawn(make_run, tmp_path):
-    runs = [
-        make_run(f"head {i} $x", n, data=part(d)) for i in range(13) for n in (1, 4) for d in ("pets", "cars", "猫")
-    ]
+    runs = [make_run(f"head {i} $x", n, data=part(d)) for i in range(13) for n in (1, 4) for d in ("pets", "猫")]
     runs += [make_run("fails", error="E: no", data=part("pets"))]
     names = [path.name for path in write_report(joined(suite(), runs), tmp_path)]
-    assert names[4:] == ["mine-1-heat.png", *(f"mine-{i}-curves.png" for i in (2, 3, 4, 5))]
+    assert names[4:] == ["mine-1-heat.png", *(f"mine-{i}-curves.png" for i in (2, 3, 4))]
 
 
 def test_plots_of_an_older_report_are_removed_but_not_those_of_other_suites(study, tmp_path):
