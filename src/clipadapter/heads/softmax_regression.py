@@ -236,7 +236,7 @@ class SoftmaxRegression:
 
     def _curvature(self, direction: Tensor, penalty: Tensor) -> float:
         """Second derivative of the loss along a direction (1 or 2, c, w)."""
-        variance, n_rows = direction.new_zeros(()), sum(len(self.target[rows]) for rows in self.step_blocks)
+        variance, n_rows = direction.new_zeros(()), sum(len(self.centred[rows]) for rows in self.step_blocks)
         for rows in self.step_blocks:
             probability = self._logits(self.point, rows).softmax(dim=0)
             change = self._products(direction, rows)
@@ -251,7 +251,7 @@ class SoftmaxRegression:
         if point[0].any():
             logits = self._products(point, rows)
         else:  # at the start, which is evaluated several times
-            logits = point.new_zeros(point.shape[1], len(self.target[rows]))
+            logits = point.new_zeros(point.shape[1], len(self.centred[rows]))
         if isinstance(self.offset, LinearOffset):
             return self.offset.add_to(logits, rows)
         return logits if self.offset is None else logits.add_(self.offset[:, rows])
