@@ -72,12 +72,12 @@ def suggest_path(missing: Path) -> str:
         first = next((step for step in reversed(steps) if not step.exists()), missing)
         with os.scandir(first.parent) as entries:
             siblings = [entry.name for entry in islice(entries, MAX_COMPARED_NAMES)]
-    except (OSError, ValueError):
+        names = {name.casefold(): name for name in sorted(siblings)}
+        close = difflib.get_close_matches(first.name.casefold(), names, n=3)
+        candidates = (first.with_name(names[name]) / missing.relative_to(first) for name in close)
+        meant = next((path for path in candidates if path.exists()), None)
+    except (OSError, ValueError):  # no right to read a folder, or names that no file can have
         return ""
-    names = {name.casefold(): name for name in sorted(siblings)}
-    close = difflib.get_close_matches(first.name.casefold(), names, n=3)
-    candidates = (first.with_name(names[name]) / missing.relative_to(first) for name in close)
-    meant = next((path for path in candidates if path.exists()), None)
     return f" Did you mean '{printable(meant)}'?" if meant is not None else ""
 
 
@@ -170,10 +170,10 @@ def describe_parquet_error(error: Exception, path: str | Path | None = None) -> 
     >>> describe_parquet_error(ValueError("there is no column 'path'"))
     "there is no column 'path'"
     """
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     if isinstance(error, KeyError):
-        return f"it lacks {error}"
+        return f"it lacks {error.args[0]}"
     if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
         return str(error)
     try:

@@ -23,7 +23,15 @@ from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureStore, extract
 from clipadapter.features.collection import StorageError, _read_bytes, divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, ShardWriter, _ShardActor, extract_with_ray
-from clipadapter.features.shards import import_shards, make_plan, read_feature_shards, shard_name, write_plan
+from clipadapter.features.shards import (
+    _read_columns,
+    count_pictures,
+    import_shards,
+    make_plan,
+    read_feature_shards,
+    shard_name,
+    write_plan,
+)
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -185,7 +193,7 @@ def test_a_damaged_shard_that_another_worker_left_is_named(pictures, tmp_path):
     content = shard.read_bytes()
     for damaged in (content[:-8] + b"x" * 8, bytes(len(content) - 8) + content[-8:]):
         shard.write_bytes(damaged)
-        with pytest.raises(DataError, match=f"{shard.name}' can't be read: .*; if it is damaged, delete it"):
+        with pytest.raises(DataError, match=f"{shard.name}' (is damaged|can't be read): .* delete it"):
             make(pictures, tmp_path / "out", size=100)
 
 
@@ -322,6 +330,15 @@ class BrokenFile(io.BytesIO):
 
     def read(self, size=-1):
         raise OSError("Connection reset by peer\nRequest ID: 7")
+
+
+def test_a_storage_that_fails_is_not_called_damage(pictures, tmp_path):
+    make(pictures, tmp_path / "out", size=100)
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    failing = fs.PyFileSystem(fs.FSSpecHandler(FailingFiles(".parquet")))
+    for read in (count_pictures, lambda *where: _read_columns(*where, ["path"])):
+        with pytest.raises(StorageError, match="can't be read: Connection reset by peer; if it is damaged, delete it"):
+            read(failing, str(shard))
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def run_suite(
     out: Path,
     launcher: Launcher,
     *,
-    device: str = "cpu",
+    device: str | None = None,
     rows: Rows | None = None,
     trackers: Sequence[RunTracker] = (),
     oracle: bool = False,
@@ -92,7 +92,8 @@ def run_suite(
         out: folder of records; see `RecordFolder`. Features go to ``features/``, the plan to ``plans/``.
         launcher: runs the fits.
         device: where heads compute, such as "cpu", "cuda" or "auto"; see `devices.check_device`. "cuda" stands for all
-            GPUs of this machine, "cuda:1" for the second one. Encoders have a device of their own.
+            GPUs of this machine, "cuda:1" for the second one; None for that of the launcher. Encoders have a device of
+            their own.
         rows: rows of the first data set to use in place of a draw, by (shots, seed).
         trackers: called with each run that was made.
         oracle: also record the result of choosing the varied parameter on the test part; these records are marked.
@@ -103,7 +104,8 @@ def run_suite(
         InputError: if a data set does not suit the protocol, the folder can't be written, or the device can't be used.
         DataError: if data can't be read.
     """
-    launcher.device = head_device(check_device(device))
+    if device is not None:
+        launcher.device = head_device(check_device(device))
     launcher.check()
     records = RecordFolder(out)
     records.migrate()

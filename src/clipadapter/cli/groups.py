@@ -62,6 +62,8 @@ def describe_store(parameters: Mapping[str, Any]) -> str:
     if "cache" not in parameters:
         return ""
     file, model = parameters.get("file"), parameters.get("model")
+    if parameters.get("adapt"):  # answers depend on all pictures before them
+        return START_AGAIN
     if file is not None:
         return f"the finished parts of {file} are kept, and the same command continues from there"
     is_file = isinstance(model, Path) and model.is_file()  # an exported model stores no features

@@ -12,8 +12,8 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
@@ -138,32 +138,33 @@ def shard_name(unit: WorkUnit, fingerprint: str) -> str:
 
 
 def encode_pictures(
-    encoder: Encoder, pictures: Iterable[ImageRef], batch_size: int = 32, threads: int = 1
+    encoder: Encoder, pictures: Iterable[ImageRef], readers: Executor, batch_size: int, ahead: int
 ) -> Iterator[ShardRow]:
     """Features of pictures in order. Threads read and prepare pictures while the encoder works.
 
     Args:
         encoder: computes the features.
-        pictures: any number; a few more than a batch are in memory.
+        pictures: any number.
+        readers: threads that read.
         batch_size: pictures encoded at a time.
-        threads: number of threads that read.
+        ahead: pictures in memory beside a batch.
 
     Raises:
         StorageError: if the storage of the pictures does not answer.
     """
     waiting = iter(pictures)
-    with ThreadPoolExecutor(threads, thread_name_prefix="clipadapter-read") as pool:
-        window = deque(pool.submit(_prepare_image, encoder, one) for one in islice(waiting, batch_size + 2 * threads))
-        batch: list[tuple[ShardRow, torch.Tensor | None]] = []
-        try:
-            while window:
-                batch.append(window.popleft().result())
-                window.extend(pool.submit(_prepare_image, encoder, one) for one in islice(waiting, 1))
-                if len(batch) == batch_size or not window:
-                    yield from _encode_batch(encoder, batch)
-                    batch = []
-        finally:
-            pool.shutdown(cancel_futures=True)  # else each picture waits for a server that does not answer
+    window = deque(readers.submit(_prepare_image, encoder, one) for one in islice(waiting, batch_size + ahead))
+    batch: list[tuple[ShardRow, torch.Tensor | None]] = []
+    try:
+        while window:
+            batch.append(window.popleft().result())
+            window.extend(readers.submit(_prepare_image, encoder, one) for one in islice(waiting, 1))
+            if len(batch) == batch_size or not window:
+                yield from _encode_batch(encoder, batch)
+                batch = []
+    finally:
+        for future in window:  # else each picture waits for a server that does not answer
+            future.cancel()
 
 
 def _prepare_image(encoder: Encoder, picture: ImageRef) -> tuple[ShardRow, torch.Tensor | None]:
@@ -213,12 +214,8 @@ def count_pictures(filesystem: Any, path: str) -> tuple[int, int]:
         DataError: if it can't be read.
     """
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
-    try:
-        with filesystem.open_input_file(path) as file:
-            metadata = parquet.read_metadata(file)
-    except (OSError, ValueError) as error:
-        reason = describe_storage_error(error)
-        raise StorageError(f"'{path}' can't be read: {reason}; if it is damaged, delete it and call again") from error
+    with _naming_errors(path), filesystem.open_input_file(path) as file:
+        metadata = parquet.read_metadata(file)
     error_columns = [metadata.row_group(i).column(COLUMNS.index("error")) for i in range(metadata.num_row_groups)]
     return metadata.num_rows, metadata.num_rows - sum(column.statistics.null_count for column in error_columns)
 
@@ -557,25 +554,19 @@ def _shard_paths(filesystem: Any, folder: str, plan: ShardPlan) -> list[str]:
 
 
 def _read_columns(filesystem: Any, path: str, columns: Sequence[str]) -> Any:
-    pa = require("pyarrow", "parquet", PURPOSE)
-    parquet = require("pyarrow.parquet", "parquet", PURPOSE)
-    try:
-        with filesystem.open_input_file(path) as file:
-            table = parquet.ParquetFile(file)
-            if not table.schema_arrow.equals(_table_schema(pa)):
-                raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema_arrow)}")
-            return table.read(columns)
-    except (OSError, ValueError) as error:
-        reason = describe_parquet_error(error)
-        raise DataError(f"'{path}' is damaged: {reason}; delete it and call extract_with_ray again") from error
+    pa, parquet = (require(name, "parquet", PURPOSE) for name in ("pyarrow", "pyarrow.parquet"))
+    with _naming_errors(path), filesystem.open_input_file(path) as file:
+        table = parquet.ParquetFile(file)
+        if not table.schema_arrow.equals(_table_schema(pa)):
+            raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema_arrow)}")
+        return table.read(columns)
 
 
 def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32], list[int]]:
     pa = require("pyarrow", "parquet", PURPOSE)
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
-    try:
-        with filesystem.open_input_file(path) as file:
-            table = parquet.read_table(file)
+    with _naming_errors(path), filesystem.open_input_file(path) as file:
+        table = parquet.read_table(file)
         if not table.schema.equals(_table_schema(pa)):
             raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema)}")
         if (table.schema.metadata or {}).get(b"clipadapter.fingerprint") != plan.fingerprint.encode():
@@ -593,7 +584,17 @@ def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArr
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), plan.dim)
         if table["digest"].take(rows).null_count:
             raise ValueError("a feature has no digest")
-    except (OSError, ValueError) as error:
+    return table, values, rows
+
+
+@contextmanager
+def _naming_errors(path: str) -> Iterator[None]:
+    """Turn errors of the storage and of the format into ours. Some damage is an OSError of pyarrow too."""
+    try:
+        yield
+    except OSError as error:
+        reason = describe_storage_error(error)
+        raise StorageError(f"'{path}' can't be read: {reason}; if it is damaged, delete it and call again") from error
+    except ValueError as error:
         reason = describe_parquet_error(error)
         raise DataError(f"'{path}' is damaged: {reason}; delete it and call extract_with_ray again") from error
-    return table, values, rows

@@ -236,7 +236,7 @@ class TrainedAdapters:
 
 @register_head(
     "clip-adapter",
-    version=4,
+    version=5,
     paper="https://arxiv.org/abs/2110.04544",
     fidelity="verified: `ClipAdapter.official` gives the outputs of the authors' code, which has fixed ratios and one "
     "branch. The default recipe and the choice of the ratio are ours. `ClipAdapter.paper` is written from the paper.",

@@ -28,7 +28,7 @@ from clipadapter.parallel import parallel_map
 
 @register_head(
     "clip-adapter-replay",
-    version=3,
+    version=4,
     paper="https://arxiv.org/abs/2110.04544",
     compare=False,
     fidelity="own: CLIP-Adapter and the replay of stored shots are published. Their combination is ours.",

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from clipadapter.errors import InputError
 from clipadapter.heads.support import SupportSet
+
+
+def check_folds(folds: int) -> None:
+    """Refuse numbers of folds with which nothing is held out, or all.
+
+    Raises:
+        InputError: if there are less than 2.
+    """
+    if folds < 2:
+        raise InputError(f"folds must be 2 or more, but is {folds}")
+
+
+def check_search(parameters: Mapping[str, Any]) -> None:
+    """Refuse such a number in the parameters of a head, if one of them is "auto": else folds may not be used.
+
+    Raises:
+        InputError: as `check_folds`.
+    """
+    if "auto" in parameters.values():
+        check_folds(parameters.get("folds", 2))
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -27,6 +51,7 @@ def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Te
     >>> [(len(train), len(held_out)) for train, held_out in stratified_folds(torch.tensor([0, 0, 0, 0, 1, 1, 2]), 2)]
     [(4, 3), (4, 3)]
     """
+    check_folds(folds)
     generator = torch.Generator().manual_seed(seed)
     fold = torch.full_like(labels, -1)  # -1: never held out
     counts = torch.bincount(labels)
@@ -64,6 +89,7 @@ def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list
     >>> [(len(train), len(held_out)) for train, held_out in iterative_stratification(targets, 2)]
     [(3, 3), (3, 3)]
     """
+    check_folds(folds)
     generator = torch.Generator().manual_seed(seed)
     has_class = targets.bool()
     n, counts = len(has_class), has_class.sum(dim=0)

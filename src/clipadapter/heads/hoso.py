@@ -26,7 +26,7 @@ from clipadapter.heads.warm_start import find_warm_start
 
 @register_head(
     "hoso",
-    version=4,
+    version=5,
     paper="https://arxiv.org/abs/2603.04341",
     fidelity="partial: Written from a short description of the method. That the ratio is learned on one held-out "
     "shot per class is as published. How it is learned, and the recipe, are ours.",

@@ -79,7 +79,7 @@ def search_c(score: Callable[[float], float], steps: int = 8) -> tuple[float, ..
 
 @register_head(
     "linear-probe",
-    version=3,
+    version=4,
     paper="https://arxiv.org/abs/2103.00020",
     fidelity="verified: `LinearProbe.official` with `search_c` gives the values of C and the predictions of CoOp's "
     "code for linear probes. By default C is chosen on held-out shots, and logits are adjusted for unequal shots.",

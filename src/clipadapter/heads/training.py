@@ -22,6 +22,8 @@ from clipadapter.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "cosine-epoch", "constant")
+MAX_RATE_FACTOR = 5.0
+"""Largest factor of the learning rate where a training has fewer epochs: docs/decisions/0040 measured no larger one."""
 WARMUP_LR = 1e-5
 """Learning rate of warm-up epochs, and the lowest of warm-up steps."""
 
@@ -82,12 +84,6 @@ class TrainConfig:
         return cls(**{**{name: getattr(estimator, name) for name in names}, **changes})
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("schedule", self.schedule, SCHEDULES),
-        ):
-            if value not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(value)}")
         check_training(self)
 
     def steps_per_epoch(self, n: int) -> int:
@@ -104,19 +100,20 @@ class TrainConfig:
     def with_max_epochs(self, n: int, max_epochs: int) -> TrainConfig:
         """With fewer epochs over n rows if they are more than this, but with ``steps`` steps in any case.
 
-        The learning rate of AdamW and Adam, whose steps are as long as the rate, rises by as much as the epochs fall:
-        the parameters can go as far.
+        The learning rate of AdamW and Adam, whose steps are as long as the rate, rises by as much as the epochs fall,
+        up to `MAX_RATE_FACTOR`: the parameters can go as far.
 
         >>> config = TrainConfig(optimizer="adamw", lr=0.1, steps=200, batch_size=10)
         >>> fewer = [config.with_max_epochs(1000, limit) for limit in (30, 10, 0)]
         >>> [(each.count_epochs(1000), each.lr) for each in fewer]
-        [(20, 0.1), (10, 0.2), (2, 1.0)]
+        [(20, 0.1), (10, 0.2), (2, 0.5)]
         """
         needed = math.ceil(self.steps / self.steps_per_epoch(n))
         epochs, fewer = self.count_epochs(n), max(needed, max_epochs)
         if epochs <= fewer:
             return self
-        return replace(self, epochs=fewer, lr=self.lr if self.optimizer == "sgd" else self.lr * epochs / fewer)
+        factor = 1.0 if self.optimizer == "sgd" else min(epochs / fewer, MAX_RATE_FACTOR)
+        return replace(self, epochs=fewer, lr=self.lr * factor)
 
     def describe(self, n: int) -> str:
         """What a training on n pictures does, in words.
@@ -152,14 +149,17 @@ class TrainConfig:
 
 
 def check_training(settings: object) -> None:
-    """Refuse numbers with which there is no training.
+    """Refuse settings with which there is no training.
 
     Args:
         settings: has some of the fields of `TrainConfig`. Values that are no numbers, as in "official", pass.
 
     Raises:
-        InputError: if one is out of range.
+        InputError: if one is unknown or out of range.
     """
+    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if (choice := vars(settings).get(name, known[0])) not in known:
+            raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(choice)}")
     for name in ("lr", "steps", "batch_size"):
         value = vars(settings).get(name)
         if isinstance(value, int | float) and not value > 0:

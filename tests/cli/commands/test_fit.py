@@ -249,6 +249,11 @@ def test_views(squares, fit):
         (["--set", "epochs=-3", "--head", "clip-adapter"], "epochs must be 0 or more, but is -3"),
         (["--set", "lr=0", "--head", "clip-adapter"], "lr must be positive, but is 0"),
         (["--set", "folds=0", "--head", "linear-probe"], "folds must be 2 or more, but is 0"),
+        (["--set", "folds=1", "--head", "auto"], "folds must be 2 or more, but is 1"),
+        (
+            ["--set", "schedule=linear", "--head", "clip-adapter"],
+            "schedule must be one of cosine, cosine-epoch, c",
+        ),
         (["--set", "C=-1", "--head", "linear-probe"], "C must be 'auto' or a positive number, but is -1"),
         (["--set", "shrinkage=none", "--head", "gda"], "shrinkage must be one of pooled, published, base-to-new"),
         (["--set", "n_ctx=0", "--head", "coop"], "n_ctx must be 1 or more, but is 0"),

@@ -73,7 +73,7 @@ def list_gpus(device: str) -> list[str]:
     if count < 2:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+    return [name.strip() for name in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
 
 
 def _pool(

@@ -95,7 +95,7 @@ def command(
     opened = model.encoder_
     records = folder / "runs.jsonl"
     draws = range(1, seeds + 1)
-    note_kept(f"the records of finished fits are in {folder}; {encoder_options.kept}")
+    note_kept(f"the records of finished fits are in {folder}, and the same command makes only the other ones")
     result = compare(model, train, test, selected, shots, draws, folds=folds, records=records, progress=out.progress)
     note_backend(opened, model.encoder_, out)
     note_comparison(result, out)

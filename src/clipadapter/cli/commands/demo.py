@@ -90,7 +90,7 @@ def command(
         cache=encoder_options.store,
         progress=out.progress,
     )
-    note_kept(f"the records of finished fits are in {folder}; {encoder_options.kept}")
+    note_kept(f"the records of finished fits are in {folder}, and the same command makes only the other ones")
     records, heads = folder / "runs.jsonl", {name: create_head(name) for name in HEADS}
     draws = range(1, seeds + 1)
     result = compare(

@@ -19,7 +19,7 @@ from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import is_feature_table, is_missing, read_lines
 from clipadapter.cli.option_types import COUNT, FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
-from clipadapter.cli.output import Output, facts
+from clipadapter.cli.output import START_AGAIN, Output, facts, note_kept
 from clipadapter.cli.predict_models import PredictRequest, check_model, open_model, open_quick_model, open_table_model
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
@@ -93,6 +93,8 @@ def command(
     if file is not None:
         _predict_to_file(request, file)
         return
+    if request.tables:
+        note_kept(START_AGAIN)
     n_pictures = n_readable = 0
     for prediction, width in _predict(request):
         n_pictures += 1

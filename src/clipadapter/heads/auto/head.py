@@ -56,7 +56,7 @@ from clipadapter.heads.auto.unlabelled import (
     select_pictures,
 )
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.folds import most_labels_repeat, stratified_folds
+from clipadapter.heads.folds import check_folds, most_labels_repeat, stratified_folds
 from clipadapter.heads.out_of_fold import OutOfFold
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
@@ -94,7 +94,7 @@ PARALLEL_COST_RATIO = 64
 
 @register_head(
     "auto",
-    version=2,
+    version=3,
     fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -156,6 +156,11 @@ class Auto(Head):
 
     folds: int = 4
     seed: int = 0
+
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        check_folds(self.folds)
 
     def _fit(self, shots: SupportSet) -> None:
         self._own_out_of_fold: OutOfFold | None = None
