@@ -77,7 +77,7 @@ def test_an_interrupted_run_says_what_is_kept(bench, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clipadapter.features.extraction.read_image_shrunk", interrupt)
+    monkeypatch.setattr("clipadapter.bench.launch.save_bundle", interrupt)
     result = bench()
     assert result.exit_code == 130
     kept = f"the records of finished fits are in {tmp_path / 'out'}, and features in the feature store; the same"
