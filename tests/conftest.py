@@ -17,6 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # OpenMP reads this when it is loaded. With two threads in each of two processes on two cores, threads of scikit-learn
 # spin while they wait for one another: t-SNE of 112 rows then takes 20 s of CPU instead of 0.2 s.
 os.environ["OMP_NUM_THREADS"] = "1"
+# As in the command line: to search a million objects for garbage after each 700 new ones is a part of every test.
+gc.set_threshold(20_000)
 # What takes long to import is imported in functions: the process that hands out the tests reads this file too.
 CLIP = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import pkgutil
 import shlex
@@ -25,6 +26,8 @@ from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
 
 INTERRUPTED_EXIT_CODE = 130
 ARGUMENTS_KEY = "clipadapter.arguments"
+OBJECTS_PER_COLLECTION = 20_000
+"""New objects after which Python searches for garbage; by default 700."""
 
 
 class Commands(SuggestingGroup):
@@ -125,4 +128,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show must not end a run
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, and may not be UTF-8
-    app(prog_name="clipadapter")
+    # Importing torch makes a million objects that live to the end. To search them for garbage, many times during the
+    # imports and again at the end of the process, takes longer than the imports themselves.
+    gc.set_threshold(OBJECTS_PER_COLLECTION)
+    try:
+        app(prog_name="clipadapter")
+    finally:
+        gc.freeze()
