@@ -81,6 +81,22 @@ def suggest_path(missing: Path) -> str:
     return f" Did you mean '{printable(meant)}'?" if meant is not None else ""
 
 
+def explain_missing(missing: Path, wanted: str = "") -> str:
+    """What follows "there is no PATH" in a message: the path that was probably meant, and what to give.
+
+    Args:
+        missing: a path that does not exist.
+        wanted: what to give, with its article; "" to leave it out.
+
+    >>> explain_missing(Path("nowhere/at/all"), "a folder with pictures")
+    ': give a folder with pictures'
+    """
+    hint = suggest_path(missing)
+    if not wanted:
+        return f".{hint}" if hint else ""
+    return f".{hint} Give {wanted}" if hint else f": give {wanted}"
+
+
 def quote_path(path: str | Path) -> str:
     """A path as one word of a command that a message prints.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clipadapter.errors import DataError
-from clipadapter.files import open_regular, printable, suggest_path
+from clipadapter.files import explain_missing, open_regular, printable
 
 MAX_FILE_BYTES = 256 << 20
 """Largest file that is read."""
@@ -44,9 +44,9 @@ def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
     except DataError:
         raise
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
-        hint = suggest_path(Path(path)) if isinstance(error, FileNotFoundError) else ""
+        hint = explain_missing(Path(path)) if isinstance(error, FileNotFoundError) else ""
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{printable(path)} can't be opened: {reason}{f'.{hint}' if hint else ''}") from error
+        raise DataError(f"{printable(path)} can't be opened: {reason}{hint}") from error
     if len(data) > max_bytes:
         raise DataError(f"{printable(path)} has more than {max_bytes >> 20} MiB, the largest size that is read")
     try:

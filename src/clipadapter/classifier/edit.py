@@ -41,6 +41,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.formatting import format_count
 from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
 from clipadapter.heads.estimator import clone
+from clipadapter.heads.registry import refuse_update
 from clipadapter.persistence import Model
 from clipadapter.registry import unknown
 from clipadapter.uncertainty import Calibrator, DecisionOptions, Uncertainty
@@ -253,9 +254,9 @@ def check_editable(model: Model, edit: Edit) -> None:
             raise InputError(
                 "this model was saved without its shots (fit --no-support), so it can't be changed: fit it again"
             )
-    elif head.transductive or head.tunes_encoder:
-        what = "learned from pictures without labels" if head.transductive else "tuned the encoder on pictures"
-        raise InputError(f"{type(head).__name__} {what}, which are not stored: fit again with all pictures")
+    else:
+        name = type(head).__name__
+        refuse_update(name, transductive=head.transductive, tunes_encoder=head.tunes_encoder)
 
 
 def apply_edit(model: Model, edit: Edit) -> Model:

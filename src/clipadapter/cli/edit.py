@@ -15,8 +15,8 @@ import click
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.options import Command, option_group, output_options, strict_option
 from clipadapter.cli.output import Output, facts, note_kept
-from clipadapter.errors import ArtifactError, DataError, InputError
-from clipadapter.files import quote_path, suggest_path
+from clipadapter.errors import ArtifactError, DataError
+from clipadapter.files import explain_missing, quote_path
 from clipadapter.formats import is_exported
 from clipadapter.formatting import describe_shots, format_count
 
@@ -112,8 +112,7 @@ def collect_pictures(inputs: Sequence[Path]) -> list[Path]:
     pictures: list[Path] = []
     for path in inputs:
         if not path.exists():
-            hint = suggest_path(path)
-            raise DataError(f"{path} does not exist{f'.{hint} Give' if hint else ': give'} {expected}")
+            raise DataError(f"{path} does not exist{explain_missing(path, expected)}")
         new = list_images(path) if path.is_dir() else [path]
         if not new:
             raise DataError(f"{path} has no pictures: give {expected}")
@@ -128,17 +127,13 @@ def _check_head(folder: Path) -> None:
         ArtifactError: if there is no valid model.
         InputError: if it can't be updated.
     """
-    from clipadapter.heads.registry import HEADS
+    from clipadapter.heads.registry import HEADS, refuse_update
     from clipadapter.persistence import read_config
 
     name = read_config(folder).head.name
     declared = HEADS.declared_attributes(name)
-    needed = "pictures without labels" if declared.get("transductive") else "the pictures of the fit"
-    if declared.get("transductive") or declared.get("tunes_encoder"):
-        raise InputError(
-            f"{folder} can't be changed: its head {name} needs {needed} for every change, and the model does not "
-            "store them. Fit again with all pictures"
-        )
+    facts = {fact: bool(declared.get(fact)) for fact in ("transductive", "tunes_encoder")}
+    refuse_update(name, **facts, model=folder)
 
 
 def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from clipadapter.errors import DataError, ImageError, InputError, require
-from clipadapter.files import is_number_list, suggest_path
+from clipadapter.files import explain_missing, is_number_list
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset, Sample
@@ -58,9 +58,7 @@ def list_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         if folder.exists():
             raise DataError(f"'{folder}' is a file: give a folder with pictures")
-        hint = suggest_path(folder)
-        advice = f".{hint} Give" if hint else ": give"
-        raise DataError(f"there is no folder '{folder}'{advice} a folder with pictures")
+        raise DataError(f"there is no folder '{folder}'{explain_missing(folder, 'a folder with pictures')}")
     pictures = list(list_images(folder))
     if not pictures:
         raise DataError(f"there are no pictures in '{folder}': give a folder with pictures")
@@ -192,8 +190,7 @@ def check_picture(path: Path) -> None:
         ImageError: if so.
     """
     if is_missing(path):
-        hint = suggest_path(path)
-        raise ImageError(str(path), f"no such file.{hint}" if hint else "no such file")
+        raise ImageError(str(path), f"no such file{explain_missing(path)}")
 
 
 def path_beside(folder: Path, ending: str) -> Path:

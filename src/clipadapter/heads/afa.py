@@ -112,7 +112,6 @@ class Afa(IncrementalHead):
     seed: int = 0
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
-        self.check_parameters()
         c, d = shots.n_classes, shots.views.shape[2]
         self.sums_ = torch.zeros(c, d, dtype=torch.float64)
         self.residual_, self.offset_ = torch.zeros(c, d, dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
@@ -120,7 +119,6 @@ class Afa(IncrementalHead):
         self._fit_task(shots, self.counts_, None)
 
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        self.check_parameters()
         for name in ("sums_", "residual_", "offset_"):
             setattr(self, name, remap_rows(getattr(self, name), origin))
         bias = torch.where(origin >= 0, remap_rows(self.bias_, origin), -math.inf)

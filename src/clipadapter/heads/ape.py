@@ -127,7 +127,6 @@ class Ape(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
-        self.check_parameters()
         keys, text, labels = cache_keys(shots.views), shots.text, shots.labels
         self.channels_ = select_channels(
             text, keys, labels, self.channels, self.similarity_weight, self.variance_weight

@@ -90,7 +90,6 @@ class ApeT(LabelLossHead, TrainedHead):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
-        self.check_parameters()
         keys, text = cache_keys(shots.views), shots.text
         self.channels_ = select_channels(
             text, keys, shots.labels, self.channels, self.similarity_weight, self.variance_weight

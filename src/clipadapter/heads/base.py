@@ -280,7 +280,7 @@ class Head(Estimator, ABC):
     # Fit
 
     def check_parameters(self) -> None:
-        """Refuse parameters with which no fit is possible; commands call it before they read pictures.
+        """Refuse parameters with which no fit is possible; `fit` calls it, and commands before they read pictures.
 
         Raises:
             InputError: if there is one. The message has the accepted values.
@@ -313,7 +313,7 @@ class Head(Estimator, ABC):
             The head itself.
 
         Raises:
-            InputError: if shapes, widths or labels do not match, or a feature is not finite.
+            InputError: if shapes, widths or labels do not match, a feature is not finite, or a parameter is refused.
         """
         check_feature_names(self, X, reset=True)
         views = as_views(X)
@@ -343,7 +343,7 @@ class Head(Estimator, ABC):
         classes: Array | None = None,
         blocks: Blocks | None = None,
     ) -> tuple[SupportSet, Array]:
-        """The arguments of `fit`, checked, and the classes in order.
+        """The arguments of `fit` and the head's parameters, checked, and the classes in order.
 
         Text features are returned in the order of the classes, so that everything that is learned is in that order.
 
@@ -358,6 +358,7 @@ class Head(Estimator, ABC):
         Raises:
             InputError: if shapes, widths or labels do not match, or the head needs more, or takes less.
         """
+        self.check_parameters()
         views = as_views(X)
         if blocks is None:
             if hasattr(self, "blocks_"):
@@ -557,12 +558,11 @@ class Head(Estimator, ABC):
         missing = [name for name in self.used_blocks() if name not in names]
         if missing:
             raise InputError(f"{type(self).__name__} needs the block {missing[0]!r}")
-        before = self.read_blocks
         other = copy.copy(self)
         other.blocks_, columns = select_blocks(self.blocks_, names)
         other.kept_pictures = None if self.kept_pictures is None else self.kept_pictures[:, columns]
         other.n_features_in_ = total_width(other.blocks_)
-        other._restrict(before, other.read_blocks)
+        other._restrict(self.read_blocks, other.read_blocks)
         return other
 
     def _restrict(self, before: Blocks, after: Blocks) -> None:

@@ -92,7 +92,6 @@ class BdcAdapter(LabelLossHead, TrainedHead):
             raise InputError(f"beta must be 0 or more, but is {self.beta}")
 
     def _fit(self, shots: SupportSet) -> None:
-        self.check_parameters()
         assert shots.text is not None
         order = shots.labels.argsort(stable=True)
         self.labels_, self.counts_ = shots.labels[order], shots.counts

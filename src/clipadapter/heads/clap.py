@@ -67,7 +67,6 @@ class Clap(ZsLp):
             raise InputError(f"strength must be 0 or more, but is {self.strength}")
 
     def _multipliers(self, shots: SupportSet) -> Tensor:
-        self.check_parameters()
         confidence = text_confidence(shots)
         mean = confidence[shots.counts > 0].mean()
         if self.multipliers == "relative":

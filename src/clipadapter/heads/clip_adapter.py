@@ -350,7 +350,6 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         return (config if text_shape is None else self._limit_epochs(config, n, *text_shape)).count_epochs(n)
 
     def _fit(self, shots: SupportSet) -> None:
-        self.check_parameters()
         self._choose_gce_q(shots)
         assert shots.text is not None
         n, d = shots.X.shape

@@ -82,7 +82,6 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
             self.__dict__.pop(f"{name}_", None)
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
         self.losses_ = empty_loss_table()
-        self.check_parameters()
         self._choose_gce_q(shots)
         features = self._input(shots.X)
         self.centre_ = super()._centre(features, shots, torch.arange(len(features)))
@@ -114,7 +113,6 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         return None if centre is None or begun else centre.to(x.dtype)
 
     def _train_task(self, shots: SupportSet) -> None:
-        self.check_parameters()
         check_not_negative(replay=self.replay)
         assert shots.text is not None
         self.bias_ = None

@@ -91,7 +91,6 @@ class CrossModal(LabelLossHead, TrainedHead):
         return self._train_config().count_epochs(len(labels))
 
     def _fit(self, shots: SupportSet) -> None:
-        self.check_parameters()
         assert shots.text is not None
         rows, row_labels = self._text_rows(shots)
         rows, views = shots.scale * unit(rows), shots.scale * unit(shots.views)

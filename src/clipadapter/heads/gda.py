@@ -149,7 +149,6 @@ class Gda(ExactIncrementalHead):
             raise InputError(f"shrinkage must be one of {', '.join(SHRINKAGES)}, but is {brief(self.shrinkage)}")
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
-        self.check_parameters()
         if self.shrinkage == "base-to-new":
             if self.stream:
                 raise InputError("shrinkage 'base-to-new' needs the shots of each class: leave stream at False")

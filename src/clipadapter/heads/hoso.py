@@ -75,7 +75,6 @@ class Hoso(ClipAdapter):
     folds: int = field(default=3, init=False)
 
     def _fit(self, shots: SupportSet) -> None:
-        self.check_parameters()
         self._choose_gce_q(shots)
         assert shots.text is not None
         train_rows, held_out = hold_out_one_per_class(shots.labels, self.seed)

@@ -51,7 +51,6 @@ class Knn(Head):
     mix: float = 0.5
 
     def _fit(self, shots: SupportSet) -> None:
-        self.check_parameters()
         self.keys_, self.labels_, self.n_classes_ = _keys(shots), shots.labels, shots.n_classes
         self.weight_, self.scale_ = shots.text, shots.scale
 
@@ -65,7 +64,6 @@ class Knn(Head):
         return self._mix_with_text(shares, X, getattr(self, "weight_", None), self.scale_)
 
     def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        self.check_parameters()
         n = len(shots.labels)
         if n == 1:
             return None

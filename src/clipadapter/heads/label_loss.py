@@ -55,7 +55,6 @@ class LogitAdjustedHead(Head):
         Args:
             counts: (c,) shots per class that the head is trained on; all zero in the multi-label task.
         """
-        self.check_parameters()
         tau = self.logit_adjustment
         has_shots = counts > 0
         if tau == 0 or not has_shots.any() or counts[has_shots].min() == counts.max():
@@ -95,9 +94,8 @@ class LabelLossHead(LogitAdjustedHead):
         return LabelLoss(self._log_prior(counts), float(self.gce_q_ if self.gce_q == "auto" else self.gce_q))
 
     def _choose_gce_q(self, shots: SupportSet) -> None:
-        """Check q; if it is "auto", choose it and store it as ``gce_q_``."""
+        """If q is "auto", choose it and store it as ``gce_q_``."""
         self.__dict__.pop("gce_q_", None)
-        self.check_parameters()
         if self.gce_q != "auto":
             return
         # The q of the fit to all shots, of which this one leaves some out, or of the fit that this one starts from.

@@ -140,7 +140,6 @@ class LinearProbe(LogitAdjustedHead):
             raise InputError(f"C must be 'auto' or a positive number, but is {brief(self.C)}")
 
     def _fit(self, shots: SupportSet) -> None:
-        self.check_parameters()
         X, labels = self._input(shots.X), shots.labels
         warm_start = find_warm_start(self, shots)
         chosen = self._full_fit if warm_start is None else warm_start.head

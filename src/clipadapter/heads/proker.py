@@ -98,7 +98,6 @@ class Proker(Head):
         return cls(**{"height": None, "text_scale": 1.0, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
-        self.check_parameters()
         rows, labels, text = self._rows(shots)
         self.beta_, lam = self._values(len(shots.labels), shots.n_classes)
         if len(rows) <= MAX_EXACT_ROWS:
@@ -121,7 +120,6 @@ class Proker(Head):
         return self.scale_ * x @ weight.T + _kernel(x, support, self.beta_) @ dual
 
     def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        self.check_parameters()
         rows, labels, text = self._rows(shots)
         n, width = len(shots.labels), len(rows) // len(shots.labels)
         if len(rows) > MAX_FLOAT64_ROWS or n == 1:

@@ -146,7 +146,6 @@ class Rail(ExactIncrementalHead):
         return self.read_width + len(self.classes_) + self.hidden + shots
 
     def _init_sums(self, shots: SupportSet) -> None:
-        self.check_parameters()
         for name in ("products_", "sums_"):
             self.__dict__.pop(name, None)
         self.kept_, self.labels_ = shots.views.new_zeros(0, shots.views.shape[2]), shots.labels[:0]

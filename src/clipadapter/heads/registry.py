@@ -161,3 +161,25 @@ def fidelity_of(name: str) -> Fidelity:
     'own'
     """
     return Fidelity.of(HEADS.info(name).facts) if name in HEADS.list() else Fidelity()
+
+
+def refuse_update(head: str, *, transductive: bool, tunes_encoder: bool, model: object = "this model") -> None:
+    """Refuse to change a model whose head needs pictures for every change that models do not store.
+
+    Args:
+        head: its name.
+        transductive: what the class of the head declares: it learns from pictures without labels.
+        tunes_encoder: the same: it trains through the encoder.
+        model: what the message calls the model.
+
+    Raises:
+        InputError: if the head needs such pictures.
+
+    >>> refuse_update("gda", transductive=False, tunes_encoder=False)
+    """
+    if transductive or tunes_encoder:
+        needed = "pictures without labels" if transductive else "the pictures of the fit"
+        raise InputError(
+            f"{model} can't be changed: its head {head} needs {needed} for every change, and models do not store them. "
+            "Fit again with all pictures"
+        )

@@ -99,7 +99,6 @@ class SsTextU(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
-        self.check_parameters()
         pictures = unit(shots.unlabelled)
         fixed = self.support_weight * labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
         self.marginal_ = self._class_frequencies(shots, pictures)

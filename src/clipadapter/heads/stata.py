@@ -170,7 +170,6 @@ class StatA(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
-        self.check_parameters()
         pictures = unit(shots.unlabelled)  # (u, d)
         used = slice(None) if self.support_weight else slice(0)
         support = unit(shots.X[used])

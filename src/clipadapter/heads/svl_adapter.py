@@ -120,7 +120,6 @@ class SvlAdapter(LabelLossHead, TrainedHead):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
-        self.check_parameters()
         self.weight_, self.scale_ = shots.text, shots.scale
         first = shots.X[:, : shots.text.shape[1]]
         self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)

@@ -215,7 +215,6 @@ class Timo(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
-        self.check_parameters()
         text_shots, basis = _in_span(shots)
         chosen = self._full_fit
         if chosen is None:

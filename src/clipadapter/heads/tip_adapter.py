@@ -121,7 +121,6 @@ class TipAdapter(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
-        self.check_parameters()
         self.keys_, self.labels_ = cache_keys(shots.views), shots.labels if shots.targets is None else None
         self.targets_ = shots.targets
         self.weight_, self.scale_ = shots.text, shots.scale
@@ -147,6 +146,5 @@ class TipAdapter(Head):
 
     def _leave_one_out(self, shots: SupportSet) -> Tensor:
         assert shots.text is not None
-        self.check_parameters()
         zero_shot = cosine_logits(shots.X, shots.text, shots.scale)
         return zero_shot + self.alpha * leave_one_out_cache_logits(shots, self.beta)

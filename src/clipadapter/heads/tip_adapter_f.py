@@ -93,7 +93,6 @@ class TipAdapterF(LabelLossHead, TrainedHead):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
-        self.check_parameters()
         self.labels_, self.weight_, self.scale_ = shots.labels, shots.text, shots.scale
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
         self.keys_ = self._train(shots, shots.text, cache_keys(shots.views))

@@ -101,7 +101,6 @@ class TransClip(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
-        self.check_parameters()
         warn_if_few_classes(estimate_pool_frequencies(shots), "transclip")
         used = slice(None) if self.support_weight else slice(0)
         onehot = shots.onehot[used]

@@ -98,7 +98,6 @@ class Zlap(Head):
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
-        self.check_parameters()
         warn_if_few_classes(estimate_pool_frequencies(shots), "zlap")
         used = slice(None) if self.support_weight else slice(0)
         u, c = len(shots.unlabelled), shots.n_classes

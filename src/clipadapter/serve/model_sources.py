@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
-from clipadapter.files import quote_path, suggest_path
+from clipadapter.files import explain_missing, quote_path
 from clipadapter.formats import DEFAULT_FORMAT, companion_files, export_suffixes, get_format, is_exported
 from clipadapter.formats.checksum import add_bytes, check_file, open_model
 
@@ -112,9 +112,8 @@ def find_sources(spec: str) -> list[ModelSource]:
         name, _, after = spec.partition("=")
         path = Path(after)
     if not path.exists():
-        hint = suggest_path(path)
-        advice = f".{hint} Give" if hint else ": give"
-        raise ArtifactError(f"there is no {path}{advice} an exported file, a folder of them, or a saved model")
+        wanted = "an exported file, a folder of them, or a saved model"
+        raise ArtifactError(f"there is no {path}{explain_missing(path, wanted)}")
     if path.is_file() and is_exported(path):
         return [ModelSource(name or path.stem, path)]
     if path.is_file():

@@ -61,7 +61,6 @@ class ClipLora(LayerTuner):
     weight_decay: float = 1e-2
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        self.check_parameters()
         drop = SeededDropout(self.dropout, generator, tunable.device)
         arrays: dict[str, Tensor] = {}
         layers_of = self._tower_layers(tunable)

@@ -65,7 +65,6 @@ class ClipSvd(LayerTuner):
     lr: float = 2e-3
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        self.check_parameters()
         arrays: dict[str, Tensor] = {}
         layers_of = self._tower_layers(tunable)
         for tower, layers in layers_of.items():

@@ -65,7 +65,6 @@ class DeepPromptTuner(TowerTuner):
 
     def check_encoder(self, tunable: Encoder) -> None:
         """Refuse an encoder without places for so many prompts in both towers."""
-        self.check_parameters()
         context_length = open_prompt_places(tunable).context_length
         if self.n_ctx + 3 > context_length:
             raise InputError(

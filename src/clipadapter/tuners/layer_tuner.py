@@ -58,7 +58,6 @@ class LayerTuner(TowerTuner):
         )
 
     def _merge(self, tunable: Encoder) -> str:
-        self.check_parameters()
         layers_of = self._tower_layers(tunable)
         for tower, layers in layers_of.items():
             if not self._merge_tower(tower, layers):

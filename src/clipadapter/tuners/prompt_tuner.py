@@ -188,7 +188,6 @@ class PromptTuner(ScheduledHead):
 
     def _initial_prompts(self, shots: SupportSet) -> tuple[Prompts, Tensor]:
         """Prompts of the classes, and the context to begin with."""
-        self.check_parameters()
         tower = _require(shots.tower)()
         start = None if self.ctx_init is None else context_from_words(tower, self.ctx_init)
         n_ctx = self.n_ctx if start is None else len(start)

@@ -74,7 +74,6 @@ class TwoStage(TowerTuner):
     stage1_share: float = 0.6
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
-        self.check_parameters()
         arrays: dict[str, Tensor] = {}
         starts: list[Callable[[], None]] = []
         norms_of = self._tower_norms(tunable)
@@ -123,7 +122,6 @@ class TwoStage(TowerTuner):
         return self._stage1_checkpoint
 
     def _merge(self, tunable: Encoder) -> str:
-        self.check_parameters()
         norms_of = self._tower_norms(tunable)
         for tower, norms in norms_of.items():
             values = getattr(self, f"{tower}_norms_", None)
@@ -141,7 +139,6 @@ class TwoStage(TowerTuner):
     def _fit(self, shots: SupportSet) -> None:
         """The second stage: class vectors from features of the tuned encoder."""
         self._arrays()
-        self.check_parameters()
         assert shots.text is not None
         shots_per_class = round(len(shots.labels) / len(shots.labels.unique()))
         config = self._stage_config(self._stage_steps(shots_per_class)[1])

@@ -23,7 +23,7 @@ from clipadapter.cli.output import START_AGAIN, Output, facts, note_kept
 from clipadapter.cli.predict_models import PredictRequest, check_model, open_model, open_quick_model, open_table_model
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
-from clipadapter.files import suggest_path
+from clipadapter.files import explain_missing
 from clipadapter.formatting import describe_unreadable
 from clipadapter.model_folder import CONFIG_FILE
 
@@ -118,8 +118,7 @@ def _report(prediction: Prediction, request: PredictRequest) -> None:
         return
     path, reason = Path(prediction.source), prediction.error
     if is_missing(path) and any(path == Path(text) for text in request.inputs):
-        hint = suggest_path(path)  # not for each of a list, since it reads the folder
-        reason = f"{reason}.{hint}" if hint else reason
+        reason += explain_missing(path)  # not for each of a list, since it reads the folder
     if request.strict:
         raise ImageError(prediction.source, reason)
     request.out.warn(f"{prediction.source}: {reason}")
