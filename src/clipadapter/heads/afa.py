@@ -42,10 +42,10 @@ from torch import Tensor
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.cache import check_not_negative
 from clipadapter.heads.gaussian import ClassGaussians, linear_log_density
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.lbfgs import descend
+from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
 from clipadapter.parallel import limit_threads

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, Preset, SupportSet
-from clipadapter.heads.cache import cache_keys, cache_logits, check_not_negative, grid_values
-from clipadapter.heads.channel_selection import select_channels
+from clipadapter.heads.cache import cache_keys, cache_logits, grid_values
+from clipadapter.heads.channel_selection import check_channels, select_channels
+from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 
 EPSILON = 1e-6
@@ -123,6 +124,7 @@ class Ape(Head):
         """See `Head.check_parameters`."""
         super().check_parameters()
         check_not_negative(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
+        check_channels(self.channels)
         check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
 
     def _fit(self, shots: SupportSet) -> None:

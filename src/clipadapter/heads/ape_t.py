@@ -16,9 +16,10 @@ from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines, check_not_negative
-from clipadapter.heads.channel_selection import select_channels
+from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines
+from clipadapter.heads.channel_selection import check_channels, select_channels
 from clipadapter.heads.label_loss import LabelLossHead
+from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
 
@@ -86,6 +87,7 @@ class ApeT(LabelLossHead, TrainedHead):
         """See `Head.check_parameters`."""
         super().check_parameters()
         check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
+        check_channels(self.channels)
         check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
 
     def _fit(self, shots: SupportSet) -> None:

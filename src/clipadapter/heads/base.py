@@ -25,7 +25,7 @@ from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.formatting import format_list
 from clipadapter.functional import unit
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
-from clipadapter.heads.folds import check_search
+from clipadapter.heads.parameters import check_common
 from clipadapter.heads.placement import fit_on_device, predict_on_device
 from clipadapter.heads.reading import Reads, blocks_to_read, check_blocks, take_columns
 from clipadapter.heads.registry import HEADS
@@ -285,7 +285,7 @@ class Head(Estimator, ABC):
         Raises:
             InputError: if there is one. The message has the accepted values.
         """
-        check_search(self.get_params(deep=False))
+        check_common(self.get_params(deep=False))
 
     def fit(
         self,

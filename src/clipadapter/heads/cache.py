@@ -10,14 +10,12 @@ with keys F and one-hot labels L. A is written once, in `affinity_`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.support import SupportSet
 
@@ -194,13 +192,6 @@ def _sum_by_class(affinities: Tensor, labels: Tensor, n_classes: int) -> Tensor:
         # The ONNX graph that torch writes for index_add keeps only one of the rows of a class.
         return sums.scatter_add(0, labels[:, None].expand_as(affinities), affinities).T
     return sums.index_add(0, labels, affinities).T
-
-
-def check_not_negative(**parameters: float) -> None:
-    """Refuse parameters that are negative or not finite, by name."""
-    for name, value in parameters.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} must be 0 or more and finite, but is {value}")
 
 
 def grid_values(start: float, stop: float, steps: int) -> tuple[float, ...]:

@@ -33,6 +33,12 @@ def interclass_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
     return pairs / (c * (c - 1))
 
 
+def check_channels(fraction: float) -> None:
+    """Refuse fractions of the channels that are not above 0 and up to 1."""
+    if not 0 < fraction <= 1:
+        raise InputError(f"channels must be a fraction above 0 and up to 1, but is {fraction}")
+
+
 def select_channels(
     text: Tensor, keys: Tensor, labels: Tensor, fraction: float, similarity_weight: float, variance_weight: float
 ) -> Tensor:
@@ -53,8 +59,6 @@ def select_channels(
     >>> select_channels(text, text, torch.tensor([0, 1]), 0.67, 0.5, 0.5)
     tensor([1, 2])
     """
-    if not 0 < fraction <= 1:
-        raise InputError(f"channels must be a fraction above 0 and up to 1, but is {fraction}")
     similarity = interclass_similarity(text, keys, labels)
     criterion = variance_weight * text.var(dim=0) - similarity_weight * similarity  # unbiased variance
     return criterion.argsort(descending=True, stable=True)[: max(1, round(fraction * text.shape[1]))]

@@ -31,6 +31,7 @@ from clipadapter.heads.folds import hyperparameter_folds
 from clipadapter.heads.label_loss import LabelLossHead, class_counts
 from clipadapter.heads.losses import LabelLoss, Loss
 from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
+from clipadapter.heads.parameters import check_at_least, check_not_negative, check_positive
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import (
     CANDIDATE_RATIOS,
@@ -587,13 +588,12 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         super().check_parameters()
         if self.branch not in BRANCHES:
             raise InputError(f"branch must be one of {', '.join(BRANCHES)}, but is {brief(self.branch)}")
-        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
-            check_ratio(name, value)
+        check_ratio("alpha", self.alpha)
+        check_ratio("beta", self.beta)
+        check_at_least(1, hidden=self.hidden)
+        check_positive(reduction=self.reduction, temperature=self.temperature)
+        check_not_negative(noise=self.noise)
         if isinstance(self.epochs, str) and self.epochs != "coop":
             raise InputError(f"epochs must be a number, None or 'coop', but is {brief(self.epochs)}")
-        if not self.noise >= 0:
-            raise InputError(f"noise must be 0 or more, but is {self.noise}")
-        if not self.temperature > 0:
-            raise InputError(f"temperature must be positive, but is {self.temperature}")
         if self.zero_init and self.final_relu:
             raise InputError("zero_init with final_relu never trains: the gradient of a ReLU at zero is zero")

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.cache import check_not_negative
 from clipadapter.heads.clip_adapter import ADAPTER_TENSORS, Adapter, ClipAdapter
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.losses import Loss
+from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import choose_ratio, empty_loss_table, expected_ratio
 from clipadapter.parallel import parallel_map
@@ -112,8 +112,12 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         begun = self.bias and Adapter.of_head(self, x.dtype) is not None  # it is in the bias already
         return None if centre is None or begun else centre.to(x.dtype)
 
-    def _train_task(self, shots: SupportSet) -> None:
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
         check_not_negative(replay=self.replay)
+
+    def _train_task(self, shots: SupportSet) -> None:
         assert shots.text is not None
         self.bias_ = None
         n, n_views, d = shots.views.shape

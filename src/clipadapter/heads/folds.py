@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError
+from clipadapter.heads.parameters import check_folds
 from clipadapter.heads.support import SupportSet
-
-
-def check_folds(folds: int) -> None:
-    """Refuse numbers of folds with which nothing is held out, or all.
-
-    Raises:
-        InputError: if there are less than 2.
-    """
-    if folds < 2:
-        raise InputError(f"folds must be 2 or more, but is {folds}")
-
-
-def check_search(parameters: Mapping[str, Any]) -> None:
-    """Refuse such a number in the parameters of a head, if one of them is "auto": else folds may not be used.
-
-    Raises:
-        InputError: as `check_folds`.
-    """
-    if "auto" in parameters.values():
-        check_folds(parameters.get("folds", 2))
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:

@@ -38,7 +38,6 @@ from typing_extensions import Self
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.cache import check_not_negative
 from clipadapter.heads.estimator import check_is_fitted
 from clipadapter.heads.gaussian import (
     MIN_TRACE,
@@ -54,6 +53,7 @@ from clipadapter.heads.incremental import (
     pack_lower_triangle,
     unpack_lower_triangle,
 )
+from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text import TextFeatures
 from clipadapter.heads.warm_start import remap_rows

@@ -49,6 +49,11 @@ class LinearAdapterHead(LabelLossHead, TrainedHead):
     batch_size: int | None = 256  # type: ignore[assignment] # other heads have no use for None
     cycle_views: bool = False
 
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        check_penalty(self.penalty)
+
     def _shift_shape(self, shots: SupportSet) -> tuple[int, int]:
         """Rows and columns of the matrix that is trained."""
         d = shots.views.shape[2]
@@ -148,6 +153,12 @@ class _SquaredNorm(torch.autograd.Function):
         return shift * (2 * ctx.penalty * grads[0]), None
 
 
+def check_penalty(penalty: float | str) -> None:
+    """Refuse a penalty that is neither "auto", "1/n" nor a number from 0."""
+    if penalty not in ("auto", "1/n") and (isinstance(penalty, str) or not penalty >= 0):
+        raise InputError(f"penalty must be 'auto', '1/n' or a number from 0, but is {brief(penalty)}")
+
+
 def penalty_strength(penalty: float | str, shots: SupportSet) -> float:
     """What the penalty is multiplied by.
 
@@ -155,13 +166,8 @@ def penalty_strength(penalty: float | str, shots: SupportSet) -> float:
         penalty: a number; "1/n" for one over the mean number of shots of the classes that have any; "auto" for the same
             times (logit scale / 100) squared: one on the change of the logits, which means the same at any scale.
         shots: what a head is fitted to.
-
-    Raises:
-        InputError: if it is none of these.
     """
     if penalty in ("auto", "1/n"):
         reciprocal = float((shots.counts > 0).sum() / shots.counts.sum())
         return reciprocal * (shots.scale / CLIP_SCALE) ** 2 if penalty == "auto" else reciprocal
-    if isinstance(penalty, str) or not penalty >= 0:
-        raise InputError(f"penalty must be 'auto', '1/n' or a number from 0, but is {brief(penalty)}")
     return float(penalty)

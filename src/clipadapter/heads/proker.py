@@ -29,6 +29,7 @@ from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.cache import affinity_
+from clipadapter.heads.parameters import check_not_negative, check_positive
 from clipadapter.heads.registry import register_head
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -142,10 +143,9 @@ class Proker(Head):
         super().check_parameters()
         if self.views not in VIEWS:
             raise InputError(f"views must be one of {', '.join(VIEWS)}, but is {brief(self.views)}")
-        for name in ("lam", "landmarks", "text_ridge"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be positive, but is {value}")
+        check_positive(lam=self.lam, landmarks=self.landmarks, text_ridge=self.text_ridge)
+        if self.beta is not None:
+            check_not_negative(beta=self.beta)
 
     def _rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, Tensor]:
         """Unit rows to fit to, with the views of a shot next to each other, their labels, and text in float64."""

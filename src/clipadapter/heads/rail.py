@@ -40,13 +40,13 @@ from typing_extensions import Self
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.cache import check_not_negative
 from clipadapter.heads.incremental import (
     ExactIncrementalHead,
     find_remaining_rows,
     pack_lower_triangle,
     unpack_lower_triangle,
 )
+from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.support import Array
 from clipadapter.heads.warm_start import remap_rows

@@ -24,6 +24,8 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.registry import register_head
 
+ANCHORS = ("class", "shots", "confidence")
+
 
 @register_head(
     "ss-text",
@@ -63,6 +65,12 @@ class SsText(Head):
             changes: parameters to override.
         """
         return cls(**{"anchor": "shots", **changes})
+
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        if isinstance(self.anchor, str) and self.anchor not in ANCHORS:
+            raise InputError(f"anchor must be one of {', '.join(ANCHORS)} or a number, but is {brief(self.anchor)}")
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -112,11 +120,8 @@ class SsText(Head):
 
     def _pull(self, shots: SupportSet, counts: Tensor, n: int, confidence: Tensor) -> Tensor:
         """Factors s / (n lambda_k) of the sums of the shots; 0 for a class without shots."""
-        anchors = {"class": 1 / counts.clamp_min(1), "shots": torch.full_like(counts, 1 / n), "confidence": confidence}
         if isinstance(self.anchor, str):
-            if self.anchor not in anchors:
-                raise InputError(f"anchor must be one of {', '.join(anchors)} or a number, but is {brief(self.anchor)}")
-            lam = anchors[self.anchor]
+            lam = (1 / counts.clamp_min(1), torch.full_like(counts, 1 / n), confidence)[ANCHORS.index(self.anchor)]
         else:
             lam = torch.full_like(counts, self.anchor)
         return torch.where(counts > 0, shots.scale / (n * lam.clamp_min(self.floor)), 0.0)

@@ -96,6 +96,8 @@ class SsTextU(Head):
                 raise InputError(f"{name} must not be negative, but is {brief(getattr(self, name))}")
         if self.start not in STARTS:
             raise InputError(f"start must be one of {', '.join(STARTS)}, but is {brief(self.start)}")
+        if self.marginal not in MARGINALS:
+            parse_marginal(self.marginal)
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
@@ -123,13 +125,7 @@ class SsTextU(Head):
             return estimate_pool_frequencies(shots)
         if self.marginal in ("shots", "uniform"):
             return class_marginal(shots.counts if self.marginal == "shots" else torch.ones_like(shots.counts))
-        try:
-            numbers = self.marginal.split(",") if isinstance(self.marginal, str) else self.marginal
-            marginal = torch.tensor([float(number) for number in numbers], dtype=pictures.dtype)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"marginal must be one of {', '.join(MARGINALS)} or one number per class, but is {brief(self.marginal)}"
-            ) from None
+        marginal = torch.tensor(parse_marginal(self.marginal), dtype=pictures.dtype)
         if marginal.shape != (shots.n_classes,) or not (marginal >= 0).all() or not 0 < marginal.sum() < torch.inf:
             raise InputError(
                 f"marginal must have one number per class, {shots.n_classes} in all, none negative, but is "
@@ -193,6 +189,23 @@ def labelled_part(rows: Tensor, labels: Tensor, n_classes: int, scale: float) ->
     """
     sums = rows.new_zeros(n_classes, rows.shape[1]).index_add_(0, labels, rows)
     return sums * (scale / len(labels) * torch.bincount(labels, minlength=n_classes).to(rows.dtype))[:, None]
+
+
+def parse_marginal(marginal: str | Sequence[float]) -> list[float]:
+    """The numbers of a marginal, which the command line gives as text.
+
+    Raises:
+        InputError: if these are no numbers.
+
+    >>> parse_marginal("1,2")
+    [1.0, 2.0]
+    """
+    try:
+        return [float(number) for number in (marginal.split(",") if isinstance(marginal, str) else marginal)]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"marginal must be one of {', '.join(MARGINALS)} or one number per class, but is {brief(marginal)}"
+        ) from None
 
 
 def class_marginal(counts: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
+from clipadapter.heads.parameters import check_at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
 from clipadapter.heads.warm_start import find_warm_start
@@ -117,6 +118,7 @@ class SvlAdapter(LabelLossHead, TrainedHead):
         super().check_parameters()
         if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):
             raise InputError(f"blend must be 0 to 1 or 'auto', but is {brief(self.blend)}")
+        check_at_least(1, hidden=self.hidden)
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

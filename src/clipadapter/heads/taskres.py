@@ -26,7 +26,7 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.text_residual import scale_text, train_residual
+from clipadapter.heads.text_residual import check_text_norm, scale_text, train_residual
 from clipadapter.heads.training import ScheduledHead, TrainConfig
 from clipadapter.heads.warm_start import find_warm_start
 
@@ -107,6 +107,13 @@ class TaskRes(LabelLossHead, ScheduledHead):
         """
         return cls(**{**OFFICIAL, **changes})
 
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        check_text_norm(self.text_norm)
+        if isinstance(self.epochs, str) and self.epochs != "official":
+            raise InputError(f"epochs must be a number, None or 'official', but is {brief(self.epochs)}")
+
     def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""
         return self._train_config(int(torch.bincount(labels).max())).count_epochs(len(labels))
@@ -138,6 +145,4 @@ class TaskRes(LabelLossHead, ScheduledHead):
         epochs = self.epochs
         if epochs == "official":
             epochs = OFFICIAL_FEW_SHOT_EPOCHS if shots_per_class <= OFFICIAL_FEW_SHOTS else OFFICIAL_EPOCHS
-        if isinstance(epochs, str):
-            raise InputError(f"epochs must be a number, None or 'official', but is {brief(epochs)}")
         return TrainConfig.from_estimator(self, epochs=epochs)

@@ -18,6 +18,15 @@ TEXT_NORM = 0.1
 un-normalised text vectors have, and then a step or penalty means the same change of the logits at every scale."""
 
 
+def check_text_norm(text_norm: float | str | Sequence[float]) -> None:
+    """Refuse lengths of class text that are neither positive numbers nor "auto"."""
+    if isinstance(text_norm, str) or text_norm is None:
+        if text_norm != "auto":
+            raise InputError(f"text_norm must be 'auto', a number or one number per class, but is {brief(text_norm)}")
+    elif not (torch.as_tensor(text_norm, dtype=torch.float64) > 0).all():
+        raise InputError(f"text_norm must be positive, but is {brief(text_norm)}")
+
+
 def scale_text(shots: SupportSet, text_norm: float | str | Sequence[float]) -> Tensor:
     """Class text (c, d) with the length that steps and penalties are relative to.
 
@@ -26,18 +35,14 @@ def scale_text(shots: SupportSet, text_norm: float | str | Sequence[float]) -> T
         text_norm: one length, one per class, or "auto" for a tenth of the encoder's logit scale.
 
     Raises:
-        InputError: if a length is not positive, or there is another number of them than of classes.
+        InputError: if there is another number of lengths than of classes.
     """
     assert shots.text is not None
     if isinstance(text_norm, str):
-        if text_norm != "auto":
-            raise InputError(f"text_norm must be 'auto', a number or one number per class, but is {brief(text_norm)}")
         return shots.text * (TEXT_NORM * shots.scale)
     lengths = torch.as_tensor(text_norm, dtype=shots.text.dtype).flatten()
     if len(lengths) not in (1, shots.n_classes):
         raise InputError(f"text_norm has {len(lengths)} numbers, but there are {shots.n_classes} classes")
-    if not (lengths > 0).all():
-        raise InputError(f"text_norm must be positive, but is {brief(text_norm)}")
     return shots.text * lengths[:, None]
 
 

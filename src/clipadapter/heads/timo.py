@@ -39,10 +39,11 @@ from typing_extensions import Self
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.cache import cache_keys, check_not_negative
+from clipadapter.heads.cache import cache_keys
 from clipadapter.heads.folds import hyperparameter_folds
 from clipadapter.heads.gaussian import MIN_TRACE, GaussianMoments, accumulate
 from clipadapter.heads.out_of_fold import mean_shots_per_class
+from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
 

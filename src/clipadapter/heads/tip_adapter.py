@@ -28,12 +28,12 @@ from clipadapter.heads.cache import (
     INITIAL_BETA,
     cache_keys,
     cache_logits,
-    check_not_negative,
     grid_values,
     leave_one_out_cache_logits,
     multilabel_cache_logits,
 )
 from clipadapter.heads.multilabel import add_bias, fit_bias
+from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 
 SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(

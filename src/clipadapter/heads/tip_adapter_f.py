@@ -16,15 +16,9 @@ from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import (
-    INITIAL_ALPHA,
-    INITIAL_BETA,
-    cache_keys,
-    cache_logits,
-    cache_logits_of_cosines,
-    check_not_negative,
-)
+from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, cache_keys, cache_logits, cache_logits_of_cosines
 from clipadapter.heads.label_loss import LabelLossHead
+from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
 

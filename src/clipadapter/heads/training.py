@@ -164,6 +164,9 @@ def check_training(settings: object) -> None:
         value = vars(settings).get(name)
         if isinstance(value, int | float) and not value > 0:
             raise InputError(f"{name} must be positive, but is {value}")
+    momentum = vars(settings).get("momentum", 0.0)
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum must be 0 or more and less than 1, but is {momentum}")
     for name in ("epochs", "weight_decay", "warmup_epochs"):
         value = vars(settings).get(name)
         if isinstance(value, int | float) and not value >= 0:
@@ -220,10 +223,6 @@ class EarlyStopping:
 
     loss: Callable[[], Tensor]
     patience: int
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise InputError(f"patience must be 1 epoch or more, or None, but is {self.patience}")
 
 
 class CheckpointStore(Protocol):

@@ -17,7 +17,6 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import warn_if_few_classes
@@ -28,6 +27,7 @@ from clipadapter.heads.neighbour_graph import (
     nearest_neighbours,
     neighbour_assignments,
 )
+from clipadapter.heads.parameters import check_at_least, check_not_negative
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import estimate_pool_frequencies
 
@@ -96,8 +96,8 @@ class TransClip(Head):
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""
         super().check_parameters()
-        if self.support_weight < 0 or self.neighbours < 1 or self.confident < 1:
-            raise InputError("support_weight must not be negative, neighbours and confident must be 1 or more")
+        check_not_negative(support_weight=self.support_weight, updates=self.updates, inner=self.inner)
+        check_at_least(1, neighbours=self.neighbours, confident=self.confident)
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None

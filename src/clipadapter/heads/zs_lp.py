@@ -22,7 +22,7 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.text_residual import scale_text, train_residual
+from clipadapter.heads.text_residual import check_text_norm, scale_text, train_residual
 from clipadapter.heads.training import ScheduledHead, TrainConfig
 from clipadapter.heads.warm_start import find_warm_start
 
@@ -78,6 +78,11 @@ class ZsLp(LabelLossHead, ScheduledHead):
             "logit_adjustment": 0.0,
         }
         return cls(**{**recipe, **changes})
+
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        check_text_norm(self.text_norm)
 
     def _fit(self, shots: SupportSet) -> None:
         base = scale_text(shots, self.text_norm)

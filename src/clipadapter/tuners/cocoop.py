@@ -24,6 +24,7 @@ from typing_extensions import Self
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
+from clipadapter.heads.parameters import check_positive
 from clipadapter.heads.support import Array
 from clipadapter.tuners.prompt_tuner import GIGABYTE, PromptTuner
 from clipadapter.tuners.prompts import Prompts
@@ -72,6 +73,11 @@ class CoCoOp(PromptTuner):
     csc: bool = field(default=False, init=False)
     epochs: int | None = 10
     batch_size: int = 1
+
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        check_positive(reduction=self.reduction)
 
     def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._initial_prompts(shots)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipadapter.heads import register_head
+from clipadapter.heads.parameters import check_positive
 from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
@@ -43,6 +44,11 @@ class ProGrad(PromptTuner):
 
     strength: float = 1.0
     temperature: float = 1.0
+
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        check_positive(temperature=self.temperature)
 
     def _loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and distillation (2,)."""

@@ -265,7 +265,7 @@ class PromptTuner(ScheduledHead):
         for name, known in (("class_token", CLASS_TOKENS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(getattr(self, name))}")
-        for name in ("n_ctx", "epochs"):
+        for name in ("n_ctx", "epochs", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be 1 or more, but is {value}")

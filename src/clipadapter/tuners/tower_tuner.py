@@ -96,6 +96,12 @@ class TowerTuner(TrainedHead):
     precision: str = "fp32"
     checkpoint: float | None = 30.0
 
+    def check_parameters(self) -> None:
+        """See `Head.check_parameters`."""
+        super().check_parameters()
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(self.precision)}")
+
     @abstractmethod
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         """Put parameters into the towers of the tunable copy.
@@ -182,8 +188,7 @@ class TowerTuner(TrainedHead):
         Raises:
             InputError: if the encoder can't be tuned, shapes or labels don't go together, or the loss is not finite.
         """
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(self.precision)}")
+        self.check_parameters()
         tunable = open_tunable_copy(encoder)
         self.check_encoder(tunable)
         names = {name: i for i, name in enumerate(prompts)}

@@ -56,8 +56,9 @@ from clipadapter.heads.auto.unlabelled import (
     select_pictures,
 )
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.folds import check_folds, most_labels_repeat, stratified_folds
+from clipadapter.heads.folds import most_labels_repeat, stratified_folds
 from clipadapter.heads.out_of_fold import OutOfFold
+from clipadapter.heads.parameters import check_folds
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
 from clipadapter.parallel import limit_threads, parallel_map
