@@ -163,7 +163,7 @@ def test_length_of_features_and_order_of_classes_do_not_matter(factor, order, se
     ("params", "words"),
     [
         ({"alpha": -1.0}, "alpha must be 0 or more"),
-        ({"gamma": math.nan}, "gamma must be 0 or more"),
+        ({"gamma": math.nan}, "gamma must be a finite number"),
         ({"channels": 0.0}, "channels must be a fraction"),
         ({"channels": 500}, "channels must be a fraction"),
         ({"variance_weight": -0.1}, "variance_weight must be 0 or more"),

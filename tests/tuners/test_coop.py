@@ -173,7 +173,7 @@ def test_bf16_is_left_where_class_vectors_are_far():
         ({"n_ctx": 0}, "n_ctx must be 1 or more"),
         ({"epochs": 0}, "epochs must be 1 or more"),
         ({"memory": 0}, "memory must be more"),
-        ({"patience": 0}, "patience must be 1 epoch or more"),
+        ({"patience": 0}, "patience must be 1 or more"),
     ],
 )
 def test_parameters_are_checked(change, words):
