@@ -125,8 +125,8 @@ class PredictionFile:
         write_atomically(self.folder / RUN_FILE, json.dumps(self.run, indent=1))
         for unfinished in filter(_is_unfinished, list(self.folder.iterdir())):
             unfinished.unlink(missing_ok=True)
-        found = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.stem))
-        self._parts = [path for i, path in enumerate(found) if path.name.startswith(f"{i:08}-")]
+        parts = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.stem))
+        self._parts = [path for i, path in enumerate(parts) if path.name.startswith(f"{i:08}-")]
         self._n_kept = self.n_rows = self.n_unreadable = 0
 
     def __enter__(self) -> PredictionFile:

@@ -206,9 +206,9 @@ def find_device(name: str) -> str:
     device = check_device(name)
     context = click.get_current_context(silent=True)
     if name == "auto" and context is not None:
-        found = "cpu (no GPU that PyTorch can use)" if device == "cpu" else device
-        found = describe_device(device) if device.startswith("cuda") else found
-        Output(quiet=context.params.get("quiet", False)).note(f"device: {found}")
+        description = "cpu (no GPU that PyTorch can use)" if device == "cpu" else device
+        description = describe_device(device) if device.startswith("cuda") else description
+        Output(quiet=context.params.get("quiet", False)).note(f"device: {description}")
     return device
 
 

@@ -164,8 +164,8 @@ def source_convolutions(name: str, is_convolution: bool, inputs: Iterable[frozen
     >>> source_convolutions("conv1", True, [NO_NAMES]) == source_convolutions("relu", False, [frozenset({"conv1"})])
     True
     """
-    found = NO_NAMES.union(*inputs)
-    return frozenset({name}) if is_convolution and not found else found
+    sources = NO_NAMES.union(*inputs)
+    return frozenset({name}) if is_convolution and not sources else sources
 
 
 def first_of_each_network(convolutions: Sequence[tuple[str, frozenset[str]]], n: int) -> list[str]:

@@ -197,19 +197,19 @@ def _contrasts(rows: Array, labels: Array) -> Array:
     contrasts = [np.zeros((0, rows.shape[1]))]
     for k in np.unique(counts[counts > 1]):
         class_rows = rows[order[first[counts == k][:, None] + np.arange(k)]]  # (classes of k shots, k, d)
-        contrasts.append((_helmert(int(k)) @ class_rows).reshape(-1, rows.shape[1]))
+        contrasts.append(_helmert_contrasts(class_rows).reshape(-1, rows.shape[1]))
     return np.concatenate(contrasts)
 
 
-def _helmert(k: int) -> Array:
-    """(k - 1, k) orthonormal rows: each element against the mean of those before it.
+def _helmert_contrasts(rows: Array) -> Array:
+    """(c, k - 1, d) of rows (c, k, d): each against the mean of those before it, orthonormal combinations of the k.
 
-    >>> _helmert(2).round(4)
-    array([[-0.7071,  0.7071]])
+    >>> _helmert_contrasts(np.array([[[1.0], [3.0]]])).round(4).tolist()
+    [[[1.4142]]]
     """
-    before = np.arange(1, k)[:, None]
-    columns = np.arange(k)
-    return np.asarray(np.sqrt(before / (before + 1)) * ((columns == before) - (columns < before) / before))
+    n_before = np.arange(1, rows.shape[1])[:, None]
+    means_before = rows.cumsum(axis=1)[:, :-1] / n_before
+    return np.asarray(np.sqrt(n_before / (n_before + 1)) * (rows[:, 1:] - means_before))
 
 
 def _shrink_covariance(means: Array, contrasts: Array) -> tuple[ClassGaussians, float]:
