@@ -114,17 +114,17 @@ def test_a_missing_extra_names_the_install_command(tmp_path, monkeypatch, run):
 
 @pytest.mark.slow
 def test_some_textiles_with_the_real_encoder(tmp_path, run, monkeypatch):
-    """Sixteen pictures a class of the real data set; chance is a third."""
+    """Ten pictures a class of the real data set; chance is a third."""
     monkeypatch.setitem(ClipAdapter.__init__.__kwdefaults__, "steps", 40)  # enough to be better than zero-shot
     for name in textiles().class_names:
-        paths = [sample.path for sample in textiles().samples if sample.label == name][:16]
+        paths = [sample.path for sample in textiles().samples if sample.label == name][:10]
         (tmp_path / "data" / name).mkdir(parents=True)
         for path in paths:
             shutil.copy(path, tmp_path / "data" / name)
-    args = ("demo", "--data", tmp_path / "data", "--shots", "8", "--seeds", 1, "--out", tmp_path / "out")
+    args = ("demo", "--data", tmp_path / "data", "--shots", "5", "--seeds", 1, "--out", tmp_path / "out")
     result = run(*args, "--cache", tmp_path / "features.sqlite")
     assert result.exit_code == 0, result.stderr
     found = {run.head: run for run in read_runs(tmp_path / "out" / "runs.jsonl")}
-    assert found["linear-probe"].n_test == 24 and found["linear-probe"].encoder.name.startswith("lite[final,")
+    assert found["linear-probe"].n_test == 15 and found["linear-probe"].encoder.name.startswith("lite[final,")
     assert found["linear-probe"].metrics.accuracy > 0.5
     assert found["clip-adapter"].metrics.accuracy > found["zero-shot"].metrics.accuracy
