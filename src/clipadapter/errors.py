@@ -85,6 +85,10 @@ class ImageError(DataError):
         self.source = source
         self.reason = reason
 
+    def without_traceback(self) -> ImageError:
+        """The error to store: the frames of a traceback, its own or that of its cause, hold the pixels of the picture."""
+        return ImageError(self.source, self.reason)
+
 
 class DataWarning(UserWarning):
     """Files were read or left out in a way that a user may not expect, such as an animation of which one frame is read.

@@ -26,8 +26,9 @@ from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
 
 INTERRUPTED_EXIT_CODE = 130
 ARGUMENTS_KEY = "clipadapter.arguments"
-OBJECTS_PER_COLLECTION = 20_000
-"""New objects after which Python searches for garbage; by default 700."""
+GARBAGE_THRESHOLDS = (5_000, 10, 100)
+"""New objects per search of them for garbage, such searches per search of older objects, and those per search of all.
+Python's own are 700, 10 and 10. With 20,000 new objects the memory of a server grew by requests with damaged pictures."""
 
 
 class Commands(SuggestingGroup):
@@ -128,9 +129,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show must not end a run
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, and may not be UTF-8
-    # Importing torch makes a million objects that live to the end. To search them for garbage, many times during the
-    # imports and again at the end of the process, takes longer than the imports themselves.
-    gc.set_threshold(OBJECTS_PER_COLLECTION)
+    # Importing torch makes a million objects that live to the end. To search them all for garbage, many times during the
+    # imports and again at the end of the process, takes nearly as long as the imports themselves.
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     try:
         app(prog_name="clipadapter")
     finally:

@@ -477,7 +477,7 @@ def prepare_image(job: ExtractionJob, position: int) -> PreparedImage | Extracte
         with _lock_image(job, source):
             images = _decode(job, source, data, list(missing))
     except ImageError as error:
-        return ExtractedImage(position, error)
+        return ExtractedImage(position, error.without_traceback())
     for (i, p), one in missing.items():
         view = augment(images[i, p], job.views, i, digest, passes[p].info.image_size)
         picture.pixels[one] = passes[p].preprocess(view)

@@ -463,7 +463,7 @@ class UnlabelledImages:
             data = image_bytes(source)
             read = self._read(source, data if not isinstance(source, Image.Image | np.ndarray) else None)
         except ImageError as error:
-            return error
+            return error.without_traceback()
         return blake2b(data, digest_size=16).hexdigest(), read
 
     def _read(self, source: ImageSource, data: bytes | None) -> Tensor:
