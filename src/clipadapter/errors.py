@@ -86,7 +86,7 @@ class ImageError(DataError):
         self.reason = reason
 
     def without_traceback(self) -> ImageError:
-        """The error to store: the frames of a traceback, its own or that of its cause, hold the pixels of the picture."""
+        """The error to store: the frames of tracebacks, its own and its cause's, hold the pixels of the picture."""
         return ImageError(self.source, self.reason)
 
 
