@@ -28,7 +28,7 @@ INTERRUPTED_EXIT_CODE = 130
 ARGUMENTS_KEY = "clipadapter.arguments"
 GARBAGE_THRESHOLDS = (5_000, 10, 100)
 """New objects per search of them for garbage, such searches per search of older objects, and those per search of all.
-Python's own are 700, 10 and 10. With 20,000 new objects the memory of a server grew by requests with damaged pictures."""
+Python's own are 700, 10 and 10. With 20,000 new objects, requests with damaged pictures made a server grow."""
 
 
 class Commands(SuggestingGroup):
