@@ -8,6 +8,7 @@ import json
 import math
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,19 @@ def sealed(tmp_path_factory):
         patch.setattr(socket.socket, "connect", refuse)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_has_one_thread():
+    """Torch has one thread when tests begin, and when those of a file end.
+
+    With two, products of all later tests wait for one another: conv nets take up to ten times as long.
+    """
+    yield
+    if torch := sys.modules.get("torch"):
+        number = torch.get_num_threads()
+        torch.set_num_threads(1)
+        assert number == 1, f"tests of this file left torch with {number} threads"
 
 
 @pytest.fixture(scope="session")

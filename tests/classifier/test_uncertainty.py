@@ -1,5 +1,6 @@
 """`FewShotClassifier` with uncertainty: calibration, rejection, prediction sets and costs, also after saving."""
 
+import functools
 import json
 import sys
 
@@ -31,7 +32,9 @@ def squares(each=6, seed=0, colours=COLOURS, noise=60):
 GREYS = squares(each=4, seed=5, colours={"grey": (200, 200, 200)})[0]
 
 
+@functools.cache
 def fitted(**options):
+    """A model of red, green and blue squares; no test changes it."""
     head = options.pop("head", "auto")
     model = FewShotClassifier(encoder="toy", cache=None, head=head, uncertainty=UncertaintyOptions(**options))
     return model.fit(*squares())

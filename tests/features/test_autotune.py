@@ -80,12 +80,12 @@ def test_measurements_are_noted_and_saved(lite, pictures, monkeypatch):
     assert (again.info.backend, again.info.precision) == (first.info.backend, first.info.precision)
 
 
-def test_other_pictures_are_measured_anew(lite, pictures, own_cache, monkeypatch):
+def test_other_pictures_are_measured_anew(opened, pictures, own_cache, monkeypatch):
     monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
-    choose_backend(lite, pictures[:4])
+    choose_backend(opened("tiny"), pictures[:4])
     monkeypatch.setattr(autotune, "measure", None)
     with pytest.raises(TypeError):
-        choose_backend(lite, pictures[4:])
+        choose_backend(opened("tiny"), pictures[4:])
 
 
 def test_stored_features_are_not_computed_in_another_precision(lite, pictures, own_cache, monkeypatch):
@@ -194,15 +194,14 @@ def test_int8_needs_pictures_that_can_be_read(lite, tmp_path):
         choose_backend(lite, [tmp_path / "no.png"], backend="openvino", precision="int8")
 
 
-def test_a_saved_model_remembers_its_precision(pictures, tmp_path):
+def test_a_saved_model_remembers_its_precision(opened, pictures, tmp_path):
     labels = ["red", "blue"] * 6
-    model = FewShotClassifier("lite", precision="bf16").fit(pictures, labels)
+    model = FewShotClassifier(opened("tiny").info.name, "linear-probe", precision="bf16").fit(pictures, labels)
     model.save(tmp_path / "model")
     loaded = FewShotClassifier.load(tmp_path / "model")
     assert loaded.encoder_.info.precision == "bf16"
-    assert (
-        loaded.encoder_.info.fingerprint == model.encoder_.info.fingerprint != create_encoder("lite").info.fingerprint
-    )
+    fingerprint = loaded.encoder_.info.fingerprint
+    assert fingerprint == model.encoder_.info.fingerprint != opened("tiny").info.fingerprint
     np.testing.assert_allclose(loaded.logits(pictures), model.logits(pictures), rtol=1e-5)
     exact = FewShotClassifier.load(tmp_path / "model", precision="fp32")
     assert exact.encoder_.info.precision == "fp32"
@@ -222,8 +221,10 @@ def test_an_int8_model_predicts_in_fp32_where_its_tower_is_missing(opened, pictu
     assert loaded.predict(pictures) == labels
 
 
-def test_another_encoder_is_refused_whatever_its_precision(pictures, tmp_path):
-    model = FewShotClassifier("lite", precision="bf16").fit(pictures, ["red", "blue"] * 6)
+def test_another_encoder_is_refused_whatever_its_precision(opened, pictures, tmp_path):
+    model = FewShotClassifier(opened("tiny").info.name, "prototype", precision="bf16").fit(
+        pictures, ["red", "blue"] * 6
+    )
     model.save(tmp_path / "model")
     with pytest.raises(FingerprintError):
         FewShotClassifier.load(tmp_path / "model", encoder="toy")
@@ -236,8 +237,9 @@ def test_the_plain_backend_gives_the_plain_features(lite, pictures):
     )
 
 
-def test_many_pictures_to_predict_choose_the_backend_but_not_the_precision(pictures, own_cache, monkeypatch):
-    model = FewShotClassifier("lite", "zero-shot", cache=None).fit(pictures, ["red", "blue"] * 6)
+def test_many_pictures_to_predict_choose_the_backend_but_not_the_precision(opened, pictures, own_cache, monkeypatch):
+    name = opened("tiny").info.name
+    model = FewShotClassifier(name, "linear-probe", cache=None).fit(pictures, ["red", "blue"] * 6)
     assert model.encoder_.info.backend == "torch"  # few pictures
     expected, tried = model.classify(pictures), set()
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
@@ -49,6 +50,14 @@ def pictures(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(path)
     return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def threads_stay():
+    """A worker takes as many threads as it has cores, here in the process of the tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def make(source, out, size=6, filesystem=None, only=None, encoder="toy"):

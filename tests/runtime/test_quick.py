@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 
@@ -50,13 +51,19 @@ def fitted(tmp_path_factory):
     return FewShotClassifier(encoder="lite").fit(paths, labels), paths
 
 
+@pytest.fixture(scope="module")
+def made_ready(fitted, tmp_path_factory):
+    """The folder of the fitted model, made ready."""
+    folder = fitted[0].save(tmp_path_factory.mktemp("saved") / "model")
+    assert fitted[0].make_quick(folder)
+    return folder
+
+
 @pytest.fixture
-def saved(fitted, tmp_path):
-    """A copy of the fitted model, the folder where it is made ready, and its pictures."""
-    model, paths = copy.copy(fitted[0]), fitted[1]
-    model.save(tmp_path / "model")
-    assert model.make_quick(tmp_path / "model")
-    return model, tmp_path / "model", paths
+def saved(fitted, made_ready, tmp_path):
+    """A copy of the fitted model, a copy of the folder where it was made ready, and its pictures."""
+    model, paths = fitted
+    return copy.copy(model), shutil.copytree(made_ready, tmp_path / "model"), paths
 
 
 def test_it_says_what_the_model_says_without_torch(saved):

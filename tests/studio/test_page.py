@@ -45,6 +45,20 @@ def page(tmp_path, local, monkeypatch):
     gc.collect()  # now, while their warnings are passed over
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A page that is served, for tests that only send requests: the page and its address."""
+    made = build_page(tmp_path_factory.mktemp("served") / "p", encoder="toy", cache=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", socket.socket.__bases__[0].connect)  # to ask whether it is there
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        _, url, _ = made.launch(prevent_thread_lock=True)
+        yield made, url
+    made.close(verbose=False)
+    made.session.close()
+    asyncio.set_event_loop(None)
+
+
 def get(url, **headers):
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
@@ -83,8 +97,8 @@ def test_a_picture_to_try_is_passed_on_as_it_was_uploaded(page, tmp_path):
     assert tried.preprocess(None) is None
 
 
-def test_requests_that_name_another_host_are_refused(page):
-    _, url, _ = page.launch(prevent_thread_lock=True)
+def test_requests_that_name_another_host_are_refused(served, local):
+    _, url = served
     assert get(url, Host="attacker.example")[0] == 400
     assert get(url, Host="localhost")[0] == 200
 
@@ -92,14 +106,14 @@ def test_requests_that_name_another_host_are_refused(page):
 @pytest.mark.parametrize(
     "path", ["file=https://example.com/a.png", "file=HTTP:/example.com/a.png", "proxy=https://a.hf.space/x"]
 )
-def test_the_server_fetches_nothing_from_another_host(page, local, path):
-    _, url, _ = page.launch(prevent_thread_lock=True)
+def test_the_server_fetches_nothing_from_another_host(served, local, path):
+    _, url = served
     assert get(f"{url}gradio_api/{path}")[0] == 403
     assert all(address[0] in ("127.0.0.1", "::1") for address in local if isinstance(address, tuple))
 
 
-def test_no_function_of_the_page_is_a_public_endpoint(page):
-    _, url, _ = page.launch(prevent_thread_lock=True)
+def test_no_function_of_the_page_is_a_public_endpoint(served, local):
+    _, url = served
     status, text = get(f"{url}gradio_api/info")
     assert status == 200 and '"named_endpoints":{}' in text.replace(" ", "")
 
@@ -109,9 +123,9 @@ def test_a_password_is_required_for_every_path(page):
     assert get(f"{url}config")[0] == get(f"{url}gradio_api/file=/x")[0] == 401
 
 
-def test_telemetry_is_off(page):
+def test_telemetry_is_off(served, local):
+    page, url = served
     assert page.analytics_enabled is False
-    _, url, _ = page.launch(prevent_thread_lock=True)
     assert page.run_history is False and "fonts.googleapis" not in get(url)[1]
 
 
@@ -167,8 +181,8 @@ def test_the_space_of_the_docs_can_be_built(tmp_path, monkeypatch):
     names["page"].session.close()
 
 
-def test_uploads_from_pages_of_other_hosts_are_refused(page, tmp_path):
-    _, url, _ = page.launch(prevent_thread_lock=True)
+def test_uploads_from_pages_of_other_hosts_are_refused(served, local):
+    _, url = served
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\ndata\r\n--x--\r\n'
 
     def post(**headers):

@@ -99,7 +99,7 @@ def test_shards_give_the_predictions_of_their_pictures_without_opening_any(mixed
     units = divide_collection(system, source, 3)
     plan = make_plan("toy", encoder, [shard_name(unit, encoder.info.fingerprint) for unit in units])
     write_plan(target, folder, plan)
-    writer = ShardWriter(RayJob(plan, system, target, folder, 4, 2, "cpu"))
+    writer = ShardWriter(RayJob(plan, system, target, folder, 4, 1, "cpu"))  # with one core: it sets torch's threads
     assert [writer.write_unit(unit) for unit in units] == [(3, 0), (3, 1), (1, 0)]
     shutil.rmtree(mixed)
     records = written(run, tmp_path / "answers.parquet", probe, tmp_path / "shards", "--top", 2)[1]
