@@ -14,7 +14,8 @@ import torch
 from clipadapter.bench import FEATURES, RecordFolder, run_suite, save_bundle
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import ARRAYS_FILE, FACTS_FILE
-from clipadapter.bench.launchers import Job, create_launcher, list_launchers
+from clipadapter.bench.launchers import Job, create_launcher, list_launchers, register_launcher
+from clipadapter.bench.launchers.base import LAUNCHERS
 from clipadapter.bench.launchers.ray import get_bundle_folder, unpack_bundle
 from clipadapter.bench.suite import parse_suite
 from clipadapter.errors import InputError, MissingExtraError, UnknownNameError
@@ -80,6 +81,26 @@ def test_launchers_are_listed_and_a_typo_gets_a_hint():
     assert list_launchers() == ["local", "ray"]
     with pytest.raises(UnknownNameError, match="Did you mean 'local'"):
         create_launcher("locl")
+
+
+@pytest.fixture
+def narrow_launcher():
+    """A registered launcher whose constructor takes no device."""
+
+    class Narrow(type(create_launcher("local"))):
+        def __init__(self, workers=None, memory=0):
+            super().__init__(workers, memory)
+
+    register_launcher("narrow")(Narrow)
+    yield Narrow
+    del LAUNCHERS._entries["narrow"]
+
+
+def test_a_launcher_of_a_plug_in_that_takes_no_device_is_refused_with_what_it_must_take(narrow_launcher):
+    with pytest.raises(
+        InputError, match=r"'narrow': .*Narrow can't be created with workers, memory and device .*its con"
+    ):
+        create_launcher("narrow")
 
 
 def test_one_worker_is_this_process():

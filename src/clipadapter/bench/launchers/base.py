@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+from clipadapter.errors import InputError
 from clipadapter.registry import Registry
 
 MAX_ATTEMPTS = 3
@@ -75,4 +77,21 @@ class Launcher(ABC):
 LAUNCHERS: Registry[Launcher] = Registry("launcher", "clipadapter.bench.launchers")
 register_launcher = LAUNCHERS.register
 list_launchers = LAUNCHERS.list
-create_launcher = LAUNCHERS.create
+
+
+def create_launcher(name: str, workers: int | None = None, memory: int = 0, device: str = "cpu") -> Launcher:
+    """A new launcher by name. The arguments are those of `Launcher`.
+
+    Raises:
+        UnknownNameError: if no launcher has this name.
+        InputError: if the class, such as that of a plug-in, does not take these arguments.
+    """
+    cls = LAUNCHERS.info(name).cls
+    try:
+        inspect.signature(cls).bind(workers=workers, memory=memory, device=device)
+    except TypeError as error:
+        raise InputError(
+            f"launcher '{name}': {cls.__module__}.{cls.__qualname__} can't be created with workers, memory and device "
+            f"({error}): its constructor must take these three, and pass them to that of Launcher"
+        ) from error
+    return cls(workers=workers, memory=memory, device=device)
