@@ -12,7 +12,9 @@ from clipadapter.bench.launchers.base import LAUNCHERS
 from clipadapter.bench.protocols import PROTOCOLS
 from clipadapter.declarations import PackageSource
 from clipadapter.encoders.registry import ENCODERS
+from clipadapter.errors import UnknownNameError
 from clipadapter.heads.registry import HEADS, Fidelity
+from clipadapter.registry import unknown
 
 REGISTRIES = {registry.kind: registry for registry in (BACKENDS, ENCODERS, HEADS, LAUNCHERS, PROTOCOLS)}
 SOURCE = PackageSource("clipadapter.heads", "clipadapter.tuners")
@@ -51,6 +53,13 @@ def test_names_of_heads_and_encoders_are_read_without_torch():
         "assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_name_in_capitals_gets_the_hint_of_the_same_letters():
+    with pytest.raises(UnknownNameError, match="'CLIP-Adapter'. Did you mean 'clip-adapter'?"):
+        HEADS.check("CLIP-Adapter")
+    with pytest.raises(UnknownNameError, match="'hatt'. Did you mean 'Hat'?"):
+        raise unknown("class", "hatt", ["Hat", "Shoe"])
 
 
 @pytest.mark.parametrize("name", HEADS.list())

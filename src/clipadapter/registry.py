@@ -63,8 +63,9 @@ def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
     >>> print(unknown("head", "tip-adaptor", ["knn", "tip-adapter"]))
     no head is called 'tip-adaptor'. Did you mean 'tip-adapter'? Known: knn, tip-adapter
     """
-    close = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    by_folded = {each.casefold(): each for each in known}
+    close = difflib.get_close_matches(name.casefold(), list(by_folded), n=1) if isinstance(name, str) else []
+    hint = f" Did you mean '{by_folded[close[0]]}'?" if close else ""
     shown = f"'{name}'" if isinstance(name, str) and len(name) <= MAX_BRIEF_CHARACTERS else brief(name)
     more = f" and {len(known) - MAX_LISTED_NAMES} more" if len(known) > MAX_LISTED_NAMES else ""
     names = ", ".join(known[:MAX_LISTED_NAMES]) or "none"
