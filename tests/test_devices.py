@@ -38,6 +38,13 @@ def test_cuda_is_refused_with_the_reason(version, reason, monkeypatch):
         check_device("cuda")
 
 
+@pytest.mark.skipif(torch.backends.mps.is_built(), reason="this build of torch has mps")
+def test_a_device_that_torch_was_built_without_is_refused_in_one_sentence():
+    with pytest.raises(InputError, match=r"\(torch .* has no mps\): give cpu or auto$") as error:
+        check_device("mps")
+    assert len(str(error.value)) < 120  # torch's own text lists all its backends
+
+
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:x", None, 1.5])
 def test_a_name_of_no_device_is_refused(device):
     with pytest.raises(InputError, match="give cpu, cuda, mps, xpu or auto"):

@@ -62,7 +62,8 @@ def check_device(device: str) -> str:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         count = f"; it has {torch.cuda.device_count()} of cuda, counted from 0" if kind == "cuda" else ""
-        reason = str(error).split("\n")[0]
+        is_absent = isinstance(error, NotImplementedError)  # whose text lists all backends of torch
+        reason = f"torch {torch.__version__} has no {kind}" if is_absent else str(error).split("\n")[0]
         raise InputError(
             f"the device '{device}' can't be used on this machine ({reason}){count}: give cpu or auto"
         ) from error
