@@ -109,13 +109,18 @@ def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
     [
         ('encoders = ["lit"]', "no encoder is called 'lit'. Did you mean 'lite'?"),
         ('encoders = ["toy[final,simclr:nowhere/final]"]', "there is no .*nowhere"),
+        (
+            'encoders = ["toy"]\nshots = [1, 4]',
+            "4 shots take all 12 pictures, so that none is left .* with numbers below 4",
+        ),
         ('protocol = "base-to-new"\nencoders = ["toy"]', "is not divided into train and test"),
         ('prompts = [{label = "a", descriptions = true}]\nencoders = ["toy"]', "give them with --descriptions FILE"),
         ('prompts = [{label = "a", templates = "imagenet8"}]\nencoders = ["toy"]', "imagenet8"),
     ],
 )
 def test_a_suite_that_cannot_run_does_not_pass_its_dry_run(run, squares, tmp_path, line, problem):
-    (tmp_path / "own.toml").write_text(f'title = "t"\nheads = ["knn"]\nshots = [1]\nseeds = [1]\n{line}\n')
+    lines = ['title = "t"', 'heads = ["knn"]', "seeds = [1]", line, *([] if "shots" in line else ["shots = [1]"])]
+    (tmp_path / "own.toml").write_text("\n".join(lines))
     place = ("--data", squares, "--out", tmp_path / "out")
     for dry in (("--dry-run",), ()):
         result = run("bench", "run", tmp_path / "own.toml", *place, *dry)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.plan import Rows, draw_all_shots
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, Protocol, ProtocolInputs
 from clipadapter.bench.sources import (
+    Source,
     build_shard_bundle,
     extract_dataset,
     extract_drawn_shots,
@@ -14,6 +18,7 @@ from clipadapter.bench.sources import (
     open_feature_shards,
 )
 from clipadapter.bench.suite import Suite
+from clipadapter.errors import InputError
 
 
 @register_protocol("few-shot")
@@ -26,6 +31,21 @@ class FewShot(Protocol):
     }
     report_columns = "shots"
     accepts_features = True
+
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+        """As `Protocol.check_sources`; of a data set without a test part the shots must leave pictures to test on."""
+        super().check_sources(suite, sources, rows)
+        for source in sources if rows is None else ():
+            if isinstance(source, str) or source.test is not None:
+                continue
+            labels = source.train.labels
+            most = max(Counter(labels).values(), default=0)
+            if too_many := [shots for shots in suite.shots if shots >= most]:
+                raise InputError(
+                    f"'{source.spec}' has no test part, and {too_many[0]} shots take all {len(labels)} pictures, so "
+                    f"that none is left to test on: give --shots with numbers below {most}, or a folder with train "
+                    "and test"
+                )
 
     def load_features(self, suite: Suite, spec: str, rows: Rows | None) -> tuple[Bundle, Rows | None]:
         """As `Protocol.load_features`; of shards with a test part only the drawn rows of the training part are read."""
