@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,15 @@ main()
     full_searches, searched_at_the_end = map(int, done.stderr.split())
     assert full_searches == 0
     assert searched_at_the_end < 1000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_full_disk_is_one_line():
+    code = "from clipadapter.cli.app import main; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code, "heads"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output can't be written: No space left on device\n"
 
 
 @pytest.mark.parametrize(("args", "code"), [(["--version"], 0), (["scan", "no/such/folder"], 1), (["scna"], 2)])

@@ -25,6 +25,7 @@ from clipadapter.cli.output import KEPT_KEY, Failure
 from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
 
 INTERRUPTED_EXIT_CODE = 130
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 ARGUMENTS_KEY = "clipadapter.arguments"
 GARBAGE_THRESHOLDS = (5_000, 10, 100)
 """New objects per search of them for garbage, such searches per search of older objects, and those per search of all.
@@ -82,8 +83,12 @@ class Commands(SuggestingGroup):
             if missing is None or ctx.params["debug"]:
                 raise
             raise Failure(str(missing)) from error
-        except OSError as error:  # only errors about a file are the user's; a closed pipe is not an error
-            if ctx.params["debug"] or not error.filename or error.errno == errno.EPIPE:
+        except OSError as error:  # only errors about a file or a disk are the user's; a closed pipe is not an error
+            if ctx.params["debug"] or error.errno == errno.EPIPE:
+                raise
+            if error.errno in DISK_FULL and not error.filename:  # such as standard output
+                raise Failure(f"the output can't be written: {error.strerror}") from error
+            if not error.filename:
                 raise
             raise Failure(f"{error.filename!s} can't be used: {error.strerror}") from error
         except KeyboardInterrupt:
