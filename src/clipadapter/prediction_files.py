@@ -7,6 +7,7 @@ are joined and the folder is removed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -30,6 +31,8 @@ MAX_SHOWN_VALUE = 40
 PURPOSE = "A Parquet file of predictions"
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
+"""Errors of a file system, such as some over a network, that has no locks."""
 RUN_KEY = "clipadapter.predictions"
 """Key of the run in the metadata of a Parquet file, by which it is known as a file of predictions."""
 PARTS_SUFFIX = ".parts"
@@ -301,7 +304,7 @@ def _is_unfinished(path: Path) -> bool:
 def _lock(folder: Path) -> BinaryIO:
     """Make a folder with a lock that no other process can take until this one ends, however it ends.
 
-    On Windows there is none.
+    On Windows, and on a file system without locks, there is none.
     """
     refusal = f"another process writes to {folder}: wait for it, or give another name"
     try:
@@ -316,6 +319,8 @@ def _lock(folder: Path) -> BinaryIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_there = os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
         except OSError as error:
+            if error.errno in NO_LOCKS:
+                return file
             file.close()
             raise InputError(refusal) from error
         if not is_there:  # the lock of a folder that was removed, beside which there may be another one

@@ -1,6 +1,7 @@
 """``predict --out`` and predictions from tables of features; what is predicted is in `test_predict.py`."""
 
 import csv
+import errno
 import json
 import shutil
 
@@ -305,6 +306,23 @@ def test_what_a_killed_run_left_is_no_obstacle(tmp_path):
         (folder / ".hidden").mkdir()
     with PredictionFile(path, {}):
         assert (folder / ".hidden").is_dir()
+
+
+def test_a_file_system_without_locks_can_be_written(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with PredictionFile(tmp_path / "answers.csv", {}) as file:
+        assert file.folder.is_dir()
+
+
+def test_a_bar_is_shown_where_no_predictions_are_printed(squares, model, tmp_path, run, monkeypatch):
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda stream: True, raising=False)
+    assert "12/12" not in run("predict", model, squares).stderr  # it would be between the lines of a terminal
+    assert "12/12" in run("predict", model, squares, "--out", tmp_path / "answers.csv").stderr
 
 
 def test_two_writers_never_share_parts(tmp_path, monkeypatch):

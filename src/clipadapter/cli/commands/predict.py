@@ -253,7 +253,7 @@ def _write_picture_predictions(request: PredictRequest, file: PredictionFile) ->
     model = open_model(request)
     rows: list[Prediction] = []
     started = time.monotonic()
-    with _bar(total, request, initial=n_earlier) as bar:
+    with _bar(total, request, initial=n_earlier, prints_rows=False) as bar:
         for prediction in model.predict(_note_facts(remaining, taken)):
             _report(prediction, request)
             rows.append(prediction)
@@ -314,7 +314,7 @@ def _write_table_predictions(request: PredictRequest, file: PredictionFile) -> i
             first += length
         first_rows.append(first)
     n_earlier = file.n_rows
-    with _bar(None, request, "rows", n_earlier) as bar:
+    with _bar(None, request, "rows", n_earlier, prints_rows=False) as bar:
         for position, (first, n) in enumerate(zip(first_rows, n_rows, strict=True)):
             for part in _gather(_without_unreadable(model.answer_file(position, first), request), ROWS_PER_PART):
                 length = sum(map(len, part))
@@ -365,9 +365,11 @@ def _count(pictures: list[Path] | Iterator[Path | None]) -> int | None:
     return len(pictures) if isinstance(pictures, list) else None
 
 
-def _bar(total: int | None, request: PredictRequest, what: str = "pictures", initial: int = 0) -> tqdm[Any]:
+def _bar(
+    total: int | None, request: PredictRequest, what: str = "pictures", initial: int = 0, prints_rows: bool = True
+) -> tqdm[Any]:
     """A progress bar, which is not shown between predictions on a terminal."""
-    is_hidden = not request.out.progress or sys.stdout.isatty()
+    is_hidden = not request.out.progress or (prints_rows and sys.stdout.isatty())
     return tqdm(total=total, initial=initial, desc=what, unit="img", disable=is_hidden)
 
 
