@@ -212,7 +212,7 @@ def check_output_file(path: Path | None, *inputs: Path, suffixes: Sequence[str] 
         suffixes: allowed suffixes; none if all are.
 
     Raises:
-        InputError: if it is one of the inputs, not a regular file, or has another suffix.
+        InputError: if it is one of the inputs, not a regular file, has another suffix, or its folder can't be written.
     """
     if path is None:
         return
@@ -223,6 +223,17 @@ def check_output_file(path: Path | None, *inputs: Path, suffixes: Sequence[str] 
         raise InputError(f"{path} is not a regular file: give another name")
     if any(path.resolve() == other.resolve() for other in inputs):
         raise InputError(f"{path} is an input: give another name for the output")
+    check_output_parent(path)
+
+
+def check_output_parent(path: Path) -> None:
+    """Refuse, before the work, a file in a folder that can't be written.
+
+    Raises:
+        InputError: if so.
+    """
+    if blocked := find_unwritable_parent(path.parent):
+        raise InputError(f"can't write {path}: {blocked} is not a folder that you may write to; give another name")
 
 
 def check_output_folder(folder: Path) -> Path:

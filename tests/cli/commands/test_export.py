@@ -81,6 +81,7 @@ def test_wrong_output_paths_are_refused(squares, model, tmp_path, run):
             "does not end with .xml: give --format onnx",
         ),
         (["--out", tmp_path / "m.onnx", "--pictures", tmp_path / "gone"], "no folder or file"),
+        (["--out", squares / "red/0.png/m.onnx"], "0.png is not a folder that you may write to; give another name"),
     ):
         result = run("export", model, *arguments)
         assert (result.exit_code, result.stdout) == (1, "")

@@ -9,7 +9,7 @@ import click
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import ViewOptions
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import is_embedded_table, read_samples
+from clipadapter.cli.inputs import check_output_parent, is_embedded_table, read_samples
 from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts, note_kept
@@ -107,6 +107,7 @@ def _check_table(path: Path) -> None:
     require("pyarrow.parquet", "parquet", "The Parquet export")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path} can't be written: there is no folder {path.absolute().parent}")
+    check_output_parent(path)
     if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or is_embedded_table(path))):
         raise InputError(f"{path} exists and is no table that embed wrote: give another name, or remove it")
 

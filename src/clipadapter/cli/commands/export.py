@@ -9,7 +9,7 @@ import click
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import Section, cli_command
-from clipadapter.cli.inputs import path_beside
+from clipadapter.cli.inputs import check_output_parent, path_beside
 from clipadapter.cli.option_types import FOLDER, LateChoice
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output, facts
@@ -76,6 +76,7 @@ def command(
 
     config = read_config(model)  # refuses a wrong folder before torch is imported
     target = _target(model, path, format_name)
+    check_output_parent(target)
     get_format(format_name).check_convertible(precision)
     classifier = encoder.load(model, cache=None)
     out.note(f"converting {classifier.encoder_.info.name} with the head {config.head.name}, then comparing")
