@@ -127,6 +127,13 @@ def test_a_shot_is_corrected_although_its_file_was_moved(model, noisy_squares, t
     assert found["shots"] == {"blue": 5, "green": 4, "red": 3}
 
 
+def test_a_class_whose_shots_all_moved_is_a_warning(model, noisy_squares, run):
+    moved = run("add-class", model, "redd", noisy_squares / "train" / "red", "--no-cache")
+    cure = f"undo the change, or remove the class with: clipadapter remove-class {model} red"
+    assert f"class 'red' has no shots left: {cure}" in moved.stderr
+    assert "no shots left" not in run("remove-class", model, "red", "--no-cache").stderr
+
+
 def test_classes_are_renamed_and_removed(model, run):
     assert run("rename-class", model, "red", "crimson", "--no-cache").exit_code == 0
     result = run("remove-class", model, "blue", "--no-cache")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import getpass
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class ModelEdit:
         started = time.monotonic()
         model = self.encoder.load(folder, strict=self.strict, progress=self.out.progress)
         version, has_shots = model.history_.version, bool(len(model.support_))
+        shots_before = model.support_.counts
         change(model, find_author(self.author))
         self.out.skipped(model.skipped_)
         if model.history_.version == version:
@@ -71,6 +73,10 @@ class ModelEdit:
         note_kept(f"the change is saved in {folder}")
         model.make_quick(folder)
         _report_change(model, folder, time.monotonic() - started, self.out)
+        for name, count in model.support_.counts.items():
+            if not count and shots_before.get(name):
+                remove = shlex.join(["clipadapter", "remove-class", str(folder), name])
+                self.out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
 
 
 def edit_options(function: Command) -> Command:
