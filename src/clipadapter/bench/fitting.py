@@ -33,6 +33,7 @@ from clipadapter.classifier.evaluation import Score, score
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
+from clipadapter.formatting import format_count
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone
 
@@ -136,7 +137,7 @@ def run_fits(
     total = len(heads) * len(shots) * len(seeds)
     with tqdm(total=total, desc="runs", unit="run", disable=not progress) as bar:
         for inputs in _draws(heads, bundle.support, shots, seeds, draw):
-            bar.set_postfix_str(f"{inputs.label}, {inputs.shots} shots")
+            bar.set_postfix_str(f"{inputs.label}, {format_count(inputs.shots, 'shot')}")
             (run,) = (plan or plan_fit)(bundle, inputs)
             finished = known.get(run.key)
             if finished is None:

@@ -28,6 +28,7 @@ from clipadapter.bench.worker import plan_runs, run_task
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.devices import check_device, head_device
 from clipadapter.errors import InputError
+from clipadapter.formatting import format_count
 
 RunTracker = Callable[[Run], None]
 WORKER_BYTES_PER_BUNDLE_BYTE = 3
@@ -142,7 +143,7 @@ def run_suite(
                 outcome.n_failed += run.error is not None
                 for tracker in trackers:
                     tracker(run)
-            bar.set_postfix_str(f"{runs[0].head}, {runs[0].shots} shots", refresh=False)
+            bar.set_postfix_str(f"{runs[0].head}, {format_count(runs[0].shots, 'shot')}", refresh=False)
             bar.update()
     outcome.seconds = time.perf_counter() - start
     if oracle:

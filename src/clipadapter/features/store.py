@@ -322,7 +322,7 @@ class FeatureStore:
     def _not_writable_error(self, error: Exception) -> StoreError:
         return StoreError(
             f"the feature store {self.path} can't be opened or written ({error}): "
-            "check the folder's permissions and free space, or give another path"
+            "check the folder's permissions and free space, or give another path (--cache FILE), or none (--no-cache)"
         )
 
 
