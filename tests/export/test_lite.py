@@ -92,12 +92,12 @@ def test_int8_passes_the_gate(opened, draw, tmp_path, monkeypatch):
     """On pictures that did not set the ranges, as ONNX, whose int8 is the poorer of the two."""
     model = FewShotClassifier(opened("lite"), cache=None, backend="torch", precision="fp32").fit(*draw(4, size=60))
     for name, value in (
-        ("MAX_COMPARED_PICTURES", {"int8": 20}),
-        ("MAX_CALIBRATION_PICTURES", 25),
-        ("MIN_CALIBRATION_PICTURES", 25),
+        ("MAX_COMPARED_PICTURES", {"int8": 12}),
+        ("MAX_CALIBRATION_PICTURES", 12),
+        ("MIN_CALIBRATION_PICTURES", 12),
     ):
         monkeypatch.setattr(f"clipadapter.export.pictures.{name}", value)
-    done = export_model(model, tmp_path / "model.onnx", precision="int8", pictures=draw(15, seed=5, size=60)[0])
-    assert (done.parity["n"], done.parity["agreement"]) == (20, 1.0)
+    done = export_model(model, tmp_path / "model.onnx", precision="int8", pictures=draw(8, seed=5, size=60)[0])
+    assert (done.parity["n"], done.parity["agreement"]) == (12, 1.0)
     assert 0.98 < done.parity["cosine_least"] < 0.9999
     assert done.size_bytes < 7e6
