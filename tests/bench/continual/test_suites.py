@@ -434,6 +434,9 @@ def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path
     assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]
     assert rows[-1][2:] == ("68.1", "75.4", "83.6", "S12")
     assert rows[0][-1] == "measured"
+    assert not any("heads computed" in note for note in told().notes)
+    run = run.model_copy(update={"machine": run.machine.model_copy(update={"device": "cuda"})})
+    assert "Of the measured results: heads computed on cuda." in told().notes
     assert told(known=False) is None
     assert told(tasks=tasks[::-1]) is None
     assert told(encoder="lite") is None

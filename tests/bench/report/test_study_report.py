@@ -11,7 +11,7 @@ from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.document import Grid
 from clipadapter.bench.report.record_csv import format_record_csv
 from clipadapter.bench.report.tables import HARMONIC, Row, make_mean_tables, make_tables
-from clipadapter.bench.run import Flags, Metrics, RunData, RunEncoder
+from clipadapter.bench.run import Flags, Machine, Metrics, RunData, RunEncoder
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError, UnknownNameError
@@ -402,6 +402,18 @@ def test_published_figures_are_in_a_separate_section(make_run):
     assert any(note.startswith("S1: Tip-Adapter") for note in beside.notes)
     assert "65.96" not in " ".join(cell for grid in tables.values() for line in grid.rows for cell in line)
     assert "Accuracy beside published results" not in grids(study)
+
+
+def test_published_figures_are_beside_the_device_of_the_measured_ones(make_run):
+    def notes(*devices):
+        machines = [Machine(cpus=2, platform="here", device=device) for device in devices]
+        runs = [published_run(make_run, seed=i, machine=machine) for i, machine in enumerate(machines)]
+        return grids(joined(suite(), runs), published=True)["Accuracy beside published results"].notes
+
+    assert not any("heads computed" in note for note in notes("cpu", "cpu"))
+    assert "Of the measured results: heads computed on cuda." in notes("cuda", "cuda")
+    both = "Of the measured results: heads computed on several devices: cpu (2 runs); cuda (1 run)."
+    assert any(note.startswith(both) for note in notes("cpu", "cuda", "cpu"))
 
 
 @pytest.mark.parametrize(

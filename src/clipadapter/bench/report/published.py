@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from clipadapter.bench.continual.summary import HeadRuns, format_continual_metric
@@ -28,7 +28,7 @@ from clipadapter.bench.report.tables import (
 from clipadapter.bench.report.texts import format_cell, format_head, format_points
 from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import Study
-from clipadapter.bench.summary import Cell
+from clipadapter.bench.summary import Cell, device_notes
 from clipadapter.data.sets import list_sets, set_info
 from clipadapter.encoders.catalogue import QUICK_GELU
 from clipadapter.formatting import shorten_name
@@ -85,11 +85,18 @@ def make_published_section(study: Study) -> Section:
         "Accuracy in %. Published results are from other draws of shots, and mostly from other protocols: many were "
         "tuned with labels beyond the shots. So the difference is in points, without an interval, and no target.",
         "Unverified: backbone, shots or source are inferred, or sources contradict each other.",
+        *_measured_device_notes(run for ours, _ in pairs for run in ours.runs),
         *source_notes,
     )
     return Section(
         TITLE, (Grid("Accuracy beside published results", header, tuple(rows), notes=notes, text_columns=TEXT_COLUMNS),)
     )
+
+
+def _measured_device_notes(runs: Iterable[Run]) -> list[str]:
+    """Where the measured heads computed, if not all on the CPU. A run of several rows counts once."""
+    notes = device_notes({run.key: run for run in runs}.values())
+    return [f"Of the measured results: {note[0].lower()}{note[1:]}" for note in notes]
 
 
 def _measured(study: Study) -> Iterator[Measured]:
@@ -262,6 +269,7 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
         tuple(rows),
         notes=(
             "In %. Published methods learned from other pictures, and train more than a head: no target.",
+            *_measured_device_notes(runs),
             *source_notes,
         ),
         text_columns=frozenset({0, 1, 5}),
