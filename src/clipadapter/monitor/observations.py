@@ -27,7 +27,8 @@ class Observations:
     """Features, probabilities and scores of m pictures.
 
     Args:
-        features: (m, d).
+        features: (m, d) block ``final``, which is compared with that of other pictures.
+        head_features: (m, e) features that the head reads, which are those of all blocks.
         probabilities: (m, c), calibrated.
         ood_scores: (m,) score of "none of these"; None if the model has none.
         indices: positions of the pictures in the given paths.
@@ -36,6 +37,7 @@ class Observations:
     """
 
     features: Array
+    head_features: Array
     probabilities: Array
     ood_scores: Array | None
     indices: tuple[int, ...]
@@ -60,16 +62,17 @@ def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Obs
     """
     if not paths:
         raise DataError("there are no pictures: give one or more")
-    features, logits, part_scores, indices, skipped = (
+    features, head_features, logits, part_scores, indices, skipped = (
         _run_exported(model, paths) if isinstance(model, Predictor) else _run_fitted(model, paths)
     )
     # Copies are not independent observations: a picture that was sent again would look like a change.
     first = np.sort(np.unique(features, axis=0, return_index=True)[1])
-    features, logits = features[first], logits[first]
+    features, head_features, logits = features[first], head_features[first], logits[first]
     part_scores = None if part_scores is None else part_scores[first]
     answers = uncertainty_of(model).answer(logits, features, DecisionOptions(reject=reject), columns=part_scores)
     return Observations(
         features,
+        head_features,
         answers.probabilities,
         answers.ood_scores,
         tuple(indices[i] for i in first),
@@ -100,7 +103,8 @@ def _run_fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, .
     placeholder = "unknown"  # feature sets have labels, and these pictures have none
     extracted = model.extract_features(list(paths), [placeholder] * len(paths), [placeholder], views=1)
     logits = model.head_.logits(extracted.plain)
-    return np.asarray(extracted.final), logits, None, extracted.provenance["rows"], extracted.provenance["skipped"]
+    final, rows, skipped = np.asarray(extracted.final), extracted.provenance["rows"], extracted.provenance["skipped"]
+    return final, extracted.plain, logits, None, rows, skipped
 
 
 def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
@@ -121,4 +125,4 @@ def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
     part_scores = [output.ood_score_parts for output in outputs if output.ood_score_parts is not None]
     features = np.concatenate([output.features for output in outputs])
     logits = np.concatenate([output.logits for output in outputs])
-    return features, logits, np.concatenate(part_scores) if part_scores else None, indices, skipped
+    return features, features, logits, np.concatenate(part_scores) if part_scores else None, indices, skipped

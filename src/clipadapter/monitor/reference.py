@@ -103,7 +103,7 @@ class Reference:
         """Probabilities (m, c) of pictures, by the same kind of fits as those of the reference."""
         if self.labels is None or self.held_out is None:
             return np.asarray(observations.probabilities)
-        return self.held_out.predict(observations.features)
+        return self.held_out.predict(observations.head_features)
 
     @property
     def knows_confusions(self) -> bool:
@@ -208,7 +208,7 @@ def _estimate_priors(
 ) -> PriorEstimates:
     if held_out is None:
         return PriorEstimates(*prior_intervals(observations.probabilities, assumed, seed=seed))
-    predictions = held_out.predict(observations.features).argmax(axis=1)
+    predictions = held_out.predict(observations.head_features).argmax(axis=1)
     counts = np.bincount(predictions, minlength=len(assumed))
     priors = draw_priors(counts, held_out.confusions, seed=seed)
     return PriorEstimates(priors.mean(axis=0), *np.quantile(priors, INTERVAL_QUANTILES, axis=0))
