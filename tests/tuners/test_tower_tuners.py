@@ -121,7 +121,7 @@ def test_an_interrupted_training_continues_to_the_same_result(model, method, tun
     ],
 )
 def test_lite_is_tuned_by_its_texts(tuner, params, layers, opened, tmp_path):
-    images, labels = squares()
+    images, labels = squares(each=2)
     fitted = FewShotClassifier(opened("lite"), tuner(**params), cache=None).fit(images, labels)
     assert f"text tower ({layers} of its layers)" in fitted.encoder_.info.note
     again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
