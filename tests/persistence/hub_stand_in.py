@@ -23,6 +23,7 @@ class Hub:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer waits 40 ms for the client's delayed ACK
 
             def do(self):
                 hub.asked.append((self.command, unquote(self.path)))
