@@ -9,7 +9,7 @@ from typing import Any
 from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.sources import FEATURES, DataSetSize, open_source
-from clipadapter.bench.suite import Suite
+from clipadapter.bench.suite import Suite, make_head
 from clipadapter.data import get_templates
 from clipadapter.encoders import check_encoder
 from clipadapter.errors import ClipAdapterError
@@ -23,7 +23,7 @@ def find_problems(
     rows: Rows | None = None,
     has_descriptions: bool = False,
 ) -> list[str]:
-    """Find why a suite can't run. Unknown heads and parameters are refused by `estimate` already.
+    """Find why a suite can't run. Unknown heads and names of parameters are refused by `estimate` already.
 
     Args:
         suite: the suite.
@@ -40,6 +40,8 @@ def find_problems(
     if not problems:
         sources = [size.spec if size.spec.startswith(FEATURES) else open_source(size.spec, root) for size in sizes]
         problems += _reasons(create_protocol(suite.protocol).check_sources, suite, sources, rows)
+    for variant in suite.all_variants():
+        problems += [f"{variant.title}: {reason}" for reason in _reasons(make_head(variant).check_parameters)]
     if any(prompts.descriptions for prompts in suite.prompts) and not has_descriptions:
         problems.append("the suite compares descriptions: give them with --descriptions FILE")
     for templates in {str(prompts.templates): prompts.templates for prompts in suite.prompts}.values():

@@ -115,6 +115,10 @@ def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
         ),
         ('protocol = "base-to-new"\nencoders = ["toy"]', "is not divided into train and test"),
         ('prompts = [{label = "a", descriptions = true}]\nencoders = ["toy"]', "give them with --descriptions FILE"),
+        (
+            'encoders = ["toy"]\nvary = [{head = "clip-adapter", parameter = "alpha", values = [0.2, 3.0]}]',
+            "alpha=3.0: alpha must be 0 to 1, .* but is 3",
+        ),
         ('prompts = [{label = "a", templates = "imagenet8"}]\nencoders = ["toy"]', "imagenet8"),
     ],
 )
@@ -137,6 +141,7 @@ def test_a_suite_that_cannot_run_does_not_pass_its_dry_run(run, squares, tmp_pat
         (("--launcher", "slurm"), "no launcher is called 'slurm'", None),
         (("--device", "nowhere"), "no device is called 'nowhere'", None),
         (("--heads", "knnn"), "no head called knnn", None),
+        (("--heads", "knn,protoype"), "no head called protoype", None),
         (("--rows", "rows.json"), "rows.json", None),
         (("--descriptions", "texts.json"), "texts.json", None),
     ],
@@ -147,6 +152,12 @@ def test_a_dry_run_checks_its_options(bench, monkeypatch, options, error, missin
     result = bench("--dry-run", *options)
     assert result.exit_code == 1
     assert error in result.stderr
+
+
+def test_a_head_is_selected_by_its_name_where_a_variant_has_this_label(bench, suite):
+    suite.write_text(SUITE + 'variants = [{ head = "gda", label = "gda", params = { stream = true } }]\n')
+    plan = json.loads(bench("--heads", "gda,knn", "--dry-run", "--json").stdout)
+    assert plan["heads"] == ["knn", "gda"]
 
 
 def test_the_cost_of_per_epoch_views_is_printed_before_they_are_computed(bench, suite):
