@@ -122,7 +122,7 @@ def test_without_a_test_part_the_rest_is_tested_on(support, text):
 
 
 def test_if_every_row_is_drawn_nothing_is_left_to_test_on(support, text):
-    with pytest.raises(InputError, match="there are no test pictures"):
+    with pytest.raises(InputError, match="the shots are all 10 pictures, so that none is left to test on"):
         few_shot({"spy": SpyHead()}, support, None, text, shots=[5], seeds=[1])
 
 

@@ -189,6 +189,11 @@ class Bundle:
         if name in self.tests:
             return self.tests[name]
         drawn_rows = set(drawn)
+        if len(drawn_rows) == len(self.support):
+            raise InputError(
+                f"the shots are all {len(drawn_rows)} pictures, so that none is left to test on: take fewer shots, or "
+                "a data set with a test part"
+            )
         undrawn = self.support.take([row for row in range(len(self.support)) if row not in drawn_rows])
         check_labels(undrawn.y, self.text.labels)
         return TestPart(undrawn)
