@@ -11,15 +11,19 @@ from clipadapter.data import textiles
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.installation import install_command
 
+from ...pages import shorten_training
+
 
 @pytest.fixture(scope="module")
 def demo(noisy_squares, tmp_path_factory, run):
     """A finished demo on the noisy squares: its output, and its folder."""
     folder = tmp_path_factory.mktemp("demo") / "my demo"
     args = ("demo", "--data", noisy_squares, "--encoder", "toy", "--shots", "1,2", "--seeds", 2)
-    result = run(*args, "--out", folder)
-    assert result.exit_code == 0, result.stderr
-    return result, folder
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_training(patch)
+        result = run(*args, "--out", folder)
+        assert result.exit_code == 0, result.stderr
+        yield result, folder
 
 
 def test_the_demo_says_first_what_the_task_is(demo):
