@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from clipadapter.bench import RecordFolder, list_suites
+from clipadapter.heads.zero_shot import ZeroShot
 
 SUITE = 'title = "Neighbours"\nheads = ["zero-shot", "prototype", "knn"]\nshots = [1, 2]\nseeds = [1, 2]\n'
 
@@ -214,3 +215,14 @@ def test_wrong_arguments_are_refused(run, noisy_squares, tmp_path, monkeypatch, 
 
 def test_an_empty_folder_has_a_status(run, tmp_path):
     assert "has no runs yet" in run("bench", "status", "--out", tmp_path).stdout
+
+
+def test_failed_runs_are_recorded_and_end_in_an_exit_code(bench, monkeypatch):
+    def fail(self, shots):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(ZeroShot, "_fit", fail)
+    result = bench()
+    assert result.exit_code == 1
+    assert "12 runs finished" in result.stdout
+    assert "\n4 of them failed; why: clipadapter bench status own" in result.stdout

@@ -173,6 +173,8 @@ def run(
     )
     stream_data, stream_text = _stream_result(study, outcome, folder) if study.is_stream else ({}, "")
     out.result({**_outcome_data(outcome, folder), **stream_data}, stream_text + _outcome_text(outcome, study, folder))
+    if outcome.n_failed:
+        click.get_current_context().exit(1)
 
 
 def _change_suite(suite: Suite, heads: str | None, shots: list[int] | None, seeds: int | None) -> Suite:
@@ -299,7 +301,7 @@ def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
     text = f"{outcome.n_made} {noun}{'s' * (outcome.n_made != 1)} finished in {_time(outcome.seconds)}{rate}"
     text += f"; {outcome.n_existing} were in the records"
     if outcome.n_failed:
-        text += f"\n{outcome.n_failed} failed; why: clipadapter bench status {suite.name} --out {quote_path(folder)}"
+        text += f"\n{outcome.n_failed} of them failed; why: clipadapter bench status {suite.name} --out {quote_path(folder)}"
     text += "".join(f"\nwrote {path}" for path in outcome.figures)
     return f"{text}\nnext: clipadapter bench report {suite.name} --out {quote_path(folder)}"
 
