@@ -301,7 +301,8 @@ def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
     text = f"{outcome.n_made} {noun}{'s' * (outcome.n_made != 1)} finished in {_time(outcome.seconds)}{rate}"
     text += f"; {outcome.n_existing} were in the records"
     if outcome.n_failed:
-        text += f"\n{outcome.n_failed} of them failed; why: clipadapter bench status {suite.name} --out {quote_path(folder)}"
+        command = f"clipadapter bench status {suite.name} --out {quote_path(folder)}"
+        text += f"\n{outcome.n_failed} of them failed; why: {command}"
     text += "".join(f"\nwrote {path}" for path in outcome.figures)
     return f"{text}\nnext: clipadapter bench report {suite.name} --out {quote_path(folder)}"
 
