@@ -196,7 +196,8 @@ def test_models_of_timm_are_those_of_timm(monkeypatch):
     facts = ("image_size", "licence")
     packaged = {name: {fact: model[fact] for fact in facts} for name, model in content["models"].items()}
     assert packaged == describe_timm_models()
-    assert content["untrained"] == list_untrained()
+    own = "vit_narrow_patch16_224"  # of tests/conftest.py, if another test of this process opened it
+    assert content["untrained"] == [name for name in list_untrained() if name != own]
 
 
 def test_widths_of_models_of_timm_are_those_that_are_published():
