@@ -134,8 +134,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show must not end a run
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # file names are bytes, and may not be UTF-8
-    # Importing torch makes a million objects that live to the end. To search them for garbage, many times during the
-    # imports and once more at the end of the process, takes nearly as long as the imports themselves.
+    # Imports of torch and timm make some 200,000 objects that live to the end. To search them for garbage, several
+    # times during the imports and again at the end of the process, is a fifth to a third of a short command.
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     try:
         app(prog_name="clipadapter")
