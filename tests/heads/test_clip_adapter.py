@@ -10,7 +10,8 @@ from clipadapter import parallel
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures, clip_adapter, residual_ratio
-from clipadapter.heads.clip_adapter import Adapter, ClipAdapter
+from clipadapter.heads.adapter import Adapter
+from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
@@ -431,6 +432,20 @@ def test_the_blend_up_to_length_has_the_direction_and_gradients_of_the_blend(bia
         torch.autograd.grad((each * direction).sum(), list(adapter.parameters())) for each in (blended, expected)
     ]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("ratio", [0.0, 0.4])
+def test_the_gradients_by_formula_are_those_of_automatic_differentiation(bias, centred, ratio):
+    generator = torch.Generator().manual_seed(3)
+    x, direction = (torch.randn(7, 12, generator=generator, dtype=torch.float64) for _ in range(2))
+    adapter = Adapter.initial(12, 5, generator, torch.float64, bias=bias)
+    adapter.centre = x[0] if centred else None
+    value, gradients = adapter.loss_with_gradients(x, ratio, lambda blend: ((blend * direction).sum(), direction))
+    expected = (Adapter.blend(x, adapter(x), ratio) / (1 - ratio) * direction).sum()
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradients, list(torch.autograd.grad(expected, list(adapter.parameters()))))
 
 
 @pytest.mark.parametrize("bias", [False, True])

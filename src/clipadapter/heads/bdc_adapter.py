@@ -26,7 +26,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
-from clipadapter.heads.losses import cosine_cross_entropy
+from clipadapter.heads.losses import cosine_loss_with_gradient
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
 
@@ -124,16 +124,17 @@ class BdcAdapter(LabelLossHead, TrainedHead):
         text = shots.text
         rows = torch.cat([unit(shots.views), text[:, None].expand(-1, v, -1)])
         labels = torch.cat([shots.labels, torch.arange(shots.n_classes)])
-        residual = torch.zeros(d, d, dtype=rows.dtype, requires_grad=True)
+        residual = torch.zeros(d, d, dtype=rows.dtype)
         label_loss = self._label_loss(shots)
 
-        def loss(batch: Tensor, view: Tensor) -> Tensor:
+        def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
             x = gather_views(rows, batch, view)
             moved = torch.addmm(x, x, residual)
-            return cosine_cross_entropy(moved, text, labels[batch], shots.scale, label_loss=label_loss)
+            value, gradient = cosine_loss_with_gradient(moved, text, labels[batch], shots.scale, label_loss=label_loss)
+            return value, [x.T @ gradient]
 
         self.loss_ = train([residual], loss, len(rows), v, self._train_config(), row_cost=d * d + text.numel())
-        return residual.detach()
+        return residual
 
     def _train_config(self) -> TrainConfig:
         return TrainConfig.from_estimator(self, optimizer="adamw", min_epochs=1)

@@ -101,22 +101,25 @@ class CrossModal(LabelLossHead, TrainedHead):
         if warm_start is not None:
             weight, config = warm_start.shrink_rows("weight_", weight), warm_start.shorten(config, len(views))
             config = replace(config, warmup_steps=round(STEPS_SHARE * self.warmup_steps))
-        weight.requires_grad_()
         generator, label_loss = torch.Generator().manual_seed(self.seed), self._label_loss(shots)
 
-        def loss(batch: Tensor, view: Tensor) -> Tensor:
-            value = label_loss(gather_views(views, batch, view) @ weight.T, shots.labels[batch])
+        def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
+            x = gather_views(views, batch, view)
+            value, gradient = label_loss.with_gradient(x @ weight.T, shots.labels[batch])
             if self.text_share == 0:
-                return value
-            chosen = torch.arange(len(rows))
+                return value, [gradient.T @ x]
+            z, z_labels = rows, row_labels
             if len(rows) > self.batch_size:
                 chosen = torch.randperm(len(rows), generator=generator)[: self.batch_size]
-            of_text = CROSS_ENTROPY(rows[chosen] @ weight.T, row_labels[chosen])
-            return (1 - self.text_share) * value + self.text_share * of_text
+                z, z_labels = rows[chosen], row_labels[chosen]
+            of_text, text_gradient = CROSS_ENTROPY.with_gradient(z @ weight.T, z_labels)
+            share = self.text_share
+            total = torch.addmm(text_gradient.T @ z, gradient.T, x, beta=share, alpha=1 - share)
+            return (1 - share) * value + share * of_text, [total]
 
         n, n_views = shots.views.shape[:2]
         self.loss_ = train([weight], loss, n, n_views, config, row_cost=2 * weight.numel())
-        self.weight_ = (1 - self.wise) * weight.detach() + self.wise * shots.text
+        self.weight_ = (1 - self.wise) * weight + self.wise * shots.text
         self.scale_ = shots.scale
 
     def _logits(self, X: Tensor) -> Tensor:

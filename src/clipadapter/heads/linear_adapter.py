@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +11,8 @@ from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
-from clipadapter.heads.losses import CROSS_ENTROPY, LabelLoss, cosine_cross_entropy
-from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
+from clipadapter.heads.losses import CROSS_ENTROPY, LabelLoss, cosine_loss_with_gradient
+from clipadapter.heads.training import LossFunction, TrainConfig, TrainedHead, gather_views, train
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
 
 WARM_START_LR_SHARE = 0.3
@@ -64,14 +62,14 @@ class LinearAdapterHead(LabelLossHead, TrainedHead):
         self.penalty_ = penalty_strength(self.penalty, shots)
         n, n_views = shots.views.shape[:2]
         # The change is trained, not the map: the penalty is its square, and it stays exact where it is small.
-        shift = torch.zeros(self._shift_shape(shots), dtype=shots.text.dtype, requires_grad=True)
+        shift = torch.zeros(self._shift_shape(shots), dtype=shots.text.dtype)
         warm_start = find_warm_start(self, shots, shift_=shift)
         if warm_start is not None:
-            shift = warm_start.shrink("shift_", shift.detach()).requires_grad_()
+            shift = warm_start.shrink("shift_", shift)
         loss = shift_loss(shots, shift, self.penalty_, self.cycle_views, self._label_loss(shots))
         config = self._train_config(n, warm_start)
         self.loss_ = train([shift], loss, n, n_views, config, row_cost=shift.numel() + shots.text.numel())
-        self.shift_, self.weight_, self.scale_ = shift.detach(), shots.text, shots.scale
+        self.shift_, self.weight_, self.scale_ = shift, shots.text, shots.scale
 
     def _train_config(self, n: int, warm_start: WarmStart | None) -> TrainConfig:
         """Adam with the released code's epsilon, for as many passes over n shots as make ``steps``."""
@@ -105,15 +103,19 @@ def apply_shift(X: Tensor, shift: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, shift: Tensor) -> Tensor:
+    return x[..., : len(shift)] + _unprojected(x, shift) @ shift.T
+
+
+def _unprojected(x: Tensor, shift: Tensor) -> Tensor:
+    """What the map takes: the features before the projection, or x itself where there are none behind it."""
     d = len(shift)
-    unprojected = x[..., d:] if x.shape[-1] > d else x
-    return x[..., :d] + unprojected @ shift.T
+    return x[..., d:] if x.shape[-1] > d else x
 
 
 def shift_loss(
     shots: SupportSet, shift: Tensor, penalty: float, cycle_views: bool, label_loss: LabelLoss = CROSS_ENTROPY
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy of the shifted features plus ``penalty * ||shift||_F^2``, for `train`.
+) -> LossFunction:
+    """Cross-entropy of the shifted features plus ``penalty * ||shift||_F^2`` and its gradient, for `train`.
 
     Args:
         shots: labelled features, as `apply_shift` takes them.
@@ -126,31 +128,18 @@ def shift_loss(
     text, n_views, turn = shots.text, shots.views.shape[1], 0
     views = unit(shots.views)
 
-    def loss(batch: Tensor, view: Tensor) -> Tensor:
+    def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
         nonlocal turn
         turn = (turn + 1) % n_views
         x = gather_views(views, batch, torch.full_like(batch, turn) if cycle_views else view)
         # The bound is for a picture of zeros, at whose length unit() has no gradient.
-        error = cosine_cross_entropy(_shift(x, shift), text, shots.labels[batch], shots.scale, 1e-6, label_loss)
-        return error + _SquaredNorm.apply(shift, penalty)
+        labels = shots.labels[batch]
+        error, gradient = cosine_loss_with_gradient(_shift(x, shift), text, labels, shots.scale, 1e-6, label_loss)
+        flat = shift.flatten()
+        of_shift = torch.addmm(shift, gradient.T, _unprojected(x, shift), beta=2 * penalty)
+        return error + penalty * flat.dot(flat), [of_shift]
 
     return loss
-
-
-class _SquaredNorm(torch.autograd.Function):
-    """``penalty * ||shift||_F^2``, in two passes over (d, p) per step where automatic differentiation takes five."""
-
-    @staticmethod
-    def forward(ctx: Any, shift: Tensor, penalty: float) -> Tensor:
-        ctx.save_for_backward(shift)
-        ctx.penalty = penalty
-        flat = shift.flatten()
-        return penalty * flat.dot(flat)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (shift,) = ctx.saved_tensors
-        return shift * (2 * ctx.penalty * grads[0]), None
 
 
 def check_penalty(penalty: float | str) -> None:

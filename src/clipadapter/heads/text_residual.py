@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.losses import CROSS_ENTROPY, LabelLoss
+from clipadapter.heads.losses import CROSS_ENTROPY, LabelLoss, class_loss_with_gradient
 from clipadapter.heads.training import TrainConfig, gather_views, train
 
 TEXT_NORM = 0.1
@@ -51,7 +51,7 @@ def train_residual(
     base: Tensor,
     gain: float,
     config: TrainConfig,
-    penalty: Callable[[Tensor], Tensor] | None = None,
+    penalties: Tensor | None = None,
     start: Tensor | None = None,
     label_loss: LabelLoss = CROSS_ENTROPY,
 ) -> tuple[Tensor, float]:
@@ -64,28 +64,32 @@ def train_residual(
         base: (c, d) class weights at the start.
         gain: factor before the residual.
         config: how steps are made.
-        penalty: added to the loss, of the residuals (p, d) of the p classes that have shots.
+        penalties: (c,) strength of a penalty on the squared length of each class's residual; None for no penalty.
         start: initial residuals (c, d); zeros by default.
         label_loss: of labels.
 
     Returns:
         Residuals (c, d), and the loss of the last step.
     """
-    with_shots = torch.nonzero(shots.counts).flatten()
-    residual = (torch.zeros_like(base) if start is None else start)[with_shots].requires_grad_()
+    with_shots = (shots.counts > 0)[:, None].to(base.dtype)
+    residual = with_shots * (torch.zeros_like(base) if start is None else start)
+    # Classes without shots get no gradient: their residual stays zero, by any optimizer.
+    gains = gain * with_shots
     views = unit(shots.views)
 
-    def loss(batch: Tensor, view: Tensor) -> Tensor:
-        weight = base.index_add(0, with_shots, residual, alpha=gain)
-        # Dividing logits by lengths, not weights: a pass over (b, c) in place of several over (c, d).
-        length = weight.square().sum(dim=1).rsqrt()
-        logits = gather_views(views, batch, view) @ weight.T * (shots.scale * length)
-        value = label_loss(logits, shots.labels[batch])
-        return value if penalty is None else value + penalty(residual)
+    def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
+        weight = torch.add(base, residual, alpha=gain)
+        x = gather_views(views, batch, view)
+        value, gradient = class_loss_with_gradient(x, weight, shots.labels[batch], shots.scale, label_loss)
+        gradient.mul_(gains)
+        if penalties is not None:
+            value = value + residual.square().sum(dim=1) @ penalties
+            gradient.addcmul_(residual, penalties[:, None], value=2)
+        return value, [gradient]
 
     n, n_views = shots.views.shape[:2]
     last_loss = train([residual], loss, n, n_views, config, row_cost=base.numel())
-    return torch.zeros_like(base).index_copy(0, with_shots, residual.detach()), last_loss
+    return residual, last_loss
 
 
 def text_confidence(shots: SupportSet) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -245,9 +245,13 @@ class CheckpointStore(Protocol):
         """Delete the state: the training failed."""
 
 
+LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Sequence[Tensor]]]
+"""Of row numbers (b,) and, for each, the number of a view (b,): a loss, alone or with its gradients."""
+
+
 def train(
     parameters: Sequence[Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: LossFunction,
     n: int,
     n_views: int,
     config: TrainConfig,
@@ -265,8 +269,9 @@ def train(
     With a checkpoint, a training that was killed and is started again continues to the same parameters, bit for bit.
 
     Args:
-        parameters: leaves that require a gradient.
-        loss: of row numbers (b,) and, for each, the number of a view (b,); a scalar, or what ``backward`` takes.
+        parameters: leaves. They require a gradient if ``loss`` does not compute the gradients.
+        loss: returns a scalar, or what ``backward`` takes. Or a scalar and its gradients, one for each parameter, by
+            formulas, which take a third less time than automatic differentiation of a few hundred rows.
         n: rows to train on.
         n_views: views of each row; see `TrainConfig.view_per_epoch`.
         config: how.
@@ -315,13 +320,13 @@ def train(
                 state.order = torch.randperm(n, generator=generator)
             rows = state.order[i * batch_size : (i + 1) * batch_size]
             view = 1 + epoch if view_per_epoch else None
-            value = loss(rows, _choose_views(len(rows), n_views, view, generator))
-            backward(value)
+            result = loss(rows, _choose_views(len(rows), n_views, view, generator))
+            value = _set_gradients(parameters, result, backward).detach()
             state.optimizer.step(config.learning_rate(step, steps_per_epoch, epochs))
             # To read a number waits for a GPU: of one it is read once per epoch.
             if value.device.type == "cpu" or i == steps_per_epoch - 1 or config.progress or checkpoint is not None:
                 # Not always a scalar: `loss` may return several terms that `backward` treats differently (ProGrad).
-                state.loss = float(value.detach().sum())
+                state.loss = float(value if value.ndim == 0 else value.sum())
             if config.progress:
                 bar.set_postfix(loss=f"{state.loss:.4g}", refresh=False)
                 bar.update()
@@ -339,6 +344,21 @@ def train(
         )
     state.choose_parameters()
     return state.loss
+
+
+def _set_gradients(
+    parameters: Sequence[Tensor],
+    result: Tensor | tuple[Tensor, Sequence[Tensor]],
+    backward: Callable[[Tensor], None],
+) -> Tensor:
+    """The value of a loss, whose gradients are set as those of the parameters."""
+    if isinstance(result, Tensor):
+        backward(result)
+        return result
+    value, gradients = result
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return value
 
 
 def _choose_views(rows: int, n_views: int, view: int | None, generator: torch.Generator) -> Tensor:

@@ -89,18 +89,11 @@ class ZsLp(LabelLossHead, ScheduledHead):
         start = torch.zeros_like(base)
         warm_start = find_warm_start(self, shots, self._warm_start_share, moved_=start)
         multipliers = self._multipliers(shots)
-
-        def penalty(residual: Tensor) -> Tensor:
-            assert multipliers is not None
-            # The mean over all classes. Those without a shot have no residual.
-            return residual.square().sum(dim=1) @ multipliers[shots.counts > 0] / shots.n_classes
-
+        penalties = None if multipliers is None else multipliers / shots.n_classes  # a mean over all classes
         config = TrainConfig.from_estimator(self, optimizer="sgd")
         if warm_start is not None:
             config, start = warm_start.shorten(config, len(shots.views)), warm_start.shrink_rows("moved_", start)
-        self.moved_, self.loss_ = train_residual(
-            shots, base, 1.0, config, None if multipliers is None else penalty, start, self._label_loss(shots)
-        )
+        self.moved_, self.loss_ = train_residual(shots, base, 1.0, config, penalties, start, self._label_loss(shots))
         self.weight_, self.scale_ = base + self.moved_, shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
