@@ -118,7 +118,7 @@ def project(
 
         return np.asarray(PCA(2, svd_solver="full").fit_transform(rows))
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (len(rows) - 1) / 3)
     # With the spread of an initialisation by PCA, 1e-4, a hundred points turn over before they converge.

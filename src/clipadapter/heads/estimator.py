@@ -35,7 +35,8 @@ class Estimator:
         Args:
             deep: also those of parameters that are estimators, as ``NAME__PARAMETER``.
         """
-        params = {name: getattr(self, name) for name in _parameter_names(type(self))}
+        cls: Any = type(self)
+        params = {name: getattr(self, name) for name in _parameter_names(cls)}
         if not deep:
             return params
         nested = {name: value for name, value in params.items() if _is_estimator(value)}
@@ -48,7 +49,8 @@ class Estimator:
         Raises:
             ValueError: if there is no such parameter.
         """
-        names = _parameter_names(type(self))
+        cls: Any = type(self)
+        names = list(_parameter_names(cls))
         for key, value in params.items():
             name, _, inner = key.partition("__")
             if name not in names:
@@ -133,9 +135,10 @@ def raise_not_fitted(estimator: Estimator) -> NoReturn:
     raise NotFittedError(f"This {type(estimator).__name__} instance is not fitted yet: call fit before using it.")
 
 
-def _parameter_names(cls: Callable[..., Any]) -> list[str]:
+@functools.cache
+def _parameter_names(cls: Callable[..., Any]) -> tuple[str, ...]:
     parameters = inspect.signature(cls).parameters.values()
-    return sorted(part.name for part in parameters if part.kind is not part.VAR_KEYWORD)
+    return tuple(sorted(part.name for part in parameters if part.kind is not part.VAR_KEYWORD))
 
 
 @functools.cache

@@ -48,7 +48,7 @@ def project_features(test: Array, shots: Array, seed: int = 0) -> Projection:
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     rows = _sample_rows(len(test), len(shots), seed)
     # `np.asarray` since test features have a type of their own that `fit` refuses; nothing here is used to predict.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import BaseContext
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -21,6 +24,11 @@ from clipadapter.bench.worker import set_gpu, set_threads
 from clipadapter.devices import count_gpus
 from clipadapter.parallel import count_cores
 
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+"""How workers start. A server imports torch once, and each worker is a fork of it, which takes milliseconds. Before,
+each worker imported torch, and so did each one after a worker had died. Windows has no fork, and on macOS system
+libraries may crash after one."""
+SERVER_IMPORTS = ("torch", "clipadapter.bench.worker")
 PROCESS_BYTES = 700 << 20
 """Bytes of Python, torch and a fit of typical size, besides the features."""
 MEMORY_FRACTION = 0.8
@@ -35,10 +43,16 @@ class Local(Launcher):
     [JobResult(job=Job(number=0, task='a'), result=['A'], error=None)]
     """
 
+    def prepare(self) -> None:
+        """As `Launcher.prepare`: the server that workers are forked from imports torch meanwhile."""
+        if self.workers != 1 and count_cores() > 1 and START_METHOD == "forkserver":
+            _start_server()
+
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """As `Launcher.run`."""
         workers = self.count_workers(len(jobs))
         if workers > 1:
+            self.prepare()
             yield from _pool(function, jobs, workers, max(1, count_cores() // workers), list_gpus(self.device))
             return
         for job in jobs:
@@ -76,6 +90,18 @@ def list_gpus(device: str) -> list[str]:
     return [name.strip() for name in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
 
 
+def _start_server() -> None:
+    """Start the server that workers are forked from, if it does not run yet. It ends with this process."""
+    multiprocessing.set_forkserver_preload(list(SERVER_IMPORTS))
+    handles_signals = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if handles_signals else None
+    try:
+        multiprocessing.forkserver.ensure_running()  # it inherits that Ctrl-C is ignored, also during its imports
+    finally:
+        if handles_signals:
+            signal.signal(signal.SIGINT, handler)
+
+
 def _pool(
     function: Callable[[str], list[str]], jobs: Sequence[Job], workers: int, threads: int, gpus: Sequence[str]
 ) -> Generator[JobResult, None, None]:
@@ -96,7 +122,7 @@ def _pool(
         return len(running) < workers
 
     while queue:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         worker_end, parent_end = context.Pipe(duplex=False)
         initargs = threads, worker_end, _assign_gpus(gpus, workers, context)
         pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=initargs)
@@ -124,7 +150,7 @@ def _pool(
             worker_end.close()
 
 
-def _assign_gpus(gpus: Sequence[str], workers: int, context: SpawnContext) -> SimpleQueue[str] | None:
+def _assign_gpus(gpus: Sequence[str], workers: int, context: BaseContext) -> SimpleQueue[str] | None:
     """A queue from which each worker takes a GPU; None without GPUs to share."""
     if not gpus:
         return None
@@ -167,5 +193,6 @@ def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[st
     # Last of all finalizers: unloading torch would take another second.
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-1)
     set_threads(threads)
+    gc.freeze()  # what was imported lives to the end, and need not be searched for garbage
     if free_gpus is not None:
         set_gpu(free_gpus.get())
