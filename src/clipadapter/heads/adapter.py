@@ -113,10 +113,9 @@ class Adapter(nn.Module):
             of_up = (of_blend.T @ hidden).mul_(relative)
             of_hidden = (of_blend @ self.up).mul_(hidden > 0).mul_(relative)
             of_down_bias = of_hidden.sum(dim=0)
-            if self.centre is None:
-                of_down = of_hidden.T @ x
-            else:
-                of_down = torch.addmm(torch.outer(of_down_bias, -self.centre), of_hidden.T, x)
+            of_down = of_hidden.T @ x
+            if self.centre is not None:
+                of_down.addr_(of_down_bias, self.centre, alpha=-1)
             gradients = [of_down, of_up]
             if self.down_bias is not None:
                 gradients.append(of_down_bias)

@@ -106,7 +106,7 @@ def with_noise(views: Tensor, noise: float, generator: torch.Generator) -> Calla
     def draw(rows: Tensor, view: Tensor) -> Tensor:
         x = gather_views(views, rows, view)
         unscaled = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        return torch.addcmul(x, unscaled, gather_views(lengths, rows, view), value=noise)
+        return torch.addcmul(x, unscaled, gather_views(lengths, rows, view), value=noise, out=unscaled)
 
     return draw
 

@@ -227,7 +227,7 @@ class _CosineCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, *others: Any) -> Tensor:
         needs = ctx.needs_input_grad[:2]
-        value, *gradients = _cosine_loss(features, weight, needs, *others)
+        value, *gradients = _cosine_loss(features.clone() if needs[0] else features, weight, needs, *others)
         ctx.save_for_backward(*gradients)
         return value
 
@@ -245,11 +245,11 @@ def cosine_loss_with_gradient(
     min_length: float = 0.0,
     label_loss: LabelLoss = CROSS_ENTROPY,
 ) -> tuple[Tensor, Tensor]:
-    """`cosine_cross_entropy`, and its gradient (n, d) for the features, without automatic differentiation.
+    """`cosine_cross_entropy`, and its gradient (n, d) for the features, which is written in their place.
 
     >>> features, weight = torch.tensor([[3.0, 4.0]]), torch.eye(2)
     >>> value, gradient = cosine_loss_with_gradient(features, weight, torch.tensor([1]), 10.0)
-    >>> bool((gradient * features).sum().abs() < 1e-6)  # a longer feature has the same cosines
+    >>> bool((gradient @ torch.tensor([3.0, 4.0])).abs() < 1e-6)  # a longer feature has the same cosines
     True
     """
     value, gradient, _ = _cosine_loss(features, weight, (True, False), labels, scale, min_length, label_loss)
@@ -268,25 +268,25 @@ def _cosine_loss(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss, and the gradients for the features (n, d) and the weight (c, d) that are needed.
 
-    The unit features are never made, and a gradient takes one product and one pass over (n, d).
+    The unit features are never made, and a gradient takes one product and one pass over (n, d). That of the features
+    is written in their place.
     """
     # The gradient divides by squares of lengths: below this bound it overflows, and squares lose their digits.
     smallest = (8 * max(scale, 1.0) * torch.finfo(features.dtype).tiny) ** 0.5
+    bound = max(min_length, smallest)
     length = features.norm(dim=1, keepdim=True)
-    bounded = length.clamp_min(max(min_length, smallest))
-    factor = scale / bounded
+    is_free = length >= bound
+    length.clamp_min_(bound)
+    factor = scale / length
     if min_length < smallest:
-        factor = torch.where(length < smallest, 0, factor)
+        factor.mul_(is_free)
     logits = (features @ weight.T).mul_(factor)  # (n, c)
     value, gradient = label_loss.with_gradient(logits, labels)
-    features_gradient = weight_gradient = None
     # A longer feature has smaller logits, unless its length is at the bound.
-    radial = (gradient * logits).sum(dim=1, keepdim=True) * (length >= max(min_length, smallest))
+    radial = (gradient * logits).sum(dim=1, keepdim=True).mul_(is_free).div_(length).div_(length).neg_()
     gradient.mul_(factor)
-    if needs[0]:
-        features_gradient = (features * (-radial / bounded / bounded)).addmm_(gradient, weight)
-    if needs[1]:
-        weight_gradient = gradient.T @ features
+    weight_gradient = gradient.T @ features if needs[1] else None
+    features_gradient = features.mul_(radial).addmm_(gradient, weight) if needs[0] else None
     return value, features_gradient, weight_gradient
 
 

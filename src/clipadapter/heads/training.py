@@ -291,10 +291,7 @@ def train(
         InputError: if the loss is not finite.
     """
     keep_freed_memory()
-    batch_size = min(config.batch_size, n)
-    steps_per_epoch = config.steps_per_epoch(n)
-    epochs = config.count_epochs(n)
-    view_per_epoch = config.view_per_epoch and n_views > max(epochs, 1)
+    steps_per_epoch, epochs = config.steps_per_epoch(n), config.count_epochs(n)
     generator = generator or torch.Generator().manual_seed(config.seed)
     state = _TrainingState(parameters, config.make_optimizer(parameters), generator, n, epoch_weights)
     start = state.resume(checkpoint)
@@ -310,23 +307,22 @@ def train(
     )
     # Only the tuners, whose training may take hours, keep checkpoints; many fits of other heads make one model.
     estimate = DurationEstimate(steps - start if checkpoint is not None else 0)
-    work = limit_threads(batch_size * row_cost + step_cost)
-    with bar, work, full_float32(parameters[0].device.type):
+    work = limit_threads(min(config.batch_size, n) * row_cost + step_cost)
+    device = parameters[0].device.type
+    # To read a number waits for a GPU: of one it is read once per epoch.
+    reads_each_step = device == "cpu" or config.progress or checkpoint is not None
+    rates = [config.learning_rate(step, steps_per_epoch, epochs) for step in range(steps)]
+    batches = _Batches(config, n, n_views, state)
+    with bar, work, full_float32(device):
         for step in range(start, steps):
             epoch, i = divmod(step, steps_per_epoch)
             if i == 0 and early_stopping is not None and state.epochs_since_best >= early_stopping.patience:
                 break
-            if i == 0 and batch_size < n:
-                state.order = torch.randperm(n, generator=generator)
-            rows = state.order[i * batch_size : (i + 1) * batch_size]
-            view = 1 + epoch if view_per_epoch else None
-            result = loss(rows, _choose_views(len(rows), n_views, view, generator))
-            value = _set_gradients(parameters, result, backward).detach()
-            state.optimizer.step(config.learning_rate(step, steps_per_epoch, epochs))
-            # To read a number waits for a GPU: of one it is read once per epoch.
-            if value.device.type == "cpu" or i == steps_per_epoch - 1 or config.progress or checkpoint is not None:
+            value = _set_gradients(parameters, loss(*batches.draw(epoch, i)), backward)
+            state.optimizer.step(rates[step])
+            if reads_each_step or i == steps_per_epoch - 1:
                 # Not always a scalar: `loss` may return several terms that `backward` treats differently (ProGrad).
-                state.loss = float(value if value.ndim == 0 else value.sum())
+                state.loss = float(value.detach().sum())
             if config.progress:
                 bar.set_postfix(loss=f"{state.loss:.4g}", refresh=False)
                 bar.update()
@@ -359,15 +355,6 @@ def _set_gradients(
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     return value
-
-
-def _choose_views(rows: int, n_views: int, view: int | None, generator: torch.Generator) -> Tensor:
-    """(rows,) numbers of views: the same for all rows, or drawn for each; zeros, without a draw, for a single view."""
-    if view is not None:
-        return torch.full((rows,), view)
-    if n_views > 1:
-        return torch.randint(n_views, (rows,), generator=generator)
-    return torch.zeros(rows, dtype=torch.int64)
 
 
 class _TrainingState:
@@ -449,6 +436,30 @@ class _TrainingState:
         has_best = "best.0" in state
         self.best_parameters = [state[f"best.{i}"].to(device) for i in range(len(self.parameters) if has_best else 0)]
         return int(step)
+
+
+class _Batches:
+    """The row numbers (b,) of each step, in a new order in each epoch, and the numbers (b,) of their views."""
+
+    def __init__(self, config: TrainConfig, n: int, n_views: int, state: _TrainingState) -> None:
+        self.n, self.n_views, self.state = n, n_views, state
+        self.size = min(config.batch_size, n)
+        self.view_per_epoch = config.view_per_epoch and n_views > max(config.count_epochs(n), 1)
+        self.first_views = torch.zeros(self.size, dtype=torch.int64)
+
+    def draw(self, epoch: int, i: int) -> tuple[Tensor, Tensor]:
+        """Those of one step of an epoch; the steps are drawn in their order."""
+        state = self.state
+        rows = state.order
+        if self.size < self.n:
+            if i == 0:
+                state.order = torch.randperm(self.n, generator=state.generator)
+            rows = state.order[i * self.size : (i + 1) * self.size]
+        if self.n_views == 1:
+            return rows, self.first_views[: len(rows)]
+        if self.view_per_epoch:
+            return rows, torch.full((len(rows),), 1 + epoch)
+        return rows, torch.randint(self.n_views, (len(rows),), generator=state.generator)
 
 
 def coop_epochs(labels: Tensor) -> int:
