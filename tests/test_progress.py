@@ -59,8 +59,8 @@ def test_a_loaded_model_has_the_bars_of_where_it_is_used(tmp_path):
 @pytest.mark.parametrize(
     ("seconds_per_step", "steps", "reported"),
     [
-        (0.5, 1005, [(500.0, 1000)]),  # after the first step, four more are measured, which are two seconds
-        (10.0, 104, [(1000.0, 100)]),  # three steps at least
+        (0.5, 1005, [(500.0, 1000, 7)]),  # after the first step, four more are measured, which are two seconds
+        (10.0, 104, [(1000.0, 100, 7)]),  # three steps at least
         (0.5, 50, []),  # less than half a minute
         (10.0, 2, []),  # over before it can be measured
     ],
@@ -69,7 +69,7 @@ def test_the_duration_of_a_long_training_is_reported_once(seconds_per_step, step
     clock, reports = [0.0], []
     monkeypatch.setattr("clipadapter.progress.time.monotonic", lambda: clock[0])
     with estimates_reported_to(lambda *values: reports.append(values)):
-        estimate = DurationEstimate(steps)
+        estimate = DurationEstimate(steps, steps_before=7)
     for step in range(steps):
         clock[0] += 60.0 if step == 0 else seconds_per_step  # the first step is slower
         estimate.count_step()

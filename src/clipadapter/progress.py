@@ -25,15 +25,15 @@ MIN_STEPS_MEASURED, MIN_SECONDS_MEASURED = 3, 2.0
 """Steps and seconds of a training from which its duration is estimated, without the first step, which is slower."""
 MIN_SECONDS_REPORTED = 30.0
 """An estimate of less is not reported."""
-_report_estimate: ContextVar[Callable[[float, int], None] | None] = ContextVar("report_estimate", default=None)
+_report_estimate: ContextVar[Callable[[float, int, int], None] | None] = ContextVar("report_estimate", default=None)
 
 
 @contextmanager
-def estimates_reported_to(report: Callable[[float, int], None]) -> Iterator[None]:
+def estimates_reported_to(report: Callable[[float, int, int], None]) -> Iterator[None]:
     """Have the durations of long trainings reported after their first steps.
 
     Args:
-        report: gets the seconds that are left, and the steps.
+        report: gets the seconds that are left, the steps that are left, and those that an earlier process made.
     """
     token = _report_estimate.set(report)
     try:
@@ -47,10 +47,11 @@ class DurationEstimate:
 
     Args:
         steps: that are left.
+        steps_before: that were made before the training was stopped and started again.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._report, self._left = _report_estimate.get(), steps
+    def __init__(self, steps: int, steps_before: int = 0) -> None:
+        self._report, self._left, self._before = _report_estimate.get(), steps, steps_before
         self._n_measured, self._start = -1, 0.0
 
     def count_step(self) -> None:
@@ -67,7 +68,7 @@ class DurationEstimate:
             return
         seconds = self._left * elapsed / self._n_measured
         if seconds > MIN_SECONDS_REPORTED:
-            self._report(seconds, self._left)
+            self._report(seconds, self._left, self._before)
         self._report = None
 
 

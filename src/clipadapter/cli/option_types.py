@@ -130,12 +130,14 @@ HEAD = HeadName()
 
 
 def parse_heads(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> list[str] | None:
-    """Return the names of a text such as ``clip-adapter,gda``, each once and checked. The callback of an option.
+    """Return the names of a text such as ``clip-adapter,gda``, each once and checked; None for "all", as in suites.
+
+    The callback of an option.
 
     Raises:
         UnknownNameError: if no head has one of the names.
     """
-    if value is None:
+    if value is None or value.strip() == "all":
         return None
     names = [name.strip() for name in value.split(",") if name.strip()]
     return [HEAD.convert(name, param, ctx) for name in dict.fromkeys(names)]

@@ -1,7 +1,7 @@
 """Losses of training and of held-out shots, for single-label and multi-label pictures.
 
-The gradients of cross-entropy are written as formulas. A training step of a few hundred rows takes two thirds of the
-time that automatic differentiation of the same losses takes: docs/decisions/0046 has the figures.
+Gradients of cross-entropy are written as formulas: with a few hundred rows in a step they take less time than automatic
+differentiation. docs/decisions/0046 has the figures.
 """
 
 from __future__ import annotations

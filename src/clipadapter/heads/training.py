@@ -270,8 +270,8 @@ def train(
 
     Args:
         parameters: leaves. They require a gradient if ``loss`` does not compute the gradients.
-        loss: returns a scalar, or what ``backward`` takes. Or a scalar and its gradients, one for each parameter, by
-            formulas, which take a third less time than automatic differentiation of a few hundred rows.
+        loss: returns a scalar, or what ``backward`` takes. Or a scalar and its gradients, one for each parameter,
+            where formulas are faster than automatic differentiation.
         n: rows to train on.
         n_views: views of each row; see `TrainConfig.view_per_epoch`.
         config: how.
@@ -306,7 +306,7 @@ def train(
         delay=BRIEF_SECONDS,
     )
     # Only the tuners, whose training may take hours, keep checkpoints; many fits of other heads make one model.
-    estimate = DurationEstimate(steps - start if checkpoint is not None else 0)
+    estimate = DurationEstimate(steps - start if checkpoint is not None else 0, start)
     work = limit_threads(min(config.batch_size, n) * row_cost + step_cost)
     device = parameters[0].device.type
     # To read a number waits for a GPU: of one it is read once per epoch.

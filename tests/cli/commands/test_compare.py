@@ -33,10 +33,13 @@ def test_one_table_of_heads_and_shots(noisy_squares, tmp_path, compare):
         assert f"{metric.title_with_unit}, mean ± sd" in text
 
 
-def test_all_heads_without_heads(noisy_squares, tmp_path, compare):
-    result = compare(noisy_squares / "train", noisy_squares / "test", "--encoder", "toy", "--shots", 1, "--seeds", 1)
+def test_all_heads_without_heads_and_with_all(noisy_squares, tmp_path, compare):
+    options = (noisy_squares / "train", noisy_squares / "test", "--encoder", "toy", "--shots", 1, "--seeds", 1)
+    result = compare(*options)
     assert result.exit_code == 0, result.stderr
     assert sorted(run.head for run in read_runs(tmp_path / "out" / "runs.jsonl")) == sorted(default_heads())
+    again, n = compare(*options, "--heads", "all"), len(default_heads())
+    assert again.stderr.splitlines()[-1] == f"{n} of {n} runs were taken from the records"
 
 
 def test_runs_in_the_records_are_not_repeated(noisy_squares, compare):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     "--heads",
     metavar="NAME,...",
     callback=parse_heads,
-    help="Heads to compare, see 'clipadapter heads'; by default all.",
+    help="Heads to compare, see 'clipadapter heads'; by default 'all'.",
 )
 @click.option(
     "--set",

@@ -185,10 +185,11 @@ def _report_training(head: HeadOptions, counts: Sequence[int], before: str, out:
             note_kept(f"{before}; the training keeps {every}, and the same command continues from the last one")
 
 
-def _report_estimate(out: Output, seconds: float, steps: int) -> None:
+def _report_estimate(out: Output, seconds: float, steps: int, steps_before: int) -> None:
     """Note how long a training will take; a progress bar says it itself."""
     if not out.progress:
-        out.note(f"training: about {format_seconds(seconds)} for the {format_count(steps, 'step')} that are left")
+        begun = f"training continues after step {steps_before:,}" if steps_before else "training"
+        out.note(f"{begun}: about {format_seconds(seconds)} for the {format_count(steps, 'step')} that are left")
 
 
 def _warn_if_all_are_shots(paths: Sequence[Path], unlabelled: Sequence[Path], out: Output) -> None:
