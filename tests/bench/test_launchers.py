@@ -63,7 +63,8 @@ def alive(pid):
 
 @pytest.fixture
 def local(monkeypatch):
-    """Two workers."""
+    """Two workers, also on a machine with one core."""
+    monkeypatch.setattr("clipadapter.parallel.count_cores", lambda: 2)
     monkeypatch.setattr(socket.socket, "connect", CONNECT)  # the server of forks is reached through a socket file
     return create_launcher("local", workers=2)
 

@@ -156,8 +156,9 @@ class Loss:
             logits = self._with_bias(logits)
             return torch.stack([binary_losses(logits / t, self.targets[rows]).sum() for t in temperatures])
         labels, share = self.labels[rows, None], wrong_label_share
-        offset = 0.0 if self.label_loss.offset is None else self.label_loss.offset
-        right = [(logits / t + offset).softmax(dim=1).gather(1, labels)[:, 0] for t in temperatures]
+        offset = self.label_loss.offset
+        adjusted = (logits / t if offset is None else logits / t + offset for t in temperatures)
+        right = [each.softmax(dim=1).gather(1, labels)[:, 0] for each in adjusted]
         return torch.stack([-((1 - share) * p + share / logits.shape[1]).log().sum() for p in right])
 
     def of_null_model(self, rows: Tensor, n_classes: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -80,7 +81,11 @@ class TrainConfig:
             estimator: has some of the fields as attributes.
             changes: fields that it has not, or that differ.
         """
-        names = [field.name for field in fields(cls) if hasattr(estimator, field.name)]
+        # Not `hasattr`: a head looks up what it does not have in scikit-learn, whose import takes a second.
+        absent = object()
+        names = [
+            each.name for each in fields(cls) if inspect.getattr_static(estimator, each.name, absent) is not absent
+        ]
         return cls(**{**{name: getattr(estimator, name) for name in names}, **changes})
 
     def __post_init__(self) -> None:

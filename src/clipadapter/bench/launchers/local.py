@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import signal
-import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
@@ -20,15 +18,11 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from clipadapter.bench.launchers.base import MAX_ATTEMPTS, Job, JobResult, Launcher, register_launcher
+from clipadapter.bench.launchers.fork_server import START_METHOD, start_fork_server
 from clipadapter.bench.worker import set_gpu, set_threads
 from clipadapter.devices import count_gpus
 from clipadapter.parallel import count_cores
 
-START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
-"""How workers start. A server imports torch once, and each worker is a fork of it, which takes milliseconds. Before,
-each worker imported torch, and so did each one after a worker had died. Windows has no fork, and on macOS system
-libraries may crash after one."""
-SERVER_IMPORTS = ("torch", "clipadapter.bench.worker")
 PROCESS_BYTES = 700 << 20
 """Bytes of Python, torch and a fit of typical size, besides the features."""
 MEMORY_FRACTION = 0.8
@@ -44,9 +38,8 @@ class Local(Launcher):
     """
 
     def prepare(self) -> None:
-        """As `Launcher.prepare`: the server that workers are forked from imports torch meanwhile."""
-        if self.workers != 1 and count_cores() > 1 and START_METHOD == "forkserver":
-            _start_server()
+        """As `Launcher.prepare`."""
+        start_fork_server(self.workers)
 
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """As `Launcher.run`."""
@@ -88,18 +81,6 @@ def list_gpus(device: str) -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [name.strip() for name in visible.split(",")][:count] if visible else [str(i) for i in range(count)]
-
-
-def _start_server() -> None:
-    """Start the server that workers are forked from, if it does not run yet. It ends with this process."""
-    multiprocessing.set_forkserver_preload(list(SERVER_IMPORTS))
-    handles_signals = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if handles_signals else None
-    try:
-        multiprocessing.forkserver.ensure_running()  # it inherits that Ctrl-C is ignored, also during its imports
-    finally:
-        if handles_signals:
-            signal.signal(signal.SIGINT, handler)
 
 
 def _pool(
