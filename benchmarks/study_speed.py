@@ -3,8 +3,8 @@
 Features are those of `head_costs.py`, 100 classes of width 512 with 20 pictures each to draw from and 2,000 queries.
 Every head that compares by default and takes one encoder's features is fitted to 1, 2, 4, 8 and 16 shots of three
 draws, in processes on this machine, from an empty folder of records to the last record. The bar is 60 seconds on two
-cores. "busy" is the share of the workers' time in which they fitted and measured. The server that workers are forked
-from starts before the clock, as `bench run` starts it before its own imports.
+cores. "busy" is the share of the workers' time in which they fitted and measured. The clock starts when this process
+and the server that workers are forked from have imported torch: `bench run` has both import it at the same time.
 
     python benchmarks/study_speed.py
     python benchmarks/study_speed.py auto taskres --shots 4 16 --seeds 1
@@ -30,8 +30,7 @@ from head_costs import make
 from heads_speed import from_features
 
 from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
-from clipadapter.bench.launchers import create_launcher
-from clipadapter.bench.launchers.fork_server import start_fork_server
+from clipadapter.bench.launchers import Job, create_launcher
 from clipadapter.blocks import FINAL
 from clipadapter.features import FeatureSet
 
@@ -73,15 +72,16 @@ def main() -> None:
     parser.add_argument("--accuracies", type=Path, metavar="FILE", help="write the table of accuracies as CSV")
     add_json(parser)
     args = parser.parse_args()
-    start_fork_server(args.workers)
     heads = args.heads or [name for name in default_heads() if from_features(name)]
     suite = Suite(name="speed", title="Speed", heads=heads, shots=args.shots, seeds=list(range(1, args.seeds + 1)))
     with tempfile.TemporaryDirectory() as folder:
         features, records = args.features or Path(folder) / "features", Path(folder) / "records"
         if args.features is None:
             save_bundle(bundle(args.classes, args.width, args.blocks), features)
-        start = time.perf_counter()
         launcher = create_launcher("local", workers=args.workers)
+        if args.workers > 1:
+            list(launcher.run(list, [Job(i, "") for i in range(args.workers)]))
+        start = time.perf_counter()
         outcome = run_suite(suite, [f"features:{features}"], {}, records, launcher)
         seconds = time.perf_counter() - start
         took: dict[str, list[float]] = defaultdict(list)
