@@ -84,7 +84,7 @@ class Adapter(nn.Module):
         return self._add_up_to_length(x, self._hidden(x), ratio / (1 - ratio))
 
     def _add_up_to_length(self, x: Tensor, hidden: Tensor, relative: float) -> Tensor:
-        """X plus ``relative`` times its adapted form."""
+        """The rows plus ``relative`` times their adapted form."""
         start = x if self.up_bias is None else torch.add(x, self.up_bias, alpha=relative)
         return torch.addmm(start, hidden, self.up.T, alpha=relative)
 

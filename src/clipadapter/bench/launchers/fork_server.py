@@ -26,7 +26,6 @@ def start_fork_server(workers: int | None) -> None:
 
     if workers == 1 or count_cores() == 1 or START_METHOD != "forkserver":
         return
-
     multiprocessing.set_forkserver_preload(list(SERVER_IMPORTS))
     handles_signals = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if handles_signals else None
