@@ -152,6 +152,19 @@ def test_the_server_of_forks_ignores_ctrl_c_from_its_start(local):
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # of this process
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_the_server_of_forks_does_not_outlive_a_command_that_ends_early():
+    code = (
+        "import clipadapter.parallel, multiprocessing.forkserver as f\n"
+        "from clipadapter.bench.launchers.fork_server import start_fork_server\n"
+        "clipadapter.parallel.count_cores = lambda: 2\n"
+        "start_fork_server(None)\nprint(f._forkserver._forkserver_pid)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert until(lambda: not alive(int(done.stdout)), 1)  # to import torch would take longer
+    assert done.stderr == ""
+
+
 @pytest.mark.slow
 def test_workers_compute_with_the_cores_that_the_launcher_gives_them(local, monkeypatch):
     module = sys.modules[type(local).__module__]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import signal
 import sys
 import threading
@@ -13,7 +16,7 @@ SERVER_IMPORTS = ("torch", "clipadapter.bench.worker")
 
 
 def start_fork_server(workers: int | None) -> None:
-    """Start the server, if workers will be forked and it does not run yet. It ends with this process.
+    """Start the server, if workers will be forked and it does not run yet. It is killed when this process ends.
 
     It imports torch meanwhile, so that it is best started before the caller does the same.
 
@@ -34,3 +37,13 @@ def start_fork_server(workers: int | None) -> None:
     finally:
         if handles_signals:
             signal.signal(signal.SIGINT, handler)
+    atexit.unregister(_kill_server)
+    atexit.register(_kill_server)
+
+
+def _kill_server() -> None:
+    """Kill the server: if this process ends early, it would import for seconds more, and hold a pipe of its output."""
+    pid = getattr(sys.modules["multiprocessing.forkserver"]._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

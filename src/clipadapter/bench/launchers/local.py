@@ -17,6 +17,8 @@ from multiprocessing.context import BaseContext
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
+from tqdm import tqdm
+
 from clipadapter.bench.launchers.base import MAX_ATTEMPTS, Job, JobResult, Launcher, register_launcher
 from clipadapter.bench.launchers.fork_server import START_METHOD, start_fork_server
 from clipadapter.bench.worker import set_gpu, set_threads
@@ -175,5 +177,7 @@ def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[st
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-1)
     set_threads(threads)
     gc.freeze()  # what was imported lives to the end, and need not be searched for garbage
+    # The lock that tqdm makes is one between processes, of which a worker that leaves at once leaves a semaphore.
+    tqdm.set_lock(threading.RLock())
     if free_gpus is not None:
         set_gpu(free_gpus.get())
