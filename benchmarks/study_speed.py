@@ -3,8 +3,8 @@
 Features are those of `head_costs.py`, 100 classes of width 512 with 20 pictures each to draw from and 2,000 queries.
 Every head that compares by default and takes one encoder's features is fitted to 1, 2, 4, 8 and 16 shots of three
 draws, in processes on this machine, from an empty folder of records to the last record. The bar is 60 seconds on two
-cores. "busy" is the share of the workers' time in which they fitted and measured. The clock starts when this process
-and the server that workers are forked from have imported torch: `bench run` has both import it at the same time.
+cores. "busy" is the share of the workers' time in which they fitted and measured, "processor" the time of all
+processes on all cores, which depends less on what else the machine does.
 
     python benchmarks/study_speed.py
     python benchmarks/study_speed.py auto taskres --shots 4 16 --seeds 1
@@ -19,6 +19,7 @@ trees that give the same tables have the same digest; the tree that is measured 
 
 import argparse
 import hashlib
+import resource
 import tempfile
 import time
 from collections import defaultdict
@@ -30,11 +31,17 @@ from head_costs import make
 from heads_speed import from_features
 
 from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
-from clipadapter.bench.launchers import Job, create_launcher
+from clipadapter.bench.launchers import create_launcher
 from clipadapter.blocks import FINAL
 from clipadapter.features import FeatureSet
 
 PICTURES = 20
+
+
+def processor_seconds() -> float:
+    """Of this process and of all that it started and that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def add_blocks(X: np.ndarray, n_blocks: int) -> np.ndarray:
@@ -78,12 +85,11 @@ def main() -> None:
         features, records = args.features or Path(folder) / "features", Path(folder) / "records"
         if args.features is None:
             save_bundle(bundle(args.classes, args.width, args.blocks), features)
+        start, busy_before = time.perf_counter(), processor_seconds()
         launcher = create_launcher("local", workers=args.workers)
-        if args.workers > 1:
-            list(launcher.run(list, [Job(i, "") for i in range(args.workers)]))
-        start = time.perf_counter()
         outcome = run_suite(suite, [f"features:{features}"], {}, records, launcher)
         seconds = time.perf_counter() - start
+        processor = processor_seconds() - busy_before
         took: dict[str, list[float]] = defaultdict(list)
         correct: dict[tuple[str, int], list[float]] = defaultdict(list)
         for run in load_study(records, suite.name).runs:
@@ -100,6 +106,7 @@ def main() -> None:
     write_json(
         args.json,
         seconds=seconds,
+        processor_seconds=processor,
         accuracies=table_digest,
         runs=outcome.n_made,
         busy=busy / args.workers / seconds,
@@ -115,7 +122,7 @@ def main() -> None:
     )
     print(
         f"\n{outcome.n_made} runs: {seconds:.1f} s, of which fits {outcome.seconds:.1f}; "
-        f"busy {busy / args.workers / seconds:.0%} ({busy:.1f} s of one worker)"
+        f"busy {busy / args.workers / seconds:.0%} ({busy:.1f} s of one worker); processor {processor:.1f} s"
     )
     print(f"accuracies: {table_digest}")
     if args.accuracies:

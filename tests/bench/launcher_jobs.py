@@ -52,6 +52,12 @@ def threads(text):
     return [str(torch.get_num_threads())]
 
 
+def lock_of_bars(text):
+    from tqdm import tqdm
+
+    return [type(tqdm.get_lock()).__name__]
+
+
 def bundle(task):
     """Where a task's features are, and what is in the two files."""
     folder = Path(json.loads(task)["bundle"])

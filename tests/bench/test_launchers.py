@@ -62,11 +62,19 @@ def alive(pid):
 
 
 @pytest.fixture
-def local(monkeypatch):
-    """Two workers, also on a machine with one core."""
-    monkeypatch.setattr("clipadapter.parallel.count_cores", lambda: 2)
-    monkeypatch.setattr(socket.socket, "connect", CONNECT)  # the server of forks is reached through a socket file
+def local():
+    """Two workers that are spawned, as in use. Each one imports torch, which takes seconds."""
     return create_launcher("local", workers=2)
+
+
+@pytest.fixture
+def forked(local, monkeypatch):
+    """The same launcher, with workers that are forked from a server that has imported all that they need."""
+    multiprocessing.set_forkserver_preload([type(local).__module__, "launcher_jobs"])
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(socket.socket, "connect", CONNECT)  # the server is reached through a socket file
+    return local
 
 
 def test_launchers_are_listed_and_a_typo_gets_a_hint():
@@ -143,66 +151,43 @@ def check_close(launcher, folder, busy):
     assert until(lambda: not any(map(alive, numbers(folder))), 60)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, which only Linux has")
-def test_the_server_of_forks_ignores_ctrl_c_from_its_start(local):
-    local.prepare()
-    status = Path(f"/proc/{multiprocessing.forkserver._forkserver._forkserver_pid}/status").read_text()
-    ignored = int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16)
-    assert ignored >> (signal.SIGINT - 1) & 1
-    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # of this process
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
-def test_the_server_of_forks_does_not_outlive_a_command_that_ends_early():
-    code = (
-        "import clipadapter.parallel, multiprocessing.forkserver as f\n"
-        "from clipadapter.bench.launchers.fork_server import start_fork_server\n"
-        "clipadapter.parallel.count_cores = lambda: 2\n"
-        "start_fork_server(None)\nprint(f._forkserver._forkserver_pid)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert until(lambda: not alive(int(done.stdout)), 1)  # to import torch would take longer
-    assert done.stderr == ""
+@pytest.mark.slow
+def test_a_worker_has_no_semaphore_that_it_could_leave_behind(forked):
+    results = run(forked, launcher_jobs.lock_of_bars, ["a", "b"])
+    assert [each.result for each in results.values()] == [["RLock"]] * 2
 
 
 @pytest.mark.slow
-def test_workers_compute_with_the_cores_that_the_launcher_gives_them(local, monkeypatch):
-    module = sys.modules[type(local).__module__]
-    monkeypatch.setattr(module, "count_cores", lambda: 6)
-    assert [each.result for each in run(local, launcher_jobs.threads, ["a", "b"]).values()] == [["3"], ["3"]]
+def test_killed_workers_lose_nothing(forked, tmp_path):
+    check_deaths(forked, tmp_path)
 
 
 @pytest.mark.slow
-def test_killed_workers_lose_nothing(local, tmp_path):
-    check_deaths(local, tmp_path)
-
-
-@pytest.mark.slow
-def test_workers_continue_while_a_result_is_processed_until_the_iterator_is_closed(local, tmp_path):
-    check_close(local, tmp_path, 2)
+def test_workers_continue_while_a_result_is_processed_until_the_iterator_is_closed(forked, tmp_path):
+    check_close(forked, tmp_path, 2)
     assert until(lambda: not multiprocessing.active_children(), 60)
 
 
 @pytest.mark.slow
-def test_each_worker_sees_a_gpu_of_its_own(local, tmp_path, monkeypatch):
+def test_each_worker_sees_a_gpu_of_its_own(forked, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    local.device = "cuda"
-    seen = run(local, launcher_jobs.see_gpu, [f"{tmp_path}|a", f"{tmp_path}|b"])
+    forked.device = "cuda"
+    seen = run(forked, launcher_jobs.see_gpu, [f"{tmp_path}|a", f"{tmp_path}|b"])
     assert sorted(each.result[0] for each in seen.values()) == ["4", "6"]
 
 
 @pytest.mark.slow
-def test_an_exception_reaches_the_caller_and_ends_the_workers(local):
+def test_an_exception_reaches_the_caller_and_ends_the_workers(forked):
     with pytest.raises(LookupError, match="no a"):
-        run(local, launcher_jobs.fail, ["a", "a"])
+        run(forked, launcher_jobs.fail, ["a", "a"])
     assert until(lambda: not multiprocessing.active_children(), 60)
 
 
 @pytest.mark.slow
-def test_a_study_does_not_wait_for_its_workers_to_unload(local):
+def test_a_study_does_not_wait_for_its_workers_to_unload(forked):
     start = time.monotonic()
-    run(local, launcher_jobs.slow_to_leave, ["a", "b", "c"])
+    run(forked, launcher_jobs.slow_to_leave, ["a", "b", "c"])
     assert time.monotonic() - start < 240
     assert not multiprocessing.active_children()
 

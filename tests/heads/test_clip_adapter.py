@@ -10,8 +10,7 @@ from clipadapter import parallel
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures, clip_adapter, residual_ratio
-from clipadapter.heads.adapter import Adapter
-from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.clip_adapter import Adapter, ClipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 

@@ -89,6 +89,26 @@ def test_gradient_descent_by_hand():
     assert weight.item() == pytest.approx(0.36)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_by_formula_train_as_those_of_automatic_differentiation(optimizer, transposed):
+    generator = torch.Generator().manual_seed(0)
+    target, start = (torch.randn(6, 4, generator=generator) for _ in range(2))
+    differentiated, by_formula = start.clone().requires_grad_(), start.clone()
+
+    def formula(rows, views):
+        gradient = 2 * (by_formula - target)
+        return (by_formula - target).square().sum(), [gradient.T.contiguous().T if transposed else gradient]
+
+    changes = config(optimizer=optimizer, lr=0.05, momentum=0.9)
+    losses = [
+        train([differentiated], lambda rows, views: (differentiated - target).square().sum(), 4, 1, changes),
+        train([by_formula], formula, 4, 1, changes),
+    ]
+    torch.testing.assert_close(by_formula, differentiated.detach())
+    assert losses[0] == pytest.approx(losses[1])
+
+
 def test_cosine_by_epoch_with_warm_up_is_the_recipe_of_coop():
     made = config(schedule="cosine-epoch", warmup_epochs=1, lr=2e-3)
     rates = [made.learning_rate(epoch * 5, 5, 200) for epoch in range(200)]

@@ -108,7 +108,6 @@ def run_suite(
     if device is not None:
         launcher.device = head_device(check_device(device))
     launcher.check()
-    launcher.prepare()
     records = RecordFolder(out)
     records.migrate()
     fits: list[_FitWithEntries] = []

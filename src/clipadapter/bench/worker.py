@@ -86,11 +86,9 @@ def set_gpu(number: str) -> None:
 
 
 def set_threads(number: int) -> None:
-    """Set the number of threads that this process computes with, in libraries that are loaded and in later ones."""
+    """Set the number of threads of this process; if possible before torch is imported."""
     for name in THREAD_VARIABLES:
         os.environ[name] = str(number)
     import torch
-    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(number)
-    threadpool_limits(number)

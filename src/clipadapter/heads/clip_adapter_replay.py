@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
-from clipadapter.heads.adapter import ADAPTER_TENSORS, Adapter
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.clip_adapter import ADAPTER_TENSORS, Adapter, ClipAdapter
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.losses import Loss
 from clipadapter.heads.parameters import check_not_negative

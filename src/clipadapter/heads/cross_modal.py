@@ -112,10 +112,10 @@ class CrossModal(LabelLossHead, TrainedHead):
             if len(rows) > self.batch_size:
                 chosen = torch.randperm(len(rows), generator=generator)[: self.batch_size]
                 z, z_labels = rows[chosen], row_labels[chosen]
-            of_text, text_gradient = CROSS_ENTROPY.with_gradient(z @ weight.T, z_labels)
+            text_value, text_gradient = CROSS_ENTROPY.with_gradient(z @ weight.T, z_labels)
             share = self.text_share
             total = torch.addmm(text_gradient.T @ z, gradient.T, x, beta=share, alpha=1 - share)
-            return (1 - share) * value + share * of_text, [total]
+            return (1 - share) * value + share * text_value, [total]
 
         n, n_views = shots.views.shape[:2]
         self.loss_ = train([weight], loss, n, n_views, config, row_cost=2 * weight.numel())

@@ -136,8 +136,8 @@ def shift_loss(
         labels = shots.labels[batch]
         error, gradient = cosine_loss_with_gradient(_shift(x, shift), text, labels, shots.scale, 1e-6, label_loss)
         flat = shift.flatten()
-        of_shift = torch.addmm(shift, gradient.T, _unprojected(x, shift), beta=2 * penalty)
-        return error + penalty * flat.dot(flat), [of_shift]
+        shift_gradient = torch.addmm(shift, gradient.T, _unprojected(x, shift), beta=2 * penalty)
+        return error + penalty * flat.dot(flat), [shift_gradient]
 
     return loss
 

@@ -135,7 +135,8 @@ class Loss:
         return binary_losses(drop_tiny_gradients(self._with_bias(logits)), self.targets[rows]).mean()
 
     def with_gradient(self, features: Tensor, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """`from_features` of labels and cosines, and its gradient (b, d) for the features."""
+        """`from_features` of labels and cosines, and its gradient (b, d), which is written in place of the features."""
+        assert self.targets is None
         labels = self.labels[rows]
         return cosine_loss_with_gradient(features, weight, labels, self.scale, label_loss=self.label_loss)
 

@@ -36,7 +36,7 @@ class Adam:
     ``torch.optim.Adam(fused=True)`` calls it in the same way.
 
     Args:
-        parameters: leaves that require a gradient, all on one device.
+        parameters: tensors with gradients, all on one device.
         weight_decay: strength of the penalty.
         eps: added to the root of the second moment.
         decoupled: AdamW.
@@ -94,7 +94,7 @@ class SGD:
     """Gradient descent with momentum and an L2 penalty; the first step has no momentum.
 
     Args:
-        parameters: leaves that require a gradient.
+        parameters: tensors with gradients.
         weight_decay: strength of the penalty.
         momentum: share of the last step that is added to a step.
 

@@ -251,7 +251,7 @@ class CheckpointStore(Protocol):
 
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Sequence[Tensor]]]
-"""Of row numbers (b,) and, for each, the number of a view (b,): a loss, alone or with its gradients."""
+"""A loss of a batch, alone or with its gradients. It gets row numbers (b,) and the number of each row's view (b,)."""
 
 
 def train(
@@ -275,8 +275,8 @@ def train(
 
     Args:
         parameters: leaves. They require a gradient if ``loss`` does not compute the gradients.
-        loss: returns a scalar, or what ``backward`` takes. Or a scalar and its gradients, one for each parameter,
-            where formulas are faster than automatic differentiation.
+        loss: returns a scalar, or what ``backward`` takes. Or a scalar and its gradients, one for each parameter and
+            of its shape, where formulas are faster than automatic differentiation.
         n: rows to train on.
         n_views: views of each row; see `TrainConfig.view_per_epoch`.
         config: how.
@@ -358,7 +358,9 @@ def _set_gradients(
         return result
     value, gradients = result
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
+        # The fused kernels go through both in the order of memory.
+        same_order = gradient.stride() == parameter.stride()
+        parameter.grad = gradient if same_order else torch.empty_like(parameter).copy_(gradient)
     return value
 
 
@@ -453,7 +455,7 @@ class _Batches:
         self.first_views = torch.zeros(self.size, dtype=torch.int64)
 
     def draw(self, epoch: int, i: int) -> tuple[Tensor, Tensor]:
-        """Those of one step of an epoch; the steps are drawn in their order."""
+        """Draw the batch of one step of an epoch. Steps are drawn in their order."""
         state = self.state
         rows = state.order
         if self.size < self.n:

@@ -64,9 +64,6 @@ class Launcher(ABC):
             InputError: if it can't use the device.
         """
 
-    def prepare(self) -> None:  # noqa: B027 - only some launchers can start before they know the jobs
-        """Begin to start workers, while the caller plans the jobs."""
-
     @abstractmethod
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """Yield results as they are finished; closing the iterator stops the work.

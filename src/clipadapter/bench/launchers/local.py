@@ -13,14 +13,13 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
+from multiprocessing.context import SpawnContext
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from tqdm import tqdm
 
 from clipadapter.bench.launchers.base import MAX_ATTEMPTS, Job, JobResult, Launcher, register_launcher
-from clipadapter.bench.launchers.fork_server import START_METHOD, start_fork_server
 from clipadapter.bench.worker import set_gpu, set_threads
 from clipadapter.devices import count_gpus
 from clipadapter.parallel import count_cores
@@ -39,15 +38,10 @@ class Local(Launcher):
     [JobResult(job=Job(number=0, task='a'), result=['A'], error=None)]
     """
 
-    def prepare(self) -> None:
-        """As `Launcher.prepare`."""
-        start_fork_server(self.workers)
-
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
         """As `Launcher.run`."""
         workers = self.count_workers(len(jobs))
         if workers > 1:
-            self.prepare()
             yield from _pool(function, jobs, workers, max(1, count_cores() // workers), list_gpus(self.device))
             return
         for job in jobs:
@@ -105,7 +99,7 @@ def _pool(
         return len(running) < workers
 
     while queue:
-        context = multiprocessing.get_context(START_METHOD)
+        context = multiprocessing.get_context("spawn")
         worker_end, parent_end = context.Pipe(duplex=False)
         initargs = threads, worker_end, _assign_gpus(gpus, workers, context)
         pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=initargs)
@@ -133,7 +127,7 @@ def _pool(
             worker_end.close()
 
 
-def _assign_gpus(gpus: Sequence[str], workers: int, context: BaseContext) -> SimpleQueue[str] | None:
+def _assign_gpus(gpus: Sequence[str], workers: int, context: SpawnContext) -> SimpleQueue[str] | None:
     """A queue from which each worker takes a GPU; None without GPUs to share."""
     if not gpus:
         return None
@@ -176,8 +170,8 @@ def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[st
     # Last of all finalizers: unloading torch would take another second.
     multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-1)
     set_threads(threads)
-    gc.freeze()  # what was imported lives to the end, and need not be searched for garbage
-    # The lock that tqdm makes is one between processes, of which a worker that leaves at once leaves a semaphore.
+    gc.freeze()  # what is imported by now is never garbage, and need not be searched
+    # tqdm's own lock is a semaphore between processes, which would be left behind when Ctrl-C ends the worker.
     tqdm.set_lock(threading.RLock())
     if free_gpus is not None:
         set_gpu(free_gpus.get())

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.bench.launchers.fork_server import start_fork_server
 from clipadapter.bench.suite_files import read_suite
 from clipadapter.cli.encoder_options import device_option, find_device
 from clipadapter.cli.inputs import check_output_folder
@@ -119,8 +118,6 @@ def run(
     In a stream (x-tail, mtil, class-incremental) all data sets are tasks that are learned one after the other.
     """
     read_suite(suite)  # a wrong name or path is refused before torch is imported
-    if launcher == "local" and not dry_run:
-        start_fork_server(workers)
     from clipadapter.bench import FEATURES, estimate, find_problems, load_suite, open_source, run_suite
     from clipadapter.bench.launchers import create_launcher
     from clipadapter.bench.trackers import create_tracker
