@@ -55,6 +55,13 @@ def test_names_of_heads_and_encoders_are_read_without_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_name_of_a_class_is_found_without_an_import_of_other_members(monkeypatch):
+    entry = HEADS.info("tip-adapter")
+    monkeypatch.setattr(HEADS, "_entries", {"tip-adapter": entry})
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imports {name}"))
+    assert (HEADS.name_of(entry.cls), HEADS.name_of(int)) == ("tip-adapter", None)
+
+
 def test_a_name_in_capitals_gets_the_hint_of_the_same_letters():
     with pytest.raises(UnknownNameError, match="'CLIP-Adapter'. Did you mean 'clip-adapter'?"):
         HEADS.check("CLIP-Adapter")

@@ -129,6 +129,13 @@ class Registry(Generic[T]):
             self.check(name)
         return self._entries[name]
 
+    def name_of(self, cls: type[Any]) -> str | None:
+        """The name of a class; None if it has none. No module is imported: that of the class has been.
+
+        >>> Registry("head", "clipadapter.nothing", read_source=False).name_of(int)
+        """
+        return next((name for name, entry in self._entries.items() if entry.cls is cls), None)
+
     def check(self, name: str) -> None:
         """Refuse a name that no member has. A member of the package is not imported.
 

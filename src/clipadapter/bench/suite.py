@@ -190,7 +190,9 @@ class Suite(FrozenModel):
     def all_variants(self) -> list[Variant]:
         """Every head of the suite with its parameters, each title once."""
         protocol = create_protocol(self.protocol)
-        all_names = [name for name in default_heads() if protocol.accepts_head(head_info(name).cls)]
+        all_names: list[str] = []
+        if "all" in self.heads:  # which imports the module of every head
+            all_names = [name for name in default_heads() if protocol.accepts_head(head_info(name).cls)]
         names = [
             name for name_in_suite in self.heads for name in (all_names if name_in_suite == "all" else [name_in_suite])
         ]

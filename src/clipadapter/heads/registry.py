@@ -96,6 +96,7 @@ class Fidelity:
 list_heads = HEADS.list
 head_info = HEADS.info
 create_head = HEADS.create
+head_name = HEADS.name_of
 
 
 def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> Callable[[type[Head]], type[Head]]:

@@ -21,6 +21,7 @@ from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.formatting import format_list
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
+from clipadapter.heads.registry import head_name
 from clipadapter.model_folder import FOLD_HEADS_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, UNLABELLED_FILE
 from clipadapter.persistence.evaluation import EVALUATION_KEY, validate_evaluation
 from clipadapter.persistence.format import (
@@ -227,7 +228,7 @@ def _create_head(saved: SavedHead) -> Head:
 
 def registered_name(head: Head) -> str | None:
     """Name that the class of a head is registered by, or None."""
-    return next((name for name in list_heads() if head_info(name).cls is type(head)), None)
+    return head_name(type(head))
 
 
 def _require_registered_name(head: Head) -> str:
