@@ -3,6 +3,7 @@ import os
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from clipadapter import FewShotClassifier, draw_shots
+from clipadapter.cli.commands.fit import _report_estimate
 from clipadapter.features import extraction
+from clipadapter.formatting import format_seconds
 from clipadapter.heads.clip_adapter import ClipAdapter
 
 FEW_STEPS = ("--set", "steps=20")
@@ -24,6 +27,13 @@ def fit(tmp_path, run):
         return run("fit", data, "--out", tmp_path / "model", "--encoder", "toy", "--head", head, *args)
 
     return call
+
+
+@pytest.mark.parametrize(("steps_before", "begun"), [(0, ""), (1200, " continues after step 1,200")])
+def test_a_long_training_is_announced_with_the_steps_that_an_earlier_process_made(steps_before, begun):
+    notes = []
+    _report_estimate(SimpleNamespace(progress=False, note=notes.append), 120.0, 1680, steps_before)
+    assert notes == [f"training{begun}: about {format_seconds(120.0)} for the 1,680 steps that are left"]
 
 
 def test_fit_reports_the_model(squares, tmp_path, fit):
