@@ -138,7 +138,7 @@ def test_patience_holds_out_shots():
     assert (CoCoOp(patience=2).fit(X, y, text=text).predict(X) == y).all()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:`torch.jit.trace`:FutureWarning")
 def test_it_is_not_converted_to_a_graph(head, shots):
     with pytest.raises(InputError, match="no fixed function of features"):
         torch.jit.trace(head._logits, torch.from_numpy(shots[0]))

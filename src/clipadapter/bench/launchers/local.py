@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import multiprocessing.util
 import os
 import signal
 import threading
@@ -120,10 +119,9 @@ def _pool(
         except BrokenProcessPool:
             yield from [*results, *_requeue([job, *running.values()], queue, tries)]
         finally:
-            if queue or running:
-                parent_end.close()  # workers exit at once, also during a fit
-            pool.shutdown(cancel_futures=True)
+            # Workers exit at once, also during a fit; unloading torch would take each of them another second.
             parent_end.close()
+            pool.shutdown(cancel_futures=True)
             worker_end.close()
 
 
@@ -167,8 +165,6 @@ def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[st
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    # Last of all finalizers: unloading torch would take another second.
-    multiprocessing.util.Finalize(None, os._exit, args=(0,), exitpriority=-1)
     set_threads(threads)
     gc.freeze()  # what is imported by now is never garbage, and need not be searched
     # tqdm's own lock is a semaphore between processes, which would be left behind when Ctrl-C ends the worker.
