@@ -198,15 +198,12 @@ UNITS = (
 # ---- Modules that are imported before a command answers ----
 
 COUNT_MODULES = """
-import sys
+import atexit, sys
 before = set(sys.modules)
+atexit.register(lambda: print(len(set(sys.modules) - before), file=sys.stderr))
 from clipadapter.cli.app import main
 sys.argv = ["clipadapter", *sys.argv[1:]]
-try:
-    main()
-except SystemExit:
-    pass
-print(len(set(sys.modules) - before), file=sys.stderr)
+main()
 """
 
 

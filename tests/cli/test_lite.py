@@ -17,11 +17,10 @@ def refuse(*_, **__):
     raise OSError("the network is cut")
 
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
-from clipadapter.cli.app import main
+from clipadapter.cli.app import app
 for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["clipadapter", *arguments]
     try:
-        main()
+        app(arguments, prog_name="clipadapter")
     except SystemExit as end:
         for stream in (sys.stdout, sys.stderr):
             print(f"exit {end.code or 0}, touched: {pathlib.Path('touched').exists()}", file=stream, flush=True)
