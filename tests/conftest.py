@@ -44,6 +44,11 @@ def pytest_collection():
         gc.enable()
 
 
+def pytest_unconfigure():
+    """What stays frozen to the end of the process is reported as a leak by extension modules such as triton's."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def sealed(tmp_path_factory):
     """No connection leaves the machine, and nothing is written to the user's cache folder."""
