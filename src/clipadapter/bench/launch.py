@@ -109,7 +109,6 @@ def run_suite(
         launcher.device = head_device(check_device(device))
     launcher.check()
     records = RecordFolder(out)
-    records.migrate()
     fits: list[_FitWithEntries] = []
     for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders, rows)):
         folder = save_bundle(group.bundle, out / "features" / _hash_bundle(group.bundle))

@@ -90,15 +90,6 @@ class Plan(FrozenModel):
     suite: Suite
     entries: list[Entry]
 
-    def with_keys(self, keys: Mapping[str, str]) -> Plan:
-        """The plan with other keys of its records, as after a change of their format.
-
-        Args:
-            keys: the new key by the old one. An entry whose key is not among them is left out.
-        """
-        entries = [entry.model_copy(update={"key": keys[entry.key]}) for entry in self.entries if entry.key in keys]
-        return Plan(suite=self.suite, entries=list(dict.fromkeys(entries)))
-
     def save(self, folder: Path) -> Path:
         """Write the plan to the folder of records."""
         path = plan_file(folder, self.suite.name)

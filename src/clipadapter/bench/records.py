@@ -6,18 +6,12 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
-from clipadapter.bench.plan import load_plan
-from clipadapter.bench.run import Run, append_runs, parse_run, read_runs
-from clipadapter.bench.suite_files import list_planned_suites
+from clipadapter.bench.run import Run, append_runs, parse_run
 from clipadapter.errors import DataError
 from clipadapter.files import remove_abandoned, write_atomically
 
 MAX_RECORD_BYTES = 16 << 20
 """A longer file is no record."""
-
-
-FORMAT_2_PREFIX = b'{"format":2,'
-"""First bytes of a record of format 2."""
 
 
 class RecordFolder:
@@ -68,37 +62,6 @@ class RecordFolder:
         if missing:
             append_runs(self.log, sorted(map(self.get, missing), key=lambda run: (run.created, run.key)))
 
-    def migrate(self) -> None:
-        """Write records of an older format in the current format, under their current keys; plans and the log, too.
-
-        A folder without such records is not changed. If two older records get the same key, the later one is used. A
-        planned record that does not exist yet is left out of the plan: the next call of the suite plans it again.
-
-        Raises:
-            DataError: if a file is no record or no plan; says which.
-            InputError: if the folder can't be written.
-        """
-        older = [path for path in self.runs.glob("*.json") if _is_older(path)]
-        if not older:
-            return
-        present = {path.stem: path.stem for path in self.runs.glob("*.json") if path not in older}
-        migrated = {path.stem: self.get(path.stem) for path in older}
-        for run in sorted(migrated.values(), key=lambda run: run.created):
-            if run.key not in present:
-                write_atomically(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
-        keys = (
-            present | {old: run.key for old, run in migrated.items()} | {run.key: run.key for run in migrated.values()}
-        )
-        for name in list_planned_suites(self.folder):
-            plan = load_plan(self.folder, name)
-            assert plan is not None  # only missing_ok gives None
-            plan.with_keys(keys).save(self.folder)
-        if self.log.is_file():
-            write_atomically(self.log, "".join(f"{run.model_dump_json()}\n" for run in read_runs(self.log)))
-        # Last, so that the next call after an interruption starts from the older records.
-        for path in older:
-            path.unlink()
-
     def read(self) -> list[Run]:
         """All runs, oldest first.
 
@@ -110,7 +73,7 @@ class RecordFolder:
         )
 
     def get(self, key: str) -> Run:
-        """One run. The key of a run that is stored in an older format differs from the name of its file.
+        """One run.
 
         Raises:
             DataError: if the file does not exist, is no record, or holds a record with another key.
@@ -122,15 +85,9 @@ class RecordFolder:
             run = parse_run(str(path), path.read_bytes())
         except OSError as error:
             raise DataError(f"can't read {path}: {error.strerror or error}") from error
-        if run.key != key and not _is_older(path):
+        if run.key != key:
             raise DataError(f"{path} holds the run {run.key}: it was changed or renamed; delete it")
         return run
-
-
-def _is_older(path: Path) -> bool:
-    """Whether a file holds a record of an older format."""
-    with path.open("rb") as file:
-        return file.read(len(FORMAT_2_PREFIX)) == FORMAT_2_PREFIX
 
 
 def _digest(line: bytes) -> bytes:

@@ -355,9 +355,7 @@ def parse_run(where: str, line: bytes) -> Run:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no run: {error}; delete it") from error
     number = record.get("format") if isinstance(record, dict) else None
-    if number == 2:
-        record = _from_format_2(record)
-    elif isinstance(number, int) and number != FORMAT:
+    if isinstance(number, int) and number != FORMAT:
         raise DataError(f"{where} has format {number}, this version reads {FORMAT}; move it away to start anew")
     try:
         return Run.model_validate(record)
@@ -365,19 +363,6 @@ def parse_run(where: str, line: bytes) -> Run:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{where} is no run: {field} {first['msg']}; delete it") from error
-
-
-def _from_format_2(record: dict[str, Any]) -> dict[str, Any]:
-    """Convert a record of format 2 to format 3. Keys of format 2 had a hash of the source code in place of versions.
-
-    All such records get version 1: no method gave other results while format 2 was written.
-    """
-    other = {key: value for key, value in record.items() if key not in ("stream", "course")}
-    stream = record.get("stream")
-    if isinstance(stream, dict) and "lessons" in stream:
-        stream = {**{key: value for key, value in stream.items() if key != "lessons"}, "tasks": stream["lessons"]}
-    present = {"format": FORMAT, "method_version": "1", "measurement_version": 1}
-    return {**other, **present, "stream": stream, "continual": record.get("course")}
 
 
 def _drop_torn_line(file: Any) -> None:

@@ -202,13 +202,6 @@ def load_study(folder: str | Path, suite_name: str) -> Study:
     assert plan is not None  # only missing_ok gives None
     record_folder = RecordFolder(folder)
     existing = record_folder.keys()
-    stored = {
-        key: record_folder.get(key) for key in dict.fromkeys(entry.key for entry in plan.entries) if key in existing
-    }
-    # The key of a record in an older format differs from the name of its file. If two get the same key, the first in
-    # the plan is used.
-    keys = {entry.key: entry.key for entry in plan.entries} | {key: run.key for key, run in stored.items()}
-    records: dict[str, Run] = {}
-    for run in stored.values():
-        records.setdefault(run.key, run)
-    return Study(plan.suite, tuple(plan.with_keys(keys).entries), records)
+    keys = dict.fromkeys(entry.key for entry in plan.entries)
+    records = {key: record_folder.get(key) for key in keys if key in existing}
+    return Study(plan.suite, tuple(plan.entries), records)
