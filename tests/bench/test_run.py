@@ -1,4 +1,3 @@
-import json
 
 import pytest
 
@@ -70,13 +69,6 @@ def test_the_key_does_not_depend_on_the_source_code_or_the_release(make_run):
     versions = [{"torch": "1", "clipadapter": release} for release in ("0.1.0", "0.2.0")]
     assert make_run(code="x", versions=versions[0]).key == make_run(versions=versions[1]).key
     assert make_run(versions={"torch": "2"}).key != make_run(versions={"torch": "1"}).key
-
-
-def test_a_line_of_format_2_is_read_as_a_run_of_the_first_versions(make_run, tmp_path):
-    run = make_run()
-    older = run.model_dump(exclude={"method_version", "measurement_version"}) | {"format": 2}
-    (tmp_path / "runs.jsonl").write_text(json.dumps(older) + "\n")
-    assert read_runs(tmp_path / "runs.jsonl") == [run]
 
 
 def test_the_digest_tells_apart_where_a_part_ends():
