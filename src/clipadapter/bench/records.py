@@ -10,7 +10,13 @@ from clipadapter.bench.plan import load_plan
 from clipadapter.bench.run import Run, append_runs, parse_run, read_runs
 from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.errors import DataError
-from clipadapter.files import remove_abandoned, write_atomically
+from clipadapter.files import (
+    RANDOM_END,
+    folder_without_links,
+    path_without_links,
+    remove_abandoned,
+    write_atomically,
+)
 
 MAX_RECORD_BYTES = 16 << 20
 """A longer file is no record."""
@@ -26,14 +32,18 @@ class RecordFolder:
     Args:
         folder: created when the first record is written.
 
+    Raises:
+        DataError: if something in it is a link, see `path_without_links`.
+
     >>> RecordFolder("no-such-folder").keys()
     set()
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.runs = self.folder / "runs"
-        self.log = self.folder / "runs.jsonl"
+        self.runs = folder_without_links(self.folder, "runs", error=DataError)
+        self.log = path_without_links(self.folder, "runs.jsonl", error=DataError)
+        folder_without_links(self.folder, "features", error=DataError)
 
     def keys(self) -> set[str]:
         """Keys of the stored runs, failed ones too."""
@@ -59,7 +69,7 @@ class RecordFolder:
             DataError: if a file is no record; says which.
             InputError: if the folder can't be written.
         """
-        remove_abandoned(self.runs, ".*.json-*")
+        remove_abandoned(self.runs, rf"\.[0-9a-f]{{32}}\.json{RANDOM_END}")
         logged = set()
         if self.log.is_file():
             with self.log.open("rb") as file:

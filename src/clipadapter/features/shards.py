@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import time
 import uuid
 from collections import deque
@@ -39,7 +40,7 @@ from clipadapter.features.collection import (
 )
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
-from clipadapter.files import ABANDONED_SECONDS, describe_parquet_error
+from clipadapter.files import ABANDONED_SECONDS, describe_parquet_error, path_without_links
 
 PLAN_FILE = "shards.json"
 MAX_PLAN_BYTES = 256 << 20
@@ -231,6 +232,7 @@ def create_folder(filesystem: Any, folder: str) -> None:
     Raises:
         DataError: if it can't be created.
     """
+    _refuse_links(filesystem, folder)
     try:
         filesystem.create_dir(folder, recursive=True)
     except OSError as error:
@@ -238,6 +240,14 @@ def create_folder(filesystem: Any, folder: str) -> None:
         if filesystem.type_name == "s3":
             advice = "check the bucket, which must exist, the server (AWS_ENDPOINT_URL) and the credentials"
         raise StorageError(f"'{folder}' can't be created: {describe_storage_error(error)}; {advice}") from error
+
+
+def _refuse_links(filesystem: Any, folder: str) -> None:
+    """Refuse links among the files of shards; see `path_without_links`."""
+    if filesystem.type_name == "local" and Path(folder).is_dir():
+        for path in Path(folder).iterdir():
+            if path.name == PLAN_FILE or path.suffix in (".parquet", ".partial"):
+                path_without_links(folder, path.name, error=DataError)
 
 
 def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
@@ -277,7 +287,7 @@ def remove_abandoned_parts(filesystem: Any, folder: str) -> None:
     except OSError as error:
         raise StorageError(f"'{folder}' can't be read: {describe_storage_error(error)}") from error
     for info in infos:
-        is_part = info.is_file and info.base_name.startswith(".") and info.extension == "partial"
+        is_part = info.is_file and re.fullmatch(r"\.[0-9a-f]{32}\.partial", info.base_name)
         if is_part and info.mtime_ns is not None and time.time() - info.mtime_ns / 1e9 > ABANDONED_SECONDS:
             with suppress(OSError):  # another call removed it first
                 filesystem.delete_file(info.path)
@@ -309,6 +319,7 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
     """
     path = posixpath.join(folder, PLAN_FILE)
     try:
+        _refuse_links(filesystem, folder)
         with filesystem.open_input_stream(path) as stream:
             data = stream.read(MAX_PLAN_BYTES + 1)
     except OSError as error:

@@ -14,6 +14,7 @@ and `zip` only.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -31,6 +32,7 @@ from typing_extensions import Self
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, StoreError
+from clipadapter.files import path_without_links
 
 FORMAT = 2
 KEY_FORMAT = 1
@@ -92,7 +94,8 @@ class FeatureStore:
         timeout: seconds to wait while another process writes.
 
     Raises:
-        StoreError: if the file is no feature store, has another format, or can't be written.
+        StoreError: if the file is no feature store, has another format, can't be written, or a file of SQLite beside it
+            is a link.
 
     >>> with FeatureStore(":memory:") as store:
     ...     store.put_many({b"key": np.float32([1, 2])})
@@ -107,6 +110,9 @@ class FeatureStore:
         self._timeout = timeout
         self._data_version = 0
         if str(self.path) != ":memory:":
+            real = Path(os.path.realpath(self.path))
+            for ending in ("-wal", "-shm", "-journal"):  # SQLite writes into them, beside the file that a link leads to
+                path_without_links(real.parent, real.name + ending, error=StoreError)
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
