@@ -127,7 +127,7 @@ class PredictionFile:
         self._lock = _lock(self.folder)
         write_atomically(self.folder / RUN_FILE, json.dumps({RUN_KEY: self.run}, indent=1))
         self._remove(UNFINISHED_NAME)
-        parts = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.name))
+        parts = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.name) and path.is_file())
         self._parts = [path for i, path in enumerate(parts) if path.name.startswith(f"{i:08}-")]
         self._n_kept = self.n_rows = self.n_unreadable = 0
 
@@ -226,7 +226,7 @@ class PredictionFile:
     def _remove(self, names: re.Pattern[str]) -> None:
         """Remove the files of the folder with these names."""
         for path in list(self.folder.iterdir()):
-            if names.fullmatch(path.name):
+            if names.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
 
     def _refuse_another_run(self) -> None:

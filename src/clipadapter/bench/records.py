@@ -45,9 +45,12 @@ class RecordFolder:
         self.log = path_without_links(self.folder, "runs.jsonl", error=DataError)
         folder_without_links(self.folder, "features", error=DataError)
 
+    def _files(self) -> list[Path]:
+        return [path for path in self.runs.glob("*.json") if path.is_file()]
+
     def keys(self) -> set[str]:
         """Keys of the stored runs, failed ones too."""
-        return {path.stem for path in self.runs.glob("*.json")}
+        return {path.stem for path in self._files()}
 
     def write(self, runs: Iterable[Run]) -> None:
         """Add runs. A run with the same key is replaced, such as one that failed before.
@@ -74,7 +77,7 @@ class RecordFolder:
         if self.log.is_file():
             with self.log.open("rb") as file:
                 logged = {_digest(line) for line in file if line.endswith(b"\n")}  # without a line that was cut short
-        missing = [path.stem for path in self.runs.glob("*.json") if _digest(path.read_bytes()) not in logged]
+        missing = [path.stem for path in self._files() if _digest(path.read_bytes()) not in logged]
         if missing:
             append_runs(self.log, sorted(map(self.get, missing), key=lambda run: (run.created, run.key)))
 
@@ -88,10 +91,10 @@ class RecordFolder:
             DataError: if a file is no record or no plan; says which.
             InputError: if the folder can't be written.
         """
-        older = [path for path in self.runs.glob("*.json") if _is_older(path)]
+        older = [path for path in self._files() if _is_older(path)]
         if not older:
             return
-        present = {path.stem: path.stem for path in self.runs.glob("*.json") if path not in older}
+        present = {path.stem: path.stem for path in self._files() if path not in older}
         migrated = {path.stem: self.get(path.stem) for path in older}
         for run in sorted(migrated.values(), key=lambda run: run.created):
             if run.key not in present:
@@ -115,9 +118,7 @@ class RecordFolder:
         Raises:
             DataError: if a file is no record; says which.
         """
-        return sorted(
-            (self.get(path.stem) for path in self.runs.glob("*.json")), key=lambda run: (run.created, run.key)
-        )
+        return sorted((self.get(path.stem) for path in self._files()), key=lambda run: (run.created, run.key))
 
     def get(self, key: str) -> Run:
         """One run. The key of a run that is stored in an older format differs from the name of its file.

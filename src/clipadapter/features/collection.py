@@ -12,6 +12,7 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -159,9 +160,15 @@ def list_folder(filesystem: Any, folder: str) -> list[Any]:
     """
     fs = require("pyarrow.fs", "parquet", PURPOSE)
     try:
-        return [info for info in filesystem.get_file_info(fs.FileSelector(folder)) if info.is_file]
+        infos = filesystem.get_file_info(fs.FileSelector(folder))
     except OSError as error:
         raise StorageError(f"'{folder}' can't be read: {describe_storage_error(error)}") from error
+    files = []
+    for info in infos:
+        with suppress(UnicodeDecodeError):  # of the name, which is of another program then
+            if info.is_file and info.base_name:
+                files.append(info)
+    return files
 
 
 def refuse_links(filesystem: Any, folder: str, names: str) -> None:
