@@ -98,7 +98,13 @@ def mutate(base, kind, home, rng):
         else:
             path.with_name(rng.choice(["a\nb", "\x1b[2J", "=1+1", os.fsdecode(b"\xff"), " ", "-rf", "%2e%2e"])).touch()
     journal = own / "journal.jsonl"
-    if kind == "studio" and rng.random() < 0.5 and not own.is_symlink() and not journal.is_symlink():
+    if (
+        kind == "studio"
+        and rng.random() < 0.5
+        and not own.is_symlink()
+        and journal.is_file()
+        and not journal.is_symlink()
+    ):
         (base / "p" / "link").symlink_to(home)
         moves = [[rng.choice(MOVED), rng.choice(MOVED)] for _ in range(3)]
         line = {"step": 1, "what": "", "moves": moves, "folders": [rng.choice(MOVED)], "before": {}, "after": {}}
