@@ -249,7 +249,7 @@ def describe_parquet_error(error: Exception, path: str | Path | None = None) -> 
     if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
         return str(error)
     try:
-        first, last = _read_ends(path) if path is not None else (b"", b"")
+        first, last = read_ends(path) if path is not None else (b"", b"")
     except (OSError, ValueError):
         path = None
     if path is None:
@@ -259,7 +259,7 @@ def describe_parquet_error(error: Exception, path: str | Path | None = None) -> 
     return "its data are damaged" if last == PARQUET_MARK else "it is not complete, its end is missing"
 
 
-def _read_ends(path: str | Path) -> tuple[bytes, bytes]:
+def read_ends(path: str | Path) -> tuple[bytes, bytes]:
     """The first and the last four bytes of a file, which has at least eight if both are full."""
     with open_regular(path) as file:
         first = file.read(4)
