@@ -1,11 +1,12 @@
 import csv
 import io
+import os
 from pathlib import Path
 
 import pytest
 
-from clipadapter.errors import InputError
-from clipadapter.files import csv_text, suggest_path, write_atomically
+from clipadapter.errors import DataError, InputError
+from clipadapter.files import csv_text, folder_without_links, path_without_links, suggest_path, write_atomically
 
 
 def test_a_file_is_written_with_its_folder_and_nothing_else(tmp_path):
@@ -53,6 +54,39 @@ def test_a_link_is_followed(tmp_path):
     write_atomically(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "text"
+
+
+@pytest.mark.parametrize("name", ["link", "link/inside", "folder/link", "folder/link/inside", "file/inside", "pipe"])
+def test_what_belongs_to_the_program_is_no_link(name, tmp_path):
+    base = tmp_path / "a link that a person named"
+    base.symlink_to(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for path in ("link", "folder/link"):
+        (tmp_path / path).symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    parts = name.split("/")
+    wrong = parts[: parts.index("link") + 1] if "link" in parts else parts[:1]
+    words = "is a link" if "link" in parts else "is no folder" if parts[0] == "file" else "is no file"
+    with pytest.raises(DataError, match=f"{'/'.join(wrong)} {words}.*remove it"):
+        path_without_links(base, *parts, error=DataError)
+
+
+@pytest.mark.parametrize("name", ["", "folder", "folder/file", "folder/new", "new/new"])
+def test_what_need_not_exist_has_a_path(name, tmp_path):
+    base = tmp_path / "a link that a person named"
+    base.symlink_to(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    assert path_without_links(base, *filter(None, name.split("/"))) == base / name
+
+
+def test_no_link_is_below_a_folder_of_the_program(tmp_path):
+    (tmp_path / "own" / "sub").mkdir(parents=True)
+    assert folder_without_links(tmp_path, "own") == tmp_path / "own"
+    (tmp_path / "own" / "sub" / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"own/sub/link is a link \(link -> "):
+        folder_without_links(tmp_path, "own")
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "＝", "＋", "－", "＠"])

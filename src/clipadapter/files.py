@@ -1,4 +1,10 @@
-"""Files that several packages read and write: atomic writes, CSV text, suffixes, and checks of paths."""
+"""Files that several packages read and write: atomic writes, CSV text, suffixes, and checks of paths.
+
+Folders that this program writes and reads again (``.studio``, ``NAME.parts``, models, shards, records of studies) may
+come from another person, with links in them. One rule is for all: a path that a person names may be a link, but nothing
+below it that belongs to this program is (`path_without_links`), and only files with names of our own are overwritten or
+removed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from clipadapter.errors import InputError, require
+from clipadapter.errors import ClipAdapterError, InputError, require
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -39,6 +45,8 @@ MAX_COMPARED_NAMES = 10_000
 """Names of a folder that a misspelt one is compared with, which takes 0.1 s."""
 ABANDONED_SECONDS = 24 * 3600
 """Age from which a temporary file counts as abandoned."""
+RANDOM_END = "-[a-z0-9_]{8}"
+"""Pattern of what `tempfile` appends to the prefix of a temporary file or folder."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
 """First characters of a cell that spreadsheets may run as a formula. Some languages use the full-width forms."""
 
@@ -117,19 +125,67 @@ def without_paths(name: str) -> str:
     return parts.sub(lambda match: match[1] + re.split(r"[/\\]", match[2].rstrip("/\\"))[-1], name)
 
 
-def remove_abandoned(folder: Path, pattern: str) -> None:
+def path_without_links(base: str | Path, *names: str, error: type[ClipAdapterError] = InputError) -> Path:
+    """The path of a file or folder of this program, which need not exist.
+
+    Windows can open no file without following links, so each step is looked at before anything is opened.
+
+    Args:
+        base: what a person named, which may be a link.
+        names: the way from there, no step of which may be a link.
+        error: what is raised.
+
+    Raises:
+        ClipAdapterError: if a step is a link, is neither a file nor a folder, or has something below it but is a file.
+    """
+    path = Path(base)
+    for i, name in enumerate(names, start=1):
+        path = path / name
+        try:
+            status = path.lstat()
+        except OSError:  # there is nothing, or nothing that can be opened: what opens it says why
+            break
+        kind, is_last = stat.S_IFMT(status.st_mode), i == len(names)
+        is_junction = getattr(status, "st_reparse_tag", 0) == getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", -1)
+        if kind == stat.S_IFLNK or is_junction:
+            with suppress(OSError):
+                name = f"{name} -> {path.readlink()}"
+            problem = f"is a link ({printable(name)}); links are not followed in the program's own folders"
+        elif kind == stat.S_IFDIR or (kind == stat.S_IFREG and is_last):
+            continue
+        else:
+            problem = f"is no {'file' if is_last else 'folder'}"
+        raise error(f"{printable(path)} {problem}: remove it, or put the file or folder itself there")
+    return Path(base, *names)
+
+
+def folder_without_links(base: str | Path, *names: str, error: type[ClipAdapterError] = InputError) -> Path:
+    """The path of a folder of this program, below which there are no links either; see `path_without_links`."""
+    folder = path_without_links(base, *names, error=error)
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path_without_links(parent, name, error=error)
+    return folder
+
+
+def remove_abandoned(folder: Path, pattern: str, min_age: float = ABANDONED_SECONDS) -> None:
     """Remove temporary files and folders that a killed process left behind, once they are a day old.
 
     Where many processes write into one folder without locks, only age shows that no process uses a file any more.
 
     Args:
-        folder: to search; it need not exist.
-        pattern: of the names, as for `Path.glob`.
+        folder: to search, see `path_without_links`; it need not exist.
+        pattern: regular expression of their whole names.
+        min_age: in seconds; 0 where a lock shows that no process uses them.
     """
-    for path in folder.glob(pattern):
+    try:
+        paths = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
+    except OSError:
+        return
+    for path in paths:
         try:
             newest = max(entry.lstat().st_mtime for entry in (path, *path.rglob("*")))
-            if time.time() - newest < ABANDONED_SECONDS:
+            if time.time() - newest < min_age:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -193,7 +249,7 @@ def describe_parquet_error(error: Exception, path: str | Path | None = None) -> 
     if not isinstance(error, OSError) and not type(error).__module__.startswith("pyarrow"):
         return str(error)
     try:
-        first, last = _read_ends(path) if path is not None else (b"", b"")
+        first, last = read_ends(path) if path is not None else (b"", b"")
     except (OSError, ValueError):
         path = None
     if path is None:
@@ -203,7 +259,7 @@ def describe_parquet_error(error: Exception, path: str | Path | None = None) -> 
     return "its data are damaged" if last == PARQUET_MARK else "it is not complete, its end is missing"
 
 
-def _read_ends(path: str | Path) -> tuple[bytes, bytes]:
+def read_ends(path: str | Path) -> tuple[bytes, bytes]:
     """The first and the last four bytes of a file, which has at least eight if both are full."""
     with open_regular(path) as file:
         first = file.read(4)

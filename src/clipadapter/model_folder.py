@@ -7,8 +7,11 @@ check a path first.
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
+from clipadapter.errors import ArtifactError
+from clipadapter.files import path_without_links
 from clipadapter.formats import is_exported
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
@@ -34,6 +37,21 @@ HISTORY_FOLDER = "history"
 """Subfolder with earlier versions."""
 STAGING_FOLDER = ".clipadapter-save"
 """Subfolder with the files of a save in progress."""
+
+
+def model_path(folder: str | Path, *names: str) -> Path:
+    """The path of a file of a model: the folder may be a link, but nothing in it; see `files.path_without_links`.
+
+    In the cache of the hub, whose client made them, files are links into its folder ``blobs``.
+
+    Raises:
+        ArtifactError: if it is a link.
+    """
+    path, snapshots = Path(folder, *names), Path(os.path.realpath(folder)).parent
+    blobs = snapshots.with_name("blobs")
+    if path.is_symlink() and snapshots.name == "snapshots" and Path(os.path.realpath(path)).parent == blobs:
+        return path
+    return path_without_links(folder, *names, error=ArtifactError)
 
 
 def why_no_model(path: str | Path) -> str:

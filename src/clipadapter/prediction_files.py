@@ -1,8 +1,8 @@
 """Predictions as a file: Parquet, JSON lines or CSV, written in parts so that a stopped run continues.
 
 ``answers.parquet.parts/`` beside the file holds the parts and ``run.json``, which says what the run is: the model, the
-options and the inputs. Each part is written atomically, and its name says which inputs it answers. At the end the parts
-are joined and the folder is removed.
+options and the inputs. Each part is written atomically; its name has digests of the inputs that it answers and of its
+content. At the end the parts are joined and removed, and so is the folder, unless other files are in it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from clipadapter.errors import DataError, InputError, require
-from clipadapter.files import csv_text, sync_folder, write_atomically
+from clipadapter.files import RANDOM_END, csv_text, folder_without_links, sync_folder, write_atomically
 from clipadapter.prediction import Prediction, PredictionColumns
 
 MAX_SHOWN_VALUE = 40
@@ -34,15 +34,17 @@ LOCK_FILE = "lock"
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
 """Errors of a file system, such as some over a network, that has no locks."""
 RUN_KEY = "clipadapter.predictions"
-"""Key of the run in the metadata of a Parquet file, by which it is known as a file of predictions."""
+"""Key of the run in ``run.json`` and in the metadata of a Parquet file, by which they are known as ours."""
 PARTS_SUFFIX = ".parts"
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 ROWS_PER_GROUP = 1 << 16
 """Rows of a row group of the finished Parquet file."""
 SEPARATOR = "|"
 """Between several classes in a field of CSV."""
-PART_NAME = re.compile(r"\d{8}-\d+-\d+-[0-9a-f]{32}")
-"""Number of the part, rows, rows without a prediction, and digest of the inputs."""
+PART_NAME = re.compile(r"\d{8}-\d+-\d+-[0-9a-f]{32}-[0-9a-f]{32}\.\w+")
+"""Number of the part, rows, rows without a prediction, digest of the inputs, and digest of the content."""
+UNFINISHED_NAME = re.compile(rf"\.(\d{{8}}-\d+-\d+-[0-9a-f]{{32}}|joined)\.\w+|\.{RUN_FILE}{RANDOM_END}")
+"""What a run that was killed had not finished."""
 RECORD_KEYS = tuple(Prediction("", None, None, ()).record())
 
 
@@ -97,9 +99,7 @@ def check_prediction_file(path: Path) -> None:
         raise DataError(f"{path} can't be written: there is no folder {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"{path} can't be written: you may not write to {folder}")
-    parts = _parts_folder(path)
-    if parts.exists() and not parts.is_dir():
-        raise InputError(f"{parts}, the folder for parts of {path.name}, is no folder: give another name")
+    _check_parts_folder(path)
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file: give another name")
     if path.exists() and path.stat().st_size and not _format_of(path).is_own(path):
@@ -125,10 +125,9 @@ class PredictionFile:
         self.path, self.run, self.folder, self._format = path, dict(run), _parts_folder(path), _format_of(path)
         self._refuse_another_run()
         self._lock = _lock(self.folder)
-        write_atomically(self.folder / RUN_FILE, json.dumps(self.run, indent=1))
-        for unfinished in filter(_is_unfinished, list(self.folder.iterdir())):
-            unfinished.unlink(missing_ok=True)
-        parts = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.stem))
+        write_atomically(self.folder / RUN_FILE, json.dumps({RUN_KEY: self.run}, indent=1))
+        self._remove(UNFINISHED_NAME)
+        parts = sorted(path for path in self.folder.iterdir() if PART_NAME.fullmatch(path.name) and path.is_file())
         self._parts = [path for i, path in enumerate(parts) if path.name.startswith(f"{i:08}-")]
         self._n_kept = self.n_rows = self.n_unreadable = 0
 
@@ -153,9 +152,9 @@ class PredictionFile:
             stamp: of the next inputs, see `stamp_files`.
         """
         part = self._parts[self._n_kept]
-        _, n_rows, n_unreadable, own_stamp = part.stem.split("-")
+        _, n_rows, n_unreadable, own_stamp, _ = part.stem.split("-")
         is_allowed = self.keep_unreadable or n_unreadable == "0"
-        if stamp != own_stamp or not is_allowed or not self._is_whole(part):
+        if stamp != own_stamp or not is_allowed or not _is_whole(part):
             self.drop_rest()
             return False
         self._n_kept += 1
@@ -180,10 +179,11 @@ class PredictionFile:
             DataError: if it can't be written.
         """
         n_rows, n_unreadable = sum(map(len, blocks)), sum(map(_count_unreadable, blocks))
-        part = self.folder / f"{self._n_kept:08}-{n_rows}-{n_unreadable}-{stamp}{self.path.suffix}"
-        partial = self.folder / f".{part.name}"
+        name = f"{self._n_kept:08}-{n_rows}-{n_unreadable}-{stamp}"
+        partial = self.folder / f".{name}{self.path.suffix}"
         with _explain_errors(self.path):
             self._format.write(partial, blocks)
+            part = self.folder / f"{name}-{_digest_content(partial)}{self.path.suffix}"
             _replace(partial, part)
         self._parts.append(part)
         self._n_kept += 1
@@ -198,7 +198,7 @@ class PredictionFile:
         """
         self.drop_rest()
         for part in self._parts:
-            if not self._is_whole(part):
+            if not _is_whole(part):
                 raise DataError(f"{part} is damaged: check the disk; the same command then makes this part anew")
         joined = self.folder / f".joined{self.path.suffix}"
         with _explain_errors(self.path):
@@ -207,36 +207,37 @@ class PredictionFile:
         self.remove_parts()
 
     def remove_parts(self) -> None:
-        """Remove the parts and their folder."""
-        # Only who holds the lock may remove: parts that another process writes after it is free must stay.
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the parts, and their folder unless other files are in it."""
+        # Only who holds the lock may remove, so it is removed last: what another process writes after that must stay.
+        with suppress(OSError):
+            self._remove(PART_NAME)
+            self._remove(UNFINISHED_NAME)
+            (self.folder / RUN_FILE).unlink(missing_ok=True)
+            if os.name == "nt":  # an open file can't be removed there
+                self.close()
+            (self.folder / LOCK_FILE).unlink(missing_ok=True)
+            self.folder.rmdir()
         self.close()
-        if os.name == "nt":  # an open file, as the lock is, can't be removed there
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Let other processes write the parts."""
         self._lock.close()
 
-    def _is_whole(self, part: Path) -> bool:
-        """Whether a part has the rows that its name says. After a loss of power it may have fewer."""
-        return self._format.count_rows(part) == int(part.stem.split("-")[1])
+    def _remove(self, names: re.Pattern[str]) -> None:
+        """Remove the files of the folder with these names."""
+        for path in list(self.folder.iterdir()):
+            if names.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
     def _refuse_another_run(self) -> None:
-        if not self.folder.exists() or all(
-            file.name in (LOCK_FILE, RUN_FILE) or _is_unfinished(file) for file in self.folder.iterdir()
-        ):
-            return  # there are no parts
-        try:
-            earlier = json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{self.folder} has no {RUN_FILE}: remove the folder, or give another name") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder / RUN_FILE} can't be read ({error}): remove {self.folder}") from error
-        if not isinstance(earlier, dict) or earlier != json.loads(json.dumps(self.run)):
-            known = earlier if isinstance(earlier, dict) else {}
-            names = [name for name in {**self.run, **known} if known.get(name) != self.run.get(name)]
-            differences = [_describe_difference(name, known.get(name), self.run.get(name)) for name in names]
+        if not self.folder.is_dir() or not any(PART_NAME.fullmatch(file.name) for file in self.folder.iterdir()):
+            return
+        earlier = _read_run(self.folder)
+        if earlier is None:
+            raise InputError(f"{self.folder} has no {RUN_FILE}: remove the folder, or give another name")
+        if earlier != json.loads(json.dumps(self.run)):
+            names = [name for name in {**self.run, **earlier} if earlier.get(name) != self.run.get(name)]
+            differences = [_describe_difference(name, earlier.get(name), self.run.get(name)) for name in names]
             raise InputError(
                 f"{self.folder} has parts of a stopped run that differs from this command in {', '.join(differences)}: "
                 "repeat its command to finish it, remove the folder, or give another name"
@@ -256,16 +257,18 @@ def _count_unreadable(rows: Rows) -> int:
 
 
 def file_facts(path: Path) -> bytes:
-    """A digest of the path, size and time of the last change of a file. Take it before the file is read.
+    """A digest of what changes when a file is written, replaced or renamed. Take it before the file is read.
+
+    A person can set the time of a file (mtime), but not the time of that (ctime), which Windows and some file systems
+    over a network lack: there, a new file of the same size, time and number counts as the old one.
 
     Args:
         path: of the file; it need not exist.
     """
-    try:
+    facts: tuple[object, ...] = (str(path),)
+    with suppress(OSError, ValueError):
         status = path.stat()
-        facts = (str(path), status.st_size, status.st_mtime_ns)
-    except (OSError, ValueError):
-        facts = (str(path), -1, -1)
+        facts += (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return blake2b(repr(facts).encode(), digest_size=16).digest()
 
 
@@ -294,11 +297,48 @@ def _parts_folder(path: Path) -> Path:
     return path.with_name(path.name + PARTS_SUFFIX)
 
 
-def _is_unfinished(path: Path) -> bool:
-    """Whether a run that was killed left this file, which it had not finished."""
-    name = path.name
-    is_own = name.startswith((f".{RUN_FILE}-", ".joined.")) or PART_NAME.fullmatch(path.stem.removeprefix("."))
-    return name.startswith(".") and bool(is_own) and path.is_file()
+def _check_parts_folder(path: Path) -> None:
+    """Refuse a folder for the parts that has links, or files of others where ours would be.
+
+    Raises:
+        InputError: if so.
+    """
+    parts = folder_without_links(path.parent, path.name + PARTS_SUFFIX)
+    if parts.exists() and not parts.is_dir():
+        raise InputError(f"{parts}, the folder for parts of {path.name}, is no folder: give another name")
+    _read_run(parts)
+    lock = parts / LOCK_FILE
+    if lock.exists() and (not lock.is_file() or lock.stat().st_size):
+        raise InputError(f"{lock} was not written by this program: move it away, or give another name")
+
+
+def _read_run(folder: Path) -> dict[str, Any] | None:
+    """The run that the parts in a folder are of; None if no file says it.
+
+    Raises:
+        InputError: if the file can't be read, or is of another program.
+    """
+    path = folder / RUN_FILE
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))[RUN_KEY]
+        return {**run}
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}): remove {folder}, or give another name") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} was not written by this program: move it away, or give another name") from error
+
+
+def _digest_content(path: Path) -> str:
+    return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a part has the content that its name says. After a loss of power, or an edit, it may have another."""
+    with suppress(OSError):
+        return _digest_content(part) == part.stem.rpartition("-")[2]
+    return False
 
 
 def _lock(folder: Path) -> BinaryIO:
@@ -309,7 +349,7 @@ def _lock(folder: Path) -> BinaryIO:
     refusal = f"another process writes to {folder}: wait for it, or give another name"
     try:
         folder.mkdir(exist_ok=True)
-        file = (folder / LOCK_FILE).open("wb")
+        file = (folder / LOCK_FILE).open("ab")
     except FileNotFoundError as error:  # the other one removed the folder at this moment
         raise InputError(refusal) from error
     with suppress(ModuleNotFoundError):
@@ -358,10 +398,6 @@ class _Format(ABC):
         """Write a part."""
 
     @abstractmethod
-    def count_rows(self, path: Path) -> int | None:
-        """Number of rows of a part; None if it is damaged."""
-
-    @abstractmethod
     def join(self, path: Path, parts: Sequence[Path], run: str) -> None:
         """Write all parts as one file."""
 
@@ -370,8 +406,6 @@ class _Text(_Format):
     """A format of lines, after a header."""
 
     header = ""
-    is_quoted = False
-    """Whether an end of line between quotes belongs to the field."""
 
     @abstractmethod
     def lines(self, predictions: Iterable[Prediction]) -> str:
@@ -381,17 +415,6 @@ class _Text(_Format):
         with path.open("w", encoding="utf-8", newline="") as file:
             for rows in blocks:
                 file.write(self.lines(rows.predictions() if isinstance(rows, AnsweredRows) else rows))
-
-    def count_rows(self, path: Path) -> int | None:
-        n_rows, line, is_quoted = 0, b"\n", False
-        try:
-            with path.open("rb") as file:
-                for line in file:
-                    is_quoted ^= self.is_quoted and line.count(b'"') % 2 == 1
-                    n_rows += not is_quoted
-        except OSError:
-            return None
-        return n_rows if line.endswith(b"\n") and not is_quoted else None
 
     def join(self, path: Path, parts: Sequence[Path], run: str) -> None:
         with path.open("wb") as file:
@@ -415,7 +438,6 @@ class _JsonLines(_Text):
 
 class _Csv(_Text):
     header = "source,label,probability,top_labels,top_scores,nearest,reason,labels,error\n"
-    is_quoted = True
 
     def is_own(self, path: Path) -> bool:
         try:
@@ -458,13 +480,6 @@ class _Parquet(_Format):
             for rows in blocks
         ]
         parquet.write_table(pa.concat_tables(tables), path, **_writer_options())
-
-    def count_rows(self, path: Path) -> int | None:
-        parquet = require("pyarrow.parquet", "parquet", PURPOSE)
-        try:
-            return len(parquet.read_table(path))
-        except (OSError, ValueError):
-            return None
 
     def join(self, path: Path, parts: Sequence[Path], run: str) -> None:
         pa, parquet = (require(name, "parquet", PURPOSE) for name in ("pyarrow", "pyarrow.parquet"))

@@ -494,8 +494,11 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_and_leave_no_file(sour
 def test_what_a_killed_process_left_a_day_ago_is_removed(source, tmp_path):
     go(source, tmp_path / "out")
     (features,) = (tmp_path / "out" / "features").iterdir()
-    places = [features.with_name(f".{features.name}-{age}") for age in ("new", "old")]
-    places += [tmp_path / "out" / "runs" / f".k.json-{age}" for age in ("new", "old")]
+    places = [features.with_name(f".{features.name}-{age}") for age in ("abcd_new", "abcd_old")]
+    places += [tmp_path / "out" / "runs" / f".{'0a' * 16}.json-{age}" for age in ("abcd_new", "abcd_old")]
+    notes = tmp_path / "out" / "runs" / ".notes.json-old"
+    notes.touch()
+    os.utime(notes, (1e9, 1e9))
     for place in places:
         place.mkdir()
         (place / "arrays").write_bytes(b"half")
@@ -504,4 +507,16 @@ def test_what_a_killed_process_left_a_day_ago_is_removed(source, tmp_path):
             os.utime(path, (1e9, 1e9))
     shutil.rmtree(features)
     go(source, tmp_path / "out")
-    assert [place.exists() for place in places] == [True, False] * 2 and features.is_dir()
+    assert [place.exists() for place in places] == [True, False] * 2 and features.is_dir() and notes.is_file()
+
+
+@pytest.mark.parametrize("name", ["runs", "runs/x.json", "runs.jsonl", "plans", "features", "features/x/bundle.json"])
+def test_links_in_a_folder_of_records_are_not_followed(name, source, tmp_path):
+    home, link = tmp_path / "home", tmp_path / "out" / name
+    home.mkdir()
+    (home / "0.json").write_text('{"format":2, mine')
+    link.parent.mkdir(parents=True)
+    link.symlink_to(home / "0.json" if "." in name else home)
+    with pytest.raises(DataError, match="is a link"):
+        go(source, tmp_path / "out")
+    assert [path.read_text() for path in home.iterdir()] == ['{"format":2, mine']

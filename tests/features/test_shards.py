@@ -52,9 +52,26 @@ def test_a_file_that_can_not_be_written_leaves_nothing_behind(tmp_path):
 
 
 def test_partial_files_of_killed_workers_are_removed_after_a_day(tmp_path):
-    for name in (".old.partial", ".new.partial", "old.parquet"):
+    new, old = (f".{letter * 32}.partial" for letter in "ab")
+    for name in (new, old, "old.parquet", ".mine.partial"):
         (tmp_path / name).touch()
-    for name in (".old.partial", "old.parquet"):
+    for name in (old, "old.parquet", ".mine.partial"):
         os.utime(tmp_path / name, (0, 0))
     remove_abandoned_parts(*open_filesystem(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".new.partial", "old.parquet"]
+    assert {path.name for path in tmp_path.iterdir()} == {new, "old.parquet", ".mine.partial"}
+
+
+@pytest.mark.parametrize("name", ["shards.json", "0" * 32 + ".parquet"])
+def test_links_among_shards_are_not_followed(name, tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write_rows(folder, [row(0)])
+    path = folder / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(DataError, match="is a link"):
+        FeatureShards(folder)
+    with pytest.raises(DataError, match="is a link"):
+        write_rows(folder, [row(1)])
+    assert (tmp_path / "elsewhere").read_bytes() == before

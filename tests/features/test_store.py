@@ -410,6 +410,38 @@ def test_only_writes_of_others_are_foreign(path):
         assert not store.has_foreign_writes()
 
 
+@pytest.mark.parametrize("ending", ["-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_links_beside_the_file_are_not_followed(ending, is_linked, path, tmp_path):
+    with FeatureStore(path) as store:
+        store.put_many(vectors(1))
+    (tmp_path / "thesis").write_text("thesis")
+    Path(f"{path}{ending}").symlink_to(tmp_path / "thesis")
+    named = tmp_path / "a link that a person made"
+    named.symlink_to(path)
+    with pytest.raises(StoreError, match="links are not followed"):
+        FeatureStore(named if is_linked else path)
+    assert (tmp_path / "thesis").read_text() == "thesis"
+    Path(f"{path}{ending}").unlink()
+    with FeatureStore(named) as store:
+        assert len(store) == 1
+
+
+def test_a_journal_that_names_another_file_deletes_nothing(path, tmp_path):
+    with FeatureStore(path) as store:
+        store.put_many(vectors(1))
+    thesis, mark, page = tmp_path / "thesis", bytes.fromhex("d9d505f920a163d7"), 16384
+    thesis.write_text("thesis\n")
+    name = os.fsencode(thesis)
+    header = mark + struct.pack(">IIIII", 0, 1, path.stat().st_size // page, 512, page)
+    lock_page = (1 << 30) // page + 1
+    end = struct.pack(">I", lock_page) + name + struct.pack(">II", len(name), sum(name)) + mark
+    Path(f"{path}-journal").write_bytes(header.ljust(512, b"\0") + end)
+    with pytest.raises(StoreError, match="may make SQLite delete a file"):
+        FeatureStore(path)
+    assert thesis.is_file()
+
+
 def test_the_cache_folder_follows_the_desktop_standard(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / "clipadapter"

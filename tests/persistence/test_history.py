@@ -525,6 +525,31 @@ def test_links_to_elsewhere_are_not_followed(name, folder, tmp_path):
             History.load(folder).undo(to)
 
 
+@pytest.mark.parametrize("name", [".clipadapter-save", ".clipadapter-save/history", ".clipadapter-save/README.md"])
+@pytest.mark.parametrize("name_of_home", ["folder", "file", "nothing"])
+def test_no_save_writes_through_a_link(name, name_of_home, folder, tmp_path):
+    home, link = tmp_path / "home", folder / name
+    (home / "folder").mkdir(parents=True)
+    (home / "file").write_text("thesis")
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(home / name_of_home)
+    with pytest.raises(ArtifactError, match="links are not followed"):
+        save_model(folder, make(5))
+    assert sorted(path.name for path in home.rglob("*")) == ["file", "folder"]
+    assert (home / "file").read_text() == "thesis"
+
+
+@pytest.mark.parametrize("name", ["config.json", "head.safetensors", "README.md"])
+def test_a_file_of_a_model_that_is_a_link_is_refused(name, folder, tmp_path):
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="links are not followed"):
+        save_model(folder, make(5))
+    if name != "README.md":
+        with pytest.raises(ArtifactError, match="links are not followed"):
+            load_model(folder)
+
+
 def test_arrays_that_were_altered_are_refused_and_the_model_stays(folder, undo):
     before = (folder / "config.json").read_bytes()
     for path in (folder / "history").glob("*.safetensors"):

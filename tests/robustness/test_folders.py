@@ -1,4 +1,4 @@
-"""Saved models and feature stores under attack: kills, full disks, altered models, damaged stores.
+"""The program's own folders under attack: kills, full disks, altered models, damaged stores, links.
 
 CLIPADAPTER_ATTACKS is a factor on their number.
 """
@@ -49,3 +49,10 @@ def test_a_damaged_store_gives_no_other_value_no_other_error_and_comes_to_an_end
     found = attack("mutate_store.py", tmp_path, FACTOR, 150 * FACTOR)
     assert found["faults"] == []
     assert found["counts"]["ended well"] > 0 and found["counts"]["StoreError"] > 0
+
+
+@pytest.mark.slow
+def test_no_link_in_a_folder_of_the_program_leads_out_of_it(tmp_path):
+    found = attack("link_trees.py", tmp_path, 100 * FACTOR, 1)
+    assert found["faults"] == []
+    assert found["counts"]["opened"] > 10 * FACTOR and found["counts"]["refused"] > 10 * FACTOR

@@ -133,11 +133,10 @@ def test_temporary_files_of_a_killed_write_are_removed_at_the_next_opening(tmp_p
         project.add_class("cat")
         project.add_pictures("cat", [upload("red")])
     own = tmp_path / "p" / ".studio"
-    left = [own / ".class_names.json-abcd", own / "incoming" / "7" / ".1234.png-abcd"]
-    for path in left:
+    left = [own / ".class_names.json-abcd_123", own / "incoming" / "7" / f".{'0a' * 10}-abcdefgh"]
+    others = [own / "trash" / "9" / ".hidden", own / "incoming" / "7" / ".hidden", own / ".settings.json-old"]
+    for path in [*left, *others]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
-    (own / "trash" / "9").mkdir(parents=True)
-    (own / "trash" / "9" / ".hidden").write_bytes(b"a person's")
     Project(tmp_path / "p").close()
-    assert not any(path.exists() for path in left) and (own / "trash" / "9" / ".hidden").is_file()
+    assert not any(path.exists() for path in left) and all(path.is_file() for path in others)

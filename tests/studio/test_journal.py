@@ -80,6 +80,37 @@ def test_no_path_of_a_step_is_outside_the_folder(root, path, tmp_path_factory):
     assert (root / "a").is_file()
 
 
+def test_no_step_leaves_the_folder_through_a_link_that_it_moved_itself(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (root / "link").symlink_to(elsewhere)
+    line = {"step": 1, "what": "", "moves": [["link", "x"], ["a", "x/a"]], "folders": [], "before": {}, "after": {}}
+    (root / ".studio").mkdir()
+    (root / ".studio" / "journal.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match="'x/a' is outside the folder"):
+        opened(root)
+    assert (root / "a").is_file() and not any(elsewhere.iterdir())
+
+
+def test_an_undo_through_a_link_is_refused_and_the_journal_stays(root, tmp_path_factory):
+    opened(root).perform("moving", [("a", "x/a"), ("b", "y/b")])
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    journal, before = opened(root), (root / ".studio" / "journal.jsonl").read_bytes()
+    (root / "x").rename(root / "old")
+    (root / "x").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="is outside the folder"):
+        journal.undo()
+    assert (root / ".studio" / "journal.jsonl").read_bytes() == before and (root / "y" / "b").is_file()
+
+
+@pytest.mark.parametrize("path", [".studio", ".studio/class_names.json", ".STUDIO/lock", "inside/settings.json"])
+def test_no_step_moves_the_files_of_the_studio(root, path):
+    (root / ".studio").mkdir()
+    (root / "inside").symlink_to(root / ".studio")
+    with pytest.raises(InputError, match="the studio's own"):
+        opened(root).perform("moving", [("a", path)])
+    assert (root / "a").is_file()
+
+
 def test_undo_overwrites_no_file_of_another_program(root):
     journal = opened(root)
     journal.perform("moving", [("a", "x/a")])

@@ -6,6 +6,7 @@ import re
 import socket
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 
 from clipadapter.errors import InputError
 from clipadapter.studio import build_page
+from clipadapter.studio.project import prepare_uploads
 
 DOCS = (Path(__file__).parents[2] / "docs" / "studio.md").read_text(encoding="utf-8")
 
@@ -85,6 +87,44 @@ def test_only_the_page_and_exported_files_are_served(page, png, tmp_path, local)
     made.write_bytes(b"zip")
     assert get(f"{url}gradio_api/file={made}") == (200, "zip")
     assert all(address[0] in ("127.0.0.1", "::1") for address in local)
+
+
+@pytest.mark.parametrize("name", ["export", "export/model.zip", "export/sub/file"])
+def test_no_link_is_served(name, page, tmp_path, local):
+    (tmp_path / "home").mkdir()
+    link = page.session.project.root / ".studio" / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "home")
+    with pytest.raises(InputError, match="is a link"):
+        page.launch(prevent_thread_lock=True)
+
+
+def test_only_our_own_temporary_files_are_removed(tmp_path):
+    uploads = tmp_path / ".studio" / "uploads"
+    own = [f"{'0a' * 32}/picture.png", "tried-abcd_123/picture.png", "tmpabcd_123"]
+    others = ["mine.txt", "tried/mine.txt", "0a/mine.txt"]
+    for name in [*own, *others]:
+        (uploads / name).parent.mkdir(parents=True, exist_ok=True)
+        (uploads / name).touch()
+    assert prepare_uploads(tmp_path) == uploads
+    assert {path.relative_to(uploads).as_posix() for path in uploads.rglob("*") if path.is_file()} == {*others}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".studio").symlink_to(tmp_path / ".studio")
+    with pytest.raises(InputError, match="is a link"):
+        prepare_uploads(tmp_path / "other")
+
+
+def test_an_archive_has_the_files_of_a_model_only(tmp_path):
+    from clipadapter.studio.page import _write_archive
+
+    for name in ("config.json", "history/log.json", "history/mine.txt", "mine.txt"):
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_text(name)
+    _write_archive(tmp_path / "model", tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert {name: archive.read(name).decode() for name in archive.namelist()} == {
+            name: name for name in ("config.json", "history/log.json")
+        }
 
 
 def test_a_picture_to_try_is_passed_on_as_it_was_uploaded(page, tmp_path):

@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -322,6 +324,40 @@ def test_train_is_not_a_class_after_its_last_class_is_removed(tmp_path, png):
         assert list(project.contents.classes) == [] and project.contents.class_root == "train"
         project.add_class("dog")
         assert (tmp_path / "train" / "dog").is_dir()
+
+
+JOURNAL = {"step": 1, "what": "", "moves": [], "folders": [], "before": {}, "after": {"$(touch x)": "name"}}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "incoming", "incoming/1", "unlabelled", "trash", "journal.jsonl", "class_names.json", "settings.json", "lock"],
+)
+@pytest.mark.parametrize("target", ["folder", "file", "nothing"])
+def test_no_link_in_the_studios_folder_is_followed(name, target, tmp_path, png):
+    home, own = tmp_path / "home", tmp_path / "p" / ".studio"
+    (home / "folder" / "sub").mkdir(parents=True)
+    for path in ("file", "folder/.bashrc", "folder/sub/.hidden", "folder/picture.png"):
+        (home / path).write_bytes(png("blue") if path.endswith("png") else b"one line without an end")
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    if name not in ("", "journal.jsonl"):
+        own.mkdir(parents=True)
+        (own / "journal.jsonl").write_text(f'{json.dumps(JOURNAL)}\n{{"done": 1}}\n')
+    (own / name).parent.mkdir(parents=True, exist_ok=True)
+    (own / name).symlink_to(home / target)
+    with pytest.raises(InputError, match=f"{re.escape(name)} is a link"):
+        Project(tmp_path / "p").close()
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+
+
+def test_an_unlabelled_picture_that_is_a_link_is_left_out(tmp_path, png):
+    (tmp_path / "picture.png").write_bytes(png("blue"))
+    folder = tmp_path / "p" / ".studio" / "unlabelled"
+    folder.mkdir(parents=True)
+    (folder / "link.png").symlink_to(tmp_path / "picture.png")
+    (folder / "own.png").write_bytes(png("red"))
+    with Project(tmp_path / "p") as project:
+        assert [Path(one.key).name for one in project.contents.unlabelled] == ["own.png"]
 
 
 def test_links_to_other_folders_are_not_followed(tmp_path, upload, png):

@@ -6,6 +6,7 @@ Worker processes read it. So does ``features:FOLDER`` as a data set, for feature
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from clipadapter.blocks import MAX_BLOCKS, Blocks, as_blocks
 from clipadapter.encoders import split_blocks
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import remove_abandoned
+from clipadapter.files import RANDOM_END, path_without_links, remove_abandoned
 from clipadapter.heads import TextFeatures
 
 FACTS_FILE, ARRAYS_FILE = "bundle.json", "arrays.safetensors"
@@ -91,7 +92,7 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
         InputError: if it can't be written.
     """
     folder = Path(folder)
-    if (folder / FACTS_FILE).is_file():
+    if path_without_links(folder, FACTS_FILE).is_file():
         return folder
     arrays: dict[str, NDArray[Any]] = {}
     facts = BundleFacts(
@@ -111,7 +112,7 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
         arrays["support.rows"] = np.asarray(bundle.rows, np.int64)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder.parent, f".{folder.name}-*")
+        remove_abandoned(folder.parent, re.escape(f".{folder.name}") + RANDOM_END)
         fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
         try:
             save_file(arrays, fresh / ARRAYS_FILE)
@@ -134,10 +135,11 @@ def load_bundle(folder: str | Path) -> Bundle:
         DataError: if the folder has no bundle, or its parts don't match; says what.
     """
     folder = Path(folder)
-    facts = _facts(folder / FACTS_FILE)
+    facts = _facts(path_without_links(folder, FACTS_FILE, error=DataError))
+    arrays_file = path_without_links(folder, ARRAYS_FILE, error=DataError)
     try:
-        with safe_open(folder / ARRAYS_FILE, framework="numpy") as file:
-            arrays = _Arrays(file, folder / ARRAYS_FILE)
+        with safe_open(arrays_file, framework="numpy") as file:
+            arrays = _Arrays(file, arrays_file)
             return Bundle(
                 arrays.features("support", facts.support),
                 arrays.text("text", facts.text),

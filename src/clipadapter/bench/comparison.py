@@ -24,7 +24,7 @@ from clipadapter.classifier.fitting import place_head
 from clipadapter.data import Dataset, draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import write_atomically
+from clipadapter.files import path_without_links, write_atomically
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone
@@ -111,7 +111,7 @@ class Comparison:
         ]
         tables = [table(self.runs, name, markdown=True, reference=reference) for name in metrics]
         text = f"# {title}\n\n{self.protocol_text}" + "\n".join(tables)
-        page = write_atomically(folder / "table.md", text)
+        page = write_atomically(path_without_links(folder, "table.md"), text)
         figure = learning_curve_figure(self.runs, title, metric, reference=reference)
         return [page, *save_plots(figure, folder / metric.replace("_", "-"), plot_formats)]
 

@@ -24,7 +24,7 @@ from clipadapter.classifier.evaluation import Score, check_labels, score
 from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import write_atomically
+from clipadapter.files import path_without_links, write_atomically
 from clipadapter.heads import Head, TextFeatures, create_head
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import MultiLabelEvaluation
@@ -72,7 +72,8 @@ class EvaluationWithBaselines(Generic[Scored]):
         Raises:
             InputError: if the folder can't be written.
         """
-        return [write_atomically(folder / "metrics.json", json.dumps(self.to_dict(), indent=1) + "\n")]
+        path = path_without_links(folder, "metrics.json")
+        return [write_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

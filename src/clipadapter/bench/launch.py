@@ -28,6 +28,7 @@ from clipadapter.bench.worker import plan_runs, run_task
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.devices import check_device, head_device
 from clipadapter.errors import InputError
+from clipadapter.files import path_without_links
 from clipadapter.formatting import format_count
 
 RunTracker = Callable[[Run], None]
@@ -150,7 +151,7 @@ def run_suite(
             suite, [entry for planned in fits for entry in planned.entries], records, out
         )
     if suite.figure == "projection":
-        outcome.figures = _draw_features(fits, out / "figures" / suite.name, plot_formats)
+        outcome.figures = _draw_features(fits, path_without_links(out, "figures", suite.name), plot_formats)
     return outcome
 
 

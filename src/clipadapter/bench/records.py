@@ -8,7 +8,13 @@ from pathlib import Path
 
 from clipadapter.bench.run import Run, append_runs, parse_run
 from clipadapter.errors import DataError
-from clipadapter.files import remove_abandoned, write_atomically
+from clipadapter.files import (
+    RANDOM_END,
+    folder_without_links,
+    path_without_links,
+    remove_abandoned,
+    write_atomically,
+)
 
 MAX_RECORD_BYTES = 16 << 20
 """A longer file is no record."""
@@ -20,18 +26,25 @@ class RecordFolder:
     Args:
         folder: created when the first record is written.
 
+    Raises:
+        DataError: if something in it is a link, see `path_without_links`.
+
     >>> RecordFolder("no-such-folder").keys()
     set()
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.runs = self.folder / "runs"
-        self.log = self.folder / "runs.jsonl"
+        self.runs = folder_without_links(self.folder, "runs", error=DataError)
+        self.log = path_without_links(self.folder, "runs.jsonl", error=DataError)
+        folder_without_links(self.folder, "features", error=DataError)
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.runs.glob("*.json") if path.is_file()]
 
     def keys(self) -> set[str]:
         """Keys of the stored runs, failed ones too."""
-        return {path.stem for path in self.runs.glob("*.json")}
+        return {path.stem for path in self._files()}
 
     def write(self, runs: Iterable[Run]) -> None:
         """Add runs. A run with the same key is replaced, such as one that failed before.
@@ -53,12 +66,12 @@ class RecordFolder:
             DataError: if a file is no record; says which.
             InputError: if the folder can't be written.
         """
-        remove_abandoned(self.runs, ".*.json-*")
+        remove_abandoned(self.runs, rf"\.[0-9a-f]{{32}}\.json{RANDOM_END}")
         logged = set()
         if self.log.is_file():
             with self.log.open("rb") as file:
                 logged = {_digest(line) for line in file if line.endswith(b"\n")}  # without a line that was cut short
-        missing = [path.stem for path in self.runs.glob("*.json") if _digest(path.read_bytes()) not in logged]
+        missing = [path.stem for path in self._files() if _digest(path.read_bytes()) not in logged]
         if missing:
             append_runs(self.log, sorted(map(self.get, missing), key=lambda run: (run.created, run.key)))
 
@@ -68,9 +81,7 @@ class RecordFolder:
         Raises:
             DataError: if a file is no record; says which.
         """
-        return sorted(
-            (self.get(path.stem) for path in self.runs.glob("*.json")), key=lambda run: (run.created, run.key)
-        )
+        return sorted((self.get(path.stem) for path in self._files()), key=lambda run: (run.created, run.key))
 
     def get(self, key: str) -> Run:
         """One run.

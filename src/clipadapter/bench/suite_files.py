@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import DataError
+from clipadapter.files import path_without_links
 from clipadapter.parsing import parse_toml, read_text
 from clipadapter.registry import unknown
 
@@ -43,7 +44,7 @@ def read_suite(name: str | Path) -> tuple[str, dict[str, Any]]:
 
 def plan_file(folder: Path, name: str) -> Path:
     """The file with the plan of a suite in a folder of records."""
-    return folder / "plans" / f"{name}.json"
+    return path_without_links(folder, "plans", f"{name}.json", error=DataError)
 
 
 def list_planned_suites(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import find_split_folders
 from clipadapter.errors import DataError, ImageError, require
-from clipadapter.files import IMAGE_SUFFIXES, describe_parquet_error
+from clipadapter.files import IMAGE_SUFFIXES, describe_parquet_error, path_without_links
 
 MAX_IMAGE_BYTES = 1 << 30
 """Larger files are refused."""
@@ -149,6 +150,42 @@ def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, st
     except (ValueError, OSError) as error:
         raise DataError(f"'{source}' can't be reached: {error}; give other file systems as filesystem=") from error
     return parsed, path.rstrip("/")
+
+
+def list_folder(filesystem: Any, folder: str) -> list[Any]:
+    """The files in a folder. One listing, since a look at each file takes a request in S3.
+
+    Raises:
+        StorageError: if it can't be read.
+    """
+    fs = require("pyarrow.fs", "parquet", PURPOSE)
+    try:
+        infos = filesystem.get_file_info(fs.FileSelector(folder))
+    except OSError as error:
+        raise StorageError(f"'{folder}' can't be read: {describe_storage_error(error)}") from error
+    files = []
+    for info in infos:
+        with suppress(UnicodeDecodeError):  # of the name, which is of another program then
+            if info.is_file and info.base_name:
+                files.append(info)
+    return files
+
+
+def refuse_links(filesystem: Any, folder: str, names: str) -> None:
+    """Refuse links among the files of a folder of this machine; see `path_without_links`.
+
+    Args:
+        filesystem: a file system of pyarrow.
+        folder: a path in it, which need not exist.
+        names: regular expression of the names of the files.
+
+    Raises:
+        DataError: if one is a link.
+    """
+    if filesystem.type_name == "local" and Path(folder).is_dir():
+        for path in Path(folder).iterdir():
+            if re.fullmatch(names, path.name):
+                path_without_links(folder, path.name, error=DataError)
 
 
 def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:

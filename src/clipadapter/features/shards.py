@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import time
 import uuid
 from collections import deque
@@ -35,13 +36,16 @@ from clipadapter.features.collection import (
     WorkUnit,
     describe_storage_error,
     is_file,
+    list_folder,
     open_filesystem,
+    refuse_links,
 )
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.files import ABANDONED_SECONDS, describe_parquet_error
 
 PLAN_FILE = "shards.json"
+OWN_NAMES = rf"{re.escape(PLAN_FILE)}|.*\.(parquet|partial)"
 MAX_PLAN_BYTES = 256 << 20
 PURPOSE = "Feature shards"
 COLUMNS = ("path", "label", "split", "feature", "error", "digest")
@@ -231,6 +235,7 @@ def create_folder(filesystem: Any, folder: str) -> None:
     Raises:
         DataError: if it can't be created.
     """
+    refuse_links(filesystem, folder, OWN_NAMES)
     try:
         filesystem.create_dir(folder, recursive=True)
     except OSError as error:
@@ -252,17 +257,12 @@ def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
 
 
 def list_shards(filesystem: Any, folder: str) -> set[str]:
-    """Names of the Parquet files in a folder. One listing, since a look at each file takes a request in S3.
+    """Names of the Parquet files in a folder.
 
     Raises:
         DataError: if it can't be read.
     """
-    fs = require("pyarrow.fs", "parquet", PURPOSE)
-    try:
-        infos = filesystem.get_file_info(fs.FileSelector(folder))
-    except OSError as error:
-        raise StorageError(f"'{folder}' can't be read: {describe_storage_error(error)}") from error
-    return {info.base_name for info in infos if info.is_file and info.extension == "parquet"}
+    return {info.base_name for info in list_folder(filesystem, folder) if info.extension == "parquet"}
 
 
 def remove_abandoned_parts(filesystem: Any, folder: str) -> None:
@@ -271,13 +271,8 @@ def remove_abandoned_parts(filesystem: Any, folder: str) -> None:
     Raises:
         DataError: if the folder can't be read.
     """
-    fs = require("pyarrow.fs", "parquet", PURPOSE)
-    try:
-        infos = filesystem.get_file_info(fs.FileSelector(folder))
-    except OSError as error:
-        raise StorageError(f"'{folder}' can't be read: {describe_storage_error(error)}") from error
-    for info in infos:
-        is_part = info.is_file and info.base_name.startswith(".") and info.extension == "partial"
+    for info in list_folder(filesystem, folder):
+        is_part = re.fullmatch(r"\.[0-9a-f]{32}\.partial", info.base_name)
         if is_part and info.mtime_ns is not None and time.time() - info.mtime_ns / 1e9 > ABANDONED_SECONDS:
             with suppress(OSError):  # another call removed it first
                 filesystem.delete_file(info.path)
@@ -309,6 +304,7 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
     """
     path = posixpath.join(folder, PLAN_FILE)
     try:
+        refuse_links(filesystem, folder, OWN_NAMES)
         with filesystem.open_input_stream(path) as stream:
             data = stream.read(MAX_PLAN_BYTES + 1)
     except OSError as error:

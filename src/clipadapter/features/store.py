@@ -14,6 +14,7 @@ and `zip` only.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -31,12 +32,15 @@ from typing_extensions import Self
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, StoreError
+from clipadapter.files import path_without_links, read_ends
 
 FORMAT = 2
 KEY_FORMAT = 1
 """Format number of the keys; part of each key."""
 APPLICATION_ID = 0x434C4950
 """"CLIP" in the file header, which distinguishes a feature store from other SQLite files."""
+JOURNAL_MARK = bytes.fromhex("d9d505f920a163d7")
+"""First bytes of a journal of SQLite. They are its last ones too if it names a file to delete, which ours never do."""
 ROWS_PER_STATEMENT = 200
 """Keys or rows in one statement: their values stay in the processor's cache until they are decoded."""
 MAX_BUFFER_BYTES = 1 << 24
@@ -92,7 +96,8 @@ class FeatureStore:
         timeout: seconds to wait while another process writes.
 
     Raises:
-        StoreError: if the file is no feature store, has another format, or can't be written.
+        StoreError: if the file is no feature store, has another format, can't be written, or a file of SQLite beside it
+            is a link or may delete other files.
 
     >>> with FeatureStore(":memory:") as store:
     ...     store.put_many({b"key": np.float32([1, 2])})
@@ -107,6 +112,7 @@ class FeatureStore:
         self._timeout = timeout
         self._data_version = 0
         if str(self.path) != ":memory:":
+            self._check_files_of_sqlite()
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -211,6 +217,18 @@ class FeatureStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_files_of_sqlite(self) -> None:
+        """Refuse files beside the store that make SQLite write into other files, or delete them."""
+        real = Path(os.path.realpath(self.path))  # SQLite follows a link first
+        for ending in ("-wal", "-shm", "-journal"):
+            path = path_without_links(real.parent, real.name + ending, error=StoreError)
+        try:
+            names_another_file = path.is_file() and read_ends(path)[1] == JOURNAL_MARK[-4:]
+        except OSError as error:
+            raise self._not_writable_error(error) from error
+        if names_another_file:
+            raise StoreError(f"{path} is no journal of a feature store, and may make SQLite delete a file: remove it")
 
     def _open(self) -> None:
         """Check that the file is a feature store, or create it; a file of another program is not changed."""

@@ -17,7 +17,7 @@ from clipadapter.errors import ArtifactError
 from clipadapter.files import LOCAL_WEIGHTS, has_local_weights
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
-from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE, UNLABELLED_FILE
+from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE, UNLABELLED_FILE, model_path
 from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
 from clipadapter.persistence.format import ModelConfig
 
@@ -52,7 +52,7 @@ def make_card(folder: str | Path, config: ModelConfig, repo: str = "") -> str | 
     Raises:
         ArtifactError: if the card in the folder can't be read.
     """
-    path = Path(folder) / CARD_FILE
+    path = model_path(folder, CARD_FILE)
     try:
         if path.is_file() and path.stat().st_size > MAX_CARD_BYTES:
             raise ArtifactError(f"{path} is larger than {MAX_CARD_BYTES >> 20} MiB: it is no card")

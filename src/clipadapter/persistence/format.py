@@ -33,7 +33,7 @@ from safetensors.numpy import save as save_tensors
 
 from clipadapter.blocks import MAX_BLOCKS
 from clipadapter.errors import ArtifactError
-from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, STAGING_FOLDER, why_no_model
+from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, STAGING_FOLDER, model_path, why_no_model
 
 FORMAT = 4
 FIRST_FORMAT_WITH_CHECKSUM = 3
@@ -253,10 +253,10 @@ def read_at_most(path: Path, limit: int, why_not: str) -> bytes:
     """Read a file.
 
     Raises:
-        ArtifactError: if it is larger than the limit, or can't be read.
+        ArtifactError: if it is larger than the limit, a link, or can't be read.
     """
     try:
-        if not path.is_file():  # a pipe or a device may never end
+        if not model_path(path.parent, path.name).is_file():
             raise ArtifactError(f"{path} is no file, or a file that can't be read")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size > limit:
@@ -295,7 +295,7 @@ def read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> byte
     if name not in config.files:
         raise ArtifactError(f"{Path(folder)} was saved without {name}")
     path, sha256 = Path(folder) / name, config.files[name].sha256
-    staged = Path(folder) / STAGING_FOLDER / name  # before its place: it may be moved there meanwhile
+    staged = model_path(folder, STAGING_FOLDER, name)  # before its place: it may be moved there meanwhile
     if staged.is_file():
         with suppress(ArtifactError):
             return read_verified(staged, sha256)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,14 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.model_folder import CONFIG_FILE, HISTORY_FOLDER, MODEL_FILES, SUPPORT_FILE, UNLABELLED_FILE
+from clipadapter.model_folder import (
+    CONFIG_FILE,
+    HISTORY_FOLDER,
+    MODEL_FILES,
+    SUPPORT_FILE,
+    UNLABELLED_FILE,
+    model_path,
+)
 from clipadapter.persistence.evaluation import EVALUATION_KEY
 from clipadapter.persistence.format import (
     Arrays,
@@ -163,7 +169,7 @@ class SavedHistory:
         """Whether a snapshot seems to be there; its arrays are not read."""
         if not 1 <= number <= len(self.changes):
             return False
-        return self._is_current(number) or is_regular_file(self._config_path(number))
+        return self._is_current(number) or self._config_path(number).is_file()
 
     def snapshot(self, number: int) -> Snapshot | None:
         """Return a snapshot; None if it is not stored.
@@ -176,14 +182,14 @@ class SavedHistory:
         if self._is_current(number):
             assert self.config is not None
             parts = {name: part for name, part in self.config.files.items() if name in MODEL_FILES}
-            files = {part.sha256: self.folder / name for name, part in parts.items()}
+            files = {part.sha256: model_path(self.folder, name) for name, part in parts.items()}
             return Snapshot(self.config, (self.folder / CONFIG_FILE).read_bytes(), files, {}, is_current=True)
         path = self._config_path(number)
         raw = path.read_bytes()
         config = parse_config(path, raw)
         hashes = {part.sha256 for part in config.files.values()}
         files = {sha256: find_file(self.folder, HISTORY_FOLDER, f"{sha256}.safetensors") for sha256 in hashes}
-        if not all(is_regular_file(file) for file in files.values()):
+        if not all(file.is_file() for file in files.values()):
             raise ArtifactError(f"{path.parent} lacks arrays that {path.name} names: copy the whole folder")
         return Snapshot(config, raw, files, {})
 
@@ -272,7 +278,7 @@ def read_log(folder: Path) -> Log | None:
         ArtifactError: if it is damaged, a link, or of a later format.
     """
     path = find_file(folder, HISTORY_FOLDER, LOG_FILE)
-    if not is_regular_file(path):
+    if not path.is_file():
         return None
     todo = f"move the folder {folder / HISTORY_FOLDER} away to continue without the history"
     data = read_at_most(path, MAX_LOG_BYTES, f"it is no history; {todo}")
@@ -415,21 +421,3 @@ def _may_be_ours(name: str, changes: Sequence[Change]) -> bool:
 def has_content(path: Path, data: bytes) -> bool:
     """Whether a regular file has this content."""
     return path.is_file() and not path.is_symlink() and path.read_bytes() == data
-
-
-def is_regular_file(path: Path) -> bool:
-    """Whether a file of the history exists.
-
-    Raises:
-        ArtifactError: if the file or the folder of the history is something else, such as a link.
-    """
-    for checked_path, is_kind, kind in ((path.parent, stat.S_ISDIR, "folder"), (path, stat.S_ISREG, "file")):
-        try:
-            mode = checked_path.lstat().st_mode
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise ArtifactError(f"{checked_path} can't be read: {error.strerror or error}") from error
-        if not is_kind(mode):
-            raise ArtifactError(f"{checked_path} is no plain {kind} of the model's own: links are not followed")
-    return True

@@ -12,9 +12,10 @@ A process that is killed in step 1 leaves the old model: the next writer removes
 in step 3 leaves the new model: readers take the files that are still in the staging folder from there (`find_file`),
 and the next writer settles the rest.
 
-Only files with names of our own are written, renamed or removed, one by one. Other files and folders in the folder of
-the model are neither copied nor moved, so no moment exists in which they could be lost, and their number costs nothing.
-This is why the folder is not replaced as a whole, which would be one step on Linux and macOS only.
+Only files with names of our own are written, renamed or removed, one by one, and none of them may be a link. Other
+files and folders in the folder of the model are neither copied nor moved, so no moment exists in which they could be
+lost, and their number costs nothing. This is why the folder is not replaced as a whole, which would be one step on
+Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from typing import TypeVar
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError
-from clipadapter.files import sync_folder
-from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER, MODEL_FILES, STAGING_FOLDER
+from clipadapter.files import folder_without_links, sync_folder
+from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER, MODEL_FILES, STAGING_FOLDER, model_path
 from clipadapter.persistence.format import check_target_folder, read_config_file, write_and_sync
 
 LOCK_TIMEOUT_SECONDS = 60.0
@@ -55,11 +56,15 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
     """Hold the lock of a folder, and complete or roll back the save of a process that was killed.
 
     Raises:
-        ArtifactError: if another process holds it for too long.
+        ArtifactError: if another process holds it for too long, or a file or folder of the model is a link.
     """
     target = Path(os.path.realpath(folder))
     release = _acquire_lock(target)
     try:
+        for name in MODEL_FILES:
+            model_path(target, name)
+        for name in (STAGING_FOLDER, HISTORY_FOLDER):
+            folder_without_links(target, name, error=ArtifactError)
         with suppress(OSError):  # in a read-only folder, readers use the staged files
             _recover(target)
         yield
@@ -142,12 +147,15 @@ def stage_files(folder: str | Path) -> Iterator[Staging]:
 
 
 def find_file(folder: Path, *parts: str) -> Path:
-    """Path of a file of a model: in the staging folder if committed and not yet settled, else in its place."""
-    staging = folder / STAGING_FOLDER
-    path = staging.joinpath(*parts)
-    if _is_real_folder(staging) and not os.path.lexists(staging / CONFIG_FILE) and os.path.lexists(path):
+    """Path of a file of a model: in the staging folder if committed and not yet settled, else in its place.
+
+    Raises:
+        ArtifactError: if it is a link.
+    """
+    path = model_path(folder, STAGING_FOLDER, *parts)
+    if path.exists() and not (folder / STAGING_FOLDER / CONFIG_FILE).exists():
         return path
-    return folder.joinpath(*parts)
+    return model_path(folder, *parts)
 
 
 def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
@@ -252,15 +260,15 @@ def _recover(target: Path) -> None:
         OSError: if a file can't be renamed or removed.
     """
     staging = target / STAGING_FOLDER
-    if not _is_real_folder(staging):
+    if not staging.is_dir():
         return
-    is_committed = not os.path.lexists(staging / CONFIG_FILE)
+    is_committed = not (staging / CONFIG_FILE).exists()
     removed = _read_removed_names(target) if is_committed else None
     if removed is not None:
         _settle(target, removed)
     for name in list_history_files(staging / HISTORY_FOLDER):
         (staging / HISTORY_FOLDER / name).unlink()
-    if _is_real_folder(staging / HISTORY_FOLDER):
+    if (staging / HISTORY_FOLDER).is_dir():
         with suppress(OSError):  # a person may have put a file into it
             (staging / HISTORY_FOLDER).rmdir()
     # The config is the last: without it, what is left in the folder would count as committed.
@@ -288,15 +296,15 @@ def _settle(target: Path, removed: list[str]) -> None:
     """Rename staged files to their places, those of the history first; remove the files that the new model lacks."""
     staging, history = target / STAGING_FOLDER, target / HISTORY_FOLDER
     names = list_history_files(staging / HISTORY_FOLDER)
-    if names and not os.path.lexists(history):
+    if names and not history.exists():
         history.mkdir()
-    if _is_real_folder(history):  # a person may have put a link or a file in its place
+    if history.is_dir():  # a person may have put a file in its place
         for name in sorted(names, key=lambda name: (not name.endswith(".safetensors"), name)):  # configs after arrays
             (staging / HISTORY_FOLDER / name).replace(history / name)
         for name in removed:
             (history / name).unlink(missing_ok=True)
     for name in (*ARRAY_FILES, CARD_FILE):
-        if os.path.lexists(staging / name):
+        if (staging / name).exists():
             (staging / name).replace(target / name)
     with suppress(ArtifactError):
         for name in set(ARRAY_FILES) - set(read_config_file(target / CONFIG_FILE).files):
@@ -305,17 +313,9 @@ def _settle(target: Path, removed: list[str]) -> None:
 
 def list_history_files(history: Path) -> list[str]:
     """Names of our own files in the folder of a history."""
-    if not _is_real_folder(history):
+    if not history.is_dir():
         return []
-    return [
-        path.name
-        for path in history.iterdir()
-        if HISTORY_FILE_PATTERN.fullmatch(path.name) and not _is_real_folder(path)
-    ]
-
-
-def _is_real_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+    return [path.name for path in history.iterdir() if HISTORY_FILE_PATTERN.fullmatch(path.name) and path.is_file()]
 
 
 def _file_sha256(path: Path) -> str:

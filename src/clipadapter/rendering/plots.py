@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import InputError, require
-from clipadapter.files import write_atomically
+from clipadapter.files import path_without_links, write_atomically
 from clipadapter.formatting import shorten_name
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def save_plots(figure: Figure, path: str | Path, formats: Sequence[str] = ("png"
         formats: of `PLOT_FORMATS`.
     """
     path = Path(path)
-    return [save_plot(figure, path.with_name(f"{path.name}.{kind}")) for kind in formats]
+    return [save_plot(figure, path_without_links(path.parent, f"{path.name}.{kind}")) for kind in formats]
 
 
 def render_plot(figure: Figure, kind: str) -> bytes:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from clipadapter.backends import Runner, backend_info, cache_root, create_backend, read_cache_facts
 from clipadapter.errors import ClipAdapterError
-from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, UNCERTAINTY_FILE
+from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, UNCERTAINTY_FILE, model_path
 from clipadapter.pixels import PixelSpec, different_squares, unpack_squares
 from clipadapter.runtime.model import Outputs, RuntimeModel
 from clipadapter.uncertainty import Uncertainty
@@ -68,10 +68,10 @@ class QuickModel(RuntimeModel):
 def locate_entry(folder: Path) -> Path | None:
     """The folder of a saved model's entry, whether it exists or not; None if the model is damaged or too large."""
     try:
-        config = _read(folder / CONFIG_FILE)
+        config = _read(model_path(folder, CONFIG_FILE))
         files = json.loads(config)["files"]
         for name in (HEAD_FILE, *({UNCERTAINTY_FILE} & set(files))):
-            if hashlib.sha256(_read(folder / name)).hexdigest() != files[name]["sha256"]:
+            if hashlib.sha256(_read(model_path(folder, name))).hexdigest() != files[name]["sha256"]:
                 return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

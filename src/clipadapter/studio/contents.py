@@ -11,7 +11,7 @@ from pathlib import Path
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import read_folder
 from clipadapter.errors import InputError
-from clipadapter.files import IMAGE_SUFFIXES, printable
+from clipadapter.files import IMAGE_SUFFIXES, path_without_links, printable
 from clipadapter.studio.pictures import DuplicateFinder, PictureFile, list_picture_files
 
 
@@ -103,8 +103,9 @@ def read_contents(
     folders = _name_folders(sorted(paths), names)
     classes = {name: list_picture_files(paths[folders[name]], root) for name in sorted(folders)}
     labelled = [picture for pictures in classes.values() for picture in pictures]
-    beside_classes = [] if is_split else [path for path in _list_images(root) if not path.is_symlink()]
-    unlabelled = list_picture_files([*beside_classes, *_list_images(root / unlabelled_folder)], root)
+    own_unlabelled = _list_images(path_without_links(root, *unlabelled_folder.split("/")))
+    beside_classes = [] if is_split else _list_images(root)
+    unlabelled = list_picture_files([*beside_classes, *own_unlabelled], root)
     return Contents(
         classes=classes,
         folders={name: folders[name] for name in classes},
@@ -152,7 +153,9 @@ def _list_folders(root: Path, parent: str) -> list[str]:
 
 
 def _list_images(folder: Path) -> list[Path]:
-    return sorted(path for path in _list_visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    """Return the pictures directly in a folder; those that are links are left out."""
+    paths = [path for path in _list_visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(path for path in paths if path.is_file() and not path.is_symlink())
 
 
 def _list_visible(folder: Path) -> list[Path]:

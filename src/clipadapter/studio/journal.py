@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import InputError
-from clipadapter.files import sync_folder
+from clipadapter.files import path_without_links, sync_folder
 
 Move = tuple[str, str]
 """Old and new path, relative to the folder, with slashes."""
@@ -68,7 +68,8 @@ class Journal:
 
     Args:
         root: the folder; every path of a step is inside it.
-        path: the file; made if missing.
+        path: the file, in a folder of its own in it; made if missing. No step moves this folder, or files directly in
+            it: they are the program's own, and would be a way to put links in their place.
         names: class names by folder at the start; names in the file replace them.
         first_number: number of the next step if the file has none or lower ones.
 
@@ -77,11 +78,11 @@ class Journal:
         steps: steps that were not undone.
 
     Raises:
-        InputError: if the file is not a journal, or a path of a step is outside the folder.
+        InputError: if the file is a link or not a journal, or a path of a step is outside the folder.
     """
 
     def __init__(self, root: Path, path: Path, names: Mapping[str, str] | None = None, first_number: int = 1) -> None:
-        self.root, self.path = Path(os.path.realpath(root)), path
+        self.root, self.path = Path(os.path.realpath(root)), path_without_links(root, *path.relative_to(root).parts)
         self.names = dict(names or {})
         self.steps: list[Step] = []
         self._next_number = first_number
@@ -135,11 +136,12 @@ class Journal:
         """Undo the last step and return it; None if there is none.
 
         Raises:
-            InputError: if an undo that failed can't be reverted.
+            InputError: if a path is outside the folder by now, or an undo that failed can't be reverted.
             OSError: if it fails; the folder and the journal are as they were.
         """
         if not self.steps:
             return None
+        self._check_paths(self.steps[-1])
         length = self._append({"undo": self.steps[-1].number}, sync=True)
         step = self._pop()
         try:
@@ -239,16 +241,27 @@ class Journal:
     def _check_paths(self, step: Step) -> None:
         """Refuse paths outside the folder: the journal may come from another person."""
         for path in [*step.folders, *(end for move in step.moves for end in move)]:
-            if Path(path).is_absolute() or ".." in Path(path).parts or not self._is_inside(self.root / path):
-                raise InputError(f"'{path}' is outside the folder {self.root}: links out of it are not followed")
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise InputError(f"'{path}' is outside the folder {self.root}")
+            self._resolve(path)
 
-    def _is_inside(self, path: Path) -> bool:
-        """Whether the parent of a path is in the folder, with links resolved."""
-        return Path(os.path.realpath(path.parent)).is_relative_to(self.root)
+    def _resolve(self, path: str) -> Path:
+        """The path of a file or folder of a step. It is checked again at each move: an earlier one may move a link.
+
+        Raises:
+            InputError: if the parent, with links resolved, is outside the folder, or it is one of the program's own.
+        """
+        parent, own = Path(os.path.realpath((self.root / path).parent)), self.path.parent.name
+        if not parent.is_relative_to(self.root):
+            raise InputError(f"'{path}' is outside the folder {self.root}: links out of it are not followed")
+        parts = (parent / Path(path).name).relative_to(self.root).parts
+        if len(parts) < 3 and parts[0].casefold() == own.casefold():
+            raise InputError(f"'{path}' is the studio's own, which no step moves")
+        return self.root / path
 
     def _make_moves(self, step: Step) -> None:
         for folder in step.folders:
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
+            self._resolve(folder).mkdir(parents=True, exist_ok=True)
         for old, new in step.moves:
             self._move(old, new)
 
@@ -256,13 +269,13 @@ class Journal:
         for old, new in reversed(step.moves):
             self._move(new, old)
         for folder in reversed(step.folders):
-            path = self.root / folder
+            path = self._resolve(folder)
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
 
     def _move(self, source: str, target: str) -> None:
         """Move a file or folder that exists, unless the target exists: nothing is overwritten."""
-        old, new = self.root / source, self.root / target
+        old, new = self._resolve(source), self._resolve(target)
         if not os.path.lexists(old) or os.path.lexists(new):
             return
         new.parent.mkdir(parents=True, exist_ok=True)

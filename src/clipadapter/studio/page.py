@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import gradio as gr
 from gradio.utils import colab_check, get_upload_folder, is_hosted_notebook
@@ -19,11 +19,13 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipadapter.errors import ClipAdapterError
-from clipadapter.files import printable, quote_path
+from clipadapter.files import folder_without_links, printable, quote_path
+from clipadapter.model_folder import HISTORY_FOLDER, MODEL_FILES
+from clipadapter.persistence.transaction import list_history_files
 from clipadapter.rendering.html import read_asset
 from clipadapter.studio.actions import Actions, to_sentence
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
-from clipadapter.studio.project import STUDIO_FOLDER
+from clipadapter.studio.project import EXPORT_FOLDER, STUDIO_FOLDER, studio_path
 from clipadapter.studio.session import Session
 from clipadapter.studio.tab import Note, Tab, join_first
 
@@ -68,7 +70,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
                 primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
             ),
             "head": f"<style>{read_asset(PACKAGE, 'studio.css')}</style>",
-            "allowed_paths": [str(self.session.project.root / STUDIO_FOLDER / "export")],
+            "allowed_paths": [str(folder_without_links(self.session.project.root, STUDIO_FOLDER, EXPORT_FOLDER))],
             "footer_links": [],
             "run_history": False,
             "max_file_size": MAX_UPLOAD_SIZE,
@@ -189,9 +191,9 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             saved = self.session.save_model(folder if self._may_choose_folder else None)
         except ClipAdapterError as error:
             return [gr.skip(), *self._report_failure(tab, error)]
-        own = self.session.project.root / STUDIO_FOLDER / "export"
-        own.mkdir(exist_ok=True)
-        archive = shutil.make_archive(str(own / "model"), "zip", saved)
+        archive = studio_path(self.session.project.root, EXPORT_FOLDER, "model.zip")
+        archive.parent.mkdir(exist_ok=True)
+        _write_archive(saved, archive)
         return [printable(saved), *self._report_saved(tab, "Saved", saved, archive)]
 
     def _export(self, request: gr.Request) -> list[Update]:
@@ -236,6 +238,15 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         self._actions.update_prediction(tab)
         changed = self._panels.render_changed(tab)
         return [changed.get(name, gr.skip()) for name in PANELS]
+
+
+def _write_archive(folder: Path, path: Path) -> None:
+    """Write the files of a model as a ZIP file. Other files in its folder are left out."""
+    history = [f"{HISTORY_FOLDER}/{name}" for name in list_history_files(folder / HISTORY_FOLDER)]
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for name in [*MODEL_FILES, *history]:
+            if (folder / name).is_file():
+                archive.write(folder / name, name)
 
 
 def _as_code(text: str) -> str:

@@ -31,6 +31,8 @@ SUFFIXES_BY_MAGIC = (
     (rb"\0\0\0\x0cjP|\xff\x4f\xff\x51", (".jp2",)),
 )
 """First bytes of a format, and the suffixes of its files, the usual one first."""
+UPLOAD_NAME = "[0-9a-f]{20}"
+"""Pattern of the names that `write_upload` gives."""
 MAX_ENTRY_NAME_BYTES = 100
 """File systems allow 255; temporary files beside an entry have longer names."""
 DEVICE_NAMES = frozenset({"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))})

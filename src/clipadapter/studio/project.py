@@ -1,7 +1,8 @@
 """A project: class folders on disk, and every change that a person can make to them.
 
 Labelled pictures are in ordinary folders, one per class, and are on the disk before the page reports them. The folder
-``.studio`` in the project has the rest: unlabelled pictures, the journal, and removed pictures.
+``.studio`` in the project has the rest: unlabelled pictures, the journal, and removed pictures. A project may come from
+another person: no link in ``.studio`` is followed (`studio_path`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import threading
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +22,18 @@ from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import list_images
 from clipadapter.data.images import image_bytes
 from clipadapter.errors import ImageError, InputError
-from clipadapter.files import printable, write_atomically
+from clipadapter.files import (
+    RANDOM_END,
+    folder_without_links,
+    path_without_links,
+    printable,
+    remove_abandoned,
+    write_atomically,
+)
 from clipadapter.studio.contents import Contents, read_contents
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
+    UPLOAD_NAME,
     DuplicateFinder,
     PictureFile,
     Upload,
@@ -41,9 +50,36 @@ STUDIO_FOLDER = ".studio"
 INCOMING_FOLDER = f"{STUDIO_FOLDER}/incoming"
 UNLABELLED_FOLDER = f"{STUDIO_FOLDER}/unlabelled"
 TRASH_FOLDER = f"{STUDIO_FOLDER}/trash"
+EXPORT_FOLDER = "export"
+"""Folder in ``.studio`` for the files that the page offers for download."""
+UPLOADS_FOLDER = "uploads"
+"""Folder in ``.studio`` for the temporary files of the page."""
+UPLOAD_PATTERN = rf"[0-9a-f]{{40,64}}|tried{RANDOM_END}|tmp[a-z0-9_]{{8}}"
+"""Names of what Gradio and the page write there."""
 MAX_NAME_LETTERS = 120
 MAX_SETTINGS_BYTES = 2**16
 """A larger file of settings is ignored: the studio did not write it."""
+
+
+def studio_path(root: Path, *names: str) -> Path:
+    """The path of a file or folder in the studio's own folder of a project.
+
+    Raises:
+        InputError: if it is a link, or a part of the way from the project to it.
+    """
+    return path_without_links(root, STUDIO_FOLDER, *names)
+
+
+def prepare_uploads(root: Path) -> Path:
+    """The folder of the page's temporary files, without those of an earlier page.
+
+    Raises:
+        InputError: see `studio_path`.
+    """
+    folder = studio_path(root, UPLOADS_FOLDER)
+    remove_abandoned(folder, UPLOAD_PATTERN, min_age=0)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @dataclass
@@ -78,7 +114,8 @@ class Project:
             date. It is written again at the next step, reading or opening.
 
     Raises:
-        InputError: if the path is not a folder, can't be written, or is open in another process.
+        InputError: if the path is not a folder, can't be written, has links in ``.studio``, or is open in another
+            process.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Project(folder) as project:
@@ -97,10 +134,10 @@ class Project:
         self._duplicates = DuplicateFinder()
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{root} is not a folder: give a folder with one folder of pictures per class")
-        own = self.root / STUDIO_FOLDER
+        own, lock_file = studio_path(self.root), studio_path(self.root, "lock")
         try:
             own.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(own / "lock", timeout=0)
+            self._lock = FileLock(lock_file, timeout=0)
             self._lock.acquire()
         except Timeout as error:
             raise InputError(f"{root} is open in another studio: close that one, or use its page") from error
@@ -108,8 +145,8 @@ class Project:
             raise InputError(f"can't write into {root}: {error.strerror or error}") from error
         try:
             self._check_external_folder()
-            self._names_file = own / "class_names.json"
-            self._settings_file = own / "settings.json"
+            self._names_file = studio_path(self.root, "class_names.json")
+            self._settings_file = studio_path(self.root, "settings.json")
             self._remove_unfinished_files()
             names = self._read_class_names()
             self._journal = Journal(self.root, own / "journal.jsonl", names, self._first_free_number())
@@ -375,16 +412,15 @@ class Project:
 
     def _remove_unfinished_files(self) -> None:
         """Remove hidden temporary files that a killed process left; none of them was complete."""
-        incoming = self.root / INCOMING_FOLDER
-        own = self.root / STUDIO_FOLDER
-        temporary = [*own.glob(".class_names.json-*"), *own.glob(".settings.json-*")]
-        for path in [*temporary, *incoming.glob(".*"), *incoming.glob("*/.*")]:
-            with suppress(OSError):
-                path.unlink()
+        incoming = folder_without_links(self.root, *INCOMING_FOLDER.split("/"))
+        remove_abandoned(studio_path(self.root), rf"\.(class_names|settings)\.json{RANDOM_END}", min_age=0)
+        for folder in incoming.glob("*"):
+            remove_abandoned(folder, rf"\.{UPLOAD_NAME}{RANDOM_END}", min_age=0)
 
     def _first_free_number(self) -> int:
         """One more than the number of any step whose files exist, for a project whose journal was moved away."""
-        folders = [path.name for place in (INCOMING_FOLDER, TRASH_FOLDER) for path in (self.root / place).glob("*")]
+        places = [path_without_links(self.root, *place.split("/")) for place in (INCOMING_FOLDER, TRASH_FOLDER)]
+        folders = [path.name for place in places for path in place.glob("*")]
         return max((int(name) for name in folders if re.fullmatch("[0-9]{1,9}", name)), default=0) + 1
 
 
@@ -440,7 +476,8 @@ class _Batch:
             if unlabelled:
                 source = _relative_path(self._root, unlabelled[0])
             else:
-                source = f"{self._incoming}/{write_upload(self._root / self._incoming, upload).name}"
+                folder = path_without_links(self._root, *self._incoming.split("/"))
+                source = f"{self._incoming}/{write_upload(folder, upload).name}"
             name = stored_file_name(upload, self._used_names)
             self._used_names.add(fold_name(name))
             self._new_uploads.add(upload.data)

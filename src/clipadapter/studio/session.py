@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +36,7 @@ from clipadapter.studio.model import (
     learning_curve,
 )
 from clipadapter.studio.pictures import PictureFile
-from clipadapter.studio.project import STUDIO_FOLDER, Project
+from clipadapter.studio.project import EXPORT_FOLDER, Project, studio_path
 from clipadapter.studio.quality import relative_cost, why_no_choice, why_no_unlabelled
 from clipadapter.studio.selection import margins, select_for_labelling
 
@@ -299,11 +298,10 @@ class Session:
         """
         from clipadapter.export import export_model
 
-        (model, _), folder = self._current_classifier(), self.project.root / STUDIO_FOLDER / "export"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        model, _ = self._current_classifier()
+        target = studio_path(self.project.root, EXPORT_FOLDER, "model.onnx")
         paths = [picture.path for _, picture in self.project.contents.labelled()]
-        return Path(export_model(model, folder / "model.onnx", pictures=paths[:MAX_PARITY_PICTURES]).path)
+        return Path(export_model(model, target, pictures=paths[:MAX_PARITY_PICTURES]).path)
 
     def classes_without_pictures(self) -> list[str]:
         """Return the classes without a readable picture: the model knows them by their names alone."""

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import shutil
 
 import click
@@ -23,6 +24,8 @@ from clipadapter.features.tables import MAX_WIDTH
 from clipadapter.prediction import Prediction
 from clipadapter.prediction_files import PredictionFile, stamp_files
 
+PART = f"00000000-1-0-{'0' * 32}-{'1' * 32}"
+"""Name of a part."""
 OPTIONS = [
     [],
     ["--top", 3],
@@ -53,6 +56,18 @@ def read(path):
         labels, scores = row.pop("top_labels"), row.pop("top_scores")
         row["top"] = [{"label": name, "score": score} for name, score in zip(labels, scores, strict=True)]
     return rows
+
+
+def contents(folder):
+    """The files below a folder and their bytes."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def put(path, name, text=""):
+    """Write a file into the folder for the parts of a file of predictions."""
+    file = path.with_name(f"{path.name}.parts") / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 def near(records, expected):
@@ -176,6 +191,26 @@ def test_a_picture_that_changes_after_it_was_read_is_predicted_again(stopped, pr
     near(read(path), printed(run, probe, folder))
 
 
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_picture_of_equal_size_and_time_is_predicted_again(replace, stopped, probe, run):
+    folder, path, command = stopped
+    old, new = (folder / "0.png").read_bytes(), (folder / "7.png").read_bytes()
+    size = max(len(old), len(new))
+    (folder / "0.png").write_bytes(old.ljust(size, b"\0"))  # bytes after the end of a PNG file change nothing
+    shutil.rmtree(path.with_name("answers.parquet.parts"))
+    (folder / "5.png").write_text("no picture")
+    assert run(*command).exit_code == 1
+    shutil.copy(folder / "6.png", folder / "5.png")
+    status = (folder / "0.png").stat()
+    target = folder / "new" if replace else folder / "0.png"
+    target.write_bytes(new.ljust(size, b"\0"))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    target.replace(folder / "0.png")
+    assert (folder / "0.png").stat().st_mtime_ns == status.st_mtime_ns
+    assert json.loads(run(*command).stdout)["from_earlier_run"] == 0
+    near(read(path), printed(run, probe, folder))
+
+
 @pytest.mark.parametrize("size", [0, 100])
 def test_a_part_that_was_cut_short_is_made_anew(size, stopped, probe, run):
     folder, path, command = stopped
@@ -284,7 +319,8 @@ def test_a_part_without_all_of_its_rows_is_not_kept(suffix, tmp_path):
         file.write([rows], stamp)
     (part,) = file.folder.glob("0*")
     whole = part.read_bytes()
-    for content, is_kept in ((whole, True), (whole[:-1], False), (bytes(len(whole)), False), (b"", False)):
+    edited = whole.replace(b"f", b"F")
+    for content, is_kept in ((whole, True), (edited, False), (whole[:-1], False), (bytes(len(whole)), False)):
         part.write_bytes(content)
         with PredictionFile(path, {}) as file:
             assert file.keep_next(stamp) is is_kept
@@ -300,12 +336,38 @@ def test_what_a_killed_run_left_is_no_obstacle(tmp_path):
     path, folder = tmp_path / "answers.csv", tmp_path / "answers.csv.parts"
     folder.mkdir()
     (folder / "lock").touch()
-    (folder / ".run.json-x1").touch()
+    (folder / ".run.json-x1_abcde").touch()
     with PredictionFile(path, {}):
         assert {file.name for file in folder.iterdir()} == {"lock", "run.json"}
         (folder / ".hidden").mkdir()
     with PredictionFile(path, {}):
         assert (folder / ".hidden").is_dir()
+
+
+def test_files_of_a_person_beside_the_parts_stay(stopped, run):
+    _, path, command = stopped
+    folder = path.with_name("answers.parquet.parts")
+    for name in ("notes.txt", "sub/mine.txt", ".hidden", "00000000.parquet", ".joined", ".run.json-backup"):
+        put(path, name, "mine")
+    others = {name: text for name, text in contents(folder).items() if text == b"mine"}
+    assert json.loads(run(*command).stdout)["from_earlier_run"] == 4
+    assert len(others) == 6 and contents(folder) == others
+    assert run(*command).exit_code == 0  # a folder with others' files alone is no obstacle
+    assert contents(folder) == others
+
+
+@pytest.mark.parametrize("name", ["", "run.json", "lock", f"{PART}.csv", ".joined.csv", "notes"])
+def test_links_among_the_parts_are_not_followed(name, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis").write_text("thesis")
+    path = tmp_path / "answers.csv"
+    link = tmp_path / "answers.csv.parts" / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(home / "thesis" if name else home)
+    with pytest.raises(InputError, match="is a link"):
+        PredictionFile(path, {})
+    assert contents(home) == {"thesis": b"thesis"} and link.is_symlink()
 
 
 def test_a_file_system_without_locks_can_be_written(tmp_path, monkeypatch):
@@ -326,18 +388,18 @@ def test_a_bar_is_shown_where_no_predictions_are_printed(squares, model, tmp_pat
 
 
 def test_two_writers_never_share_parts(tmp_path, monkeypatch):
-    path, remove, errors = tmp_path / "answers.csv", shutil.rmtree, []
+    path, remove, errors = tmp_path / "answers.csv", PredictionFile._remove, []
 
-    def open_before(*args, **options):
+    def open_before(self, names):
         with pytest.raises(InputError, match="another process") as error:
             PredictionFile(path, {})
         errors.append(error)
-        remove(*args, **options)
+        remove(self, names)
 
-    with PredictionFile(path, {}) as file:
-        monkeypatch.setattr("clipadapter.prediction_files.shutil.rmtree", open_before)
+    with PredictionFile(path, {}) as file, monkeypatch.context() as context:
+        context.setattr(PredictionFile, "_remove", open_before)
         file.remove_parts()
-    assert len(errors) == 1
+    assert errors and not file.folder.exists()
     with PredictionFile(path, {}) as file:
         assert file.folder.is_dir()
 
@@ -390,17 +452,19 @@ def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path,
         (lambda path: path.write_text('{"a": 1}\n'), "answers.jsonl", "exists and is no file of predictions"),
         (lambda path: path.write_bytes(b"PAR1"), "answers.parquet", "exists and is no file of predictions"),
         (lambda path: path.with_name(f"{path.name}.parts").touch(), "answers.parquet", "is no folder"),
-        (
-            lambda path: path.with_name(f"{path.name}.parts").mkdir() or (path.parent / f"{path.name}.parts/x").touch(),
-            "answers.parquet",
-            "has no run.json",
-        ),
+        (lambda path: put(path, f"{PART}.parquet"), "answers.parquet", "has no run.json"),
+        (lambda path: put(path, "run.json", "my own run"), "a.csv", "run.json was not written by this program"),
+        (lambda path: put(path, "run.json", '{"model": 1}'), "a.csv", "run.json was not written by this program"),
+        (lambda path: put(path, "lock", "mine"), "a.csv", "lock was not written by this program"),
+        (lambda path: put(path, "lock/mine"), "a.csv", "lock was not written by this program"),
     ],
 )
 def test_a_file_that_must_not_be_written_is_refused(prepare, name, words, squares, model, tmp_path, run):
     if prepare is not None:
         prepare(tmp_path / name)
+    before = contents(tmp_path)
     result = run("predict", model, squares, "--out", tmp_path / name)
+    assert contents(tmp_path) == before
     assert (result.exit_code, result.stdout) == (1, "")
     assert words in result.stderr
 

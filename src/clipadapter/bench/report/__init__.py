@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipadapter.bench.report.comparison import compare_heads, compare_studies
 from clipadapter.bench.study import Study
-from clipadapter.files import write_atomically
+from clipadapter.files import folder_without_links, write_atomically
 
 __all__ = ["compare_heads", "compare_studies", "write_report"]
 
@@ -45,7 +45,7 @@ def write_report(
         drawn = [plot.figure for section in document.sections for plot in section.plots]
         for figure in drawn:
             set_title(figure, title if len(drawn) == 1 else f"{title}: {figure.get_suptitle()}")
-    reports, name = Path(folder) / "reports", study.suite.name
+    reports, name = folder_without_links(folder, "reports"), study.suite.name
     names = document.plot_names()
     shown = next((kind for kind in ("png", "svg") if kind in plot_formats), plot_formats[0])
     texts = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,11 +91,11 @@ def _build_page(
     from clipadapter.data.folders import read_folder
     from clipadapter.data.load import check_layout
     from clipadapter.studio import build_page
+    from clipadapter.studio.project import UPLOADS_FOLDER, prepare_uploads, studio_path
 
-    uploads = project.absolute() / ".studio" / "uploads"
     # Gradio reads these when it is imported, or when a part of a page is created.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    os.environ["GRADIO_TEMP_DIR"] = str(studio_path(project.absolute(), UPLOADS_FOLDER))
     if project.is_dir():
         check_layout(project, read_folder(project, follow_links=False).dataset)
     require("gradio", "studio", "The studio")  # before an encoder is downloaded and opened in vain
@@ -109,8 +108,7 @@ def _build_page(
         device=encoder_options.device,
         **encoder_options.run_parameters,
     )
-    shutil.rmtree(uploads, ignore_errors=True)
-    uploads.mkdir(parents=True, exist_ok=True)
+    prepare_uploads(page.session.project.root)
     return page
 
 

@@ -1,0 +1,161 @@
+"""Puts links, pipes and odd names into copies of the program's own folders, and opens these with what takes them.
+
+Usage: link_trees.py FOLDER COUNT SEED. Beside each copy is a folder that links lead to. It writes how many copies were
+made, how often one was opened or refused, and what was wrong: a byte or name that changed outside, or an error that is
+not of the library.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import warnings
+from collections import Counter
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+
+from own_folders import HEX, OPENERS, OWN_FOLDERS, make_templates
+
+from clipadapter.errors import ClipAdapterError
+
+RANDOM = "abcd_123"
+OWN_NAMES = {
+    "studio": f"""lock journal.jsonl class_names.json settings.json incoming incoming/1 incoming/9 unlabelled trash
+        trash/9 unlabelled/1.png uploads uploads/{HEX}{HEX} export export/{HEX} .settings.json-{RANDOM} ../train
+        ../train/red incoming/9/.{HEX[:20]}-{RANDOM}""",
+    "model": """config.json README.md head.safetensors support.safetensors trust.safetensors history mine
+        history/log.json history/0001.json .clipadapter-save .clipadapter-save/config.json .clipadapter-save/history
+        .clipadapter-save/save.json .clipadapter-save/README.md""",
+    "parts": f"""run.json lock 00000000-1-0-{HEX}-{HEX}.csv .00000000-1-0-{HEX}.csv .joined.csv mine
+        .run.json-{RANDOM}""",
+    "bench": f"""runs runs.jsonl runs/{HEX}.json runs/.{HEX}.json-{RANDOM} plans plans/own.json features mine reports
+        features/{HEX} features/.{HEX}-{RANDOM} figures""",
+    "store": f"""features.sqlite features.sqlite-wal features.sqlite-shm features.sqlite-journal shards/shards.json
+        shards/{HEX}.parquet shards/.{HEX}.partial shards/mine""",
+}
+MOVED = ["link", "x", "x/y", "train/red/0.ppm", ".studio", ".studio/incoming/2", ".studio/settings.json", "../home/z"]
+"""Ends of moves of a journal."""
+
+
+def make_home(home, template):
+    """What a person has outside: a folder like ours, our names with another content, and other files."""
+    shutil.copytree(template, home, symlinks=True)
+    for name in [
+        *" ".join(OWN_NAMES.values()).split(),
+        "thesis.tex",
+        ".bashrc",
+        ".ssh/id_rsa",
+        f".{HEX}.json-{RANDOM}",
+    ]:
+        with suppress(OSError):  # a folder of that name, or a file in place of its folder
+            (home / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / "mine" / name).write_text('{"format":2, mine without an end of line')
+            os.utime(home / "mine" / name, (1e9, 1e9))
+    for path in (home / "mine").iterdir():
+        if not os.path.lexists(home / path.name):
+            path.rename(home / path.name)
+
+
+def listing(folder):
+    """Kind, time and content of everything below a folder."""
+    entries = {}
+    for path in folder.rglob("*"):
+        is_file = path.is_file()
+        content = blake2b(path.read_bytes()).hexdigest() if is_file else ""
+        entries[str(path)] = (content, path.lstat().st_mtime_ns if is_file else 0)
+    return entries
+
+
+def mutate(base, kind, home, rng):
+    """Replace some of the program's files and folders, and add some, which are links most of the time."""
+    own = base / OWN_FOLDERS[kind]
+    there, names = [".", *(str(path.relative_to(own)) for path in own.rglob("*"))], OWN_NAMES[kind].split()
+    targets = [path.relative_to(home).as_posix() for path in home.rglob("*")] + [".", "nothing", "nothing/below"]
+    for _ in range(rng.randint(1, 3)):
+        path = Path(os.path.normpath(own / rng.choice(rng.choice([there, names]))))
+        is_named = path in (own / "shards", own / "features.sqlite") or (
+            path == own and kind not in ("studio", "parts")
+        )
+        if is_named or any(one.is_symlink() or (one.exists() and not one.is_dir()) for one in path.parents):
+            continue  # what a person names may be a link
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        what = rng.random()
+        target = home / rng.choice(targets)
+        if what < 0.75:
+            path.symlink_to(target if rng.random() < 0.5 else os.path.relpath(target, path.parent))
+        elif what < 0.82:
+            path.symlink_to(rng.choice([path, own, path.parent, base]))
+        elif what < 0.88:
+            os.mkfifo(path)
+        elif what < 0.94:
+            path.mkdir()
+        else:
+            path.with_name(rng.choice(["a\nb", "\x1b[2J", "=1+1", os.fsdecode(b"\xff"), " ", "-rf", "%2e%2e"])).touch()
+    journal = own / "journal.jsonl"
+    if (
+        kind == "studio"
+        and rng.random() < 0.5
+        and not own.is_symlink()
+        and journal.is_file()
+        and not journal.is_symlink()
+    ):
+        (base / "p" / "link").symlink_to(home)
+        moves = [[rng.choice(MOVED), rng.choice(MOVED)] for _ in range(3)]
+        line = {"step": 1, "what": "", "moves": moves, "folders": [rng.choice(MOVED)], "before": {}, "after": {}}
+        with suppress(OSError):
+            journal.write_text(json.dumps(line) + "\n")
+
+
+def stop(*_):
+    raise TimeoutError("a pipe was opened, or it takes too long")
+
+
+def attack(base, kind, rng):
+    """How often a tree was opened and refused, and errors that are not of the library."""
+    counts, faults = Counter(trees=1), []
+    for opener in OPENERS[kind]:
+        signal.alarm(30)
+        try:
+            opener(base, rng)
+            counts["opened"] += 1
+        except ClipAdapterError:
+            counts["refused"] += 1
+        except Exception as error:
+            faults.append(f"{type(error).__name__}: {error}"[:300])
+        signal.alarm(0)
+    return counts, faults
+
+
+def main(folder, count, seed):
+    signal.signal(signal.SIGALRM, stop)
+    make_templates(folder / "templates")
+    rng, faults, counts, outside = random.Random(seed), [], Counter(), {}
+    for number in range(count):
+        kind = list(OWN_FOLDERS)[number % len(OWN_FOLDERS)]
+        base, home, template = folder / f"tree-{kind}", folder / f"home-{kind}", folder / "templates" / kind
+        if kind not in outside:
+            shutil.rmtree(home, ignore_errors=True)
+            make_home(home, template / OWN_FOLDERS[kind])
+            outside[kind] = listing(home)
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.copytree(template, base, symlinks=True)
+        mutate(base, kind, home, rng)
+        more, errors = attack(base, kind, rng)
+        counts += more
+        now, before = listing(home), outside[kind]
+        if now != before:
+            errors += [f"{path} changed" for path in now.keys() | before if now.get(path) != before.get(path)][:3]
+            del outside[kind]
+        faults += [f"{kind} {number}: {error}" for error in errors]
+    sys.stdout.write(json.dumps({"faults": faults, "counts": counts}))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
