@@ -1,4 +1,3 @@
-
 import pytest
 
 from clipadapter.bench.run import append_runs, digest, parse_run, read_runs
