@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipadapter.errors import ClipAdapterError
-from clipadapter.files import printable, quote_path
+from clipadapter.files import encodable, printable, quote_path
 from clipadapter.rendering.html import read_asset
 from clipadapter.studio.actions import Actions, to_sentence
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
@@ -159,7 +159,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             self._tabs.pop(str(request.session_hash), None)
         self.session.project.refresh()
         self.session.notify_change()
-        folder = gr.Textbox(printable(self.session.default_model_folder), interactive=self._may_choose_folder)
+        folder = gr.Textbox(encodable(self.session.default_model_folder), interactive=self._may_choose_folder)
         return [folder, *self._render(self._tab(request))]
 
     def _poll(self, request: gr.Request) -> list[Update]:
@@ -192,7 +192,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         own = self.session.project.root / STUDIO_FOLDER / "export"
         own.mkdir(exist_ok=True)
         archive = shutil.make_archive(str(own / "model"), "zip", saved)
-        return [printable(saved), *self._report_saved(tab, "Saved", saved, archive)]
+        return [encodable(saved), *self._report_saved(tab, "Saved", saved, archive)]
 
     def _export(self, request: gr.Request) -> list[Update]:
         tab = self._tab(request)

@@ -21,7 +21,7 @@ from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import list_images
 from clipadapter.data.images import image_bytes
 from clipadapter.errors import ImageError, InputError
-from clipadapter.files import printable, write_atomically
+from clipadapter.files import printable, safe_file_name, write_atomically
 from clipadapter.studio.contents import Contents, read_contents
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
@@ -31,7 +31,6 @@ from clipadapter.studio.pictures import (
     find_rejection_reason,
     fold_name,
     list_picture_files,
-    safe_entry_name,
     stored_file_name,
     write_upload,
 )
@@ -536,7 +535,7 @@ def safe_folder_name(name: str, used: Collection[str] = ()) -> str:
     >>> safe_folder_name("tabby cat"), safe_folder_name("a/b"), safe_folder_name("..")
     ('tabby cat', 'a_b', '_')
     """
-    base = safe_entry_name(name)
+    base = safe_file_name(name)
     base += "_" if base.casefold() in SPLIT_ALIASES else ""
     folded, folder, number = {fold_name(other) for other in used}, base, 2
     while fold_name(folder) in folded:
