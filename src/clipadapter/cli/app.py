@@ -21,9 +21,8 @@ import click
 from clipadapter import __version__
 from clipadapter.cli import commands
 from clipadapter.cli.groups import Command, Section, SuggestingGroup
-from clipadapter.cli.output import KEPT_KEY, Failure, echo
+from clipadapter.cli.output import KEPT_KEY, Failure, echo, escape_lines
 from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
-from clipadapter.files import printable
 
 INTERRUPTED_EXIT_CODE = 130
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -72,8 +71,7 @@ class Commands(SuggestingGroup):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:  # of a command: its arguments may be names of files
-            error.message = printable(error.message)
-            raise
+            raise click.UsageError(escape_lines(error.format_message().expandtabs()), error.ctx) from error
         except ClipAdapterError as error:
             if ctx.params["debug"]:
                 raise

@@ -40,7 +40,12 @@ def echo(text: str, err: bool = False) -> None:
     All output of the commands goes through here. What puts a name into a table or a line makes its line breaks
     `printable` too, so that a name makes no lines.
     """
-    click.echo("\n".join(map(printable, text.split("\n"))), err=err)
+    click.echo(escape_lines(text), err=err)
+
+
+def escape_lines(text: str) -> str:
+    """Text of which only the line breaks are no printable characters."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 class Failure(click.ClickException):

@@ -181,7 +181,7 @@ def _parquet_rows(path: Path) -> _NumberedRows:
             columns, empty = [name for name in _READ_COLUMNS if name in names], dict.fromkeys(names)
             for batch in table.iter_batches(columns=columns, use_threads=False):
                 for column in batch.columns:
-                    _check_size(path, "characters in a name", _longest_text(column), MAX_NAME_CHARACTERS)
+                    _check_size(path, "characters in a name", longest_text(column), MAX_NAME_CHARACTERS)
                 for start in range(0, len(batch), _PARQUET_ROWS):
                     for row in batch.slice(start, _PARQUET_ROWS).to_pylist():
                         number += 1
@@ -209,12 +209,12 @@ def _check_parquet_sizes(path: Path, metadata: Any, n_columns: int) -> list[str]
     return sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
 
 
-def _longest_text(column: Any) -> int:
+def longest_text(column: Any) -> int:
     """Characters, or bytes, of the longest text of a column of texts, or of lists of texts; else 0."""
     compute = require("pyarrow.compute", "parquet", "Reading a Parquet table")
     types = require("pyarrow.types", "parquet", "Reading a Parquet table")
     if types.is_list(column.type) or types.is_large_list(column.type):
-        return _longest_text(column.flatten())
+        return longest_text(column.flatten())
     texts = column.dictionary if types.is_dictionary(column.type) else column
     is_text = types.is_string(texts.type) or types.is_large_string(texts.type) or types.is_binary(texts.type)
     return int(compute.max(compute.binary_length(texts)).as_py() or 0) if is_text else 0

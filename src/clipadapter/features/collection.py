@@ -467,7 +467,7 @@ class _Member(tarfile.TarInfo):
     """A header of an archive. An extended one is refused if it is too large to be read into memory."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """Read a header block."""
         member = super().frombuf(buf, encoding, errors)
         if member.type in EXTENDED_HEADERS and member.size > MAX_HEADER_BYTES:
@@ -478,7 +478,7 @@ class _Member(tarfile.TarInfo):
 def _list_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The regular files of an archive, in order."""
     for member in archive:
-        archive.members.clear()  # tarfile keeps all of them
+        archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps all of them
         if member.isfile():
             yield member
 
