@@ -19,8 +19,6 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from typing_extensions import Self
-
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import find_split_folders
 from clipadapter.errors import DataError, ImageError, require
@@ -466,13 +464,11 @@ def _sample_key(member: tarfile.TarInfo) -> str:
 class _Member(tarfile.TarInfo):
     """A header of an archive. An extended one is refused if it is too large to be read into memory."""
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Read a header block."""
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in EXTENDED_HEADERS and member.size > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header has {member.size:,} bytes, but at most {MAX_HEADER_BYTES:,} are read")
-        return member
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        # From Python 3.13 on, tarfile does not call `frombuf`, the public method that could check this.
+        if self.type in EXTENDED_HEADERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {self.size:,} bytes, but at most {MAX_HEADER_BYTES:,} are read")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _list_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
