@@ -1,12 +1,77 @@
 import csv
 import io
+import json
+import ntpath
 import os
-from pathlib import Path
+import sys
+from pathlib import Path, PureWindowsPath
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clipadapter.errors import DataError, InputError
-from clipadapter.files import csv_text, folder_without_links, path_without_links, suggest_path, write_atomically
+from clipadapter.files import (
+    check_file_name,
+    csv_text,
+    folder_without_links,
+    path_without_links,
+    printable,
+    safe_file_name,
+    suggest_path,
+    write_atomically,
+)
+
+NO_FILE_NAMES = (
+    *(
+        "",
+        " ",
+        ".",
+        "..",
+        "../up",
+        "a/b",
+        "/etc/passwd",
+        "..\\up",
+        "a\\b",
+        "C:",
+        "C:\\x",
+        "c:x",
+        "\\\\host\\share",
+        "//host/share",
+    ),
+    *(
+        "~/x",
+        ".hidden",
+        "con",
+        "NUL.txt",
+        "aux",
+        "COM1",
+        "lpt9.json",
+        "com¹",
+        "CON .x",
+        "CONIN$",
+        "name.",
+        "name ",
+        " name",
+    ),
+    *(
+        "a\0b",
+        "a\nb",
+        "a\tb",
+        "a\x1bb",
+        "a\x7fb",
+        "a\x9bb",
+        "a\u202eb",
+        "a\u2028b",
+        "a\ud800b",
+        "what?",
+        "a*",
+        "a|b",
+        '"a"',
+        "<a>",
+    ),
+    *("x" * 101, "é" * 51, "x" * 5000),
+)
 
 
 def test_a_file_is_written_with_its_folder_and_nothing_else(tmp_path):
@@ -119,3 +184,33 @@ def test_a_misspelt_path_suggests_what_exists(missing, meant, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert suggest_path(Path(missing)) == (f" Did you mean '{Path(meant)}'?" if meant else "")
     assert suggest_path(tmp_path / missing) == (f" Did you mean '{tmp_path / meant}'?" if meant else "")
+
+
+@pytest.mark.parametrize("name", NO_FILE_NAMES)
+def test_a_name_that_is_no_file_name_on_some_system_is_an_error_and_gets_one_that_is(name):
+    with pytest.raises(InputError, match="can't be the name of a file: choose another, such as '.+'"):
+        check_file_name(name)
+    assert check_file_name(safe_file_name(name)) == safe_file_name(name)
+
+
+@pytest.mark.parametrize("name", ["few-shot", "Tüpfel 貓 🐈", "v1.2_x", "e\u0301", "console", "COM", "a..b", "x" * 100])
+def test_other_names_are_file_names_as_they_are(name):
+    assert check_file_name(name) == name
+
+
+@given(st.text(max_size=300))
+def test_every_text_has_a_file_name_that_stays_in_its_folder_on_every_system(text):
+    name = safe_file_name(text)
+    assert check_file_name(name) == name
+    assert [Path(name).name, PureWindowsPath(name).name, ntpath.splitdrive(name)[1]] == [name] * 3
+    is_reserved = ntpath.isreserved(name) if sys.version_info >= (3, 13) else PureWindowsPath(name).is_reserved()
+    assert not is_reserved and not name.startswith(".") and len(name.encode()) <= 100
+
+
+def test_printable_text_is_one_line_without_controls_and_keeps_all_scripts():
+    controls = "".join(map(chr, (*range(32), *range(127, 160), 0x200E, 0x202E, 0x2028, 0x2066, 0xFEFF, 0xD800)))
+    shown = printable(controls)
+    assert shown.isprintable() and len(shown.splitlines()) == 1
+    assert json.loads(f'"{shown}"') == controls  # the escapes of JSON
+    kept = "Tüpfel 貓 👩\u200d🔬 می\u200cخواهم C:\\new\u202f1"
+    assert printable(kept) == kept

@@ -88,8 +88,12 @@ def test_a_path_whose_bytes_are_no_text_may_stand_in_json_lines(tmp_path):
         ('title = "\\ud83d"', "is not TOML"),
         ("title = ", "is not TOML"),
         ("\udcff", "not UTF-8"),
+        (".".join("a" * 100_000) + " = 1", DEEP_MESSAGE),
+        ("[" + ".".join("a" * 100_000) + "]", DEEP_MESSAGE),
+        ("x = { " + " . ".join(['"a"'] * 30_000) + " = 1 }", DEEP_MESSAGE),
+        ("#" * (1 << 21), "has 2 MiB, but at most 1 MiB are read"),
     ],
-    ids=["deep", "digits", "half", "nothing", "bytes"],
+    ids=["deep", "digits", "half", "nothing", "bytes", "dotted", "header", "quoted", "long"],
 )
 def test_a_hostile_suite_is_refused(tmp_path, text, message):
     path = tmp_path / "own.toml"
@@ -145,6 +149,15 @@ def test_the_largest_depth_is_accepted_and_one_more_is_not():
             parse_json(text, "x")
     with pytest.raises(DataError, match=DEEP_MESSAGE):
         parse_toml(f"a = {'[' * MAX_DEPTH}{']' * MAX_DEPTH}", "x")
+    assert parse_toml(f"{'.'.join('a' * MAX_DEPTH)} = 1", "x")
+    with pytest.raises(DataError, match=DEEP_MESSAGE):
+        parse_toml(f"{'.'.join('a' * (MAX_DEPTH + 1))} = 1", "x")
+
+
+@pytest.mark.parametrize("quote", ['"', "'", '"""', "'''"])
+def test_dots_in_texts_numbers_and_comments_of_toml_are_no_depth(quote):
+    text = f"a = {quote}{'no key. ' * 200}{quote} # {'.' * 200}\nb = [{'0.5, ' * 200}]\n"
+    assert parse_toml(text, "x") == {"a": "no key. " * 200, "b": [0.5] * 200}
 
 
 def test_whole_characters_are_accepted_in_any_notation():

@@ -12,6 +12,7 @@ import csv
 import difflib
 import errno
 import io
+import json
 import os
 import re
 import shlex
@@ -19,13 +20,15 @@ import shutil
 import stat
 import tempfile
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from clipadapter.errors import ClipAdapterError, InputError, require
+from clipadapter.errors import ClipAdapterError, InputError, brief, require
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -47,17 +50,87 @@ ABANDONED_SECONDS = 24 * 3600
 """Age from which a temporary file counts as abandoned."""
 RANDOM_END = "-[a-z0-9_]{8}"
 """Pattern of what `tempfile` appends to the prefix of a temporary file or folder."""
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
+)
+"""Control characters, line and paragraph separators, marks of the direction of text, invisible characters and halves of
+characters. The joiners U+200C and U+200D are not among them: scripts and emoji need them."""
+NOT_IN_FILE_NAMES = re.compile(UNPRINTABLE.pattern[:-1] + r'/\\:*?"<>|]')
+"""What a file name can't have: on Windows the last nine."""
+DEVICE_NAMES = frozenset(
+    ("con", "prn", "aux", "nul", "conin$", "conout$", "clock$")
+    + tuple(f"{kind}{n}" for kind in ("com", "lpt") for n in "0123456789¹²³")
+)
+"""Names that Windows reserves, with any suffix."""
+MAX_FILE_NAME_BYTES = 100
+"""File systems allow 255; temporary files beside an entry have longer names."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
 """First characters of a cell that spreadsheets may run as a formula. Some languages use the full-width forms."""
 
 
-def printable(path: str | Path) -> str:
-    r"""A path or name as text that can be printed and encoded. Bytes that are no valid UTF-8 are written as escapes.
+def encodable(path: str | Path) -> str:
+    r"""A path or name as valid text: bytes that are no UTF-8 are written as escapes.
 
-    >>> printable("caf\udce9.jpg")
+    >>> encodable("caf\udce9.jpg")
     'caf\\udce9.jpg'
     """
     return os.fspath(path).encode(errors="backslashreplace").decode()
+
+
+def printable(path: str | Path) -> str:
+    r"""A path or name for messages and the terminal: what is no letter, mark or space is written as an escape.
+
+    Names come from anybody. Control characters could start a new line, clear the screen or change the title of the
+    terminal, and invisible ones could turn the direction of the text or hide a part of it. The escapes are those of
+    JSON, so that a JSON document stays one.
+
+    >>> printable("caf\udce9.jpg"), printable("two\nlines"), printable("\x1b[2J"), printable("\u202egpj.exe")
+    ('caf\\udce9.jpg', 'two\\nlines', '\\u001b[2J', '\\u202egpj.exe')
+    """
+    return UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], os.fspath(path))
+
+
+def safe_file_name(text: str, default: str = "_") -> str:
+    """The nearest name of a file or folder that every system allows, that is not hidden and is no path.
+
+    Args:
+        text: any text.
+        default: the name if nothing is left.
+
+    >>> safe_file_name("a/b"), safe_file_name(".."), safe_file_name("aux")
+    ('a_b', '_', 'aux_')
+    """
+    base = NOT_IN_FILE_NAMES.sub("_", unicodedata.normalize("NFC", text)).strip()
+    base = re.sub(r"[.\s]+$", "", re.sub(r"^\.+", "_", base)) or default
+    stem, dot, ending = base.partition(".")
+    if stem.strip().casefold() in DEVICE_NAMES:
+        base = f"{stem}_{dot}{ending}"  # the suffix does not matter to Windows
+    if len(base.encode()) > MAX_FILE_NAME_BYTES:
+        cut = base.encode()[: MAX_FILE_NAME_BYTES - 9].decode(errors="ignore").rstrip(". ")
+        base = f"{cut}-{blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
+    return base
+
+
+def check_file_name(name: str) -> str:
+    """Return a name that a file or folder gets, if it is one on every system.
+
+    Every name that a file from elsewhere states goes through this function or `safe_file_name` before it is joined to a
+    folder.
+
+    Raises:
+        InputError: if it is empty, a path, hidden, reserved, too long, or has characters that file names can't have.
+
+    >>> check_file_name("few-shot")
+    'few-shot'
+    >>> check_file_name("../../package")
+    Traceback (most recent call last):
+    ...
+    clipadapter.errors.InputError: '../../package' can't be the name of a file: choose another, such as '__.._package'
+    """
+    safe = safe_file_name(name)
+    if safe != unicodedata.normalize("NFC", name):
+        raise InputError(f"{brief(name)} can't be the name of a file: choose another, such as '{safe}'")
+    return name
 
 
 def has_local_weights(name: str) -> bool:

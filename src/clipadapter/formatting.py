@@ -51,10 +51,9 @@ def shorten_name(name: str, limit: int = MAX_NAME_LETTERS) -> str:
     Names often differ at their end only, so that is kept.
 
     >>> shorten_name("cat"), shorten_name("two\nlines"), shorten_name("a very long name, number 1", 12)
-    ('cat', 'two lines', 'a very …er 1')
+    ('cat', 'two\\nlines', 'a very …er 1')
     """
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in printable(name)).split(" "))
-    tail = limit // 3
+    line, tail = printable(name), limit // 3
     return line if len(line) <= limit else f"{line[: limit - tail - 1]}…{line[-tail:]}"
 
 
@@ -124,7 +123,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     this model     0.300
     zero-shot      2.055
     """
-    lines = [[*(shorten_name(str(cell)) for cell in row[:-1]), *map(str, row[-1:])] for row in (header, *rows)]
+    cells = [list(map(str, row)) for row in (header, *rows)]
+    lines = [[*map(shorten_name, row[:-1]), *map(printable, row[-1:])] for row in cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     is_number = [_is_number_column(rows, i) for i in range(len(header))]
     return "\n".join(

@@ -12,15 +12,22 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from clipadapter.errors import DataError
 from clipadapter.files import explain_missing, open_regular, printable
 
 MAX_FILE_BYTES = 256 << 20
 """Largest file that is read."""
+MAX_LINE_CHARACTERS = 1 << 20
+"""Longest line of a table or of JSON lines."""
 MAX_DEPTH = 100
 """Largest nesting depth of lists and objects."""
+_TOML_TEXT = re.compile(
+    r'"""(?:[^\\]|\\.)*?(?:"""|\Z)|' + r"'''.*?(?:'''|\Z)|" + r'"(?:[^"\\\n]|\\.)*"?|' + r"'[^'\n]*'?|#[^\n]*",
+    re.DOTALL,
+)
+"""A text or a comment of TOML."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """A lone surrogate as an escape of JSON."""
 
@@ -104,6 +111,18 @@ def parse_json(text: str, where: str, expected: str = "", surrogates: bool = Fal
     return value
 
 
+def read_lines(file: TextIO, where: str) -> Iterator[str]:
+    """The lines of a file. A line is in memory at once, and its values take many times as much.
+
+    Raises:
+        DataError: if a line is longer than `MAX_LINE_CHARACTERS`.
+    """
+    while line := file.readline(MAX_LINE_CHARACTERS + 1):
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise DataError(f"{where}: a line has more than {MAX_LINE_CHARACTERS:,} characters, the most that are read")
+        yield line
+
+
 def parse_json_lines(lines: Iterator[str], where: str, surrogates: bool = False) -> Iterator[tuple[int, Any]]:
     r"""Parse JSON lines: the values with their line numbers from 1. Empty lines are skipped.
 
@@ -137,6 +156,9 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     {'shots': [1, 2]}
     """
     # Imported late: Python 3.10 has no TOML parser, and prediction with an exported file needs none.
+    # The parser's memory grows with the square of the number of parts of a key: 6 GB for 100,000.
+    if any(part.count(".") >= MAX_DEPTH for part in re.split(r"[,=\[\]{}\n]", _TOML_TEXT.sub("", text))):
+        raise _nesting_error(where)
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -149,6 +149,11 @@ def test_a_suite_of_ones_own(tmp_path):
         ('title = "t"\nvary = [{ head = "knn" }]', "'vary', entry 1, 'parameter' is missing; write it as in vary = "),
         ('title = "t"\nheads = ["knn"]\nviews = "epoch"', "'views' is 'epoch': .*write it as in views = 10, or"),
         ('title = "t"\nheads = ["knn"]\nstream = { orders = [{ nam = "x" }] }', "'orders', entry 1, 'name' is missing"),
+        (
+            'title = "t"\nheads = ["knn"]\nname = "../../package"',
+            "'name' is '../../package': .* another, such as '__.._pack",
+        ),
+        ('title = "t"\nheads = ["knn"]\nname = "/tmp/x"', "'name' is '/tmp/x': '/tmp/x' can't be the name of a file"),
     ],
 )
 def test_a_damaged_suite_is_refused(text, error):

@@ -393,3 +393,30 @@ def test_unreadable_pictures_without_labels_are_left_out_and_listed(tmp_path):
     assert [name for name, _ in first.support_.provenance["skipped"]] == [str(tmp_path / "broken.jpg")]
     with pytest.raises(DataError):
         model("auto").fit(*shots(*ORDER), unlabelled=[tmp_path / "broken.jpg"])
+
+
+def without_counts(model):
+    model.head_.counts_ = model.head_.counts_[:0]
+
+
+def with_one_scale(model):
+    model.support_.provenance["fit"]["views"]["scale"] = [0.5]
+
+
+def without_prompts(model):
+    model.prompts_ = {}
+
+
+@pytest.mark.parametrize(
+    ("alter", "change"),
+    [
+        (without_counts, lambda model: model.add_class("yellow", squares("yellow", 2, 5))),
+        (with_one_scale, lambda model: model.correct(squares("red", 1, 7), ["blue"])),
+        (without_prompts, lambda model: model.rename_class("red", "crimson")),
+    ],
+)
+def test_a_change_of_an_altered_model_is_an_error_of_the_library(alter, change, tmp_path):
+    model = FewShotClassifier.load(fitted("prototype").save(tmp_path / "model"), cache=None)
+    alter(model)  # as a person can do in the files, who makes the checksums again
+    with pytest.raises((ArtifactError, InputError), match="fit .*again"):
+        change(model)

@@ -1,7 +1,10 @@
 """The group itself: commands found by their files, help, errors, exit codes."""
 
+import json
 import shlex
+import shutil
 import sys
+import unicodedata
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -146,3 +149,59 @@ def test_the_largest_picture_is_an_option_that_ends_with_the_command(squares, ru
     assert refused.exit_code == 1
     assert "too large: 0.00205 million pixels (limit 0.002; --max-pixels or set_max_pixels raises it)" in refused.stdout
     assert run("scan", squares, "--strict").exit_code == 0
+
+
+NAME_FROM_ELSEWHERE = "red\x1b]0;title\x07\nfake  1.000  \u202e\x9b2J\x7f"
+"""It would change the title, make a row, turn the direction of the text and clear the screen."""
+
+
+def renamed(value):
+    """The class "red" with that name, anywhere in JSON values."""
+    if isinstance(value, dict):
+        return {renamed(key): renamed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [renamed(item) for item in value]
+    return NAME_FROM_ELSEWHERE if value == "red" else value
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files can't have such names")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict MODEL PICTURE --top 3",
+        "predict MODEL MISSING",
+        "explain MODEL PICTURE",
+        "history MODEL",
+        "correct MODEL PICTURE --label blue",
+        "scan DATA",
+        "doctor DATA --encoder toy",
+        "predict MODEL PICTURE --wrong-CLASS",
+    ],
+)
+def test_no_name_makes_a_line_or_a_control_character_in_the_output(words, squares, model, tmp_path, run):
+    config = json.loads((model / "config.json").read_text())
+    del config["checksum"]  # which format 2 does not have
+    outputs = []
+    for name in ("red", NAME_FROM_ELSEWHERE):
+        place = tmp_path / str(len(outputs))
+        shutil.copytree(model, place / "model")
+        (place / "data").mkdir()
+        for colour in ("blue", "green"):
+            shutil.copytree(squares / colour, place / "data" / colour)
+        shutil.copytree(squares / "red", place / "data" / "red")
+        (place / "data" / "red" / "0.png").rename(place / "data" / "red" / f"{name}.png")
+        (place / "data" / "red" / f"broken {name}.png").write_bytes(b"no picture")
+        changed = {**(config if name == "red" else renamed(config)), "format": 2}
+        (place / "model" / "config.json").write_text(json.dumps(changed))
+        parts = {"MODEL": place / "model", "DATA": place / "data", "CLASS": name}
+        parts |= {"PICTURE": place / "data" / "red" / f"{name}.png", "MISSING": place / f"missing {name}.png"}
+        command = words.split()
+        for key, part in parts.items():
+            command = [word.replace(key, str(part)) for word in command]
+        outputs.append(run(*command))
+    plain, escaped = outputs
+    assert escaped.exit_code == plain.exit_code
+    for stream in ("stdout", "stderr"):
+        text = getattr(escaped, stream)
+        assert text.count("\n") == getattr(plain, stream).count("\n")
+        assert not {unicodedata.category(letter) for letter in text.replace("\n", "")} & {"Cc", "Cf", "Zl", "Zp"}

@@ -130,6 +130,62 @@ def test_errors_say_where_and_what(folder, name, text, message):
         load_dataset(folder / name)
 
 
+def equal_texts(text, count):
+    """A column that takes a few bytes in a file, however long it is."""
+    pa = pytest.importorskip("pyarrow")
+    return pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()).take(pa.array([0] * count)), [text]).cast(
+        pa.string()
+    )
+
+
+def a_row_with_many_labels():
+    pa = pytest.importorskip("pyarrow")
+    return {"path": ["b/1.jpg"], "labels": pa.ListArray.from_arrays([0, 1001], equal_texts("x", 1001))}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (lambda: {"path": equal_texts("b/1.jpg", 1001)}, "has 1,001 rows or more, but at most 1,000 are"),
+        (a_row_with_many_labels, "has 1,001 labels or more, but at most 1,000 are read"),
+        (lambda: {"path": equal_texts("x" * 8193, 900)}, "8,193 characters in a name or more, but at most 8,192"),
+        (lambda: {"path": equal_texts("x" * 8000, 900)}, "characters or more, but at most 1,048,576 are read"),
+        (
+            lambda: {"path": ["b/1.jpg"], **{f"c{i}": [0] for i in range(1000)}},
+            "has 1,001 columns or more, but at most",
+        ),
+    ],
+    ids=["rows", "labels", "name", "all names", "columns"],
+)
+def test_a_small_parquet_table_that_would_fill_the_memory_is_refused(columns, message, folder, monkeypatch):
+    monkeypatch.setattr("clipadapter.data.manifests.MAX_ROWS", 1000)
+    monkeypatch.setattr("clipadapter.data.manifests.MAX_TABLE_CHARACTERS", 1 << 20)
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table(columns()), folder / "a.parquet", compression="zstd")
+    assert (folder / "a.parquet").stat().st_size < 1 << 20
+    with pytest.raises(DataError, match=message):
+        load_dataset(folder / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "path" + ",c" * 1000, "has 1,001 columns or more, but at most 1,000 are read"),
+        ("a.csv", "path" + ",c" * 10**6, "a line has more than 1,048,576 characters, the most that are read"),
+        ("a.tsv", "path\n" + "a\n" * 101, "has 101 rows or more, but at most 100 are read"),
+        ("a.jsonl", "[" + "[]," * 10**6 + "[]]", "a line has more than 1,048,576 characters"),
+    ],
+    ids=["columns", "header", "rows", "line"],
+)
+def test_a_table_of_text_that_would_fill_the_memory_is_refused(name, text, message, folder, monkeypatch):
+    monkeypatch.setattr("clipadapter.data.manifests.MAX_ROWS", 100)
+    (folder / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_dataset(folder / name)
+
+
 def test_parquet_without_its_extra_names_the_extra(folder, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(name=name)

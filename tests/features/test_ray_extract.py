@@ -158,6 +158,35 @@ def test_a_picture_of_an_archive_that_is_too_large_is_a_row_that_says_so(picture
     assert [row["error"] for row in parquet.read_table(shard).to_pylist()] == [None, "too large: over 1 MiB"]
 
 
+def test_a_sample_of_an_archive_is_too_large_where_its_pictures_together_are(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("clipadapter.features.collection.MAX_IMAGE_BYTES", 1 << 20)
+    (tmp_path / "tars").mkdir()
+    data = files_of(pictures)[0].read_bytes()
+    padded = data + bytes((1 << 19) - len(data))
+    members = [*((f"a.{i}.png", padded) for i in range(4)), ("a.bin", bytes(1 << 21)), ("b.png", padded)]
+    archive(tmp_path / "tars" / "0.tar", members)
+    assert make(tmp_path / "tars", tmp_path / "out") == (5, 2)
+
+
+def test_an_archive_with_a_header_or_a_sample_without_an_end_is_damaged_there(pictures, tmp_path):
+    (tmp_path / "tars").mkdir()
+    data = files_of(pictures)[0].read_bytes()
+    archive(tmp_path / "tars" / "0.tar", [("first.png", data), *((f"a.{i}.bin", b"") for i in range(1001))])
+    long_name = tarfile.TarInfo("b")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+    archive(tmp_path / "tars" / "1.tar", [("first.png", data)])
+    content = (tmp_path / "tars" / "1.tar").read_bytes().rstrip(b"\0")
+    content += bytes(-len(content) % 512)
+    (tmp_path / "tars" / "1.tar").write_bytes(content + long_name.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
+    assert make(tmp_path / "tars", tmp_path / "out") == (3, 2)
+    rows = [row for shard in (tmp_path / "out").glob("*.parquet") for row in parquet.read_table(shard).to_pylist()]
+    assert {row["error"] for row in rows} == {
+        None,
+        "the archive is damaged from here on: more than 1,000 files have the name of one sample",
+        f"the archive is damaged from here on: a header has {1 << 40:,} bytes, but at most 1,048,576 are read",
+    }
+
+
 def test_a_damaged_archive_keeps_what_came_before(pictures, tmp_path):
     (tmp_path / "tars").mkdir()
     archive(tmp_path / "tars" / "0.tar", [(path.name, path.read_bytes()) for path in files_of(pictures)])

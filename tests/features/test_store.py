@@ -251,6 +251,25 @@ def test_a_database_of_another_program_is_refused_and_not_changed(path):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [
+        (b"CREATE TABLE feature (key", b"CREATE TABLE feature (\xffey"),  # the message of SQLite has the name
+        (b", value BLOB)", b"/* ue BLOB*/)"),
+        (b"value BLOB)", b"valu\xff BLOB)"),
+    ],
+)
+def test_a_store_whose_table_was_damaged_is_refused_and_not_changed(path, sound, damaged):
+    with FeatureStore(path) as store:
+        store.put_many({b"key": np.ones(4, np.float32)})
+    data = path.read_bytes()
+    assert sound in data
+    path.write_bytes(data.replace(sound, damaged))
+    with pytest.raises(StoreError, match="can't be read as a feature store"):
+        FeatureStore(path)
+    assert path.read_bytes() == data.replace(sound, damaged)
+
+
 def test_another_format_number_is_refused_and_not_changed(path):
     FeatureStore(path).close()
     with sqlite3.connect(path) as db:

@@ -294,8 +294,8 @@ def test_the_card_ends_with_the_line_that_has_it_renewed(folder):
 
 
 def test_texts_of_others_stay_on_their_line():
-    assert escape("a\nb  c") == "a b c"
-    assert code("a`b|c\n") == "`a'b/c`"
+    assert escape("a\nb  c") == r"a\\nb  c"
+    assert code("a`b|c\n") == r"`a'b/c\n`"
 
 
 @pytest.mark.parametrize("letter", ["\x7f", "\x85", "\x9f", "\u2028", "\ufeff", "\ufffe", "\U0001f600", "\U000e0001"])

@@ -3,7 +3,8 @@
     python tests/robustness/mutate_models.py FOLDER SEED MODELS
 
 It writes one JSON object: how many models were tried, how often each outcome came, and every rule that was broken. An
-altered model loads and answers finite logits, or raises an error of the library; it takes little memory and time.
+altered model loads, answers finite logits and can be changed and saved, or raises an error of the library; it takes
+little memory and time.
 """
 
 import collections
@@ -11,6 +12,7 @@ import hashlib
 import json
 import random
 import resource
+import shutil
 import signal
 import sys
 import traceback
@@ -33,6 +35,18 @@ ODD = (
     *(1 << 53, 1 << 63, 10**30, -(1 << 63), 0.5, -0.5, 1e-300, 1e300, float("inf"), float("nan"), "9" * 5000),
 )
 ODD_NUMBERS = (0.0, -1.0, 1e-38, 1e20, 3e38, -3e38, float("inf"), float("nan"), 1e300)
+
+
+EDITS = {
+    "correct": lambda model, pictures: model.correct(pictures[:1], [model.class_names_[-1]]),
+    "add_class": lambda model, pictures: model.add_class("new", pictures[:2]),
+    "rename_class": lambda model, _: model.rename_class(model.class_names_[0], "other"),
+    "remove_class": lambda model, _: model.remove_class(model.class_names_[0]),
+    "undo": lambda model, _: model.undo(),
+    "card": lambda model, _: str(model.generate_model_card()),
+    "repr": lambda model, _: repr(model) + model._repr_html_(),
+}
+"""What a person may do with a model, in this order."""
 
 
 class Late(BaseException):
@@ -126,9 +140,22 @@ def attempt(folder, pictures):
     except ClipAdapterError as error:
         return type(error).__name__, ""
     except BaseException as error:  # noqa: BLE001
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        return "", f"{type(error).__name__}: {str(error)[:100]} ({Path(last.filename).name}:{last.lineno})"
+        return "", describe(error)
+    for name, edit in EDITS.items():
+        try:
+            edit(model, pictures)
+            model.save(folder)
+        except ClipAdapterError:
+            continue
+        except BaseException as error:  # noqa: BLE001
+            return "", f"{name}: {describe(error)}"
     return "answered", ""
+
+
+def describe(error):
+    """An error, and the line that raised it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {str(error)[:100]} ({Path(last.filename).name}:{last.lineno})"
 
 
 def main(root, seed, models):
@@ -150,8 +177,9 @@ def main(root, seed, models):
         config = (folder / "config.json").read_text()
         whole[head] = config, {path.name: load(path.read_bytes()) for path in folder.glob("*.safetensors")}
     counts, faults, folder = collections.Counter(), [], root / "altered"
-    folder.mkdir()
     for i in range(models):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         head = rng.choice(HEADS)
         config, files = json.loads(whole[head][0]), dict(whole[head][1])
         if rng.random() < 0.5:

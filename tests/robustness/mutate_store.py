@@ -29,13 +29,16 @@ class Late(BaseException):
 
 
 def mutate(data, rng):
-    """A copy with a flipped bit, zeros, random bytes, or one page in the place of another."""
-    data, kind = bytearray(data), rng.choice(["bit", "bit", "bit", "byte", "zeros", "page", "cut"])
+    """A copy with a flipped bit, zeros, random bytes, or one page in the place of another; "head": of the schema."""
+    data, kind = bytearray(data), rng.choice(["bit", "bit", "bit", "byte", "zeros", "page", "cut", "head", "head"])
     at = rng.randrange(len(data))
+    if kind == "head":
+        schema = data.index(b"CREATE TABLE")
+        at = rng.choice([*range(100), *range(schema - 40, schema + 120)])
     size = rng.choice([8, 512, 4096])
     if kind == "bit":
         data[at] ^= 1 << rng.randrange(8)
-    elif kind == "byte":
+    elif kind in ("byte", "head"):
         data[at] = rng.randrange(256)
     elif kind == "zeros":
         data[at : at + size] = bytes(len(data[at : at + size]))

@@ -20,7 +20,7 @@ from clipadapter.studio.project import normalize_class_name, safe_folder_name
         (".hidden", "_hidden"),
         ("dots...", "dots"),
         ("CON", "CON_"),
-        ("nul.txt", "nul.txt_"),
+        ("nul.txt", "nul_.txt"),
         ("com1", "com1_"),
         ("test", "test_"),
         ("Train", "Train_"),

@@ -22,6 +22,7 @@ from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.suite import make_head
 from clipadapter.classifier.evaluation import check_labels
 from clipadapter.errors import InputError, brief
+from clipadapter.files import safe_file_name
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.rendering.method_colours import MARKERS
@@ -315,5 +316,5 @@ def draw_adapted_features(
             continue
         title = f"{data}: {len(part)} test pictures before and after {spec.variant.title}, {max_shots} shots per class"
         figure = _projection_figure(part.final, after, part.y, part.class_names, title, "tsne", spec.seed)
-        files += save_plots(figure, folder / f"{data}-{spec.variant.title}".replace("/", "-"), plot_formats)
+        files += save_plots(figure, folder / safe_file_name(f"{data}-{spec.variant.title}"), plot_formats)
     return files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +21,10 @@ from clipadapter.data.sets import create_set, data_root, list_sets, set_info
 from clipadapter.errors import ClipAdapterError, DataError, InputError
 from clipadapter.features import PER_EPOCH, FeatureSet, ViewCost, ViewSpec
 from clipadapter.features.shards import FeatureShards, holds_shards
+from clipadapter.files import safe_file_name
 
 FEATURES = "features:"
 PLAIN_VIEW = ViewSpec()
-PLAIN = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ def open_source(spec: str, root: Path | None = None) -> Source:
     Raises:
         DataError: if there is no such data set, or files are missing; the message says what to do.
     """
-    beside = data_root(root) / spec
-    if not Path(spec).exists() and spec not in list_sets() and PLAIN.fullmatch(spec) and beside.is_dir():
+    beside = data_root(root) / safe_file_name(spec)
+    if not Path(spec).exists() and spec not in list_sets() and beside.name == spec and beside.is_dir():
         dataset = load_dataset(beside)
     else:
         dataset = textiles() if spec == "textiles" and not Path(spec).exists() else load_dataset(spec, root)

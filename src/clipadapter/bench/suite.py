@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from clipadapter.bench.continual.orders import Order, StreamRules
@@ -15,6 +15,7 @@ from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import FrozenModel
 from clipadapter.bench.suite_files import read_suite
 from clipadapter.errors import DataError, InputError, brief
+from clipadapter.files import check_file_name
 from clipadapter.heads import Head, create_head, head_info, list_heads
 from clipadapter.parsing import parse_toml
 from clipadapter.registry import unknown
@@ -111,7 +112,7 @@ class Suite(FrozenModel):
     """What is measured, as a TOML file says it: heads, data sets, shots and seeds.
 
     Args:
-        name: the file's name.
+        name: the file's name. Files of records, tables and plots are called by it.
         title: one line.
         question: the question that it answers.
         source: the paper's table or figure.
@@ -135,7 +136,7 @@ class Suite(FrozenModel):
         stream: how streams of tasks are made; for the protocol "stream" only.
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(check_file_name)]
     title: str
     question: str = ""
     source: str = ""

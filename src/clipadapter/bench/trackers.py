@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipadapter.bench.run import Run
 from clipadapter.errors import require
+from clipadapter.files import safe_file_name
 from clipadapter.registry import unknown
 
 Tracker = Callable[[Run], None]
@@ -57,7 +58,8 @@ def _tensorboard(folder: Path) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
     def track(run: Run) -> None:
-        with SummaryWriter(str(folder / "tensorboard" / f"{run.data.support}-{run.head}-{run.seed}")) as writer:
+        name = safe_file_name(f"{run.data.support}-{run.head}-{run.seed}")
+        with SummaryWriter(str(folder / "tensorboard" / name)) as writer:
             for name, value in get_metrics(run).items():
                 writer.add_scalar(name, value, run.shots)
 

@@ -12,7 +12,8 @@ Everything works on features, so that no picture of the fit is needed. `clipadap
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ from clipadapter.classifier.inputs import (
 )
 from clipadapter.data import class_prompts, label_matrix
 from clipadapter.data.images import ImageSource
-from clipadapter.errors import InputError, UnknownNameError, brief
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, UnknownNameError, brief
 from clipadapter.features import FeatureSet
 from clipadapter.formatting import format_count
 from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
@@ -86,6 +87,23 @@ class Edit:
         return any(i >= 0 and name != before.labels[i] for name, i in pairs)
 
 
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    """Raise ArtifactError for everything that an altered model can make a head or a setting of the fit raise.
+
+    Loading checks that the head answers. An edit is the first that reads sums, counts, prompts and settings.
+    """
+    try:
+        yield
+    except (ClipAdapterError, OSError):
+        raise
+    except Exception as error:
+        raise ArtifactError(
+            f"this model can't be changed, what it learned or its settings are damaged ({type(error).__name__}: "
+            f"{error}): copy the folder again, or fit again"
+        ) from error
+
+
 # ---- Edits of classes ----
 
 
@@ -94,6 +112,7 @@ def keep_classes(model: Model) -> Edit:
     return Edit(model.text, tuple(range(len(model.text.labels))), model.prompts)
 
 
+@_refusing_damage()
 def add_class(model: Model, name: str, descriptions: Sequence[str] | None, encode: EncodePrompts) -> Edit:
     """Make an edit that adds a class behind the others.
 
@@ -132,6 +151,7 @@ def remove_class(model: Model, name: str) -> Edit:
     return Edit(text, old_positions, prompts, frozenset(np.flatnonzero(is_shot).tolist()))
 
 
+@_refusing_damage()
 def rename_class(model: Model, name: str, new: str, encode: EncodePrompts) -> Edit:
     """Make an edit that renames a class. Prompts from templates get the new name, descriptions are kept.
 
@@ -215,6 +235,7 @@ def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels
     return labels
 
 
+@_refusing_damage()
 def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: ConflictRule) -> tuple[Edit, dict[str, Any]]:
     """Add labelled pictures to an edit, without those that are shots with these labels already.
 
@@ -259,6 +280,7 @@ def check_editable(model: Model, edit: Edit) -> None:
         refuse_update(name, transductive=head.transductive, tunes_encoder=head.tunes_encoder)
 
 
+@_refusing_damage()
 def apply_edit(model: Model, edit: Edit) -> Model:
     """Return the edited model, as if it had been fitted to the new classes and shots.
 

@@ -458,7 +458,7 @@ def fit_settings(model: Model) -> FitSettings:
         learned = {name: raw["trust"][key] for key, name in LEARNED_OPTIONS.items()}
         options = UncertaintyOptions(**decision, **learned)
         return FitSettings(get_templates(raw["templates"]), spec, options, int(raw["seed"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # values of an altered model can be anything
         raise InputError(f"the fit settings of the model are damaged ({error!r}): fit it again") from error
 
 

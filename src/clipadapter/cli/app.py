@@ -24,7 +24,7 @@ import click
 from clipadapter import __version__
 from clipadapter.cli import commands
 from clipadapter.cli.groups import Command, Section, SuggestingGroup
-from clipadapter.cli.output import KEPT_KEY, Failure
+from clipadapter.cli.output import KEPT_KEY, Failure, echo, escape_lines
 from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
 
 INTERRUPTED_EXIT_CODE = 130
@@ -73,6 +73,8 @@ class Commands(SuggestingGroup):
         """Run the command. Expected errors become one line and an exit code."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:  # of a command: its arguments may be names of files
+            raise click.UsageError(escape_lines(error.format_message().expandtabs()), error.ctx) from error
         except ClipAdapterError as error:
             if ctx.params["debug"]:
                 raise
@@ -87,17 +89,23 @@ class Commands(SuggestingGroup):
                 raise
             raise Failure(str(missing)) from error
         except OSError as error:  # only errors about a file or a disk are the user's; a closed pipe is not an error
-            if ctx.params["debug"] or error.errno == errno.EPIPE:
+            if ctx.params["debug"] or not (reason := _describe_os_error(error)):
                 raise
-            if error.errno in DISK_FULL and not error.filename:  # such as standard output
-                raise Failure(f"the output can't be written: {error.strerror}") from error
-            if not error.filename:
-                raise
-            raise Failure(f"{error.filename!s} can't be used: {error.strerror}") from error
+            raise Failure(reason) from error
         except KeyboardInterrupt:
             kept = ctx.meta.get(KEPT_KEY, "")
-            click.echo(f"\ninterrupted: {kept}" if kept else "\ninterrupted", err=True)
+            echo(f"\ninterrupted: {kept}" if kept else "\ninterrupted", err=True)
             ctx.exit(INTERRUPTED_EXIT_CODE)
+
+
+def _describe_os_error(error: OSError) -> str:
+    """What the user can know about an error of the operating system; empty if it is none of the user's."""
+    if error.errno == errno.EPIPE:
+        return ""
+    if error.filename:
+        return f"{error.filename!s} can't be used: {error.strerror}"
+    is_full = error.errno in DISK_FULL  # such as that of standard output
+    return f"the output can't be written: {error.strerror}" if is_full else ""
 
 
 def _repeat_command(error: LayoutError, arguments: Sequence[str]) -> str:

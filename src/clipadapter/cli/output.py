@@ -15,6 +15,7 @@ from typing import IO, Any
 import click
 
 from clipadapter.errors import DataWarning, MethodWarning
+from clipadapter.files import printable
 from clipadapter.formatting import table as table
 
 MAX_LISTED = 10
@@ -33,12 +34,26 @@ def note_kept(text: str) -> None:
         context.meta[KEPT_KEY] = text
 
 
+def echo(text: str, err: bool = False) -> None:
+    """Write text, in which names from anybody can't change what the terminal shows.
+
+    All output of the commands goes through here. What puts a name into a table or a line makes its line breaks
+    `printable` too, so that a name makes no lines.
+    """
+    click.echo(escape_lines(text), err=err)
+
+
+def escape_lines(text: str) -> str:
+    """Text of which only the line breaks are no printable characters."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 class Failure(click.ClickException):
     """A failed run: one line ``error: ...`` on stderr and exit code 1."""
 
-    def show(self, file: IO[Any] | None = None) -> None:
+    def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - click gives none
         """Write the line."""
-        click.echo(f"error: {' '.join(self.message.splitlines())}", file=file, err=True)
+        echo(f"error: {' '.join(self.message.splitlines())}", err=True)
 
 
 @dataclass(frozen=True)
@@ -60,20 +75,20 @@ class Output:
 
     def result(self, data: Any, text: str) -> None:
         """Write the result: `data` as one JSON document, or `text`."""
-        click.echo(json.dumps(data, indent=1) if self.as_json else text)
+        echo(json.dumps(data, indent=1) if self.as_json else text)
 
     def row(self, data: Any, text: str) -> None:
         """Write one of many results: `data` as a line of JSON, or `text`."""
-        click.echo(json.dumps(data) if self.as_json else text)
+        echo(json.dumps(data) if self.as_json else text)
 
     def note(self, text: str) -> None:
         """Write information to stderr."""
         if not self.quiet and text:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     def warn(self, text: str) -> None:
-        """Write a warning to stderr."""
-        self.note(f"warning: {text}")
+        """Write a warning to stderr, as one line."""
+        self.note(f"warning: {' '.join(text.splitlines())}")
 
     def skipped(self, pictures: Sequence[tuple[str, str]]) -> None:
         """Warn of pictures that were left out, each with the reason."""
@@ -91,7 +106,7 @@ def facts(pairs: Sequence[tuple[str, object]]) -> str:
     classes  3
     """
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs)
+    return "\n".join(f"{name.ljust(width)}  {printable(str(value))}" for name, value in pairs)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_dataset
 from clipadapter.errors import DataWarning
-from clipadapter.files import IMAGE_SUFFIXES, printable
+from clipadapter.files import IMAGE_SUFFIXES, encodable, printable
 
 _UNSUPPORTED = {".svg": "SVG", ".pdf": "PDF", ".eps": "PostScript"}
 LINK_TO_NOTHING = "link to a file that does not exist"
@@ -178,7 +178,7 @@ class _FolderReader:
             return [Sample(path, None, split) for path in images]
         self.leave(images, "not in a class folder")
         return [
-            Sample(path, printable(folder.name), split)
+            Sample(path, encodable(folder.name), split)
             for folder, folder_images in images_by_folder.items()
             for path in folder_images
         ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from clipadapter.cache import default_cache_dir
 from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Listing, Sample
 from clipadapter.data.split_file import missing_pictures
 from clipadapter.errors import DataError, require
-from clipadapter.files import printable, write_atomically
+from clipadapter.files import printable, safe_file_name, write_atomically
 
 PREFIX = "hf:"
 
@@ -103,9 +102,8 @@ def _find_columns(package: Any, name: str, features: Mapping[str, Any]) -> tuple
 
 def _folder_name(name: str, part: str, table: Any) -> Path:
     """Folder name for the pictures of a split. It has the fingerprint of the table, which changes with the data."""
-    readable_name = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:]
     key = hashlib.blake2b(f"{name}\0{part}\0{table._fingerprint}".encode(), digest_size=8).hexdigest()
-    return Path(f"{readable_name}-{key}")
+    return Path(safe_file_name(f"{key}-{name}"))
 
 
 def _write_pictures(package: Any, table: Any, image: str, folder: Path) -> list[Path]:

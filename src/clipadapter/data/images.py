@@ -32,7 +32,7 @@ from clipadapter.data.decode_memory import MemoryBudget, peak_bytes
 from clipadapter.data.decode_process import DECODER_PROCESSES, can_start_process
 from clipadapter.data.image_notes import END_OF_JPEG, lacks_end_marker
 from clipadapter.errors import ImageError, InputError
-from clipadapter.files import open_regular, printable
+from clipadapter.files import encodable, open_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -420,7 +420,7 @@ def source_name(source: object) -> str:
     from PIL import Image
 
     if isinstance(source, (str, Path)):
-        return printable(source)
+        return encodable(source)
     if isinstance(source, Image.Image):
         return f"PIL picture ({source.mode}, {source.width}x{source.height})"
     if isinstance(source, np.ndarray):

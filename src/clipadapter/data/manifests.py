@@ -15,9 +15,19 @@ from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_datase
 from clipadapter.errors import DataError, require
 from clipadapter.files import MANIFEST_SUFFIXES, describe_parquet_error, open_regular, open_text, printable
 from clipadapter.formatting import format_list
-from clipadapter.parsing import parse_json_lines
+from clipadapter.parsing import parse_json_lines, read_lines
 
 _NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
+MAX_ROWS = 4_000_000
+"""Rows of a table, and names in its column ``labels``: each takes 0.7 kB, so all of them 3 GB."""
+MAX_COLUMNS = 1000
+MAX_TABLE_CHARACTERS = 1 << 29
+"""Characters of all paths and labels of a table."""
+MAX_NAME_CHARACTERS = 8192
+"""Characters of a path or a label of a Parquet table; those of other tables are shorter than a line."""
+_PARQUET_ROWS = 1024
+"""Rows that become Python objects at a time."""
+_READ_COLUMNS = ("path", "label", "labels", "split")
 _PARQUET_ADVICE = "copy or write it again, or give a table that ends with .csv, .tsv or .jsonl"
 
 
@@ -33,9 +43,13 @@ def read_manifest(path: Path) -> Listing:
         MissingExtraError: if Parquet is read without the extra.
     """
     samples: list[Sample] = []
+    n_characters = 0
     try:
         for line, row in _READERS[path.suffix.lower()](path):
             samples.append(_parse_row(path, line, row))
+            n_characters += sum(len(str(row.get(name))) for name in _READ_COLUMNS)
+            _check_size(path, "rows", len(samples), MAX_ROWS)
+            _check_size(path, "characters", n_characters, MAX_TABLE_CHARACTERS)
     except UnicodeDecodeError as error:
         raise DataError(f"{printable(path)}: the text is not UTF-8 (byte {error.start})") from error
     except OSError as error:
@@ -53,6 +67,18 @@ def read_manifest(path: Path) -> Listing:
     if len({sample.split for sample in samples} - {"all"}) and any(sample.split == "all" for sample in samples):
         raise DataError(f"{printable(path)}: some rows have a split and some do not")
     return Listing(make_dataset(printable(path.stem), path.parent, samples))
+
+
+def _check_size(path: Path, what: str, count: int, limit: int) -> None:
+    """Refuse a table whose rows would fill the memory.
+
+    Raises:
+        DataError: if so.
+    """
+    if count > limit:
+        raise DataError(
+            f"{printable(path)} has {count:,} {what} or more, but at most {limit:,} are read: divide or correct it"
+        )
 
 
 def is_manifest(path: Path) -> bool:
@@ -110,11 +136,12 @@ def _is_encodable(text: str, column: str) -> bool:
 def _csv_rows(path: Path, delimiter: str = ",") -> _NumberedRows:
     # open_text skips the byte order mark of spreadsheets, which would become part of the first column's name.
     with open_text(path, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(read_lines(file, printable(path)), delimiter=delimiter, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
             if not header:
                 raise DataError(f"{printable(path)} is empty: expected a first line such as path,label")
+            _check_size(path, "columns", len(header), MAX_COLUMNS)
             for fields in reader:
                 if len(fields) not in (0, len(header)):
                     counts = f"{len(fields)} fields but {len(header)} columns"
@@ -132,7 +159,7 @@ def _tsv_rows(path: Path) -> _NumberedRows:
 def _jsonl_rows(path: Path) -> _NumberedRows:
     with open_text(path) as file:
         # File names have lone surrogates if their bytes are not UTF-8; `_parse_text` refuses them in other columns.
-        for number, row in parse_json_lines(file, printable(path), surrogates=True):
+        for number, row in parse_json_lines(read_lines(file, printable(path)), printable(path), surrogates=True):
             if not isinstance(row, dict):
                 expected = 'expected an object such as {"path": "cat/1.jpg", "label": "cat"}'
                 raise DataError(f"{printable(path)}, line {number}: {expected}")
@@ -142,16 +169,55 @@ def _jsonl_rows(path: Path) -> _NumberedRows:
 def _parquet_rows(path: Path) -> _NumberedRows:
     parquet = require("pyarrow.parquet", "parquet", "Reading a Parquet table")
     arrow = require("pyarrow", "parquet", "Reading a Parquet table")
+    number = 0
     try:
         with open_regular(path) as file:
-            # Threads of pyarrow that still read when the process ends because of an error would abort it.
-            table = parquet.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+            metadata = parquet.read_metadata(file)
+            names = metadata.schema.to_arrow_schema().names
+            texts = _check_parquet_sizes(path, metadata, len(names))
+            # As dictionaries, since a file of 1 kB can repeat a text a million times. Threads of pyarrow that still
+            # read when the process ends because of an error would abort it.
+            table = parquet.ParquetFile(file, metadata=metadata, read_dictionary=texts, pre_buffer=False)
+            columns, empty = [name for name in _READ_COLUMNS if name in names], dict.fromkeys(names)
+            for batch in table.iter_batches(columns=columns, use_threads=False):
+                for column in batch.columns:
+                    _check_size(path, "characters in a name", longest_text(column), MAX_NAME_CHARACTERS)
+                for start in range(0, len(batch), _PARQUET_ROWS):
+                    for row in batch.slice(start, _PARQUET_ROWS).to_pylist():
+                        number += 1
+                        yield number, empty | row
     except (arrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # of the file system; pyarrow's have no number
         reason = describe_parquet_error(error, path)
         raise DataError(f"{printable(path)} can't be read as a Parquet table: {reason}; {_PARQUET_ADVICE}") from error
-    yield from enumerate(table.to_pylist(), 1)
+
+
+def _check_parquet_sizes(path: Path, metadata: Any, n_columns: int) -> list[str]:
+    """Refuse a table that is too large, by its metadata. Returns the paths of the columns of texts that are read.
+
+    Raises:
+        DataError: if it is too large.
+    """
+    _check_size(path, "columns", n_columns, MAX_COLUMNS)
+    _check_size(path, "rows", metadata.num_rows, MAX_ROWS)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in _READ_COLUMNS]
+    _check_size(path, "labels", sum(one.num_values for one in chunks if "." in one.path_in_schema), MAX_ROWS)
+    _check_size(path, "bytes", sum(chunk.total_uncompressed_size for chunk in chunks), MAX_TABLE_CHARACTERS)
+    return sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
+
+
+def longest_text(column: Any) -> int:
+    """Characters, or bytes, of the longest text of a column of texts, or of lists of texts; else 0."""
+    compute = require("pyarrow.compute", "parquet", "Reading a Parquet table")
+    types = require("pyarrow.types", "parquet", "Reading a Parquet table")
+    if types.is_list(column.type) or types.is_large_list(column.type):
+        return longest_text(column.flatten())
+    texts = column.dictionary if types.is_dictionary(column.type) else column
+    is_text = types.is_string(texts.type) or types.is_large_string(texts.type) or types.is_binary(texts.type)
+    return int(compute.max(compute.binary_length(texts)).as_py() or 0) if is_text else 0
 
 
 _READERS: Mapping[str, Callable[[Path], _NumberedRows]] = dict(

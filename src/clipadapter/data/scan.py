@@ -18,7 +18,7 @@ from clipadapter.data.images import image_bytes, read_image
 from clipadapter.data.layout import find_layout_fault
 from clipadapter.data.load import read_listing
 from clipadapter.errors import ImageError
-from clipadapter.files import printable
+from clipadapter.files import encodable, printable
 from clipadapter.formatting import format_list
 
 MIN_IMBALANCE_RATIO = 5
@@ -124,7 +124,7 @@ def scan(source: str | Path, max_pixels: int | None = None) -> ScanReport:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
+    return encodable(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
 
 
 def _count_classes(dataset: Dataset, readable: Iterable[Sample]) -> dict[str, dict[str, int]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.data import Sample
+from clipadapter.files import printable
 
 SEVERITIES = ("severe", "warning", "note")
 """Worst first: it makes measurements wrong; it likely makes a model worse; worth a check."""
@@ -248,7 +249,7 @@ class Diagnosis:
         for kind, count in self.counts.items():
             description = KINDS[kind]
             yield f"\n{description.severity}: {description.title.lower()}: {count}"
-            yield from (f"  {finding.message}" for finding in self.of_kind(kind)[:max_per_kind])
+            yield from (f"  {printable(finding.message)}" for finding in self.of_kind(kind)[:max_per_kind])
             if count > max_per_kind:
                 yield f"  and {count - max_per_kind} more"
             yield f"  -> {description.advice}"

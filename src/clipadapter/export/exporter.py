@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -175,13 +176,15 @@ def _check_target(path: Path, export_format: ExportFormat) -> Path:
     if (path.suffix if companions else path.suffix.lower()) != suffix:
         raise InputError(f"{path} does not end with {suffix}: give a name that ends with {suffix}")
     try:
+        with suppress(FileNotFoundError):
+            path.stat()  # Path.resolve raises no error for a link to itself from Python 3.13 on
         target = path.resolve()
         for file in (target, *export_format.companions(target)):
             if file.exists() and not file.is_file():
                 raise InputError(f"{file} is not a regular file: give another name")
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a null character
+    except (OSError, ValueError) as error:  # too long, a link to itself, a null character
         raise InputError(f"{path} can't be the name of a file ({error}): give another name") from error
     return target
 

@@ -28,6 +28,14 @@ from clipadapter.files import IMAGE_SUFFIXES, describe_parquet_error, path_witho
 MAX_IMAGE_BYTES = 1 << 30
 """Larger files are refused."""
 TOO_LARGE = "too large: over {} MiB"
+MAX_SAMPLE_MEMBERS = 1000
+"""Files of an archive with one name up to the first dot."""
+EXTENDED_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE) + (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+"""Headers of an archive with more facts of the next file, such as a long name. tarfile reads each at once."""
+MAX_HEADER_BYTES = 1 << 20
 ROWS_PER_BATCH = 64
 """Rows of a table in memory at a time. Each row may hold a picture."""
 BUFFER_BYTES = 4 << 20
@@ -417,7 +425,11 @@ def _open_table(filesystem: Any, path: str) -> Any:
 def _table_images(filesystem: Any, path: str, group: int) -> Iterator[ImageRef]:
     table = _open_table(filesystem, path)
     columns = [name for name in ("path", "bytes", "label", "split") if name in table.schema_arrow.names]
-    number, batches = 0, table.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns)
+    chunks = table.metadata.row_group(group)
+    # Equal rows take no room in a file: each may be as large as the whole row group.
+    largest = max((chunks.column(i).total_uncompressed_size for i in range(chunks.num_columns)), default=0)
+    n_rows = max(1, min(ROWS_PER_BATCH, MAX_IMAGE_BYTES // max(1, largest)))
+    number, batches = 0, table.iter_batches(n_rows, row_groups=[group], columns=columns)
     while True:
         try:
             batch = next(batches, None)
@@ -454,10 +466,10 @@ def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
     try:
         with (
             filesystem.open_input_stream(path, buffer_size=BUFFER_BYTES) as stream,
-            tarfile.open(fileobj=stream, mode="r|*") as archive,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive,
         ):
-            for _, members in groupby((one for one in archive if one.isfile()), key=_sample_key):
-                files = {member.name: _read_member(archive, member) for member in members}
+            for _, members in groupby(_list_members(archive), key=_sample_key):
+                files = _read_sample(archive, members)
                 classes = [data or b"" for name, data in files.items() if name.endswith(".cls")]
                 label = classes[0].decode(errors="replace").strip() if classes else None
                 for name, data in files.items():
@@ -486,12 +498,38 @@ def _sample_key(member: tarfile.TarInfo) -> str:
     return f"{folder}/{name.partition('.')[0]}"
 
 
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
-    """The bytes of a regular file of an archive; None if it is too large."""
-    if member.size > MAX_IMAGE_BYTES:
-        return None
-    file = archive.extractfile(member)
-    return b"" if file is None else file.read()
+class _Member(tarfile.TarInfo):
+    """A header of an archive. An extended one is refused if it is too large to be read into memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        # From Python 3.13 on, tarfile does not call `frombuf`, the public method that could check this.
+        if self.type in EXTENDED_HEADERS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {self.size:,} bytes, but at most {MAX_HEADER_BYTES:,} are read")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+def _list_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The regular files of an archive, in order."""
+    for member in archive:
+        archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps all of them
+        if member.isfile():
+            yield member
+
+
+def _read_sample(archive: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> dict[str, bytes | None]:
+    """The bytes of the pictures and classes of a sample by name; None if they, with those before, are too large."""
+    files: dict[str, bytes | None] = {}
+    n_bytes = 0
+    for i, member in enumerate(members):
+        if i >= MAX_SAMPLE_MEMBERS:
+            raise tarfile.ReadError(f"more than {MAX_SAMPLE_MEMBERS:,} files have the name of one sample")
+        if not member.name.endswith(".cls") and posixpath.splitext(member.name)[1].lower() not in IMAGE_SUFFIXES:
+            continue
+        is_too_large = n_bytes + member.size > MAX_IMAGE_BYTES
+        file = None if is_too_large else archive.extractfile(member)
+        files[member.name] = None if is_too_large else b"" if file is None else file.read()
+        n_bytes += 0 if is_too_large else member.size
+    return files
 
 
 def _split_of_path(path: str) -> str:

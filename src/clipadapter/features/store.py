@@ -248,6 +248,10 @@ class FeatureStore:
             raise StoreError(
                 f"{self.path} is an SQLite file of another program: give another path for the feature store"
             )
+        # A damaged schema can leave out a column.
+        schema = self._db.execute("SELECT sql FROM sqlite_master WHERE tbl_name = 'feature' AND sql IS NOT NULL")
+        if schema.fetchall() != [(CREATE_TABLE.encode(),)]:
+            raise self._damaged_error("it has another table")
         file_format = self._pragma("user_version")
         if file_format == 1:
             file_format = self._upgrade()
@@ -328,7 +332,8 @@ class FeatureStore:
             yield
         except sqlite3.OperationalError as error:
             raise self._not_writable_error(error) from error
-        except (sqlite3.Error, MemoryError) as error:  # a damaged size can exceed the memory
+        # A damaged size can exceed the memory. Messages of SQLite have damaged names, which need not be UTF-8.
+        except (sqlite3.Error, MemoryError, UnicodeDecodeError) as error:
             raise self._damaged_error(str(error) or type(error).__name__) from error
 
     def _damaged_error(self, why: str) -> StoreError:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, column_slices, total_width
+from clipadapter.data.manifests import MAX_NAME_CHARACTERS, longest_text
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.features.collection import open_filesystem
 from clipadapter.features.export import BLOCK_FINGERPRINTS_KEY, BLOCKS_KEY, TABLE_ADVICE, column_name
@@ -21,6 +22,8 @@ from clipadapter.files import describe_parquet_error, is_number_list
 PURPOSE = "Reading features from Parquet"
 ROWS_PER_BATCH = 8192
 """Rows that are read at a time: 16 MB with 512 columns."""
+TEXTS = ["path", "error"]
+"""Columns of texts. They are read as dictionaries: a file of 1 kB can repeat a text a million times."""
 READ_BYTES = 1 << 20
 """Bytes of a column that are read at a time. Without this limit all of a row group would be."""
 MAX_WIDTH = 1 << 16
@@ -79,8 +82,10 @@ class FeatureTable:
         parquet = require("pyarrow.parquet", "parquet", PURPOSE)
         columns = self._find_columns(blocks)
         try:
-            with parquet.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False) as reader:
-                names = ["path", *(name for name in ("error",) if name in reader.schema_arrow.names), *columns]
+            texts = [name for name in TEXTS if name == "path" or name in parquet.read_schema(file).names]
+            options = {"buffer_size": READ_BYTES, "pre_buffer": False}
+            with parquet.ParquetFile(file, read_dictionary=texts, **options) as reader:
+                names = [*texts, *columns]
                 groups, first = _skip_groups(reader.metadata, first)
                 _check_sizes(reader.metadata, columns)
                 for batch in reader.iter_batches(ROWS_PER_BATCH, groups, names):
@@ -118,6 +123,7 @@ class FeatureTable:
         return {column_name(name): widths[name] for name in blocks}
 
     def _read_batch(self, batch: Any, columns: Mapping[str, int], blocks: Sequence[str]) -> FeatureBatch:
+        _check_texts(batch)
         paths = batch.column("path").to_pylist()
         errors: list[str | None] = [None] * len(batch)
         if "error" in batch.schema.names:
@@ -235,6 +241,17 @@ def _check_sizes(metadata: Any, widths: Mapping[str, int]) -> None:
                     f"column '{name}' has {column.num_values} numbers in {group.num_rows} rows, but a row has at most "
                     f"{widths[name]}"
                 )
+
+
+def _check_texts(batch: Any) -> None:
+    """Refuse texts that are too long to be read 8,192 at a time.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for name in set(TEXTS) & set(batch.schema.names):
+        if longest_text(batch.column(name)) > MAX_NAME_CHARACTERS:
+            raise ValueError(f"column '{name}' has a text of more than {MAX_NAME_CHARACTERS:,} characters")
 
 
 def _skip_groups(metadata: Any, first: int) -> tuple[list[int], int]:

@@ -14,7 +14,7 @@ from typing import Any
 from clipadapter.blocks import BlockSource
 from clipadapter.encoders import split_blocks
 from clipadapter.errors import ArtifactError
-from clipadapter.files import LOCAL_WEIGHTS, has_local_weights
+from clipadapter.files import LOCAL_WEIGHTS, has_local_weights, printable
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
 from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE, UNLABELLED_FILE, model_path
@@ -198,13 +198,13 @@ def escape(text: str) -> str:
     >>> print(escape("a_b | <b>x</b>"))
     a\_b \| \<b\>x\</b\>
     """
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = printable(text).strip()
     return re.sub(r"([\\`*_{}\[\]<>|~#$&!])", r"\\\1", line)
 
 
 def code(text: str) -> str:
     """Format untrusted text as inline code; a backtick in it becomes an apostrophe."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = printable(text).strip()
     return f"`{line.replace('`', chr(39)).replace('|', '/') or ' '}`"
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import InputError
+from clipadapter.files import printable
 from clipadapter.metrics import check_metrics, metrics_shown
 from clipadapter.model_folder import HEAD_FILE, UNCERTAINTY_FILE
 from clipadapter.persistence.format import ArrayFile, ModelConfig
@@ -89,7 +90,7 @@ def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluati
         classes = [ClassScores.model_validate(one) for one in metrics["model"]["classes"]]
         with_mistakes = sorted((one for one in classes if one.count and one.f1 < 1), key=lambda one: one.f1)
         evaluation = Evaluation(
-            data=_printable(metrics["data"]),
+            data=printable(metrics["data"]),
             n=metrics["n_test"],
             skipped=len(metrics["skipped"]),
             among_shots=metrics.get("among_shots", 0),
@@ -127,9 +128,3 @@ def read_evaluation(config: ModelConfig) -> Evaluation | None:
 def _evaluated_files(files: Mapping[str, ArrayFile]) -> dict[str, str]:
     """Hashes of the files that decide the scores: the head, and what makes probabilities of its logits."""
     return {name: files[name].sha256 for name in (HEAD_FILE, UNCERTAINTY_FILE) if name in files}
-
-
-def _printable(text: str) -> str:
-    """Replace characters that can't be written: file names need not be valid UTF-8."""
-    valid = text.encode("utf-8", "replace").decode("utf-8")
-    return " ".join("".join(c if c.isprintable() else " " for c in valid).split())

@@ -18,7 +18,7 @@ from typing import Any
 
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.errors import ClipAdapterError, InputError
-from clipadapter.files import printable
+from clipadapter.files import encodable
 from clipadapter.studio.pictures import Upload, stored_file_name
 from clipadapter.studio.project import AddResult
 from clipadapter.studio.session import Session
@@ -212,7 +212,7 @@ class Actions:
 
 def _get_text(data: Data, key: str) -> str:
     value = data.get(key, "")
-    return printable(value) if isinstance(value, str) else ""
+    return encodable(value) if isinstance(value, str) else ""
 
 
 def _get_list(data: Data, key: str) -> list[Any]:

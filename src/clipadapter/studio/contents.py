@@ -11,7 +11,7 @@ from pathlib import Path
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import read_folder
 from clipadapter.errors import InputError
-from clipadapter.files import IMAGE_SUFFIXES, path_without_links, printable
+from clipadapter.files import IMAGE_SUFFIXES, encodable, path_without_links, printable
 from clipadapter.studio.pictures import DuplicateFinder, PictureFile, list_picture_files
 
 
@@ -92,7 +92,7 @@ def read_contents(
     is_split = _is_split(root, listing.dataset.splits)
     class_root = _split_folder(root, "train") if is_split else ""
     paths: dict[str, list[Path]] = {folder: [] for folder in _list_folders(root, class_root)}
-    folder_of_label = {printable(folder): folder for folder in paths}
+    folder_of_label = {encodable(folder): folder for folder in paths}
     test_paths: dict[str, list[Path]] = {}
     for sample in listing.dataset.samples:
         folder = None if sample.label is None else folder_of_label.get(sample.label, sample.label)
@@ -137,7 +137,7 @@ def _name_folders(folders: Sequence[str], names: Mapping[str, str]) -> dict[str,
     """Return the folder by class name; no two folders share a name, whatever the table of names has."""
     folder_by_name: dict[str, str] = {}
     for folder in folders:
-        name = names.get(folder, printable(folder))
+        name = names.get(folder, encodable(folder))
         is_usable = name not in folder_by_name and (name == folder or name not in folders)
         folder_by_name[name if is_usable else folder] = folder
     return folder_by_name

@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipadapter.errors import ClipAdapterError
-from clipadapter.files import folder_without_links, printable, quote_path
+from clipadapter.files import encodable, folder_without_links, printable, quote_path
 from clipadapter.model_folder import HISTORY_FOLDER, MODEL_FILES
 from clipadapter.persistence.transaction import list_history_files
 from clipadapter.rendering.html import read_asset
@@ -161,7 +161,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             self._tabs.pop(str(request.session_hash), None)
         self.session.project.refresh()
         self.session.notify_change()
-        folder = gr.Textbox(printable(self.session.default_model_folder), interactive=self._may_choose_folder)
+        folder = gr.Textbox(encodable(self.session.default_model_folder), interactive=self._may_choose_folder)
         return [folder, *self._render(self._tab(request))]
 
     def _poll(self, request: gr.Request) -> list[Update]:
@@ -194,7 +194,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
         archive = studio_path(self.session.project.root, EXPORT_FOLDER, "model.zip")
         archive.parent.mkdir(exist_ok=True)
         _write_archive(saved, archive)
-        return [printable(saved), *self._report_saved(tab, "Saved", saved, archive)]
+        return [encodable(saved), *self._report_saved(tab, "Saved", saved, archive)]
 
     def _export(self, request: gr.Request) -> list[Update]:
         tab = self._tab(request)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipadapter.data.images import image_bytes, read_image
 from clipadapter.errors import ImageError
-from clipadapter.files import IMAGE_SUFFIXES, printable, write_atomically
+from clipadapter.files import IMAGE_SUFFIXES, encodable, safe_file_name, write_atomically
 
 Stamp = tuple[int, int, int, int]
 """Device, inode, size and time of the last change. A move does not change it."""
@@ -33,9 +33,6 @@ SUFFIXES_BY_MAGIC = (
 """First bytes of a format, and the suffixes of its files, the usual one first."""
 UPLOAD_NAME = "[0-9a-f]{20}"
 """Pattern of the names that `write_upload` gives."""
-MAX_ENTRY_NAME_BYTES = 100
-"""File systems allow 255; temporary files beside an entry have longer names."""
-DEVICE_NAMES = frozenset({"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))})
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def list_picture_files(paths: Iterable[Path], root: Path | None = None) -> tuple
         key = path.as_posix() if root is None else path.relative_to(root).as_posix()
         key = key if root is not None else "/" + key.lstrip("/")
         files.append(
-            PictureFile(printable(key), path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+            PictureFile(encodable(key), path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
         )
     return tuple(files)
 
@@ -126,32 +123,11 @@ def stored_file_name(upload: Upload, used: Collection[str] = ()) -> str:
         suffix = allowed[0]
     suffix = suffix or ".jpg"  # of a format that is not in the table; readers look at the bytes
     visible = "".join(letter for letter in stem if unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co"))
-    base = safe_entry_name(visible, "picture")
+    base = safe_file_name(visible, "picture")
     name, number = base + suffix, 2
     while fold_name(name) in used:
         name, number = f"{base}-{number}{suffix}", number + 1
     return name
-
-
-def safe_entry_name(text: str, default: str = "_") -> str:
-    """Return a name for a file or folder that every system allows, and that is not hidden.
-
-    Args:
-        text: any text.
-        default: the name if nothing is left.
-
-    >>> safe_entry_name("a/b"), safe_entry_name(".."), safe_entry_name("aux")
-    ('a_b', '_', 'aux_')
-    """
-    base = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", unicodedata.normalize("NFC", text)).strip()
-    base = re.sub(r"[.\s]+$", "", re.sub(r"^\.+", "_", base)) or default
-    base = base.encode(errors="replace").decode()
-    if base.partition(".")[0].strip().casefold() in DEVICE_NAMES:
-        base += "_"
-    if len(base.encode()) > MAX_ENTRY_NAME_BYTES:
-        cut = base.encode()[: MAX_ENTRY_NAME_BYTES - 9].decode(errors="ignore").rstrip(". ")
-        base = f"{cut}-{blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
-    return base
 
 
 def fold_name(name: str) -> str:

@@ -28,6 +28,7 @@ from clipadapter.files import (
     path_without_links,
     printable,
     remove_abandoned,
+    safe_file_name,
     write_atomically,
 )
 from clipadapter.studio.contents import Contents, read_contents
@@ -40,7 +41,6 @@ from clipadapter.studio.pictures import (
     find_rejection_reason,
     fold_name,
     list_picture_files,
-    safe_entry_name,
     stored_file_name,
     write_upload,
 )
@@ -573,7 +573,7 @@ def safe_folder_name(name: str, used: Collection[str] = ()) -> str:
     >>> safe_folder_name("tabby cat"), safe_folder_name("a/b"), safe_folder_name("..")
     ('tabby cat', 'a_b', '_')
     """
-    base = safe_entry_name(name)
+    base = safe_file_name(name)
     base += "_" if base.casefold() in SPLIT_ALIASES else ""
     folded, folder, number = {fold_name(other) for other in used}, base, 2
     while fold_name(folder) in folded:

@@ -428,6 +428,15 @@ def test_a_table_of_wider_features_than_it_says_is_refused_before_it_is_read(tmp
         next(table.batches(path, ["final"]))
 
 
+def test_a_table_of_features_with_names_without_an_end_is_refused(tmp_path):
+    path = tmp_path / "features.parquet"
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * 50, pa.int32()), ["x" * 10_000]).cast(pa.string())
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(200, np.float32)), 4)
+    parquet.write_table(pa.table({"path": names, "feature": lists}), path)
+    with pytest.raises(DataError, match="column 'path' has a text of more than 8,192 characters"):
+        next(open_feature_table(path).batches(path, ["final"]))
+
+
 def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path, run):
     features = tmp_path / "features.parquet"
     assert run("embed", noisy_squares, "--encoder", "toy", "--to", features).exit_code == 0

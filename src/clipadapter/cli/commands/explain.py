@@ -13,6 +13,7 @@ from clipadapter.cli.inputs import check_model, check_output_file, check_picture
 from clipadapter.cli.option_types import FILE, FOLDER, PLOT_SUFFIXES
 from clipadapter.cli.options import option_group, output_options, title_option
 from clipadapter.cli.output import Output, table
+from clipadapter.files import printable
 
 if TYPE_CHECKING:
     from clipadapter.explain import Explanation
@@ -67,7 +68,7 @@ def command(
 def _text(explanation: Explanation) -> str:
     from clipadapter.explain.explanation import BLOCK_HEADER
 
-    lines = [explanation.source, *explanation.sentences()]
+    lines = [*map(printable, (explanation.source, *explanation.sentences()))]
     if explanation.blocks:
         parts = [(part.name, f"{part.margin:+.2f}", part.label or "-") for part in explanation.blocks]
         lines += ["", table(list(BLOCK_HEADER), parts)]

@@ -38,7 +38,7 @@ def command(model: Path, out: Output) -> None:
         (
             change.version,
             change.when.replace("T", " ").rstrip("Z"),
-            to_printable(change.by),
+            change.by,
             describe_change(change),
             change.classes,
             change.pictures,
@@ -56,14 +56,14 @@ def command(model: Path, out: Output) -> None:
 def describe_change(change: Change) -> str:
     """Describe what was changed in a few words."""
     facts = change.facts
-    name = f" '{to_printable(facts['class'])}'" if "class" in facts else ""
+    name = f" '{facts['class']}'" if "class" in facts else ""
     counts = [describe(facts[key]) for key, describe in COUNTS.items() if facts.get(key)]
     details = DETAILS[change.action](facts) if change.action in DETAILS else ""
-    return f"{to_printable(change.action)}{name}{details}{': ' if counts else ''}{', '.join(counts)}"
+    return f"{change.action}{name}{details}{': ' if counts else ''}{', '.join(counts)}"
 
 
 def _describe_fit(facts: dict[str, Any]) -> str:
-    head = f" {to_printable(facts['head'])}" if "head" in facts else ""
+    head = f" {facts['head']}" if "head" in facts else ""
     return head if facts.get("recorded", True) else f"{head} (found in the folder, without a record)"
 
 
@@ -79,14 +79,9 @@ COUNTS: dict[str, Callable[[Any], str]] = {
 DETAILS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fit": _describe_fit,
     "undo": _describe_undo,
-    "rename-class": lambda facts: f" to '{to_printable(facts.get('to', '?'))}'",
-    "pull": lambda facts: f" {to_printable(facts.get('repo', ''))}",
+    "rename-class": lambda facts: f" to '{facts.get('to', '?')}'",
+    "pull": lambda facts: f" {facts.get('repo', '')}",
 }
-
-
-def to_printable(text: object) -> str:
-    """Return a text on one line without control characters, which could change what the terminal shows."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
 def format_ranges(numbers: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION, PLOT_SUF
 from clipadapter.cli.options import option, option_group, output_options, seed_option, title_option
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
+from clipadapter.files import printable
 from clipadapter.formats import is_exported
 from clipadapter.model_folder import why_no_model
 
@@ -183,7 +184,7 @@ def _format_report(report: DriftReport, stream: Path) -> str:
     ]
     parts = [
         f"{report.n_pictures} pictures of {stream}{copies}, compared with {report.n_reference} {kind}",
-        report.summary(),
+        printable(report.summary()),
         table(["", "p", "p of all checks", "changed"], rows),
         table(["class", "usual %", "now %", "95 %"], priors),
     ]

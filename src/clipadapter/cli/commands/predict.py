@@ -23,7 +23,7 @@ from clipadapter.cli.output import START_AGAIN, Output, facts, note_kept
 from clipadapter.cli.predict_models import PredictRequest, check_model, open_model, open_quick_model, open_table_model
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
-from clipadapter.files import explain_missing
+from clipadapter.files import explain_missing, printable
 from clipadapter.formatting import describe_unreadable
 from clipadapter.model_folder import CONFIG_FILE
 
@@ -386,4 +386,4 @@ def _format_prediction(prediction: Prediction, width: int) -> str:
     if prediction.reason is not None:
         reason = f"nearest {prediction.nearest}, but {prediction.reason}"
         lines[0] = f"{'-'.ljust(width)}  {prediction.probability:.3f}  {prediction.source}  {reason}"
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

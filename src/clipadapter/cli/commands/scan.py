@@ -12,6 +12,7 @@ from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import max_pixels_option, output_options
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
+from clipadapter.files import printable
 from clipadapter.formatting import format_count
 
 if TYPE_CHECKING:
@@ -55,6 +56,6 @@ def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
     section = list(lines)
     if section:
         yield f"\n{title}: {len(section)}"
-        yield from (f"  {line}" for line in section[:MAX_LISTED])
+        yield from (f"  {printable(line)}" for line in section[:MAX_LISTED])
     if len(section) > MAX_LISTED:
         yield f"  and {len(section) - MAX_LISTED} more; --json has all"

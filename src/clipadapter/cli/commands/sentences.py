@@ -13,7 +13,7 @@ from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_file, find_unwritable_parent
 from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import output_options
-from clipadapter.cli.output import Output, facts, table
+from clipadapter.cli.output import Output, echo, facts, table
 from clipadapter.errors import DataError, InputError
 from clipadapter.files import quote_path, write_atomically
 
@@ -72,7 +72,7 @@ def command(
     by_class = sentences.make_sentences([*names, *given_names], domains)
     text = json.dumps(by_class, indent=1, ensure_ascii=False)
     if file is None:
-        click.echo(text)
+        echo(text)
         return
     write_atomically(file, f"{text}\n")
     result = {

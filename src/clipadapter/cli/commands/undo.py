@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.commands.history import describe_change, to_printable
+from clipadapter.cli.commands.history import describe_change
 from clipadapter.cli.edit import author_option, find_author
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.option_types import COUNT, FOLDER
@@ -41,7 +41,7 @@ def command(model: Path, to: int | None, author: str | None, out: Output) -> Non
         if to is None
         else ("went", f"to version {to}"),
         ("same as", f"version {now.content}, {describe_change(same_as)}"),
-        ("classes", f"{len(names)}: {', '.join(map(to_printable, names[:MAX_NAMED_CLASSES]))}{more}"),
+        ("classes", f"{len(names)}: {', '.join(names[:MAX_NAMED_CLASSES])}{more}"),
         ("pictures", now.pictures),
         ("go back", f"clipadapter undo {quote_path(model)} --to {before.version}"),
     ]

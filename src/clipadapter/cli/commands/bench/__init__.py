@@ -16,6 +16,7 @@ from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import output_options, plot_format_option, title_option
 from clipadapter.cli.output import Output, facts, table
+from clipadapter.files import printable
 
 if TYPE_CHECKING:
     from clipadapter.bench import Study
@@ -74,7 +75,7 @@ def status(suite: str | None, folder: Path, out: Output) -> None:
     studies = [load_study(folder, name) for name in names]
     counts = [_counts(study) for study in studies]
     rows = [[row["suite"], row["planned"], row["done"], row["failed"], row["open"]] for row in counts]
-    failures = [f"{study.suite.name}: {text}" for study in studies for text in study.failures()]
+    failures = [printable(f"{study.suite.name}: {text}") for study in studies for text in study.failures()]
     text = table(["suite", "planned", "done", "failed", "open"], rows)
     out.result(counts, "\n".join([text, *failures]))
 
