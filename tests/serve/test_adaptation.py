@@ -73,13 +73,6 @@ def test_rejection_goes_by_what_was_learned_without_adaptation(serve):
         assert [one["label"] for one in answer["predictions"]] == [None, "red"]
 
 
-def test_tensors_say_that_it_is_on(serve):
-    body = {"inputs": [{"name": "images", "shape": [1], "datatype": "BYTES", "data": [base64_of(RED)]}]}
-    answer = serve(adapt="tda").post("/v2/models/colours/infer", json=body).json()
-    assert answer["parameters"] == {"adaptation": "tda"}
-    assert "parameters" not in serve(model=Colours()).post("/v2/models/colours/infer", json=body).json()
-
-
 def test_metrics_count_items_and_resets(serve):
     client = serve(adapt="tda")
     ask(client, *PICTURES)

@@ -18,7 +18,6 @@ import numpy as np
 
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
-from clipadapter.formats.base import input_names
 from clipadapter.formats.checksum import check_file
 from clipadapter.parallel import count_cores
 from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
@@ -267,12 +266,6 @@ class ServedModel:
     def name(self) -> str:
         """Its name in addresses."""
         return self.source.name
-
-    @property
-    def square_shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Shapes (s, s, 3) of the squares that it takes of a picture, by the names that exported files give them."""
-        sides = [spec.size for spec in self.predictor.inputs]
-        return {name: (side, side, 3) for name, side in zip(input_names("uint8", sides), sides, strict=True)}
 
     @property
     def metadata(self) -> ExportMetadata | None:

@@ -58,7 +58,6 @@ class ModelAddresses(BaseModel):
     """Where to send requests."""
 
     pictures: str
-    tensors: str
     curl: str
 
 
@@ -101,68 +100,6 @@ class ModelList(BaseModel):
     """All models."""
 
     models: list[ModelDescription]
-
-
-class TensorMetadata(BaseModel):
-    """Name, type and shape of a tensor; -1 is any length."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ServerMetadata(BaseModel):
-    """The server, in the Open Inference Protocol."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class ModelMetadata(BaseModel):
-    """A model, in the Open Inference Protocol."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class ServerLive(BaseModel):
-    """Whether the process answers."""
-
-    live: bool
-
-
-class ServerReady(ServerLive):
-    """Whether the server accepts requests."""
-
-    ready: bool
-
-
-class ModelReady(BaseModel):
-    """Whether a model accepts requests."""
-
-    name: str
-    ready: bool
-
-
-class OutputTensor(TensorMetadata):
-    """A tensor of an answer; it has no data here if they follow the JSON as bytes."""
-
-    data: list[float] | list[str] | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class InferenceResponse(BaseModel):
-    """An answer of the Open Inference Protocol."""
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description='{"adaptation": "tda"} where that is on.')
-    outputs: list[OutputTensor]
 
 
 STATUS_DESCRIPTIONS = {

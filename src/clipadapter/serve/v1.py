@@ -273,7 +273,6 @@ def describe_model(model: ServedModel) -> dict[str, Any]:
         },
         "ask": {
             "pictures": f"/v1/models/{model.name}/predict",
-            "tensors": f"/v2/models/{model.name}/infer",
             "curl": f"curl -F images=@photo.jpg HOST/v1/models/{model.name}/predict",
         },
     }

@@ -99,9 +99,9 @@ def command(
     """Serve exported models over HTTP.
 
     A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first. name=PATH
-    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict, tensors to
-    /v2/models/NAME/infer (Open Inference Protocol); /docs is a page for people. A file that changes is loaded again.
-    Logs are lines of JSON on stderr. On SIGTERM the server ends when all requests that have begun are answered.
+    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict; /docs is a page for
+    people. A file that changes is loaded again. Logs are lines of JSON on stderr. On SIGTERM the server ends when all
+    requests that have begun are answered.
     """
     import logging
 
