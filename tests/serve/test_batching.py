@@ -8,7 +8,7 @@ import pytest
 
 from clipadapter.serve import Limits
 
-from .colours import BLUE, GREY, RED, base64_of, picture, refused
+from .colours import BLUE, GREY, RED, base64_of, refused
 
 
 def wait_until(true, seconds=10):
@@ -204,18 +204,3 @@ def test_pictures_of_a_disconnected_client_do_not_run(colours, files):
         wait_until(lambda: models.get().batcher.pending == 0)
     assert [size for size in colours.batches[before:] if size] == [1]  # the first ran already
     models.close()
-
-
-def test_a_batch_is_one_part_of_the_stream_whatever_its_options(serve, colours, post_later):
-    almost, between = picture((140, 128, 0)), picture((128, 130, 0))
-    client = serve(adapt="tda")
-    colours.go.clear()
-    first = post_later(client, BLUE)
-    wait_until(colours.running.is_set)
-    for number, (data, options) in enumerate([(almost, {}), (almost, {"reject": 0.1}), (between, {}), (RED, {})], 1):
-        later = post_later(client, data, **options)
-        wait_until(lambda number=number: len(batcher(client)._queue) == number)
-        if data is between:
-            asked = later
-    colours.go.set()
-    assert label_of(first) == "blue" and label_of(asked) == "red"

@@ -21,7 +21,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.adaptation import TdaCache
 from clipadapter.errors import ImageError
 from clipadapter.runtime import Outputs, RuntimeModel
 from clipadapter.serve.limits import Limits, RequestRefused
@@ -44,7 +43,6 @@ class Batcher:
         metrics: of the model.
         pool: its threads load pictures.
         slow_pool: its thread loads pictures of slow formats; `pool` if not given.
-        cache: for test-time adaptation; None for none. It remembers pictures in the order in which they run.
     """
 
     def __init__(
@@ -54,11 +52,9 @@ class Batcher:
         metrics: ModelMetrics,
         pool: Executor,
         slow_pool: Executor | None = None,
-        cache: TdaCache | None = None,
     ) -> None:
-        self.cache = cache
         self._slow_pool = slow_pool or pool
-        self._predictor, self._limits, self.metrics, self._pool = predictor, limits, metrics, pool
+        self._predictor, self._limits, self._metrics, self._pool = predictor, limits, metrics, pool
         self._changed = threading.Condition()  # reentrant: take_slot holds it and calls reserve_slots
         self._queue: deque[_QueuedSquare] = deque()
         self._slots_taken = self._started = self._loading = 0
@@ -206,11 +202,9 @@ class Batcher:
         started = time.perf_counter()
         try:
             outputs = self._predictor.run(np.stack([item.square for item in batch]))
-            adapted = None if self.cache is None else self._adapt(outputs, self.cache)
             for options, rows in _group_by_options(batch):
                 group = outputs if len(rows) == len(batch) else outputs.rows(cast(Any, np.array(rows)))
-                own = None if adapted is None else adapted[rows]
-                answers = self._predictor.answer(group, adapted=own, **options)
+                answers = self._predictor.answer(group, **options)
                 for group_row, row in enumerate(rows):
                     self._set_result(batch[row].job, batch[row].index, Answer(group, answers, group_row))
         except Exception:
@@ -218,15 +212,8 @@ class Batcher:
             for item in batch:
                 if item.job.results[item.index] is None:
                     self._set_result(item.job, item.index, BackendFailure())
-        self.metrics.count_batch(len(batch), time.perf_counter() - started)
+        self._metrics.count_batch(len(batch), time.perf_counter() - started)
         self._update_rate(len(batch))
-
-    def _adapt(self, outputs: Outputs, cache: TdaCache) -> NDArray[np.float64]:
-        """Probabilities by test-time adaptation, in the order of the batch; one thread runs all batches of a model."""
-        adapted = self._predictor.adapt(outputs, cache)
-        plain = self._predictor.uncertainty.probabilities(outputs.logits)
-        self.metrics.count_adapted(int((plain.argmax(axis=1) != adapted.argmax(axis=1)).sum()))
-        return adapted
 
     def _update_rate(self, count: int) -> None:
         """Update the rate, loading included, that the estimated wait is computed from."""

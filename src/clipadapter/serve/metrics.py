@@ -56,21 +56,6 @@ class Metrics:
             ["model"],
             registry=registry,
         )
-        self._cache_items = Gauge(
-            "clipadapter_adaptation_items",
-            "Pictures that the cache of test-time adaptation remembers.",
-            ["model"],
-            registry=registry,
-        )
-        self._adapted = Counter(
-            "clipadapter_adapted_pictures",
-            "Pictures whose class test-time adaptation changed.",
-            ["model"],
-            registry=registry,
-        )
-        self._resets = Counter(
-            "clipadapter_adaptation_resets", "Resets of test-time adaptation.", ["model"], registry=registry
-        )
         self._loads = Counter(
             "clipadapter_model_loads",
             "Model files that were loaded, or could not be.",
@@ -98,24 +83,15 @@ class Metrics:
 
     def for_model(self, name: str) -> ModelMetrics:
         """The metrics of one model's batches."""
-        batches = self._batch_pictures.labels(name), self._batch_seconds.labels(name)
-        return ModelMetrics(*batches, self._adapted.labels(name), self._resets.labels(name))
+        return ModelMetrics(self._batch_pictures.labels(name), self._batch_seconds.labels(name))
 
     def add_queue(self, name: str, pending: Callable[[], float]) -> None:
         """Report the length of a model's queue, read from a function."""
         self._pending.labels(name).set_function(pending)
 
-    def add_cache(self, name: str, items: Callable[[], float]) -> None:
-        """Report the number of items in a model's cache of test-time adaptation, read from a function."""
-        self._cache_items.labels(name).set_function(items)
-
     def remove_queue(self, name: str) -> None:
         """Stop to report the queue of a model that is no longer served."""
         self._pending.remove(name)
-
-    def remove_cache(self, name: str) -> None:
-        """Stop to report the cache of a model that is no longer served."""
-        self._cache_items.remove(name)
 
     def render(self) -> bytes:
         """All metrics in the text format of Prometheus."""
@@ -128,20 +104,10 @@ class ModelMetrics:
     Args:
         pictures: histogram of their sizes.
         seconds: histogram of their times.
-        adapted: counter of pictures whose class test-time adaptation changed.
-        resets: counter of resets of test-time adaptation.
     """
 
-    def __init__(self, pictures: Histogram, seconds: Histogram, adapted: Counter, resets: Counter) -> None:
-        self._pictures, self._seconds, self._adapted, self._resets = pictures, seconds, adapted, resets
-
-    def count_adapted(self, pictures: int) -> None:
-        """Count pictures whose class test-time adaptation changed."""
-        self._adapted.inc(pictures)
-
-    def count_reset(self) -> None:
-        """Count a reset of test-time adaptation."""
-        self._resets.inc()
+    def __init__(self, pictures: Histogram, seconds: Histogram) -> None:
+        self._pictures, self._seconds = pictures, seconds
 
     def count_batch(self, pictures: int, seconds: float) -> None:
         """Count a batch."""

@@ -41,9 +41,6 @@ class PredictionResponse(BaseModel):
 
     model: str
     version: str
-    adaptation: str | None = Field(
-        description='"tda" if pictures of earlier requests, of any client, changed these answers; null if it is off.'
-    )
     predictions: list[PicturePrediction]
 
 
@@ -61,22 +58,6 @@ class ModelAddresses(BaseModel):
     curl: str
 
 
-class Adaptation(BaseModel):
-    """Test-time adaptation of a model."""
-
-    method: str
-    items: int = Field(description="Pictures that it remembers.")
-    max_items: int
-    max_bytes: int = Field(description="Of memory, however many pictures come.")
-
-
-class AdaptationReset(BaseModel):
-    """The answer to a reset."""
-
-    model: str
-    forgotten: int = Field(description="Pictures that were remembered.")
-
-
 class ModelDescription(BaseModel):
     """A model."""
 
@@ -91,7 +72,6 @@ class ModelDescription(BaseModel):
     head: str | None
     precision: str
     backend: str | None
-    adaptation: Adaptation | None = Field(description="Null if it is off, as by default.")
     can: ModelCapabilities
     ask: ModelAddresses
 

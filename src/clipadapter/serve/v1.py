@@ -21,7 +21,6 @@ from clipadapter.serve.multipart_body import Form
 from clipadapter.serve.prediction_request import PredictionRequest
 from clipadapter.serve.schemas import (
     MIN_RATE,
-    AdaptationReset,
     ModelDescription,
     ModelList,
     PredictionResponse,
@@ -138,18 +137,6 @@ async def model(request: Request, name: str) -> Response:
     return Response(to_json(describe_model(state.models.get(name))), media_type=JSON)
 
 
-@router.delete(
-    "/models/{name}/adaptation",
-    tags=["models"],
-    responses=responses_of(AdaptationReset, 401, 404),
-    summary="Forget the pictures of the stream",
-)
-async def reset_adaptation(request: Request, name: str) -> Response:
-    """Where `--adapt` is on, later answers no longer depend on the pictures that came before."""
-    model = request.app.state.server.models.get(name)
-    return Response(to_json({"model": model.name, "forgotten": model.reset_adaptation()}), media_type=JSON)
-
-
 async def _predict(request: PredictionRequest, name: str | None) -> Response:
     request.check_queue(name)
     content_type = _check_content_type(request)
@@ -228,13 +215,7 @@ def _prediction_response(
     model: ServedModel, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
 ) -> Response:
     predictions = [prediction.record() for prediction in _predictions(model, results, sources, top)]
-    adaptation = None if model.adaptation is None else model.adaptation["method"]
-    content = {
-        "model": model.name,
-        "version": model.version,
-        "adaptation": adaptation,
-        "predictions": predictions,
-    }
+    content = {"model": model.name, "version": model.version, "predictions": predictions}
     return Response(to_json(content), media_type=JSON)
 
 
@@ -266,7 +247,6 @@ def describe_model(model: ServedModel) -> dict[str, Any]:
         "head": None if metadata is None else metadata.head.get("name"),
         "precision": predictor.precision,
         "backend": getattr(predictor, "backend", None),
-        "adaptation": model.adaptation,
         "can": {
             "reject": predictor.uncertainty.rejector is not None,
             "coverage": predictor.uncertainty.conformal is not None,

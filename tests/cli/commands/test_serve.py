@@ -75,7 +75,3 @@ app(["serve", "--help"], standalone_mode=False)
 assert not {"fastapi", "uvicorn", "numpy"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-def test_adaptation_is_named(run, tmp_path):
-    assert run("serve", tmp_path, "--adapt", "tad").exit_code == 2

@@ -58,11 +58,6 @@ def limit_options(command: Command) -> Command:
 @click.option("--token-file", type=FILE, help=f"Has a token that requests must send; or set {TOKEN_VARIABLE}.")
 @click.option("--backend", type=BACKENDS, default="auto", show_default=True)
 @click.option("--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores.")
-@click.option(
-    "--adapt",
-    type=click.Choice(["tda"]),
-    help="Let pictures of earlier requests, of any client, change later answers. Off by default.",
-)
 @limit_options
 @click.option(
     "--allow-host",
@@ -88,7 +83,6 @@ def command(
     token_file: Path | None,
     backend: str,
     threads: int | None,
-    adapt: str | None,
     max_wait_ms: float,
     allowed_hosts: tuple[str, ...],
     grace: float,
@@ -116,7 +110,7 @@ def command(
             "anyone who reaches this address may send requests: give --token-file, or let a proxy check who sends them"
         )
     all_limits = Limits(max_wait=max_wait_ms / 1000, **limits)
-    served = ServedModels(models, all_limits, backend=backend, threads=threads, adapt=adapt)
+    served = ServedModels(models, all_limits, backend=backend, threads=threads)
     out = Output(as_json, quiet)
 
     def report_address(url: str) -> None:
