@@ -29,7 +29,7 @@ from clipadapter.uncertainty import Answers
 
 Square = NDArray[np.uint8]
 Loader = Callable[[], Square]
-"""Returns a square (s, s, 3), or raises ImageError or SlowFormat."""
+"""Returns a square (s, s, 3), or raises ImageError, SlowPicture or RequestRefused."""
 MAX_RETRY_SECONDS = 60
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,11 @@ class Batcher:
         limits: sizes of batches and of the queue.
         metrics: of the model.
         pool: its threads load pictures.
-        slow_pool: its thread loads pictures of slow formats; `pool` if not given.
+        slow_pool: its thread loads slow pictures; `pool` if not given.
+
+    Attributes:
+        slow_pending: pictures that were found to be slow and have no result yet. They have places of their own, as
+            many as one request may bring, so that other pictures always find theirs.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Batcher:
         self._predictor, self._limits, self._metrics, self._pool = predictor, limits, metrics, pool
         self._changed = threading.Condition()  # reentrant: take_slot holds it and calls reserve_slots
         self._queue: deque[_QueuedSquare] = deque()
-        self._slots_taken = self._started = self._loading = 0
+        self._slots_taken = self._started = self._loading = self.slow_pending = 0
         self._rate_since = self._pictures_per_second = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run_batches, name="clipadapter-batches", daemon=True)
@@ -66,7 +70,7 @@ class Batcher:
     @property
     def pending(self) -> int:
         """Pictures that were accepted and have no result yet."""
-        return self._slots_taken
+        return self._slots_taken + self.slow_pending
 
     def take_slot(self) -> QueueSlot | None:
         """Take one slot of the queue; None if the batcher is closed.
@@ -75,7 +79,7 @@ class Batcher:
             RequestRefused: if no slot is free, or the queue needs longer than the deadline.
         """
         with self._changed:
-            if self._closed and not self._slots_taken:
+            if self._closed and not self.pending:
                 return None
             # Fewer pictures than a batch are no queue, and after a pause the measured rate is too low.
             over_deadline = self._estimate_wait() > self._limits.deadline
@@ -138,22 +142,54 @@ class Batcher:
             retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS),
         )
 
+    def _slow_full(self) -> RequestRefused:
+        return RequestRefused(
+            503,
+            f"{self.slow_pending} pictures that are slow to decode wait: at most {self._limits.max_pictures} may. Slow "
+            "are JPEG 2000, AVIF, HEIC and pictures above 13 megapixels, as JPEG above 26. Send smaller JPEG files, or "
+            "try again after the seconds of Retry-After",
+            reason="slow",
+            retry_after=min(math.ceil(self._limits.deadline), MAX_RETRY_SECONDS),
+        )
+
+    def _move_to_slow(self, job: Job, index: int) -> None:
+        """Give a picture's slot of the queue back for a place among the slow ones.
+
+        Raises:
+            RequestRefused: if there is none.
+        """
+        with self._changed:
+            if self.slow_pending >= self._limits.max_pictures:
+                raise self._slow_full()
+            self.slow_pending += 1
+            job.slow.add(index)
+            self._slots_taken -= 1
+            self._started -= 1
+            self._loading -= 1
+            self._changed.notify()
+
     def _load(self, job: Job, index: int, loader: Loader) -> None:
         """Load one picture, in a thread of a pool."""
         square: Square | None = None
         failure: Unreadable | BackendFailure | None = None
         try:
             square = None if job.is_abandoned else loader()
-        except SlowFormat as slow:
-            self._slow_pool.submit(self._load, job, index, slow.loader)
-            return
+        except SlowPicture as slow:
+            try:
+                self._move_to_slow(job, index)
+                self._slow_pool.submit(self._load, job, index, slow.loader)
+                return
+            except RequestRefused as refusal:
+                job.refuse(refusal)
+        except RequestRefused as refusal:
+            job.refuse(refusal)
         except ImageError as error:
             failure = Unreadable(error.reason)
         except Exception:
             logger.exception("a picture could not be loaded")
             failure = BackendFailure()
         with self._changed:
-            self._loading -= 1
+            self._loading -= index not in job.slow
             if square is not None:
                 self._queue.append(_QueuedSquare(job, index, square))
             self._changed.notify()
@@ -162,8 +198,11 @@ class Batcher:
 
     def _set_result(self, job: Job, index: int, result: Result | None) -> None:
         with self._changed:
-            self._slots_taken -= 1
-            self._started -= 1
+            if index in job.slow:
+                self.slow_pending -= 1
+            else:
+                self._slots_taken -= 1
+                self._started -= 1
             job.results[index] = result
             job.unfinished -= 1
             is_last = job.unfinished == 0
@@ -186,7 +225,7 @@ class Batcher:
         """The next batch; None if the batcher is closed and no picture is pending."""
         with self._changed:
             while not self._queue:
-                if self._closed and not self._slots_taken:
+                if self._closed and not self.pending:
                     return None
                 self._changed.wait()
             # The first square bounds the wait: later ones must not prolong it.
@@ -213,10 +252,11 @@ class Batcher:
                 if item.job.results[item.index] is None:
                     self._set_result(item.job, item.index, BackendFailure())
         self._metrics.count_batch(len(batch), time.perf_counter() - started)
-        self._update_rate(len(batch))
+        if count := sum(item.index not in item.job.slow for item in batch):
+            self._update_rate(count)
 
     def _update_rate(self, count: int) -> None:
-        """Update the rate, loading included, that the estimated wait is computed from."""
+        """Update the rate of the queue, loading included, that the estimated wait is computed from."""
         with self._changed:
             now = time.monotonic()
             rate = count / max(now - self._rate_since, 1e-6)
@@ -268,6 +308,8 @@ class Job:
     Attributes:
         results: one per picture; None until it is known, and if the picture was dropped.
         unfinished: pictures that still wait for their result.
+        slow: indices of pictures that are slow to decode.
+        refusal: why the request is refused; None if it is not.
         done: future of the running event loop; resolved when no picture is unfinished.
     """
 
@@ -276,6 +318,8 @@ class Job:
         self.deadline = deadline
         self.results: list[Result | None] = [None] * count
         self.unfinished = count
+        self.slow: set[int] = set()
+        self.refusal: RequestRefused | None = None
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self._loop.create_future()
         self._abandoned = False
@@ -288,6 +332,12 @@ class Job:
     def abandon(self) -> None:
         """Drop the pictures that have not run."""
         self._abandoned = True
+
+    def refuse(self, refusal: RequestRefused) -> None:
+        """Drop the pictures that have not run, and tell the client at once; may be called from any thread."""
+        self.refusal = refusal
+        self.abandon()
+        self.notify()
 
     def notify(self) -> None:
         """Resolve `done`; may be called from any thread."""
@@ -331,15 +381,15 @@ class BackendFailure:
 Result = Answer | Unreadable | BackendFailure
 
 
-class SlowFormat(Exception):
-    """Raised by a loader whose picture has a slow format, so that other pictures need not wait for it.
+class SlowPicture(Exception):
+    """Raised by a loader whose picture is slow to decode, so that other pictures need not wait for it.
 
     Args:
-        loader: called by the thread for slow formats instead.
+        loader: called by the thread for slow pictures instead.
     """
 
     def __init__(self, loader: Loader) -> None:
-        super().__init__("to be loaded by the thread for slow formats")
+        super().__init__("to be loaded by the thread for slow pictures")
         self.loader = loader
 
 

@@ -32,7 +32,7 @@ class Metrics:
         )
         self._refused = Counter(
             "clipadapter_refused",
-            "Requests that were refused because of load or time: queue, memory, deadline, bodies, rate.",
+            "Requests that were refused because of load or time: queue, slow, memory, deadline, bodies, rate.",
             ["reason"],
             registry=registry,
         )

@@ -61,7 +61,7 @@ class ServedModels:
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.pool = ThreadPoolExecutor(count_cores(), "clipadapter-pictures")
-        # One thread, which waits for a decoding process: pictures of slow formats delay each other and no others.
+        # One thread, which mostly waits for a decoding process: slow pictures delay each other and no others.
         self.slow_pool = ThreadPoolExecutor(1, "clipadapter-slow-pictures")
         self._specs = list(specs)
         self._open = opener or (lambda path: Predictor(path, backend=backend, threads=threads))

@@ -107,7 +107,8 @@ class PredictionRequest:
             options: for `RuntimeModel.answer`.
 
         Raises:
-            RequestRefused: if the queue is full, or the results are late.
+            RequestRefused: if the queue or the places for slow pictures are full, a format is switched off, or the
+                results are late.
             ClientDisconnect: if the client disconnected.
         """
         job = slot.submit(loaders, options, self.deadline)
@@ -115,6 +116,8 @@ class PredictionRequest:
             await self._wait(job)
         finally:
             job.abandon()
+        if job.refusal is not None:
+            raise job.refusal
         results: list[Answer | Unreadable] = []
         for result in job.results:
             if isinstance(result, BackendFailure):

@@ -88,10 +88,11 @@ STATUS_DESCRIPTIONS = {
     404: "No such model.",
     408: "The body did not come in time, or too slowly.",
     413: "Too many bytes, pictures or texts.",
-    415: "The type of the body is not supported.",
+    415: "The type of the body, or the format of a picture, is not accepted.",
     421: "The header Host names another server.",
     422: "A value is wrong, or was not learned from the shots.",
-    503: "The queue is full, too many bodies come in, or the server is stopping; Retry-After says when to try again.",
+    503: "The queue or the places for slow pictures are full, or the server is stopping; Retry-After says when to try "
+    "again.",
     504: "No answer in time.",
 }
 

@@ -182,13 +182,13 @@ def _parse_body(
         options = _validate(PredictionOptions, PredictionOptions.model_validate, form.fields)
         if not form.files:
             raise RequestRefused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
-        loaders = [bytes_loader(model, content, limits.max_pixels) for _, content in form.files]
+        loaders = [bytes_loader(model, content, limits) for _, content in form.files]
         return options, [_shorten(name) for name, _ in form.files], loaders
     outline = read_outline(body, limits.max_pictures)
     parsed = _validate(JsonPredictionBody, JsonPredictionBody.model_validate_json, outline.text)
     if len(parsed.images) > limits.max_pictures:
         raise too_many_pictures(limits.max_pictures, len(parsed.images))
-    loaders = [base64_loader(model, outline.texts.get(text, text), limits.max_pixels) for text in parsed.images]
+    loaders = [base64_loader(model, outline.texts.get(text, text), limits) for text in parsed.images]
     return parsed, [f"image {i}" for i in range(len(loaders))], loaders
 
 

@@ -59,6 +59,7 @@ def limit_options(command: Command) -> Command:
 @click.option("--backend", type=BACKENDS, default="auto", show_default=True)
 @click.option("--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores.")
 @limit_options
+@click.option("--formats", metavar="NAMES", help="Of pictures that are accepted, as in jpeg,png,webp; by default all.")
 @click.option(
     "--allow-host",
     "allowed_hosts",
@@ -84,6 +85,7 @@ def command(
     backend: str,
     threads: int | None,
     max_wait_ms: float,
+    formats: str | None,
     allowed_hosts: tuple[str, ...],
     grace: float,
     as_json: bool,
@@ -109,7 +111,8 @@ def command(
         logging.getLogger("clipadapter.serve").warning(
             "anyone who reaches this address may send requests: give --token-file, or let a proxy check who sends them"
         )
-    all_limits = Limits(max_wait=max_wait_ms / 1000, **limits)
+    names = None if formats is None else tuple(name.strip().lower() for name in formats.split(","))
+    all_limits = Limits(max_wait=max_wait_ms / 1000, formats=names, **limits)
     served = ServedModels(models, all_limits, backend=backend, threads=threads)
     out = Output(as_json, quiet)
 
