@@ -112,6 +112,49 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(serve, colours, p
     assert [label_of(one) for one in waiting] == ["red"] * 2
 
 
+def test_requests_take_turns(serve, colours, post_later):
+    client, order, run = serve(Limits(max_batch=2)), [], colours.run
+
+    def ordered(squares):
+        order.extend("red" if square[0, 0, 0] > 128 else "blue" for square in squares)
+        return run(squares)
+
+    colours.run = ordered
+    colours.go.clear()
+    many = post_later(client, *[BLUE] * 40)
+    wait_until(colours.running.is_set)
+    one = post_later(client, RED)
+    wait_until(lambda: batcher(client).pending == 41)
+    colours.go.set()
+    assert label_of(one) == "red" and len(many.result(20).json()["predictions"]) == 40
+    assert order.index("red") < 8  # not after the 40 that came before it
+
+
+def test_a_long_request_does_not_make_a_short_one_wait_too_long(serve, colours, post_later):
+    client = serve(Limits(deadline=20.0, max_batch=2))
+    colours.go.clear()
+    many = post_later(client, *[BLUE] * 40)
+    wait_until(lambda: batcher(client).pending == 40)
+    batcher(client)._pictures_per_second = 0.5  # 40 pictures would need 80 seconds
+    one = post_later(client, RED)
+    wait_until(lambda: batcher(client).pending == 41)
+    colours.go.set()
+    assert label_of(one) == "red" and many.result(20).status_code == 200
+
+
+def test_long_requests_leave_places_for_short_ones(serve, colours, post_later):
+    client = serve(Limits(queue=8, max_pictures=8))
+    assert post_later(client, *[RED] * 8).result(20).status_code == 200  # alone it may take all
+    colours.go.clear()
+    waiting = [post_later(client, *[RED] * 4)]
+    wait_until(lambda: batcher(client).pending == 4)
+    assert refused(post_later(client, *[RED] * 3).result(20), 503, "the server is busy")
+    waiting += [post_later(client, RED) for _ in range(4)]
+    wait_until(lambda: batcher(client).pending == 8)
+    colours.go.set()
+    assert [label_of(one) for one in waiting] == ["red"] * 5
+
+
 def test_late_pictures_are_dropped_before_they_run(serve, colours, post_later):
     client, before = serve(Limits(deadline=0.2)), len(colours.batches)
     colours.go.clear()

@@ -2,7 +2,8 @@
 
 Threads of a pool load pictures into squares. One thread per model takes the squares that are ready and runs them as one
 batch. A batch waits for more squares only while pictures are being loaded: on an idle server nothing waits, on a busy
-one a batch fills while the previous one runs.
+one a batch fills while the previous one runs. Requests take turns, so that one picture never waits for all of a long
+request.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -61,7 +63,8 @@ class Batcher:
         self._predictor, self._limits, self._metrics, self._pool = predictor, limits, metrics, pool
         self._changed = threading.Condition()  # reentrant: take_slot holds it and calls reserve_slots
         self._queue: deque[_QueuedSquare] = deque()
-        self._slots_taken = self._started = self._loading = self.slow_pending = 0
+        self._jobs: set[Job] = set()  # those with pictures in the queue
+        self._slots_taken = self._loading = self.slow_pending = 0
         self._rate_since = self._pictures_per_second = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run_batches, name="clipadapter-batches", daemon=True)
@@ -88,14 +91,19 @@ class Batcher:
             self.reserve_slots(1)
         return QueueSlot(self)
 
-    def reserve_slots(self, count: int) -> None:
+    def reserve_slots(self, count: int, is_long: bool = False) -> None:
         """Take slots.
+
+        Args:
+            count: how many.
+            is_long: for the further pictures of a request. Unless it is alone it leaves a quarter of the queue free.
 
         Raises:
             RequestRefused: if fewer are free.
         """
         with self._changed:
-            if self._slots_taken + count > self._limits.queue:
+            kept_free = self._limits.queue // 4 if is_long and self._jobs else 0
+            if self._slots_taken + count > self._limits.queue - kept_free:
                 raise self._queue_full()
             self._slots_taken += count
 
@@ -108,12 +116,11 @@ class Batcher:
     def start(self, job: Job, loaders: Sequence[Loader]) -> None:
         """Start to load the pictures of a job whose slots are reserved."""
         with self._changed:
-            if not self._started:
+            if not self._jobs:
                 self._rate_since = time.monotonic()
-            self._started += len(loaders)
-            self._loading += len(loaders)
-        for index, loader in enumerate(loaders):
-            self._pool.submit(self._load, job, index, loader)
+            self._jobs.add(job)
+            job.waiting.extend(enumerate(loaders))
+        self._load_more(job)
 
     def close(self, timeout: float = 0.0) -> None:
         """Accept no more pictures, and end when all accepted ones have a result.
@@ -128,16 +135,22 @@ class Batcher:
             self._thread.join(timeout)
 
     def _estimate_wait(self) -> float:
-        """Seconds until all pending pictures have a result, at the measured rate."""
-        return self._slots_taken / self._pictures_per_second if self._pictures_per_second else 0.0
+        """Seconds until a further picture has a result, at the measured rate: it waits for a share of each request."""
+        share = self._share()
+        before = sum(min(job.queued, share) for job in self._jobs)
+        return before / self._pictures_per_second if self._pictures_per_second else 0.0
+
+    def _share(self) -> int:
+        """Pictures of a request that are loaded and run at a time; two batches of a request that is alone."""
+        return max(1, 2 * self._limits.max_batch // max(1, len(self._jobs)))
 
     def _queue_full(self) -> RequestRefused:
         seconds = self._estimate_wait()
         return RequestRefused(
             503,
-            f"the server is busy: {self._slots_taken} pictures wait, about {seconds:.1f} seconds of work. At most "
-            f"{self._limits.queue} may wait, {self._limits.deadline:g} seconds each. Try again after the seconds of "
-            "Retry-After",
+            f"the server is busy: {self._slots_taken} pictures wait, and a further one would take about {seconds:.1f} "
+            f"seconds. At most {self._limits.queue} may wait, {self._limits.deadline:g} seconds each, and a request of "
+            "several leaves a quarter of these places. Try again after the seconds of Retry-After",
             reason="queue",
             retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS),
         )
@@ -152,6 +165,24 @@ class Batcher:
             retry_after=min(math.ceil(self._limits.deadline), MAX_RETRY_SECONDS),
         )
 
+    def _load_more(self, job: Job) -> None:
+        """Load as many pictures of a request as its share."""
+        with self._changed:
+            count = min(len(job.waiting), self._share() - (job.queued - len(job.waiting)))
+            pictures = [job.waiting.popleft() for _ in range(count)]
+            self._loading += len(pictures)
+        with suppress(RuntimeError):  # the pool is closed: the server was stopped without waiting
+            for index, loader in pictures:
+                self._pool.submit(self._load, job, index, loader)
+
+    def _leave_queue(self, job: Job) -> None:
+        """Give the slot of a picture back; the caller holds the lock."""
+        self._slots_taken -= 1
+        job.queued -= 1
+        if not job.queued:
+            self._jobs.discard(job)
+        self._changed.notify()
+
     def _move_to_slow(self, job: Job, index: int) -> None:
         """Give a picture's slot of the queue back for a place among the slow ones.
 
@@ -163,10 +194,8 @@ class Batcher:
                 raise self._slow_full()
             self.slow_pending += 1
             job.slow.add(index)
-            self._slots_taken -= 1
-            self._started -= 1
             self._loading -= 1
-            self._changed.notify()
+            self._leave_queue(job)
 
     def _load(self, job: Job, index: int, loader: Loader) -> None:
         """Load one picture, in a thread of a pool."""
@@ -178,6 +207,7 @@ class Batcher:
             try:
                 self._move_to_slow(job, index)
                 self._slow_pool.submit(self._load, job, index, slow.loader)
+                self._load_more(job)
                 return
             except RequestRefused as refusal:
                 job.refuse(refusal)
@@ -200,15 +230,16 @@ class Batcher:
         with self._changed:
             if index in job.slow:
                 self.slow_pending -= 1
+                self._changed.notify()
             else:
-                self._slots_taken -= 1
-                self._started -= 1
+                self._leave_queue(job)
             job.results[index] = result
             job.unfinished -= 1
             is_last = job.unfinished == 0
-            self._changed.notify()
         if is_last:
             job.notify()
+        else:
+            self._load_more(job)
 
     def _run_batches(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -290,7 +321,8 @@ class QueueSlot:
         Raises:
             RequestRefused: if the queue has too few free slots.
         """
-        self._batcher.reserve_slots(len(loaders) - 1)
+        if len(loaders) > 1:
+            self._batcher.reserve_slots(len(loaders) - 1, is_long=True)
         self._is_unused = False
         job = Job(len(loaders), options, deadline)
         self._batcher.start(job, loaders)
@@ -308,6 +340,8 @@ class Job:
     Attributes:
         results: one per picture; None until it is known, and if the picture was dropped.
         unfinished: pictures that still wait for their result.
+        waiting: index and loader of each picture whose turn has not come.
+        queued: pictures that have a slot of the queue.
         slow: indices of pictures that are slow to decode.
         refusal: why the request is refused; None if it is not.
         done: future of the running event loop; resolved when no picture is unfinished.
@@ -317,7 +351,8 @@ class Job:
         self.options = dict(options)
         self.deadline = deadline
         self.results: list[Result | None] = [None] * count
-        self.unfinished = count
+        self.unfinished = self.queued = count
+        self.waiting: deque[tuple[int, Loader]] = deque()
         self.slow: set[int] = set()
         self.refusal: RequestRefused | None = None
         self._loop = asyncio.get_running_loop()
