@@ -84,10 +84,6 @@ class Batcher:
         with self._changed:
             if self._closed and not self.pending:
                 return None
-            # Fewer pictures than a batch are no queue, and after a pause the measured rate is too low.
-            over_deadline = self._estimate_wait() > self._limits.deadline
-            if self._slots_taken >= self._limits.max_batch and over_deadline:
-                raise self._queue_full()
             self.reserve_slots(1)
         return QueueSlot(self)
 
@@ -99,12 +95,15 @@ class Batcher:
             is_long: for the further pictures of a request. Unless it is alone it leaves a quarter of the queue free.
 
         Raises:
-            RequestRefused: if fewer are free.
+            RequestRefused: if fewer are free, or the pictures would wait longer than the deadline.
         """
         with self._changed:
             kept_free = self._limits.queue // 4 if is_long and self._jobs else 0
-            if self._slots_taken + count > self._limits.queue - kept_free:
-                raise self._queue_full()
+            # Fewer pictures than a batch are no queue, and after a pause the measured rate is too low.
+            is_queue = self._slots_taken >= self._limits.max_batch
+            over_deadline = is_queue and self._estimate_wait(count) > self._limits.deadline
+            if over_deadline or self._slots_taken + count > self._limits.queue - kept_free:
+                raise self._queue_full(count)
             self._slots_taken += count
 
     def release_slot(self) -> None:
@@ -134,23 +133,26 @@ class Batcher:
         if timeout:
             self._thread.join(timeout)
 
-    def _estimate_wait(self) -> float:
-        """Seconds until a further picture has a result, at the measured rate: it waits for a share of each request."""
-        share = self._share()
-        before = sum(min(job.queued, share) for job in self._jobs)
+    def _estimate_wait(self, count: int) -> float:
+        """Seconds until so many further pictures of one request can run, at the measured rate.
+
+        Each other request takes as many turns in the meantime, and its share is under way already.
+        """
+        turns = count - 1 + self._share()
+        before = sum(min(job.queued, turns) for job in self._jobs)
         return before / self._pictures_per_second if self._pictures_per_second else 0.0
 
     def _share(self) -> int:
         """Pictures of a request that are loaded and run at a time; two batches of a request that is alone."""
         return max(1, 2 * self._limits.max_batch // max(1, len(self._jobs)))
 
-    def _queue_full(self) -> RequestRefused:
-        seconds = self._estimate_wait()
+    def _queue_full(self, count: int) -> RequestRefused:
+        seconds = self._estimate_wait(count)
         return RequestRefused(
             503,
-            f"the server is busy: {self._slots_taken} pictures wait, and a further one would take about {seconds:.1f} "
-            f"seconds. At most {self._limits.queue} may wait, {self._limits.deadline:g} seconds each, and a request of "
-            "several leaves a quarter of these places. Try again after the seconds of Retry-After",
+            f"the server is busy: {self._slots_taken} pictures wait, and yours would wait about {seconds:.1f} seconds. "
+            f"At most {self._limits.queue} may wait, {self._limits.deadline:g} seconds each, and a request of several "
+            "leaves a quarter of these places. Try again after the seconds of Retry-After",
             reason="queue",
             retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS),
         )

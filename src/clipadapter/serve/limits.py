@@ -83,7 +83,7 @@ def _check_formats(formats: tuple[str, ...]) -> None:
     wrong = [name for name in formats if name not in FORMAT_NAMES]
     if wrong or not formats:
         came = f"are {', '.join(map(repr, wrong))}" if wrong else "name none"
-        raise InputError(f"formats {came}: give some of {', '.join(FORMAT_NAMES)}")
+        raise InputError(f"the formats {came}: give some of {', '.join(FORMAT_NAMES)}")
 
 
 class RequestRefused(ClipAdapterError):
