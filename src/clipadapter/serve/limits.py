@@ -11,7 +11,9 @@ from clipadapter.errors import ClipAdapterError, InputError
 BODY_GRACE_SECONDS = 3.0
 """Time for which a body may pause: mobile networks do."""
 BUFFERED_BODIES = 8
-"""Number of bodies of the largest size that may be in memory together."""
+"""Number of bodies of the largest size that may be in memory together; small bodies have as much memory again."""
+SMALL_BODY_BYTES = 1 << 20
+"""A few usual photographs: large bodies, however many come, leave room for them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Limits:
 
     @property
     def max_buffered_bytes(self) -> int:
-        """Bytes of the bodies of all requests that are in memory at a time."""
+        """Bytes of the bodies of all requests that are in memory at a time, when a large one comes."""
         return BUFFERED_BODIES * self.max_bytes
 
 

@@ -59,7 +59,12 @@ def limit_options(command: Command) -> Command:
 @click.option("--backend", type=BACKENDS, default="auto", show_default=True)
 @click.option("--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores.")
 @limit_options
-@click.option("--formats", metavar="NAMES", help="Of pictures that are accepted, as in jpeg,png,webp; by default all.")
+@click.option(
+    "--formats",
+    metavar="NAMES",
+    default=None,
+    help="Of pictures that are accepted, as in jpeg,png,webp; by default all.",
+)
 @click.option(
     "--allow-host",
     "allowed_hosts",
