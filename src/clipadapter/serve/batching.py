@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from clipadapter.errors import ImageError
 from clipadapter.runtime import Outputs, RuntimeModel
 from clipadapter.serve.limits import Limits, RequestRefused
-from clipadapter.serve.metrics import ModelMetrics
+from clipadapter.serve.metrics import Metrics
 from clipadapter.uncertainty import Answers
 
 Square = NDArray[np.uint8]
@@ -42,7 +42,8 @@ class Batcher:
     Args:
         predictor: the model.
         limits: sizes of batches and of the queue.
-        metrics: of the model.
+        metrics: of the server.
+        name: of the model in metrics.
         pool: its threads load pictures.
         slow_pool: its thread loads slow pictures; `pool` if not given.
 
@@ -55,12 +56,15 @@ class Batcher:
         self,
         predictor: RuntimeModel,
         limits: Limits,
-        metrics: ModelMetrics,
+        metrics: Metrics,
+        name: str,
         pool: Executor,
         slow_pool: Executor | None = None,
     ) -> None:
         self._slow_pool = slow_pool or pool
-        self._predictor, self._limits, self._metrics, self._pool = predictor, limits, metrics, pool
+        self._batch_pictures = metrics.batch_pictures.labels(name)
+        self._batch_seconds = metrics.batch_seconds.labels(name)
+        self._predictor, self._limits, self._pool = predictor, limits, pool
         self._changed = threading.Condition()  # reentrant: take_slot holds it and calls reserve_slots
         self._queue: deque[_QueuedSquare] = deque()
         self._jobs: set[Job] = set()  # those with pictures in the queue
@@ -284,7 +288,8 @@ class Batcher:
             for item in batch:
                 if item.job.results[item.index] is None:
                     self._set_result(item.job, item.index, BackendFailure())
-        self._metrics.count_batch(len(batch), time.perf_counter() - started)
+        self._batch_pictures.observe(len(batch))
+        self._batch_seconds.observe(time.perf_counter() - started)
         if count := sum(item.index not in item.job.slow for item in batch):
             self._update_rate(count)
 

@@ -167,7 +167,7 @@ class ServedModels:
         elif old is not None and old.source.is_from_folder:
             del self._models[name]
             old.batcher.close()
-            self.metrics.remove_queue(name)
+            self.metrics.pending.remove(name)
             log_event("model removed, its file is gone", model=name)
         elif old is not None:
             old.error = "its file is gone; the loaded model is still served"
@@ -178,7 +178,7 @@ class ServedModels:
             new = self._load(source, old, self._isolated)
         except Exception as error:  # whatever is wrong with a new file, the old model is served
             reason = _without_folder(error, source.path)
-            self.metrics.count_load(source.name, "failed")
+            self.metrics.loads.labels(source.name, "failed").inc()
             log_event(
                 "model could not be loaded", logging.ERROR, model=source.name, reason=reason, kept=old is not None
             )
@@ -218,13 +218,13 @@ class ServedModels:
             raise ArtifactError(f"{path} gives logits that are not finite: export it again")
         if exported.stamp() != stamp:
             raise ArtifactError(f"{path} changed while it was loaded: it is loaded again when it no longer changes")
-        batcher = Batcher(predictor, self.limits, self.metrics.for_model(source.name), self.pool, self.slow_pool)
+        batcher = Batcher(predictor, self.limits, self.metrics, source.name, self.pool, self.slow_pool)
         return ServedModel(source, version, predictor, batcher)
 
     def _add(self, model: ServedModel) -> None:
         self._models[model.name] = model
-        self.metrics.add_queue(model.name, lambda: model.batcher.pending)
-        self.metrics.count_load(model.name, "loaded")
+        self.metrics.pending.labels(model.name).set_function(lambda: model.batcher.pending)
+        self.metrics.loads.labels(model.name, "loaded").inc()
         log_event("model loaded", model=model.name, version=model.version, classes=len(model.predictor.class_names))
 
 

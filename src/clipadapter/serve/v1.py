@@ -21,6 +21,8 @@ from clipadapter.serve.multipart_body import Form
 from clipadapter.serve.prediction_request import PredictionRequest
 from clipadapter.serve.schemas import (
     MIN_RATE,
+    ModelAddresses,
+    ModelCapabilities,
     ModelDescription,
     ModelList,
     PredictionResponse,
@@ -122,19 +124,18 @@ async def predict(request: Request, name: str, timeout: Timeout = None) -> Respo
     return await _predict(PredictionRequest(request, timeout), name)
 
 
-@router.get("/models", tags=["models"], responses={200: {"model": ModelList}}, summary="Models that are served")
-async def models(request: Request) -> Response:
+@router.get("/models", tags=["models"], summary="Models that are served")
+async def models(request: Request) -> ModelList:
     """Each with its classes and addresses."""
     state: ServerState = request.app.state.server
-    descriptions = [describe_model(state.models.get(name)) for name in state.models.names]
-    return Response(to_json({"models": descriptions}), media_type=JSON)
+    return ModelList(models=[describe_model(state.models.get(name)) for name in state.models.names])
 
 
 @router.get("/models/{name}", tags=["models"], responses=responses_of(ModelDescription, 401, 404), summary="A model")
-async def model(request: Request, name: str) -> Response:
+async def model(request: Request, name: str) -> ModelDescription:
     """Its classes, encoder, licence and addresses."""
     state: ServerState = request.app.state.server
-    return Response(to_json(describe_model(state.models.get(name))), media_type=JSON)
+    return describe_model(state.models.get(name))
 
 
 async def _predict(request: PredictionRequest, name: str | None) -> Response:
@@ -231,28 +232,25 @@ def _predictions(
     ]
 
 
-def describe_model(model: ServedModel) -> dict[str, Any]:
-    """The description of a model, as in `ModelDescription`."""
+def describe_model(model: ServedModel) -> ModelDescription:
+    """The description of a model."""
     metadata, predictor = model.metadata, model.predictor
     encoder = {} if metadata is None else metadata.encoder
-    return {
-        "name": model.name,
-        "version": model.version,
-        "loaded": model.loaded_at.isoformat(timespec="seconds"),
-        "error": model.error,
-        "classes": list(predictor.class_names),
-        "task": "multilabel" if predictor.is_multilabel else "single-label",
-        "encoder": encoder.get("name"),
-        "licence": encoder.get("licence"),
-        "head": None if metadata is None else metadata.head.get("name"),
-        "precision": predictor.precision,
-        "backend": getattr(predictor, "backend", None),
-        "can": {
-            "reject": predictor.uncertainty.rejector is not None,
-            "coverage": predictor.uncertainty.conformal is not None,
-        },
-        "ask": {
-            "pictures": f"/v1/models/{model.name}/predict",
-            "curl": f"curl -F images=@photo.jpg HOST/v1/models/{model.name}/predict",
-        },
-    }
+    address = f"/v1/models/{model.name}/predict"
+    return ModelDescription(
+        name=model.name,
+        version=model.version,
+        loaded=model.loaded_at.isoformat(timespec="seconds"),
+        error=model.error,
+        classes=list(predictor.class_names),
+        task="multilabel" if predictor.is_multilabel else "single-label",
+        encoder=encoder.get("name"),
+        licence=encoder.get("licence"),
+        head=None if metadata is None else metadata.head.get("name"),
+        precision=predictor.precision,
+        backend=getattr(predictor, "backend", None),
+        can=ModelCapabilities(
+            reject=predictor.uncertainty.rejector is not None, coverage=predictor.uncertainty.conformal is not None
+        ),
+        ask=ModelAddresses(pictures=address, curl=f"curl -F images=@photo.jpg HOST{address}"),
+    )
