@@ -104,12 +104,12 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(serve, colours, p
     client = serve(Limits(deadline=2.0, max_batch=2))
     colours.go.clear()
     batcher(client)._pictures_per_second = 0.5  # pictures a second
-    waiting = [post_later(client, RED) for _ in range(2)]
-    wait_until(lambda: batcher(client).pending == 2)
+    waiting = [post_later(client, RED) for _ in range(5)]
+    wait_until(lambda: batcher(client).pending == 5)
     refusal = client.post("/v1/predict", json={"images": [base64_of(RED)]})
-    assert refused(refusal, 503, "about 4.0 seconds") and refusal.headers["retry-after"] == "4"
+    assert refused(refusal, 503, "about 10.0 seconds") and refusal.headers["retry-after"] == "10"
     colours.go.set()
-    assert [label_of(one) for one in waiting] == ["red"] * 2
+    assert [label_of(one) for one in waiting] == ["red"] * 5
 
 
 def test_requests_take_turns(serve, colours, post_later):
@@ -135,7 +135,7 @@ def test_a_long_request_does_not_make_a_short_one_wait_too_long(serve, colours, 
     colours.go.clear()
     many = post_later(client, *[BLUE] * 40)
     wait_until(lambda: batcher(client).pending == 40)
-    batcher(client)._pictures_per_second = 0.5  # 40 pictures would need 80 seconds
+    batcher(client)._pictures_per_second = 0.1  # 40 pictures would need 400 seconds
     one = post_later(client, RED)
     wait_until(lambda: batcher(client).pending == 41)
     colours.go.set()

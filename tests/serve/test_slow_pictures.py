@@ -87,6 +87,14 @@ def test_the_rate_of_slow_pictures_refuses_no_others(serve, held_decoder, colour
     assert batcher._pictures_per_second == rate
 
 
+def test_pictures_that_are_slow_or_unreadable_count_as_having_left_the_queue(serve):
+    """Else a flood of them makes the queue look slow, and others are refused."""
+    client = serve()
+    batcher = client.app.state.server.models.get().batcher
+    ask(client, *[b"nothing"] * 3, jpeg2000((255, 0, 0)))
+    assert batcher._departed == 4
+
+
 @pytest.mark.parametrize(
     ("kind", "mode", "side", "is_slow"),
     [("PNG", "RGB", 3600, False), ("PNG", "RGB", 3700, True), ("JPEG", "L", 6300, False), ("JPEG", "L", 6400, True)],

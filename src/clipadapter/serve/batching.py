@@ -68,7 +68,7 @@ class Batcher:
         self._changed = threading.Condition()  # reentrant: take_slot holds it and calls reserve_slots
         self._queue: deque[_QueuedSquare] = deque()
         self._jobs: set[Job] = set()  # those with pictures in the queue
-        self._slots_taken = self._loading = self.slow_pending = 0
+        self._slots_taken = self._loading = self.slow_pending = self._departed = 0
         self._rate_since = self._pictures_per_second = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run_batches, name="clipadapter-batches", daemon=True)
@@ -103,10 +103,8 @@ class Batcher:
         """
         with self._changed:
             kept_free = self._limits.queue // 4 if is_long and self._jobs else 0
-            # Fewer pictures than a batch are no queue, and after a pause the measured rate is too low.
-            is_queue = self._slots_taken >= self._limits.max_batch
-            over_deadline = is_queue and self._estimate_wait(count) > self._limits.deadline
-            if over_deadline or self._slots_taken + count > self._limits.queue - kept_free:
+            is_full = self._slots_taken + count > self._limits.queue - kept_free
+            if is_full or self._estimate_wait(count) > self._limits.deadline:
                 raise self._queue_full(count)
             self._slots_taken += count
 
@@ -120,7 +118,7 @@ class Batcher:
         """Start to load the pictures of a job whose slots are reserved."""
         with self._changed:
             if not self._jobs:
-                self._rate_since = time.monotonic()
+                self._rate_since, self._departed = time.monotonic(), 0
             self._jobs.add(job)
             job.waiting.extend(enumerate(loaders))
         self._load_more(job)
@@ -140,11 +138,14 @@ class Batcher:
     def _estimate_wait(self, count: int) -> float:
         """Seconds until so many further pictures of one request can run, at the measured rate.
 
-        Each other request takes as many turns in the meantime, and its share is under way already.
+        Each other request takes as many turns in the meantime, and its share is under way already. Two batches are no
+        queue: the rate is also that of a server with little to do, and then too low.
         """
         turns = count - 1 + self._share()
         before = sum(min(job.queued, turns) for job in self._jobs)
-        return before / self._pictures_per_second if self._pictures_per_second else 0.0
+        if before <= 2 * self._limits.max_batch or not self._pictures_per_second:
+            return 0.0
+        return before / self._pictures_per_second
 
     def _share(self) -> int:
         """Pictures of a request that are loaded and run at a time; two batches of a request that is alone."""
@@ -201,6 +202,7 @@ class Batcher:
             self.slow_pending += 1
             job.slow.add(index)
             self._loading -= 1
+            self._departed += 1
             self._leave_queue(job)
 
     def _load(self, job: Job, index: int, loader: Loader) -> None:
@@ -238,6 +240,7 @@ class Batcher:
                 self.slow_pending -= 1
                 self._changed.notify()
             else:
+                self._departed += result is not None  # one that was dropped took no time
                 self._leave_queue(job)
             job.results[index] = result
             job.unfinished -= 1
@@ -290,14 +293,18 @@ class Batcher:
                     self._set_result(item.job, item.index, BackendFailure())
         self._batch_pictures.observe(len(batch))
         self._batch_seconds.observe(time.perf_counter() - started)
-        if count := sum(item.index not in item.job.slow for item in batch):
-            self._update_rate(count)
+        if any(item.index not in item.job.slow for item in batch):
+            self._update_rate()
 
-    def _update_rate(self, count: int) -> None:
-        """Update the rate of the queue, loading included, that the estimated wait is computed from."""
+    def _update_rate(self) -> None:
+        """Update the rate at which pictures leave the queue, from which the wait is estimated.
+
+        Those that are slow or unreadable count too, since they had a place in it.
+        """
         with self._changed:
             now = time.monotonic()
-            rate = count / max(now - self._rate_since, 1e-6)
+            rate = self._departed / max(now - self._rate_since, 1e-6)
+            self._departed = 0
             # Half of the weight for the last batch: the estimate follows a change of load within a few batches.
             self._pictures_per_second = (self._pictures_per_second + rate) / 2 if self._pictures_per_second else rate
             self._rate_since = now
