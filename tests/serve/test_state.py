@@ -45,8 +45,9 @@ def test_for_a_new_body_the_slowest_is_cut_off():
 
 
 @pytest.mark.parametrize("age", [0.01, 0.5])
-def test_however_many_slow_bodies_come_a_fast_one_is_received(age):
+def test_however_many_slow_bodies_come_a_fast_one_is_received(monkeypatch, age):
     """One attacker opens them as fast as they are cut off, so that all are recent."""
+    monkeypatch.setattr("clipadapter.serve.state.time.monotonic", lambda: 100.0)
 
     async def many():
         uploads, fast = Uploads(4), None
