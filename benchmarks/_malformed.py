@@ -13,8 +13,7 @@ STRANGE = [
     "http://127.0.0.1:1/", "file:///etc/passwd", "data:image/png;base64,", "=" * 9, [], {}, [[]], [[[]]],
     {"a": {"b": []}}, [None], [1, "a"], "A" * 5000, ["A" * 50] * 50, list(range(300)),
 ]  # fmt: skip
-NAMES = ["images", "top", "reject", "coverage", "inputs", "outputs", "id", "parameters", "x", "", "model", "\u2028"]
-TENSOR = ["name", "shape", "datatype", "data", "parameters"]
+NAMES = ["images", "top", "reject", "coverage", "x", "", "model", "\u2028"]
 TYPES = [
     "application/json", "multipart/form-data; boundary=x", "multipart/form-data", "application/octet-stream",
     "text/plain", "image/png", "", "multipart/form-data; boundary=\"", "APPLICATION/JSON; charset=utf-16",
@@ -43,19 +42,18 @@ def png(side: int = 3) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def requests(model: str, side: int, count: int, seed: int = 0) -> Iterator[Wrong]:
+def requests(model: str, count: int, seed: int = 0) -> Iterator[Wrong]:
     """As many wrong requests.
 
     Args:
         model: that is asked.
-        side: of its squares.
         count: how many.
         seed: of all that is drawn.
     """
     rng = random.Random(seed)
-    makers = [_json_ask, _tensors, _form, _bytes_after, _garbage, _address]
+    makers = [_json_ask, _form, _garbage, _address]
     for _ in range(count):
-        yield rng.choice(makers)(rng, model, side)
+        yield rng.choice(makers)(rng, model)
 
 
 def _picture(rng: random.Random) -> bytes:
@@ -92,7 +90,7 @@ def _predict(rng: random.Random, model: str) -> str:
     )
 
 
-def _json_ask(rng: random.Random, model: str, side: int) -> Wrong:
+def _json_ask(rng: random.Random, model: str) -> Wrong:
     asked: dict[str, object] = {"images": [base64.b64encode(_picture(rng)).decode() for _ in range(rng.randrange(3))]}
     for _ in range(rng.randrange(3)):
         asked[rng.choice(NAMES)] = _value(rng)
@@ -100,49 +98,7 @@ def _json_ask(rng: random.Random, model: str, side: int) -> Wrong:
     return Wrong("POST", _predict(rng, model), _cut(rng, json.dumps(asked).encode()), {"content-type": kind})
 
 
-def _tensor(rng: random.Random, side: int) -> dict[str, object]:
-    if rng.random() < 0.5:
-        shape = [1, side, side, 3]
-        data = [rng.randrange(256) for _ in range(3 * side * side)] if rng.random() < 0.3 else _value(rng)
-        tensor: dict[str, object] = {"name": "squares", "shape": shape, "datatype": "UINT8", "data": data}
-    else:
-        tensor = {
-            "name": "images",
-            "shape": [1],
-            "datatype": "BYTES",
-            "data": [base64.b64encode(_picture(rng)).decode()],
-        }
-    for _ in range(rng.randrange(3)):
-        tensor[rng.choice(TENSOR)] = _value(rng)
-    return tensor
-
-
-def _question(rng: random.Random, side: int) -> dict[str, object]:
-    question: dict[str, object] = {"inputs": [_tensor(rng, side) for _ in range(rng.choice([1, 1, 1, 0, 2]))]}
-    for _ in range(rng.randrange(2)):
-        question[rng.choice(NAMES)] = _value(rng)
-    if rng.random() < 0.3:
-        question["parameters"] = {rng.choice(["reject", "binary_data_output", "x"]): _value(rng)}
-    return question
-
-
-def _tensors(rng: random.Random, model: str, side: int) -> Wrong:
-    body = _cut(rng, json.dumps(_question(rng, side)).encode())
-    return Wrong("POST", f"/v2/models/{model}/infer", body, {"content-type": rng.choice(TYPES[:4])})
-
-
-def _bytes_after(rng: random.Random, model: str, side: int) -> Wrong:
-    question = _question(rng, side)
-    tail = rng.choice([b"", bytes(3 * side * side), struct.pack("<I", 9) + b"abc", rng.randbytes(50)])
-    inputs = question["inputs"]
-    for tensor in (one for one in inputs if isinstance(one, dict)) if isinstance(inputs, list) else ():
-        tensor["parameters"] = {"binary_data_size": rng.choice([len(tail), len(tail), 7, _value(rng)])}
-    head = json.dumps(question).encode()
-    said = rng.choice([str(len(head)), str(len(head)), "0", "-1", "x", "9" * 30, str(len(head) + 5)])
-    return Wrong("POST", f"/v2/models/{model}/infer", head + tail, {"inference-header-content-length": said})
-
-
-def _form(rng: random.Random, model: str, side: int) -> Wrong:
+def _form(rng: random.Random, model: str) -> Wrong:
     parts = []
     for _ in range(rng.randrange(4)):
         name = rng.choice(
@@ -159,8 +115,8 @@ def _form(rng: random.Random, model: str, side: int) -> Wrong:
     return Wrong("POST", _predict(rng, model), _cut(rng, body), {"content-type": kind})
 
 
-def _garbage(rng: random.Random, model: str, side: int) -> Wrong:
-    path = rng.choice([f"/v2/models/{model}/infer", "/v1/predict"])
+def _garbage(rng: random.Random, model: str) -> Wrong:
+    path = rng.choice([f"/v1/models/{model}/predict", "/v1/predict"])
     body = rng.choice(
         [rng.randbytes(rng.randrange(500)), b"[" * 20000, b'{"a":' * 5000, b"\xff\xfe{\0}\0", b"null", b"1e99999"]
     )
@@ -170,13 +126,12 @@ def _garbage(rng: random.Random, model: str, side: int) -> Wrong:
     return Wrong("POST", path, body, headers)
 
 
-def _address(rng: random.Random, model: str, side: int) -> Wrong:
+def _address(rng: random.Random, model: str) -> Wrong:
     method = rng.choice(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "BREW"])
     part = rng.choice([model, "x", "%00", "%2e%2e", "..%2f..%2fetc", "%ff", "a" * 2000, "%F0%9F%98%80", ""])
     path = rng.choice(
         [
-            f"/v1/models/{part}", f"/v1/models/{part}/predict", f"/v2/models/{part}", f"/v2/models/{part}/ready",
-            f"/v2/models/{part}/versions/{part}", f"/v2/models/{model}/versions/{part}/infer", f"/{part}", f"//{part}",
+            f"/v1/models/{part}", f"/v1/models/{part}/predict", f"/{part}", f"//{part}",
             "/v2", "/v2/health/live", "/v2/health/ready", "/metrics", "/docs", "/openapi.json", "/",
             f"/static-offline-docs/{part}",
         ]

@@ -289,10 +289,10 @@ def soak(server: Server, bodies: list[bytes], minutes: float) -> None:
     row("requests a second meanwhile", f"{rate:.1f}", f"most {max(m for _, m in samples):.0f} MiB")
 
 
-async def malformed(server: Server, count: int, side: int) -> None:
+async def malformed(server: Server, count: int) -> None:
     """Wrong requests by 8 clients at once; some more are no HTTP at all."""
     statuses: Counter[int | str] = Counter()
-    left = iter(requests("m", side, count))
+    left = iter(requests("m", count))
 
     async def send() -> None:
         for wrong in left:
@@ -374,8 +374,7 @@ def main() -> None:
         if "soak" in selected and args.soak:
             soak(server, bodies, args.soak)
         if "malformed" in selected and args.malformed:
-            side = Predictor(args.model, backend=args.backend).pixels.size
-            asyncio.run(malformed(server, args.malformed, side))
+            asyncio.run(malformed(server, args.malformed))
     finally:
         row("ended by SIGTERM with", str(server.end()))
 

@@ -134,7 +134,6 @@ def test_the_yaml_is_a_runtime_and_a_service_of_it():
     assert (runtime["kind"], service["kind"]) == ("ServingRuntime", "InferenceService")
     assert service["spec"]["predictor"]["model"]["modelFormat"]["name"] == "clipadapter"
     assert [one["name"] for one in runtime["spec"]["supportedModelFormats"]] == ["clipadapter"]
-    assert runtime["spec"]["protocolVersions"] == [service["spec"]["predictor"]["model"]["protocolVersion"]] == ["v2"]
     (container,) = runtime["spec"]["containers"]
     check_words(container["args"])
     port = container["args"][container["args"].index("--port") + 1]

@@ -128,6 +128,7 @@ BOMBS = {
         tiff([(273, 4, 1 << 12, 8), (279, 4, 1 << 12, 8)], struct.pack("<I", 1 << 20) * (1 << 12), compression=8),
         "bytes in all strips",
     ),
-    "header of a PPM": (b"P6 #" + 70_000 * b"a" + b"\n1 1 255 abc", "bytes of header"),
+    "header of a PPM": (b"P6 #" + 5_000 * b"a" + b"\n1 1 255 abc", "bytes of header"),
+    "comments of a PPM": (b"P6\n" + 2_500 * b"#\n" + b"1 1 255\nabc", "bytes of header"),
 }
 """Name to the file, and to what the reason names."""

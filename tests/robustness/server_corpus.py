@@ -3,8 +3,6 @@
 import random
 from dataclasses import dataclass
 
-SIDE = 4
-
 
 @dataclass(frozen=True)
 class Odd:
@@ -39,8 +37,8 @@ def heads():
         "space before colon": get + b"Host: localhost\r\nA : b\r\n\r\n",
         "control in header": get + b"Host: localhost\r\nA: \x00\x01\r\n\r\n",
         "folded header": get + b"Host: localhost\r\nA: b\r\n  c\r\n\r\n",
-        "line ends alone": b"GET /v2 HTTP/1.1\nHost: localhost\n\n",
-        "absolute address": b"GET http://evil.example/v2 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "line ends alone": b"GET /v1/models HTTP/1.1\nHost: localhost\n\n",
+        "absolute address": b"GET http://evil.example/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "asterisk": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "connect": b"CONNECT evil.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         "upgrade": get + b"Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
@@ -92,12 +90,10 @@ def mutated(count, seed=0):
     """A sound request with bytes changed, left out, doubled, or cut off."""
     rng = random.Random(seed)
     form = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\nabc\r\n--x--\r\n'
-    tensor = b'{"inputs":[{"name":"images","shape":[1],"datatype":"BYTES","data":["AAAA"]}]}'
     sound = [
         post("/v1/predict?timeout=2", ["Content-Type: application/json"], b'{"images":["AAAA"],"top":2}'),
         post("/v1/predict", ["Content-Type: multipart/form-data; boundary=x"], form),
-        post("/v2/models/colours/infer", ["Content-Type: application/json"], tensor),
-        b"GET /v2/models/colours HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a\r\n\r\n",
+        b"GET /v1/models/colours HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a\r\n\r\n",
     ]
     for number in range(count):
         data = bytearray(rng.choice(sound))

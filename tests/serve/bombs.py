@@ -14,18 +14,12 @@ class Bomb:
     path: str
     body: bytes
     content_type: str = JSON_TYPE
-    json_bytes: int | None = None
 
 
-def bombs(model, size):
+def bombs(size):
     """All, each of about as many bytes."""
-    infer = f"/v2/models/{model}/infer"
     for name, body in {**_in_json(size), **_texts(size)}.items():
         yield Bomb(name, "/v1/predict", body)
-    for name, body in _tensors(size).items():
-        yield Bomb(f"v2-{name}", infer, body)
-    head = b'{"inputs":[{"name":"images","shape":[1],"datatype":"BYTES","parameters":{"binary_data_size":%d}}]}' % size
-    yield Bomb("v2-bytes", infer, head + (size - 4).to_bytes(4, "little") + b"x" * (size - 4), json_bytes=len(head))
     for name, body in _forms(size).items():
         yield Bomb(f"form-{name}", "/v1/predict", body, FORM_TYPE + "x")
 
@@ -56,30 +50,6 @@ def _texts(size):
     bodies["key"] = b'{"' + b"k" * size + b'":1,"images":["a"]}'
     bodies["no-end"] = b'{"images":["' + b"a" * size
     return bodies
-
-
-def _tensors(size):
-    def images(data):
-        return b'{"inputs":[{"name":"images","shape":[1],"datatype":"BYTES","data":' + data + b"}]}"
-
-    def squares(data):
-        return b'{"inputs":[{"name":"squares","shape":[64,4,4,3],"datatype":"UINT8","data":' + data + b"}]}"
-
-    return {
-        "lists": images(b"[" + b"[]," * (size // 3) + b"[]]"),
-        "objects": images(b"[" + b'{"a":{}},' * (size // 9) + b"{}]"),
-        "base64": images(b'["' + b"A" * (size // 4 * 4) + b'"]'),
-        "ints": squares(b"[" + b"1," * (size // 2) + b"1]"),
-        "nested": squares(b"[" + b"[1,2,3]," * (size // 8) + b"[1,2,3]]"),
-        "deep": squares(b"[" * size),
-        "deep-closed": squares(b"[" * (size // 2) + b"]" * (size // 2)),
-        "blank": squares(b"[1" + b" " * size + b"," + b",".join([b"1"] * 3071) + b"]"),
-        "commas": squares(b"[" + b"," * 3071 + b"9" * size + b"]"),
-        "two-lists": squares(b'[1],"data":[' + b"1," * (size // 2) + b"1]"),
-        "shape": b'{"inputs":[{"name":"images","shape":[' + b"9" * size + b'],"datatype":"BYTES","data":["a"]}]}',
-        "outputs": images(b'["a"]')[:-1] + b',"outputs":[' + b'{"name":"x"},' * (size // 13) + b'{"name":"y"}]}',
-        "filler": images(b'["a"]')[:-1] + b',"parameters":{"x":"' + b"x" * size + b'"}}',
-    }
 
 
 def _forms(size):

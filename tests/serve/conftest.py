@@ -41,8 +41,7 @@ def serve(files, colours):
         opener = (lambda path: model) if model is not None else None
         isolated = options.pop("isolated", Unchecked())
         specs = specs or [str(files / "colours.onnx")]
-        adapt = options.pop("adapt", None)
-        models = ServedModels(specs, limits or Limits(), opener=opener, isolated=isolated, adapt=adapt)
+        models = ServedModels(specs, limits or Limits(), opener=opener, isolated=isolated)
         client = TestClient(create_app(models, token, refresh_seconds=options.pop("refresh_seconds", 60)), **options)
         client.__enter__()
         clients.append(client)

@@ -8,7 +8,7 @@ import pytest
 
 from clipadapter.serve import Limits
 
-from .colours import BLUE, GREY, RED, base64_of, picture, refused
+from .colours import BLUE, GREY, RED, base64_of, refused
 
 
 def wait_until(true, seconds=10):
@@ -104,12 +104,55 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(serve, colours, p
     client = serve(Limits(deadline=2.0, max_batch=2))
     colours.go.clear()
     batcher(client)._pictures_per_second = 0.5  # pictures a second
-    waiting = [post_later(client, RED) for _ in range(2)]
-    wait_until(lambda: batcher(client).pending == 2)
+    waiting = [post_later(client, RED) for _ in range(5)]
+    wait_until(lambda: batcher(client).pending == 5)
     refusal = client.post("/v1/predict", json={"images": [base64_of(RED)]})
-    assert refused(refusal, 503, "about 4.0 seconds") and refusal.headers["retry-after"] == "4"
+    assert refused(refusal, 503, "about 10.0 seconds") and refusal.headers["retry-after"] == "10"
     colours.go.set()
-    assert [label_of(one) for one in waiting] == ["red"] * 2
+    assert [label_of(one) for one in waiting] == ["red"] * 5
+
+
+def test_requests_take_turns(serve, colours, post_later):
+    client, order, run = serve(Limits(max_batch=2)), [], colours.run
+
+    def ordered(squares):
+        order.extend("red" if square[0, 0, 0] > 128 else "blue" for square in squares)
+        return run(squares)
+
+    colours.run = ordered
+    colours.go.clear()
+    many = post_later(client, *[BLUE] * 40)
+    wait_until(colours.running.is_set)
+    one = post_later(client, RED)
+    wait_until(lambda: batcher(client).pending == 41)
+    colours.go.set()
+    assert label_of(one) == "red" and len(many.result(20).json()["predictions"]) == 40
+    assert order.index("red") < 8  # not after the 40 that came before it
+
+
+def test_a_long_request_does_not_make_a_short_one_wait_too_long(serve, colours, post_later):
+    client = serve(Limits(deadline=20.0, max_batch=2))
+    colours.go.clear()
+    many = post_later(client, *[BLUE] * 40)
+    wait_until(lambda: batcher(client).pending == 40)
+    batcher(client)._pictures_per_second = 0.1  # 40 pictures would need 400 seconds
+    one = post_later(client, RED)
+    wait_until(lambda: batcher(client).pending == 41)
+    colours.go.set()
+    assert label_of(one) == "red" and many.result(20).status_code == 200
+
+
+def test_long_requests_leave_places_for_short_ones(serve, colours, post_later):
+    client = serve(Limits(queue=8, max_pictures=8))
+    assert post_later(client, *[RED] * 8).result(20).status_code == 200  # alone it may take all
+    colours.go.clear()
+    waiting = [post_later(client, *[RED] * 4)]
+    wait_until(lambda: batcher(client).pending == 4)
+    assert refused(post_later(client, *[RED] * 3).result(20), 503, "the server is busy")
+    waiting += [post_later(client, RED) for _ in range(4)]
+    wait_until(lambda: batcher(client).pending == 8)
+    colours.go.set()
+    assert [label_of(one) for one in waiting] == ["red"] * 5
 
 
 def test_late_pictures_are_dropped_before_they_run(serve, colours, post_later):
@@ -204,18 +247,3 @@ def test_pictures_of_a_disconnected_client_do_not_run(colours, files):
         wait_until(lambda: models.get().batcher.pending == 0)
     assert [size for size in colours.batches[before:] if size] == [1]  # the first ran already
     models.close()
-
-
-def test_a_batch_is_one_part_of_the_stream_whatever_its_options(serve, colours, post_later):
-    almost, between = picture((140, 128, 0)), picture((128, 130, 0))
-    client = serve(adapt="tda")
-    colours.go.clear()
-    first = post_later(client, BLUE)
-    wait_until(colours.running.is_set)
-    for number, (data, options) in enumerate([(almost, {}), (almost, {"reject": 0.1}), (between, {}), (RED, {})], 1):
-        later = post_later(client, data, **options)
-        wait_until(lambda number=number: len(batcher(client)._queue) == number)
-        if data is between:
-            asked = later
-    colours.go.set()
-    assert label_of(first) == "blue" and label_of(asked) == "red"

@@ -5,8 +5,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from .colours import SIDE
-
 PATH = Path(__file__).parents[2] / "benchmarks" / "_malformed.py"
 
 
@@ -15,7 +13,7 @@ def malformed(count):
     module = importlib.util.module_from_spec(spec)
     sys.modules["malformed"] = module  # where dataclasses look for their annotations
     spec.loader.exec_module(module)
-    return module.requests("colours", SIDE, count)
+    return module.requests("colours", count)
 
 
 def test_malformed_requests_are_refused_without_a_server_error(serve):

@@ -15,7 +15,7 @@ REQUEST = {"images": [base64_of(RED)]}
 
 def test_requests_without_the_token_are_refused(serve):
     client = serve(token="secret-1")
-    guarded = ["/v1/models", "/v1/models/colours", "/v2", "/v2/models/colours", "/v2/models/colours/ready", "/metrics"]
+    guarded = ["/v1/models", "/v1/models/colours", "/metrics"]
     for path in [*guarded, "/nothing", "/docs/", "/v2/health/live/x"]:
         response = client.get(path, follow_redirects=False)
         assert refused(response, 401, "Authorization: Bearer"), path
@@ -29,6 +29,16 @@ def test_requests_without_the_token_are_refused(serve):
             assert client.get(path, headers={"authorization": given}).status_code == 200
     for path in ("/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json", "/"):
         assert client.get(path).status_code == 200, path
+
+
+def test_a_stopping_server_is_live_but_not_ready(serve):
+    client = serve()
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"live": True, "ready": True}
+    client.app.state.server.is_stopping = True
+    response = client.get("/v2/health/ready")
+    assert response.status_code == 503 and response.json() == {"live": True, "ready": False}
+    assert client.get("/v2/health/live").status_code == 200
 
 
 def test_a_body_is_not_read_without_the_token(serve):
@@ -61,9 +71,9 @@ def test_a_page_of_another_name_that_leads_here_is_not_answered(serve, host, pat
 
 def test_while_the_server_stops_each_answer_closes_its_connection(serve):
     client = serve()
-    assert "connection" not in client.get("/v2").headers
+    assert "connection" not in client.get("/v1/models").headers
     client.app.state.server.is_stopping = True
-    for path in ("/v2", "/v2/health/ready", "/nothing"):
+    for path in ("/v1/models", "/v2/health/ready", "/nothing"):
         assert client.get(path).headers["connection"] == "close"
 
 
@@ -72,7 +82,7 @@ def test_errors_have_one_shape(serve):
     assert refused(client.get("/nothing"), 404, "/docs")
     response = client.get("/v1/predict")
     assert refused(response, 405) and response.headers["allow"] == "POST"
-    assert refused(client.delete("/v2/models/colours"), 405)
+    assert refused(client.delete("/v1/models/colours"), 405)
 
 
 def test_other_origins_get_no_cors_headers(serve):
@@ -86,10 +96,10 @@ def test_other_origins_get_no_cors_headers(serve):
 
 def test_requests_have_ids(serve):
     client = serve()
-    assert client.get("/v2", headers={"x-request-id": "abc-1.Z_"}).headers["x-request-id"] == "abc-1.Z_"
+    assert client.get("/v1/models", headers={"x-request-id": "abc-1.Z_"}).headers["x-request-id"] == "abc-1.Z_"
     given = []
     for strange in ("", "a b", "x" * 65, '{"a"}'):
-        given.append(client.get("/v2", headers={"x-request-id": strange}).headers["x-request-id"])
+        given.append(client.get("/v1/models", headers={"x-request-id": strange}).headers["x-request-id"])
         assert re.fullmatch("[0-9a-f]{16}-[0-9a-f]+", given[-1])
     assert len(set(given)) == len(given)
 

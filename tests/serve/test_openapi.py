@@ -17,7 +17,7 @@ CHECKS = {
 }
 
 
-def ask_as_documented(operation, mode, path, left_out):
+def ask_as_documented(operation, mode, path):
     """Statuses of requests that are as an operation's document says, or in one thing not."""
     found = []
 
@@ -32,7 +32,7 @@ def ask_as_documented(operation, mode, path, left_out):
     @given(operation.as_strategy(mode))
     def ask(case):
         case.path_parameters = {name: value for name, value in path.items() if f"{{{name}}}" in operation.path}
-        found.append(case.call_and_validate(excluded_checks=left_out).status_code)
+        found.append(case.call_and_validate().status_code)
 
     try:
         ask()
@@ -44,16 +44,13 @@ def ask_as_documented(operation, mode, path, left_out):
 @pytest.mark.slow
 def test_answers_are_as_documented(files):
     schemathesis = pytest.importorskip("schemathesis")  # here, since it takes seconds
-    from schemathesis.specs.openapi.checks import positive_data_acceptance
 
     models = ServedModels([str(files / "colours.onnx")], Limits(max_pictures=4), opener=lambda path: Colours())
     config = schemathesis.Config.from_dict({"checks": CHECKS})
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(models), config=config)
-    asked, path = [], {"name": "colours", "version": models.get().version}
+    asked, path = [], {"name": "colours"}
     for operation in (result.ok() for result in schema.get_all_operations()):
-        # A shape and its data can disagree in ways that no document can say.
-        left_out = [positive_data_acceptance] if operation.path.endswith("/infer") else []
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
-            asked += ask_as_documented(operation, mode, path, left_out)
-    assert len(asked) > 100 and {200, 422} <= set(asked) and 500 not in asked
+            asked += ask_as_documented(operation, mode, path)
+    assert len(asked) > 50 and {200, 422} <= set(asked) and 500 not in asked
     models.close()

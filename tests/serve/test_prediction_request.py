@@ -72,8 +72,12 @@ def test_bodies_of_all_requests_have_a_limit_together(serve):
     client = serve()
     state = client.app.state.server
     state.buffered_bytes = state.limits.max_buffered_bytes
-    response = client.post("/v1/predict", content=BODY, headers={"content-type": "application/json"})
+    large = BODY + b" " * (2 << 20)
+    response = client.post("/v1/predict", content=large, headers={"content-type": "application/json"})
     assert refused(response, 503, "try again") and response.headers["retry-after"] == "1"
+    assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200  # a small one has room
+    state.buffered_bytes = 2 * state.limits.max_buffered_bytes
+    assert refused(client.post("/v1/predict", json={"images": [base64_of(RED)]}), 503, "try again")
     state.buffered_bytes = 0
     assert client.post("/v1/predict", json={"images": [base64_of(RED)]}).status_code == 200
     assert state.buffered_bytes == 0  # given back

@@ -143,11 +143,11 @@ def test_requests_that_have_begun_are_answered_after_sigterm(running, files):
 def test_an_idle_connection_loses_no_request_at_sigterm(running, files):
     server = running(files / "colours.onnx")
     connection = server.connection()
-    connection.request("GET", "/v2")
+    connection.request("GET", "/v1/models")
     assert connection.getresponse().read()
     server.process.send_signal(signal.SIGTERM)
     server.wait_for("stopping")
-    connection.request("GET", "/v2")
+    connection.request("GET", "/v1/models")
     response = connection.getresponse()
     assert response.status == 200 and response.getheader("connection") == "close"
     connection.close()
@@ -156,9 +156,9 @@ def test_an_idle_connection_loses_no_request_at_sigterm(running, files):
 
 def test_requests_for_other_hosts_are_refused_unless_allowed(running, files):
     server = running(files / "colours.onnx", "--allow-host", "pets.example.org")
-    assert server.ask("GET", "/v2", host="pets.example.org")[0] == 200
-    assert server.ask("GET", "/v2", host="evil.example.org")[0] == 421
-    assert server.ask("GET", "/v2", host=f"localhost:{server.port}")[0] == 200
+    assert server.ask("GET", "/v1/models", host="pets.example.org")[0] == 200
+    assert server.ask("GET", "/v1/models", host="evil.example.org")[0] == 421
+    assert server.ask("GET", "/v1/models", host=f"localhost:{server.port}")[0] == 200
     assert server.end() == 0
 
 
@@ -179,7 +179,7 @@ def test_answers_are_sent_without_delay(running, files):
     connection, times = server.connection(), []
     for _ in range(20):
         began = time.perf_counter()
-        connection.request("GET", "/v2/models/colours")
+        connection.request("GET", "/v1/models/colours")
         assert len(connection.getresponse().read()) > 100
         times.append(time.perf_counter() - began)
     connection.close()

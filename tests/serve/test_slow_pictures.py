@@ -2,10 +2,16 @@
 
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from PIL import Image
 
-from .colours import RED, base64_of
+from clipadapter.data.images import is_slow_file
+from clipadapter.serve import Limits
+
+from .colours import RED, base64_of, refused
+from .test_batching import wait_until
 
 
 def jpeg2000(colour):
@@ -37,26 +43,74 @@ def test_a_picture_of_a_slow_format_is_predicted(serve):
     assert [one["label"] for one in ask(serve(), jpeg2000((255, 0, 0)), RED)] == ["red", "red"]
 
 
-def test_while_slow_pictures_are_decoded_others_are_answered(serve, monkeypatch):
-    client, begun, go = serve(), threading.Event(), threading.Event()
+@pytest.fixture
+def held_decoder(monkeypatch):
+    """The decoder of slow formats waits until the returned event is set."""
+    go = threading.Event()
 
     def decode(*arguments):
-        begun.set()
         assert go.wait(30)
         return Image.new("RGB", (32, 32), "red")
 
     monkeypatch.setattr("clipadapter.data.images.DECODER_PROCESSES.decode", decode)
+    yield go
+    go.set()
+
+
+def test_slow_pictures_have_places_of_their_own(serve, held_decoder):
+    client = serve(Limits(queue=8, max_pictures=8))
+    batcher = client.app.state.server.models.get().batcher
     slow = jpeg2000((0, 0, 255))
-    answers = []
-    threads = [threading.Thread(target=lambda: answers.extend(ask(client, *[slow] * 8))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        assert begun.wait(30)
-        assert ask(client, RED)[0]["label"] == "red"  # answered while 16 slow ones wait
-        assert not answers
-    finally:
-        go.set()
-        for thread in threads:
-            thread.join()
-    assert len(answers) == 16
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, client, *[slow] * 8)
+        wait_until(lambda: batcher.slow_pending == 8)
+        assert len(ask(client, *[RED] * 8)) == 8  # the queue has all its places
+        for pictures in ([slow], [slow] * 8, [RED, slow]):
+            refusal = client.post("/v1/predict", json={"images": [base64_of(data) for data in pictures]})
+            assert refused(refusal, 503, "slow to decode", "JPEG") and int(refusal.headers["retry-after"]) >= 1
+        held_decoder.set()
+        assert len(waiting.result(30)) == 8
+    wait_until(lambda: batcher.pending == 0)
+    assert ask(client, slow)[0]["label"] == "red"
+    assert 'clipadapter_refused_total{reason="slow"} 3.0' in client.get("/metrics").text
+
+
+def test_the_rate_of_slow_pictures_refuses_no_others(serve, held_decoder, colours):
+    client = serve(Limits(max_batch=1))
+    batcher = client.app.state.server.models.get().batcher
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, client, *[jpeg2000((0, 0, 255))] * 8)
+        wait_until(lambda: batcher.slow_pending == 8)
+        rate = batcher._pictures_per_second
+        held_decoder.set()
+        waiting.result(30)
+    assert batcher._pictures_per_second == rate
+
+
+def test_pictures_that_are_slow_or_unreadable_count_as_having_left_the_queue(serve):
+    """Else a flood of them makes the queue look slow, and others are refused."""
+    client = serve()
+    batcher = client.app.state.server.models.get().batcher
+    ask(client, *[b"nothing"] * 3, jpeg2000((255, 0, 0)))
+    assert batcher._departed == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "side", "is_slow"),
+    [("PNG", "RGB", 3600, False), ("PNG", "RGB", 3700, True), ("JPEG", "L", 6300, False), ("JPEG", "L", 6400, True)],
+)
+def test_a_picture_with_more_samples_than_a_large_photograph_is_slow(kind, mode, side, is_slow):
+    data = io.BytesIO()
+    Image.new(mode, (side, side)).save(data, kind)
+    assert is_slow_file(data.getvalue(), 50_000_000) is is_slow
+
+
+def test_formats_that_are_switched_off_are_refused(serve):
+    client = serve(Limits(formats=("jpeg", "png")))
+    slow = jpeg2000((255, 0, 0))
+    for pictures in ([slow], [RED, slow]):
+        refusal = client.post("/v1/predict", json={"images": [base64_of(data) for data in pictures]})
+        assert refused(refusal, 415, "jpeg2000", "accepts jpeg, png")
+    refusal = client.post("/v1/predict", files=[("images", ("a.jp2", slow))])
+    assert refused(refusal, 415, "jpeg2000", "accepts jpeg, png")
+    assert [one["error"] or one["label"] for one in ask(client, RED, b"nothing")] == ["red", "not an image"]

@@ -1,10 +1,10 @@
 """Bodies that are received at a time: when one is cut off."""
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 
-from clipadapter.serve.limits import RequestRefused
 from clipadapter.serve.state import Upload, Uploads
 
 
@@ -44,14 +44,33 @@ def test_for_a_new_body_the_slowest_is_cut_off():
     asyncio.run(three())
 
 
-def test_recent_bodies_are_not_cut_off_for_another():
+@pytest.mark.parametrize("age", [0.01, 0.5])
+def test_however_many_slow_bodies_come_a_fast_one_is_received(monkeypatch, age):
+    """One attacker opens them as fast as they are cut off, so that all are recent."""
+    monkeypatch.setattr("clipadapter.serve.state.time.monotonic", lambda: 100.0)
+
+    async def many():
+        uploads, fast = Uploads(4), None
+        with ExitStack() as stack:
+            for number in range(100):
+                upload = stack.enter_context(uploads.add())
+                upload.started_at -= age
+                upload.size = 200
+                if number == 50:
+                    fast = upload
+                    fast.size = 50_000
+            assert not fast.is_evicted
+
+    asyncio.run(many())
+
+
+def test_a_body_that_has_just_begun_is_not_the_slowest():
     async def two():
-        uploads = Uploads(1)
-        with uploads.add() as first:
-            with pytest.raises(RequestRefused, match="are in progress") as refusal, uploads.add():
-                pass
-            assert not first.is_evicted and (refusal.value.status, refusal.value.reason) == (503, "bodies")
-        with uploads.add():
-            pass
+        uploads = Uploads(2)
+        with uploads.add() as slow, uploads.add() as new:
+            slow.started_at -= 2
+            slow.size = 1000
+            with uploads.add():
+                assert slow.is_evicted and not new.is_evicted
 
     asyncio.run(two())

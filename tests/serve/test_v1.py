@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from clipadapter.cli.app import app
+from clipadapter.pixels import PixelSpec, unpack_squares
+from clipadapter.runtime import Outputs
 from clipadapter.serve import Limits
 
 from .colours import BLUE, GREY, RED, Colours, base64_of, picture, refused, several
@@ -41,6 +43,21 @@ def test_predictions_are_those_of_the_command(serve, files, tmp_path, asked):
     for place, line in enumerate(wanted):
         assert form["predictions"][place] == {**line, "source": paths[place].name}
         assert plain["predictions"][place] == {**line, "source": f"image {place}"}
+
+
+class TwoSizes(Colours):
+    """Logits are ten times the mean of each channel over both squares."""
+
+    further_inputs = (PixelSpec(6, (0.0,) * 3, (1.0,) * 3),)
+
+    def run(self, squares):
+        small, large = (part.mean(axis=(1, 2)).reshape(-1, 3) / 255 for part in unpack_squares(squares, self.inputs))
+        return Outputs(5 * (small + large), small, 1 - small.max(axis=1, keepdims=True, initial=0))
+
+
+def test_pictures_are_prepared_in_all_sizes_of_a_model(serve):
+    answer = serve(model=TwoSizes()).post("/v1/predict", files=FILES).json()
+    assert [one["label"] for one in answer["predictions"]] == ["red", "blue"]
 
 
 def test_a_data_url_is_base64_too(serve):

@@ -25,6 +25,7 @@ from clipadapter.data.decode_cost import (
     TooCostly,
     check_cost,
     check_exif,
+    is_large,
     is_slow,
     read_jpeg,
 )
@@ -84,6 +85,10 @@ _FORMATS: tuple[tuple[str, bytes, str | None], ...] = (
     ("PDF", rb"%PDF", None),
     ("PostScript", rb"%!PS", None),
 )
+
+
+FORMAT_NAMES = tuple(kind.lower().replace(" ", "") for kind, _, reader in _FORMATS if reader)
+"""Formats that are read, as options name them: "jpeg", "png", ..., "jpeg2000"."""
 
 
 def read_image(
@@ -366,23 +371,39 @@ def stop_decoding() -> None:
     DECODER_PROCESSES.stop()
 
 
-def is_slow_file(data: bytes, name: str = "picture") -> bool:
-    """Whether `read_image` decodes a file in a separate process, because that takes seconds or blocks other threads.
+def is_slow_file(data: bytes, max_pixels: int, name: str = "picture") -> bool:
+    """Whether decoding a file takes far longer than decoding a usual photograph.
 
-    These are JPEG 2000, AVIF, HEIC, PPM as text, BMP with run lengths, and TIFF with other compressions than LZW,
-    deflate and PackBits.
+    These are the files that `read_image` decodes in a separate process: JPEG 2000, AVIF, HEIC, PPM as text, BMP with
+    run lengths, and TIFF with other compressions than LZW, deflate and PackBits. And those with more samples than a
+    photograph of 24 megapixels, see `decode_cost.is_large`.
 
     Args:
         data: the file.
+        max_pixels: limit of the pixels.
         name: of the picture in error messages.
 
     Raises:
-        ImageError: if its header is too costly to read.
+        ImageError: if it is no picture, exceeds a limit, or its header is too costly to read.
 
-    >>> is_slow_file(b"P3 1 1 255 1 2 3")
+    >>> is_slow_file(b"P3 1 1 255 1 2 3", 100)
     True
     """
-    return _is_slow(_kind(data)[0], data, name)
+    kind = _kind(data)[0]
+    if _is_slow(kind, data, name):
+        return True
+    width, height = open_image(data, name, max_pixels)[0].size
+    return is_large(kind, data, width * height)
+
+
+def image_format(data: bytes) -> str:
+    """The format of a file by its first bytes, a name of ``FORMAT_NAMES``; "" if it is none of them.
+
+    >>> image_format(b"P3 1 1 255 1 2 3")
+    'ppm'
+    """
+    name = _kind(data)[0].lower().replace(" ", "")
+    return name if name in FORMAT_NAMES else ""
 
 
 def _is_slow(kind: str, data: bytes, name: str) -> bool:

@@ -1,10 +1,10 @@
-"""Exported models behind HTTP: a web service for pictures, and the Open Inference Protocol. PyTorch is not loaded.
+"""Exported models behind HTTP: a web service for pictures. PyTorch is not loaded.
 
 A few threads load a request's pictures, which then run in batches with those of other requests. A request that can't be
 answered in time is refused before its body is read. docs/serving.md describes the addresses.
 
-Where to start: `app.py` (routes), `v1.py` and `oip.py` (the two interfaces), `prediction_request.py` (the steps of a
-request), `batching.py` (queue and batches), `models.py` (loading and reloading), `middleware.py` (every request).
+Where to start: `app.py` and `v1.py` (routes), `prediction_request.py` (the steps of a request), `batching.py` (queue
+and batches), `models.py` (loading and reloading), `middleware.py` (every request).
 """
 
 from clipadapter.errors import require

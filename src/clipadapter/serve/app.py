@@ -13,7 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi_offline import FastAPIOffline
 
 from clipadapter import __version__
-from clipadapter.serve import oip, v1
+from clipadapter.serve import v1
 from clipadapter.serve.metrics import CONTENT_TYPE
 from clipadapter.serve.middleware import RequestMiddleware, add_error_handlers
 from clipadapter.serve.models import REFRESH_SECONDS, ServedModels
@@ -61,7 +61,6 @@ def create_app(models: ServedModels, token: str | None = None, refresh_seconds: 
     )
     app.state.server = state
     app.include_router(v1.router)
-    app.include_router(oip.router)
     _add_other_routes(app)
     add_error_handlers(app)
     app.openapi = lambda: _document(app, models.limits.max_pictures, token is not None)  # type: ignore[method-assign]
@@ -70,6 +69,18 @@ def create_app(models: ServedModels, token: str | None = None, refresh_seconds: 
 
 
 def _add_other_routes(app: FastAPI) -> None:
+    @app.get("/v2/health/live", tags=["running"], summary="Server live")
+    async def live() -> dict[str, bool]:
+        """Whether the process answers."""
+        return {"live": True}
+
+    @app.get("/v2/health/ready", tags=["running"], summary="Server ready", responses={503: {}})
+    async def ready(request: Request, response: Response) -> dict[str, bool]:
+        """Whether requests are accepted: not while the server is stopping."""
+        is_ready = not request.app.state.server.is_stopping
+        response.status_code = 200 if is_ready else 503
+        return {"live": True, "ready": is_ready}
+
     @app.get("/metrics", tags=["running"], summary="Metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
         """Counts and times, in the text format of Prometheus."""
@@ -88,8 +99,6 @@ def _document(app: FastAPI, max_pictures: int, needs_token: bool) -> dict[str, A
             for operation in operations.values():
                 if path.endswith("/predict"):
                     operation["requestBody"] = v1.body_schema(max_pictures)
-                elif path.endswith("/infer"):
-                    operation["requestBody"] = oip.body_schema(max_pictures)
                 if needs_token and "/health/" not in path:
                     operation["security"] = [{"token": []}]
         if needs_token:

@@ -2,7 +2,8 @@
 
 Threads of a pool load pictures into squares. One thread per model takes the squares that are ready and runs them as one
 batch. A batch waits for more squares only while pictures are being loaded: on an idle server nothing waits, on a busy
-one a batch fills while the previous one runs.
+one a batch fills while the previous one runs. Requests take turns, so that one picture never waits for all of a long
+request.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.adaptation import TdaCache
 from clipadapter.errors import ImageError
 from clipadapter.runtime import Outputs, RuntimeModel
 from clipadapter.serve.limits import Limits, RequestRefused
-from clipadapter.serve.metrics import ModelMetrics
+from clipadapter.serve.metrics import Metrics
 from clipadapter.uncertainty import Answers
 
 Square = NDArray[np.uint8]
 Loader = Callable[[], Square]
-"""Returns a square (s, s, 3), or raises ImageError or SlowFormat."""
+"""Returns a square (s, s, 3), or raises ImageError, SlowPicture or RequestRefused."""
 MAX_RETRY_SECONDS = 60
 logger = logging.getLogger(__name__)
 
@@ -41,27 +42,33 @@ class Batcher:
     Args:
         predictor: the model.
         limits: sizes of batches and of the queue.
-        metrics: of the model.
+        metrics: of the server.
+        name: of the model in metrics.
         pool: its threads load pictures.
-        slow_pool: its thread loads pictures of slow formats; `pool` if not given.
-        cache: for test-time adaptation; None for none. It remembers pictures in the order in which they run.
+        slow_pool: its thread loads slow pictures; `pool` if not given.
+
+    Attributes:
+        slow_pending: pictures that were found to be slow and have no result yet. They have places of their own, as
+            many as one request may bring, so that other pictures always find theirs.
     """
 
     def __init__(
         self,
         predictor: RuntimeModel,
         limits: Limits,
-        metrics: ModelMetrics,
+        metrics: Metrics,
+        name: str,
         pool: Executor,
         slow_pool: Executor | None = None,
-        cache: TdaCache | None = None,
     ) -> None:
-        self.cache = cache
         self._slow_pool = slow_pool or pool
-        self._predictor, self._limits, self.metrics, self._pool = predictor, limits, metrics, pool
+        self._batch_pictures = metrics.batch_pictures.labels(name)
+        self._batch_seconds = metrics.batch_seconds.labels(name)
+        self._predictor, self._limits, self._pool = predictor, limits, pool
         self._changed = threading.Condition()  # reentrant: take_slot holds it and calls reserve_slots
         self._queue: deque[_QueuedSquare] = deque()
-        self._slots_taken = self._started = self._loading = 0
+        self._jobs: set[Job] = set()  # those with pictures in the queue
+        self._slots_taken = self._loading = self.slow_pending = self._departed = 0
         self._rate_since = self._pictures_per_second = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run_batches, name="clipadapter-batches", daemon=True)
@@ -70,7 +77,7 @@ class Batcher:
     @property
     def pending(self) -> int:
         """Pictures that were accepted and have no result yet."""
-        return self._slots_taken
+        return self._slots_taken + self.slow_pending
 
     def take_slot(self) -> QueueSlot | None:
         """Take one slot of the queue; None if the batcher is closed.
@@ -79,24 +86,26 @@ class Batcher:
             RequestRefused: if no slot is free, or the queue needs longer than the deadline.
         """
         with self._changed:
-            if self._closed and not self._slots_taken:
+            if self._closed and not self.pending:
                 return None
-            # Fewer pictures than a batch are no queue, and after a pause the measured rate is too low.
-            over_deadline = self._estimate_wait() > self._limits.deadline
-            if self._slots_taken >= self._limits.max_batch and over_deadline:
-                raise self._queue_full()
             self.reserve_slots(1)
         return QueueSlot(self)
 
-    def reserve_slots(self, count: int) -> None:
+    def reserve_slots(self, count: int, is_long: bool = False) -> None:
         """Take slots.
 
+        Args:
+            count: how many.
+            is_long: for the further pictures of a request. Unless it is alone it leaves a quarter of the queue free.
+
         Raises:
-            RequestRefused: if fewer are free.
+            RequestRefused: if fewer are free, or the pictures would wait longer than the deadline.
         """
         with self._changed:
-            if self._slots_taken + count > self._limits.queue:
-                raise self._queue_full()
+            kept_free = self._limits.queue // 4 if is_long and self._jobs else 0
+            is_full = self._slots_taken + count > self._limits.queue - kept_free
+            if is_full or self._estimate_wait(count) > self._limits.deadline:
+                raise self._queue_full(count)
             self._slots_taken += count
 
     def release_slot(self) -> None:
@@ -108,12 +117,11 @@ class Batcher:
     def start(self, job: Job, loaders: Sequence[Loader]) -> None:
         """Start to load the pictures of a job whose slots are reserved."""
         with self._changed:
-            if not self._started:
-                self._rate_since = time.monotonic()
-            self._started += len(loaders)
-            self._loading += len(loaders)
-        for index, loader in enumerate(loaders):
-            self._pool.submit(self._load, job, index, loader)
+            if not self._jobs:
+                self._rate_since, self._departed = time.monotonic(), 0
+            self._jobs.add(job)
+            job.waiting.extend(enumerate(loaders))
+        self._load_more(job)
 
     def close(self, timeout: float = 0.0) -> None:
         """Accept no more pictures, and end when all accepted ones have a result.
@@ -127,20 +135,75 @@ class Batcher:
         if timeout:
             self._thread.join(timeout)
 
-    def _estimate_wait(self) -> float:
-        """Seconds until all pending pictures have a result, at the measured rate."""
-        return self._slots_taken / self._pictures_per_second if self._pictures_per_second else 0.0
+    def _estimate_wait(self, count: int) -> float:
+        """Seconds until so many further pictures of one request can run, at the measured rate.
 
-    def _queue_full(self) -> RequestRefused:
-        seconds = self._estimate_wait()
+        Each other request takes as many turns in the meantime, and its share is under way already. Two batches are no
+        queue: the rate is also that of a server with little to do, and then too low.
+        """
+        turns = count - 1 + self._share()
+        before = sum(min(job.queued, turns) for job in self._jobs)
+        if before <= 2 * self._limits.max_batch or not self._pictures_per_second:
+            return 0.0
+        return before / self._pictures_per_second
+
+    def _share(self) -> int:
+        """Pictures of a request that are loaded and run at a time; two batches of a request that is alone."""
+        return max(1, 2 * self._limits.max_batch // max(1, len(self._jobs)))
+
+    def _queue_full(self, count: int) -> RequestRefused:
+        seconds = self._estimate_wait(count)
         return RequestRefused(
             503,
-            f"the server is busy: {self._slots_taken} pictures wait, about {seconds:.1f} seconds of work. At most "
-            f"{self._limits.queue} may wait, {self._limits.deadline:g} seconds each. Try again after the seconds of "
-            "Retry-After",
+            f"the server is busy: {self._slots_taken} pictures wait, and yours would wait about {seconds:.1f} seconds. "
+            f"At most {self._limits.queue} may wait, {self._limits.deadline:g} seconds each, and a request of several "
+            "leaves a quarter of these places. Try again after the seconds of Retry-After",
             reason="queue",
             retry_after=min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS),
         )
+
+    def _slow_full(self) -> RequestRefused:
+        return RequestRefused(
+            503,
+            f"{self.slow_pending} pictures that are slow to decode wait: at most {self._limits.max_pictures} may. Slow "
+            "are JPEG 2000, AVIF, HEIC and pictures above 13 megapixels, as JPEG above 26. Send smaller JPEG files, or "
+            "try again after the seconds of Retry-After",
+            reason="slow",
+            retry_after=min(math.ceil(self._limits.deadline), MAX_RETRY_SECONDS),
+        )
+
+    def _load_more(self, job: Job) -> None:
+        """Load as many pictures of a request as its share."""
+        with self._changed:
+            count = min(len(job.waiting), self._share() - (job.queued - len(job.waiting)))
+            pictures = [job.waiting.popleft() for _ in range(count)]
+            self._loading += len(pictures)
+        with suppress(RuntimeError):  # the pool is closed: the server was stopped without waiting
+            for index, loader in pictures:
+                self._pool.submit(self._load, job, index, loader)
+
+    def _leave_queue(self, job: Job) -> None:
+        """Give the slot of a picture back; the caller holds the lock."""
+        self._slots_taken -= 1
+        job.queued -= 1
+        if not job.queued:
+            self._jobs.discard(job)
+        self._changed.notify()
+
+    def _move_to_slow(self, job: Job, index: int) -> None:
+        """Give a picture's slot of the queue back for a place among the slow ones.
+
+        Raises:
+            RequestRefused: if there is none.
+        """
+        with self._changed:
+            if self.slow_pending >= self._limits.max_pictures:
+                raise self._slow_full()
+            self.slow_pending += 1
+            job.slow.add(index)
+            self._loading -= 1
+            self._departed += 1
+            self._leave_queue(job)
 
     def _load(self, job: Job, index: int, loader: Loader) -> None:
         """Load one picture, in a thread of a pool."""
@@ -148,16 +211,23 @@ class Batcher:
         failure: Unreadable | BackendFailure | None = None
         try:
             square = None if job.is_abandoned else loader()
-        except SlowFormat as slow:
-            self._slow_pool.submit(self._load, job, index, slow.loader)
-            return
+        except SlowPicture as slow:
+            try:
+                self._move_to_slow(job, index)
+                self._slow_pool.submit(self._load, job, index, slow.loader)
+                self._load_more(job)
+                return
+            except RequestRefused as refusal:
+                job.refuse(refusal)
+        except RequestRefused as refusal:
+            job.refuse(refusal)
         except ImageError as error:
             failure = Unreadable(error.reason)
         except Exception:
             logger.exception("a picture could not be loaded")
             failure = BackendFailure()
         with self._changed:
-            self._loading -= 1
+            self._loading -= index not in job.slow
             if square is not None:
                 self._queue.append(_QueuedSquare(job, index, square))
             self._changed.notify()
@@ -166,14 +236,19 @@ class Batcher:
 
     def _set_result(self, job: Job, index: int, result: Result | None) -> None:
         with self._changed:
-            self._slots_taken -= 1
-            self._started -= 1
+            if index in job.slow:
+                self.slow_pending -= 1
+                self._changed.notify()
+            else:
+                self._departed += result is not None  # one that was dropped took no time
+                self._leave_queue(job)
             job.results[index] = result
             job.unfinished -= 1
             is_last = job.unfinished == 0
-            self._changed.notify()
         if is_last:
             job.notify()
+        else:
+            self._load_more(job)
 
     def _run_batches(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -190,7 +265,7 @@ class Batcher:
         """The next batch; None if the batcher is closed and no picture is pending."""
         with self._changed:
             while not self._queue:
-                if self._closed and not self._slots_taken:
+                if self._closed and not self.pending:
                     return None
                 self._changed.wait()
             # The first square bounds the wait: later ones must not prolong it.
@@ -206,11 +281,9 @@ class Batcher:
         started = time.perf_counter()
         try:
             outputs = self._predictor.run(np.stack([item.square for item in batch]))
-            adapted = None if self.cache is None else self._adapt(outputs, self.cache)
             for options, rows in _group_by_options(batch):
                 group = outputs if len(rows) == len(batch) else outputs.rows(cast(Any, np.array(rows)))
-                own = None if adapted is None else adapted[rows]
-                answers = self._predictor.answer(group, adapted=own, **options)
+                answers = self._predictor.answer(group, **options)
                 for group_row, row in enumerate(rows):
                     self._set_result(batch[row].job, batch[row].index, Answer(group, answers, group_row))
         except Exception:
@@ -218,21 +291,20 @@ class Batcher:
             for item in batch:
                 if item.job.results[item.index] is None:
                     self._set_result(item.job, item.index, BackendFailure())
-        self.metrics.count_batch(len(batch), time.perf_counter() - started)
-        self._update_rate(len(batch))
+        self._batch_pictures.observe(len(batch))
+        self._batch_seconds.observe(time.perf_counter() - started)
+        if any(item.index not in item.job.slow for item in batch):
+            self._update_rate()
 
-    def _adapt(self, outputs: Outputs, cache: TdaCache) -> NDArray[np.float64]:
-        """Probabilities by test-time adaptation, in the order of the batch; one thread runs all batches of a model."""
-        adapted = self._predictor.adapt(outputs, cache)
-        plain = self._predictor.uncertainty.probabilities(outputs.logits)
-        self.metrics.count_adapted(int((plain.argmax(axis=1) != adapted.argmax(axis=1)).sum()))
-        return adapted
+    def _update_rate(self) -> None:
+        """Update the rate at which pictures leave the queue, from which the wait is estimated.
 
-    def _update_rate(self, count: int) -> None:
-        """Update the rate, loading included, that the estimated wait is computed from."""
+        Those that are slow or unreadable count too, since they had a place in it.
+        """
         with self._changed:
             now = time.monotonic()
-            rate = count / max(now - self._rate_since, 1e-6)
+            rate = self._departed / max(now - self._rate_since, 1e-6)
+            self._departed = 0
             # Half of the weight for the last batch: the estimate follows a change of load within a few batches.
             self._pictures_per_second = (self._pictures_per_second + rate) / 2 if self._pictures_per_second else rate
             self._rate_since = now
@@ -263,7 +335,8 @@ class QueueSlot:
         Raises:
             RequestRefused: if the queue has too few free slots.
         """
-        self._batcher.reserve_slots(len(loaders) - 1)
+        if len(loaders) > 1:
+            self._batcher.reserve_slots(len(loaders) - 1, is_long=True)
         self._is_unused = False
         job = Job(len(loaders), options, deadline)
         self._batcher.start(job, loaders)
@@ -281,6 +354,10 @@ class Job:
     Attributes:
         results: one per picture; None until it is known, and if the picture was dropped.
         unfinished: pictures that still wait for their result.
+        waiting: index and loader of each picture whose turn has not come.
+        queued: pictures that have a slot of the queue.
+        slow: indices of pictures that are slow to decode.
+        refusal: why the request is refused; None if it is not.
         done: future of the running event loop; resolved when no picture is unfinished.
     """
 
@@ -288,7 +365,10 @@ class Job:
         self.options = dict(options)
         self.deadline = deadline
         self.results: list[Result | None] = [None] * count
-        self.unfinished = count
+        self.unfinished = self.queued = count
+        self.waiting: deque[tuple[int, Loader]] = deque()
+        self.slow: set[int] = set()
+        self.refusal: RequestRefused | None = None
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self._loop.create_future()
         self._abandoned = False
@@ -301,6 +381,12 @@ class Job:
     def abandon(self) -> None:
         """Drop the pictures that have not run."""
         self._abandoned = True
+
+    def refuse(self, refusal: RequestRefused) -> None:
+        """Drop the pictures that have not run, and tell the client at once; may be called from any thread."""
+        self.refusal = refusal
+        self.abandon()
+        self.notify()
 
     def notify(self) -> None:
         """Resolve `done`; may be called from any thread."""
@@ -344,15 +430,15 @@ class BackendFailure:
 Result = Answer | Unreadable | BackendFailure
 
 
-class SlowFormat(Exception):
-    """Raised by a loader whose picture has a slow format, so that other pictures need not wait for it.
+class SlowPicture(Exception):
+    """Raised by a loader whose picture is slow to decode, so that other pictures need not wait for it.
 
     Args:
-        loader: called by the thread for slow formats instead.
+        loader: called by the thread for slow pictures instead.
     """
 
     def __init__(self, loader: Loader) -> None:
-        super().__init__("to be loaded by the thread for slow formats")
+        super().__init__("to be loaded by the thread for slow pictures")
         self.loader = loader
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from clipadapter.data.images import FORMAT_NAMES
 from clipadapter.errors import ClipAdapterError, InputError
 
 BODY_GRACE_SECONDS = 3.0
 """Time for which a body may pause: mobile networks do."""
 BUFFERED_BODIES = 8
-"""Number of bodies of the largest size that may be in memory together."""
+"""Number of bodies of the largest size that may be in memory together; small bodies have as much memory again."""
+SMALL_BODY_BYTES = 1 << 20
+"""A few usual photographs: large bodies, however many come, leave room for them."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Limits:
         max_batch: largest number of pictures that run in one batch.
         max_wait: seconds that a picture waits at most for others that are being loaded.
         queue: largest number of pictures of a model that were accepted and have no result yet. More are refused with
-            503.
+            503. Pictures that are slow to decode do not count: ``max_pictures`` of them may wait besides.
         deadline: seconds from a request's first byte to its answer; a request that takes longer is answered with 504.
         max_bodies: largest number of bodies that are received at a time. For one more the slowest is cut off, or the
             new one is refused if none is slow.
@@ -34,9 +37,11 @@ class Limits:
             their first byte.
         max_connections: largest number of connections that are open at a time. For one more the longest idle one is
             closed.
+        formats: of pictures that are accepted, of `data.images.FORMAT_NAMES`; None for all.
 
     Raises:
-        InputError: if one is not above zero, or a request may bring more pictures than the queue holds.
+        InputError: if one is not above zero, a request may bring more pictures than the queue holds, or a format is
+            unknown.
 
     >>> Limits(max_pictures=8, queue=4)
     Traceback (most recent call last):
@@ -55,11 +60,14 @@ class Limits:
     min_rate: float = 16 << 10
     header_timeout: float = 10.0
     max_connections: int = 800
+    formats: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.formats is not None:
+            _check_formats(self.formats)
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if not 0 < value < math.inf and not (limit.name == "max_wait" and value == 0):
+            if limit.name != "formats" and not 0 < value < math.inf and not (limit.name == "max_wait" and value == 0):
                 raise InputError(f"{limit.name} must be a number above zero, but is {value}")
         if self.max_pictures > self.queue:
             raise InputError(
@@ -69,8 +77,15 @@ class Limits:
 
     @property
     def max_buffered_bytes(self) -> int:
-        """Bytes of the bodies of all requests that are in memory at a time."""
+        """Bytes of the bodies of all requests that are in memory at a time, when a large one comes."""
         return BUFFERED_BODIES * self.max_bytes
+
+
+def _check_formats(formats: tuple[str, ...]) -> None:
+    wrong = [name for name in formats if name not in FORMAT_NAMES]
+    if wrong or not formats:
+        came = f"are {', '.join(map(repr, wrong))}" if wrong else "name none"
+        raise InputError(f"the formats {came}: give some of {', '.join(FORMAT_NAMES)}")
 
 
 class RequestRefused(ClipAdapterError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -20,130 +18,49 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self._requests = Counter(
+        self.requests = Counter(
             "clipadapter_requests", "Requests that were answered.", ["route", "model", "status"], registry=registry
         )
-        self._seconds = Histogram(
+        self.seconds = Histogram(
             "clipadapter_request_seconds",
             "From a request's first byte to its answer.",
             ["route", "model"],
             buckets=BUCKETS_SECONDS,
             registry=registry,
         )
-        self._refused = Counter(
+        self.refused = Counter(
             "clipadapter_refused",
-            "Requests that were refused because of load or time: queue, memory, deadline, bodies, rate.",
+            "Requests that were refused because of load or time: queue, slow, memory, deadline, bodies, rate.",
             ["reason"],
             registry=registry,
         )
-        self._pictures = Counter("clipadapter_pictures", "Pictures that were received.", ["model"], registry=registry)
-        self._unreadable = Counter(
+        self.pictures = Counter("clipadapter_pictures", "Pictures that were received.", ["model"], registry=registry)
+        self.unreadable = Counter(
             "clipadapter_picture_errors", "Pictures that could not be read.", ["model"], registry=registry
         )
-        self._batch_pictures = Histogram(
+        self.batch_pictures = Histogram(
             "clipadapter_batch_pictures", "Pictures in a batch.", ["model"], buckets=BUCKETS_PICTURES, registry=registry
         )
-        self._batch_seconds = Histogram(
+        self.batch_seconds = Histogram(
             "clipadapter_batch_seconds",
             "Seconds to run a batch.",
             ["model"],
             buckets=BUCKETS_SECONDS,
             registry=registry,
         )
-        self._pending = Gauge(
+        self.pending = Gauge(
             "clipadapter_queue_pictures",
             "Pictures that were accepted and have no result yet.",
             ["model"],
             registry=registry,
         )
-        self._cache_items = Gauge(
-            "clipadapter_adaptation_items",
-            "Pictures that the cache of test-time adaptation remembers.",
-            ["model"],
-            registry=registry,
-        )
-        self._adapted = Counter(
-            "clipadapter_adapted_pictures",
-            "Pictures whose class test-time adaptation changed.",
-            ["model"],
-            registry=registry,
-        )
-        self._resets = Counter(
-            "clipadapter_adaptation_resets", "Resets of test-time adaptation.", ["model"], registry=registry
-        )
-        self._loads = Counter(
+        self.loads = Counter(
             "clipadapter_model_loads",
             "Model files that were loaded, or could not be.",
             ["model", "outcome"],
             registry=registry,
         )
 
-    def count_request(self, route: str, model: str, status: int, seconds: float) -> None:
-        """Count a request."""
-        self._requests.labels(route, model, str(status)).inc()
-        self._seconds.labels(route, model).observe(seconds)
-
-    def count_refusal(self, reason: str) -> None:
-        """Count a request that was refused because of load or time."""
-        self._refused.labels(reason).inc()
-
-    def count_pictures(self, model: str, pictures: int, unreadable: int) -> None:
-        """Count the pictures of a request."""
-        self._pictures.labels(model).inc(pictures)
-        self._unreadable.labels(model).inc(unreadable)
-
-    def count_load(self, model: str, outcome: str) -> None:
-        """Count a model file; the outcome is "loaded" or "failed"."""
-        self._loads.labels(model, outcome).inc()
-
-    def for_model(self, name: str) -> ModelMetrics:
-        """The metrics of one model's batches."""
-        batches = self._batch_pictures.labels(name), self._batch_seconds.labels(name)
-        return ModelMetrics(*batches, self._adapted.labels(name), self._resets.labels(name))
-
-    def add_queue(self, name: str, pending: Callable[[], float]) -> None:
-        """Report the length of a model's queue, read from a function."""
-        self._pending.labels(name).set_function(pending)
-
-    def add_cache(self, name: str, items: Callable[[], float]) -> None:
-        """Report the number of items in a model's cache of test-time adaptation, read from a function."""
-        self._cache_items.labels(name).set_function(items)
-
-    def remove_queue(self, name: str) -> None:
-        """Stop to report the queue of a model that is no longer served."""
-        self._pending.remove(name)
-
-    def remove_cache(self, name: str) -> None:
-        """Stop to report the cache of a model that is no longer served."""
-        self._cache_items.remove(name)
-
     def render(self) -> bytes:
         """All metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
-
-
-class ModelMetrics:
-    """The metrics of one model's batches.
-
-    Args:
-        pictures: histogram of their sizes.
-        seconds: histogram of their times.
-        adapted: counter of pictures whose class test-time adaptation changed.
-        resets: counter of resets of test-time adaptation.
-    """
-
-    def __init__(self, pictures: Histogram, seconds: Histogram, adapted: Counter, resets: Counter) -> None:
-        self._pictures, self._seconds, self._adapted, self._resets = pictures, seconds, adapted, resets
-
-    def count_adapted(self, pictures: int) -> None:
-        """Count pictures whose class test-time adaptation changed."""
-        self._adapted.inc(pictures)
-
-    def count_reset(self) -> None:
-        """Count a reset of test-time adaptation."""
-        self._resets.inc()
-
-    def count_batch(self, pictures: int, seconds: float) -> None:
-        """Count a batch."""
-        self._pictures.observe(pictures)
-        self._seconds.observe(seconds)

@@ -116,11 +116,13 @@ class RequestMiddleware:
         seconds = time.monotonic() - context.started_at
         route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
         metrics = self._state.models.metrics
-        metrics.count_request(route, context.model, status, seconds)
+        metrics.requests.labels(route, context.model, str(status)).inc()
+        metrics.seconds.labels(route, context.model).observe(seconds)
         if context.pictures:
-            metrics.count_pictures(context.model, context.pictures, context.unreadable)
+            metrics.pictures.labels(context.model).inc(context.pictures)
+            metrics.unreadable.labels(context.model).inc(context.unreadable)
         if context.refusal_reason:
-            metrics.count_refusal(context.refusal_reason)
+            metrics.refused.labels(context.refusal_reason).inc()
         facts: dict[str, Any] = {"id": context.id, "method": scope["method"][:10], "route": route, "status": status}
         if context.model:
             facts |= {

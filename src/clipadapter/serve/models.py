@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from clipadapter.data.images import stop_decoding
-from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
-from clipadapter.formats.base import input_names
+from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.formats.checksum import check_file
 from clipadapter.parallel import count_cores
 from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
@@ -44,7 +43,6 @@ class ServedModels:
         threads: that run a graph; all cores if not given.
         opener: opens a file, instead of `Predictor`.
         isolated: tries a changed or added file before it is opened here. By default there is none with an `opener`.
-        adapt: "tda" lets earlier pictures of a model change the answers to later ones; None for no adaptation.
 
     Raises:
         ClipAdapterError: if one can't be served.
@@ -59,13 +57,11 @@ class ServedModels:
         threads: int | None = None,
         opener: Opener | None = None,
         isolated: IsolatedOpener | None = None,
-        adapt: str | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.adapt = adapt
         self.metrics = Metrics()
         self.pool = ThreadPoolExecutor(count_cores(), "clipadapter-pictures")
-        # One thread, which waits for a decoding process: pictures of slow formats delay each other and no others.
+        # One thread, which mostly waits for a decoding process: slow pictures delay each other and no others.
         self.slow_pool = ThreadPoolExecutor(1, "clipadapter-slow-pictures")
         self._specs = list(specs)
         self._open = opener or (lambda path: Predictor(path, backend=backend, threads=threads))
@@ -171,9 +167,7 @@ class ServedModels:
         elif old is not None and old.source.is_from_folder:
             del self._models[name]
             old.batcher.close()
-            self.metrics.remove_queue(name)
-            if old.batcher.cache is not None:
-                self.metrics.remove_cache(name)
+            self.metrics.pending.remove(name)
             log_event("model removed, its file is gone", model=name)
         elif old is not None:
             old.error = "its file is gone; the loaded model is still served"
@@ -184,7 +178,7 @@ class ServedModels:
             new = self._load(source, old, self._isolated)
         except Exception as error:  # whatever is wrong with a new file, the old model is served
             reason = _without_folder(error, source.path)
-            self.metrics.count_load(source.name, "failed")
+            self.metrics.loads.labels(source.name, "failed").inc()
             log_event(
                 "model could not be loaded", logging.ERROR, model=source.name, reason=reason, kept=old is not None
             )
@@ -224,24 +218,14 @@ class ServedModels:
             raise ArtifactError(f"{path} gives logits that are not finite: export it again")
         if exported.stamp() != stamp:
             raise ArtifactError(f"{path} changed while it was loaded: it is loaded again when it no longer changes")
-        try:
-            cache = predictor.open_cache(self.adapt)
-        except InputError as error:
-            raise InputError(f"{path.name} can't be adapted: {error}") from error
-        metrics = self.metrics.for_model(source.name)
-        batcher = Batcher(predictor, self.limits, metrics, self.pool, self.slow_pool, cache)
+        batcher = Batcher(predictor, self.limits, self.metrics, source.name, self.pool, self.slow_pool)
         return ServedModel(source, version, predictor, batcher)
 
     def _add(self, model: ServedModel) -> None:
         self._models[model.name] = model
-        self.metrics.add_queue(model.name, lambda: model.batcher.pending)
-        cache = model.batcher.cache
-        if cache is not None:
-            self.metrics.add_cache(model.name, lambda: len(cache))
-        self.metrics.count_load(model.name, "loaded")
+        self.metrics.pending.labels(model.name).set_function(lambda: model.batcher.pending)
+        self.metrics.loads.labels(model.name, "loaded").inc()
         log_event("model loaded", model=model.name, version=model.version, classes=len(model.predictor.class_names))
-        if model.adaptation is not None:
-            log_event("adaptation is on: pictures change later answers", model=model.name, **model.adaptation)
 
 
 class ServedModel:
@@ -269,39 +253,10 @@ class ServedModel:
         return self.source.name
 
     @property
-    def square_shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Shapes (s, s, 3) of the squares that it takes of a picture, by the names that exported files give them."""
-        sides = [spec.size for spec in self.predictor.inputs]
-        return {name: (side, side, 3) for name, side in zip(input_names("uint8", sides), sides, strict=True)}
-
-    @property
     def metadata(self) -> ExportMetadata | None:
         """The description in its file."""
         metadata: ExportMetadata | None = getattr(self.predictor, "metadata", None)
         return metadata
-
-    @property
-    def adaptation(self) -> dict[str, Any] | None:
-        """The method of test-time adaptation, its items, and the most that it can hold; None if it is off."""
-        cache = self.batcher.cache
-        if cache is None:
-            return None
-        max_bytes = cache.max_bytes(self._no_outputs.features.shape[1])
-        return {"method": "tda", "items": len(cache), "max_items": cache.max_items, "max_bytes": max_bytes}
-
-    def reset_adaptation(self) -> int:
-        """Forget the pictures of the stream; returns the number of items that were forgotten.
-
-        Raises:
-            RequestRefused: if adaptation is off.
-        """
-        cache = self.batcher.cache
-        if cache is None:
-            raise RequestRefused(404, "adaptation is off, so there is nothing to reset: serve with --adapt tda")
-        forgotten = cache.reset()
-        self.batcher.metrics.count_reset()
-        log_event("adaptation was reset", model=self.name, forgotten=forgotten)
-        return forgotten
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options that it does not support, before its pictures run.

@@ -12,7 +12,7 @@ import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from clipadapter.serve.batching import Answer, BackendFailure, Job, Loader, QueueSlot, Unreadable
-from clipadapter.serve.limits import BODY_GRACE_SECONDS, Limits, RequestRefused
+from clipadapter.serve.limits import BODY_GRACE_SECONDS, SMALL_BODY_BYTES, Limits, RequestRefused
 from clipadapter.serve.models import ServedModel
 from clipadapter.serve.state import RequestContext, ServerState, Upload
 
@@ -107,7 +107,8 @@ class PredictionRequest:
             options: for `RuntimeModel.answer`.
 
         Raises:
-            RequestRefused: if the queue is full, or the results are late.
+            RequestRefused: if the queue or the places for slow pictures are full, a format is switched off, or the
+                results are late.
             ClientDisconnect: if the client disconnected.
         """
         job = slot.submit(loaders, options, self.deadline)
@@ -115,6 +116,8 @@ class PredictionRequest:
             await self._wait(job)
         finally:
             job.abandon()
+        if job.refusal is not None:
+            raise job.refusal
         results: list[Answer | Unreadable] = []
         for result in job.results:
             if isinstance(result, BackendFailure):
@@ -140,7 +143,8 @@ class PredictionRequest:
         state.buffered_bytes += size
         if context.body_bytes > limits.max_bytes:
             raise _body_too_long(limits)
-        if state.buffered_bytes > limits.max_buffered_bytes:
+        is_small = context.body_bytes <= SMALL_BODY_BYTES
+        if state.buffered_bytes > limits.max_buffered_bytes * (2 if is_small else 1):
             text = "too many large requests are under way: try again soon"
             raise RequestRefused(503, text, reason="memory", retry_after=1)
 

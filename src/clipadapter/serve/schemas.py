@@ -41,9 +41,6 @@ class PredictionResponse(BaseModel):
 
     model: str
     version: str
-    adaptation: str | None = Field(
-        description='"tda" if pictures of earlier requests, of any client, changed these answers; null if it is off.'
-    )
     predictions: list[PicturePrediction]
 
 
@@ -58,24 +55,7 @@ class ModelAddresses(BaseModel):
     """Where to send requests."""
 
     pictures: str
-    tensors: str
     curl: str
-
-
-class Adaptation(BaseModel):
-    """Test-time adaptation of a model."""
-
-    method: str
-    items: int = Field(description="Pictures that it remembers.")
-    max_items: int
-    max_bytes: int = Field(description="Of memory, however many pictures come.")
-
-
-class AdaptationReset(BaseModel):
-    """The answer to a reset."""
-
-    model: str
-    forgotten: int = Field(description="Pictures that were remembered.")
 
 
 class ModelDescription(BaseModel):
@@ -92,7 +72,6 @@ class ModelDescription(BaseModel):
     head: str | None
     precision: str
     backend: str | None
-    adaptation: Adaptation | None = Field(description="Null if it is off, as by default.")
     can: ModelCapabilities
     ask: ModelAddresses
 
@@ -103,78 +82,17 @@ class ModelList(BaseModel):
     models: list[ModelDescription]
 
 
-class TensorMetadata(BaseModel):
-    """Name, type and shape of a tensor; -1 is any length."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ServerMetadata(BaseModel):
-    """The server, in the Open Inference Protocol."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class ModelMetadata(BaseModel):
-    """A model, in the Open Inference Protocol."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class ServerLive(BaseModel):
-    """Whether the process answers."""
-
-    live: bool
-
-
-class ServerReady(ServerLive):
-    """Whether the server accepts requests."""
-
-    ready: bool
-
-
-class ModelReady(BaseModel):
-    """Whether a model accepts requests."""
-
-    name: str
-    ready: bool
-
-
-class OutputTensor(TensorMetadata):
-    """A tensor of an answer; it has no data here if they follow the JSON as bytes."""
-
-    data: list[float] | list[str] | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class InferenceResponse(BaseModel):
-    """An answer of the Open Inference Protocol."""
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description='{"adaptation": "tda"} where that is on.')
-    outputs: list[OutputTensor]
-
-
 STATUS_DESCRIPTIONS = {
     400: "The request can't be parsed.",
     401: "The token is missing or wrong.",
     404: "No such model.",
     408: "The body did not come in time, or too slowly.",
     413: "Too many bytes, pictures or texts.",
-    415: "The type of the body is not supported.",
+    415: "The type of the body, or the format of a picture, is not accepted.",
     421: "The header Host names another server.",
     422: "A value is wrong, or was not learned from the shots.",
-    503: "The queue is full, too many bodies come in, or the server is stopping; Retry-After says when to try again.",
+    503: "The queue or the places for slow pictures are full, or the server is stopping; Retry-After says when to try "
+    "again.",
     504: "No answer in time.",
 }
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from clipadapter.serve.limits import BODY_GRACE_SECONDS, Limits, RequestRefused
+from clipadapter.serve.limits import BODY_GRACE_SECONDS, Limits
 from clipadapter.serve.models import ServedModels
 
-MIN_SLOW_SECONDS = 1.0
-"""A body that has been received for less time is never cut off for another one: its rate is not known yet."""
+INITIAL_BYTES = 16 << 10
+"""Each body counts as having brought so many bytes when it begins: one that has just begun is not the slowest."""
 
 
 class ServerState:
@@ -77,7 +77,7 @@ class RequestContext:
 
 
 class Uploads:
-    """The bodies that are being received; a new one has room as long as one of the others is slow.
+    """The bodies that are being received; for a new one there is always room, the slowest of the others is cut off.
 
     Args:
         limit: bodies that are received at a time.
@@ -89,11 +89,7 @@ class Uploads:
 
     @contextmanager
     def add(self) -> Iterator[Upload]:
-        """Add a body for as long as it is received.
-
-        Raises:
-            RequestRefused: if there are too many bodies, none of which is slow.
-        """
+        """Add a body for as long as it is received."""
         if len(self._open) >= self._limit:
             self._evict_slowest()
         upload = Upload()
@@ -104,12 +100,8 @@ class Uploads:
             self._open.discard(upload)
 
     def _evict_slowest(self) -> None:
-        now = time.monotonic()
-        candidates = [upload for upload in self._open if now - upload.started_at >= MIN_SLOW_SECONDS]
-        if not candidates:
-            text = f"{self._limit} uploads are in progress: try again soon"
-            raise RequestRefused(503, text, reason="bodies", retry_after=1)
-        slowest = min(candidates, key=lambda upload: upload.size / (now - upload.started_at))
+        now = time.monotonic() + 1e-6  # a clock may not have moved since an upload began
+        slowest = min(self._open, key=lambda upload: (upload.size + INITIAL_BYTES) / (now - upload.started_at))
         slowest.is_evicted = True
         slowest.scope.cancel()
         self._open.discard(slowest)

@@ -21,7 +21,8 @@ from clipadapter.serve.multipart_body import Form
 from clipadapter.serve.prediction_request import PredictionRequest
 from clipadapter.serve.schemas import (
     MIN_RATE,
-    AdaptationReset,
+    ModelAddresses,
+    ModelCapabilities,
     ModelDescription,
     ModelList,
     PredictionResponse,
@@ -123,31 +124,18 @@ async def predict(request: Request, name: str, timeout: Timeout = None) -> Respo
     return await _predict(PredictionRequest(request, timeout), name)
 
 
-@router.get("/models", tags=["models"], responses={200: {"model": ModelList}}, summary="Models that are served")
-async def models(request: Request) -> Response:
+@router.get("/models", tags=["models"], summary="Models that are served")
+async def models(request: Request) -> ModelList:
     """Each with its classes and addresses."""
     state: ServerState = request.app.state.server
-    descriptions = [describe_model(state.models.get(name)) for name in state.models.names]
-    return Response(to_json({"models": descriptions}), media_type=JSON)
+    return ModelList(models=[describe_model(state.models.get(name)) for name in state.models.names])
 
 
 @router.get("/models/{name}", tags=["models"], responses=responses_of(ModelDescription, 401, 404), summary="A model")
-async def model(request: Request, name: str) -> Response:
+async def model(request: Request, name: str) -> ModelDescription:
     """Its classes, encoder, licence and addresses."""
     state: ServerState = request.app.state.server
-    return Response(to_json(describe_model(state.models.get(name))), media_type=JSON)
-
-
-@router.delete(
-    "/models/{name}/adaptation",
-    tags=["models"],
-    responses=responses_of(AdaptationReset, 401, 404),
-    summary="Forget the pictures of the stream",
-)
-async def reset_adaptation(request: Request, name: str) -> Response:
-    """Where `--adapt` is on, later answers no longer depend on the pictures that came before."""
-    model = request.app.state.server.models.get(name)
-    return Response(to_json({"model": model.name, "forgotten": model.reset_adaptation()}), media_type=JSON)
+    return describe_model(state.models.get(name))
 
 
 async def _predict(request: PredictionRequest, name: str | None) -> Response:
@@ -195,13 +183,13 @@ def _parse_body(
         options = _validate(PredictionOptions, PredictionOptions.model_validate, form.fields)
         if not form.files:
             raise RequestRefused(422, "the form has no file: send one or more, as curl does with -F images=@photo.jpg")
-        loaders = [bytes_loader(model, content, limits.max_pixels) for _, content in form.files]
+        loaders = [bytes_loader(model, content, limits) for _, content in form.files]
         return options, [_shorten(name) for name, _ in form.files], loaders
     outline = read_outline(body, limits.max_pictures)
     parsed = _validate(JsonPredictionBody, JsonPredictionBody.model_validate_json, outline.text)
     if len(parsed.images) > limits.max_pictures:
         raise too_many_pictures(limits.max_pictures, len(parsed.images))
-    loaders = [base64_loader(model, outline.texts.get(text, text), limits.max_pixels) for text in parsed.images]
+    loaders = [base64_loader(model, outline.texts.get(text, text), limits) for text in parsed.images]
     return parsed, [f"image {i}" for i in range(len(loaders))], loaders
 
 
@@ -228,13 +216,7 @@ def _prediction_response(
     model: ServedModel, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
 ) -> Response:
     predictions = [prediction.record() for prediction in _predictions(model, results, sources, top)]
-    adaptation = None if model.adaptation is None else model.adaptation["method"]
-    content = {
-        "model": model.name,
-        "version": model.version,
-        "adaptation": adaptation,
-        "predictions": predictions,
-    }
+    content = {"model": model.name, "version": model.version, "predictions": predictions}
     return Response(to_json(content), media_type=JSON)
 
 
@@ -250,30 +232,25 @@ def _predictions(
     ]
 
 
-def describe_model(model: ServedModel) -> dict[str, Any]:
-    """The description of a model, as in `ModelDescription`."""
+def describe_model(model: ServedModel) -> ModelDescription:
+    """The description of a model."""
     metadata, predictor = model.metadata, model.predictor
     encoder = {} if metadata is None else metadata.encoder
-    return {
-        "name": model.name,
-        "version": model.version,
-        "loaded": model.loaded_at.isoformat(timespec="seconds"),
-        "error": model.error,
-        "classes": list(predictor.class_names),
-        "task": "multilabel" if predictor.is_multilabel else "single-label",
-        "encoder": encoder.get("name"),
-        "licence": encoder.get("licence"),
-        "head": None if metadata is None else metadata.head.get("name"),
-        "precision": predictor.precision,
-        "backend": getattr(predictor, "backend", None),
-        "adaptation": model.adaptation,
-        "can": {
-            "reject": predictor.uncertainty.rejector is not None,
-            "coverage": predictor.uncertainty.conformal is not None,
-        },
-        "ask": {
-            "pictures": f"/v1/models/{model.name}/predict",
-            "tensors": f"/v2/models/{model.name}/infer",
-            "curl": f"curl -F images=@photo.jpg HOST/v1/models/{model.name}/predict",
-        },
-    }
+    address = f"/v1/models/{model.name}/predict"
+    return ModelDescription(
+        name=model.name,
+        version=model.version,
+        loaded=model.loaded_at.isoformat(timespec="seconds"),
+        error=model.error,
+        classes=list(predictor.class_names),
+        task="multilabel" if predictor.is_multilabel else "single-label",
+        encoder=encoder.get("name"),
+        licence=encoder.get("licence"),
+        head=None if metadata is None else metadata.head.get("name"),
+        precision=predictor.precision,
+        backend=getattr(predictor, "backend", None),
+        can=ModelCapabilities(
+            reject=predictor.uncertainty.rejector is not None, coverage=predictor.uncertainty.conformal is not None
+        ),
+        ask=ModelAddresses(pictures=address, curl=f"curl -F images=@photo.jpg HOST{address}"),
+    )

@@ -48,6 +48,12 @@ def test_a_request_can_not_bring_more_than_the_queue_holds(run, tmp_path):
     assert result.exit_code == 1 and "the queue holds 8" in result.stderr
 
 
+def test_formats_are_checked_before_a_model_is_opened(run, tmp_path):
+    result = run("serve", tmp_path, "--formats", "PNG, jpg")
+    assert result.exit_code == 1 and "'jpg'" in result.stderr and "'png'" not in result.stderr
+    assert "give some of jpeg, png, webp, gif, bmp, tiff, ppm, avif, jpeg2000, heic" in result.stderr
+
+
 def test_defaults_are_those_of_the_limits():
     defaults = {option.name: option.default for option in command.params}
     defaults["max_wait"] = defaults["max_wait_ms"] / 1000
@@ -75,7 +81,3 @@ app(["serve", "--help"], standalone_mode=False)
 assert not {"fastapi", "uvicorn", "numpy"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-def test_adaptation_is_named(run, tmp_path):
-    assert run("serve", tmp_path, "--adapt", "tad").exit_code == 2

@@ -58,12 +58,13 @@ def limit_options(command: Command) -> Command:
 @click.option("--token-file", type=FILE, help=f"Has a token that requests must send; or set {TOKEN_VARIABLE}.")
 @click.option("--backend", type=BACKENDS, default="auto", show_default=True)
 @click.option("--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores.")
-@click.option(
-    "--adapt",
-    type=click.Choice(["tda"]),
-    help="Let pictures of earlier requests, of any client, change later answers. Off by default.",
-)
 @limit_options
+@click.option(
+    "--formats",
+    metavar="NAMES",
+    default=None,
+    help="Of pictures that are accepted, as in jpeg,png,webp; by default all.",
+)
 @click.option(
     "--allow-host",
     "allowed_hosts",
@@ -88,8 +89,8 @@ def command(
     token_file: Path | None,
     backend: str,
     threads: int | None,
-    adapt: str | None,
     max_wait_ms: float,
+    formats: str | None,
     allowed_hosts: tuple[str, ...],
     grace: float,
     as_json: bool,
@@ -99,9 +100,9 @@ def command(
     """Serve exported models over HTTP.
 
     A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first. name=PATH
-    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict, tensors to
-    /v2/models/NAME/infer (Open Inference Protocol); /docs is a page for people. A file that changes is loaded again.
-    Logs are lines of JSON on stderr. On SIGTERM the server ends when all requests that have begun are answered.
+    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict; /docs is a page for
+    people. A file that changes is loaded again. Logs are lines of JSON on stderr. On SIGTERM the server ends when all
+    requests that have begun are answered.
     """
     import logging
 
@@ -115,8 +116,9 @@ def command(
         logging.getLogger("clipadapter.serve").warning(
             "anyone who reaches this address may send requests: give --token-file, or let a proxy check who sends them"
         )
-    all_limits = Limits(max_wait=max_wait_ms / 1000, **limits)
-    served = ServedModels(models, all_limits, backend=backend, threads=threads, adapt=adapt)
+    names = None if formats is None else tuple(name.strip().lower() for name in formats.split(","))
+    all_limits = Limits(max_wait=max_wait_ms / 1000, formats=names, **limits)
+    served = ServedModels(models, all_limits, backend=backend, threads=threads)
     out = Output(as_json, quiet)
 
     def report_address(url: str) -> None:
