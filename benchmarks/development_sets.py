@@ -4,6 +4,8 @@ DATA is a folder with caltech101-mini, clothing10, satellite7, steel6 and textur
 and `test`) and food10-clip-vitb32 (features, as few_shot_features.py reads them); the fabric comes with the extra
 `demo`. Of these, 24 sets of 3 to 30 classes are made, with class text as it is, with half of the classes' text
 exchanged ("bad"), and moved half of the way to the mean of pictures that are neither shots nor judged ("good").
+--small takes 30 others: ten of 2 to 6 classes with class text as it is, with the text of all classes exchanged, and
+with text that means nothing ("class a", "class b"; names of other things for the features of food).
 
 Shots and judged pictures come from the training parts alone: up to 30 of each class that are not shots, at least 4, so
 that the column of 16 shots has as many as a class can spare, 12 of Caltech's. --test judges on the test parts in place
@@ -15,6 +17,10 @@ Python finds, so that two trees are compared by two calls:
     python benchmarks/development_sets.py DATA --out after
     PYTHONPATH=OTHER_TREE/src python benchmarks/development_sets.py DATA --out before
     python benchmarks/development_sets.py --beside before after
+
+Few shots are judged by the worst draws, which need many, of few heads:
+
+    python benchmarks/development_sets.py DATA --small --heads zero-shot,linear-probe,auto --ratios= --draws 20 --out o
 
 "distance" is to the constant ratio that is best for all sets at that number of shots, in hindsight.
 """
@@ -30,16 +36,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_shot_features import read
+from safetensors.numpy import load_file
 
 from clipadapter import FewShotClassifier, load_dataset
 from clipadapter.data import textiles
 from clipadapter.heads import TextFeatures, create_head
 
-SHOTS = (1, 2, 4, 8, 16)
+SHOTS = (1, 2, 3, 4, 8, 16)
 MIN_TEST_PICTURES, MAX_TEST_PICTURES = 4, 30
 HEADS = ("zero-shot", "linear-probe", "clip-adapter", "hoso", "auto")
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 PICTURES = ("clothing10", "satellite7", "textures10", "steel6", "caltech101-mini")
+SMALL = (
+    ("fabric", [1, 2]), ("fabric", [0, 1, 2]), ("steel", [1, 3]), ("steel", [0, 1, 3, 5]), ("satellite", [2, 4, 5]),
+    ("satellite", [0, 1, 2, 4, 5, 6]), ("textures", [1, 7]), ("textures", [0, 3, 4, 9]), ("clothing", [0, 2, 3, 7, 9]),
+    ("food", [0, 2, 5, 6, 8]),
+)  # fmt: skip
+"""Classes of the small sets, chosen by name, before any result: alike, or of which `lite` knows little."""
 
 
 @dataclass
@@ -66,10 +79,10 @@ class Set:
             *part(self.X, self.y), self.text[classes], self.scale, self.test and part(*self.test), blocks=self.blocks
         )
 
-    def bad(self) -> "Set":
-        """The text of half of the classes goes round among them."""
+    def bad(self, share: float = 0.5) -> "Set":
+        """The text of half of the classes, or another share, goes round among them."""
         rng = np.random.default_rng(0)
-        chosen = rng.permutation(len(self.text))[: max(2, len(self.text) // 2)]
+        chosen = rng.permutation(len(self.text))[: max(2, int(share * len(self.text)))]
         text = self.text.copy()
         text[chosen] = text[np.roll(chosen, 1)]
         return replace(self, text=text)
@@ -103,14 +116,25 @@ def load_pictures(train, test, classifier) -> Set:
     return Set(*arrays[0], text.embeddings, text.logit_scale, test_part, blocks=parts[0].blocks)
 
 
-def load_sets(data: Path, classifier, with_test: bool) -> dict[str, Set]:
-    """The sets by name; `classifier` makes one whose encoder gives the features."""
-    whole = {
+def load_whole(data: Path, classifier, with_test: bool) -> dict[str, Set]:
+    """The sets that others are parts of; `classifier` makes one whose encoder gives the features."""
+    return {
         name.removesuffix("-mini").rstrip("0123456789"): load_pictures(
             load_dataset(data / name / "train"), load_dataset(data / name / "test") if with_test else None, classifier
         )
         for name in PICTURES
     }
+
+
+def load_food(data: Path) -> Set:
+    food, text = read(data / "food10-clip-vitb32", 100.0)
+    labels = np.array([text.labels.index(label) for label in food.y])
+    return Set(food.plain, labels, text.embeddings, text.logit_scale, blocks=food.blocks)
+
+
+def load_sets(data: Path, classifier, with_test: bool) -> dict[str, Set]:
+    """The 24 sets by name."""
+    whole = load_whole(data, classifier, with_test)
     clothing, satellite, textures, steel, caltech = whole.values()
     order = np.random.default_rng(7).permutation(len(caltech.text))
     sets = {
@@ -137,15 +161,31 @@ def load_sets(data: Path, classifier, with_test: bool) -> dict[str, Set]:
     }
     if with_test:
         return sets
-    food, text = read(data / "food10-clip-vitb32", 100.0)
-    labels = np.array([text.labels.index(label) for label in food.y])
-    foods = Set(food.plain, labels, text.embeddings, text.logit_scale, blocks=food.blocks)
+    foods = load_food(data)
     return sets | {
         "fabric": load_pictures(textiles(), None, classifier),
         "food": foods,
         "food bad": foods.bad(),
         "food 4": foods.some([1, 3, 4, 7]),
     }
+
+
+def load_small_sets(data: Path, classifier, with_test: bool) -> dict[str, Set]:
+    """The ten sets of 2 to 6 classes, each with three kinds of class text."""
+    whole = load_whole(data, classifier, with_test)
+    if not with_test:
+        whole |= {"fabric": load_pictures(textiles(), None, classifier), "food": load_food(data)}
+    meaningless = classifier().encode_classes([f"class {letter}" for letter in "abcdef"]).embeddings
+    other_names = load_file(data / "clip-text-vitb32" / "text_features.safetensors")["imagenet1k"]
+    sets = {}
+    for name, classes in SMALL:
+        if name in whole:
+            one = whole[name].some(classes)
+            unrelated = other_names if name == "food" else meaningless
+            sets[f"{name} {len(classes)}"] = one
+            sets[f"{name} {len(classes)} exchanged"] = one.bad(1.0)
+            sets[f"{name} {len(classes)} meaningless"] = replace(one, text=unrelated[: len(classes)].astype(np.float32))
+    return sets
 
 
 def draw(one: Set, shots: int, seed: int):
@@ -195,7 +235,7 @@ def run(args) -> list[dict]:
     args.out.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
     known = {(r["set"], r["shots"], r["seed"], r["head"]) for r in records}
-    sets = load_sets(
+    sets = (load_small_sets if args.small else load_sets)(
         args.data,
         lambda: FewShotClassifier(encoder=args.encoder, quality="fast", precision="fp32", progress=True),
         args.test,
@@ -246,11 +286,31 @@ def table(done) -> str:
             if mean[h, s, b] < mean[h, s, a]
         ]
         lines += ["", "falls as shots grow: " + ("; ".join(falls) or "none")]
+    lines += worst_draws(done)
     lines += ["", "| set | head | " + " | ".join(map(str, SHOTS)) + " |", "|---|---|" + "---:|" * len(SHOTS)]
     for s in sets:
         for h in heads:
             lines.append(f"| {s} | {h} | " + " | ".join(f"{mean[h, s, k]:.1f}" for k in SHOTS) + " |")
     return "\n".join(lines) + "\n"
+
+
+def worst_draws(done) -> list[str]:
+    """How far a head is behind the better of the probe and zero-shot in single draws."""
+    accuracy = {(r["head"], r["set"], r["shots"], r["seed"]): 100 * r["accuracy"] for r in done}
+    heads = dict.fromkeys(r["head"] for r in done)
+    if not {"zero-shot", "linear-probe"} <= heads.keys():
+        return []
+    lines = ["", "% of draws more than 10 points below the better of probe and zero-shot, and the 5 % quantile", ""]
+    lines += ["| head | " + " | ".join(map(str, SHOTS)) + " |", "|---|" + "---:|" * len(SHOTS)]
+    for h in heads:
+        cells = []
+        for k in SHOTS:
+            draws = [key[1:] for key in accuracy if key[0] == h and key[2] == k]
+            better = [max(accuracy[(other, *key)] for other in ("zero-shot", "linear-probe")) for key in draws]
+            behind = np.array([accuracy[(h, *key)] for key in draws]) - better
+            cells.append(f"{100 * (behind < -10).mean():.1f} ({np.quantile(behind, 0.05):+.1f})")
+        lines.append(f"| {h} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def error(first, second) -> float:
@@ -286,6 +346,7 @@ def main() -> None:
     parser.add_argument("--heads", default=",".join(HEADS))
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)), help="constants of clip-adapter beside it")
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="the 30 small sets in place of the 24")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--test", action="store_true", help="judge on the test parts: once, for a final table")
     parser.add_argument("--out", type=Path, help="folder for runs.jsonl and table.md")

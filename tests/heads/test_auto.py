@@ -17,7 +17,13 @@ from clipadapter.heads.auto.experts import (
     leave_one_out_ridge_noise,
 )
 from clipadapter.heads.auto.head import Auto, _balance_training_rows, _out_of_fold_logits
-from clipadapter.heads.auto.stacking import LABEL_NOISE_RATE, fit_inverse_temperature, noise_std, stacking_weights
+from clipadapter.heads.auto.stacking import (
+    LABEL_NOISE_RATE,
+    fit_inverse_temperature,
+    fit_stacking,
+    mix_out_of_fold,
+    noise_std,
+)
 from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
@@ -89,6 +95,14 @@ def test_wrong_labels_do_not_silence_good_text():
     y = y.copy()
     y[::10] = np.roll(y, 7)[::10]
     assert accuracy(Auto(), X, y, text, Q, truth) >= accuracy(ZeroShot(), X, y, text, Q, truth) - 0.01
+
+
+@pytest.mark.parametrize(("shots", "seed"), [(2, 5), (3, 1)])
+def test_held_out_shots_that_are_wrong_by_chance_do_not_leave_meaningless_text_alone(shots, seed):
+    data = world(shots, 0.0, c=4, spread=3.0, seed=seed, per_class=60)
+    text, probe, auto = (accuracy(head, *data) for head in (ZeroShot(), LinearProbe(), Auto()))
+    assert text < probe - 0.2
+    assert auto > probe - 0.1
 
 
 def test_wrong_labels_at_one_shot_do_not_silence_good_text():
@@ -209,26 +223,52 @@ def test_inverse_temperature_grows_with_the_accuracy_of_the_text():
     assert factors == sorted(factors, reverse=True)
 
 
-def test_stacking_weights_are_those_of_another_optimizer():
+def stacking_problem():
+    """Logits (3, 40, 5) of which the first expert is right, the last is wrong, and labels."""
     rng = np.random.default_rng(0)
     parts, labels = rng.standard_normal((3, 40, 5)), rng.integers(0, 5, 40)
     parts[0, np.arange(40), labels] += 2
-    shares = rng.uniform(0.5, 1.5, 40)
+    parts[2, np.arange(40), labels] -= 1
+    return parts, labels
 
-    def loss(weights):
-        total = ((weights - 0.5) ** 2).sum() / 2
+
+def test_stacking_weights_are_those_of_another_optimizer():
+    parts, labels = stacking_problem()
+    shares = np.random.default_rng(1).uniform(0.5, 1.5, 40)
+
+    def loss(log_weights):
+        total = ((log_weights - np.log(0.5)) ** 2).sum() / (2 * 0.7**2)
         for i in range(40):
-            exponents = np.exp(weights @ (parts[:, i] - parts[:, i].mean(axis=1, keepdims=True)))
+            exponents = np.exp(np.exp(log_weights) @ (parts[:, i] - parts[:, i].mean(axis=1, keepdims=True)))
             probability = exponents[labels[i]] / exponents.sum()
             total -= shares[i] * np.log((1 - LABEL_NOISE_RATE) * probability + LABEL_NOISE_RATE / 5)
         return total
 
-    expected = minimize(loss, [0.5] * 3, method="Powell", bounds=[(0, 20)] * 3, options={"xtol": 1e-8, "ftol": 1e-12})
-    found = stacking_weights(
-        list(torch.from_numpy(parts)), torch.from_numpy(labels), [0.5] * 3, [1.0] * 3, torch.from_numpy(shares)
+    expected = minimize(loss, np.zeros(3), method="Powell", options={"xtol": 1e-8, "ftol": 1e-12})
+    found, log_posterior = fit_stacking(
+        list(torch.from_numpy(parts)), torch.from_numpy(labels), [0.5] * 3, [0.7] * 3, torch.from_numpy(shares)
     )
-    assert loss(np.array(found)) <= expected.fun + 1e-6
-    np.testing.assert_allclose(found, expected.x, atol=0.05)
+    assert -log_posterior == pytest.approx(expected.fun, abs=1e-6)
+    np.testing.assert_allclose(np.log(found), expected.x, atol=0.01)
+
+
+def test_out_of_fold_mixtures_do_not_depend_on_the_label_of_the_shot():
+    parts, labels = (torch.from_numpy(part) for part in stacking_problem())
+    shots = torch.cat([torch.arange(20), torch.arange(20).flip(0)])  # each shot is held out twice
+    splits = [(shots, rows) for rows in shots.split(5)]
+
+    def mix(labels):
+        def choose(of):
+            return fit_stacking([part[of] for part in parts], labels[of], [0.5] * 3, [1.0] * 3)[0]
+
+        return mix_out_of_fold(list(parts), splits, choose)
+
+    before = mix(labels)
+    for shot in (0, 7):
+        own = shots == shot
+        after = mix(torch.where(own, (labels + 1) % 5, labels))
+        torch.testing.assert_close(after[own], before[own], rtol=0, atol=0)
+        assert not torch.equal(after[~own], before[~own])
 
 
 def test_equal_shots_are_all_trained_on():

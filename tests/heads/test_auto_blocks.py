@@ -142,7 +142,7 @@ def test_logits_that_contain_the_log_counts_lose_them():
     blocks, rows = (Block("final", D), Block("inner", D)), torch.ones(400)
     weights, of_counts = choose_weights([right - rarity, right - rarity], blocks, labels, rows, rarity)
     assert of_counts == pytest.approx(sum(weights), rel=0.1)
-    assert choose_weights([right, right], blocks, labels, rows, rarity)[1] < 0.2
+    assert choose_weights([right, right], blocks, labels, rows, rarity)[1] < 0.25
 
 
 def test_the_out_of_fold_logits_for_calibration_are_those_of_the_mixture():

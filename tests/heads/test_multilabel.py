@@ -9,7 +9,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold, select
 from clipadapter.heads._one_vs_rest import OneVsRest
-from clipadapter.heads.auto.multilabel import fit_multilabel_ridge, multilabel_stacking_weights
+from clipadapter.heads.auto.multilabel import LOG_WEIGHT_STD, fit_multilabel_ridge, multilabel_stacking_weights
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.folds import iterative_stratification
 from clipadapter.heads.linear_probe import GRID, LinearProbe
@@ -210,7 +210,7 @@ def test_ridge_is_that_of_scikit_learn(d):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_mixing_weights_are_at_the_optimum():
+def test_stacking_weights_are_at_the_optimum_and_above_zero():
     rng = np.random.default_rng(0)
     logits, Y = [rng.standard_normal((50, 3)) for _ in range(2)], rng.integers(2, size=(50, 3))
     weights, bias = multilabel_stacking_weights(
@@ -218,9 +218,9 @@ def test_mixing_weights_are_at_the_optimum():
     )
     residual = 0.5 * (sigmoid(weights[0] * logits[0] + weights[1] * logits[1] + bias.numpy()) - Y)
     own = bias.numpy() - bias.numpy().mean()  # what is drawn to nothing has a mean of nothing at the optimum
-    for weight, x, mean in zip(weights, logits, [1.0, 2.0], strict=True):
-        slope = (residual * x).sum() + weight - mean
-        assert (abs(slope) < 1e-3) if weight > 0 else (slope > 0)
+    for weight, x, median in zip(weights, logits, [1.0, 2.0], strict=True):
+        assert weight > 0
+        assert abs((residual * x).sum() * weight + np.log(weight / median) / LOG_WEIGHT_STD**2) < 1e-3
     np.testing.assert_allclose(residual.sum(axis=0) + own / 4, 0, atol=1e-3)
 
 

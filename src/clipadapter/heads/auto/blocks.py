@@ -4,7 +4,7 @@ Class text is compared with ``final`` alone, and there all experts of `auto` are
 inner layer, the picture at a second resolution or another encoder, gets one ridge regression without text, which has a
 closed form. Its logits are divided by the noise of its logits for wrong classes, so that one prior fits all blocks.
 The mixture is a weighted sum of logits. The weights of ``final``'s logits and of each block's are fitted to out-of-fold
-logits under a Gaussian prior (`fit_stacking`). The blocks of a further pass through an image tower are left out if
+logits under a log-normal prior (`fit_stacking`). The blocks of a further pass through an image tower are left out if
 held-out shots do not show a gain, since each pass costs time for every prediction. Where no shot can be held out, the
 weights are constants.
 
@@ -33,18 +33,18 @@ from clipadapter.heads.auto.experts import (
     leave_one_out_ridge_noise,
     take_with_classes,
 )
-from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, noise_std
+from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, mix_out_of_fold, noise_std
 from clipadapter.heads.support import SupportSet
 from clipadapter.parallel import limit_threads, parallel_map
 
-FINAL_WEIGHT, FINAL_WEIGHT_STD = 0.7, 0.3
+FINAL_WEIGHT, FINAL_LOG_STD = 0.7, 0.4
 """Prior of the weight of the logits of ``final``: below 1, since blocks that agree with it make the sum surer."""
-BLOCKS_WEIGHT, BLOCK_WEIGHT_STD = 0.6, 0.35
-"""Prior mean of the sum of the weights of all further blocks in units of their noise, and deviation of each weight."""
+BLOCKS_WEIGHT, BLOCK_LOG_STD = 0.6, 1.25
+"""Prior of the weights of all further blocks, in units of their noise: sum of the medians, deviation of each log."""
 ONE_SHOT_BLOCKS_WEIGHT, ONE_SHOT_RIDGE_RATIO = 0.3, 0.7
 """Where no shot can be held out: sum of the weights of the further blocks, and the part of its weight that ridge
 regression on ``final`` keeps. So the shots have about the same weight beside the text as without further blocks."""
-COUNT_WEIGHT, COUNT_WEIGHT_STD = 1.0, 0.3
+COUNT_WEIGHT, COUNT_LOG_STD = 1.0, 0.6
 """Prior of the weight of the negative log counts with unequal shots."""
 MIN_SHARE = 0.01
 """A block is not used if its share of the spread of the logits is smaller."""
@@ -86,7 +86,7 @@ class BlockMixture:
         final_weight: factor of the logits of ``final``.
         shares: (b,) of each block, ``final`` first: the spread of its part of the logits over the classes, as a share
             of the sum over the blocks; 0 for a block that is not used.
-        logits: (r, c) out-of-fold logits of the mixture, for the rows of `HeldOut`; of the shots if there are none.
+        logits: (r, c) out-of-fold logits of the mixture, for the rows of `HeldOut`; None without these.
         inputs: the shots as the ridge regression of each further block gets them.
         factors: of the logits of the ridge regression of each further block; 0 for a block that is not used.
         count_weight: weight of the negative log counts of the classes.
@@ -97,7 +97,7 @@ class BlockMixture:
     bias: Tensor
     final_weight: float
     shares: Tensor
-    logits: Tensor
+    logits: Tensor | None
     inputs: list[ExpertInputs]
     factors: list[float]
     count_weight: float
@@ -125,7 +125,7 @@ def fit_blocks(
         inputs.append(ExpertInputs(z, labels, n_classes, None, 0.0, z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None))
     cost = sum(part.cost for part in inputs)
     maps = parallel_map([partial(_fit_map, part) for part in inputs], work=cost)
-    offset, count_weight = None, 0.0
+    mixture, count_weight = None, 0.0
     if held_out is None:
         with limit_threads(cost):
             noise = [leave_one_out_ridge_noise(part) for part in inputs]
@@ -135,22 +135,24 @@ def fit_blocks(
         logits = parallel_map([partial(_out_of_fold_ridge, part, held_out) for part in inputs], work=cost)
         noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
-        offset = _out_of_fold_counts(take_with_classes(inputs[0], held_out.rows), held_out)
+        is_uneven = bool(counts.min() < counts.max())
+        offset = [_out_of_fold_counts(take_with_classes(inputs[0], held_out.rows), held_out)] * is_uneven
+
+        def choose(of: Tensor | slice) -> list[float]:
+            """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
+            some = [part[of] for part in parts], shots.blocks, held_out.labels[of], held_out.row_weights[of]
+            chosen, of_counts = choose_weights(*some, offset[0][of] if offset else None)
+            return [*chosen, *[of_counts] * len(offset)]
+
         with limit_threads(0):  # small products between lines of Python
-            weights, count_weight = choose_weights(
-                parts,
-                shots.blocks,
-                held_out.labels,
-                held_out.row_weights,
-                offset if counts.min() < counts.max() else None,
-            )
+            weights = choose(slice(None))
+            mixture = mix_out_of_fold([*parts, *offset], held_out.splits, choose)
+        count_weight = sum(weights[len(parts) :])
+        weights = weights[: len(parts)]
     shares = used_shares([weight * float(part.std(dim=1).mean()) for weight, part in zip(weights, parts, strict=True)])
     weights = [weight if share else 0.0 for weight, share in zip(weights, shares.tolist(), strict=True)]
     factors = [weight / std for weight, std in zip(weights[1:], noise, strict=True)]
     weight = torch.cat([factor * each for factor, each in zip(factors, maps, strict=True)], dim=1)
-    mixture = sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros(()))
-    if offset is not None:
-        mixture = mixture + count_weight * offset
     bias = count_weight * log_rarity(counts).to(x.dtype)
     return BlockMixture(centre, weight, bias, weights[0], shares, mixture, inputs, factors, count_weight)
 
@@ -182,9 +184,9 @@ def choose_weights(
         """Weights by position of the blocks of some passes, weight of the offset, and their log posterior."""
         rows = [0, *(i for key in keys for i in passes[key])]
         n = len(rows) - 1
-        mean = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / max(n, 1)] * n, *[COUNT_WEIGHT] * len(counted)]
-        std = [FINAL_WEIGHT_STD, *[BLOCK_WEIGHT_STD] * n, *[COUNT_WEIGHT_STD] * len(counted)]
-        weights, log_posterior = fit_stacking([*(parts[i] for i in rows), *counted], labels, mean, std, row_weights)
+        median = [FINAL_WEIGHT, *[BLOCKS_WEIGHT / max(n, 1)] * n, *[COUNT_WEIGHT] * len(counted)]
+        std = [FINAL_LOG_STD, *[BLOCK_LOG_STD] * n, *[COUNT_LOG_STD] * len(counted)]
+        weights, log_posterior = fit_stacking([*(parts[i] for i in rows), *counted], labels, median, std, row_weights)
         return dict(zip(rows, weights[: n + 1], strict=True)), sum(weights[n + 1 :]), log_posterior
 
     kept = list(passes)

@@ -45,8 +45,9 @@ from clipadapter.heads.auto.multilabel import fit_multilabel
 from clipadapter.heads.auto.stacking import (
     centre_logits,
     fit_inverse_temperature,
+    fit_stacking,
+    mix_out_of_fold,
     noise_std,
-    stacking_weights,
 )
 from clipadapter.heads.auto.unlabelled import (
     MAX_SHOTS,
@@ -63,14 +64,17 @@ from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
 from clipadapter.parallel import limit_threads, parallel_map
 
-TEXT_WEIGHT = 0.5
-"""Prior mean of the text's weight, as a share of its inverse temperature. The probe contains the text once more."""
-PROBE_WEIGHT = 1.0
-"""Prior mean of the weight of the probe's logits as they are: they are calibrated like the text that it starts from."""
+TEXT_WEIGHT = 0.1
+"""Prior median of the text's weight, as a share of its inverse temperature. The probe contains the text once more."""
+PROBE_WEIGHT = 0.5
+"""Prior median of the weight of the probe's logits as they are: they are calibrated like the text it starts from."""
 EXPERT_WEIGHT = 0.7
-"""Prior mean of the sum of the weights of all other experts, in units of their noise."""
-TEXT_WEIGHT_STD, PROBE_WEIGHT_STD, EXPERT_WEIGHT_STD = 1.0, 1.0, 0.35
-"""Standard deviations of these priors: of the text, of the probe, of each other expert."""
+"""Prior median of the sum of the weights of all other experts, in units of their noise."""
+LOG_WEIGHT_STD = 1.25
+"""Standard deviation of the logarithm of each of these weights."""
+ONE_SHOT_RIDGE_WEIGHT = 0.5
+"""Where no shot can be held out: the weight of ridge regression, which stands for all experts but the probe. With one
+shot they hardly differ."""
 MIN_WEIGHT_RATIO = 0.01
 """Experts with a smaller share of the largest weight are dropped."""
 MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
@@ -195,7 +199,8 @@ class Auto(Head):
             # Only where no shot was held out are the logits of the shots themselves read.
             final_logits = self._final_logits(x if held_out is None else x[:1])[:, classes]
             blocks = self._fit_blocks(shots, final_logits, labels, classes, held_out)
-            held_out = None if held_out is None else replace(held_out, logits=blocks.logits)
+            if held_out is not None and blocks.logits is not None:
+                held_out = replace(held_out, logits=blocks.logits)
         if shots.unlabelled is not None:
             held_out = self._fit_unlabelled(shots, Teacher(inputs, teacher_weights, noise, blocks), held_out)
         own = None if held_out is None else self._to_out_of_fold(inputs, held_out)
@@ -246,8 +251,9 @@ class Auto(Head):
         part = take_with_classes(inputs, rows)
         splits = stratified_folds(part.labels, self.folds, self.seed)
         if not most_labels_repeat(part.labels):
-            # Most classes have one shot: the weights are the means of their priors, and only noise can be measured.
-            weights = {"text": TEXT_WEIGHT * inputs.inverse_temperature, "probe": PROBE_WEIGHT, "ridge": EXPERT_WEIGHT}
+            # Most classes have one shot: the weights are constants, and only noise can be measured.
+            text_weight = TEXT_WEIGHT * inputs.inverse_temperature
+            weights = {"text": text_weight, "probe": PROBE_WEIGHT, "ridge": ONE_SHOT_RIDGE_WEIGHT}
             with limit_threads(inputs.cost):
                 ridge_noise = leave_one_out_ridge_noise(part if inputs.has_many_logits else inputs)
                 return weights, {"probe": 1.0, "ridge": ridge_noise}, None
@@ -264,9 +270,23 @@ class Auto(Head):
         held_out = torch.cat([rows for _, rows in splits])
         labels = part.labels[held_out]
         row_weights = _row_weights(labels, repeats)
+        noise = {name: noise_std(centre_logits(logits[name]), labels) for name in names}
+        parts = {name: centre_logits(logits[name]) / noise[name] for name in names}
+        expert_weight = EXPERT_WEIGHT / (len(names) - 1)
+        # The probe's prior is for its logits as they are. Its noise takes it to the unit of the other experts.
+        median = {name: PROBE_WEIGHT * noise[name] if name == "probe" else expert_weight for name in names}
+        if part.zero_shot is not None:
+            parts["text"] = part.zero_shot[held_out]
+            median["text"] = TEXT_WEIGHT * inputs.inverse_temperature
+
+        def fit_weights(of: Tensor | slice) -> list[float]:
+            log_std = [LOG_WEIGHT_STD] * len(parts)
+            stack = [each[of] for each in parts.values()]
+            return fit_stacking(stack, labels[of], list(median.values()), log_std, row_weights[of])[0]
+
         with limit_threads(0):  # small products between lines of Python
-            weights, noise = _fit_weights(part, held_out, logits, row_weights)
-        mixture = _mixture_logits(part, held_out, logits, weights, noise)
+            weights = dict(zip(parts, fit_weights(slice(None)), strict=True))
+            mixture = mix_out_of_fold(list(parts.values()), splits, fit_weights)
         return weights, noise, HeldOut(rows, splits, mixture, labels, row_weights)
 
     def _fit_blocks(
@@ -517,21 +537,6 @@ def _out_of_fold_logits(
     return {name: torch.cat(parts) for name, parts in zip(names, zip(*by_split, strict=True), strict=True)}
 
 
-def _fit_weights(
-    inputs: ExpertInputs, held_out: Tensor, logits: dict[str, Tensor], row_weights: Tensor
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Stacking weights and noise from the out-of-fold logits (r, c) of rows and their weights (r,)."""
-    labels, names = inputs.labels[held_out], list(logits)
-    noise = {name: noise_std(centre_logits(logits[name]), labels) for name in names}
-    stack = [logits[name] / noise[name] for name in names]
-    mean, std = _expert_priors(names, noise["probe"])
-    if inputs.zero_shot is not None:
-        stack = [inputs.zero_shot[held_out], *stack]
-        mean, std = [TEXT_WEIGHT * inputs.inverse_temperature, *mean], [TEXT_WEIGHT_STD, *std]
-        names = ["text", *names]
-    return dict(zip(names, stacking_weights(stack, labels, mean, std, row_weights), strict=True)), noise
-
-
 def _row_weights(labels: Tensor, repeats: int) -> Tensor:
     """(r,) weights of rows with these labels, each of which was held out ``repeats`` times.
 
@@ -539,29 +544,6 @@ def _row_weights(labels: Tensor, repeats: int) -> Tensor:
     """
     counts = torch.bincount(labels)
     return len(labels) / (int((counts > 0).sum()) * counts[labels]) / repeats
-
-
-def _expert_priors(names: list[str], probe_noise: float) -> tuple[list[float], list[float]]:
-    """Prior means and standard deviations of the experts' weights.
-
-    The probe's prior is for its logits as they are. Its noise takes it to the unit of the other experts.
-    """
-    expert = EXPERT_WEIGHT / (len(names) - 1), EXPERT_WEIGHT_STD
-    probe = PROBE_WEIGHT * probe_noise, max(PROBE_WEIGHT_STD * probe_noise, EXPERT_WEIGHT_STD)
-    priors = [probe if name == "probe" else expert for name in names]
-    return [mean for mean, _ in priors], [std for _, std in priors]
-
-
-def _mixture_logits(
-    inputs: ExpertInputs,
-    held_out: Tensor,
-    logits: dict[str, Tensor],
-    weights: dict[str, float],
-    noise: dict[str, float],
-) -> Tensor:
-    """(m, c) logits of the mixture for held-out rows, centred as those of the final fit are."""
-    mixture = sum((weights[name] / noise[name] * centre_logits(logits[name]) for name in logits), torch.zeros(()))
-    return mixture if inputs.zero_shot is None else mixture + weights["text"] * inputs.zero_shot[held_out]
 
 
 def _balance_training_rows(labels: Tensor, train: Tensor, held_out: Tensor, seed: int) -> Tensor:

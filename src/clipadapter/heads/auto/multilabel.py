@@ -4,8 +4,9 @@ The method is ours, and follows the single-label one:
 
 1. Zero-shot was not fitted to the shots. So their likelihood gives the slope that calibrates its logits.
 2. Ridge regression on the zeros and ones predicts held-out shots.
-3. Two weights that all classes share, and a bias of each class, are fitted to these predictions by log-loss with normal
-   priors, as in stacked generalisation (Wolpert, 1992). A few shots of each class suffice for two shared numbers.
+3. Two weights that all classes share, and a bias of each class, are fitted to these predictions by log-loss, as in
+   stacked generalisation (Wolpert, 1992). A few shots of each class suffice for two shared numbers. The prior of the
+   weights is log-normal, so that none becomes zero by chance; that of the biases is normal.
 4. Each further block of features gets a ridge regression and a weight of its own.
 
 Chosen on three development sets of mosaics, 2 x 2 images of Caltech-101's training part under `lite`, with 2 to 16
@@ -34,11 +35,13 @@ from clipadapter.parallel import limit_threads
 SLOPES = torch.logspace(-2, 1, 31, device="cpu")
 """Candidate slopes of zero-shot logits of unit spread; their prior is log-normal, of median 1 and sigma 1."""
 TEXT_WEIGHT, RIDGE_WEIGHT = 0.5, 0.5
-"""Prior means of the weights: of the text, as a share of its slope; of ridge regression, in units of its noise."""
+"""Prior medians of the weights: of the text, as a share of its slope; of ridge regression, in units of its noise."""
+LOG_WEIGHT_STD = 1.25
+"""Standard deviation of the logarithm of each of these weights."""
 ONE_SHOT_RIDGE_WEIGHT = 0.5
 """Weight of ridge regression, beside the text at its full slope, where most classes have one shot."""
 BLOCKS_RIDGE_RATIO = 0.5
-"""Prior mean of the weights of ridge regression on all further blocks together, as a multiple of that on ``final``."""
+"""Prior median of the weights of ridge regression on all further blocks together, divided by that on ``final``."""
 MAX_REPEATS, MIN_HELD_OUT_ROWS = 3, 300
 """The folds are drawn up to three times, until this many rows are held out in total."""
 
@@ -99,8 +102,8 @@ def fit_multilabel(shots: SupportSet, folds: int, seed: int) -> MultilabelMixtur
         truth = targets[held_out]
         noise = [max(_noise_std(each, truth), MIN_NOISE_STD if i else 0.0) for i, each in enumerate(scores)]
         parts = [zero_shot[held_out], *(each / std for each, std in zip(scores, noise, strict=True))]
-        prior_mean = [TEXT_WEIGHT * slope, *(RIDGE_WEIGHT * ratio for ratio in ratios)]
-        (text_weight, *weights), bias = multilabel_stacking_weights(parts, truth, prior_mean, 1 / repeats)
+        prior_median = [TEXT_WEIGHT * slope, *(RIDGE_WEIGHT * ratio for ratio in ratios)]
+        (text_weight, *weights), bias = multilabel_stacking_weights(parts, truth, prior_median, 1 / repeats)
     else:
         scores = [_leave_one_out_scores(each, targets) for each in z]
         noise = [max(_noise_std(each, targets), MIN_NOISE_STD if i else 0.0) for i, each in enumerate(scores)]
@@ -140,14 +143,15 @@ def fit_multilabel_ridge(z: Tensor, targets: Tensor) -> Tensor:
 
 
 def multilabel_stacking_weights(
-    logits: list[Tensor], targets: Tensor, prior_mean: list[float], row_weight: float = 1.0
+    logits: list[Tensor], targets: Tensor, prior_median: list[float], row_weight: float = 1.0
 ) -> tuple[list[float], Tensor]:
-    """Weights w >= 0 that all classes share, and the bias of each class, of the largest posterior under normal priors.
+    """Weights that all classes share, and the bias of each class, of the largest posterior.
 
     Args:
         logits: (r, c) of each expert, of rows that it was not fitted to.
         targets: (r, c) ones and zeros.
-        prior_mean: of each weight; the standard deviation is one.
+        prior_median: of each weight; the prior is log-normal, with the deviation `LOG_WEIGHT_STD`. A weight whose
+            median is zero stays zero.
         row_weight: of each row, below 1 if rows occur several times.
 
     Returns:
@@ -156,27 +160,32 @@ def multilabel_stacking_weights(
     from scipy.optimize import minimize  # late: a fitted head needs no scipy
 
     stack, truth, k = torch.stack(logits).double(), targets.double(), len(logits)
-    mean = np.asarray(prior_mean)
+    median = np.asarray(prior_median)
 
     def negative_log_posterior(parameters: Any) -> tuple[float, Any]:
-        """Of k weights, the common bias, and the deviation of each class's bias from it."""
-        values = torch.as_tensor(np.asarray(parameters))
-        mixed = torch.tensordot(values[:k], stack, dims=1) + values[k] + values[k + 1 :]
+        """Of k deviations of log weights in units of the prior, the common bias, and each class's deviation from it."""
+        weights = median * np.exp(LOG_WEIGHT_STD * parameters[:k])
+        biases = torch.as_tensor(parameters[k] + parameters[k + 1 :])
+        mixed = torch.tensordot(torch.as_tensor(weights), stack, dims=1) + biases
         residual = (mixed.sigmoid() - truth) * row_weight
-        weight_deviation, bias_deviation = parameters[:k] - mean, parameters[k + 1 :] / BIAS_PRIOR_STD
+        weight_deviation, bias_deviation = parameters[:k], parameters[k + 1 :] / BIAS_PRIOR_STD
         penalty = float(weight_deviation @ weight_deviation + bias_deviation @ bias_deviation) / 2
         value = float(binary_losses(mixed, truth).sum()) * row_weight + penalty
-        weight_gradient = torch.tensordot(stack, residual, dims=2).cpu().numpy() + weight_deviation
+        weight_gradient = torch.tensordot(stack, residual, dims=2).cpu().numpy() * weights * LOG_WEIGHT_STD
         bias_gradient = residual.sum(dim=0).cpu().numpy()
         return value, np.concatenate(
-            [weight_gradient, [bias_gradient.sum()], bias_gradient + bias_deviation / BIAS_PRIOR_STD]
+            [
+                weight_gradient + weight_deviation,
+                [bias_gradient.sum()],
+                bias_gradient + bias_deviation / BIAS_PRIOR_STD,
+            ]
         )
 
-    start = np.concatenate([mean, [-1.0], np.zeros(stack.shape[2])])
-    bounds = [(0.0, None)] * k + [(None, None)] * (len(start) - k)
+    start = np.concatenate([np.zeros(k), [-1.0], np.zeros(stack.shape[2])])
     options = {"ftol": 1e-11, "gtol": 1e-7}
-    solution = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    return [float(weight) for weight in solution[:k]], torch.as_tensor(solution[k] + solution[k + 1 :])
+    solution = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", options=options).x
+    weights = median * np.exp(LOG_WEIGHT_STD * solution[:k])
+    return [float(weight) for weight in weights], torch.as_tensor(solution[k] + solution[k + 1 :])
 
 
 def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:

@@ -1,12 +1,13 @@
 """Stacked generalisation: weights of experts that maximise the likelihood of held-out labels, under a prior.
 
-Wolpert, Neural Networks 1992, https://doi.org/10.1016/S0893-6080(05)80023-1. The prior keeps the weights near fixed
-values if few shots can be held out. Labels are assumed to be wrong at a small rate, which bounds the loss of one shot.
+Wolpert, Neural Networks 1992, https://doi.org/10.1016/S0893-6080(05)80023-1. The prior is log-normal: it keeps the
+weights near fixed values if few shots can be held out, and above zero always. Labels are assumed to be wrong at a small
+rate, which bounds the loss of one shot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ INVERSE_TEMPERATURE_PRIOR = (2.0, 1.0)
 """Log-normal prior of the inverse temperature, for zero-shot logits of unit spread: median, and sigma of the log."""
 LOGITS_PER_BLOCK = 2**17
 """Float64 logits that `fit_inverse_temperature` works on at a time: a megabyte, which stays in the CPU cache."""
+MAX_CROSS_FITTED_LOGITS = 2**18
+"""Out-of-fold logits of all experts, up to which the weights are chosen once more without each fold."""
 DEFAULT_NOISE_STD = 0.08
 """Typical `noise_std` of ridge regression, for data that show none: two classes have one wrong class each."""
 
@@ -75,57 +78,79 @@ def noise_std(logits: Tensor, labels: Tensor) -> float:
     return float((wrong_logits.square().sum() / degrees_of_freedom).sqrt()) or 1.0
 
 
-def stacking_weights(
+def fit_stacking(
     logits: Sequence[Tensor],
     labels: Tensor,
-    prior_mean: Sequence[float],
-    prior_std: Sequence[float],
+    prior_median: Sequence[float],
+    prior_log_std: Sequence[float],
     row_weights: Tensor | None = None,
-) -> list[float]:
-    """Weights w >= 0 of ``sum_i w_i logits_i`` that maximise the posterior of the labels under a Gaussian prior.
+) -> tuple[list[float], float]:
+    """Weights of ``sum_i w_i logits_i`` that maximise the posterior of the labels under a log-normal prior.
+
+    No weight becomes zero: a few held-out rows that are wrong by chance can't remove an expert.
 
     Args:
         logits: (n, c) of each expert, of rows that it was not fitted to.
         labels: (n,).
-        prior_mean: of each weight.
-        prior_std: of each weight.
+        prior_median: of each weight.
+        prior_log_std: standard deviation of the logarithm of each weight.
         row_weights: (n,); None for one each.
 
+    Returns:
+        The weights, and the log posterior in nats, without the constant of the prior.
+
     >>> good, bad = torch.eye(3) * 4, torch.eye(3).roll(1, 0) * 4
-    >>> stacking_weights([good, bad], torch.arange(3), [0.5, 0.1], [1.0, 1.0])[1]
-    0.0
+    >>> weights, _ = fit_stacking([good, bad], torch.arange(3), [0.5, 0.1], [1.0, 1.0])
+    >>> weights[0] > 0.5, 0 < weights[1] < 0.1
+    (True, True)
     """
-    return fit_stacking(logits, labels, prior_mean, prior_std, row_weights)[0]
-
-
-def fit_stacking(
-    logits: Sequence[Tensor],
-    labels: Tensor,
-    prior_mean: Sequence[float],
-    prior_std: Sequence[float],
-    row_weights: Tensor | None = None,
-) -> tuple[list[float], float]:
-    """`stacking_weights`, and their log posterior in nats, without the constant of the prior."""
     from scipy.optimize import minimize  # late: a fitted head needs no scipy
 
     stack = torch.stack([centre_logits(part) for part in logits]).double()  # (experts, n, c)
     onehot = torch.nn.functional.one_hot(labels, stack.shape[2]).double()
     rows = torch.ones(len(labels), dtype=torch.float64) if row_weights is None else row_weights.double()
-    mean, std = np.asarray(prior_mean, dtype=np.float64), np.asarray(prior_std, dtype=np.float64)
+    median, log_std = np.asarray(prior_median, dtype=np.float64), np.asarray(prior_log_std, dtype=np.float64)
 
-    def negative_log_posterior(weights: Any) -> tuple[float, Any]:
-        mixed = torch.tensordot(torch.as_tensor(np.asarray(weights)), stack, dims=1)
+    def negative_log_posterior(deviations: Any) -> tuple[float, Any]:
+        """Of the deviations of the logarithms of the weights from those of the medians, in units of ``log_std``."""
+        weights = median * np.exp(log_std * deviations)
+        mixed = torch.tensordot(torch.as_tensor(weights), stack, dims=1)
         probability = mixed.softmax(dim=1)
         true_class = (1 - LABEL_NOISE_RATE) * (probability * onehot).sum(dim=1)
         likelihood = true_class + LABEL_NOISE_RATE / stack.shape[2]
         # The gradient of log-loss, times the posterior probability that the label of the row is right.
         is_right = rows * true_class / likelihood
         gradient = torch.tensordot(stack, (probability - onehot) * is_right[:, None], dims=2).cpu().numpy()
-        deviation = (weights - mean) / std
-        value = float(-(rows @ likelihood.log())) + float(deviation @ deviation) / 2
-        return value, gradient + deviation / std
+        value = float(-(rows @ likelihood.log())) + float(deviations @ deviations) / 2
+        return value, gradient * weights * log_std + deviations
 
-    start = np.maximum(mean, 1e-3)
-    bounds, options = [(0.0, None)] * len(mean), {"ftol": 1e-11, "gtol": 1e-7}
-    result = minimize(negative_log_posterior, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    return [float(weight) for weight in result.x], -float(result.fun)
+    options = {"ftol": 1e-11, "gtol": 1e-7}
+    result = minimize(negative_log_posterior, np.zeros(len(median)), jac=True, method="L-BFGS-B", options=options)
+    return [float(weight) for weight in median * np.exp(log_std * result.x)], -float(result.fun)
+
+
+def mix_out_of_fold(
+    parts: Sequence[Tensor],
+    splits: Sequence[tuple[Tensor, Tensor]],
+    choose_weights: Callable[[Tensor | slice], Sequence[float]],
+) -> Tensor:
+    """Weighted sums (r, c) of out-of-fold logits, where each row has weights that were chosen without its shot.
+
+    Weights that were chosen on all rows would make the rows look better than new pictures are. With very many logits
+    they hardly do, and all rows have the same weights.
+
+    Args:
+        parts: (r, c) out-of-fold logits of each expert.
+        splits: training rows and held-out rows of each fold, the latter in the order of the r rows.
+        choose_weights: weights of the parts, from the positions of the rows that they may depend on.
+    """
+    shots = torch.cat([rows for _, rows in splits])
+    groups = torch.arange(len(shots)).split([len(rows) for _, rows in splits])
+    if len(parts) * parts[0].numel() > MAX_CROSS_FITTED_LOGITS:
+        groups = (torch.arange(len(shots)),)
+    mixture = torch.zeros_like(parts[0])
+    for rows in groups:
+        others = torch.nonzero(~torch.isin(shots, shots[rows])).flatten() if len(rows) < len(shots) else slice(None)
+        for weight, part in zip(choose_weights(others), parts, strict=True):
+            mixture[rows] += weight * part[rows]
+    return mixture

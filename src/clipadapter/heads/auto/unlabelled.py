@@ -27,7 +27,7 @@ from clipadapter.blocks import Blocks, column_slices
 from clipadapter.functional import unit
 from clipadapter.heads.auto.blocks import BlockMixture, HeldOut, log_rarity
 from clipadapter.heads.auto.experts import EXPERTS, ExpertInputs, fit_ridge
-from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, noise_std
+from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, mix_out_of_fold, noise_std
 from clipadapter.heads.support import rows_without_shots
 from clipadapter.parallel import limit_threads
 
@@ -41,11 +41,11 @@ COUNT_OFFSET = 0.1
 """What is subtracted from a class's logits for each unit of the logarithm of its number of pictures."""
 MIN_NOISE_STD = 0.05
 """Bound of the noise of leave-one-out logits: with two classes there is hardly any."""
-TEACHER_WEIGHT, TEACHER_WEIGHT_STD = 0.8, 0.3
+TEACHER_WEIGHT, TEACHER_LOG_STD = 0.8, 0.4
 """Prior of the teacher's weight beside the regression; it is below 1, since the two mostly agree."""
-UNLABELLED_WEIGHT, UNLABELLED_WEIGHT_STD = 0.5, 0.35
+UNLABELLED_WEIGHT, UNLABELLED_LOG_STD = 0.5, 0.7
 """Prior of the regression's weight, in units of its noise."""
-ALONE_WEIGHT, ALONE_WEIGHT_STD = 1.0, 1.0
+ALONE_WEIGHT, ALONE_LOG_STD = 1.0, 1.0
 """Prior of the teacher's weight without the regression. It is wide: surer logits are no gain by the pictures."""
 ONE_SHOT_WEIGHT = 0.4
 """Where no shot can be held out: the regression's weight, in units of the deviation of its logits for the pictures."""
@@ -178,10 +178,14 @@ def fit_unlabelled(
                     predicted.append(products.index_select(0, rows).index_select(1, kept) @ coefficients + offset)
             logits, unit_of_weight = _in_units_of_noise(parts, held_out)
             weights, gain = choose_weights(held_out, logits, _in_units_of_noise(parts_without, held_out)[0])
-            if gain <= MIN_GAIN or weights[1] == 0:
+            if gain <= MIN_GAIN:
                 return gain
-            mixed = weights[0] * held_out.logits + weights[1] * logits
-            mixture = replace(held_out, logits=mixed.to(held_out.logits.dtype))
+
+            def choose(of: Tensor | slice) -> list[float]:
+                return _fit_weights(held_out, logits, of)[0]
+
+            mixed = mix_out_of_fold([held_out.logits, logits.to(held_out.logits.dtype)], held_out.splits, choose)
+            mixture = replace(held_out, logits=mixed)
     factor = weights[1] / unit_of_weight
     weight = factor * (dual.T @ torch.cat([z, pool]))
     spreads = [
@@ -240,16 +244,11 @@ def choose_weights(held_out: HeldOut, logits: Tensor, without: Tensor) -> tuple[
     >>> [choose_weights(held_out, *parts)[1] > 0 for parts in ((good, bad), (bad, good), (bad, bad), (good, good))]
     [True, False, False, False]
     """
-
-    def fit(regression: Tensor) -> tuple[list[float], float]:
-        mean, std = [TEACHER_WEIGHT, UNLABELLED_WEIGHT], [TEACHER_WEIGHT_STD, UNLABELLED_WEIGHT_STD]
-        return fit_stacking([held_out.logits, regression], held_out.labels, mean, std, held_out.row_weights)
-
     with limit_threads(0):  # small products between lines of Python
-        weights, log_posterior = fit(logits)
-        prior = [ALONE_WEIGHT], [ALONE_WEIGHT_STD]
+        weights, log_posterior = _fit_weights(held_out, logits)
+        prior = [ALONE_WEIGHT], [ALONE_LOG_STD]
         alone = fit_stacking([held_out.logits], held_out.labels, *prior, held_out.row_weights)[1]
-        without_pictures = max(alone, fit(without)[1])
+        without_pictures = max(alone, _fit_weights(held_out, without)[1])
     return weights, log_posterior - without_pictures
 
 
@@ -302,6 +301,13 @@ def block_scales(is_used: list[bool]) -> list[float]:
 def join_blocks(parts: list[Tensor], scales: list[float]) -> Tensor:
     """(m, e) centred unit features of all blocks side by side, scaled by the blocks' factors."""
     return torch.cat([scale * part for scale, part in zip(scales, parts, strict=True)], dim=1)
+
+
+def _fit_weights(held_out: HeldOut, regression: Tensor, of: Tensor | slice = slice(None)) -> tuple[list[float], float]:
+    """Weights of the teacher and of the regression by some of the held-out rows, and their log posterior."""
+    parts = [held_out.logits[of], regression[of]]
+    median, log_std = [TEACHER_WEIGHT, UNLABELLED_WEIGHT], [TEACHER_LOG_STD, UNLABELLED_LOG_STD]
+    return fit_stacking(parts, held_out.labels[of], median, log_std, held_out.row_weights[of])
 
 
 def _in_units_of_noise(parts: list[Tensor], held_out: HeldOut) -> tuple[Tensor, float]:
