@@ -88,17 +88,16 @@ class Conformal:
     def thresholds(self, coverage: float = 0.9) -> Array:
         """The largest nonconformity score (c,) that a class in a set may have; infinite where shots are too few.
 
-        It is the score of rank (r + 1) x coverage. For "split" the rank is rounded up, as the theorem requires.
-        "cross" has no theorem and its sets are rather too large, so the score between two shots is interpolated.
+        It is the score of rank (r + 1) x coverage, rounded up as the theorem of "split" requires.
 
         Raises:
             InputError: if the rate is not between 0 and 1.
         """
         rate = _check_coverage(coverage)
         if not self.by_class:
-            return np.full(self.n_classes, _quantile(self.scores, rate, self.method == "cross"))
+            return np.full(self.n_classes, _quantile(self.scores, rate))
         scores_by_class = [self.scores[self.labels == k] for k in range(self.n_classes)]
-        return np.array([_quantile(scores, rate, self.method == "cross") for scores in scores_by_class])
+        return np.array([_quantile(scores, rate) for scores in scores_by_class])
 
     def _cv_plus(self, p: Array, rate: float) -> Array:
         """A class is left out if (1 - alpha)(r + 1) shots have lower scores, each by the fit that did not see it."""
@@ -166,7 +165,7 @@ class Conformal:
         else:
             sentences = [
                 f"About {claim}. No theorem says so: the held-out shots were scored by fits to fewer shots than the "
-                "final fit, so that coverage tends to be higher"
+                "final fit, and their temperature was learned from them"
             ]
         if self.by_class:
             sentences.append("That holds if new pictures are like the shots")
@@ -310,16 +309,10 @@ def check_probabilities(probabilities: ArrayLike) -> Array:
     return p
 
 
-def _quantile(scores: Array, rate: float, interpolate: bool) -> float:
-    """The score of rank (r + 1) x rate among ascending scores: interpolated, or the next higher one."""
-    rank = round((len(scores) + 1) * rate, RANK_DECIMALS)
-    if rank > len(scores):
-        return math.inf
-    above = float(scores[math.ceil(rank) - 1])
-    if not interpolate or rank < 1:
-        return above
-    below, fraction = float(scores[math.floor(rank) - 1]), rank - math.floor(rank)
-    return below + fraction * (above - below)
+def _quantile(scores: Array, rate: float) -> float:
+    """The score of rank (r + 1) x rate, rounded up, among ascending scores; infinite if there are too few."""
+    rank = math.ceil(round((len(scores) + 1) * rate, RANK_DECIMALS))
+    return math.inf if rank > len(scores) else float(scores[rank - 1])
 
 
 def _attainable_coverage(r: int) -> str:
