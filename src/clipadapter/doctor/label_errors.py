@@ -2,11 +2,8 @@
 
 Confident learning (Northcutt, Jiang and Chuang, JAIR 2021, https://arxiv.org/abs/1911.00068), by cleanlab, on held-out
 probabilities. Most of its results are pictures of classes that are hard to distinguish. So a label is called likely
-wrong only if the nearest pictures do not support it either. It is called doubtful if only the held-out head disagrees
-with it, or if its two classes overlap.
-
-Class text is no evidence: among two to four classes it ranks many wrong labels first, and where it is good, the
-held-out head has it as well.
+wrong only if the nearest pictures, and among many classes the class text, do not support it either. It is called
+doubtful if only the held-out head disagrees with it, or if its two classes overlap.
 """
 
 from __future__ import annotations
@@ -27,6 +24,9 @@ it is their number. Probabilities are calibrated on the labels, of which some ar
 labels no ratio is above 9."""
 MAX_SUPPORTING_VOTES = 1
 """A label that more of the nearest pictures have is not doubtful, unless classes are so few that chance gives more."""
+TOP_TEXT_SHARE = 0.05
+"""Class text supports a label that is among this share of the classes with the largest zero-shot probability: none if
+there are fewer than 20, of which text ranks many a wrong label first."""
 
 
 def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
@@ -45,7 +45,7 @@ def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> I
     p_label, p_predicted = probabilities[rows, evidence.labels], probabilities[rows, predicted]
     votes, chance_votes = evidence.votes[rows, evidence.labels], VOTING_NEIGHBOURS // len(evidence.names)
     is_doubtful = (predicted != evidence.labels) & (p_predicted > min(MAX_MIN_ODDS, len(evidence.names)) * p_label)
-    is_doubtful &= votes <= max(MAX_SUPPORTING_VOTES, chance_votes)
+    is_doubtful &= (votes <= max(MAX_SUPPORTING_VOTES, chance_votes)) & ~_is_supported_by_text(evidence)
     # The only picture of a class has no held-out prediction: one of its neighbours must agree with the class text.
     is_doubtful &= evidence.is_held_out | (evidence.votes[rows, predicted] > 0)
     is_wrong = is_doubtful & _is_wrong_by_confident_learning(evidence) & (votes <= chance_votes)
@@ -77,6 +77,16 @@ def _predicted_probabilities(evidence: LabelEvidence) -> NDArray[np.float64]:
     """(n, c) held-out probabilities; if there are none for a picture, those of zero-shot, or zeros."""
     fallback = 0.0 if evidence.zero_shot is None else evidence.zero_shot
     return np.where(evidence.is_held_out[:, None], evidence.held_out, fallback)
+
+
+def _is_supported_by_text(evidence: LabelEvidence) -> NDArray[np.bool_]:
+    """(n,) whether the label is among the classes with the largest zero-shot probabilities."""
+    if evidence.zero_shot is None:
+        return np.zeros(len(evidence.labels), bool)
+    p_label = evidence.zero_shot[np.arange(len(evidence.labels)), evidence.labels]
+    rank = (evidence.zero_shot > p_label[:, None]).sum(axis=1)
+    is_supported: NDArray[np.bool_] = rank < int(TOP_TEXT_SHARE * len(evidence.names))
+    return is_supported
 
 
 def _is_wrong_by_confident_learning(evidence: LabelEvidence) -> NDArray[np.bool_]:
