@@ -28,6 +28,8 @@ Array = NDArray[Any]
 CONFORMAL_METHODS = ("split", "cross", "cv+")
 RANK_DECIMALS = 9
 """Decimals of a rank: (r + 1) times a rate such as 0.9 is a little off its true value in binary."""
+MIN_INTERPOLATED_SHOTS = 20
+"""Of fewer held-out shots the rank is rounded up, for "cross" too."""
 SCORES = ("lac", "aps", "raps")
 RAPS_PENALTY, RAPS_FREE_RANKS = 0.01, 1
 """RAPS: the penalty lambda of each class whose rank is above k_reg."""
@@ -88,16 +90,18 @@ class Conformal:
     def thresholds(self, coverage: float = 0.9) -> Array:
         """The largest nonconformity score (c,) that a class in a set may have; infinite where shots are too few.
 
-        It is the score of rank (r + 1) x coverage, rounded up as the theorem of "split" requires.
+        It is the score of rank (r + 1) x coverage. For "split" the rank is rounded up, as the theorem requires. "cross"
+        has no theorem, and the score between two shots is interpolated, unless few shots were held out: coverage then
+        depends on one or two of them, and was too low with two classes.
 
         Raises:
             InputError: if the rate is not between 0 and 1.
         """
         rate = _check_coverage(coverage)
         if not self.by_class:
-            return np.full(self.n_classes, _quantile(self.scores, rate))
+            return np.full(self.n_classes, _quantile(self.scores, rate, self.method == "cross"))
         scores_by_class = [self.scores[self.labels == k] for k in range(self.n_classes)]
-        return np.array([_quantile(scores, rate) for scores in scores_by_class])
+        return np.array([_quantile(scores, rate, self.method == "cross") for scores in scores_by_class])
 
     def _cv_plus(self, p: Array, rate: float) -> Array:
         """A class is left out if (1 - alpha)(r + 1) shots have lower scores, each by the fit that did not see it."""
@@ -309,10 +313,16 @@ def check_probabilities(probabilities: ArrayLike) -> Array:
     return p
 
 
-def _quantile(scores: Array, rate: float) -> float:
-    """The score of rank (r + 1) x rate, rounded up, among ascending scores; infinite if there are too few."""
-    rank = math.ceil(round((len(scores) + 1) * rate, RANK_DECIMALS))
-    return math.inf if rank > len(scores) else float(scores[rank - 1])
+def _quantile(scores: Array, rate: float, interpolate: bool) -> float:
+    """The score of rank (r + 1) x rate among ascending scores: the next higher one, or interpolated if many."""
+    rank = round((len(scores) + 1) * rate, RANK_DECIMALS)
+    if rank > len(scores):
+        return math.inf
+    above = float(scores[math.ceil(rank) - 1])
+    if not interpolate or rank < 1 or len(scores) < MIN_INTERPOLATED_SHOTS:
+        return above
+    below, fraction = float(scores[math.floor(rank) - 1]), rank - math.floor(rank)
+    return below + fraction * (above - below)
 
 
 def _attainable_coverage(r: int) -> str:
