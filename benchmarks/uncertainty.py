@@ -21,7 +21,14 @@ from clipadapter.prediction import softmax
 from clipadapter.uncertainty import UncertaintyOptions
 
 OPTIONS = UncertaintyOptions(reject=0.05, coverage=0.9)
-COLUMNS = ("accuracy", "ECE", "ECE plain", "log-loss", "log-loss plain", "coverage", "size", "rejected")
+COLUMNS = ("accuracy", "ECE", "chance", "ECE plain", "log-loss", "log-loss plain", "coverage", "size", "rejected")
+
+
+def error_by_chance(probabilities, resamples=20):
+    """The expected calibration error that these probabilities show if they are true, on as many pictures."""
+    rng, cumulative = np.random.default_rng(0), probabilities.cumsum(axis=1)
+    drawn = [(rng.random((len(cumulative), 1)) > cumulative[:, :-1]).sum(axis=1) for _ in range(resamples)]
+    return float(np.mean([expected_calibration_error(probabilities, labels) for labels in drawn]))
 
 
 def measure(head, draw):
@@ -34,6 +41,7 @@ def measure(head, draw):
     return {
         "accuracy": 100 * float((answers.best == labels).mean()),
         "ECE": 100 * expected_calibration_error(calibrated, labels),
+        "chance": 100 * error_by_chance(calibrated),
         "ECE plain": 100 * expected_calibration_error(plain, labels),
         "log-loss": log_loss(calibrated, labels),
         "log-loss plain": log_loss(plain, labels),

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, norm
 
-from clipadapter.bench.statistics import paired_difference
+from clipadapter.bench.statistics import difference_on_pictures, paired_difference
 from clipadapter.errors import InputError
 
 
@@ -130,3 +130,29 @@ def test_methods_that_cannot_be_compared_are_refused():
         paired_difference({("pets", 1): float("nan")}, {("pets", 1): 0.5})
     with pytest.raises(InputError, match="resamples must be 1 or more, but is 0"):
         paired_difference({1: 0.5}, {1: 0.5}, resamples=0)
+
+
+def test_the_margin_on_pictures_holds_in_95_of_100_cases():
+    """Two methods whose answers depend on the picture, which they share, and on the draw; true difference 6 points."""
+    rng, covered, widths = np.random.default_rng(0), 0, []
+    for _ in range(300):
+        difficulty, luck = rng.normal(size=(1, 150)), rng.normal(0, 0.1, (3, 1))
+        right = [difficulty + luck + 0.3 * rng.normal(size=(3, 150)) < level for level in (0.70, 0.52)]
+        a, b = ({seed: rows[seed] for seed in range(3)} for rows in right)
+        mean, error = difference_on_pictures(a, b)
+        scale = np.hypot(1, np.hypot(0.1, 0.3))
+        truth = norm.cdf(0.70 / scale) - norm.cdf(0.52 / scale)
+        covered += abs(mean - truth) <= 2 * error
+        widths.append(2 * error)
+    assert 0.92 * 300 <= covered <= 0.995 * 300
+    assert np.mean(widths) < 0.05  # 10 points with own pictures for each
+
+
+def test_classes_count_the_same_if_they_are_given():
+    """Differences 1 and 0 in a class of two pictures, 0, 0, 0, 1 in one of four: means 0.5 and 0.25."""
+    right = np.array([True, True, True, True, True, True])
+    other = np.array([False, True, True, True, True, False])
+    mean, error = difference_on_pictures({1: right}, {1: other, 2: right}, list("aabbbb"))
+    assert mean == pytest.approx((0.5 + 0.25) / 2)
+    assert error == pytest.approx(np.sqrt(0.5 / 2 + 0.25 / 4) / 2)
+    assert difference_on_pictures({1: right}, {2: right}) is None

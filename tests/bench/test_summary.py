@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from clipadapter.bench import Reference, summarise, table
-from clipadapter.bench.run import Flags
+from clipadapter.bench.run import Flags, pack_correct
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
 
@@ -112,3 +113,14 @@ def test_a_summary_can_be_written_as_json(runs):
 def test_no_records_make_no_table():
     with pytest.raises(InputError, match="there are no records"):
         table([])
+
+
+def test_the_lead_of_the_best_head_is_paired_by_picture(make_run):
+    first, second = np.arange(40) < 30, (np.arange(40) < 30) & (np.arange(40) > 1)
+    runs = [
+        make_run(head, 1, accuracy=right.mean()).model_copy(update={"correct": pack_correct(right)})
+        for head, right in (("a", first), ("b", second))
+    ]
+    # 2 of 40 differences are 1: standard error sqrt(0.05 * 0.95 / 39), times 1.96. With own pictures it would be 19.6.
+    assert "on the same pictures and draws: 1 shot: a - b +5.0 ± 6.8\n" in f"{table(runs)}\n"
+    assert "lead over" not in table(runs, "log_loss")

@@ -214,6 +214,19 @@ def test_logits_that_auto_held_out_are_near_to_those_of_its_own_refits():
     assert own.logits.std() == pytest.approx(create_head("auto").fit(X, y, text=text).logits(X).std(), rel=0.5)
 
 
+def test_with_text_of_other_classes_probabilities_are_hardly_worse_than_equal_ones():
+    """Two classes whose text is exchanged: nearly all predictions of zero-shot are wrong, and it must not be sure."""
+    X, y, text = toy_features((16, 16), noise=2.0, names=("cat", "dog"))
+    wrong = TextFeatures(text.labels, text.embeddings[::-1], text.logit_scale)
+    names = tuple(text.labels)
+    model = FewShotClassifier("toy", "zero-shot", cache=None)
+    model.fit_features(FeatureSet(X[::2], tuple(map(str, y[::2])), names), wrong)
+    p = model.uncertainty_.probabilities(model.head_.logits(X[1::2]))
+    true = p[np.arange(len(p)), [names.index(str(name)) for name in y[1::2]]]
+    assert (p.argmax(axis=1) != [names.index(str(name)) for name in y[1::2]]).mean() > 0.7
+    assert -np.log(true).mean() < np.log(2) + 0.1
+
+
 def test_the_temperature_prior_is_interpolated_between_measured_shots():
     head = create_head("auto")
     low, high = sorted(head.temperature_prior[2:4])

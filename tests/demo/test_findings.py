@@ -1,11 +1,31 @@
 """The sentences of the demo, for made-up figures of every kind: none may say what the figures do not."""
 
+import zlib
+
+import numpy as np
 import pytest
 
 from clipadapter.demo import Results, describe_findings
 
 EQUAL = {"a": 1000, "b": 1000, "c": 1000, "d": 1000}
 UNEQUAL = {"flawless": 2000, "spot": 1000, "weave": 1000}
+
+
+def right_pictures(share, counts, key):
+    """Labels of test pictures, and which of them are right: that share of each class, others for each key."""
+    order = np.random.default_rng(zlib.crc32(repr(key).encode()))
+    right = [order.permutation(np.arange(n) < round(share * n)) for n in counts.values()]
+    return [name for name, n in counts.items() for _ in range(n)], np.concatenate(right)
+
+
+def results_of(values, counts=EQUAL, accuracy=None, shots=(1, 16), metric="accuracy"):
+    """Results of heads that are wrong on other pictures than each other."""
+    labels = right_pictures(0, counts, 0)[0]
+    correct = {
+        key: {seed: right_pictures(share, counts, (*key, 7))[1] for seed, share in enumerate(shares)}
+        for key, shares in values.items()
+    }
+    return Results(metric, shots, values, accuracy or {}, correct, labels, len(counts), counts)
 
 
 def findings(zero_shot=0.25, first=0.5, last=0.8, probe=(0.5, 0.8), adapter=(0.5, 0.8), counts=EQUAL, **changes):
@@ -18,7 +38,7 @@ def findings(zero_shot=0.25, first=0.5, last=0.8, probe=(0.5, 0.8), adapter=(0.5
     }
     values = {(head, n): (pair[i],) * 2 for head, pair in ends.items() for i, n in enumerate((1, 16))}
     metric = "accuracy" if len(set(counts.values())) == 1 else "balanced_accuracy"
-    results = Results(metric, (1, 16), values, {"auto": last}, len(counts), counts)
+    results = results_of(values, counts, {"auto": last}, metric=metric)
     return " ".join(describe_findings(Results(**{**vars(results), **changes})))
 
 
@@ -134,22 +154,33 @@ def test_a_constant_answer_is_named_where_classes_are_unequal():
 
 
 def test_draws_that_differ_widen_the_margin():
-    values = {("auto", 1): (0.3, 0.7), ("auto", 16): (0.8, 0.6)}
-    results = Results("accuracy", (1, 16), values, {}, 4, EQUAL)
+    results = results_of({("auto", 1): (0.3, 0.7), ("auto", 16): (0.8, 0.6)})
     # Differences +50 and -10 points: standard error 30 points, so a mean of 20 points is within the margin.
     assert results.difference(("auto", 16), ("auto", 1)).sign == 0
 
 
+def test_heads_that_are_wrong_on_the_same_pictures_differ_clearly_by_less():
+    first, second = np.arange(400) < 300, np.arange(400) < 288  # right on 75 and 72 %, on the same pictures
+    correct = {("auto", 16): {1: first, 2: first}, ("zero-shot", 16): {1: second, 2: second}}
+    values = {("auto", 16): (0.75, 0.75), ("zero-shot", 16): (0.72, 0.72)}
+    results = Results("accuracy", (16,), values, {}, correct, ["a"] * 400, 1, {"a": 400})
+    difference = results.difference(("auto", 16), ("zero-shot", 16))
+    # 12 of 400 differences are 1: standard error sqrt(0.03 * 0.97 / 399). With own pictures it would be 3.1 points.
+    assert difference.value == pytest.approx(0.03)
+    assert difference.margin == pytest.approx(2 * (0.03 * 0.97 / 399) ** 0.5)
+    assert difference.sign == 1
+
+
 def test_one_number_of_shots_is_not_compared_with_itself():
     values = {(head, 4): (0.6,) for head in ("zero-shot", "linear-probe", "clip-adapter", "auto")}
-    text = " ".join(describe_findings(Results("accuracy", (4,), values, {"auto": 0.6}, 4, EQUAL)))
+    text = " ".join(describe_findings(results_of(values, accuracy={"auto": 0.6}, shots=(4,))))
     assert "More pictures" not in text
     assert text.endswith("the two can't be told apart with 4 pictures (60.0 % against 60.0 %).")
 
 
 def test_what_failed_is_left_out():
-    assert describe_findings(Results("accuracy", (1, 16), {}, {}, 4, EQUAL)) == []
-    only = describe_findings(Results("accuracy", (1, 16), {("zero-shot", 16): (0.6,)}, {}, 4, EQUAL))
+    assert describe_findings(results_of({})) == []
+    only = describe_findings(results_of({("zero-shot", 16): (0.6,)}))
     assert only == [
         "zero-shot, which has only the class names, is at 60.0 %, above chance (25.0 %): the names alone help this "
         "encoder."
@@ -157,7 +188,7 @@ def test_what_failed_is_left_out():
 
 
 def test_the_standard_error_is_that_of_a_proportion():
-    results = Results("accuracy", (1,), {}, {}, 2, {"a": 50, "b": 50})
+    results = results_of({}, {"a": 50, "b": 50})
     assert results.standard_error(0.5) == pytest.approx(0.05)  # sqrt(0.5 * 0.5 / 100)
-    unequal = Results("balanced_accuracy", (1,), {}, {}, 2, {"a": 75, "b": 25})
+    unequal = results_of({}, {"a": 75, "b": 25}, metric="balanced_accuracy")
     assert unequal.standard_error(0.5) == pytest.approx(0.5 * (0.25 / 75 + 0.25 / 25) ** 0.5)

@@ -81,8 +81,19 @@ def test_a_pair_needs_similar_features_and_a_similar_hash(tmp_path, draw):
     assert (a.hash ^ b.hash).bit_count() > 22
     assert find_duplicate_pairs([a, b], neighbours(0.999)) == []
     copy = type(a)(**{**vars(a), "digest": b"other"})
-    assert find_duplicate_pairs([a, copy], neighbours(0.5)) == []
     assert [pair.relation for pair in find_duplicate_pairs([a, copy], neighbours(0.9))] == ["nearly equal"]
+
+
+@pytest.mark.parametrize("bits", [(), (5,), (0, 63), (20, 21), (0, 1, 2)])
+def test_a_hash_with_two_other_bits_makes_a_pair_whatever_the_features(bits):
+    def image(digest, value, contrast=255.0):
+        return ImageMeasures(digest, 9, 9, 0.0, contrast, 1.0, value, (1 << 64) - 1)
+
+    far = Neighbours(np.array([[1], [0]]), np.full((2, 1), 0.2, np.float32))
+    changed = sum(1 << bit for bit in bits)
+    pairs = find_duplicate_pairs([image(b"a", 99), image(b"b", 99 ^ changed)], far)
+    assert [pair.relation for pair in pairs] == ["equal hash"] * (len(bits) <= 2)
+    assert find_duplicate_pairs([image(b"a", 99, 20.0), image(b"b", 99 ^ changed, 20.0)], far) == []
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,13 @@ def test_degraded_pictures_are_found(find_faults, draw, kind, degrade):
     assert list(find_faults(degrade(draw(1)))) == [kind]
 
 
+@pytest.mark.parametrize("side", [100, 250, 600])
+def test_sharpness_does_not_depend_on_the_size_of_the_picture(find_faults, draw, side):
+    sharp = draw(1, size=(12, 10)).resize((round(1.2 * side), side), Image.Resampling.NEAREST)
+    assert find_faults(sharp) == {}
+    assert list(find_faults(sharp.filter(ImageFilter.GaussianBlur(0.025 * side)))) == ["blurry"]
+
+
 def test_pictures_smaller_than_the_encoders_input_are_tiny(find_faults, draw):
     assert list(find_faults(draw(0, size=(100, 79)), input_side=80)) == ["tiny"]
     assert find_faults(draw(0, size=(100, 80)), input_side=80) == {}

@@ -33,6 +33,19 @@ def test_intervals_contain_the_true_prior_for_weak_and_strong_models(accuracy, t
     assert n_covered >= 0.88 * 125
 
 
+def test_intervals_contain_the_true_prior_of_one_of_many_classes():
+    """33 classes of 4 shots, streams of 100 pictures: many classes have few pictures or none."""
+    rng, n_covered = np.random.default_rng(0), 0
+    for _ in range(4):
+        C = np.stack([rng.dirichlet(np.ones(33)) for _ in range(33)]) * 0.2 + 0.8 * np.eye(33)
+        true_priors = rng.dirichlet(np.ones(33))
+        shots = Confusions(np.stack([rng.multinomial(4, row) for row in C]).astype(float))
+        stream = rng.multinomial(100, true_priors @ C)
+        low, high = np.quantile(draw_priors(stream, shots, draws=200), [0.025, 0.975], axis=0)
+        n_covered += int(((low <= true_priors) & (true_priors <= high)).sum())
+    assert n_covered >= 0.92 * 132
+
+
 def test_intervals_are_wider_with_fewer_shots():
     widths = []
     for n in (4, 40, 400):

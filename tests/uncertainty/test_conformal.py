@@ -62,23 +62,24 @@ def test_split_sets_are_those_of_crepes(score, coverage, by_class):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("r", [9, 18, 24, 49, 99, 199])
-def test_the_rank_is_that_of_exact_arithmetic(r):
+@pytest.mark.parametrize(
+    ("r", "method"), [*((r, "split") for r in (9, 18, 24, 49, 99, 199)), (9, "cross"), (19, "cross")]
+)
+def test_the_rank_is_that_of_exact_arithmetic(r, method):
     scores = np.arange(1.0, r + 1)
     zeros = np.zeros(r, int)
-    model = Conformal(scores, zeros, zeros, 2, method="split")
+    model = Conformal(scores, zeros, zeros, 2, method=method)
     for hundredths in range(1, 100):
         rank = math.ceil(Fraction(hundredths, 100) * (r + 1))
         assert model.thresholds(hundredths / 100)[0] == (rank if rank <= r else math.inf)
 
 
-def test_cross_interpolates_between_two_shots():
-    zeros = np.zeros(18, int)
-    scores = np.arange(1.0, 19)
-    model = Conformal(scores, zeros, zeros, 2, method="cross")
-    assert model.thresholds(0.9) == pytest.approx([17.1, 17.1])  # rank 19 x 0.9
-    assert model.thresholds(0.5) == pytest.approx([9.5, 9.5])
-    assert np.isinf(model.thresholds(0.95)).all()  # rank 18.05 of 18
+def test_cross_interpolates_between_two_of_20_shots_or_more():
+    zeros = np.zeros(28, int)
+    model = Conformal(np.arange(1.0, 29), zeros, zeros, 2, method="cross")
+    assert model.thresholds(0.9) == pytest.approx([26.1, 26.1])  # rank 29 x 0.9
+    assert model.thresholds(0.5) == pytest.approx([14.5, 14.5])
+    assert np.isinf(model.thresholds(0.98)).all()  # rank 28.42 of 28
 
 
 def test_a_class_at_the_threshold_is_in_the_set():
@@ -250,7 +251,7 @@ def test_the_described_guarantee_is_what_is_proven():
     split, cross = (learn_conformal(p, y, method=how).describe_guarantee(0.9) for how in ("split", "cross"))
     plus = learn_conformal(p, y, method="cv+", folds=np.arange(100) % 4).describe_guarantee(0.9)
     assert split.startswith("At least 90 % of pictures have their class in the set")
-    assert "No theorem" in cross
+    assert "No theorem" in cross and "higher" not in cross
     assert "proven is a little less than 80 %" in plus
     few = learn_conformal(p[:5], y[:5])
     # All classes are in every set, so no guarantee is described.

@@ -27,7 +27,7 @@ from clipadapter.features import FeatureSet
 from clipadapter.files import path_without_links, write_atomically
 from clipadapter.heads import Head, TextFeatures, create_head
 from clipadapter.heads.estimator import clone
-from clipadapter.metrics import MultiLabelEvaluation
+from clipadapter.metrics import MultiLabelEvaluation, wilson_interval
 from clipadapter.rendering.plots import save_plots
 
 Scored = TypeVar("Scored", Score, MultiLabelEvaluation)
@@ -219,6 +219,16 @@ class CrossValidation(EvaluationWithBaselines[Score]):
     n_pictures: int
     folds: int
 
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy of the model."""
+        return wilson_interval(self.model.evaluation.metrics["accuracy"], self.n_pictures)
+
+    @property
+    def shots_per_class(self) -> float:
+        """Mean over the classes that have a shot."""
+        return self.n_pictures / len(self.facts["shots"])
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -226,6 +236,7 @@ class CrossValidation(EvaluationWithBaselines[Score]):
             "protocol": "cross-validation",
             "folds": self.folds,
             "n_pictures": self.n_pictures,
+            "accuracy_interval": list(self.accuracy_interval),
             "model": self.model.evaluation.to_dict(),
             "baselines": {name: Metrics.of_score(baseline).model_dump() for name, baseline in self.baselines.items()},
             **self.facts,

@@ -27,6 +27,7 @@ from clipadapter.bench.run import (
     append_runs,
     describe_machine,
     library_versions,
+    pack_correct,
     read_runs,
 )
 from clipadapter.classifier.evaluation import Score, score
@@ -271,6 +272,7 @@ def record_score(run: Run, fitted: tuple[Head, float], part: TestPart, features:
         update={
             "seconds": Seconds(fit=seconds, predict=result.seconds),
             "metrics": Metrics.of_score(result),
+            "correct": None if run.data.protocol == "rest" else pack_correct(result.evaluation.predictions.correct),
             "learned": _learned(head),
             "size": count_stored_numbers(head),
             "machine": describe_machine(head.device),

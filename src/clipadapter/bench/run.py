@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 from typing_extensions import Self
 
@@ -255,6 +257,8 @@ class Run(FrozenModel):
         size: how many numbers the state of the fitted head has; None if it failed.
         seconds: of the fit and of the prediction; None if it failed.
         metrics: on the test part; None if it failed.
+        correct: which test pictures are right, a bit each in the order of the test part, as hexadecimal digits. None if
+            it failed, or the test pictures depend on the draw.
         learned: numbers that the head chose or learned, such as ``alpha_``.
         error: the reason if it failed, else None.
         machine: the machine.
@@ -285,12 +289,20 @@ class Run(FrozenModel):
     size: int | None = None
     seconds: Seconds | None = None
     metrics: Metrics | None = None
+    correct: str | None = None
     learned: dict[str, float] = Field(default_factory=dict)
     error: str | None = None
     machine: Machine
     created: str
     stream: TaskStream | None = None
     continual: ContinualResult | None = None
+
+    @property
+    def correct_pictures(self) -> NDArray[np.bool_] | None:
+        """(m,) which test pictures are right; None as for ``correct``."""
+        if self.correct is None:
+            return None
+        return np.unpackbits(np.frombuffer(bytes.fromhex(self.correct), np.uint8), count=self.n_test).astype(bool)
 
     @property
     def key(self) -> str:
@@ -305,6 +317,11 @@ class Run(FrozenModel):
         facts = self.model_dump(mode="json", include=fields)
         facts["versions"] = {name: number for name, number in self.versions.items() if name != "clipadapter"}
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def pack_correct(correct: NDArray[np.bool_]) -> str:
+    """`Run.correct` of (m,) test pictures."""
+    return np.packbits(correct).tobytes().hex()
 
 
 def append_runs(path: str | Path, runs: Iterable[Run]) -> None:

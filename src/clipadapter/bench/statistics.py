@@ -1,7 +1,8 @@
-"""Paired bootstrap over the draws of shots that two methods were both measured on.
+"""Differences of two methods on the draws of shots, and the test pictures, that both were measured on.
 
-The accuracies of two methods that were fitted to the same shots depend on the draw in the same way. Their differences
-vary far less than their accuracies, so methods are compared draw by draw, and not by two means and deviations.
+The accuracies of two methods that were fitted to the same shots depend on the draw in the same way, and two methods are
+often wrong on the same pictures. Their differences vary far less than their accuracies, so methods are compared draw by
+draw and picture by picture, and not by two means and deviations.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError, brief
 
@@ -100,6 +101,38 @@ def paired_difference(
         low, high = np.quantile(means, [0.025, 0.975])
         interval, above_zero = (float(low), float(high)), float((means > TIE_TOLERANCE).mean())
     return Difference(mean, interval, above_zero, pairs, len(groups), len(a) + len(b) - 2 * pairs)
+
+
+def difference_on_pictures(
+    a: Mapping[int, NDArray[np.bool_]], b: Mapping[int, NDArray[np.bool_]], classes: ArrayLike | None = None
+) -> tuple[float, float] | None:
+    """Mean of ``a - b`` on the same draws and pictures, and its standard error; None if no draw is in both.
+
+    The error is that of the choice of the test pictures and that of the draws, added as variances. With one draw it is
+    that of the pictures alone.
+
+    Args:
+        a: by seed of the draw, (m,) whether the first method is right on each test picture.
+        b: the same of the second method.
+        classes: (m,) class of each picture, for the difference of balanced accuracies; None for that of accuracies.
+
+    >>> wrong, right = np.array([False, True, True, False]), np.array([True, True, True, False])
+    >>> difference_on_pictures({1: right}, {1: wrong})  # differences 1, 0, 0, 0: variance 1/4
+    (0.25, 0.25)
+    """
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        return None
+    differences = np.stack([a[seed].astype(float) - b[seed] for seed in seeds])  # (draws, m)
+    _, group = np.unique(np.zeros(differences.shape[1]) if classes is None else classes, return_inverse=True)
+    counts = np.bincount(group)
+    weights = 1 / (counts[group] * len(counts))  # classes count the same
+    of_draws, of_pictures = differences @ weights, differences.mean(axis=0)
+    deviations = of_pictures - (np.bincount(group, of_pictures) / counts)[group]
+    variance = float((weights**2 * deviations**2 * (counts / np.maximum(counts - 1, 1))[group]).sum())
+    if len(seeds) > 1:
+        variance += float(of_draws.var(ddof=1)) / len(seeds)
+    return float(of_draws.mean()), float(np.sqrt(variance))
 
 
 def _difference(draw: Hashable, a: float, b: float) -> float:

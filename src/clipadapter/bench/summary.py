@@ -7,11 +7,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clipadapter.bench.run import Run
+from clipadapter.bench.statistics import difference_on_pictures
 from clipadapter.errors import InputError
 from clipadapter.formatting import shorten_name
 from clipadapter.heads import fidelity_of
 from clipadapter.metrics import METRICS, mean_sd, metrics_shown
+from clipadapter.metrics.intervals import Z_95
 from clipadapter.registry import unknown
 from clipadapter.rendering.marks import BEST, NOT_AS_PUBLISHED, TRANSDUCTIVE
 
@@ -184,6 +189,23 @@ def table(
     return "\n".join([grid, "", *_notes(runs, summary, markdown)])
 
 
+def _leads(runs: Sequence[Run], summary: Summary) -> list[str]:
+    """How far the best head of each column is above the next, with the margin of error, as one note or none."""
+    phrases = []
+    for n in summary.shots if summary.metric == "accuracy" else ():
+        correct: dict[str, dict[int, NDArray[np.bool_]]] = {}
+        for run in runs:
+            if run.shots == n and (pictures := run.correct_pictures) is not None:
+                correct.setdefault(_title(run), {})[run.seed] = pictures
+        ranked = sorted(correct, key=lambda head: -summary.cells[head, n].mean)[:2]  # noqa: B023
+        difference = difference_on_pictures(correct[ranked[0]], correct[ranked[1]]) if len(ranked) > 1 else None
+        if difference is not None:
+            points, margin = 100 * difference[0], 100 * Z_95 * difference[1]
+            phrases.append(f"{n} shot{'s' if n > 1 else ''}: {' - '.join(ranked)} {points:+.1f} ± {margin:.1f}")
+    lead = "lead over the next head in points, with its 95 % margin of error on the same pictures and draws"
+    return [f"{lead}: {'; '.join(phrases)}"] if phrases else []
+
+
 def _title(run: Run) -> str:
     """A head's name with what qualifies its metrics."""
     marks = ["transductive"] if run.flags.transductive else []
@@ -294,6 +316,7 @@ def _notes(runs: Sequence[Run], summary: Summary, markdown: bool) -> list[str]:
         f"{METRICS[summary.metric].title_with_unit}, {spread}, {counts} test pictures of {classes} classes; {mark}: "
         "best at these shots"
     ]
+    notes += _leads(runs, summary)
     if any(run.flags.transductive for run in runs):
         escaped = f"\\{TRANSDUCTIVE}" if markdown else TRANSDUCTIVE  # at the start of a line it makes a list
         notes.append(

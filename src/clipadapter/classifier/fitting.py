@@ -36,7 +36,11 @@ from clipadapter.uncertainty import (
     learn_rejector,
     select_negative_labels,
 )
-from clipadapter.uncertainty.calibration import Method
+from clipadapter.uncertainty.calibration import (
+    LOG_TEMPERATURE_DEVIATION,
+    LOG_TEMPERATURE_DEVIATION_OF_TEXT,
+    Method,
+)
 from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
 
@@ -366,7 +370,13 @@ def _fit_calibrator(
     # Heads without this parameter are judged by the mean over classes too.
     tau = head.get_params(deep=False).get("logit_adjustment", 1.0)
     return learn_calibrator(
-        held_out.logits, held_out.labels, method=method, prior_temperature=prior, n=n_shots, logit_adjustment=tau
+        held_out.logits,
+        held_out.labels,
+        method=method,
+        prior_temperature=prior,
+        prior_deviation=LOG_TEMPERATURE_DEVIATION_OF_TEXT if head.needs_text else LOG_TEMPERATURE_DEVIATION,
+        n=n_shots,
+        logit_adjustment=tau,
     )
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CALIBRATIONS = click.Choice(["auto", "temperature", "vector", "none"])
 SPLITS = click.Choice(["cross", "cv+", "split"])
+FEW_HELD_OUT_SHOTS = 10
+"""With fewer held-out shots a person is told that they say little of the calibration."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ def report_uncertainty(uncertainty: Uncertainty, calibration: str) -> Uncertaint
         if calibrator.n
         else "a usual value of this head: no shot could be held out, so it was not learned from your pictures"
     )
+    if 0 < calibrator.n < FEW_HELD_OUT_SHOTS:
+        source += ". These are few: probabilities are mostly those that are usual for this head"
     fitted = f"{method} {calibrator.temperature:.3g}, {source}"
     lines = [("calibration", "none: the softmax of the logits" if calibration == "none" else fitted)]
     data: dict[str, Any] = {

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import fmean, variance
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.bench import Run
+from clipadapter.bench.statistics import difference_on_pictures
 from clipadapter.demo.data import DemoData
 
 Z_95 = 2.0
@@ -23,6 +27,8 @@ class Results:
         shots: numbers of shots per class, rising.
         values: by head and number of shots, the metric of each draw, in the order of the seeds; 0 to 1.
         accuracy: by head, mean accuracy with the most shots.
+        correct: by head and number of shots, and by seed, (m,) whether each test picture is right.
+        labels: (m,) class of each test picture.
         n_classes: number of classes.
         test_counts: test pictures of each class, the largest class first.
     """
@@ -31,12 +37,15 @@ class Results:
     shots: Sequence[int]
     values: Mapping[tuple[str, int], Sequence[float]]
     accuracy: Mapping[str, float]
+    correct: Mapping[tuple[str, int], Mapping[int, NDArray[np.bool_]]]
+    labels: Sequence[str]
     n_classes: int
     test_counts: Mapping[str, int]
 
     @classmethod
-    def from_runs(cls, runs: Sequence[Run], data: DemoData) -> Results:
-        """Collect the figures of the runs that did not fail."""
+    def from_runs(cls, runs: Sequence[Run], data: DemoData, labels: Sequence[str]) -> Results:
+        """Collect the figures of the runs that did not fail; ``labels`` are those of the pictures that can be read."""
+        correct: dict[tuple[str, int], dict[int, NDArray[np.bool_]]] = {}
         values: dict[tuple[str, int], list[float]] = {}
         accuracies: dict[str, list[float]] = {}
         shots = sorted({run.shots for run in runs})
@@ -44,10 +53,13 @@ class Results:
             if run.metrics is None:
                 continue
             values.setdefault((run.head, run.shots), []).append(run.metrics[data.metric])
+            if (pictures := run.correct_pictures) is not None:
+                correct.setdefault((run.head, run.shots), {})[run.seed] = pictures
             if run.shots == shots[-1]:
                 accuracies.setdefault(run.head, []).append(run.metrics.accuracy)
         means = {head: fmean(values) for head, values in accuracies.items()}
-        return cls(data.metric, shots, values, means, len(data.train.class_names), data.test_counts)
+        n_classes = len(data.train.class_names)
+        return cls(data.metric, shots, values, means, correct, labels, n_classes, data.test_counts)
 
     @property
     def chance(self) -> float:
@@ -67,18 +79,9 @@ class Results:
         return sqrt(sum(spread / count for count in self.test_counts.values())) / len(self.test_counts)
 
     def difference(self, first: tuple[str, int], second: tuple[str, int]) -> Difference | None:
-        """The difference of two (head, shots), with its margin of error; None if one of them failed.
-
-        The margin has the error by the test pictures, as if both had their own, and that by the draws, which both
-        share: seeds are compared one by one.
-        """
-        a, b = self.values.get(first, ()), self.values.get(second, ())
-        if not a or not b:
-            return None
-        error = sqrt(self.standard_error(fmean(a)) ** 2 + self.standard_error(fmean(b)) ** 2)
-        pairs = [x - y for x, y in zip(a, b, strict=False)]
-        draws = variance(pairs) / len(pairs) if len(pairs) > 1 else 0.0
-        return Difference(fmean(a) - fmean(b), Z_95 * sqrt(error**2 + draws))
+        """The difference of two (head, shots) on the same pictures and draws; None if one of them failed."""
+        difference = difference_on_pictures(self.correct.get(first, {}), self.correct.get(second, {}), self.labels)
+        return None if difference is None else Difference(difference[0], Z_95 * difference[1])
 
 
 @dataclass(frozen=True)

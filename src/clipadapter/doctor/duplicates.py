@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.doctor.findings import Finding, Picture
-from clipadapter.doctor.image_quality import ImageMeasures
+from clipadapter.doctor.image_quality import MIN_CONTRAST, ImageMeasures
 from clipadapter.formatting import format_list
 
 MAX_NEIGHBOURS = 12
@@ -19,6 +19,9 @@ MAX_BLOCK_VALUES = 1 << 23
 """Cosines that are in memory at a time."""
 NEAR_DUPLICATE_RULES = ((0.75, 10), (0.85, 16), (0.95, 22))
 """(minimum cosine of centred features, maximum number of different bits of 64); each of them makes a pair."""
+MAX_BITS_OF_COPIES = 2
+"""Different bits of 64 up to which two pictures are copies, whatever their features: those of a copy that was saved
+smaller or compressed more may be far away. Pictures with little contrast are left out, since their hashes are noise."""
 MIRRORED_RULE = (0.85, 8)
 """The same for a mirrored picture."""
 MAX_LISTED_NAMES = 4
@@ -44,14 +47,14 @@ class DuplicatePair:
     Args:
         first: position.
         second: position, greater.
-        relation: "equal files", "nearly equal" or "mirrored".
-        cosine: of their centred features.
+        relation: "equal files", "equal hash", "nearly equal" or "mirrored".
+        similarity: cosine of their centred features; for an equal hash the share of equal bits.
     """
 
     first: int
     second: int
     relation: str
-    cosine: float
+    similarity: float
 
 
 def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neighbours:
@@ -106,7 +109,24 @@ def find_duplicate_pairs(measures: Sequence[ImageMeasures], neighbours: Neighbou
         cosine = float(neighbours.cosine[i, rank])
         if relation := _relation(measures[a], measures[b], cosine):
             pairs.append(DuplicatePair(a, b, relation, min(cosine, 1.0)))
-    return pairs
+    related = {(pair.first, pair.second) for pair in pairs}
+    return pairs + [pair for pair in _pairs_of_equal_hash(measures) if (pair.first, pair.second) not in related]
+
+
+def _pairs_of_equal_hash(measures: Sequence[ImageMeasures]) -> Iterator[DuplicatePair]:
+    """Pairs of files whose hashes differ in `MAX_BITS_OF_COPIES` at most: of one part more than that, one is equal."""
+    files = {image.digest: i for i, image in reversed(list(enumerate(measures))) if image.contrast >= MIN_CONTRAST}
+    compared: set[tuple[int, int]] = set()
+    for part in range(MAX_BITS_OF_COPIES + 1):
+        mask = sum(1 << bit for bit in range(part, 64, MAX_BITS_OF_COPIES + 1))
+        by_part: dict[int, list[int]] = {}
+        for i in sorted(files.values()):
+            by_part.setdefault(measures[i].hash & mask, []).append(i)
+        for a, b in (pair for rows in by_part.values() for pair in combinations(rows, 2)):
+            different_bits = (measures[a].hash ^ measures[b].hash).bit_count()
+            if different_bits <= MAX_BITS_OF_COPIES and (a, b) not in compared:
+                compared.add((a, b))
+                yield DuplicatePair(a, b, "equal hash", 1 - different_bits / 64)
 
 
 def _relation(a: ImageMeasures, b: ImageMeasures, cosine: float) -> str | None:
@@ -128,9 +148,9 @@ def group_duplicates(pictures: Sequence[Picture], pairs: Sequence[DuplicatePair]
     """
     for members, group_pairs in _connected_components(len(pictures), pairs):
         group = tuple(pictures[i] for i in members)
-        weakest = min(group_pairs, key=lambda pair: pair.cosine)
-        is_equal = weakest.relation == "equal files"
-        relation = weakest.relation if is_equal else f"{weakest.relation}, cosine {weakest.cosine:.3f}"
+        weakest = min(group_pairs, key=lambda pair: pair.similarity)
+        has_cosine = weakest.relation in ("nearly equal", "mirrored")
+        relation = f"{weakest.relation}, cosine {weakest.similarity:.3f}" if has_cosine else weakest.relation
         names = " = ".join(picture.name for picture in group)
         if len(group) > MAX_LISTED_NAMES:
             names = f"{len(group)} pictures: {format_list((picture.name for picture in group), MAX_LISTED_NAMES)}"
@@ -141,7 +161,7 @@ def group_duplicates(pictures: Sequence[Picture], pairs: Sequence[DuplicatePair]
         if len({picture.split for picture in group}) > 1:
             kinds.append("leak")
         for kind in kinds or ["duplicate"]:
-            yield Finding(kind, weakest.cosine, f"{names} ({relation})", group, labels)
+            yield Finding(kind, weakest.similarity, f"{names} ({relation})", group, labels)
 
 
 def _connected_components(n: int, pairs: Sequence[DuplicatePair]) -> Iterator[tuple[list[int], list[DuplicatePair]]]:

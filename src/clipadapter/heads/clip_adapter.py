@@ -343,7 +343,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
     needs_text = True
     supports_warm_start = True
     multilabel = True
-    temperature_prior = (1.5, 1.5, 1.7, 1.6, 1.4)
+    temperature_prior = (2.5, 2.5, 2.5, 2.2, 1.8)
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": {**PAPER, "alpha": 0.2},
         "caltech101": {**PAPER, "alpha": 0.2},

@@ -86,7 +86,7 @@ class Gda(ExactIncrementalHead):
     array(['up'], dtype='<U5')
     """
 
-    temperature_prior = (2.7, 3.6, 3.6, 3.0, 2.4)
+    temperature_prior = (2.7, 4.9, 4.0, 3.0, 2.4)
     picture_features = ("views_",)  # if `neighbours` is above 0
 
     products_: Tensor = field(init=False)

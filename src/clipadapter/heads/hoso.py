@@ -55,7 +55,6 @@ class Hoso(ClipAdapter):
     multilabel = False
     official = paper = None  # type: ignore[assignment] # CLIP-Adapter's recipes set parameters that HOSO has not.
     presets = {}
-    temperature_prior = (1.5, 1.5, 1.7, 1.6, 1.4)
 
     # Parameters of CLIP-Adapter that are fixed here.
     branch: str = field(default="visual", init=False)

@@ -112,7 +112,7 @@ class LinearProbe(LogitAdjustedHead):
 
     multilabel = True
     supports_warm_start = True
-    temperature_prior = (0.15, 0.55, 0.6, 0.81, 1.0)
+    temperature_prior = (0.15, 0.74, 0.67, 0.81, 1.0)
 
     C: float | str = "auto"
     input_norm: bool = True

@@ -11,8 +11,8 @@ Two parts are ours:
 - The prior of a row of C is a Dirichlet distribution whose mean has the accuracy on the diagonal and the same value
   everywhere else. Its accuracy and its weight are drawn from their posterior by the shots of all classes. With a fixed
   weight, rows of a weak model would be taken for less spread than they are.
-- The prior of the class priors has the weight of one picture in all (Perks 1947), so that an interval covers nearly
-  everything if the model's predictions say nothing.
+- The prior of the class priors has the weight of half a picture for each class (Jeffreys 1946). With 1/c, the interval
+  of a class that is never predicted ends below its prior if classes are many.
 
 Letters: n shots, m pictures, c classes, g chains.
 """
@@ -43,6 +43,8 @@ ACCURACY_STEPS = 40
 PRIOR_WEIGHTS = 2.0 ** np.arange(7)
 """Weights, in shots, that the prior of a row of the confusions may have."""
 MAX_ACCURACY = 0.999
+CLASS_PRIOR_WEIGHT = 0.5
+"""Weight, in pictures, of the prior of each class prior."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +101,7 @@ def draw_priors(
         joint = np.swapaxes(priors[:, :, None] * C, 1, 2) + 1e-300  # (g, columns, c)
         of_class = rng.multinomial(predicted_counts[columns], joint / joint.sum(axis=2, keepdims=True))
         by_class = np.swapaxes(of_class, 1, 2)  # (g, c, columns): pictures by true and predicted class
-        priors = _normalise(rng.standard_gamma(1 / c + by_class.sum(axis=2)))
+        priors = _normalise(rng.standard_gamma(CLASS_PRIOR_WEIGHT + by_class.sum(axis=2)))
         weights = rng.standard_gamma(used + by_class)
         C = weights / (weights.sum(axis=2) + rng.standard_gamma(unused) + 1e-300)[:, :, None]
         if step >= WARM_UP:

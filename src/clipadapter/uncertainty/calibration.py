@@ -6,8 +6,9 @@ Papers: Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599, section 4.2 (te
 There are dozens of held-out shots, not thousands. Often all of them are classified correctly, and the maximum
 likelihood temperature is then zero. So labels are smoothed: the n labels together count as a quarter of a label wrong,
 in favour of the next most probable class. And the temperature has a log-normal prior around the one that the head
-usually needs at this number of shots. The quarter and the width of the prior are the best of those tried for 21 heads
-on development sets (docs/decisions/0016-calibration.md).
+usually needs at this number of shots; it is wider for heads that need class text, which agrees with the pictures of one
+data set and not with those of another. The quarter and the widths are the best of those tried on development sets
+(docs/decisions/0016-calibration.md).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ WRONG_LABELS = 0.25
 n + 1 to another class."""
 LOG_TEMPERATURE_DEVIATION = 0.4
 """Standard deviation of the prior of the log-temperature, over data sets."""
+LOG_TEMPERATURE_DEVIATION_OF_TEXT = 1.5
+"""The same for heads that need class text."""
 WEIGHT_DEVIATION, BIAS_DEVIATION = 0.2, 0.5
 """Standard deviations of the priors of vector scaling: of the factors around 1 and of the biases around 0."""
 MAX_LOGITS = 2_000_000
@@ -101,6 +104,7 @@ def learn_calibrator(
     *,
     method: Method = "temperature",
     prior_temperature: float = 1.0,
+    prior_deviation: float = LOG_TEMPERATURE_DEVIATION,
     n: int | None = None,
     logit_adjustment: float = 0.0,
     seed: int = 0,
@@ -112,6 +116,7 @@ def learn_calibrator(
         labels: (r,) class positions.
         method: "temperature", one number; or "vector", a factor and a bias per class in addition, with priors.
         prior_temperature: mean of the prior of the temperature, for this head and number of shots.
+        prior_deviation: standard deviation of the prior of the log-temperature.
         n: number of different shots among the rows; None: each row is another shot.
         logit_adjustment: tau of the full fit's logit adjustment. "vector" then weights the rows of a class by the
             power -tau of their number: its biases would put the class shares back that the fit took out of the logits.
@@ -140,7 +145,7 @@ def learn_calibrator(
         z, y = z[subset], y[subset]
     z = z.astype(np.float64)
     targets = _soft_targets(z, y, count)
-    temperature = _fit_temperature(z / prior_temperature, targets, count) * prior_temperature
+    temperature = _fit_temperature(z / prior_temperature, targets, count, prior_deviation) * prior_temperature
     calibrator = Calibrator(temperature, n=count)
     if method == "vector":
         row_weights = _balance(y, z.shape[1], logit_adjustment)
@@ -162,11 +167,13 @@ def _loss(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float]) -> float:
     return -float(((1 - doubt) * logs[rows, label] + doubt * logs[rows, other]).mean())
 
 
-def _fit_temperature(z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int) -> float:
+def _fit_temperature(
+    z: Array, targets: tuple[NDArray[Any], NDArray[Any], float], n: int, prior_deviation: float
+) -> float:
     """Maximum a posteriori temperature: the likelihood of n labels, with a log-normal prior around one."""
 
     def minus_log_posterior(log_temperature: float) -> float:
-        return n * _loss(z / np.exp(log_temperature), targets) + log_temperature**2 / (2 * LOG_TEMPERATURE_DEVIATION**2)
+        return n * _loss(z / np.exp(log_temperature), targets) + log_temperature**2 / (2 * prior_deviation**2)
 
     grid = np.linspace(MIN_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE, GRID_STEPS)
     best = int(np.argmin([minus_log_posterior(value) for value in grid]))

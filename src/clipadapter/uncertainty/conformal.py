@@ -28,6 +28,8 @@ Array = NDArray[Any]
 CONFORMAL_METHODS = ("split", "cross", "cv+")
 RANK_DECIMALS = 9
 """Decimals of a rank: (r + 1) times a rate such as 0.9 is a little off its true value in binary."""
+MIN_INTERPOLATED_SHOTS = 20
+"""Of fewer held-out shots the rank is rounded up, for "cross" too."""
 SCORES = ("lac", "aps", "raps")
 RAPS_PENALTY, RAPS_FREE_RANKS = 0.01, 1
 """RAPS: the penalty lambda of each class whose rank is above k_reg."""
@@ -88,8 +90,9 @@ class Conformal:
     def thresholds(self, coverage: float = 0.9) -> Array:
         """The largest nonconformity score (c,) that a class in a set may have; infinite where shots are too few.
 
-        It is the score of rank (r + 1) x coverage. For "split" the rank is rounded up, as the theorem requires.
-        "cross" has no theorem and its sets are rather too large, so the score between two shots is interpolated.
+        It is the score of rank (r + 1) x coverage. For "split" the rank is rounded up, as the theorem requires. "cross"
+        has no theorem, and the score between two shots is interpolated, unless few shots were held out: coverage then
+        depends on one or two of them, and was too low with two classes.
 
         Raises:
             InputError: if the rate is not between 0 and 1.
@@ -166,7 +169,7 @@ class Conformal:
         else:
             sentences = [
                 f"About {claim}. No theorem says so: the held-out shots were scored by fits to fewer shots than the "
-                "final fit, so that coverage tends to be higher"
+                "final fit, and their temperature was learned from them"
             ]
         if self.by_class:
             sentences.append("That holds if new pictures are like the shots")
@@ -311,12 +314,12 @@ def check_probabilities(probabilities: ArrayLike) -> Array:
 
 
 def _quantile(scores: Array, rate: float, interpolate: bool) -> float:
-    """The score of rank (r + 1) x rate among ascending scores: interpolated, or the next higher one."""
+    """The score of rank (r + 1) x rate among ascending scores: the next higher one, or interpolated if many."""
     rank = round((len(scores) + 1) * rate, RANK_DECIMALS)
     if rank > len(scores):
         return math.inf
     above = float(scores[math.ceil(rank) - 1])
-    if not interpolate or rank < 1:
+    if not interpolate or rank < 1 or len(scores) < MIN_INTERPOLATED_SHOTS:
         return above
     below, fraction = float(scores[math.floor(rank) - 1]), rank - math.floor(rank)
     return below + fraction * (above - below)

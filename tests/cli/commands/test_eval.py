@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from scipy.stats import binomtest
 
 from clipadapter.metrics import metrics_shown
 
@@ -39,6 +40,12 @@ def test_without_test_pictures_the_head_is_cross_validated_on_the_shots_of_the_m
     assert lines[3].split()[:3] == ["this", "head", "(linear-probe)"]
     evaluation = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert (evaluation["protocol"], evaluation["folds"], evaluation["n_pictures"]) == ("cross-validation", 2, 12)
+    interval = binomtest(round(12 * evaluation["model"]["accuracy"]), 12).proportion_ci(method="wilson")
+    assert evaluation["accuracy_interval"] == pytest.approx([interval.low, interval.high])
+    ends = f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %"
+    assert f"accuracy of this head: {ends} (Wilson's 95 % interval for 12 pictures)" in lines
+    # the model has 4 shots of each class
+    assert any(line.startswith("below 8 shots per class these figures are pessimistic") for line in lines)
 
 
 @pytest.mark.parametrize("option", [("--record",), ("--split", "test")])

@@ -29,7 +29,7 @@ from clipadapter.bench.fitting import (
 from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol, ProtocolInputs, fit_inputs
-from clipadapter.bench.run import Metrics, Run, RunData, Seconds, describe_machine
+from clipadapter.bench.run import Metrics, Run, RunData, Seconds, describe_machine, pack_correct
 from clipadapter.bench.sources import DataSetSize, Source, extract_training_views
 from clipadapter.bench.suite import ALL, Suite
 from clipadapter.classifier.evaluation import Score, score
@@ -282,6 +282,7 @@ def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> li
     for run in runs:
         try:
             splits = draw_folds(bundle.support.y, folds, run.seed, run.shots)
+            rows = [row for _, fold in splits for row in fold]
             pooled, seconds, size = score_folds(head, bundle, splits)
         except Exception as error:  # of any head, also of plug-ins: the other heads must still run
             finished.append(record_failure(run, error))
@@ -289,6 +290,7 @@ def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> li
         results = {
             "seconds": Seconds(fit=seconds, predict=pooled.seconds),
             "metrics": Metrics.of_score(pooled),
+            "correct": pack_correct(pooled.evaluation.predictions.correct[np.argsort(rows)]),
             "size": size,
             "machine": describe_machine(head.device),
         }

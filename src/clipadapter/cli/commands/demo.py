@@ -110,7 +110,7 @@ def command(
     files = [records, *result.write(folder, title, metric=pictures.metric, reference=reference)]
     answers = _fit_and_explain(model, result, pictures, folder / "model", max(shots))
     files += [_draw_answers(answers, folder, max(shots)), folder / "model"]
-    findings = describe_findings(Results.from_runs(result.runs, pictures))
+    findings = describe_findings(Results.from_runs(result.runs, pictures, result.test.y))
     can_look_closer = encoder_options.quality != "best" and encoder.second_size() is not None
     closer = _closer_command(data, encoder_options.uris, folder) if can_look_closer else ""
     steps = _next_steps(encoder.info.name, files[-1], answers, closer)

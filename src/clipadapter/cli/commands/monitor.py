@@ -114,7 +114,10 @@ def command(
     )
     out.skipped(report.skipped)
     if report.reference == "shots" and not usual and "label-shift" not in checks.skip:
-        out.note("the reference is the shots, which are few and no random sample: --reference FOLDER is better")
+        out.note(
+            "the reference is the shots, which are few and no random sample: false alarms may be several times as "
+            "frequent as --alpha says, and --reference FOLDER is better"
+        )
     result = report.to_dict()
     files = [str(report.plot(plot, title))] if plot is not None else []
     if history is not None:
