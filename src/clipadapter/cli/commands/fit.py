@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ MAX_NAMED_CLASSES = 5
     "--out",
     "folder",
     type=FOLDER,
-    required=True,
+    default="model",
+    show_default=True,
     help="Folder for the model; a model that is in it stays as an earlier version.",
 )
 @option_group("encoder_options", EncoderOptions)
@@ -128,7 +130,8 @@ def command(
     versions = (version_before, model.history_.version)
     skipped_shots = len(paths) - len(model.support_)
     n_unlabelled = len(unlabelled_pictures or ()) - (len(model.support_.provenance["skipped"]) - skipped_shots)
-    _report(model, head, uncertainty.calibration, folder, versions, n_unlabelled, time.monotonic() - started, out)
+    test = data if split is None and _has_test_pictures(data) else None
+    _report(model, head, uncertainty.calibration, folder, versions, n_unlabelled, time.monotonic() - started, test, out)
 
 
 def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
@@ -229,6 +232,7 @@ def _report(
     versions: tuple[int | None, int],
     n_unlabelled: int,
     seconds: float,
+    test: Path | str | None,
     out: Output,
 ) -> None:
     from clipadapter.encoders import split_blocks
@@ -242,6 +246,7 @@ def _report(
     uncertainty = report_uncertainty(model.uncertainty_, calibration)
     for text in uncertainty.warnings:
         out.warn(text)
+    accuracy = model.uncertainty_.accuracy
     result: dict[str, Any] = {
         "model": str(folder),
         "version": versions[1],
@@ -256,6 +261,7 @@ def _report(
         "blocks": _block_records(model),
         "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
         "uncertainty": uncertainty.data,
+        "accuracy": None if accuracy is None else accuracy.to_dict(),
         "descriptions": _descriptions_record(model),
         "views": provenance["views"],
         "crop": provenance.get("crop"),
@@ -276,8 +282,32 @@ def _report(
         ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
         *_describe_blocks(model),
         ("seconds", f"{seconds:.1f}"),
+        ("accuracy", _describe_accuracy(model, head)),
+        ("next", shlex.join(["clipadapter", "eval", str(folder), *([] if test is None else [str(test)])])),
     ]
     out.result(result, facts(lines))
+
+
+def _has_test_pictures(data: Path | str) -> bool:
+    """Whether a folder has a folder with test pictures, which `clipadapter eval` takes."""
+    from clipadapter.data.folders import find_split_folders
+
+    folder = Path(data)
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return "test" in find_split_folders(names).values()
+
+
+def _describe_accuracy(model: FewShotClassifier, head: HeadOptions) -> str:
+    """Describe how often the model is right about held-out shots, or why that is not known."""
+    counts, accuracy = model.support_.counts, model.uncertainty_.accuracy
+    if accuracy is not None:
+        n_single = sum(count == 1 for count in counts.values())
+        return accuracy.describe() + (f"; classes with one picture, not held out: {n_single}" if n_single else "")
+    if model.uncertainty_.multilabel is not None:
+        return "not known: pictures with several labels are measured on others, by 'clipadapter eval'"
+    if max(counts.values()) <= 1:
+        return "not known: with one picture per class none can be held out; give two or more of each class"
+    return f"not known: {head.name} is not fitted again without some of the shots"
 
 
 def _chosen_values(model: FewShotClassifier) -> dict[str, float]:
