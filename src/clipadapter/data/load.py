@@ -18,7 +18,9 @@ SIMILAR_FOLDERS = (
     "folders that are taken for classes, but hold only folders of the same names; if these are the classes, give one "
     "of the folders"
 )
-SIMILAR_NAMES = "classes whose names differ in case, spaces or plural only; move their pictures together if they are one"
+SIMILAR_NAMES = (
+    "classes whose names differ in case, spaces or plural only; move their pictures together if they are one"
+)
 _LAYOUTS = (
     "expected one folder per class, such as ROOT/cat/1.jpg and ROOT/dog/1.jpg, optionally under ROOT/train, "
     f"ROOT/val and ROOT/test, or a table ({', '.join(MANIFEST_SUFFIXES)}) with the columns path and label, or labels"

@@ -69,7 +69,7 @@ def hold_back(labels: Sequence[Hashable], fraction: float, seed: int = 0) -> tup
         Rows to learn from, of which each class has one or more, and test rows; both in ascending order.
 
     >>> hold_back(["cat", "cat", "cat", "dog", "dog", "cow"], 0.3)
-    ([0, 1, 4, 5], [2, 3])
+    ([0, 2, 3, 5], [1, 4])
     """
     rng = random.Random(seed)
     rows: dict[Hashable, list[int]] = {}

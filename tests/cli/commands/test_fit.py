@@ -79,6 +79,27 @@ def test_the_model_goes_to_the_folder_model_unless_another_is_named(squares, tmp
     assert FewShotClassifier.load(tmp_path / "model").class_names_ == ("blue", "green", "red")
 
 
+def test_a_fraction_of_one_folder_is_held_back_measured_and_recorded(noisy_squares, tmp_path, run):
+    options = ("--out", tmp_path / "m", "--encoder", "toy", "--head", "nearest-mean", "--test-fraction", "0.25")
+    result = run("fit", noisy_squares / "train", *options)
+    assert "3 per class" in result.stdout
+    assert "3 pictures of train (--test-fraction 0.25 --seed 0)" in result.stdout
+    assert re.search(r"this model \(nearest-mean\) +100\.0", result.stdout)
+    assert f"clipadapter predict {tmp_path / 'm'} PICTURES" in result.stdout
+    assert "3 pictures of train (--test-fraction 0.25 --seed 0)" in (tmp_path / "m" / "README.md").read_text()
+    measured = json.loads(run("fit", noisy_squares / "train", *options, "--json").stdout)["evaluation"]
+    assert (measured["n_test"], measured["among_shots"], measured["model"]["accuracy"]) == (3, 0, 1.0)
+    result = run("fit", noisy_squares, *options)
+    assert result.exit_code == 1 and "has test pictures: leave it out" in result.stderr
+
+
+def test_a_class_with_one_picture_is_a_warning(squares, tmp_path, fit):
+    data = shutil.copytree(squares, tmp_path / "data")
+    for i in (1, 2, 3):
+        (data / "red" / f"{i}.png").unlink()
+    assert "warning: one picture only in red: give two or more of each class" in fit(data).stderr
+
+
 def test_fit_reports_what_a_head_chose_for_auto(squares, tmp_path, fit):
     result = fit(squares, *FEW_STEPS, "--set", "gce_q=auto", "--set", "alpha=0.2", head="clip-adapter")
     (chosen,) = [line for line in result.stdout.splitlines() if line.startswith("chosen")]
