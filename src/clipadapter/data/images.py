@@ -507,9 +507,8 @@ def _convert(image: Image.Image, name: str, white: int) -> Image.Image:
         image = _from_array(np.asarray(image), name)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        white.alpha_composite(rgba)
-        image = white
+        image = Image.new("RGBA", rgba.size, "white")
+        image.alpha_composite(rgba)
     try:
         return image.convert("RGB")
     except ValueError as error:

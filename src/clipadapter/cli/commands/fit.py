@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
-from clipadapter.cli.encoder_options import EncoderOptions, note_backend
+from clipadapter.cli.encoder_options import EncoderOptions, note_backend, note_encoders
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import find_unwritable_parent, list_unlabelled, open_dataset
@@ -132,6 +132,8 @@ def command(
     parameters = {"uncertainty": uncertainty_options, "views": spec, "seed": seed, "strict": strict}
     model = encoder_options.create_classifier(out, **head_parameters, **prompt_parameters, **parameters)
     opened = model.encoder_
+    if "auto" not in encoder_options.uris:
+        note_encoders([opened], out)
     paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
     if not isinstance(views.views, int):
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
