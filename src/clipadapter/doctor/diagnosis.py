@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset
@@ -16,7 +17,7 @@ from clipadapter.doctor.duplicates import find_duplicate_pairs, group_duplicates
 from clipadapter.doctor.findings import Diagnosis, Finding, Picture, rank_findings
 from clipadapter.doctor.image_quality import check_image_quality, measure_images
 from clipadapter.doctor.label_errors import downgrade_overlapping, find_label_errors
-from clipadapter.doctor.label_evidence import collect_label_evidence
+from clipadapter.doctor.label_evidence import LabelEvidence, collect_label_evidence
 from clipadapter.encoders import Encoder
 from clipadapter.errors import require
 from clipadapter.heads import TextFeatures
@@ -26,7 +27,9 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     """Find faults in labelled pictures; nothing is changed, moved or deleted.
 
     Pictures are compared by the classifier's features, which its store keeps, and by their pixels. Labels of all splits
-    are checked by heads that were fitted without the picture. These heads are not used to measure a model.
+    are checked by heads that were fitted without the picture. These heads are not used to measure a model. Labels of
+    the first split are checked by its own pictures, so that the doctor of a folder of shots and a report with test
+    pictures suspect the same ones.
 
     Args:
         dataset: all its splits are checked; class sizes are those of the first split.
@@ -55,6 +58,9 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
         ("cleanlab.filter", "the search for wrong labels"),
     ):
         require(module, "doctor", purpose)
+    splits = dataset.splits
+    by_path = sorted(dataset.samples, key=lambda each: (splits.index(each.split), str(each.label), str(each.path)))
+    dataset = replace(dataset, samples=tuple(by_path))  # the folds must not depend on the order
     features = model.extract_features(dataset.paths, dataset.labels, dataset.class_names, views=1)
     all_pictures = [Picture.from_sample(sample, dataset.root) for sample in dataset.samples]
     rows: list[int] = list(features.provenance["rows"])
@@ -69,10 +75,15 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
     neighbours = nearest_neighbours(features.final)
     evidence = collect_label_evidence(features, text, neighbours, seed)
     findings += group_duplicates(pictures, find_duplicate_pairs(measures, neighbours))
-    label_errors = list(find_label_errors(pictures, evidence))
-    wrong_labels = {finding.pictures[0] for finding in label_errors if finding.kind == "wrong-label"}
-    overlaps = list(find_class_overlaps(pictures, evidence, wrong_labels))
-    findings += [*downgrade_overlapping(label_errors, overlaps), *overlaps, *find_unknown_names(pictures, evidence)]
+    suspects, overlaps = _find_suspected_labels(pictures, evidence)
+    shots = [i for i, picture in enumerate(pictures) if picture.split == splits[0]]
+    if 0 < len(shots) < len(pictures):
+        # Which shots are suspected must not depend on the test pictures that are given with them.
+        part = features.take(shots)
+        shot_evidence = collect_label_evidence(part, text, nearest_neighbours(part.final), seed)
+        among_shots, _ = _find_suspected_labels([pictures[i] for i in shots], shot_evidence)
+        suspects = [*among_shots, *(each for each in suspects if each.pictures[0].split != splits[0])]
+    findings += [*suspects, *overlaps, *find_unknown_names(pictures, evidence)]
     findings += check_class_sizes(pictures, dataset.class_names, dataset.splits)
     findings += find_same_texts(text) if text is not None else ()
     info = model.encoder_.info
@@ -87,6 +98,14 @@ def diagnose(dataset: Dataset, model: FewShotClassifier, *, seed: int = 0, progr
         int(evidence.is_held_out.sum()),
         rank_findings(findings),
     )
+
+
+def _find_suspected_labels(pictures: Sequence[Picture], evidence: LabelEvidence) -> tuple[list[Finding], list[Finding]]:
+    """Findings on labels, and on classes that overlap."""
+    label_errors = list(find_label_errors(pictures, evidence))
+    wrong_labels = {finding.pictures[0] for finding in label_errors if finding.kind == "wrong-label"}
+    overlaps = list(find_class_overlaps(pictures, evidence, wrong_labels))
+    return downgrade_overlapping(label_errors, overlaps), overlaps
 
 
 def _unreadable_files(

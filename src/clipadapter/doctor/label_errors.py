@@ -2,11 +2,8 @@
 
 Confident learning (Northcutt, Jiang and Chuang, JAIR 2021, https://arxiv.org/abs/1911.00068), by cleanlab, on held-out
 probabilities. Most of its results are pictures of classes that are hard to distinguish. So a label is called likely
-wrong only if the nearest pictures do not support it either. It is called doubtful if only the held-out head disagrees
-with it, or if its two classes overlap.
-
-Class text is no evidence: among two to four classes it ranks many wrong labels first, and where it is good, the
-held-out head has it as well.
+wrong only if the nearest pictures and the class text do not support it either. It is called doubtful if only the
+held-out head disagrees with it, or if its two classes overlap.
 """
 
 from __future__ import annotations
@@ -18,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.doctor.findings import Finding, Picture
-from clipadapter.doctor.label_evidence import VOTING_NEIGHBOURS, LabelEvidence
+from clipadapter.doctor.label_evidence import LabelEvidence
 from clipadapter.errors import require
 
-MAX_MIN_ODDS = 10.0
-"""Ratio of the probabilities of another class and of the given one from which a label is doubtful; with fewer classes
-it is their number. Probabilities are calibrated on the labels, of which some are wrong: with two classes and 10 % wrong
-labels no ratio is above 9."""
+MIN_ODDS = 10.0
+"""Ratio of the probabilities of another class and of the given one from which a label is doubtful."""
 MAX_SUPPORTING_VOTES = 1
-"""A label that more of the nearest pictures have is not doubtful, unless classes are so few that chance gives more."""
+"""A label that more of the nearest pictures have is not doubtful."""
+TOP_TEXT_SHARE = 0.05
+"""Class text supports a label that is among this share of the classes with the largest zero-shot probability."""
 
 
 def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
@@ -43,12 +40,12 @@ def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> I
     probabilities = _predicted_probabilities(evidence)
     predicted = probabilities.argmax(axis=1)
     p_label, p_predicted = probabilities[rows, evidence.labels], probabilities[rows, predicted]
-    votes, chance_votes = evidence.votes[rows, evidence.labels], VOTING_NEIGHBOURS // len(evidence.names)
-    is_doubtful = (predicted != evidence.labels) & (p_predicted > min(MAX_MIN_ODDS, len(evidence.names)) * p_label)
-    is_doubtful &= votes <= max(MAX_SUPPORTING_VOTES, chance_votes)
+    votes = evidence.votes[rows, evidence.labels]
+    is_doubtful = (predicted != evidence.labels) & (p_predicted > MIN_ODDS * p_label)
+    is_doubtful &= (votes <= MAX_SUPPORTING_VOTES) & ~_is_supported_by_text(evidence)
     # The only picture of a class has no held-out prediction: one of its neighbours must agree with the class text.
     is_doubtful &= evidence.is_held_out | (evidence.votes[rows, predicted] > 0)
-    is_wrong = is_doubtful & _is_wrong_by_confident_learning(evidence) & (votes <= chance_votes)
+    is_wrong = is_doubtful & _is_wrong_by_confident_learning(evidence) & (votes == 0)
     for i in np.flatnonzero(is_doubtful).tolist():
         label, other = (evidence.names[j] for j in (evidence.labels[i], predicted[i]))
         message = (
@@ -77,6 +74,16 @@ def _predicted_probabilities(evidence: LabelEvidence) -> NDArray[np.float64]:
     """(n, c) held-out probabilities; if there are none for a picture, those of zero-shot, or zeros."""
     fallback = 0.0 if evidence.zero_shot is None else evidence.zero_shot
     return np.where(evidence.is_held_out[:, None], evidence.held_out, fallback)
+
+
+def _is_supported_by_text(evidence: LabelEvidence) -> NDArray[np.bool_]:
+    """(n,) whether the label is among the classes with the largest zero-shot probabilities."""
+    if evidence.zero_shot is None:
+        return np.zeros(len(evidence.labels), bool)
+    p_label = evidence.zero_shot[np.arange(len(evidence.labels)), evidence.labels]
+    rank = (evidence.zero_shot > p_label[:, None]).sum(axis=1)
+    is_supported: NDArray[np.bool_] = rank < max(1.0, TOP_TEXT_SHARE * len(evidence.names))
+    return is_supported
 
 
 def _is_wrong_by_confident_learning(evidence: LabelEvidence) -> NDArray[np.bool_]:
