@@ -385,7 +385,8 @@ def _measure_accuracy(held_out: OutOfFold, support: FeatureSet, text: TextFeatur
     if text.has_text:
         head = create_head("zero-shot").fit(support.final, support.y, text=text)
         zero_shot = head.logits(support.final[held_out.rows])
-    return HeldOutAccuracy.measure(held_out.logits, held_out.labels, held_out.rows, zero_shot)
+    seen = min(1.0, held_out.shots_per_class / mean_shots_per_class(support.y))
+    return HeldOutAccuracy.measure(held_out.logits, held_out.labels, held_out.rows, zero_shot, seen)
 
 
 def _fit_conformal(held_out: OutOfFold, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:
