@@ -29,7 +29,8 @@ def test_the_last_column_has_complete_sentences():
 
 
 def test_long_names_are_shortened_in_notebooks():
-    assert "a" * 100 not in html_table(["class"], [["a" * 400]])
+    assert "a" * 100 not in html_table(["class", "shots"], [["a" * 400, 3]])
+    assert "10 classes" + " and a dog" * 20 in html_table(["", ""], [["fitted to", "10 classes" + " and a dog" * 20]])
 
 
 def test_numbers_are_right_aligned_beside_empty_cells():

@@ -1,12 +1,17 @@
 """Messages say how to install more of the package, from where it was installed."""
 
 import json
+import re
 import shlex
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
 from clipadapter import installation
+from clipadapter.errors import NEXT_EXTRAS, MissingExtraError, require
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
 @pytest.fixture
@@ -51,3 +56,12 @@ def test_without_an_installation_the_package_is_named(monkeypatch):
 
     monkeypatch.setattr(installation, "distribution", missing)
     assert installation.install_command("lite") == "pip install 'clipadapter[lite]'"
+
+
+@pytest.mark.parametrize("extra", NEXT_EXTRAS)
+def test_the_message_about_an_extra_that_a_person_meets_next_names_all_once(extra):
+    with pytest.raises(MissingExtraError) as caught:
+        require("no_such_module", extra, "This")
+    assert str(caught.value).count("[all]") == 1
+    (pins,) = re.findall(r'^all = \["clipadapter\[(.*)\]"\]$', PYPROJECT.read_text(), flags=re.MULTILINE)
+    assert extra in pins.split(",")

@@ -174,6 +174,10 @@ def _brief_array(value: Any, kind: str, shape: tuple[int, ...], dtype: object) -
     return f"{name}: {', '.join(first)}{' ...' if size > MAX_BRIEF_VALUES else ''}" if first else name
 
 
+NEXT_EXTRAS = ("doctor", "onnx", "serve", "studio")
+"""Extras that a person meets one after the other: the message about one names ``[all]``, which has them all."""
+
+
 def require(module: str, extra: str, purpose: str) -> ModuleType:
     """Import an optional module, or say which extra installs it.
 
@@ -220,7 +224,8 @@ def require_installed(module: str, extra: str, purpose: str) -> None:
 def _missing_text(extra: str, purpose: str) -> str:
     from clipadapter.installation import install_command  # late: only errors need it
 
-    return f"{purpose} needs an extra that is not installed: {install_command(extra)}"
+    more = " ([all] in place of it installs the others too)" if extra in NEXT_EXTRAS else ""
+    return f"{purpose} needs an extra that is not installed: {install_command(extra)}{more}"
 
 
 def needs_training(error: ModuleNotFoundError, purpose: str, extra: str = "lite") -> MissingExtraError | None:

@@ -16,6 +16,8 @@ CELL_STYLE = "padding:2px 10px;vertical-align:middle;border:0;border-bottom:1px 
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 DECIMAL = re.compile(r"[+-]?\d+\.\d+")
+MAX_TEXT_LETTERS = 1000
+"""Letters in the last column of a table for notebooks, which has no column beside it."""
 MAX_NAME_LETTERS = 60
 """Letters of a name in a table. The names of folders may have 255, and those in a list of pictures any number."""
 
@@ -139,17 +141,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def html_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Format rows as an HTML table. Texts are escaped; columns of numbers are right-aligned.
 
+    Long cells are shortened, except those of the last column, as in `table`.
+
     >>> html_table(["class"], [["<b>"]]).count("&lt;b&gt;")
     1
     """
     is_number = [_is_number_column(rows, i) for i in range(len(header))]
+    limits = [MAX_NAME_LETTERS] * (len(header) - 1) + [MAX_TEXT_LETTERS]
     aligned = [f"{CELL_STYLE}text-align:{'right' if is_right else 'left'};" for is_right in is_number]
     head = "".join(f'<th style="{style}">{escape(cell)}</th>' for cell, style in zip(header, aligned, strict=True))
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td style="{style}">{cell if isinstance(cell, Markup) else escape(shorten_name(str(cell)))}</td>'
-            for cell, style in zip(row, aligned, strict=True)
+            f'<td style="{style}">{cell if isinstance(cell, Markup) else escape(shorten_name(str(cell), limit))}</td>'
+            for cell, style, limit in zip(row, aligned, limits, strict=True)
         )
         + "</tr>"
         for row in rows

@@ -86,7 +86,7 @@ def test_a_typo_in_a_command_suggests_the_closest_name(run):
 
 
 @pytest.mark.parametrize(
-    "args", [("fit",), ("fit", "data"), ("heads", "--jsn"), ("fit", "d", "--out", "m", "--shots", "x")]
+    "args", [("fit",), ("predict", "model"), ("heads", "--jsn"), ("fit", "d", "--out", "m", "--shots", "x")]
 )
 def test_wrong_usage_is_two(args, run):
     assert run(*args).exit_code == 2
@@ -124,7 +124,7 @@ def test_an_error_of_the_layout_prints_the_command_to_repeat(tmp_path, run, writ
 
 
 def test_warnings_about_files_come_once_per_kind_at_the_end(tmp_path, run, write_squares):
-    data = write_squares(tmp_path / "data", 1)
+    data = write_squares(tmp_path / "data", 2)
     for name in ("blue", "red"):
         frames = [Image.new("RGB", (9, 9), colour) for colour in (name, "white")]
         frames[0].save(data / name / "a.gif", save_all=True, append_images=frames[1:])

@@ -116,6 +116,16 @@ def test_16_bit_grey_is_scaled_not_clipped(kind):
     assert (got[0], got[-1]) == (0, 255)
 
 
+@pytest.mark.parametrize(("white", "expected"), [(4095, 255), (4096, 16)])
+def test_grey_of_12_bits_in_a_16_bit_file_is_not_dark(white, expected, monkeypatch):
+    monkeypatch.setattr(images, "_BAND_PIXELS", 160 * 50)  # the brightest pixel is in the last of three bands
+    values = np.zeros((120, 160), np.uint16)
+    values[-1, -1], values[0, 0] = white, 2048
+    image = read_image("a", data=coded(Image.fromarray(values), "PNG"))
+    assert image.getpixel((159, 119)) == (expected,) * 3
+    assert image.getpixel((0, 0)) == (128 if white == 4095 else 8,) * 3
+
+
 def test_16_bit_grey_in_32_bits_is_scaled_too():
     values = np.array([[0, 257, 65535]], np.int32)
     assert [read_image(Image.fromarray(values)).getpixel((x, 0))[0] for x in range(3)] == [0, 1, 255]

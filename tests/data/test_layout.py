@@ -19,6 +19,7 @@ LEGITIMATE = {
     "a class called test": ["test/1.jpg", "cat/1.jpg"],
     "pictures and folders": ["shots/1.jpg", "shots/cat/1.jpg", "shots/dog/1.jpg", "other/1.jpg"],
     "one folder in each": ["shots/cat/1.jpg", "test/cat/1.jpg"],
+    "a class called test in a split": ["train/test/1.jpg", "train/cat/1.jpg"],
     "splits": ["train/cat/1.jpg", "train/dog/1.jpg", "test/cat/1.jpg", "test/dog/1.jpg"],
 }
 MISTAKES = {
@@ -41,7 +42,7 @@ def test_nested_folders_belong_to_their_class(tmp_path, put, case):
     names = LEGITIMATE[case]
     dataset = load_dataset(write(tmp_path, put, names))
     assert len(dataset.samples) == len(names)
-    if case != "splits":
+    if "split" not in case:
         assert dataset.class_names == tuple(sorted({name.split("/")[0] for name in names}))
 
 
@@ -92,10 +93,36 @@ def test_a_relative_folder_is_named_as_it_was_given(tmp_path, put, monkeypatch):
 def test_a_folder_with_the_same_classes_as_those_beside_it_is_no_class(tmp_path, put):
     write(tmp_path, put, ["cat/1.jpg", "dog/1.jpg", "held out/cat/2.jpg", "held out/dog/2.jpg"])
     with pytest.raises(
-        LayoutError, match=r"'.*held out' .* names of the classes beside it \(cat, dog\): move it"
+        LayoutError, match=r"'.*held out' .* names of the classes beside it \(cat, dog\)\. Move it"
     ) as caught:
         load_dataset(tmp_path)
     assert caught.value.folders == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "inner", "beside"),
+    [("data", "data/train/test", "data/test"), ("data/train", "data/train/val", "data/val"), ("a", "a/test", "a-test")],
+)
+def test_a_split_below_classes_is_refused_with_the_line_that_moves_it(tmp_path, put, given, inner, beside):
+    above = inner.rpartition("/")[0]
+    write(tmp_path, put, [f"{place}/{name}/1.jpg" for place in (above, inner) for name in ("cat", "dog")])
+    with pytest.raises(LayoutError, match="is taken for a class") as caught:
+        load_dataset(tmp_path / given)
+    assert str(caught.value).endswith(f"Move it, and repeat the command: mv {tmp_path / inner} {tmp_path / beside}")
+
+
+def test_splits_inside_a_split_are_refused_with_the_folder_that_has_them(tmp_path, put):
+    write(tmp_path, put, [f"train/{split}/{name}/1.jpg" for split in ("train", "test") for name in ("cat", "dog")])
+    with pytest.raises(LayoutError, match=r"is a split, but holds the splits test, train: give the folder .*train'"):
+        load_dataset(tmp_path)
+    assert load_dataset(tmp_path / "train").class_names == ("cat", "dog")
+
+
+def test_classes_whose_names_differ_in_spelling_only_are_a_warning(tmp_path, put):
+    write(tmp_path, put, [f"{name}/1.jpg" for name in ("Red cup", "glass", "red_cups", "dish")])
+    with pytest.warns(DataWarning, match="differ in case, spaces or plural only") as caught:
+        load_dataset(tmp_path)
+    assert caught[0].message.names == ("Red cup and red_cups",)
 
 
 def test_similar_folders_of_any_name_are_classes_with_a_warning(tmp_path, put):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter.data import draw_shots, draw_splits
+from clipadapter.data.splits import hold_back
 from clipadapter.errors import DataError, InputError
 
 
@@ -59,3 +60,14 @@ def test_bad_counts_are_refused():
         draw_shots(LABELS, 0)
     with pytest.raises(InputError, match="no labels"):
         draw_shots([], 1)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "counts"), [(0.2, {"dog": 2, "cat": 6, "eel": 1}), (0.99, {"dog": 11, "cat": 29, "eel": 2})]
+)
+def test_held_back_rows_are_a_share_of_each_class_that_keeps_a_row(fraction, counts):
+    train, test = hold_back(LABELS, fraction, seed=1)
+    assert sorted(train + test) == list(range(len(LABELS)))
+    assert {name: sum(LABELS[row] == name for row in test) for name in counts} == counts
+    assert {LABELS[row] for row in train} == set(LABELS)
+    assert hold_back(LABELS, fraction, seed=1) == (train, test) != hold_back(LABELS, fraction, seed=2)

@@ -1,6 +1,7 @@
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -137,3 +138,18 @@ def test_a_missing_library_is_an_error_before_anything_is_computed(monkeypatch, 
 def test_the_same_seed_gives_the_same_diagnosis(scenes, draw):
     draw(50, "red").save(scenes / "train" / "blue" / "red.png")
     assert diagnose_folder(scenes).to_dict() == diagnose_folder(scenes).to_dict()
+
+
+def test_the_suspected_labels_of_shots_depend_neither_on_test_pictures_nor_on_the_order(scenes, draw):
+    draw(999, "red").save(scenes / "train" / "blue" / "red.png")
+    draw(998, "blue").save(scenes / "train" / "green" / "blue.png")
+    dataset = load_dataset(scenes)
+    shuffled = replace(dataset, samples=dataset.samples[::-1])
+    model = FewShotClassifier(encoder="toy", cache=None)
+    alone, *others = (
+        {finding.message for finding in diagnose(data, model).findings if finding.kind.endswith("-label")}
+        for data in (dataset.split("train"), dataset, shuffled)
+    )
+    assert len(alone) == 2
+    for messages in others:
+        assert {message for message in messages if message.startswith("train/")} == alone

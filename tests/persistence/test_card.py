@@ -69,9 +69,17 @@ def test_the_hub_reads_what_the_model_is(folder):
     }
 
 
-def test_a_card_without_an_evaluation_has_no_figures(folder):
-    assert "Not known: no evaluation is recorded" in read(folder)
-    assert "How often it is right was not measured." in read(folder)
+def test_a_card_without_an_evaluation_has_the_accuracy_on_held_out_shots(folder, fitted):
+    accuracy = fitted.uncertainty_.accuracy
+    assert f"About {100 * accuracy.accuracy:.0f} % of {accuracy.shots} held-out pictures right" in read(folder)
+    assert "No evaluation is recorded." in read(folder)
+    assert "How often it is right on pictures other than its shots was not measured." in read(folder)
+
+
+def test_a_card_of_one_shot_per_class_says_that_nothing_is_known(tmp_path):
+    pictures, labels = squares(each=1)
+    one = FewShotClassifier(encoder="toy", cache=None).fit(pictures, labels)
+    assert "Not known. No evaluation is recorded." in read(one.save(tmp_path / "one"))
 
 
 def test_recorded_figures_stand_beside_the_baselines(folder, metrics):
@@ -128,14 +136,14 @@ def test_figures_do_not_go_to_another_fit(folder, metrics, tmp_path):
     other.encode_classes(loaded.text.labels)
     other.fit_features(loaded.support, loaded.text)
     assert "evaluation" not in read_config(other.save(tmp_path / "other")).provenance
-    assert "Not known" in read(tmp_path / "other")
+    assert "No evaluation is recorded" in read(tmp_path / "other")
 
 
 def test_figures_of_other_files_are_not_shown(folder, metrics):
     record_evaluation(folder, metrics)
     config = read_config(folder)
     config.provenance["evaluation"]["files"]["head.safetensors"] = "0" * 64
-    assert "Not known" in render_card(config)
+    assert "No evaluation is recorded" in render_card(config)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +228,7 @@ def test_many_classes_are_folded_away(folder):
 def test_a_config_from_elsewhere_may_hold_anything(folder):
     config = read_config(folder)
     odd = {"shots": ["x"], "versions": 3, "created": {"a": "|"}, "evaluation": [1], "python": None}
-    assert "Not known" in render_card(config.model_copy(update={"provenance": odd}))
+    assert "No evaluation is recorded" in render_card(config.model_copy(update={"provenance": odd}))
 
 
 def test_the_encoder_is_named_where_it_is_on_the_hub(folder):
@@ -313,7 +321,7 @@ def test_figures_that_cannot_be_are_none(change, folder, metrics):
     config = read_config(folder)
     evaluation = {**config.provenance["evaluation"], **change}
     odd = config.model_copy(update={"provenance": {**config.provenance, "evaluation": evaluation}})
-    assert "Not known" in render_card(odd)
+    assert "No evaluation is recorded" in render_card(odd)
 
 
 def test_the_card_describes_the_head_and_its_fidelity(tmp_path):

@@ -215,7 +215,7 @@ def test_files_are_checked_regularly(serve, files):
 @pytest.mark.parametrize(
     ("texts", "error", "words"),
     [
-        (["gone.onnx"], ArtifactError, "there is no gone.onnx"),
+        (["gone.onnx"], ArtifactError, "there is no file or folder gone.onnx"),
         (["note.txt"], ArtifactError, "clipadapter export"),
         (["empty"], ArtifactError, "neither exported files nor a saved model"),
         (["files/colours.onnx", "copy/colours.onnx"], InputError, "give one another name"),

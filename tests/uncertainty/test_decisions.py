@@ -1,5 +1,8 @@
+import json
+
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from clipadapter.errors import ArtifactError, InputError, UnknownNameError
 from clipadapter.prediction import PredictionColumns
@@ -7,6 +10,7 @@ from clipadapter.uncertainty import (
     Answers,
     Calibrator,
     DecisionOptions,
+    HeldOutAccuracy,
     Uncertainty,
     UncertaintyOptions,
     learn_conformal,
@@ -184,3 +188,24 @@ def test_columns_have_the_predictions_of_all_pictures(kind, top):
         parts.append(part.columns(names, top))
     joined = PredictionColumns.concatenate(parts)
     assert list(joined.predictions(sources)) == expected
+
+
+def test_the_accuracy_on_held_out_shots_counts_each_shot_once_and_has_wilsons_interval():
+    logits, labels = np.eye(2)[[0, 1, 0, 1, 0]], np.array([0, 0, 1, 1, 1])
+    rows = np.array([0, 0, 1, 2, 3])  # shot 0 twice, once right; shots 1 and 3 wrong, 2 right
+    measured = HeldOutAccuracy.measure(logits, labels, rows, np.eye(2)[[0, 0, 0, 0, 0]], 0.5)
+    assert (measured.accuracy, measured.shots, measured.zero_shot) == (1.5 / 4, 4, 1 / 4)
+    exact = HeldOutAccuracy(0.75, 20, None)
+    assert exact.interval == pytest.approx(binomtest(15, 20).proportion_ci(method="wilson"))
+    assert exact.describe() == "about 75 % of 20 held-out pictures right (53 to 89 %)"
+    assert "; too low, since each fit saw 50 % of them" in HeldOutAccuracy(0.75, 20, 0.5, seen=0.5).describe()
+
+
+@pytest.mark.parametrize("change", [{"accuracy": 1.5}, {"shots": 0}, {"zero_shot": "half"}, {"seen": None}])
+def test_an_accuracy_is_saved_with_the_model_and_refused_if_damaged(change):
+    saved = HeldOutAccuracy(0.75, 20, 0.5, 0.75)
+    facts, arrays = Uncertainty(accuracy=saved).state()
+    assert Uncertainty.from_state(json.loads(json.dumps(facts)), arrays, classes=3).accuracy == saved
+    facts["accuracy"] |= change
+    with pytest.raises(ArtifactError, match="fit it again"):
+        Uncertainty.from_state(facts, arrays, classes=3)

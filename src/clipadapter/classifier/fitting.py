@@ -26,6 +26,7 @@ from clipadapter.uncertainty import (
     Calibrator,
     Conformal,
     DecisionOptions,
+    HeldOutAccuracy,
     MultiLabel,
     Rejector,
     Uncertainty,
@@ -291,7 +292,15 @@ def _learn_single_label(
     if held_out is None:
         return FitResult(head, Uncertainty(calibrator, rejector, None, decision))
     conformal = _fit_conformal(held_out, calibrator, options)
-    uncertainty = Uncertainty(calibrator, rejector, conformal, decision, held_out.strategy, held_out.logit_scale_ratio)
+    uncertainty = Uncertainty(
+        calibrator,
+        rejector,
+        conformal,
+        decision,
+        held_out.strategy,
+        held_out.logit_scale_ratio,
+        accuracy=_measure_accuracy(held_out, support, text),
+    )
     return FitResult(head, uncertainty, held_out.heads)
 
 
@@ -378,6 +387,16 @@ def _fit_calibrator(
         n=n_shots,
         logit_adjustment=tau,
     )
+
+
+def _measure_accuracy(held_out: OutOfFold, support: FeatureSet, text: TextFeatures) -> HeldOutAccuracy:
+    """The accuracy on the held-out shots, beside that of zero-shot if there is class text."""
+    zero_shot = None
+    if text.has_text:
+        head = create_head("zero-shot").fit(support.final, support.y, text=text)
+        zero_shot = head.logits(support.final[held_out.rows])
+    seen = min(1.0, held_out.shots_per_class / mean_shots_per_class(support.y))
+    return HeldOutAccuracy.measure(held_out.logits, held_out.labels, held_out.rows, zero_shot, seen)
 
 
 def _fit_conformal(held_out: OutOfFold, calibrator: Calibrator, options: UncertaintyOptions) -> Conformal:

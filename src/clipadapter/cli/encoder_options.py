@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ class EncoderOptions(BackendOptions, NamedEncoders):
     """Which encoders are used, and how they run."""
 
     def open(self, out: Output) -> list[Encoder]:
-        """Open the encoders. A note prints what the user should know about each.
+        """Open the encoders. A note prints which one "auto" took.
 
         Raises:
             InputError: if the device can't be used.
@@ -109,8 +110,8 @@ class EncoderOptions(BackendOptions, NamedEncoders):
 
         device = find_device(self.device)
         encoders = [create_encoder(uri, device) for uri in self.uris]
-        for encoder in encoders:
-            out.note(f"encoder {encoder.info.name}: {encoder.info.note}" if encoder.info.note else "")
+        if "auto" in self.uris:
+            note_encoders(encoders, out)
         return encoders
 
     def open_first(self, out: Output) -> Encoder:
@@ -210,6 +211,12 @@ def find_device(name: str) -> str:
         description = describe_device(device) if device.startswith("cuda") else description
         Output(quiet=context.params.get("quiet", False)).note(f"device: {description}")
     return device
+
+
+def note_encoders(encoders: Sequence[Encoder], out: Output) -> None:
+    """Note what the user should know about each encoder."""
+    for encoder in encoders:
+        out.note(f"encoder {encoder.info.name}: {encoder.info.note}" if encoder.info.note else "")
 
 
 def note_backend(opened: Encoder, used: Encoder, out: Output, changed: str = "image tower") -> None:

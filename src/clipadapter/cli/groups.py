@@ -47,6 +47,17 @@ class Command(click.Command):
         self.position = position
         self.extra = extra
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments. An unknown option may be a parameter of a head, which ``--set`` takes."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if not any("--set" in parameter.opts for parameter in self.params):
+                raise
+            name = error.option_name.lstrip("-").replace("-", "_")
+            message = f"{error.message} A parameter of a head is given as --set {name}=VALUE."
+            raise click.NoSuchOption(error.option_name, message, error.possibilities, ctx) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. What an interrupted one keeps is that of its feature store, unless the command says it."""
         ctx.meta.setdefault(KEPT_KEY, describe_store(ctx.params))

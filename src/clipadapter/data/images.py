@@ -15,7 +15,7 @@ import importlib
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -55,6 +55,7 @@ if hasattr(os, "register_at_fork"):
 
 MAX_DECODE_SECONDS = 120.0
 """Processor time for a file that a separate process decodes. 100 megapixels of lossless JPEG 2000 take 50 seconds."""
+WHITE_12_BIT, WHITE_16_BIT = 4095, 65535
 _BAND_PIXELS = 1 << 18
 """Pictures are converted in bands, so that intermediate modes need only the memory of a band."""
 _MAX_FILE_BYTES = 1 << 30
@@ -100,9 +101,10 @@ def read_image(
 ) -> Image.Image:
     """Read a picture as an upright picture in mode RGB.
 
-    EXIF rotation is applied, transparent pixels become white, 16-bit grey is scaled, and of an animation or a document
-    with several pages the first is read. A JPEG that lacks only its end marker is read. Threads share a memory budget
-    of a quarter of the machine's memory: a call waits until enough is free.
+    EXIF rotation is applied, transparent pixels become white, 16-bit grey is scaled (as 12-bit grey, if no pixel is
+    above 4095), and of an animation or a document with several pages the first is read. A JPEG that lacks only its end
+    marker is read. Threads share a memory budget of a quarter of the machine's memory: a call waits until enough is
+    free.
 
     Args:
         source: path, PIL picture, or array of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), of uint8 or of
@@ -488,22 +490,37 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         return image
     width, height = image.size
     rows = max(_BAND_PIXELS // width, 1)
-    if plain or height <= rows:
-        return _convert(image, name)
+    bands = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    white = _white_level(image, bands)
+    if plain or len(bands) == 1:
+        return _convert(image, name, white)
     rgb = Image.new("RGB", image.size)
-    for top in range(0, height, rows):
-        band = image.crop((0, top, width, min(top + rows, height)))
-        rgb.paste(_convert(band, name), (0, top))
+    for band in bands:
+        rgb.paste(_convert(image.crop(band), name, white), band[:2])
     return rgb
 
 
-def _convert(image: Image.Image, name: str) -> Image.Image:
+def _white_level(image: Image.Image, bands: Sequence[tuple[int, int, int, int]]) -> int:
+    """The value of white in a picture of 16-bit grey: that of 12 bits if no pixel is above it, else that of 16 bits.
+
+    Cameras and scanners of 12 bits write such files, which would be nearly black. A dark picture of 16 bits without a
+    value above a sixteenth of white is read too bright: it can't be told from the former.
+    """
+    import numpy as np
+
+    if not image.mode.startswith("I"):
+        return WHITE_16_BIT
+    is_12_bit = all(int(np.asarray(image.crop(band)).max()) <= WHITE_12_BIT for band in bands)
+    return WHITE_12_BIT if is_12_bit else WHITE_16_BIT
+
+
+def _convert(image: Image.Image, name: str, white: int) -> Image.Image:
     import numpy as np
     from PIL import Image
 
     if image.mode.startswith("I"):
         # Pillow would clip at 255. 16-bit grey is I;16 in new versions, I in old ones.
-        values = np.asarray(image).astype(np.float32) / 257  # 65535 / 255
+        values = np.asarray(image).astype(np.float32) * 255 / white  # exact for white itself
         if values.min() < 0 or values.max() > 255:
             raise ImageError(name, "unsupported pixel values: grey of more than 16 bits")
         image = Image.fromarray((values + 0.5).astype(np.uint8))
@@ -511,9 +528,8 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
         image = _from_array(np.asarray(image), name)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        white.alpha_composite(rgba)
-        image = white
+        image = Image.new("RGBA", rgba.size, "white")
+        image.alpha_composite(rgba)
     try:
         return image.convert("RGB")
     except ValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Sample
+from clipadapter.data.folders import find_split_folders
 from clipadapter.files import printable
 from clipadapter.formatting import format_list
 
@@ -52,26 +54,59 @@ def find_layout_fault(source: Path, dataset: Dataset) -> LayoutFault | None:
         dataset: the data set.
 
     Returns:
-        The fault; None if there is none, as in tables, folders with splits and folders without classes.
+        The fault; None if there is none, as in tables and folders without classes. Each split is searched by itself.
     """
-    if dataset.splits != ("all",) or not dataset.class_names or not source.is_dir():
+    if not dataset.class_names or not source.is_dir():
         return None
-    folders = _list_folders(source, dataset.samples)
+    labelled = [sample for sample in dataset.samples if sample.label is not None]
+    if dataset.splits == ("all",):
+        return _find_fault(source, labelled)
+    by_split: dict[str, list[Sample]] = defaultdict(list)
+    for sample in labelled:
+        by_split[sample.path.parts[len(source.parts)]].append(sample)
+    for name, samples in by_split.items():
+        root = source / name
+        if inner := find_split_folders({sample.path.parts[len(root.parts)] for sample in samples}):
+            text = f"'{printable(root)}' is a split, but holds the splits {format_list(sorted(inner), 3)}"
+            return LayoutFault(text, (root,))
+        if fault := _find_fault(root, samples, is_split=True):
+            return fault
+    return None
+
+
+def _find_fault(root: Path, samples: Sequence[Sample], is_split: bool = False) -> LayoutFault | None:
+    """The fault of one folder of classes, which may be a split."""
+    folders = _list_folders(root, samples)
     nested = sorted((folder for folder in folders if len(folder.inner) >= MIN_CLASSES), key=lambda each: each.order)
     names = {folder.name for folder in folders}
     for folder in nested:
         repeated = folder.inner & (names - {folder.name})
         if len(repeated) >= MIN_CLASSES:
+            is_in_train = is_split or SPLIT_ALIASES.get(root.absolute().name.lower()) == "train"
+            name = folder.name if is_in_train else f"{root.absolute().name}-{folder.name}"
+            beside = os.path.normpath(root / os.pardir / name)
             return LayoutFault(
                 f"'{printable(folder.path)}' is taken for a class, but holds folders with the names of the classes "
-                f"beside it ({format_list(sorted(repeated), 3)}): move it elsewhere, or move the others into "
-                f"'{printable(source / 'train')}'",
+                f"beside it ({format_list(sorted(repeated), 3)}). Move it, and repeat the command: "
+                f"{shlex.join(['mv', str(folder.path), beside])}",
                 (),
             )
     if parts := nested if len(folders) == 1 else _find_parts(nested):
         return _describe(parts, is_certain=True)
     pairs = (pair for pair in combinations(nested[:MAX_COMPARED_FOLDERS], 2) if pair[0].shares_classes(pair[1]))
     return next((_describe(pair, is_certain=False) for pair in pairs), None)
+
+
+def find_similar_names(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Find names that differ by case, spaces, underscores, hyphens or the s of a plural only.
+
+    >>> find_similar_names(["glass", "Glass", "t-shirt", "T shirts", "cup"])
+    [('glass', 'Glass'), ('t-shirt', 'T shirts')]
+    """
+    by_spelling: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_spelling[re.sub(r"s$", "", re.sub(r"[\s_-]+", "", name.lower()))].append(name)
+    return [tuple(similar) for similar in by_spelling.values() if len(similar) > 1]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Listing
 from clipadapter.data.folders import link_warnings, read_folder
-from clipadapter.data.layout import find_layout_fault
+from clipadapter.data.layout import find_layout_fault, find_similar_names
 from clipadapter.data.manifests import is_manifest, read_manifest
 from clipadapter.errors import DataError, DataWarning, LayoutError
 from clipadapter.files import MANIFEST_SUFFIXES, printable, suggest_path
@@ -17,6 +17,9 @@ from clipadapter.files import MANIFEST_SUFFIXES, printable, suggest_path
 SIMILAR_FOLDERS = (
     "folders that are taken for classes, but hold only folders of the same names; if these are the classes, give one "
     "of the folders"
+)
+SIMILAR_NAMES = (
+    "classes whose names differ in case, spaces or plural only; move their pictures together if they are one"
 )
 _LAYOUTS = (
     "expected one folder per class, such as ROOT/cat/1.jpg and ROOT/dog/1.jpg, optionally under ROOT/train, "
@@ -74,6 +77,8 @@ def check_layout(source: Path, dataset: Dataset) -> None:
         raise LayoutError(fault.text, source, fault.folders)
     if fault is not None:
         warnings.warn(DataWarning(SIMILAR_FOLDERS, tuple(map(printable, fault.folders))))
+    if similar := find_similar_names(dataset.class_names):
+        warnings.warn(DataWarning(SIMILAR_NAMES, tuple(" and ".join(map(printable, names)) for names in similar)))
 
 
 def load_labelled(

@@ -177,7 +177,7 @@ def _warnings(
 def _layout_warnings(source: Path, dataset: Dataset) -> Iterable[str]:
     fault = find_layout_fault(source, dataset)
     if fault is not None:
-        yield f"{fault.text}." + (f" Did you mean '{printable(fault.folders[0])}'?" if fault.folders else "")
+        yield fault.text + (f". Did you mean '{printable(fault.folders[0])}'?" if fault.folders else "")
 
 
 def _imbalance_warnings(split: str, counts: dict[str, int]) -> Iterable[str]:

@@ -57,6 +57,30 @@ def draw_splits(
     return rows, _draw(val, min(shots, 4) if val_shots is None else val_shots, rng, allow_fewer=True)
 
 
+def hold_back(labels: Sequence[Hashable], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Divide rows into those to learn from and test rows: of each class this share, at least one if it has two rows.
+
+    Args:
+        labels: class of each row.
+        fraction: share of the test rows, between 0 and 1.
+        seed: of the random generator.
+
+    Returns:
+        Rows to learn from, of which each class has one or more, and test rows; both in ascending order.
+
+    >>> hold_back(["cat", "cat", "cat", "dog", "dog", "cow"], 0.3)
+    ([0, 2, 3, 5], [1, 4])
+    """
+    rng = random.Random(seed)
+    rows: dict[Hashable, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows.setdefault(label, []).append(row)
+    test: set[int] = set()
+    for group in rows.values():
+        test.update(rng.sample(group, min(max(1, round(fraction * len(group))), len(group) - 1)))
+    return [row for row in range(len(labels)) if row not in test], sorted(test)
+
+
 def _draw(labels: Sequence[Hashable], shots: int, rng: random.Random, allow_fewer: bool) -> list[int]:
     if shots < 1:
         raise InputError(f"shots must be at least 1, got {shots}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 
+from clipadapter.data.layout import find_similar_names
 from clipadapter.doctor.findings import Finding, Picture
 from clipadapter.doctor.label_evidence import LabelEvidence
 from clipadapter.heads import TextFeatures
@@ -85,20 +86,13 @@ def find_same_texts(text: TextFeatures) -> Iterator[Finding]:
     """Pairs of classes with the same text embedding, or with names that differ in spelling only."""
     embeddings = np.asarray(text.embeddings, np.float64)
     cosines = embeddings @ embeddings.T
-    spellings = [_normalise_name(label) for label in text.labels]
+    similar = {frozenset(pair) for names in find_similar_names(text.labels) for pair in combinations(names, 2)}
     has_text = [bool(row.any()) for row in embeddings]
-    for a in range(len(spellings)):
-        for b in range(a + 1, len(spellings)):
-            cosine = float(cosines[a, b])
-            if (has_text[a] and has_text[b] and cosine >= SAME_TEXT_COSINE) or spellings[a] == spellings[b]:
-                classes = (text.labels[a], text.labels[b])
-                message = f"'{classes[0]}' and '{classes[1]}': cosine of their texts {cosine:.3f}"
-                yield Finding("same-text", min(max(cosine, 0.0), 1.0), message, (), classes)
-
-
-def _normalise_name(name: str) -> str:
-    """A name in lower case, without punctuation and the s of a plural."""
-    return re.sub(r"s$", "", re.sub(r"[\W_]+", "", name.lower()))
+    for a, b in combinations(range(len(text.labels)), 2):
+        cosine, classes = float(cosines[a, b]), (text.labels[a], text.labels[b])
+        if (has_text[a] and has_text[b] and cosine >= SAME_TEXT_COSINE) or frozenset(classes) in similar:
+            message = f"'{classes[0]}' and '{classes[1]}': cosine of their texts {cosine:.3f}"
+            yield Finding("same-text", min(max(cosine, 0.0), 1.0), message, (), classes)
 
 
 def find_unknown_names(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:

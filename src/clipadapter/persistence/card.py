@@ -20,6 +20,7 @@ from clipadapter.metrics import metrics_shown, wilson_interval
 from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE, UNLABELLED_FILE, model_path
 from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
 from clipadapter.persistence.format import ModelConfig
+from clipadapter.uncertainty import HeldOutAccuracy
 
 MAX_CARD_BYTES = 16 << 20
 GENERATED_MARK = (
@@ -264,8 +265,12 @@ for answer in model.classify(["photo.jpg"], top=3):
 
 def _describe_evaluation(config: ModelConfig, evaluation: Evaluation | None) -> str:
     if evaluation is None:
+        held_out = HeldOutAccuracy.from_dict(config.uncertainty.get("accuracy"))
+        known = "Not known."
+        if held_out is not None:
+            known = f"{held_out.describe().capitalize()}. Each was predicted by a fit without it."
         return (
-            "Not known: no evaluation is recorded. `clipadapter eval MODEL TEST --record` measures it on labelled "
+            f"{known} No evaluation is recorded. `clipadapter eval MODEL TEST --record` measures it on other labelled "
             "pictures beside zero-shot and a linear probe, and writes the figures here."
         )
     rows = {f"this model ({code(config.head.name)})": evaluation.model}
@@ -337,7 +342,7 @@ def _describe_limits(config: ModelConfig, evaluation: Evaluation | None) -> str:
         else "A picture of none of its classes gets one of them, unless `reject` is set.",
     ]
     if evaluation is None:
-        limits.append("How often it is right was not measured.")
+        limits.append("How often it is right on pictures other than its shots was not measured.")
     elif evaluation.n < MIN_RELIABLE_TEST_PICTURES:
         limits.append(f"It was tested on {evaluation.n} pictures only: its figures are rough.")
     if evaluation is not None and evaluation.among_shots:

@@ -113,7 +113,7 @@ def find_sources(spec: str) -> list[ModelSource]:
         path = Path(after)
     if not path.exists():
         wanted = "an exported file, a folder of them, or a saved model"
-        raise ArtifactError(f"there is no {path}{explain_missing(path, wanted)}")
+        raise ArtifactError(f"there is no file or folder {path}{explain_missing(path, wanted)}")
     if path.is_file() and is_exported(path):
         return [ModelSource(name or path.stem, path)]
     if path.is_file():

@@ -8,6 +8,7 @@ from clipadapter.uncertainty.calibration import Calibrator, learn_calibrator
 from clipadapter.uncertainty.conformal import Conformal, learn_conformal
 from clipadapter.uncertainty.costs import decide, expected_cost, parse_costs, read_costs
 from clipadapter.uncertainty.decisions import Answers, DecisionOptions, Uncertainty, UncertaintyOptions
+from clipadapter.uncertainty.held_out import HeldOutAccuracy
 from clipadapter.uncertainty.multilabel import MultiLabel, learn_multilabel
 from clipadapter.uncertainty.negative_labels import select_negative_labels
 from clipadapter.uncertainty.ood import Rejector, learn_rejector
@@ -17,6 +18,7 @@ __all__ = [
     "Calibrator",
     "Conformal",
     "DecisionOptions",
+    "HeldOutAccuracy",
     "MultiLabel",
     "Rejector",
     "Uncertainty",

@@ -16,6 +16,7 @@ from clipadapter.registry import unknown
 from clipadapter.uncertainty.calibration import METHODS, Calibrator
 from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, SCORES, Conformal
 from clipadapter.uncertainty.costs import check_costs, decide
+from clipadapter.uncertainty.held_out import HeldOutAccuracy
 from clipadapter.uncertainty.multilabel import MultiLabel
 from clipadapter.uncertainty.ood import Rejector
 
@@ -204,6 +205,7 @@ class Uncertainty:
         held_out_by: how shots were held out: "own" for the head's own folds, "folds", "split", or "" for not at all.
         logit_scale_ratio: scale of the full fit's logits divided by the scale of the folds' logits.
         multilabel: sigmoid calibration and thresholds of a multi-label model; else None.
+        accuracy: on the held-out shots; None if no shot was held out, or the model is multi-label.
     """
 
     calibrator: Calibrator = field(default_factory=Calibrator)
@@ -213,6 +215,7 @@ class Uncertainty:
     held_out_by: str = ""
     logit_scale_ratio: float = 1.0
     multilabel: MultiLabel | None = None
+    accuracy: HeldOutAccuracy | None = None
 
     def answer(
         self,
@@ -353,6 +356,7 @@ class Uncertainty:
         """
         decisions = {"reject": self.decisions.reject, "coverage": self.decisions.coverage}
         facts: dict[str, Any] = {**decisions, "how": self.held_out_by, "louder": self.logit_scale_ratio}
+        facts["accuracy"] = None if self.accuracy is None else self.accuracy.to_dict()
         arrays: dict[str, Array] = {} if self.decisions.costs is None else {"costs": self.decisions.costs}
         for key, attribute in SAVED_PARTS.items():
             part = getattr(self, attribute)
@@ -401,8 +405,9 @@ class Uncertainty:
             raise ArtifactError(
                 f"the logit scale ratio is {brief(logit_scale_ratio)}, not a positive number: fit again"
             )
-        held_out_by = str(facts.get("how", ""))
-        return cls(calibrator, rejector, conformal, decisions, held_out_by, float(logit_scale_ratio), multilabel)
+        held_out_by, accuracy = str(facts.get("how", "")), HeldOutAccuracy.from_dict(facts.get("accuracy"))
+        ratio = float(logit_scale_ratio)
+        return cls(calibrator, rejector, conformal, decisions, held_out_by, ratio, multilabel, accuracy)
 
 
 def _answer_multilabel(multilabel: MultiLabel, z: Array, options: DecisionOptions) -> Answers:

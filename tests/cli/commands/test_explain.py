@@ -4,7 +4,7 @@ from pathlib import Path
 from PIL import Image
 
 
-def test_the_text_has_the_leading_class_and_the_nearest_shots(squares, model, run):
+def test_the_text_has_the_leading_class_and_the_nearest_shots(squares, model, tmp_path, run):
     path = squares / "red" / "0.png"
     result = run("explain", model, path)
     assert result.exit_code == 0, result.stderr
@@ -14,7 +14,9 @@ def test_the_text_has_the_leading_class_and_the_nearest_shots(squares, model, ru
     assert lines[2].startswith("'red' leads '")
     assert lines[3].startswith("Of that, class text gives +")
     assert "nearest shot" in result.stdout
-    assert "no heat map: toy has no features of parts of a picture" in result.stderr
+    assert "heat map" not in result.stderr  # none is drawn
+    drawn = run("explain", model, path, "--out", tmp_path / "why.png")
+    assert "no heat map: toy has no features of parts of a picture" in drawn.stderr
 
 
 def test_json(squares, model, run):

@@ -9,6 +9,7 @@ import click
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from clipadapter import FewShotClassifier, draw_shots
 from clipadapter.cli.commands.fit import _report_estimate
@@ -47,6 +48,56 @@ def test_fit_reports_the_model(squares, tmp_path, fit):
     assert found["head"] == "clip-adapter"
     assert found["encoder"].startswith("toy")
     assert FewShotClassifier.load(tmp_path / "model").class_names_ == ("blue", "green", "red")
+
+
+def test_fit_says_how_good_the_model_is_and_what_comes_next(noisy_squares, tmp_path, run):
+    command = ("fit", noisy_squares, "--out", tmp_path / "m", "--encoder", "toy", "--head", "nearest-mean")
+    result = run(*command)
+    assert "accuracy     about 100 % of 12 held-out pictures right (76 to 100 %); class names alone" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"next         clipadapter eval {tmp_path / 'm'} {noisy_squares}"
+    accuracy = json.loads(run(*command, "--json").stdout)["accuracy"]
+    assert (accuracy["accuracy"], accuracy["shots"]) == (1.0, 12)
+    assert accuracy["interval"] == pytest.approx(binomtest(12, 12).proportion_ci(method="wilson"))
+    assert "About 100 % of 12 held-out pictures right" in (tmp_path / "m" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("head", "shots", "why"),
+    [
+        ("auto", 1, "with one picture per class none can be held out"),
+        ("coop", 2, "coop is not fitted again without some of the shots"),
+    ],
+)
+def test_fit_says_why_it_does_not_know_how_good_the_model_is(head, shots, why, squares, fit):
+    result = fit(squares, "--shots", shots, *(("--set", "epochs=1") if head == "coop" else ()), head=head)
+    assert f"accuracy     not known: {why}" in result.stdout, result.stderr
+
+
+def test_the_model_goes_to_the_folder_model_unless_another_is_named(squares, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    assert run("fit", squares, "--encoder", "toy").exit_code == 0
+    assert FewShotClassifier.load(tmp_path / "model").class_names_ == ("blue", "green", "red")
+
+
+def test_a_fraction_of_one_folder_is_held_back_measured_and_recorded(noisy_squares, tmp_path, run):
+    options = ("--out", tmp_path / "m", "--encoder", "toy", "--head", "nearest-mean", "--test-fraction", "0.25")
+    result = run("fit", noisy_squares / "train", *options)
+    assert "3 per class" in result.stdout
+    assert "3 pictures of train (--test-fraction 0.25 --seed 0)" in result.stdout
+    assert re.search(r"this model \(nearest-mean\) +100\.0", result.stdout)
+    assert f"clipadapter predict {tmp_path / 'm'} PICTURES" in result.stdout
+    assert "3 pictures of train (--test-fraction 0.25 --seed 0)" in (tmp_path / "m" / "README.md").read_text()
+    measured = json.loads(run("fit", noisy_squares / "train", *options, "--json").stdout)["evaluation"]
+    assert (measured["n_test"], measured["among_shots"], measured["model"]["accuracy"]) == (3, 0, 1.0)
+    result = run("fit", noisy_squares, *options)
+    assert result.exit_code == 1 and "has test pictures: leave it out" in result.stderr
+
+
+def test_a_class_with_one_picture_is_a_warning(squares, tmp_path, fit):
+    data = shutil.copytree(squares, tmp_path / "data")
+    for i in (1, 2, 3):
+        (data / "red" / f"{i}.png").unlink()
+    assert "warning: one picture only in red: give two or more of each class" in fit(data).stderr
 
 
 def test_fit_reports_what_a_head_chose_for_auto(squares, tmp_path, fit):

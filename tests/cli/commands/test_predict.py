@@ -4,6 +4,9 @@ import shutil
 import pytest
 from PIL import Image
 
+from clipadapter.cli.commands import predict
+from clipadapter.cli.sorting import PictureSorter
+
 
 def records(result):
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -208,3 +211,59 @@ def test_an_exported_file_has_no_views(tmp_path, squares, run):
     path.write_bytes(b"")
     result = run("predict", path, squares, "--views", 4)
     assert result.exit_code == 1 and "leave --views out" in result.stderr
+
+
+def test_pictures_are_copied_into_the_folders_of_their_classes(squares, model, tmp_path, run):
+    target, photos = tmp_path / "sorted", shutil.copytree(squares, tmp_path / "photos")
+    (photos / "bad.png").touch()
+    for _ in range(2):  # the second run finds the same bytes
+        result = run("predict", model, photos, "--sort-into", target)
+        assert result.exit_code == 0, result.stderr
+    copies = {path.relative_to(target): path.read_bytes() for path in target.rglob("*.png")}
+    assert copies == {path.relative_to(squares): path.read_bytes() for path in squares.rglob("*.png")}
+    assert len(list(photos.rglob("*.png"))) == 13
+    assert f"copied 0 pictures into {target}; 12 pictures were there already" in result.stderr
+    assert [line.split() for line in result.stderr.split("\n\n")[1].splitlines()[:2]] == [
+        ["class", "pictures"],
+        ["blue", "4"],
+    ]
+
+
+def test_a_copy_overwrites_nothing_and_follows_no_link(squares, model, tmp_path, run):
+    red, elsewhere, target = squares / "red" / "0.png", tmp_path / "elsewhere", tmp_path / "sorted"
+    (target / "red").mkdir(parents=True)
+    (target / "red" / "0.png").write_bytes(b"mine")
+    (target / "red" / "0-2.png").symlink_to(elsewhere)
+    assert run("predict", model, red, "--sort-into", target).exit_code == 0
+    assert (target / "red" / "0.png").read_bytes() == b"mine" and not elsewhere.exists()
+    assert (target / "red" / "0-3.png").read_bytes() == red.read_bytes()
+    (target / "blue").symlink_to(tmp_path)
+    result = run("predict", model, squares / "blue" / "0.png", "--sort-into", target)
+    assert result.exit_code == 1 and f"{target / 'blue'} is a link" in result.stderr
+    assert not (tmp_path / "0.png").exists()
+
+
+def test_a_rejected_picture_and_odd_names_have_folders_too(squares, tmp_path):
+    sorter = PictureSorter(tmp_path / "sorted", [])
+    for label in ("a/b", "a_b", "..", None):
+        sorter.add(squares / "red" / "0.png", label, ["..", "a/b", "a_b"])
+    copies = (tmp_path / "sorted").rglob("*.png")
+    assert {path.parent.name for path in copies} == {"_", "a_b", "a_b-2", "none of these"}
+
+
+def test_pictures_are_not_sorted_into_the_folder_that_is_read(squares, model, tmp_path, run):
+    photos = shutil.copytree(squares, tmp_path / "photos")
+    result = run("predict", model, photos, "--sort-into", photos / "sorted")
+    assert result.exit_code == 1 and "whose pictures are read: give a folder elsewhere" in result.stderr
+    result = run("predict", model, photos, "--sort-into", tmp_path / "sorted", "--out", tmp_path / "a.csv")
+    assert result.exit_code == 1 and "which --out does not allow" in result.stderr
+    assert not (tmp_path / "sorted").exists()
+
+
+@pytest.mark.parametrize(("is_terminal", "options"), [(True, ()), (True, ("--json",)), (False, ())])
+def test_a_terminal_shows_how_many_pictures_of_a_folder_each_class_has(is_terminal, options, squares, model, run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "is_terminal", lambda: is_terminal)
+        result = run("predict", model, squares, *options)
+    assert ("class  pictures" in result.stderr) == (is_terminal and not options)
+    assert result.stdout.count("\n") == 12

@@ -101,8 +101,10 @@ def command(
         _finish(multilabel, multilabel.write(target), _multilabel_text(multilabel), model if record else None, out)
         return
     result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
-    _warn_about(result, out)
-    _finish(result, result.write(target, title, plot_formats), _text(result), model if record else None, out)
+    warn_about(result, out)
+    _finish(
+        result, result.write(target, title, plot_formats), describe_evaluation(result), model if record else None, out
+    )
 
 
 def _finish(
@@ -122,7 +124,8 @@ def _finish(
     out.result({**result.to_dict(), "files": wrote}, f"{text}\n\nwrote {', '.join(wrote)}")
 
 
-def _warn_about(result: ModelEvaluation, out: Output) -> None:
+def warn_about(result: ModelEvaluation, out: Output) -> None:
+    """Warn of pictures that could not be read, or are shots of the model."""
     out.skipped(result.skipped)
     if result.skipped:
         out.warn(f"{format_count(len(result.skipped), 'picture')} not counted: can't be read")
@@ -135,7 +138,8 @@ def _warn_about(result: ModelEvaluation, out: Output) -> None:
         out.warn("the model was saved without its shots (--no-support): no linear probe and no learning curve")
 
 
-def _text(result: ModelEvaluation) -> str:
+def describe_evaluation(result: ModelEvaluation) -> str:
+    """Describe the scores of the model and its baselines, and those of each class."""
     from clipadapter.classifier.evaluation import describe_decisions, format_classes, format_confusions
 
     evaluation = result.model.evaluation

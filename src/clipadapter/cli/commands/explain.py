@@ -57,7 +57,8 @@ def command(
 
     explanation = explain(encoder.load(model), photo, class_name=class_name, neighbours=neighbours)
     for note in explanation.notes:
-        out.note(note)
+        if path is not None or "heat map" not in note:  # without --out none is drawn
+            out.note(note)
     data, text = explanation.to_dict(), _text(explanation)
     if path is not None:
         data["files"] = [str(explanation.plot(path, title))]

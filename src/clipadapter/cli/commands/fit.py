@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.encoder_options import EncoderOptions, note_backend
+from clipadapter.cli.commands.eval import describe_evaluation, warn_about
+from clipadapter.cli.encoder_options import EncoderOptions, note_backend, note_encoders
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import find_unwritable_parent, list_unlabelled, open_dataset
-from clipadapter.cli.option_types import COUNT, FOLDER, FOLDER_OR_URI
+from clipadapter.cli.option_types import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.cli.shard_inputs import open_shards
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
-from clipadapter.errors import ArtifactError
-from clipadapter.formatting import describe_shots, format_count, format_seconds
+from clipadapter.errors import ArtifactError, InputError
+from clipadapter.formatting import describe_shots, format_count, format_list, format_seconds
 from clipadapter.progress import estimates_reported_to
 
 if TYPE_CHECKING:
+    from clipadapter.bench import ModelEvaluation
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import Dataset
 
@@ -38,12 +42,19 @@ MAX_NAMED_CLASSES = 5
     "--out",
     "folder",
     type=FOLDER,
-    required=True,
+    default="model",
+    show_default=True,
     help="Folder for the model; a model that is in it stays as an earlier version.",
 )
 @option_group("encoder_options", EncoderOptions)
 @option_group("head", HeadOptions)
 @click.option("--shots", type=COUNT, metavar="K", help="Draw K pictures per class; by default all are used.")
+@click.option(
+    "--test-fraction",
+    type=FRACTION,
+    metavar="F",
+    help="Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws them.",
+)
 @seed_option
 @split_option
 @option_group("views", TrainingViewOptions)
@@ -71,6 +82,7 @@ def command(
     encoder_options: EncoderOptions,
     head: HeadOptions,
     shots: int | None,
+    test_fraction: float | None,
     seed: int,
     split: str | None,
     views: TrainingViewOptions,
@@ -99,7 +111,17 @@ def command(
     pictures = open_dataset(Path(data), split, default="train") if shards is None else shards.list_dataset(split)
     if shards is not None:
         encoder_options = shards.check_options(encoder_options, head, views, unlabelled, uncertainty.outliers)
-    dataset = prompts.rename_classes(pictures)
+    has_test = split is None and _has_test_pictures(data)
+    dataset, held_back = prompts.rename_classes(pictures), None
+    if test_fraction is not None:
+        if has_test or shards is not None:
+            has = (
+                "test pictures: leave it out, and measure with 'clipadapter eval'"
+                if has_test
+                else "features, no pictures: leave it out"
+            )
+            raise InputError(f"--test-fraction is for pictures without a split, but '{data}' has {has}")
+        dataset, held_back = _hold_back(dataset, test_fraction, seed)
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
     rows = _draw_rows(dataset, shots, seed, out)
     prompt_parameters, spec = prompts.classifier_parameters(dataset.class_names), views.training_spec(seed)
@@ -110,6 +132,8 @@ def command(
     parameters = {"uncertainty": uncertainty_options, "views": spec, "seed": seed, "strict": strict}
     model = encoder_options.create_classifier(out, **head_parameters, **prompt_parameters, **parameters)
     opened = model.encoder_
+    if "auto" not in encoder_options.uris:
+        note_encoders([opened], out)
     paths, shot_labels = [dataset.samples[i].path for i in rows], [labels[i] for i in rows]
     if not isinstance(views.views, int):
         _report_cost(model, paths, shot_labels, dataset.class_names, out)
@@ -128,16 +152,45 @@ def command(
     versions = (version_before, model.history_.version)
     skipped_shots = len(paths) - len(model.support_)
     n_unlabelled = len(unlabelled_pictures or ()) - (len(model.support_.provenance["skipped"]) - skipped_shots)
-    _report(model, head, uncertainty.calibration, folder, versions, n_unlabelled, time.monotonic() - started, out)
+    measured = None if held_back is None else _measure(model, held_back, folder, out)
+    following = ["predict", str(folder), "PICTURES"] if measured else ["eval", str(folder), *([str(data)] * has_test)]
+    seconds = time.monotonic() - started
+    _report(model, head, uncertainty.calibration, folder, versions, n_unlabelled, seconds, measured, following, out)
+
+
+def _hold_back(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Divide pictures into those to learn from and test pictures, whose name says how they were drawn."""
+    from clipadapter.data.splits import hold_back
+
+    train, test = hold_back(dataset.labels, fraction, seed)
+    if not test:
+        raise InputError("--test-fraction needs two pictures of a class or more, but each class has one")
+    name = f"{dataset.name} (--test-fraction {fraction:g} --seed {seed})"
+    parts = [tuple(dataset.samples[i] for i in rows) for rows in (train, test)]
+    return replace(dataset, samples=parts[0]), replace(dataset, samples=parts[1], name=name)
+
+
+def _measure(model: FewShotClassifier, pictures: Dataset, folder: Path, out: Output) -> ModelEvaluation:
+    """Measure the saved model on the pictures that were held back, and record the figures in it and its card."""
+    from clipadapter.bench import evaluate_model
+    from clipadapter.persistence import record_evaluation
+
+    result = evaluate_model(model, pictures, curve=False, progress=out.progress)
+    warn_about(result, out)
+    record_evaluation(folder, result.to_dict())
+    return result
 
 
 def _draw_rows(dataset: Dataset, shots: int | None, seed: int, out: Output) -> Sequence[int]:
     """Draw the shots, and warn of classes that have too few pictures."""
     from clipadapter.data import draw_multilabel_shots, draw_shots
 
-    if shots is None:
-        return range(len(dataset.samples))
     counts = Counter(name for names in dataset.label_sets for name in names)
+    if shots is None:
+        single = [name for name, count in counts.items() if count == 1]
+        if 0 < len(single) < len(counts):
+            out.warn(f"one picture only in {format_list(single, MAX_NAMED_CLASSES)}: give two or more of each class")
+        return range(len(dataset.samples))
     small = [f"{name} ({count})" for name, count in counts.items() if count < shots]
     if small:
         more = f" and {len(small) - MAX_NAMED_CLASSES} more" if len(small) > MAX_NAMED_CLASSES else ""
@@ -229,6 +282,8 @@ def _report(
     versions: tuple[int | None, int],
     n_unlabelled: int,
     seconds: float,
+    measured: ModelEvaluation | None,
+    following: Sequence[str],
     out: Output,
 ) -> None:
     from clipadapter.encoders import split_blocks
@@ -242,6 +297,7 @@ def _report(
     uncertainty = report_uncertainty(model.uncertainty_, calibration)
     for text in uncertainty.warnings:
         out.warn(text)
+    accuracy = model.uncertainty_.accuracy
     result: dict[str, Any] = {
         "model": str(folder),
         "version": versions[1],
@@ -256,6 +312,8 @@ def _report(
         "blocks": _block_records(model),
         "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
         "uncertainty": uncertainty.data,
+        "accuracy": None if accuracy is None else accuracy.to_dict(),
+        "evaluation": None if measured is None else measured.to_dict(),
         "descriptions": _descriptions_record(model),
         "views": provenance["views"],
         "crop": provenance.get("crop"),
@@ -276,8 +334,32 @@ def _report(
         ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
         *_describe_blocks(model),
         ("seconds", f"{seconds:.1f}"),
+        ("accuracy", _describe_accuracy(model, head)),
+        ("next", shlex.join(["clipadapter", *following])),
     ]
-    out.result(result, facts(lines))
+    out.result(result, facts(lines) + ("" if measured is None else f"\n\n{describe_evaluation(measured)}"))
+
+
+def _has_test_pictures(data: Path | str) -> bool:
+    """Whether a folder has a folder with test pictures, which `clipadapter eval` takes."""
+    from clipadapter.data.folders import find_split_folders
+
+    folder = Path(data)
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return "test" in find_split_folders(names).values()
+
+
+def _describe_accuracy(model: FewShotClassifier, head: HeadOptions) -> str:
+    """Describe how often the model is right about held-out shots, or why that is not known."""
+    counts, accuracy = model.support_.counts, model.uncertainty_.accuracy
+    if accuracy is not None:
+        n_single = sum(count == 1 for count in counts.values())
+        return accuracy.describe() + (f"; classes with one picture, not held out: {n_single}" if n_single else "")
+    if model.uncertainty_.multilabel is not None:
+        return "not known: pictures with several labels are measured on others, by 'clipadapter eval'"
+    if max(counts.values()) <= 1:
+        return "not known: with one picture per class none can be held out; give two or more of each class"
+    return f"not known: {head.name} is not fitted again without some of the shots"
 
 
 def _chosen_values(model: FewShotClassifier) -> dict[str, float]:

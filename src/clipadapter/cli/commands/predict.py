@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from clipadapter.cli.option_types import COUNT, FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import START_AGAIN, Output, facts, note_kept
 from clipadapter.cli.predict_models import PredictRequest, check_model, open_model, open_quick_model, open_table_model
+from clipadapter.cli.sorting import PictureSorter, count_answers
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
 from clipadapter.files import explain_missing, printable
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
     from clipadapter.prediction_files import AnsweredRows, PredictionFile
 
+T = TypeVar("T")
 MAX_NAMED_INPUTS = 3
 PICTURES_PER_PART, ROWS_PER_PART = 1024, 1 << 16
 """Pictures, or rows of a table of features, of each part of --out."""
@@ -62,6 +65,13 @@ MAX_PART_SECONDS = 60.0
     help="File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped continues "
     "if it is started again.",
 )
+@click.option(
+    "--sort-into",
+    "sorted_folder",
+    type=FOLDER,
+    help='Copy each picture into the folder of its class in this folder, or into "none of these". Nothing is moved or '
+    "overwritten.",
+)
 @strict_option
 @option_group("decisions", DecisionArguments)
 @option_group("encoder", ModelEncoderOptions)
@@ -73,6 +83,7 @@ def command(
     adapt: str | None,
     views: int,
     file: Path | None,
+    sorted_folder: Path | None,
     strict: bool,
     decisions: DecisionArguments,
     encoder: ModelEncoderOptions,
@@ -85,27 +96,55 @@ def command(
     for paths on standard input, one per line. The output has one line per picture, in the order of the pictures: class,
     probability, picture. A picture of none of the classes has the class "-" and a reason; its label is null in JSON.
     --json writes one object per line: source, label, probability, top (label and score of each), nearest, reason,
-    labels (the set of --coverage) and error.
+    labels (the set of --coverage) and error. For a folder, a terminal shows the number of pictures per class too.
 
     If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
     request = PredictRequest(model, inputs, top, adapt, views, decisions, encoder, out, strict, tables=_tables(inputs))
+    sorter = None if sorted_folder is None else _open_sorter(request, sorted_folder, file)
     if file is not None:
         _predict_to_file(request, file)
-        return
+    else:
+        _predict_to_output(request, sorter)
+
+
+def _open_sorter(request: PredictRequest, folder: Path, file: Path | None) -> PictureSorter:
+    if request.tables or file is not None:
+        given = "--out" if file is not None else request.tables[0]
+        raise InputError(f"--sort-into copies each picture when it is predicted, which {given} does not allow")
+    return PictureSorter(folder, _list_folders(request.inputs))
+
+
+def _list_folders(inputs: Sequence[str]) -> list[Path]:
+    return [Path(text) for text in inputs if os.path.isdir(text)]  # noqa: PTH112 - False for a name that is too long
+
+
+def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) -> None:
+    """Print the predictions, and copy the pictures if there is a sorter."""
+    out, width, n_pictures = request.out, 0, 0
     if request.tables:
         note_kept(START_AGAIN)
-    n_pictures = n_readable = 0
-    for prediction, width in _predict(request):
+    answers: Counter[str | None] = Counter()
+    taken: deque[Path] = deque()
+    for prediction, class_names in _predict(request, taken):
         n_pictures += 1
-        n_readable += prediction.error is None
+        width = width or max(map(len, class_names), default=0)
+        path = taken.popleft() if taken else None  # rows of a table have no file
         _report(prediction, request)
         if prediction.error is None or out.as_json:
             out.row(prediction.record(), _format_prediction(prediction, width))
-    if not n_readable:
-        raise DataError(describe_unreadable(n_pictures) if n_pictures else _describe_empty(inputs))
-    if n_readable < n_pictures:
-        out.warn(f"{n_pictures - n_readable} of {n_pictures} pictures can't be read")
+        if prediction.error is None:
+            answers[prediction.label] += 1
+            if sorter is not None and path is not None:
+                sorter.add(path, prediction.label, class_names)
+    if not answers:
+        raise DataError(describe_unreadable(n_pictures) if n_pictures else _describe_empty(request.inputs))
+    if answers.total() < n_pictures:
+        out.warn(f"{n_pictures - answers.total()} of {n_pictures} pictures can't be read")
+    if not out.as_json and (sorter is not None or (is_terminal() and _list_folders(request.inputs))):
+        out.note(f"\n{count_answers(answers)}")
+    if sorter is not None:
+        out.note(sorter.describe())
 
 
 def _report(prediction: Prediction, request: PredictRequest) -> None:
@@ -167,33 +206,34 @@ def _tables(inputs: Sequence[str]) -> tuple[Path, ...]:
     return tables
 
 
-def _predict(request: PredictRequest) -> Iterator[tuple[Prediction, int]]:
-    """Yield the predictions, each with the width of the longest class name."""
+def _predict(request: PredictRequest, taken: deque[Path]) -> Iterator[tuple[Prediction, Sequence[str]]]:
+    """Yield the predictions, each with the class names. `taken` gets the paths of the pictures."""
     check_model(request)
     if request.tables:
         table_model = open_table_model(request)
         with _bar(None, request, "rows") as bar:
             for rows in chain.from_iterable(map(table_model.answer_file, range(len(table_model.files)))):
-                yield from _with_width(rows.predictions(), table_model.class_names)
+                yield from ((prediction, table_model.class_names) for prediction in rows.predictions())
                 bar.update(len(rows))
         return
     if not request.has_exported_file:
         quick = open_quick_model(request)
         if quick is not None:
             options = request.options(quick.uncertainty, quick.class_names)
-            predictions = quick.classify([Path(text) for text in request.inputs], **options)
-            yield from _with_width(predictions, quick.class_names)
+            taken.extend(map(Path, request.inputs))
+            yield from ((prediction, quick.class_names) for prediction in quick.classify(list(taken), **options))
             return
         if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
             from clipadapter.prediction import unreadable  # imports numpy but not torch
 
-            yield from ((unreadable(text, "no such file"), 0) for text in request.inputs)
+            taken.extend(map(Path, request.inputs))
+            yield from ((unreadable(text, "no such file"), ()) for text in request.inputs)
             return
     model = open_model(request)
     pictures = _list_pictures(request.inputs)
     with _bar(_count(pictures), request) as bar:
-        for prediction in _with_width(model.predict(pictures), model.class_names):
-            yield prediction
+        for prediction in model.predict(_note_taken(pictures, taken, Path)):
+            yield prediction, model.class_names
             bar.update()
     model.finish()
 
@@ -241,7 +281,7 @@ def _describe_run(request: PredictRequest) -> dict[str, Any]:
 
 def _write_picture_predictions(request: PredictRequest, file: PredictionFile) -> int:
     """Write the predictions of pictures. Returns how many are from an earlier run."""
-    from clipadapter.prediction_files import stamp_files
+    from clipadapter.prediction_files import file_facts, stamp_files
 
     pictures = _list_pictures(request.inputs)
     total, unanswered = _count(pictures), _skip_answered(file, pictures)
@@ -254,7 +294,7 @@ def _write_picture_predictions(request: PredictRequest, file: PredictionFile) ->
     rows: list[Prediction] = []
     started = time.monotonic()
     with _bar(total, request, initial=n_earlier, prints_rows=False) as bar:
-        for prediction in model.predict(_note_facts(remaining, taken)):
+        for prediction in model.predict(_note_taken(remaining, taken, file_facts)):  # a later change is noticed
             _report(prediction, request)
             rows.append(prediction)
             bar.update()
@@ -280,24 +320,22 @@ def _skip_answered(file: PredictionFile, pictures: Iterable[Path | None]) -> Ite
     return remaining
 
 
-def _note_facts(
-    pictures: list[Path | None] | Iterator[Path | None], taken: deque[bytes]
+def _note_taken(
+    pictures: list[Path] | list[Path | None] | Iterator[Path | None], taken: deque[T], note: Callable[[Path], T]
 ) -> list[Path] | Iterator[Path | None]:
-    """The pictures. `taken` gets the facts of each before it is read, so that a later change is noticed."""
-    from clipadapter.prediction_files import file_facts
-
+    """The pictures. `taken` gets what `note` returns of each, before the picture is read."""
     if isinstance(pictures, list):
         paths = [path for path in pictures if path is not None]
-        taken.extend(map(file_facts, paths))
+        taken.extend(map(note, paths))
         return paths
 
-    def note() -> Iterator[Path | None]:
+    def noted() -> Iterator[Path | None]:
         for path in pictures:
             if path is not None:
-                taken.append(file_facts(path))
+                taken.append(note(path))
             yield path
 
-    return note()
+    return noted()
 
 
 def _write_table_predictions(request: PredictRequest, file: PredictionFile) -> int:
@@ -365,17 +403,17 @@ def _count(pictures: list[Path] | Iterator[Path | None]) -> int | None:
     return len(pictures) if isinstance(pictures, list) else None
 
 
+def is_terminal() -> bool:
+    """Whether the output is read by a person."""
+    return sys.stdout.isatty()
+
+
 def _bar(
     total: int | None, request: PredictRequest, what: str = "pictures", initial: int = 0, prints_rows: bool = True
 ) -> tqdm[Any]:
     """A progress bar, which is not shown between predictions on a terminal."""
-    is_hidden = not request.out.progress or (prints_rows and sys.stdout.isatty())
+    is_hidden = not request.out.progress or (prints_rows and is_terminal())
     return tqdm(total=total, initial=initial, desc=what, unit="img", disable=is_hidden)
-
-
-def _with_width(predictions: Iterable[Prediction], class_names: Sequence[str]) -> Iterator[tuple[Prediction, int]]:
-    width = max(map(len, class_names))
-    return ((prediction, width) for prediction in predictions)
 
 
 def _format_prediction(prediction: Prediction, width: int) -> str:

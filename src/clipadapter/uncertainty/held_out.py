@@ -1,0 +1,100 @@
+"""How often a model is right, as far as its own shots show: accuracy on held-out shots with Wilson's interval.
+
+Each shot was predicted by a fit that did not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.errors import ArtifactError, brief
+from clipadapter.metrics import wilson_interval
+
+Array = NDArray[Any]
+MIN_SEEN = 0.6
+"""With two shots per class each fit saw half of them. The accuracy was then 4 (auto) to 25 points too low, with three
+or more shots at most 5 (docs/tutorials/own-pictures.md)."""
+
+
+@dataclass(frozen=True)
+class HeldOutAccuracy:
+    """Accuracy on held-out shots.
+
+    Args:
+        accuracy: share of correct predictions.
+        shots: number of shots that were held out, each counted once.
+        zero_shot: accuracy of the class names alone on the same shots; None without class text.
+        seen: share of the shots that each of the fits saw.
+
+    >>> print(HeldOutAccuracy(0.9, 20, 0.5).describe())
+    about 90 % of 20 held-out pictures right (70 to 97 %); class names alone 50 %
+    """
+
+    accuracy: float
+    shots: int
+    zero_shot: float | None = None
+    seen: float = 1.0
+
+    @classmethod
+    def measure(
+        cls, logits: Array, labels: Array, rows: Array, zero_shot: Array | None, seen: float
+    ) -> HeldOutAccuracy:
+        """Measure it.
+
+        Args:
+            logits: (r, c) of held-out shots. A shot that was held out more than once has a row for each time.
+            labels: (r,) class positions.
+            rows: (r,) numbers of the shots.
+            zero_shot: (r, c) logits by class text of the same rows; None without class text.
+            seen: as the attribute.
+        """
+        _, position, times = np.unique(rows, return_inverse=True, return_counts=True)
+        weights = 1 / (times[position] * len(times))  # equal for each shot
+
+        def share(z: Array) -> float:
+            return float(weights[z.argmax(axis=1) == labels].sum())
+
+        return cls(share(logits), len(times), None if zero_shot is None else share(zero_shot), seen)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval at 95 %."""
+        return wilson_interval(self.accuracy, self.shots)
+
+    def describe(self) -> str:
+        """Describe it in one line."""
+        low, high = self.interval
+        names = "" if self.zero_shot is None else f"; class names alone {100 * self.zero_shot:.0f} %"
+        half = f"; too low, since each fit saw {100 * self.seen:.0f} % of them" if self.seen < MIN_SEEN else ""
+        return (
+            f"about {100 * self.accuracy:.0f} % of {self.shots:,} held-out pictures right "
+            f"({100 * low:.0f} to {100 * high:.0f} %){names}{half}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it with its interval, as JSON."""
+        return {**asdict(self), "interval": list(self.interval)}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any] | None) -> HeldOutAccuracy | None:
+        """Restore what `to_dict` returned; None for None.
+
+        Raises:
+            ArtifactError: if it is damaged.
+        """
+        if facts is None:
+            return None
+        try:
+            known = cls(facts["accuracy"], facts["shots"], facts["zero_shot"], facts["seen"])
+            if known.shots >= 1 and all(
+                0 <= share <= 1 for share in (known.accuracy, known.zero_shot or 0, known.seen)
+            ):
+                return known
+        except (KeyError, TypeError):
+            pass
+        raise ArtifactError(f"the model's accuracy on held-out shots is damaged ({brief(facts)}): fit it again")
