@@ -23,7 +23,7 @@ from clipadapter.bench.launchers import JobResult, Launcher, create_launcher
 from clipadapter.bench.plan import Plan, load_plan
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import ProtocolInputs
-from clipadapter.bench.run import Run
+from clipadapter.bench.run import Run, read_runs
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
 from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier
@@ -127,15 +127,9 @@ def test_a_plan_remembers_what_other_calls_asked_for(source, tmp_path):
         load_plan(tmp_path / "out", "few")
 
 
-def test_trackers_are_called_with_each_run(source, tmp_path):
-    tracked = []
-    go(source, tmp_path / "out", trackers=[tracked.append])
-    assert len(tracked) == 8
-
-
 def test_fits_of_many_shots_come_first_so_that_no_worker_waits_for_one_at_the_end(source, tmp_path):
-    shots = []
-    go(source, tmp_path / "out", trackers=[lambda run: shots.append(run.shots)])
+    go(source, tmp_path / "out")
+    shots = [run.shots for run in read_runs(tmp_path / "out" / "runs.jsonl")]
     assert len(set(shots)) > 1
     assert shots == sorted(shots, reverse=True)
 

@@ -6,7 +6,7 @@ A stopped call can be repeated: successful fits are not repeated, failed ones ar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,6 @@ from clipadapter.errors import InputError
 from clipadapter.files import path_without_links
 from clipadapter.formatting import format_count
 
-RunTracker = Callable[[Run], None]
 WORKER_BYTES_PER_BUNDLE_BYTE = 3
 """Estimated memory of a worker: the arrays of its bundle once as they are read, and about two copies in a fit."""
 
@@ -80,7 +79,6 @@ def run_suite(
     *,
     device: str | None = None,
     rows: Rows | None = None,
-    trackers: Sequence[RunTracker] = (),
     oracle: bool = False,
     progress: bool = False,
     plot_formats: Sequence[str] = ("png",),
@@ -97,7 +95,6 @@ def run_suite(
             GPUs of this machine, "cuda:1" for the second one; None for that of the launcher. Encoders have a device of
             their own.
         rows: rows of the first data set to use in place of a draw, by (shots, seed).
-        trackers: called with each run that was made.
         oracle: also record the result of choosing the varied parameter on the test part; these records are marked.
         progress: show bars on stderr.
         plot_formats: of plots of features, if the suite has any: "png", "pdf", "svg".
@@ -141,8 +138,6 @@ def run_suite(
             for run in runs:
                 outcome.n_made += 1
                 outcome.n_failed += run.error is not None
-                for tracker in trackers:
-                    tracker(run)
             bar.set_postfix_str(f"{runs[0].head}, {format_count(runs[0].shots, 'shot')}", refresh=False)
             bar.update()
     outcome.seconds = time.perf_counter() - start

@@ -138,7 +138,6 @@ def test_a_suite_that_cannot_run_does_not_pass_its_dry_run(run, squares, tmp_pat
     ("options", "error", "missing"),
     [
         (("--launcher", "ray"), "The launcher ray needs an extra that is not installed", "ray"),
-        (("--track", "mlflow"), "The tracker mlflow needs an extra that is not installed", "mlflow"),
         (("--launcher", "slurm"), "no launcher is called 'slurm'", None),
         (("--device", "nowhere"), "no device is called 'nowhere'", None),
         (("--heads", "knnn"), "no head called knnn", None),
@@ -199,7 +198,6 @@ def test_rows_in_place_of_draws(bench, tmp_path):
             ("run", "bottleneck", "--data", "{data}", "-e", "toy", "--launcher", "slurm"),
             "no launcher is called 'slurm'",
         ),
-        (("run", "bottleneck", "--data", "{data}", "-e", "toy", "--track", "excel"), "no tracker is called 'excel'"),
         (("run", "bottleneck", "--data", "features:{data}"), "bundle.json"),
         (("status", "few-shot", "--out", "{data}"), "has no runs of suite 'few-shot'; it has: none"),
         (("report", "few-shot", "--out", "{data}"), "has no runs of suite"),

@@ -79,7 +79,6 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
     metavar="N",
     help="Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
 )
-@click.option("--track", multiple=True, metavar="NAME", help="Also report to tensorboard, mlflow or wandb.")
 @device_option
 @click.option(
     "--oracle", is_flag=True, help="Also measure the result of selecting the varied parameter on the test part."
@@ -103,7 +102,6 @@ def run(
     rows: Path | None,
     launcher: str,
     workers: int | None,
-    track: tuple[str, ...],
     device: str,
     oracle: bool,
     plot_formats: tuple[str, ...],
@@ -120,7 +118,6 @@ def run(
     read_suite(suite)  # a wrong name or path is refused before torch is imported
     from clipadapter.bench import FEATURES, estimate, find_problems, load_suite, open_source, run_suite
     from clipadapter.bench.launchers import create_launcher
-    from clipadapter.bench.trackers import create_tracker
     from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH
 
@@ -134,7 +131,6 @@ def run(
     draws, sentences = read_rows(rows) if rows else None, read_descriptions(descriptions) if descriptions else None
     check_output_folder(folder)
     device = find_device(device)
-    trackers = [create_tracker(name, folder) for name in track]
     fit_launcher = create_launcher(launcher, workers=workers, device=head_device(device))
     fit_launcher.check()
     cost = estimate(study, specs, encoders, root=root)
@@ -166,7 +162,6 @@ def run(
         fit_launcher,
         device=device,
         rows=draws,
-        trackers=trackers,
         oracle=oracle,
         plot_formats=plot_formats,
         progress=out.progress,
