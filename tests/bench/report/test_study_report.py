@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.bench.plan import Entry
-from clipadapter.bench.report import compare_heads, compare_studies, write_report
+from clipadapter.bench.report import compare_studies, write_report
 from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.document import Grid
 from clipadapter.bench.report.record_csv import format_record_csv
@@ -14,7 +14,7 @@ from clipadapter.bench.report.tables import HARMONIC, Row, make_mean_tables, mak
 from clipadapter.bench.run import Flags, Machine, Metrics, RunData, RunEncoder
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
-from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
 
 
@@ -167,14 +167,12 @@ def test_heads_that_are_not_as_published_are_marked_and_may_be_the_best(make_run
         make_run("mine", accuracy=0.9, method="auto"),
         make_run("zlap", accuracy=0.8, flags=Flags(transductive=True)),
     ]
-    study = joined(suite(), runs)
-    grid = grids(study)["Accuracy: pets"]
+    grid = grids(joined(suite(), runs))["Accuracy: pets"]
     assert [row[0] for row in grid.rows] == ["clap", "mine ‡", "zlap *‡"]
     assert grid.best == {(1, 1)}
     for name in ("auto", "zlap"):
         assert f"‡ {name}: {fidelity_of(name)}" in grid.common
     assert not any(line.startswith("‡ clap") for line in grid.common)
-    assert f"‡ auto: {fidelity_of('auto')}" in compare_heads(study, "clap", "mine").splitlines()
 
 
 def test_the_mean_over_data_sets_is_made_seed_by_seed(make_run):
@@ -483,10 +481,3 @@ def test_a_setting_that_differs_in_some_runs_has_their_number(make_run):
 def test_folders_with_nothing_in_common_say_so(make_run):
     text = compare_studies(joined(suite(), [make_run("a")]), joined(suite(), [make_run("b")]))
     assert "the first has 1 such cells, the second 1" in text
-
-
-def test_two_heads_of_a_folder_are_compared(study):
-    text = compare_heads(study, "zero-shot", "clip-adapter")
-    assert re.search(r"\| pets \| toy \| test \| 4 \| 50.0 ± 0.0 \| 70.0 ± 10.0 \| \+20.0 \[", text)
-    with pytest.raises(UnknownNameError, match="Did you mean 'clip-adapter'"):
-        compare_heads(study, "zero-shot", "clip-adaptor")
