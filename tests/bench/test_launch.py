@@ -11,11 +11,9 @@ from clipadapter.bench import (
     FEATURES,
     RecordFolder,
     load_bundle,
-    load_study,
     open_source,
     run_suite,
     save_bundle,
-    write_report,
 )
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.costs import estimate, estimate_fit_seconds
@@ -420,23 +418,6 @@ def test_a_suite_about_features_draws_them(source, tmp_path):
     # Zero-shot does not adapt features: there is nothing to draw.
     assert [path.name for path in result.figures] == ["f-clip-adapter.png"]
     assert result.figures[0].read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_was_chosen_on_the_test_part_is_marked(source, tmp_path):
-    vary = '[{ head = "tip-adapter", parameter = "beta", values = [0.1, 1.0, 50.0] }]'
-    text = f'title = "t"\nvary = {vary}\nshots = [2]\nseeds = [1, 2]'
-    for _ in range(2):  # it is chosen once
-        plan = go(source, tmp_path / "out", text, oracle=True).plan
-    runs = {run.key: run for run in RecordFolder(tmp_path / "out").read()}
-    assert len(runs) == len(plan.entries) == 8
-    for seed in (1, 2):
-        honest = [r for r in runs.values() if r.seed == seed and not r.flags.oracle]
-        (chosen,) = [r for r in runs.values() if r.seed == seed and r.flags.oracle]
-        assert chosen.head == "beta chosen on the test part"
-        assert chosen.metrics.accuracy == max(r.metrics.accuracy for r in honest)
-        assert chosen.params in [r.params for r in honest]
-    table = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")[0].read_text()
-    assert "beta chosen on the test part †" in table
 
 
 def test_a_worker_is_given_memory_for_the_features(source, tmp_path):

@@ -79,7 +79,6 @@ def run_suite(
     *,
     device: str | None = None,
     rows: Rows | None = None,
-    oracle: bool = False,
     progress: bool = False,
     plot_formats: Sequence[str] = ("png",),
 ) -> SuiteResult:
@@ -95,7 +94,6 @@ def run_suite(
             GPUs of this machine, "cuda:1" for the second one; None for that of the launcher. Encoders have a device of
             their own.
         rows: rows of the first data set to use in place of a draw, by (shots, seed).
-        oracle: also record the result of choosing the varied parameter on the test part; these records are marked.
         progress: show bars on stderr.
         plot_formats: of plots of features, if the suite has any: "png", "pdf", "svg".
 
@@ -141,23 +139,9 @@ def run_suite(
             bar.set_postfix_str(f"{runs[0].head}, {format_count(runs[0].shots, 'shot')}", refresh=False)
             bar.update()
     outcome.seconds = time.perf_counter() - start
-    if oracle:
-        outcome.plan = _add_oracle_records(
-            suite, [entry for planned in fits for entry in planned.entries], records, out
-        )
     if suite.figure == "projection":
         outcome.figures = _draw_features(fits, path_without_links(out, "figures", suite.name), plot_formats)
     return outcome
-
-
-def _add_oracle_records(suite: Suite, entries: list[Entry], records: RecordFolder, out: Path) -> Plan:
-    """The plan with the records of choosing on the test part; these records are written once, too."""
-    oracle = make_oracle_runs(suite, entries, {run.key: run for run in records.read()})
-    existing = records.keys()
-    records.write(run for _, run in oracle if run.key not in existing)
-    plan = Plan(suite=suite, entries=[*entries, *(entry for entry, _ in oracle)]).with_earlier_entries(out)
-    plan.save(out)
-    return plan
 
 
 def _draw_features(fits: Sequence[_FitWithEntries], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
@@ -219,34 +203,3 @@ def _read_result(fit: _FitWithEntries, result: list[str] | None, error: str | No
 
     runs = plan_runs(load_bundle(fit.spec.bundle), fit.spec)
     return [run.model_copy(update={"error": f"LauncherError: {error}"}) for run in runs]
-
-
-def make_oracle_runs(suite: Suite, entries: Sequence[Entry], runs: Mapping[str, Run]) -> list[tuple[Entry, Run]]:
-    """For each varied parameter of a suite and each draw, the run with the value that was best on the test part.
-
-    This selection on test data inflates accuracy. Tables mark these records.
-
-    Args:
-        suite: the suite.
-        entries: its planned records.
-        runs: records by key; missing and failed ones are left out.
-
-    Returns:
-        Copies of these records with ``flags.oracle`` and a label that names the selection, and their entries.
-    """
-    names = {vary.head: vary.parameter for vary in suite.vary}
-    groups: dict[tuple[object, ...], list[tuple[Entry, Run]]] = {}
-    for entry in entries:
-        run = runs.get(entry.key)
-        if entry.value is None or run is None or run.metrics is None:
-            continue
-        group_key = (entry.data, entry.encoder, entry.prompts, entry.test, run.method, run.shots, run.seed)
-        groups.setdefault(group_key, []).append((entry, run))
-    chosen = []
-    for group in groups.values():
-        entry, run = max(group, key=lambda pair: pair[1].metrics.accuracy if pair[1].metrics else 0.0)
-        label = f"{names[run.method]} chosen on the test part"
-        flags = run.flags.model_copy(update={"oracle": True})
-        copy = run.model_copy(update={"head": label, "flags": flags})
-        chosen.append((entry.model_copy(update={"key": copy.key, "label": label, "value": None}), copy))
-    return chosen

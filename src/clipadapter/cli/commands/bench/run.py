@@ -80,9 +80,6 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
     help="Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
 )
 @device_option
-@click.option(
-    "--oracle", is_flag=True, help="Also measure the result of selecting the varied parameter on the test part."
-)
 @plot_format_option
 @click.option("--dry-run", is_flag=True, help="Only print what would be done, its cost, and why it can't be done.")
 @max_pixels_option
@@ -103,7 +100,6 @@ def run(
     launcher: str,
     workers: int | None,
     device: str,
-    oracle: bool,
     plot_formats: tuple[str, ...],
     dry_run: bool,
     out: Output,
@@ -162,7 +158,6 @@ def run(
         fit_launcher,
         device=device,
         rows=draws,
-        oracle=oracle,
         plot_formats=plot_formats,
         progress=out.progress,
     )
