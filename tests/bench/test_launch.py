@@ -107,14 +107,6 @@ def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
     assert (again.n_made, again.n_existing) == (3, 3)
 
 
-def test_rows_may_be_given_in_place_of_a_draw(source, tmp_path):
-    rows = {(n, seed): [seed, 6 + n, 12] for n in (1, 2) for seed in (1, 2)}
-    go(source, tmp_path / "out", rows=rows)
-    assert {tuple(run.rows) for run in RecordFolder(tmp_path / "out").read()} == {tuple(r) for r in rows.values()}
-    with pytest.raises(InputError, match="rows must be 0 to 17"):
-        go(source, tmp_path / "out", rows={**rows, (1, 1): [0, 18]})
-
-
 def test_a_plan_remembers_what_other_calls_asked_for(source, tmp_path):
     go(source, tmp_path / "out")
     go(source, tmp_path / "out", SUITE.replace("[1, 2]\nseeds", "[4]\nseeds"))

@@ -17,7 +17,7 @@ from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import ARRAYS_FILE, save_bundle
 from clipadapter.bench.launchers import Job, Launcher
 from clipadapter.bench.methods import package_digest
-from clipadapter.bench.plan import Entry, FitSpec, Plan, PlannedFit, Rows, get_varied_value
+from clipadapter.bench.plan import Entry, FitSpec, Plan, PlannedFit, get_varied_value
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import BundleOfFits, SuiteInputs
 from clipadapter.bench.records import RecordFolder
@@ -78,7 +78,6 @@ def run_suite(
     launcher: Launcher,
     *,
     device: str | None = None,
-    rows: Rows | None = None,
     progress: bool = False,
     plot_formats: Sequence[str] = ("png",),
 ) -> SuiteResult:
@@ -93,7 +92,6 @@ def run_suite(
         device: where heads compute, such as "cpu", "cuda" or "auto"; see `devices.check_device`. "cuda" stands for all
             GPUs of this machine, "cuda:1" for the second one; None for that of the launcher. Encoders have a device of
             their own.
-        rows: rows of the first data set to use in place of a draw, by (shots, seed).
         progress: show bars on stderr.
         plot_formats: of plots of features, if the suite has any: "png", "pdf", "svg".
 
@@ -106,7 +104,7 @@ def run_suite(
     launcher.check()
     records = RecordFolder(out)
     fits: list[_FitWithEntries] = []
-    for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders, rows)):
+    for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders)):
         folder = save_bundle(group.bundle, out / "features" / _hash_bundle(group.bundle))
         fits += [_with_entries(suite, group, fit) for fit in group.plan(str(folder.absolute()))]
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / ARRAYS_FILE).stat().st_size)

@@ -142,7 +142,6 @@ def test_a_suite_that_cannot_run_does_not_pass_its_dry_run(run, squares, tmp_pat
         (("--device", "nowhere"), "no device is called 'nowhere'", None),
         (("--heads", "knnn"), "no head called knnn", None),
         (("--heads", "knn,protoype"), "no head called protoype", None),
-        (("--rows", "rows.json"), "rows.json", None),
         (("--descriptions", "texts.json"), "texts.json", None),
     ],
 )
@@ -175,16 +174,6 @@ def test_the_cost_of_per_epoch_views_is_printed_before_they_are_computed(bench, 
 def test_what_the_command_line_changes(bench):
     result = bench("--heads", "knn", "--shots", "2", "--seeds", "3", "--json")
     assert json.loads(result.stdout)["fitted"] == 3
-
-
-def test_rows_in_place_of_draws(bench, tmp_path):
-    rows = {f"{n}-{seed}": [0, 4 + seed, 8] for n in (1, 2) for seed in (1, 2)}
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    assert bench("--rows", tmp_path / "rows.json").exit_code == 0
-    found = {(run.shots, run.seed): run.rows for run in RecordFolder(tmp_path / "out").read()}
-    assert found == {(n, seed): [0, 4 + seed, 8] for n in (1, 2) for seed in (1, 2)}
-    (tmp_path / "rows.json").write_text("[1]")
-    assert 'expected {"SHOTS-SEED": [row, ...], ...}' in bench("--rows", tmp_path / "rows.json").stderr
 
 
 @pytest.mark.parametrize(
