@@ -67,7 +67,7 @@ def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
         (head, n, seed) for head in ("zero-shot", "prototype") for n in (1, 2) for seed in (1, 2)
     }
     lines = (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
-    assert [json.loads(line)["format"] for line in lines] == [3] * 8
+    assert [json.loads(line)["format"] for line in lines] == [1] * 8
     second = go(source, tmp_path / "out")
     assert (second.n_made, second.n_existing) == (0, 8)
     assert {entry.key for entry in second.plan.entries} == {run.key for run in runs}
