@@ -96,8 +96,8 @@ def command(
     """Fit a classifier to the pictures in DATA and save it.
 
     Without --split the split "train" is taken if there is one, else everything. If a class has fewer pictures than
-    --shots, all of them are used. DATA may also be a folder or URI of feature shards, see docs/scaling.md: then only
-    the features of the shots are read, and no picture.
+    --shots, all of them are used. DATA may also be a folder or URI of feature shards, see
+    docs/guides/many-pictures.md: then only the features of the shots are read, and no picture.
     """
     started = time.monotonic()
     head.check_names()

@@ -100,7 +100,7 @@ def run(
     dry_run: bool,
     out: Output,
 ) -> None:
-    """Run SUITE: a name of 'bench list', or a TOML file, whose fields are in docs/suites.md.
+    """Run SUITE: a name of 'bench list', or a TOML file, whose fields are in docs/studies.md.
 
     Features are computed once and stored. A run that has a record in --out is not repeated, unless it failed. Ctrl-C
     loses only the fits that are running.
