@@ -14,12 +14,12 @@ import numpy as np
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.encoder import (
-    DEFAULT_QUALITY,
     QUALITIES,
     block_names,
     blocks_to_read,
     check_quality,
     put_text_first,
+    relative_cost,
 )
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder
@@ -38,11 +38,12 @@ from clipadapter.studio.model import (
 )
 from clipadapter.studio.pictures import PictureFile
 from clipadapter.studio.project import STUDIO_FOLDER, Project
-from clipadapter.studio.quality import relative_cost, why_no_choice, why_no_unlabelled
+from clipadapter.studio.quality import why_no_choice, why_no_unlabelled
 from clipadapter.studio.selection import margins, select_for_labelling
 
 QUALITY_SETTING = "quality"
 """Name of the setting of a project that remembers the quality."""
+DEFAULT_QUALITY = "standard"
 UNLABELLED_SETTING = "learn_unlabelled"
 """Name of the setting that remembers whether the model learns from unlabelled pictures: "yes" or nothing."""
 QUEUE_PICTURES = 8

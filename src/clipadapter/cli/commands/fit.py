@@ -253,6 +253,7 @@ def _report(
         "chosen": _chosen_values(model),
         "unlabelled": _unlabelled_record(model, n_unlabelled),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
+        "quality": provenance.get("quality"),
         "blocks": _block_records(model),
         "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
         "uncertainty": uncertainty.data,
@@ -274,6 +275,7 @@ def _report(
         *_describe_descriptions(model),
         *uncertainty.lines,
         ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
+        *_describe_quality(model),
         *_describe_blocks(model),
         ("seconds", f"{seconds:.1f}"),
     ]
@@ -338,6 +340,12 @@ def _block_records(model: FewShotClassifier) -> list[dict[str, Any]]:
     return [
         {"name": block.name, "width": block.width, "share": shares.get(block.name)} for block in model.head_.read_blocks
     ]
+
+
+def _describe_quality(model: FewShotClassifier) -> list[tuple[str, str]]:
+    """Say how often the model looks at a picture, if held-out shots decided on it."""
+    why = model.support_.provenance.get("quality", {}).get("why")
+    return [("quality", why)] if why else []
 
 
 def _describe_blocks(model: FewShotClassifier) -> list[tuple[str, str]]:
