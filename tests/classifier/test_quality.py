@@ -134,7 +134,7 @@ def test_a_model_looks_once_where_held_out_shots_gain_nothing():
     pictures = grey_noise(12, has_spot=False)
     model = FewShotClassifier("toy", cache=None).fit(pictures, ["even", "odd"] * 6)
     assert quality(model)["name"] == "standard"
-    assert quality(model)["why"].startswith("looks once: a second look is ")
+    assert quality(model)["why"].startswith("looks once: on 12 held-out shots a second look is ")
     assert not [name for name in names(model) if "@" in name]
 
 

@@ -239,6 +239,9 @@ def _report(
     out.skipped(skipped)
     for name in (name for name, count in shots.items() if not count):
         out.warn(f"the class '{name}' has no readable picture: the model knows only its text")
+    quality = provenance.get("quality")
+    if quality and quality["why"]:
+        out.note(f"the model {quality['why']}")
     uncertainty = report_uncertainty(model.uncertainty_, calibration)
     for text in uncertainty.warnings:
         out.warn(text)
@@ -253,7 +256,7 @@ def _report(
         "chosen": _chosen_values(model),
         "unlabelled": _unlabelled_record(model, n_unlabelled),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
-        "quality": provenance.get("quality"),
+        "quality": quality,
         "blocks": _block_records(model),
         "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
         "uncertainty": uncertainty.data,
@@ -275,7 +278,6 @@ def _report(
         *_describe_descriptions(model),
         *uncertainty.lines,
         ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
-        *_describe_quality(model),
         *_describe_blocks(model),
         ("seconds", f"{seconds:.1f}"),
     ]
@@ -340,12 +342,6 @@ def _block_records(model: FewShotClassifier) -> list[dict[str, Any]]:
     return [
         {"name": block.name, "width": block.width, "share": shares.get(block.name)} for block in model.head_.read_blocks
     ]
-
-
-def _describe_quality(model: FewShotClassifier) -> list[tuple[str, str]]:
-    """Say how often the model looks at a picture, if held-out shots decided on it."""
-    why = model.support_.provenance.get("quality", {}).get("why")
-    return [("quality", why)] if why else []
 
 
 def _describe_blocks(model: FewShotClassifier) -> list[tuple[str, str]]:
