@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.features import FeatureSet
+from clipadapter.formatting import format_count
 from clipadapter.heads import Head, TextFeatures, out_of_fold
 from clipadapter.heads.estimator import clone
 
 QUALITY_KEY = "quality"
 """Key of the quality of a fit, and of why it was chosen, in the provenance of the support set."""
-MAX_TRIAL_SHOTS, MIN_TRIAL_SHOTS_PER_CLASS = 40, 4
+MAX_TRIAL_SHOTS, MIN_TRIAL_SHOTS_PER_CLASS = 32, 4
 """Shots that are read at the second size: about two seconds on two cores. With many classes only some of them are
 tried, with so many shots each where they have them: fewer shots of more classes would say less about a look."""
 MIN_GAIN = 0.05
@@ -49,7 +50,7 @@ class SecondLook:
     def __str__(self) -> str:
         if self.gain is None:
             return f"looks once: {self.why_not_tried} (--quality best looks twice)"
-        points = f"{abs(100 * self.gain):.0f} points {'better' if self.gain >= 0 else 'worse'}"
+        points = f"{format_count(round(abs(100 * self.gain)), 'point')} {'better' if self.gain >= 0 else 'worse'}"
         if self.is_taken:
             return (
                 f"looks twice: {points} on {self.shots} held-out shots; a prediction takes {self.cost:.0f} times as "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -82,7 +82,7 @@ def command(
 
     out.note(f"{pictures.describe(shots, seeds)}\n")
     encoders, train, most = encoder_options.open(out), pictures.train, max(shots)
-    common = {"templates": pictures.templates, "cache": encoder_options.store, "progress": out.progress}
+    common: dict[str, Any] = {"templates": pictures.templates, "cache": encoder_options.store, "progress": out.progress}
     model = FewShotClassifier(encoders, SHOWN_HEAD, quality=encoder_options.quality, **common)
     note_kept(f"the records of finished fits are in {folder}, and the same command makes only the other ones")
     rows = draw_shots(train.labels, most, seed=1)
