@@ -24,8 +24,7 @@ from clipadapter.classifier.answers import (
 from clipadapter.classifier.deduplicate import ConflictRule
 from clipadapter.classifier.description import describe_as_html, describe_in_a_line
 from clipadapter.classifier.encoder import (
-    AUTO_QUALITY,
-    QUALITIES,
+    DEFAULT_QUALITY,
     NamedEncoders,
     apply_backend,
     as_encoder_list,
@@ -38,7 +37,6 @@ from clipadapter.classifier.encoder import (
     info_of_base,
     open_saved_encoders,
     put_text_first,
-    relative_cost,
     tune_encoder,
     views_after_tuning,
 )
@@ -68,13 +66,7 @@ from clipadapter.classifier.inputs import (
     plan_views,
     read_labelled,
 )
-from clipadapter.classifier.second_look import (
-    QUALITY_KEY,
-    SecondLook,
-    compare_looks,
-    draw_trial_shots,
-    why_no_trial,
-)
+from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
@@ -85,7 +77,6 @@ from clipadapter.encoders import (
     create_encoder,
     open_blocks,
     open_text_tower,
-    plain_encoder,
     select_encoder_blocks,
 )
 from clipadapter.errors import ImageError, InputError
@@ -143,10 +134,9 @@ class FewShotClassifier:
         uncertainty: what is learned from held-out shots and which decisions are the default. None: calibrated
             probabilities only. `UncertaintyOptions(reject=0.05)` answers None for out-of-distribution pictures.
         quality: how much of a picture ``auto`` looks at. "fast": the final feature of each encoder. "standard": inner
-            layers of the same pass too. "best": a second look too, at a larger size and mirrored, at several times the
-            cost. Held-out shots decide what is used, and the rest is dropped. "auto": `fit` takes "best" where
-            held-out shots gain much by the second look, else "standard"; all else is as with "standard". Heads that
-            read the final feature only are the same at each quality.
+            layers of the same pass too. "best": a second look too, larger and mirrored, at several times the cost; what
+            held-out shots do not need is dropped. "auto": "best" in `fit` if held-out shots gain much, else "standard".
+            Heads that read the final feature only are the same at each quality.
         templates: name of a set of prompt templates, one template, or a list of templates.
         descriptions: sentences by class that replace the templates for these classes.
         views: number of views per shot, the plain picture included; or a `ViewSpec`. "per-epoch" gives every training
@@ -197,7 +187,7 @@ class FewShotClassifier:
         grid: Mapping[str, Sequence[Any]] | None = None,
         task: str = "auto",
         uncertainty: UncertaintyOptions | None = None,
-        quality: str = AUTO_QUALITY,
+        quality: str = DEFAULT_QUALITY,
         templates: str | Sequence[str] = "default",
         descriptions: Mapping[str, Sequence[str]] | None = None,
         views: int | str | ViewSpec | PerEpochViews = 1,
@@ -216,7 +206,7 @@ class FewShotClassifier:
         self.grid = grid
         self.task = task
         self.uncertainty = uncertainty
-        self.quality = check_quality(quality, (AUTO_QUALITY, *QUALITIES))
+        self.quality = check_quality(quality)
         self.templates = templates
         self.descriptions = descriptions
         self.views = views
@@ -302,28 +292,20 @@ class FewShotClassifier:
         self.prepare_encoder(head)
         if head.tunes_encoder:
             check_tuner_inputs(self.grid, unlabelled)
-            self._tune_encoder(head, images, [str(label) for label in labels], names)
-        outliers = None if outliers is None else list_pictures(outliers)
+            prompts, spec = class_prompts(names, self.templates, self.descriptions), self.planned_views(labels, names)
+            self._encoder, tuned = tune_encoder(head, self.encoder_, images, labels, prompts, spec, self.strict)
+            self._tuned_encoder = apply_backend(tuned, images, self.backend, self.precision)
 
         def fit_to_pictures() -> None:
-            support = self.extract_features(images, labels, names, views=views_after_tuning(head))
-            unlabelled_features = None
+            support, pool = self.extract_features(images, labels, names, views=views_after_tuning(head)), None
             if unlabelled is not None:
                 extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
-                unlabelled_features, support = extraction.features[:, 0], note_skipped(support, extraction)
-            outlier_features = None if outliers is None else self._extract_plain(outliers)
-            self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
+                pool, support = extraction.features[:, 0], note_skipped(support, extraction)
+            outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
+            self.fit_features(support, self.encode_classes(names), head, pool, outlier_features)
 
         fit_to_pictures()
-        look = self._try_second_look(images)
-        if look is not None and look.is_taken:
-            fit_to_pictures()
-        if self.head_.reads == "all":
-            quality = self.quality
-            if quality == AUTO_QUALITY:
-                quality = "standard" if look is None or not look.is_taken else "best"
-            record = {"name": quality, "why": "" if look is None else str(look)}
-            self.support_ = replace(self.support_, provenance={**self.support_.provenance, QUALITY_KEY: record})
+        self.support_ = choose_quality(self, images, fit_to_pictures)
         return self.drop_unused_blocks()
 
     def prepare_encoder(self, *heads: Head) -> None:
@@ -333,9 +315,8 @@ class FewShotClassifier:
             InputError: if a head reads what the encoder does not have, such as the input of a final projection.
         """
         encoder = self.encoder_
-        if self._named_blocks is None:
-            self._named_blocks = block_names(encoder)
-        names = blocks_to_read(encoder, self._other_encoders, heads, self.quality, self._named_blocks)
+        named = self._named_blocks = block_names(encoder) if self._named_blocks is None else self._named_blocks
+        names = blocks_to_read(encoder, self._other_encoders, heads, self.quality, named)
         self._encoder = open_blocks(encoder, names, self._other_encoders)
 
     def fit_features(
@@ -980,41 +961,6 @@ class FewShotClassifier:
                 store=store,
                 progress=shows_progress(self.progress),
             )
-
-    def _try_second_look(self, images: Sequence[ImageSource]) -> SecondLook | None:
-        """Find out whether a second look is worth its price; if it is, the encoder gives its blocks afterwards.
-
-        None if there is nothing to choose: the quality is not "auto", the encoder has no second size or its blocks were
-        named, the head reads no such blocks, pictures have several labels, or the precision excludes rare patches.
-        """
-        support, head, others = self.support_, self.head_, self._other_encoders
-        if self.quality != AUTO_QUALITY or support.targets is not None or self.precision not in ("auto", "fp32"):
-            return None
-        plain, named = plain_encoder(self._encoder), self._named_blocks or ()
-        once, twice = (blocks_to_read(self._encoder, others, [head], each, named) for each in ("standard", "best"))
-        if once == twice:
-            return None
-        cost = relative_cost(plain, others, twice) / relative_cost(plain, others, once)
-        if why := why_no_trial(head, support, self.text_):
-            return SecondLook(False, cost, why_not_tried=why)
-        first_look, rows = self._encoder, draw_trial_shots(support, self.seed)
-        self._encoder = open_blocks(plain, twice, others)
-        try:
-            features = self._extract_plain([images[support.provenance["rows"][row]] for row in rows])
-            shots = replace(support.take(rows), X=features, blocks=self._encoder.info.blocks)
-            look = compare_looks(head, shots, once, self.text_, cost)
-        finally:
-            second_look, self._encoder = self._encoder, first_look
-        if look.is_taken:
-            self._encoder, self._is_backend_chosen = second_look, False
-        return look
-
-    def _tune_encoder(
-        self, head: Head, images: Sequence[ImageSource], labels: Sequence[str], names: Sequence[str]
-    ) -> None:
-        prompts, views = class_prompts(names, self.templates, self.descriptions), self.planned_views(labels, names)
-        self._encoder, tuned = tune_encoder(head, self.encoder_, images, labels, prompts, views, self.strict)
-        self._tuned_encoder = apply_backend(tuned, images, self.backend, self.precision)
 
     def _extract(self, images: Sequence[ImageSource], views: ViewSpec, strict: bool) -> Extraction:
         with open_store(self.cache) as store:

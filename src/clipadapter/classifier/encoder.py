@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipadapter.backends import Int8Calibration
 from clipadapter.blocks import FINAL, RARE_PATCHES, UNPROJECTED, BlockSource
-from clipadapter.classifier.inputs import Skipped, check_any_readable
+from clipadapter.classifier.inputs import Label, Skipped, check_any_readable
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import (
     Encoder,
@@ -44,13 +44,13 @@ from clipadapter.tuners import TowerTuner
 
 NamedEncoders = str | Encoder | Sequence[str | Encoder]
 QUALITIES = ("fast", "standard", "best")
-AUTO_QUALITY = "auto"
+DEFAULT_QUALITY = "auto"
 """`FewShotClassifier.fit` chooses "standard" or "best" (`second_look`); everything else reads "standard"."""
 MAX_PIXEL_BYTES_IN_MEMORY = 2**30
 """More pixels go to a temporary file. A view of 224 x 224 pixels has 150,528 bytes."""
 
 
-def check_quality(quality: str, known: Sequence[str] = QUALITIES) -> str:
+def check_quality(quality: str, known: Sequence[str] = (DEFAULT_QUALITY, *QUALITIES)) -> str:
     """Return the quality.
 
     Raises:
@@ -194,7 +194,7 @@ def tune_encoder(
     head: Head,
     encoder: Encoder,
     images: Sequence[ImageSource],
-    labels: Sequence[str],
+    labels: Sequence[Label],
     prompts: Mapping[str, Sequence[str]],
     views: ViewSpec,
     strict: bool,

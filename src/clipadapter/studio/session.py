@@ -163,7 +163,7 @@ class Session:
         self.learns_unlabelled = project.setting(UNLABELLED_SETTING) == "yes" and not why_no_unlabelled(head)
         remembered = project.setting(QUALITY_SETTING)
         self.quality = remembered if remembered in QUALITIES else DEFAULT_QUALITY
-        if quality is not None and check_quality(quality) != self.quality:
+        if quality is not None and check_quality(quality, QUALITIES) != self.quality:
             project.save_setting(QUALITY_SETTING, quality)
             self.quality = quality
         self._cache = FeatureCache(self.encoder, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
@@ -203,7 +203,7 @@ class Session:
         Raises:
             InputError: if there is no such quality, it makes no difference here, or the project can't remember it.
         """
-        check_quality(quality)
+        check_quality(quality, QUALITIES)
         if self.why_no_choice:
             raise InputError(self.why_no_choice.rstrip("."))
         if quality == self.quality:
