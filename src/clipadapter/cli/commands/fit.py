@@ -294,6 +294,9 @@ def _report(
     out.skipped(skipped)
     for name in (name for name, count in shots.items() if not count):
         out.warn(f"the class '{name}' has no readable picture: the model knows only its text")
+    quality = provenance.get("quality")
+    if quality and quality["why"]:
+        out.note(f"the model {quality['why']}")
     uncertainty = report_uncertainty(model.uncertainty_, calibration)
     for text in uncertainty.warnings:
         out.warn(text)
@@ -309,6 +312,7 @@ def _report(
         "chosen": _chosen_values(model),
         "unlabelled": _unlabelled_record(model, n_unlabelled),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
+        "quality": quality,
         "blocks": _block_records(model),
         "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
         "uncertainty": uncertainty.data,
