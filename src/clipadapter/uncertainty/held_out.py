@@ -54,10 +54,9 @@ class HeldOutAccuracy:
             seen: as the attribute.
         """
         _, position, times = np.unique(rows, return_inverse=True, return_counts=True)
-        weights = 1 / (times[position] * len(times))  # equal for each shot
 
         def share(z: Array) -> float:
-            return float(weights[z.argmax(axis=1) == labels].sum())
+            return float((np.bincount(position, z.argmax(axis=1) == labels) / times).mean())
 
         return cls(share(logits), len(times), None if zero_shot is None else share(zero_shot), seen)
 
