@@ -32,7 +32,6 @@ def test_the_demo_says_first_what_the_task_is(demo):
         "measured on 6 test pictures.",
         "Chance is 33.3 %: all classes have the same number of test pictures.",
         "",
-        "encoder toy: tests only: knows colours and nothing else",
         "with 2 of each class, the model looks once: 100% of held-out shots are right, so there is little to gain "
         "(--quality best looks twice)",
         "",
