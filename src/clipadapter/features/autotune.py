@@ -59,7 +59,7 @@ BATCH_SIZE, WARMUP_SIZE = 32, 16
 """Squares that are timed together, and squares before them: enough for a backend to compile for large batches."""
 MIN_SPEEDUP = 1.1
 """A less exact candidate is taken if it is faster by this factor."""
-RECORD_FORMAT = 2
+RECORD_FORMAT = 1
 
 
 def choose_backend(
