@@ -93,8 +93,8 @@ def test_a_file_of_one_block_names_no_blocks(draw, tmp_path):
         "features",
         "logits",
         "probabilities",
-        "strangeness",
-        "strangeness_parts",
+        "ood_scores",
+        "ood_score_parts",
     ]
     about = json.loads({each.key: each.value for each in file.metadata_props}["clipadapter"])
     assert [each["name"] for each in about["inputs"]] == ["squares"]

@@ -57,7 +57,7 @@ def test_model_metadata_has_inputs_and_outputs(serve):
         {"name": "images", "datatype": "BYTES", "shape": [-1]},
     ]
     names = [one["name"] for one in found["outputs"]]
-    assert names == ["logits", "probabilities", "strangeness", "features", "labels"]
+    assert names == ["logits", "probabilities", "ood_scores", "features", "labels"]
     (version,) = found["versions"]
     assert client.get(f"/v2/models/colours/versions/{version}").json() == found
     ready = {"name": "colours", "ready": True}
@@ -70,11 +70,11 @@ def test_model_metadata_has_inputs_and_outputs(serve):
     assert refused(client.post("/v2/models/colours/versions/1/infer", json=images(RED)), 404)
 
 
-def test_strangeness_is_an_output_only_if_the_model_can_reject(serve):
+def test_the_ood_score_is_an_output_only_if_the_model_can_reject(serve):
     client = serve(model=Colours(several()))
-    assert "strangeness" not in [one["name"] for one in client.get("/v2/models/colours").json()["outputs"]]
-    assert "strangeness" not in outputs(client.post(URL, json=images(RED)))
-    assert refused(client.post(URL, json={**images(RED), "outputs": [{"name": "strangeness"}]}), 400)
+    assert "ood_scores" not in [one["name"] for one in client.get("/v2/models/colours").json()["outputs"]]
+    assert "ood_scores" not in outputs(client.post(URL, json=images(RED)))
+    assert refused(client.post(URL, json={**images(RED), "outputs": [{"name": "ood_scores"}]}), 400)
 
 
 @pytest.mark.parametrize("data", [SQUARE.ravel().tolist(), SQUARE.tolist()], ids=["flat", "nested"])
@@ -82,11 +82,11 @@ def test_squares_are_predicted(serve, data):
     answer = serve().post(URL, json={"id": "42", **squares(data)})
     body, found = answer.json(), outputs(answer)
     assert body["id"] == "42" and body["model_name"] == "colours" and len(body["model_version"]) == 12
-    assert list(found) == ["logits", "probabilities", "strangeness", "labels"]
+    assert list(found) == ["logits", "probabilities", "ood_scores", "labels"]
     assert found["logits"] == {"name": "logits", "datatype": "FP32", "shape": [2, 3], "data": [10, 0, 0, 0, 0, 10]}
     wanted = np.exp([10.0, 0.0, 0.0]) / np.exp([10.0, 0.0, 0.0]).sum()
     np.testing.assert_allclose(found["probabilities"]["data"][:3], wanted, rtol=1e-6)
-    assert found["strangeness"] == {"name": "strangeness", "datatype": "FP32", "shape": [2], "data": [0, 0]}
+    assert found["ood_scores"] == {"name": "ood_scores", "datatype": "FP32", "shape": [2], "data": [0, 0]}
     assert found["labels"] == {"name": "labels", "datatype": "BYTES", "shape": [2], "data": ["red", "blue"]}
 
 

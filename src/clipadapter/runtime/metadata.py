@@ -83,7 +83,7 @@ class ExportMetadata:
         """Serialise; `from_json` is the inverse.
 
         ``reject`` is for readers without this package: it maps rates, the share of pictures of the classes that is
-        rejected, to thresholds of the output ``strangeness``.
+        rejected, to thresholds of the output ``ood_scores``.
         """
         state, arrays = self.uncertainty.state()
         rejector = self.uncertainty.rejector

@@ -44,7 +44,7 @@ from clipadapter.serve.v1 import Timeout
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 IMAGES = "images"
 """Name of the input with files of pictures; those with squares have the names of `ServedModel.square_shapes`."""
-LOGITS, PROBABILITIES, OOD_SCORES, FEATURES, LABELS = "logits", "probabilities", "strangeness", "features", "labels"
+LOGITS, PROBABILITIES, OOD_SCORES, FEATURES, LABELS = "logits", "probabilities", "ood_scores", "features", "labels"
 DEFAULT_OUTPUTS = (LOGITS, PROBABILITIES, OOD_SCORES, LABELS)
 LABEL_SEPARATOR = "|"
 """Between labels where a picture may have several."""
