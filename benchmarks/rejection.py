@@ -32,16 +32,16 @@ from clipadapter.uncertainty.ood import METHODS, learn_rejector
 RATES = (0.05, 0.1)
 VARIANTS = {name: name for name in METHODS if name != "auto"} | {
     "auto": "auto",
-    "auto, distractors": "auto",
-    "auto, background": "auto",
+    "auto, negative-labels": "auto",
+    "auto, outliers": "auto",
     "auto, both": "auto",
 }
 NEEDS = {
-    "distractors": {"distractors"},
-    "background": {"background"},
-    "auto, distractors": {"distractors"},
-    "auto, background": {"background"},
-    "auto, both": {"distractors", "background"},
+    "negative-labels": {"negative-labels"},
+    "outliers": {"outliers"},
+    "auto, negative-labels": {"negative-labels"},
+    "auto, outliers": {"outliers"},
+    "auto, both": {"negative-labels", "outliers"},
 }
 GROUPS = ("new", "far", "corrupted")
 
@@ -145,8 +145,8 @@ def run(args):
                 groups["corrupted"] = parts["corrupted"]
             selected = select_negative_labels(own_text.labels, own_text.embeddings, names, negative_text)
             extra_inputs = {
-                "distractors": {"negative_labels": negative_text[selected], "names": [names[i] for i in selected]},
-                "background": {"outliers": parts["far"][:half]},
+                "negative-labels": {"negative_labels": negative_text[selected], "names": [names[i] for i in selected]},
+                "outliers": {"outliers": parts["far"][:half]},
             }
             rows_to_add = []
             for variant, method in VARIANTS.items():

@@ -39,7 +39,7 @@ MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of the tables that list pictures."""
 
 LOCAL_WEIGHTS = re.compile(
-    r"(?:open_clip:|timm:)?local-dir:|simclr:|(?:open_clip|timm):[^:+\[,]+:|hf:(?=[/\\~.]|[A-Za-z]:)"
+    r"(?:open_clip:|timm:)?local-dir:|simclr:|(?:open_clip|timm):[^:\[,]+:|hf:(?=[/\\~.]|[A-Za-z]:)"
 )
 """What stands before a path in the name of an encoder."""
 PARQUET_MARK = b"PAR1"
@@ -190,12 +190,16 @@ def quote_path(path: str | Path) -> str:
 def without_paths(name: str) -> str:
     """The name of an encoder; of paths of this machine only the last part is kept.
 
-    >>> without_paths("open_clip:local-dir:/home/ann/clip")
-    'open_clip:local-dir:clip'
+    >>> without_paths("open_clip:local-dir:/home/ann/clip"), without_paths("lite[final,simclr:/home/ann/tower/final]")
+    ('open_clip:local-dir:clip', 'lite[final,simclr:tower/final]')
     """
-    # A folder may be called "a+b"; where a plus joins two encoders, the second one's scheme follows it.
-    parts = re.compile(rf"({LOCAL_WEIGHTS.pattern})(.*?)(?=\+[a-z_-]+:|$)")
-    return parts.sub(lambda match: match[1] + re.split(r"[/\\]", match[2].rstrip("/\\"))[-1], name)
+    base, bracket, blocks = name.rpartition("[final")
+    if not bracket:
+        prefix = LOCAL_WEIGHTS.match(name)
+        return prefix[0] + re.split(r"[/\\]", name[prefix.end() :].rstrip("/\\"))[-1] if prefix else name
+    # A block is ENCODER/LAYER, or a layer of the encoder that comes first.
+    pairs = (block.rpartition("/") for block in blocks.split(","))
+    return without_paths(base) + bracket + ",".join(without_paths(uri) + slash + layer for uri, slash, layer in pairs)
 
 
 def path_without_links(base: str | Path, *names: str, error: type[ClipAdapterError] = InputError) -> Path:

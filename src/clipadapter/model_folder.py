@@ -19,10 +19,9 @@ HEAD_FILE, SUPPORT_FILE, UNLABELLED_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE = (
     "head.safetensors",
     "support.safetensors",
     "unlabelled.safetensors",
-    "trust.safetensors",
+    "uncertainty.safetensors",
     "folds.safetensors",
 )
-"""File names of saved models, kept as they are: "trust" is the former name of the uncertainty."""
 MODEL_FILES = (
     CONFIG_FILE,
     CARD_FILE,

@@ -99,7 +99,7 @@ class PixelSpec:
     def to_dict(self) -> dict[str, Any]:
         """The fields as values that JSON can hold; `from_dict` is the inverse.
 
-        ``crop`` is left out if it is 1: earlier versions, which do not know it, can then read the fields.
+        ``crop`` is left out if it is 1: the fingerprints of encoders are made of this text.
         """
         return {name: value for name, value in asdict(self).items() if (name, value) != ("crop", 1)}
 

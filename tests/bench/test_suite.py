@@ -60,11 +60,6 @@ def test_the_recipe_of_the_paper_is_made():
     assert paper.get_params() == ClipAdapter.paper(epochs=9).get_params()
 
 
-def test_suites_and_plans_of_earlier_versions_name_the_official_recipe_otherwise():
-    text = 'title = "t"\nvariants = [{head = "clip-adapter", official = true}, {head = "knn", official = false}]'
-    assert [variant.recipe for variant in parse_suite("own", text).variants] == ["official", None]
-
-
 @pytest.mark.parametrize(
     ("data", "alpha"), [("dtd", 0.6), ("eurosat", 0.6), ("imagenet", 0.2), ("food101", 0.2), ("", 0.2)]
 )

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from clipadapter import FewShotClassifier
 from clipadapter.errors import ArtifactError, DataError, InputError, UnknownNameError
 from clipadapter.features import ViewSpec
-from clipadapter.persistence import load_model, read_config, save_model
+from clipadapter.persistence import load_model, read_config
 from clipadapter.uncertainty import UncertaintyOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "yellow": (230, 230, 20)}
@@ -289,16 +289,6 @@ def test_an_edit_uses_the_templates_views_and_uncertainty_options_of_the_fit(tmp
     assert len(found.fold_heads_) == len(expected.fold_heads_)
     np.testing.assert_array_equal(found.uncertainty_.decisions.costs, costs)
     assert [p.labels for p in found.classify(QUERIES)] == [p.labels for p in expected.classify(QUERIES)]
-
-
-def test_the_templates_of_a_model_without_fit_settings_are_inferred_from_its_prompts(tmp_path):
-    found = fitted(templates=["a sketch of a {}."])
-    saved = found._to_model()
-    facts = {key: value for key, value in saved.support.provenance.items() if key != "fit"}
-    old = dataclasses.replace(saved, support=dataclasses.replace(saved.support, provenance=facts))
-    save_model(tmp_path / "model", old)
-    again = FewShotClassifier.load(tmp_path / "model", cache=None).add_class("yellow", squares("yellow", 2, 5))
-    assert again.prompts_["yellow"] == ["a sketch of a yellow."]
 
 
 def test_descriptions_stay_with_a_renamed_class():

@@ -1,7 +1,6 @@
 """`FewShotClassifier` with uncertainty: calibration, rejection, prediction sets and costs, also after saving."""
 
 import functools
-import json
 import sys
 
 import numpy as np
@@ -15,6 +14,8 @@ from clipadapter.heads import TextFeatures, create_head, mean_shots_per_class, o
 from clipadapter.persistence import read_config
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import UncertaintyOptions
+
+from ..configs import rewrite_config
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
 
@@ -143,36 +144,18 @@ def test_the_sources_of_the_shots_are_saved_with_them(tmp_path):
     assert read_config(tmp_path / "bare").sources == []
 
 
-def test_a_model_of_the_first_format_is_read_uncalibrated(tmp_path):
-    model = fitted()
-    folder = model.save(tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    for key in ("trust", "sources", "checksum"):
-        del config[key]
-    config.update(format=1, temperature=1.0, thresholds=None)
-    del config["files"]["trust.safetensors"]
-    (folder / "config.json").write_text(json.dumps(config))
-    again = FewShotClassifier.load(folder, cache=None)
-    assert again.uncertainty_.calibrator.temperature == 1.0
-    assert again.uncertainty_.rejector is None
-
-
 def test_an_altered_part_is_refused(tmp_path):
     folder = fitted().save(tmp_path / "model")
-    data = bytearray((folder / "trust.safetensors").read_bytes())
+    data = bytearray((folder / "uncertainty.safetensors").read_bytes())
     data[-1] ^= 1
-    (folder / "trust.safetensors").write_bytes(bytes(data))
+    (folder / "uncertainty.safetensors").write_bytes(bytes(data))
     with pytest.raises(ArtifactError, match="altered"):
         FewShotClassifier.load(folder, cache=None)
 
 
 def test_uncertainty_of_another_model_is_refused(tmp_path):
     folder = fitted().save(tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    config["trust"]["calibrator"]["temperature"] = -1
-    config |= {"format": 2}  # has no checksum of its own
-    del config["checksum"]
-    (folder / "config.json").write_text(json.dumps(config))
+    rewrite_config(folder / "config.json", lambda config: config["uncertainty"]["calibrator"].update(temperature=-1))
     with pytest.raises(ArtifactError, match="calibration"):
         FewShotClassifier.load(folder, cache=None)
 

@@ -11,7 +11,6 @@ from clipadapter.encoders import (
     create_encoder,
     open_blocks,
     select_encoder_blocks,
-    split_blocks,
     with_backend,
 )
 from clipadapter.encoders.backend import BackendEncoder
@@ -74,26 +73,6 @@ def test_some_blocks_need_the_passes_of_these_only(pair, opened):
     assert select_encoder_blocks(pair, ["lite/final", "final"]) is pair
     with pytest.raises(InputError, match="has no block 'inner'; it has final, lite/final"):
         select_encoder_blocks(pair, ["inner"])
-
-
-@pytest.mark.parametrize(
-    ("rest", "halves"),
-    [
-        ("toy+lite", ("toy", "lite")),
-        ("lite+open_clip:local-dir:/a+b/c", ("lite", "open_clip:local-dir:/a+b/c")),
-        ("open_clip:local-dir:/a+b/c+toy", ("open_clip:local-dir:/a+b/c", "toy")),
-    ],
-)
-def test_a_plus_sign_in_a_path_does_not_split_it(rest, halves):
-    """The form that is found in models and records of before."""
-    first, names = split_blocks(f"pair:{rest}")
-    assert (first, names) == (halves[0], ("final", f"{halves[1]}/final"))
-
-
-@pytest.mark.parametrize("rest", ["", "toy", "toy+", "+toy", "toy+lit"])
-def test_anything_but_two_encoders_is_refused(rest):
-    with pytest.raises(InputError, match="names no two encoders: name them one by one"):
-        create_encoder(f"pair:{rest}")
 
 
 def test_an_unknown_first_encoder_is_refused_with_the_closest_name():

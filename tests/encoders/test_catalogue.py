@@ -164,7 +164,6 @@ def test_a_wrong_name_is_refused_without_importing_torch(uri, kind, message):
         "toy",
         "auto",
         "lite",
-        "pair:lite+toy",
         "lite[final,toy/final]",
         "open_clip:ViT-B-32-quickgelu/openai",
         "hf-hub:a/b@v1.0",

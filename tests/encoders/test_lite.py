@@ -94,7 +94,7 @@ def test_larger_networks_have_their_own_size_and_the_same_texts(name, file, size
 
 
 def test_lite_is_what_it_was():
-    """Stores and saved models of earlier versions have this fingerprint; it is that of the names of timm 1.0."""
+    """Stores and saved models have this fingerprint; it is that of the names of timm 1.0."""
     assert LiteEncoder().info.fingerprint == "d8ea2de8b8ebd67e9888cb9f56445663"
 
 

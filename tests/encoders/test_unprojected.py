@@ -6,7 +6,7 @@ import torch
 
 from clipadapter.encoders import create_encoder, open_blocks, unprojected_blocks, with_backend
 from clipadapter.encoders.backend import BackendEncoder
-from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.errors import InputError
 
 
 def with_unprojected(encoder):
@@ -108,7 +108,6 @@ def test_applying_it_twice_changes_nothing(opened):
 
 def test_an_encoder_with_an_identity_projection_is_returned_unchanged(opened):
     assert with_unprojected(opened("lite")) is opened("lite")
-    assert create_encoder("unprojected:lite").info == opened("lite").info
 
 
 @pytest.mark.parametrize("name", ["SigLIP"])
@@ -134,11 +133,6 @@ def test_pictures_that_are_padded_are_refused(opened, monkeypatch):
     monkeypatch.setattr(plain, "_pixels", None)
     with pytest.raises(InputError, match="can't be taken apart: only the encoder itself prepares its pictures"):
         with_unprojected(plain)
-
-
-def test_a_missing_encoder_is_refused():
-    with pytest.raises(UnknownNameError, match="Did you mean 'lite'"):
-        create_encoder("unprojected:light")
 
 
 @pytest.mark.parametrize(("backend", "precision", "gap"), [("torch", "bf16", 0.03), ("openvino", "fp32", 1e-4)])

@@ -61,8 +61,6 @@ def test_each_different_square_is_one_input_that_the_metadata_describe(several, 
     inputs = {each.name: [d.dim_value for d in each.type.tensor_type.shape.dim][1:] for each in file.graph.input}
     assert inputs == {"squares": [32, 32, 3], "squares_48": [48, 48, 3], "squares_48_2": [48, 48, 3]}
     about = json.loads({each.key: each.value for each in file.metadata_props}["clipadapter"])
-    assert about["format"] == 2
-    assert about["pixels"] == about["inputs"][0]["pixels"]
     assert [(each["name"], each["pixels"]["resize"]) for each in about["inputs"]] == [
         ("squares", "shortest"),
         ("squares_48", "shortest"),
@@ -80,14 +78,13 @@ def test_layers_of_one_pass_need_one_input(draw, tmp_path):
     path = export_model(model, tmp_path / "model.onnx").path
     (source,), about = onnx.load(path).graph.input, Predictor(path).metadata
     assert source.name == "squares"
-    assert json.loads(about.to_json())["format"] == 1  # earlier versions read it
     assert [tuple(block) for block in about.blocks] == [("final", WIDTH), ("inner", INNER_WIDTH)]
     pictures, _ = draw(1, seed=7)
     openvino = Predictor(path, backend="openvino")
     np.testing.assert_allclose(openvino.predict_proba(pictures), model.predict_proba(pictures), atol=1e-5)
 
 
-def test_a_file_of_one_block_is_as_it_was(draw, tmp_path):
+def test_a_file_of_one_block_names_no_blocks(draw, tmp_path):
     model = FewShotClassifier(TinyEncoder(), "knn", cache=None).fit(*draw(3))
     path = export_model(model, tmp_path / "model.onnx").path
     file = onnx.load(path)
@@ -96,12 +93,12 @@ def test_a_file_of_one_block_is_as_it_was(draw, tmp_path):
         "features",
         "logits",
         "probabilities",
-        "strangeness",
-        "strangeness_parts",
+        "ood_scores",
+        "ood_score_parts",
     ]
     about = json.loads({each.key: each.value for each in file.metadata_props}["clipadapter"])
-    assert about["format"] == 1 and not {"inputs", "blocks"} & set(about)
-    assert "blocks" not in about["gate"]
+    assert [each["name"] for each in about["inputs"]] == ["squares"]
+    assert "blocks" not in about and "blocks" not in about["parity"]
 
 
 def test_in_int8_the_first_convolution_of_each_network_stays_in_float(several, draw, tmp_path, monkeypatch):

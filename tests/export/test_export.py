@@ -79,8 +79,8 @@ def test_any_runtime_sees_names_shapes_and_classes(fitted, write):
         "features": 2,
         "logits": 2,
         "probabilities": 2,
-        "strangeness": 1,
-        "strangeness_parts": 2,
+        "ood_scores": 1,
+        "ood_score_parts": 2,
     }
     told = session.get_modelmeta().custom_metadata_map
     assert json.loads(told["class_names"]) == ["blue", "green", "red"]
@@ -223,7 +223,7 @@ def test_faults_name_the_limits():
         "logits": 0.0,
         "agreement": 1.0,
         "rejected": 1.0,
-        "strangeness": 0.0,
+        "ood_scores": 0.0,
         "calibration": 0.0,
     }
     assert find_faults(right, FULL_PRECISION_LIMITS) == []
@@ -235,13 +235,13 @@ def test_faults_name_the_limits():
         ("logits", float("inf"), "logits differ by inf"),
         ("agreement", 0.97, "97.0% of the answers"),
         ("rejected", 0.9, "90.0% of the rejections"),
-        ("strangeness", 0.1, "'none of these' differ by 0.1"),
+        ("ood_scores", 0.1, "'none of these' differ by 0.1"),
     ):
         (fault,) = find_faults({**right, name: value}, FULL_PRECISION_LIMITS)
         assert words in fault
     assert (
         find_faults(
-            {**right, "cosine_least": 0.985, "cosine_mean": 0.996, "logits": 0.3, "strangeness": 0.5},
+            {**right, "cosine_least": 0.985, "cosine_mean": 0.996, "logits": 0.3, "ood_scores": 0.5},
             REDUCED_PRECISION_LIMITS,
         )
         == []

@@ -256,24 +256,6 @@ def test_blocks_are_named_in_the_plan_and_kept_apart_in_the_store(pictures, tmp_
             assert extract(one, files_of(pictures), store=store).computed == 0
 
 
-def test_shards_of_two_encoders_of_before_there_were_blocks(pictures, tmp_path):
-    """Their plans named no blocks, and the encoder was called otherwise."""
-    make(pictures, tmp_path / "out", encoder="pair:toy+toy")
-    plan = json.loads((tmp_path / "out" / "shards.json").read_text())
-    del plan["blocks"]
-    (tmp_path / "out" / "shards.json").write_text(json.dumps(plan | {"format": 1}))
-    assert [block.name for block in read_feature_shards(tmp_path / "out").blocks] == ["final", "toy/final"]
-    with FeatureStore(":memory:") as store:
-        import_shards(tmp_path / "out", store)
-        assert extract(create_encoder("toy[final,toy/final]"), files_of(pictures), store=store).computed == 0
-
-
-def test_the_plan_of_one_block_is_as_it_was(pictures, tmp_path):
-    make(pictures, tmp_path / "out")
-    plan = json.loads((tmp_path / "out" / "shards.json").read_text())
-    assert (plan["format"], sorted(plan)) == (1, ["dim", "encoder", "fingerprint", "format", "shards"])
-
-
 def test_folders_have_the_labels_and_parts_that_load_dataset_sees(pictures, tmp_path):
     for part in ("train", "test"):
         (tmp_path / "divided" / part / "cat").mkdir(parents=True)
@@ -290,6 +272,9 @@ def test_folders_have_the_labels_and_parts_that_load_dataset_sees(pictures, tmp_
     [
         (lambda out, shard: (out / "shards.json").unlink(), "holds no feature shards"),
         (lambda out, shard: (out / "shards.json").write_text("{}"), "is damaged"),
+        (lambda out, shard: (out / "shards.json").write_text("[" * 100_000), "is damaged"),
+        (lambda out, shard: change_plan(out, format=2), "format 2, this version reads 1: update clipadapter"),
+        (lambda out, shard: change_plan(out, blocks=[]), "is damaged"),
         (lambda out, shard: change_plan(out, blocks=[block(32, "inner")]), "is damaged: the first block .* 'final'"),
         (lambda out, shard: change_plan(out, blocks=[block(31)]), "is damaged: its blocks have not the width 32"),
         (lambda out, shard: shard.write_bytes(b"PAR1"), "is damaged"),

@@ -259,7 +259,7 @@ def test_the_keys_of_the_json_are_those_of_history_files(world):
         *("format", "has_drift", "summary", "n_pictures", "n_repeated", "skipped", "reference", "n_reference"),
         *("alpha", "checks", "classes", "ood_rate", "windows", "knows_confusions", "is_reliable"),
     ]
-    assert data["format"] == 2
+    assert data["format"] == 1
     assert list(data["checks"][0]) == ["check", "p_value", "corrected_p_value", "is_significant", "message"]
     assert list(data["classes"][0]) == ["name", "reference", "current", "low", "high", "p_value"]
     assert list(data["ood_rate"]) == ["target", "reference", "current", "low", "high"]

@@ -109,7 +109,7 @@ def test_a_recorded_model_is_the_same_model_in_the_same_format(folder, fitted, m
     before = read_config(folder)
     record_evaluation(folder, metrics)
     after = read_config(folder)
-    assert after.format == before.format == 4
+    assert after.format == before.format == 1
     assert after.provenance.pop("evaluation")["model"]["accuracy"] == 0.75
     assert after == before
     queries, _ = squares(seed=1)

@@ -34,6 +34,8 @@ from clipadapter.persistence import (
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
 
+from ..configs import rewrite_config
+
 INFO = create_encoder("toy").info
 
 
@@ -504,11 +506,7 @@ def test_a_log_that_is_too_large_is_not_read(folder, monkeypatch):
 def test_no_name_in_a_history_leads_out_of_it(folder, tmp_path):
     path = folder / "history" / "0001.json"
     for name in ("../../secret", "/etc/passwd", "0" * 63 + "/"):
-        raw = json.loads(path.read_text())
-        raw["files"]["head.safetensors"]["sha256"] = name
-        raw.pop("checksum", None)
-        raw["format"] = 2  # has no checksum of its own
-        path.write_text(json.dumps(raw))
+        rewrite_config(path, lambda raw, name=name: raw["files"]["head.safetensors"].update(sha256=name))
         with pytest.raises(ArtifactError, match="sha256"):
             History.load(folder).undo(to=1)
 

@@ -74,7 +74,7 @@ def test_a_model_that_was_uploaded_and_downloaded_is_the_same(fitted, hub):
         "config.json",
         "head.safetensors",
         "support.safetensors",
-        "trust.safetensors",
+        "uncertainty.safetensors",
     }
 
 
@@ -160,7 +160,7 @@ def test_files_that_are_not_ours_are_not_fetched(fitted, hub):
     hub.put("ann/colours", "model_head.pkl", pickle.dumps({}))
     hub.put("ann/colours", "sub/config.json", b"{}")
     FewShotClassifier.from_pretrained("ann/colours", cache=None)
-    ours = {"README.md", "config.json", "head.safetensors", "support.safetensors", "trust.safetensors"}
+    ours = {"README.md", "config.json", "head.safetensors", "support.safetensors", "uncertainty.safetensors"}
     assert hub.fetched() == ours
 
 
@@ -350,8 +350,10 @@ def test_errors_of_the_commands_are_one_line(fitted, hub, tmp_path):
         ("open_clip:local-dir:/home/ann/clip/", "open_clip:local-dir:clip"),
         ("open_clip:local-dir:/home/ann+bob/clip", "open_clip:local-dir:clip"),
         (r"open_clip:local-dir:C:\Users\ann\clip", "open_clip:local-dir:clip"),
-        ("pair:open_clip:local-dir:/home/ann/a+simclr:/home/ann/b", "pair:open_clip:local-dir:a+simclr:b"),
-        ("pair:open_clip:local-dir:/home/ann/a+lite", "pair:open_clip:local-dir:a+lite"),
+        (
+            "open_clip:local-dir:/home/ann/a[final,inner,simclr:/home/ann/b/final]",
+            "open_clip:local-dir:a[final,inner,simclr:b/final]",
+        ),
         ("open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
         ("open_clip:ViT-B-32/openai:/home/ann/own.pt", "open_clip:ViT-B-32/openai:own.pt"),
         ("timm:resnet50.a1_in1k@160:/home/ann/own.pth", "timm:resnet50.a1_in1k@160:own.pth"),
@@ -361,7 +363,7 @@ def test_errors_of_the_commands_are_one_line(fitted, hub, tmp_path):
         (r"hf:C:\Users\ann\clip", "hf:clip"),
         ("hf:openai/clip-vit-base-patch32", "hf:openai/clip-vit-base-patch32"),
         ("open_clip:RN50/openai[final,hf-hub:a/b/final]", "open_clip:RN50/openai[final,hf-hub:a/b/final]"),
-        ("pair:open_clip:RN50:/home/ann/own.pt+hf-hub:a/b", "pair:open_clip:RN50:own.pt+hf-hub:a/b"),
+        ("open_clip:RN50:/home/ann/own.pt[final,hf-hub:a/b/final]", "open_clip:RN50:own.pt[final,hf-hub:a/b/final]"),
     ],
 )
 def test_only_the_last_part_of_an_encoder_path_is_uploaded(name, told):

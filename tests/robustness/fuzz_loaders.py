@@ -97,7 +97,11 @@ SOUND: tuple[tuple[str, Reader, tuple[bytes, ...]], ...] = (
             b'{"done": 1}\n{"undo": 1}\n',
         ),
     ),
-    ("a.json", about, (b'{"format": 1, "class_names": ["a", "b"], "trust_arrays": {}, "trust": {}, "pixels": {}}',)),
+    (
+        "a.json",
+        about,
+        (b'{"format": 1, "class_names": ["a", "b"], "uncertainty_arrays": {}, "uncertainty": {}, "inputs": []}',),
+    ),
 )
 """(name of the file, reader, first inputs); the tests try these readers without atheris too."""
 FOUND: dict[int, tuple[bytes, ...]] = {

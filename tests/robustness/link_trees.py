@@ -26,7 +26,7 @@ OWN_NAMES = {
     "studio": f"""lock journal.jsonl class_names.json settings.json incoming incoming/1 incoming/9 unlabelled trash
         trash/9 unlabelled/1.png uploads uploads/{HEX}{HEX} export export/{HEX} .settings.json-{RANDOM} ../train
         ../train/red incoming/9/.{HEX[:20]}-{RANDOM}""",
-    "model": """config.json README.md head.safetensors support.safetensors trust.safetensors history mine
+    "model": """config.json README.md head.safetensors support.safetensors uncertainty.safetensors history mine
         history/log.json history/0001.json .clipadapter-save .clipadapter-save/config.json .clipadapter-save/history
         .clipadapter-save/save.json .clipadapter-save/README.md""",
     "parts": f"""run.json lock 00000000-1-0-{HEX}-{HEX}.csv .00000000-1-0-{HEX}.csv .joined.csv mine

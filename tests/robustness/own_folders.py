@@ -45,7 +45,6 @@ def open_studio(base, rng):
 
 def open_bench(base, rng):
     records = RecordFolder(base / "out")
-    records.migrate()
     records.append_missing_to_log()
     records.write(records.read()[:1])
     load_plan(base / "out", "own").save(base / "out")

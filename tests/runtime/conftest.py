@@ -12,7 +12,7 @@ NAMES = ("red", "green", "blue")
 def graph(about, *, input="uint8", logits=3, parts=1, leave_out=()):
     """A model whose features are the mean of each channel in 0 .. 1, whose logits are ten times these.
 
-    The score of strangeness is one minus the highest feature.
+    The out-of-distribution score is one minus the highest feature.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -28,8 +28,8 @@ def graph(about, *, input="uint8", logits=3, parts=1, leave_out=()):
         helper.make_node("MatMul", ["features", "weight"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("ReduceMax", ["features"], ["highest"], axes=[1], keepdims=1),
-        helper.make_node("Sub", ["one", "highest"], ["strangeness_parts"]),
-        helper.make_node("ReduceSum", ["strangeness_parts", "axis"], ["strangeness"], keepdims=0),
+        helper.make_node("Sub", ["one", "highest"], ["ood_score_parts"]),
+        helper.make_node("ReduceSum", ["ood_score_parts", "axis"], ["ood_scores"], keepdims=0),
     ]
     weight = 10 * np.eye(3, logits, dtype=np.float32)
     constants = {
@@ -44,8 +44,8 @@ def graph(about, *, input="uint8", logits=3, parts=1, leave_out=()):
         "features": ["n", 3],
         "logits": ["n", logits],
         "probabilities": ["n", logits],
-        "strangeness_parts": ["n", parts],
-        "strangeness": ["n"],
+        "ood_score_parts": ["n", parts],
+        "ood_scores": ["n"],
     }
     made = helper.make_graph(
         nodes,

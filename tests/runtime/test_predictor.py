@@ -368,8 +368,8 @@ def test_outputs_that_are_not_finite_are_refused(write, tmp_path):
 
 
 def test_a_graph_without_the_rejectors_scores_is_refused(write):
-    with pytest.raises(ArtifactError, match="strangeness_parts"):
-        Predictor(write(about().to_json(), leave_out=("strangeness_parts", "strangeness")))
+    with pytest.raises(ArtifactError, match="ood_score_parts"):
+        Predictor(write(about().to_json(), leave_out=("ood_score_parts", "ood_scores")))
 
 
 def test_wrong_backends_are_refused(write, tmp_path):

@@ -97,7 +97,7 @@ def test_predict_takes_the_whole_model_where_more_is_asked(saved, options, monke
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("name", ["head.safetensors", "trust.safetensors"])
+@pytest.mark.parametrize("name", ["head.safetensors", "uncertainty.safetensors"])
 def test_an_altered_model_is_not_answered_for(name, saved):
     _, folder, _ = saved
     assert quick.open_quick(folder) is not None

@@ -80,8 +80,8 @@ def graph(about, names=NAMES):
         helper.make_node("MatMul", ["features", "weight"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("ReduceMax", ["features"], ["highest"], axes=[1], keepdims=1),
-        helper.make_node("Sub", ["one", "highest"], ["strangeness_parts"]),
-        helper.make_node("ReduceSum", ["strangeness_parts", "axis"], ["strangeness"], keepdims=0),
+        helper.make_node("Sub", ["one", "highest"], ["ood_score_parts"]),
+        helper.make_node("ReduceSum", ["ood_score_parts", "axis"], ["ood_scores"], keepdims=0),
     ]
     constants = {
         "full": np.array(255, np.float32),
@@ -93,8 +93,8 @@ def graph(about, names=NAMES):
         "features": ["n", 3],
         "logits": ["n", len(names)],
         "probabilities": ["n", len(names)],
-        "strangeness_parts": ["n", 1],
-        "strangeness": ["n"],
+        "ood_score_parts": ["n", 1],
+        "ood_scores": ["n"],
     }
     made = helper.make_graph(
         nodes,

@@ -278,7 +278,7 @@ def test_state_goes_to_json_and_back(how, by_class):
     ("facts", "arrays"),
     [
         ({"score": "margin"}, {}),
-        ({"how": "guess"}, {}),
+        ({"method": "guess"}, {}),
         ({"by_class": 1}, {}),
         ({"n_classes": 2}, {}),
         ({"n_classes": True}, {}),
@@ -301,8 +301,8 @@ def test_state_that_lacks_a_part_says_which():
     facts, arrays = learn_conformal(np.eye(3) * 0.7 + 0.1, [0, 1, 2]).state()
     with pytest.raises(ArtifactError, match="no 'scores'"):
         Conformal.from_state(facts, {name: arrays[name] for name in ("labels", "folds")})
-    with pytest.raises(ArtifactError, match="no 'how'"):
-        Conformal.from_state({k: v for k, v in facts.items() if k != "how"}, arrays)
+    with pytest.raises(ArtifactError, match="no 'method'"):
+        Conformal.from_state({k: v for k, v in facts.items() if k != "method"}, arrays)
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_only_some_shots_may_be_held_out():
     np.testing.assert_allclose(rejector.held_out_scores, full.held_out_scores[rows])
 
 
-@pytest.mark.parametrize("method", ["knn", "mahalanobis", "background", "auto"])
+@pytest.mark.parametrize("method", ["knn", "mahalanobis", "outliers", "auto"])
 def test_the_only_shot_of_a_class_sets_no_threshold_where_others_have_two(method):
     rejector, *_ = learned(method, counts=(1, 2, 3, 2, 2))
     assert rejector.threshold(0.2).shots == 9
@@ -251,7 +251,7 @@ def test_the_only_shot_of_a_class_sets_no_threshold_where_others_have_two(method
 @pytest.mark.parametrize("counts", [(3, 0, 2, 2, 1), (0, 1, 1, 1, 1)])
 def test_classes_without_shots_are_scored_by_logits_and_text(counts):
     rejector, known, _, text = learned(counts=counts)
-    assert not {part.name for part in rejector.parts} & {"mahalanobis", "background"}
+    assert not {part.name for part in rejector.parts} & {"mahalanobis", "outliers"}
     assert np.isfinite(scored(rejector, known, text)).all()
 
 
@@ -279,9 +279,9 @@ def test_reasons_name_the_largest_part():
     y = [0, 0, 0, 1, 1, 1]
     text, tractor, photo = np.eye(6)[:2], np.eye(6)[2:3], np.eye(6)[3:4]
     answers = np.zeros((1, 2))
-    one = learn_rejector(X, y, 2, text=text, negative_labels=tractor, names=["tractor"], method="distractors")
+    one = learn_rejector(X, y, 2, text=text, negative_labels=tractor, names=["tractor"], method="negative-labels")
     assert one.reasons(tractor, answers) == ["nearer to 'tractor' than to any class name"]
-    two = learn_rejector(X, y, 2, outliers=photo, method="background")
+    two = learn_rejector(X, y, 2, outliers=photo, method="outliers")
     assert two.reasons(photo, answers) == ["closer to an outlier picture than to any class mean"]
     three = learn_rejector(X, y, 2, method="mahalanobis")
     assert three.reasons(photo, answers) == ["farther from every class than all of the shots are"]
@@ -313,7 +313,7 @@ def test_a_saved_rejector_answers_the_same(method):
     answers = logits_of(known, text)
     probabilities = softmax(answers, axis=1)
     assert again.reasons(known, answers, probabilities) == rejector.reasons(known, answers, probabilities)
-    assert all(array.dtype == np.float32 for name, array in arrays.items() if name != "held_out")
+    assert all(array.dtype == np.float32 for name, array in arrays.items() if name != "held_out_scores")
 
 
 def spoilt(change):
@@ -325,27 +325,27 @@ def spoilt(change):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda f, a: f.pop("bound"),
+        lambda f, a: f.pop("rate_is_upper_bound"),
         lambda f, a: f.update(more=1),
-        lambda f, a: f.update(bound=1),
+        lambda f, a: f.update(rate_is_upper_bound=1),
         lambda f, a: f.update(scale=0.0),
         lambda f, a: f.update(floor=None),
-        lambda f, a: f.update(names=["tractor"]),
+        lambda f, a: f.update(negative_label_names=["tractor"]),
         lambda f, a: f.update(parts=[]),
         lambda f, a: f["parts"][0].update(name="eval"),
         lambda f, a: f["parts"][0].update(deviation=0.0),
         lambda f, a: f["parts"][0].update(weight=float("nan")),
         lambda f, a: f["parts"][0].pop("weight"),
         lambda f, a: f.update(method=3),
-        lambda f, a: a.pop("held_out"),
+        lambda f, a: a.pop("held_out_scores"),
         lambda f, a: a.pop("means"),
-        lambda f, a: a.pop("distractors"),
+        lambda f, a: a.pop("negative_labels"),
         lambda f, a: a.update(text=a["text"][:, :3]),
         lambda f, a: a.update(text=a["text"][:3]),
         lambda f, a: a.update(means=a["means"] * np.nan),
-        lambda f, a: a.update(held_out=a["held_out"][:, :1]),
-        lambda f, a: a.update(held_out=a["held_out"][:0]),
-        lambda f, a: a.update(background=a["background"].astype(int)),
+        lambda f, a: a.update(held_out_scores=a["held_out_scores"][:, :1]),
+        lambda f, a: a.update(held_out_scores=a["held_out_scores"][:0]),
+        lambda f, a: a.update(outliers=a["outliers"].astype(int)),
         lambda f, a: a.update(other=a["text"]),
     ],
 )
@@ -358,7 +358,7 @@ def test_a_spoilt_rejector_is_refused(change):
 
 
 def test_distances_need_a_shot_of_every_class():
-    for method in ("mahalanobis", "background"):
+    for method in ("mahalanobis", "outliers"):
         with pytest.raises(InputError, match=f"'{method}' needs"):
             learned(method, counts=(3, 0, 2, 2, 1))
 
@@ -369,7 +369,10 @@ def test_distances_need_a_shot_of_every_class():
         ({"method": "vibes"}, "'vibes'; there are: auto, max-logit"),
         ({"method": "msp", "probabilities": None}, "'msp' needs probabilities"),
         ({"method": "energy", "logits": None, "rows": None}, "'energy' needs logits"),
-        ({"method": "distractors", "negative_labels": None, "names": ()}, "'distractors' needs negative labels"),
+        (
+            {"method": "negative-labels", "negative_labels": None, "names": ()},
+            "'negative-labels' needs negative labels",
+        ),
         ({"method": "text", "text": None}, "'text' needs text"),
         ({"text": np.ones((5, 3))}, r"class text must have shape \(5, 12\), but have \(5, 3\)"),
         ({"names": ["a"]}, r"negative labels must have shape \(1, 12\)"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,19 +40,6 @@ class Parity:
         """For a note."""
         same = "" if self.agreement is None else f", same zero-shot answer {self.agreement:.1%}"
         return f"cosine to fp32 {self.mean_cosine:.5f}, smallest {self.min_cosine:.5f}{same}"
-
-    def to_record(self) -> dict[str, float | None]:
-        """As stored records hold it; `from_record` is the inverse."""
-        return {"least": self.min_cosine, "mean": self.mean_cosine, "agreement": self.agreement}
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Parity:
-        """Read what `to_record` gave.
-
-        Raises:
-            KeyError: if a value is missing.
-        """
-        return cls(record["least"], record["mean"], record["agreement"])
 
 
 def measure_parity(

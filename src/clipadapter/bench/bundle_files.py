@@ -20,8 +20,7 @@ from safetensors.numpy import save_file
 
 from clipadapter.bench.bundle import Bundle, TestKind, TestPart
 from clipadapter.bench.run import FrozenModel
-from clipadapter.blocks import MAX_BLOCKS, Blocks, as_blocks
-from clipadapter.encoders import split_blocks
+from clipadapter.blocks import MAX_BLOCKS, as_blocks
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import RANDOM_END, path_without_links, remove_abandoned
@@ -54,7 +53,7 @@ class SetFacts(FrozenModel):
 
     class_names: list[str] = Field(min_length=1)
     provenance: dict[str, Any] = Field(default_factory=dict)
-    blocks: list[tuple[str, int]] = Field(default_factory=list, max_length=MAX_BLOCKS)
+    blocks: list[tuple[str, int]] = Field(min_length=1, max_length=MAX_BLOCKS)
 
 
 class TestFacts(SetFacts):
@@ -179,8 +178,11 @@ def _set(features: FeatureSet, name: str, arrays: dict[str, NDArray[Any]]) -> di
     arrays[f"{name}.labels"] = np.array([position[label] for label in features.y], dtype=np.int64)
     provenance = {key: features.provenance[key] for key in STORED_PROVENANCE if key in features.provenance}
     provenance = {key: list(value) if isinstance(value, tuple) else value for key, value in provenance.items()}
-    blocks = list(features.blocks) if len(features.blocks) > 1 else []
-    return {"class_names": list(features.class_names), "provenance": provenance, "blocks": blocks}
+    return {
+        "class_names": list(features.class_names),
+        "provenance": provenance,
+        "blocks": list(features.blocks),
+    }
 
 
 def _text(text: TextFeatures, name: str, arrays: dict[str, NDArray[Any]]) -> TextFacts:
@@ -210,19 +212,8 @@ class _Arrays:
             raise InputError(f"'{name}.labels' must be whole numbers (n,), but is {labels.dtype} {labels.shape}")
         if labels.size and not 0 <= labels.min() <= labels.max() < len(names):
             raise InputError(f"'{name}.labels' must be 0 to {len(names) - 1}")
-        X = self.get(name)
-        return FeatureSet(
-            X, tuple(names[i] for i in labels), names, facts.provenance, blocks=self._blocks(facts, X.shape[-1])
-        )
-
-    def _blocks(self, facts: SetFacts, width: int) -> Blocks:
-        """The blocks of features. Older files do not have them: there the name of the encoder says what is wide."""
-        if facts.blocks:
-            return as_blocks(facts.blocks)
-        names, text_width = split_blocks(str(facts.provenance.get("encoder", "")))[1], self.get("text").shape[-1]
-        if len(names) != 2 or width <= text_width:
-            return ()
-        return as_blocks(zip(names, (text_width, width - text_width), strict=True))
+        y, blocks = tuple(names[i] for i in labels), as_blocks(facts.blocks)
+        return FeatureSet(self.get(name), y, names, facts.provenance, blocks=blocks)
 
     def text(self, name: str, facts: TextFacts) -> TextFeatures:
         prompts = None

@@ -52,15 +52,6 @@ class Variant(FrozenModel):
     params: dict[str, Scalar] = Field(default_factory=dict)
     mode: Literal["stream", "joint"] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_older(cls, data: Any) -> Any:
-        """Suites and plans of earlier versions say ``official = true`` or ``false``."""
-        if not isinstance(data, Mapping) or "official" not in data:
-            return data
-        values = {key: value for key, value in data.items() if key != "official"}
-        return {**values, "recipe": "official"} if data["official"] else values
-
     def for_data(self, name: str) -> Self:
         """The variant for one data set: with its preset in place of "own"."""
         if self.preset != OWN:

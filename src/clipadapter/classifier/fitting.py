@@ -12,7 +12,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.data import class_prompts, get_templates
-from clipadapter.data.prompts import clean_name
 from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
@@ -47,15 +46,8 @@ from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
 
 FIT_KEY = "fit"
 """Key of the fit settings in the provenance of the support set."""
-LEARNED_OPTIONS = {
-    "calibration": "calibration",
-    "sets": "sets",
-    "by_class": "by_class",
-    "score": "score",
-    "distractors": "negative_labels",
-}
-"""Options that decide what is learned, by their keys in saved models, some of which are older than the names of the
-options. `Uncertainty` saves the others."""
+LEARNED_OPTIONS = ("calibration", "sets", "by_class", "score", "negative_labels")
+"""Options that decide what is learned. `Uncertainty` saves the others."""
 Array = NDArray[Any]
 
 
@@ -461,48 +453,32 @@ class FitSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as a JSON object."""
-        uncertainty = {key: getattr(self.uncertainty, name) for key, name in LEARNED_OPTIONS.items()}
-        # "trust" is the key of the uncertainty in saved models, which is older than its name.
-        return {"templates": list(self.templates), "views": asdict(self.views), "trust": uncertainty, "seed": self.seed}
+        learned = {name: getattr(self.uncertainty, name) for name in LEARNED_OPTIONS}
+        return {
+            "templates": list(self.templates),
+            "views": asdict(self.views),
+            "uncertainty": learned,
+            "seed": self.seed,
+        }
 
 
 def fit_settings(model: Model) -> FitSettings:
-    """Read how a model was fitted. A model that has no settings gets those that its other parts show, or the defaults.
+    """Read how a model was fitted.
 
     Raises:
-        InputError: if the settings are damaged.
+        InputError: if the settings are missing or damaged.
     """
-    raw, uncertainty = model.support.provenance.get(FIT_KEY), model.uncertainty
-    decision: dict[str, Any] = {
-        "reject": uncertainty.decisions.reject,
-        "coverage": uncertainty.decisions.coverage,
-        "costs": uncertainty.decisions.costs,
-    }
-    if not isinstance(raw, Mapping):
-        sets = "cross" if uncertainty.conformal is None else uncertainty.conformal.method
-        return FitSettings(infer_templates(model.prompts), uncertainty=UncertaintyOptions(**decision, sets=sets))
+    decisions = model.uncertainty.decisions
+    decision: dict[str, Any] = {"reject": decisions.reject, "coverage": decisions.coverage, "costs": decisions.costs}
     try:
+        raw = model.support.provenance[FIT_KEY]
         views = dict(raw["views"])
         spec = ViewSpec(**{**views, "scale": tuple(views["scale"]), "ratio": tuple(views["ratio"])})
-        learned = {name: raw["trust"][key] for key, name in LEARNED_OPTIONS.items()}
+        learned = {name: raw["uncertainty"][name] for name in LEARNED_OPTIONS}
         options = UncertaintyOptions(**decision, **learned)
         return FitSettings(get_templates(raw["templates"]), spec, options, int(raw["seed"]))
     except Exception as error:  # values of an altered model can be anything
         raise InputError(f"the fit settings of the model are damaged ({error!r}): fit it again") from error
-
-
-def infer_templates(prompts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Infer the templates that all prompts were made from; the default one if classes have descriptions.
-
-    >>> infer_templates({"cat": ["a photo of a cat."], "guinea_pig": ["a photo of a guinea pig."]})
-    ('a photo of a {}.',)
-    """
-    templates = {
-        tuple(text.replace(clean_name(name), "{}") for text in texts)
-        for name, texts in prompts.items()
-        if all(text.count(clean_name(name)) == 1 for text in texts)
-    }
-    return next(iter(templates)) if len(templates) == 1 else FitSettings.templates
 
 
 def negatives_of(model: Model, text: TextFeatures) -> Negatives:

@@ -76,7 +76,7 @@ def make_quick(
             _convert_head(head, folder / quick.CONVERTED_HEAD_FILE)
             save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, folder / UNCERTAINTY_FILE)
 
-        build_in_cache(entry, build, {**facts, "class_names": list(class_names), "trust": uncertainty_facts})
+        build_in_cache(entry, build, {**facts, "class_names": list(class_names), "uncertainty": uncertainty_facts})
     except (ClipAdapterError, RuntimeError):
         return False
     _remove_old_entries(entry)

@@ -107,8 +107,6 @@ class LayerEncoder(EncoderWrapper):
 
     def _fingerprint(self) -> str:
         fingerprint = self.plain.info.fingerprint
-        if (self.layer_names, self.size, self.is_mirrored) == ((FINAL, UNPROJECTED), self.plain.info.image_size, False):
-            return _digest("unprojected 1", fingerprint)  # as models have it that were saved before there were blocks
         return _digest("layers", LAYER_VERSION, fingerprint, self.layer_names, self.size, self.is_mirrored)
 
 
@@ -201,10 +199,7 @@ class BlockEncoder(EncoderWrapper):
     def _fingerprint(self) -> str:
         """In full precision."""
         plain = [each.plain if isinstance(each, BackendEncoder) else each for each in self._passes]
-        fingerprints = tuple(each.info.fingerprint for each in plain)
-        if len(plain) == 2 and not any(isinstance(each, LayerEncoder) for each in plain):
-            return _digest("pair 1", *fingerprints)  # as models have it that were saved before there were blocks
-        return _digest("blocks 1", *fingerprints)
+        return _digest("blocks 1", *(each.info.fingerprint for each in plain))
 
 
 def open_blocks(

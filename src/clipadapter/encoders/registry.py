@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapter.blocks import FINAL, UNPROJECTED, BlockSource
+from clipadapter.blocks import FINAL, BlockSource
 from clipadapter.devices import check_device
 from clipadapter.encoders import catalogue, timm_sources, transformers_sources
 from clipadapter.encoders.catalogue import EncoderListing
@@ -22,7 +22,6 @@ TEST_SCHEME = "toy"
 """The encoder of the tests, which is not listed."""
 DELEGATING_SCHEMES = ("auto", "hf-hub")
 """Schemes that open an encoder of another scheme."""
-OLD_PAIR, OLD_UNPROJECTED = "pair:", "unprojected:"
 register_encoder = ENCODERS.register
 list_encoders = ENCODERS.list
 encoder_info = ENCODERS.info
@@ -51,10 +50,8 @@ def create_encoder(uri: str, device: str = "cpu") -> Encoder:
     encoder = encoder_info(scheme).cls.open(variant, device=check_device(device))
     if not names:
         return encoder
-    from clipadapter.encoders.block_encoder import open_blocks, unprojected_blocks
+    from clipadapter.encoders.block_encoder import open_blocks
 
-    if uri.startswith(OLD_UNPROJECTED):
-        names = unprojected_blocks(encoder)
     return open_blocks(encoder, names)
 
 
@@ -84,20 +81,12 @@ def check_uri(uri: str) -> None:
 def split_blocks(uri: str) -> tuple[str, tuple[str, ...]]:
     """A URI as that of the encoder and the names of its blocks; none for an encoder without blocks.
 
-    ``pair:FIRST+SECOND`` and ``unprojected:ENCODER`` are what models and records have that were saved before there were
-    blocks.
-
     Raises:
         InputError: if a block has no valid name.
 
-    >>> split_blocks("lite[final,stage3]"), split_blocks("pair:lite+simclr:tower")
-    (('lite', ('final', 'stage3')), ('lite', ('final', 'simclr:tower/final')))
+    >>> split_blocks("lite[final,stage3]"), split_blocks("lite")
+    (('lite', ('final', 'stage3')), ('lite', ()))
     """
-    if uri.startswith(OLD_PAIR):
-        first, second = _split_pair(uri.removeprefix(OLD_PAIR))
-        return first, (FINAL, f"{second}/{FINAL}")
-    if uri.startswith(OLD_UNPROJECTED):
-        return uri.removeprefix(OLD_UNPROJECTED), (FINAL, UNPROJECTED)
     base, bracket, rest = uri.rpartition(f"[{FINAL}")
     if not bracket or not rest.endswith("]") or not base:
         return uri, ()
@@ -105,16 +94,6 @@ def split_blocks(uri: str) -> tuple[str, tuple[str, ...]]:
     for name in names:
         BlockSource.parse(name)
     return base, names
-
-
-def _split_pair(variant: str) -> tuple[str, str]:
-    """The two URIs. A path may contain a plus sign, so the split is at the first one that a known scheme follows."""
-    parts = variant.split("+")
-    for i in range(1, len(parts)):
-        first, second = "+".join(parts[:i]), "+".join(parts[i:])
-        if first and second.partition(":")[0] in list_encoders():
-            return first, second
-    raise InputError(f"'{OLD_PAIR}{variant}' names no two encoders: name them one by one, --encoder A --encoder B")
 
 
 def list_listings() -> list[EncoderListing]:

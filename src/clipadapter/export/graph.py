@@ -56,8 +56,7 @@ class ModelGraph(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs in the file, in their order."""
-        # "strangeness" is the name of the out-of-distribution scores in exported files, which is older than theirs.
-        scores = () if self.ood_scores is None else ("strangeness", "strangeness_parts")
+        scores = () if self.ood_scores is None else ("ood_scores", "ood_score_parts")
         blocks = (BLOCKS_OUTPUT,) if self.has_blocks else ()
         return (FEATURES_OUTPUT, "logits", "probabilities", *scores, *blocks)
 

@@ -68,12 +68,12 @@ class OodScores(nn.Module):
             return distances
         if name == "knn":
             return 1 - _row_max(rows @ self.shots.T)
-        if name == "background":
+        if name == "outliers":
             return _row_max(rows @ self.outliers.T) - _row_max(rows @ self.mean_directions.T)
         return self._text_score(name, rows, rows @ self.text.T)
 
     def _text_score(self, name: str, rows: Tensor, cosines: Tensor) -> Tensor:
-        if name == "distractors":
+        if name == "negative-labels":
             return _log_sum_exp(self.scale * rows @ self.negative_labels.T) - _log_sum_exp(self.scale * cosines)
         if name == "mcm":
             return 1 - (_row_max(cosines) - _log_sum_exp(cosines)).exp()

@@ -147,7 +147,7 @@ def compare_outputs(
         deviations of all logits; ``probabilities``, the largest difference; ``calibration``, the largest difference
         between the file's probabilities and those that ``uncertainty`` computes from the file's logits; ``agreement``,
         the share of equal predictions, or of pairs of picture and class if there may be several labels. With a rejector
-        also ``strangeness``, the largest difference of the score of "none of these" in standard deviations of the
+        also ``ood_scores``, the largest difference of the score of "none of these" in standard deviations of the
         shots' scores, and ``rejected``, the share of equal rejections at ``rate``.
     """
     features = np.asarray(features, np.float32)
@@ -175,7 +175,7 @@ def compare_outputs(
         # Both are compared: other programs read the total, `Predictor` the parts.
         file_scores = np.stack([outputs.ood_scores, rejector.weighted_sum(outputs.ood_score_parts)])
         measured |= {
-            "strangeness": _max_difference(model_scores, file_scores) / (spread if spread > 1e-6 else 1.0),
+            "ood_scores": _max_difference(model_scores, file_scores) / (spread if spread > 1e-6 else 1.0),
             "rejected": float(((model_scores > threshold) == (file_scores > threshold)).all(axis=0).mean()),
             "rate": rate,
         }
@@ -209,10 +209,10 @@ def find_faults(measured: Mapping[str, Any], limits: ParityLimits) -> list[str]:
         faults.append(f"probabilities differ by {measured['calibration']:.2g} from those of its logits")
     if (
         limits.max_ood_score_difference is not None
-        and not measured.get("strangeness", 0.0) <= limits.max_ood_score_difference
+        and not measured.get("ood_scores", 0.0) <= limits.max_ood_score_difference
     ):
         faults.append(
-            f"scores of 'none of these' differ by {measured['strangeness']:.2g}, "
+            f"scores of 'none of these' differ by {measured['ood_scores']:.2g}, "
             f"more than {limits.max_ood_score_difference}"
         )
     if measured["agreement"] < limits.min_agreement:

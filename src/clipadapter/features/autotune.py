@@ -59,7 +59,7 @@ BATCH_SIZE, WARMUP_SIZE = 32, 16
 """Squares that are timed together, and squares before them: enough for a backend to compile for large batches."""
 MIN_SPEEDUP = 1.1
 """A less exact candidate is taken if it is faster by this factor."""
-RECORD_FORMAT = 2
+RECORD_FORMAT = 1
 
 
 def choose_backend(
@@ -464,7 +464,7 @@ def read_record(fingerprint: str, device: str) -> Record:
     """The saved measurements of an encoder on this machine; empty if there are none."""
     try:
         content = json.loads(_record_path(fingerprint, device).read_text(encoding="utf-8"))
-        measured = [Measured(**{**row, "parity": Parity.from_record(row["parity"])}) for row in content["measured"]]
+        measured = [Measured(**{**row, "parity": Parity(**row["parity"])}) for row in content["measured"]]
         return Record(tuple(content["sample"]), tuple(measured))
     except (OSError, ValueError, KeyError, TypeError):
         return Record()
@@ -476,8 +476,6 @@ def write_record(fingerprint: str, device: str, record: Record) -> None:
     for each in record.measured:
         row = asdict(replace(each, features=None))
         del row["features"]
-        row["parity"] = each.parity.to_record()
-        row["parity"] = each.parity.to_record()
         rows.append(row)
     content = json.dumps({"sample": record.sample, "measured": rows}, indent=1)
     with suppress(InputError):

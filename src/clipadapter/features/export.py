@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, total_width
+from clipadapter.blocks import FINAL, Blocks, as_blocks, total_width
 from clipadapter.data import Sample, source_name
 from clipadapter.encoders import Encoder, EncoderInfo
 from clipadapter.errors import DataError, InputError, brief, require
@@ -144,7 +144,7 @@ def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
             if ENCODER_KEY.encode() not in facts:
                 raise ValueError("it does not state the encoder")
             encoder, fingerprint = (facts[key.encode()].decode() for key in (ENCODER_KEY, FINGERPRINT_KEY))
-            blocks = _read_blocks(file.schema_arrow)
+            blocks = as_blocks((name, width) for name, width in json.loads(facts[BLOCKS_KEY.encode()]))
             table = file.read()
         if split is not None:
             table = table.filter(pa.array([each == split for each in table["split"].to_pylist()], pa.bool_()))
@@ -169,14 +169,6 @@ def column_name(block: str) -> str:
     ('feature', 'feature:stage3')
     """
     return "feature" if block == FINAL else f"feature:{block}"
-
-
-def _read_blocks(schema: Any) -> Blocks:
-    """The blocks of a table; ``final`` alone in tables of earlier versions, which do not name them."""
-    text = (schema.metadata or {}).get(BLOCKS_KEY.encode())
-    if text is None:
-        return (Block(FINAL, schema.field("feature").type.list_size),)
-    return as_blocks((name, width) for name, width in json.loads(text))
 
 
 def _read_column(column: Any, width: int) -> NDArray[np.float32]:

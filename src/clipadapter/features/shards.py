@@ -19,16 +19,16 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clipadapter.blocks import FINAL, MAX_BLOCK_WIDTH, MAX_BLOCKS, Block, as_blocks
+from clipadapter.blocks import MAX_BLOCK_WIDTH, MAX_BLOCKS, Blocks, as_blocks, total_width
 from clipadapter.data import read_image
-from clipadapter.encoders import Encoder, create_encoder, split_blocks
+from clipadapter.encoders import Encoder
 from clipadapter.errors import DataError, ImageError, InputError, brief, require
 from clipadapter.features.collection import (
     ImageRef,
@@ -45,6 +45,8 @@ from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.files import ABANDONED_SECONDS, describe_parquet_error
 
 PLAN_FILE = "shards.json"
+FORMAT: Final = 1
+"""Format number of a folder of shards."""
 OWN_NAMES = rf"{re.escape(PLAN_FILE)}|.*\.(parquet|partial)"
 MAX_PLAN_BYTES = 256 << 20
 PURPOSE = "Feature shards"
@@ -71,22 +73,30 @@ class ShardPlan(BaseModel):
     """``shards.json``.
 
     Args:
-        format: format number of the folder; 2 if the features have several blocks.
+        format: format number of the folder.
         encoder: URI of the encoder.
         fingerprint: fingerprint of the encoder.
         dim: width d.
-        blocks: of the columns, from left to right; empty if ``final`` is the only one, and in format 1.
+        blocks: of the columns, from left to right, ``final`` first.
         shards: file names in order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1, 2] = 1
+    format: Literal[1] = FORMAT
     encoder: str
     fingerprint: str
     dim: int = Field(ge=1, le=1 << 20)
-    blocks: list[ShardBlock] = Field(default_factory=list, max_length=MAX_BLOCKS)
+    blocks: list[ShardBlock] = Field(min_length=1, max_length=MAX_BLOCKS)
     shards: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.parquet$")]]
+
+    def feature_blocks(self) -> Blocks:
+        """The blocks of the features.
+
+        Raises:
+            InputError: if ``final`` is not the first.
+        """
+        return as_blocks((block.name, block.width) for block in self.blocks)
 
 
 def make_plan(uri: str, encoder: Encoder, shards: list[str]) -> ShardPlan:
@@ -102,15 +112,7 @@ def make_plan(uri: str, encoder: Encoder, shards: list[str]) -> ShardPlan:
         ShardBlock(name=block.name, width=block.width, fingerprint=fingerprint)
         for block, fingerprint in zip(info.blocks, encoder.block_fingerprints(), strict=True)
     ]
-    is_plain = len(blocks) == 1
-    return ShardPlan(
-        format=1 if is_plain else 2,
-        encoder=uri,
-        fingerprint=info.fingerprint,
-        dim=info.dim,
-        blocks=[] if is_plain else blocks,
-        shards=shards,
-    )
+    return ShardPlan(encoder=uri, fingerprint=info.fingerprint, dim=info.dim, blocks=blocks, shards=shards)
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,7 @@ def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
         DataError: if it can't be written.
     """
     create_folder(filesystem, folder)
-    text = plan.model_dump_json(indent=1, exclude={"blocks"} if plan.format == 1 else None)
-    _write_atomically(filesystem, posixpath.join(folder, PLAN_FILE), text.encode())
+    _write_atomically(filesystem, posixpath.join(folder, PLAN_FILE), plan.model_dump_json(indent=1).encode())
 
 
 def list_shards(filesystem: Any, folder: str) -> set[str]:
@@ -312,13 +313,18 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
     try:
         if len(data) > MAX_PLAN_BYTES:
             raise ValueError(f"it has more than {MAX_PLAN_BYTES >> 20} MB")
-        plan = ShardPlan.model_validate_json(data)
-        if plan.blocks:
-            as_blocks((block.name, block.width) for block in plan.blocks)
-            if plan.dim != sum(block.width for block in plan.blocks):
-                raise ValueError(f"its blocks have not the width {plan.dim}")
+        raw = json.loads(data)
+        number = raw.get("format") if isinstance(raw, dict) else None
+        if type(number) is int and number != FORMAT:
+            raise DataError(
+                f"'{path}' has format {number}, this version reads {FORMAT}: update clipadapter, or extract the "
+                "features again"
+            )
+        plan = ShardPlan.model_validate(raw)
+        if plan.dim != total_width(plan.feature_blocks()):
+            raise ValueError(f"its blocks have not the width {plan.dim}")
         return plan
-    except (InputError, ValidationError, ValueError) as error:
+    except (InputError, ValidationError, ValueError, RecursionError) as error:
         raise DataError(f"'{path}' is damaged: {error}; extract the features again, existing files are kept") from error
 
 
@@ -423,8 +429,7 @@ class FeatureShards:
         if with_sources:
             facts = {"rows": rows.tolist(), "sources": sources.tolist(), "skipped": [], "computed": 0, "views": 1}
             provenance |= facts
-        blocks = tuple(Block(block.name, block.width) for block in blocks_of(plan))
-        return FeatureSet(features, tuple(labels), tuple(names), provenance, blocks=blocks)
+        return FeatureSet(features, tuple(labels), tuple(names), provenance, blocks=plan.feature_blocks())
 
 
 class _Codes:
@@ -485,27 +490,6 @@ def read_feature_shards(folder: str | Path, split: str | None = None, filesystem
     return shards.take(shards.rows(split))
 
 
-def blocks_of(plan: ShardPlan) -> list[ShardBlock]:
-    """The blocks of the features.
-
-    Plans of format 1 do not name them: if the encoder has several, as those of two encoders had, it is opened.
-
-    Raises:
-        DataError: if the encoder of this machine is another one.
-    """
-    if plan.blocks:
-        return plan.blocks
-    if not split_blocks(plan.encoder)[1]:
-        return [ShardBlock(name=FINAL, width=plan.dim, fingerprint=plan.fingerprint)]
-    encoder = create_encoder(plan.encoder)
-    if encoder.info.fingerprint != plan.fingerprint:
-        raise DataError(
-            f"the features are of '{plan.encoder}' with other weights than on this machine, so that their blocks are "
-            "not known: extract them again"
-        )
-    return make_plan(plan.encoder, encoder, []).blocks
-
-
 def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = None) -> int:
     """Copy the features of shards into a store, from which commands take them.
 
@@ -523,7 +507,7 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
     """
     system, path = open_filesystem(folder, filesystem)
     plan = read_plan(system, path)
-    blocks, new = blocks_of(plan), 0
+    blocks, new = plan.blocks, 0
     for shard in _shard_paths(system, path, plan):
         table, values, rows = _read_shard(system, shard, plan)
         digests = table["digest"].to_pylist()

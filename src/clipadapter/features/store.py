@@ -5,8 +5,7 @@ transaction: a process that is killed loses only what it had not stored.
 
 The checksum of an entry is the CRC-32 of dtype, key and value. It includes the key because a damaged index leads from a
 key to the row of another one, and SQLite takes the key from the index: the value by itself would be intact. A damaged
-entry counts as missing. Format 1 had checksums of values only; such a file is upgraded when it is opened, which reads
-it once and needs as much free disk space as its size.
+entry counts as missing.
 
 SQLite finds a row in 2 us and Python takes 0.1 us for a line of code, so rows that are all valid are processed by `map`
 and `zip` only.
@@ -34,9 +33,8 @@ from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, StoreError
 from clipadapter.files import path_without_links, read_ends
 
-FORMAT = 2
-KEY_FORMAT = 1
-"""Format number of the keys; part of each key."""
+FORMAT = 1
+"""Format number of the file; part of each key."""
 APPLICATION_ID = 0x434C4950
 """"CLIP" in the file header, which distinguishes a feature store from other SQLite files."""
 JOURNAL_MARK = bytes.fromhex("d9d505f920a163d7")
@@ -82,7 +80,7 @@ def feature_key(digest: bytes, fingerprint: str, view: str, dtype: str = "float3
     >>> feature_key(b"digest", "fingerprint", "plain") == feature_key(b"digest", "fingerprint", "a view")
     False
     """
-    facts = f"{KEY_FORMAT}\0{fingerprint}\0{view}\0{dtype}\0".encode()
+    facts = f"{FORMAT}\0{fingerprint}\0{view}\0{dtype}\0".encode()
     return blake2b(facts + digest, digest_size=32).digest()
 
 
@@ -253,29 +251,15 @@ class FeatureStore:
         if schema.fetchall() != [(CREATE_TABLE.encode(),)]:
             raise self._damaged_error("it has another table")
         file_format = self._pragma("user_version")
-        if file_format == 1:
-            file_format = self._upgrade()
         if file_format != FORMAT:
             raise StoreError(
-                f"{self.path} has format {file_format}, but this version of clipadapter uses format {FORMAT}: "
-                "give another path for the feature store, or use the version that made it"
+                f"{self.path} has format {file_format}, this version reads {FORMAT}: give another path for the feature "
+                "store, or use the version that made it"
             )
         # A file that can't be written fails now, not after the first batch.
         for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {FORMAT}", "ROLLBACK"):
             self._db.execute(statement)
         self.has_foreign_writes()
-
-    def _upgrade(self) -> int:
-        """Upgrade a file of format 1 in one transaction; returns the format that it then has."""
-        self._db.create_function("upgrade_checksum", 4, upgrade_checksum, deterministic=True)
-        with self._transaction():
-            if self._pragma("user_version") == 1:  # else another process did it meanwhile
-                # NOT INDEXED: a damaged index would give a row the key of another one.
-                self._db.execute(
-                    "UPDATE feature NOT INDEXED SET checksum = upgrade_checksum(key, dtype, checksum, value)"
-                )
-                self._db.execute(f"PRAGMA user_version = {FORMAT}")
-        return self._pragma("user_version")
 
     def _is_empty(self) -> bool:
         return self._pragma("application_id") == 0 and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -395,19 +379,6 @@ def valid_blocks(rows: Sequence[Row], dim: int | None = None) -> Iterator[Block]
     for (dtype, _), run in groupby(valid_rows, lambda row: (row[1], len(row[3]))):
         keys, _, _, values, *_ = zip(*run, strict=True)
         yield Block(keys, dtype, values)
-
-
-def upgrade_checksum(key: object, dtype: object, checksum: Any, value: object) -> Any:
-    """The new checksum of a row of format 1, whose checksum is that of the value; unchanged if the row is damaged.
-
-    >>> row = encode_rows({b"key": np.zeros(1, np.float32)})[0]
-    >>> upgrade_checksum(b"key", "float32", crc32(bytes(4)), bytes(4)) == row[2]
-    True
-    """
-    name = dtype.encode() if isinstance(dtype, str) else dtype
-    if isinstance(key, bytes) and isinstance(value, bytes) and name in DTYPE_CHECKSUMS and crc32(value) == checksum:
-        return crc32(value, crc32(key, DTYPE_CHECKSUMS[name]))
-    return checksum
 
 
 def _are_all_valid(keys: Column, dtypes: Column, checksums: Column, values: Column, dim: int | None) -> bool:

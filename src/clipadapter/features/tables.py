@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, column_slices, total_width
+from clipadapter.blocks import FINAL, Blocks, as_blocks, column_slices, total_width
 from clipadapter.data.manifests import MAX_NAME_CHARACTERS, longest_text
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.features.collection import open_filesystem
 from clipadapter.features.export import BLOCK_FINGERPRINTS_KEY, BLOCKS_KEY, TABLE_ADVICE, column_name
-from clipadapter.features.shards import blocks_of, read_plan
+from clipadapter.features.shards import read_plan
 from clipadapter.files import describe_parquet_error, is_number_list
 
 PURPOSE = "Reading features from Parquet"
@@ -166,7 +166,6 @@ def open_feature_table(path: str | Path) -> FeatureTable:
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     if path.is_dir():
         plan = read_plan(*open_filesystem(path))
-        blocks = blocks_of(plan)
         files = tuple(path / name for name in plan.shards)
         missing = sum(not file.is_file() for file in files)
         if missing:
@@ -176,8 +175,8 @@ def open_feature_table(path: str | Path) -> FeatureTable:
             files,
             plan.encoder,
             plan.fingerprint,
-            tuple(Block(block.name, block.width) for block in blocks),
-            tuple(block.fingerprint for block in blocks),
+            plan.feature_blocks(),
+            tuple(block.fingerprint for block in plan.blocks),
             ("feature",),
         )
     try:

@@ -92,8 +92,6 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
             0, origin[origin >= 0], torch.nonzero(origin >= 0).flatten()
         )
         self.kept_labels_ = position_of[self.kept_labels_]
-        if self.losses_.shape != empty_loss_table().shape:  # of a model that an earlier version saved
-            self.losses_ = empty_loss_table()
         self._train_task(shots)
 
     def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Adapter:
@@ -108,7 +106,7 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
 
     def _centre(self, x: Tensor, shots: SupportSet, rows: Tensor) -> Tensor | None:
         """That of the first task: what was learned around it holds for it alone."""
-        centre = getattr(self, "centre_", None)  # models that an earlier version saved have none
+        centre = getattr(self, "centre_", None)  # a saved model has no None
         begun = self.bias and Adapter.of_head(self, x.dtype) is not None  # it is in the bias already
         return None if centre is None or begun else centre.to(x.dtype)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from numpy.typing import ArrayLike
 from typing_extensions import Self
@@ -24,10 +24,6 @@ AnyEstimator = TypeVar("AnyEstimator")
 
 class Estimator:
     """A classifier for scikit-learn's tools: it has their methods, and passes their conformance checks."""
-
-    before_added: ClassVar[Mapping[str, Any]] = {}
-    """Values of parameters that were added later: those with which the estimator fits as it did before. A saved model
-    that lacks these parameters is loaded with these values, not with the defaults."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The parameters by name, sorted.

@@ -53,7 +53,7 @@ class IncrementalHead(Head):
 
     @property
     def is_updatable(self) -> bool:
-        """Whether what `partial_fit` needs was stored: a parameter may prevent it, and old models lack it."""
+        """Whether what `partial_fit` needs was stored: a parameter may prevent it."""
         return hasattr(self, "counts_")
 
     @property

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +35,6 @@ class LogitAdjustedHead(Head):
             prefer the classes with many shots. 1 for pictures of all classes alike, 0 for pictures in which classes are
             as frequent as in the shots. No effect with equal shots per class, and for multi-label pictures.
     """
-
-    before_added: ClassVar[Mapping[str, Any]] = {"logit_adjustment": 0.0}
 
     logit_adjustment: float = 1.0
 
@@ -73,8 +70,6 @@ class LabelLossHead(LogitAdjustedHead):
             out shots do not look as if 5 % of the labels or more were wrong; else it fits in the folds with 0.7 as
             well, and takes what predicts held-out shots better. Not used for multi-label pictures.
     """
-
-    before_added: ClassVar[Mapping[str, Any]] = {**LogitAdjustedHead.before_added, "gce_q": 0.0}
 
     gce_q: float | str = 0.0
 

@@ -15,8 +15,8 @@ CHECKS = {
     "ood-rate": "none of the classes",
 }
 """Title of each check by its name; the last one is the rate of pictures of none of the classes."""
-FORMAT = 2
-"""Format of `DriftReport.to_dict`, which files of ``--history`` have. Format 1 had no key of that name."""
+FORMAT = 1
+"""Format of `DriftReport.to_dict`, which files of ``--history`` have."""
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def code(text: str) -> str:
 
 
 def _is_multilabel(config: ModelConfig) -> bool:
-    return bool(config.uncertainty.get("several"))
+    return bool(config.uncertainty.get("multilabel"))
 
 
 def _shot_counts(config: ModelConfig) -> dict[str, int]:
@@ -304,7 +304,7 @@ def _describe_worst_classes(classes: list[ClassScores]) -> str:
 
 def _describe_uncertainty(facts: Mapping[str, Any]) -> str:
     """What the probabilities mean, and which decisions the model can make."""
-    if facts.get("several"):
+    if facts.get("multilabel"):
         return "A picture may have any number of these classes: each class has its own threshold."
     n = (facts.get("calibrator") or {}).get("n", 0)
     calibrated = f"are calibrated on {n} held-out shots" if n else "could not be calibrated: no shot was held out"

@@ -7,7 +7,7 @@
 | ``head.safetensors`` | weights of the head, and the text features of the classes |
 | ``support.safetensors`` | features and labels of the shots; missing if the model was saved without them |
 | ``unlabelled.safetensors`` | features of pictures without labels, if the head learned from some; not without shots |
-| ``trust.safetensors`` | arrays of the uncertainty, if any |
+| ``uncertainty.safetensors`` | arrays of the uncertainty, if any |
 | ``folds.safetensors`` | weights of the fold heads, if prediction sets are CV+ |
 
 Nothing in them is executed or unpickled. Sizes, types, shapes and hashes are checked before anything is used.
@@ -22,11 +22,11 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -35,9 +35,7 @@ from clipadapter.blocks import MAX_BLOCKS
 from clipadapter.errors import ArtifactError
 from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, STAGING_FOLDER, model_path, why_no_model
 
-FORMAT = 4
-FIRST_FORMAT_WITH_CHECKSUM = 3
-"""First format whose ``config.json`` has a checksum of its content."""
+FORMAT: Final = 1
 CHECKSUM_KEY = "checksum"
 """Key of the checksum: SHA-256 of all other content of ``config.json``."""
 MAX_CONFIG_BYTES = 64 << 20
@@ -52,7 +50,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class _FrozenModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SavedEncoder(_FrozenModel):
@@ -68,12 +66,10 @@ class SavedEncoder(_FrozenModel):
         logit_bias: added to the logits by sigmoid-loss models (SigLIP), else None.
         licence: licence of the weights, or "unknown".
         note: what a user should know; may be empty.
-        blocks: name and width of each block of features; empty if ``final`` is the only one.
-        text_dim: width of text features if it differs from ``dim``; in formats up to 3, which had no blocks.
-        backend: backend of the image tower; its key in the file is "engine".
+        blocks: name and width of each block of features, ``final`` first.
+        backend: backend of the image tower.
         precision: precision of the image tower.
-        int8_calibration_digest: digest of the pictures that set the ranges of int8 values, else empty; its key in the
-            file is "calibration".
+        int8_calibration_digest: digest of the pictures that set the ranges of int8 values, else empty.
     """
 
     name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00]*$")
@@ -84,11 +80,10 @@ class SavedEncoder(_FrozenModel):
     logit_bias: float | None = Field(default=None, allow_inf_nan=False)
     licence: str = "unknown"
     note: str = ""
-    blocks: list[tuple[str, int]] = Field(default_factory=list, max_length=MAX_BLOCKS)
-    text_dim: int | None = Field(default=None, gt=0, le=MAX_FEATURE_WIDTH)
-    backend: str = Field("torch", validation_alias=AliasChoices("backend", "engine"), serialization_alias="engine")
+    blocks: list[tuple[str, int]] = Field(min_length=1, max_length=MAX_BLOCKS)
+    backend: str = "torch"
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
-    int8_calibration_digest: str = Field(default="", pattern="^[0-9a-f]{0,1024}$", alias="calibration")
+    int8_calibration_digest: str = Field(default="", pattern="^[0-9a-f]{0,1024}$")
 
 
 class SavedHead(_FrozenModel):
@@ -114,20 +109,18 @@ class ModelConfig(_FrozenModel):
         head: registered name and parameters of the head.
         encoder: facts of the encoder.
         prompts: prompts by class that the text features were made from.
-        uncertainty: state of `clipadapter.uncertainty.Uncertainty` without arrays; its key in the file is "trust".
+        uncertainty: state of `clipadapter.uncertainty.Uncertainty` without arrays.
         sources: paths of the pictures of the shots, in the order of their features.
         provenance: number of shots per class, hash of their features, versions of packages, time.
         files: files of arrays by name.
     """
 
-    format: int = FORMAT
+    format: Literal[1] = FORMAT
     class_names: list[str] = Field(min_length=2)
     head: SavedHead
     encoder: SavedEncoder
     prompts: dict[str, list[str]]
-    uncertainty: dict[str, Any] = Field(
-        default_factory=dict, validation_alias=AliasChoices("uncertainty", "trust"), serialization_alias="trust"
-    )
+    uncertainty: dict[str, Any] = Field(default_factory=dict)
     sources: list[str] = Field(default_factory=list)
     provenance: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, ArrayFile] = Field(default_factory=dict)
@@ -142,8 +135,8 @@ def pack_arrays(files: Mapping[str, Mapping[str, NDArray[Any]]]) -> tuple[dict[s
 
 
 def config_bytes(config: ModelConfig) -> bytes:
-    """Bytes of ``config.json``, in the latest format."""
-    content = {**json.loads(config.model_dump_json(by_alias=True)), "format": FORMAT}
+    """Bytes of ``config.json``."""
+    content = json.loads(config.model_dump_json())
     return json.dumps({**content, CHECKSUM_KEY: _content_checksum(content)}, indent=1).encode()
 
 
@@ -186,30 +179,31 @@ def read_config(folder: str | Path) -> ModelConfig:
     """Read and check ``config.json`` of a model.
 
     Raises:
-        ArtifactError: if there is no model, or its config is damaged or of a later format.
+        ArtifactError: if there is no model, or its config is damaged or of another format.
     """
     if why := why_no_model(folder):
         raise ArtifactError(why)
     return read_config_file(Path(folder) / CONFIG_FILE)
 
 
-def check_format(path: Path, raw: object, latest: int) -> object:
-    """Return the format number of a JSON object.
+def check_format(path: Path, raw: object, expected: int) -> None:
+    """Check the format number of a JSON object.
 
     Raises:
-        ArtifactError: if it is later than this version reads.
+        ArtifactError: if it is another one.
     """
     number = raw.get("format") if isinstance(raw, dict) else None
-    if isinstance(number, int) and number > latest:
-        raise ArtifactError(f"{path} has format {number}, this version reads up to {latest}: update clipadapter")
-    return number
+    if type(number) is int and number != expected:
+        raise ArtifactError(
+            f"{path} has format {number}, this version reads {expected}: update clipadapter, or fit again"
+        )
 
 
 def read_config_file(path: Path) -> ModelConfig:
     """Read and check a config file.
 
     Raises:
-        ArtifactError: if it is damaged or of a later format.
+        ArtifactError: if it is damaged or of another format.
     """
     return parse_config(path, read_at_most(path, MAX_CONFIG_BYTES, "it is no model's config"))
 
@@ -226,10 +220,10 @@ def parse_config(path: Path, data: bytes) -> ModelConfig:
     """
     try:
         raw = json.loads(data)
-        number = check_format(path, raw, FORMAT)
-        if isinstance(raw, dict) and isinstance(number, int) and number >= FIRST_FORMAT_WITH_CHECKSUM:
+        check_format(path, raw, FORMAT)
+        if isinstance(raw, dict):
             _verify_checksum(path, raw)
-        return ModelConfig.model_validate(_migrate(raw) if number == 1 else raw)
+        return ModelConfig.model_validate(raw)
     except ValidationError as error:
         raise ArtifactError(f"{path} is not a model's config: {describe_first_error(error)}") from error
     except (ValueError, OSError, RecursionError) as error:
@@ -270,11 +264,6 @@ def describe_first_error(error: ValidationError) -> str:
     """Location and message of the first validation error."""
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-
-
-def _migrate(raw: dict[str, Any]) -> dict[str, Any]:
-    """Convert a config of format 1, whose models were not calibrated, to the latest format."""
-    return {key: value for key, value in raw.items() if key not in ("temperature", "thresholds")}
 
 
 def read_arrays(folder: str | Path, config: ModelConfig, name: str) -> Arrays:

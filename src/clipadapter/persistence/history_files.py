@@ -247,7 +247,7 @@ def infer_change(config: ModelConfig, log: Log, when: str) -> Change:
 
 def config_digest(config: ModelConfig) -> str:
     """SHA-256 of a config without its evaluation, which may be recorded later."""
-    content = config.model_dump(mode="json", exclude_defaults=True, exclude={"format"}, by_alias=True)
+    content = config.model_dump(mode="json", exclude_defaults=True)
     content.get("provenance", {}).pop(EVALUATION_KEY, None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -275,7 +275,7 @@ def read_log(folder: Path) -> Log | None:
     """Read and check the log in the folder of a model; None if there is none.
 
     Raises:
-        ArtifactError: if it is damaged, a link, or of a later format.
+        ArtifactError: if it is damaged, a link, or of another format.
     """
     path = find_file(folder, HISTORY_FOLDER, LOG_FILE)
     if not path.is_file():

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import FINAL, UNPROJECTED, Blocks, as_blocks
-from clipadapter.encoders import EncoderInfo, split_blocks
+from clipadapter.blocks import as_blocks
+from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.formatting import format_list
-from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
+from clipadapter.heads import Head, TextFeatures, create_head, list_heads
 from clipadapter.heads.registry import head_name
 from clipadapter.model_folder import FOLD_HEADS_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, UNLABELLED_FILE
 from clipadapter.persistence.evaluation import EVALUATION_KEY, validate_evaluation
@@ -73,7 +73,7 @@ def load_model(folder: str | Path) -> Model:
     """Load and check the model in a folder.
 
     Raises:
-        ArtifactError: if it is missing, altered, of a later format, or its head is not installed.
+        ArtifactError: if it is missing, altered, of another format, or its head is not installed.
     """
     return read_consistently(folder, lambda: _read_model(folder))
 
@@ -115,8 +115,7 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         class_names=list(names),
         head=SavedHead(name=_require_registered_name(model.head), params=model.head.get_params(deep=False)),
         encoder=SavedEncoder(
-            **{name: getattr(info, name) for name in SavedEncoder.model_fields if name not in ("text_dim", "blocks")},
-            blocks=list(info.blocks) if len(info.blocks) > 1 else [],
+            **{**{name: getattr(info, name) for name in SavedEncoder.model_fields}, "blocks": list(info.blocks)}
         ),
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         uncertainty=uncertainty_facts,
@@ -153,10 +152,10 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
     if TEXT_KEY not in arrays:
         raise ArtifactError(f"{Path(path) / HEAD_FILE} has no class text")
     try:
-        blocks = _blocks(encoder)
+        blocks = as_blocks(encoder.blocks)
         scale, bias = encoder.logit_scale, encoder.logit_bias
         text = TextFeatures.of_stored_rows(names, arrays.pop(TEXT_KEY), scale, bias, order="given")
-        head = _create_head(config.head)
+        head = create_head(config.head.name, **config.head.params)
         if text.absent and head.needs_text:
             raise InputError(f"there is no class text of {format_list(text.absent)}")
         head = head.load_state(arrays, names, encoder.dim, blocks)
@@ -172,7 +171,7 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
             Uncertainty.from_state(config.uncertainty, learned, len(names)) if config.uncertainty else Uncertainty()
         )
         fold_heads = _read_fold_heads(read(FOLD_HEADS_FILE), config) if FOLD_HEADS_FILE in config.files else ()
-        info = EncoderInfo(**{**encoder.model_dump(exclude={"text_dim"}), "blocks": blocks})
+        info = EncoderInfo(**{**encoder.model_dump(), "blocks": blocks})
     except InputError as error:
         raise ArtifactError(f"{Path(path)} is damaged: {error}") from error
     except ClipAdapterError:
@@ -195,35 +194,18 @@ def _check_pictures(features: NDArray[Any], width: int) -> NDArray[Any]:
     return features.astype(np.float32)
 
 
-def _blocks(encoder: SavedEncoder) -> Blocks:
-    """The blocks of the features of a saved model.
-
-    Up to format 3, a model knows how wide ``final`` is. What the other columns are, the name of the encoder says.
-
-    Raises:
-        InputError: if they do not fit the width.
-    """
-    pairs = [*encoder.blocks] or [(FINAL, encoder.dim)]
-    if encoder.text_dim is not None and not encoder.blocks:
-        names = split_blocks(encoder.name)[1] or (FINAL, UNPROJECTED)
-        pairs = list(zip(names, (encoder.text_dim, encoder.dim - encoder.text_dim), strict=True))
-    return as_blocks(pairs)
-
-
 def _read_fold_heads(arrays: Mapping[str, NDArray[Any]], config: ModelConfig) -> tuple[Head, ...]:
     states: dict[int, dict[str, NDArray[Any]]] = {}
     for key, value in arrays.items():
         fold, name = key.split(".", 1)
         states.setdefault(int(fold), {})[name] = value
+    saved, encoder = config.head, config.encoder
     return tuple(
-        _create_head(config.head).load_state(states[i], config.class_names, config.encoder.dim, _blocks(config.encoder))
+        create_head(saved.name, **saved.params).load_state(
+            states[i], config.class_names, encoder.dim, as_blocks(encoder.blocks)
+        )
         for i in sorted(states)
     )
-
-
-def _create_head(saved: SavedHead) -> Head:
-    """The head, not fitted. Parameters that were added after the model was saved keep the fit as it was."""
-    return create_head(saved.name, **{**head_info(saved.name).cls.before_added, **saved.params})
 
 
 def registered_name(head: Head) -> str | None:

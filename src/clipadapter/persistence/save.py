@@ -179,8 +179,7 @@ def write_snapshot(folder: str | Path, snapshot: Snapshot, options: SaveOptions)
 
 def is_same_model(one: ModelConfig, other: ModelConfig) -> bool:
     """Whether two configs describe the same model, regardless of its time and evaluation."""
-    ignored = {"provenance", "format"}
-    return one.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
+    return one.model_dump(exclude={"provenance"}) == other.model_dump(exclude={"provenance"})
 
 
 def count_stored_pictures(head: Head) -> int:

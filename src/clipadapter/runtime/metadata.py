@@ -23,8 +23,7 @@ from clipadapter.uncertainty import Uncertainty
 if TYPE_CHECKING:  # the metrics would be imported by every prediction
     from clipadapter.metrics.table import Task
 
-FORMAT_VERSION = 2
-"""Format of files with several inputs. Files with one input are written in format 1, which has no key ``inputs``."""
+FORMAT = 1
 MAX_INPUTS = 64
 REJECTION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Rates of rejection whose thresholds are written out, for readers without this package."""
@@ -47,7 +46,7 @@ class ExportMetadata:
         encoder: its name, fingerprint, licence and logit scale.
         head: its name and parameters.
         provenance: shots, versions, time.
-        parity: figures of the comparison with the model; their key in the file is ``gate``.
+        parity: figures of the comparison with the model.
         checksum: "sha256" if the file ends with its SHA-256; "" if it was exported without one.
         further_inputs: how a picture becomes the squares of the second and further inputs.
         blocks: name and width of each block of the features, ``final`` first; empty if it is the only one.
@@ -84,7 +83,7 @@ class ExportMetadata:
         """Serialise; `from_json` is the inverse.
 
         ``reject`` is for readers without this package: it maps rates, the share of pictures of the classes that is
-        rejected, to thresholds of the output ``strangeness``.
+        rejected, to thresholds of the output ``ood_scores``.
         """
         state, arrays = self.uncertainty.state()
         rejector = self.uncertainty.rejector
@@ -94,11 +93,10 @@ class ExportMetadata:
         inputs = [{"name": name, "pixels": spec.to_dict()} for name, spec in zip(names, self.inputs, strict=True)]
         return json.dumps(
             {
-                "format": FORMAT_VERSION if self.further_inputs else 1,
+                "format": FORMAT,
                 "class_names": list(self.class_names),
                 "task": self.task,
-                "pixels": self.pixels.to_dict(),
-                **({"inputs": inputs} if self.further_inputs else {}),
+                "inputs": inputs,
                 **({"blocks": [list(block) for block in self.blocks]} if self.blocks else {}),
                 "input": self.input,
                 "precision": self.precision,
@@ -107,10 +105,10 @@ class ExportMetadata:
                 "encoder": dict(self.encoder),
                 "head": dict(self.head),
                 "provenance": dict(self.provenance),
-                "gate": dict(self.parity),
+                "parity": dict(self.parity),
                 "checksum": self.checksum,
-                "trust": state,
-                "trust_arrays": {name: _pack(array) for name, array in arrays.items()},
+                "uncertainty": state,
+                "uncertainty_arrays": {name: _pack(array) for name, array in arrays.items()},
             },
             allow_nan=False,
         )
@@ -120,7 +118,7 @@ class ExportMetadata:
         """Parse and check.
 
         Raises:
-            ArtifactError: if the text is damaged, not of this package, or of a later format.
+            ArtifactError: if the text is damaged, not of this package, or of another format.
         """
         if len(text) > MAX_METADATA_CHARACTERS:
             raise ArtifactError(
@@ -130,15 +128,13 @@ class ExportMetadata:
             raw = json.loads(text)
             _check_format(raw["format"])
             names = tuple(_check_names(raw["class_names"]))
-            arrays = {name: _unpack(name, value) for name, value in raw["trust_arrays"].items()}
-            uncertainty = Uncertainty.from_state(raw["trust"], arrays, len(names), arrays_removed=True)
+            arrays = {name: _unpack(name, value) for name, value in raw["uncertainty_arrays"].items()}
+            uncertainty = Uncertainty.from_state(raw["uncertainty"], arrays, len(names), arrays_removed=True)
             if uncertainty.conformal is not None and uncertainty.conformal.method == "cv+":
                 raise ValueError("sets by cv+ need the heads of all folds")
-            pixels, input_kind, precision = _parse_pixels(raw["pixels"]), raw["input"], raw["precision"]
-            encoder, head, provenance, parity = (dict(raw[key]) for key in ("encoder", "head", "provenance", "gate"))
-            checksum = raw.get("checksum", "")
-            further = tuple(_parse_pixels(each["pixels"]) for each in raw.get("inputs", [])[1:])
-            inputs = (pixels, *further)
+            input_kind, precision, checksum = raw["input"], raw["precision"], raw["checksum"]
+            encoder, head, provenance, parity = (dict(raw[key]) for key in ("encoder", "head", "provenance", "parity"))
+            inputs = pixels, *further = tuple(_parse_pixels(each["pixels"]) for each in raw["inputs"])
             if len(different_squares(inputs)[0]) < len(inputs) or len(inputs) > MAX_INPUTS:
                 raise ValueError(f"its inputs are {[spec.size for spec in inputs]}")
             blocks = as_blocks(raw["blocks"]) if raw.get("blocks") else ()
@@ -162,17 +158,17 @@ class ExportMetadata:
             provenance,
             parity,
             checksum,
-            further,
+            tuple(further),
             blocks,
         )
 
 
 def _check_format(number: Any) -> None:
-    if type(number) is not int or number < 1:
+    if type(number) is not int:
         raise ValueError(f"its format is {number!r}")
-    if number > FORMAT_VERSION:
+    if number != FORMAT:
         raise ArtifactError(
-            f"the file has format {number}, this version reads up to {FORMAT_VERSION}: update clipadapter"
+            f"the file has format {number}, this version reads {FORMAT}: update clipadapter, or export the model again"
         )
 
 

@@ -41,7 +41,7 @@ class Outputs:
             the rejector computes them itself.
         probabilities: (n, c) as the graph computes them, in float32; None if it does not.
         ood_scores: (n,) weighted sum of the parts as the graph computes it; None if it does not.
-        blocks: (n, w) all blocks of the features; None if ``final`` is the only one, or for files of earlier versions.
+        blocks: (n, w) all blocks of the features; None if ``final`` is the only one.
     """
 
     logits: NDArray[Any]

@@ -21,7 +21,7 @@ from clipadapter.runtime.metadata import ExportMetadata
 from clipadapter.runtime.model import Outputs, RuntimeModel
 
 REQUIRED_OUTPUTS = ("logits", FEATURES_OUTPUT, "probabilities")
-OUTPUTS = (*REQUIRED_OUTPUTS, "strangeness", "strangeness_parts", BLOCKS_OUTPUT)
+OUTPUTS = (*REQUIRED_OUTPUTS, "ood_scores", "ood_score_parts", BLOCKS_OUTPUT)
 """Outputs that are read; a file may have others."""
 
 
@@ -134,7 +134,7 @@ class Predictor(RuntimeModel):
         widths, rejector = self._graph.widths, self.uncertainty.rejector
         expected: dict[str, Any] = {"logits": len(self.class_names), "probabilities": len(self.class_names)}
         if rejector is not None:
-            expected["strangeness_parts"] = len(rejector.parts)
+            expected["ood_score_parts"] = len(rejector.parts)
         for name, width in expected.items():
             if widths.get(name) != width:
                 raise ArtifactError(
@@ -153,9 +153,9 @@ def _as_outputs(arrays: Mapping[str, NDArray[Any]]) -> Outputs:
     return Outputs(
         logits,
         features,
-        arrays.get("strangeness_parts"),
+        arrays.get("ood_score_parts"),
         probabilities,
-        arrays.get("strangeness"),
+        arrays.get("ood_scores"),
         arrays.get(BLOCKS_OUTPUT),
     )
 

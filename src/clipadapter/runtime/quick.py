@@ -29,7 +29,7 @@ CONVERTED_HEAD_FILE = "head.xml"
 """The converted head, in the entry; the arrays of the uncertainty have the same file name as in the saved model."""
 MAX_HASHED_BYTES = 64 << 20
 """Models with larger files have no entry: hashing these would take longer than is saved."""
-ENTRY_VERSION = 3
+ENTRY_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def open_quick(folder: Path) -> QuickModel | None:
             backend.open_graph(entry / CONVERTED_HEAD_FILE, "fp32"),
             int(facts["final_width"]),
             Uncertainty.from_state(
-                facts["trust"], dict(load_file(entry / UNCERTAINTY_FILE)), len(facts["class_names"])
+                facts["uncertainty"], dict(load_file(entry / UNCERTAINTY_FILE)), len(facts["class_names"])
             ),
             facts["precision"],
             inputs[1:],

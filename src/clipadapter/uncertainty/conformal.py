@@ -183,7 +183,7 @@ class Conformal:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON, and arrays by name."""
-        facts = {"score": self.score, "by_class": self.by_class, "how": self.method, "n_classes": self.n_classes}
+        facts = {"score": self.score, "by_class": self.by_class, "method": self.method, "n_classes": self.n_classes}
         return facts, {"scores": self.scores, "labels": self.labels, "folds": self.folds}
 
     @classmethod
@@ -194,7 +194,7 @@ class Conformal:
             ArtifactError: if a fact or an array is missing or invalid.
         """
         try:
-            options = facts["score"], facts["by_class"], facts["how"], facts["n_classes"]
+            options = facts["score"], facts["by_class"], facts["method"], facts["n_classes"]
             scores, labels, folds = (np.asarray(arrays[name]) for name in ("scores", "labels", "folds"))
         except KeyError as error:
             raise ArtifactError(f"the saved conformal sets have no {error.args[0]!r}: fit again") from error

@@ -22,8 +22,8 @@ from clipadapter.uncertainty.ood import Rejector
 
 Array = NDArray[Any]
 CALIBRATION = ("auto", *METHODS, "none")
-SAVED_PARTS = {"calibrator": "calibrator", "rejector": "rejector", "conformal": "conformal", "several": "multilabel"}
-"""Attributes of `Uncertainty` by their keys in saved models, which are older than the names of the attributes."""
+PARTS = ("calibrator", "rejector", "conformal", "multilabel")
+"""Attributes of `Uncertainty` that have a state of their own."""
 MAX_SEARCHED_CLASSES = 8
 """Up to so many best classes, a search for each takes less time than sorting all classes."""
 NO_HELD_OUT_SHOTS = (
@@ -349,19 +349,15 @@ class Uncertainty:
         return self.conformal.sets(fold_probabilities, coverage, best=best)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Facts for JSON, and arrays by name.
-
-        Some keys of saved models are older than the names of the attributes: "how" is ``held_out_by``, "louder" is
-        ``logit_scale_ratio``; for "several" see `SAVED_PARTS`.
-        """
-        decisions = {"reject": self.decisions.reject, "coverage": self.decisions.coverage}
-        facts: dict[str, Any] = {**decisions, "how": self.held_out_by, "louder": self.logit_scale_ratio}
+        """Facts for JSON, and arrays by name."""
+        facts: dict[str, Any] = {"reject": self.decisions.reject, "coverage": self.decisions.coverage}
+        facts |= {"held_out_by": self.held_out_by, "logit_scale_ratio": self.logit_scale_ratio}
         facts["accuracy"] = None if self.accuracy is None else self.accuracy.to_dict()
         arrays: dict[str, Array] = {} if self.decisions.costs is None else {"costs": self.decisions.costs}
-        for key, attribute in SAVED_PARTS.items():
-            part = getattr(self, attribute)
-            facts[key], own_arrays = (None, {}) if part is None else part.state()
-            arrays.update({f"{key}.{name}": value for name, value in own_arrays.items()})
+        for name in PARTS:
+            part = getattr(self, name)
+            facts[name], own_arrays = (None, {}) if part is None else part.state()
+            arrays.update({f"{name}.{key}": value for key, value in own_arrays.items()})
         return facts, arrays
 
     @classmethod
@@ -380,7 +376,7 @@ class Uncertainty:
             ArtifactError: if a part is damaged, or has another number of classes.
         """
         parts: dict[str, Any] = {}
-        for name in SAVED_PARTS:
+        for name in PARTS:
             own_arrays = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
             parts[name] = facts.get(name), own_arrays
         try:
@@ -398,14 +394,14 @@ class Uncertainty:
         conformal = None if parts["conformal"][0] is None else Conformal.from_state(*parts["conformal"])
         if conformal is not None and conformal.n_classes != classes:
             raise ArtifactError(f"the prediction sets have {conformal.n_classes} classes, but the model has {classes}")
-        multilabel_facts, own_arrays = parts["several"]
+        multilabel_facts, own_arrays = parts["multilabel"]
         multilabel = None if multilabel_facts is None else MultiLabel.from_state(multilabel_facts, own_arrays, classes)
-        logit_scale_ratio = facts.get("louder", 1.0)
+        logit_scale_ratio = facts.get("logit_scale_ratio", 1.0)
         if not isinstance(logit_scale_ratio, int | float) or not 0 < logit_scale_ratio < np.inf:
             raise ArtifactError(
                 f"the logit scale ratio is {brief(logit_scale_ratio)}, not a positive number: fit again"
             )
-        held_out_by, accuracy = str(facts.get("how", "")), HeldOutAccuracy.from_dict(facts.get("accuracy"))
+        held_out_by, accuracy = str(facts.get("held_out_by", "")), HeldOutAccuracy.from_dict(facts.get("accuracy"))
         ratio = float(logit_scale_ratio)
         return cls(calibrator, rejector, conformal, decisions, held_out_by, ratio, multilabel, accuracy)
 

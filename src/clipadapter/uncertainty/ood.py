@@ -175,16 +175,15 @@ class Rejector:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON and arrays: all that `from_state` needs."""
-        # The keys "bound", "names" and "held_out" of saved models are older than the names of the attributes.
         facts = {
             "method": self.method,
             "parts": [vars(part) for part in self.parts],
-            "bound": self.rate_is_upper_bound,
-            "names": list(self.negative_label_names),
+            "rate_is_upper_bound": self.rate_is_upper_bound,
+            "negative_label_names": list(self.negative_label_names),
             "scale": self.memory.scale,
             "floor": self.memory.gaussians.floor if self.memory.gaussians else None,
         }
-        return facts, {"held_out": self.held_out_scores, **_memory_arrays(self.memory)}
+        return facts, {"held_out_scores": self.held_out_scores, **_memory_arrays(self.memory)}
 
     @classmethod
     def from_state(cls, facts: dict[str, Any], arrays: dict[str, Array], arrays_removed: bool = False) -> Rejector:
@@ -200,7 +199,8 @@ class Rejector:
         """
         parts, names, memory = _read_state(facts, arrays, arrays_removed)
         restored_parts = tuple(ScorePart(**part) for part in parts)
-        return cls(str(facts["method"]), restored_parts, arrays["held_out"], bool(facts["bound"]), names, memory)
+        held_out, is_bound = arrays["held_out_scores"], facts["rate_is_upper_bound"]
+        return cls(str(facts["method"]), restored_parts, held_out, is_bound, names, memory)
 
     def part_scores(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
         """The score (m, p) of each part; arguments as of `scores`."""
@@ -226,13 +226,13 @@ class Rejector:
         reason, names = SCORES[name].reason, self.negative_label_names
         percent_below = int(100 * (self.held_out_scores[:, p] < value).mean())
         comparison = "all of the shots are" if percent_below == 100 else f"{percent_below} % of the shots are"
-        if name == "distractors":
+        if name == "negative-labels":
             if memory.negative_labels is None or memory.text is None:  # after `without_arrays`
                 return f"less like any class than {comparison}"
             negative_cosines = memory.negative_labels @ row
             if negative_cosines.max() > (memory.text @ row).max() and names:
                 return f"nearer to '{names[int(negative_cosines.argmax())]}' than to any class name"
-        elif name == "background":
+        elif name == "outliers":
             if value > 0:
                 return "closer to an outlier picture than to any class mean"
         elif SCORES[name].compares_with_shots and self.rate_is_upper_bound:
@@ -346,7 +346,7 @@ def learn_rejector(
     parts = tuple(
         ScorePart(*map(_to_float, each)) for each in zip(score_names, weights, centre, deviation, strict=True)
     )
-    stored_names = tuple(map(str, names)) if "distractors" in score_names else ()
+    stored_names = tuple(map(str, names)) if "negative-labels" in score_names else ()
     return Rejector(method, parts, known, rate_is_upper_bound, stored_names, memory.restrict(score_names))
 
 
@@ -357,12 +357,12 @@ def _to_float(value: Any) -> Any:
 def _select_scores(memory: MemoryBank, logits: bool, distances: bool) -> list[str]:
     """Names of the scores that "auto" sums; it depends on whether held-out logits and distances to shots exist."""
     distances = distances and memory.gaussians is not None
-    by_text = "text" if memory.negative_labels is None else "distractors"
+    by_text = "text" if memory.negative_labels is None else "negative-labels"
     is_available = {
         "max-logit": logits,
         "mahalanobis": distances,
         by_text: memory.text is not None,
-        "background": distances and memory.outliers is not None,
+        "outliers": distances and memory.outliers is not None,
     }
     if not any(is_available.values()):
         raise TooFewShotsError(
@@ -376,7 +376,7 @@ def _separation_weights(score_names: list[str], known: Array, other: Array, memo
     weights: list[float] = []
     for i, name in enumerate(score_names):
         outliers = [other[np.isfinite(other[:, i]), i]]
-        if name == "background":
+        if name == "outliers":
             outliers.append(leave_one_out_outlier_scores(memory))
         outliers = [each for each in outliers if len(each)]
         if not outliers:
@@ -437,15 +437,15 @@ def _scatter_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: i
     return full
 
 
-SAVED_ARRAYS = {"text": "text", "distractors": "negative_labels", "background": "outliers", "shots": "shots"}
-"""Attributes of `MemoryBank` by their keys in saved models, which are older than the names of the attributes."""
-_FACTS = {"method", "parts", "bound", "names", "scale", "floor"}
+SAVED_ARRAYS = ("text", "negative_labels", "outliers", "shots")
+"""Attributes of `MemoryBank` that are saved under their name."""
+_FACTS = {"method", "parts", "rate_is_upper_bound", "negative_label_names", "scale", "floor"}
 _PART = {"name", "weight", "centre", "deviation"}
 
 
 def _memory_arrays(memory: MemoryBank) -> dict[str, Array]:
     """The arrays of a memory by their keys in saved models."""
-    arrays = {key: getattr(memory, name) for key, name in SAVED_ARRAYS.items() if getattr(memory, name) is not None}
+    arrays = {name: getattr(memory, name) for name in SAVED_ARRAYS if getattr(memory, name) is not None}
     if memory.gaussians is not None:
         arrays |= {"means": memory.gaussians.means, "basis": memory.gaussians.basis}
     return arrays
@@ -474,13 +474,13 @@ def _read_state(
             all(_is_number(x) for x in numbers) and part["weight"] >= 0 < part["deviation"], f"{part!r} is no part"
         )
     _require_valid(_is_number(facts["scale"]) and facts["scale"] > 0, f"its scale is {facts['scale']!r}")
-    _require_valid(isinstance(facts["bound"], bool), f"its bound is {facts['bound']!r}")
-    names = facts["names"]
+    _require_valid(isinstance(facts["rate_is_upper_bound"], bool), "its rate_is_upper_bound must be true or false")
+    names = facts["negative_label_names"]
     _require_valid(
         isinstance(names, list) and all(isinstance(name, str) for name in names), "its names must be strings"
     )
     memory = _read_memory_bank(arrays, facts)
-    _require_valid(arrays["held_out"].shape[1:] == (len(parts),), "its held-out scores don't fit its parts")
+    _require_valid(arrays["held_out_scores"].shape[1:] == (len(parts),), "its held-out scores don't fit its parts")
     # An array of another model would give wrong scores, not an error.
     for part in parts:
         _require_valid(arrays_removed or _has_arrays(memory, part["name"]), f"it lacks the arrays of {part['name']!r}")
@@ -490,16 +490,16 @@ def _read_state(
 
 
 def _read_memory_bank(arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> MemoryBank:
-    known = {"held_out", "means", "basis", *SAVED_ARRAYS}
-    _require_valid("held_out" in arrays and set(arrays) <= known, f"its arrays are {sorted(arrays)}")
+    known = {"held_out_scores", "means", "basis", *SAVED_ARRAYS}
+    _require_valid("held_out_scores" in arrays and set(arrays) <= known, f"its arrays are {sorted(arrays)}")
     widths = set()
     for name, array in arrays.items():
         is_matrix = isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype.kind == "f"
         _require_valid(is_matrix and (len(array) > 0 or name == "basis"), f"{name!r} must be a matrix of numbers")
         _require_valid(bool(np.isfinite(array).all()), f"{name!r} is not finite")
-        widths |= {array.shape[1]} if name != "held_out" else set()
+        widths |= {array.shape[1]} if name != "held_out_scores" else set()
     _require_valid(len(widths) <= 1, f"its arrays are of widths {sorted(widths)}")
-    stored: dict[str, Any] = {SAVED_ARRAYS[name]: arrays[name] for name in SAVED_ARRAYS if name in arrays}
+    stored: dict[str, Any] = {name: arrays[name] for name in SAVED_ARRAYS if name in arrays}
     if "means" not in arrays:
         return MemoryBank(scale=float(facts["scale"]), **stored)
     floor = facts["floor"]

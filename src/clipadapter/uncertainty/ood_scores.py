@@ -329,7 +329,7 @@ SCORES = {
     ),
     "mcm": _text_score(lambda memory, rows, cosines: mcm(cosines), "text", "less like any class name"),
     "text": _text_score(lambda memory, rows, cosines: text_distance(cosines), "text", "less like any class name"),
-    "distractors": _text_score(
+    "negative-labels": _text_score(
         lambda memory, rows, cosines: negative_label_score(cosines, rows @ memory.negative_labels.T, memory.scale),
         "negative labels",
         "nearer to names of other things",
@@ -351,7 +351,7 @@ SCORES = {
         arrays=("shots",),
         compares_with_shots=True,
     ),
-    "background": Score(
+    "outliers": Score(
         needs="outliers",
         reason="closer to an outlier picture, relative to the class means,",
         score_pictures=_score_by_outliers,
@@ -360,8 +360,8 @@ SCORES = {
         compares_with_shots=True,
     ),
 }
-"""Every score by its name in saved models: "distractors" is the score of negative labels (NegLabel), "background" the
-score of outliers. A new score is an entry here, and its graph in `clipadapter.export.ood_graph`."""
+"""Every score by its name in saved models: "negative-labels" is NegLabel. A new score is an entry here, and its
+graph in `clipadapter.export.ood_graph`."""
 
 
 def score_held_out_shots(name: str, memory: MemoryBank, held_out: HeldOutShots) -> tuple[Array, Array]:
@@ -387,10 +387,10 @@ def leave_one_out_outlier_scores(memory: MemoryBank) -> Array:
     >>> leave_one_out_outlier_scores(memory)
     array([1., 1.])
     """
-    pictures = _require(memory.outliers, "background")
+    pictures = _require(memory.outliers, "outliers")
     cosines = pictures @ pictures.T
     np.fill_diagonal(cosines, -np.inf if len(pictures) > 1 else 1.0)
-    directions = unit_rows(_require(memory.gaussians, "background").means)
+    directions = unit_rows(_require(memory.gaussians, "outliers").means)
     return outlier_score(cosines, pictures @ directions.T)
 
 
@@ -431,7 +431,7 @@ def compare_with_shots(
 
 def _cosines_to_means(memory: MemoryBank, held_out: HeldOutShots) -> Array:
     """Cosines of the shots to class means (n, c); the mean of a shot's own class is computed without it."""
-    means, labels = _require(memory.gaussians, "background").means, held_out.labels
+    means, labels = _require(memory.gaussians, "outliers").means, held_out.labels
     cosines = held_out.rows @ unit_rows(means).T
     k = held_out.counts[labels]
     others = (k[:, None] * means[labels] - held_out.rows) / np.maximum(k - 1, 1)[:, None]

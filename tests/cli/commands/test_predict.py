@@ -7,6 +7,8 @@ from PIL import Image
 from clipadapter.cli.commands import predict
 from clipadapter.cli.sorting import PictureSorter
 
+from ...configs import rewrite_config
+
 
 def records(result):
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -171,11 +173,7 @@ def test_a_model_of_a_similar_name_is_suggested(squares, model, run):
 def test_another_encoder_is_refused(squares, model, tmp_path, run):
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["encoder"]["fingerprint"] = "0" * 32
-    config |= {"format": 2}  # has no checksum of its own
-    del config["checksum"]
-    (folder / "config.json").write_text(json.dumps(config))
+    rewrite_config(folder / "config.json", lambda config: config["encoder"].update(fingerprint="0" * 32))
     result = run("predict", folder, squares / "red" / "0.png", "--encoder", "toy")
     assert result.exit_code == 1
     assert "Give the encoder it was fitted with" in result.stderr
