@@ -11,8 +11,8 @@ The method is ours. It rests on three observations:
 With thousands of classes its probes stop before the optimum (`PROBE_COST`), and text is calibrated on a part of the
 shots (`MAX_CALIBRATION_LOGITS`): see docs/decisions/0040-thousands-of-classes.md.
 
-docs/decisions/0029-auto.md says how the constants were chosen. Further blocks of features are mixed in by
-`clipadapter.heads.auto.blocks`, pictures without labels by `clipadapter.heads.auto.unlabelled`.
+docs/decisions/0029-auto.md and 0047-auto-prior.md say how the constants were chosen. Further blocks of features are
+mixed in by `clipadapter.heads.auto.blocks`, pictures without labels by `clipadapter.heads.auto.unlabelled`.
 """
 
 from __future__ import annotations
