@@ -108,17 +108,6 @@ def test_each_block_is_a_column_and_is_read_again(samples, tmp_path):
         read_parquet(path, "test")
 
 
-def test_a_table_of_before_there_were_blocks_is_read(toy, tmp_path):
-    rows = [FeatureRow(f"{i}.jpg", "cat", "train", np.full(toy.info.dim, i, np.float32)) for i in range(3)]
-    write_parquet(tmp_path / "new.parquet", rows, toy.info)
-    table = parquet.read_table(tmp_path / "new.parquet")
-    facts = {key: value for key, value in table.schema.metadata.items() if key != b"clipadapter.blocks"}
-    parquet.write_table(table.replace_schema_metadata(facts), tmp_path / "old.parquet")
-    features = read_parquet(tmp_path / "old.parquet", "train")
-    np.testing.assert_array_equal(features.X[:, 0], [0, 1, 2])
-    assert [tuple(block) for block in features.blocks] == [("final", toy.info.dim)]
-
-
 def test_a_table_that_is_none_of_features_or_has_no_labels_is_refused(toy, tmp_path):
     write_parquet(tmp_path / "c.parquet", rows_of(toy, 2), toy.info)
     table = parquet.read_table(tmp_path / "c.parquet")

@@ -140,11 +140,11 @@ def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
     parquet = require("pyarrow.parquet", "parquet", "Reading features from Parquet")
     try:
         with parquet.ParquetFile(path) as file:
-            facts = file.schema_arrow.metadata or {}
-            if ENCODER_KEY.encode() not in facts:
+            facts = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
+            if ENCODER_KEY not in facts:
                 raise ValueError("it does not state the encoder")
-            encoder, fingerprint = (facts[key.encode()].decode() for key in (ENCODER_KEY, FINGERPRINT_KEY))
-            blocks = as_blocks((name, width) for name, width in json.loads(facts[BLOCKS_KEY.encode()]))
+            encoder, fingerprint = facts[ENCODER_KEY], facts[FINGERPRINT_KEY]
+            blocks = as_blocks((name, width) for name, width in json.loads(facts[BLOCKS_KEY]))
             table = file.read()
         if split is not None:
             table = table.filter(pa.array([each == split for each in table["split"].to_pylist()], pa.bool_()))
