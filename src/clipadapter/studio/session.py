@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +36,7 @@ from clipadapter.studio.model import (
     learning_curve,
 )
 from clipadapter.studio.pictures import PictureFile
-from clipadapter.studio.project import STUDIO_FOLDER, Project
+from clipadapter.studio.project import Project
 from clipadapter.studio.quality import relative_cost, why_no_choice, why_no_unlabelled
 from clipadapter.studio.selection import margins, select_for_labelling
 
@@ -256,6 +255,11 @@ class Session:
         """The folder beside the project that the model is saved to if a person chooses no other."""
         return self.project.root.with_name(f"{self.project.root.name}-model")
 
+    @property
+    def export_file(self) -> Path:
+        """The file beside the project that an exported model is written to, as `clipadapter export` would."""
+        return self.project.root.with_name(f"{self.project.root.name}-model.onnx")
+
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Save the model, and return its folder.
 
@@ -291,7 +295,7 @@ class Session:
         return target
 
     def export_model(self) -> Path:
-        """Write the model as one ONNX file into the studio's own folder; see `clipadapter.export.export_model`.
+        """Write the model as one ONNX file, `export_file`; see `clipadapter.export.export_model`.
 
         Raises:
             InputError: if nothing was learned yet, or the head can't be exported.
@@ -299,11 +303,9 @@ class Session:
         """
         from clipadapter.export import export_model
 
-        (model, _), folder = self._current_classifier(), self.project.root / STUDIO_FOLDER / "export"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        model, _ = self._current_classifier()
         paths = [picture.path for _, picture in self.project.contents.labelled()]
-        return Path(export_model(model, folder / "model.onnx", pictures=paths[:MAX_PARITY_PICTURES]).path)
+        return Path(export_model(model, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
 
     def classes_without_pictures(self) -> list[str]:
         """Return the classes without a readable picture: the model knows them by their names alone."""
