@@ -211,3 +211,9 @@ def test_the_page_is_written_completely_or_not_at_all(report, tmp_path):
     with pytest.raises(InputError, match="can't write"):
         report.write(tmp_path / "taken.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new", "taken.html"]
+
+
+def test_equal_calibration_errors_are_named_once(report):
+    as_calibrated = replace(report, logits=np.log(report.evaluation.model.probabilities + 1e-30))
+    text = Page(as_calibrated.to_html()).text
+    assert "%, with and without calibration." in text and "Calibration error, this model" not in text
