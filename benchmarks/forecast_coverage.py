@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def run_trial(encoder, features, labels, shots, seed):
-    """(lower end, forecast, upper end, measured accuracy)."""
+    """(lower end, forecast, upper end, measured accuracy, whether the studio shows the forecast, measured gain)."""
     rng = np.random.default_rng([shots, seed])
     names = np.unique(labels)
     names = sorted(rng.choice(names, min(int(rng.choice(CLASS_COUNTS)), len(names)), replace=False).tolist())
@@ -56,14 +56,18 @@ def run_trial(encoder, features, labels, shots, seed):
     drawn = draw(rng, rows, labels, shots)
     classifier = FewShotClassifier(encoder, cache=None)
     model = fit_project_model(classifier, text, [str(row) for row in drawn], features[drawn], labels[drawn].tolist())
-    forecast = learning_curve(model, features[drawn], labels[drawn].tolist()).forecast
+    curve = learning_curve(model, features[drawn], labels[drawn].tolist())
+    forecast = curve.forecast
+    rest = np.setdiff1d(rows, drawn)
+    now = mean_class_accuracy(model.classifier.head_.predict(features[rest]) == labels[rest], labels[rest])
     measured = []
     for _ in range(FITS_WITH_MORE):
         more = np.union1d(drawn, draw(rng, np.setdiff1d(rows, drawn), labels, MORE_SHOTS))
         others = np.setdiff1d(rows, more)
         head = create_head("auto").fit(features[more], labels[more], text=text)
         measured.append(mean_class_accuracy(head.predict(features[others]) == labels[others], labels[others]))
-    return forecast.low, forecast.value, forecast.high, float(np.mean(measured))
+    after = float(np.mean(measured))
+    return forecast.low, forecast.value, forecast.high, after, curve.shows_gain, after - now
 
 
 def draw(rng, rows, labels, count):
@@ -73,12 +77,15 @@ def draw(rng, rows, labels, count):
 
 def print_summary(title, trials):
     # In whole percents, as the studio shows them.
-    low, value, high, measured = np.round(np.array(trials).T, 2)
+    low, value, high, measured, is_shown, gain = np.round(np.array(trials, float).T, 2)
+    gains = {name: gain[is_shown == k] for k, name in enumerate(("elsewhere", "there"))}
+    gains = [f"{name} {100 * np.mean(part):.1f} points" for name, part in gains.items() if len(part)]
     contained = (low <= measured) & (measured <= high)
     print(
         f"{title}: {len(trials)} trials, measured accuracy in the interval {np.mean(contained):.0%},"
         f" length {100 * np.mean(high - low):.1f} points, mean error {100 * np.mean(abs(value - measured)):.1f},"
-        f" forecast minus measured {100 * np.mean(value - measured):+.1f}",
+        f" forecast minus measured {100 * np.mean(value - measured):+.1f}; shown in {np.mean(is_shown):.0%},"
+        f" measured gain {', '.join(gains)}",
         flush=True,
     )
 

@@ -1,13 +1,14 @@
 """Make the pictures of README.md in docs/images/: a learning curve, a report and the studio.
 
-    python scripts/make_readme_pictures.py
-    python scripts/make_readme_pictures.py --only studio
+    python scripts/make_readme_pictures.py CLOTHES
+    python scripts/make_readme_pictures.py CLOTHES --only studio
 
 The learning curve is drawn from committed records, those of the table in README.md: published CLIP ViT-B/32 features of
 nine Food-101 classes, five seeds, made by benchmarks/few_shot_features.py. The report and the studio are pages about a
-model of ``lite`` and pictures of fabric, whose licence is MIT (package conformal-clip-data). A headless Chromium
-photographs them. That needs the extras lite, demo, doctor and studio, selenium, chromium and chromedriver, and takes
-some minutes.
+model of ``lite`` and photographs of clothes, which are not in this repository: CLOTHES is a folder with ``train/`` and
+``test/`` of https://github.com/alexeygrigorev/clothing-dataset-small, whose licence is CC0 1.0. A headless Chromium
+photographs the pages. That needs the extras lite, doctor and studio, selenium, chromium and chromedriver, and takes a
+minute.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,19 @@ from PIL import Image
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.run import read_runs
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data import Dataset, textiles
+from clipadapter.data import load_dataset
 from clipadapter.report import make_report
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 RECORDS = ROOT / "benchmarks" / "results" / "food10-clip" / "learning-curve.jsonl.xz"
-SHORT_NAMES = {
-    "fabric with a global defect": "weave",
-    "fabric with a local defect": "spot",
-    "flawless fabric": "flawless",
-}
-"""Names of the classes as folders: a person who makes classes in the studio would name them like this."""
-REPORT_SHOTS, STUDIO_SHOTS, TEST_PICTURES = 32, 12, 60
-"""Pictures per class."""
+STUDIO_CLASSES = ("dress", "hat", "pants", "shoes", "t-shirt")
+STUDIO_SHOTS, STUDIO_QUEUE = 11, 3
+"""Labelled and unlabelled pictures per class."""
+TRIED_PICTURE = "shoes/00.jpg"
 CURVE_INCHES, CURVE_DPI = (5.0, 3.45), 260
 """Small, so that its letters are large where README.md shows it on half a page."""
-REPORT_SIZE, STUDIO_SIZE = (760, 524), (1280, 800)
+REPORT_SIZE, STUDIO_SIZE = (820, 566), (1280, 800)
 """Width and height of photographed pages in points; a picture has twice as many pixels."""
 MAX_BYTES = 300_000
 WAIT_SECONDS = 180
@@ -59,19 +55,20 @@ def main() -> None:
     """Make the pictures that are asked for."""
     makers = {"learning-curve": draw_curve, "report": photograph_report, "studio": photograph_studio}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clothes", type=Path, help="folder with train/ and test/, one folder per class in each")
     parser.add_argument("--only", nargs="+", choices=list(makers), default=list(makers), help="pictures to make")
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
-            image = makers[name](Path(folder))
+            image = makers[name](Path(folder), options.clothes)
         path = options.out / f"{name}.png"
         path.write_bytes(compress(image))
         sys.stdout.write(f"{path}: {path.stat().st_size // 1000} kB\n")
 
 
-def draw_curve(folder: Path) -> Image.Image:
+def draw_curve(folder: Path, _: Path) -> Image.Image:
     """The learning curve of four heads, from records."""
     path = folder / "runs.jsonl"
     path.write_bytes(lzma.decompress(RECORDS.read_bytes()))
@@ -81,29 +78,29 @@ def draw_curve(folder: Path) -> Image.Image:
     return open_png(data.getvalue())
 
 
-def photograph_report(folder: Path) -> Image.Image:
-    """The confusion matrix on the page of `clipadapter report`, with the pictures of one cell."""
-    shots, test = split_textiles(REPORT_SHOTS)
-    # Spots of a few pixels: the second size sees them.
-    model = FewShotClassifier(encoder="lite", quality="best", progress=True)
+def photograph_report(folder: Path, clothes: Path) -> Image.Image:
+    """The worst mistakes on the page of `clipadapter report`, with the most similar shots."""
+    shots = load_dataset(clothes / "train")
+    model = FewShotClassifier(encoder="lite", progress=True)
     model.fit(shots.paths, shots.labels, shots.class_names)
-    page = make_report(model, test).write(folder / "report.html")
+    page = make_report(model, load_dataset(clothes / "test"), curve=False).write(folder / "report.html")
     with open_browser(folder / "profile", REPORT_SIZE) as browser:
         browser.get(page.as_uri())
-        wait(lambda: browser.find_elements("css selector", "#matrix .cell"))
-        top = browser.execute_script("return document.querySelector('#matrix-title').getBoundingClientRect().top")
+        wait(lambda: browser.find_elements("css selector", "#worst img[src]"))
+        top = browser.execute_script("return document.querySelector('#mistakes-title').getBoundingClientRect().top")
         return photograph(browser, REPORT_SIZE, top - 24)
 
 
-def photograph_studio(folder: Path) -> Image.Image:
+def photograph_studio(folder: Path, clothes: Path) -> Image.Image:
     """The page of `clipadapter studio`, with pictures, accuracy and a prediction."""
-    shots, test = split_textiles(STUDIO_SHOTS)
-    project, queue = folder / "fabric", folder / "unlabelled"
-    for sample in shots.samples:
-        copy_picture(sample.path, project / str(sample.label), f"{sample.path.parent.name}-{sample.path.name}")
-    tried, *others = sorted(test.samples, key=lambda sample: sample.path.stem)
-    for sample in others[:20]:
-        copy_picture(sample.path, queue, f"{sample.path.parent.name}-{sample.path.name}")
+    project, queue = folder / "clothes", folder / "unlabelled"
+    tried = str((clothes / "test" / TRIED_PICTURE).resolve())
+    for name in STUDIO_CLASSES:
+        pictures = sorted((clothes / "train" / name).iterdir())
+        for picture in pictures[:STUDIO_SHOTS]:
+            copy_picture(picture, project / name, picture.name)
+        for picture in pictures[-STUDIO_QUEUE:]:
+            copy_picture(picture, queue, f"{name}-{picture.name}")
     command = [
         sys.executable,
         "-m",
@@ -124,23 +121,13 @@ def photograph_studio(folder: Path) -> Image.Image:
             with open_browser(folder / "profile", STUDIO_SIZE) as browser:
                 browser.get(json.loads(text)["url"])
                 wait(lambda: browser.find_elements("css selector", "#cs-try input[type=file]"))
-                wait(lambda: browser.find_elements("css selector", ".cs-accuracy, #cs-accuracy"))
-                browser.find_element("css selector", "#cs-try input[type=file]").send_keys(str(tried.path))
+                wait(lambda: browser.find_elements("css selector", ".cs-accuracy svg"))  # measured
+                browser.find_element("css selector", "#cs-try input[type=file]").send_keys(tried)
                 wait(lambda: browser.find_elements("css selector", ".cs-top li"))
-                time.sleep(5)  # until the curve is drawn
+                time.sleep(1)  # until the pictures are drawn
                 return photograph(browser, STUDIO_SIZE, 0)
         finally:
             server.terminate()
-
-
-def split_textiles(n_shots: int) -> tuple[Dataset, Dataset]:
-    """Shots and test pictures of fabric, the same number of each class."""
-    data = textiles().rename(SHORT_NAMES)
-    of_class = {name: [s for s in data.samples if s.label == name] for name in data.class_names}
-    # Pictures of one number are of the same cloth, so that shots and test pictures have different numbers.
-    shots = [s for samples in of_class.values() for s in samples[:n_shots]]
-    test = [s for samples in of_class.values() for s in samples[-TEST_PICTURES:]]
-    return replace(data, samples=tuple(shots)), replace(data, samples=tuple(test), name="fabric")
 
 
 def copy_picture(source: Path, folder: Path, name: str) -> None:

@@ -49,6 +49,12 @@ def test_more_shots_never_lower_the_forecast():
     assert forecasts == sorted(forecasts) and forecasts[0] > 0.5
 
 
+@pytest.mark.parametrize(("right", "rises"), [((10, 13, 17), True), ((17, 13, 10), False), ((20, 20, 20), False)])
+def test_a_curve_rises_if_nearly_all_resamples_do(right, rises):
+    correct = np.array([[1.0] * n + [0] * (20 - n) for n in right])
+    assert forecast_accuracy([1, 2, 4], correct, [0, 1] * 10, target_shots=10).rises == rises
+
+
 def test_classes_count_the_same_whatever_their_size():
     """Class 0 has 90 pictures that are always right, class 1 ten that are always wrong."""
     labels = np.repeat([0, 1], [90, 10])

@@ -1,6 +1,7 @@
 """The page in a browser: one session of headless Chromium for all tests."""
 
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -187,3 +188,22 @@ def test_the_page_does_not_scroll_sideways(page, width):
         time.sleep(0.05)  # charts are drawn again if the width changes
     assert page.execute_script(over) == 0
     assert page.execute_script("return document.documentElement.clientWidth") in range(width - 20, width + 1)
+    cut = (
+        "return [...document.querySelectorAll('.wide:has(table)')].filter((e) => e.scrollWidth > e.clientWidth).length"
+    )
+    assert page.execute_script(cut) == 0
+
+
+def test_labels_of_an_axis_do_not_touch(browser, report, tmp_path):
+    text = report.to_html()
+    assert text.count('"curve":{"shots":[1,2,4]') == 1
+    near = tmp_path / "report.html"
+    near.write_text(text.replace('"curve":{"shots":[1,2,4]', '"curve":{"shots":[1,2,3.7,4]'), encoding="utf-8")
+    resize(browser, 390)
+    browser.get(near.as_uri())
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('[data-chart=curve] text[text-anchor=middle]:not(.star)')]"
+        ".map((e) => e.getBoundingClientRect()).map((box) => [box.left, box.right])"
+    )
+    gaps = [left - right for (_, right), (left, _) in pairwise(sorted(boxes))]
+    assert len(boxes) == 4 and min(gaps) > 3  # of 0, 1, 2 and 4 shots

@@ -114,10 +114,10 @@ def test_the_doctor_checks_shots_and_test_pictures_together(model, test_part, sh
     leaks = [{picture.path for picture in leak.pictures} for leak in new_report.doctor.diagnosis.of_kind("leak")]
     assert {path} in leaks and new_report.evaluation.among_shots == 1
     html_page = Page(new_report.to_html())
-    assert (
-        "One picture in two splits" in html_page.text
-        and "One of the test pictures is among the shots" in html_page.text
-    )
+    assert "One picture in two splits" in html_page.text
+    # The leak is the headline, in place of the accuracy.
+    assert "1 of 16 test pictures is a shot of the model" in html_page.text
+    assert "classified correctly</h1>" not in new_report.to_html()
     assert model.prompts_ is not None and "27 pictures in 3 classes (train, test)" in parsed.text
 
 
@@ -211,3 +211,9 @@ def test_the_page_is_written_completely_or_not_at_all(report, tmp_path):
     with pytest.raises(InputError, match="can't write"):
         report.write(tmp_path / "taken.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new", "taken.html"]
+
+
+def test_equal_calibration_errors_are_named_once(report):
+    as_calibrated = replace(report, logits=np.log(report.evaluation.model.probabilities + 1e-30))
+    text = Page(as_calibrated.to_html()).text
+    assert "%, with and without calibration." in text and "Calibration error, this model" not in text

@@ -222,7 +222,7 @@ def test_the_prediction_of_the_tried_picture_is_updated_after_each_fit(actions, 
     perform(actions, action="upload", **{"class": "red"}, files=[upload_file(png("red", 1))])
     actions.session.wait_until_idle(30)
     actions.update_prediction(tab)
-    assert tab.prediction.shot_count == 1 and tab.prediction.sentences
+    assert tab.prediction.shot_count == 1 and tab.prediction.details
     perform(actions, action="remove-class", **{"class": "blue"})
     actions.session.wait_until_idle(30)
     actions.update_prediction(tab)

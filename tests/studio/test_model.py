@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder
 from clipadapter.heads import TextFeatures, create_head
-from clipadapter.studio.model import fit_project_model, learning_curve
+from clipadapter.metrics import AccuracyForecast
+from clipadapter.studio.model import CurvePoint, LearningCurve, fit_project_model, learning_curve
+from clipadapter.studio.panels import plot_curve
 
 
 @pytest.fixture
@@ -50,12 +55,30 @@ def test_accuracies_are_means_over_classes(scene):
     assert model.held_out_accuracy == pytest.approx(1.0) and model.shot_count == 14
 
 
-def test_a_wrong_label_is_reported_as_misclassified(scene):
+def test_the_interval_of_the_accuracy_is_wilsons(scene):
+    point = fit(scene, [*range(12), 12, 13]).held_out
+    expected = binomtest(14, 14).proportion_ci(method="wilson")
+    assert point.picture_count == 14 and point.interval == pytest.approx((expected.low, expected.high))
+
+
+def test_a_label_that_held_out_pictures_contradict_is_doubted(scene):
     X, labels, text = scene
     wrong = ["b", *labels[1:]]
     classifier = FewShotClassifier(create_encoder("toy"), cache=None)
     model = fit_project_model(classifier, text, [str(i) for i in range(18)], X, wrong)
-    assert model.misclassified == {"0": "a"}
+    assert model.doubts == {"0": "Held out, it was predicted as “a”."}
+
+
+def test_labels_of_pictures_of_no_class_are_doubted(scene):
+    """Ten pictures of something else in class "b": held out, they are predicted as "b", since they are alike."""
+    X, labels, text = scene
+    strangers = np.eye(32, dtype=np.float32)[9] + 0.1 * np.random.default_rng(1).standard_normal((10, 32))
+    X = np.concatenate([X[:12], strangers]).astype(np.float32)
+    classifier = FewShotClassifier(create_encoder("toy"), "linear-probe", cache=None)
+    keys = [str(i) for i in range(22)]
+    model = fit_project_model(classifier, text, keys, X, [*labels[:12], *["b"] * 10])
+    # The text of "b" has a cosine of about 0.87 with its six pictures, and of about 0 with all others.
+    assert {*keys[12:]} >= {*model.doubts} and len(model.doubts) > 5
 
 
 def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
@@ -126,7 +149,7 @@ def test_a_class_without_pictures_is_left_out_of_the_accuracy(scene):
         accuracies = [[point.accuracy for point in learning_curve(model, *few, measured_on).points] for model in models]
         assert accuracies[0] == pytest.approx(accuracies[1])
     assert models[0].held_out_accuracy == models[1].held_out_accuracy
-    assert "empty" not in models[1].misclassified.values()
+    assert not any("empty" in doubt for doubt in models[1].doubts.values())
 
 
 def test_the_forecast_needs_four_pictures_per_class(scene):
@@ -135,3 +158,13 @@ def test_the_forecast_needs_four_pictures_per_class(scene):
         rows = [6 * k + i for k in range(3) for i in range(count)]
         curve = learning_curve(fit(scene, rows, "tip-adapter"), X[rows], [labels[i] for i in rows])
         assert (curve.forecast is not None) == has_forecast and curve.forecast_shots == count + 10
+        assert not curve.shows_gain  # all is right already: more pictures bring no gain
+
+
+def test_a_forecast_is_shown_only_above_the_last_point():
+    curve = LearningCurve(
+        (CurvePoint(1, 0.5, np.ones((1, 20))), CurvePoint(2, 0.8, np.ones((1, 20)))), forecast_shots=12
+    )
+    for value, rises in ((0.9, True), (0.9, False), (0.79, True)):
+        shown = replace(curve, forecast=AccuracyForecast(value, 0.6, 0.95, rises))
+        assert shown.shows_gain == (plot_curve(shown).forecast is not None) == (value > 0.8 and rises)

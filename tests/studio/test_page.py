@@ -84,8 +84,10 @@ def test_only_the_page_and_exported_files_are_served(page, png, tmp_path, local)
         assert get(f"{url}gradio_api/file={path}")[0] == 403
     made = page.session.project.root / ".studio" / "export" / "model.zip"
     made.parent.mkdir()
-    made.write_bytes(b"zip")
-    assert get(f"{url}gradio_api/file={made}") == (200, "zip")
+    for path in (made, page.session.export_file):
+        path.write_bytes(b"a model")
+        assert get(f"{url}gradio_api/file={path}") == (200, "a model")
+    assert page.session.export_file == tmp_path / "p-model.onnx"  # beside the project, not in a hidden folder
     assert all(address[0] in ("127.0.0.1", "::1") for address in local)
 
 

@@ -64,7 +64,8 @@ def test_predictions_are_explained_by_labelled_pictures(session):
     assert state.curve.points[0].shots_per_class == 0 and not state.curve.is_on_test
     assert state.activity == state.error == ""
     prediction = session.predict(Image.open(io.BytesIO(noisy("red", 9).data)))
-    assert prediction.top[0][0] == "red" and prediction.shot_count == 8 and "leads 'blue'" in prediction.sentences[0]
+    assert prediction.top[0][0] == "red" and prediction.shot_count == 8 and "leads 'blue'" in prediction.details[0]
+    assert prediction.reason.startswith("4 of the 5 most similar pictures are labelled “red”.")
     assert prediction.nearest[0].label == "red" and prediction.nearest[0].similarity > prediction.nearest[-1].similarity
     first = session.project.contents.classes["red"][0]
     assert session.predict(first.path).labelled_as == "red"

@@ -8,7 +8,7 @@ from clipadapter.metrics.calibration import (
 )
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at, risk_coverage
 from clipadapter.metrics.evaluation import ClassReport, Evaluation, Predictions, evaluate, mean_sd
-from clipadapter.metrics.extrapolation import forecast_accuracy
+from clipadapter.metrics.extrapolation import AccuracyForecast, forecast_accuracy
 from clipadapter.metrics.intervals import (
     Estimate,
     MetricsWithIntervals,
@@ -25,6 +25,7 @@ from clipadapter.metrics.multilabel import (
 from clipadapter.metrics.table import METRICS, MetricInfo, check_metrics, metrics_shown
 
 __all__ = [
+    "AccuracyForecast",
     "METRICS",
     "ClassReport",
     "Estimate",

@@ -10,6 +10,7 @@ Letters: r fits, m pictures, B resamples.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,17 @@ PRIOR_WEIGHT = 0.5
 interval has length zero if every prediction is right."""
 
 
+@dataclass(frozen=True)
+class AccuracyForecast(Estimate):
+    """An accuracy with more shots per class, with its 95 % interval.
+
+    Args:
+        rises: whether the fitted curve rises in at least 97.5 % of the resamples.
+    """
+
+    rises: bool = False
+
+
 def forecast_accuracy(
     shots: ArrayLike,
     correct: ArrayLike,
@@ -36,7 +48,7 @@ def forecast_accuracy(
     target_shots: float,
     resamples: int = 1000,
     seed: int = 0,
-) -> Estimate | None:
+) -> AccuracyForecast | None:
     """Forecast the accuracy of a model with more shots per class, from fits to fewer shots.
 
     The interval is that of a Bayesian bootstrap (Rubin 1981) over pictures and fits. It is for the accuracy on new
@@ -80,12 +92,12 @@ def forecast_accuracy(
     rng = np.random.default_rng(seed)
     accuracies = _resample(n, levels, right, classes, resamples, rng)
     exponents = rng.uniform(MIN_EXPONENT, MAX_EXPONENT, resamples)
-    predicted = _predict(levels, accuracies, exponents, target_shots)
+    predicted, slopes = _predict(levels, accuracies, exponents, target_shots)
     pictures = (~np.isnan(right)).any(axis=0).sum()
     one_right, one_wrong = rng.gamma(PRIOR_WEIGHT, size=(2, resamples))
     predicted = (pictures * predicted + one_right) / (pictures + one_right + one_wrong)
     low, middle, high = np.quantile(predicted, [0.025, 0.5, 0.975])
-    return Estimate(float(middle), float(low), float(high))
+    return AccuracyForecast(float(middle), float(low), float(high), rises=bool(np.quantile(slopes, 0.025) > 0))
 
 
 def _resample(n: Array, levels: Array, right: Array, classes: Array, resamples: int, rng: np.random.Generator) -> Array:
@@ -112,11 +124,14 @@ def _resample(n: Array, levels: Array, right: Array, classes: Array, resamples: 
     return accuracies
 
 
-def _predict(levels: Array, accuracies: Array, exponents: Array, shots: float) -> Array:
-    """(B,) accuracy at a number of shots: least squares for a and b >= 0, for each resample with its own exponent."""
+def _predict(levels: Array, accuracies: Array, exponents: Array, shots: float) -> tuple[Array, Array]:
+    """(B,) accuracy at a number of shots and (B,) slopes b of a least-squares fit of each resample.
+
+    Each resample has its own exponent. The accuracy is that for b >= 0: more shots never lower it.
+    """
     c = exponents[:, None]
     x = (1 - levels**-c) / c  # (B, levels); log n in the limit of c to 0
     x_mean, y_mean = x.mean(axis=1, keepdims=True), accuracies.mean(axis=1, keepdims=True)
     slope = ((x - x_mean) * (accuracies - y_mean)).sum(axis=1) / ((x - x_mean) ** 2).sum(axis=1)
     at = (1 - shots**-exponents) / exponents
-    return np.asarray(np.clip(y_mean[:, 0] + np.maximum(slope, 0) * (at - x_mean[:, 0]), 0, 1))
+    return np.clip(y_mean[:, 0] + np.maximum(slope, 0) * (at - x_mean[:, 0]), 0, 1), slope

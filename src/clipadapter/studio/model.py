@@ -25,7 +25,7 @@ from clipadapter.explain import explain
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
-from clipadapter.metrics import Estimate, forecast_accuracy
+from clipadapter.metrics import AccuracyForecast, forecast_accuracy, wilson_interval
 from clipadapter.prediction import softmax
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
@@ -37,6 +37,9 @@ MORE_SHOTS = 10
 """Pictures per class to add in the forecast."""
 MAX_CURVE_SHOTS = 32
 """Most shots per class of a point that is drawn."""
+MAX_UNLIKE_SCORE, MIN_NAME_SCORE = 0.5, 2.0
+"""Of `find_unlike_names`, in standard deviations of the pictures of other classes: below the first, a class name does
+not fit a picture; it counts if it fits a quarter of its class by more than the second. Chosen on four data sets."""
 MAX_PREDICTED_CLASSES = 5
 MAX_NEIGHBOURS = 5
 SAME_PICTURE_SIMILARITY = 1 - 1e-6
@@ -55,7 +58,7 @@ class ProjectModel:
         unlabelled_count: number of unlabelled pictures that the head was given.
         zero_shot_accuracy: accuracy of the class names alone, mean over classes; None without labelled pictures.
         held_out: accuracy on held-out labelled pictures; None if none can be held out.
-        misclassified: predicted class of each held-out picture whose prediction is wrong, by key.
+        doubts: why the label of a picture may be wrong, as a sentence, by key.
         fit_seconds: duration of the fit.
     """
 
@@ -67,7 +70,7 @@ class ProjectModel:
     unlabelled_count: int = 0
     zero_shot_accuracy: float | None = None
     held_out: CurvePoint | None = None
-    misclassified: Mapping[str, str] = field(default_factory=dict)
+    doubts: Mapping[str, str] = field(default_factory=dict)
     fit_seconds: float = 0.0
 
     @property
@@ -136,18 +139,29 @@ def fit_project_model(
     classifier.fit_features(support, text, unlabelled=unlabelled)
     n_unlabelled = 0 if unlabelled is None else len(unlabelled)
     label_indices = _to_indices(labels, text.labels)
-    best = _predict_among(zero_shot.logits(support.final), label_indices)
+    name_logits = zero_shot.logits(support.final)
+    best = _predict_among(name_logits, label_indices)
     zero_shot_accuracy = mean_class_accuracy(best == label_indices, label_indices)
     fit_seconds = time.perf_counter() - start
     held_out = out_of_fold(classifier.head_, features, np.asarray(labels), text, strategies=("own", "folds"))
-    if held_out is None:
-        return ProjectModel(
-            text, zero_shot, classifier, blocks, len(labels), n_unlabelled, zero_shot_accuracy, fit_seconds=fit_seconds
-        )
-    rows = held_out.first_per_shot
-    predicted = _predict_among(rows.logits, label_indices)
-    correct = np.full((1, len(labels)), np.nan)
-    correct[0, rows.rows] = predicted == rows.labels
+    point, doubts = (
+        None,
+        {
+            keys[i]: f"The name “{labels[i]}” fits it no better than pictures of other classes."
+            for i in np.flatnonzero(find_unlike_names(name_logits, label_indices)).tolist()
+        },
+    )
+    if held_out is not None:
+        rows = held_out.first_per_shot
+        predicted = _predict_among(rows.logits, label_indices)
+        correct = np.full((1, len(labels)), np.nan)
+        correct[0, rows.rows] = predicted == rows.labels
+        point = CurvePoint.of_fits(held_out.shots_per_class, correct, label_indices)
+        wrong = predicted != rows.labels
+        doubts |= {
+            keys[row]: f"Held out, it was predicted as “{text.labels[k]}”."
+            for row, k in zip(rows.rows[wrong], predicted[wrong], strict=True)
+        }
     return ProjectModel(
         text,
         zero_shot,
@@ -156,12 +170,33 @@ def fit_project_model(
         len(labels),
         n_unlabelled,
         zero_shot_accuracy,
-        held_out=CurvePoint.of_fits(held_out.shots_per_class, correct, label_indices),
-        misclassified={
-            keys[row]: text.labels[k] for row, k, t in zip(rows.rows, predicted, rows.labels, strict=True) if k != t
-        },
+        held_out=point,
+        doubts=doubts,
         fit_seconds=fit_seconds,
     )
+
+
+def find_unlike_names(logits: Array, labels: Array) -> Array:
+    """(m,) whether a class name fits a picture of its class no better than pictures of the other classes.
+
+    Held-out predictions don't find pictures of no class of the project: they are alike, so that each confirms the label
+    of the others. A name counts only if it clearly fits a quarter of the pictures of its class.
+
+    Args:
+        logits: (m, c) of the class names alone.
+        labels: (m,) positions of the classes.
+
+    >>> logits = np.array([[5.0, 0], [4, 1], [5, 1], [0, 1], [1, 5], [0, 4], [1, 4]])
+    >>> find_unlike_names(logits, np.array([0, 0, 0, 0, 1, 1, 1])).nonzero()[0]
+    array([3])
+    """
+    is_unlike = np.zeros(len(labels), bool)
+    for k in np.unique(labels):
+        own, others = logits[labels == k, k], logits[labels != k, k]
+        if len(others) > 1 and (deviation := others.std()) > 0:
+            scores = (own - others.mean()) / deviation
+            is_unlike[labels == k] = (scores < MAX_UNLIKE_SCORE) & (np.quantile(scores, 0.75) > MIN_NAME_SCORE)
+    return is_unlike
 
 
 # ---- Learning curve ----
@@ -180,6 +215,16 @@ class CurvePoint:
     shots_per_class: float
     accuracy: float
     correct: Array
+
+    @property
+    def picture_count(self) -> int:
+        """Number of pictures that were predicted by a fit that did not see them."""
+        return int((~np.isnan(self.correct)).any(axis=0).sum())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy on new pictures (Wilson), as if all classes had as many pictures."""
+        return wilson_interval(self.accuracy, self.picture_count)
 
     @classmethod
     def of_fits(cls, shots_per_class: float, correct: Array, labels: Array) -> CurvePoint:
@@ -201,7 +246,12 @@ class LearningCurve:
     points: tuple[CurvePoint, ...]
     is_on_test: bool = False
     forecast_shots: float = 0.0
-    forecast: Estimate | None = None
+    forecast: AccuracyForecast | None = None
+
+    @property
+    def shows_gain(self) -> bool:
+        """Whether the forecast is clearly above the last point. Else it says nothing about more pictures."""
+        return self.forecast is not None and self.forecast.rises and self.forecast.value > self.points[-1].accuracy
 
 
 def learning_curve(
@@ -337,14 +387,16 @@ class ExplainedPrediction:
     Args:
         top: (class, probability), most probable first.
         shot_count: labelled pictures that the model was fitted to; 0 if it used the class names alone.
-        sentences: explanation.
+        reason: why, in a sentence or two without technical terms.
+        details: the explanation in numbers, as sentences.
         nearest: most similar labelled pictures.
         labelled_as: class of the picture if it is a labelled one.
     """
 
     top: tuple[tuple[str, float], ...]
     shot_count: int
-    sentences: tuple[str, ...] = ()
+    reason: str = ""
+    details: tuple[str, ...] = ()
     nearest: tuple[SimilarPicture, ...] = ()
     labelled_as: str | None = None
 
@@ -377,7 +429,24 @@ def explain_prediction(
     return ExplainedPrediction(
         explanation.prediction.top,
         model.shot_count,
+        _describe_reason(explanation.label, explanation.text_label, [one.label for one in nearest]),
         tuple(explanation.sentences()[1:]),  # the first one repeats the probabilities
         nearest,
         same[0] if same else None,
     )
+
+
+def _describe_reason(label: str, name_label: str | None, nearest: Sequence[str]) -> str:
+    """Say what the most similar pictures and the class names say about a prediction.
+
+    >>> _describe_reason("cat", "dog", ["cat", "cat", "dog"])
+    '2 of the 3 most similar pictures are labelled “cat”. By the class names alone, it would be “dog”.'
+    """
+    votes = list(nearest).count(label)
+    share = f"All {votes}" if votes == len(nearest) else f"{votes or 'None'} of the {len(nearest)}"
+    sentences = [f"{share} most similar pictures are labelled “{label}”."] if len(nearest) > 1 else []
+    if name_label == label:
+        sentences.append("The class names alone say the same.")
+    elif name_label is not None:
+        sentences.append(f"By the class names alone, it would be “{name_label}”.")
+    return " ".join(sentences)

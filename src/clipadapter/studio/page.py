@@ -70,7 +70,10 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
                 primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
             ),
             "head": f"<style>{read_asset(PACKAGE, 'studio.css')}</style>",
-            "allowed_paths": [str(folder_without_links(self.session.project.root, STUDIO_FOLDER, EXPORT_FOLDER))],
+            "allowed_paths": [
+                str(folder_without_links(self.session.project.root, STUDIO_FOLDER, EXPORT_FOLDER)),
+                str(self.session.export_file),
+            ],
             "footer_links": [],
             "run_history": False,
             "max_file_size": MAX_UPLOAD_SIZE,
@@ -95,6 +98,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             "render": False,
         }
         parts = {name: gr.HTML(elem_id=f"cs-{name}", **html_options) for name in PANELS}
+        gr.HTML(self._panels.render_help(), elem_id="cs-help", apply_default_css=False)
         parts["status"].render()
         with gr.Row(elem_id="cs-columns"):
             with gr.Column(scale=1, min_width=330):

@@ -68,6 +68,13 @@ class Panels:
         tab.rendered_versions = (state.version, contents.revision)
         return changed
 
+    def render_help(self) -> str:
+        """Return the HTML of the head of the page."""
+        session = self.session
+        paths = {"project": session.project.root, "model": session.default_model_folder, "export": session.export_file}
+        values = {name: printable(path) for name, path in paths.items()}
+        return _template_environment().get_template("help.html").render(values)
+
     def _close_removed(self, tab: Tab, contents: Contents) -> None:
         """Close classes and pictures of a tab that do not exist any more."""
         if tab.open_picture and contents.label(tab.open_picture) is None:
@@ -97,28 +104,29 @@ class Panels:
         return suggest_next_step(contents, has_guess, is_saved)
 
     def _classes(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
-        misclassified = state.model.misclassified if state.model is not None else {}
+        doubts = state.model.doubts if state.model is not None else {}
         max_pictures = max(1, min(CLASS_PICTURES, PAGE_PICTURES // max(len(contents.classes), 1)))
         cards = []
         for name, pictures in contents.classes.items():
             readable = [one for one in pictures if one.key not in state.unreadable]
             unreadable = [one for one in pictures if one.key in state.unreadable]
-            newest_first = sorted(readable, key=lambda one: -one.stamp[3])
-            visible = newest_first[: OPEN_CLASS_PICTURES if name == tab.open_class else max_pictures]
+            doubtful_first = sorted(readable, key=lambda one: (one.key not in doubts, -one.stamp[3]))  # then the newest
+            visible = doubtful_first[: OPEN_CLASS_PICTURES if name == tab.open_class else max_pictures]
             urls = self._thumbnails.urls(visible, SMALL_PIXELS)
             cards.append(
                 {
                     "name": name,
                     "count": len(readable),
+                    "doubt_count": sum(one.key in doubts for one in readable),
                     "hidden_count": len(readable) - len(visible),
                     "is_open": name == tab.open_class,
                     "is_renaming": name == tab.renamed_class,
                     "pictures": [
-                        (one.key, url, misclassified.get(one.key, ""), number)
+                        (one.key, url, doubts.get(one.key, ""), number)
                         for number, (one, url) in enumerate(zip(visible, urls, strict=True), start=1)
                     ],
                     "unreadable": [(printable(one.path.name), state.unreadable[one.key]) for one in unreadable],
-                    "open_picture": self._open_picture(tab, name, contents, misclassified),
+                    "open_picture": self._open_picture(tab, name, contents, doubts),
                 }
             )
         return {
@@ -129,7 +137,7 @@ class Panels:
         }
 
     def _open_picture(
-        self, tab: Tab, class_name: str, contents: Contents, misclassified: Mapping[str, str]
+        self, tab: Tab, class_name: str, contents: Contents, doubts: Mapping[str, str]
     ) -> dict[str, str] | None:
         if not tab.open_picture or contents.label(tab.open_picture) != class_name:
             return None
@@ -138,7 +146,7 @@ class Panels:
             "key": picture.key,
             "url": self._thumbnails.urls([picture], LARGE_PIXELS)[0],
             "file": printable(picture.path.name),
-            "predicted": misclassified.get(picture.key, ""),
+            "doubt": doubts.get(picture.key, ""),
         }
 
     def _queue(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
@@ -303,11 +311,13 @@ class CurvePlot:
         points: (x, y, label of the axis, description) of the measured points, at equal distances.
         forecast: the same of the forecast; None if there is none.
         forecast_ends: y of the upper and the lower end of its interval.
+        last_ends: the same of the last measured point.
     """
 
     points: tuple[tuple[float, float, str, str], ...]
     forecast: tuple[float, float, str, str] | None = None
     forecast_ends: tuple[float, float] = (0.0, 0.0)
+    last_ends: tuple[float, float] = (0.0, 0.0)
 
 
 PLOT_WIDTH, PLOT_HEIGHT = 400, 150
@@ -322,7 +332,7 @@ def plot_curve(curve: LearningCurve) -> CurvePlot:
     >>> plot_curve(curve).points
     ((0.0, 75.0, 'names', 'names alone: 50 %'), (400.0, 0.0, '1', '1 per class: 100 %'))
     """
-    count = len(curve.points) + (curve.forecast is not None)
+    count = len(curve.points) + curve.shows_gain
     step = PLOT_WIDTH / max(count - 1, 1)
 
     def place(i: int, accuracy: float, shots: float) -> tuple[float, float, str, str]:
@@ -332,11 +342,13 @@ def plot_curve(curve: LearningCurve) -> CurvePlot:
 
     points = tuple(place(i, point.accuracy, point.shots_per_class) for i, point in enumerate(curve.points))
     forecast = curve.forecast
-    if forecast is None or forecast.low is None or forecast.high is None:
+    if not curve.shows_gain or forecast is None or forecast.low is None or forecast.high is None:
         return CurvePlot(points)
     x, y, tick, text = place(count - 1, forecast.value, curve.forecast_shots)
     text = f"{text}, 95 % interval {100 * forecast.low:.0f} to {100 * forecast.high:.0f} % (forecast)"
-    return CurvePlot(points, (x, y, tick, text), (_plot_y(forecast.high), _plot_y(forecast.low)))
+    low, high = curve.points[-1].interval
+    ends = (_plot_y(forecast.high), _plot_y(forecast.low))
+    return CurvePlot(points, (x, y, tick, text), ends, (_plot_y(high), _plot_y(low)))
 
 
 def _plot_y(accuracy: float) -> float:
@@ -352,8 +364,9 @@ def _summarize(contents: Contents, state: SessionState) -> str:
         f"{len(contents.unlabelled)} unlabelled",
     ]
     model = state.model
-    if model is not None and model.held_out_accuracy is not None:
-        parts.append(f"{100 * model.held_out_accuracy:.0f} % of held-out pictures correct")
+    if model is not None and model.held_out is not None:
+        low, high = model.held_out.interval
+        parts.append(f"{100 * model.held_out.accuracy:.0f} % right ({100 * low:.0f} to {100 * high:.0f})")
     return " · ".join(parts)
 
 

@@ -23,7 +23,7 @@ from clipadapter.classifier.encoder import (
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import ClipAdapterError, InputError
-from clipadapter.files import printable
+from clipadapter.files import path_without_links, printable
 from clipadapter.heads import create_head, head_info
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
@@ -36,7 +36,7 @@ from clipadapter.studio.model import (
     learning_curve,
 )
 from clipadapter.studio.pictures import PictureFile
-from clipadapter.studio.project import EXPORT_FOLDER, Project, studio_path
+from clipadapter.studio.project import Project
 from clipadapter.studio.quality import why_no_choice, why_no_unlabelled
 from clipadapter.studio.selection import margins, select_for_labelling
 
@@ -256,6 +256,15 @@ class Session:
         """The folder beside the project that the model is saved to if a person chooses no other."""
         return self.project.root.with_name(f"{self.project.root.name}-model")
 
+    @property
+    def export_file(self) -> Path:
+        """The file beside the project that an exported model is written to, as `clipadapter export` would.
+
+        Raises:
+            InputError: if it is a link, since the page serves it.
+        """
+        return path_without_links(self.project.root.parent, f"{self.project.root.name}-model.onnx")
+
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Save the model, and return its folder.
 
@@ -291,7 +300,7 @@ class Session:
         return target
 
     def export_model(self) -> Path:
-        """Write the model as one ONNX file into the studio's own folder; see `clipadapter.export.export_model`.
+        """Write the model as one ONNX file, `export_file`; see `clipadapter.export.export_model`.
 
         Raises:
             InputError: if nothing was learned yet, or the head can't be exported.
@@ -300,9 +309,8 @@ class Session:
         from clipadapter.export import export_model
 
         model, _ = self._current_classifier()
-        target = studio_path(self.project.root, EXPORT_FOLDER, "model.onnx")
         paths = [picture.path for _, picture in self.project.contents.labelled()]
-        return Path(export_model(model, target, pictures=paths[:MAX_PARITY_PICTURES]).path)
+        return Path(export_model(model, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
 
     def classes_without_pictures(self) -> list[str]:
         """Return the classes without a readable picture: the model knows them by their names alone."""

@@ -285,7 +285,7 @@
     for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9; n++) values.push(+(n * step).toFixed(10));
     return values;
   }
-  const LABEL_LETTER = 7.6, WIDE_CHART = 560;
+  const MIN_TICK_DISTANCE = 26, LABEL_LETTER = 7.6, WIDE_CHART = 560;
   const innerWidth = (host) => Math.max(240, host.clientWidth - parseFloat(getComputedStyle(host).paddingLeft) * 2);
   function axes(host, about) {
     const width = innerWidth(host);
@@ -298,7 +298,11 @@
       plot.append(draw("line", { class: "grid", x1: left, x2: width - right, y1: y(at), y2: y(at) }));
       plot.append(draw("text", { x: left - 8, y: y(at) + 4, "text-anchor": "end" }, about.yname ? about.yname(at) : +(100 * at).toFixed(6)));
     }
-    for (const at of about.xticks) {
+    // The last label stands; one before it that would touch the next is left out.
+    let next = Infinity;
+    for (const at of about.xticks.slice().reverse()) {
+      if (next - x(at) < MIN_TICK_DISTANCE) continue;
+      next = x(at);
       plot.append(draw("text", { x: x(at), y: height - bottom + 18, "text-anchor": "middle" }, about.xname ? about.xname(at) : +(100 * at).toFixed(6)));
     }
     plot.append(draw("text", { x: left, y: 13 }, about.ylabel));

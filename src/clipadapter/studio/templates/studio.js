@@ -104,6 +104,7 @@ element.addEventListener('change', (event) => {
   if (!input.matches('input[type=file]') || !input.files.length) return;
   const files = [...input.files];
   input.value = '';
+  input.blur();  // the number keys label the next picture while nothing has the focus
   sendFiles(files, input.dataset.upload, input.closest('[data-drop]'));
 });
 for (const [kind, isOver] of [['dragover', true], ['dragleave', false], ['drop', false]]) {
