@@ -55,7 +55,7 @@ def test_final_alone_gives_what_it_gave_without_blocks():
     assert (
         plain.state().keys()
         == named.state().keys()
-        == {"centre_", "weight_", "bias_", "text_", "trust_", "spread_"} | ({"shots_", "dual_"} & plain.state().keys())
+        == {"centre_", "weight_", "bias_", "text_", "text_weight_", "spread_"} | ({"shots_", "dual_"} & plain.state().keys())
     )
     assert all(np.array_equal(value, named.state()[name]) for name, value in plain.state().items())
     assert named.used_blocks() == ("final",) and named.block_shares() == {"final": 1.0}

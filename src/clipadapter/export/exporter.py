@@ -176,7 +176,7 @@ def _check_target(path: Path, export_format: ExportFormat) -> Path:
     if (path.suffix if companions else path.suffix.lower()) != suffix:
         raise InputError(f"{path} does not end with {suffix}: give a name that ends with {suffix}")
     try:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             path.stat()  # Path.resolve raises no error for a link to itself from Python 3.13 on
         target = path.resolve()
         for file in (target, *export_format.companions(target)):

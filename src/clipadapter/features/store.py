@@ -254,7 +254,7 @@ class FeatureStore:
         if file_format != FORMAT:
             raise StoreError(
                 f"{self.path} has format {file_format}, this version reads {FORMAT}: give another path for the feature "
-                "store, or use the version that made it"
+                "store, or delete it, which costs the time to compute the features again"
             )
         # A file that can't be written fails now, not after the first batch.
         for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {FORMAT}", "ROLLBACK"):

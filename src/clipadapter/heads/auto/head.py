@@ -139,8 +139,8 @@ class Auto(Head):
     """(c,)."""
     text_: Tensor | None = field(init=False)
     """(c, d) class text."""
-    trust_: float = field(init=False)
-    """Weight of the zero-shot logits of unit spread, in total; 0 without text. The name is that of saved models."""
+    text_weight_: float = field(init=False)
+    """Weight of the zero-shot logits of unit spread, in total; 0 without text."""
     spread_: float = field(init=False)
     """Standard deviation of the cosines to the class texts over the classes."""
     shots_: Tensor | None = field(init=False)
@@ -194,7 +194,7 @@ class Auto(Head):
             if shots.further_blocks and held_out is None:
                 weights["ridge"] *= ONE_SHOT_RIDGE_RATIO
         teacher_weights = dict(weights)
-        self.trust_ = weights.pop("text", inputs.inverse_temperature)
+        self.text_weight_ = weights.pop("text", inputs.inverse_temperature)
         self._fit_experts(inputs, weights, noise, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
             # Only where no shot was held out are the logits of the shots themselves read.
@@ -211,7 +211,7 @@ class Auto(Head):
     def _fit_multilabel(self, shots: SupportSet) -> None:
         mixture = fit_multilabel(shots, self.folds, self.seed)
         self.centre_, self.weight_, self.bias_ = mixture.centre, mixture.weight, mixture.bias
-        self.text_, self.trust_, self.spread_ = mixture.text, mixture.text_weight, mixture.spread
+        self.text_, self.text_weight_, self.spread_ = mixture.text, mixture.text_weight, mixture.spread
         self.shots_ = self.dual_ = None
         self.block_centre_, self.block_weight_ = mixture.block_centre, mixture.block_weight
         self.block_share_ = mixture.block_share
@@ -314,7 +314,7 @@ class Auto(Head):
         """Multiply the logits of ``final`` by a factor; classes without shots and without text keep their bias."""
         self.weight_ *= factor
         self.bias_[classes] = factor * self.bias_[classes]
-        self.trust_ *= factor
+        self.text_weight_ *= factor
         if self.dual_ is not None:
             self.dual_ *= factor
 
@@ -403,7 +403,7 @@ class Auto(Head):
             expert, factor = fitted.centred(), weight / noise[name]
             self.weight_[classes] += factor * expert.weight
             self.bias_[classes] += factor * expert.bias
-            self.trust_ += factor * expert.text_weight
+            self.text_weight_ += factor * expert.text_weight
             if expert.dual is not None:
                 self.shots_, self.dual_ = expert.support, inputs.z.new_zeros(len(inputs.z), n_classes)
                 self.dual_[:, classes] = factor * expert.dual
@@ -415,7 +415,7 @@ class Auto(Head):
         if self.text_ is None:
             return None
         rows = torch.as_tensor(own.rows)
-        logits = own.logit_scale_ratio * (self.trust_ / self.spread_ * centre_logits(x[rows] @ self.text_.T))
+        logits = own.logit_scale_ratio * (self.text_weight_ / self.spread_ * centre_logits(x[rows] @ self.text_.T))
         logits[:, classes] = torch.as_tensor(own.logits).to(logits.dtype)
         return replace(own, logits=logits.cpu().numpy(), labels=classes.cpu().numpy()[own.labels])
 
@@ -430,7 +430,7 @@ class Auto(Head):
         cosines = x @ text.to(x.dtype).T
         # Softmax sees only differences between classes, and the experts were fitted to centred logits. The sigmoid of
         # multi-label images sees each cosine itself.
-        return self.trust_ / self.spread_ * (cosines if self.task_ == "multilabel" else centre_logits(cosines))
+        return self.text_weight_ / self.spread_ * (cosines if self.task_ == "multilabel" else centre_logits(cosines))
 
     def _logits(self, X: Tensor) -> Tensor:
         logits = self._final_logits(self._final(X))
