@@ -1,14 +1,15 @@
-"""Make the pictures of README.md in docs/images/: a learning curve, a report and the studio.
+"""Make the pictures of README.md in docs/images/: the demo, a learning curve, a report and the studio.
 
     python scripts/make_readme_pictures.py CLOTHES
     python scripts/make_readme_pictures.py CLOTHES --only studio
 
 The learning curve is drawn from committed records, those of the table in README.md: published CLIP ViT-B/32 features of
-nine Food-101 classes, five seeds, made by benchmarks/few_shot_features.py. The report and the studio are pages about a
+nine Food-101 classes, five seeds, made by benchmarks/few_shot_features.py. The demo has pictures
+of fabric, whose licence is MIT (package conformal-clip-data). The report and the studio are pages about a
 model of ``lite`` and photographs of clothes, which are not in this repository: CLOTHES is a folder with ``train/`` and
 ``test/`` of https://github.com/alexeygrigorev/clothing-dataset-small, whose licence is CC0 1.0. A headless Chromium
-photographs the pages. That needs the extras lite, doctor and studio, selenium, chromium and chromedriver, and takes a
-minute.
+photographs the pages. That needs the extras demo, doctor and studio, selenium, chromium and chromedriver, and takes some
+minutes.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ STUDIO_CLASSES = ("dress", "hat", "pants", "shoes", "t-shirt")
 STUDIO_SHOTS, STUDIO_QUEUE = 11, 3
 """Labelled and unlabelled pictures per class."""
 TRIED_PICTURE = "shoes/00.jpg"
+DEMO_ROWS = (0.3, 0.756)
+"""Top and bottom of these rows, as shares of the height of the sheet."""
 CURVE_INCHES, CURVE_DPI = (5.0, 3.45), 260
 """Small, so that its letters are large where README.md shows it on half a page."""
 REPORT_SIZE, STUDIO_SIZE = (820, 566), (1280, 800)
@@ -53,7 +56,7 @@ WAIT_SECONDS = 180
 
 def main() -> None:
     """Make the pictures that are asked for."""
-    makers = {"learning-curve": draw_curve, "report": photograph_report, "studio": photograph_studio}
+    makers = {"demo": crop_demo, "learning-curve": draw_curve, "report": photograph_report, "studio": photograph_studio}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clothes", type=Path, help="folder with train/ and test/, one folder per class in each")
     parser.add_argument("--only", nargs="+", choices=list(makers), default=list(makers), help="pictures to make")
@@ -66,6 +69,14 @@ def main() -> None:
         path = options.out / f"{name}.png"
         path.write_bytes(compress(image))
         sys.stdout.write(f"{path}: {path.stat().st_size // 1000} kB\n")
+
+
+def crop_demo(folder: Path, _: Path) -> Image.Image:
+    """The second and third of the four rows of the sheet of `clipadapter demo`: local defects, and flawless fabric."""
+    subprocess.run([sys.executable, "-m", "clipadapter", "demo", "--out", str(folder / "demo")], check=True)
+    sheet = Image.open(folder / "demo" / "answers.png").convert("RGB")
+    top, bottom = (round(share * sheet.height) for share in DEMO_ROWS)
+    return sheet.crop((0, top, sheet.width, bottom))
 
 
 def draw_curve(folder: Path, _: Path) -> Image.Image:
