@@ -340,6 +340,7 @@ class ExplainedPrediction:
         sentences: explanation.
         nearest: most similar labelled pictures.
         labelled_as: class of the picture if it is a labelled one.
+        unlike: why the picture is unlike every class; else None.
     """
 
     top: tuple[tuple[str, float], ...]
@@ -347,6 +348,7 @@ class ExplainedPrediction:
     sentences: tuple[str, ...] = ()
     nearest: tuple[SimilarPicture, ...] = ()
     labelled_as: str | None = None
+    unlike: str | None = None
 
 
 def explain_prediction(
@@ -380,4 +382,5 @@ def explain_prediction(
         tuple(explanation.sentences()[1:]),  # the first one repeats the probabilities
         nearest,
         same[0] if same else None,
+        explanation.prediction.reason if explanation.prediction.unlike_every_class else None,
     )

@@ -24,7 +24,18 @@ def test_one_picture(squares, model, run):
 def test_json_lines(squares, model, run):
     path = squares / "green" / "1.png"
     (found,) = records(run("predict", model, path, "--top", 2, "--json"))
-    assert list(found) == ["source", "label", "probability", "top", "nearest", "reason", "labels", "error"]
+    assert list(found) == [
+        "source",
+        "label",
+        "probability",
+        "top",
+        "nearest",
+        "unlike_every_class",
+        "ood_score",
+        "reason",
+        "labels",
+        "error",
+    ]
     assert (found["source"], found["label"], found["error"]) == (str(path), "green", None)
     assert [set(one) for one in found["top"]] == [{"label", "score"}] * 2
     assert found["top"][0] == {"label": "green", "score": found["probability"]}
