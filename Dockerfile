@@ -4,7 +4,7 @@
 #   docker run --rm -p 8000:8000 --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
 #     -v "$PWD/models:/models:ro" clipadapter
 #
-# docs/deploy.md says the rest.
+# docs/serving.md says the rest.
 
 FROM python:3.12-slim AS build
 WORKDIR /source

@@ -10,7 +10,7 @@ pictures are generated: 64 x 64 JPEGs of ten classes, every 997th unreadable. Wh
 and all its processes get SIGKILL. Afterwards the rows of all shards are compared with the list of the pictures, a
 sample of the features with `extract` in one process, and the memory of the driver and of each worker in the first third
 of the run with that in the last third. "One process" is `extract` on this sample, in the same run, with all cores;
-"one core" is the same on one core, and the rate r of the model of docs/scaling.md: hours = N / (3600 * cores * r).
+"one core" is the same on one core, and the rate r of docs/guides/many-pictures.md: hours = N / (3600 * cores * r).
 
 Rates of a machine that others use are worth little: CPU seconds per picture are those of the processes alone.
 `--s3` needs `pip install 'moto[server]'`, in this environment or in the one that `--moto PYTHON` names. `--namespaces`
@@ -415,7 +415,7 @@ def kill_last_node(cluster: Cluster) -> str:
 
 
 def compare_with_model(args: argparse.Namespace, result: dict[str, Any]) -> dict[str, Any]:
-    """What docs/scaling.md predicts from the run on one core and the width, beside what was measured."""
+    """What docs/guides/many-pictures.md predicts from the run on one core and the width, beside what was measured."""
     one, share = result["one core"], result["share of the first third"]
     left = args.nodes if result["killed"] is None else args.nodes - 1
 

@@ -77,12 +77,12 @@ def main() -> None:
     mean = {h: np.mean([by_head[h].mean() for by_head in cells.values() if h in by_head]) for h in measured}
     print(f"{len(cells)} cells")
     print("| head | year | needs | seconds of a fit | mean | near the best |\n|---|---|---|---:|---:|---:|")
-    for head in sorted(classes, key=lambda h: -mean.get(h, -1)):
+    for head in sorted(mean, key=lambda h: -mean[h]):
         paper = head_info(head).facts.get("paper", "")
         cost = f"{costs[head][0]:g}" if head in costs else ""
-        score = f"{mean[head]:.1f} | {near[head]}" if head in mean else " | "
         star = "*" if classes[head].transductive else ""
-        print(f"| `{head}`{star} | {year_of(paper)} | {needs_of(classes[head])} | {cost} | {score} |")
+        known = f"{year_of(paper)} | {needs_of(classes[head])} | {cost}"
+        print(f"| `{head}`{star} | {known} | {mean[head]:.1f} | {near[head]} |")
 
 
 if __name__ == "__main__":

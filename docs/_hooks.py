@@ -19,6 +19,19 @@ OUTSIDE = re.compile(r"\]\(\.\./(benchmarks/[^)#]+)")
 """A link from a page of ``docs/`` itself to a file beside that folder."""
 CODE = re.compile(r"`[^`]+`")
 WIDTH = 80
+FIRST = ("auto", "clip-adapter", "linear-probe", "zero-shot")
+"""The heads to begin with: the default, the method of the paper, and the two baselines."""
+KINDS = {
+    "To begin with": "`auto`, the default, mixes class text with classifiers of the shots. `clip-adapter` is the "
+    "method of the paper that this project is about. `linear-probe` and `zero-shot` are the baselines of comparisons.",
+    "Trained on features": "Seconds on a CPU.",
+    "Without training": "Closed forms, means and caches of shots.",
+    "With a second encoder": "Named by a second `--encoder`; `auto` takes any number of encoders too.",
+    "With the pictures to classify": "They learn from these pictures, without labels. Tables mark them with *.",
+    "Incremental": "They learn tasks one after the other. `compare` and `bench` take them only if they are named.",
+    "Trained through a tower": "They learn prompts or change weights. `compare` and `bench` take them only if named.",
+}
+"""The kinds of heads in the order of the page, each with a sentence."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -72,30 +85,36 @@ def _below(name: str, group: click.Command) -> Iterator[tuple[str, click.Command
 
 
 def heads() -> str:
-    """One line a head, from the registry."""
+    """One line a head, from the registry, by kind."""
     from clipadapter.heads import fidelity_of, head_info, list_heads
     from clipadapter.heads.registry import FIDELITY_KINDS
 
-    rows, faithful = [], []
-    for name in list_heads():
+    rows: dict[str, list[list[str]]] = {kind: [] for kind in KINDS}
+    faithful = []
+    names = [*FIRST, *(name for name in list_heads() if name not in FIRST)]
+    for name in sorted(names, key=lambda name: list(KINDS).index(_kind_of_head(name, head_info(name)))):
         entry = head_info(name)
         paper = entry.facts.get("paper")
         told = [word for word, holds in _traits(entry.cls).items() if holds]
         head, fidelity = f"[`{name}`]({paper})" if paper else f"`{name}`", fidelity_of(name)
-        rows.append([head, fidelity.kind, entry.summary, ", ".join(told)])
-        faithful.append([head, fidelity.kind, fidelity.statement])
+        takes = f" Takes {', '.join(told)}." if told else ""
+        rows[_kind_of_head(name, entry)].append([head, entry.summary + takes])
+        faithful.append([head, f"**{fidelity.kind}**: {fidelity.statement}"])
+    titles = ["head, and its paper", "what it is"]
+    by_kind = "\n\n".join(f"## {kind}\n\n{KINDS[kind]}\n\n{_table(titles, rows[kind])}" for kind in KINDS)
     kinds = "\n".join(f"- **{kind}**: {meaning}" for kind, meaning in FIDELITY_KINDS.items())
     return f"""# Heads
 
-What `clipadapter heads` lists; `clipadapter heads NAME` shows the parameters of one. Which to take:
-[Which head](../guides/which-head.md).
-
-{_table(["head, and its paper", "fidelity", "what it is", "takes"], rows)}
+Which to take: [Which head](../guides/which-head.md). `clipadapter heads` lists all, and `clipadapter heads NAME` shows
+the parameters of one. What a head takes:
 
 - **class text**: can't do without class names and an encoder that has a text tower; others use them if they are there.
 - **several labels**: also learns from pictures with several labels, or none.
-- **unlabelled pictures**: sees the pictures to classify when it is fitted (`--unlabelled`); never taken by `auto`.
+- **unlabelled pictures**: sees the pictures to classify when it is fitted (`--unlabelled`); `auto` does without
+  them too.
 - **a tower**: trains through the text tower or changes the image tower; minutes to hours on a CPU.
+
+{by_kind}
 
 ## Fidelity
 
@@ -103,8 +122,27 @@ How close each head is to the publication that it is named after.
 
 {kinds}
 
-{_table(["head, and its paper", "fidelity", "what was checked, and what is not as published"], faithful)}
+{_table(["head, and its paper", "what was checked, and what is not as published"], faithful)}
 """
+
+
+def _kind_of_head(name: str, entry: Any) -> str:
+    """The title of the part of the page that a head belongs to, by what its class declares."""
+    from clipadapter.heads import default_parameters
+
+    start, trained, plain, second, transductive, incremental, tower = KINDS
+    traits = _traits(entry.cls)
+    if name in FIRST:
+        return start
+    if traits["a tower"]:
+        return tower
+    if entry.cls.transductive:
+        return transductive
+    if traits["a second encoder"]:
+        return second
+    if entry.facts.get("compare") is False:
+        return incremental
+    return trained if {"epochs", "steps", "solver"} & default_parameters(name).keys() else plain
 
 
 def _traits(cls: Any) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""The container's file and what docs/deploy.md shows: read by the tools that read such files, or run."""
+"""The container's file and what docs/serving.md shows: read by the tools that read such files, or run."""
 
 import configparser
 import json
@@ -22,7 +22,7 @@ from .runtime.conftest import NAMES, SIDE, graph
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 LARGE = {"torch", "torchvision", "open-clip-torch", "transformers", "openvino", "gradio", "scikit-learn"}
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from clipadapter.bench import load_suite
 from clipadapter.cli.app import app
-from clipadapter.cli.commands.bench.run import read_rows
 from clipadapter.cli.fit_options import parse_value
 from clipadapter.data import load_dataset, read_class_names, read_descriptions
 from clipadapter.data.split_file import read_split
@@ -33,7 +32,6 @@ READERS = {
     "descriptions": (read_descriptions, '{{"cup": [{}]}}'),
     "class names": (read_class_names, '{{"cup": {}}}'),
     "split file": (lambda path: read_split(path, path.parent), '{{"train": [["a/1.jpg", 0, {}]], "test": []}}'),
-    "rows": (read_rows, '{{"1-1": [{}]}}'),
 }
 
 
@@ -100,22 +98,6 @@ def test_a_hostile_suite_is_refused(tmp_path, text, message):
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=message):
         load_suite(str(path))
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["[1]", "{}", '{"1": [0]}', '{"1-x": [0]}', '{"1-1": 0}', '{"1-1": [0.5]}', '{"1-1": [-1]}', '{"1-1": [1e999]}']
-    + ['{"1-1": [true]}', '{"1-1": [99999999999999999999]}', '{"99999999999-1": [0]}'],
-)
-def test_rows_of_another_form_are_refused(tmp_path, text):
-    (tmp_path / "rows.json").write_text(text)
-    with pytest.raises(DataError, match=r'rows.json: expected {"SHOTS-SEED"'):
-        read_rows(tmp_path / "rows.json")
-
-
-def test_rows_are_read(tmp_path):
-    (tmp_path / "rows.json").write_text('{"16-1": [0, 7], "1-2": []}')
-    assert read_rows(tmp_path / "rows.json") == {(16, 1): [0, 7], (1, 2): []}
 
 
 @pytest.mark.parametrize("read", [read_class_names, lambda path: read_costs(path, ["a"]), load_suite])

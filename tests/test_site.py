@@ -13,7 +13,7 @@ import clipadapter
 from clipadapter.cli.app import app
 from clipadapter.heads import list_heads
 
-from .pages import ROOT
+from .pages import ROOT, read_page
 
 LOADS = {
     "script": "src",
@@ -110,7 +110,7 @@ def test_every_public_name_has_its_entry(site, pages):
         # What a registry gives, and a name for a type, is no definition of its own: a sentence tells of it.
         public = importlib.import_module(f"clipadapter.{part}").__all__
         assert not [each for each in public if each not in entries and f"<code>{each}</code>" not in text], part
-    top = (site / "reference/api/clipadapter/index.html").read_text(encoding="utf-8")
+    top = (site / "reference/api/index.html").read_text(encoding="utf-8")
     assert not [name for name in clipadapter.__all__ if name != "__version__" and f"<code>{name}</code>" not in top]
 
 
@@ -119,3 +119,15 @@ def test_every_command_and_head_is_listed(site):
     heads = (site / "reference" / "heads" / "index.html").read_text(encoding="utf-8")
     assert not [name for name in app.list_commands(None) if f"Usage: clipadapter {name} " not in commands]
     assert not [name for name in list_heads() if f"<code>{name}</code>" not in heads]
+    assert heads.index("<code>auto</code>") < heads.index("<code>clip-adapter</code>") < heads.index("<code>afa</code>")
+
+
+def test_the_menu_is_short_and_the_first_page_leads_to_all_of_it():
+    def files(menu):
+        if isinstance(menu, str):
+            return [menu]
+        return [name for entry in (menu.values() if isinstance(menu, dict) else menu) for name in files(entry)]
+
+    menu = set(files(load_config(str(ROOT / "mkdocs.yml")).nav))
+    assert len(menu) <= 30
+    assert menu - {"index.md"} == menu & set(re.findall(r"\]\(([\w./-]+\.md)", read_page("docs/index.md")))

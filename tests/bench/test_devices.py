@@ -10,7 +10,6 @@ from clipadapter.bench.comparison import compare
 from clipadapter.bench.launchers import create_launcher, local
 from clipadapter.bench.launchers.ray import Ray
 from clipadapter.bench.suite import parse_suite
-from clipadapter.bench.trackers import get_settings
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import load_dataset
 from clipadapter.devices import count_gpus
@@ -90,7 +89,7 @@ def test_records_of_both_devices_are_the_same_runs_and_reports_name_both(picture
         study, load_study(tmp_path / "cpu", "own")
     )
     assert "device" not in write_report(load_study(tmp_path / "cpu", "own"), tmp_path / "cpu")[0].read_text()
-    assert {get_settings(run)["device"] for run in study.runs} == {"cpu", DEVICE}
+    assert {run.machine.device for run in study.runs} == {"cpu", DEVICE}
 
 
 def test_heads_are_compared_on_the_device_of_the_encoder(pictures, tmp_path):

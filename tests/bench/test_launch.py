@@ -11,11 +11,9 @@ from clipadapter.bench import (
     FEATURES,
     RecordFolder,
     load_bundle,
-    load_study,
     open_source,
     run_suite,
     save_bundle,
-    write_report,
 )
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.costs import estimate, estimate_fit_seconds
@@ -23,7 +21,7 @@ from clipadapter.bench.launchers import JobResult, Launcher, create_launcher
 from clipadapter.bench.plan import Plan, load_plan
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import ProtocolInputs
-from clipadapter.bench.run import Run
+from clipadapter.bench.run import Run, read_runs
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
 from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier
@@ -69,7 +67,7 @@ def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
         (head, n, seed) for head in ("zero-shot", "prototype") for n in (1, 2) for seed in (1, 2)
     }
     lines = (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
-    assert [json.loads(line)["format"] for line in lines] == [3] * 8
+    assert [json.loads(line)["format"] for line in lines] == [1] * 8
     second = go(source, tmp_path / "out")
     assert (second.n_made, second.n_existing) == (0, 8)
     assert {entry.key for entry in second.plan.entries} == {run.key for run in runs}
@@ -109,14 +107,6 @@ def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
     assert (again.n_made, again.n_existing) == (3, 3)
 
 
-def test_rows_may_be_given_in_place_of_a_draw(source, tmp_path):
-    rows = {(n, seed): [seed, 6 + n, 12] for n in (1, 2) for seed in (1, 2)}
-    go(source, tmp_path / "out", rows=rows)
-    assert {tuple(run.rows) for run in RecordFolder(tmp_path / "out").read()} == {tuple(r) for r in rows.values()}
-    with pytest.raises(InputError, match="rows must be 0 to 17"):
-        go(source, tmp_path / "out", rows={**rows, (1, 1): [0, 18]})
-
-
 def test_a_plan_remembers_what_other_calls_asked_for(source, tmp_path):
     go(source, tmp_path / "out")
     go(source, tmp_path / "out", SUITE.replace("[1, 2]\nseeds", "[4]\nseeds"))
@@ -127,15 +117,9 @@ def test_a_plan_remembers_what_other_calls_asked_for(source, tmp_path):
         load_plan(tmp_path / "out", "few")
 
 
-def test_trackers_are_called_with_each_run(source, tmp_path):
-    tracked = []
-    go(source, tmp_path / "out", trackers=[tracked.append])
-    assert len(tracked) == 8
-
-
 def test_fits_of_many_shots_come_first_so_that_no_worker_waits_for_one_at_the_end(source, tmp_path):
-    shots = []
-    go(source, tmp_path / "out", trackers=[lambda run: shots.append(run.shots)])
+    go(source, tmp_path / "out")
+    shots = [run.shots for run in read_runs(tmp_path / "out" / "runs.jsonl")]
     assert len(set(shots)) > 1
     assert shots == sorted(shots, reverse=True)
 
@@ -426,23 +410,6 @@ def test_a_suite_about_features_draws_them(source, tmp_path):
     # Zero-shot does not adapt features: there is nothing to draw.
     assert [path.name for path in result.figures] == ["f-clip-adapter.png"]
     assert result.figures[0].read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_was_chosen_on_the_test_part_is_marked(source, tmp_path):
-    vary = '[{ head = "tip-adapter", parameter = "beta", values = [0.1, 1.0, 50.0] }]'
-    text = f'title = "t"\nvary = {vary}\nshots = [2]\nseeds = [1, 2]'
-    for _ in range(2):  # it is chosen once
-        plan = go(source, tmp_path / "out", text, oracle=True).plan
-    runs = {run.key: run for run in RecordFolder(tmp_path / "out").read()}
-    assert len(runs) == len(plan.entries) == 8
-    for seed in (1, 2):
-        honest = [r for r in runs.values() if r.seed == seed and not r.flags.oracle]
-        (chosen,) = [r for r in runs.values() if r.seed == seed and r.flags.oracle]
-        assert chosen.head == "beta chosen on the test part"
-        assert chosen.metrics.accuracy == max(r.metrics.accuracy for r in honest)
-        assert chosen.params in [r.params for r in honest]
-    table = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")[0].read_text()
-    assert "beta chosen on the test part †" in table
 
 
 def test_a_worker_is_given_memory_for_the_features(source, tmp_path):

@@ -8,7 +8,6 @@ from clipadapter.bench.published import (
     MEAN_NAMES,
     SHIFTED_DATA_SETS,
     find_published,
-    published_costs,
     published_sources,
 )
 from clipadapter.encoders.catalogue import read_models
@@ -153,18 +152,6 @@ def test_a_name_without_figures_is_refused():
         find_published(dataset="euro")
     with pytest.raises(UnknownNameError, match="no backbone with published results is called 'RN5'"):
         find_published(backbone="RN5")
-
-
-def test_costs():
-    costs = {cost.method: cost for cost in published_costs()}
-    assert set(costs) == {"zero-shot", "linear-probe", "coop", "clip-adapter", "tip-adapter", "tip-adapter-f"}
-    coop, adapter, probe = costs["coop"], costs["clip-adapter"], costs["linear-probe"]
-    assert (coop.epochs, coop.train_minutes, coop.ms_per_image, coop.gpu_mib) == (200, 14 * 60 + 40, 299.64, 7193)
-    assert (adapter.epochs, adapter.train_minutes, adapter.ms_per_image, adapter.gpu_mib) == (200, 50, 10.59, 2227)
-    assert (probe.epochs, probe.train_minutes, probe.gpu_mib) == (None, 13, None)
-    assert {(cost.dataset, cost.backbone, cost.shots, cost.source) for cost in published_costs()} == {
-        ("imagenet", "RN50", 16, "S2")
-    }
 
 
 def test_every_file_is_of_one_source():

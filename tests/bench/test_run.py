@@ -38,7 +38,7 @@ def test_a_damaged_line_is_named(make_run, tmp_path):
 
 def test_a_later_format_is_refused(make_run, tmp_path):
     append_runs(tmp_path / "runs.jsonl", [make_run(format=99)])
-    with pytest.raises(DataError, match="line 1 has format 99, this version reads 3"):
+    with pytest.raises(DataError, match="line 1 has format 99, this version reads 1"):
         read_runs(tmp_path / "runs.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""The page on suites has a table of the fields of each part of a suite, as the pydantic models and docstrings say."""
+"""The page on studies has a table of the fields of each part of a suite, as the pydantic models and docstrings say."""
 
 import inspect
 import json
@@ -12,7 +12,7 @@ from clipadapter.docstrings import describe_arguments
 
 from ..pages import ROOT
 
-PAGE = (ROOT / "docs" / "suites.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 TITLES = {
     Suite: "The suite",
     Variant: "A head with parameters",
@@ -48,9 +48,10 @@ def format_default(field):
 
 @pytest.mark.parametrize("model", TITLES, ids=lambda model: model.__name__)
 def test_the_page_has_the_fields_their_defaults_and_their_meanings(model):
-    section = re.search(rf"^## {TITLES[model]}$\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)[1]
+    section = re.search(rf"^### {TITLES[model]}$\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)[1]
     table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
-    assert table == expected_table(model), f"docs/suites.md should have, in '{TITLES[model]}':\n{expected_table(model)}"
+    expected = expected_table(model)
+    assert table == expected, f"docs/studies.md should have, in '{TITLES[model]}':\n{expected}"
 
 
 def test_the_suites_of_the_page_can_be_read():

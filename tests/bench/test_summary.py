@@ -73,8 +73,8 @@ def test_failed_runs_are_named(make_run):
 
 
 def test_heads_that_saw_more_than_the_shots_are_marked(make_run):
-    runs = [make_run("a", flags=Flags(transductive=True)), make_run("b", flags=Flags(validation="the test part"))]
-    assert summarise(runs).heads == ("a (transductive)", "b (validation: the test part)")
+    runs = [make_run("a", flags=Flags(transductive=True)), make_run("b")]
+    assert summarise(runs).heads == ("a (transductive)", "b")
 
 
 @pytest.mark.parametrize(("markdown", "mark"), [(False, "*"), (True, r"\*")])

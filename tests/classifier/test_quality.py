@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
+from clipadapter.classifier.second_look import draw_trial_shots
 from clipadapter.encoders.simclr_network import write_tensors
+from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import EncoderUnavailableError, FingerprintError, InputError
+from clipadapter.features import FeatureSet
 from clipadapter.heads.nearest_mean import NearestMean
 from clipadapter.pretraining.simclr import SimClrModel
 
@@ -91,8 +94,73 @@ def test_a_block_that_the_logits_depend_on_cant_be_left_out(pictures):
 
 
 def test_an_unknown_quality_is_refused():
-    with pytest.raises(InputError, match="quality must be fast, standard, best, but is 'good'"):
+    with pytest.raises(InputError, match="quality must be auto, fast, standard, best, but is 'good'"):
         FewShotClassifier("toy", quality="good")
+
+
+def grey_noise(count, *, has_spot, seed=0):
+    """Noise in grey; a spot is one pixel of another colour, no brighter and no darker than the others."""
+    rng = np.random.default_rng(seed)
+    pictures = np.repeat(rng.integers(0, 256, (count, 48, 48, 1), dtype=np.uint8), 3, axis=3)
+    if has_spot:
+        for picture in pictures:
+            picture[tuple(rng.integers(4, 44, 2))] = (250, 5, 128)
+    return list(pictures)
+
+
+def quality(model):
+    return dict(model.support_.provenance["quality"])
+
+
+def test_a_model_looks_twice_where_only_the_second_look_tells_the_classes_apart_and_editing_keeps_it(tmp_path):
+    pictures = [*grey_noise(6, has_spot=False), *grey_noise(6, has_spot=True, seed=1)]
+    model = FewShotClassifier("toy", cache=None).fit(pictures, ["plain"] * 6 + ["spot"] * 6)
+    chosen = quality(model)
+    assert chosen["name"] == "best"
+    assert chosen["why"].startswith("looks twice: ")
+    # One pass at 32 pixels, and two more at 48 for the picture and its mirror image: 1 + 2 * (48 / 32)**2 = 5.5.
+    assert "points better on 12 held-out shots; a prediction takes 6 times as long (--quality standard" in chosen["why"]
+    assert "rare-patches@48+mirrored" in names(model)
+    assert model.predict(grey_noise(3, has_spot=True, seed=2)) == ["spot"] * 3
+    folder = model.save(tmp_path / "model")
+    assert "quality `best`: it looks twice: " in (folder / "README.md").read_text()
+    loaded = FewShotClassifier.load(folder, cache=None)
+    loaded.add_examples(grey_noise(2, has_spot=True, seed=3), ["spot"] * 2)
+    loaded.add_class("green", [np.full((48, 48, 3), (0, 200, 0), np.uint8)] * 2)
+    assert (quality(loaded), names(loaded)) == (chosen, names(model))
+
+
+def test_a_model_looks_once_where_held_out_shots_gain_nothing():
+    pictures = grey_noise(12, has_spot=False)
+    model = FewShotClassifier("toy", cache=None).fit(pictures, ["even", "odd"] * 6)
+    assert quality(model)["name"] == "standard"
+    assert quality(model)["why"].startswith("looks once: on 12 held-out shots a second look is ")
+    assert not [name for name in names(model) if "@" in name]
+
+
+def test_without_a_trial_a_model_looks_once_and_says_why(pictures):
+    images, labels = pictures
+    model = FewShotClassifier("toy", cache=None)
+    assert "100% of held-out shots are right" in quality(model.fit(images, labels))["why"]
+    assert "most classes have one shot" in quality(model.fit([images[0], images[3]], NAMES))["why"]
+
+
+def test_where_there_is_nothing_to_choose_no_reason_is_given(pictures, monkeypatch):
+    for chosen in ("fast", "standard", "best"):
+        model = FewShotClassifier("toy", quality=chosen, cache=None).fit(*pictures)
+        assert quality(model) == {"name": chosen, "why": ""}
+    assert "quality" not in FewShotClassifier("toy", "linear-probe", cache=None).fit(*pictures).support_.provenance
+    monkeypatch.setattr(ToyEncoder, "second_size", lambda encoder: None)
+    assert quality(FewShotClassifier("toy", cache=None).fit(*pictures)) == {"name": "standard", "why": ""}
+
+
+@pytest.mark.parametrize(("classes", "shots", "expected"), [(3, 16, 10), (3, 2, 2), (30, 9, 4), (8, 1, 1)])
+def test_the_trial_reads_at_most_32_shots_as_many_of_each_class(classes, shots, expected):
+    labels = [f"class {k}" for k in range(classes) for _ in range(shots)]
+    features = FeatureSet(np.zeros((len(labels), 1)), labels, sorted(set(labels)))
+    drawn = features.take(draw_trial_shots(features, seed=0))
+    assert len(drawn) <= 32 and {count for count in drawn.counts.values() if count} == {expected}
+    assert len(set(drawn.y)) == min(classes, 8)
 
 
 def test_a_model_whose_second_encoder_was_moved_is_opened_with_all_its_encoders_named_anew(pictures, tmp_path):

@@ -486,7 +486,7 @@ def test_a_suite_on_shards_has_the_records_of_a_suite_on_their_pictures(divided)
     suite = load_suite("few-shot").model_copy(update={"shots": [4], "seeds": [1, 2], "variants": [], "vary": []})
     suite = suite.model_copy(update={"heads": ["tip-adapter"]})
     spec = f"features:{divided / 'shards'}"
-    bundle, rows = create_protocol("few-shot").load_features(suite, spec, None)
+    bundle, rows = create_protocol("few-shot").load_features(suite, spec)
     assert len(bundle.support) == len({row for draw in rows.values() for row in draw}) < 27
     model = FewShotClassifier("toy", quality="fast", precision="fp32", cache=None)
     results = {}

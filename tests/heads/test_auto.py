@@ -261,7 +261,7 @@ def test_out_of_fold_mixtures_do_not_depend_on_the_label_of_the_shot():
         def choose(of):
             return fit_stacking([part[of] for part in parts], labels[of], [0.5] * 3, [1.0] * 3)[0]
 
-        return mix_out_of_fold(list(parts), splits, choose)
+        return mix_out_of_fold(list(parts), splits, choose(slice(None)), choose)
 
     before = mix(labels)
     for shot in (0, 7):

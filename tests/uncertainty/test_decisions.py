@@ -212,6 +212,8 @@ def test_the_accuracy_on_held_out_shots_counts_each_shot_once_and_has_wilsons_in
     rows = np.array([0, 0, 1, 2, 3])  # shot 0 twice, once right; shots 1 and 3 wrong, 2 right
     measured = HeldOutAccuracy.measure(logits, labels, rows, np.eye(2)[[0, 0, 0, 0, 0]], 0.5)
     assert (measured.accuracy, measured.shots, measured.zero_shot) == (1.5 / 4, 4, 1 / 4)
+    all_right = HeldOutAccuracy.measure(np.eye(49), np.arange(49), np.arange(49), None, 0.8)
+    assert all_right.accuracy == 1.0  # exactly: a model with 1.0000000000000002 would be refused
     exact = HeldOutAccuracy(0.75, 20, None)
     assert exact.interval == pytest.approx(binomtest(15, 20).proportion_ci(method="wilson"))
     assert exact.describe() == "about 75 % of 20 held-out pictures right (53 to 89 %)"

@@ -50,9 +50,6 @@ from .protocols import (
 from .protocols.cross_validation import cross_validate as cross_validate
 from .records import RecordFolder as RecordFolder
 from .report import (
-    compare_heads as compare_heads,
-)
-from .report import (
     compare_studies as compare_studies,
 )
 from .report import (

@@ -6,7 +6,7 @@ A stopped call can be repeated: successful fits are not repeated, failed ones ar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import ARRAYS_FILE, save_bundle
 from clipadapter.bench.launchers import Job, Launcher
 from clipadapter.bench.methods import package_digest
-from clipadapter.bench.plan import Entry, FitSpec, Plan, PlannedFit, Rows, get_varied_value
+from clipadapter.bench.plan import Entry, FitSpec, Plan, PlannedFit, get_varied_value
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import BundleOfFits, SuiteInputs
 from clipadapter.bench.records import RecordFolder
@@ -31,7 +31,6 @@ from clipadapter.errors import InputError
 from clipadapter.files import path_without_links
 from clipadapter.formatting import format_count
 
-RunTracker = Callable[[Run], None]
 WORKER_BYTES_PER_BUNDLE_BYTE = 3
 """Estimated memory of a worker: the arrays of its bundle once as they are read, and about two copies in a fit."""
 
@@ -79,9 +78,6 @@ def run_suite(
     launcher: Launcher,
     *,
     device: str | None = None,
-    rows: Rows | None = None,
-    trackers: Sequence[RunTracker] = (),
-    oracle: bool = False,
     progress: bool = False,
     plot_formats: Sequence[str] = ("png",),
 ) -> SuiteResult:
@@ -96,9 +92,6 @@ def run_suite(
         device: where heads compute, such as "cpu", "cuda" or "auto"; see `devices.check_device`. "cuda" stands for all
             GPUs of this machine, "cuda:1" for the second one; None for that of the launcher. Encoders have a device of
             their own.
-        rows: rows of the first data set to use in place of a draw, by (shots, seed).
-        trackers: called with each run that was made.
-        oracle: also record the result of choosing the varied parameter on the test part; these records are marked.
         progress: show bars on stderr.
         plot_formats: of plots of features, if the suite has any: "png", "pdf", "svg".
 
@@ -111,7 +104,7 @@ def run_suite(
     launcher.check()
     records = RecordFolder(out)
     fits: list[_FitWithEntries] = []
-    for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders, rows)):
+    for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders)):
         folder = save_bundle(group.bundle, out / "features" / _hash_bundle(group.bundle))
         fits += [_with_entries(suite, group, fit) for fit in group.plan(str(folder.absolute()))]
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / ARRAYS_FILE).stat().st_size)
@@ -141,28 +134,12 @@ def run_suite(
             for run in runs:
                 outcome.n_made += 1
                 outcome.n_failed += run.error is not None
-                for tracker in trackers:
-                    tracker(run)
             bar.set_postfix_str(f"{runs[0].head}, {format_count(runs[0].shots, 'shot')}", refresh=False)
             bar.update()
     outcome.seconds = time.perf_counter() - start
-    if oracle:
-        outcome.plan = _add_oracle_records(
-            suite, [entry for planned in fits for entry in planned.entries], records, out
-        )
     if suite.figure == "projection":
         outcome.figures = _draw_features(fits, path_without_links(out, "figures", suite.name), plot_formats)
     return outcome
-
-
-def _add_oracle_records(suite: Suite, entries: list[Entry], records: RecordFolder, out: Path) -> Plan:
-    """The plan with the records of choosing on the test part; these records are written once, too."""
-    oracle = make_oracle_runs(suite, entries, {run.key: run for run in records.read()})
-    existing = records.keys()
-    records.write(run for _, run in oracle if run.key not in existing)
-    plan = Plan(suite=suite, entries=[*entries, *(entry for entry, _ in oracle)]).with_earlier_entries(out)
-    plan.save(out)
-    return plan
 
 
 def _draw_features(fits: Sequence[_FitWithEntries], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
@@ -224,34 +201,3 @@ def _read_result(fit: _FitWithEntries, result: list[str] | None, error: str | No
 
     runs = plan_runs(load_bundle(fit.spec.bundle), fit.spec)
     return [run.model_copy(update={"error": f"LauncherError: {error}"}) for run in runs]
-
-
-def make_oracle_runs(suite: Suite, entries: Sequence[Entry], runs: Mapping[str, Run]) -> list[tuple[Entry, Run]]:
-    """For each varied parameter of a suite and each draw, the run with the value that was best on the test part.
-
-    This selection on test data inflates accuracy. Tables mark these records.
-
-    Args:
-        suite: the suite.
-        entries: its planned records.
-        runs: records by key; missing and failed ones are left out.
-
-    Returns:
-        Copies of these records with ``flags.oracle`` and a label that names the selection, and their entries.
-    """
-    names = {vary.head: vary.parameter for vary in suite.vary}
-    groups: dict[tuple[object, ...], list[tuple[Entry, Run]]] = {}
-    for entry in entries:
-        run = runs.get(entry.key)
-        if entry.value is None or run is None or run.metrics is None:
-            continue
-        group_key = (entry.data, entry.encoder, entry.prompts, entry.test, run.method, run.shots, run.seed)
-        groups.setdefault(group_key, []).append((entry, run))
-    chosen = []
-    for group in groups.values():
-        entry, run = max(group, key=lambda pair: pair[1].metrics.accuracy if pair[1].metrics else 0.0)
-        label = f"{names[run.method]} chosen on the test part"
-        flags = run.flags.model_copy(update={"oracle": True})
-        copy = run.model_copy(update={"head": label, "flags": flags})
-        chosen.append((entry.model_copy(update={"key": copy.key, "label": label, "value": None}), copy))
-    return chosen

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.sources import FEATURES, DataSetSize, open_source
 from clipadapter.bench.suite import Suite, make_head
@@ -20,7 +19,6 @@ def find_problems(
     sizes: Sequence[DataSetSize],
     encoders: Sequence[str],
     root: Path | None = None,
-    rows: Rows | None = None,
     has_descriptions: bool = False,
 ) -> list[str]:
     """Find why a suite can't run. Unknown heads and names of parameters are refused by `estimate` already.
@@ -30,7 +28,6 @@ def find_problems(
         sizes: of the data sets.
         encoders: URIs. Their weights are neither loaded nor downloaded.
         root: folder of the named data sets.
-        rows: rows of the first data set to use in place of a draw.
         has_descriptions: whether sentences by class were given.
 
     Returns:
@@ -39,7 +36,7 @@ def find_problems(
     problems = list(dict.fromkeys(size.missing for size in sizes if not size.ready))
     if not problems:
         sources = [size.spec if size.spec.startswith(FEATURES) else open_source(size.spec, root) for size in sizes]
-        problems += _reasons(create_protocol(suite.protocol).check_sources, suite, sources, rows)
+        problems += _reasons(create_protocol(suite.protocol).check_sources, suite, sources)
     for variant in suite.all_variants():
         problems += [f"{variant.title}: {reason}" for reason in _reasons(make_head(variant).check_parameters)]
     if any(prompts.descriptions for prompts in suite.prompts) and not has_descriptions:

@@ -26,7 +26,7 @@ from clipadapter.metrics import check_metrics, metrics_shown
 if TYPE_CHECKING:
     from clipadapter.classifier.evaluation import Score
 
-FORMAT = 3
+FORMAT = 1
 KEY_FIELDS = {
     "method",
     "method_version",
@@ -84,14 +84,10 @@ class Flags(FrozenModel):
     """What qualifies the metrics of a record.
 
     Args:
-        validation: labelled pictures beyond the shots that the head used: ``"none"``.
         transductive: whether the head uses the unlabelled test pictures.
-        oracle: whether a parameter was chosen on the test part.
     """
 
-    validation: str = "none"
     transductive: bool = False
-    oracle: bool = False
 
 
 class Metrics(RootModel[dict[str, float]]):

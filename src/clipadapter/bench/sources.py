@@ -184,13 +184,10 @@ def require_test_part(suite: Suite, source: Source) -> Dataset:
 
 
 def extract_drawn_shots(
-    suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str], rows: Rows | None
+    suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str]
 ) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
     """Features of the rows that some draw takes, these rows, and the draws without unreadable pictures."""
-    labels = dataset.labels
-    if rows is not None:
-        _check_rows(labels, rows)
-    draws = draw_all_shots(suite, labels) if rows is None else rows
+    draws = draw_all_shots(suite, dataset.labels)
     drawn_rows = sorted({row for draw in draws.values() for row in draw})
     part = replace(dataset, samples=tuple(dataset.samples[row] for row in drawn_rows))
     part_rows = {row: i for i, row in enumerate(drawn_rows)}
@@ -274,32 +271,26 @@ def _split_shards(shards: FeatureShards) -> tuple[NDArray[np.int64], NDArray[np.
     return shards.rows(), np.empty(0, np.int64)
 
 
-def build_shard_bundle(
-    suite: Suite, shards: FeatureShards, rows: Rows | None = None, *, only_drawn: bool = False
-) -> tuple[Bundle, Rows | None]:
+def build_shard_bundle(suite: Suite, shards: FeatureShards, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
     """The bundle of a folder of shards. Class text comes from the encoder that made them.
 
     Args:
         suite: its draws and templates.
         shards: the opened folder.
-        rows: rows of the training part to use in place of a draw.
         only_drawn: read only those rows of the training part that a draw takes, if the test part is separate.
 
     Returns:
-        The features, and the rows of the draws; the given ones if all rows are read.
+        The features, and the rows of the draws; None if all rows are read.
 
     Raises:
         DataError: if a picture has no label, or the encoder of this machine is another one.
         EncoderUnavailableError: if it can't be opened.
     """
     train, test = _split_shards(shards)
-    labels, positions = shards.labels(train), None
+    labels = shards.labels(train)
+    rows = draw_all_shots(suite, labels) if only_drawn and len(test) else None
     names = sorted({*labels, *shards.labels(test)})
-    if only_drawn and len(test):
-        if rows is not None:
-            _check_rows(labels, rows)
-        rows = draw_all_shots(suite, labels) if rows is None else rows
-        positions = np.array(sorted({row for draw in rows.values() for row in draw}), np.int64)
+    positions = None if rows is None else np.array(sorted({row for draw in rows.values() for row in draw}), np.int64)
     templates = suite.prompts[0].templates
     templates = "default" if templates == "own" else templates
     model = FewShotClassifier(shards.plan.encoder, templates=templates, quality="fast", precision="fp32")
@@ -366,18 +357,6 @@ def _check_views(suite: Suite, spec: str, provenance: Mapping[str, Any]) -> None
         raise InputError(
             f"suite '{suite.name}' needs views with crop '{suite.crop}', but those of '{spec}' have crop '{crop}'"
         )
-
-
-def _check_rows(labels: Sequence[str], rows: Rows) -> None:
-    """Refuse rows that the data set does not have."""
-    for (shots, seed), draw_rows in rows.items():
-        if (
-            not draw_rows
-            or min(draw_rows) < 0
-            or max(draw_rows) >= len(labels)
-            or len(set(draw_rows)) != len(draw_rows)
-        ):
-            raise InputError(f"the rows given for {shots} shots, seed {seed} must be different, 0 to {len(labels) - 1}")
 
 
 def split_train_test(dataset: Dataset) -> tuple[Dataset, Dataset]:

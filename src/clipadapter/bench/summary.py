@@ -208,19 +208,12 @@ def _leads(runs: Sequence[Run], summary: Summary) -> list[str]:
 
 def _title(run: Run) -> str:
     """A head's name with what qualifies its metrics."""
-    marks = ["transductive"] if run.flags.transductive else []
-    marks += _validation(run)
-    return f"{run.head} ({', '.join(marks)})" if marks else run.head
+    return f"{run.head} (transductive)" if run.flags.transductive else run.head
 
 
 def _label(run: Run) -> str:
     """The same with a mark in place of the word, for a table that explains the mark."""
-    name = f"{run.head} ({text})" if (text := ", ".join(_validation(run))) else run.head
-    return f"{name} {TRANSDUCTIVE}" if run.flags.transductive else name
-
-
-def _validation(run: Run) -> list[str]:
-    return [] if run.flags.validation == "none" else [f"validation: {run.flags.validation}"]
+    return f"{run.head} {TRANSDUCTIVE}" if run.flags.transductive else run.head
 
 
 def fidelity_mark(methods: Iterable[str]) -> str:

@@ -66,6 +66,7 @@ from clipadapter.classifier.inputs import (
     plan_views,
     read_labelled,
 )
+from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
@@ -133,9 +134,9 @@ class FewShotClassifier:
         uncertainty: what is learned from held-out shots and which decisions are the default. None: calibrated
             probabilities only. `UncertaintyOptions(reject=0.05)` answers None for out-of-distribution pictures.
         quality: how much of a picture ``auto`` looks at. "fast": the final feature of each encoder. "standard": inner
-            layers of the same pass too. "best": a second resolution and mirrored pictures too, at several times the
-            cost. Held-out shots decide what is used, and the rest is dropped. Heads that read the final feature only
-            are the same at each quality.
+            layers of the same pass too. "best": a second look too, larger and mirrored, at several times the cost; what
+            held-out shots do not need is dropped. "auto": "best" in `fit` if held-out shots gain much, else "standard".
+            Heads that read the final feature only are the same at each quality.
         templates: name of a set of prompt templates, one template, or a list of templates.
         descriptions: sentences by class that replace the templates for these classes.
         views: number of views per shot, the plain picture included; or a `ViewSpec`. "per-epoch" gives every training
@@ -291,14 +292,20 @@ class FewShotClassifier:
         self.prepare_encoder(head)
         if head.tunes_encoder:
             check_tuner_inputs(self.grid, unlabelled)
-            self._tune_encoder(head, images, [str(label) for label in labels], names)
-        support = self.extract_features(images, labels, names, views=views_after_tuning(head))
-        unlabelled_features = None
-        if unlabelled is not None:
-            extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
-            unlabelled_features, support = extraction.features[:, 0], note_skipped(support, extraction)
-        outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
-        self.fit_features(support, self.encode_classes(names), head, unlabelled_features, outlier_features)
+            prompts, spec = class_prompts(names, self.templates, self.descriptions), self.planned_views(labels, names)
+            self._encoder, tuned = tune_encoder(head, self.encoder_, images, labels, prompts, spec, self.strict)
+            self._tuned_encoder = apply_backend(tuned, images, self.backend, self.precision)
+
+        def fit_to_pictures() -> None:
+            support, pool = self.extract_features(images, labels, names, views=views_after_tuning(head)), None
+            if unlabelled is not None:
+                extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
+                pool, support = extraction.features[:, 0], note_skipped(support, extraction)
+            outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
+            self.fit_features(support, self.encode_classes(names), head, pool, outlier_features)
+
+        fit_to_pictures()
+        self.support_ = choose_quality(self, images, fit_to_pictures)
         return self.drop_unused_blocks()
 
     def prepare_encoder(self, *heads: Head) -> None:
@@ -308,7 +315,7 @@ class FewShotClassifier:
             InputError: if a head reads what the encoder does not have, such as the input of a final projection.
         """
         encoder = self.encoder_
-        named = block_names(encoder) if self._named_blocks is None else self._named_blocks
+        named = self._named_blocks = block_names(encoder) if self._named_blocks is None else self._named_blocks
         names = blocks_to_read(encoder, self._other_encoders, heads, self.quality, named)
         self._encoder = open_blocks(encoder, names, self._other_encoders)
 
@@ -954,13 +961,6 @@ class FewShotClassifier:
                 store=store,
                 progress=shows_progress(self.progress),
             )
-
-    def _tune_encoder(
-        self, head: Head, images: Sequence[ImageSource], labels: Sequence[str], names: Sequence[str]
-    ) -> None:
-        prompts, views = class_prompts(names, self.templates, self.descriptions), self.planned_views(labels, names)
-        self._encoder, tuned = tune_encoder(head, self.encoder_, images, labels, prompts, views, self.strict)
-        self._tuned_encoder = apply_backend(tuned, images, self.backend, self.precision)
 
     def _extract(self, images: Sequence[ImageSource], views: ViewSpec, strict: bool) -> Extraction:
         with open_store(self.cache) as store:

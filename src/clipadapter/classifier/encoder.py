@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipadapter.backends import Int8Calibration
 from clipadapter.blocks import FINAL, RARE_PATCHES, UNPROJECTED, BlockSource
-from clipadapter.classifier.inputs import Skipped, check_any_readable
+from clipadapter.classifier.inputs import Label, Skipped, check_any_readable
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import (
     Encoder,
@@ -44,19 +44,20 @@ from clipadapter.tuners import TowerTuner
 
 NamedEncoders = str | Encoder | Sequence[str | Encoder]
 QUALITIES = ("fast", "standard", "best")
-DEFAULT_QUALITY = "standard"
+DEFAULT_QUALITY = "auto"
+"""`FewShotClassifier.fit` chooses "standard" or "best" (`second_look`); everything else reads "standard"."""
 MAX_PIXEL_BYTES_IN_MEMORY = 2**30
 """More pixels go to a temporary file. A view of 224 x 224 pixels has 150,528 bytes."""
 
 
-def check_quality(quality: str) -> str:
+def check_quality(quality: str, known: Sequence[str] = (DEFAULT_QUALITY, *QUALITIES)) -> str:
     """Return the quality.
 
     Raises:
-        InputError: if there is no such quality.
+        InputError: if it is none of those that are known.
     """
-    if quality not in QUALITIES:
-        raise InputError(f"quality must be {', '.join(QUALITIES)}, but is {brief(quality)}")
+    if quality not in known:
+        raise InputError(f"quality must be {', '.join(known)}, but is {brief(quality)}")
     return quality
 
 
@@ -120,6 +121,29 @@ def blocks_of_quality(
     return names
 
 
+def relative_cost(encoder: Encoder, others: Sequence[Encoder], names: Sequence[str]) -> float:
+    """Return the cost per picture of some blocks, in passes of one encoder at its own size.
+
+    The cost of a pass grows with the number of pixels. All encoders count the same.
+
+    Args:
+        encoder: gives the class text.
+        others: further encoders.
+        names: names of the blocks.
+
+    >>> relative_cost(create_encoder("toy"), (), ["final", "inner", "final@64+mirrored"])  # 1 + 2 * (64 / 32)**2
+    9.0
+    """
+    sides = {other.info.name: plain_encoder(other).info.image_size for other in others}
+    sides[""] = plain_encoder(encoder).info.image_size
+    passes = {BlockSource.parse(name).pass_key for name in names}
+    cost = 0.0
+    for uri, size, is_mirrored in passes:
+        ratio = 1.0 if size is None or uri not in sides else size / sides[uri]
+        cost += (2 if is_mirrored else 1) * ratio**2
+    return cost
+
+
 def as_encoder_list(encoder: NamedEncoders) -> list[str | Encoder]:
     """The encoders that one argument names."""
     return [encoder] if isinstance(encoder, str | Encoder) else list(encoder)
@@ -170,7 +194,7 @@ def tune_encoder(
     head: Head,
     encoder: Encoder,
     images: Sequence[ImageSource],
-    labels: Sequence[str],
+    labels: Sequence[Label],
     prompts: Mapping[str, Sequence[str]],
     views: ViewSpec,
     strict: bool,

@@ -89,10 +89,11 @@ class NamedEncoders:
     )
     quality: str = option(
         "--quality",
-        default="standard",
-        type=QUALITIES,
+        default="auto",
+        type=click.Choice(["auto", *QUALITIES.choices]),
         help="How much of a picture the head auto looks at. fast: the final feature. standard: inner layers of the "
-        "same pass too. best: a second resolution and mirrored pictures too, in several times the time.",
+        "same pass too. best: a second look too, larger and mirrored, in several times the time. auto: fit takes best "
+        "where held-out shots gain much by it; else it is standard.",
     )
 
 

@@ -18,8 +18,8 @@ from clipadapter.errors import DataError
 if TYPE_CHECKING:
     from clipadapter.bench import Reference
 
-MAX_TEST_PICTURES = 1000
-"""More are not encoded: the demo must end within minutes on a CPU."""
+MAX_TEST_PICTURES = 300
+"""More are not encoded: the demo must end within a minute on two cores, also if each picture is looked at twice."""
 MAX_LISTED_CLASSES = 6
 OFFLINE = "'clipadapter demo' without --data needs no network: its pictures of fabric come with a package"
 TEXTILE_TASK = (
@@ -93,7 +93,7 @@ class DemoData:
             [
                 *([self.task] if self.task else []),
                 f"{counts.total():,} pictures of {len(names)} classes: {listed}{more}.",
-                f"{self.rule} Heads learn from {each} of each class, drawn {draws}, and are measured on "
+                f"{self.rule} Models learn from {each} of each class, drawn {draws}, and are measured on "
                 f"{len(self.test.samples):,} test pictures.",
                 self._describe_chance(),
             ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from clipadapter.bench import Run
 from clipadapter.bench.statistics import difference_on_pictures
 from clipadapter.demo.data import DemoData
+from clipadapter.metrics import mean_sd
 
 Z_95 = 2.0
 """Differences below this many standard errors are called unclear."""
@@ -26,7 +27,6 @@ class Results:
         metric: name of the metric of `values`: "accuracy" or "balanced_accuracy".
         shots: numbers of shots per class, rising.
         values: by head and number of shots, the metric of each draw, in the order of the seeds; 0 to 1.
-        accuracy: by head, mean accuracy with the most shots.
         correct: by head and number of shots, and by seed, (m,) whether each test picture is right.
         labels: (m,) class of each test picture.
         n_classes: number of classes.
@@ -36,7 +36,6 @@ class Results:
     metric: str
     shots: Sequence[int]
     values: Mapping[tuple[str, int], Sequence[float]]
-    accuracy: Mapping[str, float]
     correct: Mapping[tuple[str, int], Mapping[int, NDArray[np.bool_]]]
     labels: Sequence[str]
     n_classes: int
@@ -47,7 +46,6 @@ class Results:
         """Collect the figures of the runs that did not fail; ``labels`` are those of the pictures that can be read."""
         correct: dict[tuple[str, int], dict[int, NDArray[np.bool_]]] = {}
         values: dict[tuple[str, int], list[float]] = {}
-        accuracies: dict[str, list[float]] = {}
         shots = sorted({run.shots for run in runs})
         for run in sorted(runs, key=lambda run: run.seed):
             if run.metrics is None:
@@ -55,11 +53,8 @@ class Results:
             values.setdefault((run.head, run.shots), []).append(run.metrics[data.metric])
             if (pictures := run.correct_pictures) is not None:
                 correct.setdefault((run.head, run.shots), {})[run.seed] = pictures
-            if run.shots == shots[-1]:
-                accuracies.setdefault(run.head, []).append(run.metrics.accuracy)
-        means = {head: fmean(values) for head, values in accuracies.items()}
         n_classes = len(data.train.class_names)
-        return cls(data.metric, shots, values, means, correct, labels, n_classes, data.test_counts)
+        return cls(data.metric, shots, values, correct, labels, n_classes, data.test_counts)
 
     @property
     def chance(self) -> float:
@@ -102,16 +97,23 @@ class Difference:
         return 0 if abs(self.value) <= self.margin else 1 if self.value > 0 else -1
 
 
+def describe_table(results: Results) -> str:
+    """The class names alone, about four pictures of each class, and the most: mean and deviation over the draws."""
+    few, most = min(results.shots, key=lambda shots: abs(shots - 4)), results.shots[-1]
+    rows = {"class names alone": ("zero-shot", most), **{_pictures(n): ("auto", n) for n in (few, most)}}
+    lines = [f"{results.metric.replace('_', ' ')} on {sum(results.test_counts.values()):,} test pictures"]
+    for name, key in rows.items():
+        values = results.values.get(key, ())
+        mean, spread = (100 * value for value in mean_sd(values)) if values else (0.0, 0.0)
+        figure = f"{mean:5.1f} %" if values else "failed"
+        lines.append(f"{name:>25}  {figure}" + (f" ± {spread:.1f}" if len(values) > 1 else ""))
+    return "\n".join(lines)
+
+
 def describe_findings(results: Results) -> list[str]:
-    """What was learned: one paragraph per entry. What failed is left out."""
-    most = results.shots[-1]
-    paragraphs = [
-        [_auto_sentence(results, most), _zero_shot_sentence(results, most), _gain_sentence(results, most)],
-        [_more_shots_sentence(results), _adapter_sentence(results)],
-        [_constant_answer_sentence(results, most)],
-    ]
-    texts = [" ".join(sentence for sentence in paragraph if sentence) for paragraph in paragraphs]
-    return [text for text in texts if text]
+    """What was learned, in two sentences. What failed is left out."""
+    sentences = [_names_sentence(results, results.shots[-1]), _more_shots_sentence(results)]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _percent(value: float) -> str:
@@ -126,44 +128,26 @@ def _pictures(shots: int) -> str:
     return f"{shots} picture{'s' if shots > 1 else ''} of each class"
 
 
-def _auto_sentence(results: Results, most: int) -> str:
-    value = results.mean("auto", most)
-    if value is None:
-        return ""
-    where = "in {} of each class on average" if results.metric == "balanced_accuracy" else "on {} of the test pictures"
-    sentence = f"With {_pictures(most)}, auto is right {where.format(_percent(value))}"
-    above = Difference(value - results.chance, Z_95 * results.standard_error(results.chance))
-    if above.sign > 0:
-        return f"{sentence}."
-    return f"{sentence}, which is {'below' if above.sign else 'not clearly above'} chance ({_percent(results.chance)})."
-
-
-def _zero_shot_sentence(results: Results, most: int) -> str:
-    value = results.mean("zero-shot", most)
-    if value is None:
-        return ""
-    above = Difference(value - results.chance, Z_95 * results.standard_error(results.chance))
-    relation = {
-        -1: "below chance ({}): the names mislead this encoder",
-        0: "not clearly different from chance ({}): the names tell this encoder little or nothing",
-        1: "above chance ({}): the names alone help this encoder",
-    }[above.sign]
-    text = relation.format(_percent(results.chance))
-    return f"zero-shot, which has only the class names, is at {_percent(value)}, {text}."
-
-
-def _gain_sentence(results: Results, most: int) -> str:
+def _names_sentence(results: Results, most: int) -> str:
+    """How far the class names alone lead, and what the pictures add."""
+    names, value = (results.mean(head, most) for head in ("zero-shot", "auto"))
     gain = results.difference(("auto", most), ("zero-shot", most))
-    if gain is None:
+    if names is None or value is None or gain is None:
         return ""
-    if gain.sign > 0:
-        return f"The pictures add {_points(gain.value)}."
-    if gain.sign < 0:
-        return f"The pictures do harm here: auto is {_points(gain.value)} below the names alone."
-    return (
-        f"The pictures add nothing that is clear here: the difference is {100 * gain.value:+.1f} points, with a margin "
-        f"of error of {_points(gain.margin)}."
-    )
+    added = {
+        1: f"{_pictures(most)} add {_points(gain.value)}",
+        -1: f"{_pictures(most)} do harm, {_points(gain.value)}",
+        0: f"{_pictures(most)} add nothing that is clear ({100 * gain.value:+.1f} points, margin of error "
+        f"{_points(gain.margin)})",
+    }[gain.sign]
+    return f"The class names alone reach {_above_chance(results, names)}; {added}: {_above_chance(results, value)}."
+
+
+def _above_chance(results: Results, value: float) -> str:
+    """A figure beside what a die reaches."""
+    above = Difference(value - results.chance, Z_95 * results.standard_error(results.chance))
+    relation = {-1: "below chance", 0: "not clearly different from chance", 1: "above chance"}[above.sign]
+    return f"{_percent(value)}, {relation} ({_percent(results.chance)})"
 
 
 def _more_shots_sentence(results: Results) -> str:
@@ -178,35 +162,3 @@ def _more_shots_sentence(results: Results) -> str:
     if gain.sign < 0:
         return f"More pictures did not help: {change}."
     return f"More pictures did not clearly help: {change}, with a margin of error of {_points(gain.margin)}."
-
-
-def _adapter_sentence(results: Results) -> str:
-    """CLIP-Adapter against the linear probe, with the most and the fewest shots."""
-    parts: dict[int, list[str]] = {}
-    for shots in sorted({results.shots[0], results.shots[-1]}, reverse=True):
-        gap = results.difference(("clip-adapter", shots), ("linear-probe", shots))
-        if gap is not None:
-            adapter, probe = (results.mean(head, shots) or 0.0 for head in ("clip-adapter", "linear-probe"))
-            lead = "" if gap.sign == 0 else f"by {_points(gap.value)} "
-            part = (
-                f"{lead}with {shots} picture{'s' if shots > 1 else ''} ({_percent(adapter)} against {_percent(probe)})"
-            )
-            parts.setdefault(gap.sign, []).append(part)
-    relations = {1: "clip-adapter is ahead", -1: "the linear probe is ahead", 0: "the two can't be told apart"}
-    texts = [f"{relations[sign]} {' and '.join(places)}" for sign, places in parts.items()]
-    if not texts:
-        return ""
-    return f"clip-adapter starts from the class names, the linear probe ignores them: {'; '.join(texts)}."
-
-
-def _constant_answer_sentence(results: Results, most: int) -> str:
-    accuracy = results.accuracy.get("auto")
-    if results.metric == "accuracy" or accuracy is None:
-        return ""
-    name, count = next(iter(results.test_counts.items()))
-    constant = count / sum(results.test_counts.values())
-    relation = "more" if accuracy > constant else "not more"
-    return (
-        f"Always answering '{name}' is right on {_percent(constant)} of the test pictures and finds no other class; "
-        f"auto with {_pictures(most)} is right on {_percent(accuracy)}, {relation} than that."
-    )

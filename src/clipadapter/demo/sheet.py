@@ -1,4 +1,4 @@
-"""A sheet of test pictures: the answer for each, whether it is right, and where in the picture the class is seen."""
+"""A sheet of test pictures: the answer for each, whether it is right, and the place to look at, marked and enlarged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample
 from clipadapter.errors import ImageError
 from clipadapter.explain import Explanation, explain
-from clipadapter.explain.plot import draw_heat_map
 from clipadapter.rendering.curves import darken
 from clipadapter.rendering.plots import BLUE, GREY, VERMILION, create_figure, save_plot, set_title, truncate
 
@@ -20,15 +19,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 3
-SHEET_PICTURES = 12
-SQUARE_INCHES, GAP_INCHES, CAPTION_INCHES, TITLE_INCHES, BAR_INCHES = 1.75, 0.18, 0.52, 0.72, 0.75
+SHEET_PICTURES, SHEET_MISTAKES = 9, 3
+"""Pictures that are drawn at random from all, and beside them from those that are wrong."""
+SQUARE_INCHES, GAP_INCHES, CAPTION_INCHES, TITLE_INCHES = 1.75, 0.22, 0.52, 0.72
 BORDER_INCHES = 0.06
-"""Between a picture and its map."""
+"""Between a picture and its enlarged place."""
 MIN_WIDTH_INCHES = 9.0
 """Below, the title would not fit."""
+PLACE_SHARE = 0.2
+"""Side of the enlarged place, as a share of the side of the picture."""
 RIGHT_COLOUR, WRONG_COLOUR = BLUE, VERMILION
 RIGHT_SIGN, WRONG_SIGN = "✓", "✗"
 """Signs beside the colours, for readers who can't tell these apart."""
+PLACE_COLOUR = "#f0e442"
+"""Yellow of Okabe and Ito's palette, which the other two colours are from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +98,7 @@ def _draw_by_class(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def draw_sheet(answers: Sequence[SheetAnswer], path: str | Path, title: str) -> Path:
-    """Draw pictures with answers, and beside each the heat map of its answer.
-
-    All maps have one scale, so that a map in one colour is of a picture in which no place stands out.
+    """Draw pictures with answers, and beside each its place to look at (`Explanation.place`), enlarged.
 
     Args:
         answers: at least one.
@@ -106,42 +108,42 @@ def draw_sheet(answers: Sequence[SheetAnswer], path: str | Path, title: str) -> 
     Raises:
         InputError: if the file can't be written.
     """
-    has_maps = any(answer.explanation.heat_map is not None for answer in answers)
-    across, rows = (2 if has_maps else 1), -(-len(answers) // COLUMNS)
+    across, rows = 2 if any(answer.explanation.place for answer in answers) else 1, -(-len(answers) // COLUMNS)
     # All positions are given: captions are wider than the pictures, and the automatic layout would make room for them.
     cell_width, cell_height = across * (SQUARE_INCHES + BORDER_INCHES) + GAP_INCHES, SQUARE_INCHES + CAPTION_INCHES
-    width = max(MIN_WIDTH_INCHES, COLUMNS * cell_width + GAP_INCHES + (BAR_INCHES if has_maps else 0))
+    width = max(MIN_WIDTH_INCHES, COLUMNS * cell_width + GAP_INCHES)
     height = TITLE_INCHES + rows * cell_height
     figure = create_figure(width, height)
     figure.set_layout_engine("none")
-
-    def place(row: int, column: float, wide: float = SQUARE_INCHES) -> Axes:
-        left, bottom = GAP_INCHES + column, (rows - 1 - row) * cell_height + GAP_INCHES
-        axes = figure.add_axes((left / width, bottom / height, wide / width, SQUARE_INCHES / height))
-        axes.set_axis_off()
-        return axes
-
-    ranges = [answer.explanation.heat_range for answer in answers if answer.explanation.heat_range is not None]
-    limits = (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else (0.0, 1.0)
-    image = None
     for i, answer in enumerate(answers):
-        row, column = i // COLUMNS, i % COLUMNS
-        _draw_answer(place(row, column * cell_width), answer)
-        if answer.explanation.heat_map is not None and answer.explanation.square is not None:
-            image = draw_heat_map(
-                place(row, column * cell_width + SQUARE_INCHES + BORDER_INCHES), answer.explanation, limits
+        left, bottom = GAP_INCHES + i % COLUMNS * cell_width, (rows - 1 - i // COLUMNS) * cell_height + GAP_INCHES
+        picture, place = (
+            figure.add_axes(
+                ((left + shift) / width, bottom / height, SQUARE_INCHES / width, SQUARE_INCHES / height),
+                xticks=[],
+                yticks=[],
             )
-    if image is not None:
-        axes = place(0, COLUMNS * cell_width, 0.12)
-        axes.set_axis_on()
-        bar = figure.colorbar(image, cax=axes)
-        bar.set_label("logit less mean of the others", fontsize=8)
-        bar.ax.tick_params(labelsize=8)
-        bar.outline.set_visible(False)
-        if bar.solids is not None:
-            bar.solids.set_alpha(1)
+            for shift in (0, SQUARE_INCHES + BORDER_INCHES)
+        )
+        _draw_answer(picture, answer)
+        _draw_place(picture, place, answer.explanation)
     set_title(figure, title)
     return save_plot(figure, path)
+
+
+def _draw_place(picture: Axes, enlarged: Axes, explanation: Explanation) -> None:
+    """Mark the place in the picture, and show it enlarged."""
+    if explanation.place is None or explanation.square is None:
+        enlarged.remove()
+        return
+    from matplotlib.patches import Rectangle
+
+    pixels = len(explanation.square)
+    side = max(2, round(PLACE_SHARE * pixels))
+    x, y = (min(max(round(share * pixels - side / 2), 0), pixels - side) for share in explanation.place)
+    picture.add_patch(Rectangle((x - 0.5, y - 0.5), side, side, fill=False, edgecolor=PLACE_COLOUR, linewidth=2))
+    enlarged.imshow(explanation.square[y : y + side, x : x + side], interpolation="bicubic")
+    enlarged.spines[:].set(color=PLACE_COLOUR, linewidth=3)
 
 
 def _draw_answer(axes: Axes, answer: SheetAnswer) -> None:
@@ -149,9 +151,6 @@ def _draw_answer(axes: Axes, answer: SheetAnswer) -> None:
     colour, sign = (RIGHT_COLOUR, RIGHT_SIGN) if answer.is_right else (WRONG_COLOUR, WRONG_SIGN)
     pixels = answer.explanation.picture if answer.explanation.square is None else answer.explanation.square
     axes.imshow(pixels)
-    axes.set_axis_on()
-    axes.set_xticks([])
-    axes.set_yticks([])
     axes.spines[:].set(color=colour, linewidth=3)
     name = truncate(prediction.label or "none of these", 30)
     text: dict[str, Any] = {

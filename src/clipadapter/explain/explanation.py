@@ -122,6 +122,23 @@ class Explanation:
     blocks: tuple[BlockPart, ...] = ()
     rare_patches: NDArray[np.float64] | None = None
 
+    @property
+    def place(self) -> tuple[float, float] | None:
+        """Where to look: shares of the side of the square, from the left and from the top; None if it is not known.
+
+        It is the patch that differs most from the rest, if the model looks for that, else the one with the most
+        evidence for the class.
+        """
+        values, border = (self.heat_map, 0) if self.rare_patches is None else (self.rare_patches, BORDER)
+        if values is None:
+            return None
+        row, column = np.unravel_index(values.argmax(), values.shape)
+        right, down = (
+            (int(cell) + border + 0.5) / (cells + 2 * border)
+            for cell, cells in zip((column, row), values.shape[::-1], strict=True)
+        )
+        return right, down
+
     def to_dict(self) -> dict[str, Any]:
         """The explanation as JSON values, without the pixels."""
         record = self.prediction.record()
@@ -178,7 +195,11 @@ class Explanation:
             parts = ", ".join(f"{part.name} {part.margin:+.2f}" for part in self.blocks)
             lines.append(f"By block of features: {parts}.")
         if self.rare_patches is not None:
-            lines.append(_rarest_patch_sentence(self.rare_patches))
+            right, down = self.place or (0.5, 0.5)
+            lines.append(
+                f"The patch that differs most from the rest of the square is {right:.0%} from the left and {down:.0%} "
+                f"from the top, {self.rare_patches.max():.1f} times as far as patches usually are."
+            )
         return lines
 
     def _repr_html_(self) -> str:
@@ -202,19 +223,6 @@ class Explanation:
         if self.text_label == self.shots_label:
             return f"Class text alone would predict '{self.text_label}', and so would the shots alone."
         return f"Class text alone would predict '{self.text_label}', the shots alone '{self.shots_label}'."
-
-
-def _rarest_patch_sentence(distances: NDArray[np.float64]) -> str:
-    """Where in the square the patch with the largest distance is."""
-    row, column = np.unravel_index(distances.argmax(), distances.shape)
-    down, right = (
-        (int(cell) + BORDER + 0.5) / (cells + 2 * BORDER)
-        for cell, cells in zip((row, column), distances.shape, strict=True)
-    )
-    return (
-        f"The patch that differs most from the rest of the square is {right:.0%} from the left and {down:.0%} from the "
-        f"top, {distances.max():.1f} times as far as patches usually are."
-    )
 
 
 def describe_prediction(prediction: Prediction, multilabel: bool = False) -> str:

@@ -105,13 +105,12 @@ def _add_colour_bar(axes: Axes, image: AxesImage, label: str) -> None:
         bar.solids.set_alpha(1)
 
 
-def draw_heat_map(axes: Axes, explanation: Explanation, limits: tuple[float, float] | None = None) -> AxesImage:
+def draw_heat_map(axes: Axes, explanation: Explanation) -> AxesImage:
     """Draw the heat map of an explanation over its picture.
 
     Args:
         axes: empty.
         explanation: with a heat map.
-        limits: values of the first and the last colour; by default the minimum and the maximum of the map.
 
     Returns:
         The map, for a colour bar.
@@ -120,7 +119,7 @@ def draw_heat_map(axes: Axes, explanation: Explanation, limits: tuple[float, flo
     assert explanation.square is not None
     assert explanation.heat_range is not None
     low, high = explanation.heat_range
-    return _draw_map(axes, explanation.square, low + explanation.heat_map * (high - low), limits or (low, high))
+    return _draw_map(axes, explanation.square, low + explanation.heat_map * (high - low), (low, high))
 
 
 def draw_rare_patches(axes: Axes, explanation: Explanation) -> AxesImage:

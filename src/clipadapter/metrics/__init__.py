@@ -2,8 +2,6 @@
 
 from clipadapter.metrics.calibration import (
     Reliability,
-    brier,
-    classwise_calibration_error,
     expected_calibration_error,
     log_loss,
     reliability,
@@ -41,9 +39,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "bootstrap_metrics",
-    "brier",
     "check_metrics",
-    "classwise_calibration_error",
     "evaluate",
     "evaluate_multilabel",
     "excess_aurc",

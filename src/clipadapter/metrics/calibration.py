@@ -1,4 +1,4 @@
-"""Calibration errors, proper scores and the bins of a reliability diagram.
+"""Calibration errors, the log-loss and the bins of a reliability diagram.
 
 Letters: m pictures, c classes, b bins. All metrics take probabilities (m, c) and labels (m,), the positions of the true
 classes, and raise InputError if these don't match.
@@ -91,30 +91,6 @@ def expected_calibration_error(
     """
     p, y = _check(probabilities, labels)
     return reliability(p.max(axis=1), p.argmax(axis=1) == y, bins, mass).error
-
-
-def classwise_calibration_error(
-    probabilities: ArrayLike, labels: ArrayLike, bins: int = DEFAULT_BINS, mass: Binning = "equal-mass"
-) -> float:
-    """Mean over classes of the distance between a class's probability and its frequency (Kull et al. 2019, eq. 3).
-
-    For ``bins``, of each class, and ``mass`` see `reliability`.
-
-    >>> classwise_calibration_error([[0.8, 0.2], [0.8, 0.2]], [0, 1], bins=1)
-    0.30000000000000004
-    """
-    p, y = _check(probabilities, labels)
-    return float(np.mean([reliability(p[:, k], y == k, bins, mass).error for k in range(p.shape[1])]))
-
-
-def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Mean squared distance between probabilities and one-hot labels, summed over classes (Brier 1950): 0 to 2.
-
-    >>> round(brier([[0.8, 0.2]], [1]), 6)
-    1.28
-    """
-    p, y = _check(probabilities, labels)
-    return float((p**2).sum(axis=1).mean() - 2 * p[np.arange(len(y)), y].mean() + 1)
 
 
 def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:

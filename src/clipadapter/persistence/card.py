@@ -319,8 +319,11 @@ def _describe_uncertainty(facts: Mapping[str, Any]) -> str:
 
 
 def _describe_encoder(config: ModelConfig) -> str:
-    encoder = config.encoder
+    encoder, quality = config.encoder, config.provenance.get("quality")
     note = f" Note: {escape(encoder.note)}." if encoder.note else ""
+    if isinstance(quality, dict):
+        why = f": it {escape(str(quality['why']))}" if quality.get("why") else ""
+        note += f" The model was fitted with the quality {code(str(quality.get('name')))}{why}."
     where = (
         "They are in a folder of the machine where it was fitted, and must be copied from there."
         if has_local_weights(config.encoder.name)

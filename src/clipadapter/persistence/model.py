@@ -41,8 +41,8 @@ TEXT_KEY = "class_text"
 UNLABELLED_KEY = "unlabelled"
 """Name of the pictures without labels in their file; see `Head.kept_pictures`. They have a file of their own, so that
 the versions of a model share it while the shots change."""
-COPIED_PROVENANCE = ("fit", "crop")
-"""Provenance that is saved unchanged: the settings of the fit, and the crop scale of the views."""
+COPIED_PROVENANCE = ("fit", "crop", "quality")
+"""Provenance that is saved unchanged: settings of the fit, crop scale of the views, quality and why it was chosen."""
 RECORDED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "numpy")
 
 

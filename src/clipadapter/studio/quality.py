@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipadapter.blocks import RARE_PATCHES, BlockSource
-from clipadapter.classifier.encoder import QUALITIES, block_names, blocks_of_quality
-from clipadapter.encoders import Encoder, plain_encoder
+from clipadapter.classifier.encoder import QUALITIES, block_names, blocks_of_quality, relative_cost
+from clipadapter.encoders import Encoder
 from clipadapter.heads import head_info
 
 
@@ -55,30 +55,6 @@ def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[Q
         defects = " It also looks for small, unusual parts, such as defects." if has_patches else ""
         texts.append(f"Also the picture at {at} pixels, where details are clearer, and mirrored.{defects} {cost}")
     return tuple(QualityOption(name, text) for name, text in zip(QUALITIES, texts, strict=True))
-
-
-def relative_cost(encoder: Encoder, others: Sequence[Encoder], names: Sequence[str]) -> float:
-    """Return the cost per picture of some blocks, in passes of one encoder at its own size.
-
-    The cost of a pass grows with the number of pixels. All encoders count the same.
-
-    Args:
-        encoder: gives the class text.
-        others: further encoders.
-        names: names of the blocks.
-
-    >>> from clipadapter.encoders import create_encoder
-    >>> relative_cost(create_encoder("toy"), (), ["final", "inner", "final@64+mirrored"])  # 1 + 2 * (64 / 32)**2
-    9.0
-    """
-    sides = {other.info.name: plain_encoder(other).info.image_size for other in others}
-    sides[""] = plain_encoder(encoder).info.image_size
-    passes = {BlockSource.parse(name).pass_key for name in names}
-    cost = 0.0
-    for uri, size, is_mirrored in passes:
-        ratio = 1.0 if size is None or uri not in sides else size / sides[uri]
-        cost += (2 if is_mirrored else 1) * ratio**2
-    return cost
 
 
 def why_no_unlabelled(head: str) -> str:

@@ -13,12 +13,12 @@ import numpy as np
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.encoder import (
-    DEFAULT_QUALITY,
     QUALITIES,
     block_names,
     blocks_to_read,
     check_quality,
     put_text_first,
+    relative_cost,
 )
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder
@@ -37,11 +37,12 @@ from clipadapter.studio.model import (
 )
 from clipadapter.studio.pictures import PictureFile
 from clipadapter.studio.project import EXPORT_FOLDER, Project, studio_path
-from clipadapter.studio.quality import relative_cost, why_no_choice, why_no_unlabelled
+from clipadapter.studio.quality import why_no_choice, why_no_unlabelled
 from clipadapter.studio.selection import margins, select_for_labelling
 
 QUALITY_SETTING = "quality"
 """Name of the setting of a project that remembers the quality."""
+DEFAULT_QUALITY = "standard"
 UNLABELLED_SETTING = "learn_unlabelled"
 """Name of the setting that remembers whether the model learns from unlabelled pictures: "yes" or nothing."""
 QUEUE_PICTURES = 8
@@ -161,7 +162,7 @@ class Session:
         self.learns_unlabelled = project.setting(UNLABELLED_SETTING) == "yes" and not why_no_unlabelled(head)
         remembered = project.setting(QUALITY_SETTING)
         self.quality = remembered if remembered in QUALITIES else DEFAULT_QUALITY
-        if quality is not None and check_quality(quality) != self.quality:
+        if quality is not None and check_quality(quality, QUALITIES) != self.quality:
             project.save_setting(QUALITY_SETTING, quality)
             self.quality = quality
         self._cache = FeatureCache(self.encoder, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
@@ -201,7 +202,7 @@ class Session:
         Raises:
             InputError: if there is no such quality, it makes no difference here, or the project can't remember it.
         """
-        check_quality(quality)
+        check_quality(quality, QUALITIES)
         if self.why_no_choice:
             raise InputError(self.why_no_choice.rstrip("."))
         if quality == self.quality:

@@ -1,13 +1,12 @@
 """Streams of tasks on features: what is learned when, what is asked, what is kept."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from clipadapter.bench import StreamTask, continual_metrics, learn_task_stream, read_runs, stream_table
+from clipadapter.bench import StreamTask, continual_metrics, learn_task_stream, stream_table
 from clipadapter.bench.continual.learning import check_learner, choose_mode
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -284,13 +283,3 @@ def test_the_table_marks_the_best_of_the_incremental_heads(tasks, text):
     assert len(stream_table(runs, notes=False).splitlines()) == 5
     with pytest.raises(InputError, match="no records of streams"):
         stream_table([])
-
-
-def test_a_stream_of_record_format_2_is_read(tasks, text, tmp_path):
-    (run,) = learn_task_stream({"it": Means()}, tasks, text)
-    older = run.model_dump(mode="json", exclude={"method_version", "measurement_version", "continual"})
-    older["stream"]["lessons"] = older["stream"].pop("tasks")
-    older |= {"format": 2, "course": run.continual.model_dump(mode="json")}
-    (tmp_path / "runs.jsonl").write_text(json.dumps(older) + "\n")
-    (read,) = read_runs(tmp_path / "runs.jsonl")
-    assert read.stream == run.stream and read.continual == run.continual

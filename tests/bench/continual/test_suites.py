@@ -321,11 +321,6 @@ def test_all_heads_of_a_stream_are_those_with_a_place_in_it():
     assert {"zero-shot", "auto"} <= names and not {"transclip", "zlap"} & names
 
 
-def test_rows_in_place_of_draws_are_of_one_data_set(sets, tmp_path):
-    with pytest.raises(InputError, match="leave --rows out"):
-        go(sets, tmp_path / "out", rows={(2, 1): [0]})
-
-
 def test_the_estimate_counts_streams(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
     cost = estimate(suite, sets, ["lite"])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.bench.plan import Entry
-from clipadapter.bench.report import compare_heads, compare_studies, write_report
+from clipadapter.bench.report import compare_studies, write_report
 from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.document import Grid
 from clipadapter.bench.report.record_csv import format_record_csv
@@ -14,7 +14,7 @@ from clipadapter.bench.report.tables import HARMONIC, Row, make_mean_tables, mak
 from clipadapter.bench.run import Flags, Machine, Metrics, RunData, RunEncoder
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
-from clipadapter.errors import InputError, UnknownNameError
+from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
 
 
@@ -75,11 +75,11 @@ def test_long_labels_and_line_breaks_of_labels_break_no_table(make_run):
 
 def test_a_table_has_mean_and_deviation_and_the_best_of_each_column(study):
     grid = grids(study)["Accuracy: pets"]
-    assert grid.header == ("head", "1 shot", "4 shots", "validation")
+    assert grid.header == ("head", "1 shot", "4 shots")
     # 0.02, 0.04, 0.03: mean 0.03, sd 0.01; 0.1, 0.3, 0.2: mean 0.2, sd 0.1.
     assert grid.rows == (
-        ("zero-shot", "50.0 ± 0.0", "50.0 ± 0.0", "none"),
-        ("clip-adapter", "53.0 ± 1.0", "70.0 ± 10.0", "none"),
+        ("zero-shot", "50.0 ± 0.0", "50.0 ± 0.0"),
+        ("clip-adapter", "53.0 ± 1.0", "70.0 ± 10.0"),
     )
     assert grid.best == {(1, 1), (1, 2)}
 
@@ -145,20 +145,15 @@ def test_nothing_to_report_is_an_error(make_run):
         build_report(joined(suite(), [], [make_run()]))
 
 
-def test_heads_with_more_than_the_shots_are_marked_and_never_the_best(make_run):
+def test_transductive_heads_are_marked_and_never_the_best(make_run):
     runs = [
         make_run("plain", accuracy=0.5),
         make_run("whole", accuracy=0.9, flags=Flags(transductive=True)),
-        make_run("peek", accuracy=0.8, flags=Flags(validation="val", oracle=True)),
     ]
     grid = grids(joined(suite(), runs))["Accuracy: pets"]
-    assert [(row[0], row[-1]) for row in grid.rows] == [
-        ("plain", "none"),
-        ("whole *", "none"),
-        ("peek †", "val + oracle"),
-    ]
+    assert [row[0] for row in grid.rows] == ["plain", "whole *"]
     assert grid.best == {(0, 1)}
-    assert "* transductive" in " ".join(grid.common) and "† something was chosen" in " ".join(grid.common)
+    assert "* transductive" in " ".join(grid.common)
 
 
 def test_heads_that_are_not_as_published_are_marked_and_may_be_the_best(make_run):
@@ -167,14 +162,12 @@ def test_heads_that_are_not_as_published_are_marked_and_may_be_the_best(make_run
         make_run("mine", accuracy=0.9, method="auto"),
         make_run("zlap", accuracy=0.8, flags=Flags(transductive=True)),
     ]
-    study = joined(suite(), runs)
-    grid = grids(study)["Accuracy: pets"]
+    grid = grids(joined(suite(), runs))["Accuracy: pets"]
     assert [row[0] for row in grid.rows] == ["clap", "mine ‡", "zlap *‡"]
     assert grid.best == {(1, 1)}
     for name in ("auto", "zlap"):
         assert f"‡ {name}: {fidelity_of(name)}" in grid.common
     assert not any(line.startswith("‡ clap") for line in grid.common)
-    assert f"‡ auto: {fidelity_of('auto')}" in compare_heads(study, "clap", "mine").splitlines()
 
 
 def test_the_mean_over_data_sets_is_made_seed_by_seed(make_run):
@@ -208,19 +201,19 @@ def test_shifted_parts_have_a_column_each_and_a_mean(make_run):
     parts = [part("pets"), part("pets", "drawn", "shift"), part("pets", "dark", "shift")]
     runs = [make_run("a", data=data, accuracy=value) for data, value in zip(parts, (0.9, 0.6, 0.4), strict=True)]
     grid = grids(joined(suite(protocol="shift", shots=[1]), runs))["Accuracy: pets, 1 shot"]
-    assert grid.header == ("head", "test", "drawn", "dark", "mean of the 2 others", "validation")
+    assert grid.header == ("head", "test", "drawn", "dark", "mean of the 2 others")
     assert grid.rows[0][1:5] == ("90.0", "60.0", "40.0", "50.0")
 
 
 def test_encoders_are_the_columns_if_there_is_one_number_of_shots(make_run):
     runs = [make_run("a", encoder=RunEncoder(name=name, fingerprint=name)) for name in ("small", "large")]
-    assert grids(joined(suite(), runs))["Accuracy: pets, 1 shot"].header == ("head", "small", "large", "validation")
+    assert grids(joined(suite(), runs))["Accuracy: pets, 1 shot"].header == ("head", "small", "large")
 
 
 def test_costs_are_those_at_the_most_shots(study):
     grid = grids(study)["Cost at 4 shots: pets"]
     # 0.01 s for 40 pictures: 0.25 ms each.
-    assert grid.rows[1] == ("clip-adapter", "70.0 ± 10.0", "0.25 ± 0", "0.25 ± 0", "10", "-", "none")
+    assert grid.rows[1] == ("clip-adapter", "70.0 ± 10.0", "0.25 ± 0", "0.25 ± 0", "10", "-")
     assert "worker process" in grid.notes[0]
 
 
@@ -300,8 +293,8 @@ def test_names_are_escaped_in_every_format(make_run, tmp_path):
 
 def test_a_latex_table_is_one_of_booktabs(study, tmp_path):
     text = write_report(study, tmp_path)[2].read_text(encoding="utf-8")
-    assert r"\begin{tabular}{lrrl}" in text and r"\toprule" in text
-    assert r"clip-adapter & \textbf{53.0 $\pm$ 1.0} & \textbf{70.0 $\pm$ 10.0} & none \\" in text
+    assert r"\begin{tabular}{lrr}" in text and r"\toprule" in text
+    assert r"clip-adapter & \textbf{53.0 $\pm$ 1.0} & \textbf{70.0 $\pm$ 10.0} \\" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(grids(study))
 
 
@@ -483,10 +476,3 @@ def test_a_setting_that_differs_in_some_runs_has_their_number(make_run):
 def test_folders_with_nothing_in_common_say_so(make_run):
     text = compare_studies(joined(suite(), [make_run("a")]), joined(suite(), [make_run("b")]))
     assert "the first has 1 such cells, the second 1" in text
-
-
-def test_two_heads_of_a_folder_are_compared(study):
-    text = compare_heads(study, "zero-shot", "clip-adapter")
-    assert re.search(r"\| pets \| toy \| test \| 4 \| 50.0 ± 0.0 \| 70.0 ± 10.0 \| \+20.0 \[", text)
-    with pytest.raises(UnknownNameError, match="Did you mean 'clip-adapter'"):
-        compare_heads(study, "zero-shot", "clip-adaptor")

@@ -138,12 +138,10 @@ def test_a_suite_that_cannot_run_does_not_pass_its_dry_run(run, squares, tmp_pat
     ("options", "error", "missing"),
     [
         (("--launcher", "ray"), "The launcher ray needs an extra that is not installed", "ray"),
-        (("--track", "mlflow"), "The tracker mlflow needs an extra that is not installed", "mlflow"),
         (("--launcher", "slurm"), "no launcher is called 'slurm'", None),
         (("--device", "nowhere"), "no device is called 'nowhere'", None),
         (("--heads", "knnn"), "no head called knnn", None),
         (("--heads", "knn,protoype"), "no head called protoype", None),
-        (("--rows", "rows.json"), "rows.json", None),
         (("--descriptions", "texts.json"), "texts.json", None),
     ],
 )
@@ -178,16 +176,6 @@ def test_what_the_command_line_changes(bench):
     assert json.loads(result.stdout)["fitted"] == 3
 
 
-def test_rows_in_place_of_draws(bench, tmp_path):
-    rows = {f"{n}-{seed}": [0, 4 + seed, 8] for n in (1, 2) for seed in (1, 2)}
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    assert bench("--rows", tmp_path / "rows.json").exit_code == 0
-    found = {(run.shots, run.seed): run.rows for run in RecordFolder(tmp_path / "out").read()}
-    assert found == {(n, seed): [0, 4 + seed, 8] for n in (1, 2) for seed in (1, 2)}
-    (tmp_path / "rows.json").write_text("[1]")
-    assert 'expected {"SHOTS-SEED": [row, ...], ...}' in bench("--rows", tmp_path / "rows.json").stderr
-
-
 @pytest.mark.parametrize(
     ("args", "error"),
     [
@@ -199,7 +187,6 @@ def test_rows_in_place_of_draws(bench, tmp_path):
             ("run", "bottleneck", "--data", "{data}", "-e", "toy", "--launcher", "slurm"),
             "no launcher is called 'slurm'",
         ),
-        (("run", "bottleneck", "--data", "{data}", "-e", "toy", "--track", "excel"), "no tracker is called 'excel'"),
         (("run", "bottleneck", "--data", "features:{data}"), "bundle.json"),
         (("status", "few-shot", "--out", "{data}"), "has no runs of suite 'few-shot'; it has: none"),
         (("report", "few-shot", "--out", "{data}"), "has no runs of suite"),

@@ -108,6 +108,15 @@ def test_fit_reports_what_a_head_chose_for_auto(squares, tmp_path, fit):
     assert not [line for line in fit(squares).stdout.splitlines() if line.startswith("chosen")]
 
 
+def test_fit_says_how_often_the_model_looks_at_a_picture_and_why(squares, fit):
+    why = "looks once: 100% of held-out shots are right, so there is little to gain (--quality best looks twice)"
+    result = fit(squares, "--json", head="auto")
+    assert json.loads(result.stdout)["quality"] == {"name": "standard", "why": why}
+    assert f"the model {why}\n" in result.stderr
+    assert json.loads(fit(squares, "--json", "--quality", "best", head="auto").stdout)["quality"]["name"] == "best"
+    assert json.loads(fit(squares, "--json").stdout)["quality"] is None
+
+
 def test_the_steps_of_a_tuner_are_noted_before_the_first(squares, fit):
     # 12 pictures are one batch, and so one step an epoch; a fit of two epochs makes two.
     result = fit(squares, "--set", "epochs=2", head="coop")

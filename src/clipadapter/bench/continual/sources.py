@@ -83,7 +83,7 @@ def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, promp
     model = apply_prompts(suite, model, prompts, source)
     train, test = (source.train, source.test) if source.test is not None else split_in_halves(source.train)
     names = train.class_names
-    support, rows, draws = extract_drawn_shots(suite, model, train, names, None)
+    support, rows, draws = extract_drawn_shots(suite, model, train, names)
     tested = extract_dataset(model, test, names)
     return DataSetFeatures(source.name, support, tested, model.encode_classes(names), rows, len(train.samples), draws)
 

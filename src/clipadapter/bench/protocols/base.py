@@ -37,13 +37,11 @@ class SuiteInputs:
         suite: the suite.
         sources: data sets; a text is ``features:FOLDER``.
         encoders: by the name that tables show; they make features and class text.
-        rows: rows of the first data set to use in place of a draw, by (shots, seed).
     """
 
     suite: Suite
     sources: Sequence[Source | str]
     encoders: Mapping[str, FewShotClassifier]
-    rows: Rows | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +53,12 @@ class ProtocolInputs:
         sources: one data set; several for a protocol that combines them.
         model: makes features and class text.
         prompts: how the class text is made.
-        rows: rows of the first data set to use in place of a draw, by (shots, seed).
     """
 
     suite: Suite
     sources: Sequence[Source]
     model: FewShotClassifier
     prompts: Prompts
-    rows: Rows | None = None
 
     def model_for(self, source: Source) -> FewShotClassifier:
         """The model with the prompts for a data set."""
@@ -149,13 +145,12 @@ class Protocol:
         """
         return sizes[0].test_parts if transductive else 1
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
         """Refuse data sets that the protocol can't use, before any feature is computed.
 
         Args:
             suite: the suite.
             sources: the data sets; a text is ``features:FOLDER``.
-            rows: rows of the first data set to use in place of a draw.
 
         Raises:
             InputError: if the protocol needs other data sets.
@@ -176,10 +171,10 @@ class Protocol:
             InputError: if the protocol needs other data sets.
             DataError: if data can't be read.
         """
-        suite, rows = inputs.suite, inputs.rows
-        self.check_sources(suite, inputs.sources, rows)
+        suite = inputs.suite
+        self.check_sources(suite, inputs.sources)
         for spec in (source for source in inputs.sources if isinstance(source, str)):
-            bundle, drawn = self.load_features(suite, spec, rows)
+            bundle, drawn = self.load_features(suite, spec)
             data, prompts = Path(spec.partition(":")[2]).name, suite.prompts[0]
             yield BundleOfFits(bundle, partial(self.fits, suite, bundle, drawn), data, bundle.encoder.name, prompts)
         pictures = [source for source in inputs.sources if not isinstance(source, str)]
@@ -187,14 +182,14 @@ class Protocol:
         for group in groups:
             for name, model in inputs.encoders.items():
                 for prompts in suite.prompts:
-                    bundle, drawn = self.build(ProtocolInputs(suite, group, model, prompts, rows))
+                    bundle, drawn = self.build(ProtocolInputs(suite, group, model, prompts))
                     yield BundleOfFits(bundle, partial(self.fits, suite, bundle, drawn), group[0].name, name, prompts)
 
-    def load_features(self, suite: Suite, spec: str, rows: Rows | None) -> tuple[Bundle, Rows | None]:
+    def load_features(self, suite: Suite, spec: str) -> tuple[Bundle, Rows | None]:
         """Load the features of ``features:FOLDER``, and the rows of the draws; None to draw from the support."""
         bundle = load_feature_bundle(spec, suite)
         assert bundle is not None
-        return self.from_features(bundle), rows
+        return self.from_features(bundle), None
 
     def from_features(self, bundle: Bundle) -> Bundle:
         """The features that the protocol uses of a stored bundle."""
@@ -207,7 +202,7 @@ class Protocol:
             The features, and the drawn rows; None for the latter if they are drawn from the bundle's support.
 
         Raises:
-            InputError: if the protocol needs other data sets, or there are no such rows.
+            InputError: if the protocol needs other data sets.
             DataError: if labels do not match, or no picture can be read.
         """
         raise NotImplementedError
@@ -262,9 +257,9 @@ class TransferProtocol(Protocol):
 
     combines_data_sets = True
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
         """As `Protocol.check_sources`; the first data set needs a test part."""
-        super().check_sources(suite, sources, rows)
+        super().check_sources(suite, sources)
         for first in (source for source in sources[:1] if isinstance(source, Source)):
             require_test_part(suite, first)
 
@@ -277,7 +272,7 @@ class TransferProtocol(Protocol):
         first, *others = inputs.sources
         test, names = require_test_part(inputs.suite, first), first.train.class_names
         model = inputs.model_for(first)
-        support, positions, drawn = extract_drawn_shots(inputs.suite, model, first.train, names, inputs.rows)
+        support, positions, drawn = extract_drawn_shots(inputs.suite, model, first.train, names)
         tests = {"test": TestPart(extract_dataset(model, test, names))}
         # The model with the prompts of the first data set has the settings of the suite.
         prepared = replace(inputs, model=model)

@@ -21,9 +21,9 @@ class BaseToNew(Protocol):
 
     test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
         """As `Protocol.check_sources`; each data set needs a test part."""
-        super().check_sources(suite, sources, rows)
+        super().check_sources(suite, sources)
         for source in (source for source in sources if isinstance(source, Source)):
             require_test_part(suite, source)
 
@@ -42,7 +42,7 @@ class BaseToNew(Protocol):
         train = replace(
             source.train, samples=tuple(sample for sample in source.train.samples if sample.label in set(base))
         )
-        support, positions, drawn = extract_drawn_shots(inputs.suite, model, train, base, inputs.rows)
+        support, positions, drawn = extract_drawn_shots(inputs.suite, model, train, base)
         features = extract_dataset(model, test, names)
         tests = {
             "base": TestPart(_of_classes(features, base)),

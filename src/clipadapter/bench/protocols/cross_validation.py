@@ -30,7 +30,7 @@ from clipadapter.bench.plan import FitSpec, Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import Protocol, ProtocolInputs, fit_inputs
 from clipadapter.bench.run import Metrics, Run, RunData, Seconds, describe_machine, pack_correct
-from clipadapter.bench.sources import DataSetSize, Source, extract_training_views
+from clipadapter.bench.sources import DataSetSize, extract_training_views
 from clipadapter.bench.suite import ALL, Suite
 from clipadapter.classifier.evaluation import Score, score
 from clipadapter.data import draw_shots
@@ -63,12 +63,6 @@ class CrossValidation(Protocol):
         super().check_suite(suite)
         if suite.options.get("folds", DEFAULT_FOLDS) < 2:
             raise ValueError("folds must be 2 or more")
-
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
-        """As `Protocol.check_sources`; rows can't be given."""
-        super().check_sources(suite, sources, rows)
-        if rows is not None:
-            raise InputError("rows in place of a draw do not go with cross-validation, which draws for each fold")
 
     def used_size(self, size: DataSetSize) -> DataSetSize:
         """As `Protocol.used_size`; a separate test part is not used."""

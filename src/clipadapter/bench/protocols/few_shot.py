@@ -32,10 +32,10 @@ class FewShot(Protocol):
     report_columns = "shots"
     accepts_features = True
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
         """As `Protocol.check_sources`; of a data set without a test part the shots must leave pictures to test on."""
-        super().check_sources(suite, sources, rows)
-        for source in sources if rows is None else ():
+        super().check_sources(suite, sources)
+        for source in sources:
             if isinstance(source, str) or source.test is not None:
                 continue
             labels = source.train.labels
@@ -47,21 +47,21 @@ class FewShot(Protocol):
                     "and test"
                 )
 
-    def load_features(self, suite: Suite, spec: str, rows: Rows | None) -> tuple[Bundle, Rows | None]:
+    def load_features(self, suite: Suite, spec: str) -> tuple[Bundle, Rows | None]:
         """As `Protocol.load_features`; of shards with a test part only the drawn rows of the training part are read."""
         shards = open_feature_shards(spec)
         if shards is None:
-            return super().load_features(suite, spec, rows)
-        return build_shard_bundle(suite, shards, rows, only_drawn=True)
+            return super().load_features(suite, spec)
+        return build_shard_bundle(suite, shards, only_drawn=True)
 
     def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
         """As `Protocol.build`."""
         (source,) = inputs.sources
         train, names, model = source.train, source.train.class_names, inputs.model_for(source)
         if source.test is None:
-            draws = draw_all_shots(inputs.suite, train.labels) if inputs.rows is None else inputs.rows
+            draws = draw_all_shots(inputs.suite, train.labels)
             support = extract_training_views(inputs.suite, model, train, names, draws.values())
-            return Bundle(support, model.encode_classes(names)), inputs.rows
-        support, positions, drawn = extract_drawn_shots(inputs.suite, model, train, names, inputs.rows)
+            return Bundle(support, model.encode_classes(names)), None
+        support, positions, drawn = extract_drawn_shots(inputs.suite, model, train, names)
         tests = {"test": TestPart(extract_dataset(model, source.test, names))}
         return Bundle(support, model.encode_classes(names), tests, positions), drawn

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipadapter.bench.bundle import TestPart
-from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import SEPARATE_PART_TEXT, ProtocolInputs, TransferProtocol
 from clipadapter.bench.sources import Source, extract_dataset
@@ -22,9 +21,9 @@ class Shift(TransferProtocol):
         "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
     }
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
         """As `Protocol.check_sources`; the first data set needs all classes of the others."""
-        super().check_sources(suite, sources, rows)
+        super().check_sources(suite, sources)
         first, *others = [source for source in sources if isinstance(source, Source)]
         for source in others:
             unknown = sorted(set(source.any_test.class_names) - set(first.train.class_names))

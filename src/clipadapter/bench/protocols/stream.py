@@ -8,7 +8,7 @@ from functools import partial
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.continual.learning import check_learner, plan_stream, run_stream
 from clipadapter.bench.continual.sources import build_joined_data_sets, plan_stream_fits, stream_name
-from clipadapter.bench.plan import FitSpec, Rows
+from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.protocols import register_protocol
 from clipadapter.bench.protocols.base import BundleOfFits, Protocol, SuiteInputs, fit_inputs
 from clipadapter.bench.run import Run
@@ -39,19 +39,15 @@ class StreamOfTasks(Protocol):
         """As `Protocol.check_head`."""
         check_learner(name, cls)
 
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str], rows: Rows | None) -> None:
-        """As `Protocol.check_sources`; rows can't be given, and stored features have one kind of prompts."""
-        if rows is not None:
-            raise InputError(
-                "rows in place of a draw are of one data set, but a stream draws from each: leave --rows out"
-            )
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
+        """As `Protocol.check_sources`; stored features have one kind of prompts."""
         if all(isinstance(source, str) for source in sources) and len(suite.prompts) > 1:
             raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
 
     def bundles(self, inputs: SuiteInputs) -> Iterator[BundleOfFits]:
         """As `Protocol.bundles`; all data sets make one stream."""
         suite, sources = inputs.suite, inputs.sources
-        self.check_sources(suite, sources, inputs.rows)
+        self.check_sources(suite, sources)
         has_pictures = any(not isinstance(source, str) for source in sources)
         for name, model in inputs.encoders.items() if has_pictures else [("", None)]:
             for prompts in suite.prompts:

@@ -88,32 +88,6 @@ class PublishedAccuracy(FrozenModel):
     verified: bool
 
 
-class PublishedCost(FrozenModel):
-    """The cost of a method; None where the source does not state it.
-
-    Args:
-        method: as in `PublishedAccuracy`.
-        dataset: trained on it.
-        backbone: the encoder.
-        shots: shots per class.
-        epochs: passes over the shots.
-        train_minutes: minutes of training on the authors' machine.
-        ms_per_image: milliseconds to classify a picture there.
-        gpu_mib: memory on the GPU.
-        source: tag of the source.
-    """
-
-    method: str
-    dataset: str
-    backbone: str
-    shots: int
-    epochs: int | None
-    train_minutes: float | None
-    ms_per_image: float | None
-    gpu_mib: int | None
-    source: str
-
-
 class PublishedStream(FrozenModel):
     """Published results of one method on a stream of tasks.
 
@@ -232,32 +206,10 @@ class _EncoderTable(FrozenModel):
         ]
 
 
-class _CostOf(FrozenModel):
-    epochs: int | None = None
-    train_minutes: float | None = None
-    ms_per_image: float | None = None
-    gpu_mib: int | None = None
-
-
-class _CostTable(FrozenModel):
-    dataset: str
-    backbone: str
-    shots: int
-    methods: dict[str, _CostOf]
-
-    def costs(self, source: str) -> list[PublishedCost]:
-        shared = self.model_dump(exclude={"methods"})
-        return [
-            PublishedCost(method=name, source=source, **shared, **own.model_dump())
-            for name, own in self.methods.items()
-        ]
-
-
 class _File(FrozenModel):
     source: PublishedSource
     table: list[_Table] = Field(default_factory=list)
     encoders: _EncoderTable | None = None
-    cost: _CostTable | None = None
     stream: list[_StreamTable] = Field(default_factory=list)
 
     def results(self) -> list[PublishedAccuracy]:
@@ -306,15 +258,6 @@ def find_published(
     return [
         result for result in results if all(getattr(result, field) == value for field, value in set_filters.items())
     ]
-
-
-def published_costs() -> list[PublishedCost]:
-    """Published costs of training and of classifying a picture.
-
-    >>> {cost.method: cost.ms_per_image for cost in published_costs()}["clip-adapter"]
-    10.59
-    """
-    return [cost for file in _files() if file.cost for cost in file.cost.costs(file.source.tag)]
 
 
 def find_published_streams() -> list[PublishedStream]:

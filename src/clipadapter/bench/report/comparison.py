@@ -1,4 +1,4 @@
-"""Compares two folders of records cell by cell, or two heads of one folder."""
+"""Compares two folders of records cell by cell."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from clipadapter.bench.report.grids import INTERVAL
-from clipadapter.bench.report.texts import format_cell, format_difference, head_marks
+from clipadapter.bench.report.texts import format_cell, format_difference
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import Setting, Study
-from clipadapter.bench.summary import device_notes, fidelity_notes, markdown_table
+from clipadapter.bench.summary import markdown_table
 from clipadapter.formatting import shorten_name
-from clipadapter.registry import unknown
-from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
 
 HEADER = ("head", "data", "encoder", "test", "shots")
 PAIRING_NOTE = "Two runs are compared if they were fitted to the same rows."
@@ -40,74 +38,23 @@ def compare_studies(a: Study, b: Study) -> str:
             f"{title}\n\nNo head on the same data, encoder, test part and shots is in both: the first has {only[0]} "
             f"such cells, the second {only[1]}.\n"
         )
-    rows = [_row(setting.label, setting, (a, setting), (b, setting)) for setting in shared]
+    rows = [_row(setting, a, b) for setting in shared]
     header = (*HEADER, "first", "second", "second - first")
     parts = [title, markdown_table(header, rows, range(4)), f"Accuracy in %. {PAIRING_NOTE} {INTERVAL}", _counts(only)]
     return "\n\n".join([part for part in parts if part] + _settings(a, b, shared)) + "\n"
 
 
-def compare_heads(study: Study, first: str, second: str) -> str:
-    """Compare two heads of one folder on the same draws, as a Markdown text.
-
-    Args:
-        study: the records.
-        first: the suite's name for one head.
-        second: the suite's name for the other head.
-
-    Raises:
-        UnknownNameError: if the suite has no such head.
-    """
-    for label in (first, second):
-        if label not in study.labels:
-            raise unknown("head of the suite", label, study.labels)
-    pairs = [
-        (p, p._replace(label=second))
-        for p in study.runs_by_setting
-        if p.label == first and p._replace(label=second) in study.runs_by_setting
-    ]
-    if not pairs:
-        return f"# {first} and {second}\n\nThe two have no run on the same data, encoder, test part and shots.\n"
-    rows = [_row("", setting, (study, setting), (study, second_setting))[1:] for setting, second_setting in pairs]
-    header = (*HEADER[1:], first, second, f"{second} - {first}")
-    marks_by_label = {
-        label: head_marks(r for p, runs in study.runs_by_setting.items() if p.label == label for r in runs)
-        for label in (first, second)
-    }
-    parts = [
-        f"# {first} and {second}",
-        markdown_table(header, rows, range(3)),
-        f"Accuracy in %. {PAIRING_NOTE} {INTERVAL}",
-    ]
-    parts += [
-        f"{label} {_mark_text(head_marks_text)}."
-        for label, head_marks_text in marks_by_label.items()
-        if head_marks_text
-    ]
-    both = [run for p, runs in study.runs_by_setting.items() if p.label in (first, second) for run in runs]
-    parts += [*device_notes(both), *fidelity_notes(run.method for run in both)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _mark_text(head_marks: str) -> str:
-    texts = {
-        TRANSDUCTIVE: "is transductive: it uses the unlabelled test pictures",
-        EXTRA_LABELS: "was given labels beyond the shots",
-    }
-    return ", and ".join(texts[mark] for mark in head_marks)
-
-
-def _row(head: str, setting: Setting, first: tuple[Study, Setting], second: tuple[Study, Setting]) -> list[str]:
-    cells = [format_cell(study.cell(own_setting), "accuracy") for study, own_setting in (first, second)]
-    a, b = (study.accuracy_by_draw(own_setting) for study, own_setting in (first, second))
+def _row(setting: Setting, first: Study, second: Study) -> list[str]:
+    a, b = (study.accuracy_by_draw(setting) for study in (first, second))
     difference = paired_difference(b, a) if a.keys() & b.keys() else None
-    name = f"{head} · {setting.prompts}" if setting.prompts else head
+    name = f"{setting.label} · {setting.prompts}" if setting.prompts else setting.label
     return [
         shorten_name(name),
         shorten_name(setting.data),
         shorten_name(setting.encoder),
         setting.test,
         str(setting.shots),
-        *cells,
+        *(format_cell(study.cell(setting), "accuracy") for study in (first, second)),
         format_difference(difference),
     ]
 

@@ -11,15 +11,14 @@ from clipadapter.bench.report.texts import (
     format_cell,
     format_difference,
     format_head,
-    format_validation,
-    head_marks,
     measurement_notes,
+    transductive_mark,
 )
 from clipadapter.bench.run import Machine, Run
 from clipadapter.bench.summary import format_metric
 from clipadapter.formatting import shorten_name
 from clipadapter.metrics import METRICS, mean_sd
-from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
+from clipadapter.rendering.marks import TRANSDUCTIVE
 
 INTERVAL = (
     "Difference of accuracy in points on the same draws, with the 95 % interval of a paired bootstrap over the draws. "
@@ -29,33 +28,30 @@ INTERVAL = (
 
 
 def measured_grid(table: Table) -> Grid:
-    """A metric by head and column, with the best of each column marked, and the labels beyond the shots."""
+    """A metric by head and column, with the best of each column marked."""
     best = {(i, j) for j, column in enumerate(table.columns, 1) for i in _best(table, column)}
     rows = [
         (
             format_head(row, table.runs[row]),
             *(_measurement_text(table, row, column) for column in table.columns),
-            format_validation(table.runs[row]),
         )
         for row in table.rows
     ]
     metric = METRICS[table.metric]
     better = "highest" if metric.higher_is_better else "lowest"
     unit = metric.title_with_unit
-    unmarked = f"among the heads without {TRANSDUCTIVE} or {EXTRA_LABELS}"
-    notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column {unmarked}."]
-    if any("(" in cell or cell in ("failed", "not run yet") for row in rows for cell in row[1:-1]):
+    notes = [f"{unit[0].upper()}{unit[1:]}. Bold: the {better} of a column among the heads without {TRANSDUCTIVE}."]
+    if any("(" in cell or cell in ("failed", "not run yet") for row in rows for cell in row[1:]):
         notes.append("(2 of 3): two of three planned runs have results; the others failed or are not run yet.")
     notes += failure_messages({format_head(row, table.runs[row]): table.runs[row] for row in table.rows})
     return Grid(
         f"{metric.title[0].upper()}{metric.title[1:]}: {table.title}",
-        ("head", *_headers(table), "validation"),
+        ("head", *_headers(table)),
         tuple(rows),
         frozenset(best),
         tuple(notes),
         measurement_notes(table),
         minor=table.metric != "accuracy",
-        text_columns=frozenset({0, len(table.columns) + 1}),
     )
 
 
@@ -73,7 +69,7 @@ def _best(table: Table, column: str | int) -> list[int]:
     printed = {}
     for i, row in enumerate(table.rows):
         cell = table.cell(row, column)
-        if cell.values and not head_marks(table.runs[row]):
+        if cell.values and not transductive_mark(table.runs[row]):
             printed[i] = float(format_metric(cell.mean, table.metric))
     if not printed:
         return []
@@ -125,7 +121,6 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
                     _max_text([run.size for run in runs], ","),
                     _max_text([run.machine.peak_memory_mb for run in runs], ","),
                 ),
-                format_validation(runs),
             )
         )
     costed = select_most_shots(table.all_runs)
@@ -133,7 +128,7 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
     header = ("head", "accuracy in %", "fit in s", "predict in ms a picture", "stored numbers", "peak memory in MB")
     return Grid(
         f"Cost at {format_shots(costed[0].shots)}: {table.title}",
-        (*header, "validation"),
+        header,
         tuple(rows),
         notes=(
             "Seconds are of the head alone: features were computed before. Peak memory is that of the worker process "
@@ -142,7 +137,6 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
         ),
         common=measurement_notes(table),
         minor=minor,
-        text_columns=frozenset({0, len(header)}),
     )
 
 

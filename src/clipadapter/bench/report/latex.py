@@ -6,7 +6,7 @@ import re
 import textwrap
 
 from clipadapter.bench.report.document import Document, Grid
-from clipadapter.rendering.marks import EXTRA_LABELS, NOT_AS_PUBLISHED, TRANSDUCTIVE
+from clipadapter.rendering.marks import NOT_AS_PUBLISHED, TRANSDUCTIVE
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -24,7 +24,6 @@ SPECIAL = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
-    "†": r"$\dagger$",
     "‡": r"$\ddagger$",
     "·": r"$\cdot$",
     "“": "``",
@@ -41,7 +40,6 @@ WIDE_CELL_CHARACTERS = 40
 COMMENT_CHARACTERS = 100
 MARKS = {
     TRANSDUCTIVE: "transductive",
-    EXTRA_LABELS: "chosen with labels beyond the shots",
     NOT_AS_PUBLISHED: "not the published method",
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 from clipadapter.bench.plots import ShotSeries, draw_shot_series
 from clipadapter.bench.report.grids import select_most_shots
 from clipadapter.bench.report.tables import Row, Table
-from clipadapter.bench.report.texts import head_marks
+from clipadapter.bench.report.texts import transductive_mark
 from clipadapter.metrics import mean_sd
 from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
 from clipadapter.rendering.method_colours import assign_styles
@@ -306,7 +306,7 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
             seconds = max(mean_sd([run.seconds.fit for run in runs if run.seconds])[0], MIN_FIT_SECONDS)
             points.append((seconds, accuracy, names[row]))
             style = assign_styles([method_of(table, row)])[0]
-            fill = "white" if head_marks(runs) else style.colour
+            fill = "white" if transductive_mark(runs) else style.colour
             axes.vlines(seconds, accuracy - sd, accuracy + sd, color=style.colour, alpha=0.25, linewidth=6)
             axes.plot(seconds, accuracy, color=style.colour, marker=style.marker, markerfacecolor=fill, markersize=7)
     style_axes(axes)
@@ -320,7 +320,7 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
         _name_points(axes, points)
     axes.set_ylabel("accuracy in %")
     axes.set_xlabel("seconds to fit")
-    hollow = "; hollow: sees more than the shots and class text" if any(map(head_marks, table.runs.values())) else ""
+    hollow = "; hollow: sees more than the shots and class text" if transductive_mark(table.all_runs) else ""
     set_subtitle(axes, describe_spread(table.all_runs) + hollow)
     set_title(figure, table.title)
     return figure

@@ -24,8 +24,6 @@ HEADER = (
     "predict_seconds",
     "size",
     "transductive",
-    "validation",
-    "oracle",
     "device",
     "error",
     "key",
@@ -83,11 +81,11 @@ def _rows(study: Study) -> Iterator[tuple[object, ...]]:
             metrics, seconds = run.metrics, run.seconds
             figures = _values(metrics)
             times = (seconds.fit, seconds.predict) if seconds else ("", "")
-            flags = (run.flags.transductive, run.flags.validation, run.flags.oracle)
+            transductive = run.flags.transductive
             error = "" if run.error is None else " ".join(run.error.split())
             fields = (setting.label, setting.data, setting.encoder, setting.prompts, setting.test, setting.shots)
             size = "" if run.size is None else run.size
-            yield (*fields, run.seed, *figures, *times, size, *flags, run.machine.device, error, run.key)
+            yield (*fields, run.seed, *figures, *times, size, transductive, run.machine.device, error, run.key)
 
 
 def _values(metrics: Metrics | None) -> list[object]:

@@ -11,7 +11,7 @@ from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference
 from clipadapter.bench.summary import Cell, Metric, device_notes, fidelity_mark, fidelity_notes, format_metric
 from clipadapter.formatting import shorten_name
-from clipadapter.rendering.marks import EXTRA_LABELS, TRANSDUCTIVE
+from clipadapter.rendering.marks import TRANSDUCTIVE
 
 DEFAULTS = (
     "A head whose name says nothing else has the defaults of clipadapter, which may differ from the paper's: see "
@@ -63,22 +63,12 @@ def format_points(difference: float) -> str:
 def format_head(row: Row, runs: Sequence[Run]) -> str:
     """A head's name with its prompts and marks."""
     name = f"{row.label} · {row.prompts}" if row.prompts else row.label
-    return f"{shorten_name(name)} {head_marks(runs)}{fidelity_mark({run.method for run in runs})}".rstrip()
+    return f"{shorten_name(name)} {transductive_mark(runs)}{fidelity_mark({run.method for run in runs})}".rstrip()
 
 
-def head_marks(runs: Iterable[Run]) -> str:
-    """The marks of a head that is transductive, or whose parameters were chosen with labels beyond the shots."""
-    runs = list(runs)
-    transductive = any(run.flags.transductive for run in runs)
-    beyond = any(run.flags.oracle or run.flags.validation != "none" for run in runs)
-    return (TRANSDUCTIVE if transductive else "") + (EXTRA_LABELS if beyond else "")
-
-
-def format_validation(runs: Iterable[Run]) -> str:
-    """The labels beyond the shots that a head was given."""
-    flags = {(run.flags.validation, run.flags.oracle) for run in runs}
-    texts = sorted({validation + (" + oracle" if oracle else "") for validation, oracle in flags})
-    return ", ".join(text.removeprefix("none + ") for text in texts) or "-"
+def transductive_mark(runs: Iterable[Run]) -> str:
+    """The mark of a head that is transductive, else ""."""
+    return TRANSDUCTIVE if any(run.flags.transductive for run in runs) else ""
 
 
 def measurement_notes(table: Table) -> tuple[str, ...]:
@@ -92,7 +82,7 @@ def measurement_notes(table: Table) -> tuple[str, ...]:
         _encoder_text(runs),
         *device_notes(runs),
         f"Templates: {_templates(table)}.",
-        _marks_text(table),
+        _transductive_note(table),
         DEFAULTS,
         *fidelity_notes(run.method for run in runs),
         f"Libraries: {format_versions(runs)}.",
@@ -172,14 +162,10 @@ def _templates(table: Table) -> str:
     )
 
 
-def _marks_text(table: Table) -> str:
-    used_marks = "".join(head_marks(runs) for runs in table.runs.values())
-    texts = [f"{TRANSDUCTIVE} transductive: the head uses the unlabelled test pictures"]
-    texts += [f"{EXTRA_LABELS} something was chosen with labels beyond the shots: see the column validation"]
-    sentences = [text for text in texts if text[0] in used_marks]
-    return (
-        f"{'; '.join(sentences)}." if sentences else "No head is transductive, none was given labels beyond the shots."
-    )
+def _transductive_note(table: Table) -> str:
+    if transductive_mark(table.all_runs):
+        return f"{TRANSDUCTIVE} transductive: the head uses the unlabelled test pictures."
+    return "No head is transductive."
 
 
 def format_versions(runs: Iterable[Run]) -> str:

@@ -164,7 +164,7 @@ def _split_settings(settings: Sequence[str], selected: Sequence[str]) -> dict[st
             raise unknown("head of this comparison", name, list(selected))
         if (name, key) in known:
             raise InputError(
-                f"{name}.{key} is set twice: several values are compared by a suite with 'vary', see docs/suites.md"
+                f"{name}.{key} is set twice: several values are compared by a suite with 'vary', see docs/studies.md"
             )
         known.add((name, key))
         own_settings.setdefault(name, []).append(f"{key}={value}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,21 +12,19 @@ from clipadapter.cli.commands.compare import comparison_record, note_comparison
 from clipadapter.cli.encoder_options import EncoderOptions
 from clipadapter.cli.groups import Section, cli_command
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.option_types import ENCODER_URI, FOLDER
-from clipadapter.cli.options import option, option_group, output_options, seeds_option, shots_option
+from clipadapter.cli.option_types import ENCODER_URI, FOLDER, parse_counts
+from clipadapter.cli.options import option, option_group, output_options, seeds_option
 from clipadapter.cli.output import Output, note_kept
 from clipadapter.files import quote_path
 
 if TYPE_CHECKING:
-    from clipadapter.bench import Comparison
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.demo import DemoData, SheetAnswer
+    from clipadapter.data import Dataset
+    from clipadapter.demo import SheetAnswer
+    from clipadapter.features import FeatureSet
 
-HEADS = ("zero-shot", "linear-probe", "clip-adapter", "auto")
 SHOWN_HEAD = "auto"
-"""The head of the saved model, whose answers are on the sheet."""
-DEFAULT_ENCODERS = ("lite",)
-PRETRAINED_CLIP = "open_clip:ViT-B-32/laion2b_s34b_b79k"
+"""The head of the table beside the class names alone, and of the saved model."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class DemoEncoderOptions(EncoderOptions):
 
     uris: tuple[str, ...] = option(
         "--encoder",
-        default=DEFAULT_ENCODERS,
+        default=("lite",),
         type=ENCODER_URI,
         multiple=True,
         metavar="URI",
@@ -52,7 +49,9 @@ class DemoEncoderOptions(EncoderOptions):
     "pictures of fabric, without network.",
 )
 @option_group("encoder_options", DemoEncoderOptions, only=("uris", "quality", "cache", "max_pixels"))
-@shots_option
+@click.option(
+    "--shots", default="1,4,16", metavar="N,...", callback=parse_counts, help="Numbers of shots per class to compare."
+)
 @seeds_option
 @click.option(
     "--out", "folder", type=FOLDER, default="clipadapter-demo", help="Folder for table, plots, records and a model."
@@ -61,131 +60,108 @@ class DemoEncoderOptions(EncoderOptions):
 def command(
     data: Path | None, encoder_options: EncoderOptions, shots: list[int], seeds: int, folder: Path, out: Output
 ) -> None:
-    """Show the whole workflow on pictures of fabric, without network: compare, fit, save, explain.
+    """Show the whole workflow on pictures of fabric, without network: fit, save, measure, explain.
 
-    zero-shot, linear-probe, clip-adapter and auto are fitted to the same few pictures. At the end there are a table, a
-    learning curve, a sheet of test pictures with answers and heat maps, and what the figures mean in words.
+    A model is fitted to a few pictures of each class and saved. Then class names alone and models of other numbers of
+    pictures are measured on the same test pictures. There are a table, a learning curve, and a sheet of test pictures
+    with their answers, on which the place to look at is marked and enlarged.
 
-    If the data has the splits train and test, shots are drawn from train, and the heads are measured on test. Else
-    every other picture of each class is a test picture. Of more than 1,000 test pictures, 1,000 are drawn. An
-    interrupted demo continues where it was.
+    If the data has the splits train and test, shots are drawn from train, and models are measured on test. Else every
+    other picture of each class is a test picture. Of more than 300 test pictures, 300 are drawn. An interrupted demo
+    continues where it was.
     """
     from clipadapter.demo import open_demo_data
 
     check_output_folder(folder)
     pictures = open_demo_data(data, out.note, progress=out.progress)
-    from clipadapter.bench import compare, table
+    from clipadapter.bench import compare
     from clipadapter.classifier import FewShotClassifier
-    from clipadapter.demo import Results, describe_findings
+    from clipadapter.data import draw_shots
+    from clipadapter.demo import Results, describe_findings, describe_table
     from clipadapter.heads import create_head
 
     out.note(f"{pictures.describe(shots, seeds)}\n")
-    encoders = encoder_options.open(out)
-    encoder = encoders[0]
-    model = FewShotClassifier(
-        encoders,
-        SHOWN_HEAD,
-        quality=encoder_options.quality,
-        templates=pictures.templates,
-        cache=encoder_options.store,
-        progress=out.progress,
-    )
+    encoders, train, most = encoder_options.open(out), pictures.train, max(shots)
+    common: dict[str, Any] = {"templates": pictures.templates, "cache": encoder_options.store, "progress": out.progress}
+    model = FewShotClassifier(encoders, SHOWN_HEAD, quality=encoder_options.quality, **common)
     note_kept(f"the records of finished fits are in {folder}, and the same command makes only the other ones")
-    records, heads = folder / "runs.jsonl", {name: create_head(name) for name in HEADS}
-    draws = range(1, seeds + 1)
+    rows = draw_shots(train.labels, most, seed=1)
+    model.fit([train.paths[row] for row in rows], [train.labels[row] for row in rows], train.class_names)
+    model.save(folder / "model")
+    quality = model.support_.provenance["quality"]
+    out.note(f"with {most} of each class, the model {quality['why']}\n" if quality["why"] else "")
+    records = folder / "runs.jsonl"
     result = compare(
-        model,
-        pictures.train,
+        FewShotClassifier(encoders, SHOWN_HEAD, quality=quality["name"], **common),
+        train,
         pictures.test,
-        heads,
+        {name: create_head(name) for name in ("zero-shot", SHOWN_HEAD)},
         shots,
-        draws,
+        range(1, seeds + 1),
         records=records,
         progress=out.progress,
         drawn_only=True,
     )
     note_comparison(result, out)
-    title = f"{pictures.name} with {encoder.info.name}"
-    reference = pictures.constant_answer
-    files = [records, *result.write(folder, title, metric=pictures.metric, reference=reference)]
-    answers = _fit_and_explain(model, result, pictures, folder / "model", max(shots))
-    files += [_draw_answers(answers, folder, max(shots)), folder / "model"]
-    findings = describe_findings(Results.from_runs(result.runs, pictures, result.test.y))
-    can_look_closer = encoder_options.quality != "best" and encoder.second_size() is not None
-    closer = _closer_command(data, encoder_options.uris, folder) if can_look_closer else ""
-    steps = _next_steps(encoder.info.name, files[-1], answers, closer)
-    beside = "accuracy" if pictures.metric != "accuracy" else None
+    title = f"{pictures.name} with {encoders[0].info.name}"
+    page, curve = result.write(folder, title, metric=pictures.metric, reference=pictures.constant_answer)
+    answers, sheet = _draw_answers(model, pictures.test, result.test, most, folder)
+    results = Results.from_runs(result.runs, pictures, result.test.y)
+    findings = describe_findings(results)
+    files = {
+        curve: "the learning curve",
+        sheet: f"{len(answers)} test pictures with their answers",
+        page: "all figures as tables",
+        records: "the record of every fit; a second run continues from it",
+        folder / "model": "the fitted model",
+    }
+    own = "YOUR_FOLDER" if data is None or not data.exists() else quote_path(data)
+    subject = next((answer for answer in answers if not answer.is_right), answers[0])
     text = [
-        table(result.runs, pictures.metric, reference=reference, beside=beside),
-        "\n".join(f"{path}: {what}" for path, what in zip(files, _describe_files(answers), strict=True)),
+        describe_table(results),
         "\n".join(findings),
-        steps,
+        "\n".join(f"{path}: {what}" for path, what in files.items()),
+        f"Next, see why the model is {'right' if subject.is_right else 'wrong'} on one of the pictures, and fit one to "
+        "your own, in one folder per class:\n"
+        f"  clipadapter explain {quote_path(folder / 'model')} {quote_path(subject.path)} --out why.png\n"
+        f"  clipadapter fit {own} --out model",
     ]
     record = {
-        **comparison_record(result, files, pictures.metric),
+        **comparison_record(result, list(files), pictures.metric),
         **pictures.to_dict(),
+        "quality": quality,
         "answers": [answer.to_dict() for answer in answers],
         "findings": findings,
     }
-    out.result(record, "\n\n".join(part.strip() for part in text if part))
+    out.result(record, "\n\n".join(part for part in text if part))
 
 
-def _fit_and_explain(
-    model: FewShotClassifier, result: Comparison, pictures: DemoData, folder: Path, shots: int
-) -> list[SheetAnswer]:
-    """Fit and save a model, load it, and explain its answers for some test pictures."""
-    from clipadapter.classifier import FewShotClassifier
-    from clipadapter.demo import explain_some
+def _draw_answers(
+    model: FewShotClassifier, test: Dataset, features: FeatureSet, shots: int, folder: Path
+) -> tuple[list[SheetAnswer], Path]:
+    """Explain the answers for some pictures at random and for some that are wrong, and draw them.
 
-    first = next(run for run in result.runs if run.shots == shots)
-    model.fit_features(result.shots(first), result.text).save(folder)
-    loaded = FewShotClassifier.load(folder, encoder=model.encoder_, cache=model.cache)
-    return explain_some(loaded, pictures.test)
+    Args:
+        model: fitted.
+        test: test pictures.
+        features: of those that can be read.
+        shots: of each class that the model was fitted to.
+        folder: for the sheet.
+    """
+    from clipadapter.demo import SHEET_MISTAKES, draw_sheet, explain_some
 
-
-def _draw_answers(answers: Sequence[SheetAnswer], folder: Path, shots: int) -> Path:
-    from clipadapter.demo import draw_sheet
-
-    n_right = sum(answer.is_right for answer in answers)
-    title = (
-        f"{len(answers)} test pictures, drawn at random: {SHOWN_HEAD} with {shots} shots per class is right on "
-        f"{n_right}\nBeside each picture: where in it the answer is seen (yellow), and where not (violet)"
-    )
-    return draw_sheet(answers, folder / "answers.png", title)
-
-
-def _describe_files(answers: Sequence[SheetAnswer]) -> list[str]:
-    return [
-        "the record of every fit; a second run continues from it",
-        "the table above and others",
-        "the learning curve",
-        f"{len(answers)} test pictures with their answers, and where in the picture each is seen",
-        "the fitted model",
-    ]
-
-
-def _closer_command(data: Path | None, uris: Sequence[str], folder: Path) -> str:
-    """The command of the same demo at a larger size."""
-    named = "" if data is None else f"--data {quote_path(data)} "
-    named += "".join(f"--encoder {uri} " for uri in uris if uris != DEFAULT_ENCODERS)
-    return f"clipadapter demo {named}--quality best --out {quote_path(folder.with_name(f'{folder.name}-best'))}"
-
-
-def _next_steps(encoder: str, model: Path, answers: Sequence[SheetAnswer], closer: str) -> str:
-    """The commands to go on with; ``closer`` is that of the same demo at a larger size, empty if there is none."""
-    wrong = [answer for answer in answers if not answer.is_right]
-    subject = (wrong or answers)[0].path
-    lines = [
-        f"Next, see why the model is {'wrong' if wrong else 'right'} on one of the pictures, or try your own, in one "
-        "folder per class:",
-        f"  clipadapter explain {quote_path(model)} {quote_path(subject)} --out why.png",
-        "  clipadapter demo --data YOUR_FOLDER",
-    ]
-    if closer:
-        lines += ["Marks of a few pixels are seen better at a larger size, in several times the time:", f"  {closer}"]
-    if encoder == "lite":
-        lines += [
-            "lite is for trying. For work, take a real CLIP, which is downloaded once:",
-            f"  clipadapter demo --data YOUR_FOLDER --encoder {PRETRAINED_CLIP}",
-        ]
-    return "\n".join(lines)
+    blocks = [block.name for block in model.encoder_.info.blocks]
+    best = model.classify_features(features.select_blocks(blocks).plain).best
+    truth = zip(best, features.y, features.provenance["rows"], strict=True)
+    wrong = [test.samples[row] for k, label, row in truth if model.class_names_[k] != label]
+    answers = explain_some(model, test)
+    title = f"{len(answers)} test pictures drawn at random, {sum(answer.is_right for answer in answers)} right"
+    shown = {answer.path for answer in answers}
+    others = replace(test, samples=tuple(sample for sample in wrong if sample.path not in shown))
+    if mistakes := explain_some(model, others, SHEET_MISTAKES):
+        answers += mistakes
+        title += f"; below, {len(mistakes)} of the {len(wrong)} mistakes on {len(features)}"
+    is_rare = answers[0].explanation.rare_patches is not None
+    place = "that differs most from the rest of its picture" if is_rare else "with the most evidence for the answer"
+    title += f" ({SHOWN_HEAD}, {shots} shots per class)\nMarked, and enlarged: the place {place}"
+    return answers, draw_sheet(answers, folder / "answers.png", title)

@@ -96,8 +96,8 @@ def command(
     """Fit a classifier to the pictures in DATA and save it.
 
     Without --split the split "train" is taken if there is one, else everything. If a class has fewer pictures than
-    --shots, all of them are used. DATA may also be a folder or URI of feature shards, see docs/scaling.md: then only
-    the features of the shots are read, and no picture.
+    --shots, all of them are used. DATA may also be a folder or URI of feature shards, see
+    docs/guides/many-pictures.md: then only the features of the shots are read, and no picture.
     """
     started = time.monotonic()
     head.check_names()
@@ -294,6 +294,9 @@ def _report(
     out.skipped(skipped)
     for name in (name for name, count in shots.items() if not count):
         out.warn(f"the class '{name}' has no readable picture: the model knows only its text")
+    quality = provenance.get("quality")
+    if quality and quality["why"]:
+        out.note(f"the model {quality['why']}")
     uncertainty = report_uncertainty(model.uncertainty_, calibration)
     for text in uncertainty.warnings:
         out.warn(text)
@@ -309,6 +312,7 @@ def _report(
         "chosen": _chosen_values(model),
         "unlabelled": _unlabelled_record(model, n_unlabelled),
         "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
+        "quality": quality,
         "blocks": _block_records(model),
         "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
         "uncertainty": uncertainty.data,

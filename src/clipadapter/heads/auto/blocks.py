@@ -17,8 +17,8 @@ docs/decisions/0035-auto-blocks.md says how the constants were chosen, and what 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -33,7 +33,7 @@ from clipadapter.heads.auto.experts import (
     leave_one_out_ridge_noise,
     take_with_classes,
 )
-from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, mix_out_of_fold, noise_std
+from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, mix_logits, mix_out_of_fold, noise_std
 from clipadapter.heads.support import SupportSet
 from clipadapter.parallel import limit_threads, parallel_map
 
@@ -63,9 +63,10 @@ class HeldOut:
     Args:
         rows: (p,) the shots that the folds are made of.
         splits: training rows and held-out rows of each fold, as positions among ``rows``.
-        logits: (r, c) of the held-out rows of all folds in their order.
+        logits: (r, c) of the held-out rows of all folds in their order, with the weights of the mixture.
         labels: (r,).
         row_weights: (r,) with the same sum for every class.
+        cross_fitted: (r, c) the same with weights that were chosen without the shot of the row, for calibration.
     """
 
     rows: Tensor
@@ -73,6 +74,18 @@ class HeldOut:
     logits: Tensor
     labels: Tensor
     row_weights: Tensor
+    cross_fitted: Tensor
+
+    def mix(
+        self,
+        parts: list[Tensor],
+        weights: list[float],
+        choose_weights: Callable[[Tensor | slice], list[float]],
+    ) -> HeldOut:
+        """The same rows by a mixture of these logits and further parts (r, c), with a weight for each of them."""
+        logits = mix_logits([self.logits, *parts], weights)
+        cross_fitted = mix_out_of_fold([self.cross_fitted, *parts], self.splits, weights, choose_weights)
+        return replace(self, logits=logits, cross_fitted=cross_fitted)
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class BlockMixture:
         final_weight: factor of the logits of ``final``.
         shares: (b,) of each block, ``final`` first: the spread of its part of the logits over the classes, as a share
             of the sum over the blocks; 0 for a block that is not used.
-        logits: (r, c) out-of-fold logits of the mixture, for the rows of `HeldOut`; None without these.
+        held_out: out-of-fold logits of the mixture; None where no shot was held out.
         inputs: the shots as the ridge regression of each further block gets them.
         factors: of the logits of the ridge regression of each further block; 0 for a block that is not used.
         count_weight: weight of the negative log counts of the classes.
@@ -97,7 +110,7 @@ class BlockMixture:
     bias: Tensor
     final_weight: float
     shares: Tensor
-    logits: Tensor | None
+    held_out: HeldOut | None
     inputs: list[ExpertInputs]
     factors: list[float]
     count_weight: float
@@ -125,7 +138,7 @@ def fit_blocks(
         inputs.append(ExpertInputs(z, labels, n_classes, None, 0.0, z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None))
     cost = sum(part.cost for part in inputs)
     maps = parallel_map([partial(_fit_map, part) for part in inputs], work=cost)
-    mixture, count_weight = None, 0.0
+    count_weight = 0.0
     if held_out is None:
         with limit_threads(cost):
             noise = [leave_one_out_ridge_noise(part) for part in inputs]
@@ -135,18 +148,19 @@ def fit_blocks(
         logits = parallel_map([partial(_out_of_fold_ridge, part, held_out) for part in inputs], work=cost)
         noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
+        truth, row_weights = held_out.labels, held_out.row_weights
         is_uneven = bool(counts.min() < counts.max())
         offset = [_out_of_fold_counts(take_with_classes(inputs[0], held_out.rows), held_out)] * is_uneven
 
         def choose(of: Tensor | slice) -> list[float]:
             """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
-            some = [part[of] for part in parts], shots.blocks, held_out.labels[of], held_out.row_weights[of]
+            some = [part[of] for part in parts], shots.blocks, truth[of], row_weights[of]
             chosen, of_counts = choose_weights(*some, offset[0][of] if offset else None)
             return [*chosen, *[of_counts] * len(offset)]
 
         with limit_threads(0):  # small products between lines of Python
             weights = choose(slice(None))
-            mixture = mix_out_of_fold([*parts, *offset], held_out.splits, choose)
+            held_out = held_out.mix([*parts[1:], *offset], weights, choose)
         count_weight = sum(weights[len(parts) :])
         weights = weights[: len(parts)]
     shares = used_shares([weight * float(part.std(dim=1).mean()) for weight, part in zip(weights, parts, strict=True)])
@@ -154,7 +168,7 @@ def fit_blocks(
     factors = [weight / std for weight, std in zip(weights[1:], noise, strict=True)]
     weight = torch.cat([factor * each for factor, each in zip(factors, maps, strict=True)], dim=1)
     bias = count_weight * log_rarity(counts).to(x.dtype)
-    return BlockMixture(centre, weight, bias, weights[0], shares, mixture, inputs, factors, count_weight)
+    return BlockMixture(centre, weight, bias, weights[0], shares, held_out, inputs, factors, count_weight)
 
 
 def choose_weights(

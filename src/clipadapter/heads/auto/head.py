@@ -46,6 +46,7 @@ from clipadapter.heads.auto.stacking import (
     centre_logits,
     fit_inverse_temperature,
     fit_stacking,
+    mix_logits,
     mix_out_of_fold,
     noise_std,
 )
@@ -99,7 +100,7 @@ PARALLEL_COST_RATIO = 64
 
 @register_head(
     "auto",
-    version=3,
+    version=4,
     fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -128,7 +129,7 @@ class Auto(Head):
     accepts_unlabelled = True
     reads = "all"
     picture_features = ("shots_",)
-    temperature_prior = (1.8, 1.5, 1.5, 1.3, 1.2)
+    temperature_prior = (1.4, 1.5, 1.5, 1.3, 1.2)
 
     centre_: Tensor = field(init=False)
     """(d,) mean of the class means, subtracted from unit features."""
@@ -199,8 +200,7 @@ class Auto(Head):
             # Only where no shot was held out are the logits of the shots themselves read.
             final_logits = self._final_logits(x if held_out is None else x[:1])[:, classes]
             blocks = self._fit_blocks(shots, final_logits, labels, classes, held_out)
-            if held_out is not None and blocks.logits is not None:
-                held_out = replace(held_out, logits=blocks.logits)
+            held_out = blocks.held_out
         if shots.unlabelled is not None:
             held_out = self._fit_unlabelled(shots, Teacher(inputs, teacher_weights, noise, blocks), held_out)
         own = None if held_out is None else self._to_out_of_fold(inputs, held_out)
@@ -286,8 +286,9 @@ class Auto(Head):
 
         with limit_threads(0):  # small products between lines of Python
             weights = dict(zip(parts, fit_weights(slice(None)), strict=True))
-            mixture = mix_out_of_fold(list(parts.values()), splits, fit_weights)
-        return weights, noise, HeldOut(rows, splits, mixture, labels, row_weights)
+            stack, values = list(parts.values()), list(weights.values())
+            cross_fitted = mix_out_of_fold(stack, splits, values, fit_weights)
+        return weights, noise, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
 
     def _fit_blocks(
         self, shots: SupportSet, final_logits: Tensor, labels: Tensor, classes: Tensor, held_out: HeldOut | None
@@ -383,7 +384,7 @@ class Auto(Head):
         one_of_two = max(0.0, 3 - 4 * shots * inputs.n_classes / len(inputs.z))
         ratio = 1 + TWO_SHOT_LOGIT_GROWTH * one_of_two
         rows = torch.cat([rows for _, rows in splits]).cpu().numpy()
-        logits = held_out.logits.cpu().numpy() * ratio
+        logits = held_out.cross_fitted.cpu().numpy() * ratio
         return OutOfFold(logits, held_out.labels.cpu().numpy(), rows, "own", shots, logit_scale_ratio=ratio)
 
     def _fit_experts(

@@ -129,9 +129,16 @@ def fit_stacking(
     return [float(weight) for weight in median * np.exp(log_std * result.x)], -float(result.fun)
 
 
+def mix_logits(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Weighted sum (n, c) of logits, in the dtype of the first part."""
+    total = sum((weight * part for weight, part in zip(weights, parts, strict=True)), torch.zeros(()))
+    return total.to(parts[0].dtype)
+
+
 def mix_out_of_fold(
     parts: Sequence[Tensor],
     splits: Sequence[tuple[Tensor, Tensor]],
+    weights: Sequence[float],
     choose_weights: Callable[[Tensor | slice], Sequence[float]],
 ) -> Tensor:
     """Weighted sums (r, c) of out-of-fold logits, where each row has weights that were chosen without its shot.
@@ -142,15 +149,18 @@ def mix_out_of_fold(
     Args:
         parts: (r, c) out-of-fold logits of each expert.
         splits: training rows and held-out rows of each fold, the latter in the order of the r rows.
+        weights: of the parts, chosen on all rows.
         choose_weights: weights of the parts, from the positions of the rows that they may depend on.
     """
-    shots = torch.cat([rows for _, rows in splits])
-    groups = torch.arange(len(shots)).split([len(rows) for _, rows in splits])
-    if len(parts) * parts[0].numel() > MAX_CROSS_FITTED_LOGITS:
-        groups = (torch.arange(len(shots)),)
-    mixture = torch.zeros_like(parts[0])
-    for rows in groups:
-        others = torch.nonzero(~torch.isin(shots, shots[rows])).flatten() if len(rows) < len(shots) else slice(None)
-        for weight, part in zip(choose_weights(others), parts, strict=True):
-            mixture[rows] += weight * part[rows]
+    shots = torch.cat([rows for _, rows in splits])  # of each row
+    n_shots, n_grouped = len(shots.unique()), 0
+    mixture = mix_logits(parts, weights)
+    for _, group in splits:
+        # The first round of folds holds out every shot once.
+        if n_grouped == n_shots or len(parts) * mixture.numel() > MAX_CROSS_FITTED_LOGITS:
+            break
+        n_grouped += len(group)
+        is_own = torch.isin(shots, group)
+        own_weights = choose_weights(torch.nonzero(~is_own).flatten())
+        mixture[is_own] = mix_logits([part[is_own] for part in parts], own_weights)
     return mixture

@@ -18,7 +18,7 @@ docs/decisions/0037-auto-unlabelled.md says how the constants were chosen, and w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from clipadapter.blocks import Blocks, column_slices
 from clipadapter.functional import unit
 from clipadapter.heads.auto.blocks import BlockMixture, HeldOut, log_rarity
 from clipadapter.heads.auto.experts import EXPERTS, ExpertInputs, fit_ridge
-from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, mix_out_of_fold, noise_std
+from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, noise_std
 from clipadapter.heads.support import rows_without_shots
 from clipadapter.parallel import limit_threads
 
@@ -184,8 +184,7 @@ def fit_unlabelled(
             def choose(of: Tensor | slice) -> list[float]:
                 return _fit_weights(held_out, logits, of)[0]
 
-            mixed = mix_out_of_fold([held_out.logits, logits.to(held_out.logits.dtype)], held_out.splits, choose)
-            mixture = replace(held_out, logits=mixed)
+            mixture = held_out.mix([logits], weights, choose)
     factor = weights[1] / unit_of_weight
     weight = factor * (dual.T @ torch.cat([z, pool]))
     spreads = [
@@ -239,7 +238,7 @@ def choose_weights(held_out: HeldOut, logits: Tensor, without: Tensor) -> tuple[
         without: (r, c) of the same regression on the shots alone, in units of their noise.
 
     >>> rows = torch.arange(4)
-    >>> held_out = HeldOut(rows, [], torch.eye(4) * 0.5, rows, torch.ones(4))
+    >>> held_out = HeldOut(rows, [], torch.eye(4) * 0.5, rows, torch.ones(4), torch.eye(4) * 0.5)
     >>> good, bad = torch.eye(4) * 4, torch.eye(4).roll(1, 0)
     >>> [choose_weights(held_out, *parts)[1] > 0 for parts in ((good, bad), (bad, good), (bad, bad), (good, good))]
     [True, False, False, False]
@@ -326,4 +325,5 @@ def _first_rounds(held_out: HeldOut) -> HeldOut:
     splits = held_out.splits[: len(held_out.splits) * MAX_FOLD_ROUNDS // rounds]
     n = sum(len(rows) for _, rows in splits)
     row_weights = held_out.row_weights[:n] * rounds / MAX_FOLD_ROUNDS
-    return HeldOut(held_out.rows, splits, held_out.logits[:n], held_out.labels[:n], row_weights)
+    logits, cross_fitted = held_out.logits[:n], held_out.cross_fitted[:n]
+    return HeldOut(held_out.rows, splits, logits, held_out.labels[:n], row_weights, cross_fitted)

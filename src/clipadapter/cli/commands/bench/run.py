@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.devices import head_device
 from clipadapter.errors import DataError, InputError
 from clipadapter.files import quote_path
-from clipadapter.parsing import read_json
 
 if TYPE_CHECKING:
     from clipadapter.bench import Estimate, Suite
@@ -71,7 +69,6 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 @folder_option
 @click.option("--root", type=FOLDER, help="Folder of the named data sets, see 'clipadapter data list'.")
 @click.option("--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them.")
-@click.option("--rows", type=FILE, help='JSON file with the rows of the shots: {"SHOTS-SEED": [0, 7, ...], ...}.')
 @click.option("--launcher", default="local", help="Where fits run: local or ray.")
 @click.option(
     "--workers",
@@ -79,11 +76,7 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
     metavar="N",
     help="Parallel fits; by default as many as memory and cores allow, with --device cuda one for each GPU.",
 )
-@click.option("--track", multiple=True, metavar="NAME", help="Also report to tensorboard, mlflow or wandb.")
 @device_option
-@click.option(
-    "--oracle", is_flag=True, help="Also measure the result of selecting the varied parameter on the test part."
-)
 @plot_format_option
 @click.option("--dry-run", is_flag=True, help="Only print what would be done, its cost, and why it can't be done.")
 @max_pixels_option
@@ -100,17 +93,14 @@ def run(
     folder: Path,
     root: Path | None,
     descriptions: Path | None,
-    rows: Path | None,
     launcher: str,
     workers: int | None,
-    track: tuple[str, ...],
     device: str,
-    oracle: bool,
     plot_formats: tuple[str, ...],
     dry_run: bool,
     out: Output,
 ) -> None:
-    """Run SUITE: a name of 'bench list', or a TOML file, whose fields are in docs/suites.md.
+    """Run SUITE: a name of 'bench list', or a TOML file, whose fields are in docs/studies.md.
 
     Features are computed once and stored. A run that has a record in --out is not repeated, unless it failed. Ctrl-C
     loses only the fits that are running.
@@ -120,7 +110,6 @@ def run(
     read_suite(suite)  # a wrong name or path is refused before torch is imported
     from clipadapter.bench import FEATURES, estimate, find_problems, load_suite, open_source, run_suite
     from clipadapter.bench.launchers import create_launcher
-    from clipadapter.bench.trackers import create_tracker
     from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH
 
@@ -131,14 +120,13 @@ def run(
             "there is no data set: give --data NAME or --data FOLDER. 'clipadapter data list' lists the names"
         )
     encoders = encoder or tuple(study.encoders) or ("auto",)
-    draws, sentences = read_rows(rows) if rows else None, read_descriptions(descriptions) if descriptions else None
+    sentences = read_descriptions(descriptions) if descriptions else None
     check_output_folder(folder)
     device = find_device(device)
-    trackers = [create_tracker(name, folder) for name in track]
     fit_launcher = create_launcher(launcher, workers=workers, device=head_device(device))
     fit_launcher.check()
     cost = estimate(study, specs, encoders, root=root)
-    problems = find_problems(study, cost.sizes, encoders, root, draws, has_descriptions=sentences is not None)
+    problems = find_problems(study, cost.sizes, encoders, root, has_descriptions=sentences is not None)
     if dry_run:
         plan = {**_cost_data(study, specs, encoders, cost), "problems": problems}
         out.result(plan, _cost_text(study, encoders, cost, problems))
@@ -165,9 +153,6 @@ def run(
         folder,
         fit_launcher,
         device=device,
-        rows=draws,
-        trackers=trackers,
-        oracle=oracle,
         plot_formats=plot_formats,
         progress=out.progress,
     )
@@ -211,24 +196,6 @@ def _create_models(
         )
         for name in encoders
     }
-
-
-def read_rows(path: Path) -> dict[tuple[int, int], list[int]]:
-    """Read rows by (shots, seed) from a JSON file.
-
-    Raises:
-        DataError: if the file has another format.
-    """
-    expected = 'expected {"SHOTS-SEED": [row, ...], ...} such as {"16-1": [0, 7]}'
-    content = read_json(path, expected)
-    if not isinstance(content, dict) or not content:
-        raise DataError(f"{path}: {expected}")
-    for key, rows in content.items():
-        if not re.fullmatch("[0-9]{1,9}-[0-9]{1,9}", key):
-            raise DataError(f"{path}: {expected}, but a key is {key[:80]!r}")
-        if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < 1 << 63 for row in rows):
-            raise DataError(f"{path}: {expected}, but the rows of {key!r} are not a list of integers of 0 or more")
-    return {(int(key.partition("-")[0]), int(key.partition("-")[2])): rows for key, rows in content.items()}
 
 
 def _cost_data(suite: Suite, specs: Sequence[str], encoders: Sequence[str], cost: Estimate) -> dict[str, object]:

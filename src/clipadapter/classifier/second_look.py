@@ -1,0 +1,198 @@
+"""Quality "auto": held-out shots decide whether a model looks at its pictures a second time, at a larger size.
+
+The second look is what the quality "best" reads beside "standard". It brings 20 points where defects are small and 1 or
+2 elsewhere, and nothing else tells the two apart. So some shots are read at both qualities, and the held-out answers of
+the same head are compared picture by picture. docs/decisions/0048-second-look.md has the measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipadapter.classifier.encoder import DEFAULT_QUALITY, blocks_to_read, relative_cost
+from clipadapter.data.images import ImageSource
+from clipadapter.encoders import open_blocks, plain_encoder
+from clipadapter.features import FeatureSet
+from clipadapter.formatting import format_count
+from clipadapter.heads import Head, TextFeatures, out_of_fold
+from clipadapter.heads.estimator import clone
+
+if TYPE_CHECKING:
+    from clipadapter.classifier.classifier import FewShotClassifier
+
+QUALITY_KEY = "quality"
+"""Key of the quality of a fit, and of why it was chosen, in the provenance of the support set."""
+MAX_TRIAL_SHOTS, MIN_TRIAL_SHOTS_PER_CLASS = 32, 4
+"""Shots that are read at the second size: about two seconds on two cores. With many classes only some of them are
+tried, with so many shots each where they have them: fewer shots of more classes would say less about a look."""
+MIN_GAIN = 0.075
+"""Gain in held-out accuracy, less its standard error, that is worth the price: about seven times the prediction time.
+Sets whose new pictures gain 0 to 0.03 have up to 0.07 here, since the weights of the blocks are chosen on the held-out
+shots too; sets of small defects have 0.09 to 0.36."""
+
+
+@dataclass(frozen=True)
+class SecondLook:
+    """Whether a model looks twice, and why.
+
+    Args:
+        is_taken: whether it does.
+        cost: how many times as long a prediction takes with a second look.
+        gain: held-out accuracy with it less that without it; None if nothing was tried.
+        shots: number of held-out shots.
+        why_not_tried: why there was no trial; empty if there was one.
+    """
+
+    is_taken: bool
+    cost: float
+    gain: float | None = None
+    shots: int = 0
+    why_not_tried: str = ""
+
+    def __str__(self) -> str:
+        if self.gain is None:
+            return f"looks once: {self.why_not_tried} (--quality best looks twice)"
+        points = f"{format_count(round(abs(100 * self.gain)), 'point')} {'better' if self.gain >= 0 else 'worse'}"
+        if self.is_taken:
+            return (
+                f"looks twice: {points} on {self.shots} held-out shots; a prediction takes {self.cost:.0f} times as "
+                "long (--quality standard takes one look)"
+            )
+        return (
+            f"looks once: on {self.shots} held-out shots a second look is {points}, for {self.cost:.0f} times the "
+            "prediction time (--quality best takes it)"
+        )
+
+
+def choose_quality(
+    classifier: FewShotClassifier, images: Sequence[ImageSource], fit_again: Callable[[], None]
+) -> FeatureSet:
+    """Fit a classifier again with a second look if that is worth its price.
+
+    Args:
+        classifier: fitted to the pictures, with the quality "auto" at "standard".
+        images: these pictures.
+        fit_again: fits it to them with the blocks that its encoder then gives.
+
+    Returns:
+        Its shots, whose provenance has the quality and why it was chosen; nothing if the head reads ``final`` only.
+    """
+    if classifier.head_.reads != "all":
+        return classifier.support_
+    look = _try_second_look(classifier, images) if classifier.quality == DEFAULT_QUALITY else None
+    is_taken = look is not None and look.is_taken
+    if is_taken:
+        fit_again()
+    name = "best" if is_taken else "standard" if classifier.quality == DEFAULT_QUALITY else classifier.quality
+    record = {"name": name, "why": "" if look is None else str(look)}
+    return replace(classifier.support_, provenance={**classifier.support_.provenance, QUALITY_KEY: record})
+
+
+def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource]) -> SecondLook | None:
+    """Find out whether a second look is worth its price. If it is, the encoder gives its blocks afterwards.
+
+    Returns:
+        None if there is nothing to choose: the encoder has no second size or its blocks were named, pictures have
+        several labels, or the precision excludes rare patches.
+    """
+    support, head, others = classifier.support_, classifier.head_, classifier._other_encoders
+    if support.targets is not None or classifier.precision not in ("auto", "fp32"):
+        return None
+    once_encoder, named = classifier._encoder, classifier._named_blocks or ()
+    once, twice = (blocks_to_read(once_encoder, others, [head], each, named) for each in ("standard", "best"))
+    if once == twice:
+        return None
+    cost = relative_cost(once_encoder, others, twice) / relative_cost(once_encoder, others, once)
+    if why := why_no_trial(head, support, classifier.text_):
+        return SecondLook(False, cost, why_not_tried=why)
+    rows = draw_trial_shots(support, classifier.seed)
+    pictures = [images[support.provenance["rows"][row]] for row in rows]
+    twice_encoder = classifier._encoder = open_blocks(plain_encoder(once_encoder), twice, others)
+    try:
+        features = classifier._extract_plain(pictures)
+        shots = replace(support.take(rows), X=features, blocks=twice_encoder.info.blocks)
+        look = compare_looks(head, shots, once, classifier.text_, cost)
+    finally:
+        classifier._encoder = once_encoder
+    if look.is_taken:
+        classifier._encoder, classifier._is_backend_chosen = twice_encoder, False
+    return look
+
+
+def why_no_trial(head: Head, support: FeatureSet, text: TextFeatures) -> str:
+    """Why a trial of the second look would be in vain; empty if it would not.
+
+    Args:
+        head: fitted to the shots at the quality "standard".
+        support: these shots.
+        text: text features of the classes.
+    """
+    counts = [count for count in support.counts.values() if count]
+    if np.median(counts) < 2:
+        return "most classes have one shot, so too few can be held out"
+    right = _held_out_right(head, support, text)
+    accuracy = 0.0 if right is None else float(right.mean())
+    if 1 - accuracy < MIN_GAIN:
+        return f"{accuracy:.0%} of held-out shots are right, so there is little to gain"
+    return ""
+
+
+def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:
+    """Rows of the shots of the trial: the same number of each class, as far as a class has so many."""
+    rng, labels = np.random.default_rng(seed), np.asarray(support.y)
+    names = [name for name, count in support.counts.items() if count]
+    n_classes = min(len(names), MAX_TRIAL_SHOTS // MIN_TRIAL_SHOTS_PER_CLASS)
+    drawn = rng.permutation(names)[:n_classes]
+    rows = [rng.permutation(np.flatnonzero(labels == name))[: MAX_TRIAL_SHOTS // n_classes] for name in drawn]
+    return np.sort(np.concatenate(rows))
+
+
+def compare_looks(head: Head, features: FeatureSet, once: Sequence[str], text: TextFeatures, cost: float) -> SecondLook:
+    """Compare the held-out answers of a head for the same shots with and without the second look.
+
+    Args:
+        head: fitted or not; it does not change.
+        features: of the shots of the trial, with all blocks of the quality "best".
+        once: names of the blocks of the quality "standard".
+        text: text features of all classes.
+        cost: see `SecondLook`.
+    """
+    names = [name for name, count in features.counts.items() if count]
+    rows = text.embeddings[[text.labels.index(name) for name in names]]
+    text = TextFeatures.of_stored_rows(names, rows, text.logit_scale, text.logit_bias, order="given")
+    right = []
+    for shots in (features.select_blocks(once), features):
+        fitted = clone(head).fit(shots.X, shots.y, text=text, blocks=shots.blocks)
+        right.append(_held_out_right(fitted, shots, text))
+    if right[0] is None or right[1] is None:
+        return SecondLook(False, cost, why_not_tried="too few shots can be held out")
+    differences = right[1] - right[0]
+    return SecondLook(is_worth_its_price(differences), cost, float(differences.mean()), len(differences))
+
+
+def is_worth_its_price(differences: NDArray[Any]) -> bool:
+    """The rule: the mean gain, less its standard error, is at least `MIN_GAIN`.
+
+    Args:
+        differences: (n,) how much more often each held-out shot is right with a second look, -1 to 1.
+
+    >>> is_worth_its_price(np.array([1.0] * 3 + [0.0] * 9)), is_worth_its_price(np.array([1.0] + [0.0] * 11))
+    (True, False)
+    """
+    n = len(differences)
+    return n > 1 and float(differences.mean() - differences.std(ddof=1) / n**0.5) >= MIN_GAIN
+
+
+def _held_out_right(head: Head, shots: FeatureSet, text: TextFeatures) -> NDArray[Any] | None:
+    """(m,) how often each of the shots that were held out of a fit was right, 0 to 1; None if none was."""
+    held_out = out_of_fold(head, shots.X, shots.y, text, strategies=("own",))
+    if held_out is None:
+        return None
+    is_right = held_out.logits.argmax(axis=1) == held_out.labels
+    counts = np.bincount(held_out.rows)
+    return np.bincount(held_out.rows, is_right)[counts > 0] / counts[counts > 0]
