@@ -458,7 +458,7 @@ def _csv_row(prediction: Prediction) -> list[object]:
         SEPARATOR.join(name for name, _ in prediction.top),
         SEPARATOR.join(str(score) for _, score in prediction.top),
         prediction.nearest or "",
-        "" if prediction.error is not None else str(prediction.unlike_every_class).lower(),
+        str(prediction.unlike_every_class).lower(),
         "" if prediction.ood_score is None else prediction.ood_score,
         prediction.reason or "",
         SEPARATOR.join(prediction.labels or ()),
@@ -568,14 +568,18 @@ def _table_of_columns(pa: Any, rows: AnsweredRows, schema: Any) -> Any:
     members = pa.nulls(n, schema.field("labels").type)
     if columns.members is not None:
         members = lists(columns.member_offsets, classes(columns.members), ~has_one)
-    reasons = pa.array(columns.reasons, pa.string()) if columns.rejected.any() else pa.nulls(len(columns), pa.string())
+    has_scores, unlike = columns.ood_scores is not None, np.zeros(n, bool)
+    unlike[has_one] = has_scores and np.array([reason is not None for reason in columns.reasons], bool)
+    scores = pa.array(columns.ood_scores, pa.float64()) if has_scores else pa.nulls(len(columns), pa.float64())
     arrays = {
         "label": spread(classes(columns.best, columns.rejected)),
         "probability": spread(pa.array(columns.probabilities, pa.float64())),
         "top_labels": lists(columns.top_offsets, classes(columns.top)),
         "top_scores": lists(columns.top_offsets, pa.array(columns.top_scores, pa.float64())),
         "nearest": spread(classes(columns.best)),
-        "reason": spread(reasons),
+        "unlike_every_class": pa.array(unlike),
+        "ood_score": spread(scores),
+        "reason": spread(pa.array(columns.reasons, pa.string())),
         "labels": members,
     }
     arrays["source"] = pa.array(rows.sources, pa.string())

@@ -17,6 +17,8 @@ from clipadapter.uncertainty import (
     learn_rejector,
 )
 
+from .drawn_shots import world
+
 NAMES = ("cat", "dog", "cow")
 
 
@@ -228,3 +230,15 @@ def test_an_accuracy_is_saved_with_the_model_and_refused_if_damaged(change):
     facts["accuracy"] |= change
     with pytest.raises(ArtifactError, match="fit it again"):
         Uncertainty.from_state(facts, arrays, classes=3)
+
+
+def test_at_most_five_percent_of_new_pictures_of_the_classes_are_marked():
+    shares = []
+    for seed in range(20):
+        X, y, known, unknown, text, _ = world(seed, counts=(8,) * 5)
+        one = Uncertainty(rejector=learn_rejector(X, y, 5, text=text))
+        answers = [one.answer(np.zeros((300, 5)), pictures) for pictures in (known, unknown)]
+        shares.append([np.mean([reason is not None for reason in each.reasons]) for each in answers])
+    of_classes, of_others = np.mean(shares, axis=0)
+    assert of_classes <= 0.05
+    assert of_others > 0.25

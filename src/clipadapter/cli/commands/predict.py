@@ -95,8 +95,9 @@ def command(
     is a picture, a folder with pictures at any depth, a table (.csv, .tsv, .jsonl, .parquet) with the column path, or -
     for paths on standard input, one per line. The output has one line per picture, in the order of the pictures: class,
     probability, picture. A picture that is unlike every class is marked, with a score and a reason; with --reject it
-    has the class "-" and a null label in JSON. --json writes one object per line: source, label, probability, top (label
-    and score of each), nearest, unlike_every_class, ood_score, reason, labels (the set of --coverage) and error. For a folder, a terminal shows the number of pictures per class too.
+    has the class "-" and a null label in JSON. --json writes one object per line: source, label, probability, top
+    (label and score of each), nearest, unlike_every_class, ood_score, reason, labels (the set of --coverage) and error.
+    For a folder, a terminal shows the number of pictures per class too.
 
     If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
