@@ -382,5 +382,5 @@ def explain_prediction(
         tuple(explanation.sentences()[1:]),  # the first one repeats the probabilities
         nearest,
         same[0] if same else None,
-        explanation.prediction.reason if explanation.prediction.unlike_every_class else None,
+        unlike=explanation.prediction.reason if explanation.prediction.unlike_every_class else None,
     )
