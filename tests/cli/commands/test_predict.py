@@ -42,6 +42,16 @@ def test_json_lines(squares, model, run):
     assert found["top"][0]["score"] >= found["top"][1]["score"]
 
 
+def test_a_picture_unlike_every_class_is_marked_beside_its_answer(probe, noisy_squares, tmp_path, run):
+    like, unlike = noisy_squares / "test" / "red" / "0.png", tmp_path / "grey.png"
+    Image.new("RGB", (12, 12), "grey").save(unlike)
+    lines = run("predict", probe, like, unlike).stdout.splitlines()
+    assert "unlike every class" not in lines[0]
+    assert lines[1].split()[0] in ("red", "green", "blue") and "unlike every class (score " in lines[1]
+    rejected = run("predict", probe, unlike, "--reject", 0.05).stdout
+    assert rejected.split()[0] == "-" and "nearest" in rejected
+
+
 def test_too_many_views_are_refused_before_the_model_is_loaded(squares, model, run):
     result = run("predict", model, squares / "red" / "0.png", "--views", 10**9)
     assert result.exit_code == 1
