@@ -26,8 +26,9 @@ class Prediction:
             cost is first.
         error: why the picture can't be read, else None.
         nearest: the class that is predicted without rejection; `label` unless that is None.
-        reason: why the picture is rejected; else None.
+        reason: why the picture is unlike every class, whether it is rejected for that or only marked; else None.
         labels: the prediction set if a coverage is set; the predicted labels of a multi-label model; else None.
+        ood_score: how unlike the classes the picture is, 0 for the mean held-out shot; None if it was not learned.
     """
 
     source: str
@@ -38,6 +39,12 @@ class Prediction:
     nearest: str | None = None
     reason: str | None = None
     labels: tuple[str, ...] | None = None
+    ood_score: float | None = None
+
+    @property
+    def unlike_every_class(self) -> bool:
+        """Whether the score is above the threshold. A multi-label model has no score."""
+        return self.reason is not None and self.ood_score is not None
 
     def record(self) -> dict[str, Any]:
         """As a dictionary for JSON."""
@@ -47,6 +54,8 @@ class Prediction:
             "probability": self.probability,
             "top": [{"label": name, "score": score} for name, score in self.top],
             "nearest": self.nearest,
+            "unlike_every_class": self.unlike_every_class,
+            "ood_score": self.ood_score,
             "reason": self.reason,
             "labels": None if self.labels is None else list(self.labels),
             "error": self.error,
@@ -68,10 +77,11 @@ class PredictionColumns:
         top: best classes of all pictures, as `Prediction.top`.
         top_scores: their probabilities.
         top_offsets: (m + 1,) of `top` and `top_scores`.
-        reasons: (m,) why a picture is rejected; else None.
+        reasons: (m,) why a picture is unlike every class, as `Prediction.reason`; else None.
         members: classes of the prediction sets, or predicted labels of a multi-label model, as `Prediction.labels`;
             None if there are no sets.
         member_offsets: (m + 1,) of `members`; None if there are no sets.
+        ood_scores: (m,) as `Prediction.ood_score`; None if they were not learned.
     """
 
     class_names: tuple[str, ...]
@@ -84,6 +94,7 @@ class PredictionColumns:
     reasons: tuple[str | None, ...]
     members: NDArray[np.int64] | None = None
     member_offsets: NDArray[np.int64] | None = None
+    ood_scores: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -122,6 +133,7 @@ class PredictionColumns:
             tuple(chain.from_iterable(part.reasons for part in parts)),
             join("members") if has_sets else None,
             join_offsets("member_offsets") if has_sets else None,
+            None if first.ood_scores is None else join("ood_scores"),
         )
 
     def predictions(self, sources: Sequence[str]) -> Iterator[Prediction]:
@@ -147,6 +159,7 @@ class PredictionColumns:
                 names[best],
                 reason,
                 labels,
+                None if self.ood_scores is None else float(self.ood_scores[i]),
             )
 
 

@@ -437,7 +437,7 @@ class _JsonLines(_Text):
 
 
 class _Csv(_Text):
-    header = "source,label,probability,top_labels,top_scores,nearest,reason,labels,error\n"
+    header = "source,label,probability,top_labels,top_scores,nearest,unlike_every_class,ood_score,reason,labels,error\n"
 
     def is_own(self, path: Path) -> bool:
         try:
@@ -458,6 +458,8 @@ def _csv_row(prediction: Prediction) -> list[object]:
         SEPARATOR.join(name for name, _ in prediction.top),
         SEPARATOR.join(str(score) for _, score in prediction.top),
         prediction.nearest or "",
+        str(prediction.unlike_every_class).lower(),
+        "" if prediction.ood_score is None else prediction.ood_score,
         prediction.reason or "",
         SEPARATOR.join(prediction.labels or ()),
         prediction.error or "",
@@ -509,6 +511,8 @@ def _schema(pa: Any) -> Any:
             ("top_labels", names),
             ("top_scores", pa.list_(pa.float64())),
             ("nearest", text),
+            ("unlike_every_class", pa.bool_()),
+            ("ood_score", pa.float64()),
             ("reason", text),
             ("labels", names),
             ("error", text),
@@ -530,6 +534,8 @@ def _table(pa: Any, predictions: Sequence[Prediction], schema: Any) -> Any:
         "top_labels": [[name for name, _ in each.top] for each in predictions],
         "top_scores": [[score for _, score in each.top] for each in predictions],
         "nearest": [each.nearest for each in predictions],
+        "unlike_every_class": [each.unlike_every_class for each in predictions],
+        "ood_score": [each.ood_score for each in predictions],
         "reason": [each.reason for each in predictions],
         "labels": [None if each.labels is None else list(each.labels) for each in predictions],
         "error": [each.error for each in predictions],
@@ -562,14 +568,18 @@ def _table_of_columns(pa: Any, rows: AnsweredRows, schema: Any) -> Any:
     members = pa.nulls(n, schema.field("labels").type)
     if columns.members is not None:
         members = lists(columns.member_offsets, classes(columns.members), ~has_one)
-    reasons = pa.array(columns.reasons, pa.string()) if columns.rejected.any() else pa.nulls(len(columns), pa.string())
+    has_scores, unlike = columns.ood_scores is not None, np.zeros(n, bool)
+    unlike[has_one] = has_scores and np.array([reason is not None for reason in columns.reasons], bool)
+    scores = pa.array(columns.ood_scores, pa.float64()) if has_scores else pa.nulls(len(columns), pa.float64())
     arrays = {
         "label": spread(classes(columns.best, columns.rejected)),
         "probability": spread(pa.array(columns.probabilities, pa.float64())),
         "top_labels": lists(columns.top_offsets, classes(columns.top)),
         "top_scores": lists(columns.top_offsets, pa.array(columns.top_scores, pa.float64())),
         "nearest": spread(classes(columns.best)),
-        "reason": spread(reasons),
+        "unlike_every_class": pa.array(unlike),
+        "ood_score": spread(scores),
+        "reason": spread(pa.array(columns.reasons, pa.string())),
         "labels": members,
     }
     arrays["source"] = pa.array(rows.sources, pa.string())

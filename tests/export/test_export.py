@@ -69,6 +69,20 @@ def test_all_outputs_are_the_model_s(format, source, calibration, fitted, draw, 
     assert predictor.predict(pictures)[-1] is None
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_marks_the_pictures_that_its_model_marks(format, fitted, draw, write):
+    model, (pictures, _) = fitted("auto"), draw(4, seed=3)
+    pictures.append(np.full((40, 40, 3), 128, np.uint8))
+    said, wanted = Predictor(write(model, format).path).classify(pictures), model.classify(pictures)
+    assert [one.unlike_every_class for one in said] == [one.unlike_every_class for one in wanted]
+    assert (wanted[-1].unlike_every_class, wanted[0].unlike_every_class, wanted[-1].label) == (
+        True,
+        False,
+        said[-1].label,
+    )
+    assert said[-1].label is not None
+
+
 def test_any_runtime_sees_names_shapes_and_classes(fitted, write):
     model = fitted("zero-shot", reject=0.1)
     session = session_of(write(model).path)

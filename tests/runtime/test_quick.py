@@ -28,7 +28,7 @@ from pathlib import Path
 from clipadapter.runtime.quick import open_quick
 answers = open_quick(Path(sys.argv[1])).classify([Path(p) for p in sys.argv[2:]], top=3)
 assert not {"torch", "sklearn", "scipy", "open_clip", "timm"} & set(sys.modules), "loaded what takes long"
-print(json.dumps([[a.label, a.probability, [s for _, s in a.top], a.error] for a in answers]))
+print(json.dumps([[a.label, a.probability, [s for _, s in a.top], a.error, a.unlike_every_class] for a in answers]))
 """
 
 
@@ -68,14 +68,18 @@ def saved(fitted, made_ready, tmp_path):
 
 def test_it_says_what_the_model_says_without_torch(saved):
     model, folder, paths = saved
-    asked = [*paths[:4], folder / "config.json"]
+    white = folder / "white.png"
+    Image.new("RGB", (60, 40), "white").save(white)
+    asked = [*paths[:4], folder / "config.json", white]
     found = subprocess.run(
         [sys.executable, "-c", ASK, folder, *asked], capture_output=True, text=True, check=True, timeout=120
     )
     wanted = model.classify(asked, top=3)
-    for (label, probability, scores, error), answer in zip(json.loads(found.stdout), wanted, strict=True):
+    assert [wanted[0].unlike_every_class, wanted[-1].unlike_every_class] == [False, True]
+    for (label, probability, scores, error, is_marked), answer in zip(json.loads(found.stdout), wanted, strict=True):
         assert label == answer.label
         assert error == answer.error
+        assert is_marked == answer.unlike_every_class
         if label is not None:
             assert probability == pytest.approx(answer.probability, abs=1e-3)
             assert scores == pytest.approx([score for _, score in answer.top], abs=1e-3)

@@ -99,15 +99,16 @@ def test_no_path_or_address_is_opened(serve, tmp_path, monkeypatch):
     assert [one["label"] for one in found] == [None] * 7
 
 
-def test_the_rejection_of_the_model_can_be_switched_off(serve):
+def test_without_rejection_a_picture_unlike_every_class_is_marked_and_keeps_its_answer(serve):
     model = Colours()
     model.uncertainty = type(model.uncertainty)(
         rejector=model.uncertainty.rejector, decisions=model.uncertainty.decisions.with_changes({"reject": 0.1})
     )
     client = serve(model=model)
     assert client.post("/v1/predict", json=json_body(GREY)).json()["predictions"][0]["label"] is None
-    found = client.post("/v1/predict", json=json_body(GREY, reject=None)).json()["predictions"][0]
-    assert found["label"] is not None and found["reason"] is None
+    grey, red = client.post("/v1/predict", json=json_body(GREY, RED, reject=None)).json()["predictions"]
+    assert (grey["label"], grey["unlike_every_class"], red["unlike_every_class"]) == (grey["nearest"], True, False)
+    assert grey["reason"] is not None and grey["ood_score"] > red["ood_score"]
 
 
 def test_multilabel_predictions_have_all_labels(serve):

@@ -69,6 +69,9 @@ def test_predictions_are_explained_by_labelled_pictures(session):
     assert prediction.nearest[0].label == "red" and prediction.nearest[0].similarity > prediction.nearest[-1].similarity
     first = session.project.contents.classes["red"][0]
     assert session.predict(first.path).labelled_as == "red"
+    assert session.predict(first.path).unlike is None
+    unlike = session.predict(Image.new("RGB", (9, 9), "green"))
+    assert unlike.top[0][0] in ("red", "blue") and "than" in unlike.unlike
     session.project.rename_class("red", "rot")
     assert session.predict(first.path.parent.parent / "rot" / first.path.name).top  # while the next fit is not there
 

@@ -17,6 +17,8 @@ from clipadapter.uncertainty import (
     learn_rejector,
 )
 
+from .drawn_shots import world
+
 NAMES = ("cat", "dog", "cow")
 
 
@@ -32,7 +34,7 @@ def uncertainty(**asked):
 
 
 def test_the_best_class_is_the_most_probable_one():
-    found = uncertainty().answer([[1.0, 0.0, 0.5]], [[1.0, 0.0, 0.5]])
+    found = uncertainty().answer([[1.0, 0.0, 0.5]], [[1.0, 0.0, 0.0]])
     assert found.probabilities[0] == pytest.approx(np.exp([2, 0, 1]) / np.exp([2, 0, 1]).sum())
     said = found.prediction(0, "x.jpg", NAMES, top=2)
     assert (said.label, said.nearest, said.reason, said.labels) == ("cat", "cat", None, None)
@@ -47,6 +49,23 @@ def test_rejected_pictures_have_a_reason_and_the_nearest_class():
     assert said.label is None
     assert said.nearest == "dog"
     assert "than" in said.reason
+
+
+def test_a_picture_unlike_every_class_is_marked_and_keeps_its_answer():
+    rows = np.array([[1.0, 0.0, 0.0], [-1.0, -0.9, -1.1]])
+    found = uncertainty().answer(rows, rows)
+    like, unlike = (found.prediction(i, "x.jpg", NAMES) for i in range(2))
+    assert (like.label, like.unlike_every_class, like.reason) == ("cat", False, None)
+    assert (unlike.label, unlike.unlike_every_class) == ("dog", True)
+    assert unlike.reason == uncertainty(reject=0.05).answer(rows, rows).reasons[1]
+    assert unlike.ood_score > found.ood_scores[0] == like.ood_score
+    assert unlike.record()["unlike_every_class"] is True
+    assert list(found.columns(NAMES).predictions(["x.jpg", "x.jpg"])) == [like, unlike]
+
+
+def test_a_model_that_learned_no_scores_marks_nothing():
+    said = Uncertainty().answer([[-1.0, -0.9, -1.1]], [[-1.0, -0.9, -1.1]]).prediction(0, "x.jpg", NAMES)
+    assert (said.label, said.unlike_every_class, said.ood_score, said.reason) == ("dog", False, None, None)
 
 
 def test_unequal_costs_decide_and_stand_first():
@@ -211,3 +230,15 @@ def test_an_accuracy_is_saved_with_the_model_and_refused_if_damaged(change):
     facts["accuracy"] |= change
     with pytest.raises(ArtifactError, match="fit it again"):
         Uncertainty.from_state(facts, arrays, classes=3)
+
+
+def test_at_most_five_percent_of_new_pictures_of_the_classes_are_marked():
+    shares = []
+    for seed in range(20):
+        X, y, known, unknown, text, _ = world(seed, counts=(8,) * 5)
+        one = Uncertainty(rejector=learn_rejector(X, y, 5, text=text))
+        answers = [one.answer(np.zeros((300, 5)), pictures) for pictures in (known, unknown)]
+        shares.append([np.mean([reason is not None for reason in each.reasons]) for each in answers])
+    of_classes, of_others = np.mean(shares, axis=0)
+    assert of_classes <= 0.05
+    assert of_others > 0.25

@@ -246,7 +246,10 @@ def describe_prediction(prediction: Prediction, multilabel: bool = False) -> str
         return f"It is rejected as none of the classes{reason}. The nearest class: {scores[0]}."
     others = f", before {' and '.join(scores[1:3])}" if scores[1:] else ""
     is_cheapest = len(prediction.top) > 1 and prediction.top[0][1] < prediction.top[1][1]
-    return f"It is classified as {scores[0]}{others}{', since other mistakes cost more' if is_cheapest else ''}."
+    unlike = f" It is unlike every class: {prediction.reason}." if prediction.unlike_every_class else ""
+    return (
+        f"It is classified as {scores[0]}{others}{', since other mistakes cost more' if is_cheapest else ''}.{unlike}"
+    )
 
 
 def explain(

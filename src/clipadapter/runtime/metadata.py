@@ -19,13 +19,14 @@ from clipadapter.formats.base import INPUT_NAMES, PRECISIONS, input_names
 from clipadapter.formats.checksum import ALGORITHM
 from clipadapter.pixels import PixelSpec, different_squares
 from clipadapter.uncertainty import Uncertainty
+from clipadapter.uncertainty.decisions import MARK_RATE
 
 if TYPE_CHECKING:  # the metrics would be imported by every prediction
     from clipadapter.metrics.table import Task
 
 FORMAT = 1
 MAX_INPUTS = 64
-REJECTION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+REJECTION_RATES = (0.01, 0.02, MARK_RATE, 0.05, 0.1, 0.2)
 """Rates of rejection whose thresholds are written out, for readers without this package."""
 MAX_METADATA_CHARACTERS = 64 << 20
 ARRAY_DTYPES = ("<f8", "<f4", "<i8", "<i4", "|b1")

@@ -31,7 +31,11 @@ class PicturePrediction(BaseModel):
     probability: float | None = Field(description="Of that class, or of `nearest`.")
     top: list[ClassScore] = Field(description="The best classes.")
     nearest: str | None = Field(description="The class that is predicted without rejection.")
-    reason: str | None = Field(description="Why the picture is rejected.")
+    unlike_every_class: bool = Field(
+        description="Whether the picture is unlike every class; it has a `label` all the same, unless it is rejected."
+    )
+    ood_score: float | None = Field(description="How unlike the classes it is; 0 for the mean held-out shot.")
+    reason: str | None = Field(description="Why the picture is unlike every class.")
     labels: list[str] | None = Field(description="The prediction set, or the labels of a multi-label model.")
     error: str | None = Field(description="Why the picture can't be read.")
 

@@ -391,6 +391,7 @@ class ExplainedPrediction:
         details: the explanation in numbers, as sentences.
         nearest: most similar labelled pictures.
         labelled_as: class of the picture if it is a labelled one.
+        unlike: why the picture is unlike every class; else None.
     """
 
     top: tuple[tuple[str, float], ...]
@@ -399,6 +400,7 @@ class ExplainedPrediction:
     details: tuple[str, ...] = ()
     nearest: tuple[SimilarPicture, ...] = ()
     labelled_as: str | None = None
+    unlike: str | None = None
 
 
 def explain_prediction(
@@ -433,6 +435,7 @@ def explain_prediction(
         tuple(explanation.sentences()[1:]),  # the first one repeats the probabilities
         nearest,
         same[0] if same else None,
+        unlike=explanation.prediction.reason if explanation.prediction.unlike_every_class else None,
     )
 
 

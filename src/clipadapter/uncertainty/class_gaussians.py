@@ -80,7 +80,11 @@ class ClassGaussians:
         )
 
     def _project(self, rows: Array) -> Projected:
-        return Projected(rows, rows @ self.basis.T)
+        return Projected(rows, rows @ self._basis.T)
+
+    @cached_property
+    def _basis(self) -> Array:
+        return self.basis.astype(np.float64)  # once: it is larger than the rows of one picture
 
     @cached_property
     def _centres(self) -> Projected:

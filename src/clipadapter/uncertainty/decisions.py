@@ -30,6 +30,9 @@ NO_HELD_OUT_SHOTS = (
     "no shot can be held out. Give two shots of each class or more, and a head that can be fitted to a part of them "
     "(not a transductive one, nor one that tunes the encoder), on features of one encoder"
 )
+MARK_RATE = 0.04
+"""Rate of the threshold above which pictures are marked if none are rejected. With 0.05, 5.8 % of the pictures of the
+classes were marked at two shots per class, with 0.04 at most 4.8 % at any number of shots (docs/trust.md)."""
 BELOW_THRESHOLDS = "no class reaches its threshold"
 NO_ADAPTATION = (
     "test-time adaptation and views need one class per picture, but this model is multi-label: predict without them"
@@ -43,8 +46,8 @@ class UncertaintyOptions:
     Args:
         calibration: "temperature"; "vector", a factor and a bias per class besides; "none"; or "auto": a temperature,
             unless shots can only be held out by training through an encoder.
-        reject: share of pictures of the classes that may be rejected as "none of these", such as 0.05; None: no
-            rejection.
+        reject: share of pictures of the classes that may be rejected as "none of these", such as 0.05; None: pictures
+            unlike every class are marked and keep their answer.
         coverage: share of pictures whose true class must be in the prediction set, such as 0.9; None: no sets.
         costs: (c, c), rows are true classes, columns are predicted classes; the class with the least expected cost is
             predicted.
@@ -85,7 +88,7 @@ class DecisionOptions:
     """The decisions that are made in addition to the best class.
 
     Args:
-        reject: share of pictures of the classes that may be rejected as "none of these"; None: no rejection.
+        reject: share of pictures of the classes that may be rejected as "none of these"; None: they are only marked.
         coverage: share of pictures whose class must be in the prediction set; None: no sets.
         costs: (c, c) cost of predicting the column's class for a picture of the row's; None: all errors cost the same.
     """
@@ -118,9 +121,10 @@ class Answers:
     Args:
         probabilities: (m, c), calibrated.
         best: (m,) positions of the predicted classes.
-        ood_scores: (m,) out-of-distribution scores, higher is farther from the classes; None without `reject`.
+        ood_scores: (m,) out-of-distribution scores, higher is farther from the classes; None if they were not learned.
         rejected: (m,) whether a picture is none of the classes.
-        reasons: (m,) why a picture is rejected; None if it is not.
+        reasons: (m,) why a picture is unlike every class; None if it is not. Without `reject` such a picture keeps its
+            answer.
         sets: (m, c) prediction sets, or the predicted labels of a multi-label model; None without `coverage`.
         multilabel: whether the model is multi-label.
     """
@@ -149,7 +153,8 @@ class Answers:
         labels = None if self.sets is None else tuple(class_names[k] for k in order if self.sets[i, k])
         label = None if self.rejected[i] else class_names[best]
         labels = () if labels and label is None else labels
-        return Prediction(source, label, float(p[best]), named, None, class_names[best], self.reasons[i], labels)
+        score = None if self.ood_scores is None else float(self.ood_scores[i])
+        return Prediction(source, label, float(p[best]), named, None, class_names[best], self.reasons[i], labels, score)
 
     def columns(self, class_names: Sequence[str], top: int = 5) -> PredictionColumns:
         """The predictions for all pictures: what `prediction` gives one by one, in much less time."""
@@ -176,6 +181,7 @@ class Answers:
             self.reasons,
             members,
             member_offsets,
+            self.ood_scores,
         )
 
 
@@ -231,7 +237,7 @@ class Uncertainty:
 
         Args:
             logits: (m, c) of the head.
-            features: (m, d) of the encoder; used for rejection only.
+            features: (m, d) of the encoder; used for the out-of-distribution scores only.
             decisions: instead of the default ones.
             folds: logits (m, c) of each fold's head, if prediction sets are made by CV+.
             columns: (m, p) scores of the rejector's parts, if an exported graph computed them.
@@ -323,16 +329,18 @@ class Uncertainty:
     def _reject(
         self, features: ArrayLike, z: Array, p: Array, rate: float | None, columns: ArrayLike | None
     ) -> tuple[Array | None, Array, tuple[str | None, ...]]:
-        if rate is None:
-            return None, np.zeros(len(p), bool), (None,) * len(p)
+        """Scores (m,), which pictures (m,) are rejected, and why a picture is unlike every class."""
         if self.rejector is None:
-            raise InputError(f"this model can't reject pictures of none of its classes: {NO_HELD_OUT_SHOTS}")
+            if rate is not None:
+                raise InputError(f"this model can't reject pictures of none of its classes: {NO_HELD_OUT_SHOTS}")
+            return None, np.zeros(len(p), bool), (None,) * len(p)
         rows = np.asarray(features)
         parts = self.rejector.part_scores(rows, z, p) if columns is None else np.asarray(columns)
         scores = self.rejector.weighted_sum(parts)
-        rejected = scores > self.rejector.threshold(rate).value
-        reasons = iter(self.rejector.reasons_from_scores(parts[rejected], rows[rejected]))
-        return scores, rejected, tuple(next(reasons) if is_rejected else None for is_rejected in rejected)
+        unlike = scores > self.rejector.threshold(MARK_RATE if rate is None else rate).value
+        reasons = iter(self.rejector.reasons_from_scores(parts[unlike], rows[unlike]))
+        rejected = np.zeros(len(p), bool) if rate is None else unlike
+        return scores, rejected, tuple(next(reasons) if is_unlike else None for is_unlike in unlike)
 
     def _sets(self, p: Array, best: Array, coverage: float | None, folds: Sequence[ArrayLike] | None) -> Array | None:
         if coverage is None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -152,7 +153,7 @@ class Rejector:
         """
         if not 0 < rate < 1:
             raise InputError(f"the rate of rejection must be between 0 and 1, but is {rate}")
-        ordered = np.sort(self.weighted_sum(self.held_out_scores))
+        ordered = self._ordered_scores
         r = len(ordered)
         position = math.ceil((r + 1) * (1 - rate) - 1e-9)
         value = float(ordered[position - 1]) if position <= r else _normal_tail_bound(ordered, rate)
@@ -215,6 +216,10 @@ class Rejector:
         directions = unit_rows(rows)
         scores = [self.memory.column(part.name, directions, logit_rows, probability_rows) for part in self.parts]
         return np.stack(scores, axis=1) if len(rows) else np.zeros((0, len(self.parts)))
+
+    @cached_property
+    def _ordered_scores(self) -> Array:
+        return np.sort(self.weighted_sum(self.held_out_scores))
 
     def _weighted(self, columns: Array) -> Array:
         centre, deviation = (np.array([getattr(p, key) for p in self.parts]) for key in ("centre", "deviation"))

@@ -270,6 +270,10 @@ def _text_score(
 ) -> Score:
     """A score of a memory bank, unit features (m, d) and their cosines to the class text (m, c)."""
 
+    def score_pictures(memory: Any, rows: Array, logits: Array, probabilities: Any) -> Scores:
+        rows = rows.astype(memory.text.dtype)  # numpy would convert the text of all classes instead
+        return function(memory, rows, rows @ memory.text.T)
+
     def score_held_out(memory: Any, held_out: HeldOutShots) -> tuple[Array, Array]:
         rows = held_out.rows
         cosines = rows @ memory.text.T
@@ -278,7 +282,7 @@ def _text_score(
     return Score(
         needs=needs,
         reason=reason,
-        score_pictures=lambda memory, rows, logits, probabilities: function(memory, rows, rows @ memory.text.T),
+        score_pictures=score_pictures,
         score_held_out=score_held_out,
         arrays=arrays,
     )

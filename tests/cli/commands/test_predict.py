@@ -26,11 +26,32 @@ def test_one_picture(squares, model, run):
 def test_json_lines(squares, model, run):
     path = squares / "green" / "1.png"
     (found,) = records(run("predict", model, path, "--top", 2, "--json"))
-    assert list(found) == ["source", "label", "probability", "top", "nearest", "reason", "labels", "error"]
+    assert list(found) == [
+        "source",
+        "label",
+        "probability",
+        "top",
+        "nearest",
+        "unlike_every_class",
+        "ood_score",
+        "reason",
+        "labels",
+        "error",
+    ]
     assert (found["source"], found["label"], found["error"]) == (str(path), "green", None)
     assert [set(one) for one in found["top"]] == [{"label", "score"}] * 2
     assert found["top"][0] == {"label": "green", "score": found["probability"]}
     assert found["top"][0]["score"] >= found["top"][1]["score"]
+
+
+def test_a_picture_unlike_every_class_is_marked_beside_its_answer(probe, noisy_squares, tmp_path, run):
+    like, unlike = noisy_squares / "test" / "red" / "0.png", tmp_path / "grey.png"
+    Image.new("RGB", (12, 12), "grey").save(unlike)
+    lines = run("predict", probe, like, unlike).stdout.splitlines()
+    assert "unlike every class" not in lines[0]
+    assert lines[1].split()[0] in ("red", "green", "blue") and "unlike every class (score " in lines[1]
+    rejected = run("predict", probe, unlike, "--reject", 0.05).stdout
+    assert rejected.split()[0] == "-" and "nearest" in rejected
 
 
 def test_too_many_views_are_refused_before_the_model_is_loaded(squares, model, run):

@@ -74,8 +74,9 @@ def near(records, expected):
     """Equal, but for the rounding of products of matrices of other sizes."""
     for one, other in zip(records, expected, strict=True):
         assert one.keys() == other.keys()
-        for key in ("source", "label", "nearest", "labels", "error"):
+        for key in ("source", "label", "nearest", "unlike_every_class", "labels", "error"):
             assert one[key] == other[key]
+        assert one["ood_score"] == (None if other["ood_score"] is None else pytest.approx(other["ood_score"], abs=1e-4))
         assert one["probability"] == (None if other["probability"] is None else pytest.approx(other["probability"]))
         scores = [[each["score"] for each in record["top"]] for record in (one, other)]
         assert scores[0] == pytest.approx(scores[1])

@@ -94,9 +94,10 @@ def command(
     MODEL is a folder written by fit, or a file written by export, which needs neither PyTorch nor the encoder. An INPUT
     is a picture, a folder with pictures at any depth, a table (.csv, .tsv, .jsonl, .parquet) with the column path, or -
     for paths on standard input, one per line. The output has one line per picture, in the order of the pictures: class,
-    probability, picture. A picture of none of the classes has the class "-" and a reason; its label is null in JSON.
-    --json writes one object per line: source, label, probability, top (label and score of each), nearest, reason,
-    labels (the set of --coverage) and error. For a folder, a terminal shows the number of pictures per class too.
+    probability, picture. A picture that is unlike every class is marked, with a score and a reason; with --reject it
+    has the class "-" and a null label in JSON. --json writes one object per line: source, label, probability, top
+    (label and score of each), nearest, unlike_every_class, ood_score, reason, labels (the set of --coverage) and error.
+    For a folder, a terminal shows the number of pictures per class too.
 
     If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
@@ -417,11 +418,13 @@ def _bar(
 
 
 def _format_prediction(prediction: Prediction, width: int) -> str:
-    """Format one line per class. The first line has the set of classes, or why the picture is none of them."""
+    """Format one line per class. The first line has the set of classes, and why the picture is unlike all of them."""
     lines = [f"{name.ljust(width)}  {score:.3f}  {prediction.source}" for name, score in prediction.top]
     if prediction.labels is not None:
         lines[0] += f"  {{{', '.join(prediction.labels)}}}"
-    if prediction.reason is not None:
+    if prediction.label is not None and prediction.unlike_every_class:
+        lines[0] += f"  unlike every class (score {prediction.ood_score:.1f}): {prediction.reason}"
+    elif prediction.reason is not None:
         reason = f"nearest {prediction.nearest}, but {prediction.reason}"
         lines[0] = f"{'-'.ljust(width)}  {prediction.probability:.3f}  {prediction.source}  {reason}"
     return "\n".join(map(printable, lines))
