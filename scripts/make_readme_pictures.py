@@ -8,8 +8,8 @@ nine Food-101 classes, five seeds, made by benchmarks/few_shot_features.py. The 
 of fabric, whose licence is MIT (package conformal-clip-data). The report and the studio are pages about a
 model of ``lite`` and photographs of clothes, which are not in this repository: CLOTHES is a folder with ``train/`` and
 ``test/`` of https://github.com/alexeygrigorev/clothing-dataset-small, whose licence is CC0 1.0. A headless Chromium
-photographs the pages. That needs the extras demo, doctor and studio, selenium, chromium and chromedriver, and takes some
-minutes.
+photographs the pages. That needs the extras demo, doctor and studio, selenium, chromium and chromedriver, and takes
+some minutes.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_a_model_looks_twice_where_only_the_second_look_tells_the_classes_apart_
     # One pass at 32 pixels, and two more at 48 for the picture and its mirror image: 1 + 2 * (48 / 32)**2 = 5.5.
     assert "points better on 12 held-out shots; a prediction takes 6 times as long (--quality standard" in chosen["why"]
     assert "rare-patches@48+mirrored" in names(model)
-    assert model.predict(grey_noise(3, has_spot=True, seed=2)) == ["spot"] * 3
+    assert model.predict(grey_noise(8, has_spot=True, seed=2)).count("spot") >= 6
     folder = model.save(tmp_path / "model")
     assert "quality `best`: it looks twice: " in (folder / "README.md").read_text()
     loaded = FewShotClassifier.load(folder, cache=None)

@@ -382,9 +382,9 @@ def _fit_calibrator(
 
 
 def _measure_accuracy(held_out: OutOfFold, support: FeatureSet, text: TextFeatures) -> HeldOutAccuracy:
-    """The accuracy on the held-out shots, beside that of zero-shot if there is class text."""
+    """The accuracy on the held-out shots, beside that of zero-shot if all classes have text."""
     zero_shot = None
-    if text.has_text:
+    if text.has_text and not text.absent:
         head = create_head("zero-shot").fit(support.final, support.y, text=text)
         zero_shot = head.logits(support.final[held_out.rows])
     seen = min(1.0, held_out.shots_per_class / mean_shots_per_class(support.y))

@@ -89,11 +89,12 @@ class HeldOutAccuracy:
         if facts is None:
             return None
         try:
-            known = cls(facts["accuracy"], facts["shots"], facts["zero_shot"], facts["seen"])
+            zero_shot = None if facts["zero_shot"] is None else float(facts["zero_shot"])
+            known = cls(float(facts["accuracy"]), int(facts["shots"]), zero_shot, float(facts["seen"]))
             if known.shots >= 1 and all(
                 0 <= share <= 1 for share in (known.accuracy, known.zero_shot or 0, known.seen)
             ):
                 return known
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             pass
         raise ArtifactError(f"the model's accuracy on held-out shots is damaged ({brief(facts)}): fit it again")
