@@ -429,7 +429,7 @@ class _JsonLines(_Text):
         try:
             with path.open(encoding="utf-8") as file:
                 return tuple(json.loads(file.readline())) == RECORD_KEYS
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return False
 
     def lines(self, predictions: Iterable[Prediction]) -> str:

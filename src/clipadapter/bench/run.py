@@ -21,12 +21,15 @@ from typing_extensions import Self
 from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
 from clipadapter.devices import describe_device
 from clipadapter.errors import DataError, InputError
+from clipadapter.files import path_without_links
 from clipadapter.metrics import check_metrics, metrics_shown
 
 if TYPE_CHECKING:
     from clipadapter.classifier.evaluation import Score
 
 FORMAT = 1
+RECORD_START = b'{"format":'
+"""First bytes of each record."""
 KEY_FIELDS = {
     "method",
     "method_version",
@@ -93,7 +96,7 @@ class Flags(FrozenModel):
 class Metrics(RootModel[dict[str, float]]):
     """Metrics on the test part by their name in `clipadapter.metrics.METRICS`.
 
-    Records of earlier versions may lack metrics that are optional.
+    Records may lack metrics that are optional.
 
     >>> Metrics(accuracy=0.5, macro_f1=0.4, log_loss=0.7)["macro_f1"]
     0.4
@@ -285,7 +288,7 @@ class Run(FrozenModel):
     size: int | None = None
     seconds: Seconds | None = None
     metrics: Metrics | None = None
-    correct: str | None = None
+    correct: str | None = Field(default=None, pattern="^([0-9a-f]{2})*$")
     learned: dict[str, float] = Field(default_factory=dict)
     error: str | None = None
     machine: Machine
@@ -323,16 +326,17 @@ def pack_correct(correct: NDArray[np.bool_]) -> str:
 def append_runs(path: str | Path, runs: Iterable[Run]) -> None:
     """Append runs to a JSONL file, one line each. Existing lines are not changed.
 
-    An incomplete last line, as after a full disk, is no record and is removed.
+    An incomplete record at the end, as after a full disk, is removed.
 
     Raises:
-        InputError: if the file can't be written.
+        InputError: if the file can't be written, is a link, or ends with something else than records.
     """
+    path = path_without_links(Path(path).parent, Path(path).name)
     data = "".join(f"{run.model_dump_json()}\n" for run in runs).encode()
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("ab+") as file:
-            _drop_torn_line(file)
+            _drop_torn_line(file, path)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -378,7 +382,7 @@ def parse_run(where: str, line: bytes) -> Run:
         raise DataError(f"{where} is no run: {field} {first['msg']}; delete it") from error
 
 
-def _drop_torn_line(file: Any) -> None:
+def _drop_torn_line(file: Any, path: Path) -> None:
     end = file.seek(0, os.SEEK_END)
     if not end:
         return
@@ -386,7 +390,11 @@ def _drop_torn_line(file: Any) -> None:
     if file.read(1) == b"\n":
         return
     file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    if not content.startswith(RECORD_START, start) and not RECORD_START.startswith(content[start:]):
+        raise InputError(f"{path} is not a file of runs: give another folder, or move the file away")
+    file.truncate(start)
 
 
 @cache

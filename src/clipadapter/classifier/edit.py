@@ -95,7 +95,7 @@ def _refusing_damage() -> Iterator[None]:
     """
     try:
         yield
-    except (ClipAdapterError, OSError):
+    except (ClipAdapterError, OSError, MemoryError):
         raise
     except Exception as error:
         raise ArtifactError(

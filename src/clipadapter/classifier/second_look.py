@@ -143,11 +143,14 @@ def why_no_trial(head: Head, support: FeatureSet, text: TextFeatures) -> str:
 
 
 def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:
-    """Rows of the shots of the trial: the same number of each class, as far as a class has so many."""
+    """Rows of the shots of the trial: the same number of each class, as far as a class has so many.
+
+    Where not all classes are drawn, those of one shot come last: nothing of them can be held out.
+    """
     rng, labels = np.random.default_rng(seed), np.asarray(support.y)
     names = [name for name, count in support.counts.items() if count]
     n_classes = min(len(names), MAX_TRIAL_SHOTS // MIN_TRIAL_SHOTS_PER_CLASS)
-    drawn = rng.permutation(names)[:n_classes]
+    drawn = sorted(rng.permutation(names), key=lambda name: support.counts[name] < 2)[:n_classes]
     rows = [rng.permutation(np.flatnonzero(labels == name))[: MAX_TRIAL_SHOTS // n_classes] for name in drawn]
     return np.sort(np.concatenate(rows))
 

@@ -73,6 +73,8 @@ class Commands(SuggestingGroup):
         """Run the command. Expected errors become one line and an exit code."""
         try:
             return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:  # a group without a command: its help
+            raise
         except click.UsageError as error:  # of a command: its arguments may be names of files
             raise click.UsageError(escape_lines(error.format_message().expandtabs()), error.ctx) from error
         except ClipAdapterError as error:

@@ -324,6 +324,8 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
         if plan.dim != total_width(plan.feature_blocks()):
             raise ValueError(f"its blocks have not the width {plan.dim}")
         return plan
+    except DataError:
+        raise
     except (InputError, ValidationError, ValueError, RecursionError) as error:
         raise DataError(f"'{path}' is damaged: {error}; extract the features again, existing files are kept") from error
 

@@ -223,6 +223,8 @@ class FeatureStore:
             path = path_without_links(real.parent, real.name + ending, error=StoreError)
         try:
             names_another_file = path.is_file() and read_ends(path)[1] == JOURNAL_MARK[-4:]
+        except FileNotFoundError:  # another process removed it at the end of a transaction
+            return
         except OSError as error:
             raise self._not_writable_error(error) from error
         if names_another_file:
@@ -246,16 +248,16 @@ class FeatureStore:
             raise StoreError(
                 f"{self.path} is an SQLite file of another program: give another path for the feature store"
             )
-        # A damaged schema can leave out a column.
-        schema = self._db.execute("SELECT sql FROM sqlite_master WHERE tbl_name = 'feature' AND sql IS NOT NULL")
-        if schema.fetchall() != [(CREATE_TABLE.encode(),)]:
-            raise self._damaged_error("it has another table")
         file_format = self._pragma("user_version")
         if file_format != FORMAT:
             raise StoreError(
                 f"{self.path} has format {file_format}, this version reads {FORMAT}: give another path for the feature "
                 "store, or delete it, which costs the time to compute the features again"
             )
+        # A damaged schema can leave out a column.
+        schema = self._db.execute("SELECT sql FROM sqlite_master WHERE tbl_name = 'feature' AND sql IS NOT NULL")
+        if schema.fetchall() != [(CREATE_TABLE.encode(),)]:
+            raise self._damaged_error("it has another table")
         # A file that can't be written fails now, not after the first batch.
         for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {FORMAT}", "ROLLBACK"):
             self._db.execute(statement)

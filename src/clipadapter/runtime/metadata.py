@@ -19,14 +19,14 @@ from clipadapter.formats.base import INPUT_NAMES, PRECISIONS, input_names
 from clipadapter.formats.checksum import ALGORITHM
 from clipadapter.pixels import PixelSpec, different_squares
 from clipadapter.uncertainty import Uncertainty
-from clipadapter.uncertainty.decisions import MARK_RATE
+from clipadapter.uncertainty.ood import MARK_RATE
 
 if TYPE_CHECKING:  # the metrics would be imported by every prediction
     from clipadapter.metrics.table import Task
 
 FORMAT = 1
 MAX_INPUTS = 64
-REJECTION_RATES = (0.01, 0.02, MARK_RATE, 0.05, 0.1, 0.2)
+REJECTION_RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Rates of rejection whose thresholds are written out, for readers without this package."""
 MAX_METADATA_CHARACTERS = 64 << 20
 ARRAY_DTYPES = ("<f8", "<f4", "<i8", "<i4", "|b1")
@@ -88,7 +88,10 @@ class ExportMetadata:
         """
         state, arrays = self.uncertainty.state()
         rejector = self.uncertainty.rejector
-        thresholds = {str(rate): rejector.threshold(rate).value for rate in REJECTION_RATES} if rejector else {}
+        thresholds = {}
+        if rejector is not None:
+            thresholds = {str(rate): rejector.threshold(rate).value for rate in REJECTION_RATES}
+            thresholds[str(MARK_RATE)] = rejector.mark_threshold
         multilabel = self.uncertainty.multilabel
         names = input_names(self.input, [spec.size for spec in self.inputs])
         inputs = [{"name": name, "pixels": spec.to_dict()} for name, spec in zip(names, self.inputs, strict=True)]

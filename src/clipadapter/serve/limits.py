@@ -30,8 +30,7 @@ class Limits:
         queue: largest number of pictures of a model that were accepted and have no result yet. More are refused with
             503. Pictures that are slow to decode do not count: ``max_pictures`` of them may wait besides.
         deadline: seconds from a request's first byte to its answer; a request that takes longer is answered with 504.
-        max_bodies: largest number of bodies that are received at a time. For one more the slowest is cut off, or the
-            new one is refused if none is slow.
+        max_bodies: largest number of bodies that are received at a time. For one more the slowest is cut off.
         min_rate: bytes per second at which a body must arrive, after ``BODY_GRACE_SECONDS``.
         header_timeout: seconds in which the headers of a request must arrive, from the start of a connection or
             their first byte.

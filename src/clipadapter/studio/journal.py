@@ -119,7 +119,7 @@ class Journal:
         self._push(step)
         try:
             self._make_moves(step)
-        except OSError as error:
+        except (OSError, InputError) as error:
             self._revert(step, self._reverse_moves, length, error)
             self._pop()
             raise
@@ -146,7 +146,7 @@ class Journal:
         step = self._pop()
         try:
             self._reverse_moves(step)
-        except OSError as error:
+        except (OSError, InputError) as error:
             self._revert(step, self._make_moves, length, error)
             self._push(step)
             raise
@@ -283,7 +283,7 @@ class Journal:
         sync_folder(new.parent)
         sync_folder(old.parent)
 
-    def _revert(self, step: Step, reverse: Callable[[Step], None], length: int, error: OSError) -> None:
+    def _revert(self, step: Step, reverse: Callable[[Step], None], length: int, error: OSError | InputError) -> None:
         """Revert the moves of a step that failed, then remove its line.
 
         Args:
@@ -298,7 +298,8 @@ class Journal:
         try:
             reverse(step)
             self._truncate(length)
-        except OSError:
+        except (OSError, InputError):
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise InputError(
-                f"{step.description} was interrupted: {error.strerror or error}; open the project again to finish it"
+                f"{step.description} was interrupted: {reason}; open the project again to finish it"
             ) from error

@@ -30,9 +30,6 @@ NO_HELD_OUT_SHOTS = (
     "no shot can be held out. Give two shots of each class or more, and a head that can be fitted to a part of them "
     "(not a transductive one, nor one that tunes the encoder), on features of one encoder"
 )
-MARK_RATE = 0.04
-"""Rate of the threshold above which pictures are marked if none are rejected. With 0.05, 5.8 % of the pictures of the
-classes were marked at two shots per class, with 0.04 at most 4.8 % at any number of shots (docs/trust.md)."""
 BELOW_THRESHOLDS = "no class reaches its threshold"
 NO_ADAPTATION = (
     "test-time adaptation and views need one class per picture, but this model is multi-label: predict without them"
@@ -337,7 +334,7 @@ class Uncertainty:
         rows = np.asarray(features)
         parts = self.rejector.part_scores(rows, z, p) if columns is None else np.asarray(columns)
         scores = self.rejector.weighted_sum(parts)
-        unlike = scores > self.rejector.threshold(MARK_RATE if rate is None else rate).value
+        unlike = scores > (self.rejector.mark_threshold if rate is None else self.rejector.threshold(rate).value)
         reasons = iter(self.rejector.reasons_from_scores(parts[unlike], rows[unlike]))
         rejected = np.zeros(len(p), bool) if rate is None else unlike
         return scores, rejected, tuple(next(reasons) if is_unlike else None for is_unlike in unlike)

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import ArtifactError, brief
-from clipadapter.metrics import wilson_interval
 
 Array = NDArray[Any]
 MIN_SEEN = 0.6
@@ -63,6 +62,8 @@ class HeldOutAccuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's interval at 95 %."""
+        from clipadapter.metrics import wilson_interval  # late: a prediction needs no metrics
+
         return wilson_interval(self.accuracy, self.shots)
 
     def describe(self) -> str:

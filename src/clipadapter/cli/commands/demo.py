@@ -15,7 +15,7 @@ from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import ENCODER_URI, FOLDER, parse_counts
 from clipadapter.cli.options import option, option_group, output_options, seeds_option
 from clipadapter.cli.output import Output, note_kept
-from clipadapter.files import quote_path
+from clipadapter.files import path_without_links, quote_path
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
@@ -164,4 +164,4 @@ def _draw_answers(
     is_rare = answers[0].explanation.rare_patches is not None
     place = "that differs most from the rest of its picture" if is_rare else "with the most evidence for the answer"
     title += f" ({SHOWN_HEAD}, {shots} shots per class)\nMarked, and enlarged: the place {place}"
-    return answers, draw_sheet(answers, folder / "answers.png", title)
+    return answers, draw_sheet(answers, path_without_links(folder, "answers.png"), title)

@@ -121,6 +121,10 @@ def command(
                 else "features, no pictures: leave it out"
             )
             raise InputError(f"--test-fraction is for pictures without a split, but '{data}' has {has}")
+        if dataset.multilabel:
+            raise InputError(
+                f"--test-fraction divides pictures by their class, but those of '{data}' have several labels: leave it out"
+            )
         dataset, held_back = _hold_back(dataset, test_fraction, seed)
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
     rows = _draw_rows(dataset, shots, seed, out)

@@ -137,7 +137,8 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
         if prediction.error is None:
             answers[prediction.label] += 1
             if sorter is not None and path is not None:
-                sorter.add(path, prediction.label, class_names)
+                for label in [prediction.label] if prediction.labels is None else prediction.labels or [None]:
+                    sorter.add(path, label, class_names)
     if not answers:
         raise DataError(describe_unreadable(n_pictures) if n_pictures else _describe_empty(request.inputs))
     if answers.total() < n_pictures:

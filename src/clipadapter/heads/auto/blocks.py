@@ -149,8 +149,9 @@ def fit_blocks(
         noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
         parts = [held_out.logits, *(part / std for part, std in zip(logits, noise, strict=True))]
         truth, row_weights = held_out.labels, held_out.row_weights
-        is_uneven = bool(counts.min() < counts.max())
-        offset = [_out_of_fold_counts(take_with_classes(inputs[0], held_out.rows), held_out)] * is_uneven
+        offset = []  # the log counts of the classes, if shots are unequal
+        if counts.min() < counts.max():
+            offset = [_out_of_fold_counts(take_with_classes(inputs[0], held_out.rows), held_out)]
 
         def choose(of: Tensor | slice) -> list[float]:
             """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
