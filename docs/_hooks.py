@@ -85,7 +85,7 @@ def _below(name: str, group: click.Command) -> Iterator[tuple[str, click.Command
 
 
 def heads() -> str:
-    """One line a head, from the registry, by kind."""
+    """One line per head, from the registry, by kind."""
     from clipadapter.heads import fidelity_of, head_info, list_heads
     from clipadapter.heads.registry import FIDELITY_KINDS
 
@@ -95,9 +95,9 @@ def heads() -> str:
     for name in sorted(names, key=lambda name: list(KINDS).index(_kind_of_head(name, head_info(name)))):
         entry = head_info(name)
         paper = entry.facts.get("paper")
-        told = [word for word, holds in _traits(entry.cls).items() if holds]
+        taken = [word for word, holds in _traits(entry.cls).items() if holds]
         head, fidelity = f"[`{name}`]({paper})" if paper else f"`{name}`", fidelity_of(name)
-        takes = f" Takes {', '.join(told)}." if told else ""
+        takes = f" Takes {', '.join(taken)}." if taken else ""
         rows[_kind_of_head(name, entry)].append([head, entry.summary + takes])
         faithful.append([head, f"**{fidelity.kind}**: {fidelity.statement}"])
     titles = ["head, and its paper", "what it is"]
