@@ -28,6 +28,18 @@ def test_an_incomplete_last_line_is_no_record_and_is_removed(make_run, tmp_path)
     assert [run.seed for run in read_runs(path)] == [1, 3]
 
 
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_file_that_is_no_file_of_runs_is_not_cut(make_run, tmp_path, is_link):
+    diary, log = tmp_path / "diary.txt", tmp_path / "out" / "runs.jsonl"
+    log.parent.mkdir()
+    (diary if is_link else log).write_text("all my words in one line")
+    if is_link:
+        log.symlink_to(diary)
+    with pytest.raises(InputError, match="is a link" if is_link else "is not a file of runs"):
+        append_runs(log, [make_run()])
+    assert log.read_text() == "all my words in one line"
+
+
 def test_a_damaged_line_is_named(make_run, tmp_path):
     path = tmp_path / "runs.jsonl"
     append_runs(path, [make_run()])

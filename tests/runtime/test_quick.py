@@ -32,7 +32,7 @@ print(json.dumps([[a.label, a.probability, [s for _, s in a.top], a.error, a.unl
 """
 
 
-def pictures(folder, classes=("red", "green", "blue"), count=3):
+def pictures(folder, classes=("red", "green", "blue"), count=4):
     """Paths of plain pictures with a little noise, and their labels."""
     rng = np.random.default_rng(0)
     paths = []
@@ -115,7 +115,7 @@ def test_an_altered_model_is_not_answered_for(name, saved):
 
 def test_another_model_in_the_same_folder_is_another(saved):
     model, folder, paths = saved
-    model.fit(paths[:6], ["red"] * 3 + ["green"] * 3).save(folder)
+    model.fit(paths[:8], ["red"] * 4 + ["green"] * 4).save(folder)
     assert quick.open_quick(folder) is None
     assert model.make_quick(folder)
     assert quick.open_quick(folder).class_names == ("green", "red")

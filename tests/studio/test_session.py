@@ -57,15 +57,15 @@ def test_one_class_gives_no_model(tmp_path):
 
 def test_predictions_are_explained_by_labelled_pictures(session):
     for name in ("red", "blue"):
-        session.project.add_pictures(name, [noisy(name, i) for i in range(4)])
+        session.project.add_pictures(name, [noisy(name, i) for i in range(5)])
     state = settle(session)
-    assert state.model.shot_count == 8 and state.model.held_out_accuracy == 1.0
+    assert state.model.shot_count == 10 and state.model.held_out_accuracy == 1.0
     assert state.revision == session.project.contents.revision
     assert state.curve.points[0].shots_per_class == 0 and not state.curve.is_on_test
     assert state.activity == state.error == ""
     prediction = session.predict(Image.open(io.BytesIO(noisy("red", 9).data)))
-    assert prediction.top[0][0] == "red" and prediction.shot_count == 8 and "leads 'blue'" in prediction.details[0]
-    assert prediction.reason.startswith("4 of the 5 most similar pictures are labelled “red”.")
+    assert prediction.top[0][0] == "red" and prediction.shot_count == 10 and "leads 'blue'" in prediction.details[0]
+    assert prediction.reason.startswith("All 5 most similar pictures are labelled “red”.")
     assert prediction.nearest[0].label == "red" and prediction.nearest[0].similarity > prediction.nearest[-1].similarity
     first = session.project.contents.classes["red"][0]
     assert session.predict(first.path).labelled_as == "red"

@@ -123,7 +123,8 @@ def command(
             raise InputError(f"--test-fraction is for pictures without a split, but '{data}' has {has}")
         if dataset.multilabel:
             raise InputError(
-                f"--test-fraction divides pictures by their class, but those of '{data}' have several labels: leave it out"
+                f"--test-fraction divides pictures by their class, but pictures of '{data}' have several labels: leave "
+                "it out"
             )
         dataset, held_back = _hold_back(dataset, test_fraction, seed)
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels

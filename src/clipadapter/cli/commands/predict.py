@@ -69,8 +69,8 @@ MAX_PART_SECONDS = 60.0
     "--sort-into",
     "sorted_folder",
     type=FOLDER,
-    help='Copy each picture into the folder of its class in this folder, or into "none of these". Nothing is moved or '
-    "overwritten.",
+    help='Copy each picture into the folder of its class in this folder, or into "none of these". Of several labels '
+    "the most probable counts. Nothing is moved or overwritten.",
 )
 @strict_option
 @option_group("decisions", DecisionArguments)
@@ -137,8 +137,7 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
         if prediction.error is None:
             answers[prediction.label] += 1
             if sorter is not None and path is not None:
-                for label in [prediction.label] if prediction.labels is None else prediction.labels or [None]:
-                    sorter.add(path, label, class_names)
+                sorter.add(path, prediction.label, class_names)
     if not answers:
         raise DataError(describe_unreadable(n_pictures) if n_pictures else _describe_empty(request.inputs))
     if answers.total() < n_pictures:
