@@ -55,10 +55,10 @@ def numbers(folder):
 def alive(pid):
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        has_proc = Path("/proc/self/stat").exists()
+        return not has_proc or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):  # the file may vanish while it is read
         return False
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture
