@@ -17,10 +17,14 @@ NONE_OF_THESE = "none of these"
 """Name, and folder, of pictures without a class."""
 
 
-def count_answers(labels: Counter[str | None]) -> str:
-    """Format the number of pictures per answer as a table, the most frequent answer first."""
-    rows = [(NONE_OF_THESE if label is None else label, n) for label, n in labels.most_common()]
-    return table(["class", "pictures"], rows)
+def count_answers(labels: Counter[str | None], marked: Counter[str | None]) -> str:
+    """Format the number of pictures per answer as a table, the most frequent answer first.
+
+    A further column counts the `marked` pictures, which are unlike every class, if there are any.
+    """
+    rows = [(NONE_OF_THESE if label is None else label, n, marked[label]) for label, n in labels.most_common()]
+    columns = ["class", "pictures", "unlike every class"][: 3 if marked else 2]
+    return table(columns, [row[: len(columns)] for row in rows])
 
 
 class PictureSorter:
