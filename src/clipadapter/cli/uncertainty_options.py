@@ -17,7 +17,6 @@ from clipadapter.cli.option_types import FILE, FOLDER, FRACTION
 from clipadapter.cli.options import option
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
-from clipadapter.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier

@@ -125,8 +125,7 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
     out, width, n_pictures = request.out, 0, 0
     if request.tables:
         note_kept(START_AGAIN)
-    answers: Counter[str | None] = Counter()
-    marked: Counter[str | None] = Counter()
+    answers: Counter[tuple[str | None, bool]] = Counter()
     taken: deque[Path] = deque()
     for prediction, class_names in _predict(request, taken):
         n_pictures += 1
@@ -136,9 +135,7 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
         if prediction.error is None or out.as_json:
             out.row(prediction.record(), _format_prediction(prediction, width))
         if prediction.error is None:
-            answers[prediction.label] += 1
-            if prediction.label is not None and prediction.unlike_every_class:
-                marked[prediction.label] += 1
+            answers[prediction.label, prediction.label is not None and prediction.unlike_every_class] += 1
             if sorter is not None and path is not None:
                 sorter.add(path, prediction.label, class_names)
     if not answers:
@@ -146,7 +143,7 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
     if answers.total() < n_pictures:
         out.warn(f"{n_pictures - answers.total()} of {n_pictures} pictures can't be read")
     if not out.as_json and (sorter is not None or (is_terminal() and _list_folders(request.inputs))):
-        out.note(f"\n{count_answers(answers, marked)}")
+        out.note(f"\n{count_answers(answers)}")
     if sorter is not None:
         out.note(sorter.describe())
 
