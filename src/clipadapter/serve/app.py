@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from clipadapter import __version__
 from clipadapter.serve import v1
+from clipadapter.serve.body import body_schema
 from clipadapter.serve.metrics import CONTENT_TYPE
 from clipadapter.serve.middleware import RequestMiddleware, add_error_handlers
 from clipadapter.serve.models import REFRESH_SECONDS, ServedModels
@@ -47,7 +48,6 @@ def create_app(models: ServedModels, token: str | None = None, refresh_seconds: 
         with suppress(asyncio.CancelledError):
             await watching
         await asyncio.to_thread(models.close)
-        state.parser.shutdown(wait=False)
 
     # Offline: the documentation page has its own scripts. Telemetry can't be turned on by an environment variable.
     app = FastAPIOffline(
@@ -98,7 +98,7 @@ def _document(app: FastAPI, max_pictures: int, needs_token: bool) -> dict[str, A
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 if path.endswith("/predict"):
-                    operation["requestBody"] = v1.body_schema(max_pictures)
+                    operation["requestBody"] = body_schema(max_pictures)
                 if needs_token and "/health/" not in path:
                     operation["security"] = [{"token": []}]
         if needs_token:

@@ -37,8 +37,6 @@ LIMIT_OPTIONS = (
     _limit("--max-bytes", COUNT, 32 << 20, "Of a request."),
     _limit("--max-pixels", COUNT, 50_000_000, "Of a picture."),
     _limit("--max-pictures", COUNT, 64, "Of a request."),
-    _limit("--max-bodies", COUNT, 256, "Bodies received at a time; for one more the slowest is cut off."),
-    _limit("--min-rate", POSITIVE, 16 << 10, "Per second at which a body must arrive.", "BYTES"),
     _limit("--header-timeout", POSITIVE, 10.0, "In which the headers of a request must arrive.", "SECONDS"),
     _limit("--max-connections", COUNT, 800, "Open at a time; for one more the longest idle is closed."),
 )
