@@ -98,8 +98,8 @@ def command(
     """Serve exported models over HTTP.
 
     A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first. name=PATH
-    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict; /docs is a page for
-    people. A file that changes is loaded again. Logs are lines of JSON on stderr. On SIGTERM the server ends when all
+    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict; / is a page on which a
+    person tries pictures, /docs lists all addresses. A file that changes is loaded again. Logs are lines of JSON on stderr. On SIGTERM the server ends when all
     requests that have begun are answered.
     """
     import logging
@@ -121,7 +121,7 @@ def command(
 
     def report_address(url: str) -> None:
         names = ", ".join(served.names)
-        out.result({"url": url, "models": served.names}, f"{url} answers for {names}; try it at {url}/docs")
+        out.result({"url": url, "models": served.names}, f"{url} answers for {names}; try it at {url}/")
 
     run(create_app(served, token), host, port, grace, report_address, allowed_hosts)
 
