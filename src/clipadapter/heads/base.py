@@ -224,10 +224,6 @@ class Head(Estimator, ABC):
 
         Raises:
             UnknownNameError: if the head has no such recipe.
-
-        >>> from clipadapter.heads import head_info
-        >>> head_info("gda").cls.from_recipe("official", alpha=0.1)
-        Gda(alpha=0.1, shrinkage='published')
         """
         if name not in cls.recipes:
             raise unknown(f"recipe of {cls.__name__}", name, list(cls.recipes))
@@ -285,8 +281,7 @@ class Head(Estimator, ABC):
     def check_parameters(self) -> None:
         """Refuse parameters with which no fit is possible; `fit` calls it, and commands before they read pictures.
 
-        They are the values outside the bounds that a head declares (`heads.parameters`). A head overrides this for what
-        bounds of single parameters do not say.
+        They are values outside declared bounds (`heads.parameters`); heads override this for what bounds can't say.
 
         Raises:
             InputError: if there is one. The message has the accepted values.
