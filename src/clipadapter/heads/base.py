@@ -223,7 +223,7 @@ class Head(Estimator, ABC):
             changes: parameters to set otherwise.
 
         Raises:
-            UnknownNameError: if the head has no such recipe.
+            UnknownNameError: if there is none.
         """
         if name not in cls.recipes:
             raise unknown(f"recipe of {cls.__name__}", name, list(cls.recipes))
@@ -281,10 +281,8 @@ class Head(Estimator, ABC):
     def check_parameters(self) -> None:
         """Refuse parameters with which no fit is possible; `fit` calls it, and commands before they read pictures.
 
-        They are values outside declared bounds (`heads.parameters`); heads override this for what bounds can't say.
-
         Raises:
-            InputError: if there is one. The message has the accepted values.
+            InputError: with the accepted values. A head overrides this for what declared bounds can't say.
         """
         check_bounds(type(self), self.get_params(deep=False))
 
