@@ -97,10 +97,10 @@ def command(
 ) -> None:
     """Serve exported models over HTTP.
 
-    A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first. name=PATH
-    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict; / is a page on which a
-    person tries pictures, /docs lists all addresses. A file that changes is loaded again. Logs are lines of JSON on stderr. On SIGTERM the server ends when all
-    requests that have begun are answered.
+    A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first.
+    name=PATH gives it a name; by default it has the name of its file. The page / is for trying pictures, /docs
+    lists all addresses, and programs send pictures to /v1/models/NAME/predict. A file that changes is loaded again.
+    Logs are lines of JSON on stderr. On SIGTERM the server ends when all requests that have begun are answered.
     """
     import logging
 
