@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipadapter.data.decode_cost import (
+    MAX_FAST_SAMPLES,
     MAX_SCANNED_SAMPLES_PER_PIXEL,
     TooCostly,
-    check_cost,
     check_exif,
-    is_large,
     is_slow,
     read_jpeg,
 )
@@ -134,7 +133,7 @@ def read_image(
     if isinstance(source, (str, Path)):
         data = image_bytes(source) if data is None else data
         kind = _kind(data)[0]
-        if _is_slow(kind, data, name) and can_start_process():
+        if is_slow(kind, data) and can_start_process():
             return DECODER_PROCESSES.decode(data, name, max_pixels, max_seconds)
         image, is_multi_scan = open_image(data, name, max_pixels)
         pixels = image.width * image.height
@@ -244,7 +243,7 @@ def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int)
         # Decoding twice, and with the filler, must not cost more than is allowed for one that is complete.
         work = read_jpeg(data, MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels // 3)
     except TooCostly as error:
-        raise ImageError(name, str(error)) from error
+        raise ImageError(name, _reason(error)) from error
     if not work.has_all_scans:
         raise ImageError(name, "file is truncated")
     data = data.rstrip(b"\xff")  # the first half of the end marker would make a marker with what follows
@@ -282,10 +281,9 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
         raise ImageError(name, "not an image" if data else "file is empty")
     opener = _find_opener(kind, reader, name)
     try:
-        is_multi_scan = check_cost(kind, data, max_pixels)
+        limit = MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels
+        is_multi_scan = kind == "JPEG" and read_jpeg(data, limit).is_multi_scan
         image: Image.Image = opener(io.BytesIO(data), "")
-    except TooCostly as error:
-        raise ImageError(name, str(error)) from error
     except Exception as error:  # decoders raise any exception on damaged headers
         raise ImageError(name, _reason(error)) from error
     _check_size(image.size, name, max_pixels)
@@ -327,10 +325,6 @@ def finish_image(image: Image.Image, name: str) -> Image.Image:
         return _upright(_rgb(image, name), image)
     except ImageError:
         raise
-    except TooCostly as error:
-        raise ImageError(name, str(error)) from error
-    except MemoryError as error:
-        raise ImageError(name, "too large for the memory of this machine") from error
     except Exception as error:  # decoders raise any exception on damaged files
         raise ImageError(name, _reason(error)) from error
 
@@ -377,8 +371,8 @@ def is_slow_file(data: bytes, max_pixels: int, name: str = "picture") -> bool:
     """Whether decoding a file takes far longer than decoding a usual photograph.
 
     These are the files that `read_image` decodes in a separate process: JPEG 2000, AVIF, HEIC, PPM as text, BMP with
-    run lengths, and TIFF with other compressions than LZW, deflate and PackBits. And those with more samples than a
-    photograph of 24 megapixels, see `decode_cost.is_large`.
+    run lengths, TIFF with other compressions than LZW, deflate and PackBits, and files whose structure is unusual. And
+    those with more samples than a photograph of 24 megapixels.
 
     Args:
         data: the file.
@@ -386,16 +380,18 @@ def is_slow_file(data: bytes, max_pixels: int, name: str = "picture") -> bool:
         name: of the picture in error messages.
 
     Raises:
-        ImageError: if it is no picture, exceeds a limit, or its header is too costly to read.
+        ImageError: if it is no picture, or exceeds a limit.
 
     >>> is_slow_file(b"P3 1 1 255 1 2 3", 100)
     True
     """
     kind = _kind(data)[0]
-    if _is_slow(kind, data, name):
+    if is_slow(kind, data):
         return True
     width, height = open_image(data, name, max_pixels)[0].size
-    return is_large(kind, data, width * height)
+    # Each scan of a JPEG is decoded; in other formats most pictures become three channels.
+    samples = read_jpeg(data).scanned_samples if kind == "JPEG" else 3 * width * height
+    return samples > MAX_FAST_SAMPLES
 
 
 def image_format(data: bytes) -> str:
@@ -406,13 +402,6 @@ def image_format(data: bytes) -> str:
     """
     name = _kind(data)[0].lower().replace(" ", "")
     return name if name in FORMAT_NAMES else ""
-
-
-def _is_slow(kind: str, data: bytes, name: str) -> bool:
-    try:
-        return is_slow(kind, data)
-    except TooCostly as error:
-        raise ImageError(name, str(error)) from error
 
 
 def shrink_factor(data: bytes, size: tuple[int, int], min_side: int) -> int:
@@ -461,6 +450,10 @@ def _kind(data: bytes) -> tuple[str, str | None]:
 def _reason(error: Exception) -> str:
     from PIL import Image
 
+    if isinstance(error, TooCostly):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "too large for the memory of this machine"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return "too large"
     text = str(error).lower()
