@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self
 
 from clipadapter.blocks import column_slices
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
@@ -41,6 +42,9 @@ Skipped = tuple[int, str, str]
 """Position, name and reason of a picture that can't be read."""
 MAX_WAITING_BYTES = 2**30
 """Pixels that wait to be encoded. With a view for each epoch one picture has more than 100 MB of them."""
+MAX_STORED_BATCHES = 4
+"""Batches of features from the store that are given at once."""
+END: Any = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,8 +259,10 @@ def _run_to_end(
     skipped: list[Skipped] = []
     notes = ImageNotes()
     computed = 0
-    with closing(_run_job(job, positions)) as results:
-        for extracted in progress_bar(results, total=len(positions), desc="features", unit="img", shown=progress):
+    queue = _PositionQueue(positions)
+    with closing(run_job(job, queue, queue.move_away)) as batches:
+        pictures = (picture for batch in batches for picture in batch)
+        for extracted in progress_bar(pictures, total=len(positions), desc="features", unit="img", shown=progress):
             if not isinstance(extracted.values, ImageError):
                 computed += extracted.computed
                 if extracted.notes:
@@ -398,18 +404,21 @@ class PreparedImage:
 
 
 class _PositionQueue:
-    """Positions that are not extracted yet, in order until `move_away` is called."""
+    """Iterates over positions that are not extracted yet, in order until `move_away` is called."""
 
     def __init__(self, positions: range) -> None:
         self._ranges: deque[Sequence[int]] = deque([positions])
 
-    def take(self) -> int | None:
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> int:
         while self._ranges:
             positions = self._ranges.popleft()
             if positions:
                 self._ranges.appendleft(positions[1:])
                 return positions[0]
-        return None
+        raise StopIteration
 
     def move_away(self, returned: list[int]) -> None:
         """Continue in the middle of the next range, since another process works here. The rest comes later."""
@@ -418,38 +427,49 @@ class _PositionQueue:
         self._ranges = deque([next_range[middle:], *tail, next_range[:middle], returned])
 
 
-def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, None, None]:
-    """Extract the pictures at these positions, each once, in any order.
+def run_job(
+    job: ExtractionJob, positions: Iterator[int | None], move_away: Callable[[list[int]], None] | None = None
+) -> Generator[list[ExtractedImage], None, None]:
+    """Extract pictures in the order of their positions, of which a window is in memory.
 
     Close the generator (``contextlib.closing``) to stop its threads.
+
+    Args:
+        job: the other arguments.
+        positions: of the pictures. None says that the next one is not there yet: all before it are given first.
+        move_away: called with the positions of the window if another process works on the same pictures. It makes
+            `positions` give others first.
     """
     pool = ThreadPoolExecutor(job.workers, thread_name_prefix="clipadapter-read")
     max_waiting, batch_passes = job.max_waiting, job.batch_passes
-    queue = _PositionQueue(positions)
+    max_pictures = max(1, MAX_STORED_BATCHES * job.batch_size // job.views.count)
     window: deque[tuple[int, Future[PreparedImage | ExtractedImage]]] = deque()
-    batch: list[PreparedImage] = []
+    batch: list[PreparedImage | ExtractedImage] = []
+    is_paused = is_over = False
     try:
-        while True:
-            while len(window) < max_waiting and (position := queue.take()) is not None:
-                window.append((position, pool.submit(prepare_image, job, position)))
+        while window or batch or not is_over:
+            while len(window) < max_waiting and not (is_paused or is_over):
+                position = next(positions, END)
+                is_over, is_paused = position is END, position is None
+                if not (is_over or is_paused):
+                    window.append((position, pool.submit(prepare_image, job, position)))
             if window:
-                picture = window.popleft()[1].result()
-                if isinstance(picture, ExtractedImage):
-                    yield picture
-                    continue
-                batch.append(picture)
-                if sum(len(picture.pixels) for picture in batch) < batch_passes:
-                    continue
-            elif not batch:
-                return
-            extracted, is_contended = encode_batch(job, batch)
-            batch = []
-            yield from extracted
-            if is_contended:
+                batch.append(window.popleft()[1].result())
+            prepared = [picture for picture in batch if isinstance(picture, PreparedImage)]
+            is_full = sum(len(picture.pixels) for picture in prepared) >= batch_passes or len(batch) >= max_pictures
+            if not (is_full or (not window and (is_paused or is_over))):
+                continue
+            extracted, is_contended = encode_batch(job, prepared) if prepared else ([], False)
+            encoded = iter(extracted)
+            if batch:
+                yield [next(encoded) if isinstance(picture, PreparedImage) else picture for picture in batch]
+            batch, is_paused = [], is_paused and bool(window)
+            if is_contended and move_away is not None:
                 for _, future in window:
                     future.cancel()
-                queue.move_away([position for position, _ in window])
+                move_away([position for position, _ in window])
                 window.clear()
+                is_over = False
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
