@@ -126,16 +126,6 @@ def test_more_keys_than_one_statement_takes_in_any_order_and_several_times():
         assert store.contains_many(keys, dim=4) == set(items)
 
 
-def test_vectors_may_take_several_buffers(monkeypatch):
-    monkeypatch.setattr("clipadapter.features.store.MAX_BUFFER_BYTES", 300 * 4 * 4)  # of 300 vectors
-    items = vectors(1001)
-    with FeatureStore(":memory:") as store:
-        store.put_many(items)
-        result = store.get_many([*items, *items], dim=4)
-    same(result, items)
-    assert len({id(vector.base) for vector in result.values()}) > 3
-
-
 def test_a_vector_may_be_empty():
     with FeatureStore(":memory:") as store:
         store.put_many({b"key": np.zeros(0, np.float16)})
