@@ -155,7 +155,7 @@ def _open_worker(
             f"the encoder '{uri}' of this node is not the one of the node that started: "
             "install the same versions and weights on every node"
         )
-    return encoder, ThreadPoolExecutor(readers, thread_name_prefix="clipadapter-read")
+    return encoder, ThreadPoolExecutor(readers, thread_name_prefix="read-shards")
 
 
 def write_unit(job: RayJob, unit: WorkUnit) -> tuple[int, int]:
@@ -183,7 +183,7 @@ def _try_to_write(job: RayJob, unit: WorkUnit) -> tuple[int, int]:
     path = posixpath.join(job.folder, shard_name(unit, job.plan.fingerprint))
     if is_file(job.target, path):
         return count_pictures(job.target, path)
-    rows = list(encode_pictures(encoder, unit.images(job.source), pool, job.batch_size, 2 * readers))
+    rows = list(encode_pictures(encoder, unit.images(job.source), pool, readers, job.batch_size))
     write_shard(job.target, path, rows, job.plan)
     return len(rows), sum(row.error is not None for row in rows)
 

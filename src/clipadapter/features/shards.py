@@ -11,23 +11,19 @@ import posixpath
 import re
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.blocks import MAX_BLOCK_WIDTH, MAX_BLOCKS, Blocks, as_blocks, total_width
-from clipadapter.data import read_image
 from clipadapter.encoders import Encoder
 from clipadapter.errors import DataError, ImageError, InputError, brief, require
 from clipadapter.features.collection import (
@@ -40,6 +36,7 @@ from clipadapter.features.collection import (
     open_filesystem,
     refuse_links,
 )
+from clipadapter.features.extraction import ExtractionJob, NoStore, run_job
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.files import ABANDONED_SECONDS, describe_parquet_error
@@ -115,56 +112,23 @@ def shard_name(unit: WorkUnit, fingerprint: str) -> str:
 
 
 def encode_pictures(
-    encoder: Encoder, pictures: Iterable[ImageRef], readers: Executor, batch_size: int, ahead: int
+    encoder: Encoder, pictures: Iterable[ImageRef], threads: Executor, n_threads: int, batch_size: int
 ) -> Iterator[ShardRow]:
-    """Features of pictures in order. Threads read and prepare pictures while the encoder works.
-
-    Args:
-        encoder: computes the features.
-        pictures: any number.
-        readers: threads that read.
-        batch_size: pictures encoded at a time.
-        ahead: pictures in memory beside a batch.
+    """Features of pictures in order. These threads read and prepare pictures while the encoder works.
 
     Raises:
         StorageError: if the storage of the pictures does not answer.
     """
-    waiting = iter(pictures)
-    window = deque(readers.submit(_prepare_image, encoder, one) for one in islice(waiting, batch_size + ahead))
-    batch: list[tuple[ShardRow, torch.Tensor | None]] = []
-    try:
-        while window:
-            batch.append(window.popleft().result())
-            window.extend(readers.submit(_prepare_image, encoder, one) for one in islice(waiting, 1))
-            if len(batch) == batch_size or not window:
-                yield from _encode_batch(encoder, batch)
-                batch = []
-    finally:
-        for future in window:  # else each picture waits for a server that does not answer
-            future.cancel()
-
-
-def _prepare_image(encoder: Encoder, picture: ImageRef) -> tuple[ShardRow, torch.Tensor | None]:
-    row = ShardRow(picture.path, picture.label, picture.split)
-    try:
-        data = picture.read()
-        row = replace(row, digest=blake2b(data, digest_size=32).digest())
-        return row, encoder.preprocess(read_image(picture.path, data=data))
-    except ImageError as error:
-        return replace(row, error=error.reason), None
-
-
-def _encode_batch(encoder: Encoder, batch: Sequence[tuple[ShardRow, torch.Tensor | None]]) -> Iterator[ShardRow]:
-    pixels = [pixels for _, pixels in batch if pixels is not None]
-    encoded = encoder.encode_pixels(torch.stack(pixels)).numpy() if pixels else np.empty((0, encoder.info.dim))
-    features = iter(encoded.astype(np.float32))
-    for row, row_pixels in batch:
-        if row_pixels is None:
-            yield row
-            continue
-        feature = next(features)
-        is_finite = bool(np.isfinite(feature).all())
-        yield replace(row, feature=feature) if is_finite else replace(row, error="its feature is not finite")
+    window: dict[int, ImageRef] = {}
+    job = ExtractionJob(encoder, window, NoStore(), batch_size=batch_size, workers=n_threads)
+    positions = (i for i, picture in enumerate(pictures) if window.setdefault(i, picture))
+    with closing(run_job(job, positions, threads)) as batches:
+        for extracted in (one for batch in batches for one in batch):
+            picture, values = window.pop(extracted.position), extracted.values
+            row = ShardRow(picture.path, picture.label, picture.split, extracted.digest)
+            yield (
+                replace(row, error=values.reason) if isinstance(values, ImageError) else replace(row, feature=values[0])
+            )
 
 
 def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: ShardPlan) -> None:

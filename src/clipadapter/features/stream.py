@@ -12,7 +12,7 @@ from clipadapter.data.image_notes import ImageNotes
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.encoders import Encoder
 from clipadapter.errors import ImageError
-from clipadapter.features.extraction import NoStore, make_job, run_job
+from clipadapter.features.extraction import ExtractionJob, NoStore, run_job
 from clipadapter.features.store import FeatureStore
 from clipadapter.features.views import ViewSpec
 
@@ -52,9 +52,10 @@ def stream_features(
     [2, 1]
     """
     window: dict[int, ImageSource] = {}
-    job = make_job(encoder, window, NoStore() if store is None else store, views, "float32", batch_size, workers)
+    kept = NoStore() if store is None else store
+    job = ExtractionJob(encoder, window, kept, views, batch_size=batch_size, workers=workers)
     notes = ImageNotes()
-    with closing(run_job(job, _positions(sources, window))) as batches:
+    with job.open_threads() as threads, closing(run_job(job, _positions(sources, window), threads)) as batches:
         for batch in batches:
             for extracted in batch:
                 notes.add(source_name(window[extracted.position]), extracted.notes)
