@@ -33,17 +33,11 @@ MAX_COMPARED_FOLDERS = 100
 
 @dataclass(frozen=True)
 class LayoutFault:
-    """Folders that are taken for classes, but are none, as it seems.
+    """Folders that are taken for classes, but are none, as it seems."""
 
-    Args:
-        text: the folders, and what they hold.
-        folders: those that may be meant, the likeliest first; empty if pictures must be moved.
-        is_certain: False if the folders may be classes all the same.
-    """
-
-    text: str
-    folders: tuple[Path, ...]
-    is_certain: bool = True
+    text: str  # the folders, and what they hold
+    folders: tuple[Path, ...]  # those that may be meant, the likeliest first; empty if pictures must be moved
+    is_certain: bool = True  # False if the folders may be classes all the same
 
 
 def find_layout_fault(source: Path, dataset: Dataset) -> LayoutFault | None:
@@ -111,17 +105,11 @@ def find_similar_names(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder that is taken for a class.
+    """A folder that is taken for a class."""
 
-    Args:
-        name: of the folder directly below the root.
-        path: the folder; of a chain of folders with one folder each the last.
-        inner: names of the folders in it, if it has no pictures beside them.
-    """
-
-    name: str
-    path: Path
-    inner: frozenset[str]
+    name: str  # of the folder directly below the root
+    path: Path  # the folder; of a chain of folders with one folder each the last
+    inner: frozenset[str]  # names of the folders in it, if it has no pictures beside them
 
     @property
     def names(self) -> set[str]:

@@ -50,34 +50,21 @@ class StorageError(DataError):
 
 
 class FileFacts(NamedTuple):
-    """What the stamp of a unit is made of.
+    """What the stamp of a unit is made of."""
 
-    Args:
-        path: in its file system.
-        size: bytes.
-        mtime_ns: time of the last change.
-    """
-
-    path: str
-    size: int | None
-    mtime_ns: int | None
+    path: str  # in its file system
+    size: int | None  # bytes
+    mtime_ns: int | None  # time of the last change
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """A picture that is not read yet.
+    """A picture that is not read yet."""
 
-    Args:
-        path: name of the picture.
-        label: class of the picture, or None.
-        split: "train", "val", "test" or "all".
-        read: returns the bytes of its file; safe to call from threads.
-    """
-
-    path: str
-    label: str | None
-    split: str
-    read: Callable[[], bytes]
+    path: str  # name of the picture
+    label: str | None  # class of the picture, or None
+    split: str  # "train", "val", "test" or "all"
+    read: Callable[[], bytes]  # returns the bytes of its file; safe to call from threads
 
 
 FileRow = tuple[str, str | None, str]
@@ -86,19 +73,13 @@ FileRow = tuple[str, str | None, str]
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Some pictures of a collection, whose features become one file.
+    """Some pictures of a collection, whose features become one file."""
 
-    Args:
-        path: path of the archive or table; empty if the unit consists of single files.
-        group: row group of the table; -1 if the unit is no table.
-        packed: the single files, compressed: about 4 bytes each. The node that starts holds all units.
-        stamp: hash of paths, sizes and modification times of the files.
-    """
-
-    path: str
-    group: int
+    path: str  # path of the archive or table; empty if the unit consists of single files
+    group: int  # row group of the table; -1 if the unit is no table
+    # The single files, compressed: about 4 bytes each. The node that starts holds all units.
     packed: bytes = field(repr=False)
-    stamp: str
+    stamp: str  # hash of paths, sizes and modification times of the files
 
     @property
     def files(self) -> tuple[FileRow, ...]:

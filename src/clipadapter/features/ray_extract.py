@@ -45,19 +45,12 @@ MAX_SECONDS_WITHOUT_NODES = 300.0
 
 @dataclass(frozen=True)
 class ShardReport:
-    """The result of `extract_with_ray`.
+    """The result of `extract_with_ray`."""
 
-    Args:
-        shards: how many files there are now.
-        reused: how many of them existed before.
-        pictures: pictures of the other files.
-        unreadable: how many of these pictures could not be read; their rows say why.
-    """
-
-    shards: int
-    reused: int
-    pictures: int
-    unreadable: int
+    shards: int  # how many files there are now
+    reused: int  # how many of them existed before
+    pictures: int  # pictures of the other files
+    unreadable: int  # how many of these pictures could not be read; their rows say why
 
 
 def extract_with_ray(
