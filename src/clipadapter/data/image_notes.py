@@ -26,9 +26,6 @@ _MAX_GIF_PARTS = 65_536
 def find_image_notes(data: bytes) -> list[str]:
     r"""Find what a user should know about a file that `read_image` reads; usually nothing.
 
-    Args:
-        data: the whole file.
-
     >>> find_image_notes(b"\xff\xd8 ... \xff\xda ...")
     ['pictures without the end marker of a JPEG, which may have been cut off but lack no pixel']
     """

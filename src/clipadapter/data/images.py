@@ -160,16 +160,6 @@ def read_image_shrunk(
 
     It is decoded once for each factor that it is shrunk by, so mostly once.
 
-    Args:
-        source: as for `read_image`.
-        min_sides: values of ``shrink_to``.
-        max_pixels: as for `read_image`.
-        data: as for `read_image`.
-        max_seconds: as for `read_image`.
-
-    Raises:
-        ImageError: as `read_image`.
-
     >>> import numpy as np
     >>> [picture.size for picture in read_image_shrunk(np.zeros((8, 6, 3), np.uint8), [None, 4]).values()]
     [(6, 8), (6, 8)]
@@ -227,13 +217,10 @@ def _draft(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int) -> Image.Image:
-    """Read a JPEG that has no end marker.
+    """Read a JPEG that has no end marker, if nothing else is missing.
 
     A decoder completes missing pixels without an error. Whether any are missing shows when other bytes follow the data:
     they are ignored after a complete picture, and change an incomplete one.
-
-    Raises:
-        ImageError: if more than the end marker is missing.
     """
 
     def decode(end: bytes) -> Image.Image:
@@ -265,11 +252,6 @@ def _digest(rgb: Image.Image) -> bytes:
 def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bool]:
     """Read the header of a file, and check its size and cost.
 
-    Args:
-        data: the whole file.
-        name: of the picture in error messages.
-        max_pixels: limit of the pixels.
-
     Returns:
         The picture before decoding, and whether it is a JPEG with several scans.
 
@@ -291,11 +273,7 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
 
 
 def _find_opener(kind: str, reader: str | None, name: str) -> Any:
-    """Import the class that reads a format. Nothing is registered with Pillow, whose own functions stay as they are.
-
-    Raises:
-        ImageError: if there is none, or it is not installed.
-    """
+    """Import the class that reads a format. Nothing is registered with Pillow, whose own functions stay as they are."""
     if reader is None:
         raise ImageError(name, f"unsupported type ({kind})")
     module, _, cls = reader.rpartition(".")
@@ -308,11 +286,7 @@ def _find_opener(kind: str, reader: str | None, name: str) -> Any:
 
 
 def finish_image(image: Image.Image, name: str) -> Image.Image:
-    """Decode a picture, convert it to mode RGB and rotate it upright.
-
-    Args:
-        image: as `open_image` returns it. It can be changed, and can be the returned picture.
-        name: of the picture in error messages.
+    """Decode a picture of `open_image`, which may be changed, convert it to mode RGB and rotate it upright.
 
     Raises:
         ImageError: if it is damaged.
@@ -374,11 +348,6 @@ def is_slow_file(data: bytes, max_pixels: int, name: str = "picture") -> bool:
     run lengths, TIFF with other compressions than LZW, deflate and PackBits, and files whose structure is unusual. And
     those with more samples than a photograph of 24 megapixels.
 
-    Args:
-        data: the file.
-        max_pixels: limit of the pixels.
-        name: of the picture in error messages.
-
     Raises:
         ImageError: if it is no picture, or exceeds a limit.
 
@@ -405,12 +374,7 @@ def image_format(data: bytes) -> str:
 
 
 def shrink_factor(data: bytes, size: tuple[int, int], min_side: int) -> int:
-    r"""The factor by which `read_image` divides the sides of a file for ``shrink_to``; 1: no change.
-
-    Args:
-        data: bytes of the file, of which the first tell its type.
-        size: width and height in pixels.
-        min_side: ``shrink_to``.
+    r"""The factor by which `read_image` divides the sides of a file of this size for ``shrink_to``; 1: no change.
 
     >>> shrink_factor(b"\xff\xd8\xff", (4000, 3000), 700), shrink_factor(b"\xff\xd8\xff", (4001, 3000), 700)
     (4, 1)

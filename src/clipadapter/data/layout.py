@@ -41,14 +41,9 @@ class LayoutFault:
 
 
 def find_layout_fault(source: Path, dataset: Dataset) -> LayoutFault | None:
-    """Find folders that are taken for classes, but hold the folders of classes.
+    """Find folders that are taken for classes, but hold the folders of classes. Each split is searched by itself.
 
-    Args:
-        source: from which the data set was read.
-        dataset: the data set.
-
-    Returns:
-        The fault; None if there is none, as in tables and folders without classes. Each split is searched by itself.
+    None: there are none, as in tables and folders without classes.
     """
     if not dataset.class_names or not source.is_dir():
         return None

@@ -312,10 +312,6 @@ def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, st
     """Backends and precisions that this machine can run, the most exact ones first, int8 last.
 
     ONNX Runtime is tried if the user names it or if OpenVINO is missing: compared with OpenVINO it was hardly faster.
-
-    Raises:
-        InputError: if the backend does not support the precision or the device.
-        MissingExtraError: if no installed backend supports the precision.
     """
     names = (
         [backend] if backend != "auto" else [n for n in list_backends() if not backend_info(n).cls.missing_package()]
@@ -383,13 +379,9 @@ def measure(
     reference: Measured | None = None,
     text: NDArray[Any] | None = None,
 ) -> Measured:
-    """Encode squares and measure the time.
+    """Encode squares (n, s, s, 3) by a result of `with_backend`, and measure the time.
 
-    Args:
-        encoder: a result of `with_backend`.
-        squares: (n, s, s, 3).
-        reference: measurement of the plain encoder on the same squares.
-        text: text embeddings (c, d).
+    The features are compared with the measurement of the plain encoder, and by their answers to text (c, d).
     """
     batches = torch.from_numpy(squares).split(BATCH_SIZE)
     encoder.encode_pixels(batches[0][:WARMUP_SIZE])
@@ -413,11 +405,9 @@ def measure(
 
 
 def choose_measured(measured: Sequence[Measured], is_precision_fixed: bool) -> Measured | None:
-    """The fastest candidate that is near enough to the plain encoder; at similar speed the more exact one.
+    """The fastest candidate that is near enough to the plain encoder, or any if the precision is fixed.
 
-    Args:
-        measured: most exact first.
-        is_precision_fixed: take the precision even if it is not near enough.
+    They are given most exact first. At similar speed the more exact one is taken.
     """
     choice: Measured | None = None
     for each in measured:

@@ -113,9 +113,7 @@ class WorkUnit:
 def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, str]:
     """The pyarrow file system of a path or URI, and the path in it.
 
-    Args:
-        source: a path, or a URI such as ``s3://bucket/folder``; with `filesystem` a path in that file system.
-        filesystem: a file system of pyarrow or fsspec.
+    With a file system of pyarrow or fsspec the source is a path in it.
 
     Raises:
         MissingExtraError: if pyarrow is not installed.
@@ -154,12 +152,7 @@ def list_folder(filesystem: Any, folder: str) -> list[Any]:
 
 
 def refuse_links(filesystem: Any, folder: str, names: str) -> None:
-    """Refuse links among the files of a folder of this machine; see `path_without_links`.
-
-    Args:
-        filesystem: a file system of pyarrow.
-        folder: a path in it, which need not exist.
-        names: regular expression of the names of the files.
+    """Refuse links among the files of a folder of this machine with such names; see `path_without_links`.
 
     Raises:
         DataError: if one is a link.
@@ -173,10 +166,7 @@ def refuse_links(filesystem: Any, folder: str, names: str) -> None:
 def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
     """Divide a collection into units of work: one per archive, one per row group of a table, or one per `size` files.
 
-    Args:
-        filesystem: a file system of pyarrow.
-        path: a folder of class folders, of ``.tar`` or of ``.parquet`` files, or one such file.
-        size: number of single files in a unit.
+    It is a folder of class folders, of ``.tar`` or of ``.parquet`` files, or one such file.
 
     Raises:
         DataError: if there are no pictures, or pictures of several kinds.

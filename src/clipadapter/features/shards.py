@@ -132,11 +132,7 @@ def encode_pictures(
 
 
 def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: ShardPlan) -> None:
-    """Write a file of features atomically.
-
-    Raises:
-        DataError: if it can't be written.
-    """
+    """Write a file of features atomically."""
     pa = require("pyarrow", "parquet", PURPOSE)
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     facts = {"clipadapter.encoder": plan.encoder, "clipadapter.fingerprint": plan.fingerprint}
@@ -149,11 +145,7 @@ def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: Shar
 
 
 def count_pictures(filesystem: Any, path: str) -> tuple[int, int]:
-    """Count the pictures of a shard, and those that could not be read. Only the metadata of the file is read.
-
-    Raises:
-        DataError: if it can't be read.
-    """
+    """Count the pictures of a shard, and those that could not be read. Only the metadata of the file is read."""
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     with _naming_errors(path), filesystem.open_input_file(path) as file:
         metadata = parquet.read_metadata(file)
@@ -167,11 +159,7 @@ def _table_schema(pa: Any) -> Any:
 
 
 def create_folder(filesystem: Any, folder: str) -> None:
-    """Create the folder of shards if it does not exist.
-
-    Raises:
-        DataError: if it can't be created.
-    """
+    """Create the folder of shards if it does not exist."""
     refuse_links(filesystem, folder, OWN_NAMES)
     try:
         filesystem.create_dir(folder, recursive=True)
@@ -183,30 +171,18 @@ def create_folder(filesystem: Any, folder: str) -> None:
 
 
 def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
-    """Create the folder and write ``shards.json``.
-
-    Raises:
-        DataError: if it can't be written.
-    """
+    """Create the folder and write ``shards.json``."""
     create_folder(filesystem, folder)
     _write_atomically(filesystem, posixpath.join(folder, PLAN_FILE), plan.model_dump_json(indent=1).encode())
 
 
 def list_shards(filesystem: Any, folder: str) -> set[str]:
-    """Names of the Parquet files in a folder.
-
-    Raises:
-        DataError: if it can't be read.
-    """
+    """Names of the Parquet files in a folder."""
     return {info.base_name for info in list_folder(filesystem, folder) if info.extension == "parquet"}
 
 
 def remove_abandoned_parts(filesystem: Any, folder: str) -> None:
-    """Remove the partial files of killed workers, once they are a day old.
-
-    Raises:
-        DataError: if the folder can't be read.
-    """
+    """Remove the partial files of killed workers, once they are a day old."""
     for info in list_folder(filesystem, folder):
         is_part = re.fullmatch(r"\.[0-9a-f]{32}\.partial", info.base_name)
         if is_part and info.mtime_ns is not None and time.time() - info.mtime_ns / 1e9 > ABANDONED_SECONDS:
@@ -425,11 +401,7 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
 
 
 def _shard_paths(filesystem: Any, folder: str, plan: ShardPlan) -> list[str]:
-    """Paths of all files, none of which is missing.
-
-    Raises:
-        DataError: if one is missing.
-    """
+    """Paths of all files, none of which is missing."""
     missing = len(set(plan.shards) - list_shards(filesystem, folder))
     if missing:
         raise DataError(

@@ -293,14 +293,7 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Non
 
 
 class SimClrModel:
-    """The trained network with its optimizer: a tower, the projector, which is dropped at the end, and SGD.
-
-    Args:
-        seed: seed of the initial values.
-        device: a torch device.
-        weights: initial values of the tower, or None.
-        lr: highest learning rate.
-    """
+    """The trained network with its optimizer: a tower, the projector, which is dropped at the end, and SGD."""
 
     def __init__(self, seed: int, device: str, weights: Mapping[str, Tensor] | None, lr: float) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -322,16 +315,9 @@ class SimClrModel:
         self.loss = math.nan
 
     def step(self, first: Tensor, second: Tensor, loss: LossFunction, lr_fraction: float) -> float:
-        """Make one step of the optimizer.
+        """Make one step of the optimizer at a fraction of the highest learning rate, and return the loss.
 
-        Args:
-            first: (b, 3, s, s) one view of each picture.
-            second: (b, 3, s, s) the other view.
-            loss: loss of the projections (b, 128) of both views.
-            lr_fraction: fraction of the highest learning rate.
-
-        Returns:
-            The loss.
+        The views of each picture are (b, 3, s, s), and the loss is one of the projections (b, 128) of both.
         """
         self._optimizer.param_groups[0]["lr"] = self._lr * lr_fraction
         self._optimizer.zero_grad()
@@ -349,11 +335,7 @@ class SimClrModel:
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load the result of `tensors`.
-
-        Raises:
-            ArtifactError: if the tensors do not fit the network.
-        """
+        """Load the result of `tensors`."""
         momentum = {name: value for name, value in tensors.items() if name.startswith("momentum.")}
         try:
             self._network.load_state_dict({name: tensors[name] for name in tensors.keys() - momentum.keys()})
@@ -415,14 +397,7 @@ def _initialize(network: Module, generator: torch.Generator) -> None:
 
 
 class UnlabelledImages:
-    """The different readable pictures among the sources. They are shrunk and cached in bounded memory.
-
-    Args:
-        sources: paths, PIL images or arrays.
-        short_side: pictures with a longer short side are shrunk to this one, in pixels.
-        pool: threads that read.
-        progress: show a bar on stderr.
-    """
+    """The different readable pictures among the sources, shrunk to a short side and cached in bounded memory."""
 
     def __init__(
         self, sources: Sequence[ImageSource], short_side: int, pool: ThreadPoolExecutor, progress: bool
@@ -450,11 +425,7 @@ class UnlabelledImages:
         return len(self.digests)
 
     def image(self, digest: str) -> Tensor:
-        """A picture (3, h, w) uint8; safe to call from threads.
-
-        Raises:
-            ImageError: if it can't be read any more.
-        """
+        """A picture (3, h, w) uint8; safe to call from threads."""
         cached = self._cached.get(digest)
         return self._read(self._source[digest], None) if cached is None else cached
 

@@ -35,12 +35,7 @@ class PrepareResult:
 def prepare(name: str, root: str | Path | None = None, *, progress: bool = True) -> PrepareResult:
     """Download the pictures of a set if they are missing and can be downloaded, and check all its files.
 
-    An interrupted download starts again, but complete archives are used again.
-
-    Args:
-        name: of the set.
-        root: as for `data_root`.
-        progress: show a bar on stderr while an archive is downloaded.
+    An interrupted download starts again, but complete archives are used again. For the root see `data_root`.
 
     Raises:
         UnknownNameError: if no set has the name.
