@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -127,7 +127,7 @@ def extract(
     def collect(position: int, vectors: NDArray[np.float32]) -> None:
         features[position], is_readable[position] = vectors, True
 
-    with _open_or_create(store) as opened_store:
+    with nullcontext(store) if store is not None else FeatureStore(":memory:") as opened_store:
         job = ExtractionJob(encoder, sources, opened_store, views, dtype, batch_size, workers)
         skipped, computed = _run_to_end(job, range(n), progress, strict, collect)
     if not is_readable.all():
@@ -211,16 +211,6 @@ def _count(sources: Sequence[ImageSource]) -> int:
     if isinstance(sources, str) or not isinstance(sources, Sequence):
         raise InputError(f"pictures must be given as a list, but came as {type(sources).__name__}")
     return len(sources)
-
-
-@contextmanager
-def _open_or_create(store: FeatureStore | None) -> Iterator[FeatureStore]:
-    """The store, or one in memory for this call."""
-    if store is not None:
-        yield store
-        return
-    with FeatureStore(":memory:") as in_memory:
-        yield in_memory
 
 
 def _run_to_end(

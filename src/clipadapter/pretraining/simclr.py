@@ -13,7 +13,6 @@ import io
 import math
 import os
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,12 +29,12 @@ from torch import Tensor
 from torch.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
 from torch.nn.functional import cross_entropy
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders.simclr_network import FILE, MEAN, STD, WIDTH, empty_tower, read_tensors, write_tensors
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, ImageError, InputError
 from clipadapter.functional import unit
+from clipadapter.progress import progress_bar
 
 CHECKPOINT = "checkpoint.safetensors"
 TEMPERATURE = 0.5
@@ -191,15 +190,8 @@ def _train(
     """Train the remaining epochs and write the encoder; returns the loss of the last epoch."""
     epochs, batch = settings["epochs"], settings["batch_size"]
     steps = len(images) // batch
-    bar = tqdm(
-        total=epochs * steps,
-        initial=model.epoch * steps,
-        desc="simclr",
-        unit="step",
-        file=sys.stderr,
-        disable=not progress,
-    )
-    with bar:
+    options = {"total": epochs * steps, "initial": model.epoch * steps, "desc": "simclr", "unit": "step"}
+    with progress_bar(shown=progress, **options) as bar:
         while model.epoch < epochs:
             total = 0.0
             for i, (first, second) in enumerate(_view_batches(images, settings, model.epoch, pool)):
@@ -408,7 +400,7 @@ class UnlabelledImages:
         self.skipped: list[tuple[str, str]] = []
         free_bytes = MAX_CACHED_BYTES
         results = pool.map(self._try_read, sources)
-        bar = tqdm(results, total=len(sources), desc="reading", unit="img", file=sys.stderr, disable=not progress)
+        bar = progress_bar(results, total=len(sources), desc="reading", unit="img", shown=progress)
         for source, result in zip(sources, bar, strict=True):
             if isinstance(result, ImageError):
                 self.skipped.append((result.source, result.reason))
