@@ -21,27 +21,25 @@ from torch import Tensor, nn
 from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL
 from clipadapter.encoders.base import Encoder, EncoderInfo
-from clipadapter.encoders.catalogue import QUICK_GELU, EncoderListing, find_licence, list_known
-from clipadapter.encoders.hub import cached_file, hub_answers
+from clipadapter.encoders.catalogue import QUICK_GELU, EncoderListing, find_licence, listings_of
+from clipadapter.encoders.hub import HubSource, advise, cached_file, hub_answers
 from clipadapter.encoders.inputs import check_pixels, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import TowerLayers
 from clipadapter.encoders.open_clip_prompts import PromptPlaces, find_prompt_places
 from clipadapter.encoders.open_clip_sources import (
-    ADVICE,
     ARCHITECTURE_ADVICE,
     ModelSource,
-    check_available,
     check_position_embeddings,
-    explain_load_error,
     find_source,
-    read_shapes,
+    hub_source,
     weights_files,
 )
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
 from clipadapter.encoders.projection import find_projection
 from clipadapter.encoders.prompted_layers import PromptedBlock, without_prompts
 from clipadapter.encoders.registry import register_encoder
+from clipadapter.encoders.weights import loading, read_shapes
 from clipadapter.errors import EncoderUnavailableError, InputError, require
 from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import MAX_UNCROPPED_ASPECT_RATIO, PixelSpec, as_rgb, centre_square
@@ -74,6 +72,9 @@ class OpenClipEncoder(Encoder):
         EncoderUnavailableError: if the weights or the tokenizer can't be loaded.
     """
 
+    prefix = ""
+    """What stands between the scheme and a variant of `open_clip_sources`."""
+
     def __init__(self, source: ModelSource, device: str = "cpu") -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -105,26 +106,21 @@ class OpenClipEncoder(Encoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> OpenClipEncoder:
-        """Open what `clipadapter.encoders.open_clip_sources.find_source` finds.
-
-        Raises:
-            InputError: if the variant names no weights, or the file does not fit.
-            UnknownNameError: if open_clip has no such model, or the model no such weights.
-            EncoderUnavailableError: if the weights can't be had.
-        """
-        return cls(find_source(variant), device)
+        """Open what `clipadapter.encoders.open_clip_sources.find_source` finds; its errors are those of this."""
+        return cls(find_source(cls.prefix + variant), device)
 
     @classmethod
     def check(cls, variant: str) -> None:
         """As `Encoder.check`."""
-        check_available(variant)
+        if source := hub_source(cls.prefix + variant):
+            source.check()
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
         """All pretrained models of open_clip, each once: without the second names for QuickGELU."""
         import open_clip
 
-        known = {one.name: one for one in list_known()}
+        known = {one.name: one for one in listings_of("open_clip")}
         listings = []
         for model, tag in open_clip.list_pretrained():
             if not model.endswith(QUICK_GELU):
@@ -233,6 +229,18 @@ class OpenClipEncoder(Encoder):
         return image
 
 
+@register_encoder("hf-hub")
+class HubEncoder(OpenClipEncoder):
+    """A model of open_clip from a repository of the hub, ``hf-hub:ORG/MODEL`` or ``hf-hub:ORG/MODEL@REVISION``."""
+
+    prefix = "hf-hub:"
+
+    @classmethod
+    def listing(cls) -> list[EncoderListing]:
+        """What the catalogue says."""
+        return listings_of("hf-hub")
+
+
 def load_model(source: ModelSource) -> tuple[Any, Any]:
     """The model in fp32 on the CPU, ready to use, and its tokenizer.
 
@@ -250,21 +258,16 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
         require("transformers", "transformers", f"The text tower of {source.uri}")
     check_text_configuration(source)
     shapes = read_shapes(Path(source.weights)) if source.is_own_file and source.weights else {}
-    advice = ARCHITECTURE_ADVICE if source.is_own_file else ADVICE
-    try:
-        with torch.random.fork_rng(devices=[]):  # a new network draws from the global generator
-            model = open_clip.create_model(
-                source.model,
-                pretrained=source.weights,
-                force_preprocess_cfg=source.preprocess,
-                require_pretrained=True,
-                weights_only=True,
-            )
+    advice = ARCHITECTURE_ADVICE if source.is_own_file else advise(source.uri)
+    with loading(f"{source.uri} can't be loaded", advice):
+        model = open_clip.create_model(
+            source.model,
+            pretrained=source.weights,
+            force_preprocess_cfg=source.preprocess,
+            require_pretrained=True,
+            weights_only=True,
+        )
         tokenizer = open_tokenizer(source)
-    except Exception as error:  # open_clip and its loaders raise errors of many classes
-        raise EncoderUnavailableError(
-            f"{source.uri} can't be loaded: {explain_load_error(error)}. {advice}."
-        ) from error
     check_position_embeddings(shapes, source, model)
     vocabulary_size = source.config.get("text_cfg", {}).get("vocab_size", 49408)
     if isinstance(tokenizer, open_clip.SimpleTokenizer) and tokenizer.vocab_size != vocabulary_size:
@@ -279,18 +282,10 @@ def check_text_configuration(source: ModelSource) -> None:
     """Refuse a text tower of the library transformers whose configuration can't be had.
 
     The library would try for 20 seconds, and not name the repository.
-
-    Raises:
-        EncoderUnavailableError: if so.
     """
     name = source.config.get("text_cfg", {}).get("hf_model_name")
-    if not name or Path(name).is_dir() or cached_file(name, ["config.json"]) is not None:
-        return
-    if not hub_answers(name, "config.json"):
-        raise EncoderUnavailableError(
-            f"the text tower of {source.uri} is that of the repository {name}, whose config.json is not in the hub's "
-            f"cache on this machine, and the hub does not answer. {ADVICE}."
-        )
+    if name and not Path(name).is_dir():
+        HubSource(f"the text tower of {source.uri}", name, ["config.json"]).check()
 
 
 def open_tokenizer(source: ModelSource) -> Any:

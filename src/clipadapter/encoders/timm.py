@@ -23,7 +23,7 @@ from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip import encode_patches
 from clipadapter.encoders.open_clip_layers import TowerLayers
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.encoders.timm_sources import TimmSource, check_available, find_source, load_model
+from clipadapter.encoders.timm_sources import TimmSource, find_source, hub_source, load_model
 from clipadapter.errors import InputError, require
 from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import MIN_CROP, RESAMPLING_FILTERS, PixelSpec
@@ -87,7 +87,8 @@ class TimmEncoder(PictureEncoder):
     @classmethod
     def check(cls, variant: str) -> None:
         """As `Encoder.check`."""
-        check_available(variant)
+        if source := hub_source(variant):
+            source.check()
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:

@@ -26,8 +26,8 @@ from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.timm import measure_width
 from clipadapter.encoders.transformers_sources import (
     TransformersSource,
-    check_available,
     find_source,
+    hub_source,
     load_model,
     open_tokenizer,
 )
@@ -94,7 +94,8 @@ class TransformersEncoder(Encoder):
     @classmethod
     def check(cls, variant: str) -> None:
         """As `Encoder.check`."""
-        check_available(variant)
+        if source := hub_source(variant):
+            source.check()
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
