@@ -165,7 +165,7 @@ def test_without_weights_and_hub_it_says_what_to_do(monkeypatch):
         ("hf-hub:nowhere", "names no repository of the hub"),
         ("hf-hub:nobody/nothing", "is not on this machine, and the hub does not answer"),
         ("toy[final,open_clip:ViT-B-32/nope/final]", "'ViT-B-32' has no weights 'nope'"),
-        ("auto:clip", "auto has no variants"),
+        ("auto:clip", "auto encoder has no variants"),
         ("lite:large", "lite encoder has no variants"),
         ("simclr:nowhere", "there is no .*nowhere"),
         ("nope", "no encoder is called 'nope'"),

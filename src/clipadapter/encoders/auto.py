@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipadapter.encoders.base import Encoder
-from clipadapter.encoders.catalogue import EncoderListing, listings_of
+from clipadapter.encoders.base import Encoder, refuse_variant
 from clipadapter.encoders.hub import HubSource, hub_answers
 from clipadapter.encoders.lite import NOTE as LITE_NOTE
 from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.encoders.open_clip import OpenClipEncoder
 from clipadapter.encoders.open_clip_sources import WEIGHTS_FILES
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+from clipadapter.errors import EncoderUnavailableError, MissingExtraError
 from clipadapter.installation import install_command
 
 MODEL = "ViT-B-32/laion2b_s34b_b79k"
@@ -31,7 +30,7 @@ class AutoEncoder(Encoder):
         Raises:
             EncoderUnavailableError: if neither is available.
         """
-        _refuse_variant(variant)
+        refuse_variant("auto", variant)
         if SOURCE.cached():
             return _add_note(OpenClipEncoder.open(MODEL, device), "its weights are on this machine")
         reason = "the weights of CLIP are not on this machine and the hub does not answer"
@@ -51,19 +50,9 @@ class AutoEncoder(Encoder):
     @classmethod
     def check(cls, variant: str) -> None:
         """As `Encoder.check`."""
-        _refuse_variant(variant)
+        refuse_variant("auto", variant)
         if not SOURCE.cached() and not hub_answers(SOURCE.repo, SOURCE.names[0]):
             LiteEncoder.check("")
-
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """What the catalogue says."""
-        return listings_of("auto")
-
-
-def _refuse_variant(variant: str) -> None:
-    if variant:
-        raise InputError(f"auto has no variants: say 'auto', not 'auto:{variant}'")
 
 
 def _add_note(encoder: Encoder, reason: str) -> Encoder:

@@ -29,8 +29,6 @@ class BackendEncoder(EncoderWrapper):
         calibration: digest of the pictures that int8 was calibrated with.
     """
 
-    how_to_open = "a backend is no encoder: call with_backend(create_encoder(uri), backend, precision)"
-
     def __init__(
         self, plain: Encoder, tower: Tower, run: Runner, backend: str, precision: str, calibration: str = ""
     ) -> None:

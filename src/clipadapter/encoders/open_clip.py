@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.backends import Tower
-from clipadapter.blocks import FINAL
-from clipadapter.encoders.base import Encoder, EncoderInfo
+from clipadapter.encoders.base import EncoderInfo
 from clipadapter.encoders.catalogue import QUICK_GELU, EncoderListing, find_licence, listings_of
 from clipadapter.encoders.hub import HubSource, advise, cached_file, hub_answers
-from clipadapter.encoders.inputs import check_pixels, unique_texts
+from clipadapter.encoders.inputs import unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
-from clipadapter.encoders.open_clip_layers import TowerLayers
+from clipadapter.encoders.open_clip_layers import VisualEncoder
 from clipadapter.encoders.open_clip_prompts import PromptPlaces, find_prompt_places
 from clipadapter.encoders.open_clip_sources import (
     ARCHITECTURE_ADVICE,
@@ -37,11 +34,9 @@ from clipadapter.encoders.open_clip_sources import (
 )
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
 from clipadapter.encoders.projection import find_projection
-from clipadapter.encoders.prompted_layers import PromptedBlock, without_prompts
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.weights import loading, read_shapes
 from clipadapter.errors import EncoderUnavailableError, InputError, require
-from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import MAX_UNCROPPED_ASPECT_RATIO, PixelSpec, as_rgb, centre_square
 from clipadapter.towers import Projection, TextTower
 
@@ -58,7 +53,7 @@ TOKENIZER_PROBES = (
 
 
 @register_encoder("open_clip")
-class OpenClipEncoder(Encoder):
+class OpenClipEncoder(VisualEncoder):
     """A model of open_clip: pretrained (MODEL/TAG), from a file (MODEL:FILE), a folder or a repository of the hub.
 
     A feature does not depend on the batch that it was computed in, up to 1e-4 of its length.
@@ -98,10 +93,10 @@ class OpenClipEncoder(Encoder):
             note=source.note,
         )
         self.device = device
-        self._pixels: PixelSpec | None = None
+        self.pixels: PixelSpec | None = None
         if config.resize_mode != "longest":
             resample = "bilinear" if bilinear else "bicubic"
-            self._pixels = PixelSpec(int(size), tuple(config.mean), tuple(config.std), config.resize_mode, resample)
+            self.pixels = PixelSpec(int(size), tuple(config.mean), tuple(config.std), config.resize_mode, resample)
         self._model: Any = model.to(device)
 
     @classmethod
@@ -134,36 +129,15 @@ class OpenClipEncoder(Encoder):
         """Open_clip's own transform for evaluation."""
         return self._transform(self._crop_strip(as_rgb(image)))
 
-    def tower(self) -> Tower | None:
-        """The model's ``visual``; None if pictures are padded to a square, which backends don't do."""
-        if self._pixels is None:
-            return None
-        return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._model.visual)
+    def network(self) -> nn.Module:
+        """The model's ``visual``."""
+        visual: nn.Module = self._model.visual
+        return visual
 
-    def layers(self) -> Mapping[str, int]:
-        """``final``, ``inner`` and, if the tower ends in a linear step, ``unprojected``; see `open_clip_layers`.
-
-        Only ``final`` if pictures are padded to a square.
-        """
-        return {FINAL: self.info.dim} if self._pixels is None else self._layers.widths()
-
-    def second_size(self) -> int | None:
-        """12/7 of the tower's own size, in whole patches; None if pictures are padded or the tower refuses it."""
-        return None if self._pixels is None else self._second_size
-
-    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
-        """See `Encoder.layer_network`."""
-        if self._pixels is None:
-            return super().layer_network(layers, size)
-        return self._layers.network(layers, size)
-
-    @cached_property
-    def _layers(self) -> TowerLayers:
-        return TowerLayers(self._model.visual, self.info.dim, self.info.image_size)
-
-    @cached_property
-    def _second_size(self) -> int | None:
-        return self._layers.second_size()
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """As the model itself gives them: that of CoCa leaves its tokens out."""
+        features: Tensor = self._model.encode_image(pixels)
+        return features
 
     def text_tower(self) -> TextTower | None:
         """The text tower if it is one of CLIP or SigLIP; None for CoCa and the towers of the library transformers."""
@@ -172,7 +146,7 @@ class OpenClipEncoder(Encoder):
     def tunable_copy(self) -> OpenClipEncoder:
         """A second encoder on the same weights."""
         other = copy.copy(self)
-        for name in ("_text_tower", "_layers"):  # rebuilt from the modules of the copy
+        for name in ("_text_tower", "_layers", "_second_size"):  # rebuilt from the modules of the copy
             other.__dict__.pop(name, None)
         other._model = copy_sharing_weights(self._model)
         return other
@@ -187,22 +161,6 @@ class OpenClipEncoder(Encoder):
     def projection(self) -> Projection | None:
         """The last step if the image tower is CLIP's, or one of timm with a linear head; None for SigLIP and CoCa."""
         return find_projection(self._model.visual)
-
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, d)."""
-        check_pixels(pixels, self.info.image_size)
-        if not len(pixels):
-            return torch.empty(0, self.info.dim)
-        with torch.inference_mode():
-            return run_in_batches(self._model.encode_image, self._model.visual, pixels.to(self.device)).float().cpu()
-
-    def patch_features(self, image: Image.Image) -> Tensor | None:
-        """(h, w, d), see `encode_patches`; None for towers that it does not support, and for padded pictures."""
-        if self._pixels is None:
-            return None
-        with torch.inference_mode():
-            patches = encode_patches(self._model.visual, self.preprocess(image)[None].to(self.device))
-        return None if patches is None else patches.float().cpu()
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to (k, d), by the model's own tokenizer."""
@@ -237,7 +195,7 @@ class HubEncoder(OpenClipEncoder):
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
-        """What the catalogue says."""
+        """Those that the catalogue recommends."""
         return listings_of("hf-hub")
 
 
@@ -331,108 +289,3 @@ def compute_fingerprint(
         digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
-
-
-def encode_patches(visual: Any, pixels: Tensor) -> Tensor | None:
-    """A feature for each patch of a picture, in the space of the picture's feature.
-
-    CLIP's transformer reads its feature from one token, and the outputs at the patches are not in that space. So the
-    last layer runs as in ClearCLIP (Lan et al., ECCV 2024, https://arxiv.org/abs/2407.12442, section 3): each patch
-    attends to patches with similar queries, and the output of attention is taken without the residual and the MLP.
-    CLIP's ResNet ends in attention too: there each position passes the value and output layers only, as in MaskCLIP
-    (Zhou et al., ECCV 2022, https://arxiv.org/abs/2112.01071, section 3.2). Networks of timm pool each position as if
-    it were the only one.
-
-    Args:
-        visual: image tower of a model of open_clip.
-        pixels: (1, 3, s, s), normalized, on the device of the tower.
-
-    Returns:
-        (h, w, d) as the tower gives it; None for towers that are not supported: those of CoCa, and networks of timm
-        that read their feature from a class token.
-    """
-    from open_clip.modified_resnet import ModifiedResNet
-    from open_clip.timm_model import TimmModel
-    from open_clip.transformer import VisionTransformer
-
-    # Not isinstance: a derived class may end in another way.
-    if type(visual) is VisionTransformer:
-        return _transformer_patches(visual, pixels)
-    if type(visual) is ModifiedResNet:
-        return _resnet_patches(visual, pixels)
-    return _timm_patches(visual, pixels) if type(visual) is TimmModel else None
-
-
-class QueryAttention(nn.Module):
-    """A layer in which each token attends to the tokens with similar queries.
-
-    Args:
-        block: a block of open_clip with ``nn.MultiheadAttention``.
-    """
-
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor, *_others: Any, **_named: Any) -> Tensor:
-        """Tokens (n, l, width) to the same shape."""
-        attention = self.block.attn
-        qkv = torch.nn.functional.linear(self.block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-        q, _, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (n, heads, l, width) each
-        mixed = torch.nn.functional.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2)
-        output: Tensor = self.block.ls_1(attention.out_proj(mixed))
-        return output
-
-
-def _transformer_patches(visual: Any, pixels: Tensor) -> Tensor | None:
-    last_block = without_prompts(visual.transformer.resblocks[-1])
-    has_plain_attention = isinstance(getattr(last_block, "attn", None), nn.MultiheadAttention)
-    is_supported = has_plain_attention and visual.transformer.batch_first and visual.attn_pool is None
-    if not is_supported or visual.pool_type not in ("tok", "avg"):
-        return None
-    tower = copy_sharing_weights(visual)  # the modules of the encoder stay unchanged
-    tower.output_tokens = True
-    if visual.pool_type == "tok":
-        blocks = tower.transformer.resblocks
-        last = QueryAttention(without_prompts(blocks[-1]))
-        is_prompted = isinstance(blocks[-1], PromptedBlock)
-        blocks[-1] = PromptedBlock(last, blocks[-1].source, is_text=False) if is_prompted else last
-    _, tokens = tower(pixels)
-    tokens = tower.ln_post(tokens) if visual.final_ln_after_pool else tokens
-    grid = tuple(visual.grid_size)
-    tokens = tokens[0, : math.prod(grid)]  # without prompts, which stand after the patches
-    patches: Tensor = tokens if tower.proj is None else tokens @ tower.proj
-    return patches.unflatten(0, grid)
-
-
-def _resnet_patches(visual: Any, pixels: Tensor) -> Tensor:
-    (features,) = visual.forward_intermediates(pixels, indices=1, intermediates_only=True)["image_intermediates"]
-    pool, grid = visual.attnpool, tuple(features.shape[2:])
-    positions = features[0].permute(1, 2, 0).flatten(0, 1)
-    positions = positions + pool.positional_embedding[1:].to(positions.dtype)  # the first one belongs to the mean
-    patches: Tensor = pool.c_proj(pool.v_proj(positions))
-    return patches.unflatten(0, grid)
-
-
-def _timm_patches(visual: Any, pixels: Tensor) -> Tensor | None:
-    trunk = visual.trunk
-    if getattr(trunk, "global_pool", "") == "token" or getattr(trunk, "output_fmt", "NCHW") != "NCHW":
-        return None
-    features: Tensor = trunk.forward_features(pixels)
-    grid: Any
-    if features.ndim == 4:
-        grid = tuple(features.shape[2:])
-        single_patches = features[0].permute(1, 2, 0).flatten(0, 1)[:, :, None, None]
-    else:
-        n_prefix = int(getattr(trunk, "num_prefix_tokens", 0))
-        side = math.isqrt(features.shape[1] - n_prefix)
-        if side * side != features.shape[1] - n_prefix:
-            return None
-        grid = (side, side)
-        single_patches = features[0, n_prefix:, None]
-        if n_prefix and not getattr(trunk, "pool_include_prefix", False):
-            # Pooling drops the prefix tokens before it reads the patches.
-            prefix = features[:, :n_prefix].expand(len(single_patches), -1, -1)
-            single_patches = torch.cat([prefix, single_patches], dim=1)
-    patches: Tensor = visual.head(trunk.forward_head(single_patches))
-    return patches.unflatten(0, grid)

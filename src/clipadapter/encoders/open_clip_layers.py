@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clipadapter.blocks import FINAL, UNPROJECTED
+from clipadapter.encoders.base import TorchEncoder
 from clipadapter.encoders.inner_layers import (
     INNER_MAX,
     INNER_MEAN,
@@ -33,6 +35,7 @@ from clipadapter.encoders.inner_layers import (
     select_statistics,
 )
 from clipadapter.encoders.layers import copy_sharing_weights
+from clipadapter.encoders.open_clip_patches import encode_patches
 from clipadapter.encoders.projection import append_identity, find_projection, replace_projection
 from clipadapter.encoders.prompted_layers import PromptedInput
 from clipadapter.errors import InputError
@@ -42,14 +45,39 @@ CONVOLUTION_STEP = 32
 """Product of the strides of convolutional towers."""
 
 
-class TowerLayers:
-    """The layers of an image tower of open_clip.
+class VisualEncoder(TorchEncoder):
+    """An encoder whose image tower is one of open_clip.
 
-    Args:
-        visual: the tower, in inference mode.
-        dim: width of its final feature.
-        size: its own side in pixels.
+    If pictures are padded to a square, which no `PixelSpec` describes, it gives only the final feature.
     """
+
+    @cached_property
+    def _layers(self) -> TowerLayers | None:
+        return None if self.pixels is None else TowerLayers(self.network(), self.info.dim, self.info.image_size)
+
+    @cached_property
+    def _second_size(self) -> int | None:
+        return None if self._layers is None else self._layers.second_size()
+
+    def layers(self) -> Mapping[str, int]:
+        """``final``, ``inner`` and, if the tower ends in a linear step, ``unprojected``; see `open_clip_layers`."""
+        return super().layers() if self._layers is None else self._layers.widths()
+
+    def second_size(self) -> int | None:
+        """12/7 of the tower's own size, in whole patches; None if the tower refuses it."""
+        return self._second_size
+
+    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
+        """See `Encoder.layer_network`."""
+        return super().layer_network(layers, size) if self._layers is None else self._layers.network(layers, size)
+
+    def patches(self, pixels: Tensor) -> Tensor | None:
+        """See `encode_patches`."""
+        return encode_patches(self.network(), pixels)
+
+
+class TowerLayers:
+    """The layers of an image tower of open_clip, in inference mode."""
 
     def __init__(self, visual: Any, dim: int, size: int) -> None:
         self.visual, self.dim, self.size = visual, dim, size

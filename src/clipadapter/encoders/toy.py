@@ -68,13 +68,6 @@ class ToyEncoder(Encoder):
         self.info = EncoderInfo("toy", WIDTH, IMAGE_SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
 
     @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> ToyEncoder:
-        """Open it; nothing may follow the scheme."""
-        if variant:
-            raise InputError(f"the toy encoder has no variants: say 'toy', not 'toy:{variant}'")
-        return cls(device)
-
-    @classmethod
     def listing(cls) -> list[EncoderListing]:
         """One line."""
         return [EncoderListing("toy", WIDTH, "Apache-2.0", NOTE)]

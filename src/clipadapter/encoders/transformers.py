@@ -11,15 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL, UNPROJECTED
-from clipadapter.encoders.base import Encoder, EncoderInfo, no_text_error
-from clipadapter.encoders.catalogue import EncoderListing, listings_of
+from clipadapter.encoders.base import EncoderInfo, TorchEncoder
 from clipadapter.encoders.inner_layers import INNER_MEAN, INNER_TOKEN, second_size_of
-from clipadapter.encoders.inputs import check_pixels, hash_arrays, length_batches, to_tensor, unique_texts
+from clipadapter.encoders.inputs import hash_arrays, length_batches, unique_texts
 from clipadapter.encoders.open_clip import TOKENIZER_PROBES
 from clipadapter.encoders.open_clip_layers import token_layers
 from clipadapter.encoders.registry import register_encoder
@@ -32,7 +29,6 @@ from clipadapter.encoders.transformers_sources import (
     open_tokenizer,
 )
 from clipadapter.errors import EncoderUnavailableError, InputError
-from clipadapter.parallel import run_in_batches
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.towers import Projection
 
@@ -41,7 +37,7 @@ CODE_VERSION = 1
 
 
 @register_encoder("hf")
-class TransformersEncoder(Encoder):
+class TransformersEncoder(TorchEncoder):
     """A model of the library transformers from a repository of the hub (ORG/MODEL) or a folder; extra ``transformers``.
 
     Picture and text features are those of ``get_image_features`` and ``get_text_features``; of models without texts
@@ -58,7 +54,7 @@ class TransformersEncoder(Encoder):
 
     def __init__(self, source: TransformersSource, device: str = "cpu") -> None:
         model = load_model(source)
-        self.has_text, self.device, self._pixels = source.family.has_text, device, source.pixels
+        self.has_text, self.device, self.pixels = source.family.has_text, device, source.pixels
         self._text = TextNetwork(source, model, device) if self.has_text else None
         network = ImageNetwork(model, self.has_text).eval()
         size = source.pixels.size
@@ -83,12 +79,7 @@ class TransformersEncoder(Encoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> TransformersEncoder:
-        """Open what `clipadapter.encoders.transformers_sources.find_source` finds.
-
-        Raises:
-            InputError: if the variant names neither a repository nor a folder.
-            EncoderUnavailableError: if the files can't be had, or are those of no model that is supported.
-        """
+        """Open what `clipadapter.encoders.transformers_sources.find_source` finds."""
         return cls(find_source(variant), device)
 
     @classmethod
@@ -97,18 +88,9 @@ class TransformersEncoder(Encoder):
         if source := hub_source(variant):
             source.check()
 
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """What the catalogue says."""
-        return listings_of("hf")
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Scale, crop and normalize as the model's image processor states it."""
-        return to_tensor(self._pixels.to_square(image), self._pixels.mean, self._pixels.std)
-
-    def tower(self) -> Tower:
+    def network(self) -> nn.Module:
         """The image tower with its projection."""
-        return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._network)
+        return self._network
 
     def layers(self) -> Mapping[str, int]:
         """``final``; ``inner-token`` and ``inner-mean`` of transformers; ``unprojected`` of CLIP."""
@@ -134,22 +116,10 @@ class TransformersEncoder(Encoder):
         last: Any = self._network.projection
         return None if last is None else Projection(last.weight.detach().T.float().cpu())
 
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, d)."""
-        check_pixels(pixels, self.info.image_size)
-        if not len(pixels):
-            return torch.empty(0, self.info.dim)
-        with torch.inference_mode():
-            return run_in_batches(self._network, self._network, pixels.to(self.device)).float().cpu()
-
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Texts to (k, d), by the model's own tokenizer.
-
-        Raises:
-            InputError: if there are no texts, or the model has no text tower.
-        """
+        """Texts to (k, d), by the model's own tokenizer."""
         if self._text is None:
-            raise no_text_error(self.info.name)
+            return super().encode_text(texts)
         different, index = unique_texts(texts)
         with torch.inference_mode():
             return self._text(different, batch_size)[index]
