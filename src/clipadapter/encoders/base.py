@@ -103,6 +103,7 @@ class Encoder(ABC):
             device: a torch device.
         """
         refuse_variant(ENCODERS.name_of(cls) or cls.__name__, variant)
+        cls.check(variant)
         return cls(device)  # type: ignore[call-arg]
 
     @classmethod  # noqa: B027 - not abstract: an encoder that is opened quickly needs no check

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.encoders.layers import copy_sharing_weights
+from clipadapter.encoders.projection import kind_of
 from clipadapter.encoders.prompted_layers import PromptedBlock, without_prompts
 
 
@@ -22,32 +23,16 @@ def encode_patches(visual: Any, pixels: Tensor) -> Tensor | None:
     (Zhou et al., ECCV 2022, https://arxiv.org/abs/2112.01071, section 3.2). Networks of timm pool each position as if
     it were the only one.
 
-    Args:
-        visual: image tower of a model of open_clip.
-        pixels: (1, 3, s, s), normalized, on the device of the tower.
-
-    Returns:
-        (h, w, d) as the tower gives it; None for towers that are not supported: those of CoCa, and networks of timm
-        that read their feature from a class token.
+    Pixels (1, 3, s, s) to (h, w, d); None for towers that are not supported: those of CoCa, and networks of timm that
+    read their feature from a class token.
     """
-    from open_clip.modified_resnet import ModifiedResNet
-    from open_clip.timm_model import TimmModel
-    from open_clip.transformer import VisionTransformer
-
-    # Not isinstance: a derived class may end in another way.
-    if type(visual) is VisionTransformer:
-        return _transformer_patches(visual, pixels)
-    if type(visual) is ModifiedResNet:
-        return _resnet_patches(visual, pixels)
-    return _timm_patches(visual, pixels) if type(visual) is TimmModel else None
+    patches_of = {"vit": _transformer_patches, "resnet": _resnet_patches, "timm": _timm_patches}
+    kind = kind_of(visual)
+    return patches_of[kind](visual, pixels) if kind else None
 
 
 class QueryAttention(nn.Module):
-    """A layer in which each token attends to the tokens with similar queries.
-
-    Args:
-        block: a block of open_clip with ``nn.MultiheadAttention``.
-    """
+    """A block of open_clip with ``nn.MultiheadAttention`` in which tokens attend to those with similar queries."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()

@@ -5,8 +5,6 @@ Code: https://github.com/huggingface/pytorch-image-models. `clipadapter.encoders
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from clipadapter.encoders.base import EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of
-from clipadapter.encoders.inputs import hash_arrays
+from clipadapter.encoders.inputs import compute_fingerprint
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder
 from clipadapter.encoders.registry import register_encoder
@@ -136,5 +134,4 @@ def measure_width(network: nn.Module, size: int, uri: str) -> int:
 def _fingerprint(network: nn.Module, facts: Mapping[str, Any], pixels: PixelSpec) -> str:
     """Hex digest of the weights, the architecture, the pooling and the preprocessing."""
     pooling = str(getattr(network, "global_pool", ""))
-    text = json.dumps([CODE_VERSION, facts["architecture"], pooling, pixels.to_dict()], sort_keys=True)
-    return hash_arrays(network.state_dict(), hashlib.sha256(text.encode()))
+    return compute_fingerprint([CODE_VERSION, facts["architecture"], pooling, pixels.to_dict()], network.state_dict())

@@ -5,8 +5,6 @@ Code: https://github.com/huggingface/transformers. `clipadapter.encoders.transfo
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +14,7 @@ from torch import Tensor, nn
 from clipadapter.blocks import FINAL, UNPROJECTED
 from clipadapter.encoders.base import EncoderInfo, TorchEncoder
 from clipadapter.encoders.inner_layers import INNER_MEAN, INNER_TOKEN, second_size_of
-from clipadapter.encoders.inputs import hash_arrays, length_batches, unique_texts
-from clipadapter.encoders.open_clip import TOKENIZER_PROBES
+from clipadapter.encoders.inputs import TOKENIZER_PROBES, compute_fingerprint, length_batches, unique_texts
 from clipadapter.encoders.open_clip_layers import token_layers
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.timm import measure_width
@@ -42,10 +39,6 @@ class TransformersEncoder(TorchEncoder):
 
     Picture and text features are those of ``get_image_features`` and ``get_text_features``; of models without texts
     the pooled output. A feature does not depend on the batch that it was computed in, up to 1e-4 of its length.
-
-    Args:
-        source: where the model comes from.
-        device: a torch device.
 
     Raises:
         EncoderUnavailableError: if weights or tokenizer can't be loaded.
@@ -131,12 +124,7 @@ class ImageNetwork(nn.Module):
     Inner layers of a transformer are its tokens after one third and after two thirds of its layers: the class tokens,
     if there are some, are ``inner-token``, the means of the patch tokens ``inner-mean``; both after the last layer norm
     of the tower. Those after the last layer follow; if there is a projection, its input does, in ``inner-token``.
-
-    Args:
-        model: of transformers, in inference mode.
-        has_text: whether it has a text tower.
-        layers: some of those of `widths`, in this order.
-        is_resized: whether pictures have another size than the model's, so that position embeddings are interpolated.
+    For pictures of another size than the model's, position embeddings are interpolated.
     """
 
     def __init__(self, model: Any, has_text: bool, layers: Sequence[str] = (FINAL,), is_resized: bool = False) -> None:
@@ -160,11 +148,7 @@ class ImageNetwork(nn.Module):
             self.n_prefix = int(self.has_class) + int(getattr(config, "num_register_tokens", 0) or 0)
 
     def widths(self, final: int) -> dict[str, int]:
-        """Width of each layer, ``final`` first.
-
-        Args:
-            final: that of the final feature.
-        """
+        """Width of each layer, ``final`` first."""
         unprojected = {} if self.projection is None else {UNPROJECTED: int(self.vision.config.hidden_size)}
         if not self.is_transformer:
             return {FINAL: final, **unprojected}
@@ -197,11 +181,6 @@ class TextNetwork:
 
     CLIP: padding has no effect, so a batch is padded to its longest text. SigLIP and SigLIP 2: texts in lower case and
     padded to the context length, as in training; padding is not masked.
-
-    Args:
-        source: where the model comes from.
-        model: of transformers, in inference mode.
-        device: its device.
     """
 
     def __init__(self, source: TransformersSource, model: Any, device: str) -> None:
@@ -248,5 +227,4 @@ def _fingerprint(source: TransformersSource, model: nn.Module, text: TextNetwork
     # Not the versions and paths that the library writes into a configuration.
     config = {key: value for key, value in source.config.items() if not key.startswith("_") and "version" not in key}
     tokens = [] if text is None else text.tokenize(TOKENIZER_PROBES)
-    facts = json.dumps([CODE_VERSION, config, source.pixels.to_dict(), tokens], sort_keys=True)
-    return hash_arrays(model.state_dict(), hashlib.sha256(facts.encode()))
+    return compute_fingerprint([CODE_VERSION, config, source.pixels.to_dict(), tokens], model.state_dict())
