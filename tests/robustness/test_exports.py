@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipadapter.formats.checksum import append_checksum
+from clipadapter.backends.checksum import append_checksum
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata
 from clipadapter.runtime.isolated import try_in_child

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from clipadapter.backends.checksum import append_checksum
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
-from clipadapter.formats.checksum import append_checksum
 from clipadapter.runtime.isolated import try_in_child
 from clipadapter.serve import Limits, ServedModels
 from clipadapter.serve.model_sources import read_sources
@@ -247,7 +247,7 @@ def saved(tmp_path, text='{"a": 1}'):
 
 
 def test_a_saved_model_is_exported_once(tmp_path, record_exports):
-    exported_paths = record_exports(write_file)
+    exported_paths = record_exports(lambda path: append_checksum(write_file(path)))
     for _ in range(2):
         models = ServedModels([str(saved(tmp_path))])
         assert models.names == ["pets"] and models.get("pets").predictor.class_names == ("red", "green", "blue")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends import MIN_AGREEMENT, MIN_COSINES, measure_parity
+from clipadapter.backends.parity import MIN_AGREEMENT, MIN_COSINES, measure_parity
 from clipadapter.blocks import FINAL, Block, column_slices
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from clipadapter.backends.checksum import check_file
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.formats.checksum import check_file
 from clipadapter.parallel import count_cores
 from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
 from clipadapter.runtime.isolated import try_in_child

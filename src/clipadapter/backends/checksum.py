@@ -16,10 +16,9 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
+from clipadapter.backends.formats import ExportFormat, export_suffixes, find_format
 from clipadapter.errors import ArtifactError
 from clipadapter.files import open_regular
-from clipadapter.formats.base import ExportFormat
-from clipadapter.formats.registry import export_suffixes, find_format
 
 ALGORITHM = "sha256"
 N_DIGITS = 64
