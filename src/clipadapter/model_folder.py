@@ -72,8 +72,8 @@ def why_no_model(path: str | Path) -> str:
         return f"there is no folder {path}{advice} the one that 'clipadapter fit' wrote"
     if is_exported(folder):
         return (
-            f"{path} is an exported file, which only 'clipadapter predict', 'serve' and 'monitor' take: give the "
-            "folder that 'clipadapter fit' wrote"
+            f"{path} is an exported file, which only 'clipadapter predict', 'eval', 'serve' and 'monitor' take: give "
+            "the folder that 'clipadapter fit' wrote"
         )
     return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
 

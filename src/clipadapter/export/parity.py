@@ -89,16 +89,20 @@ class ExportParity:
 
     def summary(self) -> str:
         """One line for people."""
-        measured = self.measured
-        parts = [
-            f"on {self.pictures}: same answers {measured['agreement']:.1%}",
-            f"smallest cosine of features {measured['cosine_least']:.6f}",
-            f"logits differ by {measured['logits']:.1e} of their spread",
-            f"probabilities by {measured['probabilities']:.1e}",
-        ]
-        if "rejected" in measured:
-            parts.append(f"same rejections {measured['rejected']:.1%}")
-        return ", ".join(parts)
+        return f"on {self.pictures}: {describe_parity(self.measured)}"
+
+
+def describe_parity(measured: Mapping[str, Any]) -> str:
+    """The numbers of `compare_outputs` in one line."""
+    parts = [
+        f"same answers {measured['agreement']:.1%}",
+        f"smallest cosine of features {measured['cosine_least']:.6f}",
+        f"logits differ by {measured['logits']:.1e} of their spread",
+        f"probabilities by {measured['probabilities']:.1e}",
+    ]
+    if "rejected" in measured:
+        parts.append(f"same rejections {measured['rejected']:.1%}")
+    return ", ".join(parts)
 
 
 def check_parity(model: FewShotClassifier, predictor: Predictor, pictures: ExportPictures) -> ExportParity:
