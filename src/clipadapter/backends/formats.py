@@ -170,11 +170,7 @@ def list_formats() -> list[str]:
 
 
 def get_format(name: str) -> ExportFormat:
-    """The format of a name.
-
-    Raises:
-        InputError: if no format has it.
-    """
+    """The format of a name."""
     formats = load_formats()
     if name not in formats:
         raise InputError(f"format is {' or '.join(formats)}, not {brief(name)}")

@@ -63,18 +63,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
 def write_onnx(
     module: nn.Module, examples: Sequence[Tensor], path: Path, input_names: Sequence[str], output_names: Sequence[str]
 ) -> None:
-    """Write a module as an ONNX file for any number of rows.
-
-    Args:
-        module: in inference mode.
-        examples: each of its inputs with two rows.
-        path: the file.
-        input_names: names of the inputs.
-        output_names: names of the outputs.
-
-    Raises:
-        RuntimeError: if the module has an operation that ONNX has not.
-    """
+    """Write a module as an ONNX file for any number of rows; each of its example inputs has two."""
     import torch
 
     from clipadapter.backends.tracing import unfused_attention

@@ -31,13 +31,9 @@ NO_NAMES: frozenset[str] = frozenset()
 
 
 def quantize_onnx(source: Path, target: Path, rows: Mapping[str, NDArray[Any]], float_after: str) -> None:
-    """Quantise a file statically. Dynamic ranges would let the batch change the features.
+    """Quantise a file statically, with rows (m, ...) of each input by its name; the file in float is removed.
 
-    Args:
-        source: the file in float; it is removed.
-        target: the file to write.
-        rows: (m, ...) of each input by its name, made from the same m pictures.
-        float_after: name of a value; everything after it stays in float.
+    Dynamic ranges would let the batch change the features.
     """
     quantization = require_without_telemetry("onnxruntime.quantization", "onnx", "int8 as ONNX")
     prepared = source.with_name("ready.onnx")
@@ -92,14 +88,7 @@ def _float_nodes(path: Path, float_after: str) -> list[str]:
 
 
 def quantize_openvino(model: Any, rows: Sequence[NDArray[Any]], is_transformer: bool, float_after: str) -> Any:
-    """Quantise a model of OpenVINO; call it inside `telemetry_disabled`.
-
-    Args:
-        model: in float.
-        rows: (m, ...) of each input in their order, made from the same m pictures, for the value ranges.
-        is_transformer: whether its image tower has attention.
-        float_after: name of an output; everything after it stays in float.
-    """
+    """Quantise a model of OpenVINO, with rows (m, ...) of each input; call it inside `telemetry_disabled`."""
     nncf = require("nncf", "openvino", "int8 of OpenVINO")
     logging.getLogger("nncf").setLevel(logging.ERROR)
     n = len(rows[0])
@@ -173,11 +162,6 @@ def _names_after(start: Any) -> list[str]:
 def source_convolutions(name: str, is_convolution: bool, inputs: Iterable[frozenset[str]]) -> frozenset[str]:
     """Names of the convolutions that a node is computed from and that are computed from no other convolution.
 
-    Args:
-        name: of the node.
-        is_convolution: whether it is one.
-        inputs: the same of the nodes that it is computed from.
-
     >>> source_convolutions("conv1", True, [NO_NAMES]) == source_convolutions("relu", False, [frozenset({"conv1"})])
     True
     """
@@ -189,10 +173,6 @@ def first_of_each_network(convolutions: Sequence[tuple[str, frozenset[str]]], n:
     """The first n convolutions of each network of a graph: those of one network begin with the same convolution.
 
     A graph has several networks if pictures are looked at in several sizes, mirrored, or by several encoders.
-
-    Args:
-        convolutions: name and `source_convolutions` of each in their order.
-        n: how many.
 
     >>> a, b = frozenset({"a1"}), frozenset({"b1"})
     >>> first_of_each_network([("a1", a), ("a2", a), ("b1", b), ("b2", b)], 1)

@@ -19,13 +19,7 @@ _CONVERSION_LOCK = threading.RLock()
 
 
 class SquareTower(nn.Module):
-    """Squares (n, s, s, 3), values 0 .. 255, to features: normalisation, then the tower.
-
-    Args:
-        module: the tower, which takes normalised pixels (n, 3, s, s).
-        pixels: their mean and standard deviation.
-        dtype: number type that the tower works in.
-    """
+    """Squares (n, s, s, 3), values 0 .. 255, to features: normalisation, then the tower."""
 
     def __init__(self, module: nn.Module, pixels: PixelSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

@@ -17,9 +17,6 @@ def working_folder(target: Path) -> Iterator[Path]:
     """Create a folder beside the target, so on the same file system, and remove it after use.
 
     Folders of exports to the same target that were killed are removed once they are a day old.
-
-    Raises:
-        ArtifactError: if it can't be written.
     """
     prefix = f".{target.name[:100]}-export-"
     try:
@@ -36,12 +33,7 @@ def working_folder(target: Path) -> Iterator[Path]:
 
 
 def move_into_place(written: Sequence[Path], target: Path) -> tuple[Path, ...]:
-    """Rename files to the target, the one that is opened last. A failure leaves the older files, or none.
-
-    Args:
-        written: files in the working folder; the one that is opened comes last.
-        target: the file to open; the others get its name with their own suffixes.
-    """
+    """Rename files to the target, the one that is opened last. A failure leaves the older files, or none."""
     older = written[0].with_name("before")
     if len(written) > 1 and target.exists():  # a graph must not meet the weights of another
         target.replace(older)

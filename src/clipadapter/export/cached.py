@@ -21,15 +21,9 @@ REFUSED_SUFFIX = ".refused"
 
 
 def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower: bool = False) -> bool:
-    """Export a saved model into the cache folder, if that is cheap.
+    """Export a saved model into the cache folder, if that is cheap; whether the file is there.
 
-    Args:
-        model: as it was saved or loaded.
-        folder: where it is saved.
-        load_tower: also if the image towers are not in memory, because all features were stored ones.
-
-    Returns:
-        Whether the file is there.
+    Image towers that are not in memory, because all features were stored ones, are only loaded with ``load_tower``.
     """
     for name in list_formats():
         path = cached_export(Path(folder), name)

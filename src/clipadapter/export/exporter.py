@@ -132,14 +132,7 @@ def export_model(
 def describe_model(
     model: FewShotClassifier, inputs: Sequence[PixelSpec], precision: str, input_kind: str
 ) -> ExportMetadata:
-    """Metadata of a file, without the figures of the comparison. They contain no path of this machine.
-
-    Args:
-        model: fitted.
-        inputs: how a picture becomes the square of each input.
-        precision: of the file.
-        input_kind: "uint8" or "float".
-    """
+    """Metadata of a file, without the figures of the comparison. They contain no path of this machine."""
     info = model.encoder_.info
     encoder = {
         "name": without_paths(info.name),
@@ -231,11 +224,7 @@ def _check_file(
     model: FewShotClassifier,
     pictures: ExportPictures,
 ) -> ExportParity:
-    """Write the file with preliminary metadata, open it, and compare it with the model.
-
-    Raises:
-        ArtifactError: if its outputs differ by more than the limits.
-    """
+    """Write the file with preliminary metadata, open it, and compare it with the model."""
     predictor = Predictor(_write(write, metadata)[-1], backend=export_format.backends[0])
     parity = check_parity(model, predictor, pictures)
     if not parity.faults:
@@ -256,11 +245,7 @@ def _check_file(
 
 
 def _metadata_entries(metadata: ExportMetadata) -> dict[str, str]:
-    """The metadata as texts by key. Class names have their own key too, where other programs look for them.
-
-    Raises:
-        InputError: if the metadata are too long to be read again.
-    """
+    """The metadata as texts by key. Class names have their own key too, where other programs look for them."""
     text = metadata.to_json()
     if len(text) > MAX_METADATA_CHARACTERS:
         raise InputError(

@@ -21,14 +21,7 @@ from clipadapter.uncertainty import Uncertainty
 
 
 class ModelGraph(nn.Module):
-    """Image tower, head, calibration, and the scores of "none of these" if the model has a rejector.
-
-    Args:
-        towers: see `export_towers`.
-        head: fitted.
-        uncertainty: calibration and rejection of the model.
-        input_kind: "uint8" or "float", see `clipadapter.runtime.ExportMetadata.input`.
-    """
+    """Image tower, head, calibration, and the scores of "none of these" if the model has a rejector."""
 
     def __init__(
         self, towers: Sequence[Tower], head: Head, uncertainty: Uncertainty, input_kind: str = "uint8"
@@ -98,11 +91,7 @@ class Probabilities(nn.Module):
 
 
 def export_towers(encoder: Encoder) -> tuple[Tower, ...]:
-    """The image towers of an encoder in full precision on the CPU, whichever backend the encoder runs on.
-
-    Raises:
-        InputError: if only the encoder itself can run one of its towers.
-    """
+    """The image towers of an encoder in full precision on the CPU, whichever backend the encoder runs on."""
     towers = encoder.towers()
     name = encoder.info.name
     if not towers:

@@ -171,9 +171,6 @@ def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
     """Read a valid model without paths of this machine, which are private.
 
     The paths of the shots are left out. The folder of an encoder keeps its last part only.
-
-    Returns:
-        The config, and the bytes of the files of arrays by name.
     """
     load_model(folder)
     config = read_config(folder)

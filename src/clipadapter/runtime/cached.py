@@ -22,11 +22,7 @@ MAX_HASHED_BYTES = 64 << 20
 
 
 def cached_export(folder: Path, format_name: str) -> Path:
-    """The exported file of a saved model, whether it exists or not. Its name is the hash of the model's config.
-
-    Raises:
-        OSError: if the config can't be read.
-    """
+    """The exported file of a saved model, whether it exists or not. Its name is the hash of the model's config."""
     digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()[:32]
     return default_cache_dir() / "exports" / f"{digest}{get_format(format_name).suffix}"
 
@@ -40,11 +36,7 @@ def is_intact(path: Path) -> bool:
 
 
 def open_cached(folder: Path) -> Predictor | None:
-    """Open the exported file of a saved model.
-
-    Returns:
-        None if there is none, if it can't answer as the model does, or if the model was altered.
-    """
+    """Open the exported file of a saved model; None if it is not there or can't answer, or if the model was altered."""
     try:
         path = next((path for name in list_formats() if (path := cached_export(folder, name)).exists()), None)
         return Predictor(path) if path is not None and _is_sound(folder) else None

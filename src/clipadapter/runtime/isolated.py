@@ -23,11 +23,7 @@ PACKAGE_PARENT = Path(__file__).parents[2]
 
 
 def try_in_child(path: Path, backend: str = "auto", timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-    """Open a file and run it on one grey picture, in a child process with one thread.
-
-    Raises:
-        ArtifactError: if the child fails, crashes, or does not end in time.
-    """
+    """Open a file and run it on one grey picture, in a child process with one thread."""
     again = "export the model again"
     command = [sys.executable, "-m", __name__, str(path.absolute()), backend, str(timeout_seconds)]
     try:

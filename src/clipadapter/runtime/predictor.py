@@ -168,12 +168,7 @@ def _as_outputs(arrays: Mapping[str, NDArray[Any]]) -> Outputs:
 
 
 def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
-    """The format of a file, and the name of the backend that opens it.
-
-    Raises:
-        InputError: if the backend is unknown, or can't run such a file.
-        ArtifactError: if there is no such file.
-    """
+    """The format of a file, and the name of the backend that opens it."""
     known = list_inference_backends()
     if backend not in ("auto", *known):
         raise InputError(f"backend must be auto, {' or '.join(known)}, but is {brief(backend)}")

@@ -12,7 +12,7 @@ import click
 from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option, rename_classes
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_model, check_output_folder, open_dataset, path_beside
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import (
@@ -43,7 +43,7 @@ VALIDATION_BIAS = (
 )
 
 
-@cli_command("clipadapter eval model/ test/ --out report/", Section.START, 4)
+@cli_command("clipadapter eval model/ test/ --out report/")
 @click.argument("model", type=FOLDER)
 @click.argument("data", metavar="[DATA]", type=FOLDER, required=False)
 @split_option

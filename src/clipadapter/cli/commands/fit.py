@@ -17,7 +17,7 @@ import click
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend, note_encoders
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import find_unwritable_parent, list_unlabelled, open_dataset
 from clipadapter.cli.option_types import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
@@ -36,7 +36,20 @@ if TYPE_CHECKING:
 MAX_NAMED_CLASSES = 5
 
 
-@cli_command("clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2", Section.START, 2)
+@cli_command(
+    "clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2",
+    first=(
+        "--out",
+        "--encoder",
+        "--quality",
+        "--head",
+        "--shots",
+        "--test-fraction",
+        "--reject",
+        "--class-names",
+        "--json",
+    ),
+)
 @click.argument("data", type=FOLDER_OR_URI)
 @click.option(
     "--out",

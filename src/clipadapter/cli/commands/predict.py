@@ -16,7 +16,7 @@ import click
 from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import is_feature_table, is_missing, read_lines
 from clipadapter.cli.option_types import COUNT, FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
@@ -41,7 +41,10 @@ MAX_PART_SECONDS = 60.0
 """A part is written after this time, if its pictures are slow."""
 
 
-@cli_command("clipadapter predict model/ photo.jpg more/ --top 3 --json", Section.START, 3)
+@cli_command(
+    "clipadapter predict model/ photo.jpg more/ --top 3 --json",
+    first=("--top", "--out", "--sort-into", "--reject", "--coverage", "--json"),
+)
 @click.argument("model", type=FOLDER)
 @click.argument("inputs", metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True)
 @click.option("--top", type=COUNT, metavar="K", default=1, help="Number of classes to print for each picture.")
