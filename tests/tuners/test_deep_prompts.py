@@ -12,13 +12,13 @@ from PIL import Image
 from torch.nn.functional import gelu, layer_norm
 
 from clipadapter import FewShotClassifier
+from clipadapter.backends.formats import get_format
 from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder, open_tunable_copy
 from clipadapter.encoders.prompted_layers import FixedPrompts
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.export import export_model
 from clipadapter.features import encode_classes
-from clipadapter.formats import get_format
 from clipadapter.heads import create_head
 from clipadapter.runtime import Predictor
 from clipadapter.testing import TOWER_CHECKS, toy_features
