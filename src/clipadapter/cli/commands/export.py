@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_parent, path_beside
@@ -15,7 +16,6 @@ from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import InputError
 from clipadapter.files import quote_path
-from clipadapter.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
 
 if TYPE_CHECKING:
     from clipadapter.export import ExportResult

@@ -164,9 +164,11 @@ def command(
     if unlabelled_pictures is not None and model.head_.transductive:
         _warn_if_all_are_shots(paths, unlabelled_pictures, out)
     note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
+    from clipadapter.export.cached import export_to_cache
+
     model.save(folder, support=not no_support)
     note_kept(f"the model is saved in {folder}")
-    model.make_quick(folder)
+    export_to_cache(model, folder)
     versions = (version_before, model.history_.version)
     skipped_shots = len(paths) - len(model.support_)
     n_unlabelled = len(unlabelled_pictures or ()) - (len(model.support_.provenance["skipped"]) - skipped_shots)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_file, list_pictures
@@ -18,7 +19,6 @@ from clipadapter.cli.options import option, option_group, output_options, seed_o
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.files import printable
-from clipadapter.formats import is_exported
 from clipadapter.model_folder import why_no_model
 
 if TYPE_CHECKING:

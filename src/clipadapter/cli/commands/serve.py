@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from clipadapter.backends.formats import list_inference_backends
 from clipadapter.cli.groups import GroupedOption, cli_command
 from clipadapter.cli.option_types import COUNT, FILE, LateChoice
 from clipadapter.cli.options import Command, Decorator
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
-from clipadapter.formats import list_inference_backends
 
 TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
 BACKENDS = LateChoice(lambda: ["auto", *list_inference_backends()])
