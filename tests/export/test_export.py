@@ -396,12 +396,16 @@ def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / LOCK_FILE).touch()
     (tmp_path / ".model.onnx-linked__").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "thesis").write_text("mine")
+    (tmp_path / ".model.onnx-12345679").mkdir()
+    (tmp_path / ".model.onnx-12345679" / LOCK_FILE).symlink_to(tmp_path / "thesis")
     with working_folder(target) as first:  # another export to the same file, which is under way
         (first / "kept").write_text("mine")
         with working_folder(target):
             pass
         assert (first / "kept").exists()
     assert len(list(tmp_path.glob("*/kept"))) == 3 and (tmp_path / "elsewhere" / LOCK_FILE).exists()
+    assert (tmp_path / "thesis").read_text() == "mine"
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -1,3 +1,4 @@
+import os
 import re
 import sys
 
@@ -77,6 +78,14 @@ def test_a_file_that_can_not_be_written_is_an_error(toy, tmp_path, name):
     with pytest.raises(DataError, match="can't be written .* check that its folder exists"):
         write_parquet(tmp_path / name, rows_of(toy, 1), toy.info)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_link_in_place_of_the_unfinished_file_is_not_followed(toy, tmp_path):
+    (tmp_path / "thesis").write_text("mine")
+    (tmp_path / f".f.parquet.{os.getpid()}.partial").symlink_to(tmp_path / "thesis")
+    with pytest.raises(DataError, match="is a link"):
+        write_parquet(tmp_path / "f.parquet", rows_of(toy, 1), toy.info)
+    assert (tmp_path / "thesis").read_text() == "mine"
 
 
 def test_another_width_is_refused(toy, tmp_path):

@@ -80,17 +80,19 @@ def _locked_folder(target: Path) -> Iterator[Path]:
 def _remove_abandoned(target: Path) -> None:
     """Remove folders of killed exports to the same target.
 
-    A folder stays if it is locked, has another name, or has files but no lock file of ours.
+    A folder stays if it is locked, has another name, or has files but no lock file of ours. A link is none: to lock it
+    would empty the file that it leads to.
     """
     name = re.compile(re.escape(_folder_prefix(target)) + r"[a-z0-9_]{8}")
     for folder in target.parent.iterdir():
         if not name.fullmatch(folder.name) or folder.is_symlink():
             continue
-        if not (folder / LOCK_FILE).is_file():
+        lock_file = folder / LOCK_FILE
+        if lock_file.is_symlink() or not lock_file.is_file():
             with contextlib.suppress(OSError):
                 folder.rmdir()  # the writer was killed before it had a lock; a folder with files stays
             continue
-        lock = FileLock(folder / LOCK_FILE, timeout=0)
+        lock = FileLock(lock_file, timeout=0)
         with contextlib.suppress(Timeout, OSError), lock:
             shutil.rmtree(folder, ignore_errors=True)
 

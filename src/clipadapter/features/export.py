@@ -20,7 +20,7 @@ from clipadapter.errors import DataError, InputError, brief, require
 from clipadapter.features.extraction import Dtype, extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore
-from clipadapter.files import describe_parquet_error
+from clipadapter.files import describe_parquet_error, path_without_links
 
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
 BLOCKS_KEY = "clipadapter.blocks"
@@ -90,7 +90,7 @@ def write_parquet(
 
     Raises:
         MissingExtraError: if pyarrow is not installed.
-        DataError: if the file can't be written.
+        DataError: if the file can't be written, or that of its parts is a link.
         InputError: if a feature has another width than those of the encoder.
     """
     pa = require("pyarrow", "parquet", "The Parquet export")
@@ -105,7 +105,7 @@ def write_parquet(
     columns = [("path", pa.string()), ("label", pa.string()), ("split", pa.string())]
     columns += [(column_name(block.name), pa.list_(pa.float32(), block.width)) for block in info.blocks]
     schema = pa.schema(columns, metadata=facts)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path_without_links(path.parent, f".{path.name}.{os.getpid()}.partial", error=DataError)
     source, count = iter(rows), 0
     try:
         with parquet.ParquetWriter(partial, schema) as writer:
