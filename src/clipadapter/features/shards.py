@@ -40,6 +40,7 @@ from clipadapter.features.collection import (
     open_filesystem,
     refuse_links,
 )
+from clipadapter.features.export import check_feature_bytes, read_table
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.files import ABANDONED_SECONDS, describe_parquet_error
@@ -412,6 +413,7 @@ class FeatureShards:
         Raises:
             DataError: if a shard is damaged, or a picture has no label.
         """
+        check_feature_bytes(self.folder, len(rows), self.plan.dim)
         labels = self.labels(rows)
         features = np.empty((len(rows), self.plan.dim), np.float32)
         sources = np.empty(len(rows) if with_sources else 0, object)
@@ -538,19 +540,20 @@ def _shard_paths(filesystem: Any, folder: str, plan: ShardPlan) -> list[str]:
 def _read_columns(filesystem: Any, path: str, columns: Sequence[str]) -> Any:
     pa, parquet = (require(name, "parquet", PURPOSE) for name in ("pyarrow", "pyarrow.parquet"))
     with _naming_errors(path), filesystem.open_input_file(path) as file:
-        table = parquet.ParquetFile(file)
-        if not table.schema_arrow.equals(_table_schema(pa)):
-            raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema_arrow)}")
-        return table.read(columns)
+        schema = parquet.read_schema(file)
+        if not schema.equals(_table_schema(pa)):
+            raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in schema)}")
+        return read_table(file, path, {}, columns)
 
 
 def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32], list[int]]:
     pa = require("pyarrow", "parquet", PURPOSE)
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     with _naming_errors(path), filesystem.open_input_file(path) as file:
-        table = parquet.read_table(file)
-        if not table.schema.equals(_table_schema(pa)):
-            raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema)}")
+        schema = parquet.read_schema(file)
+        if not schema.equals(_table_schema(pa)):
+            raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in schema)}")
+        table = read_table(file, path, {"feature": plan.dim}, [name for name in COLUMNS if name != "feature"])
         if (table.schema.metadata or {}).get(b"clipadapter.fingerprint") != plan.fingerprint.encode():
             raise ValueError("it is of another encoder")
         column = table["feature"].combine_chunks()
