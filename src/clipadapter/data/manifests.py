@@ -70,11 +70,7 @@ def read_manifest(path: Path) -> Listing:
 
 
 def check_size(path: str | Path, what: str, count: int, limit: int) -> None:
-    """Refuse a table whose rows would fill the memory.
-
-    Raises:
-        DataError: if so.
-    """
+    """Refuse a table whose rows would fill the memory."""
     if count > limit:
         raise DataError(
             f"{printable(path)} has {count:,} {what} or more, but at most {limit:,} are read: divide or correct it"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clipadapter.backends.checksum import check_file
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.encoder import (
     QUALITIES,
@@ -24,7 +25,6 @@ from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.files import path_without_links, printable
-from clipadapter.formats.checksum import check_file
 from clipadapter.heads import create_head, head_info
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
