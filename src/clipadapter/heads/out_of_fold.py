@@ -18,7 +18,6 @@ from clipadapter.blocks import Blocks, as_blocks
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import iterative_stratification, stratified_folds
-from clipadapter.heads.placement import predict_on_device
 from clipadapter.heads.support import (
     Array,
     SupportSet,
@@ -181,14 +180,13 @@ def _leave_one_out(
     rows = np.flatnonzero(np.bincount(positions)[positions] > 1)
     if not len(rows):
         return None
-    with predict_on_device(head) as placed:
-        if type(head) not in checked:
-            checked[type(head)] = placed._check_shots(X, y, text, blocks=blocks)[0]
-        with torch.inference_mode():
-            logits = placed._leave_one_out(checked[type(head)])
+    if type(head) not in checked:
+        checked[type(head)] = head._check_shots(X, y, text, blocks=blocks)[0]
+    with torch.inference_mode():
+        logits = head._leave_one_out(checked[type(head)])
     if logits is None:
         return None
-    return OutOfFold(logits.cpu().numpy()[rows], positions[rows], rows, "leave-one-out", mean_shots_per_class(y))
+    return OutOfFold(logits.numpy()[rows], positions[rows], rows, "leave-one-out", mean_shots_per_class(y))
 
 
 def _from_folds(

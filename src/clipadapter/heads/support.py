@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -109,14 +109,6 @@ class SupportSet:
     def counts(self) -> Tensor:
         """(c,) number of shots of each class in the dtype of the features."""
         return torch.bincount(self.labels, minlength=self.n_classes).to(self.views.dtype)
-
-    def to(self, device: str) -> SupportSet:
-        """The same shots with their tensors on a device."""
-        if device == "cpu" == self.views.device.type:
-            return self
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        moved: dict[str, Any] = {name: value.to(device) for name, value in values if isinstance(value, Tensor)}
-        return replace(self, **moved, prompts=tuple(rows.to(device) for rows in self.prompts))
 
     def take(self, rows: Tensor) -> SupportSet:
         """The shots with these row numbers; classes and text features stay."""
