@@ -9,10 +9,6 @@ memory, and the next ones are measured. One that takes too long is stopped; afte
 Towers have random weights: speed does not depend on them. "squares" are decoded pictures in the memory of the machine;
 "files" are JPEG files, decoded and encoded by `extract` with its default number of threads, and with one for each core;
 features arrive in the memory of the machine. "decoding" is reading the files alone, with one thread for each core: as
-much as a GPU can be fed with. The share is that of the product of two large matrices in the same precision. Heads get
-random features. "fit" and "predict" are one call each at the large size, after fits at the small size; "difference" is
-the largest one of the logits to those of the CPU at the small size, in units of their largest value.
-"""
 
 import argparse
 import gc

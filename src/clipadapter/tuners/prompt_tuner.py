@@ -20,7 +20,7 @@ from clipadapter.heads import SupportSet, TextFeatures
 from clipadapter.heads.folds import hold_out_one_per_class
 from clipadapter.heads.training import (
     EarlyStopping,
-    ScheduledHead,
+    ScheduleParameters,
     TrainConfig,
     gather_views,
     train,
@@ -60,7 +60,7 @@ class Batch:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class PromptTuner(ScheduledHead):
+class PromptTuner(ScheduleParameters):
     """Base of the methods that learn one context for all pictures.
 
     Args:
