@@ -134,14 +134,6 @@ def test_order_of_features_and_their_length_do_not_matter(seed, factor):
     np.testing.assert_allclose(Gda().fit(X[:, order] * factor, y).logits(X[:, order]), expected, rtol=1e-8, atol=1e-8)
 
 
-def test_bad_parameters_are_named():
-    X, y, _ = toy_features()
-    with pytest.raises(InputError, match="shrinkage must be one of pooled, published, base-to-new, but is 'none'"):
-        Gda(shrinkage="none").fit(X, y)
-    with pytest.raises(InputError, match="neighbours must be 0 or more"):
-        Gda(neighbours=-1).fit(X, y)
-
-
 def given(method):
     """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
     figures, _ = golden(method)

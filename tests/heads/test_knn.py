@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.knn import MIN_PROBABILITY, Knn
 from clipadapter.heads.zero_shot import ZeroShot
@@ -76,12 +75,3 @@ def test_length_of_features_and_order_of_shots_do_not_matter(factor, seed):
     expected = Knn(k=4).fit(shots, y, text=text).predict_proba(shots)
     found = Knn(k=4).fit(shots[order] * factor, y[order], text=text).predict_proba(shots)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("params", "words"),
-    [({"k": 0}, "k must be positive"), ({"temperature": 0}, "temperature must be"), ({"mix": 2}, "mix must be 0 to 1")],
-)
-def test_bad_parameters_are_named(params, words):
-    with pytest.raises(InputError, match=words):
-        Knn(**params).fit(X, ["a", "b", "c"])

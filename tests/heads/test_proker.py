@@ -10,7 +10,6 @@ from clipadapter.heads.proker import Proker
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
-from .assertions import assert_refused
 from .formulas import unit
 from .golden_figures import doubles, golden
 
@@ -154,19 +153,6 @@ def test_length_of_features_and_order_of_shots_do_not_matter(factor, seed):
     expected = Proker().fit(X, y, text=text).logits(X)
     found = Proker().fit(X[order] * factor, y[order], text=text).logits(X)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("params", "words"),
-    [
-        ({"views": "first"}, "views must be one of all, average, plain"),
-        ({"lam": 0.0}, "lam must be positive"),
-        ({"landmarks": 0}, "landmarks must be positive"),
-        ({"text_ridge": -1.0}, "text_ridge must be positive"),
-    ],
-)
-def test_bad_parameters_are_named(params, words):
-    assert_refused(Proker(**params), words)
 
 
 def released(method):

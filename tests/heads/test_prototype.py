@@ -3,7 +3,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.errors import InputError
 from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.prototype import Prototype
@@ -78,8 +77,3 @@ def test_order_of_classes_only_permutes_the_logits(factor, seed):
     expected = Prototype().fit(features, y, text=text).logits(features)[:, order]
     found = Prototype().fit(features * factor, y, text=turned).logits(features)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_bad_parameters_are_named():
-    with pytest.raises(InputError, match="mix must be 0 to 1"):
-        Prototype(mix=1.5).fit(X, ["a", "a", "b"])

@@ -148,9 +148,9 @@ def test_order_of_classes_only_permutes_the_logits(factor, seed):
         ({"marginal": [1, -1, 1]}, "none negative"),
         ({"marginal": [0, 0, 0]}, "none negative"),
         ({"start": "zero"}, "start must be one of shots, text"),
-        ({"updates": -1}, "^updates must not be negative, but is -1$"),
-        ({"rounds": -2}, "^rounds must not be negative, but is -2$"),
-        ({"support_weight": -0.5}, "^support_weight must not be negative, but is -0.5$"),
+        ({"updates": -1}, "^updates must be 0 or more, but is -1$"),
+        ({"rounds": -2}, "^rounds must be 0 or more, but is -2$"),
+        ({"support_weight": -0.5}, "^support_weight must be 0 or more, but is -0.5$"),
     ],
 )
 def test_bad_parameters_are_named(params, message):

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.class_frequencies import estimate_frequencies
 from clipadapter.heads.ss_text import SsText
@@ -187,26 +186,6 @@ def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, leng
     turned = TextFeatures(names[order], text[order], 5.0, order="given")
     second = StatA().fit(length * X, y, text=turned, unlabelled=length * pictures).predict_proba(pictures)
     np.testing.assert_allclose(second, first[:, order], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"anchors": "means"}, "anchors must be one of shots, text, but is 'means'"),
-        ({"support_weight": -1}, "support_weight must be 0 or more, but is -1"),
-        ({"alpha": -1}, "alpha must be 0 or more, but is -1"),
-        ({"batch_size": -1}, "batch_size must be 0 or more, but is -1"),
-        ({"updates": -1}, "updates must be 0 or more, but is -1"),
-        ({"inner": -1}, "inner must be 1 or more, but is -1"),
-        ({"inner": 0}, "inner must be 1 or more, but is 0"),
-        ({"smoothness": -0.5}, "smoothness must be 0 or more, but is -0.5"),
-        ({"likelihood": -0.5}, "likelihood must be 0 or more, but is -0.5"),
-        ({"neighbours": 0}, "neighbours must be 1 or more"),
-    ],
-)
-def test_bad_parameters_are_named(params, message, case):
-    with pytest.raises(InputError, match=message):
-        fitted(StatA(**params), case)
 
 
 RUNS = {

@@ -35,17 +35,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.gaussian import ClassGaussians, linear_log_density
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.lbfgs import descend
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
 from clipadapter.parallel import limit_threads
@@ -104,11 +104,11 @@ class Afa(IncrementalHead):
     """(c, d) weights of the logits, with ``bias_`` (c,)."""
     bias_: Tensor = field(init=False)
 
-    ridge: float = 3.0
-    dimensions: float = 40.0
-    text: float = 0.7
+    ridge: Annotated[float, POSITIVE] = 3.0
+    dimensions: Annotated[float, POSITIVE] = 40.0
+    text: Annotated[float, NOT_NEGATIVE] = 0.7
     prior: float = -1.0
-    penalty: float | None = 1.0
+    penalty: Annotated[float | None, NOT_NEGATIVE] = 1.0
     seed: int = 0
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
@@ -234,11 +234,3 @@ class Afa(IncrementalHead):
             noise = torch.randn(len(classes), x.shape[1], generator=generator, dtype=x.dtype)
             noise *= math.sqrt(gaussians.within_variance / x.shape[1])
         return unit(gaussians.estimates()[0][classes] + noise)
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(text=self.text, penalty=self.penalty or 0.0)
-        for name in ("ridge", "dimensions"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, but is {brief(getattr(self, name))}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from torch import Tensor
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, Preset, SupportSet
 from clipadapter.heads.cache import cache_keys, cache_logits, grid_values
-from clipadapter.heads.channel_selection import check_channels, select_channels
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.channel_selection import select_channels
+from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.heads.registry import register_head
 
 EPSILON = 1e-6
@@ -113,19 +113,12 @@ class Ape(Head):
     picture_features = ("keys_",)
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 1.0)
 
-    alpha: float = 1.0
-    beta: float = 5.5
-    gamma: float = 0.1
-    channels: float = 0.5
-    similarity_weight: float = 0.7
-    variance_weight: float = 0.3
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
-        check_channels(self.channels)
-        check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
+    alpha: Annotated[float, NOT_NEGATIVE] = 1.0
+    beta: Annotated[float, NOT_NEGATIVE] = 5.5
+    gamma: Annotated[float, NOT_NEGATIVE] = 0.1
+    channels: Annotated[float, Within(0, 1, closed="right")] = 0.5
+    similarity_weight: Annotated[float, NOT_NEGATIVE] = 0.7
+    variance_weight: Annotated[float, NOT_NEGATIVE] = 0.3
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

@@ -25,37 +25,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
-from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
+from clipadapter.errors import InputError
 from clipadapter.functional import unit
-from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.label_loss import class_counts
+from clipadapter.heads.base import SupportSet
+from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
+from clipadapter.heads.folds import hyperparameter_folds, some_rows
+from clipadapter.heads.label_loss import class_counts, class_mean
 from clipadapter.heads.losses import LabelLoss, Loss
 from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
 from clipadapter.heads.out_of_fold import join_folds
-from clipadapter.heads.parameters import check_not_negative, check_positive
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, RatioChoice, check_ratio, draw_folds, some_rows
-from clipadapter.heads.trained_head import TrainedHead, draw_linear
-from clipadapter.heads.training import ScheduleParameters, TrainConfig, coop_epochs, gather_views, train
+from clipadapter.heads.residual_ratio import (
+    CANDIDATE_RATIOS,
+    MAX_HELD_OUT_LOGITS,
+    choose_ratio,
+    expected_ratio,
+    held_out_loss_table,
+)
+from clipadapter.heads.trained_head import TrainedHead, draw_linear, minimise
+from clipadapter.heads.training import ScheduleParameters, TrainConfig, coop_epochs, gather_views
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
 
-RATIOS = {"visual": ("alpha",), "text": ("beta",), "both": ("alpha", "beta")}
-"""The ratios of each branch."""
 TRAINING_RATIO = 0.4
 """Ratio that "auto" trains with: the middle of the best range in the paper (0.2 to 0.6)."""
-COMMON: Preset = {"alpha": 0.2, "centre": False, "noise": 0, "temperature": 1, "batch_size": 32, "logit_adjustment": 0}
-"""What the paper and the released code have in common, and the default does not."""
-SGD: Preset = {"optimizer": "sgd", "weight_decay": 5e-4, "schedule": "cosine-epoch", "warmup_epochs": 1}
-OFFICIAL: Preset = {**COMMON, **SGD, "final_relu": True, "epochs": "coop"}
-PAPER: Preset = {**COMMON, "optimizer": "adam", "lr": 1e-5, "schedule": "constant", "epochs": 200}
+RATIOS = {"visual": "alpha", "text": "beta"}
+FOLDS, SUFFICIENT_SHOTS = 3, 256
+"""Folds that choose the ratio. None is fitted after so many held-out shots, which suffice."""
 
 
 class Layers(NamedTuple):
@@ -81,9 +83,8 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
 
     Args:
         branch: "visual", "text" or "both".
-        alpha: weight of the adapted picture feature, 0 (zero-shot) to 1. "auto" trains at 0.4 and takes the ratio from
-            0 to 1 that suits the shots: the one that zero-shot's likelihood on them suggests, corrected by the
-            likelihood of held-out shots, each at its best temperature.
+        alpha: weight of the adapted picture feature, 0 (zero-shot) to 1. "auto" trains at 0.4 and takes the ratio that
+            zero-shot's likelihood on the shots suggests, corrected by the likelihood of held-out shots.
         beta: the same for class text.
         reduction: bottleneck width is d divided by this.
         centre: subtract the mean of the shots' features before the adapter, each class weighing the same.
@@ -92,8 +93,8 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         final_relu: a second ReLU at the end of the adapter.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
             scripts take: 50 at one shot per class, 100 at two to five, 200 above.
-        steps: fewest optimizer steps if ``epochs`` is None. There are at least 20 epochs too, or fewer at a higher rate
-            where these cost more than 10^12 multiplications forwards, as 10,000 classes x 4 shots do.
+        steps: fewest optimizer steps if ``epochs`` is None; fewer than 20 epochs are made, at a higher rate, where 20
+            cost more than 10^12 multiplications forwards, as with 10,000 classes x 4 shots.
         seed: of initialisation, shuffling, noise and folds.
 
     >>> from clipadapter.heads import TextFeatures
@@ -107,30 +108,23 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
     warm_start_share = 0.75
     max_cost = 1_000_000_000_000
     temperature_prior = (2.5, 2.5, 2.5, 2.2, 1.8)
-    presets = {
-        name: {**PAPER, "alpha": ratio}
-        for name, ratio in (("imagenet", 0.2), ("caltech101", 0.2), ("dtd", 0.6), ("eurosat", 0.6))
-    }
-    preset_note = (
-        "`ClipAdapter.paper` with the ratio that was best in the paper's search, which names no validation set. The "
-        "ratios of ImageNet and DTD are in a table. Of Caltech-101 the text says about 0.2, of EuroSAT 0.6 to 0.8, of "
-        "which the lower end is taken."
-    )
+    recipes = {"official": OFFICIAL, "paper": PAPER}
+    presets, preset_note = PRESETS, PRESET_NOTE
 
-    branch: str = "visual"
-    alpha: float | str = "auto"
-    beta: float | str = "auto"
-    reduction: float = 4
+    branch: Annotated[str, OneOf("visual", "text", "both")] = "visual"
+    alpha: Annotated[float | str, Within(0, 1), OneOf("auto")] = "auto"
+    beta: Annotated[float | str, Within(0, 1), OneOf("auto")] = "auto"
+    reduction: Annotated[float, POSITIVE] = 4
     centre: bool = True
-    noise: float = 0.03
-    temperature: float = 2.0
+    noise: Annotated[float, NOT_NEGATIVE] = 0.03
+    temperature: Annotated[float, POSITIVE] = 2.0
     final_relu: bool = False
     optimizer: str = "adamw"
     lr: float = 2e-3
     weight_decay: float = 0.0
     batch_size: int = 256
     schedule: str = "cosine"
-    epochs: int | str | None = None
+    epochs: Annotated[int | str | None, NOT_NEGATIVE, OneOf("coop")] = None
     steps: int = 200
 
     def adapt(self, x: Tensor, layers: Layers) -> Tensor:
@@ -140,45 +134,47 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         return adapted.relu() if self.final_relu else adapted
 
     def blend(self, x: Tensor, layers: Layers | None, ratio: Tensor | float) -> Tensor:
-        """Equations 3 and 4 at unit length: rows (n, d) and their adapted form, which has the ratio as its weight."""
-        return x if layers is None else normalize(ratio * self.adapt(x, layers) + (1 - ratio) * x, dim=1)
+        """Equations 3 and 4 at unit length: rows (n, d) and their adapted form; x where the branch is off."""
+        return x if layers is None else normalize(ratio * self.adapt(x, layers) + (1 - ratio) * x)
 
-    def cosines(self, f: Tensor, text: Tensor, layers: Mapping[str, Any], alpha: float, beta: float) -> Tensor:
+    def cosines(self, f: Tensor, text: Tensor, layers: Mapping[str, Any], ratios: Mapping[str, Any]) -> Tensor:
         """(n, c) cosines of equation 5, of unit picture features (n, d) and unit class text (c, d)."""
-        weights = self.blend(text, layers.get("text"), beta)
-        return self.blend(f, layers.get("visual"), alpha) @ weights.T
+        weights = self.blend(text, layers.get("text"), ratios["text"])
+        return self.blend(f, layers.get("visual"), ratios["visual"]) @ weights.T
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
         self._choose_gce_q(shots)
+        self._own_out_of_fold = None
         rows = torch.arange(len(shots.views))
-        some = some_rows(rows, shots.n_classes, self.seed)
-        zero_shot = shots.scale * unit(shots.X[some]) @ shots.text.T
+        some = some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
+        zero_shot = shots.scale * unit(shots.X[some]) @ shots.class_text.T
         self.bias_ = None if shots.targets is None else sigmoid_bias(shots.take(some), zero_shot)
         warm_start = find_warm_start(self, shots, self.warm_start_share) if self.branch == "visual" else None
         # The ratios of an earlier fit, or of the fit to all shots of which this one leaves some out, are reused.
         known = self._full_fit if warm_start is None else warm_start.head
-        is_open = known is None and "auto" in [getattr(self, name) for name in RATIOS[self.branch]]
-        folds = ratio_folds(shots, self.seed) if is_open else []
+        ratios = self._ratios() if known is None else self._ratios(known.alpha_, known.beta_)
+        is_open = known is None and "auto" in [getattr(self, RATIOS[branch]) for branch in self._branches]
+        folds = hyperparameter_folds(shots, FOLDS, self.seed, SUFFICIENT_SHOTS) if is_open else []
         trained = self._train_on_each(shots, [rows, *(train_rows for train_rows, _ in folds)], warm_start)
-        (layers, self.loss_), *_ = trained
-        ratios, self._own_out_of_fold = self._ratios(), None
-        if known is not None:
-            ratios = self._ratios(known.alpha_, known.beta_)
-        elif is_open:
-            logits_at = [partial(self._logits_of_shots, shots, each) for each, _ in trained]
-            choice = RatioChoice(shots, add_bias(self, zero_shot), some, folds, logits_at[1:], self._log_prior)
-            ratios = self._ratios(choice.ratio())
-            self._own_out_of_fold = choice.out_of_fold(logits_at[0])
-        self._store(shots, layers, *ratios)
+        fits, (self.loss_, *_) = zip(*trained, strict=True)
+        if is_open:
+            expected = expected_ratio(add_bias(self, zero_shot), Loss.of_support_set(shots, some))
+            tables = [self._losses_by_ratio(shots, fits[i], held_out) for i, (_, held_out) in enumerate(folds, 1)]
+            ratios = self._ratios(choose_ratio(tables, expected))
+            # A fold has the ratio that the others choose: by its own shots, they would look better than new pictures.
+            others = [choose_ratio(tables[:i] + tables[i + 1 :], expected) for i in range(len(folds))]
+            by_fit = [ratios, *map(self._ratios, others)]
+            self._own_out_of_fold = join_folds(
+                shots, folds, lambda i, rows: self._logits_of_shots(shots, fits[i], by_fit[i], rows)
+            )
+        self._store(shots, fits[0], ratios)
 
     def _train(
-        self, shots: SupportSet, rows: Tensor, bar: Any, warm_start: WarmStart | None = None
+        self, shots: SupportSet, rows: Tensor, warm_start: WarmStart | None, config: TrainConfig, bar: Any
     ) -> tuple[dict[str, Layers], float]:
-        """The layers of the branches that are on, trained on some of the shots, and the loss of the last step."""
-        assert shots.text is not None
-        text, views = shots.text, unit(shots.views[rows])
-        generator = torch.Generator().manual_seed(self.seed)  # of W1, W2 and the noise; `train` has another one
+        """The layers of the branches, trained on some of the shots, and the loss of the last step."""
+        views, text = unit(shots.views[rows]), shots.class_text
+        generator = torch.Generator().manual_seed(self.seed)  # of the start and the noise; `train` has another one
         layers = self._start(shots, rows, generator, warm_start)
         loss_of = Loss.of_support_set(shots, rows, self._loss_with_chosen_q(class_counts(shots, rows)))
         scale = shots.scale / (self.temperature if shots.targets is None else 1.0)
@@ -187,64 +183,65 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
             f = gather_views(views, batch, view)
             if self.noise:
                 f = f + self.noise * torch.randn(f.shape, generator=generator, dtype=f.dtype)
-            return loss_of(add_bias(self, scale * self.cosines(f, text, layers, *self._ratios())), batch)
+            f = normalize(f) if self.branch == "text" else f  # else after the blend
+            return loss_of(add_bias(self, scale * self.cosines(f, text, layers, self._ratios())), batch)
 
-        parameters = [tensor.requires_grad_() for each in layers.values() for tensor in (each.down, each.up)]
-        config, row_cost = self._train_config(shots.labels[rows], text.shape), self._row_cost(*text.shape)
-        config = config if warm_start is None else warm_start.shorten(config, len(rows))
-        last_loss = train(parameters, loss, len(rows), views.shape[1], config, row_cost=row_cost, bar=bar)
-        for tensor in parameters:
-            tensor.requires_grad_(False)
-        return layers, last_loss
+        matrices, cost = [matrix for each in layers.values() for matrix in each[:2]], self._row_cost(*text.shape)
+        return layers, minimise(matrices, loss, len(rows), views.shape[1], config, row_cost=cost, bar=bar)
 
     def _start(
         self, shots: SupportSet, rows: Tensor, generator: torch.Generator, warm_start: WarmStart | None
     ) -> dict[str, Layers]:
-        """The layers before the first step: torch's default for linear layers, or between these and an earlier fit's."""
-        assert shots.text is not None
-        d, dtype = shots.text.shape[1], shots.text.dtype
-        h, layers = max(1, int(d / self.reduction)), {}
-        for branch in {"both": ("visual", "text")}.get(self.branch, (self.branch,)):
-            down = draw_linear(h, d, fan_in=d, generator=generator, dtype=dtype)
-            up = draw_linear(d, h, fan_in=h, generator=generator, dtype=dtype)
-            centre = class_mean(shots, rows) if branch == "visual" else shots.text.mean(dim=0)
+        """The layers before the first step: drawn, and in a warm start mixed with those of the earlier fit."""
+        d, layers = shots.class_text.shape[1], {}
+        h = max(1, int(d / self.reduction))
+        for branch in self._branches:
+            down, up = (draw_linear(*shape, generator, shots.class_text.dtype) for shape in ((h, d), (d, h)))
+            if warm_start is not None:
+                down, up = warm_start.shrink("down_", down), warm_start.shrink("up_", up)
+            centre = shots.class_text.mean(dim=0) if branch == "text" else class_mean(shots, rows)
             layers[branch] = Layers(down, up, centre if self.centre else torch.zeros_like(centre))
-        if warm_start is not None:
-            down, up, centre = layers["visual"]
-            layers["visual"] = Layers(warm_start.shrink("down_", down), warm_start.shrink("up_", up), centre)
         return layers
 
-    def _ratios(self, alpha: float = TRAINING_RATIO, beta: float | None = None) -> tuple[float, float]:
-        """Alpha and beta, with these numbers where they are "auto"; one number is for both."""
-        beta = alpha if beta is None else beta
-        return alpha if self.alpha == "auto" else float(self.alpha), beta if self.beta == "auto" else float(self.beta)
+    @property
+    def _branches(self) -> tuple[str, ...]:
+        return ("visual", "text") if self.branch == "both" else (self.branch,)
 
-    def _logits_of_shots(self, shots: SupportSet, layers: dict[str, Layers], ratio: float, rows: Tensor) -> Tensor:
-        assert shots.text is not None
-        cosines = self.cosines(unit(shots.X[rows]), shots.text, layers, *self._ratios(ratio))
-        return add_bias(self, shots.scale * cosines)
+    def _ratios(self, alpha: float = TRAINING_RATIO, beta: float | None = None) -> dict[str, float]:
+        """The ratio of each branch; one that is "auto" is alpha or beta, or alpha if beta is None."""
+        found = {"visual": (self.alpha, alpha), "text": (self.beta, alpha if beta is None else beta)}
+        return {branch: float(auto if own == "auto" else own) for branch, (own, auto) in found.items()}
 
-    def _store(self, shots: SupportSet, layers: dict[str, Layers], alpha: float, beta: float) -> None:
-        assert shots.text is not None
-        self.alpha_, self.beta_, self.scale_ = alpha, beta, shots.scale
-        self.weight_ = self.blend(shots.text, layers.get("text"), beta)
-        self.down_, self.up_, self.centre_ = layers.get("visual", (None, None, None))
+    def _logits_of_shots(self, shots: SupportSet, layers: Any, ratios: Mapping[str, float], rows: Tensor) -> Tensor:
+        return add_bias(self, shots.scale * self.cosines(unit(shots.X[rows]), shots.class_text, layers, ratios))
 
-    def _layers(self, dtype: torch.dtype) -> Layers | None:
-        """The fitted layers of picture features."""
-        tensors = (self.down_, self.up_, self.centre_)
-        return None if self.down_ is None else Layers(*(tensor.to(dtype) for tensor in tensors))
+    def _losses_by_ratio(self, shots: SupportSet, layers: Any, rows: Tensor) -> Tensor:
+        """(r, t) losses of shots that a fit did not see, at each candidate ratio and temperature."""
+        rows = some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
+        label_loss = LabelLoss(self._log_prior(class_counts(shots, rows)))
+        logits = [self._logits_of_shots(shots, layers, self._ratios(ratio), rows) for ratio in CANDIDATE_RATIOS]
+        return held_out_loss_table(logits, Loss.of_support_set(shots, rows, label_loss))
+
+    def _store(self, shots: SupportSet, layers: Mapping[str, Layers], ratios: Mapping[str, float]) -> None:
+        self.alpha_, self.beta_, self.scale_ = ratios["visual"], ratios["text"], shots.scale
+        self.weight_ = self.blend(shots.class_text, layers.get("text"), self.beta_)
+        visual: Any = layers.get("visual", (None, None, None))
+        self.down_, self.up_, self.centre_ = visual
+
+    def _adapter(self, dtype: torch.dtype) -> Layers | None:
+        """The learned layers of picture features, if there are any."""
+        learned: list[Any] = [getattr(self, f"{name}_", None) for name in Layers._fields]  # a saved model has no None
+        return None if learned[0] is None else Layers(*(tensor.to(dtype) for tensor in learned))
 
     def _logits(self, X: Tensor) -> Tensor:
-        features = self.blend(unit(X), self._layers(X.dtype), self.alpha_)
+        features = self.blend(unit(X), self._adapter(X.dtype), self.alpha_)
         return add_bias(self, self.scale_ * features @ self.weight_.T.to(X.dtype))
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
-        if self.branch != "visual":
+        x, adapter = unit(X), self._adapter(X.dtype)
+        if self.branch != "visual" or adapter is None:
             return None
-        # The part of equation 3 that does not come from the adapter.
-        x, layers = unit(X), self._layers(X.dtype)
-        length = (self.alpha_ * self.adapt(x, layers) + (1 - self.alpha_) * x).norm(dim=1, keepdim=True)
+        length = (self.alpha_ * self.adapt(x, adapter) + (1 - self.alpha_) * x).norm(dim=1, keepdim=True)
         return self.scale_ * (1 - self.alpha_) * x / length.clamp_min(1e-12) @ self.weight_.T.to(X.dtype)
 
     def _for_text(self, text: Tensor, scale: float) -> None:
@@ -252,10 +249,8 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
             raise InputError(f"the text branch knows only its own classes: branch is '{self.branch}', not 'visual'")
         self.weight_, self.scale_, self.bias_ = text, scale, mean_bias(self, len(text))
 
-    def _train_config(self, labels: Tensor, text_shape: tuple[int, ...] | None = None) -> TrainConfig:
-        epochs = coop_epochs(labels) if self.epochs == "coop" else self.epochs
-        return self._limit_cost(TrainConfig.from_estimator(self, epochs=epochs), len(labels), text_shape)
+    def _train_config(self, labels: Tensor) -> TrainConfig:
+        return TrainConfig.from_estimator(self, epochs=coop_epochs(labels) if self.epochs == "coop" else self.epochs)
 
     def _row_cost(self, c: int, d: int) -> int:
-        """Multiplications of the forward pass of one row: those of the adapters, and with c class weights."""
-        return (2 if self.branch == "both" else 1) * 2 * d * max(1, int(d / self.reduction)) + c * d
+        return len(self._branches) * 2 * d * max(1, int(d / self.reduction)) + c * d

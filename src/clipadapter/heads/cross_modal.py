@@ -11,11 +11,9 @@ With unequal shots the default adjusts logits in training (`heads.label_loss`), 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
@@ -60,6 +58,10 @@ class CrossModal(TrainedHead):
     warm_start_share = 0.65  # less than for other heads, since nothing else keeps the weights from growing
     class_rows = ("weight_",)
     temperature_prior = (1.0, 1.0, 0.9, 1.0, 1.3)
+    recipes = {
+        "official": {"lr": 1e-3, "weight_decay": 0.01, "steps": 12_800, "batch_size": 4, "logit_adjustment": 0.0}
+    }
+    """The authors' recipe at one point of their grid: 12,800 steps of 4 pictures and 4 rows of text."""
 
     text_share: float = 0.5
     wise: float = 0.0
@@ -69,16 +71,6 @@ class CrossModal(TrainedHead):
     warmup_steps: int = 50
     epochs: int | None = None
     steps: int = 300
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The authors' recipe at one point of their grid: 12,800 steps of 4 pictures and 4 rows of text.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        recipe = {"lr": 1e-3, "weight_decay": 0.01, "steps": 12_800, "batch_size": 4, "logit_adjustment": 0.0}
-        return cls(**{**recipe, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

@@ -29,13 +29,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
+from clipadapter.errors import InputError
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.estimator import check_is_fitted
@@ -53,7 +53,7 @@ from clipadapter.heads.incremental import (
     pack_lower_triangle,
     unpack_lower_triangle,
 )
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text import TextFeatures
 from clipadapter.heads.warm_start import remap_rows
@@ -88,6 +88,8 @@ class Gda(ExactIncrementalHead):
 
     temperature_prior = (2.7, 4.9, 4.0, 3.0, 2.4)
     picture_features = ("views_",)  # if `neighbours` is above 0
+    recipes = {"official": {"alpha": 1.0, "shrinkage": "published"}}
+    """The released estimator. Its authors search alpha over 0.0001, 0.001 ... 100; 1 is a value of that grid."""
 
     products_: Tensor = field(init=False)
     """Sum of x' x over the views x: the packed lower triangle (d (d + 1) / 2,), float64."""
@@ -101,18 +103,9 @@ class Gda(ExactIncrementalHead):
     """(c, d) of the sum of zero-shot and Gaussian logits."""
 
     alpha: float = 0.06
-    shrinkage: str = "pooled"
-    neighbours: int = 0
+    shrinkage: Annotated[str, OneOf(*SHRINKAGES)] = "pooled"
+    neighbours: Annotated[int, NOT_NEGATIVE] = 0
     stream: bool = False
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The released estimator. Its authors search alpha over 0.0001, 0.001 ... 100; 1 is a value of that grid.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"alpha": 1.0, "shrinkage": "published", **changes})
 
     @classmethod
     def base_to_new(cls, **changes: Any) -> Self:
@@ -140,13 +133,6 @@ class Gda(ExactIncrementalHead):
                 "this Gda does not keep the sums that an update needs: set stream=True, with a shrinkage other than "
                 "'base-to-new', and fit it again"
             )
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(neighbours=self.neighbours)
-        if self.shrinkage not in SHRINKAGES:
-            raise InputError(f"shrinkage must be one of {', '.join(SHRINKAGES)}, but is {brief(self.shrinkage)}")
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
         if self.shrinkage == "base-to-new":

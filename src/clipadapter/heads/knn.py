@@ -9,13 +9,14 @@ later work on frozen features adopted from the first paper.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.parameters import POSITIVE, Within
 from clipadapter.heads.registry import register_head
 
 MIN_PROBABILITY = 1e-6
@@ -46,9 +47,9 @@ class Knn(Head):
     picture_features = ("keys_",)
     temperature_prior = (0.41, 0.41, 0.41, 0.41, 0.41)
 
-    k: int = 20
-    temperature: float = 0.07
-    mix: float = 0.5
+    k: Annotated[int, POSITIVE] = 20
+    temperature: Annotated[float, POSITIVE] = 0.07
+    mix: Annotated[float, Within(0, 1)] = 0.5
 
     def _fit(self, shots: SupportSet) -> None:
         self.keys_, self.labels_, self.n_classes_ = _keys(shots), shots.labels, shots.n_classes
@@ -85,15 +86,6 @@ class Knn(Head):
             zero_shot = cosine_logits(X, text.to(X.dtype), scale).softmax(dim=1)
             shares = (1 - self.mix) * shares + self.mix * zero_shot
         return shares.clamp_min(MIN_PROBABILITY).log()
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        for name in ("k", "temperature"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, but is {getattr(self, name)}")
-        if not 0 <= self.mix <= 1:
-            raise InputError(f"mix must be 0 to 1, but is {brief(self.mix)}")
 
 
 def _keys(shots: SupportSet) -> Tensor:

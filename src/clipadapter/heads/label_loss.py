@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError, brief
+from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import hyperparameter_folds
@@ -154,3 +155,12 @@ def class_counts(shots: SupportSet, rows: Tensor | None = None) -> Tensor:
     labels = shots.labels if rows is None else shots.labels[rows]
     counts = torch.bincount(labels[labels >= 0], minlength=shots.n_classes)
     return counts.to(shots.views.dtype)
+
+
+def class_mean(shots: SupportSet, rows: Tensor) -> Tensor:
+    """(d,) mean of some shots' unit features, in which each class weighs the same; multi-label, each shot."""
+    x = unit(shots.X[rows])
+    if shots.targets is not None:
+        return x.mean(dim=0)
+    weights = 1 / class_counts(shots, rows)[shots.labels[rows]]
+    return weights @ x / weights.sum()

@@ -65,32 +65,28 @@ class Loss:
     Args:
         labels: (n,) class positions; not used with multi-label targets.
         targets: (n, c) ones and zeros of multi-label pictures, else None.
-        bias: (c,) added to the logits of multi-label pictures, else None.
         label_loss: of labels; not used with multi-label targets.
     """
 
     labels: Tensor
     targets: Tensor | None = None
-    bias: Tensor | None = None
     label_loss: LabelLoss = CROSS_ENTROPY
 
     @classmethod
-    def of_support_set(
-        cls, shots: SupportSet, rows: Tensor, bias: Tensor | None, label_loss: LabelLoss = CROSS_ENTROPY
-    ) -> Loss:
+    def of_support_set(cls, shots: SupportSet, rows: Tensor, label_loss: LabelLoss = CROSS_ENTROPY) -> Loss:
         """The loss of some of the shots."""
-        return cls(shots.labels[rows], None if shots.targets is None else shots.targets[rows], bias, label_loss)
+        return cls(shots.labels[rows], None if shots.targets is None else shots.targets[rows], label_loss)
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of a batch with logits (b, c), whose labels have the row numbers (b,)."""
         if self.targets is None:
             return self.label_loss(logits, self.labels[rows])
-        return binary_losses(drop_tiny_gradients(self._with_bias(logits)), self.targets[rows]).mean()
+        return binary_losses(drop_tiny_gradients(logits), self.targets[rows]).mean()
 
     def sums_at_temperatures(
         self, logits: Tensor, rows: Tensor, temperatures: Tensor, wrong_label_share: float
     ) -> Tensor:
-        """(t,) summed loss of rows with scaled cosines (b, c), divided by each of the temperatures (t,).
+        """(t,) summed loss of rows with logits (b, c), divided by each of the temperatures (t,).
 
         A share of the labels may be wrong, each other label being as likely, so that one wrong label can't outweigh the
         rest. Multi-label targets are taken as they are.
@@ -101,7 +97,6 @@ class Loss:
         tensor([5.9900])
         """
         if self.targets is not None:
-            logits = self._with_bias(logits)
             return torch.stack([binary_losses(logits / t, self.targets[rows]).sum() for t in temperatures])
         right = probabilities_at_temperatures(logits, self.labels[rows], temperatures, self.label_loss.offset)
         return -((1 - wrong_label_share) * right + wrong_label_share / logits.shape[1]).log().sum(dim=1)
@@ -113,9 +108,6 @@ class Loss:
         targets = self.targets[rows]
         share = targets.mean(dim=0)
         return float(-(torch.xlogy(targets, share) + torch.xlogy(1 - targets, 1 - share)).sum())
-
-    def _with_bias(self, logits: Tensor) -> Tensor:
-        return logits if self.bias is None else logits + self.bias
 
 
 def probabilities_at_temperatures(

@@ -6,18 +6,19 @@ that makes them, by the first of several strategies that applies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from clipadapter.blocks import Blocks, as_blocks
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.folds import iterative_stratification, stratified_folds
+from clipadapter.heads.folds import iterative_stratification, some_rows, stratified_folds
 from clipadapter.heads.support import (
     Array,
     SupportSet,
@@ -155,6 +156,33 @@ def out_of_fold(
     return None
 
 
+def join_folds(
+    shots: SupportSet, folds: Sequence[tuple[Tensor, Tensor]], logits: Callable[[int, Tensor], Tensor]
+) -> OutOfFold | None:
+    """The out-of-fold logits of a head that trains on folds itself, such as to choose a parameter.
+
+    Args:
+        shots: of the fit.
+        folds: training rows and held-out rows.
+        logits: (r, c) of rows (r,) of the shots by a fit: number 0 to all shots, 1 without the first fold and so on.
+
+    Returns:
+        With the strategy "own"; None if there are no folds.
+    """
+    if not folds:
+        return None
+    n = MAX_HELD_OUT_LOGITS // (shots.n_classes * len(folds))
+    every = [torch.arange(len(shots.views)), *(train for train, _ in folds)]
+    spreads = [float(logits(i, some_rows(rows, n, 0)).std(dim=1).mean()) for i, rows in enumerate(every)]
+    ratio = _logit_scale_ratio(spreads[0], spreads[1:])
+    rows = [some_rows(held_out, n, 0) for _, held_out in folds]
+    joined = ratio * torch.cat([logits(i, part) for i, part in enumerate(rows, 1)])
+    truth = (shots.labels if shots.targets is None else shots.targets).numpy()
+    seen = float(np.mean([mean_shots_per_class(truth[train.numpy()]) for train, _ in folds]))
+    held_out = torch.cat(rows).numpy()
+    return OutOfFold(joined.numpy(), truth[held_out], held_out, "own", seen, ratio)
+
+
 def mean_shots_per_class(y: ArrayLike) -> float:
     """Mean number of shots of the classes that have one, from labels (n,) or multi-label targets (n, c).
 
@@ -223,7 +251,8 @@ def _from_folds(
     for train, held_out in splits:
         reuse_chosen = is_fitted and not keep_heads
         fold_head = head.refit_without(views, y, held_out, text, reuse_chosen=reuse_chosen, blocks=blocks)
-        predicted.append(_some_rows(held_out, len(fold_head.classes_) * len(splits), seed))
+        n = MAX_HELD_OUT_LOGITS // (len(fold_head.classes_) * len(splits))
+        predicted.append(some_rows(torch.from_numpy(held_out), n, seed).numpy())
         logits.append(fold_head.logits(views[predicted[-1], 0]))
         if is_fitted:
             scales.append(_logit_scale(fold_head, views[train, 0]))
@@ -232,8 +261,7 @@ def _from_folds(
             heads.append(fold_head)
     ratio = 1.0
     if is_fitted:
-        ratio = _logit_scale(head, views[:, 0]) / max(float(np.mean(scales)), 1e-12)
-        ratio = float(np.clip(ratio, 1 / MAX_LOGIT_SCALE_RATIO, MAX_LOGIT_SCALE_RATIO))
+        ratio = _logit_scale_ratio(_logit_scale(head, views[:, 0]), scales)
     rows = np.concatenate(predicted)
     fold_of_row = np.repeat(np.arange(len(splits)), [len(each) for each in predicted]) if keep_heads else None
     shots_per_class = float(np.mean([mean_shots_per_class(y[train]) for train, _ in splits]))
@@ -250,13 +278,13 @@ def _from_last_view(
     return OutOfFold(logits, truth, np.arange(len(views)), "views", mean_shots_per_class(y))
 
 
-def _some_rows(rows: Array, numbers_per_row: int, seed: int) -> Array:
-    """As many of the rows, drawn by seed and in order, as have `MAX_HELD_OUT_LOGITS`; all if they have no more."""
-    n = max(1, MAX_HELD_OUT_LOGITS // numbers_per_row)
-    return rows if len(rows) <= n else rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])]
+def _logit_scale_ratio(of_all: float, of_folds: Sequence[float]) -> float:
+    """How much larger the logits of the fit to all shots are than those of the folds, from the spreads of both."""
+    ratio = of_all / max(float(np.mean(of_folds)), 1e-12)
+    return float(np.clip(ratio, 1 / MAX_LOGIT_SCALE_RATIO, MAX_LOGIT_SCALE_RATIO))
 
 
 def _logit_scale(head: Head, X: Array) -> float:
     """Mean standard deviation over the classes of the logits of a fit's own shots, or of some of them."""
-    X = _some_rows(X, len(head.classes_), seed=0)
+    X = X[some_rows(torch.arange(len(X)), MAX_HELD_OUT_LOGITS // len(head.classes_), 0).numpy()]
     return float(head.logits(X).std(axis=1).mean())

@@ -18,18 +18,16 @@ Differs from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.cache import affinity_
-from clipadapter.heads.parameters import check_not_negative, check_positive
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
 from clipadapter.heads.registry import register_head
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -79,24 +77,17 @@ class Proker(Head):
     needs_text = True
     picture_features = ("support_",)
     temperature_prior = (1.0, 1.1, 1.2, 1.3, 1.8)
+    recipes = {"official": {"height": None, "text_scale": 1.0}}
+    """The released recipe: phi itself, not scaled."""
 
-    beta: float | None = None
-    lam: float | None = None
+    beta: Annotated[float | None, NOT_NEGATIVE] = None
+    lam: Annotated[float | None, POSITIVE] = None
     height: float | None = 10.0
     text_scale: float | None = None
-    text_ridge: float | None = None
-    views: str = "all"
-    landmarks: int = 2048
+    text_ridge: Annotated[float | None, POSITIVE] = None
+    views: Annotated[str, OneOf(*VIEWS)] = "all"
+    landmarks: Annotated[int, POSITIVE] = 2048
     seed: int = 0
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The released recipe: phi itself, not scaled.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"height": None, "text_scale": 1.0, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
         rows, labels, text = self._rows(shots)
@@ -137,15 +128,6 @@ class Proker(Head):
         correction = torch.einsum("iw,iwc->ic", kernel_inverse, torch.linalg.solve(block, own))
         regressed = self._height(lam, shots) * self._project(kernel @ dual - correction, text)
         return (self._scale(shots) * plain @ text.T + regressed).to(shots.X.dtype)
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.views not in VIEWS:
-            raise InputError(f"views must be one of {', '.join(VIEWS)}, but is {brief(self.views)}")
-        check_positive(lam=self.lam, landmarks=self.landmarks, text_ridge=self.text_ridge)
-        if self.beta is not None:
-            check_not_negative(beta=self.beta)
 
     def _rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, Tensor]:
         """Unit rows to fit to, with the views of a shot next to each other, their labels, and text in float64."""

@@ -9,14 +9,15 @@ classes' prototypes. Its logit is then that of an average class, and its text de
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import ExactIncrementalHead
+from clipadapter.heads.parameters import Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
 
@@ -44,7 +45,7 @@ class Prototype(ExactIncrementalHead):
     weight_: Tensor = field(init=False)
     """(c, d) weighted sum of class text and prototypes."""
 
-    mix: float = 0.5
+    mix: Annotated[float, Within(0, 1)] = 0.5
 
     def _init_sums(self, shots: SupportSet) -> None:
         self._text_weight(shots.text)
@@ -100,12 +101,6 @@ class Prototype(ExactIncrementalHead):
             logits[:, ~present] += ABSENT_LOGIT
             logits[at, labels] += torch.where(remaining > 0, 0.0, ABSENT_LOGIT)
         return logits
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if not 0 <= self.mix <= 1:
-            raise InputError(f"mix must be 0 to 1, but is {brief(self.mix)}")
 
     def _text_weight(self, text: Tensor | None) -> float:
         return 0.0 if text is None else self.mix

@@ -20,17 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import balancing_bias, estimate_frequencies
 from clipadapter.heads.folds import most_labels_repeat
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
 from clipadapter.heads.ss_text import SsText
@@ -72,21 +72,14 @@ class SsTextU(Head):
     needs_text = True
     transductive = True
     temperature_prior = (1.9, 1.3, 1.0, 0.9, 0.9)
+    recipes = {"official": {"marginal": "shots", "start": "text"}}
+    """The method of the released code."""
 
     marginal: str | Sequence[float] = "estimated"
-    start: str = "shots"
-    updates: int = 3
-    rounds: int = 10
-    support_weight: float = 0.5
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The method of the released code.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"marginal": "shots", "start": "text", **changes})
+    start: Annotated[str, OneOf(*STARTS)] = "shots"
+    updates: Annotated[int, NOT_NEGATIVE] = 3
+    rounds: Annotated[int, NOT_NEGATIVE] = 10
+    support_weight: Annotated[float, NOT_NEGATIVE] = 0.5
 
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""

@@ -25,15 +25,13 @@ Ours are, by default:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
-from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import estimate_frequencies
@@ -44,15 +42,11 @@ from clipadapter.heads.neighbour_graph import (
     nearest_neighbours,
     neighbour_assignments,
 )
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import held_out_bias, held_out_calibration, supervised_vectors
 
 ANCHORS = ("shots", "text")
-LOWEST_VALUES = {
-    **dict.fromkeys(("support_weight", "alpha", "likelihood", "smoothness", "updates", "batch_size"), 0),
-    **dict.fromkeys(("neighbours", "inner"), 1),
-}
-"""Lowest value that a parameter may have."""
 EQUAL_FREQUENCY_SHOTS = 4.0
 """Weight of equal class frequencies beside the estimated ones, in shots per class."""
 MIN_VARIANCE_RATIO = 1e-4
@@ -144,29 +138,29 @@ class StatA(Head):
     transductive = True
     picture_features = ("rows_",)
     temperature_prior = (2.4, 1.5, 1.3, 1.1, 1.1)
+    recipes = {
+        "official": {
+            "anchors": "text",
+            "support_weight": 0.0,
+            "frequencies": False,
+            "shared_variance": False,
+            "likelihood": 0.02,
+        }
+    }
+    """The paper's method, which uses no shots."""
 
-    anchors: str = "shots"
-    support_weight: float = 1.0
+    anchors: Annotated[str, OneOf(*ANCHORS)] = "shots"
+    support_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     frequencies: bool = True
     shared_variance: bool = True
-    alpha: float = 1.0
+    alpha: Annotated[float, NOT_NEGATIVE] = 1.0
     soft: bool = False
-    likelihood: float = 0.002
-    smoothness: float = 1.0
-    neighbours: int = 3
-    updates: int = 10
-    inner: int = 5
-    batch_size: int = 0
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The paper's method, which uses no shots.
-
-        Args:
-            changes: parameters to override.
-        """
-        paper = {"anchors": "text", "support_weight": 0.0, "frequencies": False, "shared_variance": False}
-        return cls(**{**paper, "likelihood": 0.02, **changes})
+    likelihood: Annotated[float, NOT_NEGATIVE] = 0.002
+    smoothness: Annotated[float, NOT_NEGATIVE] = 1.0
+    neighbours: Annotated[int, at_least(1)] = 3
+    updates: Annotated[int, NOT_NEGATIVE] = 10
+    inner: Annotated[int, at_least(1)] = 5
+    batch_size: Annotated[int, NOT_NEGATIVE] = 0
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
@@ -256,16 +250,6 @@ class StatA(Head):
         if self.shared_variance:
             variances = ((variances * total).sum(dim=0) / total.sum()).expand_as(variances)
         return Mixture(means, variances.clamp_min(MIN_VARIANCE_RATIO / batch.shape[1]))
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.anchors not in ANCHORS:
-            raise InputError(f"anchors must be one of {', '.join(ANCHORS)}, but is {brief(self.anchors)}")
-        for name, lowest in LOWEST_VALUES.items():
-            value = getattr(self, name)
-            if not value >= lowest:
-                raise InputError(f"{name} must be {lowest} or more, but is {brief(value)}")
 
 
 def initial_variance(batch: Tensor, assigned: Tensor, anchors: Tensor) -> Tensor:

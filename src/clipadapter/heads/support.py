@@ -72,6 +72,12 @@ class SupportSet:
             object.__setattr__(self, "blocks", (Block(FINAL, self.views.shape[2]),))
 
     @property
+    def class_text(self) -> Tensor:
+        """``text`` (c, d), for heads that ``needs_text``: they get shots with text only."""
+        assert self.text is not None
+        return self.text
+
+    @property
     def X(self) -> Tensor:
         """(n, d) raw features of the plain pictures."""
         return self.views[:, 0]

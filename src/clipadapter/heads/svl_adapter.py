@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.parameters import check_at_least
+from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead, draw_linear
 
@@ -85,34 +83,26 @@ class SvlAdapter(TrainedHead):
 
     needs_text = True
     supports_warm_start = True
-    training = MappingProxyType({"optimizer": "adam", "schedule": "constant"})
+    training = {"optimizer": "adam", "schedule": "constant"}
     warm_start_share = 0.75
     class_rows = ("up_", "up_bias_")
     reads = "second-encoder"
+    recipes = {"official": {"input_norm": False, "drop_last": False, "logit_adjustment": 0.0}}
+    """The recipe of the authors' released code: raw features of the second encoder, incomplete batches too. Blend was
+    the first of the best of 0, 0.05 ... 1 on up to four validation shots per class, or `star_blend`."""
 
     blend: float | str = "auto"
-    hidden: int = 256
+    hidden: Annotated[int, at_least(1)] = 256
     input_norm: bool = True
     epochs: int = 50
     batch_size: int = 32
     drop_last: bool = True
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The recipe of the authors' released code: raw features of the second encoder, incomplete batches too.
-
-        Args:
-            changes: parameters to set otherwise. Blend was the first of the best of 0, 0.05 ... 1 on up to four
-                validation shots per class, or `star_blend`.
-        """
-        return cls(**{"input_norm": False, "drop_last": False, "logit_adjustment": 0.0, **changes})
 
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""
         super().check_parameters()
         if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):
             raise InputError(f"blend must be 0 to 1 or 'auto', but is {brief(self.blend)}")
-        check_at_least(1, hidden=self.hidden)
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -121,12 +111,11 @@ class SvlAdapter(TrainedHead):
         self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)
         self.present_ = shots.counts > 0  # (c,)
         inputs, generator = self._second(shots.views), torch.Generator().manual_seed(self.seed)  # (n, v, k)
-        k, h, c, dtype = inputs.shape[2], self.hidden, shots.n_classes, inputs.dtype
-        shapes = {"down_": (h, k), "down_bias_": (h,), "up_": (c, h), "up_bias_": (c,)}
-        start = {
-            name: draw_linear(*shape, fan_in=k if name.startswith("down") else h, generator=generator, dtype=dtype)
-            for name, shape in shapes.items()
-        }
+        dtype, (h, k) = inputs.dtype, (self.hidden, inputs.shape[2])
+        start = {}
+        for name, rows, columns in (("down", h, k), ("up", shots.n_classes, h)):
+            start[f"{name}_"] = draw_linear(rows, columns, generator, dtype)
+            start[f"{name}_bias_"] = (2 * torch.rand(rows, generator=generator, dtype=dtype) - 1) / math.sqrt(columns)
         row_cost = sum(tensor.numel() for tensor in start.values())
         self._learn(shots, inputs, start, lambda x: _network(x, *start.values()), row_cost=row_cost)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ from clipadapter.heads.cache import (
     multilabel_cache_logits,
 )
 from clipadapter.heads.multilabel import add_bias, fit_bias
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 
 SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -111,13 +111,8 @@ class TipAdapter(Head):
     picture_features = ("keys_",)
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 0.9)
 
-    alpha: float = 1.0
-    beta: float = 5.5
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(alpha=self.alpha, beta=self.beta)
+    alpha: Annotated[float, NOT_NEGATIVE] = 1.0
+    beta: Annotated[float, NOT_NEGATIVE] = 5.5
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

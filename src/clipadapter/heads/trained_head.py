@@ -6,8 +6,10 @@ stands around it: the view of each shot in a step, the schedule, the loss of lab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -16,8 +18,16 @@ from torch import Tensor
 
 from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.support import SupportSet
-from clipadapter.heads.training import TrainConfig, TrainingParameters, gather_views, train
-from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.heads.training import (
+    LossFunction,
+    TrainConfig,
+    TrainingParameters,
+    gather_views,
+    train,
+    training_bar,
+)
+from clipadapter.heads.warm_start import WarmStart, find_warm_start
+from clipadapter.parallel import parallel_map
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -33,13 +43,33 @@ class TrainedHead(LabelLossHead, TrainingParameters):
     class_rows: ClassVar[tuple[str, ...]] = ()
     """Learned tensors with one row per class, which a warm start puts in the order of its own classes."""
 
+    max_cost: ClassVar[float] = math.inf
+    """Multiplications of the forward passes of a training if ``epochs`` is None; with more, it has fewer epochs at a
+    higher rate (`TrainConfig.with_max_epochs`)."""
+
     def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int | None:
         """See `Head.planned_epochs`."""
-        return self._train_config(labels).count_epochs(len(labels))
+        return self._limited_config(labels, text_shape).count_epochs(len(labels))
 
     def _train_config(self, labels: Tensor) -> TrainConfig:
         """How shots with these class positions (n,) are trained on."""
         return TrainConfig.from_estimator(self, **self.training)
+
+    def _row_cost(self, c: int, d: int) -> int:
+        """Multiplications of a forward pass of one row, with c class weights of width d."""
+        return c * d
+
+    def _limited_config(self, labels: Tensor, text_shape: tuple[int, int] | None) -> TrainConfig:
+        config, n = self._train_config(labels), len(labels)
+        if text_shape is None or config.epochs is not None or self.max_cost == math.inf:
+            return config
+        return config.with_max_epochs(n, int(self.max_cost // (n * self._row_cost(*text_shape))))
+
+    def _config_of(self, shots: SupportSet, rows: Tensor, warm_start: WarmStart | None) -> TrainConfig:
+        """How some of the shots are trained on."""
+        c, d = shots.class_text.shape
+        config = self._limited_config(shots.labels[rows], (c, d))
+        return config if warm_start is None else warm_start.shorten(config, len(rows), self.warm_start_rate)
 
     def _learn(
         self,
@@ -66,30 +96,61 @@ class TrainedHead(LabelLossHead, TrainingParameters):
             row_cost: multiplications of `logits` for one row.
             can_continue: whether a fit can start where another one ended.
         """
-        label_loss, config = self._label_loss(shots), self._train_config(shots.labels)
-        n, n_views = inputs.shape[:2]
+        label_loss = self._label_loss(shots)
         warm_start = None
         if self.supports_warm_start and can_continue:
             warm_start = find_warm_start(self, shots, self.warm_start_share, **start)
-        if warm_start is not None:
-            config = warm_start.shorten(config, n, self.warm_start_rate)
-            for name, tensor in start.items():
-                shrink = warm_start.shrink_rows if name in self.class_rows else warm_start.shrink
-                tensor.copy_(shrink(name, tensor))
+        for name, tensor in start.items() if warm_start is not None else ():
+            assert warm_start is not None
+            tensor.copy_((warm_start.shrink_rows if name in self.class_rows else warm_start.shrink)(name, tensor))
 
         def loss(rows: Tensor, views: Tensor) -> Tensor:
             value = label_weight * label_loss(logits(gather_views(inputs, rows, views)), shots.labels[rows])
             return value if penalty is None else value + penalty()
 
-        parameters = [tensor.requires_grad_() for tensor in start.values()]
-        self.loss_ = train(parameters, loss, n, n_views, config, row_cost=row_cost)
-        for name, tensor in start.items():
-            setattr(self, name, tensor.requires_grad_(False))
+        n, n_views = inputs.shape[:2]
+        config = self._config_of(shots, torch.arange(n), warm_start)
+        self.loss_ = minimise([*start.values()], loss, n, n_views, config, row_cost=row_cost)
+        vars(self).update(start)
+
+    def _train_on_each(self, shots: SupportSet, parts: Sequence[Tensor], warm_start: WarmStart | None) -> list[Any]:
+        """`_train` of each of some sets of shots, in parallel under one progress bar.
+
+        Args:
+            shots: of the fit.
+            parts: (n_i,) row numbers of each set; the first is that of the fit itself, the others are of folds.
+            warm_start: of the first.
+        """
+        starts = [warm_start, *[None] * (len(parts) - 1)]
+        configs = [self._config_of(shots, rows, start) for rows, start in zip(parts, starts, strict=True)]
+        steps = sum(config.count_steps(len(rows)) for config, rows in zip(configs, parts, strict=True))
+        work = min(configs[0].batch_size, len(parts[0])) * self._row_cost(*shots.class_text.shape)
+        with training_bar(steps, shown=configs[0].progress) as bar:
+            fits = zip(parts, starts, configs, strict=True)
+            return parallel_map([partial(self._train, shots, *fit, bar) for fit in fits], work=work)
+
+    def _train(
+        self, shots: SupportSet, rows: Tensor, warm_start: WarmStart | None, config: TrainConfig, bar: Any
+    ) -> Any:
+        """What `_train_on_each` trains; for heads that train on folds."""
+        raise NotImplementedError
 
 
-def draw_linear(*shape: int, fan_in: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """The start of a linear layer: uniform in plus or minus 1 / sqrt(fan in), torch's default.
+def minimise(
+    tensors: Sequence[Tensor], loss: LossFunction, n: int, n_views: int, config: TrainConfig, **options: Any
+) -> float:
+    """`train`, for tensors that require no gradient before and after."""
+    for tensor in tensors:
+        tensor.requires_grad_()
+    last_loss = train(tensors, loss, n, n_views, config, **options)
+    for tensor in tensors:
+        tensor.requires_grad_(False)
+    return last_loss
+
+
+def draw_linear(rows: int, columns: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """The start of the weights of a linear layer: uniform in plus or minus 1 / sqrt(columns), torch's default.
 
     ``nn.Linear`` draws from torch's global generator.
     """
-    return (torch.rand(*shape, generator=generator, dtype=dtype) * 2 - 1) / fan_in**0.5
+    return (torch.rand(rows, columns, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(columns)

@@ -120,14 +120,17 @@ class TrainConfig:
         factor = 1.0 if self.optimizer == "sgd" else min(epochs / fewer, MAX_RATE_FACTOR)
         return replace(self, epochs=fewer, lr=self.lr * factor)
 
+    def count_steps(self, n: int) -> int:
+        """Optimizer steps of a training on n rows."""
+        return self.count_epochs(n) * self.steps_per_epoch(n)
+
     def describe(self, n: int) -> str:
         """What a training on n pictures does, in words.
 
         >>> TrainConfig(optimizer="adamw", lr=0.1, steps=2880, batch_size=32).describe(64)
         '2,880 steps of 32 pictures'
         """
-        steps = self.count_epochs(n) * self.steps_per_epoch(n)
-        return f"{format_count(steps, 'step')} of {format_count(min(self.batch_size, n), 'picture')}"
+        return f"{format_count(self.count_steps(n), 'step')} of {format_count(min(self.batch_size, n), 'picture')}"
 
     def learning_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Learning rate of one step, counted from 0."""
@@ -260,6 +263,7 @@ def train(
     early_stopping: EarlyStopping | None = None,
     epoch_weights: Sequence[float] = (),
     checkpoint: CheckpointStore | None = None,
+    bar: Any = None,
 ) -> float:
     """Change parameters in place so that a loss over rows falls.
 
@@ -279,6 +283,7 @@ def train(
         epoch_weights: a weight for each epoch. The parameters become the weighted sum of what they are after each
             epoch. Empty to keep those of the last epoch.
         checkpoint: keeps the state of the training until it is done.
+        bar: a `training_bar` that several trainings share; None for one of its own.
 
     Returns:
         The loss of the last step.
@@ -292,15 +297,8 @@ def train(
     state = _TrainingState(parameters, config.make_optimizer(parameters), generator, n, epoch_weights)
     start = state.resume(checkpoint)
     steps = epochs * steps_per_epoch
-    bar = progress_bar(
-        total=steps,
-        initial=start,
-        desc="training",
-        unit="step",
-        shown=config.progress,
-        leave=False,
-        delay=BRIEF_SECONDS,
-    )
+    own_bar = training_bar(steps, shown=config.progress and bar is None, initial=start)
+    bar = own_bar if bar is None else bar
     # Only the tuners, whose training may take hours, keep checkpoints; many fits of other heads make one model.
     estimate = DurationEstimate(steps - start if checkpoint is not None else 0, start)
     work = limit_threads(min(config.batch_size, n) * row_cost + step_cost)
@@ -309,7 +307,7 @@ def train(
     reads_each_step = device == "cpu" or config.progress or checkpoint is not None
     rates = [config.learning_rate(step, steps_per_epoch, epochs) for step in range(steps)]
     batches = _Batches(config, n, n_views, state)
-    with bar, work, full_float32(device):
+    with own_bar, work, full_float32(device):
         for step in range(start, steps):
             epoch, i = divmod(step, steps_per_epoch)
             if i == 0 and early_stopping is not None and state.epochs_since_best >= early_stopping.patience:
@@ -337,6 +335,12 @@ def train(
         )
     state.choose_parameters()
     return state.loss
+
+
+def training_bar(steps: int, *, shown: bool, initial: int = 0) -> Any:
+    """A progress bar of so many steps on stderr."""
+    options: Any = {"desc": "training", "unit": "step", "leave": False, "delay": BRIEF_SECONDS}
+    return progress_bar(total=steps, initial=initial, shown=shown, **options)
 
 
 class _TrainingState:

@@ -10,12 +10,11 @@ are ours too.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
-from typing_extensions import Self
 
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
@@ -27,7 +26,7 @@ from clipadapter.heads.neighbour_graph import (
     nearest_neighbours,
     neighbour_assignments,
 )
-from clipadapter.heads.parameters import check_at_least, check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import estimate_pool_frequencies
 
@@ -74,30 +73,17 @@ class TransClip(Head):
     needs_text = True
     transductive = True
     picture_features = ("rows_",)
+    recipes = {"official": {"prior": 1.0, "support_weight": 0.0}}
+    """The zero-shot mode of the released code: the shots are not used."""
 
     prior: float = 0.5
-    support_weight: float = 1.0
+    support_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     likelihood: float = 0.02
     smoothness: float = 1.0
-    neighbours: int = 3
-    confident: int = 8
-    updates: int = 10
-    inner: int = 5
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The zero-shot mode of the released code: the shots are not used.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"prior": 1.0, "support_weight": 0.0, **changes})
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(support_weight=self.support_weight, updates=self.updates, inner=self.inner)
-        check_at_least(1, neighbours=self.neighbours, confident=self.confident)
+    neighbours: Annotated[int, at_least(1)] = 3
+    confident: Annotated[int, at_least(1)] = 8
+    updates: Annotated[int, NOT_NEGATIVE] = 10
+    inner: Annotated[int, NOT_NEGATIVE] = 5
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None

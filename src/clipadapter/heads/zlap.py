@@ -11,20 +11,19 @@ graph has weight 0, where that code gives it a negative weight.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import block_array, csr_array, diags_array
 from torch import Tensor
-from typing_extensions import Self
 
-from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import warn_if_few_classes
 from clipadapter.heads.neighbour_graph import adjacency, are_all_found, find_same_image, nearest_neighbours
+from clipadapter.heads.parameters import NOT_NEGATIVE, Within, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import estimate_pool_frequencies
 
@@ -73,28 +72,15 @@ class Zlap(Head):
     needs_text = True
     transductive = True
     picture_features = ("rows_",)
+    recipes = {"official": {"support_weight": 0.0}}
+    """The method of the released code: the shots are not used."""
 
-    neighbours: int = 5
+    neighbours: Annotated[int, at_least(2)] = 5
     power: float = 5.0
-    alpha: float = 0.3
-    support_weight: float = 10.0
+    alpha: Annotated[float, Within(0, 1, closed="left")] = 0.3
+    support_weight: Annotated[float, NOT_NEGATIVE] = 10.0
     tolerance: float = 1e-6
     stretch: bool = False
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The method of the released code: the shots are not used.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"support_weight": 0.0, **changes})
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if not 0 <= self.alpha < 1 or self.neighbours < 2 or self.support_weight < 0:
-            raise InputError("alpha must be 0 to below 1, neighbours 2 or more, support_weight not negative")
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None and shots.unlabelled is not None
