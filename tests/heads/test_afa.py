@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from clipadapter.heads import TextFeatures, head_info
-from clipadapter.heads.afa import Afa
-from clipadapter.heads.gaussian import ClassGaussians
+from clipadapter.heads.afa import Afa, ClassGaussians
 from clipadapter.heads.zero_shot import ZeroShot
 
 from .formulas import unit

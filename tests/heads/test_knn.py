@@ -11,8 +11,6 @@ from clipadapter.heads.knn import MIN_PROBABILITY, Knn
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
-from .assertions import assert_leave_one_out
-
 # From the query (1, 0): cosines 1, 0.6 and 0.
 X = np.array([[2.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
 
@@ -59,12 +57,6 @@ def test_a_class_without_a_shot_answers_by_its_text():
     shots, y, text = toy_features((4, 0, 4))
     Q, truth, _ = toy_features(seed=1)
     assert (Knn().fit(shots, y, text=text).predict(Q) == truth).all()
-
-
-@pytest.mark.parametrize(("k", "mix"), [(2, 0.0), (20, 0.5)])
-def test_leave_one_out_is_a_refit(k, mix):
-    shots, y, text = toy_features((4, 1, 2), d=5)
-    assert_leave_one_out(Knn(k=k, mix=mix), shots, y, text, rtol=1e-4, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=20)

@@ -111,24 +111,6 @@ class Proker(Head):
         x = unit(X)
         return self.scale_ * x @ weight.T + _kernel(x, support, self.beta_) @ dual
 
-    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        rows, labels, text = self._rows(shots)
-        n, width = len(shots.labels), len(rows) // len(shots.labels)
-        if len(rows) > MAX_FLOAT64_ROWS or n == 1:
-            return None  # the full inverse would be too large
-        beta, lam = self._values(n - 1, shots.n_classes)
-        support, plain = rows.double(), unit(shots.X.double())
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_regularised_kernel(support, beta, lam)))  # C
-        dual = inverse @ _residual(support, labels, text)  # (n width, c)
-        own = dual.reshape(n, width, -1)
-        # Without the rows B of a shot the coefficients are those of all shots minus C[:, B] C[B, B]^-1 dual[B].
-        kernel = _kernel(plain, support, beta)
-        kernel_inverse = torch.einsum("ij,jiw->iw", kernel, inverse.reshape(n * width, n, width))
-        block = inverse.reshape(n, width, n, width)[torch.arange(n), :, torch.arange(n)]  # C[B, B], (n, width, width)
-        correction = torch.einsum("iw,iwc->ic", kernel_inverse, torch.linalg.solve(block, own))
-        regressed = self._height(lam, shots) * self._project(kernel @ dual - correction, text)
-        return (self._scale(shots) * plain @ text.T + regressed).to(shots.X.dtype)
-
     def _rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, Tensor]:
         """Unit rows to fit to, with the views of a shot next to each other, their labels, and text in float64."""
         assert shots.text is not None

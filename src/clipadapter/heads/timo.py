@@ -39,7 +39,7 @@ from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.cache import cache_keys
 from clipadapter.heads.folds import hyperparameter_folds
-from clipadapter.heads.gaussian import MIN_TRACE, GaussianMoments, accumulate
+from clipadapter.heads.gaussian import GaussianMoments, accumulate, gaussian_bias
 from clipadapter.heads.out_of_fold import mean_shots_per_class
 from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
@@ -148,13 +148,8 @@ def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: in
             accumulate(products, sums, torch.cat(scored)[:, None], block_labels)
             counts += torch.bincount(block_labels, minlength=c)
     moments = GaussianMoments.from_sums(products, sums, counts)
-    scatter, means = moments.scatter, moments.means
-    trace = float(scatter.trace()) / max(float(counts.sum()) - 1, 1)
-    if trace <= MIN_TRACE:
-        return torch.zeros_like(means), torch.full((c,), -math.log(c), dtype=torch.float64)
-    scatter.diagonal().add_(trace)
-    weight = shots.width * torch.cholesky_solve(means.T, torch.linalg.cholesky(scatter)).T
-    return weight, -0.5 * (weight * means).sum(dim=1) - math.log(c)
+    weight = moments.shrunk_weight(moments.published_trace, shots.width)
+    return weight, gaussian_bias(weight, moments.means)
 
 
 @register_head(

@@ -430,14 +430,14 @@ def test_the_default_head_is_auto(squares, tmp_path, run):
 def test_a_grid_is_searched_on_held_out_shots(squares, tmp_path, fit):
     args = ["--grid", "alpha=0,1,2", "--grid", "beta=1,5.5"]
     found = json.loads(fit(squares, *args, "--json", head="tip-adapter").stdout)
-    assert found["selection"]["strategy"] == "leave-one-out"
+    assert found["selection"]["strategy"] == "folds"
     assert found["selection"]["held_out"] == 12
     assert len(found["selection"]["candidates"]) == 6
     best = found["selection"]["candidates"][0]
     assert best["excess_loss"] == best["standard_error"] == 0
     chosen = {key: found["head"]["params"][key] for key in ("alpha", "beta")}
     assert best["name"] == ", ".join(f"{key}={value}" for key, value in chosen.items())
-    assert "best of 6 on 12 held-out shots by leave-one-out" in fit(squares, *args, head="tip-adapter").stdout
+    assert "best of 6 on 12 held-out shots by folds" in fit(squares, *args, head="tip-adapter").stdout
 
 
 @pytest.mark.parametrize("recipe", ["official", "paper"])
