@@ -9,6 +9,8 @@ memory, and the next ones are measured. One that takes too long is stopped; afte
 Towers have random weights: speed does not depend on them. "squares" are decoded pictures in the memory of the machine;
 "files" are JPEG files, decoded and encoded by `extract` with its default number of threads, and with one for each core;
 features arrive in the memory of the machine. "decoding" is reading the files alone, with one thread for each core: as
+much as a GPU can be fed with. The share is that of the product of two large matrices in the same precision.
+"""
 
 import argparse
 import gc

@@ -39,23 +39,12 @@ def test_every_shot_of_a_class_with_two_is_held_out_once(counts):
     assert sorted(rows) == [i for i, label in enumerate(y) if list(y).count(label) > 1]
 
 
-def test_leave_one_out_holds_out_every_shot_whose_class_has_another():
-    X, y, text = toy_features((3, 2, 1))
-    head = create_head("ss-text")
-    found = out_of_fold(head, X, y, text, strategies=("leave-one-out",))
-    assert found.strategy == "leave-one-out"
-    assert found.rows.tolist() == [0, 1, 2, 3, 4]
-    assert found.labels.tolist() == [0, 0, 0, 1, 1]
-    np.testing.assert_array_equal(found.logits, head.leave_one_out(X, y, text)[:5])
-
-
 def test_the_first_strategy_that_applies_is_taken():
     X, y, text = toy_features()
     views = np.stack([X, X + 0.1], axis=1)
-    every = ("own", "leave-one-out", "folds", "views")
+    every = ("own", "folds", "views")
     probe, single = LinearProbe(C=1.0), [0, 4, 8]
     assert out_of_fold(create_head("auto").fit(X, y, text=text), X, y, text, strategies=every).strategy == "own"
-    assert out_of_fold(create_head("ss-text"), X, y, text, strategies=every).strategy == "leave-one-out"
     assert out_of_fold(probe, X, y, text, strategies=every).strategy == "folds"
     found = out_of_fold(probe, views[single], y[single], text, strategies=every)
     assert found.strategy == "views"
@@ -65,7 +54,7 @@ def test_the_first_strategy_that_applies_is_taken():
 
 def test_without_a_strategy_that_applies_there_are_none():
     X, y, text = toy_features((1, 1, 1))
-    assert out_of_fold(LinearProbe(C=1.0), X, y, text, strategies=("own", "leave-one-out", "folds", "views")) is None
+    assert out_of_fold(LinearProbe(C=1.0), X, y, text, strategies=("own", "folds", "views")) is None
     assert out_of_fold(create_head("transclip"), *toy_features()) is None
 
 

@@ -149,13 +149,6 @@ class Head(Estimator, ABC):
         """
         return {FINAL: self._logits(X)} if len(self.read_blocks) == 1 else None
 
-    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        """(n, c) logits of each shot's plain view by this head fitted to all other shots, in closed form.
-
-        They equal those of n refits. None, the default, if there is no closed form.
-        """
-        return None
-
     def _text_width(self) -> int:
         """Width of text features; less than that of X if a head reads columns that text features lack."""
         return self.blocks_[0].width
@@ -452,22 +445,6 @@ class Head(Estimator, ABC):
             return head.fit(np.asarray(X)[train], np.asarray(y)[train], text, self.kept_pictures, blocks)
         finally:
             head.__dict__.pop("_full_fit", None)
-
-    def leave_one_out(self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Array | None:
-        """Logits (n, c) of each shot by this head fitted to all others; None without a closed form, or if multi-label.
-
-        Args:
-            X: as for `fit`.
-            y: as for `fit`.
-            text: as for `fit`.
-
-        Raises:
-            InputError: as `fit`.
-        """
-        with torch.inference_mode():
-            shots = self._check_shots(X, y, text)[0]
-            logits = self._leave_one_out(shots) if shots.targets is None else None
-            return None if logits is None else np.asarray(logits.numpy())
 
     def for_classes(self, text: TextFeatures) -> Self:
         """A copy of the fitted head that predicts other classes, known by their text features alone.

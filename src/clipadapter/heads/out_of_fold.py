@@ -30,7 +30,7 @@ from clipadapter.heads.support import (
 )
 from clipadapter.heads.text import TextFeatures
 
-Strategy = Literal["own", "leave-one-out", "folds", "views"]
+Strategy = Literal["own", "folds", "views"]
 
 FOLDS = 4
 """Default number of folds for an unfitted head."""
@@ -59,8 +59,7 @@ class OutOfFold:
         logits: (r, c), multiplied by ``logit_scale_ratio``.
         labels: (r,) class positions, or (r, c) zeros and ones in the dtype of the features if multi-label.
         rows: (r,) row numbers among the shots; a shot may occur more than once.
-        strategy: "own", "leave-one-out", "folds" or "views" as for `out_of_fold`; "split" if the head itself did not
-            see the shots.
+        strategy: "own", "folds" or "views" as for `out_of_fold`; "split" if the head itself did not see the shots.
         shots_per_class: mean number of shots per class that these fits saw, classes without a shot left out.
         logit_scale_ratio: how much larger the logits of the fit to all shots are: a probe on two shots per class is
             more confident than one on one shot. Estimated from the spread of the logits of each fit's own shots; 1 for
@@ -96,15 +95,11 @@ def out_of_fold(
     folds: int | None = None,
     seed: int = 0,
     keep_heads: bool = False,
-    checked: dict[type[Head], SupportSet] | None = None,
     blocks: Sequence[tuple[str, int]] | None = None,
 ) -> OutOfFold | None:
     """Logits of shots by fits that did not see them, by the first strategy that applies.
 
     - "own": what the last `fit` of the head held out itself, such as the stacking of `auto`. No fit is needed.
-    - "leave-one-out": the head's closed form, for the shots whose class has another shot. Fast, but it makes the class
-      of the shot rarer than all others: at two shots per class discriminant analysis is then right for 45 % of the
-      shots, and for 78 % of new pictures. Suitable to compare heads, not to calibrate one.
     - "folds": stratified folds, iterative stratification if multi-label.
     - "views": a fit to all views but the last predicts the last one.
 
@@ -123,8 +118,6 @@ def out_of_fold(
         seed: of the folds.
         keep_heads: keep the heads of the folds, each shot in one fold only. Coverage guarantees of CV+ hold for fits
             that do not depend on the held-out shots in any way, so that these heads choose their hyperparameters again.
-        checked: checked shots by type of head, shared by calls with the same X, y and text: candidates of one search
-            then compute what `SupportSet` caches once.
         blocks: as for `Head.fit`, of an unfitted head; a fitted one knows them.
 
     Returns:
@@ -145,8 +138,6 @@ def out_of_fold(
     for strategy in strategies:
         if strategy == "own":
             result = None if keep_heads else head._own_out_of_fold
-        elif strategy == "leave-one-out":
-            result = _leave_one_out(head, X, y, text, truth, {} if checked is None else checked, checked_blocks)
         elif strategy == "folds":
             result = _from_folds(head, views, y, truth, text, folds, seed, keep_heads, checked_blocks)
         else:
@@ -192,29 +183,6 @@ def mean_shots_per_class(y: ArrayLike) -> float:
     labels = np.asarray(y)
     counts = np.unique(labels, return_counts=True)[1] if labels.ndim == 1 else labels.sum(axis=0)
     return float(counts[counts > 0].mean()) if counts.any() else 0.0
-
-
-def _leave_one_out(
-    head: Head,
-    X: ArrayLike,
-    y: Array,
-    text: TextFeatures | None,
-    positions: Array,
-    checked: dict[type[Head], SupportSet],
-    blocks: Blocks | None,
-) -> OutOfFold | None:
-    if positions.ndim == 2:
-        return None
-    rows = np.flatnonzero(np.bincount(positions)[positions] > 1)
-    if not len(rows):
-        return None
-    if type(head) not in checked:
-        checked[type(head)] = head._check_shots(X, y, text, blocks=blocks)[0]
-    with torch.inference_mode():
-        logits = head._leave_one_out(checked[type(head)])
-    if logits is None:
-        return None
-    return OutOfFold(logits.numpy()[rows], positions[rows], rows, "leave-one-out", mean_shots_per_class(y))
 
 
 def _from_folds(
