@@ -18,7 +18,7 @@ from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing.multilabel import toy_multilabel
 
-ABLE = {"zero-shot", "linear-probe", "clip-adapter", "tip-adapter", "auto"}
+ABLE = {"zero-shot", "linear-probe", "clip-adapter", "clip-adapter-trained-ratio", "tip-adapter", "auto"}
 
 
 def drawn(n=40, c=4, d=6, seed=0):

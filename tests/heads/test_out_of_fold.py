@@ -5,11 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.heads import create_head, mean_shots_per_class, out_of_fold
+from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.out_of_fold import join_folds
 from clipadapter.testing import toy_features
 from clipadapter.testing.multilabel import toy_multilabel
 
@@ -95,3 +98,20 @@ def test_of_very_many_held_out_shots_some_are_predicted(monkeypatch):
 def test_mean_shots_per_class_leaves_out_classes_without_a_shot():
     assert mean_shots_per_class(["a", "b", "b", "b"]) == 2.0
     assert mean_shots_per_class([[1, 0, 1], [1, 0, 0]]) == 1.5
+
+
+def test_join_folds_scales_the_logits_of_the_folds_to_those_of_the_fit_to_all_shots():
+    X, y, text = toy_features()
+    shots = LinearProbe()._check_shots(X, y, text)[0]
+    folds = stratified_folds(shots.labels, 2)
+    # The fit to all shots has logits twice as large as those of the folds, which have their number as their logits.
+    found = join_folds(shots, folds, lambda i, rows: (2.0 if i == 0 else 1.0) * shots.X[rows, :3] + i)
+    assert found.strategy == "own"
+    assert found.shots_per_class == 2.0
+    own = [float(shots.X[train, :3].std(dim=1).mean()) for train, _ in folds]
+    ratio = 2 * float(shots.X[:, :3].std(dim=1).mean()) / np.mean(own)
+    assert found.logit_scale_ratio == pytest.approx(ratio)
+    expected = torch.cat([shots.X[held_out, :3] + i for i, (_, held_out) in enumerate(folds, 1)])
+    np.testing.assert_allclose(found.logits, ratio * expected, rtol=1e-5)
+    np.testing.assert_array_equal(found.rows, torch.cat([held_out for _, held_out in folds]))
+    np.testing.assert_array_equal(found.labels, shots.labels[found.rows])

@@ -43,9 +43,7 @@ class ApeT(TrainedHead):
         similarity_weight: of the similarity of classes in the choice of channels.
         variance_weight: of the variance of class text in the choice of channels.
         lr: highest learning rate of AdamW; it falls along a cosine, step by step.
-        weight_decay: of AdamW.
         epochs: passes over the shots; 0 is APE with gamma 0; None for as many as make ``steps``, and at least 20.
-        steps: fewest optimizer steps if ``epochs`` is None.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0], [0.0, 1.0]])

@@ -37,12 +37,9 @@ class CrossModal(TrainedHead):
     Args:
         text_share: weight of the text samples in the loss; 0 trains on pictures alone.
         wise: weight of the zero-shot classifier in the mix with the trained one (WiSE-FT); 1 is zero-shot.
-        optimizer: "adamw", "adam" or "sgd".
         weight_decay: decoupled for AdamW, L2 for Adam and SGD; towards zero, not towards the text.
         schedule: "cosine" or "constant".
         warmup_steps: first steps, in which the rate rises linearly from 1e-5.
-        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
-        steps: fewest optimizer steps if ``epochs`` is None.
         batch_size: pictures per step, and at most as many rows of text.
         seed: of shuffling and of the choice of views and text.
 
@@ -76,7 +73,7 @@ class CrossModal(TrainedHead):
         assert shots.text is not None
         weight, generator = shots.text.clone(), torch.Generator().manual_seed(self.seed)
         text, labels = self._text_rows(shots)
-        text = shots.scale * text
+        text = shots.scale * unit(text)
 
         def text_loss() -> Tensor:
             rows, row_labels = text, labels

@@ -26,6 +26,8 @@ from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead, draw_linear
 
+TENSORS = ("down_", "down_bias_", "up_", "up_bias_")
+
 
 def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) -> float:
     """Weight of the network in SVL*: one minus the mean of zero-shot's highest probability over pictures.
@@ -110,20 +112,24 @@ class SvlAdapter(TrainedHead):
         first = shots.X[:, : shots.text.shape[1]]
         self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)
         self.present_ = shots.counts > 0  # (c,)
-        inputs, generator = self._second(shots.views), torch.Generator().manual_seed(self.seed)  # (n, v, k)
-        dtype, (h, k) = inputs.dtype, (self.hidden, inputs.shape[2])
-        start = {}
-        for name, rows, columns in (("down", h, k), ("up", shots.n_classes, h)):
-            start[f"{name}_"] = draw_linear(rows, columns, generator, dtype)
-            start[f"{name}_bias_"] = (2 * torch.rand(rows, generator=generator, dtype=dtype) - 1) / math.sqrt(columns)
+        inputs = self._second(shots.views)  # (n, v, k)
+        start = dict(zip(TENSORS, self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), strict=True))
         row_cost = sum(tensor.numel() for tensor in start.values())
         self._learn(shots, inputs, start, lambda x: _network(x, *start.values()), row_cost=row_cost)
+
+    def _initial(self, k: int, c: int, dtype: torch.dtype) -> list[Tensor]:
+        """The start of the layers for features of width k; the biases are drawn as torch draws them."""
+        generator, start = torch.Generator().manual_seed(self.seed), []
+        for rows, columns in ((self.hidden, k), (c, self.hidden)):
+            start.append(draw_linear(rows, columns, generator, dtype))
+            start.append((2 * torch.rand(rows, generator=generator, dtype=dtype) - 1) / math.sqrt(columns))
+        return start
 
     def _text_logits(self, X: Tensor) -> Tensor:
         return (1 - self.blend_) * self._zero_shot(X)
 
     def _logits(self, X: Tensor) -> Tensor:
-        weights = (each.to(X.dtype) for each in (self.down_, self.down_bias_, self.up_, self.up_bias_))
+        weights = (getattr(self, name).to(X.dtype) for name in TENSORS)
         adapted = _network(self._second(X), *weights)
         if not self.present_.all():
             # The network was not trained on classes without shots: each gets the mean likelihood of the others.

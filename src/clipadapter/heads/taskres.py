@@ -59,11 +59,8 @@ class TaskRes(TrainedHead, ScheduleParameters):
         alpha: factor before the residual; 0 is zero-shot.
         text_norm: length of class text before the residual is added, one number or one per class; "auto" for a tenth of
             the encoder's logit scale, about 10 with CLIP as in the paper.
-        optimizer: "adamw", "adam" or "sgd".
-        weight_decay: decoupled for AdamW, L2 for Adam and SGD; on the residual.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "official" for the
             authors' number by shots per class: 100 up to 4 shots, 200 above. The class with most shots decides.
-        steps: fewest optimizer steps if ``epochs`` is None.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])

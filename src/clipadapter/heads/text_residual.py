@@ -19,7 +19,8 @@ un-normalised text vectors have, and then a step or penalty means the same chang
 def check_text_norm(text_norm: float | str | Sequence[float]) -> None:
     """Refuse lengths of class text that are neither positive numbers nor "auto"."""
     lengths = [*text_norm] if isinstance(text_norm, list | tuple) else [text_norm]
-    if text_norm != "auto" and not all(isinstance(each, int | float) and each > 0 for each in lengths):
+    is_auto = isinstance(text_norm, str) and text_norm == "auto"
+    if not (is_auto or all(isinstance(each, int | float) and each > 0 for each in lengths)):
         raise InputError(
             "text_norm must be 'auto', a positive number or a list of one for each class, but is " + brief(text_norm)
         )

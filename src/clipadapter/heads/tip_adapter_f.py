@@ -39,9 +39,7 @@ class TipAdapterF(TrainedHead):
         alpha: weight of the cache beside the zero-shot logits, in training and after; 0 is zero-shot CLIP.
         beta: sharpness of the affinity, in training and after.
         lr: highest learning rate of AdamW; it falls along a cosine, step by step.
-        weight_decay: of AdamW.
         epochs: passes over the shots; 0 is Tip-Adapter; None for as many as make ``steps``, and at least 20.
-        steps: fewest optimizer steps if ``epochs`` is None.
         draw_views: train on a drawn view of each shot per step, in place of the published augmentation; False for the
             plain pictures alone, while the keys still start as the mean of all views.
 

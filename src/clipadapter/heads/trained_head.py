@@ -32,7 +32,14 @@ from clipadapter.parallel import parallel_map
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class TrainedHead(LabelLossHead, TrainingParameters):
-    """Base of the heads whose `_fit` calls `_learn`."""
+    """Base of the heads whose `_fit` calls `_learn`, or `_train_on_each` if they train on folds too.
+
+    Args:
+        optimizer: "adamw", "adam" or "sgd".
+        weight_decay: decoupled for AdamW, L2 for Adam and SGD.
+        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
+        steps: fewest optimizer steps if ``epochs`` is None.
+    """
 
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Fields of `TrainConfig` that the method fixes. The others are parameters of the head under the same names."""

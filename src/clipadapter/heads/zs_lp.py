@@ -40,8 +40,6 @@ class ZsLp(TrainedHead, ScheduleParameters):
         text_norm: length of class text at the start, one number or one per class; "auto" for a tenth of the encoder's
             logit scale, about 10 with CLIP as in the paper.
         lr: highest learning rate of SGD.
-        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
-        steps: fewest optimizer steps if ``epochs`` is None.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])

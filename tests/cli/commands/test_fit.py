@@ -134,10 +134,10 @@ def test_json(squares, fit):
 
 def test_a_setting_that_is_no_json_is_text(squares, fit):
     found = json.loads(
-        fit(squares, *FEW_STEPS, "--set", "alpha=learned", "--set", "hidden=null", "--json", head="clip-adapter").stdout
+        fit(squares, *FEW_STEPS, "--set", "branch=text", "--set", "epochs=null", "--json", head="clip-adapter").stdout
     )
-    assert found["head"]["params"]["alpha"] == "learned"
-    assert found["head"]["params"]["hidden"] is None
+    assert found["head"]["params"]["branch"] == "text"
+    assert found["head"]["params"]["epochs"] is None
 
 
 def test_shots_are_drawn_by_seed(squares, tmp_path, fit):
