@@ -303,9 +303,9 @@ def test_auto_fits_no_more_folds_than_hold_out_enough_shots(monkeypatch):
     sizes = []
 
     class Counting(ClipAdapter):
-        def _train(self, shots, rows, *others):
-            sizes.append(len(rows))
-            return super()._train(shots, rows, *others)
+        def _train(self, shots, part):
+            sizes.append(len(part.rows))
+            return super()._train(shots, part)
 
     all_folds = Counting(steps=40).fit(X, y, text=text).alpha_
     assert sizes == [27, 18, 18, 18]
@@ -346,7 +346,7 @@ def test_a_dear_training_makes_fewer_epochs_and_judges_on_some_shots(monkeypatch
         clip_adapter,
         "held_out_loss_table",
         lambda logits, loss, table=clip_adapter.held_out_loss_table: (
-            judged.append(len(logits[0])),
+            judged.append(len(logits(0.5))),
             table(logits, loss),
         )[1],
     )

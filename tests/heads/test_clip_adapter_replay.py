@@ -113,7 +113,7 @@ def test_a_class_of_before_weighs_as_much_as_a_new_one(monkeypatch):
     monkeypatch.setattr(
         ClipAdapterReplay,
         "_train",
-        lambda self, shots, rows, *more: shown.append(shots.labels[rows]) or train(self, shots, rows, *more),
+        lambda self, shots, part: shown.append(shots.labels[part.rows]) or train(self, shots, part),
     )
     head.partial_fit(*pictures([3, 4], 8), text=text)
     assert torch.bincount(shown[0]).tolist() == [8, 8, 8, 8, 8]

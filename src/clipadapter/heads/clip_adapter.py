@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -42,20 +43,15 @@ from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
 from clipadapter.heads.out_of_fold import join_folds
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.residual_ratio import (
-    CANDIDATE_RATIOS,
-    MAX_HELD_OUT_LOGITS,
-    choose_ratio,
-    expected_ratio,
-    held_out_loss_table,
-)
-from clipadapter.heads.trained_head import TrainedHead, draw_linear, minimise
-from clipadapter.heads.training import ScheduleParameters, TrainConfig, coop_epochs, gather_views
-from clipadapter.heads.warm_start import WarmStart, find_warm_start
+from clipadapter.heads.residual_ratio import MAX_HELD_OUT_LOGITS, choose_ratio, expected_ratio, held_out_loss_table
+from clipadapter.heads.trained_head import TrainedHead, TrainingPart, draw_linear, minimise
+from clipadapter.heads.training import ScheduleParameters, coop_epochs, gather_views
+from clipadapter.heads.warm_start import find_warm_start
 
 TRAINING_RATIO = 0.4
 """Ratio that "auto" trains with: the middle of the best range in the paper (0.2 to 0.6)."""
-RATIOS = {"visual": "alpha", "text": "beta"}
+BRANCHES = {"visual": {"visual": "alpha"}, "text": {"text": "beta"}, "both": {"visual": "alpha", "text": "beta"}}
+"""The parts of each branch, and the parameter that is the ratio of each."""
 FOLDS, SUFFICIENT_SHOTS = 3, 256
 """Folds that choose the ratio. None is fitted after so many held-out shots, which suffice."""
 
@@ -97,16 +93,15 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
             cost more than 10^12 multiplications forwards, as with 10,000 classes x 4 shots.
         seed: of initialisation, shuffling, noise and folds.
 
-    >>> from clipadapter.heads import TextFeatures
-    >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
-    >>> X = [[1.0, 0.9, 0.0, 0.0], [1.0, 1.1, 0.0, 1.0]]
-    >>> ClipAdapter(alpha=0.5).fit(X, ["cat", "dog"], text=text).predict(X)
-    array(['cat', 'dog'], dtype='<U3')
+    >>> from clipadapter.testing import toy_features
+    >>> X, y, text = toy_features()
+    >>> ClipAdapter(alpha=0.5).fit(X, y, text=text).predict(X[:1])
+    array(['cat'], dtype='<U3')
     """
 
     needs_text = supports_warm_start = multilabel = True
-    warm_start_share = 0.75
-    max_cost = 1_000_000_000_000
+    warm_start_share, max_cost = 0.75, 10**12
+    named_epochs = {"coop": coop_epochs}
     temperature_prior = (2.5, 2.5, 2.5, 2.2, 1.8)
     recipes = {"official": OFFICIAL, "paper": PAPER}
     presets, preset_note = PRESETS, PRESET_NOTE
@@ -152,31 +147,28 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         warm_start = find_warm_start(self, shots, self.warm_start_share) if self.branch == "visual" else None
         # The ratios of an earlier fit, or of the fit to all shots of which this one leaves some out, are reused.
         known = self._full_fit if warm_start is None else warm_start.head
-        ratios = self._ratios() if known is None else self._ratios(known.alpha_, known.beta_)
-        is_open = known is None and "auto" in [getattr(self, RATIOS[branch]) for branch in self._branches]
+        auto = TRAINING_RATIO if known is None else known.alpha_ if self.alpha == "auto" else known.beta_
+        is_open = known is None and "auto" in [getattr(self, ratio) for ratio in BRANCHES[self.branch].values()]
         folds = hyperparameter_folds(shots, FOLDS, self.seed, SUFFICIENT_SHOTS) if is_open else []
         trained = self._train_on_each(shots, [rows, *(train_rows for train_rows, _ in folds)], warm_start)
         fits, (self.loss_, *_) = zip(*trained, strict=True)
         if is_open:
             expected = expected_ratio(add_bias(self, zero_shot), Loss.of_support_set(shots, some))
             tables = [self._losses_by_ratio(shots, fits[i], held_out) for i, (_, held_out) in enumerate(folds, 1)]
-            ratios = self._ratios(choose_ratio(tables, expected))
+            auto = choose_ratio(tables, expected)
             # A fold has the ratio that the others choose: by its own shots, they would look better than new pictures.
-            others = [choose_ratio(tables[:i] + tables[i + 1 :], expected) for i in range(len(folds))]
-            by_fit = [ratios, *map(self._ratios, others)]
-            self._own_out_of_fold = join_folds(
-                shots, folds, lambda i, rows: self._logits_of_shots(shots, fits[i], by_fit[i], rows)
-            )
-        self._store(shots, fits[0], ratios)
+            by_fit = [auto, *(choose_ratio(tables[:i] + tables[i + 1 :], expected) for i in range(len(folds)))]
+            out_of_fold = partial(self._logits_of_shots, shots)
+            self._own_out_of_fold = join_folds(shots, folds, lambda i, rows: out_of_fold(fits[i], by_fit[i], rows))
+        self._store(shots, fits[0], self._ratios(auto))
 
-    def _train(
-        self, shots: SupportSet, rows: Tensor, warm_start: WarmStart | None, config: TrainConfig, bar: Any
-    ) -> tuple[dict[str, Layers], float]:
+    def _train(self, shots: SupportSet, part: TrainingPart) -> tuple[dict[str, Layers], float]:
         """The layers of the branches, trained on some of the shots, and the loss of the last step."""
-        views, text = unit(shots.views[rows]), shots.class_text
+        views, text = unit(shots.views[part.rows]), shots.class_text
         generator = torch.Generator().manual_seed(self.seed)  # of the start and the noise; `train` has another one
-        layers = self._start(shots, rows, generator, warm_start)
-        loss_of = Loss.of_support_set(shots, rows, self._loss_with_chosen_q(class_counts(shots, rows)))
+        layers = self._start(shots, part, generator)
+        label_loss = self._loss_with_chosen_q(class_counts(shots, part.rows))
+        loss_of = Loss.of_support_set(shots, part.rows, label_loss)
         scale = shots.scale / (self.temperature if shots.targets is None else 1.0)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
@@ -186,41 +178,35 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
             f = normalize(f) if self.branch == "text" else f  # else after the blend
             return loss_of(add_bias(self, scale * self.cosines(f, text, layers, self._ratios())), batch)
 
-        matrices, cost = [matrix for each in layers.values() for matrix in each[:2]], self._row_cost(*text.shape)
-        return layers, minimise(matrices, loss, len(rows), views.shape[1], config, row_cost=cost, bar=bar)
+        matrices = [matrix for each in layers.values() for matrix in each[:2]]
+        return layers, minimise(matrices, loss, views, part, row_cost=self._row_cost(*text.shape))
 
-    def _start(
-        self, shots: SupportSet, rows: Tensor, generator: torch.Generator, warm_start: WarmStart | None
-    ) -> dict[str, Layers]:
+    def _start(self, shots: SupportSet, part: TrainingPart, generator: torch.Generator) -> dict[str, Layers]:
         """The layers before the first step: drawn, and in a warm start mixed with those of the earlier fit."""
-        d, layers = shots.class_text.shape[1], {}
-        h = max(1, int(d / self.reduction))
-        for branch in self._branches:
-            down, up = (draw_linear(*shape, generator, shots.class_text.dtype) for shape in ((h, d), (d, h)))
-            if warm_start is not None:
-                down, up = warm_start.shrink("down_", down), warm_start.shrink("up_", up)
-            centre = shots.class_text.mean(dim=0) if branch == "text" else class_mean(shots, rows)
+        text, layers = shots.class_text, {}
+        d, h = text.shape[1], max(1, int(text.shape[1] / self.reduction))
+        for branch in BRANCHES[self.branch]:
+            down, up = (draw_linear(*shape, generator, text.dtype) for shape in ((h, d), (d, h)))
+            if part.warm_start is not None:
+                down, up = part.warm_start.shrink("down_", down), part.warm_start.shrink("up_", up)
+            centre = text.mean(dim=0) if branch == "text" else class_mean(shots, part.rows)
             layers[branch] = Layers(down, up, centre if self.centre else torch.zeros_like(centre))
         return layers
 
-    @property
-    def _branches(self) -> tuple[str, ...]:
-        return ("visual", "text") if self.branch == "both" else (self.branch,)
+    def _ratios(self, auto: float = TRAINING_RATIO) -> dict[str, float]:
+        """The ratio of each part: alpha and beta, or this number where they are "auto"."""
+        own = {"visual": self.alpha, "text": self.beta}
+        return {part: auto if ratio == "auto" else float(ratio) for part, ratio in own.items()}
 
-    def _ratios(self, alpha: float = TRAINING_RATIO, beta: float | None = None) -> dict[str, float]:
-        """The ratio of each branch; one that is "auto" is alpha or beta, or alpha if beta is None."""
-        found = {"visual": (self.alpha, alpha), "text": (self.beta, alpha if beta is None else beta)}
-        return {branch: float(auto if own == "auto" else own) for branch, (own, auto) in found.items()}
-
-    def _logits_of_shots(self, shots: SupportSet, layers: Any, ratios: Mapping[str, float], rows: Tensor) -> Tensor:
-        return add_bias(self, shots.scale * self.cosines(unit(shots.X[rows]), shots.class_text, layers, ratios))
+    def _logits_of_shots(self, shots: SupportSet, layers: Any, auto: float, rows: Tensor) -> Tensor:
+        cosines = self.cosines(unit(shots.X[rows]), shots.class_text, layers, self._ratios(auto))
+        return add_bias(self, shots.scale * cosines)
 
     def _losses_by_ratio(self, shots: SupportSet, layers: Any, rows: Tensor) -> Tensor:
         """(r, t) losses of shots that a fit did not see, at each candidate ratio and temperature."""
         rows = some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
-        label_loss = LabelLoss(self._log_prior(class_counts(shots, rows)))
-        logits = [self._logits_of_shots(shots, layers, self._ratios(ratio), rows) for ratio in CANDIDATE_RATIOS]
-        return held_out_loss_table(logits, Loss.of_support_set(shots, rows, label_loss))
+        loss = Loss.of_support_set(shots, rows, LabelLoss(self._log_prior(class_counts(shots, rows))))
+        return held_out_loss_table(lambda ratio: self._logits_of_shots(shots, layers, ratio, rows), loss)
 
     def _store(self, shots: SupportSet, layers: Mapping[str, Layers], ratios: Mapping[str, float]) -> None:
         self.alpha_, self.beta_, self.scale_ = ratios["visual"], ratios["text"], shots.scale
@@ -249,8 +235,5 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
             raise InputError(f"the text branch knows only its own classes: branch is '{self.branch}', not 'visual'")
         self.weight_, self.scale_, self.bias_ = text, scale, mean_bias(self, len(text))
 
-    def _train_config(self, labels: Tensor) -> TrainConfig:
-        return TrainConfig.from_estimator(self, epochs=coop_epochs(labels) if self.epochs == "coop" else self.epochs)
-
     def _row_cost(self, c: int, d: int) -> int:
-        return len(self._branches) * 2 * d * max(1, int(d / self.reduction)) + c * d
+        return len(BRANCHES[self.branch]) * 2 * d * max(1, int(d / self.reduction)) + c * d

@@ -62,7 +62,7 @@ class ClipAdapterTrainedRatio(ClipAdapter):
 
     def cosines(self, f: Tensor, text: Tensor, layers: Mapping[str, Any], ratios: Mapping[str, Any]) -> Tensor:
         """See `ClipAdapter.cosines`; the ratios are those of the gates."""
-        ratios = {"visual": None, "text": None}
+        ratios = {"visual": 0.0, "text": 0.0}
         if "text" in layers:
             ratios["text"] = ratio_from_gate(layers["text gate"][0], text)
         if "visual" in layers:

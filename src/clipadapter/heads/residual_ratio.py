@@ -7,7 +7,7 @@ the encoder's logit scale. This choice is ours; the paper searched the ratio for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -69,18 +69,18 @@ def expected_ratio(zero_shot: Tensor, loss: Loss) -> float:
     return float(MAX_EXPECTED_RATIO * unexplained ** (MAX_POWER / (1 + n / SHOTS_OF_HALF_POWER)))
 
 
-def held_out_loss_table(logits: Sequence[Tensor], loss: Loss) -> Tensor:
-    """Summed losses of held-out shots at each ratio and temperature. The tables of folds can be added.
+def held_out_loss_table(logits: Callable[[float], Tensor], loss: Loss) -> Tensor:
+    """Summed losses of held-out shots at each ratio and temperature, (r, t) float32.
 
     Args:
-        logits: (h, c) of the held-out shots, at each of `CANDIDATE_RATIOS`.
+        logits: (h, c) of the held-out shots at a ratio.
         loss: of their labels.
-
-    Returns:
-        (r, t) float32.
     """
-    rows, temperatures = torch.arange(len(logits[0])), logits[0].new_tensor(CANDIDATE_TEMPERATURES)
-    sums = [loss.sums_at_temperatures(at_ratio, rows, temperatures, WRONG_LABEL_SHARE) for at_ratio in logits]
+    sums = []
+    for ratio in CANDIDATE_RATIOS:
+        z = logits(ratio)
+        temperatures = z.new_tensor(CANDIDATE_TEMPERATURES)
+        sums.append(loss.sums_at_temperatures(z, torch.arange(len(z)), temperatures, WRONG_LABEL_SHARE))
     return torch.stack(sums).float()
 
 

@@ -26,7 +26,7 @@ from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text_residual import check_text_norm, scale_text
 from clipadapter.heads.trained_head import TrainedHead
-from clipadapter.heads.training import ScheduleParameters, TrainConfig
+from clipadapter.heads.training import ScheduleParameters
 
 OFFICIAL: Preset = MappingProxyType(
     {
@@ -41,6 +41,12 @@ OFFICIAL: Preset = MappingProxyType(
 """What the authors' recipe sets otherwise than the defaults."""
 OFFICIAL_EPOCHS, OFFICIAL_FEW_SHOT_EPOCHS, OFFICIAL_FEW_SHOTS = 200, 100, 4
 """Epochs of the authors' scripts: 200 with 8 and 16 shots per class, 100 with up to 4."""
+
+
+def official_epochs(labels: Tensor) -> int:
+    """Epochs of the authors' scripts, by the number of shots (n,) of the class with most."""
+    is_few = int(torch.bincount(labels).max()) <= OFFICIAL_FEW_SHOTS
+    return OFFICIAL_FEW_SHOT_EPOCHS if is_few else OFFICIAL_EPOCHS
 
 
 @register_head(
@@ -73,6 +79,7 @@ class TaskRes(TrainedHead, ScheduleParameters):
     supports_warm_start = True
     warm_start_share = 0.75
     class_rows = ("residual_",)
+    named_epochs = {"official": official_epochs}
     presets: ClassVar[Mapping[str, Preset]] = {
         "oxford_flowers": {**OFFICIAL, "alpha": 1.0},
         "imagenet": {**OFFICIAL, "lr": 2e-4},
@@ -102,13 +109,6 @@ class TaskRes(TrainedHead, ScheduleParameters):
         check_text_norm(self.text_norm)
         if isinstance(self.epochs, str) and self.epochs != "official":
             raise InputError(f"epochs must be a number, None or 'official', but is {brief(self.epochs)}")
-
-    def _train_config(self, labels: Tensor) -> TrainConfig:
-        epochs = self.epochs
-        if epochs == "official":
-            is_few = int(torch.bincount(labels).max()) <= OFFICIAL_FEW_SHOTS
-            epochs = OFFICIAL_FEW_SHOT_EPOCHS if is_few else OFFICIAL_EPOCHS
-        return TrainConfig.from_estimator(self, epochs=epochs)
 
     def _fit(self, shots: SupportSet) -> None:
         base = scale_text(shots, self.text_norm)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class TrainedHead(LabelLossHead, TrainingParameters):
     class_rows: ClassVar[tuple[str, ...]] = ()
     """Learned tensors with one row per class, which a warm start puts in the order of its own classes."""
 
+    named_epochs: ClassVar[Mapping[str, Callable[[Tensor], int]]] = MappingProxyType({})
+    """Numbers of epochs that have a name, from the class positions (n,) of the shots."""
     max_cost: ClassVar[float] = math.inf
     """Multiplications of the forward passes of a training if ``epochs`` is None; with more, it has fewer epochs at a
     higher rate (`TrainConfig.with_max_epochs`)."""
@@ -60,7 +62,9 @@ class TrainedHead(LabelLossHead, TrainingParameters):
 
     def _train_config(self, labels: Tensor) -> TrainConfig:
         """How shots with these class positions (n,) are trained on."""
-        return TrainConfig.from_estimator(self, **self.training)
+        epochs = getattr(self, "epochs", None)
+        epochs = self.named_epochs[epochs](labels) if isinstance(epochs, str) else epochs
+        return TrainConfig.from_estimator(self, **{"epochs": epochs, **self.training})
 
     def _row_cost(self, c: int, d: int) -> int:
         """Multiplications of a forward pass of one row, with c class weights of width d."""
@@ -115,9 +119,9 @@ class TrainedHead(LabelLossHead, TrainingParameters):
             value = label_weight * label_loss(logits(gather_views(inputs, rows, views)), shots.labels[rows])
             return value if penalty is None else value + penalty()
 
-        n, n_views = inputs.shape[:2]
-        config = self._config_of(shots, torch.arange(n), warm_start)
-        self.loss_ = minimise([*start.values()], loss, n, n_views, config, row_cost=row_cost)
+        rows = torch.arange(len(inputs))
+        part = TrainingPart(rows, warm_start, self._config_of(shots, rows, warm_start), None)
+        self.loss_ = minimise([*start.values()], loss, inputs, part, row_cost)
         vars(self).update(start)
 
     def _train_on_each(self, shots: SupportSet, parts: Sequence[Tensor], warm_start: WarmStart | None) -> list[Any]:
@@ -133,23 +137,29 @@ class TrainedHead(LabelLossHead, TrainingParameters):
         steps = sum(config.count_steps(len(rows)) for config, rows in zip(configs, parts, strict=True))
         work = min(configs[0].batch_size, len(parts[0])) * self._row_cost(*shots.class_text.shape)
         with training_bar(steps, shown=configs[0].progress) as bar:
-            fits = zip(parts, starts, configs, strict=True)
-            return parallel_map([partial(self._train, shots, *fit, bar) for fit in fits], work=work)
+            trainings = [TrainingPart(*of_part, bar) for of_part in zip(parts, starts, configs, strict=True)]
+            return parallel_map([partial(self._train, shots, part) for part in trainings], work=work)
 
-    def _train(
-        self, shots: SupportSet, rows: Tensor, warm_start: WarmStart | None, config: TrainConfig, bar: Any
-    ) -> Any:
+    def _train(self, shots: SupportSet, part: TrainingPart) -> Any:
         """What `_train_on_each` trains; for heads that train on folds."""
         raise NotImplementedError
 
 
-def minimise(
-    tensors: Sequence[Tensor], loss: LossFunction, n: int, n_views: int, config: TrainConfig, **options: Any
-) -> float:
-    """`train`, for tensors that require no gradient before and after."""
+class TrainingPart(NamedTuple):
+    """One of the trainings of a fit."""
+
+    rows: Tensor  # (n,) of the shots
+    warm_start: WarmStart | None
+    config: TrainConfig
+    bar: Any  # progress
+
+
+def minimise(tensors: Sequence[Tensor], loss: LossFunction, inputs: Tensor, part: TrainingPart, row_cost: int) -> float:
+    """`train`, with inputs (n, v, k), for tensors that require no gradient before and after."""
     for tensor in tensors:
         tensor.requires_grad_()
-    last_loss = train(tensors, loss, n, n_views, config, **options)
+    n, n_views = inputs.shape[:2]
+    last_loss = train(tensors, loss, n, n_views, part.config, row_cost=row_cost, bar=part.bar)
     for tensor in tensors:
         tensor.requires_grad_(False)
     return last_loss
