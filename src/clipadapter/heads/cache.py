@@ -96,13 +96,7 @@ class CacheHead(Head):
 
 
 def cache_keys(views: Tensor) -> Tensor:
-    """The key of each shot: the mean of its raw views, scaled to unit length.
-
-    Args:
-        views: (n, v, d) raw features.
-
-    Returns:
-        (n, d).
+    """The key (n, d) of each shot: the mean of its raw views (n, v, d), scaled to unit length.
 
     >>> cache_keys(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]))
     tensor([[0.6000, 0.8000]])
@@ -149,14 +143,9 @@ def cache_logits(
 def cache_logits_of_cosines(
     cosines: Tensor, labels: Tensor, n_classes: int, beta: float, shot_weights: Tensor | None = None
 ) -> Tensor:
-    """`cache_logits` from products of keys and queries, for training: gradients flow to cosines and weights.
+    """`cache_logits` from products (n, m) of keys and queries, which are overwritten.
 
-    Args:
-        cosines: (n, m) of keys and queries; overwritten.
-        labels: as for `cache_logits`.
-        n_classes: as for `cache_logits`.
-        beta: as for `cache_logits`.
-        shot_weights: as for `cache_logits`.
+    For training: gradients flow to cosines and weights.
     """
     affinities = affinity_(cosines, beta)
     if shot_weights is not None:
