@@ -136,9 +136,8 @@ class Afa(IncrementalHead):
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
     def _fit_task(self, shots: SupportSet, counts: Tensor, previous: tuple[Tensor, Tensor] | None) -> None:
-        assert shots.text is not None
         x, labels = unit(shots.X.double()), shots.labels
-        rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.text.double())
+        rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.class_text.double())
         self.sums_ = self.sums_.index_add(0, labels, rows)
         gaussians = ClassGaussians.fit(counts, self.sums_, text, self.ridge)
         zero_shot = shots.scale * (text - text.mean(dim=0))

@@ -72,10 +72,9 @@ class CacheHead(Head):
 
     def _set_text(self, shots: SupportSet) -> Tensor:
         """Store all but keys, labels and weights of the shots; returns the class text (c, d)."""
-        assert shots.text is not None
-        self.weight_, self.scale_ = shots.text, shots.scale
+        self.weight_, self.scale_ = shots.class_text, shots.scale
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
-        return shots.text
+        return shots.class_text
 
     def _queries(self, X: Tensor) -> Tensor:
         """(m, d) raw features to the unit rows (m, q) that are compared with the keys."""
@@ -88,7 +87,7 @@ class CacheHead(Head):
         keys = self.keys_.to(X.dtype)
         return cache_logits(self._queries(X), keys, self.labels_, len(self.weight_), self.beta_, share)
 
-    def _text_logits(self, X: Tensor) -> Tensor:
+    def _text_logits(self, X: Tensor) -> Tensor | None:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:

@@ -94,17 +94,17 @@ class SsTextU(Head):
             parse_marginal(self.marginal)
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None and shots.unlabelled is not None
+        assert shots.unlabelled is not None
         pictures = unit(shots.unlabelled)
         fixed = self.support_weight * labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
         self.marginal_ = self._class_frequencies(shots, pictures)
         self.weight_ = solve_class_vectors(
-            shots.text,
+            shots.class_text,
             fixed,
             pictures,
             self.marginal_,
             shots.scale,
-            start=shots.text + fixed if self.start == "shots" else shots.text,
+            start=shots.class_text + fixed if self.start == "shots" else shots.class_text,
             updates=self.updates,
             rounds=self.rounds,
         )
@@ -140,8 +140,7 @@ def estimate_pool_frequencies(shots: SupportSet) -> Tensor:
 
 def supervised_vectors(shots: SupportSet) -> Tensor:
     """SS-Text's class vectors (c, d) of text and shots."""
-    assert shots.text is not None
-    return shots.text + labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
+    return shots.class_text + labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
 
 
 def held_out_logits(shots: SupportSet) -> Tensor | None:

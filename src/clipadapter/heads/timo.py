@@ -184,7 +184,6 @@ class Timo(Head):
     seed: int = 0
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
         text_shots, basis = _in_span(shots)
         chosen = self._full_fit
         if chosen is None:

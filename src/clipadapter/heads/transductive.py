@@ -44,11 +44,11 @@ class TransductiveHead(Head):
 
     def _store_rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, SupportSet]:
         """Store ``rows_``; returns the pictures (u, d), the class text (c, d) and the shots, none if without weight."""
-        assert shots.text is not None and shots.unlabelled is not None
+        assert shots.unlabelled is not None
         used = shots if self.support_weight else shots.take(torch.arange(0))
         pictures = unit(shots.unlabelled)
         self.rows_ = torch.cat([pictures, unit(used.X)])
-        return pictures, shots.text, used
+        return pictures, shots.class_text, used
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
