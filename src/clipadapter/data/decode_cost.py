@@ -147,16 +147,10 @@ def read_jpeg(data: bytes, max_scanned_samples: int = sys.maxsize) -> JpegWork:
     frame: _Frame | None = None
     while (marker := _MARKER.search(data, at)) and (kind := marker[0][1]) != _EOI:
         counts["segments"] += 1
-        counts["bytes between segments"] += 0 if scans else marker.start() - at
-        at = marker.end()
+        junk, at = marker.start() - at, marker.end()
         body = b"" if kind in _ALONE else data[at + 2 : at + int.from_bytes(data[at : at + 2], "big")]
         at += 0 if kind in _ALONE else 2 + len(body)
-        if not scans:
-            counts["bytes of quantization tables"] += len(body) if kind == _DQT else 0
-            counts["Photoshop segments"] += kind == _PHOTOSHOP
-            counts["EXIF segments"] += kind == _EXIF and body.startswith(b"Exif\0\0")
-        for what, count in counts.items():
-            _check_limit(count, JPEG_LIMITS[what], what)
+        _check_segment(counts, *((0, b"", 0) if scans else (kind, body, junk)))
         if kind == _EXIF and body.startswith(b"Exif\0\0") and not scans:
             exif += body[6:]
         elif kind in _SOF and len(body) >= 6:
@@ -174,7 +168,19 @@ def read_jpeg(data: bytes, max_scanned_samples: int = sys.maxsize) -> JpegWork:
             work.is_multi_scan = frame.is_progressive or len(components) < len(frame.areas)
             if not work.is_multi_scan:
                 break
+    if not (marker or scans):
+        _check_segment(counts, 0, b"", len(data) - at)
     return work
+
+
+def _check_segment(counts: Counter[str], kind: int, body: bytes, junk: int) -> None:
+    """Count a segment before the first scan, and the bytes without meaning before it."""
+    counts["bytes between segments"] += junk
+    counts["bytes of quantization tables"] += len(body) if kind == _DQT else 0
+    counts["Photoshop segments"] += kind == _PHOTOSHOP
+    counts["EXIF segments"] += kind == _EXIF and body.startswith(b"Exif\0\0")
+    for what, count in counts.items():
+        _check_limit(count, JPEG_LIMITS[what], what)
 
 
 def _read_frame(marker: int, body: bytes) -> _Frame:
