@@ -1,7 +1,7 @@
 """Choice of the fastest backend and precision that may replace the plain encoder, tested on the user's own pictures.
 
 Up to 64 of the pictures are encoded by the plain encoder and by each candidate. A candidate must come near enough to
-the plain encoder (`clipadapter.backends.Parity`), and is timed on the same pictures. The measurements are saved next to
+the plain encoder (`clipadapter.backends.parity`), and is timed on the same pictures. The measurements are saved next to
 the converted towers, so that similar pictures are measured once.
 """
 
@@ -27,13 +27,12 @@ from clipadapter.backends import (
     PRECISIONS,
     Backend,
     Int8Calibration,
-    Parity,
     backend_info,
     cache_root,
     create_backend,
     list_backends,
-    measure_parity,
 )
+from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
 from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief
