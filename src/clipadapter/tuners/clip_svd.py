@@ -61,6 +61,7 @@ class ClipSvd(LayerTuner):
     """
 
     method_name = "clip-svd"
+    parts = "attention layers that clip-svd knows"
     trainable_matrices = "qkvoud"
 
     matrices: str = "qkvoud"
