@@ -61,7 +61,9 @@ class Knn(Head):
         cosines = unit(X) @ self.keys_.to(X.dtype).T
         nearest = cosines.topk(min(self.k, len(self.keys_)), dim=1)
         votes = (nearest.values / self.temperature).softmax(dim=1)
-        shares = X.new_zeros(len(X), self.n_classes_).scatter_add(1, self.labels_[nearest.indices], votes)
+        shares = cosines.new_zeros(cosines.shape[0], self.n_classes_).scatter_add(
+            1, self.labels_[nearest.indices], votes
+        )
         text: Tensor | None = getattr(self, "weight_", None)
         if text is not None:
             zero_shot = cosine_logits(X, text.to(X.dtype), self.scale_).softmax(dim=1)

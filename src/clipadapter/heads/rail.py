@@ -109,11 +109,11 @@ class Rail(ExactIncrementalHead):
 
     def regressed(self, X: ArrayLike) -> Array:
         """The regression r (m, c) for raw features X (m, d)."""
-        return self._map_logits(X, lambda block: block, Rail._regressed)
+        return self._map_logits(X, lambda block: block, self._regressed)
 
     def fused(self, X: ArrayLike) -> Array:
         """The paper's fused score (m, c) for raw features X (m, d): weighted zero-shot probabilities and r."""
-        return self._map_logits(X, lambda block: block, Rail._fused)
+        return self._map_logits(X, lambda block: block, self._fused)
 
     def _logits(self, X: Tensor) -> Tensor:
         fused = self._fused(X)
