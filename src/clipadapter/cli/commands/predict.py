@@ -18,7 +18,7 @@ from tqdm import tqdm
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import is_feature_table, is_missing, read_lines
-from clipadapter.cli.option_types import COUNT, FILE, FOLDER
+from clipadapter.cli.option_types import COUNT, COUNT_OR_ALL, FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import START_AGAIN, Output, facts, note_kept
 from clipadapter.cli.predict_models import PredictRequest, check_model, open_cached_model, open_model, open_table_model
@@ -47,7 +47,9 @@ MAX_PART_SECONDS = 60.0
 )
 @click.argument("model", type=FOLDER)
 @click.argument("inputs", metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True)
-@click.option("--top", type=COUNT, metavar="K", default=1, help="Number of classes to print for each picture.")
+@click.option(
+    "--top", type=COUNT_OR_ALL, metavar="K|all", default=1, help="Number of classes to print for each picture, or all."
+)
 @click.option(
     "--adapt",
     type=click.Choice(["tda"]),
