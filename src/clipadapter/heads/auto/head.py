@@ -26,38 +26,30 @@ from torch import Tensor
 
 from clipadapter.blocks import FINAL, Blocks, column_slices, select_blocks
 from clipadapter.functional import ABSENT_LOGIT, unit
-from clipadapter.heads.auto.blocks import (
-    ONE_SHOT_RIDGE_RATIO,
-    BlockMixture,
-    HeldOut,
-    centre_blocks,
-    fit_blocks,
-)
+from clipadapter.heads.auto.blocks import ONE_SHOT_RIDGE_RATIO, BlockMixture, centre_blocks, fit_blocks, mean_of_classes
 from clipadapter.heads.auto.experts import (
     EXPERTS,
     MAX_KERNEL_SHOTS,
     ExpertInputs,
     expert_inputs_of_many,
+    expert_kind,
     gaussian_kernel,
     leave_one_out_ridge_noise,
     take_with_classes,
 )
 from clipadapter.heads.auto.multilabel import fit_multilabel
 from clipadapter.heads.auto.stacking import (
+    HeldOut,
+    Split,
     centre_logits,
     fit_inverse_temperature,
     fit_stacking,
     mix_logits,
     mix_out_of_fold,
     noise_std,
+    predict_held_out,
 )
-from clipadapter.heads.auto.unlabelled import (
-    MAX_SHOTS,
-    MIN_PICTURES,
-    Teacher,
-    fit_unlabelled,
-    select_pictures,
-)
+from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, Teacher, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.folds import most_labels_repeat, stratified_folds
 from clipadapter.heads.out_of_fold import OutOfFold
@@ -68,15 +60,10 @@ from clipadapter.parallel import limit_threads, parallel_map
 
 TEXT_WEIGHT = 0.1
 """Prior median of the text's weight, as a share of its inverse temperature. The probe contains the text once more."""
-PROBE_WEIGHT = 0.5
-"""Prior median of the weight of the probe's logits as they are: they are calibrated like the text it starts from."""
 EXPERT_WEIGHT = 0.7
-"""Prior median of the sum of the weights of all other experts, in units of their noise."""
+"""Prior median of the sum of the weights of all experts without one of their own, in units of their noise."""
 LOG_WEIGHT_STD = 1.25
 """Standard deviation of the logarithm of each of these weights."""
-ONE_SHOT_RIDGE_WEIGHT = 0.5
-"""Where no shot can be held out: the weight of ridge regression, which stands for all experts but the probe. With one
-shot they hardly differ."""
 MIN_WEIGHT_RATIO = 0.01
 """Experts with a smaller share of the largest weight are dropped."""
 MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
@@ -178,20 +165,21 @@ class Auto(Head):
         if len(getattr(self, "classes_", ())) != 2:
             return prior
         # All of the ratio up to two shots per class, none of it from four on.
-        return prior * TWO_CLASS_TEMPERATURE_RATIO ** min(1.0, max(0.0, 2 - math.log2(max(shots_per_class, 1.0))))
+        return float(
+            prior * TWO_CLASS_TEMPERATURE_RATIO ** min(1.0, max(0.0, 2 - math.log2(max(shots_per_class, 1.0))))
+        )
 
     def _fit(self, shots: SupportSet) -> None:
         self._own_out_of_fold: OutOfFold | None = None
         self.block_centre_ = self.block_weight_ = self.block_share_ = None
         self.unlabelled_share_ = self.unlabelled_reason_ = self.unlabelled_gain_ = self.kept_pictures = None
         if shots.targets is not None:
-            self._fit_multilabel(shots)
+            for name, value in fit_multilabel(shots, self.folds, self.seed).items():
+                setattr(self, name, value)
             self._select_pictures(shots, SEVERAL_LABELS)
             return
         x = unit(unit(shots.final_views).mean(dim=1))  # (n, d)
-        counts = shots.counts[shots.labels]
-        # The mean over classes, not over shots, so that unequal numbers of shots do not move it.
-        self.centre_ = (x / counts[:, None]).sum(dim=0) / (1 / counts).sum()
+        self.centre_ = mean_of_classes(x, shots.labels)
         z = unit(x - self.centre_)
         classes = shots.labels.unique()
         labels = torch.searchsorted(classes, shots.labels)
@@ -202,11 +190,8 @@ class Auto(Head):
         held_out: HeldOut | None = None
         blocks: BlockMixture | None = None
         if len(classes) > 1:
-            weights, noise, held_out = self._choose_weights(inputs)
-            if shots.further_blocks and held_out is None:
-                weights["ridge"] *= ONE_SHOT_RIDGE_RATIO
-        teacher_weights = dict(weights)
-        self.text_weight_ = weights.pop("text", inputs.inverse_temperature)
+            weights, noise, held_out = self._choose_weights(inputs, len(shots.further_blocks) > 0)
+        self.text_weight_ = weights.get("text", inputs.inverse_temperature)
         self._fit_experts(inputs, weights, noise, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
             # Only where no shot was held out are the logits of the shots themselves read.
@@ -214,19 +199,11 @@ class Auto(Head):
             blocks = self._fit_blocks(shots, final_logits, labels, classes, held_out)
             held_out = blocks.held_out
         if shots.unlabelled is not None:
-            held_out = self._fit_unlabelled(shots, Teacher(inputs, teacher_weights, noise, blocks), held_out)
+            held_out = self._fit_unlabelled(shots, Teacher(inputs, weights, noise, blocks), held_out)
         own = None if held_out is None else self._to_out_of_fold(inputs, held_out)
         if own is not None and len(classes) < shots.n_classes:
             own = self._add_classes_without_shots(own, x, classes)
         self._own_out_of_fold = own
-
-    def _fit_multilabel(self, shots: SupportSet) -> None:
-        mixture = fit_multilabel(shots, self.folds, self.seed)
-        self.centre_, self.weight_, self.bias_ = mixture.centre, mixture.weight, mixture.bias
-        self.text_, self.text_weight_, self.spread_ = mixture.text, mixture.text_weight, mixture.spread
-        self.shots_ = self.dual_ = None
-        self.block_centre_, self.block_weight_ = mixture.block_centre, mixture.block_weight
-        self.block_share_ = mixture.block_share
 
     def _expert_inputs(self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> ExpertInputs:
         """What experts are fitted to; calibrates the zero-shot logits and stores their spread.
@@ -254,53 +231,70 @@ class Auto(Head):
         known = zero_shot[:, classes] / self.spread_
         return ExpertInputs(z, labels, len(classes), known, inverse_temperature, gram)
 
-    def _choose_weights(self, inputs: ExpertInputs) -> tuple[dict[str, float], dict[str, float], HeldOut | None]:
+    def _choose_weights(
+        self, inputs: ExpertInputs, has_further_blocks: bool
+    ) -> tuple[dict[str, float], dict[str, float], HeldOut | None]:
         """Weight of the text and of each expert, and the noise of each expert that its logits are divided by.
 
         The third value is the mixture's out-of-fold logits; None if most classes have one shot.
         """
         rows = subsample(inputs.labels, inputs.z.shape[1], self.seed)
         part = take_with_classes(inputs, rows)
-        splits = stratified_folds(part.labels, self.folds, self.seed)
         if not most_labels_repeat(part.labels):
-            # Most classes have one shot: the weights are constants, and only noise can be measured.
-            text_weight = TEXT_WEIGHT * inputs.inverse_temperature
-            weights = {"text": text_weight, "probe": PROBE_WEIGHT, "ridge": ONE_SHOT_RIDGE_WEIGHT}
-            with limit_threads(inputs.cost):
-                ridge_noise = leave_one_out_ridge_noise(part if inputs.has_many_logits else inputs)
-                return weights, {"probe": 1.0, "ridge": ridge_noise}, None
+            return (*self._one_shot_weights(inputs, part, has_further_blocks), None)
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
-        for i in range(1, repeats):
-            splits += stratified_folds(part.labels, self.folds, self.seed + i)
+        drawn = [split for i in range(repeats) for split in stratified_folds(part.labels, self.folds, self.seed + i)]
         splits = [
             (_balance_training_rows(part.labels, train, held_out, self.seed + i), held_out)
-            for i, (train, held_out) in enumerate(splits)
+            for i, (train, held_out) in enumerate(drawn)
         ]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(inputs.z) <= MAX_KERNEL_SHOTS]
-        logits = _out_of_fold_logits(part, splits, names)
+        logits = {name: centre_logits(each) for name, each in _out_of_fold_logits(part, splits, names).items()}
         held_out = torch.cat([rows for _, rows in splits])
         labels = part.labels[held_out]
         row_weights = _row_weights(labels, repeats)
-        noise = {name: noise_std(centre_logits(logits[name]), labels) for name in names}
-        parts = {name: centre_logits(logits[name]) / noise[name] for name in names}
-        expert_weight = EXPERT_WEIGHT / (len(names) - 1)
-        # The probe's prior is for its logits as they are. Its noise takes it to the unit of the other experts.
-        median = {name: PROBE_WEIGHT * noise[name] if name == "probe" else expert_weight for name in names}
+        noise = {name: noise_std(each, labels) for name, each in logits.items()}
+        own = {name: expert_kind(name).weight for name in names}
+        expert_weight = EXPERT_WEIGHT / max(1, sum(weight is None for weight in own.values()))
+        # A prior of its own is for an expert's logits as they are. Its noise takes it to the unit of the others.
+        median = {name: expert_weight if weight is None else weight * noise[name] for name, weight in own.items()}
+        parts = {name: each / noise[name] for name, each in logits.items()}
         if part.zero_shot is not None:
             parts["text"] = part.zero_shot[held_out]
             median["text"] = TEXT_WEIGHT * inputs.inverse_temperature
+        stack = list(parts.values())
 
         def fit_weights(of: Tensor | slice) -> list[float]:
             log_std = [LOG_WEIGHT_STD] * len(parts)
-            stack = [each[of] for each in parts.values()]
-            return fit_stacking(stack, labels[of], list(median.values()), log_std, row_weights[of])[0]
+            some = [each[of] for each in stack]
+            return fit_stacking(some, labels[of], list(median.values()), log_std, row_weights[of])[0]
 
         with limit_threads(0):  # small products between lines of Python
             weights = dict(zip(parts, fit_weights(slice(None)), strict=True))
-            stack, values = list(parts.values()), list(weights.values())
+            largest = max((weight for name, weight in weights.items() if name != "text"), default=0.0)
+            weights = {
+                name: weight if name == "text" or weight > MIN_WEIGHT_RATIO * largest else 0.0
+                for name, weight in weights.items()
+            }
+            values = list(weights.values())
             cross_fitted = mix_out_of_fold(stack, splits, values, fit_weights)
         return weights, noise, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
+
+    def _one_shot_weights(
+        self, inputs: ExpertInputs, part: ExpertInputs, has_further_blocks: bool
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Weights and noise where most classes have one shot: constants, since only noise can be measured."""
+        weights = {name: kind.one_shot_weight for name, kind in EXPERTS.items() if kind.one_shot_weight}
+        with limit_threads(inputs.cost):
+            ridge_noise = leave_one_out_ridge_noise(part if inputs.has_many_logits else inputs)
+        noise = {name: ridge_noise if expert_kind(name).weight is None else 1.0 for name in weights}
+        if has_further_blocks:
+            weights = {
+                name: weight * (ONE_SHOT_RIDGE_RATIO if expert_kind(name).weight is None else 1.0)
+                for name, weight in weights.items()
+            }
+        return {"text": TEXT_WEIGHT * inputs.inverse_temperature} | weights, noise
 
     def _fit_blocks(
         self, shots: SupportSet, final_logits: Tensor, labels: Tensor, classes: Tensor, held_out: HeldOut | None
@@ -406,12 +400,11 @@ class Auto(Head):
         d = inputs.z.shape[1]
         self.weight_, self.bias_ = inputs.z.new_zeros(n_classes, d), inputs.z.new_zeros(n_classes)
         self.shots_ = self.dual_ = None
-        largest = max(weights.values(), default=0.0)
-        weights = {name: weight for name, weight in weights.items() if weight > MIN_WEIGHT_RATIO * largest}
+        used = {name: weight for name, weight in weights.items() if name != "text" and weight > 0}
         experts = parallel_map(
-            [partial(EXPERTS[name], inputs) for name in weights], work=inputs.cost // PARALLEL_COST_RATIO
+            [partial(expert_kind(name).fit, inputs) for name in used], work=inputs.cost // PARALLEL_COST_RATIO
         )
-        for (name, weight), fitted in zip(weights.items(), experts, strict=True):
+        for (name, weight), fitted in zip(used.items(), experts, strict=True):
             expert, factor = fitted.centred(), weight / noise[name]
             self.weight_[classes] += factor * expert.weight
             self.bias_[classes] += factor * expert.bias
@@ -534,20 +527,15 @@ class Auto(Head):
         self.block_share_ = self.block_share_[[block.name in names for block in before]].clone()
 
 
-def _out_of_fold_logits(
-    inputs: ExpertInputs, splits: list[tuple[Tensor, Tensor]], names: list[str]
-) -> dict[str, Tensor]:
+def _out_of_fold_logits(inputs: ExpertInputs, splits: list[Split], names: list[str]) -> dict[str, Tensor]:
     """(m, c) logits of each expert for the held-out rows of all splits in their order, fitted to the training rows."""
 
-    def fit_and_predict(train: Tensor, held_out: Tensor) -> list[Tensor]:
+    def predict(train: Tensor, held_out: Tensor) -> list[Tensor]:
         part, zero_shot = inputs.take(train), None if inputs.zero_shot is None else inputs.zero_shot[held_out]
         products = inputs.gram_block(held_out, train)
-        return [EXPERTS[name](part).logits(inputs.z[held_out], zero_shot, products) for name in names]
+        return [expert_kind(name).fit(part).logits(inputs.z[held_out], zero_shot, products) for name in names]
 
-    by_split = parallel_map(
-        [partial(fit_and_predict, *split) for split in splits], work=inputs.cost // PARALLEL_COST_RATIO
-    )
-    return {name: torch.cat(parts) for name, parts in zip(names, zip(*by_split, strict=True), strict=True)}
+    return dict(zip(names, predict_held_out(splits, predict, inputs.cost // PARALLEL_COST_RATIO), strict=True))
 
 
 def _row_weights(labels: Tensor, repeats: int) -> Tensor:
