@@ -128,7 +128,7 @@ def test_a_fold_sees_neither_features_nor_labels_of_held_out_shots(monkeypatch):
         torch.testing.assert_close(labels, teacher.inputs.labels[train])
         others = torch.ones(n, dtype=torch.bool)
         others[train] = False
-        changed = Teacher(_damage(teacher.inputs, others), teacher.weights, teacher.noise, teacher.blocks)
+        changed = replace(teacher, inputs=_damage(teacher.inputs, others))
         torch.testing.assert_close(predict(changed, train, *args), teacher_logits)
 
 

@@ -185,34 +185,29 @@ class Auto(Head):
         labels = torch.searchsorted(classes, shots.labels)
         self.text_ = None if shots.text is None else _fill_missing_text(shots.text, z, labels, classes)
         inputs = self._expert_inputs(x, z, labels, classes)
-        weights: dict[str, float] = {}
-        noise: dict[str, float] = {}
-        held_out: HeldOut | None = None
-        blocks: BlockMixture | None = None
+        teacher, held_out = Teacher(inputs, inputs.inverse_temperature, {}, None), None
         if len(classes) > 1:
-            weights, noise, held_out = self._choose_weights(inputs, len(shots.further_blocks) > 0)
-        self.text_weight_ = weights.get("text", inputs.inverse_temperature)
-        self._fit_experts(inputs, weights, noise, classes, shots.n_classes)
+            teacher, held_out = self._choose_weights(inputs, len(shots.further_blocks) > 0)
+        self._fit_experts(teacher, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
             # Only where no shot was held out are the logits of the shots themselves read.
             final_logits = self._final_logits(x if held_out is None else x[:1])[:, classes]
             blocks = self._fit_blocks(shots, final_logits, labels, classes, held_out)
-            held_out = blocks.held_out
+            teacher, held_out = replace(teacher, blocks=blocks), blocks.held_out
         if shots.unlabelled is not None:
-            held_out = self._fit_unlabelled(shots, Teacher(inputs, weights, noise, blocks), held_out)
-        own = None if held_out is None else self._to_out_of_fold(inputs, held_out)
-        if own is not None and len(classes) < shots.n_classes:
-            own = self._add_classes_without_shots(own, x, classes)
-        self._own_out_of_fold = own
+            held_out = self._fit_unlabelled(shots, teacher, held_out)
+        # Without all shots in the folds, or logits of all classes, others hold the shots out.
+        if (
+            held_out is not None
+            and len(held_out.rows) == len(x)
+            and (self.text_ is not None or len(classes) == shots.n_classes)
+        ):
+            self._own_out_of_fold = self._to_out_of_fold(x, classes, held_out, shots.n_classes)
 
     def _expert_inputs(self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> ExpertInputs:
         """What experts are fitted to; calibrates the zero-shot logits and stores their spread.
 
-        Args:
-            x: (n, d) unit features.
-            z: (n, d) centred unit features.
-            labels: (n,) positions among the classes that have shots.
-            classes: their positions among all classes.
+        x has unit features (n, d) and z centred ones; labels (n,) are positions among the classes that have shots.
         """
         # Folds and experts need products of the same shots again and again.
         gram = z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None
@@ -231,17 +226,21 @@ class Auto(Head):
         known = zero_shot[:, classes] / self.spread_
         return ExpertInputs(z, labels, len(classes), known, inverse_temperature, gram)
 
-    def _choose_weights(
-        self, inputs: ExpertInputs, has_further_blocks: bool
-    ) -> tuple[dict[str, float], dict[str, float], HeldOut | None]:
-        """Weight of the text and of each expert, and the noise of each expert that its logits are divided by.
-
-        The third value is the mixture's out-of-fold logits; None if most classes have one shot.
-        """
+    def _choose_weights(self, inputs: ExpertInputs, has_further_blocks: bool) -> tuple[Teacher, HeldOut | None]:
+        """The mixture on ``final``, and its out-of-fold logits; None if most classes have one shot."""
         rows = subsample(inputs.labels, inputs.z.shape[1], self.seed)
         part = take_with_classes(inputs, rows)
+        text_weight = TEXT_WEIGHT * inputs.inverse_temperature
         if not most_labels_repeat(part.labels):
-            return (*self._one_shot_weights(inputs, part, has_further_blocks), None)
+            # The weights are constants, and only noise can be measured.
+            with limit_threads(inputs.cost):
+                noise_of_one = leave_one_out_ridge_noise(part if inputs.has_many_logits else inputs)
+            unit_weight = ONE_SHOT_RIDGE_RATIO if has_further_blocks else 1.0
+            factors = {
+                name: kind.one_shot_weight * unit_weight / noise_of_one if kind.weight is None else kind.one_shot_weight
+                for name, kind in EXPERTS.items()
+            }
+            return Teacher(inputs, text_weight, factors, None), None
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
         drawn = [split for i in range(repeats) for split in stratified_folds(part.labels, self.folds, self.seed + i)]
@@ -262,7 +261,7 @@ class Auto(Head):
         parts = {name: each / noise[name] for name, each in logits.items()}
         if part.zero_shot is not None:
             parts["text"] = part.zero_shot[held_out]
-            median["text"] = TEXT_WEIGHT * inputs.inverse_temperature
+            median["text"] = text_weight
         stack = list(parts.values())
 
         def fit_weights(of: Tensor | slice) -> list[float]:
@@ -271,43 +270,22 @@ class Auto(Head):
             return fit_stacking(some, labels[of], list(median.values()), log_std, row_weights[of])[0]
 
         with limit_threads(0):  # small products between lines of Python
-            weights = dict(zip(parts, fit_weights(slice(None)), strict=True))
-            largest = max((weight for name, weight in weights.items() if name != "text"), default=0.0)
-            weights = {
-                name: weight if name == "text" or weight > MIN_WEIGHT_RATIO * largest else 0.0
-                for name, weight in weights.items()
-            }
-            values = list(weights.values())
+            values = fit_weights(slice(None))
+            largest = max(values[: len(names)], default=0.0)
+            # The text is never dropped; it comes after the experts.
+            values = [
+                value if i >= len(names) or value > MIN_WEIGHT_RATIO * largest else 0.0
+                for i, value in enumerate(values)
+            ]
             cross_fitted = mix_out_of_fold(stack, splits, values, fit_weights)
-        return weights, noise, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
-
-    def _one_shot_weights(
-        self, inputs: ExpertInputs, part: ExpertInputs, has_further_blocks: bool
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Weights and noise where most classes have one shot: constants, since only noise can be measured."""
-        weights = {name: kind.one_shot_weight for name, kind in EXPERTS.items() if kind.one_shot_weight}
-        with limit_threads(inputs.cost):
-            ridge_noise = leave_one_out_ridge_noise(part if inputs.has_many_logits else inputs)
-        noise = {name: ridge_noise if expert_kind(name).weight is None else 1.0 for name in weights}
-        if has_further_blocks:
-            weights = {
-                name: weight * (ONE_SHOT_RIDGE_RATIO if expert_kind(name).weight is None else 1.0)
-                for name, weight in weights.items()
-            }
-        return {"text": TEXT_WEIGHT * inputs.inverse_temperature} | weights, noise
+        factors = {name: value / noise[name] for name, value in zip(names, values, strict=False)}
+        teacher = Teacher(inputs, values[-1] if "text" in parts else 0.0, factors, None)
+        return teacher, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
 
     def _fit_blocks(
         self, shots: SupportSet, final_logits: Tensor, labels: Tensor, classes: Tensor, held_out: HeldOut | None
     ) -> BlockMixture:
-        """Fit the further blocks, and weight ``final`` beside them.
-
-        Args:
-            shots: with further blocks.
-            final_logits: (n, c) of the shots by ``final`` alone.
-            labels: (n,) positions among the c classes that have shots.
-            classes: their positions among all classes.
-            held_out: out-of-fold logits of ``final`` alone.
-        """
+        """Fit the further blocks, and weight ``final`` beside them; see `fit_blocks`."""
         mixture = fit_blocks(shots, final_logits, labels, len(classes), held_out)
         self.block_centre_, self.block_share_ = mixture.centre, mixture.shares
         self.block_weight_ = mixture.weight.new_zeros(shots.n_classes, mixture.weight.shape[1])
@@ -327,9 +305,7 @@ class Auto(Head):
     def _select_pictures(self, shots: SupportSet, reason: int | None) -> Tensor:
         """Unit features of the pictures without labels that are used, which edits of the model use again.
 
-        Args:
-            shots: with or without such pictures.
-            reason: why this fit does not use them; None if it may.
+        With a reason, this fit does not use them.
         """
         if shots.unlabelled is None:
             return shots.X[:0]
@@ -339,13 +315,7 @@ class Auto(Head):
         return pictures.to(shots.X.dtype)
 
     def _fit_unlabelled(self, shots: SupportSet, teacher: Teacher, held_out: HeldOut | None) -> HeldOut | None:
-        """Add the regression on pictures without labels; returns the out-of-fold logits of the mixture.
-
-        Args:
-            shots: with pictures without labels.
-            teacher: the mixture without them, which this head is now.
-            held_out: its out-of-fold logits.
-        """
+        """Add the regression on pictures without labels to the teacher; returns the out-of-fold logits of both."""
         n, n_known = len(shots.labels), teacher.inputs.n_classes
         reason = None
         if n_known < max(2, shots.n_classes):
@@ -380,32 +350,34 @@ class Auto(Head):
             self.block_share_ = torch.tensor(spreads) / sum(spreads)
         return mixture.held_out
 
-    def _to_out_of_fold(self, inputs: ExpertInputs, held_out: HeldOut) -> OutOfFold | None:
-        """The out-of-fold logits for calibration; None if some shots were left out of the folds."""
-        if len(held_out.rows) < len(inputs.z):
-            return None
-        splits = held_out.splits
-        shots = sum(len(train) for train, _ in splits) / len(splits) / inputs.n_classes
+    def _to_out_of_fold(self, x: Tensor, classes: Tensor, held_out: HeldOut, n_classes: int) -> OutOfFold:
+        """The out-of-fold logits for calibration, of all classes and on the scale of the fit to all shots (n, d)."""
+        shots = sum(len(train) for train, _ in held_out.splits) / len(held_out.splits) / len(classes)
         # 1 where the folds leave one of two shots to train on, 0 where they leave three quarters or more.
-        one_of_two = max(0.0, 3 - 4 * shots * inputs.n_classes / len(inputs.z))
+        one_of_two = max(0.0, 3 - 4 * shots * len(classes) / len(x))
         ratio = 1 + TWO_SHOT_LOGIT_GROWTH * one_of_two
-        rows = torch.cat([rows for _, rows in splits]).cpu().numpy()
+        rows = torch.cat([rows for _, rows in held_out.splits])
         logits = held_out.cross_fitted.cpu().numpy() * ratio
-        return OutOfFold(logits, held_out.labels.cpu().numpy(), rows, "own", shots, logit_scale_ratio=ratio)
+        if len(classes) < n_classes and self.text_ is not None:
+            # A class without shots has its zero-shot logit, as in `_logits`.
+            of_all = (ratio * (self.text_weight_ / self.spread_ * centre_logits(x[rows] @ self.text_.T))).cpu().numpy()
+            of_all[:, classes.cpu().numpy()] = logits
+            logits = of_all
+        labels = classes[held_out.labels].cpu().numpy()
+        return OutOfFold(logits, labels, rows.cpu().numpy(), "own", shots, logit_scale_ratio=ratio)
 
-    def _fit_experts(
-        self, inputs: ExpertInputs, weights: dict[str, float], noise: dict[str, float], classes: Tensor, n_classes: int
-    ) -> None:
+    def _fit_experts(self, teacher: Teacher, classes: Tensor, n_classes: int) -> None:
         """Fit the experts that have a weight to all shots, and add them up to one map."""
-        d = inputs.z.shape[1]
+        inputs, d = teacher.inputs, teacher.inputs.z.shape[1]
+        self.text_weight_ = teacher.text_weight
         self.weight_, self.bias_ = inputs.z.new_zeros(n_classes, d), inputs.z.new_zeros(n_classes)
         self.shots_ = self.dual_ = None
-        used = {name: weight for name, weight in weights.items() if name != "text" and weight > 0}
+        used = {name: factor for name, factor in teacher.factors.items() if factor}
         experts = parallel_map(
             [partial(expert_kind(name).fit, inputs) for name in used], work=inputs.cost // PARALLEL_COST_RATIO
         )
-        for (name, weight), fitted in zip(used.items(), experts, strict=True):
-            expert, factor = fitted.centred(), weight / noise[name]
+        for factor, fitted in zip(used.values(), experts, strict=True):
+            expert = fitted.centred()
             self.weight_[classes] += factor * expert.weight
             self.bias_[classes] += factor * expert.bias
             self.text_weight_ += factor * expert.text_weight
@@ -414,15 +386,6 @@ class Auto(Head):
                 self.dual_[:, classes] = factor * expert.dual
         if self.text_ is None:
             self.bias_[torch.bincount(classes, minlength=n_classes) == 0] = ABSENT_LOGIT
-
-    def _add_classes_without_shots(self, own: OutOfFold, x: Tensor, classes: Tensor) -> OutOfFold | None:
-        """Out-of-fold logits of all classes: a class without shots has its zero-shot logit, as in `_logits`."""
-        if self.text_ is None:
-            return None
-        rows = torch.as_tensor(own.rows)
-        logits = own.logit_scale_ratio * (self.text_weight_ / self.spread_ * centre_logits(x[rows] @ self.text_.T))
-        logits[:, classes] = torch.as_tensor(own.logits).to(logits.dtype)
-        return replace(own, logits=logits.cpu().numpy(), labels=classes.cpu().numpy()[own.labels])
 
     def _text_logits(self, X: Tensor) -> Tensor:
         text = getattr(self, "text_", None)

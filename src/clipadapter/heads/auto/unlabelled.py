@@ -70,8 +70,8 @@ class Teacher:
     """The mixture without pictures, which can be fitted to some of the shots with the weights that it has."""
 
     inputs: ExpertInputs  # the shots as the experts on `final` get them
-    weights: dict[str, float]  # of the experts and of "text"
-    noise: dict[str, float]  # of the experts
+    text_weight: float  # of the zero-shot logits by themselves
+    factors: dict[str, float]  # of the experts' logits; 0 for an expert that is not used
     blocks: BlockMixture | None
 
     def logits(self, train: Tensor, pictures: list[Tensor], zero_shot: Tensor | None) -> Tensor:
@@ -85,11 +85,10 @@ class Teacher:
         part = self.inputs.take(train)
         mixed = pictures[0].new_zeros(len(pictures[0]), part.n_classes)
         if zero_shot is not None:
-            mixed = mixed + self.weights.get("text", 0.0) * zero_shot
-        for name, weight in self.weights.items():
-            if name != "text" and weight > 0:
-                expert = expert_kind(name).fit(part).logits(pictures[0], zero_shot)
-                mixed = mixed + weight / self.noise[name] * centre_logits(expert)
+            mixed = mixed + self.text_weight * zero_shot
+        for name, factor in self.factors.items():
+            if factor:
+                mixed = mixed + factor * centre_logits(expert_kind(name).fit(part).logits(pictures[0], zero_shot))
         if self.blocks is None:
             return mixed
         mixed = self.blocks.final_weight * mixed
