@@ -25,23 +25,23 @@ from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, out_of_fold
 from clipadapter.imagenet import imagenet_names
 from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at
-from clipadapter.uncertainty import Calibrator, learn_calibrator
 from clipadapter.uncertainty.negative_labels import select_negative_labels
-from clipadapter.uncertainty.ood import METHODS, learn_rejector
+from clipadapter.uncertainty.ood import learn_rejector
+from clipadapter.uncertainty.ood_scores import SCORES
 
 RATES = (0.05, 0.1)
-VARIANTS = {name: name for name in METHODS if name != "auto"} | {
-    "auto": "auto",
-    "auto, negative-labels": "auto",
-    "auto, outliers": "auto",
-    "auto, both": "auto",
+VARIANTS: dict[str, tuple[str, ...]] = {name: (name,) for name in SCORES} | {
+    "sum": (),
+    "sum, negative-labels": (),
+    "sum, outliers": (),
+    "sum, both": (),
 }
 NEEDS = {
     "negative-labels": {"negative-labels"},
     "outliers": {"outliers"},
-    "auto, negative-labels": {"negative-labels"},
-    "auto, outliers": {"outliers"},
-    "auto, both": {"negative-labels", "outliers"},
+    "sum, negative-labels": {"negative-labels"},
+    "sum, outliers": {"outliers"},
+    "sum, both": {"negative-labels", "outliers"},
 }
 GROUPS = ("new", "far", "corrupted")
 
@@ -97,22 +97,19 @@ def draw(X, y, text, shots, seed, args):
     labels = np.array([own_text.labels.index(name) for name in y[rows]])
     head = create_head(args.head).fit(X[rows], y[rows], text=own_text)
     inputs = {"text": own_text.embeddings, "scale": own_text.logit_scale}
-    calibrator = Calibrator(head.prior_temperature(shots))
     held_out = out_of_fold(head, X[rows], y[rows], own_text, strategies=("own", "folds"))
     if held_out is not None:  # with one shot per class no shot can be held out
-        prior, first = head.prior_temperature(shots), held_out.first_per_shot
-        calibrator = learn_calibrator(held_out.logits, held_out.labels, prior_temperature=prior, n=len(first.rows))
-        p = calibrator.probabilities(first.logits)
-        inputs |= {"logits": first.logits, "rows": first.rows, "probabilities": p}
-    return rows, labels, own_text, head, inputs, calibrator, new
+        first = held_out.first_per_shot
+        inputs |= {"logits": first.logits, "rows": first.rows}
+    return rows, labels, own_text, head, inputs, new
 
 
-def measure(rejector, head, calibrator, groups, truth):
+def measure(rejector, head, groups, truth):
     """Metrics of one rejector."""
     scores, is_correct = {}, None
     for name, features in groups.items():
         logits = np.asarray(head.logits(features))
-        scores[name] = rejector.scores(features, logits, calibrator.probabilities(logits))
+        scores[name] = rejector.scores(features, logits)
         if name == "known":
             is_correct = np.array(head.classes_)[logits.argmax(axis=1)] == truth
     metrics = {}
@@ -137,7 +134,7 @@ def run(args):
         for shots in args.shots:
             if (shots, seed, args.head) in known:
                 continue
-            rows, labels, own_text, head, inputs, calibrator, new = draw(parts["train"], y, text, shots, seed, args)
+            rows, labels, own_text, head, inputs, new = draw(parts["train"], y, text, shots, seed, args)
             is_new = np.isin(test_labels, list(new))
             half = len(parts["far"]) // 2
             groups = {"known": parts["test"][~is_new], "new": parts["test"][is_new], "far": parts["far"][half:]}
@@ -149,17 +146,17 @@ def run(args):
                 "outliers": {"outliers": parts["far"][:half]},
             }
             rows_to_add = []
-            for variant, method in VARIANTS.items():
+            for variant, scores in VARIANTS.items():
                 variant_inputs = {}
                 for need in NEEDS.get(variant, ()):
                     variant_inputs |= extra_inputs[need]
                 try:
                     rejector = learn_rejector(
-                        parts["train"][rows], labels, len(own_text.labels), method=method, **inputs, **variant_inputs
+                        parts["train"][rows], labels, len(own_text.labels), scores=scores, **inputs, **variant_inputs
                     )
                 except InputError:  # with one shot per class there are no out-of-fold logits
                     continue
-                metrics = measure(rejector, head, calibrator, groups, test_labels[~is_new])
+                metrics = measure(rejector, head, groups, test_labels[~is_new])
                 rows_to_add.append({"method": variant, "shots": shots, "seed": seed, "head": args.head, **metrics})
             records.add(*rows_to_add)
     return [r for r in records.rows if r["head"] == args.head]

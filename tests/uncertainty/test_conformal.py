@@ -287,7 +287,7 @@ def test_state_goes_to_json_and_back(how, by_class):
 )
 def test_damaged_state_is_refused(facts, arrays):
     good = learn_conformal(np.eye(3) * 0.7 + 0.1, [0, 1, 2]).state()
-    with pytest.raises(ArtifactError, match="fit again"):
+    with pytest.raises(ArtifactError, match="is damaged"):
         Conformal.from_state({**good[0], **facts}, {**good[1], **arrays})
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import ArtifactError, InputError, brief
+from clipadapter.errors import InputError, brief
+from clipadapter.uncertainty.saved_state import SavedState
 
 Array = NDArray[Any]
 
@@ -191,22 +192,16 @@ class Conformal:
         Raises:
             ArtifactError: if a fact or an array is missing or invalid.
         """
-        try:
-            options = facts["score"], facts["by_class"], facts["method"], facts["n_classes"]
-            scores, labels, folds = (np.asarray(arrays[name]) for name in ("scores", "labels", "folds"))
-        except KeyError as error:
-            raise ArtifactError(f"the saved conformal sets have no {error.args[0]!r}: fit again") from error
-        score, by_class, method, c = options
-        is_valid = (
-            score in SCORES and method in CONFORMAL_METHODS and type(by_class) is bool and type(c) is int and c > 0
-        )
-        is_valid = is_valid and scores.ndim == 1 and labels.shape == folds.shape == scores.shape
-        is_valid = is_valid and scores.dtype.kind == "f" and labels.dtype.kind == folds.dtype.kind == "i"
-        if not is_valid or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
-            raise ArtifactError("the saved conformal sets are damaged: copy the model again, or fit again")
-        if len(scores) and not (0 <= labels.min() <= labels.max() < c and 0 <= folds.min() <= folds.max() < len(folds)):
-            raise ArtifactError("the saved conformal sets refer to classes or folds that do not exist: fit again")
-        return cls(scores.astype(np.float64), labels, folds, c, score, by_class, method)
+        saved = SavedState("set of held-out scores", facts, arrays)
+        scores = saved.array("scores", (None,))
+        labels, folds = (saved.array(name, scores.shape, "i") for name in ("labels", "folds"))
+        c = saved.fact("n_classes", int, lambda x: x > 0)
+        saved.require((np.diff(scores) >= 0).all(), "its 'scores' are not ascending")
+        for name, positions, count in (("labels", labels, c), ("folds", folds, len(folds))):
+            saved.require(((positions >= 0) & (positions < count)).all(), f"a value of its {name!r} is out of range")
+        score = saved.fact("score", str, lambda x: x in SCORES)
+        method = saved.fact("method", str, lambda x: x in CONFORMAL_METHODS)
+        return cls(scores.astype(np.float64), labels, folds, c, score, saved.fact("by_class", bool), method)
 
 
 def learn_conformal(

@@ -71,7 +71,7 @@ MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
 TWO_SHOT_LOGIT_GROWTH = 0.28
 """By how much logits grow from one to two shots per class, measured on development sets. From three quarters of four
 or more shots to all of them they do not grow."""
-TWO_CLASS_TEMPERATURE_RATIO = 1.75
+TWO_CLASS_TEMPERATURE_RATIO = 1.5
 """Prior of the temperature of two classes with one or two shots each, divided by that of more classes: four held-out
 shots may all be right by chance, also where the classes look alike."""
 UNUSED_REASONS = (
