@@ -138,25 +138,14 @@ class Answers:
 
     def prediction(self, i: int, source: str, class_names: Sequence[str], top: int = 5) -> Prediction:
         """The prediction for picture i, with class names."""
-        p, best = self.probabilities[i], int(self.best[i])
-        n_labels = 0 if self.sets is None else int(self.sets[i].sum())
-        n_named = max(1, top, n_labels if self.multilabel else 0)
-        # Of thousands of classes only those that are named are sorted.
-        is_candidate = p >= np.partition(p, -min(n_named, len(p)))[-min(n_named, len(p))]
-        if self.sets is not None:
-            is_candidate |= self.sets[i]
-        candidates = np.flatnonzero(is_candidate)
-        ordered = candidates[np.argsort(-p[candidates], kind="stable")].tolist()
-        order = [best, *(k for k in ordered if k != best)]
-        named = tuple((class_names[k], float(p[k])) for k in order[:n_named])
-        labels = None if self.sets is None else tuple(class_names[k] for k in order if self.sets[i, k])
-        label = None if self.rejected[i] else class_names[best]
-        labels = () if labels and label is None else labels
-        score = None if self.ood_scores is None else float(self.ood_scores[i])
-        return Prediction(source, label, float(p[best]), named, None, class_names[best], self.reasons[i], labels, score)
+        rows = slice(i, i + 1)
+        own: dict[str, Any] = {
+            name: None if part is None else part[rows] for name, part in vars(self).items() if name != "multilabel"
+        }
+        return next(iter(replace(self, **own).columns(class_names, top).predictions([source])))
 
     def columns(self, class_names: Sequence[str], top: int = 5) -> PredictionColumns:
-        """The predictions for all pictures: what `prediction` gives one by one, in much less time."""
+        """The predictions for all pictures."""
         p, best, (m, c) = self.probabilities, np.asarray(self.best, np.int64), self.probabilities.shape
         counts = np.full(m, min(max(1, top), c))
         if self.multilabel and self.sets is not None:
