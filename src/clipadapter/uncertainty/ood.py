@@ -68,23 +68,14 @@ class ScorePart:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The score above which pictures are rejected.
+    """The score above which pictures are rejected."""
 
-    Args:
-        value: pictures with a higher score are rejected.
-        rate: share of pictures of the classes to reject.
-        min_rate: smallest rate that so many held-out shots can set, 1 / (r + 1).
-        is_attainable: whether ``rate`` is not below it; if it is, a normal tail is assumed.
-        rate_is_upper_bound: whether fewer pictures than ``rate`` are rejected, since every class has one shot.
-        shots: r, held-out shots that set it.
-    """
-
-    value: float
-    rate: float
-    min_rate: float
-    is_attainable: bool
-    rate_is_upper_bound: bool
-    shots: int
+    value: float  # pictures with a higher score are rejected
+    rate: float  # share of pictures of the classes to reject
+    min_rate: float  # smallest rate that so many held-out shots can set, 1 / (r + 1)
+    is_attainable: bool  # whether the rate is not below it; if it is, a normal tail is assumed
+    rate_is_upper_bound: bool  # whether fewer pictures than the rate are rejected, since every class has one shot
+    shots: int  # r, held-out shots that set it
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,12 +76,8 @@ def fit_blocks(
 ) -> BlockMixture:
     """Fit a ridge regression to each further block, and choose the weights.
 
-    Args:
-        shots: with further blocks.
-        final_logits: (n, c) of the shots by ``final`` alone.
-        labels: (n,) positions among the c classes that have shots.
-        n_classes: c.
-        held_out: out-of-fold logits of ``final`` alone; None if most classes have one shot.
+    The logits (n, c) of the shots and the out-of-fold logits are those of ``final`` alone; labels (n,) are positions
+    among the c classes that have shots.
     """
     x, counts = unit_blocks(shots), torch.bincount(labels)
     centre = mean_of_classes(x, labels)
@@ -135,17 +131,9 @@ def choose_weights(
 ) -> tuple[list[float], float]:
     """Weight of the logits of each block, ``final`` first; 0 for the blocks of a pass that is not worth its time.
 
-    Passes are left out one after the other, the least useful first.
-
-    Args:
-        parts: (r, c) out-of-fold logits of each block: of ``final`` as they are, of others in units of their noise.
-        blocks: all blocks.
-        labels: (r,).
-        row_weights: (r,).
-        offset: (r, c) negative log counts of the classes in the training rows; None with equal shots.
-
-    Returns:
-        The weights of the blocks, and that of ``offset``, 0 without it.
+    Passes are left out one after the other, the least useful first. The parts (r, c) are the out-of-fold logits of each
+    block, of ``final`` as they are, of others in units of their noise. With unequal shots ``offset`` (r, c) has the
+    negative log counts of the classes in the training rows; its weight is the second value.
     """
     own = BlockSource.parse(FINAL).pass_key
     passes: dict[Hashable, list[int]] = {}

@@ -91,7 +91,7 @@ PARALLEL_COST_RATIO = 64
 
 @register_head(
     "auto",
-    version=4,
+    version=5,
     fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -104,17 +104,9 @@ def fit_stacking(
 ) -> tuple[list[float], float]:
     """Weights of ``sum_i w_i logits_i`` that maximise the posterior of the labels under a log-normal prior.
 
-    No weight becomes zero: a few held-out rows that are wrong by chance can't remove an expert.
-
-    Args:
-        logits: (n, c) of each expert, of rows that it was not fitted to.
-        labels: (n,).
-        prior_median: of each weight.
-        prior_log_std: standard deviation of the logarithm of each weight.
-        row_weights: (n,); None for one each.
-
-    Returns:
-        The weights, and the log posterior in nats, without the constant of the prior.
+    No weight becomes zero: a few held-out rows that are wrong by chance can't remove an expert. The logits (n, c) of
+    each expert are of rows that it was not fitted to. The second value is the log posterior in nats, without the
+    constant of the prior.
 
     >>> good, bad = torch.eye(3) * 4, torch.eye(3).roll(1, 0) * 4
     >>> weights, _ = fit_stacking([good, bad], torch.arange(3), [0.5, 0.1], [1.0, 1.0])
@@ -206,13 +198,7 @@ def mix_out_of_fold(
     """Weighted sums (r, c) of out-of-fold logits, where each row has weights that were chosen without its shot.
 
     Weights that were chosen on all rows would make the rows look better than new pictures are. With very many logits
-    they hardly do, and all rows have the same weights.
-
-    Args:
-        parts: (r, c) out-of-fold logits of each expert.
-        splits: the held-out rows in the order of the r rows.
-        weights: of the parts, chosen on all rows. Those that are zero stay zero.
-        choose_weights: the weights by some of the rows.
+    they hardly do, and all rows have the same weights. Weights that are zero on all rows stay zero.
     """
     shots = torch.cat([rows for _, rows in splits])  # of each row
     n_shots, n_grouped = len(shots.unique()), 0

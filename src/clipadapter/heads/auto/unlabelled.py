@@ -77,10 +77,8 @@ class Teacher:
     def logits(self, train: Tensor, pictures: list[Tensor], zero_shot: Tensor | None) -> Tensor:
         """Logits (u, c) of pictures by the mixture that is fitted to the training rows.
 
-        Args:
-            train: rows of the shots.
-            pictures: (u, d) centred unit features of each block of the pictures, ``final`` first.
-            zero_shot: (u, c) zero-shot logits of the pictures, of unit spread, or None.
+        The pictures have centred unit features (u, d) of each block, ``final`` first; their zero-shot logits have unit
+        spread.
         """
         part = self.inputs.take(train)
         mixed = pictures[0].new_zeros(len(pictures[0]), part.n_classes)
@@ -183,16 +181,10 @@ def fit_unlabelled(
 def fit_regression(
     products: Tensor, labels: Tensor, n_classes: int, picture_logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge regression on shots with labels (n,) and pictures with probabilities.
+    """Ridge regression on shots with labels (n,) and pictures with probabilities, from logits (u, c) of the teacher.
 
-    Args:
-        products: (n + u, n + u) Gram matrix of the shots, then of the pictures.
-        labels: of the shots.
-        n_classes: c.
-        picture_logits: (u, c) of the pictures by the teacher.
-
-    Returns:
-        Coefficients (n + u, c) of the rows, the bias (c,), and leave-one-out logits (u, c) of the pictures.
+    The products (n + u, n + u) are the Gram matrix of the shots, then of the pictures. The results are coefficients
+    (n + u, c) of these rows, the bias (c,), and leave-one-out logits (u, c) of the pictures.
     """
     n = len(labels)
     onehot = torch.nn.functional.one_hot(labels, n_classes).to(products.dtype)
