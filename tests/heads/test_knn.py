@@ -2,17 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.knn import MIN_PROBABILITY, Knn
-from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
-
-from .assertions import assert_leave_one_out
 
 # From the query (1, 0): cosines 1, 0.6 and 0.
 X = np.array([[2.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
@@ -43,45 +37,8 @@ def test_equals_scikit_learn_with_the_same_weights(k):
     np.testing.assert_allclose(found, peer.predict_proba(queries), atol=5 * MIN_PROBABILITY)
 
 
-def test_mix_one_is_zero_shot():
-    shots, y, text = toy_features((4, 0, 2))
-    found, expected = (head.fit(shots, y, text=text).predict_proba(shots) for head in (Knn(mix=1.0), ZeroShot()))
-    np.testing.assert_allclose(found, expected, atol=5 * MIN_PROBABILITY)
-
-
 def test_views_are_averaged():
     views = np.array([[[1.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [0.0, 1.0]]])
     plain = np.array([[1.0, 1.0], [0.0, 1.0]])
     found, expected = (Knn().fit(rows, ["a", "b"]).logits(X) for rows in (views, plain))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_a_class_without_a_shot_answers_by_its_text():
-    shots, y, text = toy_features((4, 0, 4))
-    Q, truth, _ = toy_features(seed=1)
-    assert (Knn().fit(shots, y, text=text).predict(Q) == truth).all()
-
-
-@pytest.mark.parametrize(("k", "mix"), [(2, 0.0), (20, 0.5)])
-def test_leave_one_out_is_a_refit(k, mix):
-    shots, y, text = toy_features((4, 1, 2), d=5)
-    assert_leave_one_out(Knn(k=k, mix=mix), shots, y, text, rtol=1e-4, atol=1e-6)
-
-
-@settings(deadline=None, max_examples=20)
-@given(factor=st.floats(0.01, 100), seed=st.integers(0, 50))
-def test_length_of_features_and_order_of_shots_do_not_matter(factor, seed):
-    shots, y, text = toy_features((4, 1, 3))
-    order = np.random.default_rng(seed).permutation(len(y))
-    expected = Knn(k=4).fit(shots, y, text=text).predict_proba(shots)
-    found = Knn(k=4).fit(shots[order] * factor, y[order], text=text).predict_proba(shots)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("params", "words"),
-    [({"k": 0}, "k must be positive"), ({"temperature": 0}, "temperature must be"), ({"mix": 2}, "mix must be 0 to 1")],
-)
-def test_bad_parameters_are_named(params, words):
-    with pytest.raises(InputError, match=words):
-        Knn(**params).fit(X, ["a", "b", "c"])

@@ -8,13 +8,13 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold, select
-from clipadapter.heads._one_vs_rest import OneVsRest
 from clipadapter.heads.auto.multilabel import LOG_WEIGHT_STD, fit_multilabel_ridge
 from clipadapter.heads.auto.stacking import fit_multilabel_stacking
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.folds import iterative_stratification
 from clipadapter.heads.linear_probe import GRID, LinearProbe
 from clipadapter.heads.multilabel import fit_bias
+from clipadapter.heads.softmax_regression import OneVsRest
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing.multilabel import toy_multilabel
@@ -283,8 +283,3 @@ def test_select_takes_the_head_with_the_lowest_binary_loss():
     loss = -np.log(np.where(held_out.labels == 1, p, 1 - p)).sum(axis=1).mean()
     np.testing.assert_allclose(found.candidates[0].loss, loss, rtol=1e-4)
     assert found.candidates[0].accuracy == ((held_out.logits > 0) == (held_out.labels > 0)).mean()
-
-
-def test_leave_one_out_has_no_closed_form():
-    X, Y, text = toy_multilabel()
-    assert TipAdapter().leave_one_out(X, Y, text) is None

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.errors import InputError
 from clipadapter.functional import unit as unit_rows
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.gda import Gda
 from clipadapter.heads.timo import GAMMAS, TextShots, Timo, guide_text, guided_gaussians
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.testing import toy_features
 
 from .formulas import dot, unit, unit_list
 from .golden_figures import golden
@@ -173,12 +171,6 @@ def test_equal_rows_have_no_variance_and_leave_the_text():
     np.testing.assert_allclose(logits[0, 0] - logits[0, 1], 30.0 * (0.6 - 0.8), rtol=1e-9)
 
 
-def test_a_class_without_a_shot_answers_by_its_text():
-    X, y, text = toy_features((4, 0, 4))
-    Q, truth, _ = toy_features(seed=1)
-    assert (Timo().fit(X, y, text=text).predict(Q) == truth).all()
-
-
 def bad_first_prompts(seed=0):
     """Text whose first prompt of each class is that of the next class, and whose second is good."""
     X, y, _, Q = drawn((6, 6, 6), (1, 1, 1), views=1, seed=seed)
@@ -210,19 +202,3 @@ def test_fits_of_folds_reuse_what_was_chosen():
     head = Timo(search=True).fit(X, y, text=text)
     refit = head.refit_without(X, y, np.array([0]), text)
     assert (refit.alpha_, refit.beta_, refit.gamma_) == (head.alpha_, head.beta_, head.gamma_)
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"alpha": "best"}, "alpha must be a number or 'auto', but is 'best'"),
-        ({"alpha": -1.0}, "alpha must be 0 or more"),
-        ({"gamma": -1.0}, "gamma must be 0 or more"),
-        ({"beta": -1}, "beta is a number of prompts, 0 or more, or None for all, but is -1"),
-        ({"beta": 1.5}, "beta is a number of prompts"),
-    ],
-)
-def test_wrong_parameters_are_refused(params, message):
-    X, y, text, _ = drawn()
-    with pytest.raises(InputError, match=message):
-        Timo(**params).fit(X, y, text=text)

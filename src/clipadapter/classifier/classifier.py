@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
-from clipadapter.classifier import edit, hub, quick
+from clipadapter.classifier import edit, hub
 from clipadapter.classifier.answers import (
     answer_features,
     finite_logits,
@@ -848,12 +848,6 @@ class FewShotClassifier:
             model.uncertainty_ = saved.uncertainty.with_defaults(model.uncertainty)
         model._history = history
         return model
-
-    def make_quick(self, folder: str | Path) -> bool:
-        """Convert the model saved in a folder for prediction without torch, if that is cheap; see `runtime.quick`."""
-        if self._tuned_encoder is not None:  # its tower would be converted and stored for this one model
-            return False
-        return quick.make_quick(Path(folder), self.encoder_, self.head_, self.class_names_, self.uncertainty_)
 
     # ---- Hugging Face hub ----
     # The methods of `huggingface_hub.ModelHubMixin`. See hub.py.

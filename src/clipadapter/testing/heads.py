@@ -46,7 +46,7 @@ def check_parameters_are_documented(head: Head) -> None:
 def check_recipes_make_heads(head: Head) -> None:
     """Every recipe that the class lists makes a head of that class."""
     cls = type(head)
-    assert all(type(cls.from_recipe(name)) is cls for name in cls.recipes())
+    assert all(type(cls.from_recipe(name)) is cls for name in cls.recipes)
 
 
 def check_fit_returns_self_and_keeps_parameters(head: Head) -> None:
@@ -324,37 +324,11 @@ def check_numbers_as_labels(head: Head) -> None:
 
 
 HEAD_CHECKS: tuple[Callable[[Head], None], ...] = (
-    check_constructor_only_stores,
-    check_parameters_are_documented,
-    check_recipes_make_heads,
-    check_fit_returns_self_and_keeps_parameters,
-    check_fit_learns,
-    check_rows_are_independent,
-    check_same_seed_same_result,
-    check_global_randomness_is_untouched,
-    check_input_is_untouched,
-    check_number_types,
-    check_views,
-    check_unequal_shots,
-    check_one_shot,
-    check_two_classes,
-    check_row_of_zeros,
-    check_state_round_trip,
-    check_picture_features_are_declared,
-    check_unfitted_raises,
-    check_bad_input_raises,
-    check_missing_text,
-    check_class_without_text,
-    check_unlabelled_pictures,
-    check_leave_one_out_is_a_refit,
-    check_presets_are_parameters,
-    check_text_part,
-    check_logits_have_one_column_per_class,
-    check_numbers_as_labels,
+    *(value for name, value in list(globals().items()) if name.startswith("check_")),
     *MULTILABEL_CHECKS,
     *INCREMENTAL_CHECKS,
 )
-"""All checks, in the order in which failures are easiest to understand."""
+"""All checks, in the order of the files, in which failures are easiest to understand."""
 
 
 def check_head(head: Head) -> None:

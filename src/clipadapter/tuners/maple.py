@@ -17,15 +17,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from typing_extensions import Self
 
 from clipadapter.encoders import Encoder, open_prompt_places
 from clipadapter.heads import register_head
+from clipadapter.heads.parameters import at_least
 from clipadapter.tuners.deep_prompts import DeepPromptTuner, prompts_of_blocks
 from clipadapter.tuners.tower_tuner import Trainable
 
@@ -53,18 +53,11 @@ class Maple(DeepPromptTuner):
     method_name = "maple"
     min_epochs = 5
     min_steps = 1000
+    recipes = {"official": {"epochs": 5}}
+    """The recipe of the authors' released code: 5 epochs."""
 
-    n_ctx: int = 2
+    n_ctx: Annotated[int, at_least(1)] = 2
     lr: float = 3.5e-3
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The recipe of the authors' released code: 5 epochs.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        return cls(**{"epochs": 5, **changes})
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         places = open_prompt_places(tunable)
@@ -84,7 +77,7 @@ class Maple(DeepPromptTuner):
 
         self.insert_sources(places, prompts_of_blocks(text), [partial(couple, i) for i in range(blocks)])
         arrays = {"text_prompts_": text, "image_weight_": weight, "image_bias_": bias}
-        return Trainable(arrays, ("image", "text"), lambda: None, learned)
+        return Trainable(arrays, ("image", "text"), learned=learned)
 
 
 def initial_coupling(

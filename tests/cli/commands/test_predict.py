@@ -50,6 +50,8 @@ def test_a_picture_unlike_every_class_is_marked_beside_its_answer(probe, noisy_s
     lines = run("predict", probe, like, unlike).stdout.splitlines()
     assert "unlike every class" not in lines[0]
     assert lines[1].split()[0] in ("red", "green", "blue") and "unlike every class (score " in lines[1]
+    counts = run("predict", probe, like, unlike, "--sort-into", tmp_path / "sorted").stderr.splitlines()
+    assert "unlike every class" in counts[1] and sorted(line.split()[-1] for line in counts[2:4]) == ["0", "1"]
     rejected = run("predict", probe, unlike, "--reject", 0.05).stdout
     assert rejected.split()[0] == "-" and "nearest" in rejected
 
@@ -62,8 +64,9 @@ def test_too_many_views_are_refused_before_the_model_is_loaded(squares, model, r
     assert "epochs" not in result.stderr
 
 
-def test_top_beyond_the_classes_gives_all(squares, model, run):
-    (found,) = records(run("predict", model, squares / "red" / "0.png", "--top", 99, "--json"))
+@pytest.mark.parametrize("top", [99, "all"])
+def test_top_beyond_the_classes_gives_all(squares, model, top, run):
+    (found,) = records(run("predict", model, squares / "red" / "0.png", "--top", top, "--json"))
     assert sorted(one["label"] for one in found["top"]) == ["blue", "green", "red"]
     assert sum(one["score"] for one in found["top"]) == pytest.approx(1)
 

@@ -17,13 +17,13 @@ import click
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend, note_encoders
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import find_unwritable_parent, list_unlabelled, open_dataset
 from clipadapter.cli.option_types import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.cli.shard_inputs import open_shards
-from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
+from clipadapter.cli.uncertainty_options import UncertaintyArguments, describe_accuracy, report_uncertainty
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.formatting import describe_shots, format_count, format_list, format_seconds
 from clipadapter.progress import estimates_reported_to
@@ -36,7 +36,20 @@ if TYPE_CHECKING:
 MAX_NAMED_CLASSES = 5
 
 
-@cli_command("clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2", Section.START, 2)
+@cli_command(
+    "clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2",
+    first=(
+        "--out",
+        "--encoder",
+        "--quality",
+        "--head",
+        "--shots",
+        "--test-fraction",
+        "--reject",
+        "--class-names",
+        "--json",
+    ),
+)
 @click.argument("data", type=FOLDER_OR_URI)
 @click.option(
     "--out",
@@ -151,9 +164,11 @@ def command(
     if unlabelled_pictures is not None and model.head_.transductive:
         _warn_if_all_are_shots(paths, unlabelled_pictures, out)
     note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
+    from clipadapter.export.cached import export_to_cache
+
     model.save(folder, support=not no_support)
     note_kept(f"the model is saved in {folder}")
-    model.make_quick(folder)
+    export_to_cache(model, folder)
     versions = (version_before, model.history_.version)
     skipped_shots = len(paths) - len(model.support_)
     n_unlabelled = len(unlabelled_pictures or ()) - (len(model.support_.provenance["skipped"]) - skipped_shots)
@@ -343,7 +358,7 @@ def _report(
         ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
         *_describe_blocks(model),
         ("seconds", f"{seconds:.1f}"),
-        ("accuracy", _describe_accuracy(model, head)),
+        ("accuracy", describe_accuracy(model)),
         ("next", shlex.join(["clipadapter", *following])),
     ]
     out.result(result, facts(lines) + ("" if measured is None else f"\n\n{describe_evaluation(measured)}"))
@@ -356,19 +371,6 @@ def _has_test_pictures(data: Path | str) -> bool:
     folder = Path(data)
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return "test" in find_split_folders(names).values()
-
-
-def _describe_accuracy(model: FewShotClassifier, head: HeadOptions) -> str:
-    """Describe how often the model is right about held-out shots, or why that is not known."""
-    counts, accuracy = model.support_.counts, model.uncertainty_.accuracy
-    if accuracy is not None:
-        n_single = sum(count == 1 for count in counts.values())
-        return accuracy.describe() + (f"; classes with one picture, not held out: {n_single}" if n_single else "")
-    if model.uncertainty_.multilabel is not None:
-        return "not known: pictures with several labels are measured on others, by 'clipadapter eval'"
-    if max(counts.values()) <= 1:
-        return "not known: with one picture per class none can be held out; give two or more of each class"
-    return f"not known: {head.name} is not fitted again without some of the shots"
 
 
 def _chosen_values(model: FewShotClassifier) -> dict[str, float]:

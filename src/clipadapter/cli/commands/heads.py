@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.docstrings import without_defaults, without_examples
@@ -22,7 +22,7 @@ MARKS = {
 """Marks of heads in the table, and their meaning."""
 
 
-@cli_command("clipadapter heads 'clip-*'", Section.INSPECT, 2)
+@cli_command("clipadapter heads 'clip-*'")
 @click.argument("pattern", default="*")
 @output_options
 def command(pattern: str, out: Output) -> None:
@@ -57,7 +57,7 @@ def _describe_for_json(name: str) -> dict[str, Any]:
         "needs_text": entry.cls.needs_text,
         "transductive": entry.cls.transductive,
         "accepts_unlabelled": entry.cls.transductive or entry.cls.accepts_unlabelled,
-        "recipes": list(entry.cls.recipes()),
+        "recipes": list(entry.cls.recipes),
         "presets": {key: dict(values) for key, values in entry.cls.presets.items()},
         "preset_note": entry.cls.preset_note if entry.cls.presets else None,
         "params": default_parameters(name),
@@ -99,6 +99,6 @@ def _describe_head(name: str) -> str:
     docstring = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0]
     description = without_defaults(without_examples(docstring))
     defaults = f"\n\nDefaults:\n{facts(list(params.items()))}" if params else ""
-    recipes = f"\n\nRecipes (--recipe): {', '.join(cls.recipes())}" if cls.recipes() else ""
+    recipes = f"\n\nRecipes (--recipe): {', '.join(cls.recipes)}" if cls.recipes else ""
     presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""
     return f"{name}: {description}\n\nFidelity ({fidelity.kind}): {fidelity}{defaults}{recipes}{presets}"

@@ -16,12 +16,12 @@ import click
 from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import is_feature_table, is_missing, read_lines
-from clipadapter.cli.option_types import COUNT, FILE, FOLDER
+from clipadapter.cli.option_types import COUNT, COUNT_OR_ALL, FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import START_AGAIN, Output, facts, note_kept
-from clipadapter.cli.predict_models import PredictRequest, check_model, open_model, open_quick_model, open_table_model
+from clipadapter.cli.predict_models import PredictRequest, check_model, open_cached_model, open_model, open_table_model
 from clipadapter.cli.sorting import PictureSorter, count_answers
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
@@ -41,10 +41,15 @@ MAX_PART_SECONDS = 60.0
 """A part is written after this time, if its pictures are slow."""
 
 
-@cli_command("clipadapter predict model/ photo.jpg more/ --top 3 --json", Section.START, 3)
+@cli_command(
+    "clipadapter predict model/ photo.jpg more/ --top 3 --json",
+    first=("--top", "--out", "--sort-into", "--reject", "--coverage", "--json"),
+)
 @click.argument("model", type=FOLDER)
 @click.argument("inputs", metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True)
-@click.option("--top", type=COUNT, metavar="K", default=1, help="Number of classes to print for each picture.")
+@click.option(
+    "--top", type=COUNT_OR_ALL, metavar="K|all", default=1, help="Number of classes to print for each picture, or all."
+)
 @click.option(
     "--adapt",
     type=click.Choice(["tda"]),
@@ -97,7 +102,7 @@ def command(
     probability, picture. A picture that is unlike every class is marked, with a score and a reason; with --reject it
     has the class "-" and a null label in JSON. --json writes one object per line: source, label, probability, top
     (label and score of each), nearest, unlike_every_class, ood_score, reason, labels (the set of --coverage) and error.
-    For a folder, a terminal shows the number of pictures per class too.
+    For a folder, a terminal shows the number of pictures per class too, and how many of them are marked.
 
     If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
@@ -125,7 +130,7 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
     out, width, n_pictures = request.out, 0, 0
     if request.tables:
         note_kept(START_AGAIN)
-    answers: Counter[str | None] = Counter()
+    answers: Counter[tuple[str | None, bool]] = Counter()
     taken: deque[Path] = deque()
     for prediction, class_names in _predict(request, taken):
         n_pictures += 1
@@ -135,7 +140,7 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
         if prediction.error is None or out.as_json:
             out.row(prediction.record(), _format_prediction(prediction, width))
         if prediction.error is None:
-            answers[prediction.label] += 1
+            answers[prediction.label, prediction.label is not None and prediction.unlike_every_class] += 1
             if sorter is not None and path is not None:
                 sorter.add(path, prediction.label, class_names)
     if not answers:
@@ -218,11 +223,11 @@ def _predict(request: PredictRequest, taken: deque[Path]) -> Iterator[tuple[Pred
                 bar.update(len(rows))
         return
     if not request.has_exported_file:
-        quick = open_quick_model(request)
-        if quick is not None:
-            options = request.options(quick.uncertainty, quick.class_names)
+        cached = open_cached_model(request)
+        if cached is not None:
+            options = request.options(cached.uncertainty, cached.class_names)
             taken.extend(map(Path, request.inputs))
-            yield from ((prediction, quick.class_names) for prediction in quick.classify(list(taken), **options))
+            yield from ((prediction, cached.class_names) for prediction in cached.classify(list(taken), **options))
             return
         if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
             from clipadapter.prediction import unreadable  # imports numpy but not torch

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.backends.formats import list_inference_backends
+from clipadapter.cli.groups import GroupedOption, cli_command
 from clipadapter.cli.option_types import COUNT, FILE, LateChoice
 from clipadapter.cli.options import Command, Decorator
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
-from clipadapter.formats import list_inference_backends
 
 TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
 BACKENDS = LateChoice(lambda: ["auto", *list_inference_backends()])
@@ -26,7 +26,16 @@ def _limit(
     name: str, number: click.IntRange | click.FloatRange, default: float, text: str, metavar: str | None = None
 ) -> Decorator:
     """The option of a limit; its default is that of `clipadapter.serve.Limits`, which ``--help`` does not import."""
-    return click.option(name, type=number, default=default, metavar=metavar, show_default=True, help=text)
+    return click.option(
+        name,
+        cls=GroupedOption,
+        heading="Limits",
+        type=number,
+        default=default,
+        metavar=metavar,
+        show_default=True,
+        help=text,
+    )
 
 
 LIMIT_OPTIONS = (
@@ -37,8 +46,6 @@ LIMIT_OPTIONS = (
     _limit("--max-bytes", COUNT, 32 << 20, "Of a request."),
     _limit("--max-pixels", COUNT, 50_000_000, "Of a picture."),
     _limit("--max-pictures", COUNT, 64, "Of a request."),
-    _limit("--max-bodies", COUNT, 256, "Bodies received at a time; for one more the slowest is cut off."),
-    _limit("--min-rate", POSITIVE, 16 << 10, "Per second at which a body must arrive.", "BYTES"),
     _limit("--header-timeout", POSITIVE, 10.0, "In which the headers of a request must arrive.", "SECONDS"),
     _limit("--max-connections", COUNT, 800, "Open at a time; for one more the longest idle is closed."),
 )
@@ -51,7 +58,10 @@ def limit_options(command: Command) -> Command:
     return command
 
 
-@cli_command("clipadapter serve pets.onnx other=model/ --port 8080", Section.SHARE, 2)
+@cli_command(
+    "clipadapter serve pets.onnx other=model/ --port 8080",
+    first=("--host", "--port", "--token-file", "--allow-host", "--json", "--quiet"),
+)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
@@ -99,10 +109,10 @@ def command(
 ) -> None:
     """Serve exported models over HTTP.
 
-    A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first. name=PATH
-    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict; /docs is a page for
-    people. A file that changes is loaded again. Logs are lines of JSON on stderr. On SIGTERM the server ends when all
-    requests that have begun are answered.
+    A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first.
+    name=PATH gives it a name; by default it has the name of its file. The page / is for trying pictures, /docs
+    lists all addresses, and programs send pictures to /v1/models/NAME/predict. A file that changes is loaded again.
+    Logs are lines of JSON on stderr. On SIGTERM the server ends when all requests that have begun are answered.
     """
     import logging
 
@@ -123,7 +133,7 @@ def command(
 
     def report_address(url: str) -> None:
         names = ", ".join(served.names)
-        out.result({"url": url, "models": served.names}, f"{url} answers for {names}; try it at {url}/docs")
+        out.result({"url": url, "models": served.names}, f"{url} answers for {names}; try it at {url}/")
 
     run(create_app(served, token), host, port, grace, report_address, allowed_hosts)
 

@@ -1,7 +1,9 @@
-"""Image towers that take squares of whole numbers, and torch modules as graphs."""
+"""Torch modules as graphs for converters, and image towers that take squares of whole numbers."""
 
 from __future__ import annotations
 
+import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,17 +11,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from clipadapter.backends.base import Tower
+from clipadapter.backends.formats import FEATURES_OUTPUT, INPUT_NAMES, TorchGraph
 from clipadapter.pixels import PixelSpec
+
+_CONVERSION_LOCK = threading.RLock()
 
 
 class SquareTower(nn.Module):
-    """Squares (n, s, s, 3), values 0 .. 255, to features: normalisation, then the tower.
-
-    Args:
-        module: the tower, which takes normalised pixels (n, 3, s, s).
-        pixels: their mean and standard deviation.
-        dtype: number type that the tower works in.
-    """
+    """Squares (n, s, s, 3), values 0 .. 255, to features: normalisation, then the tower."""
 
     def __init__(self, module: nn.Module, pixels: PixelSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -44,6 +44,24 @@ def example_squares(pixels: PixelSpec) -> Tensor:
     return torch.zeros(2, pixels.size, pixels.size, 3, dtype=torch.uint8)
 
 
+def tower_graph(tower: Tower) -> TorchGraph:
+    """A tower as formats convert it, from squares to features."""
+    return TorchGraph(
+        SquareTower(tower.module, tower.pixels).eval(),
+        tower.module,
+        FEATURES_OUTPUT,
+        (INPUT_NAMES["uint8"],),
+        (FEATURES_OUTPUT,),
+        (example_squares(tower.pixels),),
+        count_bytes(tower.module),
+    )
+
+
+def count_bytes(module: nn.Module) -> int:
+    """Bytes of all weights and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+
 def trace(module: nn.Module, *examples: Tensor) -> torch.jit.ScriptModule:
     """Trace a module to a graph for any number of rows; each of the inputs has two."""
     with unfused_attention(), torch.no_grad(), warnings.catch_warnings():
@@ -66,3 +84,21 @@ def unfused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def suppress_logs() -> Iterator[None]:
+    """Suppress advice to developers from converters, and the handlers that it would add to the root logger.
+
+    One thread at a time: logging is switched off for the process.
+    """
+    handler, root = logging.NullHandler(), logging.getLogger()
+    with _CONVERSION_LOCK:
+        before = logging.root.manager.disable
+        root.addHandler(handler)
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+            root.removeHandler(handler)

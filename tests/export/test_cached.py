@@ -1,7 +1,8 @@
-"""A saved model answers without torch, and says the same."""
+"""A saved model answers from its exported file in the cache folder, without torch, and says the same."""
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.backends import cache_root
-from clipadapter.classifier.quick import make_quick
 from clipadapter.cli.app import app
-from clipadapter.encoders import open_blocks, with_backend
+from clipadapter.encoders import open_blocks
+from clipadapter.export.cached import MAX_FILES, export_to_cache
 from clipadapter.pixels import PixelSpec
-from clipadapter.runtime import quick
+from clipadapter.runtime import cached
 from clipadapter.uncertainty import UncertaintyOptions
 
 from ..tiny_encoder import NearestMeanOfAll, TinyEncoder
@@ -25,8 +25,8 @@ from ..tiny_encoder import NearestMeanOfAll, TinyEncoder
 ASK = """
 import json, sys
 from pathlib import Path
-from clipadapter.runtime.quick import open_quick
-answers = open_quick(Path(sys.argv[1])).classify([Path(p) for p in sys.argv[2:]], top=3)
+from clipadapter.runtime.cached import open_cached
+answers = open_cached(Path(sys.argv[1])).classify([Path(p) for p in sys.argv[2:]], top=3)
 assert not {"torch", "sklearn", "scipy", "open_clip", "timm"} & set(sys.modules), "loaded what takes long"
 print(json.dumps([[a.label, a.probability, [s for _, s in a.top], a.error, a.unlike_every_class] for a in answers]))
 """
@@ -55,7 +55,7 @@ def fitted(tmp_path_factory):
 def made_ready(fitted, tmp_path_factory):
     """The folder of the fitted model, made ready."""
     folder = fitted[0].save(tmp_path_factory.mktemp("saved") / "model")
-    assert fitted[0].make_quick(folder)
+    assert export_to_cache(fitted[0], folder, load_tower=True)
     return folder
 
 
@@ -96,7 +96,7 @@ def test_predict_takes_it(saved, monkeypatch):
 @pytest.mark.parametrize("options", [["--backend", "torch"], ["--precision", "fp32"], ["--encoder", "lite"]])
 def test_predict_takes_the_whole_model_where_more_is_asked(saved, options, monkeypatch):
     _, folder, paths = saved
-    monkeypatch.setattr(quick, "open_quick", None)
+    monkeypatch.setattr(cached, "open_cached", None)
     result = CliRunner().invoke(app, ["predict", str(folder), str(paths[0]), *options])
     assert result.exit_code == 0, result.output
 
@@ -104,45 +104,64 @@ def test_predict_takes_the_whole_model_where_more_is_asked(saved, options, monke
 @pytest.mark.parametrize("name", ["head.safetensors", "uncertainty.safetensors"])
 def test_an_altered_model_is_not_answered_for(name, saved):
     _, folder, _ = saved
-    assert quick.open_quick(folder) is not None
+    assert cached.open_cached(folder) is not None
     data = bytearray((folder / name).read_bytes())
     data[-1] ^= 1
     (folder / name).write_bytes(data)
-    assert quick.open_quick(folder) is None
+    assert cached.open_cached(folder) is None
     (folder / name).unlink()
-    assert quick.open_quick(folder) is None
+    assert cached.open_cached(folder) is None
 
 
 def test_another_model_in_the_same_folder_is_another(saved):
     model, folder, paths = saved
     model.fit(paths[:8], ["red"] * 4 + ["green"] * 4).save(folder)
-    assert quick.open_quick(folder) is None
-    assert model.make_quick(folder)
-    assert quick.open_quick(folder).class_names == ("green", "red")
+    assert cached.open_cached(folder) is None
+    assert export_to_cache(model, folder, load_tower=True)
+    assert cached.open_cached(folder).class_names == ("green", "red")
 
 
-@pytest.mark.parametrize("damage", ["config", "tower", "head", "facts"])
+@pytest.mark.parametrize("damage", ["config", "export"])
 def test_damage_leads_to_the_whole_model(saved, damage):
-    _, folder, _ = saved
-    place = quick.locate_entry(folder)
-    tower = cache_root() / json.loads((place / "facts.json").read_text())["towers"][0]["tower"]
-    path = {
-        "config": folder / "config.json",
-        "tower": tower / "tower.bin",
-        "head": place / "head.xml",
-        "facts": place / "facts.json",
-    }[damage]
+    model, folder, _ = saved
+    export = cached.cached_export(folder, "onnx")
+    path = {"config": folder / "config.json", "export": export}[damage]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert quick.open_quick(folder) is None
+    assert cached.open_cached(folder) is None
+    if damage == "export":
+        assert export_to_cache(model, folder)
+        assert cached.open_cached(folder) is not None
     path.write_bytes(whole)
 
 
-def test_a_model_that_openvino_can_not_answer_for_stays_as_it_is(tmp_path):
-    model = FewShotClassifier(encoder="toy").fit(*pictures(tmp_path))
-    model.save(tmp_path / "model")
-    assert not model.make_quick(tmp_path / "model")
-    assert quick.open_quick(tmp_path / "model") is None
+def test_a_model_that_can_not_be_exported_is_tried_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, calls = FewShotClassifier(encoder="toy", cache=None).fit(*pictures(tmp_path)), []
+    folder = model.save(tmp_path / "model")
+    monkeypatch.setattr("clipadapter.export.cached.MAX_WEIGHTS", -1)
+    assert not export_to_cache(model, folder, load_tower=True)
+    monkeypatch.setattr("clipadapter.export.cached.export_model", lambda *_, **__: calls.append(1))
+    assert not export_to_cache(model, folder, load_tower=True) and not calls
+    assert cached.open_cached(folder) is None
+
+
+def test_stored_features_need_no_tower(fitted, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = fitted[0].save(tmp_path / "model")
+    assert not export_to_cache(FewShotClassifier.load(folder), folder)
+
+
+def test_the_oldest_files_are_removed(fitted, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = fitted[0].save(tmp_path / "model")
+    path = cached.cached_export(folder, "onnx")
+    path.parent.mkdir(parents=True)
+    for i in range(MAX_FILES + 2):
+        (path.parent / f"{i}.onnx").touch()
+        os.utime(path.parent / f"{i}.onnx", (i, i))
+    assert export_to_cache(fitted[0], folder, load_tower=True)
+    assert len(list(path.parent.iterdir())) == MAX_FILES and path.exists()
 
 
 @pytest.mark.parametrize(
@@ -158,30 +177,18 @@ def test_layers_and_passes_are_predicted_without_the_encoder(names, sizes, tmp_p
     options = UncertaintyOptions(reject=0.1)
     model = FewShotClassifier(encoder, NearestMeanOfAll(), cache=None, uncertainty=options, backend="torch")
     model.fit(paths, labels)
-    FewShotClassifier("toy", "knn", cache=None).fit(paths, labels).save(tmp_path / "model")
-    folder = tmp_path / "model"
-    assert make_quick(folder, model.encoder_, model.head_, model.class_names_, model.uncertainty_)
-    found = quick.open_quick(folder)
+    # An encoder of the test has no name to be saved under.
+    folder = FewShotClassifier("toy", "knn", cache=None).fit(paths, labels).save(tmp_path / "model")
+    assert export_to_cache(model, folder, load_tower=True)
+    found = cached.open_cached(folder)
     assert [spec.size for spec in found.inputs] == sizes
     for answer, wanted in zip(found.classify(paths), model.classify(paths), strict=True):
         assert (answer.label, answer.nearest) == (wanted.label, wanted.nearest)
         assert answer.probability == pytest.approx(wanted.probability, abs=1e-4)
 
 
-def test_passes_in_two_precisions_or_without_a_tower_are_not_predicted_quickly(tmp_path):
-    paths, labels = pictures(tmp_path)
-    model = FewShotClassifier("toy", "knn", cache=None).fit(paths, labels)
-    model.save(tmp_path / "model")
-    encoder = open_blocks(TinyEncoder(), ["final", "final@48"])
-    first, second = encoder.passes()
-    mixed = encoder.run_on([first, with_backend(second, "openvino", "bf16")])
-    assert not make_quick(tmp_path / "model", mixed, model.head_, model.class_names_, model.uncertainty_)
-    without = open_blocks(TinyEncoder(), ["final", "toy/final"])
-    assert not make_quick(tmp_path / "model", without, model.head_, model.class_names_, model.uncertainty_)
-
-
 def test_it_adapts_to_the_stream_as_the_model_does(saved):
     model, folder, paths = saved
-    found = quick.open_quick(folder).classify(paths, 3, adapt="tda")
+    found = cached.open_cached(folder).classify(paths, 3, adapt="tda")
     for one, other in zip(found, model.classify(paths, 3, adapt="tda"), strict=True):
         assert one.label == other.label and one.probability == pytest.approx(other.probability, abs=1e-3)

@@ -16,10 +16,9 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
+from clipadapter.backends.formats import ExportFormat, export_suffixes, find_format
 from clipadapter.errors import ArtifactError
 from clipadapter.files import open_regular
-from clipadapter.formats.base import ExportFormat
-from clipadapter.formats.registry import export_suffixes, find_format
 
 ALGORITHM = "sha256"
 N_DIGITS = 64
@@ -28,17 +27,7 @@ Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 def check_file(path: Path) -> str | None:
-    """Compare an exported file with the checksum at its end.
-
-    Args:
-        path: the file to open.
-
-    Returns:
-        The SHA-256 as hexadecimal digits; None if the file has no checksum.
-
-    Raises:
-        ArtifactError: if the file was altered, or can't be read.
-    """
+    """Compare an exported file with the checksum at its end, which is returned; None if it has none."""
     export_format = _format_of(path)
     total = hashlib.sha256()
     *companions, main = export_format.existing_files(path)
@@ -64,17 +53,7 @@ def check_file(path: Path) -> str | None:
 
 
 def append_checksum(path: Path) -> str:
-    """Append its checksum to a file.
-
-    Args:
-        path: the file to open, without a checksum.
-
-    Returns:
-        The SHA-256 as hexadecimal digits.
-
-    Raises:
-        OSError: if it can't be written.
-    """
+    """Append its checksum to a file."""
     export_format = _format_of(path)
     before, after = export_format.checksum_ending
     total = hashlib.sha256()
@@ -89,11 +68,7 @@ def append_checksum(path: Path) -> str:
 
 
 def stamp_files(path: Path) -> Stamp:
-    """A value that changes when one of the files of a model is replaced or overwritten.
-
-    Raises:
-        ArtifactError: if one can't be read.
-    """
+    """A value that changes when one of the files of a model is replaced or overwritten."""
     try:
         stats = [file.stat() for file in _format_of(path).existing_files(path)]
     except OSError as error:
@@ -102,11 +77,7 @@ def stamp_files(path: Path) -> Stamp:
 
 
 def open_model(path: Path) -> BinaryIO:
-    """Open a regular file, or a link to one, for reading.
-
-    Raises:
-        ArtifactError: if it can't be opened, or is a device, a pipe or a folder, which may never end.
-    """
+    """Open a regular file, or a link to one, for reading; devices and pipes are refused, which may never end."""
     try:
         return open_regular(path)
     except OSError as error:

@@ -3,14 +3,15 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clipadapter import formats
-from clipadapter.errors import InputError, MissingExtraError
-from clipadapter.formats import (
+from clipadapter.backends import backend_info
+from clipadapter.backends.formats import (
     DEFAULT_FORMAT,
+    PRECISIONS,
     companion_files,
     export_suffixes,
     find_format,
@@ -18,10 +19,12 @@ from clipadapter.formats import (
     is_exported,
     list_formats,
     list_inference_backends,
+    load_formats,
 )
-from clipadapter.formats.base import PRECISIONS
-from clipadapter.formats.registry import load_formats
+from clipadapter.backends.registry import BACKENDS
+from clipadapter.errors import InputError, MissingExtraError
 from clipadapter.installation import install_command
+from clipadapter.registry import Entry
 
 FORMATS = list_formats()
 
@@ -100,20 +103,18 @@ def test_the_first_installed_backend_is_chosen(monkeypatch):
         monkeypatch.setattr(
             "importlib.util.find_spec", lambda name, installed=installed: object() if name in installed else None
         )
-        assert onnx.choose_backend().name == chosen
+        assert onnx.choose_backend() == chosen
 
 
-def test_a_format_of_another_package_is_in_the_table(monkeypatch):
-    class Point:
-        def load(self):
-            return other
+def test_the_format_of_another_backend_is_in_the_table(monkeypatch):
+    class Other(backend_info("onnxruntime").cls):
+        format = replace(get_format("onnx"), name="other", suffix=".other", backends=("other",))
 
-    other = formats.ExportFormat(**{**vars(get_format("onnx")), "name": "other", "suffix": ".other"})
-    monkeypatch.setattr("clipadapter.formats.registry.entry_points", lambda group: [Point()])
+    monkeypatch.setitem(BACKENDS._entries, "other", Entry("other", Other, ""))
     load_formats.cache_clear()
     try:
         assert "other" in list_formats()
-        assert find_format(Path("model.other")) is other
+        assert find_format(Path("model.other")) is Other.format
         assert list_inference_backends()[:2] == ["onnxruntime", "openvino"]
     finally:
         load_formats.cache_clear()
@@ -121,7 +122,7 @@ def test_a_format_of_another_package_is_in_the_table(monkeypatch):
 
 def test_the_table_loads_neither_numpy_nor_torch_nor_a_runtime():
     code = (
-        "import sys; from clipadapter.formats import list_formats; list_formats();"
+        "import sys; from clipadapter.backends.formats import list_formats; list_formats();"
         "print(sorted({'numpy', 'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

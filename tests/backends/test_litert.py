@@ -6,11 +6,12 @@ import zipfile
 import numpy as np
 import pytest
 
+from clipadapter.backends.checksum import append_checksum, check_file
+from clipadapter.backends.formats import get_format
+from clipadapter.backends.litert import append_archive, read_archive
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError
 from clipadapter.export import export_model
-from clipadapter.formats.checksum import append_checksum, check_file
-from clipadapter.formats.litert import append_archive, open_litert, read_archive
 from clipadapter.runtime import Predictor
 
 GRAPH = b"\x1c\x00\x00\x00TFL3" + bytes(range(256))
@@ -63,7 +64,7 @@ def test_an_archive_without_an_entry_is_an_error(file):
 def test_a_graph_of_another_program_is_refused(tmp_path):
     (tmp_path / "model.tflite").write_bytes(GRAPH)
     with pytest.raises(ArtifactError, match="was not written by 'clipadapter export'"):
-        open_litert(tmp_path / "model.tflite", 1)
+        get_format("litert").open_graph(tmp_path / "model.tflite", "litert", 1)
 
 
 @needs_litert

@@ -9,9 +9,9 @@ import subprocess
 import numpy as np
 import pytest
 
+from clipadapter.backends.checksum import append_checksum, check_file, open_model
+from clipadapter.backends.formats import ExportFormat
 from clipadapter.errors import ArtifactError
-from clipadapter.formats import ExportFormat
-from clipadapter.formats.checksum import append_checksum, check_file, open_model
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Uncertainty
