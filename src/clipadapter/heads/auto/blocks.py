@@ -29,6 +29,7 @@ from clipadapter.functional import unit
 from clipadapter.heads.auto.experts import (
     MAX_KERNEL_SHOTS,
     ExpertInputs,
+    expert_kind,
     fit_ridge,
     leave_one_out_ridge_noise,
     take_with_classes,
@@ -69,6 +70,37 @@ class BlockMixture:
     inputs: list[ExpertInputs]  # the shots as the ridge regression of each further block gets them
     factors: list[float]  # of its logits; 0 for a block that is not used
     count_weight: float  # of the negative log counts of the classes
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The weights of experts and blocks, with which the mixture can be fitted to some of the shots."""
+
+    inputs: ExpertInputs  # the shots as the experts on `final` get them
+    text_weight: float  # of the zero-shot logits by themselves
+    factors: dict[str, float]  # of the experts' logits; 0 for an expert that is not used
+    blocks: BlockMixture | None
+
+    def logits(self, train: Tensor, pictures: list[Tensor], zero_shot: Tensor | None) -> Tensor:
+        """Logits (u, c) of pictures by the mixture that is fitted to the training rows.
+
+        The pictures have centred unit features (u, d) of each block, ``final`` first; their zero-shot logits have unit
+        spread.
+        """
+        part = self.inputs.take(train)
+        mixed = pictures[0].new_zeros(len(pictures[0]), part.n_classes)
+        if zero_shot is not None:
+            mixed = mixed + self.text_weight * zero_shot
+        for name, factor in self.factors.items():
+            if factor:
+                mixed = mixed + factor * centre_logits(expert_kind(name).fit(part).logits(pictures[0], zero_shot))
+        if self.blocks is None:
+            return mixed
+        mixed = self.blocks.final_weight * mixed
+        for factor, inputs, z in zip(self.blocks.factors, self.blocks.inputs, pictures[1:], strict=True):
+            if factor:
+                mixed = mixed + factor * centre_logits(fit_ridge(inputs.take(train)).logits(z, None))
+        return mixed + self.blocks.count_weight * log_rarity(part.counts)
 
 
 def fit_blocks(

@@ -27,7 +27,14 @@ from torch import Tensor
 
 from clipadapter.blocks import FINAL, Blocks, column_slices, select_blocks
 from clipadapter.functional import ABSENT_LOGIT, unit
-from clipadapter.heads.auto.blocks import ONE_SHOT_RIDGE_RATIO, BlockMixture, centre_blocks, fit_blocks, mean_of_classes
+from clipadapter.heads.auto.blocks import (
+    ONE_SHOT_RIDGE_RATIO,
+    BlockMixture,
+    Mixture,
+    centre_blocks,
+    fit_blocks,
+    mean_of_classes,
+)
 from clipadapter.heads.auto.experts import (
     EXPERTS,
     MAX_KERNEL_SHOTS,
@@ -50,7 +57,7 @@ from clipadapter.heads.auto.stacking import (
     noise_std,
     predict_held_out,
 )
-from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, Teacher, fit_unlabelled, select_pictures
+from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.folds import most_labels_repeat, stratified_folds
 from clipadapter.heads.out_of_fold import OutOfFold
@@ -181,17 +188,17 @@ class Auto(Head):
         labels = torch.searchsorted(classes, shots.labels)
         self.text_ = None if shots.text is None else _fill_missing_text(shots.text, z, labels, classes)
         inputs = self._expert_inputs(x, z, labels, classes)
-        teacher, held_out = Teacher(inputs, inputs.inverse_temperature, {}, None), None
+        mixture, held_out = Mixture(inputs, inputs.inverse_temperature, {}, None), None
         if len(classes) > 1:
-            teacher, held_out = self._choose_weights(inputs, len(shots.further_blocks) > 0)
-        self._fit_experts(teacher, classes, shots.n_classes)
+            mixture, held_out = self._choose_weights(inputs, len(shots.further_blocks) > 0)
+        self._fit_experts(mixture, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
             # Only where no shot was held out are the logits of the shots themselves read.
             final_logits = self._final_logits(x if held_out is None else x[:1])[:, classes]
             blocks = self._fit_blocks(shots, final_logits, labels, classes, held_out)
-            teacher, held_out = replace(teacher, blocks=blocks), blocks.held_out
+            mixture, held_out = replace(mixture, blocks=blocks), blocks.held_out
         if shots.unlabelled is not None:
-            held_out = self._fit_unlabelled(shots, teacher, held_out)
+            held_out = self._fit_unlabelled(shots, mixture, held_out)
         # Without all shots in the folds, or logits of all classes, others hold the shots out.
         if (
             held_out is not None
@@ -222,7 +229,7 @@ class Auto(Head):
         known = zero_shot[:, classes] / self.spread_
         return ExpertInputs(z, labels, len(classes), known, inverse_temperature, gram)
 
-    def _choose_weights(self, inputs: ExpertInputs, has_further_blocks: bool) -> tuple[Teacher, HeldOut | None]:
+    def _choose_weights(self, inputs: ExpertInputs, has_further_blocks: bool) -> tuple[Mixture, HeldOut | None]:
         """The mixture on ``final``, and its out-of-fold logits; None if most classes have one shot."""
         rows = subsample(inputs.labels, inputs.z.shape[1], self.seed)
         part = take_with_classes(inputs, rows)
@@ -236,7 +243,7 @@ class Auto(Head):
                 name: kind.one_shot_weight * unit_weight / noise_of_one if kind.weight is None else kind.one_shot_weight
                 for name, kind in EXPERTS.items()
             }
-            return Teacher(inputs, text_weight, factors, None), None
+            return Mixture(inputs, text_weight, factors, None), None
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
         drawn = [split for i in range(repeats) for split in stratified_folds(part.labels, self.folds, self.seed + i)]
@@ -275,8 +282,8 @@ class Auto(Head):
             ]
             cross_fitted = mix_out_of_fold(stack, splits, values, fit_weights)
         factors = {name: value / noise[name] for name, value in zip(names, values, strict=False)}
-        teacher = Teacher(inputs, values[-1] if "text" in parts else 0.0, factors, None)
-        return teacher, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
+        mixture = Mixture(inputs, values[-1] if "text" in parts else 0.0, factors, None)
+        return mixture, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
 
     def _fit_blocks(
         self, shots: SupportSet, final_logits: Tensor, labels: Tensor, classes: Tensor, held_out: HeldOut | None
@@ -310,7 +317,7 @@ class Auto(Head):
         self.unlabelled_reason_ = FEW_PICTURES if reason is None and len(pictures) < MIN_PICTURES else reason
         return pictures.to(shots.X.dtype)
 
-    def _fit_unlabelled(self, shots: SupportSet, teacher: Teacher, held_out: HeldOut | None) -> HeldOut | None:
+    def _fit_unlabelled(self, shots: SupportSet, teacher: Mixture, held_out: HeldOut | None) -> HeldOut | None:
         """Add the regression on pictures without labels to the teacher; returns the out-of-fold logits of both."""
         n, n_known = len(shots.labels), teacher.inputs.n_classes
         reason = None
@@ -362,13 +369,13 @@ class Auto(Head):
         labels = classes[held_out.labels].cpu().numpy()
         return OutOfFold(logits, labels, rows.cpu().numpy(), "own", shots, logit_scale_ratio=ratio)
 
-    def _fit_experts(self, teacher: Teacher, classes: Tensor, n_classes: int) -> None:
+    def _fit_experts(self, mixture: Mixture, classes: Tensor, n_classes: int) -> None:
         """Fit the experts that have a weight to all shots, and add them up to one map."""
-        inputs, d = teacher.inputs, teacher.inputs.z.shape[1]
-        self.text_weight_ = teacher.text_weight
+        inputs, d = mixture.inputs, mixture.inputs.z.shape[1]
+        self.text_weight_ = mixture.text_weight
         self.weight_, self.bias_ = inputs.z.new_zeros(n_classes, d), inputs.z.new_zeros(n_classes)
         self.shots_ = self.dual_ = None
-        used = {name: factor for name, factor in teacher.factors.items() if factor}
+        used = {name: factor for name, factor in mixture.factors.items() if factor}
         experts = parallel_map(
             [partial(expert_kind(name).fit, inputs) for name in used], work=inputs.cost // PARALLEL_COST_RATIO
         )

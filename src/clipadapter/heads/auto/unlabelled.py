@@ -25,8 +25,7 @@ from torch import Tensor
 
 from clipadapter.blocks import Blocks, column_slices
 from clipadapter.functional import unit
-from clipadapter.heads.auto.blocks import BlockMixture, log_rarity
-from clipadapter.heads.auto.experts import ExpertInputs, expert_kind, fit_ridge
+from clipadapter.heads.auto.blocks import Mixture, log_rarity
 from clipadapter.heads.auto.stacking import HeldOut, centre_logits, fit_stacking, noise_std, predict_held_out
 from clipadapter.heads.support import rows_without_shots
 from clipadapter.parallel import limit_threads
@@ -66,37 +65,6 @@ MAX_FOLD_ROUNDS = 2
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """The mixture without pictures, which can be fitted to some of the shots with the weights that it has."""
-
-    inputs: ExpertInputs  # the shots as the experts on `final` get them
-    text_weight: float  # of the zero-shot logits by themselves
-    factors: dict[str, float]  # of the experts' logits; 0 for an expert that is not used
-    blocks: BlockMixture | None
-
-    def logits(self, train: Tensor, pictures: list[Tensor], zero_shot: Tensor | None) -> Tensor:
-        """Logits (u, c) of pictures by the mixture that is fitted to the training rows.
-
-        The pictures have centred unit features (u, d) of each block, ``final`` first; their zero-shot logits have unit
-        spread.
-        """
-        part = self.inputs.take(train)
-        mixed = pictures[0].new_zeros(len(pictures[0]), part.n_classes)
-        if zero_shot is not None:
-            mixed = mixed + self.text_weight * zero_shot
-        for name, factor in self.factors.items():
-            if factor:
-                mixed = mixed + factor * centre_logits(expert_kind(name).fit(part).logits(pictures[0], zero_shot))
-        if self.blocks is None:
-            return mixed
-        mixed = self.blocks.final_weight * mixed
-        for factor, inputs, z in zip(self.blocks.factors, self.blocks.inputs, pictures[1:], strict=True):
-            if factor:
-                mixed = mixed + factor * centre_logits(fit_ridge(inputs.take(train)).logits(z, None))
-        return mixed + self.blocks.count_weight * log_rarity(part.counts)
-
-
-@dataclass(frozen=True)
 class UnlabelledMixture:
     """The regression on shots and pictures beside the teacher."""
 
@@ -112,7 +80,7 @@ def fit_unlabelled(
     shots: list[Tensor],
     pictures: list[Tensor],
     is_used: list[bool],
-    teacher: Teacher,
+    teacher: Mixture,
     picture_logits: Tensor,
     zero_shot: Tensor | None,
     held_out: HeldOut | None,
