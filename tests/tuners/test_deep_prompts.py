@@ -354,7 +354,7 @@ OWN = {
 
 
 def test_official_is_the_configuration_of_the_authors(tuner, method):
-    expected = {**RECIPE, **OWN[method], "momentum": 0.9, "weight_decay": 5e-4}
+    expected = {**RECIPE, **OWN[method], "weight_decay": 5e-4}
     found = tuner.official().get_params()
     assert {name: found[name] for name in expected} == expected
     assert list(tuner.recipes) == ["official"]

@@ -203,7 +203,7 @@ def common_fields(bundle: Bundle, inputs: FitInputs) -> dict[str, Any]:
         "flags": Flags(transductive=head.transductive),
         "code": package_digest(),
         "versions": library_versions(),
-        "machine": describe_machine(head.device),
+        "machine": describe_machine(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -275,7 +275,7 @@ def record_score(run: Run, fitted: tuple[Head, float], part: TestPart, features:
             "correct": None if run.data.protocol == "rest" else pack_correct(result.evaluation.predictions.correct),
             "learned": _learned(head),
             "size": count_stored_numbers(head),
-            "machine": describe_machine(head.device),
+            "machine": describe_machine(),
         }
     )
 

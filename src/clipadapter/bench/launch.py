@@ -26,10 +26,11 @@ from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Suite
 from clipadapter.bench.worker import plan_runs, run_task
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.devices import check_device, head_device
+from clipadapter.devices import check_device
 from clipadapter.errors import InputError
 from clipadapter.files import path_without_links
 from clipadapter.formatting import format_count
+from clipadapter.heads import head_info
 
 WORKER_BYTES_PER_BUNDLE_BYTE = 3
 """Estimated memory of a worker: the arrays of its bundle once as they are read, and about two copies in a fit."""
@@ -89,9 +90,9 @@ def run_suite(
         encoders: by their name in tables; they compute features and class text.
         out: folder of records; see `RecordFolder`. Features go to ``features/``, the plan to ``plans/``.
         launcher: runs the fits.
-        device: where heads compute, such as "cpu", "cuda" or "auto"; see `devices.check_device`. "cuda" stands for all
-            GPUs of this machine, "cuda:1" for the second one; None for that of the launcher. Encoders have a device of
-            their own.
+        device: where methods that train through a text tower compute, such as "cpu", "cuda" or "auto"; see
+            `devices.check_device`. "cuda" stands for all GPUs of this machine, "cuda:1" for the second one; None for
+            that of the launcher. Other heads compute on the CPU, and encoders have a device of their own.
         progress: show bars on stderr.
         plot_formats: of plots of features, if the suite has any: "png", "pdf", "svg".
 
@@ -100,7 +101,7 @@ def run_suite(
         DataError: if data can't be read.
     """
     if device is not None:
-        launcher.device = head_device(check_device(device))
+        launcher.device = check_device(device)
     launcher.check()
     records = RecordFolder(out)
     fits: list[_FitWithEntries] = []
@@ -108,6 +109,8 @@ def run_suite(
         folder = save_bundle(group.bundle, out / "features" / _hash_bundle(group.bundle))
         fits += [_with_entries(suite, group, fit) for fit in group.plan(str(folder.absolute()))]
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / ARRAYS_FILE).stat().st_size)
+    if not any(head_info(planned.spec.variant.head).cls.needs_tower for planned in fits):
+        launcher.device = "cpu"  # one fit for each core, not for each GPU
     plan = Plan(suite=suite, entries=[entry for planned in fits for entry in planned.entries]).with_earlier_entries(out)
     plan.save(out)
     records.append_missing_to_log()

@@ -14,6 +14,7 @@ from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import Run
 from clipadapter.bench.suite import make_head
+from clipadapter.devices import describe_device
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
@@ -64,6 +65,9 @@ def run_task(task: str) -> list[str]:
         finished = protocol.perform(spec, bundle, head, runs)
     except Exception as error:  # also failures outside of the head, such as no row left to test on
         finished = [record_failure(run, error) for run in runs]
+    if head.needs_tower:
+        device = {"device": describe_device(spec.device)}
+        finished = [run.model_copy(update={"machine": run.machine.model_copy(update=device)}) for run in finished]
     return [run.model_dump_json() for run in finished]
 
 
@@ -73,8 +77,7 @@ def plan_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
 
 
 def _head(spec: FitSpec) -> Head:
-    head = clone_with_seed(make_head(spec.variant), spec.seed)
-    return head if spec.device == "cpu" else head.to(spec.device)
+    return clone_with_seed(make_head(spec.variant), spec.seed)
 
 
 def set_gpu(number: str) -> None:

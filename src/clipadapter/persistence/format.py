@@ -79,7 +79,7 @@ class SavedHead(_FrozenModel):
     """The head: its registered name and its parameters."""
 
     name: str
-    params: dict[str, bool | int | float | str | None]
+    params: dict[str, bool | int | float | str | list[float] | None]
 
 
 class ArrayFile(_FrozenModel):

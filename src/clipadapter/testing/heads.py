@@ -244,20 +244,6 @@ def check_unlabelled_pictures(head: Head) -> None:
     assert_raises(InputError, "unlabelled", lambda: head.fit(X, y, text=text, unlabelled=unlabelled))
 
 
-def check_leave_one_out_is_a_refit(head: Head) -> None:
-    """Leave-one-out logits in closed form equal those of a fit without the shot."""
-    X, y, text = toy_features((4, 2, 1))
-    X = X.astype(np.float64)
-    logits = head.leave_one_out(X, y, text=text) if not head.transductive else None
-    if logits is None:
-        return
-    assert logits.shape == (len(X), len(CLASSES))
-    for i in range(len(X)):
-        others = np.arange(len(X)) != i
-        expected = fit_head(clone(head), X[others], y[others], text).logits(X[i : i + 1])
-        np.testing.assert_allclose(logits[i : i + 1], expected, rtol=1e-5, atol=1e-5)
-
-
 def check_presets_are_parameters(head: Head) -> None:
     """A head with each preset can be fitted, and `preset_note` says what the values are."""
     assert head.preset_note.endswith("."), "preset_note is a sentence that says what the values of presets are"

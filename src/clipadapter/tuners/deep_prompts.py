@@ -41,7 +41,6 @@ class DeepPromptTuner(TowerTuner):
             of the template "a photo of a {}." do, has its first ``n_ctx`` tokens replaced. Any other text gets the
             prompts before its words.
         lr: highest learning rate of SGD. It falls to 0 in a cosine, epoch by epoch.
-        momentum: of SGD.
         weight_decay: L2, on all that is trained.
         schedule: "cosine-epoch", "cosine" or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
@@ -56,7 +55,6 @@ class DeepPromptTuner(TowerTuner):
     depth: Annotated[int, at_least(1)] = 9
     ctx_init: str | None = "a photo of a"
     lr: float = 2.5e-3
-    momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "cosine-epoch"
     warmup_epochs: int = 1

@@ -21,7 +21,7 @@ from clipadapter.heads.folds import hold_out_one_per_class
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.training import (
     EarlyStopping,
-    ScheduledHead,
+    ScheduleParameters,
     TrainConfig,
     gather_views,
     train,
@@ -53,7 +53,7 @@ class Batch:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class PromptTuner(ScheduledHead):
+class PromptTuner(ScheduleParameters):
     """Base of the methods that learn one context for all pictures.
 
     Args:

@@ -26,7 +26,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import SupportSet
 from clipadapter.heads.parameters import OneOf
-from clipadapter.heads.training import TrainConfig, TrainedHead, train
+from clipadapter.heads.training import TrainConfig, TrainingParameters, train
 from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 
 PRECISIONS = ("fp32", "bf16")
@@ -59,7 +59,7 @@ class Step:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class TowerTuner(TrainedHead):
+class TowerTuner(TrainingParameters):
     """Base of the methods that change weights of the towers.
 
     A subclass puts what is trained into a second encoder in `_attach`, and merges what was learned into the weights of

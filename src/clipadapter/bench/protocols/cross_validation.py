@@ -286,7 +286,7 @@ def run_folds(bundle: Bundle, head: Head, runs: Sequence[Run], folds: int) -> li
             "metrics": Metrics.of_score(pooled),
             "correct": pack_correct(pooled.evaluation.predictions.correct[np.argsort(rows)]),
             "size": size,
-            "machine": describe_machine(head.device),
+            "machine": describe_machine(),
         }
         finished.append(run.model_copy(update=results))
     return finished

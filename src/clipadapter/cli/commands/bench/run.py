@@ -14,7 +14,6 @@ from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
 from clipadapter.cli.options import max_pixels_option, output_options, plot_format_option
 from clipadapter.cli.output import Output, facts, note_kept
-from clipadapter.devices import head_device
 from clipadapter.errors import DataError, InputError
 from clipadapter.files import quote_path
 
@@ -123,7 +122,7 @@ def run(
     sentences = read_descriptions(descriptions) if descriptions else None
     check_output_folder(folder)
     device = find_device(device)
-    fit_launcher = create_launcher(launcher, workers=workers, device=head_device(device))
+    fit_launcher = create_launcher(launcher, workers=workers, device=device)
     fit_launcher.check()
     cost = estimate(study, specs, encoders, root=root)
     problems = find_problems(study, cost.sizes, encoders, root, has_descriptions=sentences is not None)
