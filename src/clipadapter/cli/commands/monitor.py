@@ -113,11 +113,6 @@ def command(
         **vars(checks),
     )
     out.skipped(report.skipped)
-    if report.reference == "shots" and not usual and "label-shift" not in checks.skip:
-        out.note(
-            "the reference is the shots, which are few and no random sample: false alarms may be several times as "
-            "frequent as --alpha says, and --reference FOLDER is better"
-        )
     result = report.to_dict()
     files = [str(report.plot(plot, title))] if plot is not None else []
     if history is not None:
@@ -196,6 +191,11 @@ def _format_report(report: DriftReport, stream: Path) -> str:
         table(["", "p", "p of all checks", "changed"], rows),
         table(["class", "usual %", "now %", "95 %"], priors),
     ]
+    if not report.alpha_is_exact:
+        parts.append(
+            "the reference is the shots, which are few and no random sample: false alarms may be several times as "
+            "frequent as --alpha says, and --reference FOLDER is better"
+        )
     if not report.is_reliable:
         parts.append("the frequencies can't be trusted: they assume that pictures of a class look as usual")
     if not report.knows_confusions:
