@@ -60,11 +60,9 @@ def test_all_outputs_are_the_model_s(format, source, calibration, fitted, draw, 
     np.testing.assert_allclose(found.features, features, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.probabilities, likely, atol=1e-5)
+    np.testing.assert_allclose(found.ood_scores, model.uncertainty_.rejector.scores(features, logits), rtol=1e-3)
     np.testing.assert_allclose(
-        found.ood_scores, model.uncertainty_.rejector.scores(features, logits, likely), rtol=1e-3
-    )
-    np.testing.assert_allclose(
-        found.ood_score_parts, model.uncertainty_.rejector.part_scores(features, logits, likely), rtol=1e-3, atol=1e-4
+        found.ood_score_parts, model.uncertainty_.rejector.part_scores(features, logits), rtol=1e-3, atol=1e-4
     )
     assert predictor.predict(pictures) == model.predict(pictures)
     assert predictor.predict(pictures)[-1] is None

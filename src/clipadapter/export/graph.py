@@ -61,7 +61,7 @@ class ModelGraph(nn.Module):
         final = blocks[:, : self.final_width] if self.has_blocks else blocks
         outputs: tuple[Tensor, ...] = (final, logits, probabilities)
         if self.ood_scores is not None:
-            outputs += self.ood_scores(final, logits, probabilities)
+            outputs += self.ood_scores(final, logits)
         return (*outputs, blocks) if self.has_blocks else outputs
 
 

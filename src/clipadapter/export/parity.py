@@ -129,7 +129,7 @@ def compare_outputs(
     if rejector is not None and outputs.ood_scores is not None and outputs.ood_score_parts is not None:
         rate = uncertainty.decisions.reject or DEFAULT_REJECTION_RATE
         threshold = rejector.threshold(rate).value
-        model_scores = rejector.scores(final, logits, probabilities)
+        model_scores = rejector.scores(final, logits)
         spread = float(np.std(rejector.weighted_sum(rejector.held_out_scores)))
         # Both are compared: other programs read the total, `Predictor` the parts.
         file_scores = np.stack([outputs.ood_scores, rejector.weighted_sum(outputs.ood_score_parts)])
