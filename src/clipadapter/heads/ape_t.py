@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines
+from clipadapter.heads.cache import CacheHead, cache_keys, cache_logits_of_cosines
 from clipadapter.heads.channel_selection import select_channels
 from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.heads.registry import register_head
@@ -31,7 +31,7 @@ from clipadapter.heads.trained_head import TrainedHead
     "of values for all data sets.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class ApeT(TrainedHead):
+class ApeT(TrainedHead, CacheHead):
     """Residuals of the classes on chosen channels, trained by cross-entropy; they move class text and keys together.
 
     Text and keys may leave unit length by their residual. Zero-shot logits see all channels.
@@ -51,7 +51,6 @@ class ApeT(TrainedHead):
     array(['cat'], dtype='<U3')
     """
 
-    needs_text = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": {"similarity_weight": 0.2, "variance_weight": 0.8, "lr": 1e-4},
         "dtd": {"similarity_weight": 0.2, "variance_weight": 0.8},
@@ -62,11 +61,8 @@ class ApeT(TrainedHead):
         "and beta they set or searched, on validation or test pictures."
     )
     training = {"optimizer": "adamw", "eps": 1e-3}  # as published
-    picture_features = ("keys_",)
     temperature_prior = (0.74, 0.74, 0.6, 0.74, 1.0)
 
-    alpha: Annotated[float, NOT_NEGATIVE] = 1.0
-    beta: Annotated[float, NOT_NEGATIVE] = 5.5
     channels: Annotated[float, Within(0, 1, closed="right")] = 0.6
     similarity_weight: Annotated[float, NOT_NEGATIVE] = 0.2
     variance_weight: Annotated[float, NOT_NEGATIVE] = 0.8
@@ -75,12 +71,10 @@ class ApeT(TrainedHead):
     steps: int = 250
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
-        keys, text = cache_keys(shots.views), shots.text
+        keys, text = cache_keys(shots.views), self._set_text(shots)
         self.channels_ = select_channels(
             text, keys, shots.labels, self.channels, self.similarity_weight, self.variance_weight
         )
-        self.alpha_, self.beta_, self.scale_ = float(self.alpha), float(self.beta), shots.scale
         keys = unit(keys[:, self.channels_])  # (n, q)
         labels, channels = shots.labels, self.channels_
         residual, share = keys.new_zeros(len(text), len(channels)), keys.new_ones(len(keys))
@@ -105,9 +99,8 @@ class ApeT(TrainedHead):
         weight = self.weight_.index_add(1, self.channels_, residual, alpha=-1)
         return cosine_logits(X, weight.to(X.dtype), self.scale_)
 
+    def _queries(self, X: Tensor) -> Tensor:
+        return unit(X.index_select(1, self.channels_))
+
     def _logits(self, X: Tensor) -> Tensor:
-        weight, keys, share = (tensor.to(X.dtype) for tensor in (self.weight_, self.keys_, self.share_))
-        votes = cache_logits(
-            unit(X.index_select(1, self.channels_)), keys, self.labels_, len(weight), self.beta_, share
-        )
-        return self.scale_ * unit(X) @ weight.T + self.alpha_ * votes
+        return self.scale_ * unit(X) @ self.weight_.to(X.dtype).T + self.alpha_ * self._votes(X)

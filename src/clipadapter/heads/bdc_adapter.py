@@ -88,14 +88,13 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
     steps: int = 250
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
         order = shots.labels.argsort(stable=True)
         self.labels_, self.counts_ = shots.labels[order], shots.counts
         rows = unit(unit(shots.views[order]).mean(dim=1))
         _, length = _sums_and_length(rows)
         # Distances are as long as their features: scaled so, a shot's matrix weighs 1 / n_k in the mean.
         self.rows_ = rows / (length * self.counts_[self.labels_])[:, None]
-        self.weight_, self.scale_ = shots.text, shots.scale
+        self.weight_, self.scale_ = shots.class_text, shots.scale
         self.residual_ = self._train(shots)
 
     def _logits(self, X: Tensor) -> Tensor:
@@ -115,9 +114,8 @@ class BdcAdapter(LabelLossHead, TrainingParameters):
         return self.n_features_in_ + len(self.classes_)
 
     def _train(self, shots: SupportSet) -> Tensor:
-        assert shots.text is not None
         n, v, d = shots.views.shape
-        text = shots.text
+        text = shots.class_text
         rows = torch.cat([unit(shots.views), text[:, None].expand(-1, v, -1)])
         labels = torch.cat([shots.labels, torch.arange(shots.n_classes)])
         residual = torch.zeros(d, d, dtype=rows.dtype)

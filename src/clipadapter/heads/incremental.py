@@ -18,7 +18,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import check_is_fitted
-from clipadapter.heads.reading import check_blocks
+from clipadapter.heads.requirements import check_blocks
 from clipadapter.heads.support import (
     Array,
     SupportSet,
@@ -283,13 +283,9 @@ def _add_new_classes(known: Array, y: ArrayLike, classes: ArrayLike | None) -> A
 
 
 def find_remaining_rows(rows: Tensor, labels: Tensor, removed: Tensor, removed_labels: Tensor) -> Tensor:
-    """Row numbers (k,) of stored features that remain when some are removed; of equal rows one per removed row goes.
+    """Row numbers (k,) of stored unit rows (n, d) that remain when others (m, d), equal up to rounding, are removed.
 
-    Args:
-        rows: (n, d) stored unit rows.
-        labels: (n,) their classes.
-        removed: (m, d) unit rows to remove; they match stored rows up to rounding.
-        removed_labels: (m,) their classes.
+    Of equal rows of a class one per removed row goes.
 
     Raises:
         InputError: if a row to remove is not among the stored ones of its class.

@@ -45,17 +45,11 @@ MIN_LOSS = 1e-10
 
 @dataclass(frozen=True)
 class LinearOffset:
-    """Fixed logits ``constant + x weight'`` that are added block by block; all at once they are gigabytes.
+    """Fixed logits ``constant + x weight'`` that are added block by block; all at once they are gigabytes."""
 
-    Args:
-        constant: (c,).
-        x: (n, d) rows; None for the constant alone.
-        weight: (c, d).
-    """
-
-    constant: Tensor
-    x: Tensor | None = None
-    weight: Tensor | None = None
+    constant: Tensor  # (c,)
+    x: Tensor | None = None  # (n, d) rows; None for the constant alone
+    weight: Tensor | None = None  # (c, d)
 
     def add_to(self, logits: Tensor, rows: slice) -> Tensor:
         """Logits (c, b) of a block of rows, to which theirs are added in place."""
@@ -333,13 +327,7 @@ def _squared_norm(gradient: Tensor) -> float:
 def subsample(labels: Tensor, d: int, seed: int) -> Tensor:
     """Rows to choose hyperparameters on: all, or a random part of classes and shots whose pass costs `MAX_PASS_COST`.
 
-    Args:
-        labels: (n,) class positions.
-        d: feature width.
-        seed: of the draw.
-
-    Returns:
-        Row numbers, ascending.
+    Returns row numbers, ascending, for labels (n,) of features of width d.
     """
     n, c = len(labels), len(labels.unique())
     if n * c * d <= MAX_PASS_COST:

@@ -14,9 +14,9 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from clipadapter.functional import cosine_logits, unit
+from clipadapter.functional import unit
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, cache_keys, cache_logits, cache_logits_of_cosines
+from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, cache_keys, cache_logits_of_cosines
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
@@ -29,7 +29,7 @@ from clipadapter.heads.trained_head import TrainedHead
     "Not repeated are its choice of the epoch by test accuracy and its search after training.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class TipAdapterF(TrainedHead):
+class TipAdapterF(TrainedHead, CacheHead):
     """Tip-Adapter with trained keys: they start as the shots and move to lower the cross-entropy of the shots.
 
     The labels of the keys stay, and the keys may leave unit length. Defaults are the authors' recipe, but for alpha
@@ -49,7 +49,6 @@ class TipAdapterF(TrainedHead):
     array(['cat'], dtype='<U3')
     """
 
-    needs_text = True
     presets: ClassVar[Mapping[str, Preset]] = {
         name: {"alpha": alpha, "beta": INITIAL_BETA, "epochs": 100 if name == "eurosat" else 20}
         for name, alpha in INITIAL_ALPHA.items()
@@ -61,12 +60,9 @@ class TipAdapterF(TrainedHead):
     )
     # The epsilon is as published. A thousand times larger than usual, it matters: most gradients of keys are smaller.
     training = {"optimizer": "adamw", "eps": 1e-4}
-    picture_features = ("keys_",)
     temperature_prior = (0.49, 0.55, 0.49, 0.6, 1.1)
 
     logit_adjustment: float = 0.0  # 1 is 0.4 points worse with unequal shots: docs/decisions/0038
-    alpha: Annotated[float, NOT_NEGATIVE] = 1.0
-    beta: Annotated[float, NOT_NEGATIVE] = 5.5
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     epochs: Annotated[int | None, NOT_NEGATIVE] = 20
     steps: int = 250
@@ -77,10 +73,7 @@ class TipAdapterF(TrainedHead):
         return super().planned_epochs(labels, text_shape) if self.draw_views else None
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
-        self.labels_, self.weight_, self.scale_ = shots.labels, shots.text, shots.scale
-        self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
-        text, keys = shots.text, cache_keys(shots.views)
+        text, keys, self.labels_ = self._set_text(shots), cache_keys(shots.views), shots.labels
 
         def logits(x: Tensor) -> Tensor:
             votes = cache_logits_of_cosines(keys @ x.T, shots.labels, shots.n_classes, self.beta_)
@@ -88,11 +81,3 @@ class TipAdapterF(TrainedHead):
 
         views = shots.views if self.draw_views else shots.views[:, :1]
         self._learn(shots, unit(views), {"keys_": keys}, logits, row_cost=keys.numel() + text.numel())
-
-    def _text_logits(self, X: Tensor) -> Tensor:
-        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
-
-    def _logits(self, X: Tensor) -> Tensor:
-        weight, keys = self.weight_.to(X.dtype), self.keys_.to(X.dtype)
-        votes = cache_logits(unit(X), keys, self.labels_, len(weight), self.beta_)
-        return cosine_logits(X, weight, self.scale_) + self.alpha_ * votes

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError
-from clipadapter.files import write_atomically
+from clipadapter.files import path_without_links, write_atomically
 
 FORMAT = "1"
 
@@ -60,7 +60,7 @@ class Checkpoint:
     """
 
     def __init__(self, digest: str, seconds: float | None) -> None:
-        self.path: Path = default_cache_dir() / "training" / f"{digest}.safetensors"
+        self.path: Path = path_without_links(default_cache_dir(), "training", f"{digest}.safetensors")
         self._seconds = seconds
         self._last = time.monotonic()
 
