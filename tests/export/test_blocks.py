@@ -127,16 +127,16 @@ def test_weights_that_passes_share_are_in_the_file_once(several, tmp_path):
 
 
 def test_a_file_with_another_block_than_the_model_is_refused(several, tmp_path, monkeypatch):
-    from clipadapter.export.graph import SquareTowers
+    from clipadapter.export.graph import ImageTowers
 
-    whole = SquareTowers.forward
+    whole = ImageTowers.forward
 
     def forward(self, *squares):
         features = whole(self, *squares).clone()
         features[:, WIDTH : WIDTH + INNER_WIDTH] = features[:, WIDTH : WIDTH + INNER_WIDTH].flip(1)
         return features
 
-    monkeypatch.setattr(SquareTowers, "forward", forward)
+    monkeypatch.setattr(ImageTowers, "forward", forward)
     with pytest.raises(ArtifactError, match="smallest cosine of features of the block inner is"):
         export_model(several, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()

@@ -98,6 +98,10 @@ def test_json_plot_and_history(place, tmp_path, run):
     assert [line["has_drift"] for line in lines] == [False, True]
     assert lines[1]["summary"] == found["summary"] and lines[0]["stream"] == str(place / "same")
     assert plot.read_bytes().startswith(b"\x89PNG")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(history)
+    result = run("monitor", place / "model", place / "same", "--history", link)
+    assert result.exit_code == 1 and "is a link" in result.stderr and len(history.read_text().splitlines()) == 2
 
 
 def test_the_last_pictures_alone(place, run):

@@ -18,7 +18,7 @@ from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION, PLOT_SUF
 from clipadapter.cli.options import option, option_group, output_options, seed_option, title_option
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.files import printable
+from clipadapter.files import path_without_links, printable
 from clipadapter.model_folder import why_no_model
 
 if TYPE_CHECKING:
@@ -147,7 +147,12 @@ def _parse_shares(options: tuple[str, ...]) -> dict[str, float]:
 
 
 def _append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a line of JSON to a file."""
+    """Append a line of JSON to a file.
+
+    Raises:
+        InputError: if it is a link, which could lead to a file of another program, or can't be written.
+    """
+    path = path_without_links(path.parent, path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
