@@ -297,6 +297,12 @@ def test_base_to_new_keeps_the_halves_apart(pictures, toy):
     assert bundle.tests["new"].text.labels == ("red",)
 
 
+@pytest.mark.parametrize("suite", ["shift", "cross-dataset"])
+def test_transfer_needs_a_second_data_set(suite, pictures, toy, tmp_path):
+    with pytest.raises(InputError, match=f"'{suite}' measures heads on other data sets.* give --data once more"):
+        run_suite(load_suite(suite), [open_source(str(pictures))], {"toy": toy}, tmp_path, create_launcher("local"))
+
+
 def test_shift_measures_on_other_pictures_of_the_same_classes(pictures, toy, colour_folder, tmp_path):
     colour_folder("other", 2, seed=3)
     sources = [open_source(str(pictures)), open_source(str(tmp_path / "other"))]

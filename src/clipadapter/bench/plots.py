@@ -18,6 +18,7 @@ from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
 from clipadapter.rendering.method_colours import assign_styles
 from clipadapter.rendering.plots import (
     GREY,
+    SUBTITLE_LETTERS_PER_INCH,
     create_figure,
     format_greek,
     save_plot,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 NAMED_METHODS = ("clip-adapter", "auto", "linear-probe")
 """Always among the lines in colour, if they take part."""
-LETTERS_PER_INCH = 13
-"""Of a subtitle."""
 WITHOUT_SHOTS = "zero-shot"
 """Drawn as a star at 0 shots, as in the papers."""
 
@@ -212,7 +211,7 @@ def confusion_figure(evaluation: Evaluation, title: str = "", limit: int = 25) -
     note = f"{len(classes)} of {len(evaluation.classes)} classes, those with most mistakes; " if n_others else ""
     note += "blue: right, orange: wrong; darker: a larger share of the row"
     # Few classes make narrow axes, and the layout cuts off what is wider than the figure.
-    set_subtitle(axes, "\n".join(textwrap.wrap(note, max(20, int(LETTERS_PER_INCH * side * len(columns))))))
+    set_subtitle(axes, "\n".join(textwrap.wrap(note, max(20, int(SUBTITLE_LETTERS_PER_INCH * side * len(columns))))))
     set_title(figure, title)
     return figure
 

@@ -95,6 +95,8 @@ class Protocol:
     """Explanations in reports, by the values of `RunData.protocol` that the protocol gives."""
     report_columns: ClassVar[Literal["shots", "test"]] = "test"
     """Whether the columns of report tables are numbers of shots or test parts."""
+    has_harmonic_mean: ClassVar[bool] = False
+    """Whether reports have the harmonic mean of the two test parts, base and new classes."""
     combines_data_sets: ClassVar[bool] = False
     """Whether the first data set gives the shots, and all others are test parts."""
     accepts_features: ClassVar[bool] = False
@@ -258,8 +260,13 @@ class TransferProtocol(Protocol):
     combines_data_sets = True
 
     def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
-        """As `Protocol.check_sources`; the first data set needs a test part."""
+        """As `Protocol.check_sources`; the first data set needs a test part, and there must be another one."""
         super().check_sources(suite, sources)
+        if len(sources) < 2:
+            raise InputError(
+                f"protocol '{suite.protocol}' measures heads on other data sets than that of the shots, but there is "
+                "only one: give --data once more"
+            )
         for first in (source for source in sources[:1] if isinstance(source, Source)):
             require_test_part(suite, first)
 

@@ -20,6 +20,7 @@ class BaseToNew(Protocol):
     """Shots of the first half of the classes (the larger, if they are odd), measured on both halves apart."""
 
     test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
+    has_harmonic_mean = True
 
     def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
         """As `Protocol.check_sources`; each data set needs a test part."""

@@ -45,7 +45,7 @@ def build_report(study: Study, published: bool = False) -> Document:
     ]
     tables_by_metric = {name: make_tables(study, name) for name in recorded}
     sections = []
-    means = [make_mean_tables(tables_by_metric[metric]) for metric in tables_by_metric]
+    means = [make_mean_tables(tables) for tables in tables_by_metric.values()]
     if means[0]:
         sections.append(_heat_section(study, tables_by_metric["accuracy"]))
         sections += [_section(study, list(group)) for group in zip(*means, strict=True)]
@@ -71,7 +71,10 @@ def _section(study: Study, metrics: Sequence[Table]) -> Section:
 
 def _column_texts(table: Table) -> tuple[str, ...]:
     if HARMONIC in table.columns:
-        return ("Harmonic mean: of base and new classes, seed by seed, then averaged.",)
+        return (
+            "Harmonic mean: of the means of base and of new classes over the data sets, as in the papers; it is computed "
+            "seed by seed, then averaged.",
+        )
     return ()
 
 

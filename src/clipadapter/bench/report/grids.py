@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clipadapter.bench.report.document import Grid
 from clipadapter.bench.report.tables import Row, Table, compare_rows, format_shots
@@ -110,17 +110,15 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
     rows = []
     for row in table.rows:
         runs = select_most_shots(table.runs[row])
-        accuracy = [run.metrics.accuracy for run in runs if run.metrics is not None]
+        accuracy = _by_seed(runs, lambda run: run.metrics and 100 * run.metrics.accuracy)
         rows.append(
             (
                 format_head(row, table.runs[row]),
-                _spread([100 * value for value in accuracy], ".1f"),
-                _spread([run.seconds.fit for run in runs if run.seconds], ".3g"),
-                _spread([1000 * run.seconds.predict / run.n_test for run in runs if run.seconds], ".3g"),
-                *(
-                    _max_text([run.size for run in runs], ","),
-                    _max_text([run.machine.peak_memory_mb for run in runs], ","),
-                ),
+                _spread(accuracy, ".1f"),
+                _spread(_by_seed(runs, lambda run: run.seconds and run.seconds.fit), ".3g"),
+                _spread(_by_seed(runs, lambda run: run.seconds and 1000 * run.seconds.predict / run.n_test), ".3g"),
+                _size_text(runs),
+                _max_text([run.machine.peak_memory_mb for run in runs]),
             )
         )
     costed = select_most_shots(table.all_runs)
@@ -132,7 +130,8 @@ def cost_grid(table: Table, minor: bool = True) -> Grid:
         tuple(rows),
         notes=(
             "Seconds are of the head alone: features were computed before. Peak memory is that of the worker process "
-            "so far, so it includes heads that ran earlier in it. Stored numbers: the state of a fitted head.",
+            "so far, so it includes heads that ran earlier in it. Stored numbers: the state of a fitted head, the largest "
+            "of the draws. Over several test parts or data sets, all but the memory are means.",
             f"Machine: {'; '.join(machines)}.",
         ),
         common=measurement_notes(table),
@@ -158,6 +157,25 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{mean:{form}}" + (f" ± {sd:{form if form != '.3g' else '.2g'}}" if len(values) > 1 else "")
 
 
-def _max_text(values: Sequence[int | None], form: str) -> str:
+def _by_seed(runs: Sequence[Run], value: Callable[[Run], float | None]) -> list[float]:
+    """The mean of a value over test parts and data sets, by seed; without seeds that lack some of them."""
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        if (number := value(run)) is not None:
+            values.setdefault(run.seed, []).append(number)
+    n_parts = max(map(len, values.values()), default=0)
+    return [sum(parts) / len(parts) for parts in values.values() if len(parts) == n_parts]
+
+
+def _size_text(runs: Sequence[Run]) -> str:
+    """Stored numbers: the largest of the draws; over data sets their mean."""
+    largest: dict[str, int] = {}
+    for run in runs:
+        if run.size is not None:
+            largest[run.data.support] = max(run.size, largest.get(run.data.support, 0))
+    return f"{sum(largest.values()) / len(largest):,.0f}" if largest else "-"
+
+
+def _max_text(values: Sequence[int | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{max(known):{form}}" if known else "-"
+    return f"{max(known):,}" if known else "-"

@@ -39,6 +39,16 @@ SHOT_COLOURS = ("#A3BEE0", "#6F9BD1", "#4178B5", "#245A91", "#0F3C66", "#08233F"
 """From few to many shots: one hue, since these are no methods."""
 
 
+LEVEL_STYLES: dict[str, Any] = {
+    "dashed": (0, (5, 2)),
+    "dotted": (0, (1, 2)),
+    "dash-dotted": (0, (6, 2, 1, 2)),
+    "long dashes": (0, (12, 3)),
+    "dash and two dots": (0, (6, 2, 1, 2, 1, 2)),
+}
+"""Of heads without the varied parameter; of more heads the lines could not be told apart."""
+
+
 def method_of(table: Table, row: Row) -> str:
     """The registered name of the method of a row; its label if it has no records."""
     return next((run.method for run in table.runs[row]), row.label)
@@ -132,10 +142,11 @@ def _axis_figure(
             label = f"{n} shot{'s' if n != 1 else ''}"
             curves.append(Curve(label, x, y, sd if len(x) > 1 else None, colour))
     draw_curves(axes, curves[::-1])
-    for j, row in enumerate(level):
-        _level_lines(axes, table, row, ("--", ":", "-.")[j % 3], dict(zip(table.columns, colours, strict=True)))
-    kinds = ("dashed", "dotted", "dash-dotted")
-    dashes = [f"{kinds[j % 3]}: {truncate(names[row])}" for j, row in enumerate(level)]
+    for row, style in zip(level, LEVEL_STYLES.values(), strict=False):
+        _level_lines(axes, table, row, style, dict(zip(table.columns, colours, strict=True)))
+    dashes = [f"{kind}: {truncate(names[row])}" for row, kind in zip(level, LEVEL_STYLES, strict=False)]
+    if n_others := max(0, len(level) - len(LEVEL_STYLES)):
+        dashes.append(f"and {n_others} more head{'s' * (n_others > 1)} in the table")
     axes.set_ylabel("accuracy in %")
     axes.set_xlabel(format_greek(parameter), parse_math=False)
     set_subtitle(axes, "; ".join([describe_spread(table.all_runs), *map(format_greek, dashes)]))
@@ -143,7 +154,7 @@ def _axis_figure(
     return figure
 
 
-def _level_lines(axes: Axes, table: Table, row: Row, style: str, colours: Mapping[str | int, str]) -> None:
+def _level_lines(axes: Axes, table: Table, row: Row, style: Any, colours: Mapping[str | int, str]) -> None:
     """A line for each number of shots in its colour; one grey line if they are all the same."""
     heights = {n: 100 * table.cell(row, n).mean for n in table.columns if table.cell(row, n).values}
     is_same = len(set(heights.values())) == 1

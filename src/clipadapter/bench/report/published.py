@@ -21,7 +21,6 @@ from clipadapter.bench.report.tables import (
     Row,
     Table,
     format_shots,
-    harmonic_mean,
     make_mean_tables,
     make_tables,
 )
@@ -133,10 +132,7 @@ def _means(table: Table) -> Iterator[Measured]:
                 if all(_is_complete_set(run.data.support, run) for run in runs):
                     yield Measured("mean11", row, column, measurement.cell, runs)
             elif column == HARMONIC:
-                base, new = (table.measurements[row, part].by_seed for part in table.columns[:2])
-                # The papers' harmonic mean is that of the two means.
-                values = tuple(harmonic_mean(base[seed], new[seed]) for seed in sorted(base.keys() & new.keys()))
-                yield Measured("mean11_harmonic", row, int(table.fixed["shots"]), Cell(values), runs)
+                yield Measured("mean11_harmonic", row, int(table.fixed["shots"]), measurement.cell, runs)
             elif HARMONIC in table.columns:
                 name = "mean11_new" if kinds[column] == {"new"} else "mean11_base"
                 yield Measured(name, row, int(table.fixed["shots"]), measurement.cell, runs)

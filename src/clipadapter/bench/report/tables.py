@@ -14,6 +14,7 @@ from clipadapter.bench.study import Draw, Setting, Study, distinct_values
 from clipadapter.bench.suite import ALL
 from clipadapter.bench.summary import Cell, Metric
 from clipadapter.formatting import shorten_name
+from clipadapter.metrics import METRICS
 
 Axis = Literal["shots", "test", "encoder"]
 HARMONIC = "harmonic mean"
@@ -64,6 +65,8 @@ class Table:
         runs: the records, by row.
         metric: name of the metric.
         runs_by_column: the records, by column.
+        has_harmonic_mean: whether the columns are base and new classes of one data set.
+        measured_columns: those that are not computed from other columns.
     """
 
     title: str
@@ -75,6 +78,8 @@ class Table:
     runs: Mapping[Row, Sequence[Run]]
     runs_by_column: Mapping[str | int, Sequence[Run]]
     metric: Metric = "accuracy"
+    has_harmonic_mean: bool = False
+    measured_columns: tuple[str | int, ...] = ()
 
     @property
     def all_runs(self) -> list[Run]:
@@ -127,7 +132,7 @@ def make_tables(study: Study, metric: Metric = "accuracy") -> list[Table]:
         settings = [setting for setting in study.settings if all(getattr(setting, k) == v for k, v in fixed.items())]
         if any(study.runs_at(setting) for setting in settings):
             tables.append(_table(settings, _heading(study, fixed), fixed, axis, study, metric))
-    return [add_transfer_mean(add_harmonic_mean(table)) for table in tables]
+    return [_with_derived_columns(table) for table in tables]
 
 
 def _axis(study: Study) -> Axis:
@@ -162,7 +167,8 @@ def _table(
         measurements[spot] = Measurement() if setting is None else _figure(study, setting, metric)
     in_row = {row: [r for p in settings if Row(p.label, p.prompts) == row for r in study.runs_at(p)] for row in rows}
     in_column = {c: [r for p in settings if getattr(p, axis) == c for r in study.runs_at(p)] for c in columns}
-    return Table(title, fixed, axis, rows, columns, measurements, in_row, in_column, metric)
+    has_harmonic_mean = create_protocol(study.suite.protocol).has_harmonic_mean
+    return Table(title, fixed, axis, rows, columns, measurements, in_row, in_column, metric, has_harmonic_mean, columns)
 
 
 def _figure(study: Study, setting: Setting, metric: Metric) -> Measurement:
@@ -170,11 +176,18 @@ def _figure(study: Study, setting: Setting, metric: Metric) -> Measurement:
     return Measurement(study.by_seed(setting, metric), study.accuracy_by_draw(setting), cell.failed, cell.missing)
 
 
+def _with_derived_columns(table: Table) -> Table:
+    return add_transfer_mean(add_harmonic_mean(table) if table.has_harmonic_mean else table)
+
+
 def add_harmonic_mean(table: Table) -> Table:
     """Add the harmonic mean of base and new classes as a last column, seed by seed.
 
-    The table is returned unchanged if it does not have one column of each.
+    The table is returned unchanged if it does not have one column of each, or less is better: there is no harmonic mean
+    of losses.
     """
+    if not METRICS[table.metric].higher_is_better:
+        return table
     kinds = {column: {run.data.protocol for run in runs} for column, runs in table.runs_by_column.items()}
     new = [column for column, column_kinds in kinds.items() if column_kinds == {"new"}]
     base = [column for column, column_kinds in kinds.items() if "new" not in column_kinds]
@@ -230,7 +243,6 @@ def _common(parts: Sequence[Measurement]) -> list[int]:
 
 def _same_draws(parts: Sequence[Measurement]) -> Iterator[list[Draw]]:
     """Draws of the first part, with those of the others that differ only in the test part."""
-    """The means over data sets; none if there is one data set only."""
     known = [{_without_test(draw): draw for draw in part.draws} for part in parts]
     for same in known[0]:
         if all(same in other for other in known):
@@ -286,7 +298,7 @@ def make_mean_table(tables: Sequence[Table], title: str) -> Table:
         title: of the new table.
     """
     rows = tuple(dict.fromkeys(row for table in tables for row in table.rows))
-    columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
+    columns = tuple(dict.fromkeys(column for table in tables for column in table.measured_columns))
     if tables[0].axis == "shots":
         columns = tuple(sorted(columns, key=int))
     measurements = {(row, column): _mean_figure(row, column, tables) for row, column in product(rows, columns)}
@@ -294,7 +306,7 @@ def make_mean_table(tables: Sequence[Table], title: str) -> Table:
     by_column = {
         column: [run for table in tables for run in table.runs_by_column.get(column, ())] for column in columns
     }
-    return replace(
+    mean = replace(
         tables[0],
         title=title,
         fixed={name: value for name, value in tables[0].fixed.items() if name != "data"},
@@ -303,7 +315,10 @@ def make_mean_table(tables: Sequence[Table], title: str) -> Table:
         measurements=measurements,
         runs=runs,
         runs_by_column=by_column,
+        measured_columns=columns,
     )
+    # As in the papers, the harmonic mean is that of the two means over the data sets.
+    return _with_derived_columns(mean)
 
 
 def _mean_figure(row: Row, column: str | int, tables: Sequence[Table]) -> Measurement:
