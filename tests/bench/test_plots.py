@@ -38,7 +38,7 @@ def test_five_lines_are_named_and_zero_shot_is_a_star_at_0_shots(make_run):
     (axes,) = learning_curve_figure(runs).axes
     named = {text.get_text().split("  ")[0] for text in axes.texts}
     # The named methods, and the best of the others.
-    assert named == {"clip-adapter", "auto", "linear-probe", "zero-shot", "method 19", "method 18"}
+    assert named == {"clip-adapter", "auto ‡", "linear-probe", "zero-shot", "method 19", "method 18"}
     assert axes.get_title(loc="left") == "mean ± sd of 2 draws; grey: 18 other heads"
     stars = [line for line in axes.lines if line.get_marker() == "*"]
     assert [float(x) for line in stars for x in line.get_xdata()] == [axes.get_xticks()[0]]

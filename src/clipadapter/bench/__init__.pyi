@@ -34,6 +34,7 @@ from .launch import run_suite as run_suite
 from .methods import BASELINES as BASELINES
 from .methods import default_heads as default_heads
 from .methods import method_version as method_version
+from .pivot import pivot_runs as pivot_runs
 from .plan import Plan as Plan
 from .plots import draw_confusion_matrix as draw_confusion_matrix
 from .plots import draw_learning_curve as draw_learning_curve

@@ -17,7 +17,7 @@ from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, cross_validate
 from clipadapter.bench.run import Run, read_runs
 from clipadapter.bench.sources import extract_dataset
-from clipadapter.bench.summary import Metric, Reference, table
+from clipadapter.bench.summary import Reference, table
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import check_labels
 from clipadapter.classifier.fitting import place_head
@@ -89,7 +89,7 @@ class Comparison:
         folder: Path,
         title: str,
         plot_formats: Sequence[str] = ("png",),
-        metric: Metric = "accuracy",
+        metric: str = "accuracy",
         reference: Reference | None = None,
     ) -> list[Path]:
         """Write ``table.md`` and the learning curve, as ``accuracy.png``.

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.bench.grids import head_names
+from clipadapter.bench.pivot import metric_value, pivot_runs
 from clipadapter.bench.run import Run
-from clipadapter.bench.summary import Metric, Reference, summarise
+from clipadapter.bench.summary import Reference, check_runs
 from clipadapter.metrics import METRICS, Evaluation
 from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
+from clipadapter.rendering.marks import NOT_AS_PUBLISHED, TRANSDUCTIVE
 from clipadapter.rendering.method_colours import assign_styles
 from clipadapter.rendering.plots import (
     GREY,
@@ -32,13 +35,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARKS = f" {TRANSDUCTIVE}{NOT_AS_PUBLISHED}"
 NAMED_METHODS = ("clip-adapter", "auto", "linear-probe")
 """Always among the lines in colour, if they take part."""
 WITHOUT_SHOTS = "zero-shot"
 """Drawn as a star at 0 shots, as in the papers."""
 
 
-def draw_learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", metric: Metric = "accuracy") -> Path:
+def draw_learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", metric: str = "accuracy") -> Path:
     """Draw a metric over the number of shots: lines with bands of one standard deviation, and zero-shot as a star.
 
     At most five lines are in colour, with their name at their end: the method of the paper, ``auto``, the linear probe,
@@ -59,26 +63,26 @@ def draw_learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", 
 def learning_curve_figure(
     runs: Sequence[Run],
     title: str = "",
-    metric: Metric = "accuracy",
+    metric: str = "accuracy",
     size: tuple[float, float] = (8.0, 4.8),
     reference: Reference | None = None,
 ) -> Figure:
     """The figure of `draw_learning_curve`; its size is in inches, and a reference is a grey level."""
-    summary = summarise(runs, metric)
-    factor = METRICS[metric].scale
+    check_runs(runs, metric)
+    table, factor, value = pivot_runs(runs), METRICS[metric].scale, metric_value(metric)
     series = []
-    for head in summary.heads:
-        cells = [(n, summary.cells[head, n]) for n in summary.shots if summary.cells[head, n].values]
+    for row, name in head_names(table).items():
+        cells = [(n, cell) for n in table.parts if (cell := table.cell(row, n, value)).values]
         if cells:
             points = np.array([(n, factor * cell.mean, factor * cell.sd) for n, cell in cells])
-            series.append(ShotSeries(head, summary.methods[head], *points.T))
+            series.append(ShotSeries(name, table.runs(row)[0].method, *points.T))
     n_seeds = len({run.seed for run in runs})
     figure = create_figure(*size)
     axes = figure.add_subplot()
     draw_shot_series(
         axes,
         series,
-        summary.shots,
+        [int(n) for n in table.parts],
         f"mean ± sd of {n_seeds} draws" if n_seeds > 1 else "one draw",
         metric,
         reference,
@@ -114,7 +118,7 @@ def draw_shot_series(
     series: Sequence[ShotSeries],
     shots: Sequence[int],
     note: str,
-    metric: Metric = "accuracy",
+    metric: str = "accuracy",
     reference: Reference | None = None,
 ) -> None:
     """Draw figures over the number of shots, on a log axis with 0 at its left if zero-shot takes part.
@@ -165,7 +169,7 @@ def draw_shot_series(
 def _foremost(lines: Sequence[ShotSeries], higher_is_better: bool) -> list[ShotSeries]:
     """The lines in colour: all if they are few, else the named ones and the best on average; the best comes first."""
     order = sorted(lines, key=lambda one: float(one.mean.mean()), reverse=higher_is_better)
-    named = [one for one in order if one.is_named or one.name in NAMED_METHODS]
+    named = [one for one in order if one.is_named or one.name.rstrip(MARKS) in NAMED_METHODS]
     chosen = [*named, *(one for one in order if one not in named)][:MAX_COLOURED_LINES]
     return [one for one in order if one in chosen]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,7 @@ from clipadapter.bench.plan import Entry, load_plan
 from clipadapter.bench.records import RecordFolder
 from clipadapter.bench.run import Run
 from clipadapter.bench.suite import Suite
-from clipadapter.bench.summary import Cell, Metric
 
-Draw = tuple[str, str, str, int, int, tuple[int, ...]]
-"""Data, encoder, test part, shots, seed, drawn rows: the key by which two heads are compared in pairs."""
 REFERENCE = "clip-adapter"
 
 
@@ -53,6 +50,11 @@ class Study:
     suite: Suite
     entries: tuple[Entry, ...]
     records: Mapping[str, Run]
+
+    def select(self, keys: Collection[str]) -> Study:
+        """The study of some of its records, by their keys."""
+        entries = tuple(entry for entry in self.entries if entry.key in keys)
+        return Study(self.suite, entries, {entry.key: run for entry in entries if (run := self.records.get(entry.key))})
 
     @cached_property
     def _seeds(self) -> dict[Setting, dict[int, Run]]:
@@ -150,25 +152,6 @@ class Study:
     def runs_at(self, setting: Setting) -> list[Run]:
         """The runs of a setting by rising seed, failed ones too."""
         return self.runs_by_setting.get(setting, [])
-
-    def cell(self, setting: Setting, metric: Metric = "accuracy") -> Cell:
-        """A metric over the seeds, with the number of failed and missing runs."""
-        runs = self.runs_at(setting)
-        values = tuple(run.metrics[metric] for run in runs if run.metrics is not None and metric in run.metrics)
-        return Cell(values, sum(run.error is not None for run in runs), self.missing_by_setting.get(setting, 0))
-
-    def by_seed(self, setting: Setting, metric: Metric = "accuracy") -> dict[int, float]:
-        """A metric by seed, without failed runs."""
-        runs = (run for run in self.runs_at(setting) if run.metrics is not None and metric in run.metrics)
-        return {run.seed: run.metrics[metric] for run in runs if run.metrics is not None}
-
-    def accuracy_by_draw(self, setting: Setting) -> dict[Draw, float]:
-        """Accuracy by draw: two heads have the same draw if the shots were the same rows."""
-        return {
-            (setting.data, setting.encoder, setting.test, run.shots, run.seed, tuple(run.rows)): run.metrics.accuracy
-            for run in self.runs_at(setting)
-            if run.metrics is not None
-        }
 
 
 def get_setting(entry: Entry, shots: int) -> Setting:

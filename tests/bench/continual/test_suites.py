@@ -28,6 +28,7 @@ from clipadapter.bench.continual.sources import build_joined_data_sets, plan_tas
 from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launchers import create_launcher
+from clipadapter.bench.pivot import Spot
 from clipadapter.bench.published import find_published_streams
 from clipadapter.bench.report.published import make_published_grid
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
@@ -357,7 +358,7 @@ def test_a_report_describes_the_stream_and_its_results(report):
     assert "The task of a test picture is unknown: a head predicts among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published result that comes with the package is of this stream" in page
-    knn = HeadRuns("knn", next(runs for place, runs in study.runs_by_setting.items() if place.label == "knn"))
+    knn = HeadRuns("knn", Spot(next(runs for place, runs in study.runs_by_setting.items() if place.label == "knn")))
     row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):
         assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
@@ -423,7 +424,7 @@ def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path
     def told(known=True, tasks=tasks, encoder="open_clip:ViT-B-16/openai"):
         plan = TaskStream(task_known=known, joint=False, tasks=tasks)
         same = run.model_copy(update={"stream": plan, "encoder": RunEncoder(name=encoder, fingerprint="f")})
-        return make_published_grid("t", 16, [HeadRuns("mine", [same])])
+        return make_published_grid("t", 16, [HeadRuns("mine", Spot([same]))])
 
     rows = told().rows
     assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]

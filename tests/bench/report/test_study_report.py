@@ -5,17 +5,17 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from clipadapter.bench.pivot import HARMONIC, Row, make_mean_tables, make_tables
 from clipadapter.bench.plan import Entry
 from clipadapter.bench.report import compare_studies, write_report
 from clipadapter.bench.report.build import build_report
-from clipadapter.bench.report.document import Grid
 from clipadapter.bench.report.record_csv import format_record_csv
-from clipadapter.bench.report.tables import HARMONIC, Row, make_mean_tables, make_tables
 from clipadapter.bench.run import Flags, Machine, Metrics, RunData, RunEncoder
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
+from clipadapter.rendering.tables import Grid
 
 
 def suite(**changes):
@@ -180,8 +180,8 @@ def test_the_mean_over_data_sets_is_made_seed_by_seed(make_run):
     runs.append(make_run("b", 1, 1, accuracy=0.9, data=part("pets")))
     (mean,) = make_mean_tables(make_tables(joined(suite(), runs)))
     # Seed 1: (0.5 + 0.3) / 2; seed 2: (0.7 + 0.3) / 2.
-    assert mean.measurements[Row("a", ""), 1].by_seed == pytest.approx({1: 0.4, 2: 0.5})
-    assert mean.measurements[Row("b", ""), 1].remark == "1 of 2 sets"
+    assert mean.by_seed(Row("a"), 1) == pytest.approx({1: 0.4, 2: 0.5})
+    assert mean.cell(Row("b"), 1).remark == "1 of 2 sets"
 
 
 def base_and_new(make_run, values, head="a"):
@@ -205,11 +205,11 @@ def test_the_harmonic_mean_is_that_of_the_means_of_base_and_new_seed_by_seed(mak
     }
     tables = make_tables(joined(BASE_TO_NEW, base_and_new(make_run, values)))
     # 2 * 0.8 * 0.4 / 1.2 = 0.5333; 0.5 and 0.5 give 0.5: the mean of these, not that of the means (0.65 and 0.45).
-    assert tables[0].columns == ("test", "new", HARMONIC)
-    assert tables[0].measurements[Row("a", ""), HARMONIC].by_seed == pytest.approx({1: 0.53333, 2: 0.5}, abs=1e-4)
+    assert tables[0].columns() == ("test", "new", HARMONIC)
+    assert tables[0].by_seed(Row("a"), HARMONIC) == pytest.approx({1: 0.53333, 2: 0.5}, abs=1e-4)
     # The papers' mean over data sets is 0.6 of base and of new, so its harmonic mean is 0.6, and not 0.5333.
     (mean,) = make_mean_tables(tables)
-    assert mean.measurements[Row("a", ""), HARMONIC].by_seed == pytest.approx({1: 0.6, 2: 0.5})
+    assert mean.by_seed(Row("a"), HARMONIC) == pytest.approx({1: 0.6, 2: 0.5})
 
 
 def test_a_metric_where_less_is_better_has_no_harmonic_mean(make_run):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipadapter.bench.grids import select_most_shots
+from clipadapter.bench.notes import transductive_mark
+from clipadapter.bench.pivot import Part, Pivot, Row
 from clipadapter.bench.plots import ShotSeries, draw_shot_series
-from clipadapter.bench.report.grids import select_most_shots
-from clipadapter.bench.report.tables import Row, Table
-from clipadapter.bench.report.texts import transductive_mark
 from clipadapter.metrics import mean_sd
 from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
 from clipadapter.rendering.method_colours import assign_styles
@@ -49,9 +49,9 @@ LEVEL_STYLES: dict[str, Any] = {
 """Of heads without the varied parameter; of more heads the lines could not be told apart."""
 
 
-def method_of(table: Table, row: Row) -> str:
+def method_of(table: Pivot, row: Row) -> str:
     """The registered name of the method of a row; its label if it has no records."""
-    return next((run.method for run in table.runs[row]), row.label)
+    return next((run.method for run in table.runs(row)), row.label)
 
 
 def describe_spread(runs: Iterable[Run]) -> str:
@@ -63,7 +63,7 @@ def describe_spread(runs: Iterable[Run]) -> str:
     return "mean ± sd of the draws" if len({run.seed for run in runs}) > 1 else "one draw"
 
 
-def draw_learning_curves(table: Table, names: Mapping[Row, str], front: Row) -> Figure:
+def draw_learning_curves(table: Pivot, names: Mapping[Row, str], front: Row) -> Figure:
     """Accuracy over shots; see `clipadapter.bench.draw_learning_curve`.
 
     Args:
@@ -78,15 +78,15 @@ def draw_learning_curves(table: Table, names: Mapping[Row, str], front: Row) -> 
             series.append(ShotSeries(truncate(names[row]), method_of(table, row), shots, mean, sd, row == front))
     figure = create_figure(9.0, 5.2)
     axes = figure.add_subplot()
-    draw_shot_series(axes, series, [int(n) for n in table.columns], describe_spread(table.all_runs))
+    draw_shot_series(axes, series, [int(n) for n in table.columns()], describe_spread(table.runs()))
     axes.set_ylabel("accuracy in %")
     set_title(figure, table.title)
     return figure
 
 
-def _line(table: Table, row: Row) -> tuple[Any, Any, Any]:
+def _line(table: Pivot, row: Row) -> tuple[Any, Any, Any]:
     """Shots, mean and sd in %, where a head has figures."""
-    cells = [(n, table.cell(row, n)) for n in table.columns if table.cell(row, n).values]
+    cells = [(n, table.cell(row, n)) for n in table.columns() if table.cell(row, n).values]
     points = np.array([(n, 100 * cell.mean, 100 * cell.sd) for n, cell in cells], float).reshape(-1, 3)
     return points[:, 0], points[:, 1], points[:, 2]
 
@@ -98,7 +98,7 @@ def _shot_colours(n: int) -> list[str]:
 
 
 def draw_parameter_axes(
-    table: Table, names: Mapping[Row, str], values: Mapping[str, float | str]
+    table: Pivot, names: Mapping[Row, str], values: Mapping[str, float | str]
 ) -> list[tuple[str, Figure]]:
     """Accuracy over the values of a parameter: one line per number of shots. Heads without a value are level lines.
 
@@ -119,7 +119,7 @@ def draw_parameter_axes(
 
 
 def _axis_figure(
-    table: Table,
+    table: Pivot,
     parameter: str,
     rows: Sequence[Row],
     level: Sequence[Row],
@@ -131,9 +131,9 @@ def _axis_figure(
     positions = _axis_positions(axes, [values[row.label] for row in rows])
     style_axes(axes)
     curves: list[Curve] = []
-    colours = _shot_colours(len(table.columns))
+    colours = _shot_colours(len(table.columns()))
     # The coloured lines are the largest numbers of shots; there are rarely more than five.
-    for n, colour in list(zip(table.columns, colours, strict=True))[-MAX_COLOURED_LINES:]:
+    for n, colour in list(zip(table.columns(), colours, strict=True))[-MAX_COLOURED_LINES:]:
         points = [(position, table.cell(row, n)) for position, row in zip(positions, rows, strict=True)]
         points = sorted((position, cell) for position, cell in points if cell.values)
         if points:
@@ -143,20 +143,20 @@ def _axis_figure(
             curves.append(Curve(label, x, y, sd if len(x) > 1 else None, colour))
     draw_curves(axes, curves[::-1])
     for row, style in zip(level, LEVEL_STYLES.values(), strict=False):
-        _level_lines(axes, table, row, style, dict(zip(table.columns, colours, strict=True)))
+        _level_lines(axes, table, row, style, dict(zip(table.columns(), colours, strict=True)))
     dashes = [f"{kind}: {truncate(names[row])}" for row, kind in zip(level, LEVEL_STYLES, strict=False)]
     if n_others := max(0, len(level) - len(LEVEL_STYLES)):
         dashes.append(f"and {n_others} more head{'s' * (n_others > 1)} in the table")
     axes.set_ylabel("accuracy in %")
     axes.set_xlabel(format_greek(parameter), parse_math=False)
-    set_subtitle(axes, "; ".join([describe_spread(table.all_runs), *map(format_greek, dashes)]))
+    set_subtitle(axes, "; ".join([describe_spread(table.runs()), *map(format_greek, dashes)]))
     set_title(figure, table.title)
     return figure
 
 
-def _level_lines(axes: Axes, table: Table, row: Row, style: Any, colours: Mapping[str | int, str]) -> None:
+def _level_lines(axes: Axes, table: Pivot, row: Row, style: Any, colours: Mapping[Part, str]) -> None:
     """A line for each number of shots in its colour; one grey line if they are all the same."""
-    heights = {n: 100 * table.cell(row, n).mean for n in table.columns if table.cell(row, n).values}
+    heights = {n: 100 * table.cell(row, n).mean for n in table.columns() if table.cell(row, n).values}
     is_same = len(set(heights.values())) == 1
     for n, height in list(heights.items())[: 1 if is_same else None]:
         axes.axhline(height, color=GREY if is_same else colours[n], linestyle=style, linewidth=1.2)
@@ -179,23 +179,23 @@ def _axis_positions(axes: Axes, values: Sequence[float | str]) -> list[float]:
     return [float(value) for value in values]
 
 
-def draw_dots(table: Table, names: Mapping[Row, str]) -> Figure:
+def draw_dots(table: Pivot, names: Mapping[Row, str]) -> Figure:
     """Accuracy of each head in each column, as a dot on a band of one standard deviation.
 
     Dots and not bars from zero: differences of one point would be invisible in bars, and truncated bars mislead.
     """
-    rows = [row for row in table.rows if any(table.cell(row, column).values for column in table.columns)]
-    figure = create_figure(9.0, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * len(table.columns))
+    rows = [row for row in table.rows if any(table.cell(row, column).values for column in table.columns())]
+    figure = create_figure(9.0, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * len(table.columns()))
     axes = figure.add_subplot()
-    n = len(table.columns)
+    n = len(table.columns())
     spread = min(0.6, 0.14 * (n - 1))
     offsets = np.linspace(-spread / 2, spread / 2, n) if n > 1 else [0.0]
-    are_shots = all(isinstance(column, int) for column in table.columns)
+    are_shots = all(isinstance(column, int) for column in table.columns())
     styles = [(colour, "o") for colour in _shot_colours(n)]
     if not are_shots:
         styles = [(style.colour, style.marker) for style in assign_styles([""] * n)]
     handles, labels = [], []
-    for column, offset, (colour, marker) in zip(table.columns, offsets, styles, strict=True):
+    for column, offset, (colour, marker) in zip(table.columns(), offsets, styles, strict=True):
         points = [(y + offset, table.cell(row, column)) for y, row in enumerate(rows) if table.cell(row, column).values]
         if points:
             if n == 1:
@@ -217,7 +217,7 @@ def draw_dots(table: Table, names: Mapping[Row, str]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("accuracy in %")
-    set_subtitle(axes, describe_spread(table.all_runs))
+    set_subtitle(axes, describe_spread(table.runs()))
     if n > 1:
         _legend(figure, handles, labels)
     set_title(figure, table.title)
@@ -239,7 +239,7 @@ def _dots(axes: Axes, points: Sequence[tuple[float, Any]], colour: str, marker: 
 
 
 def draw_heat_map(
-    spots: Sequence[tuple[str, Table, str | int]],
+    spots: Sequence[tuple[str, Pivot, Part]],
     rows: Sequence[Row],
     names: Mapping[Row, str],
     reference: Row,
@@ -254,16 +254,8 @@ def draw_heat_map(
         reference: the head that colours are relative to.
         title: above the plot.
     """
-    figures = [[table.measurements.get((row, column)) for _, table, column in spots] for row in rows]
-    values = np.array(
-        [
-            [
-                100 * measurement.cell.mean if measurement is not None and measurement.by_seed else np.nan
-                for measurement in line
-            ]
-            for line in figures
-        ]
-    )
+    cells = [[table.cell(row, column) for _, table, column in spots] for row in rows]
+    values = np.array([[100 * cell.mean if cell.values else np.nan for cell in line] for line in cells])
     above = values - (values[list(rows).index(reference)] if reference in rows else np.nan)
     limit = float(np.clip(np.nanmax(np.abs(above)), 1, 15)) if np.isfinite(above).any() else 1.0
     figure = create_figure(4.2 + 0.8 * len(spots), 2.4 + 0.3 * len(rows))
@@ -305,13 +297,13 @@ MIN_FIT_SECONDS = 1e-5
 """Shorter fits are drawn at this time."""
 
 
-def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
+def draw_efficiency(table: Pivot, names: Mapping[Row, str]) -> Figure:
     """Accuracy over seconds of a fit, with the most shots; each point has the name of its head."""
     figure = create_figure(9.0, 6.2)
     axes = figure.add_subplot()
     points = []
     for row in table.rows:
-        runs = [run for run in select_most_shots(table.runs[row]) if run.metrics is not None]
+        runs = [run for run in select_most_shots(table.runs(row)) if run.metrics is not None]
         if runs:
             accuracy, sd = mean_sd([100 * run.metrics.accuracy for run in runs if run.metrics])
             seconds = max(mean_sd([run.seconds.fit for run in runs if run.seconds])[0], MIN_FIT_SECONDS)
@@ -331,8 +323,8 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
         _name_points(axes, points)
     axes.set_ylabel("accuracy in %")
     axes.set_xlabel("seconds to fit")
-    hollow = "; hollow: sees more than the shots and class text" if transductive_mark(table.all_runs) else ""
-    set_subtitle(axes, describe_spread(table.all_runs) + hollow)
+    hollow = "; hollow: sees more than the shots and class text" if transductive_mark(table.runs()) else ""
+    set_subtitle(axes, describe_spread(table.runs()) + hollow)
     set_title(figure, table.title)
     return figure
 

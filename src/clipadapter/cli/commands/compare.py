@@ -187,7 +187,7 @@ def comparison_record(result: Comparison, files: Sequence[Path], metric: str = "
     from clipadapter.bench import summarise
 
     return {
-        **summarise(result.runs, metric).to_dict(),
+        **summarise(result.runs, metric),
         "encoder": result.runs[0].encoder.name,
         **({} if result.folds is None else {"protocol": "cross-validation", "folds": result.folds}),
         "n_test": len(result.test),
