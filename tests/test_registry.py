@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from clipadapter.bench.launchers.base import LAUNCHERS
 
 from clipadapter.backends.registry import BACKENDS
-from clipadapter.bench.launchers.base import LAUNCHERS
 from clipadapter.bench.protocols import PROTOCOLS
 from clipadapter.declarations import PackageSource
 from clipadapter.encoders.registry import ENCODERS

@@ -2,7 +2,7 @@ import pytest
 
 from clipadapter.bench.pivot import make_spot, metric_value
 from clipadapter.bench.plan import Entry, Plan
-from clipadapter.bench.records import RecordFolder
+from clipadapter.bench.records import append_runs
 from clipadapter.bench.study import Setting, Study, distinct_values, load_study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import DataError
@@ -11,7 +11,8 @@ SUITE = Suite(name="mine", title="Mine", heads=["zero-shot", "clip-adapter"], sh
 
 
 def entry(run, **changes):
-    return Entry(**{"key": run.key, "label": run.head, "data": "pets", "encoder": "toy", "test": "test", **changes})
+    own = {"key": run.key, "shots": run.shots, "seed": run.seed, "label": run.head}
+    return Entry(**{**own, "data": "pets", "encoder": "toy", "test": "test", **changes})
 
 
 def setting(label, shots):
@@ -63,10 +64,10 @@ def test_what_is_not_run_yet_is_found_in_its_cell(runs):
     assert setting("zero-shot", 4) in study.settings
 
 
-def test_a_missing_run_of_an_earlier_plan_is_counted_for_no_setting(runs, make_run):
-    before = make_run("zero-shot", shots=2, seed=1)
-    study = Study(SUITE, tuple(entry(run) for run in [*runs, before]), {run.key: run for run in runs})
-    assert len(study.missing) == 1 and study.missing_by_setting == {}
+def test_a_missing_run_of_an_older_version_is_not_missing(runs, make_run):
+    older, other = make_run("zero-shot", 1, 1, method_version="0"), make_run("zero-shot", shots=2, seed=1)
+    study = Study(SUITE, tuple(entry(run) for run in [*runs, older, other]), {run.key: run for run in runs})
+    assert len(study.missing) == 2 and study.missing_by_setting == {setting("zero-shot", 2): 1}
 
 
 def test_a_run_of_an_older_version_is_no_second_seed(runs, make_run):
@@ -100,7 +101,7 @@ def test_the_reference_is_clip_adapter_with_defaults_if_the_suite_has_it(make_ru
 
 def test_a_study_is_read_from_its_folder(runs, tmp_path):
     Plan(suite=SUITE, entries=[entry(run) for run in runs]).save(tmp_path)
-    RecordFolder(tmp_path).write(runs[:5])
+    append_runs(tmp_path / "runs.jsonl", runs[:5])
     study = load_study(tmp_path, "mine")
     assert study.suite == SUITE and len(study.runs) == 5 and len(study.missing) == 3
 
@@ -113,9 +114,10 @@ def test_the_error_on_a_suite_that_was_not_run_names_those_that_were(runs, tmp_p
 
 def test_a_damaged_record_is_named(runs, tmp_path):
     Plan(suite=SUITE, entries=[entry(run) for run in runs]).save(tmp_path)
-    RecordFolder(tmp_path).write(runs)
-    (tmp_path / "runs" / f"{runs[0].key}.json").write_text("{")
-    with pytest.raises(DataError, match=runs[0].key):
+    append_runs(tmp_path / "runs.jsonl", runs)
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write("{\n")
+    with pytest.raises(DataError, match=r"runs\.jsonl, line 9 is no run"):
         load_study(tmp_path, "mine")
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from clipadapter.bench.launchers import create_launcher
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.bench import load_suite, open_source, run_suite
-from clipadapter.bench.launchers import create_launcher
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder

@@ -10,7 +10,7 @@ from studio_faults import act
 from clipadapter.bench import load_study
 from clipadapter.bench.bundle_files import load_bundle, save_bundle
 from clipadapter.bench.plan import load_plan
-from clipadapter.bench.records import RecordFolder
+from clipadapter.bench.records import append_runs, read_runs, records_file
 from clipadapter.encoders import create_encoder
 from clipadapter.features import FeatureSet, FeatureStore, shards
 from clipadapter.files import folder_without_links
@@ -44,9 +44,7 @@ def open_studio(base, rng):
 
 
 def open_bench(base, rng):
-    records = RecordFolder(base / "out")
-    records.append_missing_to_log()
-    records.write(records.read()[:1])
+    append_runs(records_file(base / "out"), read_runs(base / "out" / "runs.jsonl")[:1])
     load_plan(base / "out", "own").save(base / "out")
     load_study(base / "out", "own")
     for folder in (base / "out" / "features").glob("*"):

@@ -29,7 +29,6 @@ from .evaluation import (
 from .evaluation import (
     evaluate_multilabel_model as evaluate_multilabel_model,
 )
-from .fitting import few_shot as few_shot
 from .launch import run_suite as run_suite
 from .methods import BASELINES as BASELINES
 from .methods import default_heads as default_heads
@@ -49,7 +48,9 @@ from .protocols import (
     register_protocol as register_protocol,
 )
 from .protocols.cross_validation import cross_validate as cross_validate
-from .records import RecordFolder as RecordFolder
+from .protocols.few_shot import few_shot as few_shot
+from .records import append_runs as append_runs
+from .records import read_runs as read_runs
 from .report import (
     compare_studies as compare_studies,
 )
@@ -57,8 +58,6 @@ from .report import (
     write_report as write_report,
 )
 from .run import Run as Run
-from .run import append_runs as append_runs
-from .run import read_runs as read_runs
 from .sources import (
     FEATURES as FEATURES,
 )

@@ -17,14 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.bench.bundle import select_views
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.plan import FitSpec
-from clipadapter.bench.suite import make_head
 from clipadapter.classifier.evaluation import check_labels
 from clipadapter.errors import InputError, brief
 from clipadapter.files import safe_file_name
 from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
+from clipadapter.heads.estimator import clone
 from clipadapter.rendering.method_colours import MARKERS
 from clipadapter.rendering.plots import create_figure, save_plot, save_plots, set_title, truncate
 
@@ -288,33 +286,30 @@ MAX_PLOTTED_IMAGES = 2000
 
 
 def draw_adapted_features(
-    specs: Sequence[FitSpec], data: str, folder: Path, plot_formats: Sequence[str] = ("png",)
+    head: Head, features: Path, rows: Sequence[int], name: str, folder: Path, plot_formats: Sequence[str] = ("png",)
 ) -> list[Path]:
-    """Draw features of the test part before and after each head that adapts them, for the most shots and first seed.
+    """Draw features of a test part before and after a head that adapts them.
 
     Args:
-        specs: fits on one bundle.
-        data: name of the data set, for titles and files.
+        head: unfitted.
+        features: folder of a bundle.
+        rows: the drawn shots.
+        name: of the data set and the head, for the title and the files.
         folder: for the files.
         plot_formats: "png", "pdf", "svg".
 
     Returns:
-        The files; there is none for heads that do not adapt features.
+        The files; there is none for a head that does not adapt features.
     """
-    max_shots = max(spec.shots for spec in specs)
-    files = []
-    for spec in (spec for spec in specs if spec.shots == max_shots and spec.seed == specs[0].seed):
-        bundle = load_bundle(spec.bundle)
-        part = bundle.test(bundle.names[0], spec.rows).features
-        part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MAX_PLOTTED_IMAGES)).astype(int)))
-        head = clone_with_seed(make_head(spec.variant), spec.seed)
-        shots = select_views(head, bundle.shots(spec.rows))
-        head.fit(shots.X, shots.y, text=bundle.text, blocks=shots.blocks)
-        try:
-            after = adapted_features(head, part.plain)
-        except InputError:  # a head that does not adapt features
-            continue
-        title = f"{data}: {len(part)} test pictures before and after {spec.variant.title}, {max_shots} shots per class"
-        figure = _projection_figure(part.final, after, part.y, part.class_names, title, "tsne", spec.seed)
-        files += save_plots(figure, folder / safe_file_name(f"{data}-{spec.variant.title}"), plot_formats)
-    return files
+    bundle = load_bundle(features)
+    part = bundle.test(bundle.names[0], rows).features
+    part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MAX_PLOTTED_IMAGES)).astype(int)))
+    shots = select_views(head, bundle.shots(rows))
+    fitted = clone(head).fit(shots.X, shots.y, text=bundle.text, blocks=shots.blocks)
+    try:
+        after = adapted_features(fitted, part.plain)
+    except InputError:  # a head that does not adapt features
+        return []
+    title = f"{len(part)} test pictures before and after {name}, {len(rows)} shots"
+    figure = _projection_figure(part.final, after, part.y, part.class_names, title, "tsne", seed=1)
+    return save_plots(figure, folder / safe_file_name(name), plot_formats)

@@ -118,7 +118,7 @@ def table(
     grid = make_grid("", names, columns, takes_part=takes_part)
     notes = _notes(pivot, metric, markdown)
     if beside is None:
-        notes.append(f"fit at {most}: seconds of one fit of the head alone; features were computed before")
+        notes.insert(1, f"fit at {most}: seconds of one fit of the head alone; features were computed before")
     # Markdown joins consecutive lines.
     below = [line for note in notes for line in ((note, "") if markdown else (note,))]
     return "\n".join([grid.to_markdown() if markdown else grid.to_text(), "", *below])

@@ -8,18 +8,36 @@ from functools import lru_cache, partial
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.fitting import record_failure
+from clipadapter.bench.fits import attempt
 from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.run import Run
-from clipadapter.bench.suite import make_head
+from clipadapter.bench.run import FrozenModel, Run, describe_machine
+from clipadapter.bench.suite import Variant, make_head
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
-from clipadapter.heads import Head
 from clipadapter.towers import TextTower
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class FitTask(FrozenModel):
+    """One fit, as a worker process gets it.
+
+    Args:
+        folder: of the features.
+        protocol: registered name of the protocol that makes the fit.
+        options: of the protocol.
+        variant: the head.
+        device: where the head computes.
+        runs: the planned records.
+    """
+
+    folder: str
+    protocol: str
+    options: dict[str, int]
+    variant: Variant
+    device: str
+    runs: list[Run]
 
 
 @lru_cache(maxsize=2)
@@ -51,30 +69,22 @@ def run_task(task: str) -> list[str]:
     """Fit and measure. Arguments and results are JSON, so that any launcher can pass them.
 
     Args:
-        task: a `FitSpec` as JSON.
+        task: a `FitTask` as JSON.
 
     Returns:
         A `Run` as JSON for each test part; failures are in the records, too.
     """
-    spec = FitSpec.model_validate_json(task)
-    protocol, head = create_protocol(spec.protocol), _head(spec)
-    bundle = _with_towers(spec.bundle, spec.device) if head.needs_tower else _bundle(spec.bundle)
-    runs = protocol.plan_runs(spec, bundle, head)
-    try:
-        finished = protocol.perform(spec, bundle, head, runs)
-    except Exception as error:  # also failures outside of the head, such as no row left to test on
-        finished = [record_failure(run, error) for run in runs]
-    return [run.model_dump_json() for run in finished]
+    fit = FitTask.model_validate_json(task)
+    runs = [run.model_copy(update={"machine": describe_machine(fit.device)}) for run in fit.runs]
 
+    def make() -> list[Run]:
+        head = clone_with_seed(make_head(fit.variant), fit.runs[0].seed)
+        head = head if fit.device == "cpu" else head.to(fit.device)
+        bundle = _with_towers(fit.folder, fit.device) if head.needs_tower else _bundle(fit.folder)
+        return create_protocol(fit.protocol, fit.options).measure(bundle, head, runs)
 
-def plan_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
-    """The records of a fit, before it is made."""
-    return create_protocol(spec.protocol).plan_runs(spec, bundle, _head(spec))
-
-
-def _head(spec: FitSpec) -> Head:
-    head = clone_with_seed(make_head(spec.variant), spec.seed)
-    return head if spec.device == "cpu" else head.to(spec.device)
+    # Also failures outside of the head are recorded, such as no row left to test on.
+    return [run.model_dump_json() for run in attempt(runs, make)]
 
 
 def set_gpu(number: str) -> None:

@@ -29,6 +29,8 @@ def joined(study_suite, runs, missing=(), label=None, value=None, prompts=""):
     entries = [
         Entry(
             key=run.key,
+            shots=run.shots,
+            seed=run.seed,
             label=label or run.head,
             prompts=prompts,
             data=run.data.support,
@@ -378,11 +380,20 @@ def test_plots_in_another_format_replace_those_of_the_last_report(study, tmp_pat
 def test_a_parameter_is_the_axis_of_a_picture(make_run, tmp_path, values):
     runs = [make_run(f"alpha={value}", n, params={"alpha": value}) for value in values for n in (1, 4)]
     entries = [
-        Entry(key=run.key, label=run.head, data="pets", encoder="toy", test="test", value=run.params["alpha"])
+        Entry(
+            key=run.key,
+            shots=run.shots,
+            seed=run.seed,
+            label=run.head,
+            data="pets",
+            encoder="toy",
+            test="test",
+            value=run.params["alpha"],
+        )
         for run in runs
     ]
     level = make_run("zero-shot", 1)
-    entries.append(Entry(key=level.key, label="zero-shot", data="pets", encoder="toy", test="test"))
+    entries.append(Entry(key=level.key, shots=1, seed=1, label="zero-shot", data="pets", encoder="toy", test="test"))
     study = Study(suite(figure="axis"), tuple(entries), {run.key: run for run in [*runs, level]})
     assert write_report(study, tmp_path)[4].name == "mine-1-axis.png"
 
@@ -391,9 +402,21 @@ def test_an_axis_plot_has_a_line_style_per_level_and_its_subtitle_on_the_page(ma
     runs = [make_run(f"alpha={value}", 1, params={"alpha": value}) for value in (0.0, 1.0)]
     levels = [make_run(f"a head with a rather long name, number {i}", 1, accuracy=i / 20) for i in range(8)]
     entries = [
-        Entry(key=run.key, label=run.head, data="pets", encoder="toy", test="test", value=run.params["alpha"])
+        Entry(
+            key=run.key,
+            shots=run.shots,
+            seed=run.seed,
+            label=run.head,
+            data="pets",
+            encoder="toy",
+            test="test",
+            value=run.params["alpha"],
+        )
         for run in runs
-    ] + [Entry(key=run.key, label=run.head, data="pets", encoder="toy", test="test") for run in levels]
+    ] + [
+        Entry(key=run.key, shots=run.shots, seed=run.seed, label=run.head, data="pets", encoder="toy", test="test")
+        for run in levels
+    ]
     study = Study(suite(figure="axis"), tuple(entries), {run.key: run for run in [*runs, *levels]})
     figure = build_report(study).sections[0].plots[0].figure
     (axes,) = figure.axes

@@ -25,7 +25,7 @@ def test_one_table_of_heads_and_shots(noisy_squares, tmp_path, compare):
     assert lines[0].split() == ["head", "1", "shot", "2", "shots", "fit", "at", "2"]
     assert lines[1].split()[:4] == ["zero-shot", "•100.0", "±", "0.0"]
     assert lines[2].split()[:4] == ["linear-probe", "•100.0", "±", "0.0"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"runs.jsonl", "table.md", "accuracy.png"}
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {"runs.jsonl", "table.md", "accuracy.png"}
     assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 2 * 2 * 2
     text = (tmp_path / "out" / "table.md").read_text()
     assert text.startswith(f"# {noisy_squares.name} with toy\n")  # names no folder above it
@@ -121,7 +121,7 @@ def test_plots_are_written_in_the_formats_that_are_asked_for(noisy_squares, comp
         noisy_squares, *HEADS, "--shots", 1, "--seeds", 1, "--plot-format", "PDF,svg", "--title", "Squares & co"
     )
     assert result.exit_code == 0, result.stderr
-    written = {path.name for path in (tmp_path / "out").iterdir()}
+    written = {path.name for path in (tmp_path / "out").glob("[!.]*")}
     assert written == {"runs.jsonl", "table.md", "accuracy.pdf", "accuracy.svg"}
     assert ">Squares &amp; co</text>" in (tmp_path / "out" / "accuracy.svg").read_text(encoding="utf-8")
 

@@ -69,7 +69,6 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 @folder_option
 @click.option("--root", type=FOLDER, help="Folder of the named data sets, see 'clipadapter data list'.")
 @click.option("--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them.")
-@click.option("--launcher", default="local", help="Where fits run: local or ray.")
 @click.option(
     "--workers",
     type=COUNT,
@@ -93,7 +92,6 @@ def run(
     folder: Path,
     root: Path | None,
     descriptions: Path | None,
-    launcher: str,
     workers: int | None,
     device: str,
     plot_formats: tuple[str, ...],
@@ -109,7 +107,7 @@ def run(
     """
     read_suite(suite)  # a wrong name or path is refused before torch is imported
     from clipadapter.bench import FEATURES, estimate, find_problems, load_suite, open_source, run_suite
-    from clipadapter.bench.launchers import create_launcher
+    from clipadapter.bench.launcher import Launcher
     from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH
 
@@ -123,8 +121,6 @@ def run(
     sentences = read_descriptions(descriptions) if descriptions else None
     check_output_folder(folder)
     device = find_device(device)
-    fit_launcher = create_launcher(launcher, workers=workers, device=head_device(device))
-    fit_launcher.check()
     cost = estimate(study, specs, encoders, root=root)
     problems = find_problems(study, cost.sizes, encoders, root, has_descriptions=sentences is not None)
     if dry_run:
@@ -151,7 +147,7 @@ def run(
         sources,
         models,
         folder,
-        fit_launcher,
+        Launcher(workers, device=head_device(device)),
         device=device,
         plot_formats=plot_formats,
         progress=out.progress,
@@ -342,5 +338,5 @@ def _results(suite: Suite, outcome: SuiteResult, folder: Path) -> tuple[dict[str
     from clipadapter.bench import load_study
     from clipadapter.bench.report.terminal import study_data, study_text
 
-    study = load_study(folder, suite.name).select(outcome.keys)
+    study = load_study(folder, suite.name).select({run.key for runs in outcome.runs for run in runs})
     return study_data(study), study_text(study)
