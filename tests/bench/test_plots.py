@@ -6,9 +6,10 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from clipadapter.bench import draw_confusion_matrix, draw_learning_curve, plots, projection
-from clipadapter.bench.plots import learning_curve_figure, worst_classes
+from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.errors import InputError
 from clipadapter.metrics import evaluate
+from clipadapter.rendering.heat_map import worst_classes
 
 from ..imports import recorded
 

@@ -14,7 +14,7 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import Draw, draw_each, fit_and_score, run_fits
 from clipadapter.bench.folds import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.methods import BASELINES, registered_name
-from clipadapter.bench.plots import confusion_figure, learning_curve_figure
+from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
@@ -28,6 +28,7 @@ from clipadapter.files import path_without_links, write_atomically
 from clipadapter.heads import Head, TextFeatures, create_head
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import MultiLabelEvaluation, wilson_interval
+from clipadapter.rendering.heat_map import confusion_figure
 from clipadapter.rendering.plots import save_plots
 
 Scored = TypeVar("Scored", Score, MultiLabelEvaluation)

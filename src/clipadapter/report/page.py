@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from clipadapter import __version__
 from clipadapter.bench import pivot_runs
-from clipadapter.bench.plots import WITHOUT_SHOTS
 from clipadapter.bench.summary import plain_name
 from clipadapter.classifier.evaluation import Score
 from clipadapter.data.thumbnails import encode_thumbnails
@@ -21,6 +20,7 @@ from clipadapter.metrics import metrics_shown, reliability
 from clipadapter.metrics.detection import aurc, risk_coverage
 from clipadapter.prediction import softmax
 from clipadapter.rendering.html import create_environment, read_asset
+from clipadapter.rendering.learning_curve import WITHOUT_SHOTS
 from clipadapter.rendering.method_colours import method_style
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from clipadapter.bench.grids import cost_grid, difference_grid, format_head, head_names, measured_grid
 from clipadapter.bench.notes import column_notes
 from clipadapter.bench.pivot import Part, Pivot, format_shots, make_mean_tables, make_tables
+from clipadapter.bench.plots import pivot_curve
 from clipadapter.bench.report import plots
 from clipadapter.bench.report.document import Document, Plot, Section
 from clipadapter.bench.report.published import make_published_section
@@ -73,8 +74,8 @@ def _pictures(study: Study, table: Pivot) -> list[Plot]:
             for parameter, drawing in plots.draw_parameter_axes(table, names, study.varied_values)
         ]
     if figure == "curves" and table.axis == "shots" and len(table.parts) > 1:
-        front = table.reference_row(study.reference)
-        return [Plot("curves", f"Accuracy by shots: {table.title}", plots.draw_learning_curves(table, names, front))]
+        curve = pivot_curve(table, names, table.title, front=table.reference_row(study.reference))
+        return [Plot("curves", f"Accuracy by shots: {table.title}", curve)]
     figures, columns = [], table.columns()
     if len(columns) <= MAX_DOT_COLUMNS:
         figures.append(Plot("bars", f"Accuracy by head: {table.title}", plots.draw_dots(table, names)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy as np
 from clipadapter.bench.grids import select_most_shots
 from clipadapter.bench.notes import transductive_mark
 from clipadapter.bench.pivot import Part, Pivot, Row
-from clipadapter.bench.plots import ShotSeries, draw_shot_series
+from clipadapter.bench.plots import describe_spread, method_of
 from clipadapter.metrics import mean_sd
 from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
+from clipadapter.rendering.heat_map import add_colour_bar, draw_cells
 from clipadapter.rendering.method_colours import assign_styles
 from clipadapter.rendering.plots import (
     GREY,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from clipadapter.bench.continual.summary import HeadRuns
-    from clipadapter.bench.run import Run
 
 
 MAX_LABEL_CHARACTERS = 44
@@ -47,48 +47,6 @@ LEVEL_STYLES: dict[str, Any] = {
     "dash and two dots": (0, (6, 2, 1, 2, 1, 2)),
 }
 """Of heads without the varied parameter; of more heads the lines could not be told apart."""
-
-
-def method_of(table: Pivot, row: Row) -> str:
-    """The registered name of the method of a row; its label if it has no records."""
-    return next((run.method for run in table.runs(row)), row.label)
-
-
-def describe_spread(runs: Iterable[Run]) -> str:
-    """What points and bands are.
-
-    >>> describe_spread([])
-    'one draw'
-    """
-    return "mean ± sd of the draws" if len({run.seed for run in runs}) > 1 else "one draw"
-
-
-def draw_learning_curves(table: Pivot, names: Mapping[Row, str], front: Row) -> Figure:
-    """Accuracy over shots; see `clipadapter.bench.draw_learning_curve`.
-
-    Args:
-        table: its columns are shots.
-        names: names of the heads in the plot.
-        front: a head that is always in colour.
-    """
-    series = []
-    for row in table.rows:
-        shots, mean, sd = _line(table, row)
-        if len(shots):
-            series.append(ShotSeries(truncate(names[row]), method_of(table, row), shots, mean, sd, row == front))
-    figure = create_figure(9.0, 5.2)
-    axes = figure.add_subplot()
-    draw_shot_series(axes, series, [int(n) for n in table.columns()], describe_spread(table.runs()))
-    axes.set_ylabel("accuracy in %")
-    set_title(figure, table.title)
-    return figure
-
-
-def _line(table: Pivot, row: Row) -> tuple[Any, Any, Any]:
-    """Shots, mean and sd in %, where a head has figures."""
-    cells = [(n, table.cell(row, n)) for n in table.columns() if table.cell(row, n).values]
-    points = np.array([(n, 100 * cell.mean, 100 * cell.sd) for n, cell in cells], float).reshape(-1, 3)
-    return points[:, 0], points[:, 1], points[:, 2]
 
 
 def _shot_colours(n: int) -> list[str]:
@@ -259,28 +217,16 @@ def draw_heat_map(
     above = values - (values[list(rows).index(reference)] if reference in rows else np.nan)
     limit = float(np.clip(np.nanmax(np.abs(above)), 1, 15)) if np.isfinite(above).any() else 1.0
     figure = create_figure(4.2 + 0.8 * len(spots), 2.4 + 0.3 * len(rows))
-    axes = figure.add_subplot()
-    axes.set_facecolor("#eeeeee")
-    mesh = axes.pcolormesh(
-        np.ma.masked_invalid(above), cmap="PuOr_r", vmin=-limit, vmax=limit, edgecolors="white", linewidth=1.2
+    axes = figure.add_subplot(facecolor="#eeeeee")
+    mesh = draw_cells(
+        axes,
+        [(above, "PuOr_r", -limit, limit)],
+        [truncate(name) for name, _, _ in spots],
+        [truncate(names[row], MAX_LABEL_CHARACTERS) for row in rows],
+        lambda i, j: f"{values[i, j]:.1f}" if np.isfinite(values[i, j]) else "–",
+        rotation=35 if len(spots) > 3 else 0,
     )
-    for i, j in np.ndindex(values.shape):
-        known = bool(np.isfinite(values[i, j]))
-        colour = mesh.cmap(mesh.norm(above[i, j])) if np.isfinite(above[i, j]) else (1.0, 1.0, 1.0)
-        dark = np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.52
-        text = f"{values[i, j]:.1f}" if known else "–"
-        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8.5, color="white" if dark else INK)
-    rotation: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(spots) > 3 else {}
-    axes.set_xticks(np.arange(len(spots)) + 0.5, [truncate(name) for name, _, _ in spots], parse_math=False, **rotation)
-    axes.set_yticks(
-        np.arange(len(rows)) + 0.5, [truncate(names[row], MAX_LABEL_CHARACTERS) for row in rows], parse_math=False
-    )
-    axes.invert_yaxis()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, aspect=28, pad=0.02, extend="both")
-    bar.set_label(f"points above {names.get(reference, reference.label)}", parse_math=False)
-    bar.outline.set_visible(False)
+    add_colour_bar(figure, mesh, axes, f"points above {names.get(reference, reference.label)}", extend="both")
     set_title(figure, title)
     return figure
 
@@ -389,9 +335,7 @@ def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: s
             continue
         mesh = _panel(axes, panels[i][1], tasks, low, has_row_names=i % across == 0)
         axes.set_title(_named(panels[i][0]), fontsize=9, loc="left", parse_math=False)
-    bar = figure.colorbar(mesh, ax=grid, shrink=0.7, aspect=30, pad=0.01)
-    bar.set_label("accuracy in %")
-    bar.outline.set_visible(False)
+    add_colour_bar(figure, mesh, grid, "accuracy in %", shrink=0.7, aspect=30, pad=0.01)
     set_title(figure, f"{title}\nrow: after this task; column: measured on this task; hatched: before it was learned")
     return figure
 
@@ -405,29 +349,23 @@ def _named(learner: HeadRuns) -> str:
 
 def _panel(axes: Axes, matrix: Any, tasks: Sequence[str], low: float, has_row_names: bool) -> Any:
     n = len(tasks)
-    mesh = axes.pcolormesh(matrix, cmap="YlGnBu", vmin=low, vmax=100, edgecolors="white", linewidth=0.8)
+    names = [truncate(name, 18) for name in tasks]
+    mesh = draw_cells(
+        axes,
+        [(matrix, "YlGnBu", low, 100)],
+        names,
+        names if has_row_names else [""] * n,
+        lambda t, i: f"{matrix[t, i]:.0f}" if n <= MAX_TASKS_WITH_NUMBERS else "",
+        size=7.5,
+        rotation=40,
+    )
     for t, i in np.ndindex(matrix.shape):
         if t < i:
             axes.add_patch(_hatched(i, t))
-        if n <= MAX_TASKS_WITH_NUMBERS:
-            dark = np.dot(mesh.cmap(mesh.norm(matrix[t, i]))[:3], (0.299, 0.587, 0.114)) < 0.52
-            text = axes.text(i + 0.5, t + 0.5, f"{matrix[t, i]:.0f}", ha="center", va="center", fontsize=7.5)
-            text.set_color("white" if dark else INK)
-            if t < i:
-                text.set_fontstyle("italic")
     stairs = [(k + step, k + 0.0) for k in range(n) for step in (0, 1)]
     axes.plot(*zip(*stairs, (n, n), strict=True), color=INK, linewidth=1.4)
-    axes.set_xticks(np.arange(n) + 0.5, [truncate(name, 18) for name in tasks], rotation=40, ha="right", fontsize=7.5)
-    axes.set_yticks(
-        np.arange(n) + 0.5, [truncate(name, 18) for name in tasks] if has_row_names else [""] * n, fontsize=7.5
-    )
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set_parse_math(False)
-        label.set_rotation_mode("anchor")
+    axes.tick_params(labelsize=7.5)
     axes.set_xlim(0, n)
-    axes.set_ylim(n, 0)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     return mesh
 
 
