@@ -180,12 +180,20 @@ def _fields(node: ast.ClassDef) -> dict[str, str | None]:
     return {
         statement.target.id: None
         if statement.value and "init=False" in ast.unparse(statement.value)
-        else ast.unparse(statement.annotation)
+        else ast.unparse(_type_of(statement.annotation))
         for statement in node.body
         if isinstance(statement, ast.AnnAssign)
         and isinstance(statement.target, ast.Name)
         and "ClassVar" not in ast.unparse(statement.annotation)
     }
+
+
+def _type_of(annotation: ast.expr) -> ast.expr:
+    """The type of ``Annotated[type, ...]``; any other annotation as it is."""
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+        assert isinstance(annotation.slice, ast.Tuple)
+        return annotation.slice.elts[0]
+    return annotation
 
 
 def _literal(node: ast.expr) -> Any:

@@ -46,7 +46,7 @@ def test_an_added_class_is_predicted(model, yellow, run):
     assert result.exit_code == 0, result.stderr
     assert "broken.png" in result.stderr
     assert "version 2" in result.stdout
-    assert "3 new pictures" in result.stdout
+    assert "3 new pictures" in result.stdout and "of 15 held-out pictures" in result.stdout
     assert f"clipadapter undo {model}" in result.stdout
     assert run("predict", model, yellow / "0.png", "--no-cache").stdout.startswith("yellow")
 
@@ -95,6 +95,7 @@ def test_json_has_the_facts_and_who_did_it(model, yellow, run):
     assert found["version"] == 2
     assert found["pictures"] == 3
     assert found["shots"] == {"blue": 4, "green": 4, "red": 4, "yellow": 3}
+    assert found["accuracy"]["shots"] == 15
     history = FewShotClassifier.load(model, cache=None).history_.changes
     assert [change.by for change in history] == ["", "ada"]
     run("rename-class", model, "yellow", "gold", "--no-cache")

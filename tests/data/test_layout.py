@@ -37,6 +37,7 @@ def write(root, put, names):
     return root
 
 
+@pytest.mark.filterwarnings("ignore:classes with the name of a part of the data")
 @pytest.mark.parametrize("case", LEGITIMATE)
 def test_nested_folders_belong_to_their_class(tmp_path, put, case):
     names = LEGITIMATE[case]
@@ -123,6 +124,14 @@ def test_classes_whose_names_differ_in_spelling_only_are_a_warning(tmp_path, put
     with pytest.warns(DataWarning, match="differ in case, spaces or plural only") as caught:
         load_dataset(tmp_path)
     assert caught[0].message.names == ("Red cup and red_cups",)
+
+
+@pytest.mark.parametrize("top", ["", "train/"])
+def test_a_class_with_the_name_of_a_split_is_a_warning(tmp_path, put, top):
+    write(tmp_path, put, [f"{top}{name}/1.jpg" for name in ("cat", "dog", "Test")])
+    with pytest.warns(DataWarning, match="with the name of a part of the data") as caught:
+        assert load_dataset(tmp_path).class_names == ("Test", "cat", "dog")
+    assert caught[0].message.names == ("Test",)
 
 
 def test_similar_folders_of_any_name_are_classes_with_a_warning(tmp_path, put):

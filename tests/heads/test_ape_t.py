@@ -112,7 +112,7 @@ def test_presets_have_the_published_values():
     ("params", "words"),
     [
         ({"beta": -1.0}, "beta must be 0 or more"),
-        ({"channels": 1.5}, "channels must be a fraction"),
+        ({"channels": 1.5}, "channels must be above 0 and up to 1"),
         ({"similarity_weight": -1.0}, "similarity_weight must be 0 or more"),
         ({"epochs": -1}, "epochs must be 0 or more"),
         ({"lr": 0.0}, "lr must be positive"),

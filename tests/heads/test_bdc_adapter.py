@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, bdc_adapter
 from clipadapter.heads.bdc_adapter import BdcAdapter, _sums_and_length, correlations
 from clipadapter.heads.zero_shot import ZeroShot
@@ -131,9 +130,3 @@ def test_order_of_classes_only_permutes_the_logits():
     turned = TextFeatures(text.labels[::-1], text.embeddings[::-1], text.logit_scale, order="given")
     expected = BdcAdapter(epochs=0).fit(X, y, text=text).logits(X)[:, ::-1]
     np.testing.assert_allclose(BdcAdapter(epochs=0).fit(X, y, text=turned).logits(X), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_bad_parameters_are_named():
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match="beta must be 0 or more"):
-        BdcAdapter(beta=-1.0).fit(X, y, text=text)

@@ -101,12 +101,6 @@ def test_auto_mixes_blocks_and_pictures_without_labels_on_a_device():
             equal(part, expected.block_logits(both)[name])
 
 
-def test_closed_forms_without_a_shot_run_on_a_device():
-    expected = create_head("tip-adapter").leave_one_out(X, Y, TEXT)
-    with simulated_device() as device:
-        equal(create_head("tip-adapter").to(device).leave_one_out(X, Y, TEXT), expected)
-
-
 def test_the_simulated_device_refuses_what_a_gpu_refuses():
     with simulated_device() as device, use_device(device):
         there = torch.ones(2, 2)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from clipadapter.errors import InputError
-from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.gda import Gda
 from clipadapter.heads.zero_shot import ZeroShot
@@ -92,27 +91,6 @@ def test_one_shot_a_class_is_zero_shot_in_the_released_estimator():
     np.testing.assert_allclose(fitted, zero_shot, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shrinkage", ["pooled", "published"])
-@pytest.mark.parametrize(("views", "d"), [(1, 4), (1, 16), (3, 16), (3, 8)])
-def test_leave_one_out_leaves_out_every_view(shrinkage, views, d):
-    X, labels, text, _ = drawn((4, 1, 2, 0), d=d, views=views)
-    y = labels.astype(str)
-    head = Gda(shrinkage=shrinkage)
-    found = head.leave_one_out(X, y, text=text)
-    for i in range(len(y)):
-        others = np.arange(len(y)) != i
-        expected = head.fit(X[others], y[others], text=text).logits(X[i, :1])
-        np.testing.assert_allclose(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
-
-
-def test_leave_one_out_without_text_gives_up_a_class_that_has_no_other_shot():
-    X, labels, _, _ = drawn((3, 1, 2), d=6, views=2)
-    found = Gda().leave_one_out(X, labels)
-    assert found[3, 1] == ABSENT_LOGIT
-    expected = Gda().fit(X[labels != 1], labels[labels != 1]).logits(X[3, :1])[0]
-    np.testing.assert_allclose(found[3, [0, 2]], expected, rtol=1e-9)
-
-
 def test_a_class_without_a_shot_answers_by_its_text():
     X, y, text = toy_features((4, 0, 4))
     Q, truth, _ = toy_features(seed=1)
@@ -132,14 +110,6 @@ def test_order_of_features_and_their_length_do_not_matter(seed, factor):
     order = np.random.default_rng(seed).permutation(X.shape[1])
     expected = Gda().fit(X, y).logits(X)
     np.testing.assert_allclose(Gda().fit(X[:, order] * factor, y).logits(X[:, order]), expected, rtol=1e-8, atol=1e-8)
-
-
-def test_bad_parameters_are_named():
-    X, y, _ = toy_features()
-    with pytest.raises(InputError, match="shrinkage must be one of pooled, published, base-to-new, but is 'none'"):
-        Gda(shrinkage="none").fit(X, y)
-    with pytest.raises(InputError, match="neighbours must be 0 or more"):
-        Gda(neighbours=-1).fit(X, y)
 
 
 def given(method):

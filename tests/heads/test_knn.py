@@ -6,13 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.knn import MIN_PROBABILITY, Knn
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
-
-from .assertions import assert_leave_one_out
 
 # From the query (1, 0): cosines 1, 0.6 and 0.
 X = np.array([[2.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
@@ -62,12 +59,6 @@ def test_a_class_without_a_shot_answers_by_its_text():
     assert (Knn().fit(shots, y, text=text).predict(Q) == truth).all()
 
 
-@pytest.mark.parametrize(("k", "mix"), [(2, 0.0), (20, 0.5)])
-def test_leave_one_out_is_a_refit(k, mix):
-    shots, y, text = toy_features((4, 1, 2), d=5)
-    assert_leave_one_out(Knn(k=k, mix=mix), shots, y, text, rtol=1e-4, atol=1e-6)
-
-
 @settings(deadline=None, max_examples=20)
 @given(factor=st.floats(0.01, 100), seed=st.integers(0, 50))
 def test_length_of_features_and_order_of_shots_do_not_matter(factor, seed):
@@ -76,12 +67,3 @@ def test_length_of_features_and_order_of_shots_do_not_matter(factor, seed):
     expected = Knn(k=4).fit(shots, y, text=text).predict_proba(shots)
     found = Knn(k=4).fit(shots[order] * factor, y[order], text=text).predict_proba(shots)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("params", "words"),
-    [({"k": 0}, "k must be positive"), ({"temperature": 0}, "temperature must be"), ({"mix": 2}, "mix must be 0 to 1")],
-)
-def test_bad_parameters_are_named(params, words):
-    with pytest.raises(InputError, match=words):
-        Knn(**params).fit(X, ["a", "b", "c"])

@@ -283,8 +283,3 @@ def test_select_takes_the_head_with_the_lowest_binary_loss():
     loss = -np.log(np.where(held_out.labels == 1, p, 1 - p)).sum(axis=1).mean()
     np.testing.assert_allclose(found.candidates[0].loss, loss, rtol=1e-4)
     assert found.candidates[0].accuracy == ((held_out.logits > 0) == (held_out.labels > 0)).mean()
-
-
-def test_leave_one_out_has_no_closed_form():
-    X, Y, text = toy_multilabel()
-    assert TipAdapter().leave_one_out(X, Y, text) is None

@@ -41,7 +41,7 @@ def test_every_shot_of_a_class_with_two_is_held_out_once(counts):
 
 def test_leave_one_out_holds_out_every_shot_whose_class_has_another():
     X, y, text = toy_features((3, 2, 1))
-    head = create_head("gda", alpha=5.0)
+    head = create_head("ss-text")
     found = out_of_fold(head, X, y, text, strategies=("leave-one-out",))
     assert found.strategy == "leave-one-out"
     assert found.rows.tolist() == [0, 1, 2, 3, 4]
@@ -55,7 +55,7 @@ def test_the_first_strategy_that_applies_is_taken():
     every = ("own", "leave-one-out", "folds", "views")
     probe, single = LinearProbe(C=1.0), [0, 4, 8]
     assert out_of_fold(create_head("auto").fit(X, y, text=text), X, y, text, strategies=every).strategy == "own"
-    assert out_of_fold(create_head("gda", alpha=5.0), X, y, text, strategies=every).strategy == "leave-one-out"
+    assert out_of_fold(create_head("ss-text"), X, y, text, strategies=every).strategy == "leave-one-out"
     assert out_of_fold(probe, X, y, text, strategies=every).strategy == "folds"
     found = out_of_fold(probe, views[single], y[single], text, strategies=every)
     assert found.strategy == "views"

@@ -1,9 +1,7 @@
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.errors import InputError
 from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.prototype import Prototype
@@ -56,19 +54,6 @@ def test_a_class_without_a_shot_is_never_answered_if_text_has_no_say():
     assert (fitted.logits(features)[:, 1] < ABSENT_LOGIT / 2).all()
 
 
-@pytest.mark.parametrize("mix", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("views", [1, 3])
-def test_leave_one_out_is_a_refit(mix, views):
-    features, y, text = toy_features((4, 1, 2), d=5)
-    rng = np.random.default_rng(0)
-    stacked = features[:, None] + rng.standard_normal((len(y), views, 5)) * (np.arange(views) > 0)[:, None]
-    found = Prototype(mix=mix).leave_one_out(stacked, y, text=text)
-    for i in range(len(y)):
-        others = np.arange(len(y)) != i
-        expected = Prototype(mix=mix).fit(stacked[others], y[others], text=text).logits(stacked[i, :1])
-        np.testing.assert_allclose(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
-
-
 @settings(deadline=None, max_examples=20)
 @given(factor=st.floats(0.01, 100), seed=st.integers(0, 50))
 def test_order_of_classes_only_permutes_the_logits(factor, seed):
@@ -78,8 +63,3 @@ def test_order_of_classes_only_permutes_the_logits(factor, seed):
     expected = Prototype().fit(features, y, text=text).logits(features)[:, order]
     found = Prototype().fit(features * factor, y, text=turned).logits(features)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_bad_parameters_are_named():
-    with pytest.raises(InputError, match="mix must be 0 to 1"):
-        Prototype(mix=1.5).fit(X, ["a", "a", "b"])

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.ss_text import SsText
@@ -115,12 +114,6 @@ def test_order_of_classes_only_permutes_the_logits(factor, seed, repel):
     expected = SsText(repel=repel).fit(X, y, text=text).logits(Q)[:, order]
     found = SsText(repel=repel).fit(X * factor, y, text=turned).logits(Q)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_bad_parameters_are_named():
-    X, y, text, _ = drawn()
-    with pytest.raises(InputError, match="anchor must be one of class, shots, confidence or a number"):
-        SsText(anchor="text").fit(X, y, text=text)
 
 
 MODES = {

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.errors import InputError
 from clipadapter.functional import unit as unit_rows
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.gda import Gda
@@ -210,19 +209,3 @@ def test_fits_of_folds_reuse_what_was_chosen():
     head = Timo(search=True).fit(X, y, text=text)
     refit = head.refit_without(X, y, np.array([0]), text)
     assert (refit.alpha_, refit.beta_, refit.gamma_) == (head.alpha_, head.beta_, head.gamma_)
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"alpha": "best"}, "alpha must be a number or 'auto', but is 'best'"),
-        ({"alpha": -1.0}, "alpha must be 0 or more"),
-        ({"gamma": -1.0}, "gamma must be 0 or more"),
-        ({"beta": -1}, "beta is a number of prompts, 0 or more, or None for all, but is -1"),
-        ({"beta": 1.5}, "beta is a number of prompts"),
-    ],
-)
-def test_wrong_parameters_are_refused(params, message):
-    X, y, text, _ = drawn()
-    with pytest.raises(InputError, match=message):
-        Timo(**params).fit(X, y, text=text)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 
+import h11
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
@@ -201,3 +202,20 @@ def test_for_a_new_connection_the_longest_idle_is_closed():
         return await newer.readuntil(b"\r\n\r\n0")
 
     assert Server(max_connections=2).run(work).startswith(b"HTTP/1.1 200")
+
+
+def test_for_a_new_connection_the_longest_arriving_body_is_cut_off_if_none_is_idle():
+    async def work(server):
+        slow, first = await server.connect()
+        first.write(CHUNKED)
+        other, second = await server.connect()
+        second.write(CHUNKED + b"1\r\na\r\n")
+        while not all(one.conn.their_state is h11.SEND_BODY for one in server.state.connections):
+            await asyncio.sleep(0)
+        newer, writer = await server.connect()
+        await until_closed(slow)
+        writer.write(GET_REQUEST)
+        second.write(b"0\r\n\r\n")
+        return await newer.readuntil(b"\r\n\r\n0") + await other.readuntil(b"\r\n\r\n1")
+
+    assert Server(max_connections=2).run(work).count(b"HTTP/1.1 200") == 2

@@ -168,6 +168,16 @@ def test_requests_and_pictures_are_counted(serve):
     assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
+def test_the_first_page_is_for_trying_a_picture_and_needs_no_other_host(serve):
+    response = serve().get("/")
+    assert response.headers["content-type"].startswith("text/html") and "Drop pictures here" in response.text
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert re.findall(r"(?:src|href|url)\s*[=:(]\s*[\"']?([^\"'\s)]+)", response.text) == [
+        "docs",
+        "URL.createObjectURL(file",
+    ]
+
+
 def test_the_documentation_page_needs_no_other_host(serve):
     client = serve()
     page = client.get("/docs").text

@@ -357,7 +357,7 @@ def test_official_is_the_configuration_of_the_authors(tuner, method):
     expected = {**RECIPE, **OWN[method], "momentum": 0.9, "weight_decay": 5e-4}
     found = tuner.official().get_params()
     assert {name: found[name] for name in expected} == expected
-    assert tuner.recipes() == ("official",)
+    assert list(tuner.recipes) == ["official"]
 
 
 def test_presets_change_the_average_alone_but_for_base_to_new():

@@ -16,6 +16,7 @@ import click
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.options import Command, option_group, output_options, strict_option
 from clipadapter.cli.output import Output, facts, note_kept
+from clipadapter.cli.uncertainty_options import describe_accuracy
 from clipadapter.errors import ArtifactError, DataError
 from clipadapter.files import explain_missing, quote_path
 from clipadapter.formats import is_exported
@@ -145,20 +146,19 @@ def _check_head(folder: Path) -> None:
 def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
     change = model.history_.changes[-1]
     details = dict(change.facts)
-    shots = model.support_.counts
+    shots, accuracy = model.support_.counts, model.uncertainty_.accuracy
     lines: list[tuple[str, object]] = [
         ("model", f"{folder}, version {change.version}"),
         ("change", _describe_change(change.action, details)),
         ("classes", len(model.class_names_)),
         ("shots", describe_shots(shots, len(model.support_))),
         ("seconds", f"{seconds:.1f}"),
+        ("accuracy", describe_accuracy(model)),
         ("undo", f"clipadapter undo {quote_path(folder)}"),
     ]
     if not len(model.support_):
-        lines[3] = (
-            "shots",
-            "not stored: rejection and prediction sets were learned for other classes, and are removed",
-        )
+        removed = "not stored: rejection, prediction sets and accuracy were learned for other classes, and are removed"
+        lines = [(key, removed if key == "shots" else value) for key, value in lines if key != "accuracy"]
     data = {
         "model": str(folder),
         "version": change.version,
@@ -167,6 +167,7 @@ def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: 
         **details,
         "classes": list(model.class_names_),
         "shots": shots,
+        "accuracy": None if accuracy is None else accuracy.to_dict(),
         "seconds": round(seconds, 2),
     }
     out.result(data, facts(lines))

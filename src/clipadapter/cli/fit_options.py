@@ -264,8 +264,8 @@ class HeadOptions:
         cls = head_info(self.name).cls
         if self.preset is not None and self.preset not in cls.presets:
             raise unknown(f"preset of {self.name}", self.preset, sorted(cls.presets))
-        if self.recipe is not None and self.recipe not in cls.recipes():
-            raise unknown(f"recipe of {self.name}", self.recipe, list(cls.recipes()))
+        if self.recipe is not None and self.recipe not in cls.recipes:
+            raise unknown(f"recipe of {self.name}", self.recipe, list(cls.recipes))
         if self.preset is not None and self.recipe is not None:
             raise InputError(f"give --preset or --recipe, not both. {cls.preset_note}")
         params = dict(cls.presets[self.preset]) if self.preset is not None else {}

@@ -17,10 +17,18 @@ NONE_OF_THESE = "none of these"
 """Name, and folder, of pictures without a class."""
 
 
-def count_answers(labels: Counter[str | None]) -> str:
-    """Format the number of pictures per answer as a table, the most frequent answer first."""
-    rows = [(NONE_OF_THESE if label is None else label, n) for label, n in labels.most_common()]
-    return table(["class", "pictures"], rows)
+def count_answers(answers: Counter[tuple[str | None, bool]]) -> str:
+    """Format the number of pictures per answer as a table, the most frequent answer first.
+
+    An answer is a label, or None, and whether it is marked as unlike every class. A further column counts the marked
+    ones, if there are any.
+    """
+    totals: Counter[str | None] = Counter()
+    for (label, _), n in answers.items():
+        totals[label] += n
+    rows = [(NONE_OF_THESE if label is None else label, n, answers[label, True]) for label, n in totals.most_common()]
+    columns = ["class", "pictures", "unlike every class"][: 3 if any(row[2] for row in rows) else 2]
+    return table(columns, [row[: len(columns)] for row in rows])
 
 
 class PictureSorter:

@@ -19,6 +19,7 @@ from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 
 if TYPE_CHECKING:
+    from clipadapter.classifier import FewShotClassifier
     from clipadapter.uncertainty import MultiLabel, Uncertainty, UncertaintyOptions
 
 CALIBRATIONS = click.Choice(["auto", "temperature", "vector", "none"])
@@ -202,6 +203,21 @@ def report_uncertainty(uncertainty: Uncertainty, calibration: str) -> Uncertaint
         data["coverage"] = {"rate": decisions.coverage, "guarantee": guarantee}
         lines.append(("sets", uncertainty.conformal.explain_shortage(decisions.coverage) or guarantee.split(". ")[0]))
     return UncertaintyReport(data, lines, rate_warnings(uncertainty, decisions.reject, decisions.coverage))
+
+
+def describe_accuracy(model: FewShotClassifier) -> str:
+    """Describe how often the model is right about held-out shots, or why that is not known."""
+    from clipadapter.heads.registry import head_name
+
+    counts, accuracy = model.support_.counts, model.uncertainty_.accuracy
+    if accuracy is not None:
+        n_single = sum(count == 1 for count in counts.values())
+        return accuracy.describe() + (f"; classes with one picture, not held out: {n_single}" if n_single else "")
+    if model.uncertainty_.multilabel is not None:
+        return "not known: pictures with several labels are measured on others, by 'clipadapter eval'"
+    if max(counts.values()) <= 1:
+        return "not known: with one picture per class none can be held out; give two or more of each class"
+    return f"not known: {head_name(type(model.head_))} is not fitted again without some of the shots"
 
 
 def _report_thresholds(rule: MultiLabel) -> UncertaintyReport:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Listing
 from clipadapter.data.folders import link_warnings, read_folder
-from clipadapter.data.layout import find_layout_fault, find_similar_names
+from clipadapter.data.layout import PART_NAMES, find_layout_fault, find_similar_names
 from clipadapter.data.manifests import is_manifest, read_manifest
 from clipadapter.errors import DataError, DataWarning, LayoutError
 from clipadapter.files import MANIFEST_SUFFIXES, printable, suggest_path
@@ -20,6 +20,9 @@ SIMILAR_FOLDERS = (
 )
 SIMILAR_NAMES = (
     "classes whose names differ in case, spaces or plural only; move their pictures together if they are one"
+)
+SPLIT_NAMES = (
+    "classes with the name of a part of the data; if they are none, move their folders out of the folder of the classes"
 )
 _LAYOUTS = (
     "expected one folder per class, such as ROOT/cat/1.jpg and ROOT/dog/1.jpg, optionally under ROOT/train, "
@@ -77,6 +80,9 @@ def check_layout(source: Path, dataset: Dataset) -> None:
         raise LayoutError(fault.text, source, fault.folders)
     if fault is not None:
         warnings.warn(DataWarning(SIMILAR_FOLDERS, tuple(map(printable, fault.folders))))
+    parts = tuple(name for name in dataset.class_names if name.lower() in PART_NAMES) if source.is_dir() else ()
+    if parts:
+        warnings.warn(DataWarning(SPLIT_NAMES, tuple(map(printable, parts))))
     if similar := find_similar_names(dataset.class_names):
         warnings.warn(DataWarning(SIMILAR_NAMES, tuple(" and ".join(map(printable, names)) for names in similar)))
 

@@ -35,17 +35,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.gaussian import ClassGaussians, linear_log_density
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.lbfgs import descend
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
 from clipadapter.parallel import limit_threads
@@ -56,6 +55,13 @@ PSEUDO_FEATURES_PER_CLASS, MAX_PSEUDO_FEATURES = 4, 4000
 """Pseudo-features of a class, and of all."""
 MAX_ITERATIONS, GRADIENT_TOLERANCE = 50, 1e-3
 """Of the training of an adapter, which stops when the gradient norm has fallen to this share of its initial value."""
+
+MIN_WITHIN_VARIANCE = 0.01
+"""Least W of `ClassGaussians`, in squared lengths of features of unit length."""
+MIN_TEXT_VARIANCE_RATIO = 0.1
+"""Least R / W of `ClassGaussians`: with few classes, all means may lie where text predicts them by chance."""
+WITHIN_SHARE = 0.7
+"""W / (W + R), measured under `lite` and CLIP. It is the prior for W: one shot per class shows no variance."""
 
 
 @register_head(
@@ -104,11 +110,11 @@ class Afa(IncrementalHead):
     """(c, d) weights of the logits, with ``bias_`` (c,)."""
     bias_: Tensor = field(init=False)
 
-    ridge: float = 3.0
-    dimensions: float = 40.0
-    text: float = 0.7
+    ridge: Annotated[float, POSITIVE] = 3.0
+    dimensions: Annotated[float, POSITIVE] = 40.0
+    text: Annotated[float, NOT_NEGATIVE] = 0.7
     prior: float = -1.0
-    penalty: float | None = 1.0
+    penalty: Annotated[float | None, NOT_NEGATIVE] = 1.0
     seed: int = 0
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
@@ -235,10 +241,131 @@ class Afa(IncrementalHead):
             noise *= math.sqrt(gaussians.within_variance / x.shape[1])
         return unit(gaussians.estimates()[0][classes] + noise)
 
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(text=self.text, penalty=self.penalty or 0.0)
-        for name in ("ridge", "dimensions"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, but is {brief(getattr(self, name))}")
+
+@dataclass(frozen=True)
+class ClassGaussians:
+    """An isotropic Gaussian for each class, from its shots and its text, or from its text alone; float64.
+
+    With x of unit length, mu_k the mean of class k and t_k its text, both about their means over the classes:
+
+        mu_k ~ N(t_k A, R / d I),    x | k ~ N(mu_k, W / d I)
+
+    A is one linear map for all classes, g I + D: g is the scale that fits best, D a ridge regression of the residual.
+    The mean of class k given its n_k shots is their mean, weighted by n_k R / (n_k R + W), and the prediction t_k A,
+    weighted by the rest. W + R is the expected squared distance of an image from t_k A where the class has no shots.
+
+    Args:
+        counts: (c,) shots.
+        sums: (c, d) of their unit features.
+        centre: (d,) mean of the means of classes with shots.
+        text_means: (c, d) t_k A, means about the centre that text predicts. That of a class with shots is predicted by
+            a map which the other classes were fitted to.
+        within_variance: W.
+        text_variance: R.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    centre: Tensor
+    text_means: Tensor
+    within_variance: float
+    text_variance: float
+
+    @classmethod
+    def fit(cls, counts: Tensor, sums: Tensor, text: Tensor, ridge: float) -> ClassGaussians:
+        """From sums of shots and class text.
+
+        Args:
+            counts: (c,) shots of each class; at least one class has a shot.
+            sums: (c, d) of their unit features, views averaged.
+            text: (c, d) unit class text.
+            ridge: of the map from text to means; towards infinity only g is fitted.
+
+        >>> counts, text = torch.tensor([2, 2, 0]), torch.eye(3, dtype=torch.float64)
+        >>> ClassGaussians.fit(counts, 2 * text * (counts > 0)[:, None], text, ridge=1.0).centre
+        tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
+        """
+        with_shots = torch.nonzero(counts).flatten()
+        n = counts[with_shots].double()
+        means = sums[with_shots] / n[:, None]
+        within_scatter = float(n.sum() - (n * means.square().sum(dim=1)).sum())
+        centre = means.mean(dim=0)
+        centred_means, centred_text = means - centre, unit(text - text.mean(dim=0))
+        residuals, text_means = _predict_means(centred_text, centred_text[with_shots], centred_means, ridge)
+        error = float(residuals.square().sum(dim=1).mean())
+        degrees = float(n.sum()) - len(n) + 1
+        within_variance = max((max(within_scatter, 0.0) + WITHIN_SHARE * error) / degrees, MIN_WITHIN_VARIANCE)
+        # The error of a predicted mean is R, plus the W / n_k by which the mean of n_k shots itself is off.
+        text_variance = max(error - float((within_variance / n).mean()), MIN_TEXT_VARIANCE_RATIO * within_variance)
+        text_means[with_shots] = centred_means - residuals
+        return cls(counts, sums, centre, text_means, within_variance, text_variance)
+
+    @property
+    def shot_weights(self) -> Tensor:
+        """(c,) weight of the mean of the shots in a class's mean, 0 to 1; text has the rest."""
+        return self._shot_weights(self.counts)
+
+    def estimates(self) -> tuple[Tensor, Tensor]:
+        """Mean (c, d) and variance (c,) of every class."""
+        return self._estimates(self.counts, self.sums, self.text_means)
+
+    def leave_one_out(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (b, d), variance (b,) and weight of the shots (b,) of each shot's class without that shot.
+
+        Args:
+            rows: (b, d) unit features of shots that are among the sums.
+            labels: (b,) class positions.
+        """
+        counts = self.counts[labels] - 1
+        return *self._estimates(counts, self.sums[labels] - rows, self.text_means[labels]), self._shot_weights(counts)
+
+    def _shot_weights(self, counts: Tensor) -> Tensor:
+        return counts * self.text_variance / (counts * self.text_variance + self.within_variance)
+
+    def _estimates(self, counts: Tensor, sums: Tensor, text_means: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self._shot_weights(counts.double())
+        shot_means = sums / counts.clamp_min(1)[:, None]
+        means = weights[:, None] * shot_means + (1 - weights)[:, None] * (text_means + self.centre)
+        return means, self.within_variance + self.text_variance * (1 - weights)
+
+
+def linear_log_density(means: Tensor, variances: Tensor, dimensions: float) -> tuple[Tensor, Tensor]:
+    """Log-densities of x of unit length under isotropic Gaussians, as a linear map, up to a constant.
+
+    Args:
+        means: (c, d).
+        variances: (c,) summed over the dimensions.
+        dimensions: effective number of dimensions; features vary in fewer directions than they are wide.
+
+    Returns:
+        Weight (c, d) and bias (c,).
+
+    >>> import math
+    >>> x, mean = torch.tensor([0.6, 0.8]), torch.tensor([[0.5, 0.5]])
+    >>> weight, bias = linear_log_density(mean, torch.tensor([0.3]), dimensions=6.0)
+    >>> round(float(weight @ x + bias), 4), round(-3 * (math.log(0.3) + (0.1**2 + 0.3**2) / 0.3), 4)
+    (2.6119, 2.6119)
+    """
+    weight = dimensions * means / variances[:, None]
+    return weight, -0.5 * dimensions * (variances.log() + (1 + means.square().sum(dim=1)) / variances)
+
+
+def _predict_means(text: Tensor, text_with_shots: Tensor, means: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Fit the map A from text to class means.
+
+    Args:
+        text: (c, d) of all classes.
+        text_with_shots: (k, d) text of the classes with shots.
+        means: (k, d) their means.
+        ridge: see `ClassGaussians.fit`.
+
+    Returns:
+        (k, d) leave-one-class-out residuals, and (c, d) predictions of the map that all k classes were fitted to.
+    """
+    g = (text_with_shots * means).sum() / text_with_shots.square().sum().clamp_min(1e-12)
+    target = means - g * text_with_shots
+    gram = text_with_shots @ text_with_shots.T
+    inverse = torch.linalg.inv(gram + ridge * torch.eye(len(text_with_shots), dtype=gram.dtype))
+    hat = gram @ inverse  # the hat matrix: leave-one-out residuals are those of the fit over 1 - its diagonal
+    residuals = (target - hat @ target) / (1 - hat.diagonal())[:, None]
+    return residuals, g * text + text @ text_with_shots.T @ (inverse @ target)

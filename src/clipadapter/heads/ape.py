@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads.base import Head, Preset, SupportSet
-from clipadapter.heads.cache import cache_keys, cache_logits, grid_values
-from clipadapter.heads.channel_selection import check_channels, select_channels
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.functional import unit
+from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.cache import CacheHead, cache_keys, grid_values
+from clipadapter.heads.channel_selection import select_channels
+from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.heads.registry import register_head
 
 EPSILON = 1e-6
@@ -78,15 +78,13 @@ def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
     "parameters are ours: one set of values for all data sets.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class Ape(Head):
+class Ape(CacheHead):
     """Training-free cache of shots on selected channels, with weighted shots, added to the zero-shot logits.
 
     Zero-shot logits use all channels. The criterion of a channel is ``variance_weight`` times the variance of class
     text, minus ``similarity_weight`` times the mean product of vectors of different classes.
 
     Args:
-        alpha: weight of the cache logits; 0 is zero-shot CLIP.
-        beta: sharpness of the affinity: with high values only the nearest shots count.
         gamma: exponent of the shots' weights: shots with a label that zero-shot finds unlikely count more; with 0 all
             shots count the same.
         channels: fraction of the channels to keep, above 0 and up to 1. The paper keeps 400 to 500 of 1024.
@@ -100,7 +98,6 @@ class Ape(Head):
     [0, 1]
     """
 
-    needs_text = True
     presets: ClassVar[Mapping[str, Preset]] = {
         "imagenet": {"similarity_weight": 0.7, "variance_weight": 0.3},
         "dtd": {"similarity_weight": 0.5, "variance_weight": 0.5},
@@ -110,40 +107,20 @@ class Ape(Head):
         "part of it: they set the number of channels for each data set, and searched alpha, beta and gamma on "
         "validation pictures, for ImageNet on test pictures."
     )
-    picture_features = ("keys_",)
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 1.0)
 
-    alpha: float = 1.0
-    beta: float = 5.5
-    gamma: float = 0.1
-    channels: float = 0.5
-    similarity_weight: float = 0.7
-    variance_weight: float = 0.3
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
-        check_channels(self.channels)
-        check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
+    gamma: Annotated[float, NOT_NEGATIVE] = 0.1
+    channels: Annotated[float, Within(0, 1, closed="right")] = 0.5
+    similarity_weight: Annotated[float, NOT_NEGATIVE] = 0.7
+    variance_weight: Annotated[float, NOT_NEGATIVE] = 0.3
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
-        keys, text, labels = cache_keys(shots.views), shots.text, shots.labels
+        keys, text, labels = cache_keys(shots.views), self._set_text(shots), shots.labels
         self.channels_ = select_channels(
             text, keys, labels, self.channels, self.similarity_weight, self.variance_weight
         )
         self.keys_, self.labels_ = unit(keys[:, self.channels_]), labels
         self.share_ = torch.exp(self.gamma * label_divergence(self.keys_, unit(text[:, self.channels_]), labels))
-        self.weight_, self.scale_ = text, shots.scale
-        self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
 
-    def _text_logits(self, X: Tensor) -> Tensor:
-        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
-
-    def _logits(self, X: Tensor) -> Tensor:
-        weight, keys, share = (tensor.to(X.dtype) for tensor in (self.weight_, self.keys_, self.share_))
-        cache = cache_logits(
-            unit(X.index_select(1, self.channels_)), keys, self.labels_, len(weight), self.beta_, share
-        )
-        return cosine_logits(X, weight, self.scale_) + self.alpha_ * cache
+    def _queries(self, X: Tensor) -> Tensor:
+        return unit(X.index_select(1, self.channels_))

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import cache_keys, cache_logits, cache_logits_of_cosines
-from clipadapter.heads.channel_selection import check_channels, select_channels
+from clipadapter.heads.channel_selection import select_channels
 from clipadapter.heads.label_loss import LabelLossHead
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
 
@@ -70,25 +70,18 @@ class ApeT(LabelLossHead, TrainedHead):
     picture_features = ("keys_",)
     temperature_prior = (0.74, 0.74, 0.6, 0.74, 1.0)
 
-    alpha: float = 1.0
-    beta: float = 5.5
-    channels: float = 0.6
-    similarity_weight: float = 0.2
-    variance_weight: float = 0.8
-    weight_decay: float = 0.1
-    epochs: int | None = 20
+    alpha: Annotated[float, NOT_NEGATIVE] = 1.0
+    beta: Annotated[float, NOT_NEGATIVE] = 5.5
+    channels: Annotated[float, Within(0, 1, closed="right")] = 0.6
+    similarity_weight: Annotated[float, NOT_NEGATIVE] = 0.2
+    variance_weight: Annotated[float, NOT_NEGATIVE] = 0.8
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
+    epochs: Annotated[int | None, NOT_NEGATIVE] = 20
     steps: int = 250
 
     def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""
         return self._train_config().count_epochs(len(labels))
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
-        check_channels(self.channels)
-        check_not_negative(similarity_weight=self.similarity_weight, variance_weight=self.variance_weight)
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

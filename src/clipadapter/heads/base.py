@@ -25,7 +25,7 @@ from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.formatting import format_list
 from clipadapter.functional import unit
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
-from clipadapter.heads.parameters import check_common
+from clipadapter.heads.parameters import check_bounds
 from clipadapter.heads.placement import fit_on_device, predict_on_device
 from clipadapter.heads.reading import Reads, blocks_to_read, check_blocks, take_columns
 from clipadapter.heads.registry import HEADS
@@ -52,8 +52,6 @@ from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.registry import unknown
 
 Preset = Mapping[str, Any]
-RECIPES = ("official", "paper")
-"""Names of the class methods that return a head with the authors' code's parameters, or the paper's."""
 MULTILABEL = "multilabel_"
 """Attribute that only heads have which were fitted to multi-label targets."""
 MAX_FLOATS_PER_BLOCK = 2**24
@@ -96,6 +94,8 @@ class Head(Estimator, ABC):
     """Learned arrays whose rows are features of pictures: centred, of some columns, or where training starts."""
     supports_warm_start: ClassVar[bool] = False
     """True if `fit_from` starts from what an earlier fit learned; other heads fit from scratch."""
+    recipes: ClassVar[Mapping[str, Preset]] = {}
+    """The parameters of the authors' code, "official", and of the paper, "paper"; see `from_recipe`."""
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Published parameters by the name of a data set; see `preset`."""
     preset_note: ClassVar[str] = "It is not stated how these values were chosen."
@@ -215,16 +215,6 @@ class Head(Estimator, ABC):
         return cls(**{**cls.presets[name], **changes})
 
     @classmethod
-    def recipes(cls) -> tuple[str, ...]:
-        """The recipes of this head: "official" is that of the authors' code, "paper" that of the paper.
-
-        >>> from clipadapter.heads import head_info
-        >>> head_info("clip-adapter").cls.recipes()
-        ('official', 'paper')
-        """
-        return tuple(name for name in RECIPES if callable(getattr(cls, name, None)))
-
-    @classmethod
     def from_recipe(cls, name: str, **changes: Any) -> Self:
         """The head with one of its `recipes`.
 
@@ -233,12 +223,21 @@ class Head(Estimator, ABC):
             changes: parameters to set otherwise.
 
         Raises:
-            UnknownNameError: if the head has no such recipe.
+            UnknownNameError: if there is none.
         """
-        if name not in cls.recipes():
-            raise unknown(f"recipe of {cls.__name__}", name, list(cls.recipes()))
-        head: Self = getattr(cls, name)(**changes)
-        return head
+        if name not in cls.recipes:
+            raise unknown(f"recipe of {cls.__name__}", name, list(cls.recipes))
+        return cls(**{**cls.recipes[name], **changes})
+
+    @classmethod
+    def official(cls, **changes: Any) -> Self:
+        """`from_recipe` with the recipe of the authors' code."""
+        return cls.from_recipe("official", **changes)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> Self:
+        """`from_recipe` with the recipe of the paper."""
+        return cls.from_recipe("paper", **changes)
 
     def to(self, device: str) -> Self:
         """Compute on a device from the next fit or prediction on; results stay NumPy arrays.
@@ -283,9 +282,9 @@ class Head(Estimator, ABC):
         """Refuse parameters with which no fit is possible; `fit` calls it, and commands before they read pictures.
 
         Raises:
-            InputError: if there is one. The message has the accepted values.
+            InputError: with the accepted values. A head overrides this for what declared bounds can't say.
         """
-        check_common(self.get_params(deep=False))
+        check_bounds(type(self), self.get_params(deep=False))
 
     def fit(
         self,

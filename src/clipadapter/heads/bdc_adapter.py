@@ -17,6 +17,7 @@ With unequal shots the default adjusts logits in training (`heads.label_loss`), 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.losses import cosine_loss_with_gradient
+from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
 
@@ -79,17 +81,11 @@ class BdcAdapter(LabelLossHead, TrainedHead):
     temperature_prior = (1.1, 1.2, 1.0, 1.2, 1.6)
 
     alpha: float = 20.0
-    beta: float = 1.0
+    beta: Annotated[float, NOT_NEGATIVE] = 1.0
     lr: float = 1e-4
     weight_decay: float = 0.01
     epochs: int | None = None
     steps: int = 250
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if not self.beta >= 0:
-            raise InputError(f"beta must be 0 or more, but is {self.beta}")
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

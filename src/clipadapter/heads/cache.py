@@ -11,13 +11,16 @@ with keys F and one-hot labels L. A is written once, in `affinity_`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
-from clipadapter.heads.support import SupportSet
+from clipadapter.functional import cosine_logits, unit
+from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.parameters import NOT_NEGATIVE
 
 MAX_AFFINITIES = 2**24
 """Affinities held in memory at a time: 64 MB in float32."""
@@ -41,6 +44,55 @@ INITIAL_ALPHA: Mapping[str, float] = MappingProxyType(
 
 INITIAL_BETA = 1.0
 """Tip-Adapter's beta before its search, on every data set."""
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class CacheHead(Head):
+    """Base of the heads whose logits are those of class text plus ``alpha`` times the votes of the shots.
+
+    Args:
+        alpha: weight of the cache logits; 0 is zero-shot CLIP.
+        beta: sharpness of the affinity: with high values only the nearest shots count.
+    """
+
+    needs_text = True
+    picture_features = ("keys_",)
+
+    keys_: Tensor = field(init=False)
+    """(n, q) key of each shot."""
+    labels_: Tensor = field(init=False)
+    """(n,) its class position."""
+    weight_: Tensor = field(init=False)
+    """(c, d) class text."""
+    share_: Tensor | None = field(init=False)
+    """(n,) weight of each shot; None for 1."""
+
+    alpha: Annotated[float, NOT_NEGATIVE] = 1.0
+    beta: Annotated[float, NOT_NEGATIVE] = 5.5
+
+    def _set_text(self, shots: SupportSet) -> Tensor:
+        """Store all but keys, labels and weights of the shots; returns the class text (c, d)."""
+        assert shots.text is not None
+        self.weight_, self.scale_ = shots.text, shots.scale
+        self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
+        return shots.text
+
+    def _queries(self, X: Tensor) -> Tensor:
+        """(m, d) raw features to the unit rows (m, q) that are compared with the keys."""
+        return unit(X)
+
+    def _votes(self, X: Tensor) -> Tensor:
+        """(m, d) raw features to cache logits (m, c)."""
+        share = getattr(self, "share_", None)
+        share = None if share is None else share.to(X.dtype)
+        keys = self.keys_.to(X.dtype)
+        return cache_logits(self._queries(X), keys, self.labels_, len(self.weight_), self.beta_, share)
+
+    def _text_logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
+
+    def _logits(self, X: Tensor) -> Tensor:
+        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_) + self.alpha_ * self._votes(X)
 
 
 def cache_keys(views: Tensor) -> Tensor:
@@ -68,13 +120,7 @@ def affinity_(cosines: Tensor, beta: float) -> Tensor:
 
 
 def cache_logits(
-    queries: Tensor,
-    keys: Tensor,
-    labels: Tensor,
-    n_classes: int,
-    beta: float,
-    shot_weights: Tensor | None = None,
-    leave_one_out: bool = False,
+    queries: Tensor, keys: Tensor, labels: Tensor, n_classes: int, beta: float, shot_weights: Tensor | None = None
 ) -> Tensor:
     """Cache logits of queries, a block of queries at a time.
 
@@ -85,7 +131,6 @@ def cache_logits(
         n_classes: c.
         beta: sharpness.
         shot_weights: (n,) factors of the affinities; None for 1.
-        leave_one_out: query i is the image of key i, and key i is left out for it.
 
     Returns:
         (m, c).
@@ -95,91 +140,28 @@ def cache_logits(
             [2., 0.]])
     """
     block = max(1, MAX_AFFINITIES // len(keys))
-    if len(queries) <= block:  # without a loop, so that the function can be traced
-        affinities = _weighted_affinities(queries, keys, beta, shot_weights, 0 if leave_one_out else None)
-        return _sum_by_class(affinities, labels, n_classes)
-    logits = queries.new_empty(len(queries), n_classes)
-    for start in range(0, len(queries), block):
-        part = queries[start : start + block]
-        affinities = _weighted_affinities(part, keys, beta, shot_weights, start if leave_one_out else None)
-        logits[start : start + block] = _sum_by_class(affinities, labels, n_classes)
-    return logits
+    # Without a loop where one block suffices, so that the function can be traced.
+    blocks = (queries,) if len(queries) <= block else queries.split(block)
+    logits = [cache_logits_of_cosines(keys @ part.T, labels, n_classes, beta, shot_weights) for part in blocks]
+    return logits[0] if len(logits) == 1 else torch.cat(logits)
 
 
 def cache_logits_of_cosines(
     cosines: Tensor, labels: Tensor, n_classes: int, beta: float, shot_weights: Tensor | None = None
 ) -> Tensor:
-    """Cache logits from products of keys and queries, for training: gradients flow to cosines and weights.
+    """`cache_logits` from products of keys and queries, for training: gradients flow to cosines and weights.
 
     Args:
         cosines: (n, m) of keys and queries; overwritten.
-        labels: (n,) class positions.
-        n_classes: c.
-        beta: sharpness.
-        shot_weights: (n,) factors of the affinities; None for 1.
-
-    Returns:
-        (m, c).
-
-    >>> cache_logits_of_cosines(torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([0, 0, 1]), 2, beta=50.0)
-    tensor([[2.0000e+00, 1.9287e-22]])
+        labels: as for `cache_logits`.
+        n_classes: as for `cache_logits`.
+        beta: as for `cache_logits`.
+        shot_weights: as for `cache_logits`.
     """
     affinities = affinity_(cosines, beta)
     if shot_weights is not None:
         affinities = affinities * shot_weights[:, None]  # not in place: exp's gradient needs its result
     return _sum_by_class(affinities, labels, n_classes)
-
-
-def leave_one_out_cache_logits(shots: SupportSet, beta: float) -> Tensor:
-    """Cache logits (n, c) of each shot's plain image, from the keys of all other shots.
-
-    Args:
-        shots: of a small support set the cosines are stored, so that a search over beta computes them once.
-        beta: sharpness.
-    """
-    if len(shots.labels) ** 2 > MAX_AFFINITIES:
-        keys, queries = cache_keys(shots.views), unit(shots.X)
-        return cache_logits(queries, keys, shots.labels, shots.n_classes, beta, leave_one_out=True)
-    affinities = affinity_(shots.likeness.clone(), beta).fill_diagonal_(0)
-    return _sum_by_class(affinities, shots.labels, shots.n_classes)
-
-
-def multilabel_cache_logits(
-    queries: Tensor, keys: Tensor, targets: Tensor, beta: float, leave_one_out: bool = False
-) -> Tensor:
-    """Cache logits where a shot may have several labels: it counts for each of them.
-
-    Args:
-        queries: (m, d), any length.
-        keys: (n, d), unit rows.
-        targets: (n, c) ones and zeros.
-        beta: sharpness.
-        leave_one_out: query i is the image of key i, and key i is left out for it.
-
-    Returns:
-        (m, c).
-
-    >>> multilabel_cache_logits(torch.eye(2), torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]]), beta=0.0)
-    tensor([[1., 2.],
-            [1., 2.]])
-    """
-    affinities = affinity_(unit(queries) @ keys.T, beta)  # (m, n)
-    if leave_one_out:
-        affinities.fill_diagonal_(0)
-    return affinities @ targets
-
-
-def _weighted_affinities(
-    queries: Tensor, keys: Tensor, beta: float, shot_weights: Tensor | None, own: int | None
-) -> Tensor:
-    """(n, b) affinities of queries (b, d); unless ``own`` is None, key ``own + i`` is left out for query i."""
-    affinities = affinity_(keys @ queries.T, beta)
-    if shot_weights is not None:
-        affinities *= shot_weights[:, None]
-    if own is not None:
-        columns = torch.arange(len(queries))
-        affinities[own + columns, columns] = 0
-    return affinities
 
 
 def _sum_by_class(affinities: Tensor, labels: Tensor, n_classes: int) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError
-
 
 def interclass_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
     """Similarity of different classes in each channel: the mean product of a vector of one class and one of another.
@@ -31,12 +29,6 @@ def interclass_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
     # The sum over pairs of different classes is the square of the sum minus the squares: no loop over pairs.
     pairs = means.sum(dim=0).square() - means.square().sum(dim=0)
     return pairs / (c * (c - 1))
-
-
-def check_channels(fraction: float) -> None:
-    """Refuse fractions of the channels that are not above 0 and up to 1."""
-    if not 0 < fraction <= 1:
-        raise InputError(f"channels must be a fraction above 0 and up to 1, but is {fraction}")
 
 
 def select_channels(

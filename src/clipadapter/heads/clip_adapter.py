@@ -17,12 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
@@ -31,7 +30,7 @@ from clipadapter.heads.folds import hyperparameter_folds
 from clipadapter.heads.label_loss import LabelLossHead, class_counts
 from clipadapter.heads.losses import LabelLoss, Loss
 from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
-from clipadapter.heads.parameters import check_at_least, check_not_negative, check_positive
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import (
     CANDIDATE_RATIOS,
@@ -355,16 +354,25 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
         "ratios of ImageNet and DTD are in a table. Of Caltech-101 the text says about 0.2, of EuroSAT 0.6 to 0.8, of "
         "which the lower end is taken."
     )
+    recipes = {"official": OFFICIAL, "paper": PAPER}
+    """Official: visual branch, ratio 0.2, two ReLUs, raw input, SGD as in CoOp. The released code is for ImageNet only,
+    and CoOp's scripts take 50 epochs for it at any number of shots: ``official(epochs=50)``.
+
+    Paper: visual branch, bottleneck d / 4, learning rate 1e-5, batches of 32, with Adam and 200 epochs. It leaves
+    open: the optimizer, betas and schedule (Adam is the reading under which 1e-5 trains at all; the rate is constant
+    here), whether the adapter's input has unit length (here it does; without biases it makes no difference), and how
+    the ratio was chosen: it gives the best of a search for each data set, and names no validation set. ImageNet's 0.2
+    is taken here; `preset` has the others."""
 
     branch: str = "visual"
-    reduction: float = 4
-    hidden: int | None = None
+    reduction: Annotated[float, POSITIVE] = 4
+    hidden: Annotated[int | None, at_least(1)] = None
     alpha: float | str = "auto"
     beta: float | str = "auto"
     input_norm: bool = True
     centre: bool = True
-    noise: float = 0.03
-    temperature: float = 2.0
+    noise: Annotated[float, NOT_NEGATIVE] = 0.03
+    temperature: Annotated[float, POSITIVE] = 2.0
     final_relu: bool = False
     output_norm: bool = True
     bias: bool = False
@@ -374,33 +382,7 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
     weight_decay: float = 0.0
     epochs: int | str | None = None
     steps: int = 200
-    folds: int = 3
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The recipe of the authors' released code: visual branch, ratio 0.2, two ReLUs, raw input, SGD as in CoOp.
-
-        That code is for ImageNet alone, and CoOp's scripts take 50 epochs for it at any number of shots:
-        ``official(epochs=50)``.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        return cls(**{**OFFICIAL, **changes})
-
-    @classmethod
-    def paper(cls, **changes: Any) -> Self:
-        """The recipe that the paper states: visual branch, bottleneck d / 4, learning rate 1e-5, batches of 32.
-
-        With Adam and 200 epochs. The paper leaves open: the optimizer, betas and schedule (Adam is the reading under
-        which 1e-5 trains at all; the rate is constant here), whether the adapter's input has unit length (here it
-        does; without biases it makes no difference), and how the ratio was chosen: it gives the best of a search for
-        each data set, and names no validation set. ImageNet's 0.2 is taken here; `preset` has the others.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        return cls(**{**PAPER, **changes})
+    folds: Annotated[int, at_least(2)] = 3
 
     def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""
@@ -656,9 +638,6 @@ class ClipAdapter(LabelLossHead, ScheduledHead):
             raise InputError(f"branch must be one of {', '.join(BRANCHES)}, but is {brief(self.branch)}")
         check_ratio("alpha", self.alpha)
         check_ratio("beta", self.beta)
-        check_at_least(1, hidden=self.hidden)
-        check_positive(reduction=self.reduction, temperature=self.temperature)
-        check_not_negative(noise=self.noise)
         if isinstance(self.epochs, str) and self.epochs != "coop":
             raise InputError(f"epochs must be a number, None or 'coop', but is {brief(self.epochs)}")
         if self.zero_init and self.final_relu:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter import ADAPTER_TENSORS, Adapter, ClipAdapter
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.losses import Loss
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import choose_ratio, empty_loss_table, expected_ratio
 from clipadapter.parallel import parallel_map
@@ -71,7 +72,7 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     losses_: Tensor = field(init=False)
     """(r, t) of held-out shots of all tasks, at each ratio and temperature."""
 
-    replay: int = 4
+    replay: Annotated[int, NOT_NEGATIVE] = 4
     # Stored shots are repeated until their classes are as frequent as the others: little is left to adjust.
     logit_adjustment: float = 0.0
     branch: str = field(default="visual", init=False)
@@ -109,11 +110,6 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         centre = getattr(self, "centre_", None)  # a saved model has no None
         begun = self.bias and Adapter.of_head(self, x.dtype) is not None  # it is in the bias already
         return None if centre is None or begun else centre.to(x.dtype)
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(replay=self.replay)
 
     def _train_task(self, shots: SupportSet) -> None:
         assert shots.text is not None

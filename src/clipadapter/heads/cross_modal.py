@@ -11,11 +11,9 @@ With unequal shots the default adjusts logits in training (`heads.label_loss`), 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
@@ -65,6 +63,10 @@ class CrossModal(LabelLossHead, TrainedHead):
     needs_text = True
     supports_warm_start = True
     temperature_prior = (1.0, 1.0, 0.9, 1.0, 1.3)
+    recipes = {
+        "official": {"lr": 1e-3, "weight_decay": 0.01, "steps": 12_800, "batch_size": 4, "logit_adjustment": 0.0}
+    }
+    """The authors' recipe at one point of their grid: 12,800 steps of 4 pictures and 4 rows of text."""
 
     text_share: float = 0.5
     wise: float = 0.0
@@ -75,16 +77,6 @@ class CrossModal(LabelLossHead, TrainedHead):
     warmup_steps: int = 50
     epochs: int | None = None
     steps: int = 300
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The authors' recipe at one point of their grid: 12,800 steps of 4 pictures and 4 rows of text.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        recipe = {"lr": 1e-3, "weight_decay": 0.01, "steps": 12_800, "batch_size": 4, "logit_adjustment": 0.0}
-        return cls(**{**recipe, **changes})
 
     def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""

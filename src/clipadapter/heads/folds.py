@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.heads.parameters import check_folds
+from clipadapter.errors import InputError
 from clipadapter.heads.support import SupportSet
 
 
@@ -28,7 +28,7 @@ def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Te
     >>> [(len(train), len(held_out)) for train, held_out in stratified_folds(torch.tensor([0, 0, 0, 0, 1, 1, 2]), 2)]
     [(4, 3), (4, 3)]
     """
-    check_folds(folds)
+    _check_folds(folds)
     generator = torch.Generator().manual_seed(seed)
     fold = torch.full_like(labels, -1)  # -1: never held out
     counts = torch.bincount(labels)
@@ -66,7 +66,7 @@ def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list
     >>> [(len(train), len(held_out)) for train, held_out in iterative_stratification(targets, 2)]
     [(3, 3), (3, 3)]
     """
-    check_folds(folds)
+    _check_folds(folds)
     generator = torch.Generator().manual_seed(seed)
     has_class = targets.bool()
     n, counts = len(has_class), has_class.sum(dim=0)
@@ -131,3 +131,9 @@ def most_targets_repeat(targets: Tensor) -> bool:
     """As `most_labels_repeat`, for multi-label targets (n, c)."""
     counts = targets.sum(dim=0)
     return bool(2 * (counts > 1).sum() >= (counts > 0).sum()) and bool((counts > 0).any())
+
+
+def _check_folds(folds: int) -> None:
+    """Refuse numbers of folds with which nothing is held out, or all."""
+    if folds < 2:
+        raise InputError(f"folds must be 2 or more, but is {folds}")

@@ -26,25 +26,23 @@ class with a single view is left out of that mean.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
-from clipadapter.functional import ABSENT_LOGIT, unit
+from clipadapter.errors import InputError
+from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.estimator import check_is_fitted
 from clipadapter.heads.gaussian import (
-    MIN_TRACE,
     GaussianMoments,
-    LeaveOneOutGaussians,
     accumulate,
     average_class_covariance,
+    gaussian_bias,
     gaussians_from_text,
 )
 from clipadapter.heads.incremental import (
@@ -53,7 +51,7 @@ from clipadapter.heads.incremental import (
     pack_lower_triangle,
     unpack_lower_triangle,
 )
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text import TextFeatures
 from clipadapter.heads.warm_start import remap_rows
@@ -88,6 +86,8 @@ class Gda(ExactIncrementalHead):
 
     temperature_prior = (2.7, 4.9, 4.0, 3.0, 2.4)
     picture_features = ("views_",)  # if `neighbours` is above 0
+    recipes = {"official": {"alpha": 1.0, "shrinkage": "published"}}
+    """The released estimator. Its authors search alpha over 0.0001, 0.001 ... 100; 1 is a value of that grid."""
 
     products_: Tensor = field(init=False)
     """Sum of x' x over the views x: the packed lower triangle (d (d + 1) / 2,), float64."""
@@ -101,18 +101,9 @@ class Gda(ExactIncrementalHead):
     """(c, d) of the sum of zero-shot and Gaussian logits."""
 
     alpha: float = 0.06
-    shrinkage: str = "pooled"
-    neighbours: int = 0
+    shrinkage: Annotated[str, OneOf(*SHRINKAGES)] = "pooled"
+    neighbours: Annotated[int, NOT_NEGATIVE] = 0
     stream: bool = False
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The released estimator. Its authors search alpha over 0.0001, 0.001 ... 100; 1 is a value of that grid.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"alpha": 1.0, "shrinkage": "published", **changes})
 
     @classmethod
     def base_to_new(cls, **changes: Any) -> Self:
@@ -140,13 +131,6 @@ class Gda(ExactIncrementalHead):
                 "this Gda does not keep the sums that an update needs: set stream=True, with a shrinkage other than "
                 "'base-to-new', and fit it again"
             )
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(neighbours=self.neighbours)
-        if self.shrinkage not in SHRINKAGES:
-            raise InputError(f"shrinkage must be one of {', '.join(SHRINKAGES)}, but is {brief(self.shrinkage)}")
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
         if self.shrinkage == "base-to-new":
@@ -223,10 +207,9 @@ class Gda(ExactIncrementalHead):
             means: (c, d) mu.
             dtype: of the features.
         """
-        bias = -0.5 * (weight * means).sum(dim=1) - math.log(len(means))
         self.weight_ = (text + self.alpha * weight).to(dtype).contiguous()
         self.text_ = text.to(dtype) if isinstance(text, Tensor) else None
-        self.bias_ = (self.alpha * bias).to(dtype)
+        self.bias_ = (self.alpha * gaussian_bias(weight, means)).to(dtype)
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
         text = getattr(self, "text_", None)
@@ -237,50 +220,11 @@ class Gda(ExactIncrementalHead):
 
     def _shrunk_weight(self, moments: GaussianMoments, views: float) -> Tensor:
         """P mu of each class, (c, d), where each shot has this number of views."""
-        rows, present = float(moments.counts.sum()), float((moments.counts > 0).sum())
-        about_grand_mean = moments.squared_norms - float(moments.total.square().sum()) / rows
-        grand = torch.tensor(about_grand_mean, dtype=torch.float64)
-        trace, factor = self._shrink(moments.scatter.trace(), grand, rows, present, (views, moments.means.shape[1]))
-        if float(trace) <= MIN_TRACE:
-            return torch.zeros_like(moments.means)
-        shrunk = moments.scatter.clone()
-        shrunk.diagonal().add_(trace)
-        return factor * torch.cholesky_solve(moments.means.T, torch.linalg.cholesky(shrunk)).T
-
-    def _shrink(
-        self, within: Tensor, about_grand_mean: Tensor, rows: float, present: Tensor | float, shape: tuple[float, int]
-    ) -> tuple[Tensor, Tensor | float]:
-        """tr(S), and the factor of (C + tr(S) I)^-1.
-
-        Args:
-            within: trace of the scatter about the class means.
-            about_grand_mean: trace of the scatter about the grand mean.
-            rows: number of rows, views included.
-            present: number of classes that have a shot.
-            shape: views per shot, feature width.
-        """
-        views, d = shape
+        rows, d = float(moments.counts.sum()), moments.means.shape[1]
         if self.shrinkage == "published":
-            return within / max(rows - 1, 1), d
-        trace = (within + about_grand_mean / max(rows - 1, 1)) / (rows - present + 1)
+            return moments.shrunk_weight(moments.published_trace, d)
+        present = float((moments.counts > 0).sum())
+        about_grand_mean = moments.squared_norms - float(moments.total.square().sum()) / rows
+        trace = (float(moments.scatter.trace()) + about_grand_mean / max(rows - 1, 1)) / (rows - present + 1)
         # d (1 + n / d) k / (k + 1), with k = n / (classes x views) shots per class.
-        return trace, (d + rows) / (1 + present * views / rows)
-
-    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        n, views, d = shots.views.shape
-        if n == 1 or self.shrinkage == "base-to-new":
-            return None
-        rows = unit(shots.views.double())
-        if n * views < d:
-            # All vectors lie in the span of the rows: its coordinates give smaller matrices and the same products.
-            rows = rows @ torch.linalg.qr(rows.flatten(0, 1).T).Q
-        gaussians = LeaveOneOutGaussians(self._shrink, rows, shots.labels, shots.n_classes, d)
-        logits = self.alpha * gaussians.logits()
-        if shots.text is None:
-            is_only_shot = shots.counts[shots.labels] == 1
-            # Without its only shot a class is gone: the log prior is that of one class fewer.
-            logits[is_only_shot] += self.alpha * math.log(shots.n_classes / (shots.n_classes - 1))
-            logits[torch.nonzero(is_only_shot).flatten(), shots.labels[is_only_shot]] = ABSENT_LOGIT
-        else:
-            logits += shots.scale * unit(shots.X.double()) @ shots.text.double().T
-        return logits.to(shots.X.dtype)
+        return moments.shrunk_weight(trace, (d + rows) / (1 + present * views / rows))

@@ -53,7 +53,7 @@ class Hoso(ClipAdapter):
     """
 
     multilabel = False
-    official = paper = None  # type: ignore[assignment] # CLIP-Adapter's recipes set parameters that HOSO has not.
+    recipes = {}  # CLIP-Adapter's recipes set parameters that HOSO has not.
     presets = {}
 
     # Parameters of CLIP-Adapter that are fixed here.

@@ -16,12 +16,11 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import ABSENT_LOGIT, unit
@@ -30,6 +29,7 @@ from clipadapter.heads.base import SupportSet
 from clipadapter.heads.folds import iterative_stratification, most_labels_repeat, most_targets_repeat, stratified_folds
 from clipadapter.heads.label_loss import LogitAdjustedHead
 from clipadapter.heads.multilabel import binary_losses
+from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import SoftmaxRegression, subsample
 from clipadapter.heads.warm_start import find_warm_start
@@ -113,31 +113,17 @@ class LinearProbe(LogitAdjustedHead):
     multilabel = True
     supports_warm_start = True
     temperature_prior = (0.15, 0.74, 0.67, 0.81, 1.0)
+    recipes = {"official": {"input_norm": False, "solver": "sklearn", "tol": 1e-4, "logit_adjustment": 0.0}}
+    """The probe of CoOp's released code: raw features, and scikit-learn's solver with its own tolerance. C was searched
+    on validation shots: see `search_c`."""
 
-    C: float | str = "auto"
+    C: Annotated[float | str, POSITIVE, OneOf("auto")] = "auto"
     input_norm: bool = True
-    folds: int = 3
+    folds: Annotated[int, at_least(2)] = 3
     max_iter: int = 1000
     tol: float = 1e-3
     seed: int = 0
-    solver: str = "torch"
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The probe of CoOp's released code: raw features, and scikit-learn's solver with its own tolerance.
-
-        Args:
-            changes: parameters to override. C was searched on validation shots: see `search_c`.
-        """
-        return cls(**{"input_norm": False, "solver": "sklearn", "tol": 1e-4, "logit_adjustment": 0.0, **changes})
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.solver not in SOLVERS:
-            raise InputError(f"solver must be one of {', '.join(SOLVERS)}, but is {brief(self.solver)}")
-        if self.C != "auto" and (isinstance(self.C, str) or not 0 < self.C < math.inf):
-            raise InputError(f"C must be 'auto' or a positive number, but is {brief(self.C)}")
+    solver: Annotated[str, OneOf(*SOLVERS)] = "torch"
 
     def _fit(self, shots: SupportSet) -> None:
         X, labels = self._input(shots.X), shots.labels

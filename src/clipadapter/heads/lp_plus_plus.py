@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
@@ -115,20 +113,13 @@ class LpPlusPlus(LogitAdjustedHead):
     needs_text = True
     supports_warm_start = True
     temperature_prior = (1.2, 1.2, 1.2, 1.2, 1.3)
+    recipes = {"official": {"literal": True, "epochs": EPOCHS, "logit_adjustment": 0.0}}
+    """What the authors' released code computes in its last epoch."""
 
     literal: bool = False
     epochs: int | None = None
     seed: int = 0
     progress: bool = False
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """What the authors' released code computes in its last epoch.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        return cls(**{"literal": True, "epochs": EPOCHS, "logit_adjustment": 0.0, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

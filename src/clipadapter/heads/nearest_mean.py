@@ -21,6 +21,27 @@ from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
 
 
+class ClassMeansHead(ExactIncrementalHead):
+    """Base of the heads that compare a picture with the mean of each class; one sum per class is stored."""
+
+    sums_: Tensor
+    """(c, d) of the unit features of the shots, views averaged; float64."""
+
+    def _init_sums(self, shots: SupportSet) -> None:
+        self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
+
+    def _update_sums(self, shots: SupportSet, sign: int) -> None:
+        rows = unit(shots.views.double()).mean(dim=1)
+        self.sums_ = self.sums_.index_add(0, shots.labels, rows, alpha=sign)
+
+    def _remap_sums(self, origin: Tensor) -> None:
+        self.sums_ = remap_rows(self.sums_, origin)
+
+    def _class_means(self) -> Tensor:
+        """(c, d) unit means, float64; zeros for classes without a shot."""
+        return torch.where(self.counts_[:, None] > 0, unit(self.sums_), 0.0)
+
+
 @register_head(
     "nearest-mean",
     paper="https://arxiv.org/abs/1611.07725",
@@ -28,7 +49,7 @@ from clipadapter.heads.warm_start import remap_rows
     fidelity="paper: The nearest mean of unit features, as in iCaRL. What class text says of classes without a shot "
     "is ours.",
 )
-class NearestMean(ExactIncrementalHead):
+class NearestMean(ClassMeansHead):
     """Nearest class mean by cosine; keeps one sum per class, whatever the number of shots.
 
     >>> head = NearestMean().fit([[0.0, 1.0], [1.0, 0.0]], ["up", "right"])
@@ -38,26 +59,16 @@ class NearestMean(ExactIncrementalHead):
 
     temperature_prior = (1.7, 1.2, 1.1, 0.96, 0.96)
 
-    sums_: Tensor
-    """(c, d) of unit features, float64."""
     means_: Tensor
     """(c, d) unit means; zeros for classes without a shot."""
     text_: Tensor | None
 
     def _init_sums(self, shots: SupportSet) -> None:
-        self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
+        super()._init_sums(shots)
         self.means_ = shots.views.new_zeros(0)
 
-    def _update_sums(self, shots: SupportSet, sign: int) -> None:
-        rows = unit(shots.views.double()).mean(dim=1)
-        self.sums_ = self.sums_.index_add(0, shots.labels, rows, alpha=sign)
-
-    def _remap_sums(self, origin: Tensor) -> None:
-        self.sums_ = remap_rows(self.sums_, origin)
-
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
-        learned = self.counts_[:, None] > 0
-        self.means_ = torch.where(learned, unit(self.sums_), 0.0).to(self.means_.dtype)
+        self.means_ = self._class_means().to(self.means_.dtype)
         self.text_, self.scale_ = text, scale
 
     def _logits(self, X: Tensor) -> Tensor:

@@ -1,57 +1,130 @@
-"""Checks of parameters that heads share: each refuses a value by its name, with the values that are accepted."""
+"""Bounds of parameters: declared beside the type, checked in one place before a fit.
+
+    mix: Annotated[float, Within(0, 1)] = 0.5
+    C: Annotated[float | str, POSITIVE, OneOf("auto")] = "auto"
+
+Several bounds are alternatives. None passes where the type has it.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import sys
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from numbers import Real
+from types import MappingProxyType, NoneType, SimpleNamespace
+from typing import Any, Literal, get_args, get_type_hints
 
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 
 
-def check_common(parameters: Mapping[str, Any]) -> None:
-    """Refuse numbers that are not finite, and with a search ("auto") fewer than two folds; else folds may not be used.
+@dataclass(frozen=True)
+class Within:
+    """The numbers between two ends.
+
+    Args:
+        low: lower end.
+        high: upper end; infinity for none.
+        closed: which ends are accepted: "both", the "left" or "right" one, or "neither".
+
+    >>> str(Within(0, 1)), str(Within(0, 1, closed="right")), str(POSITIVE)
+    ('0 to 1', 'above 0 and up to 1', 'positive')
+    """
+
+    low: float
+    high: float
+    closed: Literal["both", "left", "right", "neither"] = "both"
+
+    def accepts(self, value: object) -> bool:
+        """Whether the value is one of these numbers."""
+        if not isinstance(value, Real):
+            return False
+        ends = {self.low: ("both", "left"), self.high: ("both", "right")}
+        number = float(value)
+        return self.closed in ends[number] if number in ends else self.low < number < self.high
+
+    def __str__(self) -> str:
+        if math.isinf(self.low):
+            return "a number"
+        if self.closed == "both":
+            return f"{self.low} to {self.high}"
+        low = f"{self.low} or more" if self.closed == "left" else f"above {self.low}"
+        if math.isinf(self.high):
+            return low if self.low or self.closed == "left" else "positive"
+        return f"{low} and {'up to' if self.closed == 'right' else 'below'} {self.high}"
+
+
+@dataclass(frozen=True, init=False)
+class OneOf:
+    """Some texts.
+
+    >>> str(OneOf("pooled", "published")), str(OneOf("auto"))
+    ('one of pooled, published', "'auto'")
+    """
+
+    texts: tuple[str, ...]
+
+    def __init__(self, *texts: str) -> None:
+        object.__setattr__(self, "texts", texts)
+
+    def accepts(self, value: object) -> bool:
+        """Whether the value is one of the texts."""
+        return isinstance(value, str) and value in self.texts
+
+    def __str__(self) -> str:
+        return f"'{self.texts[0]}'" if len(self.texts) == 1 else f"one of {', '.join(self.texts)}"
+
+
+def at_least(low: float) -> Within:
+    """The finite numbers from this one on."""
+    return Within(low, math.inf, closed="left")
+
+
+NOT_NEGATIVE = at_least(0)
+POSITIVE = Within(0, math.inf, closed="neither")
+ANY_NUMBER = Within(-math.inf, math.inf, closed="neither")
+
+
+def check_bounds(cls: Any, parameters: Mapping[str, Any]) -> None:
+    """Refuse numbers that are not finite, and values outside the bounds that a class declares.
+
+    Args:
+        cls: whose annotations have the bounds.
+        parameters: their values by name.
 
     Raises:
-        InputError: if there is one.
+        InputError: if there is one. The message has the accepted values.
 
-    >>> check_common({"alpha": float("nan")})
+    >>> from clipadapter.heads import head_info
+    >>> check_bounds(head_info("prototype").cls, {"mix": 2})
     Traceback (most recent call last):
-    clipadapter.errors.InputError: alpha must be a finite number, but is nan
+    clipadapter.errors.InputError: mix must be 0 to 1, but is 2
     """
     for name, value in parameters.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be a finite number, but is {value}")
-    if "auto" in parameters.values():
-        check_folds(parameters.get("folds", 2))
+    for name, (types, bounds) in declared_bounds(cls).items():
+        value = parameters.get(name)
+        if name not in parameters or (value is None and NoneType in types):
+            continue
+        if not any(bound.accepts(value) for bound in bounds):
+            raise InputError(f"{name} must be {' or '.join(map(str, bounds))}, but is {brief(value)}")
+        if int in types and float not in types and isinstance(value, Real) and float(value) % 1:
+            raise InputError(f"{name} must be a whole number, but is {brief(value)}")
 
 
-def check_folds(folds: int) -> None:
-    """Refuse numbers of folds with which nothing is held out, or all.
-
-    Raises:
-        InputError: if there are less than 2.
-    """
-    if folds < 2:
-        raise InputError(f"folds must be 2 or more, but is {folds}")
-
-
-def check_not_negative(**parameters: float) -> None:
-    """Refuse parameters that are negative or not finite, by name."""
-    for name, value in parameters.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} must be 0 or more and finite, but is {value}")
-
-
-def check_at_least(smallest: float, **parameters: float | None) -> None:
-    """Refuse parameters below the smallest value, by name; None passes."""
-    for name, value in parameters.items():
-        if value is not None and not value >= smallest:
-            raise InputError(f"{name} must be {smallest} or more, but is {value}")
-
-
-def check_positive(**parameters: float | None) -> None:
-    """Refuse parameters that are not above 0, by name; None passes."""
-    for name, value in parameters.items():
-        if value is not None and not value > 0:
-            raise InputError(f"{name} must be positive, but is {value}")
+@functools.cache
+def declared_bounds(cls: Any) -> Mapping[str, tuple[tuple[type, ...], tuple[Any, ...]]]:
+    """By parameter of a class or of its bases, its types and its bounds; without those that have no bounds."""
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        own = inspect.get_annotations(base)
+        # Only these are evaluated: other annotations may have names that are imported for type checkers alone.
+        bounded = SimpleNamespace(__annotations__={key: text for key, text in own.items() if "Annotated" in str(text)})
+        evaluated = get_type_hints(bounded, vars(sys.modules[base.__module__]), include_extras=True)
+        hints = {key: hint for key, hint in hints.items() if key not in own} | evaluated
+    parts = {name: get_args(hint) for name, hint in hints.items()}
+    return MappingProxyType({name: (get_args(kind) or (kind,), tuple(rest)) for name, (kind, *rest) in parts.items()})

@@ -18,18 +18,16 @@ Differs from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.cache import affinity_
-from clipadapter.heads.parameters import check_not_negative, check_positive
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
 from clipadapter.heads.registry import register_head
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -79,24 +77,17 @@ class Proker(Head):
     needs_text = True
     picture_features = ("support_",)
     temperature_prior = (1.0, 1.1, 1.2, 1.3, 1.8)
+    recipes = {"official": {"height": None, "text_scale": 1.0}}
+    """The released recipe: phi itself, not scaled."""
 
-    beta: float | None = None
-    lam: float | None = None
+    beta: Annotated[float | None, NOT_NEGATIVE] = None
+    lam: Annotated[float | None, POSITIVE] = None
     height: float | None = 10.0
     text_scale: float | None = None
-    text_ridge: float | None = None
-    views: str = "all"
-    landmarks: int = 2048
+    text_ridge: Annotated[float | None, POSITIVE] = None
+    views: Annotated[str, OneOf(*VIEWS)] = "all"
+    landmarks: Annotated[int, POSITIVE] = 2048
     seed: int = 0
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The released recipe: phi itself, not scaled.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"height": None, "text_scale": 1.0, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
         rows, labels, text = self._rows(shots)
@@ -119,33 +110,6 @@ class Proker(Head):
         support, dual, weight = (t.to(X.dtype) for t in (self.support_, self.dual_, self.weight_))
         x = unit(X)
         return self.scale_ * x @ weight.T + _kernel(x, support, self.beta_) @ dual
-
-    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        rows, labels, text = self._rows(shots)
-        n, width = len(shots.labels), len(rows) // len(shots.labels)
-        if len(rows) > MAX_FLOAT64_ROWS or n == 1:
-            return None  # the full inverse would be too large
-        beta, lam = self._values(n - 1, shots.n_classes)
-        support, plain = rows.double(), unit(shots.X.double())
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_regularised_kernel(support, beta, lam)))  # C
-        dual = inverse @ _residual(support, labels, text)  # (n width, c)
-        own = dual.reshape(n, width, -1)
-        # Without the rows B of a shot the coefficients are those of all shots minus C[:, B] C[B, B]^-1 dual[B].
-        kernel = _kernel(plain, support, beta)
-        kernel_inverse = torch.einsum("ij,jiw->iw", kernel, inverse.reshape(n * width, n, width))
-        block = inverse.reshape(n, width, n, width)[torch.arange(n), :, torch.arange(n)]  # C[B, B], (n, width, width)
-        correction = torch.einsum("iw,iwc->ic", kernel_inverse, torch.linalg.solve(block, own))
-        regressed = self._height(lam, shots) * self._project(kernel @ dual - correction, text)
-        return (self._scale(shots) * plain @ text.T + regressed).to(shots.X.dtype)
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.views not in VIEWS:
-            raise InputError(f"views must be one of {', '.join(VIEWS)}, but is {brief(self.views)}")
-        check_positive(lam=self.lam, landmarks=self.landmarks, text_ridge=self.text_ridge)
-        if self.beta is not None:
-            check_not_negative(beta=self.beta)
 
     def _rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, Tensor]:
         """Unit rows to fit to, with the views of a shot next to each other, their labels, and text in float64."""

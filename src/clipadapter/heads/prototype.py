@@ -9,16 +9,16 @@ classes' prototypes. Its logit is then that of an average class, and its text de
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.incremental import ExactIncrementalHead
+from clipadapter.heads.nearest_mean import ClassMeansHead
+from clipadapter.heads.parameters import Within
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.warm_start import remap_rows
 
 
 @register_head(
@@ -27,7 +27,7 @@ from clipadapter.heads.warm_start import remap_rows
     fidelity="partial: Class means are as published, compared by cosine. The mixture with class text is ours.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class Prototype(ExactIncrementalHead):
+class Prototype(ClassMeansHead):
     """Nearest class mean by cosine, mixed with the zero-shot logits.
 
     Args:
@@ -39,28 +39,18 @@ class Prototype(ExactIncrementalHead):
 
     temperature_prior = (0.9, 0.81, 0.74, 0.74, 1.0)
 
-    sums_: Tensor = field(init=False)
-    """(c, d) sums of the shots of each class, float64."""
     weight_: Tensor = field(init=False)
     """(c, d) weighted sum of class text and prototypes."""
 
-    mix: float = 0.5
+    mix: Annotated[float, Within(0, 1)] = 0.5
 
     def _init_sums(self, shots: SupportSet) -> None:
-        self._text_weight(shots.text)
-        self.sums_ = torch.zeros(shots.n_classes, shots.views.shape[2], dtype=torch.float64)
+        super()._init_sums(shots)
         self.weight_ = shots.views.new_zeros(0)
 
-    def _update_sums(self, shots: SupportSet, sign: int) -> None:
-        self.sums_ = self.sums_.index_add(0, shots.labels, _rows(shots).double(), alpha=sign)
-
-    def _remap_sums(self, origin: Tensor) -> None:
-        self.sums_ = remap_rows(self.sums_, origin)
-
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
-        mix, dtype = self._text_weight(text), self.weight_.dtype
-        present = self.counts_ > 0
-        prototypes = torch.where(present[:, None], unit(self.sums_), 0.0)
+        mix, dtype = 0.0 if text is None else self.mix, self.weight_.dtype
+        present, prototypes = self.counts_ > 0, self._class_means()
         prototypes[~present] = prototypes.sum(dim=0) / present.sum()
         prototypes = (1 - mix) * prototypes.to(dtype)
         self.text_ = mix * text.to(dtype) if mix > 0 and text is not None else None
@@ -75,42 +65,3 @@ class Prototype(ExactIncrementalHead):
 
     def _logits(self, X: Tensor) -> Tensor:
         return self.scale_ * unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
-
-    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        if len(shots.labels) == 1:
-            return None
-        mix, labels, x = self._text_weight(shots.text), shots.labels, unit(shots.X)
-        rows = _rows(shots)
-        sums = rows.new_zeros(shots.n_classes, rows.shape[1]).index_add_(0, labels, rows)
-        remaining = shots.counts[labels] - 1
-        prototypes, present = unit(sums), shots.counts > 0
-        # Where a class loses its only shot, the difference of equal sums is rounding noise, not a direction.
-        own = torch.where(remaining[:, None] > 0, unit(sums[labels] - rows), 0.0)  # (n, d)
-        n_present = present.sum() - (remaining == 0).to(x.dtype)
-        # (n,) cosine to the mean of all prototypes, the prototype of classes without shots.
-        mean_cosine = (x @ prototypes.sum(dim=0) + (x * (own - prototypes[labels])).sum(dim=1)) / n_present
-        cosine = x @ prototypes.T
-        cosine[:, ~present] = mean_cosine[:, None]
-        at = torch.arange(len(labels))
-        cosine[at, labels] = torch.where(remaining > 0, (x * own).sum(dim=1), mean_cosine)
-        logits = shots.scale * (1 - mix) * cosine
-        if shots.text is not None:
-            logits = logits + shots.scale * mix * x @ shots.text.T
-        if mix == 0:
-            logits[:, ~present] += ABSENT_LOGIT
-            logits[at, labels] += torch.where(remaining > 0, 0.0, ABSENT_LOGIT)
-        return logits
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if not 0 <= self.mix <= 1:
-            raise InputError(f"mix must be 0 to 1, but is {brief(self.mix)}")
-
-    def _text_weight(self, text: Tensor | None) -> float:
-        return 0.0 if text is None else self.mix
-
-
-def _rows(shots: SupportSet) -> Tensor:
-    """(n, d) mean of the unit-length views of each shot."""
-    return unit(shots.views).mean(dim=1)

@@ -29,15 +29,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import (
@@ -46,7 +44,7 @@ from clipadapter.heads.incremental import (
     pack_lower_triangle,
     unpack_lower_triangle,
 )
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.support import Array
 from clipadapter.heads.warm_start import remap_rows
@@ -88,6 +86,8 @@ class Rail(ExactIncrementalHead):
     needs_text = True
     picture_features = ("kept_",)
     temperature_prior = (0.26, 0.27, 0.29, 0.32, 0.39)
+    recipes = {"official": {"hidden": 15000}}
+    """The published random features. With more shots they take gigabytes, and minutes per update."""
 
     kept_: Tensor = field(init=False)
     """(n, d) unit features of the shots, in the dual form, and in the primal form while there are few."""
@@ -100,21 +100,12 @@ class Rail(ExactIncrementalHead):
     weight_: Tensor = field(init=False)
     """(width, c) primal; (n, c) dual."""
 
-    form: str = "primal"
-    hidden: int = 0
-    ridge: float | None = None
-    gamma: float = 0.1
-    weight: float = 0.8
+    form: Annotated[str, OneOf(*RIDGE)] = "primal"
+    hidden: Annotated[int, NOT_NEGATIVE] = 0
+    ridge: Annotated[float | None, POSITIVE] = None
+    gamma: Annotated[float, NOT_NEGATIVE] = 0.1
+    weight: Annotated[float, Within(0, 1)] = 0.8
     seed: int = 0
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The published values, 15000 random features. With more shots it takes gigabytes, and minutes per update.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"hidden": 15000, **changes})
 
     def regressed(self, X: ArrayLike) -> Array:
         """The regression r (m, c) for raw features X (m, d)."""
@@ -267,17 +258,6 @@ class Rail(ExactIncrementalHead):
     @property
     def _width(self) -> int:
         return self.hidden if self._has_random_features else self.read_width
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.form not in RIDGE:
-            raise InputError(f"form must be one of {', '.join(RIDGE)}, but is {brief(self.form)}")
-        if self.ridge is not None and not self.ridge > 0:
-            raise InputError(f"ridge must be positive, but is {self.ridge}")
-        if not 0 <= self.weight <= 1:
-            raise InputError(f"weight must be 0 to 1, but is {brief(self.weight)}")
-        check_not_negative(hidden=self.hidden, gamma=self.gamma)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

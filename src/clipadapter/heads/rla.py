@@ -12,9 +12,6 @@ With unequal shots the default adjusts logits in training (`heads.label_loss`), 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from typing_extensions import Self
 
 from clipadapter.heads.linear_adapter import LinearAdapterHead
 from clipadapter.heads.registry import register_head
@@ -42,15 +39,9 @@ class Rla(LinearAdapterHead):
     """
 
     temperature_prior = (0.67, 0.74, 0.67, 0.81, 1.0)
+    recipes = {
+        "official": {"penalty": "1/n", "steps": 300, "batch_size": None, "cycle_views": True, "logit_adjustment": 0.0}
+    }
+    """The recipe of the authors' released code: 300 full-batch steps through the views in turn."""
 
     steps: int = 150
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The recipe of the authors' released code: 300 full-batch steps through the views in turn.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        recipe = {"penalty": "1/n", "steps": 300, "batch_size": None, "cycle_views": True, "logit_adjustment": 0.0}
-        return cls(**{**recipe, **changes})

@@ -13,15 +13,14 @@ A class without a shot keeps its text vector.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.parameters import ANY_NUMBER, OneOf
 from clipadapter.heads.registry import register_head
 
 ANCHORS = ("class", "shots", "confidence")
@@ -52,25 +51,12 @@ class SsText(Head):
 
     needs_text = True
     temperature_prior = (1.5, 1.2, 1.0, 1.0, 1.0)
+    recipes = {"official": {"anchor": "shots"}}
+    """What the released code calls SS-Text; with ``anchor="class", repel=True`` what it calls SS-Text+."""
 
-    anchor: str | float = "class"
+    anchor: Annotated[str | float, OneOf(*ANCHORS), ANY_NUMBER] = "class"
     repel: bool = False
     floor: float = 1e-3
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """What the released code calls SS-Text; with ``anchor="class", repel=True`` what it calls SS-Text+.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"anchor": "shots", **changes})
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if isinstance(self.anchor, str) and self.anchor not in ANCHORS:
-            raise InputError(f"anchor must be one of {', '.join(ANCHORS)} or a number, but is {brief(self.anchor)}")
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

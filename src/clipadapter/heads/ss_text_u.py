@@ -18,19 +18,19 @@ parameters of the code 81.0, 72.2, 61.5 and 54.4 %.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import balancing_bias, estimate_frequencies
 from clipadapter.heads.folds import most_labels_repeat
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
 from clipadapter.heads.ss_text import SsText
@@ -39,8 +39,6 @@ MARGINALS = ("estimated", "shots", "uniform")
 STARTS = ("shots", "text")
 MAX_BIAS_LOGITS = 2**22
 """Most logits of held-out shots that `held_out_bias` computes."""
-MISSING_CLASS_RATIO = 4
-"""A class without shots is taken for less frequent than the least frequent class with shots, by this factor."""
 
 
 @register_head(
@@ -55,7 +53,9 @@ class SsTextU(Head):
 
     Args:
         marginal: class frequencies of the pictures without labels: "estimated" from their features, "shots" for those
-            of the shots, "uniform", or one number per class in the order of ``classes_``, also as text: "0.2,0.8".
+            of the shots, "uniform", or as text one number per class in the order of ``classes_``, such as "0.2,0.8".
+        missing_class_ratio: with marginal "shots", by which factor a class without shots is less frequent than the
+            least frequent class with shots; 4 in the released code.
         start: class vectors of the first assignment: "shots" for those of text and shots, or "text".
         updates: number of updates of assignments and class vectors; 0 does not use the pictures without labels.
         rounds: number of Sinkhorn rounds per update; 0 assigns by softmax, without class frequencies.
@@ -72,21 +72,15 @@ class SsTextU(Head):
     needs_text = True
     transductive = True
     temperature_prior = (1.9, 1.3, 1.0, 0.9, 0.9)
+    recipes = {"official": {"marginal": "shots", "start": "text", "missing_class_ratio": 4.0}}
+    """The method of the released code."""
 
-    marginal: str | Sequence[float] = "estimated"
-    start: str = "shots"
-    updates: int = 3
-    rounds: int = 10
-    support_weight: float = 0.5
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The method of the released code.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"marginal": "shots", "start": "text", **changes})
+    marginal: str = "estimated"
+    missing_class_ratio: Annotated[float, POSITIVE] = 4.0
+    start: Annotated[str, OneOf(*STARTS)] = "shots"
+    updates: Annotated[int, NOT_NEGATIVE] = 3
+    rounds: Annotated[int, NOT_NEGATIVE] = 10
+    support_weight: Annotated[float, NOT_NEGATIVE] = 0.5
 
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""
@@ -124,12 +118,12 @@ class SsTextU(Head):
         if self.marginal == "estimated":
             return estimate_pool_frequencies(shots)
         if self.marginal in ("shots", "uniform"):
-            return class_marginal(shots.counts if self.marginal == "shots" else torch.ones_like(shots.counts))
+            counts = shots.counts if self.marginal == "shots" else torch.ones_like(shots.counts)
+            return class_marginal(counts, self.missing_class_ratio)
         marginal = torch.tensor(parse_marginal(self.marginal), dtype=pictures.dtype)
-        if marginal.shape != (shots.n_classes,) or not (marginal >= 0).all() or not 0 < marginal.sum() < torch.inf:
+        if len(marginal) != shots.n_classes:
             raise InputError(
-                f"marginal must have one number per class, {shots.n_classes} in all, none negative, but is "
-                f"{brief(self.marginal)}"
+                f"marginal must have one number per class, {shots.n_classes} in all, but is {brief(self.marginal)}"
             )
         return marginal / marginal.sum()
 
@@ -191,30 +185,34 @@ def labelled_part(rows: Tensor, labels: Tensor, n_classes: int, scale: float) ->
     return sums * (scale / len(labels) * torch.bincount(labels, minlength=n_classes).to(rows.dtype))[:, None]
 
 
-def parse_marginal(marginal: str | Sequence[float]) -> list[float]:
-    """The numbers of a marginal, which the command line gives as text.
+def parse_marginal(marginal: str) -> list[float]:
+    """The numbers of a marginal.
 
     Raises:
-        InputError: if these are no numbers.
+        InputError: if it is no text of such numbers, one is negative, or none is above 0.
 
     >>> parse_marginal("1,2")
     [1.0, 2.0]
     """
     try:
-        return [float(number) for number in (marginal.split(",") if isinstance(marginal, str) else marginal)]
-    except (TypeError, ValueError):
+        numbers = [float(number) for number in marginal.split(",")]
+    except (AttributeError, ValueError):
+        numbers = []
+    if not numbers or not min(numbers) >= 0 or not 0 < sum(numbers) < math.inf:
         raise InputError(
-            f"marginal must be one of {', '.join(MARGINALS)} or one number per class, but is {brief(marginal)}"
-        ) from None
+            f"marginal must be one of {', '.join(MARGINALS)}, or text with one number per class, none negative, such "
+            f"as '0.2,0.8', but is {brief(marginal)}"
+        )
+    return numbers
 
 
-def class_marginal(counts: Tensor) -> Tensor:
-    """Class frequencies (c,) of shots, with a low one for classes without shots.
+def class_marginal(counts: Tensor, missing_class_ratio: float = 4.0) -> Tensor:
+    """Class frequencies (c,) of shots, with a low one for classes without shots; see `SsTextU`.
 
     >>> class_marginal(torch.tensor([1.0, 3.0, 0.0]))
     tensor([0.2353, 0.7059, 0.0588])
     """
-    filled = torch.where(counts > 0, counts, counts[counts > 0].min() / MISSING_CLASS_RATIO)
+    filled = torch.where(counts > 0, counts, counts[counts > 0].min() / missing_class_ratio)
     return filled / filled.sum()
 
 

@@ -25,81 +25,22 @@ Ours are, by default:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
-import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
-from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.class_frequencies import estimate_frequencies
-from clipadapter.heads.neighbour_graph import (
-    adjacency,
-    are_all_found,
-    find_same_image,
-    nearest_neighbours,
-    neighbour_assignments,
-)
+from clipadapter.heads.mixture import MIN_VARIANCE_RATIO, MixtureHead
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import held_out_bias, held_out_calibration, supervised_vectors
 
 ANCHORS = ("shots", "text")
-LOWEST_VALUES = {
-    **dict.fromkeys(("support_weight", "alpha", "likelihood", "smoothness", "updates", "batch_size"), 0),
-    **dict.fromkeys(("neighbours", "inner"), 1),
-}
-"""Lowest value that a parameter may have."""
 EQUAL_FREQUENCY_SHOTS = 4.0
 """Weight of equal class frequencies beside the estimated ones, in shots per class."""
-MIN_VARIANCE_RATIO = 1e-4
-"""Least variance of a coordinate relative to that of unit rows, so that a constant coordinate does not dominate."""
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """One Gaussian per class with a diagonal covariance.
-
-    Args:
-        means: (c, d), unit rows.
-        variances: (c, d).
-    """
-
-    means: Tensor
-    variances: Tensor
-
-    def log_density(self, x: Tensor) -> Tensor:
-        """(m, d) unit rows to log-densities (m, c), up to a constant that is equal for all classes."""
-        means, precision = self.means.to(x.dtype), 1 / self.variances.to(x.dtype)
-        scaled = means * precision
-        constant = (scaled * means).sum(dim=1) - precision.log().sum(dim=1)
-        return x @ scaled.T - 0.5 * (x.square() @ precision.T + constant)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Weighted sums over the shots of each class.
-
-    Args:
-        counts: (c,) sums of the weights.
-        sums: (c, d) sums of rows.
-        squares: (c, d) sums of their squares.
-    """
-
-    counts: Tensor
-    sums: Tensor
-    squares: Tensor
-
-    @classmethod
-    def of_shots(cls, rows: Tensor, labels: Tensor, n_classes: int, weight: float) -> Moments:
-        """The moments of rows (n, d), each with the same weight."""
-        zeros = rows.new_zeros(n_classes, rows.shape[1])
-        counts = torch.bincount(labels, minlength=n_classes).to(rows.dtype)
-        sums, squares = zeros.index_add(0, labels, rows), zeros.index_add(0, labels, rows.square())
-        return cls(weight * counts, weight * sums, weight * squares)
 
 
 @register_head(
@@ -110,7 +51,7 @@ class Moments:
     "2,500 pictures. How shots are used is ours, and so are the answers for new pictures.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class StatA(Head):
+class StatA(MixtureHead):
     """Transductive: one anchored Gaussian per class and a neighbour graph, for pools that may have few of the classes.
 
     A picture that was among the unlabelled ones gets its final assignment. Any other picture gets one update with the
@@ -118,17 +59,11 @@ class StatA(Head):
 
     Args:
         anchors: "shots" for class vectors of text and shots, or "text".
-        support_weight: number of unlabelled pictures that a shot counts as in means and variances; 0 leaves the shots
-            out of these and of the graph.
         frequencies: estimate the class frequencies of the unlabelled pictures.
         shared_variance: True for one variance for all classes.
         alpha: number of pictures of a class at which its mean is half the anchor, half the pictures.
         soft: count pictures of a class by their assignments, not by the largest one.
         likelihood: weight of the Gaussian log-density; the paper's is 0.02.
-        smoothness: weight of the neighbours' assignments.
-        neighbours: number of neighbours of each picture.
-        updates: number of updates of means and variances.
-        inner: number of updates of the assignments between them.
         batch_size: number of unlabelled pictures, in their order, that are assigned at a time, without knowledge of the
             others, as in a stream; 0 for all.
 
@@ -140,46 +75,34 @@ class StatA(Head):
     array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
     """
 
-    needs_text = True
-    transductive = True
-    picture_features = ("rows_",)
     temperature_prior = (2.4, 1.5, 1.3, 1.1, 1.1)
+    recipes = {
+        "official": {
+            "anchors": "text",
+            "support_weight": 0.0,
+            "frequencies": False,
+            "shared_variance": False,
+            "likelihood": 0.02,
+        }
+    }
+    """The paper's method, which uses no shots."""
 
-    anchors: str = "shots"
-    support_weight: float = 1.0
+    anchors: Annotated[str, OneOf(*ANCHORS)] = "shots"
     frequencies: bool = True
     shared_variance: bool = True
-    alpha: float = 1.0
+    alpha: Annotated[float, NOT_NEGATIVE] = 1.0
     soft: bool = False
-    likelihood: float = 0.002
-    smoothness: float = 1.0
-    neighbours: int = 3
-    updates: int = 10
-    inner: int = 5
-    batch_size: int = 0
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The paper's method, which uses no shots.
-
-        Args:
-            changes: parameters to override.
-        """
-        paper = {"anchors": "text", "support_weight": 0.0, "frequencies": False, "shared_variance": False}
-        return cls(**{**paper, "likelihood": 0.02, **changes})
+    likelihood: Annotated[float, NOT_NEGATIVE] = 0.002
+    batch_size: Annotated[int, NOT_NEGATIVE] = 0
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None and shots.unlabelled is not None
-        pictures = unit(shots.unlabelled)  # (u, d)
-        used = slice(None) if self.support_weight else slice(0)
-        support = unit(shots.X[used])
-        self.labels_, self.scale_ = shots.labels[used], shots.scale
+        pictures, text, used = self._store_rows(shots)
+        self.labels_, self.scale_ = used.labels, shots.scale
         with_shots = self.anchors == "shots"
-        self.anchors_ = unit(supervised_vectors(shots)) if with_shots else shots.text
-        self.bias_ = held_out_bias(shots) if with_shots else shots.text.new_zeros(shots.n_classes)
+        self.anchors_ = unit(supervised_vectors(shots)) if with_shots else text
+        self.bias_ = held_out_bias(shots) if with_shots else text.new_zeros(shots.n_classes)
         temperature, bias = held_out_calibration(shots) if with_shots else (1.0, self.bias_)
         shots_per_class = len(shots.labels) / shots.n_classes
-        self.rows_ = torch.cat([pictures, support])
         answers = []
         for batch in pictures.split(self.batch_size or len(pictures)):
             prior = self._prior(batch)
@@ -188,84 +111,47 @@ class StatA(Head):
                 logits = self.scale_ / temperature * batch @ self.anchors_.T
                 frequencies = weight * estimate_frequencies(logits, bias) + (1 - weight) / shots.n_classes
                 prior = (prior + frequencies.log()).log_softmax(dim=1)
-            logits, mixture = self._assign(batch, prior, self.anchors_, support, self.labels_)
-            answers.append(logits)
+            answers.append(self._fit_mixture(batch, prior, used))
         self.answers_ = torch.cat(answers)  # (u, c)
-        self.means_, self.variances_ = mixture.means, mixture.variances
-
-    def _logits(self, X: Tensor) -> Tensor:
-        x = unit(X)
-        rows, answers = self.rows_.to(x.dtype), self.answers_.to(x.dtype)
-        known = find_same_image(x, rows[: len(answers)])
-        if are_all_found(known):
-            return answers[known]
-        from_neighbours = neighbour_assignments(x, rows, answers, self.labels_, self.neighbours)
-        density = self.likelihood * Mixture(self.means_, self.variances_).log_density(x)
-        logits = self._prior(x) + density + self.smoothness / self.neighbours * from_neighbours
-        return torch.where((known >= 0)[:, None], answers[known.clamp_min(0)], logits)
 
     def _prior(self, x: Tensor) -> Tensor:
         """(m, c) log-probabilities of unit rows by the anchors alone."""
         return (self.scale_ * x @ self.anchors_.to(x.dtype).T + self.bias_.to(x.dtype)).log_softmax(dim=1)
 
-    def _assign(
-        self, batch: Tensor, prior: Tensor, anchors: Tensor, support: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Mixture]:
-        """Final assignments (b, c) of a batch of unit rows as logits, and the mixture."""
-        graph, from_shots = self._graph(batch, support, labels, len(anchors))
-        labelled = Moments.of_shots(support, labels, len(anchors), self.support_weight)
-        assigned = logits = prior.softmax(dim=1)
-        start = initial_variance(batch, assigned, anchors)
-        mixture = Mixture(anchors, start.expand_as(anchors))
-        squares = batch.square()
-        for update in range(self.updates + 1):
-            unary = prior + self.likelihood * mixture.log_density(batch) + from_shots
-            for _ in range(self.inner):
-                logits = torch.as_tensor(graph @ assigned.cpu().numpy()).add_(unary)
-                assigned = logits.softmax(dim=1)
-            if update < self.updates:
-                mixture = self._update_mixture(batch, squares, assigned, labelled, anchors, start)
-        return logits, mixture
+    def _log_density(self, x: Tensor) -> Tensor:
+        means, precision = self.means_.to(x.dtype), 1 / self.variances_.to(x.dtype)
+        scaled = means * precision
+        constant = (scaled * means).sum(dim=1) - precision.log().sum(dim=1)
+        return x @ scaled.T - 0.5 * (x.square() @ precision.T + constant)
 
-    def _graph(self, batch: Tensor, support: Tensor, labels: Tensor, n_classes: int) -> tuple[csr_array, Tensor]:
-        """Symmetric neighbour graph (b, b) of a batch, and what its pictures get from labelled neighbours (b, c)."""
-        rows, b = torch.cat([batch, support]), len(batch)
-        directed = adjacency(*nearest_neighbours(rows, rows, self.neighbours, exclude_self=True), len(rows))
-        # Divided by the parameter, not by the number of neighbours: a picture with fewer depends less on them.
-        weight = self.smoothness / (2 * self.neighbours)
-        graph = ((directed + directed.T).tocsr() * weight)[:b].astype(directed.dtype)
-        ones = np.ones(len(labels), dtype=directed.dtype)
-        onehot = csr_array((ones, labels.cpu().numpy(), np.arange(len(labels) + 1)), shape=(len(labels), n_classes))
-        return graph[:, :b], torch.as_tensor((graph[:, b:] @ onehot).toarray())
+    def _fit_mixture(self, batch: Tensor, prior: Tensor, shots: SupportSet) -> Tensor:
+        """Set means and variances (c, d), and return the final assignments (b, c) of a batch (b, d) as logits."""
+        anchors, tiny, squares = self.anchors_, torch.finfo(batch.dtype).tiny, batch.square()
+        rows, zeros = self.rows_[len(self.rows_) - len(shots.labels) :], torch.zeros_like(anchors)
+        shot_counts = self.support_weight * shots.counts
+        shot_sums = self.support_weight * zeros.index_add(0, shots.labels, rows)
+        shot_squares = self.support_weight * zeros.index_add(0, shots.labels, rows.square())
+        start = prior.softmax(dim=1)
+        start_variance = initial_variance(batch, start, anchors)
+        self.means_, self.variances_ = anchors, start_variance.expand_as(anchors)
 
-    def _update_mixture(
-        self, batch: Tensor, squares: Tensor, assigned: Tensor, labelled: Moments, anchors: Tensor, start: Tensor
-    ) -> Mixture:
-        """Means and variances by assignments (b, c) of pictures (b, d), their squares, and the moments of shots."""
-        largest = torch.bincount(assigned.argmax(dim=1), minlength=assigned.shape[1]).to(assigned.dtype)
-        weights = assigned.sum(dim=0)
-        counts = (weights if self.soft else largest) + labelled.counts
-        beta = (counts / (self.alpha + counts).clamp_min(torch.finfo(batch.dtype).tiny))[:, None]
-        # A class without any weight has beta near 0: what its mean is does not matter, but it must be finite.
-        total = (weights + labelled.counts).clamp_min(torch.finfo(batch.dtype).tiny)[:, None]
-        mean = (assigned.T @ batch + labelled.sums) / total
-        mean_square = (assigned.T @ squares + labelled.squares) / total
-        means = unit(beta * unit(mean) + (1 - beta) * anchors)
-        deviation = mean_square - 2 * means * mean + means.square()
-        variances = beta * deviation + (1 - beta) * (start + (anchors - means).square())
-        if self.shared_variance:
-            variances = ((variances * total).sum(dim=0) / total.sum()).expand_as(variances)
-        return Mixture(means, variances.clamp_min(MIN_VARIANCE_RATIO / batch.shape[1]))
+        def update(assigned: Tensor) -> None:
+            weights = assigned.sum(dim=0)
+            largest = torch.bincount(assigned.argmax(dim=1), minlength=assigned.shape[1]).to(assigned.dtype)
+            counts = (weights if self.soft else largest) + shot_counts
+            beta = (counts / (self.alpha + counts).clamp_min(tiny))[:, None]
+            # A class without any weight has beta near 0: what its mean is does not matter, but it must be finite.
+            total = (weights + shot_counts).clamp_min(tiny)[:, None]
+            mean = (assigned.T @ batch + shot_sums) / total
+            mean_square = (assigned.T @ squares + shot_squares) / total
+            self.means_ = unit(beta * unit(mean) + (1 - beta) * anchors)
+            deviation = mean_square - 2 * self.means_ * mean + self.means_.square()
+            variances = beta * deviation + (1 - beta) * (start_variance + (anchors - self.means_).square())
+            if self.shared_variance:
+                variances = ((variances * total).sum(dim=0) / total.sum()).expand_as(variances)
+            self.variances_ = variances.clamp_min(MIN_VARIANCE_RATIO / batch.shape[1])
 
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.anchors not in ANCHORS:
-            raise InputError(f"anchors must be one of {', '.join(ANCHORS)}, but is {brief(self.anchors)}")
-        for name, lowest in LOWEST_VALUES.items():
-            value = getattr(self, name)
-            if not value >= lowest:
-                raise InputError(f"{name} must be {lowest} or more, but is {brief(value)}")
+        return self._assign(batch, shots, prior, start, update)
 
 
 def initial_variance(batch: Tensor, assigned: Tensor, anchors: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,15 +89,6 @@ class SupportSet:
     def further_views(self) -> Tensor:
         """(n, v, e) raw features of the blocks after ``final``, side by side."""
         return self.views[..., self.blocks[0].width :]
-
-    @cached_property
-    def likeness(self) -> Tensor:
-        """(n, n) cosines of the mean of each shot's views (row) and each plain picture (column).
-
-        Cached, since a hyperparameter search reads it once per candidate. Do not change it in place. Its memory grows
-        with the square of the number of shots.
-        """
-        return unit(self.views.mean(dim=1)) @ unit(self.X).T
 
     @property
     def onehot(self) -> Tensor:

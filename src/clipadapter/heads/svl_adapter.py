@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
-from clipadapter.heads.parameters import check_at_least
+from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
 from clipadapter.heads.warm_start import find_warm_start
@@ -91,23 +90,16 @@ class SvlAdapter(LabelLossHead, TrainedHead):
     needs_text = True
     supports_warm_start = True
     reads = "second-encoder"
+    recipes = {"official": {"input_norm": False, "drop_last": False, "logit_adjustment": 0.0}}
+    """The recipe of the authors' released code: raw features of the second encoder, incomplete batches too. Blend was
+    the first of the best of 0, 0.05 ... 1 on up to four validation shots per class, or `star_blend`."""
 
     blend: float | str = "auto"
-    hidden: int = 256
+    hidden: Annotated[int, at_least(1)] = 256
     input_norm: bool = True
     epochs: int = 50
     batch_size: int = 32
     drop_last: bool = True
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The recipe of the authors' released code: raw features of the second encoder, incomplete batches too.
-
-        Args:
-            changes: parameters to set otherwise. Blend was the first of the best of 0, 0.05 ... 1 on up to four
-                validation shots per class, or `star_blend`.
-        """
-        return cls(**{"input_norm": False, "drop_last": False, "logit_adjustment": 0.0, **changes})
 
     def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
         """See `Head.planned_epochs`."""
@@ -118,7 +110,6 @@ class SvlAdapter(LabelLossHead, TrainedHead):
         super().check_parameters()
         if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):
             raise InputError(f"blend must be 0 to 1 or 'auto', but is {brief(self.blend)}")
-        check_at_least(1, hidden=self.hidden)
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
@@ -87,6 +86,9 @@ class TaskRes(LabelLossHead, ScheduledHead):
         "The scripts do not say how that value was found."
     )
     temperature_prior = (0.74, 0.74, 0.67, 0.74, 1.0)
+    recipes = {"official": OFFICIAL}
+    """The recipe of the authors' scripts: 100 epochs for 1, 2 and 4 shots per class, 200 for 8 and 16. ``epochs=200``
+    takes 200 epochs whatever the number of shots."""
 
     gce_q: float | str = 0.7
     alpha: float = 0.5
@@ -97,15 +99,6 @@ class TaskRes(LabelLossHead, ScheduledHead):
     epochs: int | str | None = None
     steps: int = 200
     batch_size: int = 1024
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The recipe of the authors' scripts: 100 epochs for 1, 2 and 4 shots per class, 200 for 8 and 16.
-
-        Args:
-            changes: parameters to set otherwise. ``epochs=200`` takes 200 epochs whatever the number of shots.
-        """
-        return cls(**{**OFFICIAL, **changes})
 
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""

@@ -29,21 +29,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.cache import cache_keys
 from clipadapter.heads.folds import hyperparameter_folds
-from clipadapter.heads.gaussian import MIN_TRACE, GaussianMoments, accumulate
+from clipadapter.heads.gaussian import GaussianMoments, accumulate, gaussian_bias
 from clipadapter.heads.out_of_fold import mean_shots_per_class
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
 
@@ -150,13 +148,8 @@ def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: in
             accumulate(products, sums, torch.cat(scored)[:, None], block_labels)
             counts += torch.bincount(block_labels, minlength=c)
     moments = GaussianMoments.from_sums(products, sums, counts)
-    scatter, means = moments.scatter, moments.means
-    trace = float(scatter.trace()) / max(float(counts.sum()) - 1, 1)
-    if trace <= MIN_TRACE:
-        return torch.zeros_like(means), torch.full((c,), -math.log(c), dtype=torch.float64)
-    scatter.diagonal().add_(trace)
-    weight = shots.width * torch.cholesky_solve(means.T, torch.linalg.cholesky(scatter)).T
-    return weight, -0.5 * (weight * means).sum(dim=1) - math.log(c)
+    weight = moments.shrunk_weight(moments.published_trace, shots.width)
+    return weight, gaussian_bias(weight, moments.means)
 
 
 @register_head(
@@ -194,25 +187,17 @@ class Timo(Head):
     needs_text = True
     reads_prompts = True
     temperature_prior = (3.5, 3.0, 2.8, 2.3, 1.8)
+    recipes = {"official": {"alpha": 100.0, "beta": None, "gamma": 50.0}}
+    """TIMO of the released code: all prompts, and logits that are not divided. Its authors search alpha over 0.0001,
+    0.001 ... 10000; 100 is a value of that grid. Gamma is 1 for ImageNet and 100 for Oxford Flowers there. They give
+    every picture ten views."""
 
-    alpha: float | str = "auto"
-    beta: int | None = 2
-    gamma: float = 5.0
+    alpha: Annotated[float | str, NOT_NEGATIVE, OneOf("auto")] = "auto"
+    beta: Annotated[int | None, NOT_NEGATIVE] = 2
+    gamma: Annotated[float, NOT_NEGATIVE] = 5.0
     search: bool = False
-    folds: int = 4
+    folds: Annotated[int, at_least(2)] = 4
     seed: int = 0
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """TIMO of the released code: all prompts, and logits that are not divided.
-
-        Its authors search alpha over 0.0001, 0.001 ... 10000; 100 is a value of that grid. Gamma is 1 for ImageNet and
-        100 for Oxford Flowers there. They give every picture ten views.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"alpha": 100.0, "beta": None, "gamma": 50.0, **changes})
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
@@ -237,18 +222,6 @@ class Timo(Head):
 
     def _logits(self, X: Tensor) -> Tensor:
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(gamma=self.gamma)
-        if isinstance(self.alpha, str):
-            if self.alpha != "auto":
-                raise InputError(f"alpha must be a number or 'auto', but is {brief(self.alpha)}")
-        else:
-            check_not_negative(alpha=self.alpha)
-        if self.beta is not None and (isinstance(self.beta, bool) or self.beta != int(self.beta) or self.beta < 0):
-            raise InputError(f"beta is a number of prompts, 0 or more, or None for all, but is {brief(self.beta)}")
 
     def _choose(self, shots: SupportSet, text_shots: TextShots) -> Settings:
         fixed = Settings(

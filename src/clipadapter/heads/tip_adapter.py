@@ -15,25 +15,16 @@ leave-one-out logits of the shots.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
-from clipadapter.heads.base import Head, Preset, SupportSet
-from clipadapter.heads.cache import (
-    INITIAL_ALPHA,
-    INITIAL_BETA,
-    cache_keys,
-    cache_logits,
-    grid_values,
-    leave_one_out_cache_logits,
-    multilabel_cache_logits,
-)
+from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, affinity_, cache_keys, grid_values
 from clipadapter.heads.multilabel import add_bias, fit_bias
-from clipadapter.heads.parameters import check_not_negative
 from clipadapter.heads.registry import register_head
 
 SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -81,7 +72,7 @@ def search_grid(
     "that it tries. The default alpha and beta are one pair for all data sets.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class TipAdapter(Head):
+class TipAdapter(CacheHead):
     """Training-free: affinities to the cached shots, summed by class, added to the zero-shot logits.
 
     The cache logits are sums over shots, as published: they grow with the number of shots, and a class with more shots
@@ -98,7 +89,6 @@ class TipAdapter(Head):
     array([[2.6, 0.8]])
     """
 
-    needs_text = True
     multilabel = True
     presets: ClassVar[Mapping[str, Preset]] = {
         name: {"alpha": alpha, "beta": INITIAL_BETA} for name, alpha in INITIAL_ALPHA.items()
@@ -108,43 +98,32 @@ class TipAdapter(Head):
         "for each data set on its validation pictures, for ImageNet on its test pictures. `search_grid` has the values "
         "that they tried."
     )
-    picture_features = ("keys_",)
     temperature_prior = (0.9, 0.9, 0.81, 0.81, 0.9)
 
-    alpha: float = 1.0
-    beta: float = 5.5
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(alpha=self.alpha, beta=self.beta)
+    bias_: Tensor | None = field(init=False)
+    """(c,) of a multi-label head."""
+    targets_: Tensor | None = field(init=False)
+    """(n, c) zeros and ones of a multi-label head, in place of ``labels_``."""
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
-        self.keys_, self.labels_ = cache_keys(shots.views), shots.labels if shots.targets is None else None
-        self.targets_ = shots.targets
-        self.weight_, self.scale_ = shots.text, shots.scale
-        self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
-        self.bias_ = None
-        if shots.targets is not None:
-            zero_shot = cosine_logits(shots.X, shots.text, shots.scale)
-            cache = multilabel_cache_logits(shots.X, self.keys_, shots.targets, self.beta_, leave_one_out=True)
-            self.bias_ = fit_bias(zero_shot + self.alpha_ * cache, shots.targets)
+        zero_shot = cosine_logits(shots.X, self._set_text(shots), shots.scale)
+        self.keys_, self.bias_, self.targets_ = cache_keys(shots.views), None, shots.targets
+        if shots.targets is None:
+            self.labels_ = shots.labels
+        else:
+            self.__dict__.pop("labels_", None)  # of an earlier fit
+            self.bias_ = fit_bias(zero_shot + self.alpha_ * self._multilabel_votes(shots.X, own=True), shots.targets)
 
-    def _text_logits(self, X: Tensor) -> Tensor:
-        return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
+    def _votes(self, X: Tensor) -> Tensor:
+        return self._multilabel_votes(X) if self.task_ == "multilabel" else super()._votes(X)
+
+    def _multilabel_votes(self, X: Tensor, own: bool = False) -> Tensor:
+        """Cache logits (m, c) where a shot counts for each of its labels; ``own``: picture i is shot i, left out."""
+        assert self.targets_ is not None
+        affinities = affinity_(unit(X) @ self.keys_.to(X.dtype).T, self.beta_)  # (m, n)
+        if own:
+            affinities.fill_diagonal_(0)
+        return affinities @ self.targets_.to(X.dtype)
 
     def _logits(self, X: Tensor) -> Tensor:
-        weight, keys = self.weight_.to(X.dtype), self.keys_.to(X.dtype)
-        if self.task_ == "multilabel":
-            assert self.targets_ is not None
-            cache = multilabel_cache_logits(X, keys, self.targets_.to(X.dtype), self.beta_)
-        else:
-            assert self.labels_ is not None
-            cache = cache_logits(unit(X), keys, self.labels_, len(weight), self.beta_)
-        return add_bias(self, cosine_logits(X, weight, self.scale_) + self.alpha_ * cache)
-
-    def _leave_one_out(self, shots: SupportSet) -> Tensor:
-        assert shots.text is not None
-        zero_shot = cosine_logits(shots.X, shots.text, shots.scale)
-        return zero_shot + self.alpha * leave_one_out_cache_logits(shots, self.beta)
+        return add_bias(self, super()._logits(X))

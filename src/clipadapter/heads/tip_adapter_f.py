@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, cache_keys, cache_logits, cache_logits_of_cosines
 from clipadapter.heads.label_loss import LabelLossHead
-from clipadapter.heads.parameters import check_not_negative
+from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainedHead, train
 
@@ -69,21 +69,16 @@ class TipAdapterF(LabelLossHead, TrainedHead):
     temperature_prior = (0.49, 0.55, 0.49, 0.6, 1.1)
 
     logit_adjustment: float = 0.0  # 1 is 0.4 points worse with unequal shots: docs/decisions/0038
-    alpha: float = 1.0
-    beta: float = 5.5
-    weight_decay: float = 0.01
-    epochs: int | None = 20
+    alpha: Annotated[float, NOT_NEGATIVE] = 1.0
+    beta: Annotated[float, NOT_NEGATIVE] = 5.5
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
+    epochs: Annotated[int | None, NOT_NEGATIVE] = 20
     steps: int = 250
     draw_views: bool = True
 
     def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int | None:
         """See `Head.planned_epochs`."""
         return self._train_config().count_epochs(len(labels)) if self.draw_views else None
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_not_negative(alpha=self.alpha, beta=self.beta, epochs=self.epochs or 0, weight_decay=self.weight_decay)
 
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None

@@ -11,22 +11,20 @@ graph has weight 0, where that code gives it a negative weight.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import block_array, csr_array, diags_array
 from torch import Tensor
-from typing_extensions import Self
 
-from clipadapter.errors import InputError
-from clipadapter.functional import unit
-from clipadapter.heads.base import Head, SupportSet
+from clipadapter.heads.base import SupportSet
 from clipadapter.heads.class_frequencies import warn_if_few_classes
-from clipadapter.heads.neighbour_graph import adjacency, are_all_found, find_same_image, nearest_neighbours
+from clipadapter.heads.parameters import NOT_NEGATIVE, Within, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import estimate_pool_frequencies
+from clipadapter.heads.transductive import TransductiveHead, adjacency, nearest_neighbours
 
 CLASSES_PER_BLOCK = 64
 """Classes that conjugate gradients solves for at a time."""
@@ -43,7 +41,7 @@ MIN_SCORE = 1e-12
     "labels also spread from the shots is ours.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class Zlap(Head):
+class Zlap(TransductiveHead):
     """Transductive label propagation: images are linked to similar images and to classes with similar text.
 
     Logits are the logarithms of the scores, so that probabilities are the classes' shares in an image's score. An image
@@ -70,80 +68,56 @@ class Zlap(Head):
     array(['cat', 'cat', 'cat', 'dog', 'dog'], dtype='<U3')
     """
 
-    needs_text = True
-    transductive = True
-    picture_features = ("rows_",)
+    recipes = {"official": {"support_weight": 0.0}}
+    """The method of the released code: the shots are not used."""
 
-    neighbours: int = 5
+    neighbours: Annotated[int, at_least(2)] = 5
     power: float = 5.0
-    alpha: float = 0.3
-    support_weight: float = 10.0
+    alpha: Annotated[float, Within(0, 1, closed="left")] = 0.3
+    support_weight: Annotated[float, NOT_NEGATIVE] = 10.0
     tolerance: float = 1e-6
     stretch: bool = False
 
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The method of the released code: the shots are not used.
-
-        Args:
-            changes: parameters to override.
-        """
-        return cls(**{"support_weight": 0.0, **changes})
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if not 0 <= self.alpha < 1 or self.neighbours < 2 or self.support_weight < 0:
-            raise InputError("alpha must be 0 to below 1, neighbours 2 or more, support_weight not negative")
-
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None and shots.unlabelled is not None
         warn_if_few_classes(estimate_pool_frequencies(shots), "zlap")
-        used = slice(None) if self.support_weight else slice(0)
-        u, c = len(shots.unlabelled), shots.n_classes
-        self.weight_ = shots.text
-        self.rows_ = unit(torch.cat([shots.unlabelled, shots.X[used]]))
-        n = len(self.rows_)
+        pictures, self.weight_, used = self._store_rows(shots)
+        u, n, c = len(pictures), len(self.rows_), shots.n_classes
         images = nearest_neighbours(self.rows_, self.rows_, self.neighbours - 1, exclude_self=True)
         classes = nearest_neighbours(self.rows_, self.weight_, self.neighbours)
         if self.stretch:
             self.least_ = float(torch.cat([images[0].flatten(), classes[0].flatten()]).min())
-        graph = _graph(self._image_edges(*images, n), self._text_edges(*classes))
+        text_edges = adjacency(self._text_edge_weights(classes[0]), classes[1], c)
+        graph = _graph(adjacency(self._stretched(images[0]), images[1], n), text_edges)
         seeds = np.zeros((n + c, c), dtype=np.float64)
         seeds[n:] = np.eye(c)
         mean_text_edges = float(graph[:u, n:].sum()) / u
-        seeds[np.arange(u, n), shots.labels[used].cpu().numpy()] = self.support_weight * self.alpha * mean_text_edges
+        seeds[np.arange(u, n), used.labels.numpy()] = self.support_weight * self.alpha * mean_text_edges
         # The exact solution is not negative; the solver's residual may be.
         scores = np.maximum(_propagate(graph, seeds, self.alpha, self.tolerance), 0)
         self.scores_ = torch.as_tensor(scores).to(self.rows_.dtype)  # (n + c, c)
         self.n_unlabelled_ = u
 
-    def _logits(self, X: Tensor) -> Tensor:
-        x = unit(X)
+    @property
+    def _n_pictures(self) -> int:
+        return self.n_unlabelled_
+
+    def _stored_answers(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        return self._log_shares(self.scores_[rows].to(dtype))
+
+    def _answer_others(self, x: Tensor) -> Tensor:
         rows, scores = self.rows_.to(x.dtype), self.scores_.to(x.dtype)
-        n, u = len(rows), self.n_unlabelled_
-        known = find_same_image(x, rows[:u])
-        if are_all_found(known):
-            return self._log_shares(scores[known])
         cosines, indices = nearest_neighbours(x, rows, self.neighbours)
-        inductive = _weighted_sum(self._stretched(cosines), indices, scores[:n])
+        inductive = _weighted_sum(self._stretched(cosines), indices, scores[: len(rows)])
         cosines, indices = nearest_neighbours(x, self.weight_.to(x.dtype), self.neighbours)
-        inductive = inductive + _weighted_sum(self._text_edge_weights(cosines), indices, scores[n:])
-        return self._log_shares(torch.where((known >= 0)[:, None], scores[known.clamp_min(0)], inductive))
+        return self._log_shares(
+            inductive + _weighted_sum(self._text_edge_weights(cosines), indices, scores[len(rows) :])
+        )
 
     @staticmethod
     def _log_shares(scores: Tensor) -> Tensor:
         """(b, c) logarithms of each class's share of the scores of a picture."""
         shares = scores / scores.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
         return shares.clamp_min(MIN_SCORE).log()
-
-    def _image_edges(self, cosines: Tensor, indices: Tensor, n: int) -> csr_array:
-        """(m, n): from each image to its nearest images."""
-        return adjacency(self._stretched(cosines), indices, n)
-
-    def _text_edges(self, cosines: Tensor, indices: Tensor) -> csr_array:
-        """(m, c): from each image to the classes with the nearest text."""
-        return adjacency(self._text_edge_weights(cosines), indices, len(self.weight_))
 
     def _text_edge_weights(self, cosines: Tensor) -> Tensor:
         """Weights of the edges between images and class text."""

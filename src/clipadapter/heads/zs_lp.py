@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
@@ -56,6 +55,8 @@ class ZsLp(LabelLossHead, ScheduledHead):
     supports_warm_start = True
     temperature_prior = (0.9, 0.81, 0.74, 0.9, 1.1)
     _warm_start_share: ClassVar[float] = 0.95
+    recipes = {"official": {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": 300, "logit_adjustment": 0.0}}
+    """The authors' recipe: 300 epochs however many steps they are, the first at a rate of 1e-5."""
     """Weight of the earlier solution in a warm start: at the end the loss is so small that a quarter of the steps
     adds little."""
 
@@ -63,21 +64,6 @@ class ZsLp(LabelLossHead, ScheduledHead):
     lr: float = 0.1
     epochs: int | None = None
     steps: int = 300
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The authors' recipe: 300 epochs however many steps they are, the first at a rate of 1e-5.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        recipe: dict[str, Any] = {
-            "schedule": "cosine-epoch",
-            "warmup_epochs": 1,
-            "epochs": 300,
-            "logit_adjustment": 0.0,
-        }
-        return cls(**{**recipe, **changes})
 
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from fastapi_offline import FastAPIOffline
 
 from clipadapter import __version__
 from clipadapter.serve import v1
+from clipadapter.serve.body import body_schema
 from clipadapter.serve.metrics import CONTENT_TYPE
 from clipadapter.serve.middleware import RequestMiddleware, add_error_handlers
 from clipadapter.serve.models import REFRESH_SECONDS, ServedModels
@@ -22,6 +24,12 @@ from clipadapter.serve.state import ServerState
 DESCRIPTION = (
     'Predicts the classes of pictures with models that `clipadapter export` wrote. Errors are `{"error": "why"}`.'
 )
+
+PAGE_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src blob:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+"""The page talks to this server alone, and no other page frames it."""
 
 
 def create_app(models: ServedModels, token: str | None = None, refresh_seconds: float = REFRESH_SECONDS) -> FastAPI:
@@ -47,7 +55,6 @@ def create_app(models: ServedModels, token: str | None = None, refresh_seconds: 
         with suppress(asyncio.CancelledError):
             await watching
         await asyncio.to_thread(models.close)
-        state.parser.shutdown(wait=False)
 
     # Offline: the documentation page has its own scripts. Telemetry can't be turned on by an environment variable.
     app = FastAPIOffline(
@@ -86,9 +93,19 @@ def _add_other_routes(app: FastAPI) -> None:
         """Counts and times, in the text format of Prometheus."""
         return Response(request.app.state.server.models.metrics.render(), media_type=CONTENT_TYPE)
 
+    page = _read_page()
+
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
-        return RedirectResponse("docs")
+        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+def _read_page() -> str:
+    """The page on which a person tries a picture."""
+    package = files("clipadapter")
+    style = (package / "rendering" / "templates" / "base.css").read_text(encoding="utf-8")
+    page = (package / "serve" / "templates" / "page.html").read_text(encoding="utf-8")
+    return page.replace("/* base.css */", style)
 
 
 def _document(app: FastAPI, max_pictures: int, needs_token: bool) -> dict[str, Any]:
@@ -98,7 +115,7 @@ def _document(app: FastAPI, max_pictures: int, needs_token: bool) -> dict[str, A
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 if path.endswith("/predict"):
-                    operation["requestBody"] = v1.body_schema(max_pictures)
+                    operation["requestBody"] = body_schema(max_pictures)
                 if needs_token and "/health/" not in path:
                     operation["security"] = [{"token": []}]
         if needs_token:

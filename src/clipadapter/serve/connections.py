@@ -53,10 +53,15 @@ class LimitedProtocol(H11Protocol):
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether it is idle, or the body of its request is arriving."""
+        return self.is_idle or self.conn.their_state is h11.SEND_BODY
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Close another connection if there are too many, and wait for the first head."""
         if len(self.connections) >= self._limits.max_connections:
-            self._close_longest_idle()
+            self._make_room()
         super().connection_made(transport)  # type: ignore[arg-type]
         self._start_header_timer()
 
@@ -104,12 +109,13 @@ class LimitedProtocol(H11Protocol):
         if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:
             self.transport.abort()
 
-    def _close_longest_idle(self) -> None:
-        idle = [other for other in self.connections if isinstance(other, LimitedProtocol) and other.is_idle]
-        if idle:
-            longest_idle = min(idle, key=lambda other: other._idle_since)
-            self.connections.discard(longest_idle)
-            longest_idle.transport.abort()
+    def _make_room(self) -> None:
+        """Close the longest idle connection; if none is idle, the one whose body has been arriving the longest."""
+        waiting = [one for one in self.connections if isinstance(one, LimitedProtocol) and one.waits_for_client]
+        if waiting:
+            longest = min(waiting, key=lambda one: (not one.is_idle, one._idle_since))
+            self.connections.discard(longest)
+            longest.transport.abort()
 
     @staticmethod
     def _cancel(*timers: asyncio.TimerHandle | None) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields
 from clipadapter.data.images import FORMAT_NAMES
 from clipadapter.errors import ClipAdapterError, InputError
 
-BODY_GRACE_SECONDS = 3.0
-"""Time for which a body may pause: mobile networks do."""
 BUFFERED_BODIES = 8
 """Number of bodies of the largest size that may be in memory together; small bodies have as much memory again."""
 SMALL_BODY_BYTES = 1 << 20
@@ -29,13 +27,12 @@ class Limits:
         max_wait: seconds that a picture waits at most for others that are being loaded.
         queue: largest number of pictures of a model that were accepted and have no result yet. More are refused with
             503. Pictures that are slow to decode do not count: ``max_pictures`` of them may wait besides.
-        deadline: seconds from a request's first byte to its answer; a request that takes longer is answered with 504.
-        max_bodies: largest number of bodies that are received at a time. For one more the slowest is cut off.
-        min_rate: bytes per second at which a body must arrive, after ``BODY_GRACE_SECONDS``.
+        deadline: seconds from a request's first byte to its answer; a request that takes longer is answered with 504,
+            or with 408 if its body is not there by then.
         header_timeout: seconds in which the headers of a request must arrive, from the start of a connection or
             their first byte.
         max_connections: largest number of connections that are open at a time. For one more the longest idle one is
-            closed.
+            closed; if none is idle, the one whose body has been arriving for the longest time.
         formats: of pictures that are accepted, of `data.images.FORMAT_NAMES`; None for all.
 
     Raises:
@@ -55,8 +52,6 @@ class Limits:
     max_wait: float = 0.005
     queue: int = 256
     deadline: float = 10.0
-    max_bodies: int = 256
-    min_rate: float = 16 << 10
     header_timeout: float = 10.0
     max_connections: int = 800
     formats: tuple[str, ...] | None = None

@@ -30,7 +30,7 @@ class Metrics:
         )
         self.refused = Counter(
             "clipadapter_refused",
-            "Requests that were refused because of load or time: queue, slow, memory, deadline, bodies, rate.",
+            "Requests that were refused because of load or time: queue, slow, memory, deadline.",
             ["reason"],
             registry=registry,
         )

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from clipadapter.serve.batching import Answer, BackendFailure, Job, Loader, QueueSlot, Unreadable
-from clipadapter.serve.limits import BODY_GRACE_SECONDS, SMALL_BODY_BYTES, Limits, RequestRefused
+from clipadapter.serve.body import Pictures, read_pictures
+from clipadapter.serve.limits import SMALL_BODY_BYTES, Limits, RequestRefused
 from clipadapter.serve.models import ServedModel
-from clipadapter.serve.state import RequestContext, ServerState, Upload
-
-MAX_INLINE_BYTES = 64 << 10
-"""Longer bodies are parsed in a thread."""
-_Parsed = TypeVar("_Parsed")
+from clipadapter.serve.state import RequestContext, ServerState
 
 
 class PredictionRequest:
@@ -50,11 +47,11 @@ class PredictionRequest:
         with slot:
             pass
 
-    async def read_body(self) -> bytearray:
-        """The whole body.
+    async def read_pictures(self) -> Pictures:
+        """What the body asks for.
 
         Raises:
-            RequestRefused: if it is too long, compressed, too slow, late, or there is no memory for it now.
+            RequestRefused: if it is too long, compressed, late, can't be parsed, or there is no memory for it now.
         """
         limits, headers = self.state.limits, self.request.headers
         if headers.get("content-encoding", "identity").lower() != "identity":
@@ -62,17 +59,9 @@ class PredictionRequest:
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > limits.max_bytes:
             raise _body_too_long(limits)
-        body = bytearray()
-        with self.state.uploads.add() as upload, upload.scope:
-            self._set_deadline(upload)
-            async for chunk in self.request.stream():
-                self._count_bytes(len(chunk))
-                body += chunk
-                upload.size = len(body)
-                self._set_deadline(upload)
-        if upload.scope.cancelled_caught:
-            raise self._cut_off(upload)
-        return body
+        with anyio.move_on_after(self._remaining_seconds()):
+            return await read_pictures(headers, self._count_chunks(), limits)
+        raise RequestRefused(408, f"the body did not come within {self.seconds:g} seconds", reason="deadline")
 
     def take_slot(self, name: str | None = None) -> tuple[ServedModel, QueueSlot]:
         """The model of a name, and a slot of its queue.
@@ -83,18 +72,6 @@ class PredictionRequest:
         model, slot = self.state.models.take_slot(name)
         self.context.model = model.name
         return model, slot
-
-    async def parse(self, size: int, parse: Callable[..., _Parsed], *args: Any) -> _Parsed:
-        """The value of a function that parses the body; a long body is parsed in the parser's thread.
-
-        Args:
-            size: of the body, in bytes.
-            parse: the function.
-            args: of the function.
-        """
-        if size <= MAX_INLINE_BYTES:
-            return parse(*args)
-        return await asyncio.get_running_loop().run_in_executor(self.state.parser, parse, *args)
 
     async def predict(
         self, slot: QueueSlot, loaders: Sequence[Loader], options: Mapping[str, Any]
@@ -132,36 +109,19 @@ class PredictionRequest:
         self.context.unreadable = sum(isinstance(result, Unreadable) for result in results)
         return results
 
-    def _set_deadline(self, upload: Upload) -> None:
-        due_at = upload.due_at(self.state.limits.min_rate, self.deadline)
-        upload.scope.deadline = anyio.current_time() + due_at - time.monotonic()
-
-    def _count_bytes(self, size: int) -> None:
+    async def _count_chunks(self) -> AsyncGenerator[bytes, None]:
         state, context, limits = self.state, self.context, self.state.limits
-        context.body_bytes += size
-        context.buffered_bytes += size
-        state.buffered_bytes += size
-        if context.body_bytes > limits.max_bytes:
-            raise _body_too_long(limits)
-        is_small = context.body_bytes <= SMALL_BODY_BYTES
-        if state.buffered_bytes > limits.max_buffered_bytes * (2 if is_small else 1):
-            text = "too many large requests are under way: try again soon"
-            raise RequestRefused(503, text, reason="memory", retry_after=1)
-
-    def _cut_off(self, upload: Upload) -> RequestRefused:
-        limits = self.state.limits
-        if upload.is_evicted:
-            text = f"this upload was the slowest of {limits.max_bodies} and was stopped to make room: try again"
-            return RequestRefused(408, text, reason="bodies", retry_after=1)
-        if self._remaining_seconds() <= 0:
-            text = f"the body did not come within {self.seconds:g} seconds"
-            return RequestRefused(408, text, reason="deadline")
-        return RequestRefused(
-            408,
-            f"the body came too slowly: {upload.size} bytes in {time.monotonic() - upload.started_at:.1f} seconds; "
-            f"send {limits.min_rate:g} bytes a second at least, and never pause for {BODY_GRACE_SECONDS:g} seconds",
-            reason="rate",
-        )
+        async for chunk in self.request.stream():
+            context.body_bytes += len(chunk)
+            context.buffered_bytes += len(chunk)
+            state.buffered_bytes += len(chunk)
+            if context.body_bytes > limits.max_bytes:
+                raise _body_too_long(limits)
+            is_small = context.body_bytes <= SMALL_BODY_BYTES
+            if state.buffered_bytes > limits.max_buffered_bytes * (2 if is_small else 1):
+                text = "too many large requests are under way: try again soon"
+                raise RequestRefused(503, text, reason="memory", retry_after=1)
+            yield chunk
 
     def _remaining_seconds(self) -> float:
         return max(0.0, self.deadline - time.monotonic())

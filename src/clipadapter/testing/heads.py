@@ -46,7 +46,7 @@ def check_parameters_are_documented(head: Head) -> None:
 def check_recipes_make_heads(head: Head) -> None:
     """Every recipe that the class lists makes a head of that class."""
     cls = type(head)
-    assert all(type(cls.from_recipe(name)) is cls for name in cls.recipes())
+    assert all(type(cls.from_recipe(name)) is cls for name in cls.recipes)
 
 
 def check_fit_returns_self_and_keeps_parameters(head: Head) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from typing_extensions import Self
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
-from clipadapter.heads.parameters import check_positive
+from clipadapter.heads.parameters import POSITIVE
 from clipadapter.heads.support import Array
 from clipadapter.tuners.prompt_tuner import GIGABYTE, PromptTuner
 from clipadapter.tuners.prompts import Prompts
@@ -67,17 +67,12 @@ class CoCoOp(PromptTuner):
     needs_tower_to_predict = True
     _prompts: Prompts | None = field(default=None, init=False)
 
-    reduction: float = 16
+    reduction: Annotated[float, POSITIVE] = 16
     n_ctx: int = 4
     ctx_init: str | None = "a photo of a"
     csc: bool = field(default=False, init=False)
     epochs: int | None = 10
     batch_size: int = 1
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_positive(reduction=self.reduction)
 
     def _fit(self, shots: SupportSet) -> None:
         prompts, context = self._initial_prompts(shots)

@@ -17,12 +17,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from typing_extensions import Self
 
 from clipadapter.encoders import Encoder, open_prompt_places
 from clipadapter.heads import register_head
@@ -53,18 +51,11 @@ class Maple(DeepPromptTuner):
     method_name = "maple"
     min_epochs = 5
     min_steps = 1000
+    recipes = {"official": {"epochs": 5}}
+    """The recipe of the authors' released code: 5 epochs."""
 
     n_ctx: int = 2
     lr: float = 3.5e-3
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The recipe of the authors' released code: 5 epochs.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        return cls(**{"epochs": 5, **changes})
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         places = open_prompt_places(tunable)

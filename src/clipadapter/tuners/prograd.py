@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipadapter.heads import register_head
-from clipadapter.heads.parameters import check_positive
+from clipadapter.heads.parameters import POSITIVE
 from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
@@ -43,12 +44,7 @@ class ProGrad(PromptTuner):
     """
 
     strength: float = 1.0
-    temperature: float = 1.0
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_positive(temperature=self.temperature)
+    temperature: Annotated[float, POSITIVE] = 1.0
 
     def _loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and distillation (2,)."""

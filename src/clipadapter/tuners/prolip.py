@@ -11,9 +11,6 @@ With unequal shots the default adjusts logits in training (`heads.label_loss`), 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from typing_extensions import Self
 
 from clipadapter.heads import SupportSet, register_head
 from clipadapter.heads.linear_adapter import LinearAdapterHead
@@ -46,15 +43,8 @@ class ProLip(LinearAdapterHead):
     """
 
     reads = "unprojected"
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The recipe of the authors' released code: 300 full-batch steps through the views in turn.
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        return cls(**{"penalty": "1/n", "batch_size": None, "cycle_views": True, "logit_adjustment": 0.0, **changes})
+    recipes = {"official": {"penalty": "1/n", "batch_size": None, "cycle_views": True, "logit_adjustment": 0.0}}
+    """The recipe of the authors' released code: 300 full-batch steps through the views in turn."""
 
     def _shift_shape(self, shots: SupportSet) -> tuple[int, int]:
         assert shots.text is not None

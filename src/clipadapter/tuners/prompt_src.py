@@ -24,14 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, l1_loss
-from typing_extensions import Self
 
 from clipadapter.data import clean_name
 from clipadapter.encoders import Encoder, open_prompt_places, open_tunable_copy
@@ -82,6 +80,8 @@ class PromptSrc(DeepPromptTuner):
         "The configuration files of the authors' code name these values for few shots of five data sets, and those of "
         "base-to-new for training on half of the classes. It is not stated how they were chosen."
     )
+    recipes = {"official": {"epochs": 50, "average_mean": 30.0, "average_std": 30.0}}
+    """The recipe of the authors' released code for few shots of all classes: 50 epochs, averaged with (30, 30)."""
 
     n_ctx_image: int = 4
     text_weight: float = 25.0
@@ -89,15 +89,6 @@ class PromptSrc(DeepPromptTuner):
     logit_weight: float = 1.0
     average_mean: float | None = None
     average_std: float | None = None
-
-    @classmethod
-    def official(cls, **changes: Any) -> Self:
-        """The recipe of the authors' released code for few shots of all classes: 50 epochs, averaged with (30, 30).
-
-        Args:
-            changes: parameters to set otherwise.
-        """
-        return cls(**{"epochs": 50, "average_mean": 30.0, "average_std": 30.0, **changes})
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         places = open_prompt_places(tunable)

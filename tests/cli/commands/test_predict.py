@@ -50,6 +50,8 @@ def test_a_picture_unlike_every_class_is_marked_beside_its_answer(probe, noisy_s
     lines = run("predict", probe, like, unlike).stdout.splitlines()
     assert "unlike every class" not in lines[0]
     assert lines[1].split()[0] in ("red", "green", "blue") and "unlike every class (score " in lines[1]
+    counts = run("predict", probe, like, unlike, "--sort-into", tmp_path / "sorted").stderr.splitlines()
+    assert "unlike every class" in counts[1] and sorted(line.split()[-1] for line in counts[2:4]) == ["0", "1"]
     rejected = run("predict", probe, unlike, "--reject", 0.05).stdout
     assert rejected.split()[0] == "-" and "nearest" in rejected
 

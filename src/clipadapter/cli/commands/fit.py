@@ -23,7 +23,7 @@ from clipadapter.cli.option_types import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.cli.shard_inputs import open_shards
-from clipadapter.cli.uncertainty_options import UncertaintyArguments, report_uncertainty
+from clipadapter.cli.uncertainty_options import UncertaintyArguments, describe_accuracy, report_uncertainty
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.formatting import describe_shots, format_count, format_list, format_seconds
 from clipadapter.progress import estimates_reported_to
@@ -343,7 +343,7 @@ def _report(
         ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
         *_describe_blocks(model),
         ("seconds", f"{seconds:.1f}"),
-        ("accuracy", _describe_accuracy(model, head)),
+        ("accuracy", describe_accuracy(model)),
         ("next", shlex.join(["clipadapter", *following])),
     ]
     out.result(result, facts(lines) + ("" if measured is None else f"\n\n{describe_evaluation(measured)}"))
@@ -356,19 +356,6 @@ def _has_test_pictures(data: Path | str) -> bool:
     folder = Path(data)
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     return "test" in find_split_folders(names).values()
-
-
-def _describe_accuracy(model: FewShotClassifier, head: HeadOptions) -> str:
-    """Describe how often the model is right about held-out shots, or why that is not known."""
-    counts, accuracy = model.support_.counts, model.uncertainty_.accuracy
-    if accuracy is not None:
-        n_single = sum(count == 1 for count in counts.values())
-        return accuracy.describe() + (f"; classes with one picture, not held out: {n_single}" if n_single else "")
-    if model.uncertainty_.multilabel is not None:
-        return "not known: pictures with several labels are measured on others, by 'clipadapter eval'"
-    if max(counts.values()) <= 1:
-        return "not known: with one picture per class none can be held out; give two or more of each class"
-    return f"not known: {head.name} is not fitted again without some of the shots"
 
 
 def _chosen_values(model: FewShotClassifier) -> dict[str, float]:

@@ -57,7 +57,7 @@ def _describe_for_json(name: str) -> dict[str, Any]:
         "needs_text": entry.cls.needs_text,
         "transductive": entry.cls.transductive,
         "accepts_unlabelled": entry.cls.transductive or entry.cls.accepts_unlabelled,
-        "recipes": list(entry.cls.recipes()),
+        "recipes": list(entry.cls.recipes),
         "presets": {key: dict(values) for key, values in entry.cls.presets.items()},
         "preset_note": entry.cls.preset_note if entry.cls.presets else None,
         "params": default_parameters(name),
@@ -99,6 +99,6 @@ def _describe_head(name: str) -> str:
     docstring = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0]
     description = without_defaults(without_examples(docstring))
     defaults = f"\n\nDefaults:\n{facts(list(params.items()))}" if params else ""
-    recipes = f"\n\nRecipes (--recipe): {', '.join(cls.recipes())}" if cls.recipes() else ""
+    recipes = f"\n\nRecipes (--recipe): {', '.join(cls.recipes)}" if cls.recipes else ""
     presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""
     return f"{name}: {description}\n\nFidelity ({fidelity.kind}): {fidelity}{defaults}{recipes}{presets}"

@@ -97,7 +97,7 @@ def command(
     probability, picture. A picture that is unlike every class is marked, with a score and a reason; with --reject it
     has the class "-" and a null label in JSON. --json writes one object per line: source, label, probability, top
     (label and score of each), nearest, unlike_every_class, ood_score, reason, labels (the set of --coverage) and error.
-    For a folder, a terminal shows the number of pictures per class too.
+    For a folder, a terminal shows the number of pictures per class too, and how many of them are marked.
 
     If an INPUT has features, no picture is opened: a Parquet file that embed --to wrote, or a folder of shards.
     """
@@ -125,7 +125,7 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
     out, width, n_pictures = request.out, 0, 0
     if request.tables:
         note_kept(START_AGAIN)
-    answers: Counter[str | None] = Counter()
+    answers: Counter[tuple[str | None, bool]] = Counter()
     taken: deque[Path] = deque()
     for prediction, class_names in _predict(request, taken):
         n_pictures += 1
@@ -135,7 +135,7 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
         if prediction.error is None or out.as_json:
             out.row(prediction.record(), _format_prediction(prediction, width))
         if prediction.error is None:
-            answers[prediction.label] += 1
+            answers[prediction.label, prediction.label is not None and prediction.unlike_every_class] += 1
             if sorter is not None and path is not None:
                 sorter.add(path, prediction.label, class_names)
     if not answers:

@@ -37,8 +37,6 @@ LIMIT_OPTIONS = (
     _limit("--max-bytes", COUNT, 32 << 20, "Of a request."),
     _limit("--max-pixels", COUNT, 50_000_000, "Of a picture."),
     _limit("--max-pictures", COUNT, 64, "Of a request."),
-    _limit("--max-bodies", COUNT, 256, "Bodies received at a time; for one more the slowest is cut off."),
-    _limit("--min-rate", POSITIVE, 16 << 10, "Per second at which a body must arrive.", "BYTES"),
     _limit("--header-timeout", POSITIVE, 10.0, "In which the headers of a request must arrive.", "SECONDS"),
     _limit("--max-connections", COUNT, 800, "Open at a time; for one more the longest idle is closed."),
 )
@@ -99,10 +97,10 @@ def command(
 ) -> None:
     """Serve exported models over HTTP.
 
-    A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first. name=PATH
-    gives it a name; by default it has the name of its file. Pictures go to /v1/models/NAME/predict; /docs is a page for
-    people. A file that changes is loaded again. Logs are lines of JSON on stderr. On SIGTERM the server ends when all
-    requests that have begun are answered.
+    A MODEL is a file that export wrote, a folder of such files, or a saved model, which is exported first.
+    name=PATH gives it a name; by default it has the name of its file. The page / is for trying pictures, /docs
+    lists all addresses, and programs send pictures to /v1/models/NAME/predict. A file that changes is loaded again.
+    Logs are lines of JSON on stderr. On SIGTERM the server ends when all requests that have begun are answered.
     """
     import logging
 
@@ -123,7 +121,7 @@ def command(
 
     def report_address(url: str) -> None:
         names = ", ".join(served.names)
-        out.result({"url": url, "models": served.names}, f"{url} answers for {names}; try it at {url}/docs")
+        out.result({"url": url, "models": served.names}, f"{url} answers for {names}; try it at {url}/")
 
     run(create_app(served, token), host, port, grace, report_address, allowed_hosts)
 

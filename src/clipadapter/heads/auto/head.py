@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ from clipadapter.heads.auto.unlabelled import (
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.folds import most_labels_repeat, stratified_folds
 from clipadapter.heads.out_of_fold import OutOfFold
-from clipadapter.heads.parameters import check_folds
+from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
 from clipadapter.parallel import limit_threads, parallel_map
@@ -160,13 +161,8 @@ class Auto(Head):
     unlabelled_gain_: float | None = field(init=False)
     """Log posterior of the held-out shots that they add, in nats; None where no shot was held out."""
 
-    folds: int = 4
+    folds: Annotated[int, at_least(2)] = 4
     seed: int = 0
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_folds(self.folds)
 
     def _fit(self, shots: SupportSet) -> None:
         self._own_out_of_fold: OutOfFold | None = None

@@ -1,16 +1,62 @@
-"""Nearest neighbours by cosine and their sparse graph, for the transductive heads TransCLIP, ZLaP and StatA."""
+"""What the transductive heads TransCLIP, ZLaP and StatA share: stored answers, and a graph of nearest neighbours."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from clipadapter.functional import unit
+from clipadapter.heads.base import Head, SupportSet
+
 MAX_SIMILARITIES = 16_000_000
 """Cosines held in memory at a time."""
 SAME_IMAGE_TOLERANCE = 1e-5
 """Unit rows whose cosine is at least one minus this are the same image, maybe stored in another floating-point type."""
+
+
+class TransductiveHead(Head):
+    """Base of the heads that learn an answer for each picture without a label, and answer others by neighbours."""
+
+    needs_text = True
+    transductive = True
+    picture_features = ("rows_",)
+
+    support_weight: float
+    rows_: Tensor
+    """(u + n, d) unit rows: of the pictures without labels, then of the shots."""
+
+    @abstractmethod
+    def _stored_answers(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Logits (m, c) of pictures without labels, by their numbers (m,)."""
+
+    @abstractmethod
+    def _answer_others(self, x: Tensor) -> Tensor:
+        """Logits (m, c) of the unit rows (m, d) of any other pictures."""
+
+    @property
+    @abstractmethod
+    def _n_pictures(self) -> int:
+        """U."""
+
+    def _store_rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, SupportSet]:
+        """Store ``rows_``; returns the pictures (u, d), the class text (c, d) and the shots, none if without weight."""
+        assert shots.text is not None and shots.unlabelled is not None
+        used = shots if self.support_weight else shots.take(torch.arange(0))
+        pictures = unit(shots.unlabelled)
+        self.rows_ = torch.cat([pictures, unit(used.X)])
+        return pictures, shots.text, used
+
+    def _logits(self, X: Tensor) -> Tensor:
+        x = unit(X)
+        known = find_same_image(x, self.rows_[: self._n_pictures].to(x.dtype))
+        if are_all_found(known):
+            return self._stored_answers(known, x.dtype)
+        stored = self._stored_answers(known.clamp_min(0), x.dtype)
+        return torch.where((known >= 0)[:, None], stored, self._answer_others(x))
 
 
 def nearest_neighbours(queries: Tensor, rows: Tensor, k: int, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
@@ -54,6 +100,17 @@ def adjacency(cosines: Tensor, indices: Tensor, n: int) -> csr_array:
     return csr_array(
         (cosines.clamp_min(0).cpu().numpy().ravel(), indices.cpu().numpy().ravel(), row_starts), shape=(m, n)
     )
+
+
+def symmetric_graph(rows: Tensor, u: int, k: int, weight: float) -> csr_array:
+    """The (u, n) graph of k nearest neighbours of rows (n, d): for each of the first u its neighbours' weights.
+
+    An edge counts in both directions, and all edges of a row sum to ``weight`` times their mean cosine, nearly.
+    """
+    directed = adjacency(*nearest_neighbours(rows, rows, k, exclude_self=True), len(rows))
+    # Divided by the parameter, not by the number of neighbours: a picture with fewer depends less on them.
+    graph: csr_array = ((directed + directed.T).tocsr() * (weight / (2 * k)))[:u]
+    return graph.astype(directed.dtype)
 
 
 def neighbour_assignments(x: Tensor, rows: Tensor, logits: Tensor, labels: Tensor, k: int) -> Tensor:
