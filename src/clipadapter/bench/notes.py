@@ -13,7 +13,7 @@ from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import difference_on_pictures
 from clipadapter.formatting import format_count
-from clipadapter.heads import fidelity_of
+from clipadapter.heads import Fidelity, fidelity_of
 from clipadapter.metrics.intervals import Z_95
 from clipadapter.rendering.marks import NOT_AS_PUBLISHED, TRANSDUCTIVE
 
@@ -30,15 +30,17 @@ def transductive_mark(runs: Iterable[Run]) -> str:
 
 def fidelity_mark(runs: Iterable[Run]) -> str:
     """The mark of a head that is not the published method, else ""."""
-    return "" if all(fidelity_of(run.method).is_as_published for run in runs) else NOT_AS_PUBLISHED
+    return "" if all(_fidelity(run).is_as_published for run in runs) else NOT_AS_PUBLISHED
 
 
 def fidelity_notes(runs: Iterable[Run]) -> list[str]:
     """What the mark means, for each method that has it."""
-    stated = {run.method: fidelity_of(run.method) for run in runs}
-    return [
-        f"{NOT_AS_PUBLISHED} {name}: {fidelity}" for name, fidelity in stated.items() if not fidelity.is_as_published
-    ]
+    stated = dict.fromkeys((run.method, _fidelity(run)) for run in runs)
+    return [f"{NOT_AS_PUBLISHED} {name}: {fidelity}" for name, fidelity in stated if not fidelity.is_as_published]
+
+
+def _fidelity(run: Run) -> Fidelity:
+    return fidelity_of(run.method, run.params)
 
 
 def device_notes(runs: Iterable[Run]) -> list[str]:

@@ -61,7 +61,11 @@ def summarise(runs: Sequence[Run], metric: str = "accuracy") -> dict[str, Any]:
             counts = {"seeds": len(cell.values), "failed": cell.failed}
             rows.append({"head": name, "shots": n, "mean": mean, "sd": cell.known_sd, **counts})
     seconds = {names[row]: cell.mean if cell.values else None for row, cell in _fit_seconds(table).items()}
-    fidelity = {name: fidelity_of(table.runs(row)[0].method).kind for row, name in names.items()}
+    fidelity = {}
+    for row, name in names.items():
+        run = table.runs(row)[0]
+        stated = fidelity_of(run.method, run.params)
+        fidelity[name] = f"{stated.kind}, own recipe" if stated.own_recipe else stated.kind
     return {"metric": metric, "rows": rows, "fit_seconds": seconds, "fidelity": fidelity}
 
 
