@@ -3,6 +3,7 @@ import json
 import pytest
 
 from clipadapter.bench import default_heads, read_runs
+from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.metrics import metrics_shown
 
 HEADS = ("--heads", "linear-probe", "--encoder", "toy")
@@ -98,6 +99,21 @@ def test_an_undivided_folder_alone_is_cross_validated(noisy_squares, tmp_path, c
     assert "12 test pictures of 3 classes" in result.stdout
     assert "Cross-validation over 3 folds" in (tmp_path / "out" / "table.md").read_text()
     assert {run.data.test for run in read_runs(tmp_path / "out" / "runs.jsonl")} == {"3 folds"}
+
+
+def test_cross_validation_makes_at_most_twice_the_fits_of_a_comparison_on_a_test_part(
+    noisy_squares, tmp_path, compare, monkeypatch
+):
+    fits, fit = [], LinearProbe._fit
+    monkeypatch.setattr(LinearProbe, "_fit", lambda self, shots: (fits.append(self), fit(self, shots)))
+    assert compare(noisy_squares, *HEADS, "--shots", 1).exit_code == 0
+    on_test_part = len(fits)
+    result = compare(noisy_squares / "train", *HEADS, "--shots", 1)
+    assert result.exit_code == 0, result.stderr
+    assert len(fits) - on_test_part <= 2 * on_test_part
+    # The seconds are those of one fit, as on a test part.
+    runs = [run for run in read_runs(tmp_path / "out" / "runs.jsonl") if run.data.protocol == "folds"]
+    assert {run.seed for run in runs} == {1}
 
 
 def test_a_head_that_tunes_the_encoder_is_not_cross_validated(noisy_squares, compare):
