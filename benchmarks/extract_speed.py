@@ -37,7 +37,8 @@ import torch
 from _output import add_json, ratios, write_json
 from pipeline_speed import BATCH, CALIBRATION, find
 
-from clipadapter.backends import Int8Calibration, measure_parity
+from clipadapter.backends import Int8Calibration
+from clipadapter.backends.parity import measure_parity
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import MissingExtraError

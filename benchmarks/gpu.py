@@ -1,4 +1,4 @@
-"""What a GPU brings: towers, tuners and heads on one device, as a page of Markdown with the name of the card.
+"""What a GPU brings: towers and tuners on one device, as a page of Markdown with the name of the card.
 
     python benchmarks/gpu.py --device cuda --out gpu.md   # about 7 minutes
     python benchmarks/gpu.py --device cpu --small         # half a minute of a processor: shows that every part runs
@@ -9,9 +9,7 @@ memory, and the next ones are measured. One that takes too long is stopped; afte
 Towers have random weights: speed does not depend on them. "squares" are decoded pictures in the memory of the machine;
 "files" are JPEG files, decoded and encoded by `extract` with its default number of threads, and with one for each core;
 features arrive in the memory of the machine. "decoding" is reading the files alone, with one thread for each core: as
-much as a GPU can be fed with. The share is that of the product of two large matrices in the same precision. Heads get
-random features. "fit" and "predict" are one call each at the large size, after fits at the small size; "difference" is
-the largest one of the logits to those of the CPU at the small size, in units of their largest value.
+much as a GPU can be fed with. The share is that of the product of two large matrices in the same precision.
 """
 
 import argparse
@@ -35,20 +33,17 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from head_costs import make
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipadapter.backends.pytorch import TorchBackend
-from clipadapter.bench.costs import estimate_fit_seconds
 from clipadapter.data import read_image
 from clipadapter.devices import check_device, describe_device, full_float32
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import InputError
 from clipadapter.features import encode_classes, extract
-from clipadapter.heads import create_head, head_info, list_heads
+from clipadapter.heads import create_head
 from clipadapter.parallel import count_cores
 
 PIXELS = {"mean": [0.481, 0.458, 0.408], "std": [0.269, 0.261, 0.276], "interpolation": "bicubic"}
@@ -57,7 +52,6 @@ COLUMNS = {
     "towers": ("tower", "precision", "squares/s", "share", "one square, ms", "files/s", "files/s, all cores", "GiB"),
     "decoding": ("pixels", "files/s", "threads"),
     "tuners": ("tuner", "classes", "batch", "steps/s", "GiB"),
-    "heads": ("head", "fit, s", "predict, s", "GiB", "small fit, s", "small fit on the CPU, s", "difference"),
 }
 Row = dict[str, Any]
 
@@ -70,17 +64,14 @@ class Size:
     batch: int = 256
     pictures: int = 2048
     matrix: int = 8192
-    heads: tuple[int, int, int] = (1000, 16, 1024)
-    """Classes, shots and width."""
-    small_heads: tuple[int, int, int] = (100, 16, 512)
-    queries: int = 10_000
+    classes: int = 100
     steps: int = 50
     tuner_batch: int = 32
     layers: int | None = None
     """Blocks of each tower; None for all."""
 
 
-SMALL = Size(("ViT-B-32",), 4, 8, 256, (5, 4, 32), (3, 2, 16), 50, 2, 4, 1)
+SMALL = Size(("ViT-B-32",), 4, 8, 256, 5, 2, 4, 1)
 
 
 class TimeIsOver(BaseException):
@@ -212,12 +203,10 @@ class Report:
         """The tables."""
         facts, size = self.facts(), self.size
         limits = ", ".join(f"{name} {limit:,.1f}" for name, limit in self.limits.items()) or "not measured"
-        large, small = ("{} classes x {} shots x {}".format(*shape) for shape in (size.heads, size.small_heads))
         titles = {
             "towers": f"Towers, batches of {size.batch}",
             "decoding": "Decoding of JPEG files of 500 x 375",
             "tuners": f"Tuners, {size.towers[0]}",
-            "heads": f"Heads, {large}, {size.queries:,} queries; small: {small}",
         }
         lines = [
             f"# {facts['device']}\n",
@@ -331,7 +320,7 @@ def measure_decoding(encoder: Encoder, paths: list[str], row: Row) -> None:
 def measure_tuner(report: Report, encoder: Encoder, name: str, precision: str | None, row: Row) -> None:
     """Fill the row of CoOp or CLIP-LoRA: the seconds of many steps minus those of one, so without what comes first."""
     meter, steps, batch = report.meter, report.size.steps, report.size.tuner_batch
-    names = [f"class {i:04d}" for i in range(min(100, report.size.heads[0]))]
+    names = [f"class {i:04d}" for i in range(report.size.classes)]
     prompts = {name: [f"a photo of a {name}."] for name in names}
     labels, rng = [names[i % len(names)] for i in range(batch)], np.random.default_rng(0)
     row |= {"classes": len(names), "batch": batch}
@@ -394,43 +383,6 @@ def measure_tuners(report: Report, encoder: Encoder, paths: list[str]) -> None:
         report.measure("tuners", {"tuner": f"{name} {precision or ''}".strip()}, fill, 45)
 
 
-# Heads
-
-
-def measure_head(report: Report, name: str, shapes: tuple[Any, Any], row: Row) -> None:
-    """Fill the row of one head: the small size on both devices, then the large one on the device."""
-    meter = report.meter
-    is_transductive = head_info(name).cls.transductive
-
-    def fit(device: str, made: tuple[Any, ...], logits: list[NDArray[Any]]) -> tuple[float, float]:
-        X, y, queries, _, text = made
-        head = create_head(name).to(device)
-        fitting = meter.seconds(lambda: head.fit(X, y, text=text, unlabelled=queries if is_transductive else None))
-        return fitting, meter.seconds(lambda: logits.append(head.logits(queries)))
-
-    small, large = shapes
-    logits: list[NDArray[Any]] = []
-    if meter.device != "cpu":
-        fit(meter.device, small, [])
-        row["small fit, s"], _ = fit(meter.device, small, logits)
-        row["small fit on the CPU, s"], _ = fit("cpu", small, logits)
-        row["difference"] = float(np.abs(logits[0] - logits[1]).max() / (np.abs(logits[1]).max() or 1.0))
-    row["fit, s"], row["predict, s"] = fit(meter.device, large, [])
-    row["GiB"] = meter.peak()
-
-
-def measure_heads(report: Report) -> None:
-    """A row for each head that needs no tower; those that are probably quick come first."""
-    size = report.size
-    small, large = make(*size.small_heads), make(*size.heads)
-    shapes = small, (*large[:2], np.resize(large[2], (size.queries, size.heads[2])), None, large[4])
-    names = [name for name in list_heads() if not head_info(name).cls.needs_tower]
-    names = [name for name in names if not head_info(name).cls.tunes_encoder]
-    classes, shots, width = size.heads
-    for name in sorted(names, key=lambda name: estimate_fit_seconds(name, classes * shots, classes, width)):
-        report.measure("heads", {"head": name}, lambda row: measure_head(report, row["head"], shapes, row), 60)
-
-
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -454,7 +406,6 @@ def main() -> None:
 
         report.measure("setup", {"limit": name}, fill, 60)
     measure_towers(report)
-    measure_heads(report)
     if options.out is None:
         print(report.page())
 

@@ -351,20 +351,6 @@ def predict_values(results: list[Results]) -> Values:
     }
 
 
-def ray_values(results: list[Results]) -> Values:
-    (result,) = results
-    lost, twice = result["rows lost"], result["rows twice"]
-    return {
-        "pictures": f"{result['pictures']:,}",
-        "encoder": result["encoder"],
-        "rate": significant(result["pictures/s"]),
-        "one": significant(result["one process"]["pictures/s"]),
-        "ratio": f"{result['pictures/s'] / result['one process']['pictures/s']:.2f}",
-        "killed": "none was killed" if result["killed"] is None else "one was killed after a third of the shards",
-        "lost": "no row was lost and none came twice" if lost == twice == 0 else f"{lost} rows lost, {twice} twice",
-    }
-
-
 def rows_values(results: list[Results]) -> Values:
     """For a script whose JSON has flat "rows": a table with a column per field."""
     rows = [row for result in results for row in result["rows"]]
@@ -471,14 +457,6 @@ SECTIONS = [
             ["store_speed.py", "--rows", setting.pick(30_000, 1000), "--repeats", setting.pick(5, 1), "--json", JSON]
         ],
         store_values,
-    ),
-    Section(
-        "ray",
-        lambda setting: [
-            ["ray_scale.py", "--pictures", setting.pick(3000, 60), "--encoder", "toy" if setting.small else "lite"]
-            + ["--shard-size", setting.pick(250, 10), "--sample", setting.pick(1000, 20), "--nodes", "2"]
-        ],
-        ray_values,
     ),
 ]
 

@@ -11,9 +11,10 @@ import json
 import logging
 import sys
 from importlib.metadata import version
+from typing import Any
 
 from clipadapter.encoders.catalogue import MODELS_FILE
-from clipadapter.encoders.open_clip_sources import describe_models
+from clipadapter.encoders.open_clip_sources import weights_files
 from clipadapter.files import write_atomically
 
 
@@ -24,6 +25,47 @@ def main() -> None:
     head = f'"open_clip": {json.dumps(version("open_clip_torch"))},\n "models": '
     write_atomically(MODELS_FILE, f"{{{head}{{\n{lines}\n }}}}\n".encode())
     sys.stdout.write(f"wrote {MODELS_FILE}, {MODELS_FILE.stat().st_size / 1e3:.0f} KB\n")
+
+
+def describe_models() -> dict[str, dict[str, Any]]:
+    """Facts about the architectures of open_clip, for `clipadapter.encoders.catalogue`: see `KnownModel` there.
+
+    No weights are needed: parameters are counted in networks without storage. For text towers of the library
+    transformers, whose configuration is on the hub, they are not counted.
+    """
+    import open_clip
+
+    described = {}
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        text = config["text_cfg"]
+        size = config["vision_cfg"].get("image_size", 224)
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        described[name] = {
+            "dim": int(config["embed_dim"]),
+            "image_size": int(size if isinstance(size, int) else size[0]),
+            "parameters": None if "hf_model_name" in text else count_parameters(name),
+            "tokens": int(text.get("context_length", 77)),
+            "cleaning": _cleaning(text),
+            "tags": {tag: weights_files(open_clip.get_pretrained_cfg(name, tag))[0] for tag in tags},
+        }
+    return described
+
+
+def count_parameters(model: str) -> int:
+    """Number of parameters of an architecture of open_clip, both towers."""
+    import open_clip
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = open_clip.create_model(model, load_weights=False, device="meta")
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _cleaning(text_config: dict[str, Any]) -> str:
+    """What happens to a text before its tokens are looked up; empty if the tokenizer of the library decides."""
+    default = "" if text_config.get("hf_tokenizer_name") else "lower"
+    return str((text_config.get("tokenizer_kwargs") or {}).get("clean", default))
 
 
 if __name__ == "__main__":

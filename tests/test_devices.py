@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clipadapter.devices import check_device, current_device, full_float32, head_device, set_current_device
+from clipadapter.devices import check_device, full_float32
 from clipadapter.errors import InputError
 
 
@@ -55,18 +55,6 @@ def test_auto_is_the_cpu_without_a_gpu(monkeypatch):
     for kind in (torch.cuda, torch.mps, torch.xpu):
         monkeypatch.setattr(kind, "is_available", lambda: False)
     assert check_device("auto") == "cpu"
-
-
-def test_heads_compute_on_the_cpu_where_a_gpu_has_no_float64():
-    assert [head_device(name) for name in ("cpu", "cuda:1", "mps", "xpu:0")] == ["cpu", "cuda:1", "cpu", "cpu"]
-
-
-def test_the_current_device_is_that_of_the_innermost_scope():
-    with set_current_device("cuda"):
-        with set_current_device("cpu"):
-            assert current_device() == "cpu"
-        assert current_device() == "cuda"
-    assert current_device() == "cpu"
 
 
 def test_tf32_is_off_while_anyone_computes_and_as_it_was_after():

@@ -1,4 +1,4 @@
-"""docs/speed.md and docs/profiles.md are written from results that are committed, and nothing in them by hand."""
+"""docs/speed.md is written from results that are committed, and nothing in it by hand."""
 
 import importlib
 import json
@@ -28,12 +28,6 @@ STORE = {
 def speed_page(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("speed_page")
-
-
-@pytest.fixture
-def flame_graphs(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("flame_graphs")
 
 
 def measured(*results, load=0.1):
@@ -68,17 +62,3 @@ def test_each_item_of_the_summary_has_a_link_to_a_section_of_the_page(speed_page
     assert 5 <= len(items) <= 8
     for item in items:
         assert set(re.findall(r"\]\(#([\w-]+)\)", item)) & anchors, item
-
-
-def test_the_page_of_profiles_is_what_its_results_give_and_has_their_pictures(flame_graphs):
-    results = json.loads(flame_graphs.RESULTS.read_text(encoding="utf-8"))
-    page = flame_graphs.PAGE.read_text(encoding="utf-8")
-    assert page == flame_graphs.write_page(results), "run: python benchmarks/flame_graphs.py --write-only"
-    assert {path.stem for path in flame_graphs.IMAGES.iterdir()} == set(results)
-
-
-def test_a_profile_is_shown_with_the_seconds_of_the_command_alone(flame_graphs):
-    spread = {"median": 4.14, "low": 4.0, "high": 4.26}
-    facts = {"where": "import of torch 26%", "commit": "abc", "machine": "a processor", "load": "0.1"}
-    page = flame_graphs.write_page({"fit": {"seconds": spread, "cpu": {"median": 6.3}, **facts}})
-    assert "--no-cache`: 4.1 s (4.0 to 4.3), 6.3 s of processors. Imports torch" in page

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from clipadapter.bench.launchers.base import LAUNCHERS
 
 from clipadapter.backends.registry import BACKENDS
 from clipadapter.bench.protocols import PROTOCOLS
@@ -16,7 +15,7 @@ from clipadapter.errors import UnknownNameError
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.registry import unknown
 
-REGISTRIES = {registry.kind: registry for registry in (BACKENDS, ENCODERS, HEADS, LAUNCHERS, PROTOCOLS)}
+REGISTRIES = {registry.kind: registry for registry in (BACKENDS, ENCODERS, HEADS, PROTOCOLS)}
 SOURCE = PackageSource("clipadapter.heads", "clipadapter.tuners")
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from clipadapter.conversion.onnx import suppress_logs
+from clipadapter.backends.tracing import suppress_logs
 from clipadapter.telemetry import SWITCHES, telemetry_disabled
 
 

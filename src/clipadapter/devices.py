@@ -1,8 +1,7 @@
 """Devices: which names there are, whether this machine has one, and what is computed on it.
 
-A device has the name that torch gives it, such as "cuda:1". Towers run on any of them. Heads compute on the device of
-their tower if it has float64, else on the CPU; `clipadapter.heads.placement` moves their tensors. Importing this module
-does not import torch.
+A device has the name that torch gives it, such as "cuda:1". Towers run on any of them. Heads compute on the CPU.
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -10,17 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from clipadapter.errors import InputError, brief
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices. A number can follow, as in "cuda:1"; "auto" is the GPU of this machine, or else the CPU."""
-WITHOUT_FLOAT64 = ("mps", "xpu")
-"""Kinds on which heads do not compute: Metal has no float64, most Intel GPUs none in hardware. Towers need none."""
-
-_current: ContextVar[str] = ContextVar("device", default="cpu")
 
 
 def check_device(device: str) -> str:
@@ -89,15 +83,6 @@ def _why_no_cuda() -> str:
     return "torch finds no GPU or no driver for it; 'nvidia-smi' should list it. Or give cpu or auto"
 
 
-def head_device(device: str) -> str:
-    """The device on which heads compute if a tower runs on this one.
-
-    >>> head_device("cuda:1"), head_device("mps")
-    ('cuda:1', 'cpu')
-    """
-    return "cpu" if device.partition(":")[0] in WITHOUT_FLOAT64 else device
-
-
 def count_gpus(device: str) -> int:
     """How many GPUs of this machine a device stands for: all for "cuda", one for "cuda:1", none for "cpu".
 
@@ -111,38 +96,20 @@ def count_gpus(device: str) -> int:
     return torch.cuda.device_count()
 
 
-def describe_device(device: str | None) -> str:
-    """Name what heads compute on, for records: "cpu", or the kind of device and the name of the card.
+def describe_device(device: str) -> str:
+    """Name what something computes on, for records: "cpu", or the kind of device and the name of the card.
 
     Two cards of one name are the same device, since results and times do not depend on the number of the card.
 
-    Args:
-        device: as `heads.Head.device` is; None is the CPU.
-
-    >>> describe_device(None), describe_device("mps")
-    ('cpu', 'cpu')
+    >>> describe_device("cpu"), describe_device("mps")
+    ('cpu', 'mps')
     """
-    kind = head_device(device or "cpu").partition(":")[0]
+    kind = device.partition(":")[0]
     if kind != "cuda":
         return kind
     import torch
 
     return f"cuda, {torch.cuda.get_device_name(device)}"
-
-
-def current_device() -> str:
-    """The device on which this thread fits a head or predicts with it; "cpu" outside of both."""
-    return _current.get()
-
-
-@contextmanager
-def set_current_device(device: str) -> Iterator[None]:
-    """Make a device the current one of this thread; `clipadapter.heads.placement.use_device` creates tensors there."""
-    token = _current.set(device)
-    try:
-        yield
-    finally:
-        _current.reset(token)
 
 
 class _FullFloat32:

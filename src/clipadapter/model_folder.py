@@ -10,9 +10,9 @@ import difflib
 import os
 from pathlib import Path
 
+from clipadapter.backends.formats import is_exported
 from clipadapter.errors import ArtifactError
 from clipadapter.files import path_without_links
-from clipadapter.formats import is_exported
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 HEAD_FILE, SUPPORT_FILE, UNLABELLED_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE = (
@@ -72,8 +72,8 @@ def why_no_model(path: str | Path) -> str:
         return f"there is no folder {path}{advice} the one that 'clipadapter fit' wrote"
     if is_exported(folder):
         return (
-            f"{path} is an exported file, which only 'clipadapter predict', 'serve' and 'monitor' take: give the "
-            "folder that 'clipadapter fit' wrote"
+            f"{path} is an exported file, which only 'clipadapter predict', 'eval', 'serve' and 'monitor' take: give "
+            "the folder that 'clipadapter fit' wrote"
         )
     return f"{path} is a file: give the folder that 'clipadapter fit' wrote"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.devices import current_device, full_float32
+from clipadapter.devices import full_float32
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,8 +102,6 @@ def parallel_map(tasks: Sequence[Callable[[], T]], workers: int | None = None, *
 
     threads = torch.get_num_threads()
     workers = min(threads, len(tasks)) if workers is None else workers
-    if current_device() != "cpu":  # which one thread keeps busy, and which new threads would not use
-        return [task() for task in tasks]
 
     def run_with_fewer_threads(task: Callable[[], T]) -> T:
         torch.set_num_threads(threads // workers)

@@ -9,6 +9,9 @@ from clipadapter.backends import Int8Calibration, Tower, create_backend
 from clipadapter.encoders import create_encoder
 from clipadapter.pixels import PixelSpec
 
+from ..runtime.conftest import write
+
+__all__ = ["write"]
 VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 16}
 TEXT = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1}
 

@@ -113,6 +113,8 @@ def test_unknown_names():
         create_backend("openvin")
     with pytest.raises(InputError, match="ONNX Runtime backend runs fp32, int8, not bf16"):
         backend_info("onnxruntime").cls.check_available("bf16")
+    with pytest.raises(InputError, match="LiteRT backend runs exported models only, not fp32"):
+        backend_info("litert").cls.check_available("fp32")
     with pytest.raises(InputError, match="Torch backend runs fp32, bf16, not int8"):
         backend_info("torch").cls.check_available("int8")
 
@@ -143,7 +145,7 @@ def test_a_tower_too_large_for_onnx(tiny, no_cache):
     with torch.device("meta"):
         module = torch.nn.Linear(1 << 15, 1 << 14)
     large = type(tiny)("large", "1" * 32, 32, tiny.pixels, module)
-    with pytest.raises(InputError, match="large has 2.0 GiB of weights"):
+    with pytest.raises(InputError, match="the model has 2.0 GiB of weights"):
         create_backend("onnxruntime").prepare(large, "fp32")
     assert not [path for path in no_cache.iterdir() if path.is_dir()]
 

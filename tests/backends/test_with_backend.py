@@ -77,7 +77,9 @@ def test_wrong_pixels(pixels, fast):
 
 
 def test_wrong_names(lite):
-    with pytest.raises(UnknownNameError, match="no backend is called 'onnx'. Known: onnxruntime, openvino, torch"):
+    with pytest.raises(
+        UnknownNameError, match="no backend is called 'onnx'. Known: litert, onnxruntime, openvino, torch"
+    ):
         with_backend(lite, "onnx")
     with pytest.raises(InputError, match="precision must be one of fp32, bf16, int8, but is 'fp16'"):
         with_backend(lite, "openvino", "fp16")

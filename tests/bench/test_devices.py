@@ -1,4 +1,4 @@
-"""Suites and comparisons whose heads compute on a device, simulated by tests/simulated_device.py."""
+"""Suites whose towers compute on a device, simulated by tests/simulated_device.py."""
 
 import pytest
 import torch
@@ -6,14 +6,11 @@ from tests.simulated_device import DEVICE, simulated_device
 
 from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.bench import compare_studies, launcher, load_study, open_source, read_runs, run_suite, write_report
-from clipadapter.bench.comparison import compare
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import parse_suite
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.data import load_dataset
 from clipadapter.devices import count_gpus
 from clipadapter.errors import InputError
-from clipadapter.heads import create_head
 
 SHORT = """
 title = "t"
@@ -26,6 +23,7 @@ shots = [2]
 seeds = [1]
 """
 TWO_HEADS = 'title = "t"\nheads = ["zero-shot", "gda"]\nshots = [2]\nseeds = [1]\n'
+TUNER = 'title = "t"\nvariants = [{ head = "coop", params = { epochs = 2 } }]\nshots = [2]\nseeds = [1]\n'
 PROTOCOLS = {
     "few-shot": SHORT,
     "cross-validation": f'{TWO_HEADS}protocol = "cross-validation"\noptions = {{ folds = 2 }}',
@@ -67,41 +65,29 @@ def test_a_suite_on_a_device_has_the_results_of_the_cpu(pictures, tmp_path, prot
         result = make_runs(pictures, tmp_path / "device", device, text, encoder_device=device)
     assert result.n_failed == 0
     runs = read_runs(tmp_path / "device" / "runs.jsonl")
-    assert [run.machine.device for run in runs] == [DEVICE] * len(runs)
+    assert {run.machine.device for run in runs if run.head == "coop"} <= {DEVICE}
+    assert {run.machine.device for run in runs if run.head != "coop"} == {"cpu"}
     assert get_metrics(tmp_path / "device") == pytest.approx(get_metrics(tmp_path / "cpu"))
 
 
 def test_records_of_both_devices_are_the_same_runs_and_reports_name_both(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(launcher, "count_cores", lambda: 1)
-    both = TWO_HEADS.replace("seeds = [1]", "seeds = [1, 2]")
-    assert make_runs(pictures, tmp_path / "out", "cpu", TWO_HEADS).n_made == 2
+    both = TUNER.replace("seeds = [1]", "seeds = [1, 2]")
+    assert make_runs(pictures, tmp_path / "out", "cpu", TUNER).n_made == 1
     with simulated_device() as device:
         result = make_runs(pictures, tmp_path / "out", device, both)
-    assert (result.n_made, result.n_existing) == (2, 2)
+    assert (result.n_made, result.n_existing) == (1, 1)
     study = load_study(tmp_path / "out", "own")
-    note = "Heads computed on several devices: cpu (2 runs); meta (2 runs)."
+    note = "Heads computed on several devices: cpu (1 run); meta (1 run)."
     page, *_ = write_report(study, tmp_path / "out")
     assert note in page.read_text()
     assert "heads on meta" in page.read_text()
     make_runs(pictures, tmp_path / "cpu", "cpu", both)
-    assert "device of the head: meta to cpu (2 of 4 runs)" in compare_studies(
+    assert "device of the head: meta to cpu (1 of 2 runs)" in compare_studies(
         study, load_study(tmp_path / "cpu", "own")
     )
     assert "device" not in write_report(load_study(tmp_path / "cpu", "own"), tmp_path / "cpu")[0].read_text()
     assert {run.machine.device for run in study.runs} == {"cpu", DEVICE}
-
-
-def test_heads_are_compared_on_the_device_of_the_encoder(pictures, tmp_path):
-    with simulated_device() as device:
-        model = FewShotClassifier("toy", cache=None, device=device)
-        heads = {"placed": create_head("gda"), "stays": create_head("gda").to("cpu")}
-        train, test = (load_dataset(pictures).split(part) for part in ("train", "test"))
-        comparison = compare(model, train, test, heads, [2], [1])
-    placed, stays = comparison.runs
-    assert (placed.machine.device, stays.machine.device) == (DEVICE, "cpu")
-    assert placed.metrics.accuracy == stays.metrics.accuracy
-    comparison.write(tmp_path, "t")
-    assert "several devices: cpu (1 run); meta (1 run)" in (tmp_path / "table.md").read_text()
 
 
 def test_a_device_that_this_machine_lacks_is_refused_before_any_work(pictures, tmp_path):

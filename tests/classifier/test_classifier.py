@@ -9,7 +9,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier, list_heads
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, FingerprintError, ImageError, InputError, UnknownNameError
-from clipadapter.heads import head_info
+from clipadapter.heads import create_head, head_info
 from clipadapter.heads.clip_adapter import ClipAdapter
 
 from ..heads.estimators import short_training
@@ -55,6 +55,30 @@ def test_every_kind_of_head_learns_colours_and_survives_saving(head, tmp_path):
     assert fitted.predict(queries) == truth
     again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
     np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
+
+
+@pytest.mark.parametrize(
+    ("head", "params"),
+    [
+        ("taskres", {"text_norm": [9.0, 8.0, 10.0]}),
+        ("zs-lp", {"text_norm": [9.0, 8.0, 10.0]}),
+        ("clap", {"text_norm": [9, 8, 10]}),
+        ("ss-text-u", {"marginal": [0.25, 0.25, 0.5]}),
+    ],
+)
+def test_a_head_with_a_list_of_numbers_for_the_classes_is_saved(head, params, tmp_path):
+    images, labels = squares()
+    unlabelled = images if head == "ss-text-u" else None
+    fitted = model(head=head, head_params={**short_training(head), **params}).fit(images, labels, unlabelled=unlabelled)
+    again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
+    assert {name: again.head_.get_params()[name] for name in params} == params
+    np.testing.assert_array_equal(again.predict_proba(images), fitted.predict_proba(images))
+
+
+def test_a_parameter_that_is_an_array_is_refused_before_the_fit():
+    images, labels = squares()
+    with pytest.raises(InputError, match=r"text_norm must be no array, .* give text_norm.tolist\(\)"):
+        model(head=create_head("taskres", text_norm=np.ones(3))).fit(images, labels)
 
 
 def test_paths_pictures_and_arrays_give_the_same_answer(tmp_path):

@@ -1,4 +1,4 @@
-"""`FewShotClassifier(device=...)`: encoder and head on one device, simulated by tests/simulated_device.py."""
+"""`FewShotClassifier(device=...)`: the encoder on a device, simulated by tests/simulated_device.py."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import InputError
-from clipadapter.heads import create_head
 
 
 @pytest.fixture(autouse=True)
@@ -28,26 +27,14 @@ def test_a_model_fitted_on_a_device_is_saved_there_and_loaded_on_the_cpu(picture
     expected = FewShotClassifier(encoder="toy", cache=None).fit(squares, labels).predict_proba(squares)
     with simulated_device() as device:
         model = FewShotClassifier(encoder="toy", cache=None, device=device).fit(squares, labels)
-        assert (model.encoder_.device, model.head_.device) == (DEVICE, DEVICE)
+        assert model.encoder_.device == DEVICE
         np.testing.assert_allclose(model.predict_proba(squares), expected, rtol=1e-5)
         model.save(tmp_path / "model")
         there = FewShotClassifier.load(tmp_path / "model", device=device, cache=None)
-        assert there.head_.device == DEVICE
+        assert there.encoder_.device == DEVICE
         np.testing.assert_allclose(there.predict_proba(squares), expected, rtol=1e-5)
     loaded = FewShotClassifier.load(tmp_path / "model", cache=None)
-    assert loaded.head_.device is None
     np.testing.assert_allclose(loaded.predict_proba(squares), expected, rtol=1e-5)
-
-
-def test_a_head_follows_an_open_encoder_unless_it_was_put_elsewhere(pictures):
-    squares, labels = pictures
-    with simulated_device() as device:
-        encoder = create_encoder("toy", device)
-        head = create_head("zero-shot")
-        assert FewShotClassifier(encoder, head, cache=None).fit(squares, labels).head_.device == DEVICE
-        assert head.device is None  # the head that was given is not changed
-        stays = create_head("zero-shot").to("cpu")
-        assert FewShotClassifier(encoder, stays, cache=None).fit(squares, labels).head_.device == "cpu"
 
 
 def test_an_encoder_is_not_opened_on_a_device_that_this_machine_lacks():

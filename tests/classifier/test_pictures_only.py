@@ -9,7 +9,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.bench import compare, cross_validate_model, evaluate_model
 from clipadapter.data import load_dataset
 from clipadapter.encoders import create_encoder
-from clipadapter.encoders.base import EncoderInfo, PictureEncoder
+from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.heads import TextFeatures, create_head
@@ -19,8 +19,10 @@ from clipadapter.uncertainty import UncertaintyOptions
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
-class Pictures(PictureEncoder):
+class Pictures(Encoder):
     """The toy encoder without its texts."""
+
+    has_text = False
 
     def __init__(self, uri="pictures"):
         self.toy, self.device = ToyEncoder(), "cpu"

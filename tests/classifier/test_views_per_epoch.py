@@ -9,7 +9,6 @@ import pytest
 from clipadapter import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import PerEpochViews, ViewCost, ViewSpec
-from clipadapter.heads import clip_adapter
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.taskres import TaskRes
 
@@ -54,7 +53,7 @@ def test_epochs_of_a_head_with_a_number_of_steps_are_counted():
 
 def test_a_dear_training_gets_no_more_views_than_it_makes_epochs(monkeypatch):
     images, labels = pictures()
-    monkeypatch.setattr(clip_adapter, "MAX_TRAINING_COST", 6 * (32 * 3 + 2 * 32 * 8) * 4)
+    monkeypatch.setattr(ClipAdapter, "max_cost", 6 * (32 * 3 + 2 * 32 * 8) * 4)
     tried = model(head=ClipAdapter(alpha=0.2, steps=3))
     assert tried.view_cost(images, labels) == ViewCost(pictures=6, views=1 + 4, dim=32, cached=False)
     assert tried.fit(images, labels).support_.X.shape[1] == 1 + 4

@@ -1,5 +1,6 @@
 """The group itself: commands found by their files, help, errors, exit codes."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -14,17 +15,16 @@ from PIL import Image
 from clipadapter import __version__
 from clipadapter.cli import commands
 from clipadapter.cli.app import app, main
-from clipadapter.cli.groups import Section
 
 from ..configs import rewrite_config
 
 COMMANDS = app.list_commands(click.Context(app))
 HELLO = """
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.options import output_options
 
 
-@cli_command("clipadapter hello", Section.START, position=0)
+@cli_command("clipadapter hello")
 @output_options
 def command(out):
     "Greet."
@@ -33,17 +33,33 @@ def command(out):
 """
 
 
-def test_a_new_command_is_one_file(tmp_path, monkeypatch, run):
+def test_a_new_command_is_one_file_and_one_line_of_the_table(tmp_path, monkeypatch, run):
     (tmp_path / "hello.py").write_text(HELLO)
     monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    monkeypatch.setitem(commands.SECTIONS["Start"], "hello", "Greet.")
     monkeypatch.delitem(sys.modules, "clipadapter.cli.commands.hello", raising=False)
-    start, update = (run("--help").stdout.index(f"{section.value}:") for section in (Section.START, Section.UPDATE))
-    assert start < run("--help").stdout.index("hello    Greet.") < run("--help").stdout.index("scan     ") < update
+    assert "\n  hello    Greet.\n" in run("--help").stdout
     assert run("hello", "--help").stdout.endswith("Example: clipadapter hello\n")
     assert run("hello").stdout == "hello\n"
     assert run("hello").stderr == "a note\n"
     assert run("hello", "-q").stderr == ""
     assert run("hello", "--json").stdout == '{\n "said": "hello"\n}\n'
+
+
+def test_the_help_imports_no_command_and_fits_80_columns(monkeypatch, run):
+    monkeypatch.setattr(app, "get_command", None)
+    assert max(map(len, run("--help").stdout.splitlines())) < 80
+
+
+def test_the_help_of_fit_begins_with_the_options_that_a_person_needs_first(run):
+    text = run("fit", "--help").stdout
+    first = text[text.index("Options:") : text.index("Encoder:")]
+    assert re.findall(r"^  (?:-h, )?(--[a-z-]+)", first, re.MULTILINE) == [
+        "--out", "--encoder", "--quality", "--head", "--shots", "--test-fraction", "--reject", "--class-names",
+        "--json", "--help",
+    ]  # fmt: skip
+    options = {option for param in app.get_command(None, "fit").params for option in param.opts if option[:2] == "--"}
+    assert all(f"{option} " in text for option in options)
 
 
 def test_modules_of_the_package_are_the_commands():

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from clipadapter.data.sets import list_sets, set_info
+from clipadapter.data.sets import get_set, list_sets
 from clipadapter.data.sets.layouts import ImageNetSet
 
 # Synsets that ImageNet-A and ImageNet-R have too, their number among ImageNet's outputs, and CLIP's name.
@@ -45,22 +45,22 @@ def make_stand_in(name, root, classes=3, pictures=6):
     """
     fewer = max(1, pictures // 2)
     counts = {"train": pictures, "val": fewer, "test": fewer}
-    cls = set_info(name).cls
-    if issubclass(cls, ImageNetSet):
-        _imagenet(cls, root / cls.folder, classes, counts)
+    one = get_set(name)
+    if isinstance(one, ImageNetSet):
+        _imagenet(one, root / one.folder, classes, counts)
     elif name == "fgvc_aircraft":
-        _aircraft(root / cls.folder, classes, counts)
+        _aircraft(root / one.folder, classes, counts)
     else:
-        _split_set(cls, root / cls.folder, classes, counts)
+        _split_set(one, root / one.folder, classes, counts)
     return root
 
 
-def _imagenet(cls, root, classes, counts):
-    for split, folder in cls.split_folders.items():
-        for number, (synset, index, _) in enumerate(classes_of(cls.name)[:classes]):
-            inner = str(index) if cls.class_folders == "index" else synset
+def _imagenet(one, root, classes, counts):
+    for split, folder in one.split_folders.items():
+        for number, (synset, index, _) in enumerate(classes_of(one.name)[:classes]):
+            inner = str(index) if one.class_folders == "index" else synset
             for i in range(counts[split]):
-                _draw(root / folder / inner / f"{synset}_{i}.JPEG", number, classes, cls.name)
+                _draw(root / folder / inner / f"{synset}_{i}.JPEG", number, classes, one.name)
 
 
 def _aircraft(folder, classes, counts):
@@ -76,22 +76,22 @@ def _aircraft(folder, classes, counts):
     (folder / "variants.txt").write_text("".join(f"kind {number}\n" for number in range(classes)), "utf-8")
 
 
-def _split_set(cls, folder, classes, counts):
+def _split_set(one, folder, classes, counts):
     split = {part: [] for part in counts}
     for number in range(classes):
         for part, amount in counts.items():
             for i in range(amount):
                 inner = f"kind_{number}/{part}_{i}.jpg"
-                if cls.name == "stanford_cars":
+                if one.name == "stanford_cars":
                     inner = f"cars_{'test' if part == 'test' else 'train'}/{number}_{part}_{i}.jpg"
-                _draw(folder / cls.image_folder / inner, number, classes, cls.name)
+                _draw(folder / one.image_folder / inner, number, classes, one.name)
                 split[part].append([inner, number, f"kind_{number}"])
-    (folder / cls.split_file).write_text(json.dumps(split), "utf-8")
+    (folder / one.split_file).write_text(json.dumps(split), "utf-8")
 
 
 def _draw(path, number, classes, name):
     """A noisy square; its noise depends on its path alone."""
-    imagenets = [other for other in list_sets() if issubclass(set_info(other).cls, ImageNetSet)]
+    imagenets = [other for other in list_sets() if isinstance(get_set(other), ImageNetSet)]
     bright = 1 - 0.1 * imagenets.index(name) if name in imagenets else 1
     colour = 150 * np.array(colorsys.hsv_to_rgb(number / classes, 1, 1)) * bright
     noise = np.random.default_rng(zlib.crc32("/".join(path.parts[-4:]).encode())).integers(0, 60, (16, 16, 3))

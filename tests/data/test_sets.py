@@ -7,7 +7,7 @@ import pytest
 import torchvision
 
 from clipadapter.data import get_templates, load_dataset
-from clipadapter.data.sets import create_set, data_root, find_set, list_sets, prepare, set_info
+from clipadapter.data.sets import data_root, find_set, get_set, list_sets, prepare
 from clipadapter.errors import DataError, UnknownNameError
 from clipadapter.imagenet import imagenet_names, imagenet_synsets
 
@@ -69,8 +69,8 @@ def torchvision_of(tmp_path, monkeypatch):
     from and the list of the archives that were fetched. All but the download is torchvision's own code."""
 
     def patch(name):
-        source = make_stand_in(name, tmp_path / "source") / set_info(name).cls.folder
-        module = getattr(torchvision.datasets, set_info(name).cls.download.dataset).__module__
+        source = make_stand_in(name, tmp_path / "source") / get_set(name).folder
+        module = getattr(torchvision.datasets, get_set(name).download.dataset).__module__
         fetched = []
 
         def download(url, download_root, filename=None, md5=None):
@@ -104,7 +104,7 @@ def torchvision_of(tmp_path, monkeypatch):
 def test_a_stand_in_is_read_like_the_original(name, tmp_path):
     dataset = load_dataset(name, make_stand_in(name, tmp_path, classes=3, pictures=4))
     assert dataset.name == name
-    assert dataset.root == tmp_path / set_info(name).cls.folder
+    assert dataset.root == tmp_path / get_set(name).folder
     names = [f"kind_{i}" for i in range(3)]
     if name in IMAGENETS:
         names = [text for _, _, text in classes_of(name)[:3]]
@@ -121,13 +121,13 @@ def test_a_stand_in_is_read_like_the_original(name, tmp_path):
 
 @pytest.mark.parametrize("name", list_sets())
 def test_a_set_has_a_complete_description(name, tmp_path):
-    one = create_set(name)
+    one = get_set(name)
     assert name == one.name
     assert get_templates(one.templates)
     assert all(text.startswith("https://") for text in (one.paper, one.homepage))
     assert one.licence
     assert set(one.counts) <= {"train", "val", "test"}
-    assert set_info(name).summary.endswith(".")
+    assert get_set(name).summary.endswith(".")
     for required in one.required_paths(tmp_path):
         assert f"{required.path}: {required.source}" in one.describe_paths(tmp_path)
         assert required.path.is_relative_to(tmp_path / one.folder)
@@ -140,8 +140,7 @@ def test_a_set_has_a_complete_description(name, tmp_path):
 def test_the_sets_of_the_papers_are_there():
     assert set(ELEVEN) | set(IMAGENETS) <= set(list_sets())
     assert (
-        sum(create_set(name).n_classes for name in ELEVEN)
-        == 100 + 47 + 10 + 100 + 101 + 1000 + 102 + 37 + 196 + 397 + 101
+        sum(get_set(name).n_classes for name in ELEVEN) == 100 + 47 + 10 + 100 + 101 + 1000 + 102 + 37 + 196 + 397 + 101
     )
 
 
@@ -149,7 +148,7 @@ def test_find_set():
     assert find_set("dtd").n_classes == 47
     assert find_set("shots/") is None
     with pytest.raises(UnknownNameError, match="no data set is called 'dttd'. Did you mean 'dtd'?"):
-        create_set("dttd")
+        get_set("dttd")
 
 
 def test_the_stand_in_has_names_and_synsets_of_imagenet():
@@ -209,14 +208,14 @@ def test_a_half_unpacked_set_is_refused(tmp_path):
 
 def test_differences_from_the_papers_are_listed(tmp_path):
     root = make_stand_in("dtd", tmp_path)
-    assert create_set("dtd").differences(load_dataset("dtd", root)) == [
+    assert get_set("dtd").differences(load_dataset("dtd", root)) == [
         "3 classes found, but the papers have 47",
         "18 pictures of train found, but the papers have 2820",
         "9 pictures of val found, but the papers have 1128",
         "9 pictures of test found, but the papers have 1692",
     ]
     aircraft = load_dataset("fgvc_aircraft", make_stand_in("fgvc_aircraft", tmp_path))
-    assert create_set("fgvc_aircraft").differences(aircraft) == ["3 classes found, but the papers have 100"]
+    assert get_set("fgvc_aircraft").differences(aircraft) == ["3 classes found, but the papers have 100"]
 
 
 def test_damaged_lists_of_aircraft_say_where(tmp_path):
@@ -276,7 +275,7 @@ def test_files_that_torchvision_unpacks_are_moved_into_the_layout(name, tmp_path
 @pytest.mark.parametrize("name", ["dtd", "fgvc_aircraft"])
 def test_an_incomplete_download_is_never_used(name, tmp_path, torchvision_of, monkeypatch):
     _, fetched = torchvision_of(name)
-    module = getattr(torchvision.datasets, set_info(name).cls.download.dataset).__module__
+    module = getattr(torchvision.datasets, get_set(name).download.dataset).__module__
     works = __import__(module, fromlist=["_"]).download_and_extract_archive
     inner = {"dtd": "dtd/images", "fgvc_aircraft": "fgvc-aircraft-2013b/data/images"}[name]
     archives_seen = []
@@ -313,8 +312,8 @@ def test_sets_without_a_download_are_listed_as_missing(tmp_path):
     for name in ("stanford_cars", "ucf101", "imagenet"):
         done = prepare(name, tmp_path)
         assert not done.downloaded
-        assert done.missing == create_set(name).required_paths(tmp_path)
-    assert "no longer on the authors' site" in create_set("stanford_cars").describe_paths(tmp_path)
+        assert done.missing == get_set(name).required_paths(tmp_path)
+    assert "no longer on the authors' site" in get_set("stanford_cars").describe_paths(tmp_path)
     assert not list(tmp_path.iterdir())
 
 

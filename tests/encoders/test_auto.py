@@ -14,11 +14,11 @@ from clipadapter.installation import install_command
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    monkeypatch.setattr(auto, "cached_file", lambda repo, names, revision=None: None)
+    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: None)
 
 
 def test_its_files_are_those_of_open_clip():
-    assert weights_files(open_clip.get_pretrained_cfg(*auto.MODEL.split("/"))) == (auto.REPO, auto.FILES)
+    assert weights_files(open_clip.get_pretrained_cfg(*auto.MODEL.split("/"))) == (auto.SOURCE.repo, auto.SOURCE.names)
 
 
 def test_without_weights_and_hub_it_is_lite(no_weights, monkeypatch):
@@ -67,12 +67,12 @@ def test_there_are_no_variants():
 
 
 def test_a_dead_network_is_no_answer():
-    assert not hub.hub_answers(auto.REPO, auto.FILES[0])
+    assert not hub.hub_answers("owner/repo", "file")
 
 
 def test_offline_mode_is_no_answer(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert not hub.hub_answers(auto.REPO, auto.FILES[0])
+    assert not hub.hub_answers("owner/repo", "file")
 
 
 def test_a_network_that_hangs_is_not_waited_for(monkeypatch):

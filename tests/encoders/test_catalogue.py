@@ -1,20 +1,29 @@
 """The catalogue says what open_clip says, and is read without importing torch."""
 
+import importlib.util
 import json
 
 import open_clip
 import pytest
 
 from clipadapter.encoders import catalogue, check_uri, list_encoders, list_listings
-from clipadapter.encoders.open_clip_sources import count_parameters, describe_models
 from clipadapter.encoders.registry import ENCODERS
-from clipadapter.encoders.timm_sources import describe_models as describe_timm_models
-from clipadapter.encoders.timm_sources import list_untrained
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 
 from ..imports import recorded
+from ..pages import ROOT
 
+
+def script(name):
+    """The module of a script."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_open_clip_models, make_timm_models = script("make_open_clip_models"), script("make_timm_models")
 PUBLISHED_MILLIONS = {
     "ViT-B-32": 151.28,
     "RN50": 102.01,
@@ -34,9 +43,11 @@ of_this_release = pytest.mark.skipif(
 
 @of_this_release
 def test_models_are_those_of_open_clip(monkeypatch):
-    monkeypatch.setattr("clipadapter.encoders.open_clip_sources.count_parameters", lambda name: None)
+    monkeypatch.setattr(make_open_clip_models, "count_parameters", lambda name: None)
     packaged = json.loads(catalogue.MODELS_FILE.read_text())["models"]
-    assert [{**facts, "parameters": None} for facts in packaged.values()] == list(describe_models().values())
+    assert [{**facts, "parameters": None} for facts in packaged.values()] == list(
+        make_open_clip_models.describe_models().values()
+    )
     assert list(packaged) == open_clip.list_models()
 
 
@@ -47,14 +58,14 @@ def test_models_are_those_of_open_clip(monkeypatch):
     ["RN50", "convnext_base_w", "EVA02-B-16", "ViT-B-16-SigLIP2", "MobileCLIP2-S0", "PE-Core-T-16-384", "ViTamin-S"],
 )
 def test_parameters_are_those_of_open_clip(name):
-    assert count_parameters(name) == catalogue.read_models()[name].parameters
+    assert make_open_clip_models.count_parameters(name) == catalogue.read_models()[name].parameters
 
 
 def test_parameters_are_those_that_open_clip_publishes():
     models = catalogue.read_models()
     counts = {name: round(models[name].parameters / 1e6, 2) for name in PUBLISHED_MILLIONS}
     assert counts == PUBLISHED_MILLIONS
-    assert count_parameters("ViT-B-32") == models["ViT-B-32"].parameters
+    assert make_open_clip_models.count_parameters("ViT-B-32") == models["ViT-B-32"].parameters
 
 
 @of_this_release
@@ -191,12 +202,12 @@ of_this_timm = pytest.mark.skipif(
 @of_this_timm
 def test_models_of_timm_are_those_of_timm(monkeypatch):
     content = json.loads(catalogue.TIMM_MODELS_FILE.read_text())
-    monkeypatch.setattr("clipadapter.encoders.timm_sources._measure", lambda name: {})
+    monkeypatch.setattr(make_timm_models, "_measure", lambda name: {})
     facts = ("image_size", "licence")
     packaged = {name: {fact: model[fact] for fact in facts} for name, model in content["models"].items()}
-    assert packaged == describe_timm_models()
+    assert packaged == make_timm_models.describe_models()
     own = "vit_narrow_patch16_224"  # of tests/conftest.py, if another test of this process opened it
-    assert content["untrained"] == [name for name in list_untrained() if name != own]
+    assert content["untrained"] == [name for name in make_timm_models.list_untrained() if name != own]
 
 
 def test_widths_of_models_of_timm_are_those_that_are_published():

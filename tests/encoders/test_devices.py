@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.simulated_device import DEVICE, DeviceTensor, simulated_device
 
-from clipadapter.backends import measure_parity
+from clipadapter.backends.parity import measure_parity
 from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.encoders import create_encoder, with_backend
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from clipadapter.encoders import create_encoder
-from clipadapter.encoders import open_clip_sources as sources
+from clipadapter.encoders import hub as hub_module
 from clipadapter.errors import EncoderUnavailableError
 
 from ..conftest import CLIP, letter_tokenizer
@@ -73,7 +73,7 @@ def open_family(hub, write_model, tmp_path, monkeypatch):
         folder = write_model(tmp_path / "model", config, CLIP)
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, model, config)
         weights = str(folder / "open_clip_model.safetensors")
-        monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: weights)
+        monkeypatch.setattr(hub_module, "cached_file", lambda repo, names, revision=None: weights)
         return create_encoder(f"open_clip:{name}")
 
     return open_narrow
@@ -198,5 +198,5 @@ def test_biomedclip_opens_from_the_hubs_cache_with_a_text_tower_of_transformers(
         torch.testing.assert_close(encoder.encode_images([picture(40, 50)]), model.encode_image(pixels[None]))
 
     shutil.rmtree(language.parents[1])
-    with pytest.raises(EncoderUnavailableError, match=f"the repository {name}, whose config.json is not"):
+    with pytest.raises(EncoderUnavailableError, match=f"{name}, which the text tower of hf-hub:{repo} needs"):
         create_encoder(f"hf-hub:{repo}")

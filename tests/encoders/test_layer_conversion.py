@@ -7,9 +7,10 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
-from clipadapter.conversion.onnx import write_onnx
-from clipadapter.conversion.openvino import import_openvino, statistic_names
-from clipadapter.conversion.tracing import SquareTower, example_squares, trace
+from clipadapter.backends.onnxruntime import write_onnx
+from clipadapter.backends.openvino import import_openvino
+from clipadapter.backends.quantize import statistic_names
+from clipadapter.backends.tracing import SquareTower, example_squares, trace
 from clipadapter.encoders.block_encoder import MirroredMean
 from clipadapter.encoders.open_clip_layers import TowerLayers
 from clipadapter.encoders.toy import ToyEncoder

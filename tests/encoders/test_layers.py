@@ -87,7 +87,7 @@ def test_the_tunable_copy_of_an_encoder_in_a_backend_is_in_full_precision(opened
 def test_an_encoder_that_can_not_be_tuned_is_refused_with_those_that_can():
     with pytest.raises(
         InputError,
-        match="encoder toy can't be tuned; those of efficientnet-lite1, efficientnet-lite2, lite, open_clip can",
+        match="toy can't be tuned; those of efficientnet-lite1, efficientnet-lite2, hf-hub, lite, open_clip can",
     ):
         open_tunable_copy(ToyEncoder())
     assert Encoder.tunable_copy(ToyEncoder()) is None

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipadapter.encoders import check_encoder, create_encoder
-from clipadapter.encoders import open_clip_sources as sources
-from clipadapter.encoders.open_clip import OpenClipEncoder, compute_fingerprint
-from clipadapter.encoders.open_clip_sources import find_pretrained, is_downloaded
+from clipadapter.encoders import check_encoder, create_encoder, hub
+from clipadapter.encoders.open_clip import OpenClipEncoder
+from clipadapter.encoders.open_clip_sources import find_pretrained, hub_source
 from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
 
 from ..conftest import CLIP
@@ -109,13 +108,16 @@ def test_fingerprint_knows_the_weights(change, opened, write_model, folders, tmp
     assert create_encoder(f"open_clip:local-dir:{other}").info.fingerprint != opened("tiny").info.fingerprint
 
 
-def test_fingerprint_knows_the_tokenizer(opened):
-    encoder = opened("tiny")
-    prints = {
-        compute_fingerprint(torch.nn.Linear(1, 1), tokenizer, {}, {})
-        for tokenizer in (lambda texts: torch.zeros(1), lambda texts: torch.ones(1), encoder._tokenizer)
-    }
-    assert len(prints) == 3
+def test_fingerprint_knows_the_tokenizer(folders, opened, monkeypatch):
+    """A library of tokenizers that gives other tokens makes another encoder of the same files."""
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda model: OtherTokenizer())
+    other = create_encoder(f"open_clip:local-dir:{folders['tiny']}")
+    assert other.info.fingerprint != opened("tiny").info.fingerprint
+
+
+class OtherTokenizer(open_clip.SimpleTokenizer):
+    def __call__(self, texts, context_length=None):
+        return super().__call__([text.upper() + "!" for text in texts], context_length)
 
 
 def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, opened, tmp_path, monkeypatch):
@@ -124,10 +126,10 @@ def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, o
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert not is_downloaded("ViT-B-32", "laion2b_s34b_b79k")
+    assert hub_source("ViT-B-32/laion2b_s34b_b79k").cached() is None
     name = "open_clip_model.safetensors"
     (repo / "snapshots" / "abc" / name).symlink_to(folders["ViT-B-32"] / name)
-    assert is_downloaded("ViT-B-32", "laion2b_s34b_b79k")
+    assert hub_source("ViT-B-32/laion2b_s34b_b79k").cached().name == name
 
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", narrow_clip["ViT-B-32"])
     info = create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k").info
@@ -140,7 +142,7 @@ def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, o
 
 
 def test_a_tag_brings_its_own_preprocessing(monkeypatch):
-    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
+    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
     source = find_pretrained("ViT-B-16-SigLIP2-256", "webli")
     assert source.licence == "Apache-2.0"
     assert source.preprocess["resize_mode"] == "squash"
@@ -148,8 +150,8 @@ def test_a_tag_brings_its_own_preprocessing(monkeypatch):
 
 
 def test_without_weights_and_hub_it_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: False)
-    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: None)
+    monkeypatch.setattr(hub, "hub_answers", lambda repo, name: False)
+    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: None)
     with pytest.raises(EncoderUnavailableError) as error:
         create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")
     assert all(word in str(error.value) for word in ("hub", "open_clip:local-dir:PATH", "lite"))
@@ -166,24 +168,24 @@ def test_without_weights_and_hub_it_says_what_to_do(monkeypatch):
         ("hf-hub:nowhere", "names no repository of the hub"),
         ("hf-hub:nobody/nothing", "is not on this machine, and the hub does not answer"),
         ("toy[final,open_clip:ViT-B-32/nope/final]", "'ViT-B-32' has no weights 'nope'"),
-        ("auto:clip", "auto has no variants"),
+        ("auto:clip", "auto encoder has no variants"),
         ("lite:large", "lite encoder has no variants"),
         ("simclr:nowhere", "there is no .*nowhere"),
         ("nope", "no encoder is called 'nope'"),
     ],
 )
 def test_a_check_refuses_what_cannot_be_opened_without_opening_it(uri, error, monkeypatch):
-    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: False)
-    monkeypatch.setattr(sources, "cached_file", lambda *_: None)
+    monkeypatch.setattr(hub, "hub_answers", lambda repo, name: False)
+    monkeypatch.setattr(hub, "cached_file", lambda *_: None)
     with pytest.raises((InputError, EncoderUnavailableError), match=error):
         check_encoder(uri)
 
 
 def test_a_check_passes_what_can_be_opened_and_loads_nothing(folders, monkeypatch):
-    monkeypatch.setattr(sources, "cached_file", lambda *_: None)
-    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: True)
+    monkeypatch.setattr(hub, "cached_file", lambda *_: None)
+    monkeypatch.setattr(hub, "hub_answers", lambda repo, name: True)
     monkeypatch.setattr(open_clip, "create_model_from_pretrained", None)
-    monkeypatch.setattr(open_clip, "download_pretrained", None)
+    monkeypatch.setattr(hub, "download_file", None)
     for uri in (
         "open_clip:ViT-B-32/openai",
         "hf-hub:imageomics/bioclip",
@@ -194,12 +196,12 @@ def test_a_check_passes_what_can_be_opened_and_loads_nothing(folders, monkeypatc
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch):
-    def fail(facts):
+    def fail(repo, name, revision):
         raise FileNotFoundError("disk full")
 
-    monkeypatch.setattr(sources, "hub_answers", lambda repo, name: True)
-    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: None)
-    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    monkeypatch.setattr(hub, "hub_answers", lambda repo, name: True)
+    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: None)
+    monkeypatch.setattr(hub, "download_file", fail)
     with pytest.raises(EncoderUnavailableError, match=r"disk full.*open_clip:local-dir:PATH"):
         create_encoder("open_clip:RN50/openai")
 
@@ -223,7 +225,7 @@ def test_a_name_without_weights_is_refused(uri):
 
 
 def test_every_model_has_the_activation_of_its_weights(monkeypatch):
-    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
+    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
     for model, tag in open_clip.list_pretrained():
         # open_clip states the activation of roberta-ViT-B-32 with the architecture, not with the weights.
         expected = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", model == "roberta-ViT-B-32")
@@ -234,7 +236,7 @@ def test_every_model_has_the_activation_of_its_weights(monkeypatch):
     "name", ["ViT-B-32/openai", "RN50/openai", "ViT-B-16/dfn2b", "ViT-L-14/metaclip_400m", "ViT-H-14-378/dfn5b"]
 )
 def test_both_names_of_quick_gelu_are_one_source(name, monkeypatch):
-    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: f"{repo}/{names[0]}")
+    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: f"{repo}/{names[0]}")
     model, tag = name.split("/")
     source = find_pretrained(model, tag)
     assert source == find_pretrained(f"{model}-quickgelu", tag)
@@ -247,7 +249,7 @@ def test_both_names_of_quick_gelu_have_the_same_features(
     config = {**narrow_clip["ViT-B-32"], "quick_gelu": True}
     folder = write_model(tmp_path / "openai", config, CLIP)
     weights = str(folder / "open_clip_model.safetensors")
-    monkeypatch.setattr(sources, "cached_file", lambda repo, names, revision=None: weights)
+    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: weights)
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", config)
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", narrow_clip["ViT-B-32"])
     plain, quick = (create_encoder(f"open_clip:ViT-B-32{form}/openai") for form in ("", "-quickgelu"))
@@ -261,7 +263,7 @@ def test_both_names_of_quick_gelu_have_the_same_features(
 
 
 def test_weights_without_quick_gelu_are_opened_without_it(monkeypatch):
-    monkeypatch.setattr(sources, "cached_file", lambda repo, names: f"{repo}/{names[0]}")
+    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision: f"{repo}/{names[0]}")
     source = find_pretrained("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
     assert source == find_pretrained("ViT-B-32", "laion2b_s34b_b79k")
     assert not source.config.get("quick_gelu")
@@ -315,7 +317,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
     [
         (None, "readable open_clip_config.json"),
         ("{", "readable open_clip_config.json"),
-        ("[]", "preprocess_cfg"),
+        ("[]", "must be an object of JSON"),
         ('{"model_cfg": {}}', "preprocess_cfg"),
         ('{"model_cfg": {}, "preprocess_cfg": {"mean": [0, 0, 0]}}', "preprocess_cfg"),
         ('{"model_cfg": {}, "preprocess_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1]}}', "no weights"),

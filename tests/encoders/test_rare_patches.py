@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipadapter.conversion.onnx import write_onnx
+from clipadapter.backends.onnxruntime import write_onnx
 from clipadapter.encoders import Encoder
 from clipadapter.encoders.rare_patches import describe_rare_patches, join_maps, patch_distances
 from clipadapter.encoders.toy import ToyEncoder

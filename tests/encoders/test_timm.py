@@ -167,7 +167,8 @@ def test_named_weights_open_from_the_hubs_cache_without_a_request(weights, hub_c
 
 def test_weights_out_of_reach_say_what_to_do(hub_cache):
     with pytest.raises(
-        EncoderUnavailableError, match=r"model.safetensors of timm/test_vit.r160_in1k is not on this.*local-dir"
+        EncoderUnavailableError,
+        match="of timm/test_vit.r160_in1k, which timm:test_vit needs, is not on this.*local-dir",
     ):
         create_encoder("timm:test_vit")
 

@@ -128,13 +128,6 @@ def test_coca_has_none():
     assert find_projection(visual) is None
 
 
-def test_pictures_that_are_padded_are_refused(opened, monkeypatch):
-    plain = opened("tiny")
-    monkeypatch.setattr(plain, "_pixels", None)
-    with pytest.raises(InputError, match="can't be taken apart: only the encoder itself prepares its pictures"):
-        with_unprojected(plain)
-
-
 @pytest.mark.parametrize(("backend", "precision", "gap"), [("torch", "bf16", 0.03), ("openvino", "fp32", 1e-4)])
 def test_a_backend_runs_it_too(backend, precision, gap, opened, picture):
     plain = opened("tiny")
@@ -154,9 +147,3 @@ def test_without_the_pictures_of_its_calibration_int8_becomes_fp32(opened):
 def test_a_backend_that_runs_an_identity_is_kept(opened):
     backend = with_backend(opened("lite"))
     assert with_unprojected(backend) is backend
-
-
-def test_the_class_of_encoders_in_a_backend_names_the_function_that_makes_them():
-    with pytest.raises(InputError, match="with_backend"):
-        BackendEncoder.open("toy")
-    assert with_backend(create_encoder("toy"), "torch", "fp32").info.name == "toy"

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
+from clipadapter.backends import quantize
+from clipadapter.backends.formats import get_format
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import open_blocks
 from clipadapter.errors import ArtifactError
 from clipadapter.export import export_model
-from clipadapter.formats import get_format
-from clipadapter.formats import onnx as onnx_format
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import Predictor
 from clipadapter.uncertainty import UncertaintyOptions
@@ -102,7 +102,7 @@ def test_a_file_of_one_block_names_no_blocks(draw, tmp_path):
 
 
 def test_in_int8_the_first_convolution_of_each_network_stays_in_float(several, draw, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_format, "FLOAT_CONVOLUTIONS", 1)
+    monkeypatch.setattr(quantize, "ONNX_FLOAT_CONVOLUTIONS", 1)
     pictures, _ = draw(12, seed=5, size=60)
     path = export_model(several, tmp_path / "model.onnx", precision="int8", pictures=pictures).path
     nodes = onnx.load(path).graph.node

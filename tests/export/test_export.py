@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -17,15 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
+from clipadapter.backends.formats import get_format
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ArtifactError, DataError, InputError
 from clipadapter.export import export_model
-from clipadapter.export.atomic import LOCK_FILE, working_folder
+from clipadapter.export.atomic import working_folder
 from clipadapter.export.graph import ModelGraph
 from clipadapter.export.parity import FULL_PRECISION_LIMITS, REDUCED_PRECISION_LIMITS, find_faults
 from clipadapter.export.pictures import choose_pictures
 from clipadapter.features import FeatureSet
-from clipadapter.formats import get_format
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import UncertaintyOptions
 
@@ -338,9 +339,9 @@ def test_wrong_values_are_refused(fitted, tmp_path):
 
 
 def test_more_weights_than_a_file_holds_are_refused_before_the_work(fitted, write, monkeypatch):
-    monkeypatch.setattr("clipadapter.formats.onnx.MAX_FILE_BYTES", 1000)
-    monkeypatch.setattr("clipadapter.formats.onnx.write_onnx", None)
-    with pytest.raises(InputError, match="an ONNX file holds less than 2 GiB: export it as OpenVINO"):
+    monkeypatch.setattr("clipadapter.backends.onnxruntime.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("clipadapter.backends.onnxruntime.write_onnx", None)
+    with pytest.raises(InputError, match="an ONNX file holds less than 2 GiB: use OpenVINO"):
         write(fitted("auto"))
 
 
@@ -376,32 +377,17 @@ def test_a_link_is_followed_and_the_folder_made(fitted, tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["real.onnx"]
 
 
-def test_what_a_killed_export_left_goes_at_the_next_one_to_that_file(tmp_path):
-    for name in (".model.onnx-a1b2c3d4", ".other.onnx-a1b2c3d4"):
-        (tmp_path / name / "1").mkdir(parents=True)
-        (tmp_path / name / "1" / "model.onnx").write_bytes(b"half")
-        (tmp_path / name / LOCK_FILE).touch()  # the lock of who is dead is free
-    (tmp_path / ".model.onnx-________").mkdir()  # killed before it had a lock
-    with working_folder(tmp_path / "model.onnx") as folder:
-        assert {path.name for path in tmp_path.iterdir()} == {folder.name, ".other.onnx-a1b2c3d4"}
-    assert [path.name for path in tmp_path.iterdir()] == [".other.onnx-a1b2c3d4"]
-
-
-def test_folders_of_others_are_left_alone(tmp_path):
-    target = tmp_path / "model.onnx"
-    for name in (".model.onnx-a_person", ".model.onnx-12345678", "model.onnx-12345678"):
+def test_what_a_killed_export_left_goes_after_a_day_at_the_next_one_to_that_file(tmp_path):
+    old, new, other = (".model.onnx-export-a1b2c3d4", ".model.onnx-export-b1b2c3d4", ".other.onnx-export-a1b2c3d4")
+    for name in (old, new, other, ".model.onnx-export-a_person"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "kept").write_text("mine")
-    (tmp_path / ".model.onnx-a_person" / LOCK_FILE).mkdir()  # no lock of ours
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / LOCK_FILE).touch()
-    (tmp_path / ".model.onnx-linked__").symlink_to(tmp_path / "elsewhere")
-    with working_folder(target) as first:  # another export to the same file, which is under way
-        (first / "kept").write_text("mine")
-        with working_folder(target):
-            pass
-        assert (first / "kept").exists()
-    assert len(list(tmp_path.glob("*/kept"))) == 3 and (tmp_path / "elsewhere" / LOCK_FILE).exists()
+        (tmp_path / name / "model.onnx").write_bytes(b"half")
+    for name in (old, other):
+        for path in (tmp_path / name / "model.onnx", tmp_path / name):
+            os.utime(path, (0, 0))
+    with working_folder(tmp_path / "model.onnx"):
+        assert not (tmp_path / old).exists()
+    assert {path.name for path in tmp_path.iterdir()} == {new, other, ".model.onnx-export-a_person"}
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from clipadapter.backends.formats import get_format
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.export import export_model
-from clipadapter.formats import get_format
 from clipadapter.heads import head_info, list_heads
 from clipadapter.runtime import Predictor
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.backends import Parity, cache_root, measure_parity
+from clipadapter.backends import cache_root
 from clipadapter.backends.openvino import OpenVinoBackend
+from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.encoders import create_encoder, with_backend
 from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError
 from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, embed

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -126,16 +125,6 @@ def test_more_keys_than_one_statement_takes_in_any_order_and_several_times():
         assert store.contains_many(keys, dim=4) == set(items)
 
 
-def test_vectors_may_take_several_buffers(monkeypatch):
-    monkeypatch.setattr("clipadapter.features.store.MAX_BUFFER_BYTES", 300 * 4 * 4)  # of 300 vectors
-    items = vectors(1001)
-    with FeatureStore(":memory:") as store:
-        store.put_many(items)
-        result = store.get_many([*items, *items], dim=4)
-    same(result, items)
-    assert len({id(vector.base) for vector in result.values()}) > 3
-
-
 def test_a_vector_may_be_empty():
     with FeatureStore(":memory:") as store:
         store.put_many({b"key": np.zeros(0, np.float16)})
@@ -165,32 +154,14 @@ def test_vectors_of_two_widths_may_be_neighbours(dtype):  # 4 numbers of float32
         same(dict(store.items()), four | eight)
 
 
-EVERY_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-
-
-@pytest.mark.parametrize("values", [EVERY_HALF, EVERY_HALF[np.isfinite(EVERY_HALF)]], ids=["every", "finite"])
-@pytest.mark.parametrize("flush", [False, True], ids=["", "torch flushes denormals"])
-def test_every_float16_comes_back_as_the_same_number(values, flush):
+def test_every_float16_comes_back_as_the_same_number():
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     expected = [struct.unpack("<e", value.tobytes())[0] for value in values]
     with FeatureStore(":memory:") as store:
         store.put_many({b"key": values})
-        try:
-            torch.set_flush_denormal(flush)
-            result = store.get_many([b"key"], dim=len(values))[b"key"]
-        finally:
-            torch.set_flush_denormal(False)
+        result = store.get_many([b"key"], dim=len(values))[b"key"]
     np.testing.assert_array_equal(result, expected)
     np.testing.assert_array_equal(np.signbit(result[~np.isnan(result)]), np.signbit(values[~np.isnan(values)]))
-
-
-@pytest.mark.parametrize("half", [np.inf, -np.inf, np.nan, -np.nan], ids=str)
-@pytest.mark.parametrize("dim", [4, 10_000])
-def test_one_float16_that_is_not_finite_stays_so(half, dim):
-    values = np.ones(dim, np.float16)
-    values[2] = half
-    with FeatureStore(":memory:") as store:
-        store.put_many({b"key": values})
-        np.testing.assert_array_equal(store.get_many([b"key"], dim)[b"key"], values.astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f2"])
@@ -199,17 +170,6 @@ def test_the_order_of_bytes_in_memory_does_not_matter(dtype):
     with FeatureStore(":memory:") as store:
         store.put_many(items)
         same(store.get_many(list(items), dim=4), items)
-
-
-def test_vectors_can_be_changed_without_changing_those_of_another_call():
-    items = vectors(2)
-    with FeatureStore(":memory:") as store:
-        store.put_many(items)
-        first, entries = store.get_many(list(items), 4), store.items()
-        first[b"key 0"][:] = next(entries)[1][:] = 7
-        same(store.get_many(list(items), 4), items)
-        same(dict(store.items()), items)
-    np.testing.assert_array_equal(first[b"key 1"], items[b"key 1"])
 
 
 def test_another_dtype_is_refused(path):

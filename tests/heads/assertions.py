@@ -17,14 +17,6 @@ def assert_refused(head, words):
         head.fit(X, y, text=text)
 
 
-def assert_leave_one_out(head, X, y, text, rtol, atol):
-    found = head.leave_one_out(X, y, text=text)
-    for i in range(len(y)):
-        others = np.arange(len(y)) != i
-        expected = head.fit(X[others], y[others], text=text).logits(X[i : i + 1])
-        np.testing.assert_allclose(found[i : i + 1], expected, rtol=rtol, atol=atol)
-
-
 def assert_loss_falls(head_type):
     """The mean negative log probability of the shots' classes falls over the epochs."""
     X, y, text = toy_features((8, 8, 8), noise=2.0)

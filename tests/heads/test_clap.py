@@ -134,7 +134,7 @@ def test_bad_parameters_are_named(params, words):
 
 def test_official_is_300_epochs_with_one_of_warm_up():
     head = Clap.official()
-    assert (head.epochs, head.warmup_epochs, head.lr, head.momentum) == (300, 1, 0.1, 0.9)
+    assert (head.epochs, head.warmup_epochs, head.lr) == (300, 1, 0.1)
     assert (head.strength, head.multipliers) == (1.0, "class")
 
 

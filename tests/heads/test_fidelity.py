@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipadapter.errors import InputError
-from clipadapter.heads import Fidelity, Head, ScheduledHead, fidelity_of, head_info, list_heads, register_head
+from clipadapter.heads import Fidelity, Head, TrainedHead, fidelity_of, head_info, list_heads, register_head
 from clipadapter.heads.base import HEADS
 from clipadapter.heads.registry import FIDELITY_KINDS
 
@@ -82,7 +82,7 @@ def test_a_head_of_another_package_need_not_state_its_fidelity(forget):
 def test_a_docstring_describes_each_parameter_once_its_own_before_inherited_ones(forget):
     @register_head("test-only-trained")
     @dataclass(eq=False, repr=False, kw_only=True)
-    class Trained(ScheduledHead):
+    class Trained(TrainedHead):
         """Trained in some way.
 
         Args:
@@ -99,7 +99,7 @@ def test_a_docstring_describes_each_parameter_once_its_own_before_inherited_ones
     assert [name for name, _ in described[:2]] == ["width", "lr"]
     assert sorted(name for name, _ in described) == sorted(inspect.signature(Trained).parameters)
     assert dict(described)["lr"] == "a rate of another meaning. Default: 0.001."
-    assert dict(described)["momentum"] == "of SGD. Default: 0.9."
+    assert dict(described)["batch_size"] == "shots per step. Default: 256."
     assert Trained.__doc__.endswith("\n\nThe end.\n\nFidelity: Not stated.\n")
 
 

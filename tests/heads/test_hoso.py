@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.heads.clip_adapter_ablations import Hoso
 from clipadapter.heads.folds import hold_out_one_per_class
-from clipadapter.heads.hoso import Hoso
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 

@@ -2,13 +2,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.knn import MIN_PROBABILITY, Knn
-from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
 # From the query (1, 0): cosines 1, 0.6 and 0.
@@ -40,30 +37,8 @@ def test_equals_scikit_learn_with_the_same_weights(k):
     np.testing.assert_allclose(found, peer.predict_proba(queries), atol=5 * MIN_PROBABILITY)
 
 
-def test_mix_one_is_zero_shot():
-    shots, y, text = toy_features((4, 0, 2))
-    found, expected = (head.fit(shots, y, text=text).predict_proba(shots) for head in (Knn(mix=1.0), ZeroShot()))
-    np.testing.assert_allclose(found, expected, atol=5 * MIN_PROBABILITY)
-
-
 def test_views_are_averaged():
     views = np.array([[[1.0, 0.0], [0.0, 2.0]], [[0.0, 1.0], [0.0, 1.0]]])
     plain = np.array([[1.0, 1.0], [0.0, 1.0]])
     found, expected = (Knn().fit(rows, ["a", "b"]).logits(X) for rows in (views, plain))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_a_class_without_a_shot_answers_by_its_text():
-    shots, y, text = toy_features((4, 0, 4))
-    Q, truth, _ = toy_features(seed=1)
-    assert (Knn().fit(shots, y, text=text).predict(Q) == truth).all()
-
-
-@settings(deadline=None, max_examples=20)
-@given(factor=st.floats(0.01, 100), seed=st.integers(0, 50))
-def test_length_of_features_and_order_of_shots_do_not_matter(factor, seed):
-    shots, y, text = toy_features((4, 1, 3))
-    order = np.random.default_rng(seed).permutation(len(y))
-    expected = Knn(k=4).fit(shots, y, text=text).predict_proba(shots)
-    found = Knn(k=4).fit(shots[order] * factor, y[order], text=text).predict_proba(shots)
-    np.testing.assert_allclose(found, expected, atol=1e-4)

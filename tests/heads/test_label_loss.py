@@ -11,7 +11,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import create_head, head_info, list_heads, out_of_fold
 from clipadapter.heads.label_loss import ROBUST_Q, LabelLossHead, LogitAdjustedHead, estimate_wrong_share
-from clipadapter.heads.losses import LabelLoss, class_loss_with_gradient, cosine_cross_entropy
+from clipadapter.heads.losses import LabelLoss
 from clipadapter.testing import toy_features
 
 ADJUSTED = [name for name in list_heads() if issubclass(head_info(name).cls, LogitAdjustedHead)]
@@ -45,34 +45,6 @@ def test_it_is_the_formula_of_both_papers(q, tau):
     loss = LabelLoss(torch.tensor(offset, dtype=torch.float64) if tau else None, q)
     logits = (3 * unit(features) @ weight.T).detach()
     assert float(loss(logits, labels)) == pytest.approx(loss_in_loops(logits, labels, offset, q), rel=1e-12)
-    cosines = cosine_cross_entropy(features, weight, labels, 3.0, label_loss=loss)
-    assert float(cosines.detach()) == pytest.approx(loss_in_loops(logits, labels, offset, q), rel=1e-12)
-
-
-@pytest.mark.parametrize("q", [0.0, 0.7])
-def test_the_gradients_by_formula_are_those_of_automatic_differentiation(q):
-    x, weight, labels = draw()
-    x = unit(x).detach()
-    loss = LabelLoss(torch.tensor([0.0, -1.0, -2.0, -3.0], dtype=torch.float64), q)
-    logits = (3 * x @ unit(weight).T).detach().requires_grad_()
-    of_logits = loss(logits, labels)
-    of_weight = loss(3 * x @ unit(weight).T, labels)
-    for (value, gradient), expected, variable in (
-        (loss.with_gradient(logits.detach(), labels), of_logits, logits),
-        (class_loss_with_gradient(x, weight.detach(), labels, 3.0, loss), of_weight, weight),
-    ):
-        torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
-        torch.testing.assert_close(gradient, *torch.autograd.grad(expected, variable), rtol=1e-10, atol=1e-14)
-
-
-@pytest.mark.parametrize("q", [0.3, 1.0])
-@pytest.mark.parametrize("min_length", [0.0, 2.0])
-def test_the_closed_form_gradient_is_that_of_differences(q, min_length):
-    features, weight, labels = draw()
-    loss = LabelLoss(torch.tensor([0.0, -1.0, -2.0, -3.0], dtype=torch.float64), q)
-    assert torch.autograd.gradcheck(
-        lambda f, w: cosine_cross_entropy(f, w, labels, 3.0, min_length, loss), (features, weight)
-    )
 
 
 def test_the_gradient_of_a_label_is_that_of_cross_entropy_times_a_power_of_its_probability():

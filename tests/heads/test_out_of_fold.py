@@ -5,11 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.heads import create_head, mean_shots_per_class, out_of_fold
+from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
+from clipadapter.heads.out_of_fold import join_folds
 from clipadapter.testing import toy_features
 from clipadapter.testing.multilabel import toy_multilabel
 
@@ -39,23 +42,12 @@ def test_every_shot_of_a_class_with_two_is_held_out_once(counts):
     assert sorted(rows) == [i for i, label in enumerate(y) if list(y).count(label) > 1]
 
 
-def test_leave_one_out_holds_out_every_shot_whose_class_has_another():
-    X, y, text = toy_features((3, 2, 1))
-    head = create_head("ss-text")
-    found = out_of_fold(head, X, y, text, strategies=("leave-one-out",))
-    assert found.strategy == "leave-one-out"
-    assert found.rows.tolist() == [0, 1, 2, 3, 4]
-    assert found.labels.tolist() == [0, 0, 0, 1, 1]
-    np.testing.assert_array_equal(found.logits, head.leave_one_out(X, y, text)[:5])
-
-
 def test_the_first_strategy_that_applies_is_taken():
     X, y, text = toy_features()
     views = np.stack([X, X + 0.1], axis=1)
-    every = ("own", "leave-one-out", "folds", "views")
+    every = ("own", "folds", "views")
     probe, single = LinearProbe(C=1.0), [0, 4, 8]
     assert out_of_fold(create_head("auto").fit(X, y, text=text), X, y, text, strategies=every).strategy == "own"
-    assert out_of_fold(create_head("ss-text"), X, y, text, strategies=every).strategy == "leave-one-out"
     assert out_of_fold(probe, X, y, text, strategies=every).strategy == "folds"
     found = out_of_fold(probe, views[single], y[single], text, strategies=every)
     assert found.strategy == "views"
@@ -65,7 +57,7 @@ def test_the_first_strategy_that_applies_is_taken():
 
 def test_without_a_strategy_that_applies_there_are_none():
     X, y, text = toy_features((1, 1, 1))
-    assert out_of_fold(LinearProbe(C=1.0), X, y, text, strategies=("own", "leave-one-out", "folds", "views")) is None
+    assert out_of_fold(LinearProbe(C=1.0), X, y, text, strategies=("own", "folds", "views")) is None
     assert out_of_fold(create_head("transclip"), *toy_features()) is None
 
 
@@ -106,3 +98,20 @@ def test_of_very_many_held_out_shots_some_are_predicted(monkeypatch):
 def test_mean_shots_per_class_leaves_out_classes_without_a_shot():
     assert mean_shots_per_class(["a", "b", "b", "b"]) == 2.0
     assert mean_shots_per_class([[1, 0, 1], [1, 0, 0]]) == 1.5
+
+
+def test_join_folds_scales_the_logits_of_the_folds_to_those_of_the_fit_to_all_shots():
+    X, y, text = toy_features()
+    shots = LinearProbe()._check_shots(X, y, text)[0]
+    folds = stratified_folds(shots.labels, 2)
+    # The fit to all shots has logits twice as large as those of the folds, which have their number as their logits.
+    found = join_folds(shots, folds, lambda i, rows: (2.0 if i == 0 else 1.0) * shots.X[rows, :3] + i)
+    assert found.strategy == "own"
+    assert found.shots_per_class == 2.0
+    own = [float(shots.X[train, :3].std(dim=1).mean()) for train, _ in folds]
+    ratio = 2 * float(shots.X[:, :3].std(dim=1).mean()) / np.mean(own)
+    assert found.logit_scale_ratio == pytest.approx(ratio)
+    expected = torch.cat([shots.X[held_out, :3] + i for i, (_, held_out) in enumerate(folds, 1)])
+    np.testing.assert_allclose(found.logits, ratio * expected, rtol=1e-5)
+    np.testing.assert_array_equal(found.rows, torch.cat([held_out for _, held_out in folds]))
+    np.testing.assert_array_equal(found.labels, shots.labels[found.rows])

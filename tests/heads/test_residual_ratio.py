@@ -18,7 +18,7 @@ from clipadapter.heads.residual_ratio import (
 
 
 def single(labels):
-    return Loss(1.0, torch.tensor(labels), None, None)
+    return Loss(torch.tensor(labels))
 
 
 def held_out(seed=0, n=12, c=4, gain=3.0):
@@ -28,6 +28,11 @@ def held_out(seed=0, n=12, c=4, gain=3.0):
     noise = rng.standard_normal((n, c))
     layers = [noise + gain * (0.25 - (ratio - 0.5) ** 2) * np.eye(c)[labels] for ratio in CANDIDATE_RATIOS]
     return [torch.tensor(layer) for layer in layers], labels
+
+
+def table(layers, loss):
+    """The table of logits that are listed by ratio."""
+    return held_out_loss_table(lambda ratio: layers[CANDIDATE_RATIOS.index(ratio)], loss)
 
 
 def test_zero_shot_that_knows_nothing_leaves_a_large_ratio_and_one_that_knows_all_a_small_one():
@@ -73,18 +78,18 @@ def test_the_expected_ratio_is_a_power_of_the_share_of_the_loss_that_zero_shot_l
 def test_the_null_model_of_multi_label_pictures_knows_how_frequent_each_class_is():
     targets = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     share = [0.75, 0.5]
-    guess = Loss(1.0, torch.full((4,), -1), targets, torch.tensor([math.log(p / (1 - p)) for p in share]))
-    assert expected_ratio(torch.zeros(4, 2), guess) == pytest.approx(0.3 * (5 / 6) ** (1.75 / 1.2), abs=1e-6)
+    guess, bias = Loss(torch.full((4,), -1), targets), torch.tensor([math.log(p / (1 - p)) for p in share])
+    assert expected_ratio(bias.expand(4, 2), guess) == pytest.approx(0.3 * (5 / 6) ** (1.75 / 1.2), abs=1e-6)
     assert expected_ratio(20 * (2 * targets - 1), guess) < 0.05
 
 
 def test_without_a_held_out_shot_the_ratio_is_the_expected_one():
-    assert choose_ratio(torch.zeros(len(CANDIDATE_RATIOS), len(CANDIDATE_TEMPERATURES)), 0.37) == 0.37
+    assert choose_ratio([], 0.37) == 0.37
 
 
 def test_the_ratio_is_the_posterior_mean_by_numerical_integration():
     layers, labels = held_out()
-    found = choose_ratio(held_out_loss_table(layers, single(labels)), 0.3)
+    found = choose_ratio([table(layers, single(labels))], 0.3)
 
     def loss(ratio):
         """Between two candidates on a line, as a fine grid of ratios would have it."""
@@ -107,27 +112,27 @@ def test_the_ratio_is_the_posterior_mean_by_numerical_integration():
 
 def test_how_confident_the_logits_are_does_not_matter():
     layers, labels = held_out()
-    plain, loud = (choose_ratio(held_out_loss_table([f * x for x in layers], single(labels)), 0.2) for f in (1.0, 4.0))
+    plain, loud = (choose_ratio([table([f * x for x in layers], single(labels))], 0.2) for f in (1.0, 4.0))
     assert loud == pytest.approx(plain, abs=0.01)
 
 
 def test_many_held_out_shots_outweigh_what_was_expected():
     layers, labels = held_out(n=2000, gain=8.0)
-    table = held_out_loss_table(layers, single(labels))
-    assert choose_ratio(table, 0.1) == pytest.approx(choose_ratio(table, 0.9), abs=0.05)
-    assert choose_ratio(table, 0.1) == pytest.approx(0.5, abs=0.1)
+    losses = table(layers, single(labels))
+    assert choose_ratio([losses], 0.1) == pytest.approx(choose_ratio([losses], 0.9), abs=0.05)
+    assert choose_ratio([losses], 0.1) == pytest.approx(0.5, abs=0.1)
 
 
 def test_one_wrong_label_among_sure_ones_hardly_moves_the_ratio():
     layers, labels = held_out(n=30, gain=30.0)
     wrong = labels.copy()
     wrong[0] = (wrong[0] + 1) % 4
-    right, moved = (choose_ratio(held_out_loss_table(layers, single(of)), 0.2) for of in (labels, wrong))
+    right, moved = (choose_ratio([table(layers, single(of))], 0.2) for of in (labels, wrong))
     assert moved == pytest.approx(right, abs=0.05)
 
 
 def test_tables_of_folds_add_up():
     layers, labels = held_out()
-    whole = held_out_loss_table(layers, single(labels))
-    parts = [held_out_loss_table([layer[i] for layer in layers], single(labels[i])) for i in (slice(5), slice(5, None))]
+    whole = table(layers, single(labels))
+    parts = [table([layer[i] for layer in layers], single(labels[i])) for i in (slice(5), slice(5, None))]
     torch.testing.assert_close(parts[0] + parts[1], whole)

@@ -121,11 +121,11 @@ def test_steps_are_bounded_whatever_the_number_of_shots(monkeypatch):
     X, y, text = toy_features((40, 40, 40))
     seen = []
 
-    def counted(parameters, loss, n, n_views, config, row_cost):
+    def counted(parameters, loss, n, n_views, config, **options):
         seen.append(config.count_epochs(n))
         return 0.0
 
-    monkeypatch.setattr("clipadapter.heads.linear_adapter.train", counted)
+    monkeypatch.setattr("clipadapter.heads.trained_head.train", counted)
     for batch_size, epochs in ((None, 150), (256, 150), (16, 22)):  # 22 passes of 7 steps are the first over 150
         Rla(batch_size=batch_size).fit(X, y, text=text)
         assert seen[-1] == epochs

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
-from clipadapter.heads import create_head, select
+from clipadapter.heads import create_head, out_of_fold, select
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.select import TEMPERATURES
 from clipadapter.heads.zero_shot import ZeroShot
@@ -81,8 +81,8 @@ def test_bad_searches_are_named(heads, grid, words):
 def test_the_temperature_is_the_best_of_all_that_could_be_tried(noise):
     X, y, text = toy_features((6, 6, 6), noise=noise)
     found = select({"ss-text": create_head("ss-text")}, X, y, text).candidates[0]
-    logits = torch.from_numpy(found.head.leave_one_out(X, y, text)).double()
-    labels = torch.arange(3).repeat_interleave(6)
+    held_out = out_of_fold(create_head("ss-text"), X, y, text)
+    logits, labels = torch.from_numpy(held_out.logits).double(), torch.from_numpy(held_out.labels)
     losses = [float(torch.nn.functional.cross_entropy(logits / t, labels)) for t in TEMPERATURES.tolist()]
     assert found.loss == pytest.approx(min(losses), abs=1e-9)
     assert found.temperature == pytest.approx(float(TEMPERATURES[int(np.argmin(losses))]))

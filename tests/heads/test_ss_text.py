@@ -4,18 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.ss_text import SsText
-from clipadapter.testing import toy_features
 
-from .assertions import assert_leave_one_out
 from .formulas import dot, unit_list
 from .golden_figures import doubles, golden
-from .small_shots import reorder
 
 SCALE = 40.0
 
@@ -81,12 +76,6 @@ def test_a_class_without_a_shot_keeps_its_text(anchor):
     np.testing.assert_allclose(SsText(anchor=anchor).fit(X, y, text=text).weight_[1], text.embeddings[1], rtol=1e-6)
 
 
-def test_a_class_without_a_shot_answers_by_its_text():
-    X, y, text = toy_features((4, 0, 4))
-    Q, truth, _ = toy_features(seed=1)
-    assert (SsText().fit(X, y, text=text).predict(Q) == truth).all()
-
-
 def test_lambda_has_a_floor():
     X, y, text, _ = drawn()
     low, floor = (SsText(anchor=lam).fit(X, y, text=text).weight_.numpy() for lam in (1e-9, 1e-3))
@@ -102,18 +91,12 @@ def test_official_is_the_mode_with_one_over_all_shots():
 @pytest.mark.parametrize("anchor", ["class", "shots", "confidence", 0.1])
 def test_leave_one_out_is_a_refit(anchor, repel):
     X, y, text, _ = drawn((3, 1, 2, 0))
-    assert_leave_one_out(SsText(anchor=anchor, repel=repel), X, y, text, rtol=1e-9, atol=1e-9)
-
-
-@settings(deadline=None, max_examples=20)
-@given(factor=st.floats(0.01, 100), seed=st.integers(0, 50), repel=st.booleans())
-def test_order_of_classes_only_permutes_the_logits(factor, seed, repel):
-    X, y, text, Q = drawn((4, 0, 3))
-    order = np.random.default_rng(seed).permutation(3)
-    turned = reorder(text, order)
-    expected = SsText(repel=repel).fit(X, y, text=text).logits(Q)[:, order]
-    found = SsText(repel=repel).fit(X * factor, y, text=turned).logits(Q)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    head = SsText(anchor=anchor, repel=repel)
+    found = head._leave_one_out(head._check_shots(X, y, text)[0])
+    for i in range(len(y)):
+        others = np.arange(len(y)) != i
+        expected = head.fit(X[others], y[others], text=text).logits(X[i : i + 1])
+        np.testing.assert_allclose(found[i : i + 1], expected, rtol=1e-9, atol=1e-9)
 
 
 MODES = {

@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from clipadapter.heads import SupportSet, TextFeatures
 from clipadapter.heads.class_frequencies import estimate_frequencies
 from clipadapter.heads.ss_text import SsText
 from clipadapter.heads.ss_text_u import held_out_calibration
 from clipadapter.heads.stata import StatA
-from clipadapter.heads.zero_shot import ZeroShot
 
 from .formulas import softmax, unit
 from .golden_figures import doubles, golden
@@ -143,13 +140,6 @@ def test_each_batch_is_assigned_without_the_others(case):
     np.testing.assert_array_equal(whole, fitted(StatA(), case).logits(case["unlabelled"]))
 
 
-def test_neither_mixture_nor_neighbours_is_zero_shot(case):
-    zero_shot = ZeroShot().fit(case["X"], list("aabc"), text=TextFeatures(NAMES, case["text"], SCALE))
-    head = fitted(StatA.official(likelihood=0, smoothness=0), case)
-    for rows in (case["unlabelled"], case["new"]):
-        np.testing.assert_allclose(head.predict_proba(rows), zero_shot.predict_proba(rows), rtol=1e-9)
-
-
 def test_official_does_not_look_at_the_shots(case):
     head = fitted(StatA.official(), case).logits(case["unlabelled"])
     other = fitted(StatA.official(), {**case, "X": case["X"][::-1] * 3}, labels=[3, 2, 1, 0])
@@ -174,18 +164,6 @@ def test_a_coordinate_without_variance(case):
     wide = {key: np.pad(rows, ((0, 0), (0, 2))) for key, rows in case.items()}
     logits = fitted(StatA(), wide).logits(wide["new"])
     assert np.isfinite(logits).all()
-
-
-@settings(deadline=None, max_examples=10)
-@given(st.integers(0, 1000), st.permutations(range(4)), st.floats(0.1, 50))
-def test_order_of_classes_and_length_of_features_do_not_matter(seed, order, length):
-    rng = np.random.default_rng(seed)
-    text, X, pictures = rng.standard_normal((4, 8)), rng.standard_normal((5, 8)), rng.standard_normal((12, 8))
-    names, y = np.array(NAMES), list("abbdc")
-    first = StatA().fit(X, y, text=TextFeatures(names, text, 5.0), unlabelled=pictures).predict_proba(pictures)
-    turned = TextFeatures(names[order], text[order], 5.0, order="given")
-    second = StatA().fit(length * X, y, text=turned, unlabelled=length * pictures).predict_proba(pictures)
-    np.testing.assert_allclose(second, first[:, order], atol=1e-6)
 
 
 RUNS = {

@@ -124,9 +124,9 @@ def test_unknown_epochs_are_named():
 @pytest.mark.parametrize(
     ("norm", "words"),
     [
-        ("long", "text_norm must be 'auto', a number"),
+        ("long", "text_norm must be 'auto', a positive number"),
         ([1.0, 2.0], "text_norm has 2 numbers, but there are 3 classes"),
-        (0.0, "text_norm must be positive"),
+        (0.0, "text_norm must be 'auto', a positive number"),
     ],
 )
 def test_bad_text_norm_is_named(norm, words):

@@ -11,7 +11,6 @@ from clipadapter.heads import TextFeatures
 from clipadapter.heads.gda import Gda
 from clipadapter.heads.timo import GAMMAS, TextShots, Timo, guide_text, guided_gaussians
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.testing import toy_features
 
 from .formulas import dot, unit, unit_list
 from .golden_figures import golden
@@ -170,12 +169,6 @@ def test_equal_rows_have_no_variance_and_leave_the_text():
     text = TextFeatures(["a", "b"], np.eye(2), logit_scale=30.0)
     logits = Timo(beta=0).fit(np.eye(2), ["a", "b"], text=text).logits([[0.6, 0.8]])
     np.testing.assert_allclose(logits[0, 0] - logits[0, 1], 30.0 * (0.6 - 0.8), rtol=1e-9)
-
-
-def test_a_class_without_a_shot_answers_by_its_text():
-    X, y, text = toy_features((4, 0, 4))
-    Q, truth, _ = toy_features(seed=1)
-    assert (Timo().fit(X, y, text=text).predict(Q) == truth).all()
 
 
 def bad_first_prompts(seed=0):

@@ -1,10 +1,9 @@
 import math
-import sys
 
 import pytest
 import torch
 
-from clipadapter.heads import Head, head_info, list_heads
+from clipadapter.heads import create_head, list_heads, trained_head
 from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.training import TrainConfig, gather_views, train
 from clipadapter.testing import toy_features
@@ -14,7 +13,6 @@ def config(**changes):
     values = {
         "optimizer": "sgd",
         "lr": 0.1,
-        "momentum": 0.0,
         "weight_decay": 0.0,
         "schedule": "constant",
         "warmup_epochs": 0,
@@ -85,28 +83,8 @@ def test_views_are_drawn_from_all():
 
 def test_gradient_descent_by_hand():
     _, weight = record(4, epochs=2)
-    # w <- w - 0.1 * 2 (w - 1), twice from 0
-    assert weight.item() == pytest.approx(0.36)
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_gradients_by_formula_train_as_those_of_automatic_differentiation(optimizer, transposed):
-    generator = torch.Generator().manual_seed(0)
-    target, start = (torch.randn(6, 4, generator=generator) for _ in range(2))
-    differentiated, by_formula = start.clone().requires_grad_(), start.clone()
-
-    def formula(rows, views):
-        gradient = 2 * (by_formula - target)
-        return (by_formula - target).square().sum(), [gradient.T.contiguous().T if transposed else gradient]
-
-    changes = config(optimizer=optimizer, lr=0.05, momentum=0.9)
-    losses = [
-        train([differentiated], lambda rows, views: (differentiated - target).square().sum(), 4, 1, changes),
-        train([by_formula], formula, 4, 1, changes),
-    ]
-    torch.testing.assert_close(by_formula, differentiated.detach())
-    assert losses[0] == pytest.approx(losses[1])
+    # From 0 the gradients 2 (w - 1) are -2 and -1.6: w is 0.2, and then 0.2 + 0.1 (1.6 + 0.9 x 2) with momentum.
+    assert weight.item() == pytest.approx(0.54)
 
 
 def test_cosine_by_epoch_with_warm_up_is_the_recipe_of_coop():
@@ -165,7 +143,7 @@ def test_views_by_epoch_leave_the_order_of_the_rows_as_it_is_with_one_view():
     assert [rows for rows, _ in by_epoch] == [rows for rows, _ in single]
 
 
-PASSES = [name for name in list_heads() if head_info(name).cls.planned_epochs is not Head.planned_epochs]
+PASSES = [name for name in list_heads() if create_head(name).planned_epochs(torch.arange(3)) is not None]
 
 
 @pytest.mark.parametrize("shots", [1, 4])
@@ -178,10 +156,8 @@ def test_a_head_makes_as_many_epochs_as_it_says(name, shots, monkeypatch):
         made.append(config.count_epochs(n))
         return 0.0
 
-    monkeypatch.setattr(sys.modules[head_info(name).cls.__module__], "train", recorded, raising=False)
-    monkeypatch.setattr("clipadapter.heads.text_residual.train", recorded)
-    monkeypatch.setattr("clipadapter.heads.clip_adapter.train", recorded)
-    head = head_info(name).cls()
+    monkeypatch.setattr(trained_head, "train", recorded)
+    head = create_head(name)
     head.fit(X, y, text=text)
     labels = torch.tensor([sorted(set(y)).index(label) for label in y])
     assert head.planned_epochs(labels) in made

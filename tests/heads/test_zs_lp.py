@@ -86,7 +86,7 @@ def test_the_loss_falls():
 
 
 def test_bad_length_is_named():
-    assert_refused(ZsLp(text_norm=[1.0, -1.0, 1.0]), "text_norm must be positive")
+    assert_refused(ZsLp(text_norm=[1.0, -1.0, 1.0]), "text_norm must be 'auto', a positive number")
 
 
 @pytest.mark.parametrize(("run", "length"), [("zslp_raw", None), ("zslp_unit", 1.0)])

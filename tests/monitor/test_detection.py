@@ -153,10 +153,18 @@ def test_too_few_pictures_are_an_error(world):
         detect_drift(model, twenty, reference=nineteen)
     with pytest.raises(DataError, match="the model has kept shots of 6 different"):
         detect_drift(small, world.stream(small))
-    with pytest.raises(DataError, match="there are no pictures"):
-        detect_drift(model, [])
-    with pytest.raises(DataError, match="the picture can't be read"):
-        detect_drift(model, [nineteen[0].with_name("bad")])
+    with pytest.raises(DataError, match="none of the 20 pictures can be read"):
+        detect_drift(model, [nineteen[0].with_name("bad")] * 20)
+
+
+def test_too_few_pictures_are_refused_before_one_is_read(world, monkeypatch):
+    model = world.model()
+    nineteen, twenty = world.stream(model, m=19), world.stream(model, m=20)
+    monkeypatch.setattr(detection, "observe", None)
+    monkeypatch.setattr(detection, "reference_from_pictures", None)
+    for stream, reference in ((nineteen, None), ([], None), (twenty, nineteen)):
+        with pytest.raises(DataError, match=r"has (19|0) different pictures"):
+            detect_drift(model, stream, reference=reference)
 
 
 def test_models_whose_shots_cannot_be_held_out_need_a_reference(world):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from clipadapter.backends.formats import ExportFormat
 from clipadapter.errors import ClipAdapterError
-from clipadapter.formats import ExportFormat
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import DecisionOptions
 

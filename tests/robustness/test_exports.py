@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipadapter.formats.checksum import append_checksum
+from clipadapter.backends.checksum import append_checksum
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata
-from clipadapter.runtime.isolated import IsolatedOpener
+from clipadapter.runtime.isolated import try_in_child
 from clipadapter.serve import ServedModels
 
 from ..runtime.conftest import NAMES, SIDE, graph
@@ -76,7 +76,7 @@ def test_damaged_files_over_a_served_one_change_no_answer(sound, tmp_path):
     for suffix in (".xml", ".bin"):
         target.with_suffix(suffix).write_bytes((sound / f"sound{suffix}").read_bytes())
     models = ServedModels(
-        [str(target)], backend="openvino", threads=1, isolated=IsolatedOpener("openvino", timeout_seconds=60)
+        [str(target)], backend="openvino", threads=1, isolated=lambda path: try_in_child(path, "openvino", 60)
     )
     first, answers, done = models.get(), set(), threading.Event()
     squares = np.stack([np.full((SIDE, SIDE, 3), colour, np.uint8) for colour in 255 * np.eye(3, dtype=int)])

@@ -22,16 +22,6 @@ def colours():
     return Colours()
 
 
-class Unchecked:
-    """Opens no file in a child process."""
-
-    def try_file(self, path):
-        pass
-
-    def stop(self):
-        pass
-
-
 @pytest.fixture
 def serve(files, colours):
     """A function that gives a client of an app; its model is `colours`; with ``model=None`` it opens the file."""
@@ -39,7 +29,7 @@ def serve(files, colours):
 
     def start(limits=None, token=None, model=colours, specs=None, **options):
         opener = (lambda path: model) if model is not None else None
-        isolated = options.pop("isolated", Unchecked())
+        isolated = options.pop("isolated", lambda path: None)
         specs = specs or [str(files / "colours.onnx")]
         models = ServedModels(specs, limits or Limits(), opener=opener, isolated=isolated)
         client = TestClient(create_app(models, token, refresh_seconds=options.pop("refresh_seconds", 60)), **options)

@@ -3,13 +3,14 @@
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from clipadapter.backends.checksum import append_checksum
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
-from clipadapter.formats.checksum import append_checksum
-from clipadapter.runtime.isolated import IsolatedOpener
+from clipadapter.runtime.isolated import try_in_child
 from clipadapter.serve import Limits, ServedModels
 from clipadapter.serve.model_sources import read_sources
 
@@ -69,15 +70,10 @@ def test_with_a_damaged_file_the_old_model_is_served_and_the_error_reported(serv
 
 
 def test_a_changed_file_is_first_opened_in_a_child_process(serve, files):
-    class Crashing:
-        def try_file(self, path):
-            raise ArtifactError(f"{path} ended the process that opened it by SIGSEGV")
+    def crash(path):
+        raise ArtifactError(f"{path} ended the process that opened it by SIGSEGV")
 
-        def stop(self):
-            stopped.append(True)
-
-    stopped, models = [], None
-    client = serve(model=None, isolated=Crashing())
+    client = serve(model=None, isolated=crash)
     models = client.app.state.server.models
     models._open = None  # must not be called: the child process refuses the file
     write_file(files / "colours.onnx", OTHER)
@@ -85,14 +81,12 @@ def test_a_changed_file_is_first_opened_in_a_child_process(serve, files):
     assert label(client) == "red"
     error = client.get("/v1/models/colours").json()["error"]
     assert "colours.onnx ended the process that opened it by SIGSEGV" in error and str(files) not in error
-    models.close()
-    assert stopped
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_the_child_process_refuses_a_damaged_file_and_accepts_a_sound_one(backend, serve, files):
     pytest.importorskip(backend)
-    client = serve(model=None, isolated=IsolatedOpener(backend))
+    client = serve(model=None, isolated=partial(try_in_child, backend=backend))
     good = (files / "colours.onnx").read_bytes()
     (files / "colours.onnx").write_bytes(good[: len(good) // 2])
     refresh(client)
@@ -253,7 +247,7 @@ def saved(tmp_path, text='{"a": 1}'):
 
 
 def test_a_saved_model_is_exported_once(tmp_path, record_exports):
-    exported_paths = record_exports(write_file)
+    exported_paths = record_exports(lambda path: append_checksum(write_file(path)))
     for _ in range(2):
         models = ServedModels([str(saved(tmp_path))])
         assert models.names == ["pets"] and models.get("pets").predictor.class_names == ("red", "green", "blue")

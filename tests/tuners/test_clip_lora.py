@@ -276,7 +276,7 @@ def test_a_tower_that_stays_runs_once(model, monkeypatch):
 
 def test_half_of_the_layers(opened):
     twin = open_tunable_copy(opened("ViT-B-32"))
-    found = {layers: ClipLora(layers=layers)._tower_layers(twin)["image"] for layers in ("all", "bottom", "top")}
+    found = {layers: ClipLora(layers=layers)._tower_parts(twin)["image"] for layers in ("all", "bottom", "top")}
     assert [id(layer["q"].owner) for layer in found["bottom"] + found["top"]] == [
         id(layer["q"].owner) for layer in found["all"]
     ]
@@ -286,9 +286,9 @@ def test_half_of_the_layers(opened):
 @pytest.mark.parametrize("name", ["RN50", "lite"])
 def test_a_tower_without_attention_is_left_out_or_refused_alone(name, opened):
     twin = open_tunable_copy(opened(name))
-    assert ClipLora()._tower_layers(twin).keys() == {"text"}
+    assert ClipLora()._tower_parts(twin).keys() == {"text"}
     with pytest.raises(InputError, match="no image tower of .* has attention layers"):
-        ClipLora(towers="image")._tower_layers(twin)
+        ClipLora(towers="image")._tower_parts(twin)
 
 
 # --- beside other heads

@@ -10,7 +10,7 @@ from torch import nn
 
 from clipadapter.encoders import attention_layers, open_tunable_copy
 from clipadapter.heads import head_info
-from clipadapter.tuners import layer_tuner
+from clipadapter.tuners import layer_tuner, tower_tuner
 from clipadapter.tuners.clip_svd import ClipSvd, FactoredLinear, SingularValues, count_singular_values, decompose
 from clipadapter.tuners.tower_tuner import tower_networks
 
@@ -180,19 +180,19 @@ def test_nothing_is_changed_at_first_and_merged_is_the_same_as_in_factors(name, 
 
     before = features(encoder)
     merging, attaching = open_tunable_copy(encoder), open_tunable_copy(encoder)
-    for layers in tuner._tower_layers(merging).values():
+    for layers in tuner._tower_parts(merging).values():
         SingularValues(torch.zeros(count_singular_values(layers))).merge(layers)
     for feature, expected in zip(features(merging), before, strict=True):
         assert torch.equal(feature, expected)
     changes = []
-    for layers in tuner._tower_layers(attaching).values():
+    for layers in tuner._tower_parts(attaching).values():
         changes.append(SingularValues(torch.zeros(count_singular_values(layers))))
         changes[-1].attach(layers)
     for feature, expected in zip(features(attaching), before, strict=True):
         torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5 * float(expected.norm()))
     for values in changes:
         values.change.copy_(0.1 * draw(*values.change.shape))
-    for layers, values in zip(tuner._tower_layers(merging).values(), changes, strict=True):
+    for layers, values in zip(tuner._tower_parts(merging).values(), changes, strict=True):
         values.merge(layers)
     merged, factored = features(merging), features(attaching)
     for one, other in zip(merged, factored, strict=True):
@@ -204,8 +204,8 @@ def test_about_as_many_numbers_as_the_paper_says(monkeypatch):
     with torch.device("meta"):  # shapes alone
         model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32"))
     towers = {"image": model.visual, "text": model.transformer}
-    monkeypatch.setattr(layer_tuner, "tower_networks", lambda twin: towers)
-    layers = ClipSvd()._tower_layers(None)
+    monkeypatch.setattr(tower_tuner, "tower_networks", lambda twin: towers)
+    layers = ClipSvd()._tower_parts(None)
     assert {tower: len(each) for tower, each in layers.items()} == {"image": 8, "text": 8}
     share = sum(map(count_singular_values, layers.values())) / sum(weight.numel() for weight in model.parameters())
     assert share == pytest.approx(0.0004, rel=0.05)

@@ -172,7 +172,7 @@ def test_bf16_is_left_where_class_vectors_are_far():
         ({"precision": "fp16"}, "fp32, bf16"),
         ({"n_ctx": 0}, "n_ctx must be 1 or more"),
         ({"epochs": 0}, "epochs must be 1 or more"),
-        ({"memory": 0}, "memory must be more"),
+        ({"memory": 0}, "memory must be positive"),
         ({"patience": 0}, "patience must be 1 or more"),
     ],
 )

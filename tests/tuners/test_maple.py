@@ -37,7 +37,7 @@ class Given(Maple):
 def tuned(figures, encoder, **changes):
     tensors, parameters = figures
     labels = [parameters["class_names"][i] for i in tensors["labels"]]
-    asked = {name: parameters[name] for name in ("n_ctx", "depth", "lr", "momentum", "weight_decay")}
+    asked = {name: parameters[name] for name in ("n_ctx", "depth", "lr", "weight_decay")}
     asked |= {"epochs": parameters["steps"], "batch_size": len(labels), "schedule": "constant", "warmup_epochs": 0}
     head = Given(**{**asked, "checkpoint": None, **changes})
     head.given = [tensors[f"start_{name}"] for name in NAMES]

@@ -7,11 +7,12 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.errors import InputError
+from clipadapter.export.cached import export_to_cache
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.rla import Rla
 from clipadapter.heads.svl_adapter import SvlAdapter
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.runtime.quick import open_quick
+from clipadapter.runtime.cached import open_cached
 from clipadapter.testing import toy_features
 from clipadapter.tuners.prolip import ProLip
 
@@ -198,8 +199,8 @@ def test_it_answers_without_torch_as_it_does_with_it(model, tmp_path):
     fitted, images = model
     images[0].save(tmp_path / "one.png")
     fitted.save(tmp_path / "model")
-    assert fitted.make_quick(tmp_path / "model")
-    (quickly,) = open_quick(tmp_path / "model").classify([tmp_path / "one.png"])
+    assert export_to_cache(fitted, tmp_path / "model", load_tower=True)
+    (quickly,) = open_cached(tmp_path / "model").classify([tmp_path / "one.png"])
     (wanted,) = fitted.classify([tmp_path / "one.png"])
     assert quickly.label == wanted.label
     assert quickly.probability == pytest.approx(wanted.probability, abs=1e-3)

@@ -49,7 +49,7 @@ class Given(PromptSrc):
 
 def create(figures, **changes):
     tensors, parameters = figures
-    asked = {name: parameters[name] for name in ("n_ctx", "n_ctx_image", "depth", "lr", "momentum", "weight_decay")}
+    asked = {name: parameters[name] for name in ("n_ctx", "n_ctx_image", "depth", "lr", "weight_decay")}
     asked |= {
         "epochs": parameters["epochs"],
         "average_mean": parameters["gpa_mean"],

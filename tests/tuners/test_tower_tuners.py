@@ -64,7 +64,6 @@ def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tiny, tmp
     queries = squares(seed=1)[0]
     np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
     assert again.encoder_.info.fingerprint == fitted.encoder_.info.fingerprint
-    assert not fitted.make_quick(folder)
 
 
 def test_arrays_that_do_not_fit_the_encoder_are_damage(model, tuner, method, tmp_path):

@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def config(optimizer="sgd", **changes):
-    values = {"momentum": 0.9, "weight_decay": 0.01, "schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": 6}
+    values = {"weight_decay": 0.01, "schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": 6}
     values |= {"lr": 0.1, "steps": 1, "batch_size": 4, "seed": 0, "progress": False, **changes}
     return TrainConfig(optimizer, **values)
 

@@ -65,7 +65,7 @@ def golden_encoder(tensors, scale):
     encoder = object.__new__(OpenClipEncoder)
     encoder.info = EncoderInfo("golden", 32, 8, scale, None, "", "golden", "")
     encoder.device, encoder._model = "cpu", model
-    encoder._pixels = PixelSpec(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "shortest", "bilinear")
+    encoder.pixels = PixelSpec(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "shortest", "bilinear")
     encoder._tokenizer = lambda texts, context_length=7: torch.stack(
         [tensors["s1_tokens"][int(text) if text.isdigit() else 0] for text in texts]
     )
@@ -242,9 +242,9 @@ def test_each_block_has_two_norms(name, image, text, opened):
 @pytest.mark.parametrize(("norms", "image", "text"), [("blocks", 8, 4), ("all", 8 + 2, 4 + 1)])
 def test_norms_before_and_after_the_blocks_are_tuned_if_all_are_asked_for(norms, image, text, opened):
     twin = open_tunable_copy(opened("ViT-B-32"))
-    found = TwoStage(norms=norms)._tower_norms(twin)
+    found = TwoStage(norms=norms)._tower_parts(twin)
     assert {tower: len(each) for tower, each in found.items()} == {"image": image, "text": text}
-    assert set(TwoStage(norms="all")._tower_norms(open_tunable_copy(opened("RN50")))) == {"text"}
+    assert set(TwoStage(norms="all")._tower_parts(open_tunable_copy(opened("RN50")))) == {"text"}
 
 
 @pytest.mark.parametrize("name", ["tiny", "RN50", "SigLIP", "lite"])
@@ -253,7 +253,7 @@ def test_nothing_changes_at_first_and_merged_norms_compute_as_trained_ones(name,
 
     def features(change, by):
         twin = open_tunable_copy(encoder)
-        for norms in TwoStage()._tower_norms(twin).values():
+        for norms in TwoStage()._tower_parts(twin).values():
             noise = torch.randn(norms.size, generator=torch.Generator().manual_seed(0))
             change(norms, norms.values() + by * noise)
         with torch.no_grad():
@@ -281,9 +281,9 @@ def test_norms_without_a_bias_or_values_are_no_trap():
 @pytest.mark.parametrize("name", ["RN50", "lite"])
 def test_a_tower_without_layer_norms_is_left_out_or_refused_alone(name, opened):
     twin = open_tunable_copy(opened(name))
-    assert TwoStage()._tower_norms(twin).keys() == {"text"}
+    assert TwoStage()._tower_parts(twin).keys() == {"text"}
     with pytest.raises(InputError, match="no image tower of .* has layer norms in attention blocks"):
-        TwoStage(towers="image")._tower_norms(twin)
+        TwoStage(towers="image")._tower_parts(twin)
 
 
 def test_a_tuned_text_tower_passes_every_check(model):
@@ -301,7 +301,7 @@ def test_rates_near_zero_are_zero_shot(model):
 
 def test_without_weight_decay_only_gradients_move_the_norms(model, tiny):
     twin = open_tunable_copy(tiny)
-    before = TwoStage()._tower_norms(twin)["text"].values()
+    before = TwoStage()._tower_parts(twin)["text"].values()
     with_decay, without = (
         model(TwoStage(steps=10, lr=0.01, weight_decay=decay)).fit(*squares()).head_.text_norms_
         for decay in (50.0, 0.0)

@@ -1,31 +1,34 @@
-"""Base of backends: a backend turns a tower, in a precision, into a function from squares to features."""
+"""Base of backends: a backend runs image towers, in some precisions, or exported models, or both."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
 import importlib.util
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from clipadapter.backends.tower_cache import build_in_cache, cache_root, read_cache_facts
-from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+from clipadapter.errors import ArtifactError, EncoderUnavailableError, InputError, MissingExtraError
 from clipadapter.installation import install_command
-from clipadapter.parallel import is_convolutional
-from clipadapter.pixels import PixelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from clipadapter.backends.formats import ExportFormat
+    from clipadapter.pixels import PixelSpec
 
 PRECISIONS = ("fp32", "bf16", "int8")
 DIGEST_BYTES = 8
 """Length of the digest of the pictures of a calibration."""
-Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Runner: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
 """Squares (n, s, s, 3), values 0 .. 255, to raw features (n, d). May be called from several threads."""
 
 
@@ -75,7 +78,7 @@ class Int8Calibration:
         """16 hex digits for each pass that identify the squares."""
         if self.squares is None:
             return self.name
-        own = blake2b(np.ascontiguousarray(self.squares).tobytes(), digest_size=DIGEST_BYTES).hexdigest()
+        own = blake2b(self.squares.tobytes(), digest_size=DIGEST_BYTES).hexdigest()
         return own + "".join(each.digest for each in self.further)
 
     def of_pass(self, i: int) -> Int8Calibration:
@@ -83,6 +86,23 @@ class Int8Calibration:
         if self.squares is None:
             return Int8Calibration(None, self.name[2 * DIGEST_BYTES * i : 2 * DIGEST_BYTES * (i + 1)])
         return Int8Calibration(self.squares) if i == 0 else self.further[i - 1]
+
+
+@dataclass(frozen=True)
+class InferenceGraph:
+    """The graph of an open file.
+
+    Args:
+        metadata: text under `formats.METADATA_KEY`; "" if the file has none.
+        inputs: names of its inputs, in any order.
+        widths: columns of each output by name; 0 for an output with one number per picture.
+        run: the inputs (n, ...) by name to the outputs by name; may be called from several threads.
+    """
+
+    metadata: str
+    inputs: tuple[str, ...]
+    widths: Mapping[str, int]
+    run: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
 class Backend(ABC):
@@ -96,12 +116,14 @@ class Backend(ABC):
     """
 
     precisions: ClassVar[tuple[str, ...]]
-    """Precisions that it can run, from exact to fast."""
+    """Precisions in which it runs image towers, from exact to fast; empty if it runs exported models only."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Modules that it needs besides the base install, the one that runs models first."""
     extra: ClassVar[str] = ""
     """The extra that installs them."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    format: ClassVar[ExportFormat | None] = None
+    """The format of exported models that it brings along."""
 
     def __init__(self, device: str = "cpu") -> None:
         if device.partition(":")[0] not in self.devices:
@@ -114,6 +136,25 @@ class Backend(ABC):
     def title(cls) -> str:
         """Its name in a sentence."""
         return cls.__name__.removesuffix("Backend")
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        """Whether the module that runs models can be imported."""
+        return importlib.util.find_spec(cls.packages[0]) is not None
+
+    @classmethod
+    def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
+        """Open the file of a graph.
+
+        Args:
+            path: of a format that names this backend.
+            threads: None for all cores.
+
+        Raises:
+            ArtifactError: if it can't be opened.
+            MissingExtraError: if the backend is not installed.
+        """
+        raise InputError(f"the {cls.title()} backend opens no files: use another")
 
     @classmethod
     def missing_package(cls) -> str:
@@ -130,8 +171,8 @@ class Backend(ABC):
         """
         if precision not in cls.precisions:
             raise InputError(
-                f"the {cls.title()} backend runs {', '.join(cls.precisions)}, not {precision}: use one of these, or "
-                "the backend 'auto'"
+                f"the {cls.title()} backend runs {', '.join(cls.precisions) or 'exported models only'}, not "
+                f"{precision}: use one of these, or the backend 'auto'"
             )
         if cls.missing_package():
             raise MissingExtraError(f"the {cls.title()} backend needs an extra: {install_command(cls.extra)}")
@@ -158,7 +199,9 @@ class Backend(ABC):
 
 
 class ConvertingBackend(Backend):
-    """A backend that converts towers to files, once, in the cache folder."""
+    """A backend that converts towers to files of its format, once, in the cache folder."""
+
+    format: ClassVar[ExportFormat]
 
     def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
         """See `Backend.prepare`."""
@@ -168,13 +211,13 @@ class ConvertingBackend(Backend):
         digest = "" if calibration is None or precision != "int8" else calibration.digest
         folder = self.cache_folder(tower.fingerprint, precision, digest)
         if read_cache_facts(folder) is None:  # otherwise `tower.module` is not used, which may take seconds to load
-            self._build(tower, precision, calibration, digest, folder)
+            self._build(tower, precision, calibration if digest else None, folder)
         return self.load(folder, precision)
 
-    def _build(
-        self, tower: Tower, precision: str, calibration: Int8Calibration | None, digest: str, folder: Path
-    ) -> None:
-        if digest and calibration is not None and calibration.squares is None:
+    def _build(self, tower: Tower, precision: str, calibration: Int8Calibration | None, folder: Path) -> None:
+        from clipadapter.parallel import is_convolutional
+
+        if calibration is not None and calibration.squares is None:
             raise EncoderUnavailableError(
                 f"{tower.name} was calibrated for int8 on other pictures, and the converted tower is not on this "
                 "machine: use another precision, or fit again"
@@ -185,10 +228,30 @@ class ConvertingBackend(Backend):
             "pixels": tower.pixels.to_dict(),
             "backend": self.title(),
             "precision": precision,
-            "calibration": digest,
+            "calibration": "" if calibration is None else calibration.digest,
             "convolutional": is_convolutional(tower.module),
         }
-        build_in_cache(folder, lambda part: self._convert(tower, precision, calibration, part), facts)
+        squares = None if calibration is None else calibration.squares
+        build_in_cache(folder, lambda part: self._convert(tower, squares, part), facts)
+
+    def _convert(self, tower: Tower, squares: NDArray[np.uint8] | None, folder: Path) -> None:
+        """Write the converted tower into an empty folder; fp32 and bf16 share a folder."""
+        from clipadapter.backends.tracing import tower_graph
+
+        graph, steps = tower_graph(tower), folder / "steps"
+        steps.mkdir()
+        rows = None if squares is None else {graph.input_names[0]: squares}
+        try:
+            files = self.format.convert(graph, self.tower_file(steps), rows)({})
+        except RuntimeError as error:  # of a converter
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"the image tower of {tower.name} can't be written as {self.format.title} ({reason}): use another "
+                "backend, such as 'torch'"
+            ) from error
+        for file in files:
+            file.replace(folder / file.name)
+        shutil.rmtree(steps)
 
     @classmethod
     def is_ready(cls, fingerprint: str, precision: str, calibration: Int8Calibration | None = None) -> bool:
@@ -203,18 +266,25 @@ class ConvertingBackend(Backend):
         name = cls.title().lower().replace(" ", "")
         return cache_root() / f"{fingerprint}-{name}-{_version(cls.packages[0])}-{kind}"
 
+    @classmethod
+    def tower_file(cls, folder: Path) -> Path:
+        """The file to open of a converted tower."""
+        return folder / f"tower{cls.format.suffix}"
+
     @staticmethod
     def is_convolutional(folder: Path) -> bool:
         """Whether the converted tower in a folder is known to be convolutional."""
         return bool((read_cache_facts(folder) or {}).get("convolutional", False))
 
     @abstractmethod
-    def _convert(self, tower: Tower, precision: str, calibration: Int8Calibration | None, folder: Path) -> None:
-        """Write the converted tower into an empty folder; fp32 and bf16 share a folder."""
-
-    @abstractmethod
     def load(self, folder: Path, precision: str) -> Runner:
         """Open the files that `_convert` wrote, without torch."""
+
+
+def unreadable_file(path: Path, backend: str, error: Exception, line: int = 0) -> ArtifactError:
+    """The error for a file that a backend can't open. Errors of backends have several lines, and no common base."""
+    reason = str(error).strip().split("\n")[line]
+    return ArtifactError(f"{path} can't be opened by {backend} ({reason}): copy or export it again")
 
 
 def _version(module: str) -> str:

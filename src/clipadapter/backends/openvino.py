@@ -1,27 +1,74 @@
-"""The OpenVINO backend, the fastest on most CPUs."""
+"""OpenVINO, the fastest on most CPUs; and its pair of files: ``.xml`` with the graph, ``.bin`` with the weights."""
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from clipadapter.backends.base import ConvertingBackend, Int8Calibration, Runner, Tower
+from clipadapter.backends.base import ConvertingBackend, InferenceGraph, Runner, unreadable_file
+from clipadapter.backends.formats import METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile, is_input_name
+from clipadapter.backends.quantize import quantize_openvino
 from clipadapter.backends.registry import register_backend
-from clipadapter.conversion.openvino import import_openvino, quantize_openvino
-from clipadapter.parallel import PICTURES_PER_THREAD
-from clipadapter.telemetry import telemetry_disabled
+from clipadapter.errors import MissingExtraError
+from clipadapter.telemetry import require_without_telemetry, telemetry_disabled
 
-TOWER_FILE = "tower.xml"
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 MIN_THROUGHPUT_SQUARES = 16
 """With so many squares in a call each core runs some of them; with fewer all cores work on one after another."""
 TRANSFORMER_SQUARES_PER_CORE = 8
 """Largest batch of a core for a transformer; for convolutional towers see `PICTURES_PER_THREAD`."""
+
+
+def import_openvino() -> Any:
+    """The package, imported with telemetry off."""
+    return require_without_telemetry("openvino", "openvino", "OpenVINO")
+
+
+def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
+    """See `ExportFormat.convert`."""
+    import torch
+
+    from clipadapter.backends.tracing import is_transformer, suppress_logs, trace
+
+    with telemetry_disabled(), suppress_logs():
+        ov = import_openvino()
+        examples = graph.example_inputs
+        dtype = ov.Type.u8 if examples[0].dtype == torch.uint8 else ov.Type.f32
+        traced = trace(graph.module, *examples)
+        shapes = [([-1, *example.shape[1:]], dtype) for example in examples]
+        model = ov.convert_model(traced, example_input=examples[0] if len(examples) == 1 else examples, input=shapes)
+        for tensor, name in zip(model.inputs, graph.input_names, strict=True):
+            tensor.get_tensor().set_names({name})
+        for output, name in zip(model.outputs, graph.output_names, strict=True):
+            output.get_tensor().set_names({name})
+        if rows is not None:
+            calibration = [rows[name] for name in graph.input_names]
+            model = quantize_openvino(model, calibration, is_transformer(graph.tower), graph.tower_output)
+    numbers = itertools.count(1)
+
+    def write(entries: Mapping[str, str]) -> list[Path]:
+        # A new folder each time: the weights of the pair before may be mapped into memory.
+        folder = path.parent / str(next(numbers))
+        folder.mkdir()
+        file = folder / path.name
+        with telemetry_disabled():
+            for key, value in entries.items():
+                model.set_rt_info(value, [key])
+            try:
+                import_openvino().save_model(model, file, compress_to_fp16=False)
+            except RuntimeError as error:  # most likely a full disk: OpenVINO does not say
+                raise OSError(str(error).strip().split("\n")[-1]) from error
+        return [file.with_suffix(".bin"), file]
+
+    return write
 
 
 @register_backend("openvino")
@@ -31,53 +78,59 @@ class OpenVinoBackend(ConvertingBackend):
     precisions = ("fp32", "bf16", "int8")
     packages = ("openvino", "nncf")
     extra = "openvino"
+    format = ExportFormat(
+        name="openvino",
+        title="OpenVINO",
+        summary="a pair of files, the fastest on most CPUs",
+        suffix=".xml",
+        backends=("openvino",),
+        convert=convert,
+        checksum_ending=(b"<!--sha256 ", b"-->"),
+        extra="openvino",
+        modules=("openvino",),
+        distributions=("openvino", "nncf"),
+        companion_suffixes=(".bin",),
+    )
 
     @classmethod
     def title(cls) -> str:
         """The name as its authors write it."""
         return "OpenVINO"
 
-    def _convert(self, tower: Tower, precision: str, calibration: Int8Calibration | None, folder: Path) -> None:
-        from clipadapter.conversion.tracing import SquareTower, example_squares, is_transformer, trace
+    @classmethod
+    def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
+        """See `Backend.open_file`. It runs on the CPU, in fp32 except for quantised operations."""
+        if not cls.is_installed():
+            raise MissingExtraError(f"{path.name} needs OpenVINO, which is not installed: pip install openvino")
+        try:
+            core = import_openvino().Core()
+            core.set_property({"ENABLE_MMAP": False})  # a file that is overwritten must not change an open model
+            # Weights lie beside the graph, or beside the target of a link to it.
+            model = core.read_model(path if path.with_suffix(".bin").exists() else path.resolve())
+            metadata = _read_metadata(model)
+            more = {} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)}
+            compiled = _compile(core, model, **more)
+        except Exception as error:  # its exceptions have no common base
+            raise unreadable_file(path, cls.title(), error, line=-1) from error
+        # A tensor may have several names, or none.
+        indices = {name: i for i, output in enumerate(compiled.outputs) for name in output.get_names()}
+        widths = {name: _width(compiled.outputs[i].partial_shape) for name, i in indices.items()}
+        inputs = tuple(next(filter(is_input_name, sorted(each.get_names())), "") for each in compiled.inputs)
+        request, lock = compiled.create_infer_request(), threading.Lock()
 
-        size, example = tower.pixels.size, example_squares(tower.pixels)
-        with telemetry_disabled():
-            ov = import_openvino()
-            graph = trace(SquareTower(tower.module, tower.pixels).eval(), example)
-            model = ov.convert_model(graph, example_input=example, input=[([-1, size, size, 3], ov.Type.u8)])
-            if precision == "int8" and calibration is not None and calibration.squares is not None:
-                model = quantize_openvino(model, [calibration.squares], is_transformer(tower.module))
-            ov.save_model(model, folder / TOWER_FILE, compress_to_fp16=False)
+        def run(rows: Rows) -> dict[str, NDArray[Any]]:
+            with lock:
+                request.infer({i: rows[name] for i, name in enumerate(inputs)})
+                return {name: request.get_output_tensor(i).data.copy() for name, i in indices.items()}
 
-    def write_graph(self, graph: Any, example: Any, path: Path) -> None:
-        """Write a traced function of rows (n, d) float32 as a file that `open_graph` reads.
-
-        Args:
-            graph: a ``torch.jit.ScriptModule``.
-            example: some rows.
-            path: ends in ``.xml``.
-        """
-        with telemetry_disabled():
-            ov = import_openvino()
-            model = ov.convert_model(graph, example_input=example, input=[([-1, example.shape[1]], ov.Type.f32)])
-            ov.save_model(model, path, compress_to_fp16=False)
+        return InferenceGraph(metadata, inputs, widths, run)
 
     def load(self, folder: Path, precision: str) -> Runner:
         """See `ConvertingBackend.load`."""
+        from clipadapter.parallel import PICTURES_PER_THREAD
+
         per_core = PICTURES_PER_THREAD if self.is_convolutional(folder) else TRANSFORMER_SQUARES_PER_CORE
-        return _TowerGraph(folder / TOWER_FILE, precision, per_core)
-
-    def open_graph(self, path: Path, precision: str) -> Runner:
-        """Open a graph with one input and one output, for any number of rows, as a function."""
-        request = _compile_graph(path, precision, "LATENCY").create_infer_request()
-        lock = threading.Lock()
-
-        def run(rows: NDArray[Any]) -> NDArray[np.float32]:
-            with lock:
-                request.infer({0: rows})
-                return _copy_output(request)
-
-        return run
+        return _TowerGraph(self.tower_file(folder), precision, per_core)
 
 
 class _TowerGraph:
@@ -85,11 +138,6 @@ class _TowerGraph:
 
     Either is quick to compile once the other was, but each has its copy of the weights in memory. The one for few
     squares is dropped when many come for the first time. Both stay if few come after that.
-
-    Args:
-        path: of the graph.
-        precision: in which it runs.
-        squares_per_core: largest batch of a core.
     """
 
     def __init__(self, path: Path, precision: str, squares_per_core: int) -> None:
@@ -111,10 +159,19 @@ class _TowerGraph:
         return run(squares)
 
     def _compile_for_latency(self) -> Runner:
-        return OpenVinoBackend().open_graph(self._path, self._precision)
+        request, lock = self._compile("LATENCY").create_infer_request(), threading.Lock()
+
+        def run(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+            with lock:
+                request.infer({0: squares})
+                return _copy_output(request)
+
+        return run
 
     def _compile_for_throughput(self) -> Runner:
-        compiled, lock = _compile_graph(self._path, self._precision, "THROUGHPUT"), threading.Lock()
+        import numpy as np
+
+        compiled, lock = self._compile("THROUGHPUT"), threading.Lock()
         n_requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         queue = import_openvino().AsyncInferQueue(compiled, n_requests)
         queue.set_callback(_store_output)
@@ -130,6 +187,11 @@ class _TowerGraph:
 
         return run
 
+    def _compile(self, performance_hint: str) -> Any:
+        # Opened by its path: what was compiled once is in this folder.
+        cache_folder = str(self._path.parent / "compiled")
+        return _compile(_core(), self._path, self._precision, performance_hint, CACHE_DIR=cache_folder)
+
 
 def _store_output(request: Any, target: tuple[dict[int, NDArray[np.float32]], int]) -> None:
     outputs, start = target
@@ -137,18 +199,28 @@ def _store_output(request: Any, target: tuple[dict[int, NDArray[np.float32]], in
 
 
 def _copy_output(request: Any) -> NDArray[np.float32]:
-    return np.array(request.get_output_tensor(0).data, dtype=np.float32)
-
-
-def _compile_graph(path: Path, precision: str, performance_hint: str) -> Any:
-    options = {
-        "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
-        "PERFORMANCE_HINT": performance_hint,
-        "CACHE_DIR": str(path.parent / "compiled"),
-    }
-    return _core().compile_model(path, "CPU", options)
+    features: NDArray[np.float32] = request.get_output_tensor(0).data.astype("float32")
+    return features
 
 
 @cache
 def _core() -> Any:
     return import_openvino().Core()
+
+
+def _compile(core: Any, model: Any, precision: str = "fp32", performance_hint: str = "LATENCY", **more: str) -> Any:
+    hints = {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision], "PERFORMANCE_HINT": performance_hint}
+    return core.compile_model(model, "CPU", {**hints, **more})
+
+
+def _read_metadata(model: Any) -> str:
+    """The metadata: of an OpenVINO file, or of an ONNX file, where OpenVINO has them at another place."""
+    for keys in ([METADATA_KEY], ["framework", METADATA_KEY]):
+        if model.has_rt_info(keys):
+            value = model.get_rt_info(keys)
+            return str(value.astype(str) if hasattr(value, "astype") else value)
+    return ""
+
+
+def _width(shape: Any) -> int:
+    return int(shape[1].get_length()) if len(shape) == 2 and shape[1].is_static else 0

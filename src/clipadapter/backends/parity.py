@@ -18,17 +18,11 @@ MIN_AGREEMENT = 0.98
 
 @dataclass(frozen=True)
 class Parity:
-    """Features compared with those of the encoder in fp32.
-
-    Args:
-        min_cosine: smallest cosine.
-        mean_cosine: mean cosine.
-        agreement: share of pictures with the same zero-shot class; None without class text.
-    """
+    """Features compared with those of the encoder in fp32."""
 
     min_cosine: float
     mean_cosine: float
-    agreement: float | None = None
+    agreement: float | None = None  # share of pictures with the same zero-shot class; None without class text
 
     def passes(self, precision: str) -> bool:
         """Whether the features may replace those in fp32."""
@@ -48,13 +42,9 @@ def measure_parity(
     text: NDArray[np.floating] | None = None,
     blocks: Sequence[Block] = (),
 ) -> Parity:
-    """Compare features of the same pictures.
+    """Compare features (n, d) of the same pictures, and zero-shot classes by class text (c, w) for the first w columns.
 
-    Args:
-        reference: (n, d) features of the encoder in fp32.
-        features: (n, d) features to check.
-        text: (c, w) class text of any length, for the first w columns; None compares cosines only.
-        blocks: of the columns; the cosine of a picture is that of its worst block. By default one block of all columns.
+    With several blocks, the cosine of a picture is that of its worst block.
 
     >>> measure_parity(np.eye(2, dtype=np.float32), 2 * np.eye(2, dtype=np.float32)).min_cosine
     1.0

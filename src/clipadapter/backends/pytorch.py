@@ -6,15 +6,13 @@ import copy
 import threading
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from clipadapter.backends.base import Backend, Int8Calibration, Runner, Tower
 from clipadapter.backends.registry import register_backend
 from clipadapter.devices import DEVICES
-from clipadapter.parallel import run_in_batches
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
     from torch.nn import Module
 
@@ -29,6 +27,8 @@ class TorchBackend(Backend):
     def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
         """See `Backend.prepare`; nothing is converted, and the module is created with the first squares."""
         import torch
+
+        from clipadapter.parallel import run_in_batches
 
         self.check_available(precision)
         on_gpu, lock = self.device.startswith("cuda"), threading.Lock()
@@ -51,7 +51,7 @@ class TorchBackend(Backend):
     def _place_on_device(self, tower: Tower, precision: str) -> Module:
         import torch
 
-        from clipadapter.conversion.tracing import SquareTower
+        from clipadapter.backends.tracing import SquareTower
 
         dtype, network = torch.float32, tower.module
         if precision == "bf16":

@@ -7,6 +7,10 @@ from clipadapter.registry import Registry
 
 BACKENDS: Registry[Backend] = Registry("backend", "clipadapter.backends")
 register_backend = BACKENDS.register
-list_backends = BACKENDS.list
 backend_info = BACKENDS.info
 create_backend = BACKENDS.create
+
+
+def list_backends() -> list[str]:
+    """Names of the backends that run image towers."""
+    return [name for name in BACKENDS.list() if backend_info(name).cls.precisions]

@@ -22,7 +22,6 @@ from clipadapter.bench.sources import extract_dataset
 from clipadapter.bench.summary import Reference, table
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import check_labels
-from clipadapter.classifier.fitting import place_head
 from clipadapter.data import Dataset, draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -133,8 +132,6 @@ def compare(
 ) -> Comparison:
     """Compare heads on pictures. A head that tunes the encoder tunes it on each draw, from plain pictures.
 
-    Heads compute on the device of the encoder, unless `Head.to` put them on another one.
-
     Args:
         model: computes the features and the class text; it is not fitted.
         train: pictures that the shots are drawn from; its classes are the classes.
@@ -153,7 +150,6 @@ def compare(
         DataError: if a picture has no label, or no picture can be read.
     """
     heads, warnings = _leave_out_without_text(model, heads)
-    heads = {name: place_head(head, model.encoder_.device) for name, head in heads.items()}
     names = train.class_names
     if test is None:
         _check_folds(train, heads, folds)  # before the pictures are encoded

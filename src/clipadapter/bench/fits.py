@@ -145,7 +145,7 @@ def plan_run(
         versions=library_versions(),
         n_classes=n_classes,
         n_test=n_test,
-        machine=describe_machine(head.device),
+        machine=describe_machine(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         stream=stream,
     )
@@ -240,7 +240,7 @@ def finish_run(run: Run, head: Head, seconds: float, result: Score, **changes: A
         "correct": None if run.data.protocol == "rest" else pack_correct(result.evaluation.predictions.correct),
         "learned": _learned(head),
         "size": count_stored_numbers(head),
-        "machine": describe_machine(head.device),
+        "machine": describe_machine(),
     }
     return run.model_copy(update={**fields, **changes})
 

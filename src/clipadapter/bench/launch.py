@@ -24,7 +24,7 @@ from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Suite, Variant, make_head
 from clipadapter.bench.worker import FitTask, run_task
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.devices import check_device, head_device
+from clipadapter.devices import check_device
 from clipadapter.errors import DataError
 from clipadapter.files import folder_without_links, path_without_links
 
@@ -79,9 +79,9 @@ def run_suite(
         encoders: by their name in tables; they compute features and class text.
         out: folder of ``runs.jsonl``. Features go to ``features/``, the plan to ``plans/``.
         launcher: runs the fits.
-        device: where heads compute, such as "cpu", "cuda" or "auto"; see `devices.check_device`. "cuda" stands for all
-            GPUs of this machine, "cuda:1" for the second one; None for that of the launcher. Encoders have a device of
-            their own.
+        device: where methods that train through a text tower compute, such as "cpu", "cuda" or "auto"; see
+            `devices.check_device`. "cuda" stands for all GPUs of this machine, "cuda:1" for the second one; None for
+            that of the launcher. Other heads compute on the CPU, and encoders have a device of their own.
         progress: show bars on stderr.
         plot_formats: of plots of features, if the suite has any: "png", "pdf", "svg".
 
@@ -90,13 +90,15 @@ def run_suite(
         DataError: if data can't be read.
     """
     if device is not None:
-        launcher.device = head_device(check_device(device))
+        launcher.device = check_device(device)
     records, features = records_file(out), folder_without_links(out, "features", error=DataError)
     protocol, fits = create_protocol(suite.protocol, suite.options), []
     for group in protocol.bundles(suite, sources, encoders):
         folder = save_bundle(group.bundle, features / _hash_bundle(group.bundle))
         fits += _plan_fits(suite, protocol, group, folder.absolute())
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / ARRAYS_FILE).stat().st_size)
+    if not any(fit.head.needs_tower for fit in fits):
+        launcher.device = "cpu"  # one fit for each core, not for each GPU
     plan = Plan(suite=suite, entries=[entry for fit in fits for entry in fit.entries]).with_earlier_entries(out)
     plan.save(out)
 

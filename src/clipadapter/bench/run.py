@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from typing_extensions import Self
 
 from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
-from clipadapter.devices import describe_device
 from clipadapter.metrics import check_metrics, metrics_shown
 
 if TYPE_CHECKING:
@@ -135,7 +134,8 @@ class Machine(FrozenModel):
         cpus: number of its cores.
         platform: system and kind of processor.
         peak_memory_mb: of the process so far, without the memory of a GPU; None if the system does not report it.
-        device: where the head computed; see `devices.describe_device`.
+        device: where the head computed: the CPU, or for a method that trains through a text tower the device of the
+            tower; see `devices.describe_device`.
     """
 
     cpus: int
@@ -325,17 +325,12 @@ def library_versions() -> dict[str, str]:
     return {**{name: version(name) for name in names}, "python": platform.python_version()}
 
 
-def describe_machine(device: str | None = None) -> Machine:
-    """Describe this machine and process.
-
-    Args:
-        device: where the head computes, as `heads.Head.device` is; None is the CPU.
-    """
+def describe_machine() -> Machine:
+    """Describe this machine and process."""
     return Machine(
         cpus=os.cpu_count() or 1,
         platform=f"{platform.system()} {platform.machine()}",
         peak_memory_mb=_peak_memory(),
-        device=describe_device(device),
     )
 
 

@@ -17,7 +17,7 @@ from clipadapter.bench.plan import Rows, draw_all_shots, plan_views
 from clipadapter.bench.suite import Prompts, Suite, make_head
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
-from clipadapter.data.sets import create_set, data_root, list_sets, set_info
+from clipadapter.data.sets import data_root, get_set, list_sets
 from clipadapter.errors import ClipAdapterError, DataError, InputError
 from clipadapter.features import PER_EPOCH, FeatureSet, ViewCost, ViewSpec
 from clipadapter.features.shards import FeatureShards, holds_shards
@@ -80,7 +80,7 @@ def open_source(spec: str, root: Path | None = None) -> Source:
 
 
 def _templates(spec: str) -> str:
-    return set_info(spec).cls.templates if spec in list_sets() and not Path(spec).exists() else "default"
+    return get_set(spec).templates if spec in list_sets() and not Path(spec).exists() else "default"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def find_size(spec: str, root: Path | None = None) -> DataSetSize:
     except ClipAdapterError as error:
         if spec not in list_sets():
             raise
-        known = create_set(spec)
+        known = get_set(spec)
         counts = known.counts
         return DataSetSize(
             spec, known.n_classes, counts.get("train", 0), counts.get("test", 0), True, False, str(error)

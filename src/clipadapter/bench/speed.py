@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipadapter.backends import Int8Calibration, Parity, backend_info, list_backends, measure_parity
+from clipadapter.backends import Int8Calibration, backend_info, list_backends
+from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ImageError, InputError

@@ -11,10 +11,12 @@ from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.fits import attempt
 from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.run import FrozenModel, Run, describe_machine
+from clipadapter.bench.run import FrozenModel, Run
 from clipadapter.bench.suite import Variant, make_head
+from clipadapter.devices import describe_device
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
+from clipadapter.heads import head_info
 from clipadapter.towers import TextTower
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -28,7 +30,7 @@ class FitTask(FrozenModel):
         protocol: registered name of the protocol that makes the fit.
         options: of the protocol.
         variant: the head.
-        device: where the head computes.
+        device: where a method that trains through a text tower computes.
         runs: the planned records.
     """
 
@@ -75,16 +77,18 @@ def run_task(task: str) -> list[str]:
         A `Run` as JSON for each test part; failures are in the records, too.
     """
     fit = FitTask.model_validate_json(task)
-    runs = [run.model_copy(update={"machine": describe_machine(fit.device)}) for run in fit.runs]
 
     def make() -> list[Run]:
         head = clone_with_seed(make_head(fit.variant), fit.runs[0].seed)
-        head = head if fit.device == "cpu" else head.to(fit.device)
         bundle = _with_towers(fit.folder, fit.device) if head.needs_tower else _bundle(fit.folder)
-        return create_protocol(fit.protocol, fit.options).measure(bundle, head, runs)
+        return create_protocol(fit.protocol, fit.options).measure(bundle, head, fit.runs)
 
     # Also failures outside of the head are recorded, such as no row left to test on.
-    return [run.model_dump_json() for run in attempt(runs, make)]
+    runs = attempt(fit.runs, make)
+    if head_info(fit.variant.head).cls.needs_tower:
+        device = {"device": describe_device(fit.device)}
+        runs = [run.model_copy(update={"machine": run.machine.model_copy(update=device)}) for run in runs]
+    return [run.model_dump_json() for run in runs]
 
 
 def set_gpu(number: str) -> None:

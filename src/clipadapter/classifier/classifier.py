@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
-from clipadapter.classifier import edit, hub, quick
+from clipadapter.classifier import edit, hub
 from clipadapter.classifier.answers import (
     answer_features,
     finite_logits,
@@ -50,7 +50,6 @@ from clipadapter.classifier.fitting import (
     embed_negative_labels,
     fit_settings,
     fit_with_uncertainty,
-    place_head,
 )
 from clipadapter.classifier.inputs import (
     Label,
@@ -94,7 +93,6 @@ from clipadapter.features import (
 )
 from clipadapter.formatting import check_names, format_list
 from clipadapter.heads import Head, Selection, TextFeatures, select
-from clipadapter.heads.placement import copy_to_device
 from clipadapter.persistence import History, Model, load_model, push, save_model
 from clipadapter.prediction import Prediction, PredictionColumns
 from clipadapter.progress import progress_bar, shows_progress
@@ -142,8 +140,8 @@ class FewShotClassifier:
         views: number of views per shot, the plain picture included; or a `ViewSpec`. "per-epoch" gives every training
             epoch its own augmented view; `PerEpochViews` does so with another crop scale. `view_cost` says the cost.
         seed: seed of the views, and of a head that is given by name.
-        device: where encoder and head compute: "cpu", "cuda", "cuda:1", "mps", "xpu", or "auto" for a GPU if there
-            is one. Opened encoders keep theirs, which the head follows. See the guide on GPUs.
+        device: where the encoder computes: "cpu", "cuda", "cuda:1", "mps", "xpu", or "auto" for a GPU if there is one.
+            Opened encoders keep theirs. Heads compute on the CPU. See the guide on GPUs.
         backend: runtime of the image tower: "auto", "torch", "openvino" or "onnxruntime".
         precision: of the image tower: "auto", "fp32", "bf16" or "int8". "auto" measures which backend and precision is
             fastest on the pictures and close enough to fp32 (see `choose_backend`). Few pictures: torch in fp32.
@@ -338,7 +336,7 @@ class FewShotClassifier:
             outliers: (b, d) features of pictures of none of the classes.
         """
         options, text = check_options(self.uncertainty), text.with_order("given")
-        head = place_head(self._build_head() if head is None else head, self.encoder_.device)
+        head = self._build_head() if head is None else head
         self.selection_ = None
         if self.grid:
             self.selection_ = select(
@@ -849,12 +847,6 @@ class FewShotClassifier:
         model._history = history
         return model
 
-    def make_quick(self, folder: str | Path) -> bool:
-        """Convert the model saved in a folder for prediction without torch, if that is cheap; see `runtime.quick`."""
-        if self._tuned_encoder is not None:  # its tower would be converted and stored for this one model
-            return False
-        return quick.make_quick(Path(folder), self.encoder_, self.head_, self.class_names_, self.uncertainty_)
-
     # ---- Hugging Face hub ----
     # The methods of `huggingface_hub.ModelHubMixin`. See hub.py.
 
@@ -995,10 +987,11 @@ class FewShotClassifier:
         return text.with_prompts(self._encode_prompts({name: prompts[name] for name in text.labels}).prompts)
 
     def _answerer(self, decision: Mapping[str, Any], adapt: Adapt) -> Callable[[NDArray[Any]], Answers]:
-        """Answers features (m, v, d) any number of times; the heads are copied to their device once."""
-        head, *fold_heads = map(copy_to_device, (self.head_, *self.fold_heads_))
-        width, uncertainty = self.encoder_.info.text_dim, self.uncertainty_
-        return partial(answer_features, head, fold_heads, uncertainty, width=width, decision=decision, adapt=adapt)
+        """Answers features (m, v, d) any number of times."""
+        head, fold_heads, width = self.head_, self.fold_heads_, self.encoder_.info.text_dim
+        return partial(
+            answer_features, head, fold_heads, self.uncertainty_, width=width, decision=decision, adapt=adapt
+        )
 
     def _add_shots(
         self,
@@ -1052,9 +1045,8 @@ class FewShotClassifier:
             self._encoder, self._tuned_encoder = encoders
             self._is_backend_chosen = True
         self.text_ = model.text.with_tower(self._open_text_tower())
-        device = self._encoder.device
-        self.head_, self.support_ = place_head(model.head.attach(self.text_), device), model.support
-        self.prompts_, self.fold_heads_ = model.prompts, tuple(place_head(each, device) for each in model.fold_heads)
+        self.head_, self.support_ = model.head.attach(self.text_), model.support
+        self.prompts_, self.fold_heads_ = model.prompts, model.fold_heads
         self.uncertainty_ = model.uncertainty
         self.class_names_ = model.text.labels
         self.evaluation_ = None

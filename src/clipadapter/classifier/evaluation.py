@@ -27,7 +27,7 @@ from clipadapter.metrics import (
     metrics_shown,
 )
 from clipadapter.metrics.table import Task
-from clipadapter.uncertainty import Calibrator, Uncertainty
+from clipadapter.uncertainty import Answers, Calibrator, DecisionOptions, Uncertainty
 
 MAX_LISTED_CLASSES = 20
 """How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""
@@ -129,7 +129,11 @@ def measure_decisions(
     if options.reject is None and options.coverage is None and options.costs is None:
         return {}
     folds = [head.logits(test.plain) for head in fold_heads]
-    answers = uncertainty.answer(result.logits, test.final, None, folds)
+    return measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
+
+
+def measure_answers(options: DecisionOptions, answers: Answers, result: Score) -> dict[str, float]:
+    """Metrics of answers by some options; see `measure_decisions`."""
     rows = np.arange(len(result.labels))
     shares: dict[str, float] = {}
     if options.reject is not None:

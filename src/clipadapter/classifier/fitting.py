@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -107,14 +106,6 @@ def build_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, pr
         if name in known and name not in params:
             created.set_params(**{name: value})
     return created
-
-
-def place_head(head: Head, device: str) -> Head:
-    """The head, or a copy that computes on the device of the encoder; `Head.to` overrides this.
-
-    >>> place_head(create_head("zero-shot"), "cpu").device
-    """
-    return head if device == "cpu" or head.device is not None else copy.copy(head).to(device)
 
 
 def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:

@@ -10,7 +10,6 @@ import errno
 import gc
 import importlib
 import os
-import pkgutil
 import shlex
 import sys
 import threading
@@ -22,8 +21,8 @@ from typing import Any
 import click
 
 from clipadapter import __version__
-from clipadapter.cli import commands
-from clipadapter.cli.groups import Command, Section, SuggestingGroup
+from clipadapter.cli.commands import SECTIONS
+from clipadapter.cli.groups import Command, SuggestingGroup
 from clipadapter.cli.output import KEPT_KEY, Failure, echo, escape_lines
 from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
 
@@ -36,7 +35,7 @@ Python's own are 700, 10 and 10. With 20,000 new objects, requests with damaged 
 
 
 class Commands(SuggestingGroup):
-    """The modules of `cli.commands` as commands. A module is imported only when its command or its help is needed."""
+    """The commands of `cli.commands`. A module is imported only when its command or its help is needed."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the arguments, so that an error can print the command to repeat."""
@@ -44,8 +43,8 @@ class Commands(SuggestingGroup):
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """List the names of the modules, sorted."""
-        return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__))
+        """List the names, sorted."""
+        return sorted(name for members in SECTIONS.values() for name in members)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a module and return its object ``command``."""
@@ -57,17 +56,9 @@ class Commands(SuggestingGroup):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands in their sections, one line each."""
-        sections: dict[Section, list[tuple[int, str, click.Command]]] = {section: [] for section in Section}
-        for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            if isinstance(command, Command):
-                sections[command.section].append((command.position, name, command))
-            elif command is not None:
-                sections[Section.OTHER].append((0, name, command))
-        for section, members in sections.items():
-            width = formatter.width - 6 - max(len(name) for _, name, _ in members)
-            with formatter.section(section.value):
-                formatter.write_dl([(name, each.get_short_help_str(width)) for _, name, each in sorted(members)])
+        for section, members in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl(list(members.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Expected errors become one line and an exit code."""

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.options import Command, option_group, output_options, strict_option
 from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.cli.uncertainty_options import describe_accuracy
 from clipadapter.errors import ArtifactError, DataError
 from clipadapter.files import explain_missing, quote_path
-from clipadapter.formats import is_exported
 from clipadapter.formatting import describe_shots, format_count
 
 if TYPE_CHECKING:
@@ -70,9 +70,11 @@ class ModelEdit:
             data = {"model": str(folder), "version": version, "changed": False}
             self.out.result(data, f"{folder}: nothing changed")
             return
+        from clipadapter.export.cached import export_to_cache
+
         model.save(folder, support=has_shots)
         note_kept(f"the change is saved in {folder}")
-        model.make_quick(folder)
+        export_to_cache(model, folder)
         _report_change(model, folder, time.monotonic() - started, self.out)
         for name, count in model.support_.counts.items():
             if not count and shots_before.get(name):

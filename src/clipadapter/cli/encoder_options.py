@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -29,6 +29,7 @@ PRECISIONS = click.Choice(["auto", "fp32", "bf16", "int8"])
 class BackendOptions:
     """How an encoder runs."""
 
+    HEADING: ClassVar[str] = "Encoder"
     device: str = option(
         "--device",
         default="cpu",
@@ -78,6 +79,7 @@ class BackendOptions:
 class NamedEncoders:
     """Which encoders are used, and how much of what they see."""
 
+    HEADING: ClassVar[str] = "Encoder"
     uris: tuple[str, ...] = option(
         "--encoder",
         default=("auto",),
@@ -145,6 +147,7 @@ class EncoderOptions(BackendOptions, NamedEncoders):
 class MovedEncoder:
     """Where the encoders of a fitted model are."""
 
+    HEADING: ClassVar[str] = "Encoder"
     uris: tuple[str, ...] = option(
         "--encoder",
         default=(),

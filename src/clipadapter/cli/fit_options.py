@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class PromptOptions:
     """The texts that the text tower encodes."""
 
+    HEADING: ClassVar[str] = "Class names and text"
     templates: Sequence[str] = option(
         "--templates",
         default=("default",),
@@ -77,6 +78,7 @@ def rename_classes(dataset: Dataset, class_names: Path | None) -> Dataset:
 class ViewOptions:
     """Views of each picture: how many, and how large a part of the picture a random crop shows."""
 
+    HEADING: ClassVar[str] = "Views"
     views: int | str = option(
         "--views", default=1, type=COUNT, metavar="N", help="Views per picture: the plain one and N - 1 random crops."
     )
@@ -149,6 +151,7 @@ class TrainingViewOptions(ViewOptions):
 class HeadOptions:
     """A head by name, and its parameters."""
 
+    HEADING: ClassVar[str] = "Head"
     name: str = option(
         "--head", default="auto", type=HEAD, metavar="NAME", help="Head to fit; 'clipadapter heads' lists them."
     )

@@ -1,9 +1,8 @@
-"""The classes of commands: where a command is listed in the help, and groups that suggest a name after a typo."""
+"""The classes of commands: options under headings in the help, and groups that suggest a name after a typo."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +12,56 @@ from clipadapter.cli.output import CONTINUE, KEPT_KEY, START_AGAIN, Output
 from clipadapter.registry import unknown
 
 
-class Section(Enum):
-    """Sections of ``clipadapter --help``, in their order."""
+class GroupedOption(click.Option):
+    """An option that the help lists under a heading.
 
-    START = "Start"
-    UPDATE = "Update and monitor a model"
-    INSPECT = "Compare and inspect"
-    SHARE = "Export, serve and share"
-    OTHER = "Benchmarks and others"
+    Args:
+        args: as of ``click.Option``.
+        heading: in the help.
+        attributes: as of ``click.Option``.
+    """
+
+    def __init__(self, *args: Any, heading: str = "", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.heading = heading
 
 
 class Command(click.Command):
-    """A command that says where it is listed and what it needs.
+    """A command that says what it needs, and whose help begins with the options that a person needs first.
 
     Args:
         args: as of ``click.Command``.
-        section: of the help.
-        position: in the section; equal ones are sorted by name.
         extra: extra of the package that the command needs. "lite" installs the extra ``train`` and an encoder.
+        first: the options that the help lists first, in their order; by default those without a heading.
         attributes: as of ``click.Command``.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        section: Section = Section.OTHER,
-        position: int = 100,
-        extra: str = "lite",
-        **attributes: Any,
-    ) -> None:
+    def __init__(self, *args: Any, extra: str = "lite", first: Sequence[str] = (), **attributes: Any) -> None:
         super().__init__(*args, **attributes)
-        self.section = section
-        self.position = position
         self.extra = extra
+        self.first = (*first, "--help") if first else ()
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings."""
+        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
+        order = {name: i for i, name in enumerate(self.first)}
+        options.sort(key=lambda option: min(order.get(name, len(order)) for name in option.opts))
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        rest: list[tuple[str, str]] = []
+        for option in options:
+            record = option.get_help_record(ctx)
+            if record is None:
+                continue
+            if not order.keys().isdisjoint(option.opts):
+                sections["Options"].append(record)
+            elif heading := getattr(option, "heading", ""):
+                sections.setdefault(heading, []).append(record)
+            else:
+                (rest if order else sections["Options"]).append(record)
+        for heading, records in {**sections, "Other options": rest}.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments. An unknown option may be a parameter of a head, which ``--set`` takes."""
@@ -82,17 +98,16 @@ def describe_store(parameters: Mapping[str, Any]) -> str:
 
 
 def cli_command(
-    example: str, section: Section = Section.OTHER, position: int = 100, *, extra: str = "lite"
+    example: str, *, extra: str = "lite", first: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Command]:
     """Return the decorator that makes a function a command.
 
     Args:
         example: command line that is shown at the end of the help.
-        section: as of `Command`.
-        position: as of `Command`.
         extra: as of `Command`.
+        first: as of `Command`.
     """
-    return click.command(cls=Command, epilog=f"Example: {example}", section=section, position=position, extra=extra)
+    return click.command(cls=Command, epilog=f"Example: {example}", extra=extra, first=first)
 
 
 class SuggestingGroup(click.Group):

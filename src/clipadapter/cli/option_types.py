@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,19 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(path_type=Path)
 COUNT = click.IntRange(1)
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+class CountOrAll(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A number of 1 or more, or "all"."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; for "all" one that no list exceeds."""
+        return sys.maxsize if value == "all" else COUNT.convert(value, param, ctx)
+
+
+COUNT_OR_ALL = CountOrAll()
 
 
 class FolderOrUri(click.ParamType):  # type: ignore[type-arg, unused-ignore]

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from clipadapter.cli.groups import GroupedOption
 from clipadapter.cli.option_types import COUNT, PLOT_FORMATS, parse_counts
 from clipadapter.cli.output import Output, collect_warnings, silence_libraries
 
@@ -98,7 +99,8 @@ def field_option(cls: type[Any], name: str) -> Decorator:
         name: of a field that `option` declares. The command gets the value under this name.
     """
     declared = cls.__dataclass_fields__[name]
-    return click.option(*declared.metadata["names"], name, default=declared.default, **declared.metadata["attributes"])
+    attributes = {"cls": GroupedOption, "heading": getattr(cls, "HEADING", ""), **declared.metadata["attributes"]}
+    return click.option(*declared.metadata["names"], name, default=declared.default, **attributes)
 
 
 def option_group(name: str, cls: type[Any], only: Collection[str] = (), without: Collection[str] = ()) -> Decorator:
@@ -106,7 +108,7 @@ def option_group(name: str, cls: type[Any], only: Collection[str] = (), without:
 
     Args:
         name: of the command's parameter.
-        cls: a dataclass with fields that `option` declares, in the order of the help.
+        cls: a dataclass with fields that `option` declares, in the order of the help. Its ``HEADING`` is above them.
         only: names of the fields that this command offers; the others keep their default. Empty means all.
         without: names of fields that this command does not offer.
     """

@@ -1,6 +1,6 @@
 """The request of `clipadapter predict`, and the models that answer it.
 
-They are a saved model, its quick form without torch, an exported file, and a saved model without its encoder, which
+They are a saved model, its exported file in the cache, an exported file, and a saved model without its encoder, which
 answers tables of features.
 """
 
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.output import Output
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
 from clipadapter.files import IMAGE_SUFFIXES, quote_path
-from clipadapter.formats import is_exported
 from clipadapter.model_folder import why_no_model
 
 if TYPE_CHECKING:
     from clipadapter.features import FeatureTable
     from clipadapter.prediction import Prediction
     from clipadapter.prediction_files import AnsweredRows
-    from clipadapter.runtime.quick import QuickModel
+    from clipadapter.runtime import Predictor
     from clipadapter.uncertainty import Uncertainty
 
 MAX_QUICK_PICTURES = 32
@@ -94,15 +94,15 @@ def _check_views(request: PredictRequest) -> None:
     ViewCost(1, request.views, read_config(request.model).encoder.dim).check(FEWER_PREDICTION_VIEWS)
 
 
-def open_quick_model(request: PredictRequest) -> QuickModel | None:
+def open_cached_model(request: PredictRequest) -> Predictor | None:
     """Open the model without torch, if the inputs are a few picture files and all options have their defaults."""
-    from clipadapter.runtime.quick import open_quick
+    from clipadapter.runtime.cached import open_cached
 
     if not request.encoder.is_default or request.views > 1 or len(request.inputs) > MAX_QUICK_PICTURES:
         return None
     if any(Path(text).suffix.lower() not in IMAGE_SUFFIXES for text in request.inputs):
         return None
-    return open_quick(request.model)
+    return open_cached(request.model)
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,10 @@ def open_model(request: PredictRequest) -> OpenModel:
     options = request.options(classifier.uncertainty_, classifier.class_names_)
 
     def finish() -> None:
+        from clipadapter.export.cached import export_to_cache
+
         if request.encoder.is_default:
-            classifier.make_quick(request.model)
+            export_to_cache(classifier, request.model, load_tower=True)
 
     return OpenModel(
         classifier.class_names_,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -32,6 +32,7 @@ FEW_HELD_OUT_SHOTS = 10
 class DecisionArguments:
     """The decisions of one call. What is not given is left to the model."""
 
+    HEADING: ClassVar[str] = "Decisions and uncertainty"
     reject: float | None = option(
         "--reject",
         type=FRACTION,

@@ -30,14 +30,8 @@ _COEFFICIENT_BYTES = 8
 def peak_bytes(kind: str, mode: str, pixels: int, shrunk_pixels: int | None = None, is_multi_scan: bool = False) -> int:
     """Peak memory of decoding, in addition to the file itself.
 
-    It holds the picture in the mode of the file, in RGB if that is another mode, and a copy during rotation.
-
-    Args:
-        kind: format, such as "JPEG".
-        mode: Pillow's mode of the decoded picture.
-        pixels: number of pixels in the file.
-        shrunk_pixels: number of pixels if the file is shrunk during decoding.
-        is_multi_scan: whether it is a JPEG with several scans, whose coefficients the decoder keeps.
+    It holds the picture in the mode of the file, in RGB if that is another mode, and a copy during rotation. A decoder
+    of a JPEG with several scans keeps the coefficients of the whole file, even if it is shrunk.
 
     >>> peak_bytes("JPEG", "RGB", 12_000_000), peak_bytes("PNG", "RGBA", 12_000_000)
     (96000000, 144000000)
@@ -52,10 +46,8 @@ def peak_bytes(kind: str, mode: str, pixels: int, shrunk_pixels: int | None = No
 class MemoryBudget:
     """A number of bytes that threads share, given out in the order of the requests.
 
-    A request above the whole budget is granted when nothing else is in use, so that it does not wait forever.
-
-    Args:
-        total: bytes; None: a part of the machine's memory, determined at the first request.
+    A request above the whole budget is granted when nothing else is in use, so that it does not wait forever. By
+    default the budget is a part of the machine's memory.
     """
 
     def __init__(self, total: int | None = None) -> None:
@@ -107,11 +99,7 @@ class MemoryBudget:
 
 
 def memory_bytes() -> int:
-    """Memory that this process can use: that of the machine, or the limit of its container if that is lower.
-
-    Returns:
-        Bytes; 4 GiB if neither can be determined.
-    """
+    """Bytes that this process can use: of the machine, or of its container if fewer; 4 GiB if neither is known."""
     limits = [4 << 30]
     if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
         limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]

@@ -57,11 +57,7 @@ class _DecoderProcess:
         self.write_end, self.read_end = self.popen.stdin, self.popen.stdout
 
     def exchange(self, request: dict[str, Any], body: bytes = b"") -> dict[str, Any]:
-        """Send a line and its body, and read the reply.
-
-        Raises:
-            OSError, ValueError: if the process has ended.
-        """
+        """Send a line and its body, and read the reply. OSError and ValueError say that the process has ended."""
         self.write_end.write(json.dumps(request).encode() + b"\n")
         self.write_end.write(body)
         self.write_end.flush()
@@ -78,14 +74,10 @@ class _DecoderProcess:
 
 
 class DecoderProcesses:
-    """The decoder processes of this process.
+    """The decoder processes of this process."""
 
-    Args:
-        budget: memory that the decoded pictures share.
-    """
-
-    def __init__(self, budget: MemoryBudget | None = None) -> None:
-        self.budget = budget or MemoryBudget()
+    def __init__(self) -> None:
+        self.budget = MemoryBudget()  # which the decoded pictures share
         self._lock = threading.Lock()
         self._idle: list[tuple[_DecoderProcess, float]] = []
         self._busy: set[_DecoderProcess] = set()

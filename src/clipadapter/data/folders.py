@@ -23,14 +23,10 @@ LINK_NOTES = {
 
 
 def read_folder(root: Path, follow_links: bool = True) -> Listing:
-    """Read the pictures of a folder.
+    """Read the pictures of a folder, for links see `list_images`.
 
     ``ROOT/CLASS/**/*.jpg``, ``ROOT/train/CLASS/**/*.jpg`` (also val, test), or ``ROOT/*.jpg`` without labels.
     Files in nested folders belong to the first-level class. `find_split_folders` says when a folder has splits.
-
-    Args:
-        root: folder to read.
-        follow_links: also follow links that lead out of the folder. False where others may have made the links.
     """
     reader = _FolderReader(root, follow_links)
     images, folders = reader.entries(root)
@@ -56,9 +52,6 @@ def find_split_folders(names: Collection[str]) -> dict[str, str]:
     The data set has splits if all its folders, or at least two, have the name of a split: a single class can be called
     "train".
 
-    Returns:
-        The split by the name of the folder; empty if the data set has no splits.
-
     >>> find_split_folders(["Train", "valid", "extra"]), find_split_folders(["train", "car"])
     ({'Train': 'train', 'valid': 'val'}, {})
     """
@@ -81,11 +74,7 @@ def list_images(root: str | Path, follow_links: bool = True) -> list[Path]:
 
 
 def link_warnings(left_out: Iterable[tuple[Path, str]]) -> list[DataWarning]:
-    """Warnings of links that lead nowhere or form a loop, one per kind.
-
-    Args:
-        left_out: paths that were left out, each with the reason.
-    """
+    """Warnings of links that lead nowhere or form a loop, one per kind, from paths with their reasons."""
     names = defaultdict(list)
     for path, reason in left_out:
         names[reason].append(printable(path))
@@ -145,11 +134,9 @@ class _FolderReader:
         return None if is_inside else "link that leads out of the folder"
 
     def images(self, folder: Path, above: tuple[str, ...] = ()) -> list[Path]:
-        """All pictures in a folder and below. Each folder is read once: n links to each other can make 2^n paths.
+        """All pictures in a folder and below, of which the real paths of the folders above are known.
 
-        Args:
-            folder: to read.
-            above: real paths of the folders above it.
+        Each folder is read once: n links to each other can make 2^n paths.
         """
         return self._images(folder, above, set())
 

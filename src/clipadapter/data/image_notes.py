@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from clipadapter.errors import DataWarning
 
@@ -18,15 +19,12 @@ END_OF_JPEG = b"\xff\xd9"
 _START_OF_SCAN = b"\xff\xda"
 _SEQUENCE_BRANDS = (b"avis", b"hevc", b"hevx", b"hevm", b"hevs", b"msf1")
 """Brands of AVIF and HEIC files whose pictures are the frames of an animation."""
-_MAX_GIF_BLOCKS = 65_536
-"""Blocks of up to 255 bytes after which the search for a second frame of a GIF ends."""
+_MAX_GIF_PARTS = 65_536
+"""Parts of up to 255 bytes after which the search for a second frame of a GIF ends."""
 
 
 def find_image_notes(data: bytes) -> list[str]:
     r"""Find what a user should know about a file that `read_image` reads; usually nothing.
-
-    Args:
-        data: the whole file.
 
     >>> find_image_notes(b"\xff\xd8 ... \xff\xda ...")
     ['pictures without the end marker of a JPEG, which may have been cut off but lack no pixel']
@@ -58,32 +56,26 @@ def has_more_frames(data: bytes) -> bool:
         first = data.find(b"ANMF")
         return data[12:16] == b"VP8X" and first > 0 and data.find(b"ANMF", first + 4) > 0
     if data.startswith(b"GIF8"):
-        return _has_second_gif_frame(data)
+        frames = (part for part in islice(iterate_gif(data), _MAX_GIF_PARTS) if part == b",")
+        return len(list(islice(frames, 2))) == 2
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _has_second_tiff_page(data)
     return data[4:8] == b"ftyp" and data[8:12] in _SEQUENCE_BRANDS
 
 
-def _has_second_gif_frame(data: bytes) -> bool:
-    frames, at, is_in_block = 0, 13 + _gif_palette_bytes(data, 10), False
-    for _ in range(_MAX_GIF_BLOCKS):
-        kind = data[at : at + 1]
-        if is_in_block:
-            is_in_block = kind not in (b"", b"\0")
-            at += 1 + (kind[0] if kind else 0)
-        elif kind == b"," and frames:
-            return True
-        elif kind == b",":
-            frames += 1
-            at += 11 + _gif_palette_bytes(data, at + 9)  # the last byte is the size of codes
-            is_in_block = True
-        elif kind == b"!":
-            at, is_in_block = at + 2, True
-        elif kind == b"\0":  # some programs write an empty block too many
+def iterate_gif(data: bytes) -> Iterator[bytes]:
+    """The parts of a GIF in order, as Pillow reads them: b"," begins a frame, the others are blocks and stray bytes."""
+    at = 13 + _gif_palette_bytes(data, 10)
+    while at < len(data) and (kind := data[at : at + 1]) != b";":
+        yield kind
+        if kind not in b",!":  # some programs write an empty block too many
             at += 1
-        else:
-            break
-    return False
+            continue
+        at += 11 + _gif_palette_bytes(data, at + 9) if kind == b"," else 2  # the last byte is the size of codes
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+            yield b""
+        at += 1
 
 
 def _gif_palette_bytes(data: bytes, flags_at: int) -> int:

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipadapter.data.decode_cost import (
+    MAX_FAST_SAMPLES,
     MAX_SCANNED_SAMPLES_PER_PIXEL,
     TooCostly,
-    check_cost,
     check_exif,
-    is_large,
     is_slow,
     read_jpeg,
 )
@@ -134,7 +133,7 @@ def read_image(
     if isinstance(source, (str, Path)):
         data = image_bytes(source) if data is None else data
         kind = _kind(data)[0]
-        if _is_slow(kind, data, name) and can_start_process():
+        if is_slow(kind, data) and can_start_process():
             return DECODER_PROCESSES.decode(data, name, max_pixels, max_seconds)
         image, is_multi_scan = open_image(data, name, max_pixels)
         pixels = image.width * image.height
@@ -160,16 +159,6 @@ def read_image_shrunk(
     """Read a picture for squares of several sizes; each result is that of `read_image` with this ``shrink_to``.
 
     It is decoded once for each factor that it is shrunk by, so mostly once.
-
-    Args:
-        source: as for `read_image`.
-        min_sides: values of ``shrink_to``.
-        max_pixels: as for `read_image`.
-        data: as for `read_image`.
-        max_seconds: as for `read_image`.
-
-    Raises:
-        ImageError: as `read_image`.
 
     >>> import numpy as np
     >>> [picture.size for picture in read_image_shrunk(np.zeros((8, 6, 3), np.uint8), [None, 4]).values()]
@@ -228,13 +217,10 @@ def _draft(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int) -> Image.Image:
-    """Read a JPEG that has no end marker.
+    """Read a JPEG that has no end marker, if nothing else is missing.
 
     A decoder completes missing pixels without an error. Whether any are missing shows when other bytes follow the data:
     they are ignored after a complete picture, and change an incomplete one.
-
-    Raises:
-        ImageError: if more than the end marker is missing.
     """
 
     def decode(end: bytes) -> Image.Image:
@@ -244,7 +230,7 @@ def _read_jpeg_without_end(data: bytes, name: str, max_pixels: int, factor: int)
         # Decoding twice, and with the filler, must not cost more than is allowed for one that is complete.
         work = read_jpeg(data, MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels // 3)
     except TooCostly as error:
-        raise ImageError(name, str(error)) from error
+        raise ImageError(name, _reason(error)) from error
     if not work.has_all_scans:
         raise ImageError(name, "file is truncated")
     data = data.rstrip(b"\xff")  # the first half of the end marker would make a marker with what follows
@@ -266,11 +252,6 @@ def _digest(rgb: Image.Image) -> bytes:
 def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bool]:
     """Read the header of a file, and check its size and cost.
 
-    Args:
-        data: the whole file.
-        name: of the picture in error messages.
-        max_pixels: limit of the pixels.
-
     Returns:
         The picture before decoding, and whether it is a JPEG with several scans.
 
@@ -282,10 +263,9 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
         raise ImageError(name, "not an image" if data else "file is empty")
     opener = _find_opener(kind, reader, name)
     try:
-        is_multi_scan = check_cost(kind, data, max_pixels)
+        limit = MAX_SCANNED_SAMPLES_PER_PIXEL * max_pixels
+        is_multi_scan = kind == "JPEG" and read_jpeg(data, limit).is_multi_scan
         image: Image.Image = opener(io.BytesIO(data), "")
-    except TooCostly as error:
-        raise ImageError(name, str(error)) from error
     except Exception as error:  # decoders raise any exception on damaged headers
         raise ImageError(name, _reason(error)) from error
     _check_size(image.size, name, max_pixels)
@@ -293,11 +273,7 @@ def open_image(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, bo
 
 
 def _find_opener(kind: str, reader: str | None, name: str) -> Any:
-    """Import the class that reads a format. Nothing is registered with Pillow, whose own functions stay as they are.
-
-    Raises:
-        ImageError: if there is none, or it is not installed.
-    """
+    """Import the class that reads a format. Nothing is registered with Pillow, whose own functions stay as they are."""
     if reader is None:
         raise ImageError(name, f"unsupported type ({kind})")
     module, _, cls = reader.rpartition(".")
@@ -310,11 +286,7 @@ def _find_opener(kind: str, reader: str | None, name: str) -> Any:
 
 
 def finish_image(image: Image.Image, name: str) -> Image.Image:
-    """Decode a picture, convert it to mode RGB and rotate it upright.
-
-    Args:
-        image: as `open_image` returns it. It can be changed, and can be the returned picture.
-        name: of the picture in error messages.
+    """Decode a picture of `open_image`, which may be changed, convert it to mode RGB and rotate it upright.
 
     Raises:
         ImageError: if it is damaged.
@@ -327,10 +299,6 @@ def finish_image(image: Image.Image, name: str) -> Image.Image:
         return _upright(_rgb(image, name), image)
     except ImageError:
         raise
-    except TooCostly as error:
-        raise ImageError(name, str(error)) from error
-    except MemoryError as error:
-        raise ImageError(name, "too large for the memory of this machine") from error
     except Exception as error:  # decoders raise any exception on damaged files
         raise ImageError(name, _reason(error)) from error
 
@@ -377,25 +345,22 @@ def is_slow_file(data: bytes, max_pixels: int, name: str = "picture") -> bool:
     """Whether decoding a file takes far longer than decoding a usual photograph.
 
     These are the files that `read_image` decodes in a separate process: JPEG 2000, AVIF, HEIC, PPM as text, BMP with
-    run lengths, and TIFF with other compressions than LZW, deflate and PackBits. And those with more samples than a
-    photograph of 24 megapixels, see `decode_cost.is_large`.
-
-    Args:
-        data: the file.
-        max_pixels: limit of the pixels.
-        name: of the picture in error messages.
+    run lengths, TIFF with other compressions than LZW, deflate and PackBits, and files whose structure is unusual. And
+    those with more samples than a photograph of 24 megapixels.
 
     Raises:
-        ImageError: if it is no picture, exceeds a limit, or its header is too costly to read.
+        ImageError: if it is no picture, or exceeds a limit.
 
     >>> is_slow_file(b"P3 1 1 255 1 2 3", 100)
     True
     """
     kind = _kind(data)[0]
-    if _is_slow(kind, data, name):
+    if is_slow(kind, data):
         return True
     width, height = open_image(data, name, max_pixels)[0].size
-    return is_large(kind, data, width * height)
+    # Each scan of a JPEG is decoded; in other formats most pictures become three channels.
+    samples = read_jpeg(data).scanned_samples if kind == "JPEG" else 3 * width * height
+    return samples > MAX_FAST_SAMPLES
 
 
 def image_format(data: bytes) -> str:
@@ -408,20 +373,8 @@ def image_format(data: bytes) -> str:
     return name if name in FORMAT_NAMES else ""
 
 
-def _is_slow(kind: str, data: bytes, name: str) -> bool:
-    try:
-        return is_slow(kind, data)
-    except TooCostly as error:
-        raise ImageError(name, str(error)) from error
-
-
 def shrink_factor(data: bytes, size: tuple[int, int], min_side: int) -> int:
-    r"""The factor by which `read_image` divides the sides of a file for ``shrink_to``; 1: no change.
-
-    Args:
-        data: bytes of the file, of which the first tell its type.
-        size: width and height in pixels.
-        min_side: ``shrink_to``.
+    r"""The factor by which `read_image` divides the sides of a file of this size for ``shrink_to``; 1: no change.
 
     >>> shrink_factor(b"\xff\xd8\xff", (4000, 3000), 700), shrink_factor(b"\xff\xd8\xff", (4001, 3000), 700)
     (4, 1)
@@ -461,6 +414,10 @@ def _kind(data: bytes) -> tuple[str, str | None]:
 def _reason(error: Exception) -> str:
     from PIL import Image
 
+    if isinstance(error, TooCostly):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "too large for the memory of this machine"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return "too large"
     text = str(error).lower()

@@ -33,28 +33,17 @@ MAX_COMPARED_FOLDERS = 100
 
 @dataclass(frozen=True)
 class LayoutFault:
-    """Folders that are taken for classes, but are none, as it seems.
+    """Folders that are taken for classes, but are none, as it seems."""
 
-    Args:
-        text: the folders, and what they hold.
-        folders: those that may be meant, the likeliest first; empty if pictures must be moved.
-        is_certain: False if the folders may be classes all the same.
-    """
-
-    text: str
-    folders: tuple[Path, ...]
-    is_certain: bool = True
+    text: str  # the folders, and what they hold
+    folders: tuple[Path, ...]  # those that may be meant, the likeliest first; empty if pictures must be moved
+    is_certain: bool = True  # False if the folders may be classes all the same
 
 
 def find_layout_fault(source: Path, dataset: Dataset) -> LayoutFault | None:
-    """Find folders that are taken for classes, but hold the folders of classes.
+    """Find folders that are taken for classes, but hold the folders of classes. Each split is searched by itself.
 
-    Args:
-        source: from which the data set was read.
-        dataset: the data set.
-
-    Returns:
-        The fault; None if there is none, as in tables and folders without classes. Each split is searched by itself.
+    None: there are none, as in tables and folders without classes.
     """
     if not dataset.class_names or not source.is_dir():
         return None
@@ -111,17 +100,11 @@ def find_similar_names(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder that is taken for a class.
+    """A folder that is taken for a class."""
 
-    Args:
-        name: of the folder directly below the root.
-        path: the folder; of a chain of folders with one folder each the last.
-        inner: names of the folders in it, if it has no pictures beside them.
-    """
-
-    name: str
-    path: Path
-    inner: frozenset[str]
+    name: str  # of the folder directly below the root
+    path: Path  # the folder; of a chain of folders with one folder each the last
+    inner: frozenset[str]  # names of the folders in it, if it has no pictures beside them
 
     @property
     def names(self) -> set[str]:

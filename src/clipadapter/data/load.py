@@ -68,10 +68,6 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, one_clas
 def check_layout(source: Path, dataset: Dataset) -> None:
     """Refuse folders that are hardly classes, and warn of others that may be none.
 
-    Args:
-        source: from which the data set was read.
-        dataset: the data set.
-
     Raises:
         LayoutError: if the classes are one level deeper.
     """

@@ -70,11 +70,7 @@ def read_manifest(path: Path) -> Listing:
 
 
 def _check_size(path: Path, what: str, count: int, limit: int) -> None:
-    """Refuse a table whose rows would fill the memory.
-
-    Raises:
-        DataError: if so.
-    """
+    """Refuse a table whose rows would fill the memory."""
     if count > limit:
         raise DataError(
             f"{printable(path)} has {count:,} {what} or more, but at most {limit:,} are read: divide or correct it"
@@ -194,11 +190,7 @@ def _parquet_rows(path: Path) -> _NumberedRows:
 
 
 def _check_parquet_sizes(path: Path, metadata: Any, n_columns: int) -> list[str]:
-    """Refuse a table that is too large, by its metadata. Returns the paths of the columns of texts that are read.
-
-    Raises:
-        DataError: if it is too large.
-    """
+    """Refuse a table that is too large, by its metadata. Returns the paths of the columns of texts that are read."""
     _check_size(path, "columns", n_columns, MAX_COLUMNS)
     _check_size(path, "rows", metadata.num_rows, MAX_ROWS)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]

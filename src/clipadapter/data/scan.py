@@ -27,17 +27,11 @@ MIN_IMBALANCE_RATIO = 5
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Files with equal bytes in more than one class or split.
+    """Files with equal bytes in more than one class or split."""
 
-    Args:
-        paths: the files, relative to the data set's root.
-        labels: class of each, None where unknown.
-        splits: split of each.
-    """
-
-    paths: tuple[str, ...]
-    labels: tuple[str | None, ...]
-    splits: tuple[str, ...]
+    paths: tuple[str, ...]  # the files, relative to the data set's root
+    labels: tuple[str | None, ...]  # class of each, None where unknown
+    splits: tuple[str, ...]  # split of each
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,7 @@ _ROW_FORMAT = "[path, label, class name]"
 def read_split(path: Path, image_folder: Path) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
     """Read a split file: its rows as samples, and the class names in the order of their labels.
 
-    Args:
-        path: the file.
-        image_folder: folder that its paths are relative to. Paths that leave it are refused. Pictures need not exist.
+    Its paths are relative to `image_folder`. Those that leave it are refused. Pictures need not exist.
 
     Raises:
         DataError: if the file can't be read, is damaged, or two classes share a label or a name.
@@ -88,12 +86,7 @@ def is_inside(name: str) -> bool:
 
 
 def missing_pictures(paths: Iterable[Path], root: Path) -> list[Path]:
-    """The paths without a file. Each folder is listed once.
-
-    Args:
-        paths: of pictures under `root`.
-        root: folder of the pictures. A link that leads out of it counts as missing.
-    """
+    """The paths without a file. Each folder is listed once; a link that leads out of the root counts as missing."""
     real_root = Path(os.path.realpath(root))
     names_by_folder: dict[Path, set[str]] = {}
     missing = []

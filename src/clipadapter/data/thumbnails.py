@@ -22,11 +22,7 @@ CHUNK_PICTURES = 64
 def encode_thumbnails(paths: Sequence[Path], side: int, quality: int, max_letters: int | None = None) -> list[str]:
     """Thumbnails as JPEG files in base64, one per path. A thumbnail is empty if the picture can't be read.
 
-    Args:
-        paths: the most important pictures first.
-        side: longest side of a thumbnail in pixels.
-        quality: of the JPEG files, 1 to 95.
-        max_letters: length of all thumbnails together. Thumbnails beyond it are empty. None for no limit.
+    All together are no longer than `max_letters`: thumbnails beyond it are empty, so the important ones come first.
     """
     thumbnails: list[str] = []
     n_letters = 0

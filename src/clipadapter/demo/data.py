@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.data import Dataset, load_dataset, textiles
-from clipadapter.data.sets import BenchmarkSet, create_set, data_root, list_sets, prepare
+from clipadapter.data.sets import BenchmarkSet, data_root, get_set, list_sets, prepare
 from clipadapter.data.sets.layouts import SplitFileSet
 from clipadapter.errors import DataError
 
@@ -146,8 +146,8 @@ def open_demo_data(source: Path | None, note: Callable[[str], None], *, progress
     name = source.as_posix()
     if source.exists() or name not in list_sets():
         return _divide(load_dataset(source), source.absolute().name)
-    known = create_set(name)
-    return _divide(_open_set(known, note, progress), known.title, known.__doc__ or "", known.templates)
+    known = get_set(name)
+    return _divide(_open_set(known, note, progress), known.title, known.summary, known.templates)
 
 
 def _divide(dataset: Dataset, name: str, task: str = "", templates: str = "default") -> DemoData:
@@ -194,7 +194,7 @@ def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) 
     has_class_folders = isinstance(known, SplitFileSet) and known.has_class_folders
     if by_hand and not has_class_folders:
         need = by_hand[0]
-        ready = ", ".join(name for name in list_sets() if not _needs_files(create_set(name)))
+        ready = ", ".join(name for name in list_sets() if not _needs_files(get_set(name)))
         raise DataError(
             f"the data set '{known.name}' needs a file that can't be downloaded by a program, {need.path} "
             f"({need.source}). These need none: {ready}. {OFFLINE}"

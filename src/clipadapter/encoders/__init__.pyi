@@ -3,7 +3,7 @@ from .backend import precision_fingerprint as precision_fingerprint
 from .backend import with_backend as with_backend
 from .base import Encoder as Encoder
 from .base import EncoderInfo as EncoderInfo
-from .base import PictureEncoder as PictureEncoder
+from .base import TorchEncoder as TorchEncoder
 from .block_encoder import BlockEncoder as BlockEncoder
 from .block_encoder import LayerEncoder as LayerEncoder
 from .block_encoder import complete_passes as complete_passes

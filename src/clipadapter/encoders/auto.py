@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipadapter.encoders.base import Encoder
-from clipadapter.encoders.catalogue import EncoderListing, listings_of
-from clipadapter.encoders.hub import cached_file, hub_answers
+from clipadapter.encoders.base import Encoder, refuse_variant
+from clipadapter.encoders.hub import HubSource, hub_answers
 from clipadapter.encoders.lite import NOTE as LITE_NOTE
 from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.encoders.open_clip import OpenClipEncoder
+from clipadapter.encoders.open_clip_sources import WEIGHTS_FILES
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
+from clipadapter.errors import EncoderUnavailableError, MissingExtraError
 from clipadapter.installation import install_command
 
 MODEL = "ViT-B-32/laion2b_s34b_b79k"
-REPO = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
-FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+SOURCE = HubSource(f"open_clip:{MODEL}", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", WEIGHTS_FILES)
+"""Its weights, as open_clip finds them; named here since open_clip takes seconds to import."""
 
 
 @register_encoder("auto")
@@ -30,11 +30,11 @@ class AutoEncoder(Encoder):
         Raises:
             EncoderUnavailableError: if neither is available.
         """
-        _refuse_variant(variant)
-        if cached_file(REPO, FILES):
+        refuse_variant("auto", variant)
+        if SOURCE.cached():
             return _add_note(OpenClipEncoder.open(MODEL, device), "its weights are on this machine")
         reason = "the weights of CLIP are not on this machine and the hub does not answer"
-        if hub_answers(REPO, FILES[0]):
+        if hub_answers(SOURCE.repo, SOURCE.names[0]):
             try:
                 return _add_note(OpenClipEncoder.open(MODEL, device), "the hub answers")
             except EncoderUnavailableError as error:
@@ -50,19 +50,9 @@ class AutoEncoder(Encoder):
     @classmethod
     def check(cls, variant: str) -> None:
         """As `Encoder.check`."""
-        _refuse_variant(variant)
-        if not cached_file(REPO, FILES) and not hub_answers(REPO, FILES[0]):
+        refuse_variant("auto", variant)
+        if not SOURCE.cached() and not hub_answers(SOURCE.repo, SOURCE.names[0]):
             LiteEncoder.check("")
-
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """What the catalogue says."""
-        return listings_of("auto")
-
-
-def _refuse_variant(variant: str) -> None:
-    if variant:
-        raise InputError(f"auto has no variants: say 'auto', not 'auto:{variant}'")
 
 
 def _add_note(encoder: Encoder, reason: str) -> Encoder:

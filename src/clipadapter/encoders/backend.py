@@ -18,18 +18,7 @@ from clipadapter.pixels import MIN_JPEG_SIDE_RATIO
 
 
 class BackendEncoder(EncoderWrapper):
-    """See `with_backend`.
-
-    Args:
-        plain: the encoder itself.
-        tower: its image tower.
-        run: runs the tower in the backend.
-        backend: name of the backend.
-        precision: precision of the tower.
-        calibration: digest of the pictures that int8 was calibrated with.
-    """
-
-    how_to_open = "a backend is no encoder: call with_backend(create_encoder(uri), backend, precision)"
+    """See `with_backend`; ``calibration`` is the digest of the pictures that int8 was calibrated with."""
 
     def __init__(
         self, plain: Encoder, tower: Tower, run: Runner, backend: str, precision: str, calibration: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, total_width
-from clipadapter.encoders.catalogue import EncoderListing
+from clipadapter.encoders.catalogue import UNKNOWN_LICENCE, EncoderListing, listings_of
+from clipadapter.encoders.inputs import check_pixels, to_tensor
+from clipadapter.encoders.registry import ENCODERS
 from clipadapter.errors import InputError
+from clipadapter.parallel import run_in_batches
+from clipadapter.pixels import PixelSpec
 from clipadapter.towers import Projection, TextTower
 
 if TYPE_CHECKING:
@@ -71,13 +75,14 @@ class Encoder(ABC):
     """Two frozen towers: pictures and texts to raw float32 features, of one width unless ``info`` says otherwise.
 
     The encoder owns resizing, interpolation, mean and deviation, tokenizer, padding and lower-casing. A subclass
-    defines ``info``, ``device``, `open`, `listing`, `preprocess`, `encode_pixels` and `encode_text`.
+    defines ``info``, ``device``, `preprocess`, `encode_pixels` and `encode_text`; `TorchEncoder` has the first two of
+    these methods. It overrides `open` if something may follow its scheme.
     """
 
     info: EncoderInfo
     device: str
     has_text: bool = True
-    """Whether there is a text tower; False for an encoder of pictures only (`PictureEncoder`)."""
+    """Whether there is a text tower; False for an encoder of pictures only."""
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
@@ -90,14 +95,16 @@ class Encoder(ABC):
         return torch.float32
 
     @classmethod
-    @abstractmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open an encoder.
+        """Open an encoder. By default nothing may follow the scheme, and the constructor takes the device.
 
         Args:
             variant: what follows the scheme in the URI; may be empty.
             device: a torch device.
         """
+        refuse_variant(ENCODERS.name_of(cls) or cls.__name__, variant)
+        cls.check(variant)
+        return cls(device)  # type: ignore[call-arg]
 
     @classmethod  # noqa: B027 - not abstract: an encoder that is opened quickly needs no check
     def check(cls, variant: str) -> None:
@@ -111,9 +118,10 @@ class Encoder(ABC):
         """
 
     @classmethod
-    @abstractmethod
     def listing(cls) -> list[EncoderListing]:
-        """The URIs that this class can open, without loading weights."""
+        """The URIs that this class can open, without loading weights; by default its scheme or what is catalogued."""
+        scheme = ENCODERS.name_of(cls) or cls.__name__
+        return listings_of(scheme) or [EncoderListing(scheme, None, UNKNOWN_LICENCE)]
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -129,13 +137,17 @@ class Encoder(ABC):
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Preprocessed pictures (n, *pixel_shape) to raw features (n, d) float32 on CPU, in inference mode."""
 
-    @abstractmethod
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Texts to raw features (k, d) float32 on CPU, in inference mode.
 
         Raises:
             InputError: if there are no texts, or the encoder has no text tower (`has_text`).
         """
+        name = self.info.name
+        raise InputError(
+            f"{name} has no text tower: name one that has beside it, such as --encoder lite --encoder {name}, or use a "
+            "head that needs no class text, such as auto or linear-probe"
+        )
 
     def tower(self) -> Tower | None:
         """The image tower for backends; None, the default, if only the encoder itself can run it."""
@@ -249,32 +261,59 @@ class Encoder(ABC):
         return torch.cat(batches) if batches else torch.empty(0, self.info.dim)
 
 
-class EncoderWrapper(Encoder):
-    """An encoder that changes how pictures are encoded by another one; texts are encoded by that one itself.
+class TorchEncoder(Encoder):
+    """An encoder whose image tower is a module of torch, which backends may run too.
 
-    Args:
-        plain: that one.
+    A subclass sets ``info``, ``device`` and ``pixels``, and defines `network` and, if it has texts, `encode_text`.
     """
 
-    how_to_open: ClassVar[str]
-    """What to call in place of `open`."""
+    pixels: PixelSpec | None
+    """How a picture becomes the input of the network; None if no backend can do it: then `preprocess` is overridden."""
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The image tower in inference mode, on the device: normalised pixels (n, 3, s, s) to raw features (n, d)."""
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Pixels (n, 3, s, s) on the device to raw features (n, d); those of `network` by default."""
+        features: Tensor = self.network()(pixels)
+        return features
+
+    def patches(self, pixels: Tensor) -> Tensor | None:
+        """Pixels (1, 3, s, s) on the device to the features (h, w, d) of `patch_features`; None by default."""
+        return None
+
+    def tower(self) -> Tower | None:
+        """The image tower for backends; None if only the encoder prepares its pictures."""
+        if self.pixels is None:
+            return None
+        return Tower(self.info.name, self.info.fingerprint, self.info.dim, self.pixels, self.network)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Scale, crop and normalize as ``pixels`` says."""
+        assert self.pixels is not None
+        return to_tensor(self.pixels.to_square(image), self.pixels.mean, self.pixels.std)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, d)."""
+        check_pixels(pixels, self.info.image_size)
+        if not len(pixels):
+            return torch.empty(0, self.info.dim)
+        with torch.inference_mode():
+            return run_in_batches(self.image_features, self.network(), pixels.to(self.device)).float().cpu()
+
+    def patch_features(self, image: Image.Image) -> Tensor | None:
+        """See `Encoder.patch_features` and `patches`."""
+        with torch.inference_mode():
+            patches = None if self.pixels is None else self.patches(self.preprocess(image)[None].to(self.device))
+        return None if patches is None else patches.float().cpu()
+
+
+class EncoderWrapper(Encoder):
+    """An encoder that changes how pictures are encoded by another one; texts are encoded by that one itself."""
 
     def __init__(self, plain: Encoder) -> None:
         self.plain, self.device, self.has_text = plain, plain.device, plain.has_text
-
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Not supported: the class has no scheme.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(cls.how_to_open)
-
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """Nothing: the encoders list themselves."""
-        return []
 
     def text_tower(self) -> TextTower | None:
         """That of the encoder itself."""
@@ -293,27 +332,7 @@ class EncoderWrapper(Encoder):
         return self.plain.encode_text(texts, batch_size)
 
 
-class PictureEncoder(Encoder):
-    """An encoder without a text tower; its ``logit_scale`` is CLIP's, since nothing was learned."""
-
-    has_text = False
-
-    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Not supported.
-
-        Raises:
-            InputError: always.
-        """
-        raise no_text_error(self.info.name)
-
-
-def no_text_error(name: str) -> InputError:
-    """The error for texts and an encoder without a text tower.
-
-    Args:
-        name: URI of the encoder.
-    """
-    return InputError(
-        f"{name} has no text tower: name one that has beside it, such as --encoder lite --encoder {name}, or use a "
-        "head that needs no class text, such as auto or linear-probe"
-    )
+def refuse_variant(scheme: str, variant: str) -> None:
+    """Refuse anything that follows a scheme without variants."""
+    if variant:
+        raise InputError(f"the {scheme} encoder has no variants: say '{scheme}', not '{scheme}:{variant}'")

@@ -17,30 +17,22 @@ from torch import Tensor, nn
 from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL, UNPROJECTED, Block, BlockSource
 from clipadapter.encoders.backend import BackendEncoder, precision_fingerprint, with_backend
-from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderWrapper
-from clipadapter.encoders.inputs import check_pixels, to_tensor
+from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderWrapper, TorchEncoder
 from clipadapter.encoders.registry import create_encoder, schemes_with
 from clipadapter.errors import InputError, brief
-from clipadapter.parallel import run_in_batches
 
 LAYER_VERSION = 2
 """Incremented whenever the same layer of the same picture would get another feature."""
 
 
-class LayerEncoder(EncoderWrapper):
+class LayerEncoder(EncoderWrapper, TorchEncoder):
     """One pass through an encoder's image tower, with other outputs than its final feature, or at another size.
 
-    Args:
-        plain: the encoder itself; it has one image tower, which can be exported.
-        layers: some of its `Encoder.layers`.
-        size: side of the square in pixels; None for the encoder's own.
-        is_mirrored: True for the mean of the features of a picture and of its mirror image.
+    If it is mirrored, it gives the mean of the features of a picture and of its mirror image.
 
     Raises:
         InputError: if the tower has no such layer, or can't be run at this size.
     """
-
-    how_to_open = "layers have no scheme: write ENCODER[final,LAYER]"
 
     def __init__(
         self, plain: Encoder, layers: Sequence[str], size: int | None = None, is_mirrored: bool = False
@@ -65,8 +57,8 @@ class LayerEncoder(EncoderWrapper):
             blocks=tuple(Block(source.name, known[source.layer]) for source in sources),
             fingerprint=self._fingerprint(),
         )
-        pixels = replace(towers[0].pixels, size=self.size)
-        self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, pixels, self._build_network)
+        self.pixels = replace(towers[0].pixels, size=self.size)
+        self._tower = Tower(self.info.name, self.info.fingerprint, self.info.dim, self.pixels, self._build_network)
 
     def block_fingerprints(self) -> tuple[str, ...]:
         """That of the encoder for its final feature at its own size; others name the layer, the size and the view."""
@@ -79,19 +71,10 @@ class LayerEncoder(EncoderWrapper):
             for layer in self.layer_names
         )
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """A picture to (3, s, s), by the encoder's rules."""
-        pixels = self._tower.pixels
-        return to_tensor(pixels.to_square(image), pixels.mean, pixels.std)
-
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, d)."""
-        check_pixels(pixels, self.size)
-        if not len(pixels):
-            return torch.empty(0, self.info.dim)
-        with torch.inference_mode():
-            network = self._tower.module
-            return run_in_batches(network, network, pixels.to(self.device)).float().cpu()
+    def network(self) -> nn.Module:
+        """The image tower with these outputs."""
+        module: nn.Module = self._tower.module
+        return module
 
     def tower(self) -> Tower | None:
         """The image tower with these outputs; None if backends don't run that of the encoder."""
@@ -124,15 +107,10 @@ class MirroredMean(nn.Module):
 
 
 class BlockEncoder(EncoderWrapper):
-    """Several passes side by side; text features of the first encoder.
+    """Several passes side by side, with or without a backend; text features of the first of the encoders themselves.
 
-    Args:
-        bases: the encoders themselves, the one of the block ``final`` first.
-        passes: each an encoder of one pass, with or without a backend. The first one has the block ``final``.
-        names: names of the blocks of all passes in their order.
+    The first pass has the block ``final``; the names are those of the blocks of all passes.
     """
-
-    how_to_open = "blocks have no scheme: write ENCODER[final,OTHER_ENCODER/final]"
 
     def __init__(self, bases: Sequence[Encoder], passes: Sequence[Encoder], names: Sequence[str]) -> None:
         super().__init__(bases[0])
@@ -240,11 +218,8 @@ def open_blocks(
     for (uri, size, is_mirrored), layers in by_pass.items():
         if uri not in bases:
             bases[uri] = opened.get(uri) or create_encoder(uri, first.device)
-        base = bases[uri]
-        is_plain = (layers, size or base.info.image_size, is_mirrored) == ([FINAL], base.info.image_size, False)
-        one = base if is_plain else LayerEncoder(base, layers, size, is_mirrored)
-        own = (FINAL,) if is_plain else one.layer_names  # type: ignore[attr-defined]
-        passes.append(one)
+        passes.append(_open_pass(bases[uri], layers, size, is_mirrored))
+        own = getattr(passes[-1], "layer_names", (FINAL,))
         ordered += [BlockSource(uri, layer, size, is_mirrored).name for layer in own]
     plain = passes[0] if len(passes) == 1 else BlockEncoder(list(bases.values()), passes, ordered)
     backend, precision = encoder.info.backend, encoder.info.precision
@@ -253,6 +228,13 @@ def open_blocks(
     if (backend, precision) == ("torch", "fp32") or precision == "int8":
         return plain
     return with_backend(plain, backend, precision)
+
+
+def _open_pass(base: Encoder, layers: Sequence[str], size: int | None, is_mirrored: bool) -> Encoder:
+    """One pass of an encoder; the encoder itself if only its final feature is wanted."""
+    own_size = base.info.image_size
+    is_plain = (list(layers), size or own_size, is_mirrored) == ([FINAL], own_size, False)
+    return base if is_plain else LayerEncoder(base, layers, size, is_mirrored)
 
 
 def select_encoder_blocks(encoder: Encoder, names: Iterable[str]) -> Encoder:
@@ -314,13 +296,9 @@ def _with_layers(one: Encoder, layers: Sequence[str]) -> Encoder:
     assert isinstance(plain, LayerEncoder)
     if one.info.precision == "int8":
         raise InputError(f"{one.info.name} is calibrated for int8 with all its layers: keep them")
-    base = plain.plain
-    size = None if plain.size == base.info.image_size else plain.size
-    is_final_alone = list(layers) == [FINAL] and size is None and not plain.is_mirrored
-    cut = base if is_final_alone else LayerEncoder(base, layers, size, plain.is_mirrored)
-    if not isinstance(one, BackendEncoder):
-        return cut
-    return with_backend(cut, one.info.backend, one.info.precision)
+    size = None if plain.size == plain.plain.info.image_size else plain.size
+    cut = _open_pass(plain.plain, layers, size, plain.is_mirrored)
+    return with_backend(cut, one.info.backend, one.info.precision) if isinstance(one, BackendEncoder) else cut
 
 
 def encoder_without_blocks(encoder: Encoder) -> Encoder:

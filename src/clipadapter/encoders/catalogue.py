@@ -60,41 +60,24 @@ class EncoderListing:
 
 @dataclass(frozen=True)
 class Group:
-    """Encoders that are good for one purpose.
-
-    Args:
-        name: short name.
-        title: what they are good for.
-        about: what to know before taking one; may be empty.
-        encoders: URIs, each with its note.
-    """
+    """Encoders that are good for one purpose."""
 
     name: str
-    title: str
-    about: str
-    encoders: Mapping[str, str]
+    title: str  # what they are good for
+    about: str  # what to know before taking one; may be empty
+    encoders: Mapping[str, str]  # URIs, each with its note
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """Facts about an architecture of open_clip.
-
-    Args:
-        dim: width of its features.
-        image_size: side of its pictures in pixels.
-        parameters: number of parameters of both towers; None for text towers of the library transformers.
-        tokens: length of its texts in tokens.
-        cleaning: what open_clip does to a text first: "lower", "canonicalize" (lower case, no punctuation),
-            "whitespace", or empty.
-        tags: names of its pretrained weights, each with its repository on the hub.
-    """
+    """Facts about an architecture of open_clip."""
 
     dim: int
     image_size: int
-    parameters: int | None
-    tokens: int
-    cleaning: str
-    tags: Mapping[str, str]
+    parameters: int | None  # of both towers; None for text towers of the library transformers
+    tokens: int  # length of its texts
+    cleaning: str  # of texts: "lower", "canonicalize" (lower case, no punctuation), "whitespace", or empty
+    tags: Mapping[str, str]  # names of its pretrained weights, each with its repository on the hub
 
     @property
     def text(self) -> str:
@@ -112,9 +95,7 @@ def list_known() -> list[EncoderListing]:
 
 def list_timm() -> list[EncoderListing]:
     """All pretrained models of timm: more than a thousand, so they are not part of `list_known`."""
-    recommended = {one.name: one for one in list_known()}
-    names = [f"timm:{model}" for model in _timm_content()["models"]]
-    return [recommended.get(name) or _listing(name) for name in names]
+    return [_listing(f"timm:{model}") for model in _content(TIMM_MODELS_FILE)["models"]]
 
 
 def listings_of(scheme: str) -> list[EncoderListing]:
@@ -168,7 +149,7 @@ def unknown_encoder(uri: str, schemes: Sequence[str]) -> UnknownNameError:
     containing = [name for name in names if len(uri) >= MIN_PART_LENGTH and uri.lower() in variants[name]]
     if same:
         hint = f": say {same}."
-    elif any(uri in (name, name.partition(".")[0]) for name in _timm_content()["models"]):
+    elif any(uri in (name, name.partition(".")[0]) for name in _content(TIMM_MODELS_FILE)["models"]):
         hint = f": say timm:{uri} for the model of timm."
     elif Path(uri).is_dir():
         hint = f": say open_clip:local-dir:{uri} for a folder with a model of open_clip."
@@ -202,23 +183,25 @@ def check_pretrained(model: str, tag: str) -> None:
     Raises:
         UnknownNameError: if there is no such model, or the model has no such weights.
     """
-    if not names_are_current():
-        return
-    models = read_models()
+    known = {name: list(facts.tags) for name, facts in read_models().items() if facts.tags}
+    tags = known.get(model.replace("/", "-").removesuffix(QUICK_GELU), [])
+    if names_are_current() and tag.lower().replace("-", "_") not in tags:
+        raise unknown_pretrained(model, tag, list(known), tags)
+
+
+def unknown_pretrained(model: str, tag: str, models: Sequence[str], tags: Sequence[str]) -> UnknownNameError:
+    """The error for a name of weights that open_clip does not have: it has these models, and this one these tags."""
     name = model.replace("/", "-")
     plain = name.removesuffix(QUICK_GELU)
-    facts = models.get(plain)
-    if facts is None or not facts.tags:
-        known = [other for other, its in models.items() if its.tags]
-        raise UnknownNameError(
-            f"open_clip has no pretrained model '{name}'.{suggest(plain, known)} "
+    if not tags:
+        return UnknownNameError(
+            f"open_clip has no pretrained model '{name}'.{suggest(plain, models)} "
             "'clipadapter encoders \"open_clip:*\"' lists all"
         )
-    if tag.lower().replace("-", "_") not in facts.tags:
-        raise UnknownNameError(
-            f"'{plain}' has no weights '{tag}'.{suggest(tag, list(facts.tags))} "
-            f"'clipadapter encoders \"open_clip:{plain}/*\"' lists all"
-        )
+    return UnknownNameError(
+        f"'{plain}' has no weights '{tag}'.{suggest(tag, tags)} "
+        f"'clipadapter encoders \"open_clip:{plain}/*\"' lists all"
+    )
 
 
 def check_architecture(model: str) -> None:
@@ -226,11 +209,8 @@ def check_architecture(model: str) -> None:
 
     The form with QuickGELU is an architecture of its own here: nothing else says which activation a file was trained
     with.
-
-    Raises:
-        UnknownNameError: if there is no such architecture.
     """
-    known = list(_models_content()["models"])
+    known = list(_content(MODELS_FILE)["models"])
     if names_are_current() and model not in known:
         raise UnknownNameError(
             f"open_clip has no architecture '{model}'.{suggest(model, known)} "
@@ -244,17 +224,13 @@ def check_timm_model(model: str, needs_weights: bool = True) -> None:
     Args:
         model: with or without the tag of its weights.
         needs_weights: whether timm must have pretrained weights of it.
-
-    Raises:
-        UnknownNameError: if there is no such model, or the model has no such weights.
     """
     if not timm_names_are_current():
         return
-    content = _timm_content()
-    tagged = list(content["models"])
+    tagged, untrained = (_content(TIMM_MODELS_FILE)[key] for key in ("models", "untrained"))
     name, _, tag = model.partition(".")
     plain = dict.fromkeys(one.partition(".")[0] for one in tagged)
-    if model in content["models"] or (name in plain and not tag):
+    if model in tagged or (name in plain and not tag):
         return
     if name in plain:
         weights = [one for one in tagged if one.partition(".")[0] == name]
@@ -262,11 +238,11 @@ def check_timm_model(model: str, needs_weights: bool = True) -> None:
             f"timm has no weights '{model}'.{suggest(model, weights)} "
             f"'clipadapter encoders \"timm:{name}.*\"' lists those of {name}"
         )
-    if name in content["untrained"]:
+    if name in untrained:
         if needs_weights:
             raise UnknownNameError(f"timm has no weights of '{name}': say timm:{name}:FILE")
         return
-    known = list(plain) if needs_weights else [*plain, *content["untrained"]]
+    known = list(plain) if needs_weights else [*plain, *untrained]
     raise UnknownNameError(
         f"timm has no model '{name}'.{suggest(name, known)} 'clipadapter encoders \"timm:*\"' lists all with weights"
     )
@@ -274,12 +250,12 @@ def check_timm_model(model: str, needs_weights: bool = True) -> None:
 
 def timm_names_are_current() -> bool:
     """Whether the names are those of the installed timm."""
-    return _is_installed("timm", _timm_content()["timm"])
+    return _is_installed("timm", _content(TIMM_MODELS_FILE)["timm"])
 
 
 def names_are_current() -> bool:
     """Whether the names are those of the installed open_clip."""
-    return _is_installed("open_clip_torch", _models_content()["open_clip"])
+    return _is_installed("open_clip_torch", _content(MODELS_FILE)["open_clip"])
 
 
 def _is_installed(package: str, release: str) -> bool:
@@ -303,8 +279,12 @@ def find_licence(repo: str) -> str:
 @cache
 def read_models() -> Mapping[str, KnownModel]:
     """All architectures of open_clip, without the second names for QuickGELU."""
-    models = _models_content()["models"]
-    return {name: KnownModel(**facts) for name, facts in models.items() if not _is_second_name(name, models)}
+    models = _content(MODELS_FILE)["models"]
+    return {
+        name: KnownModel(**facts)
+        for name, facts in models.items()
+        if not (name.endswith(QUICK_GELU) and name.removesuffix(QUICK_GELU) in models)
+    }
 
 
 @cache
@@ -332,14 +312,10 @@ def _listing(uri: str) -> EncoderListing:
         known |= {"dim": facts.dim, "parameters": facts.parameters, "image_size": facts.image_size, "text": facts.text}
         repo = repo or facts.tags.get(tag, "")
     known["licence"] = find_licence(repo)
-    if scheme == "timm" and variant in _timm_content()["models"]:
-        known |= {**_timm_content()["models"][variant], "text": NO_TEXT}
+    if scheme == "timm" and variant in _content(TIMM_MODELS_FILE)["models"]:
+        known |= {**_content(TIMM_MODELS_FILE)["models"][variant], "text": NO_TEXT}
     note = next((text for _, text in notes if text), "")
     return EncoderListing(uri, **{**known, "note": note, "groups": tuple(name for name, _ in notes), **stated})
-
-
-def _is_second_name(name: str, models: Mapping[str, Any]) -> bool:
-    return name.endswith(QUICK_GELU) and name.removesuffix(QUICK_GELU) in models
 
 
 def _similarity(name: str, other: str) -> float:
@@ -347,16 +323,7 @@ def _similarity(name: str, other: str) -> float:
 
 
 @cache
-def _models_content() -> dict[str, Any]:
-    return _read_installed(MODELS_FILE)
-
-
-@cache
-def _timm_content() -> dict[str, Any]:
-    return _read_installed(TIMM_MODELS_FILE)
-
-
-def _read_installed(file: Path) -> dict[str, Any]:
+def _content(file: Path) -> dict[str, Any]:
     content = parse_json(file.read_text(encoding="utf-8"), file.name)
     if not isinstance(content, dict):
         raise InputError(f"{file.name} of this installation is damaged: install clipadapter again")

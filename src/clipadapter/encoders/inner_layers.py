@@ -27,15 +27,9 @@ N_STATISTICS = 3
 
 
 def map_statistics(maps: Tensor) -> Tensor:
-    """Mean, maximum and population standard deviation of each channel over all positions.
+    """Mean, maximum and population standard deviation of each channel over all positions, (n, c, h, w) to (n, 3 c).
 
-    They are computed in float32, whichever type the maps have.
-
-    Args:
-        maps: (n, c, h, w) feature maps.
-
-    Returns:
-        (n, 3 c) float32: all means, then all maxima, then all deviations.
+    They are computed in float32, whichever type the maps have: all means, then all maxima, then all deviations.
 
     >>> map_statistics(torch.tensor([[[[0.0, 0.0], [4.0, 4.0]]]]))
     tensor([[2., 4., 2.]])
@@ -44,18 +38,7 @@ def map_statistics(maps: Tensor) -> Tensor:
 
 
 def select_statistics(maps: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Only those statistics of `map_statistics` that are wanted: each reads all positions again.
-
-    Args:
-        maps: (n, c, h, w) feature maps.
-        layers: some of ``inner-mean``, ``inner-max`` and ``inner-std``; others are passed over.
-
-    Returns:
-        (n, c) float32 by layer, in this order.
-
-    >>> select_statistics(torch.tensor([[[[0.0, 0.0], [4.0, 4.0]]]]), ["inner-std", "inner-mean"])
-    {'inner-mean': tensor([[2.]]), 'inner-std': tensor([[2.]])}
-    """
+    """Only those statistics (n, c) that are wanted, by layer: each reads all positions again."""
     maps = maps.float()
     statistics = {}
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
@@ -92,12 +75,11 @@ class StageNetwork(nn.Module):
     Args:
         stem: pixels (n, 3, s, s) to the input of the first stage.
         stages: each takes the output of the one before it, (n, c, h, w).
-        last: the output of the last stage to the map whose pooled form is the final feature.
+        last: the output of the last stage to the map whose means, by ``pool``, are the final feature.
         pool: that map to the final feature.
-        layers: some of ``final``, ``inner-mean``, ``inner-max``, ``inner-std`` and ``rare-patches``, in this order. The
-            maxima and deviations include those of the last map; its means are the final feature.
+        layers: in this order. The maxima and deviations include those of the last map.
         patch_stage: position of the stage whose output ``rare-patches`` reads, beside that of the stage before it, of
-            twice the resolution; of no meaning without that layer.
+            twice the resolution.
         first_stage: position of the first stage whose statistics are taken. The maps before it are the largest, so that
             their statistics cost most of the time of all.
     """
@@ -154,12 +136,7 @@ class StageNetwork(nn.Module):
 def second_size_of(native: int, step: int) -> int | None:
     """A second, larger side: 12/7 of the first one, as 384 is of 224, rounded to a multiple of a step.
 
-    Args:
-        native: the first side in pixels.
-        step: side of a patch, or the product of all strides.
-
-    Returns:
-        The side in pixels; None if it is not larger.
+    None if it is not larger. The step is the side of a patch, or the product of all strides.
 
     >>> second_size_of(224, 32), second_size_of(224, 14), second_size_of(32, 16)
     (384, 378, 48)

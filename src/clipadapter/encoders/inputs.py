@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -16,15 +18,18 @@ from clipadapter.errors import InputError, brief
 MAX_BATCH_TOKENS = 512
 """Tokens in a batch of texts, padding included. On a CPU 256 to 2,048 are equally fast; more do not fit its cache."""
 
+TOKENIZER_PROBES = (
+    "a photo of a cat.",
+    "A Photo, of the ÜBER-cat's hat!",
+    "  two   spaces & <p>marks</p> ",
+    "one two three four five six seven eight nine ten " * 12,
+)
+"""Texts whose tokens differ between tokenizers: case, accents, punctuation, spaces, truncation."""
 Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 
 def check_pixels(pixels: Tensor, size: int) -> None:
-    """Check that pixels are a batch (n, 3, size, size).
-
-    Raises:
-        InputError: if they have another shape.
-    """
+    """Refuse pixels that are no batch (n, 3, size, size)."""
     if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
         raise InputError(f"this encoder takes pixels (n, 3, {size}, {size}), but got {tuple(pixels.shape)}")
 
@@ -40,21 +45,12 @@ def to_tensor(image: ArrayLike, mean: Sequence[float], std: Sequence[float]) -> 
     return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
 
 
-def hash_arrays(arrays: Mapping[str, Tensor], digest: Any) -> str:
-    """Hash names, shapes, types and values.
+def compute_fingerprint(facts: Any, arrays: Mapping[str, Tensor]) -> str:
+    """32 hex digits of facts that JSON can write, and of the names, shapes, types and values of arrays.
 
-    Args:
-        arrays: such as a ``state_dict``.
-        digest: hash object that has got the facts beside the arrays. SHA-256 because processors have instructions for
-            it: 0.5 s for ViT-B/32, half the time of BLAKE2.
-
-    Returns:
-        The first 32 hex digits.
-
-    >>> import hashlib
-    >>> len(hash_arrays({"weight": torch.ones(2)}, hashlib.sha256(b"facts")))
-    32
+    SHA-256 because processors have instructions for it: 0.5 s for ViT-B/32, half the time of BLAKE2.
     """
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())
@@ -64,9 +60,6 @@ def hash_arrays(arrays: Mapping[str, Tensor], digest: Any) -> str:
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
     """The different texts in order of first appearance, and the index among them of each text.
-
-    Raises:
-        InputError: if there are no texts, or an item is not a string.
 
     >>> unique_texts(["cat", "dog", "cat"])
     (['cat', 'dog'], [0, 1, 0])
@@ -85,16 +78,8 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], list[int]]:
 def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Batches of texts of similar length, shortest first: padding costs as much as words do.
 
-    Args:
-        lengths: number of tokens of each text.
-        batch_size: maximum number of texts in a batch. A batch has fewer where they would have more than
-            ``MAX_BATCH_TOKENS`` tokens.
-
-    Yields:
-        Indices of ``lengths``; each index comes once.
-
-    Raises:
-        InputError: if ``batch_size`` is less than one.
+    Yields indices of ``lengths``, the numbers of tokens; each comes once. A batch has fewer than ``batch_size`` texts
+    where they would have more than ``MAX_BATCH_TOKENS`` tokens.
 
     >>> list(length_batches([9, 7, 400, 9, 300], batch_size=2))
     [[1, 0], [3], [4], [2]]

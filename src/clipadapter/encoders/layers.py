@@ -30,21 +30,13 @@ def copy_sharing_weights(module: ModuleT) -> ModuleT:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """One matrix of a transformer layer: some rows of a weight.
+    """One matrix of a transformer layer: some rows of a weight."""
 
-    Args:
-        parent: parent of the module that multiplies by the matrix.
-        child: name of that module in its parent.
-        owner: module that has the weight.
-        weight: name of the weight in its owner.
-        rows: rows of the weight.
-    """
-
-    parent: nn.Module
-    child: str
-    owner: nn.Module
-    weight: str
-    rows: slice
+    parent: nn.Module  # of the module that multiplies by the matrix
+    child: str  # name of that module in its parent
+    owner: nn.Module  # module that has the weight
+    weight: str  # its name in its owner
+    rows: slice  # rows of the weight
 
     @property
     def module(self) -> nn.Module:

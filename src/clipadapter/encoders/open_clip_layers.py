@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clipadapter.blocks import FINAL, UNPROJECTED
+from clipadapter.encoders.base import TorchEncoder
 from clipadapter.encoders.inner_layers import (
     INNER_MAX,
     INNER_MEAN,
@@ -33,7 +35,8 @@ from clipadapter.encoders.inner_layers import (
     select_statistics,
 )
 from clipadapter.encoders.layers import copy_sharing_weights
-from clipadapter.encoders.projection import append_identity, find_projection, replace_projection
+from clipadapter.encoders.open_clip_patches import encode_patches
+from clipadapter.encoders.projection import append_identity, find_projection, kind_of, replace_projection
 from clipadapter.encoders.prompted_layers import PromptedInput
 from clipadapter.errors import InputError
 from clipadapter.towers import Projection
@@ -42,14 +45,39 @@ CONVOLUTION_STEP = 32
 """Product of the strides of convolutional towers."""
 
 
-class TowerLayers:
-    """The layers of an image tower of open_clip.
+class VisualEncoder(TorchEncoder):
+    """An encoder whose image tower is one of open_clip.
 
-    Args:
-        visual: the tower, in inference mode.
-        dim: width of its final feature.
-        size: its own side in pixels.
+    If pictures are padded to a square, which no `PixelSpec` describes, it gives only the final feature.
     """
+
+    @cached_property
+    def _layers(self) -> TowerLayers | None:
+        return None if self.pixels is None else TowerLayers(self.network(), self.info.dim, self.info.image_size)
+
+    @cached_property
+    def _second_size(self) -> int | None:
+        return None if self._layers is None else self._layers.second_size()
+
+    def layers(self) -> Mapping[str, int]:
+        """``final``, ``inner`` and, if the tower ends in a linear step, ``unprojected``; see `open_clip_layers`."""
+        return super().layers() if self._layers is None else self._layers.widths()
+
+    def second_size(self) -> int | None:
+        """12/7 of the tower's own size, in whole patches; None if the tower refuses it."""
+        return self._second_size
+
+    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
+        """See `Encoder.layer_network`."""
+        return super().layer_network(layers, size) if self._layers is None else self._layers.network(layers, size)
+
+    def patches(self, pixels: Tensor) -> Tensor | None:
+        """See `encode_patches`."""
+        return encode_patches(self.network(), pixels)
+
+
+class TowerLayers:
+    """The layers of an image tower of open_clip, in inference mode."""
 
     def __init__(self, visual: Any, dim: int, size: int) -> None:
         self.visual, self.dim, self.size = visual, dim, size
@@ -107,15 +135,12 @@ class TowerLayers:
 
     def _step(self) -> int | None:
         """What a side must be a multiple of; None if the tower takes its own size only."""
-        from open_clip.modified_resnet import ModifiedResNet
-        from open_clip.timm_model import TimmModel
-        from open_clip.transformer import VisionTransformer
-
-        if type(self.visual) is VisionTransformer:
+        kind = kind_of(self.visual)
+        if kind == "vit":
             return int(self.visual.patch_size[0])
-        if type(self.visual) is ModifiedResNet:
+        if kind == "resnet":
             return CONVOLUTION_STEP
-        if type(self.visual) is not TimmModel or "pool" in dict(self.visual.head.named_children()):
+        if kind != "timm" or "pool" in dict(self.visual.head.named_children()):
             return None
         trunk = self.visual.trunk
         if _is_timm_transformer(trunk):
@@ -126,19 +151,16 @@ class TowerLayers:
         return None if hasattr(trunk, "set_input_size") else CONVOLUTION_STEP
 
     def _resized(self, size: int) -> Any:
-        from open_clip.modified_resnet import ModifiedResNet
-        from open_clip.transformer import VisionTransformer
-
         step = self._step()
         if step is None or size % step or size < step:
             reason = "at its own size only" if step is None else f"at multiples of {step} pixels"
             raise InputError(f"the image tower can be run {reason}, but the size is {size}")
-        visual = copy_sharing_weights(self.visual)
+        visual, kind = copy_sharing_weights(self.visual), kind_of(self.visual)
         grid = size // step
-        if type(visual) is VisionTransformer:
+        if kind == "vit":
             visual.positional_embedding = _resample(visual.positional_embedding, visual.grid_size, grid)
             visual.grid_size, visual.image_size = (grid, grid), (size, size)
-        elif type(visual) is ModifiedResNet:
+        elif kind == "resnet":
             side = self.size // step
             pool = visual.attnpool
             pool.positional_embedding = _resample(pool.positional_embedding, (side, side), grid)
@@ -149,11 +171,7 @@ class TowerLayers:
 
 
 class ClipTokens:
-    """Tokens of CLIP's transformer after some of its layers.
-
-    Args:
-        visual: a ``VisionTransformer`` of open_clip.
-    """
+    """Tokens of CLIP's transformer after some of its layers."""
 
     pooled_layer = INNER_TOKEN
     """Layer that the input of a linear last step belongs to; "" if it has it already."""
@@ -174,11 +192,7 @@ class ClipTokens:
 
 
 class TimmTokens:
-    """Tokens of a transformer of timm: as `ClipTokens`, and after the last layer too.
-
-    Args:
-        visual: a ``TimmModel`` of open_clip.
-    """
+    """Tokens of a transformer of timm: as `ClipTokens`, and after the last layer too."""
 
     def __init__(self, visual: Any) -> None:
         trunk = visual.trunk
@@ -204,11 +218,7 @@ class TimmTokens:
 
 
 class StageMaps:
-    """Statistics of the stages of a convolutional tower.
-
-    Args:
-        visual: a ``ModifiedResNet``, or a ``TimmModel`` whose network is convolutional.
-        size: its side in pixels.
+    """Statistics of the stages of a convolutional tower, CLIP's or one of timm.
 
     Raises:
         ValueError: if the network has no feature maps.
@@ -258,13 +268,8 @@ InnerFeatures = ClipTokens | TimmTokens | StageMaps
 class _LayerNetwork(nn.Module):
     """A tower with its inner features.
 
-    Args:
-        visual: the tower; if it ends in a linear step, this step gives the final feature if that is wanted, then its
-            own input.
-        inner: computes the inner features.
-        final_width: number of columns of the final feature; 0 if it is not wanted.
-        layers: the wanted layers.
-        width: sum of their widths.
+    If the tower ends in a linear step, this step gives the final feature, of ``final_width`` columns, if that is
+    wanted, then its own input. The layers that are wanted have ``width`` columns.
     """
 
     def __init__(
@@ -292,24 +297,15 @@ class _LayerNetwork(nn.Module):
 
 
 def find_inner_features(visual: Any, size: int) -> InnerFeatures | None:
-    """How inner features of an image tower are taken; None if it is not supported.
-
-    Args:
-        visual: image tower of a model of open_clip.
-        size: its side in pixels.
-    """
-    from open_clip.modified_resnet import ModifiedResNet
-    from open_clip.timm_model import TimmModel
-    from open_clip.transformer import VisionTransformer
-
-    # Not isinstance: a derived class may end in another way.
-    if type(visual) is VisionTransformer:
+    """How inner features of an image tower of open_clip are taken; None if it is not supported."""
+    kind = kind_of(visual)
+    if kind == "vit":
         is_plain = visual.attn_pool is None and not visual.output_tokens and visual.pool_type in ("tok", "avg")
         # Prompts stand among the patch tokens, whose mean would be another one.
         return ClipTokens(visual) if is_plain and not isinstance(visual.ln_pre, PromptedInput) else None
-    if type(visual) is ModifiedResNet:
+    if kind == "resnet":
         return StageMaps(visual, size)
-    if type(visual) is not TimmModel or not hasattr(visual.trunk, "forward_intermediates"):
+    if kind != "timm" or not hasattr(visual.trunk, "forward_intermediates"):
         return None
     if _is_timm_transformer(visual.trunk):
         return TimmTokens(visual)

@@ -25,13 +25,9 @@ from clipadapter.encoders.prompted_layers import FixedPrompts, PromptedBlock, Pr
 
 
 class PromptTokenizer:
-    """A tokenizer that leaves places for prompts after the start token.
+    """A tokenizer that leaves places for n prompts after the start token.
 
-    Args:
-        tokenizer: texts to (k, context), padded.
-        causal: finds the end token.
-        first_ids: tokens that the prompts replace if a text begins with them; may be empty.
-        n: number of prompts.
+    They replace the tokens ``first_ids`` if a text begins with these.
     """
 
     def __init__(self, tokenizer: Any, causal: CausalTower, first_ids: Sequence[int], n: int) -> None:
@@ -64,20 +60,12 @@ class PromptTokenizer:
 
 @dataclass(frozen=True, eq=False)
 class PromptPlaces:
-    """Where prompts go in both towers of a model.
+    """Where prompts go in both towers of a model."""
 
-    Args:
-        visual: the image tower.
-        causal: the text tower.
-        tokenizer: of the model.
-        set_tokenizer: replaces it.
-        device: device of the model.
-    """
-
-    visual: Any
-    causal: CausalTower
+    visual: Any  # the image tower
+    causal: CausalTower  # the text tower
     tokenizer: Any
-    set_tokenizer: Callable[[Any], None]
+    set_tokenizer: Callable[[Any], None]  # replaces it in the encoder
     device: str
 
     @property
@@ -119,10 +107,7 @@ class PromptPlaces:
     def insert(self, text: Sequence[PromptSource], image: Sequence[PromptSource], first_ids: Sequence[int]) -> None:
         """Put prompts into the towers, before as many of their first blocks as there are sources.
 
-        Args:
-            text: of each block of the text tower, from the first on.
-            image: of each block of the image tower.
-            first_ids: tokens that the text prompts replace if a text begins with them.
+        Text prompts replace the tokens ``first_ids`` if a text begins with these.
         """
         n = len(text[0]())
         positions = self.causal.layers.positional_embedding[1 : 1 + n].detach()
@@ -144,15 +129,9 @@ class PromptPlaces:
 def find_prompt_places(
     model: Any, tokenizer: Any, set_tokenizer: Callable[[Any], None], device: str
 ) -> PromptPlaces | None:
-    """The places for prompts in a model of open_clip.
+    """The places for prompts in a model of open_clip, whose modules may be changed.
 
     None if its image tower is not CLIP's transformer that reads a class token, or its text tower is not causal.
-
-    Args:
-        model: the model, whose modules may be changed.
-        tokenizer: its tokenizer.
-        set_tokenizer: replaces the tokenizer in the encoder.
-        device: device of the model.
     """
     from open_clip.transformer import Transformer, VisionTransformer
 

@@ -36,15 +36,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class OpenClipTextTower(TextTower):
-    """See `open_text_tower`.
-
-    Args:
-        layers: the module that has the layers of the tower.
-        causal: the same module as a causal tower; None for SigLIP.
-        tokenizer: tokenizer of the model.
-        fingerprint: fingerprint of the encoder.
-        device: device of the weights.
-    """
+    """The tower with some layers, which is causal but for SigLIP; see `open_text_tower`."""
 
     def __init__(self, layers: Any, causal: CausalTower | None, tokenizer: Any, fingerprint: str, device: str) -> None:
         self.fingerprint, self.device = fingerprint, device
@@ -128,14 +120,7 @@ class OpenClipTextTower(TextTower):
 
 
 def open_text_tower(model: Any, tokenizer: Any, fingerprint: str, device: str) -> OpenClipTextTower | None:
-    """The model's text tower if it is causal or one of SigLIP, else None.
-
-    Args:
-        model: a model of open_clip, in evaluation mode.
-        tokenizer: its tokenizer.
-        fingerprint: fingerprint of the encoder.
-        device: device of the model.
-    """
+    """The text tower of a model of open_clip if it is causal or one of SigLIP, else None."""
     causal = find_causal_tower(model)
     if causal is not None:
         return OpenClipTextTower(causal.layers, causal, tokenizer, fingerprint, device)
@@ -169,10 +154,6 @@ class UnpaddedTextTower:
 
     The first feature without padding is compared with the model's own. If they differ, or if the tower is not causal,
     all texts go through ``encode_text``.
-
-    Args:
-        model: a model of open_clip, in evaluation mode.
-        device: device of the model.
     """
 
     def __init__(self, model: Any, device: str) -> None:
@@ -210,15 +191,10 @@ class UnpaddedTextTower:
 
 @dataclass(frozen=True)
 class CausalTower:
-    """A tower whose features depend on no token after the end token.
+    """A tower whose features depend on no token after the end token."""
 
-    Args:
-        layers: the module that has its layers.
-        end_id: id of the end token; None if it is the highest id of a text.
-    """
-
-    layers: Any
-    end_id: int | None
+    layers: Any  # the module that has its layers
+    end_id: int | None  # of the end token; None if it is the highest id of a text
 
     def end_positions(self, tokens: Tensor) -> Tensor:
         """Position of the end token, (k, context) to (k,).
@@ -320,14 +296,7 @@ def run_prefix(blocks: Sequence[Any], hidden: Tensor) -> list[KeysValues]:
 def run_after_prefix(blocks: Sequence[Any], prefix: Sequence[KeysValues], hidden: Tensor, lengths: Tensor) -> Tensor:
     """Hidden states at the last token of each row, after all layers.
 
-    Args:
-        blocks: from `plain_blocks`.
-        prefix: from `run_prefix`.
-        hidden: (k, l, w), the tokens after the prefix, with positional embeddings.
-        lengths: (k,), how many tokens of each row count; 1 or more.
-
-    Returns:
-        (k, w)
+    Tokens (k, l, w) after the prefix, with positional embeddings, of which ``lengths`` (k,) count, to (k, w).
     """
     rows, length, _ = hidden.shape
     row_starts = torch.arange(rows, device=hidden.device) * length
@@ -351,15 +320,7 @@ def _attend(qkv: Tensor, prefix_keys: Tensor, prefix_values: Tensor) -> Tensor:
     """Attention of each token to the prefix, to the tokens before it in its row and to itself.
 
     Written out, since PyTorch's attention needs the keys of the prefix once for each row: that takes three times as
-    long and three times as much memory.
-
-    Args:
-        qkv: (k, l, 3, h, w / h): queries, keys, values.
-        prefix_keys: (h, p, w / h).
-        prefix_values: (h, p, w / h).
-
-    Returns:
-        (k, l, h, w / h)
+    long and three times as much memory. ``qkv`` (k, l, 3, h, w / h) and the prefix's (h, p, w / h) to (k, l, h, w / h).
     """
     rows, length, _, _, size = qkv.shape
     q, k, v = qkv.permute(2, 3, 0, 1, 4)  # (h, k, l, w / h) each

@@ -16,9 +16,6 @@ def find_projection(visual: Any) -> Projection | None:
 
     CLIP's transformer and ResNet and the networks of timm that end in one linear layer are supported. The result is
     None for SigLIP, whose feature is the output of an attention pool, and for CoCa, whose tower also returns tokens.
-
-    Args:
-        visual: the image tower of a model of open_clip.
     """
     path = _path_of_projection(visual)
     if path is None:
@@ -32,11 +29,9 @@ def find_projection(visual: Any) -> Projection | None:
 
 
 def replace_projection(visual: Any, projection: Projection) -> nn.Module:
-    """The same tower with another last step; all other weights are shared with the tower.
+    """The same tower, one with a projection, with another last step; all other weights are shared with the tower.
 
-    Args:
-        visual: a tower for which `find_projection` returns a projection, in evaluation mode.
-        projection: (p, any width), with the p of the tower; it has a bias if the tower's has one.
+    The new projection (p, any width) has a bias if the tower's has one.
     """
     path = _path_of_projection(visual)
     assert path is not None
@@ -60,18 +55,24 @@ def append_identity(projection: Projection) -> Projection:
     return Projection(wide, None if bias is None else torch.cat([bias, torch.zeros(len(weight))]))
 
 
-def _path_of_projection(visual: Any) -> str | None:
-    """Dotted path of the last step: a parameter (p, d) or a linear layer."""
+def kind_of(visual: Any) -> str:
+    """The kind of an image tower of open_clip: "vit", "resnet" or "timm"; "" for others."""
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
     # Not isinstance: a derived class may end in another way.
-    if type(visual) is VisionTransformer:
+    return {VisionTransformer: "vit", ModifiedResNet: "resnet", TimmModel: "timm"}.get(type(visual), "")
+
+
+def _path_of_projection(visual: Any) -> str | None:
+    """Dotted path of the last step: a parameter (p, d) or a linear layer."""
+    kind = kind_of(visual)
+    if kind == "vit":
         return None if visual.output_tokens or visual.proj is None else "proj"
-    if type(visual) is ModifiedResNet:
+    if kind == "resnet":
         return "attnpool.c_proj"
-    if type(visual) is not TimmModel:
+    if kind != "timm":
         return None
     if len(visual.head):
         return "head.proj" if type(getattr(visual.head, "proj", None)) is nn.Linear else None

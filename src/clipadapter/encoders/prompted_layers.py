@@ -13,11 +13,7 @@ PromptSource = Callable[[], Tensor]
 
 
 class FixedPrompts(nn.Module):
-    """Prompts that do not change.
-
-    Args:
-        values: (n, w).
-    """
+    """Prompts (n, w) that do not change."""
 
     values: Tensor
 
@@ -33,10 +29,7 @@ class FixedPrompts(nn.Module):
 class PromptedBlock(nn.Module):
     """A block of a transformer that gets prompts in place of some of its input tokens.
 
-    Args:
-        block: the block.
-        source: gives the prompts.
-        is_text: whether the prompts stand after the first token; otherwise they are the last tokens.
+    Prompts of a text stand after the first token, those of a picture are the last tokens.
     """
 
     def __init__(self, block: Any, source: PromptSource, is_text: bool) -> None:
@@ -71,12 +64,7 @@ def without_prompts(block: Any) -> Any:
 
 
 class PromptedInput(nn.Module):
-    """The layer norm before the first block of an image tower, with prompts after its input tokens.
-
-    Args:
-        norm: the layer norm.
-        source: gives the prompts.
-    """
+    """The layer norm before the first block of an image tower, with prompts after its input tokens."""
 
     def __init__(self, norm: nn.Module, source: PromptSource) -> None:
         super().__init__()

@@ -33,15 +33,7 @@ suffice for hundreds of channels."""
 
 
 def join_maps(fine: Tensor, coarse: Tensor) -> Tensor:
-    """Maps of two stages with their 3 x 3 means on the grid of the coarser one.
-
-    Args:
-        fine: (n, a, 2 h, 2 w).
-        coarse: (n, b, h, w).
-
-    Returns:
-        (n, a + b, h, w) float32.
-    """
+    """3 x 3 means of maps (n, a, 2 h, 2 w) and (n, b, h, w) of two stages on the coarser grid, (n, a + b, h, w)."""
     means = [
         avg_pool2d(maps.float(), 3, stride, padding=1, count_include_pad=False)
         for maps, stride in ((fine, 2), (coarse, 1))
@@ -52,11 +44,7 @@ def join_maps(fine: Tensor, coarse: Tensor) -> Tensor:
 def patch_distances(maps: Tensor) -> Tensor:
     """Mahalanobis distance of each patch from the patches of its picture, divided by their root mean square.
 
-    Args:
-        maps: (n, c, h, w); the border of two patches at each side does not count. Larger than 4 x 4.
-
-    Returns:
-        (n, h - 4, w - 4).
+    (n, c, h, w), larger than 4 x 4, to (n, h - 4, w - 4): the border of two patches at each side does not count.
 
     >>> maps = torch.randn(1, 2, 16, 16, generator=torch.Generator().manual_seed(0))
     >>> maps[0, :, 9, 5] = 20
@@ -70,19 +58,10 @@ def patch_distances(maps: Tensor) -> Tensor:
 
 
 def describe_rare_patches(maps: Tensor) -> Tensor:
-    """The rarest patches of each picture, by `patch_distances`.
+    """The rarest patches of each picture, by `patch_distances`: (n, c, h, w), larger than 4 x 4, to (n, 4 c).
 
-    Args:
-        maps: (n, c, h, w), larger than 4 x 4.
-
-    Returns:
-        (n, 4 c): for 1, 4, 16 and 48 patches of the largest distances, the mean of each channel over them, less the
-        channel's mean over the picture, in units of its deviation. A picture with fewer patches takes all.
-
-    >>> maps = torch.zeros(1, 1, 8, 8)
-    >>> maps[0, 0, 4, 4] = 5
-    >>> describe_rare_patches(maps).round(decimals=2)
-    tensor([[3.8700, 0.7700, 0.0000, 0.0000]])
+    For 1, 4, 16 and 48 patches of the largest distances, the mean of each channel over them, less the channel's mean
+    over the picture, in units of its deviation. A picture with fewer patches takes all.
     """
     z = _standardize(maps)
     n_patches = z.shape[2]

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from clipadapter.blocks import FINAL, BlockSource
 from clipadapter.devices import check_device
-from clipadapter.encoders import catalogue, timm_sources, transformers_sources
+from clipadapter.encoders import catalogue, open_clip_sources, timm_sources, transformers_sources
 from clipadapter.encoders.catalogue import EncoderListing
-from clipadapter.encoders.open_clip_sources import check_variant
 from clipadapter.errors import InputError
 from clipadapter.registry import Registry
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
 TEST_SCHEME = "toy"
 """The encoder of the tests, which is not listed."""
-DELEGATING_SCHEMES = ("auto", "hf-hub")
-"""Schemes that open an encoder of another scheme."""
 register_encoder = ENCODERS.register
 list_encoders = ENCODERS.list
 encoder_info = ENCODERS.info
@@ -69,7 +66,7 @@ def check_uri(uri: str) -> None:
             check_uri(other)
     scheme, _, variant = base.partition(":")
     if scheme in ("open_clip", "hf-hub"):
-        check_variant(variant if scheme == "open_clip" else f"{scheme}:{variant}")
+        open_clip_sources.check_variant(variant if scheme == "open_clip" else base)
     elif scheme == "hf":
         transformers_sources.check_variant(variant)
     elif scheme == "timm":
@@ -139,7 +136,7 @@ def check_trainable(uri: str, method: str) -> None:
     >>> check_trainable("lite", "tunable_copy")
     """
     scheme = split_blocks(uri)[0].partition(":")[0]
-    if scheme not in DELEGATING_SCHEMES and ENCODERS.overrides(scheme, method, "Encoder") is False:
+    if scheme != "auto" and ENCODERS.overrides(scheme, method, "Encoder") is False:
         raise InputError(_describe_missing_part(uri, method))
 
 

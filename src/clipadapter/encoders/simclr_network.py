@@ -42,11 +42,7 @@ def empty_tower() -> Module:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and facts about them as one file, atomically.
-
-    Raises:
-        InputError: if the file can't be written.
-    """
+    """Write tensors and facts about them as one file, atomically."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save_tensors(flat, {"facts": json.dumps({"format": FORMAT, **facts})}))
 
@@ -71,11 +67,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
 
 
 def find_file(folder: Path) -> Path:
-    """The file of the encoder in a folder.
-
-    Raises:
-        EncoderUnavailableError: if there is none.
-    """
+    """The file of the encoder in a folder, which must be there."""
     path = folder / FILE
     if not path.is_file():
         command = f"clipadapter simclr PICTURES --out {quote_path(folder)}"

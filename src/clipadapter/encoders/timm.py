@@ -5,27 +5,20 @@ Code: https://github.com/huggingface/pytorch-image-models. `clipadapter.encoders
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.backends import Tower
-from clipadapter.encoders.base import EncoderInfo, PictureEncoder
+from clipadapter.encoders.base import EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of
-from clipadapter.encoders.inputs import check_pixels, hash_arrays, to_tensor
+from clipadapter.encoders.inputs import compute_fingerprint
 from clipadapter.encoders.layers import copy_sharing_weights
-from clipadapter.encoders.open_clip import encode_patches
-from clipadapter.encoders.open_clip_layers import TowerLayers
+from clipadapter.encoders.open_clip_layers import VisualEncoder
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.encoders.timm_sources import TimmSource, check_available, find_source, load_model
+from clipadapter.encoders.timm_sources import TimmSource, find_source, hub_source, load_model
 from clipadapter.errors import InputError, require
-from clipadapter.parallel import run_in_batches
 from clipadapter.pixels import MIN_CROP, RESAMPLING_FILTERS, PixelSpec
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 
@@ -36,14 +29,10 @@ RESIZE_MODES = {"center": "shortest", "squash": "squash"}
 
 
 @register_encoder("timm")
-class TimmEncoder(PictureEncoder):
+class TimmEncoder(VisualEncoder):
     """A model of timm: pretrained (MODEL, MODEL@SIZE), from a file (MODEL:FILE) or a folder (local-dir:FOLDER).
 
     The picture feature is what the classifier of the model gets: the pooled output. Texts are not supported.
-
-    Args:
-        source: where the model comes from.
-        device: a torch device.
 
     Raises:
         InputError: if the model takes no square pictures of three channels, or prepares them in a way that is not
@@ -51,92 +40,48 @@ class TimmEncoder(PictureEncoder):
         EncoderUnavailableError: if the weights can't be loaded.
     """
 
+    has_text = False
+
     def __init__(self, source: TimmSource, device: str = "cpu") -> None:
         network: nn.Module = load_model(source)
         facts: Mapping[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-        self._pixels = read_pixels(source.uri, facts)
+        self.pixels = read_pixels(source.uri, facts)
         self.device = device
         self.info = EncoderInfo(
             name=source.uri,
-            dim=measure_width(network, self._pixels.size, source.uri),
-            image_size=self._pixels.size,
+            dim=measure_width(network, self.pixels.size, source.uri),
+            image_size=self.pixels.size,
             logit_scale=DEFAULT_LOGIT_SCALE,
             logit_bias=None,
             licence=source.licence,
-            fingerprint=_fingerprint(network, facts, self._pixels),
+            fingerprint=_fingerprint(network, facts, self.pixels),
         )
-        self._network = network.to(device)
-        self._visual = as_open_clip_tower(self._network, self._pixels.size)
+        self._visual = as_open_clip_tower(network.to(device), self.pixels.size)
 
-    @cached_property
-    def _layers(self) -> TowerLayers:
-        return TowerLayers(self._visual, self.info.dim, self.info.image_size)
+    def network(self) -> nn.Module:
+        """The model without its classifier, as an image tower of open_clip."""
+        return self._visual
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> TimmEncoder:
-        """Open what `clipadapter.encoders.timm_sources.find_source` finds.
-
-        Raises:
-            InputError: if the variant names no model, or the model is not supported.
-            UnknownNameError: if timm has no such model, or the model no such weights.
-            EncoderUnavailableError: if the weights can't be had.
-        """
+        """Open what `clipadapter.encoders.timm_sources.find_source` finds."""
         require("timm", "train", "Encoders of timm")
         return cls(find_source(variant), device)
 
     @classmethod
     def check(cls, variant: str) -> None:
         """As `Encoder.check`."""
-        check_available(variant)
+        if source := hub_source(variant):
+            source.check()
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
         """All pretrained models of timm."""
-        known = {one.name: one for one in [*listings_of("timm"), *list_timm()]}
-        return list(known.values())
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Scale, crop and normalize as timm does for evaluation."""
-        return to_tensor(self._pixels.to_square(image), self._pixels.mean, self._pixels.std)
-
-    def tower(self) -> Tower:
-        """The model without its classifier."""
-        return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._network)
-
-    def layers(self) -> Mapping[str, int]:
-        """``final``, and inner layers as those of open_clip's towers."""
-        return self._layers.widths()
-
-    def second_size(self) -> int | None:
-        """12/7 of the own size, rounded to whole patches; None if the network takes its own size only."""
-        return self._layers.second_size()
-
-    def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
-        """See `Encoder.layer_network`; position embeddings are interpolated as timm does it."""
-        return self._layers.network(layers, size)
-
-    def patch_features(self, image: Image.Image) -> Tensor | None:
-        """(h, w, d), see `clipadapter.encoders.open_clip.encode_patches`; None where a class token is the feature."""
-        with torch.inference_mode():
-            patches = encode_patches(self._visual, self.preprocess(image)[None].to(self.device))
-        return None if patches is None else patches.float().cpu()
-
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, d)."""
-        check_pixels(pixels, self.info.image_size)
-        if not len(pixels):
-            return torch.empty(0, self.info.dim)
-        with torch.inference_mode():
-            return run_in_batches(self._network, self._network, pixels.to(self.device)).float().cpu()
+        return list({one.name: one for one in [*listings_of("timm"), *list_timm()]}.values())
 
 
 def as_open_clip_tower(network: nn.Module, size: int) -> nn.Module:
-    """The network as an image tower of open_clip, which is a network of timm and a last step; here there is none.
-
-    Args:
-        network: of timm, without its classifier.
-        size: side of its pictures in pixels.
-    """
+    """The network as an image tower of open_clip, which is a network of timm and a last step; here there is none."""
     from open_clip.timm_model import TimmModel
 
     tower: Any = TimmModel.__new__(TimmModel)  # its constructor would build another network
@@ -147,11 +92,7 @@ def as_open_clip_tower(network: nn.Module, size: int) -> nn.Module:
 
 
 def read_pixels(uri: str, facts: Mapping[str, Any]) -> PixelSpec:
-    """How timm prepares pictures for a model.
-
-    Args:
-        uri: name of the encoder, for messages.
-        facts: ``pretrained_cfg`` of the model.
+    """How timm prepares pictures for a model, from its ``pretrained_cfg``.
 
     Raises:
         InputError: if no `PixelSpec` describes it.
@@ -173,12 +114,7 @@ def read_pixels(uri: str, facts: Mapping[str, Any]) -> PixelSpec:
 
 
 def measure_width(network: nn.Module, size: int, uri: str) -> int:
-    """Width of the features, without computing any where that is possible.
-
-    Args:
-        network: pixels (n, 3, s, s) to features.
-        size: side s in pixels.
-        uri: name of the encoder, for messages.
+    """Width of the features of a network for pixels (n, 3, size, size), without computing any where that is possible.
 
     Raises:
         InputError: if the network does not give one vector per picture.
@@ -198,5 +134,4 @@ def measure_width(network: nn.Module, size: int, uri: str) -> int:
 def _fingerprint(network: nn.Module, facts: Mapping[str, Any], pixels: PixelSpec) -> str:
     """Hex digest of the weights, the architecture, the pooling and the preprocessing."""
     pooling = str(getattr(network, "global_pool", ""))
-    text = json.dumps([CODE_VERSION, facts["architecture"], pooling, pixels.to_dict()], sort_keys=True)
-    return hash_arrays(network.state_dict(), hashlib.sha256(text.encode()))
+    return compute_fingerprint([CODE_VERSION, facts["architecture"], pooling, pixels.to_dict()], network.state_dict())

@@ -48,9 +48,6 @@ class ToyEncoder(Encoder):
 
     Other words have short random vectors that depend only on the word. The feature of a text is the sum of its words.
 
-    Args:
-        device: a torch device.
-
     >>> toy = ToyEncoder()
     >>> images = toy.encode_images([Image.new("RGB", (40, 50), name) for name in ("red", "green", "blue")])
     >>> texts = toy.encode_text(["a photo of a red thing.", "a green one", "Blue"])
@@ -66,13 +63,6 @@ class ToyEncoder(Encoder):
         squares = [Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), colour) for colour in COLOURS.values()]
         self._tower = WordTower(dict(zip(COLOURS, self.encode_images(squares), strict=True)), WIDTH)
         self.info = EncoderInfo("toy", WIDTH, IMAGE_SIZE, 20.0, None, "Apache-2.0", fingerprint, NOTE)
-
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> ToyEncoder:
-        """Open it; nothing may follow the scheme."""
-        if variant:
-            raise InputError(f"the toy encoder has no variants: say 'toy', not 'toy:{variant}'")
-        return cls(device)
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
@@ -112,11 +102,7 @@ class ToyEncoder(Encoder):
         return SECOND_IMAGE_SIZE
 
     def layer_network(self, layers: Sequence[str], size: int) -> torch.nn.Module:
-        """See `Encoder.layer_network`.
-
-        Raises:
-            InputError: if the size is not a multiple of 8, the side of the grid.
-        """
+        """See `Encoder.layer_network`."""
         if size % GRID:
             raise InputError(f"the toy encoder takes multiples of {GRID} pixels, but the size is {size}")
         return _ToyNetwork(self._projection, layers, size).eval()

@@ -5,34 +5,27 @@ Code: https://github.com/huggingface/transformers. `clipadapter.encoders.transfo
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.backends import Tower
 from clipadapter.blocks import FINAL, UNPROJECTED
-from clipadapter.encoders.base import Encoder, EncoderInfo, no_text_error
-from clipadapter.encoders.catalogue import EncoderListing, listings_of
+from clipadapter.encoders.base import EncoderInfo, TorchEncoder
 from clipadapter.encoders.inner_layers import INNER_MEAN, INNER_TOKEN, second_size_of
-from clipadapter.encoders.inputs import check_pixels, hash_arrays, length_batches, to_tensor, unique_texts
-from clipadapter.encoders.open_clip import TOKENIZER_PROBES
+from clipadapter.encoders.inputs import TOKENIZER_PROBES, compute_fingerprint, length_batches, unique_texts
 from clipadapter.encoders.open_clip_layers import token_layers
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.timm import measure_width
 from clipadapter.encoders.transformers_sources import (
     TransformersSource,
-    check_available,
     find_source,
+    hub_source,
     load_model,
     open_tokenizer,
 )
 from clipadapter.errors import EncoderUnavailableError, InputError
-from clipadapter.parallel import run_in_batches
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.towers import Projection
 
@@ -41,15 +34,11 @@ CODE_VERSION = 1
 
 
 @register_encoder("hf")
-class TransformersEncoder(Encoder):
+class TransformersEncoder(TorchEncoder):
     """A model of the library transformers from a repository of the hub (ORG/MODEL) or a folder; extra ``transformers``.
 
     Picture and text features are those of ``get_image_features`` and ``get_text_features``; of models without texts
     the pooled output. A feature does not depend on the batch that it was computed in, up to 1e-4 of its length.
-
-    Args:
-        source: where the model comes from.
-        device: a torch device.
 
     Raises:
         EncoderUnavailableError: if weights or tokenizer can't be loaded.
@@ -58,7 +47,7 @@ class TransformersEncoder(Encoder):
 
     def __init__(self, source: TransformersSource, device: str = "cpu") -> None:
         model = load_model(source)
-        self.has_text, self.device, self._pixels = source.family.has_text, device, source.pixels
+        self.has_text, self.device, self.pixels = source.family.has_text, device, source.pixels
         self._text = TextNetwork(source, model, device) if self.has_text else None
         network = ImageNetwork(model, self.has_text).eval()
         size = source.pixels.size
@@ -83,31 +72,18 @@ class TransformersEncoder(Encoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> TransformersEncoder:
-        """Open what `clipadapter.encoders.transformers_sources.find_source` finds.
-
-        Raises:
-            InputError: if the variant names neither a repository nor a folder.
-            EncoderUnavailableError: if the files can't be had, or are those of no model that is supported.
-        """
+        """Open what `clipadapter.encoders.transformers_sources.find_source` finds."""
         return cls(find_source(variant), device)
 
     @classmethod
     def check(cls, variant: str) -> None:
         """As `Encoder.check`."""
-        check_available(variant)
+        if source := hub_source(variant):
+            source.check()
 
-    @classmethod
-    def listing(cls) -> list[EncoderListing]:
-        """What the catalogue says."""
-        return listings_of("hf")
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Scale, crop and normalize as the model's image processor states it."""
-        return to_tensor(self._pixels.to_square(image), self._pixels.mean, self._pixels.std)
-
-    def tower(self) -> Tower:
+    def network(self) -> nn.Module:
         """The image tower with its projection."""
-        return Tower(self.info.name, self.info.fingerprint, self.info.dim, self._pixels, self._network)
+        return self._network
 
     def layers(self) -> Mapping[str, int]:
         """``final``; ``inner-token`` and ``inner-mean`` of transformers; ``unprojected`` of CLIP."""
@@ -133,22 +109,10 @@ class TransformersEncoder(Encoder):
         last: Any = self._network.projection
         return None if last is None else Projection(last.weight.detach().T.float().cpu())
 
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) to (n, d)."""
-        check_pixels(pixels, self.info.image_size)
-        if not len(pixels):
-            return torch.empty(0, self.info.dim)
-        with torch.inference_mode():
-            return run_in_batches(self._network, self._network, pixels.to(self.device)).float().cpu()
-
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Texts to (k, d), by the model's own tokenizer.
-
-        Raises:
-            InputError: if there are no texts, or the model has no text tower.
-        """
+        """Texts to (k, d), by the model's own tokenizer."""
         if self._text is None:
-            raise no_text_error(self.info.name)
+            return super().encode_text(texts)
         different, index = unique_texts(texts)
         with torch.inference_mode():
             return self._text(different, batch_size)[index]
@@ -160,12 +124,7 @@ class ImageNetwork(nn.Module):
     Inner layers of a transformer are its tokens after one third and after two thirds of its layers: the class tokens,
     if there are some, are ``inner-token``, the means of the patch tokens ``inner-mean``; both after the last layer norm
     of the tower. Those after the last layer follow; if there is a projection, its input does, in ``inner-token``.
-
-    Args:
-        model: of transformers, in inference mode.
-        has_text: whether it has a text tower.
-        layers: some of those of `widths`, in this order.
-        is_resized: whether pictures have another size than the model's, so that position embeddings are interpolated.
+    For pictures of another size than the model's, position embeddings are interpolated.
     """
 
     def __init__(self, model: Any, has_text: bool, layers: Sequence[str] = (FINAL,), is_resized: bool = False) -> None:
@@ -189,11 +148,7 @@ class ImageNetwork(nn.Module):
             self.n_prefix = int(self.has_class) + int(getattr(config, "num_register_tokens", 0) or 0)
 
     def widths(self, final: int) -> dict[str, int]:
-        """Width of each layer, ``final`` first.
-
-        Args:
-            final: that of the final feature.
-        """
+        """Width of each layer, ``final`` first."""
         unprojected = {} if self.projection is None else {UNPROJECTED: int(self.vision.config.hidden_size)}
         if not self.is_transformer:
             return {FINAL: final, **unprojected}
@@ -226,11 +181,6 @@ class TextNetwork:
 
     CLIP: padding has no effect, so a batch is padded to its longest text. SigLIP and SigLIP 2: texts in lower case and
     padded to the context length, as in training; padding is not masked.
-
-    Args:
-        source: where the model comes from.
-        model: of transformers, in inference mode.
-        device: its device.
     """
 
     def __init__(self, source: TransformersSource, model: Any, device: str) -> None:
@@ -277,5 +227,4 @@ def _fingerprint(source: TransformersSource, model: nn.Module, text: TextNetwork
     # Not the versions and paths that the library writes into a configuration.
     config = {key: value for key, value in source.config.items() if not key.startswith("_") and "version" not in key}
     tokens = [] if text is None else text.tokenize(TOKENIZER_PROBES)
-    facts = json.dumps([CODE_VERSION, config, source.pixels.to_dict(), tokens], sort_keys=True)
-    return hash_arrays(model.state_dict(), hashlib.sha256(facts.encode()))
+    return compute_fingerprint([CODE_VERSION, config, source.pixels.to_dict(), tokens], model.state_dict())

@@ -9,16 +9,16 @@ torch and transformers are imported when they are used: `check_variant` needs ne
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clipadapter.encoders.catalogue import find_licence, find_repository_name
-from clipadapter.encoders.hub import cached_file, hub_answers
-from clipadapter.encoders.open_clip_sources import REPOSITORY_NAME
-from clipadapter.errors import DataError, EncoderUnavailableError, InputError, brief, require
-from clipadapter.parsing import read_json
+from clipadapter.encoders.hub import REPOSITORY_NAME, HubSource, advise
+from clipadapter.encoders.weights import check_folder, loading, read_config
+from clipadapter.errors import EncoderUnavailableError, InputError, brief, require
 from clipadapter.pixels import RESAMPLING_FILTERS, PixelSpec
 
 CONFIG_FILE = "config.json"
@@ -29,10 +29,6 @@ NEEDED_FILES = ["*.json", "*.txt", "*.model", "model.safetensors", "model-*.safe
 """Patterns of the files that are downloaded."""
 PATH_START = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")
 """How a path starts that is no repository."""
-ADVICE = (
-    "Copy a folder with the files of the repository here and say hf:FOLDER, make the hub reachable, or say lite, which "
-    "needs neither"
-)
 RESAMPLING_NAMES = {2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow, as in the configuration of image processors."""
 RESCALE_FACTOR = 1 / 255
@@ -40,20 +36,12 @@ RESCALE_FACTOR = 1 / 255
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one kind.
+    """Models of one kind."""
 
-    Args:
-        title: name in texts.
-        model_class: class of transformers.
-        crops: whether its image processor crops the centre unless the configuration says otherwise.
-        resample: number of the interpolation that it uses by default.
-        has_text: whether it has a text tower.
-    """
-
-    title: str
-    model_class: str
-    crops: bool
-    resample: int
+    title: str  # name in texts
+    model_class: str  # class of transformers
+    crops: bool  # whether its image processor crops the centre unless the configuration says otherwise
+    resample: int  # number of the interpolation that it uses by default
     has_text: bool
 
 
@@ -70,25 +58,15 @@ FAMILIES: Mapping[str, Family] = {
 
 @dataclass(frozen=True)
 class TransformersSource:
-    """Where a model comes from, before it is loaded.
-
-    Args:
-        uri: name of the encoder.
-        folder: has all files.
-        family: kind of the model.
-        config: its configuration.
-        pixels: how pictures are prepared.
-        licence: licence of the weights.
-        note: what a user should know; may be empty.
-    """
+    """Where a model comes from, before it is loaded."""
 
     uri: str
-    folder: Path
+    folder: Path  # has all files
     family: Family
     config: Mapping[str, Any]
     pixels: PixelSpec
     licence: str
-    note: str = ""
+    note: str = ""  # what a user should know
 
 
 def as_folder(variant: str) -> Path | None:
@@ -108,10 +86,8 @@ def check_variant(variant: str) -> None:
         InputError: if the variant is neither a path nor the name of a repository.
         EncoderUnavailableError: if the folder is missing.
     """
-    folder = as_folder(variant)
-    if folder is not None:
-        if not folder.is_dir():
-            raise EncoderUnavailableError(f"there is no folder {brief(variant)}: say hf:FOLDER")
+    if as_folder(variant) is not None:
+        check_folder(variant, "hf:FOLDER")
     elif REPOSITORY_NAME.fullmatch(variant) is None:
         raise InputError(
             f"'hf:{variant}' names no repository of the hub and no folder: say hf:ORG/MODEL, such as "
@@ -119,26 +95,19 @@ def check_variant(variant: str) -> None:
         )
 
 
-def check_available(variant: str) -> None:
-    """Refuse weights of the hub that are not on this machine, if the hub does not answer. Nothing is downloaded.
-
-    Raises:
-        EncoderUnavailableError: if so, or the folder can't be used.
-    """
+def hub_source(variant: str) -> HubSource | None:
+    """The configuration on the hub of the model that a variant names; None if it names a folder, which is read."""
     check_variant(variant)
     folder = as_folder(variant)
     if folder is not None:
         _read_source(f"hf:{folder.resolve()}", folder.resolve(), "unknown")
-        return
+        return None
     repo, _, revision = variant.partition("@")
-    if cached_file(repo, [CONFIG_FILE], revision or None) is None and not hub_answers(repo, CONFIG_FILE):
-        raise _not_here(repo)
+    return HubSource(f"hf:{variant}", repo, [CONFIG_FILE], revision or None)
 
 
 def find_source(variant: str) -> TransformersSource:
-    """The source that follows the scheme in the URI of an encoder; files that are not on this machine are downloaded.
-
-    What is in the hub's cache on this machine is used without a request.
+    """The source that follows the scheme in the URI of an encoder; files of the hub are downloaded if need be.
 
     Args:
         variant: ``ORG/MODEL``, ``ORG/MODEL@REVISION`` or a folder.
@@ -150,10 +119,13 @@ def find_source(variant: str) -> TransformersSource:
     check_variant(variant)
     folder = as_folder(variant)
     if folder is not None:
-        folder = folder.resolve()
-        return _read_source(f"hf:{folder}", folder, "unknown")
+        return _read_source(f"hf:{folder.resolve()}", folder.resolve(), "unknown")
     repo, _, revision = variant.partition("@")
-    folder = _snapshot(repo, revision or None)
+    weights, config = (
+        HubSource(f"hf:{variant}", repo, names, revision or None) for names in (WEIGHTS_FILES, [CONFIG_FILE])
+    )
+    cached = config.cached() and weights.cached()
+    folder = cached.parent if cached else weights.folder(NEEDED_FILES)
     note = "" if revision else f"commit {folder.name}; hf:{repo}@{folder.name} opens this one even after a change"
     return _read_source(f"hf:{variant}", folder, find_licence(repo), note)
 
@@ -166,29 +138,28 @@ def load_model(source: TransformersSource) -> Any:
         EncoderUnavailableError: if the weights can't be loaded, or some are missing.
     """
     transformers: Any = require("transformers", "transformers", f"The encoder {source.uri}")
-    import torch
-
-    bars = transformers.utils.logging
-    shows_bars = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        with torch.random.fork_rng(devices=[]):  # a new network draws from the global generator
-            model, result = getattr(transformers, source.family.model_class).from_pretrained(
-                str(source.folder), use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-    except Exception as error:  # transformers and its loaders raise errors of many classes
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise EncoderUnavailableError(f"{source.uri} can't be loaded: {reason}. {ADVICE}.") from error
-    finally:
-        if shows_bars:
-            bars.enable_progress_bar()
+    with loading(f"{source.uri} can't be loaded", advise(source.uri)), _without_bars(transformers.utils.logging):
+        model, result = getattr(transformers, source.family.model_class).from_pretrained(
+            str(source.folder), use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     missing = sorted(map(str, [*result["missing_keys"], *result["mismatched_keys"]]))
     if missing:
         raise EncoderUnavailableError(
             f"{source.uri} can't be loaded: {len(missing)} of its weights are missing or have another shape, such as "
-            f"{missing[0]}. {ADVICE}."
+            f"{missing[0]}. {advise(source.uri)}."
         )
     return model.float().eval().requires_grad_(False)
+
+
+@contextmanager
+def _without_bars(logging: Any) -> Iterator[None]:
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
 
 
 def open_tokenizer(source: TransformersSource) -> Any:
@@ -202,13 +173,10 @@ def open_tokenizer(source: TransformersSource) -> Any:
     if not any((source.folder / name).is_file() for name in TOKENIZER_FILES):
         # The library would make an empty one.
         raise EncoderUnavailableError(f"{source.uri} has no tokenizer: {', '.join(TOKENIZER_FILES)} are missing")
-    try:
+    with loading(f"the tokenizer of {source.uri} can't be opened", advise(source.uri)):
         return transformers.AutoTokenizer.from_pretrained(
             str(source.folder), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # the classes depend on the tokenizer
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise EncoderUnavailableError(f"the tokenizer of {source.uri} can't be opened: {reason}. {ADVICE}.") from error
 
 
 def read_pixels(uri: str, processor: Mapping[str, Any], family: Family) -> PixelSpec:
@@ -274,7 +242,7 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def _read_source(uri: str, folder: Path, licence: str, note: str = "") -> TransformersSource:
-    config = _read_config(uri, folder, CONFIG_FILE)
+    config = read_config(uri, folder / CONFIG_FILE)
     kind = config.get("model_type")
     if kind == "siglip2":
         raise EncoderUnavailableError(
@@ -290,7 +258,7 @@ def _read_source(uri: str, folder: Path, licence: str, note: str = "") -> Transf
         )
     family = FAMILIES[kind]
     name = next((name for name in PROCESSOR_FILES if (folder / name).is_file()), PROCESSOR_FILES[0])
-    processor = _read_config(uri, folder, name)
+    processor = read_config(uri, folder / name)
     processor = processor.get("image_processor", processor)
     if not isinstance(processor, Mapping):
         raise EncoderUnavailableError(f"{folder / name} has no configuration of an image processor")
@@ -300,36 +268,3 @@ def _read_source(uri: str, folder: Path, licence: str, note: str = "") -> Transf
             "model.save_pretrained(FOLDER)"
         )
     return TransformersSource(uri, folder, family, config, read_pixels(uri, processor, family), licence, note)
-
-
-def _read_config(uri: str, folder: Path, name: str) -> dict[str, Any]:
-    try:
-        content = read_json(folder / name)
-    except DataError as error:
-        raise EncoderUnavailableError(f"{uri} needs a readable {name}: {error}") from error
-    if not isinstance(content, dict):
-        raise EncoderUnavailableError(f"{folder / name} must be an object of JSON, but is a {type(content).__name__}")
-    return content
-
-
-def _snapshot(repo: str, revision: str | None) -> Path:
-    """The folder of a repository in the hub's cache with all files; they are downloaded if the weights are missing."""
-    path = cached_file(repo, [CONFIG_FILE], revision)
-    if path is not None and any((Path(path).parent / name).is_file() for name in WEIGHTS_FILES):
-        return Path(path).parent
-    if not hub_answers(repo, CONFIG_FILE):
-        raise _not_here(repo)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=NEEDED_FILES, ignore_patterns=["*/*"]))
-    except Exception as error:  # the class depends on the version of huggingface_hub
-        raise EncoderUnavailableError(f"hf:{repo} can't be downloaded: {error}. {ADVICE}.") from error
-
-
-def _not_here(repo: str) -> EncoderUnavailableError:
-    name = find_repository_name(repo)
-    return EncoderUnavailableError(
-        f"{CONFIG_FILE} or the weights of {repo} are not in the hub's cache on this machine, and the hub does not "
-        f"answer or has no such repository: {f'say {name} for these weights' if name else 'check the name'}. {ADVICE}."
-    )

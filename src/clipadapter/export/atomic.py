@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from clipadapter.errors import ArtifactError, ClipAdapterError
-
-LOCK_FILE = ".clipadapter-export.lock"
-"""Its lock is held in the folder that an export writes to, and free where the writer was killed."""
+from clipadapter.files import remove_abandoned
 
 
-@contextlib.contextmanager
+@contextmanager
 def working_folder(target: Path) -> Iterator[Path]:
-    """Create a locked folder beside the target, so on the same file system, and remove it after use.
+    """Create a folder beside the target, so on the same file system, and remove it after use.
 
-    The lock is held as long as the export runs: other exports can tell the folder from one whose writer was killed.
-
-    Raises:
-        ArtifactError: if it can't be written.
+    Folders of exports to the same target that were killed are removed once they are a day old.
     """
+    prefix = f".{target.name[:100]}-export-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        with _locked_folder(target) as folder:
-            yield folder
+        remove_abandoned(target.parent, re.escape(prefix) + "[a-z0-9_]{8}")
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix, ignore_cleanup_errors=True) as name:
+            yield Path(name)
     except OSError as error:
         if isinstance(error, ClipAdapterError):
             raise
@@ -40,12 +33,7 @@ def working_folder(target: Path) -> Iterator[Path]:
 
 
 def move_into_place(written: Sequence[Path], target: Path) -> tuple[Path, ...]:
-    """Rename files to the target, the one that is opened last. A failure leaves the older files, or none.
-
-    Args:
-        written: files in the working folder; the one that is opened comes last.
-        target: the file to open; the others get its name with their own suffixes.
-    """
+    """Rename files to the target, the one that is opened last. A failure leaves the older files, or none."""
     older = written[0].with_name("before")
     if len(written) > 1 and target.exists():  # a graph must not meet the weights of another
         target.replace(older)
@@ -57,43 +45,3 @@ def move_into_place(written: Sequence[Path], target: Path) -> tuple[Path, ...]:
             older.replace(target)
         raise
     return tuple(target.with_suffix(path.suffix) for path in written)
-
-
-@contextlib.contextmanager
-def _locked_folder(target: Path) -> Iterator[Path]:
-    while True:
-        prefix = _folder_prefix(target)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix, ignore_cleanup_errors=True) as name:
-            lock = FileLock(Path(name) / LOCK_FILE)
-            with contextlib.suppress(FileNotFoundError):
-                lock.acquire()
-            if not (Path(name) / LOCK_FILE).exists():  # another export removed the folder before it was locked
-                lock.release()
-                continue
-            try:
-                yield Path(name)
-            finally:
-                lock.release()
-            return
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove folders of killed exports to the same target.
-
-    A folder stays if it is locked, has another name, or has files but no lock file of ours.
-    """
-    name = re.compile(re.escape(_folder_prefix(target)) + r"[a-z0-9_]{8}")
-    for folder in target.parent.iterdir():
-        if not name.fullmatch(folder.name) or folder.is_symlink():
-            continue
-        if not (folder / LOCK_FILE).is_file():
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # the writer was killed before it had a lock; a folder with files stays
-            continue
-        lock = FileLock(folder / LOCK_FILE, timeout=0)
-        with contextlib.suppress(Timeout, OSError), lock:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _folder_prefix(target: Path) -> str:
-    return f".{target.name[:100]}-"

@@ -12,6 +12,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
+from clipadapter.backends.checksum import ALGORITHM, append_checksum
+from clipadapter.backends.formats import (
+    DEFAULT_FORMAT,
+    INPUT_NAMES,
+    METADATA_KEY,
+    PRECISIONS,
+    ExportFormat,
+    Rows,
+    WriteFile,
+    get_format,
+    list_formats,
+)
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brief
@@ -20,18 +34,7 @@ from clipadapter.export.graph import ModelGraph, export_towers
 from clipadapter.export.parity import ExportParity, check_parity
 from clipadapter.export.pictures import ExportPictures, choose_pictures, load_squares
 from clipadapter.files import without_paths
-from clipadapter.formats import (
-    DEFAULT_FORMAT,
-    INPUT_NAMES,
-    METADATA_KEY,
-    PRECISIONS,
-    ExportFormat,
-    get_format,
-    list_formats,
-)
-from clipadapter.formats.base import Rows, WriteFile
-from clipadapter.formats.checksum import ALGORITHM, append_checksum
-from clipadapter.heads import Head, head_info, list_heads
+from clipadapter.persistence.model import registered_name
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.runtime.metadata import MAX_METADATA_CHARACTERS
@@ -85,7 +88,7 @@ def export_model(
         model: fitted.
         path: ends with the suffix of the format, such as ``.onnx``. OpenVINO adds a ``.bin`` with the weights to its
             ``.xml``. Existing files are replaced.
-        format: one of `clipadapter.formats.list_formats`.
+        format: one of `clipadapter.backends.formats.list_formats`.
         precision: "fp32", or "int8" for the image tower.
         input: "uint8" takes squares (n, s, s, 3), values 0 .. 255; "float" takes normalised pixels (n, 3, s, s).
         pictures: a folder, a table, or a list, to compare outputs on and to calibrate int8 with. By default the model's
@@ -129,14 +132,7 @@ def export_model(
 def describe_model(
     model: FewShotClassifier, inputs: Sequence[PixelSpec], precision: str, input_kind: str
 ) -> ExportMetadata:
-    """Metadata of a file, without the figures of the comparison. They contain no path of this machine.
-
-    Args:
-        model: fitted.
-        inputs: how a picture becomes the square of each input.
-        precision: of the file.
-        input_kind: "uint8" or "float".
-    """
+    """Metadata of a file, without the figures of the comparison. They contain no path of this machine."""
     info = model.encoder_.info
     encoder = {
         "name": without_paths(info.name),
@@ -145,7 +141,8 @@ def describe_model(
         "logit_scale": info.logit_scale,
         "precision": info.precision,
     }
-    head = {"name": _head_name(model.head_), "params": _json_values(model.head_.get_params(deep=False))}
+    name = registered_name(model.head_) or type(model.head_).__name__
+    head = {"name": name, "params": _json_values(model.head_.get_params(deep=False))}
     return ExportMetadata(
         model.class_names_,
         inputs[0],
@@ -191,13 +188,10 @@ def _check_target(path: Path, export_format: ExportFormat) -> Path:
 
 def _calibration_rows(pictures: ExportPictures, graph: ModelGraph) -> Rows:
     """The pictures that int8 is calibrated with, as the graph takes them, by the names of its inputs."""
-    squares = [load_squares(pictures.calibration, spec) for spec in graph.inputs]
+    rows: list[NDArray[Any]] = [load_squares(pictures.calibration, spec) for spec in graph.inputs]
     if graph.input_kind == "float":
-        return {
-            name: spec.normalize(rows)
-            for name, spec, rows in zip(graph.input_names, graph.inputs, squares, strict=True)
-        }
-    return dict(zip(graph.input_names, squares, strict=True))
+        rows = [spec.normalize(each) for spec, each in zip(graph.inputs, rows, strict=True)]
+    return dict(zip(graph.describe().input_names, rows, strict=True))
 
 
 def _convert(
@@ -205,7 +199,7 @@ def _convert(
 ) -> WriteFile:
     head, encoder = type(model.head_).__name__, model.encoder_.info.name
     try:
-        return export_format.convert(graph, path, rows)
+        return export_format.convert(graph.describe(), path, rows)
     except (ClipAdapterError, OSError):
         raise
     except Exception as error:  # the exceptions of converters have no common base
@@ -230,12 +224,8 @@ def _check_file(
     model: FewShotClassifier,
     pictures: ExportPictures,
 ) -> ExportParity:
-    """Write the file with preliminary metadata, open it, and compare it with the model.
-
-    Raises:
-        ArtifactError: if its outputs differ by more than the limits.
-    """
-    predictor = Predictor(_write(write, metadata)[-1], backend=export_format.backends[0].name)
+    """Write the file with preliminary metadata, open it, and compare it with the model."""
+    predictor = Predictor(_write(write, metadata)[-1], backend=export_format.backends[0])
     parity = check_parity(model, predictor, pictures)
     if not parity.faults:
         return parity
@@ -255,11 +245,7 @@ def _check_file(
 
 
 def _metadata_entries(metadata: ExportMetadata) -> dict[str, str]:
-    """The metadata as texts by key. Class names have their own key too, where other programs look for them.
-
-    Raises:
-        InputError: if the metadata are too long to be read again.
-    """
+    """The metadata as texts by key. Class names have their own key too, where other programs look for them."""
     text = metadata.to_json()
     if len(text) > MAX_METADATA_CHARACTERS:
         raise InputError(
@@ -277,12 +263,6 @@ def _missing_abilities(model: FewShotClassifier) -> Iterator[str]:
             "the file gives no sets of classes: sets by CV+ need the heads of all folds. Fit with sets='cross' "
             "(UncertaintyOptions, or --sets cross) to have them"
         )
-
-
-def _head_name(head: Head) -> str:
-    """The registered name of a head, or that of its class."""
-    cls = type(head)
-    return next((name for name in list_heads() if head_info(name).cls is cls), cls.__name__)
 
 
 def _provenance(model: FewShotClassifier) -> dict[str, Any]:

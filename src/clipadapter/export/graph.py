@@ -10,25 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
-from clipadapter.conversion.tracing import SquareTower, example_squares
+from clipadapter.backends.formats import BLOCKS_OUTPUT, FEATURES_OUTPUT, TorchGraph, input_names
+from clipadapter.backends.tracing import SquareTower, count_bytes, example_squares
 from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError
 from clipadapter.export.ood_graph import OodScores
-from clipadapter.formats.base import BLOCKS_OUTPUT, FEATURES_OUTPUT, input_names
 from clipadapter.heads import Head
 from clipadapter.pixels import PixelSpec, different_squares
 from clipadapter.uncertainty import Uncertainty
 
 
 class ModelGraph(nn.Module):
-    """Image tower, head, calibration, and the scores of "none of these" if the model has a rejector.
-
-    Args:
-        towers: see `export_towers`.
-        head: fitted.
-        uncertainty: calibration and rejection of the model.
-        input_kind: "uint8" or "float", see `clipadapter.runtime.ExportMetadata.input`.
-    """
+    """Image tower, head, calibration, and the scores of "none of these" if the model has a rejector."""
 
     def __init__(
         self, towers: Sequence[Tower], head: Head, uncertainty: Uncertainty, input_kind: str = "uint8"
@@ -43,36 +36,22 @@ class ModelGraph(nn.Module):
         self.ood_scores = None if uncertainty.rejector is None else OodScores(uncertainty.rejector)
         self.eval()
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names of the inputs in the file, one for each different square of a picture."""
-        return input_names(self.input_kind, [pixels.size for pixels in self.inputs])
-
-    @property
-    def tower_output(self) -> str:
-        """Name of the output with the features of all towers."""
-        return BLOCKS_OUTPUT if self.has_blocks else FEATURES_OUTPUT
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the outputs in the file, in their order."""
+    def describe(self) -> TorchGraph:
+        """What formats need to convert it."""
         scores = () if self.ood_scores is None else ("ood_scores", "ood_score_parts")
         blocks = (BLOCKS_OUTPUT,) if self.has_blocks else ()
-        return (FEATURES_OUTPUT, "logits", "probabilities", *scores, *blocks)
-
-    @property
-    def example_inputs(self) -> tuple[Tensor, ...]:
-        """The inputs of two pictures."""
-        return tuple(
-            example_squares(pixels) if self.input_kind == "uint8" else torch.zeros(2, 3, pixels.size, pixels.size)
-            for pixels in self.inputs
+        return TorchGraph(
+            self,
+            self.tower,
+            tower_output=BLOCKS_OUTPUT if self.has_blocks else FEATURES_OUTPUT,
+            input_names=input_names(self.input_kind, [pixels.size for pixels in self.inputs]),
+            output_names=(FEATURES_OUTPUT, "logits", "probabilities", *scores, *blocks),
+            example_inputs=tuple(
+                example_squares(pixels) if self.input_kind == "uint8" else torch.zeros(2, 3, pixels.size, pixels.size)
+                for pixels in self.inputs
+            ),
+            weight_bytes=count_bytes(self) + sum(array.nbytes for array in self.head.state().values()),
         )
-
-    def count_weight_bytes(self) -> int:
-        """Bytes of all weights, and of the fitted arrays of the head."""
-        tensors = [*self.parameters(), *self.buffers()]
-        weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return weight_bytes + sum(array.nbytes for array in self.head.state().values())
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The squares or pixels of pictures, one tensor (n, ...) per input, to the outputs."""
@@ -112,11 +91,7 @@ class Probabilities(nn.Module):
 
 
 def export_towers(encoder: Encoder) -> tuple[Tower, ...]:
-    """The image towers of an encoder in full precision on the CPU, whichever backend the encoder runs on.
-
-    Raises:
-        InputError: if only the encoder itself can run one of its towers.
-    """
+    """The image towers of an encoder in full precision on the CPU, whichever backend the encoder runs on."""
     towers = encoder.towers()
     name = encoder.info.name
     if not towers:

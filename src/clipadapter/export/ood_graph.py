@@ -21,11 +21,7 @@ from clipadapter.uncertainty.ood_scores import unit_rows
 
 
 class OodScores(nn.Module):
-    """Features, logits and probabilities to scores of "none of these"; see `clipadapter.uncertainty.Rejector.scores`.
-
-    Args:
-        rejector: fitted.
-    """
+    """Features, logits and probabilities to scores of "none of these"; see `uncertainty.Rejector.scores`."""
 
     text: Tensor
     negative_labels: Tensor

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.backends import MIN_AGREEMENT, MIN_COSINES, measure_parity
+from clipadapter.backends.parity import MIN_AGREEMENT, MIN_COSINES, measure_parity
 from clipadapter.blocks import FINAL, Block, column_slices
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
@@ -31,25 +31,16 @@ DEFAULT_REJECTION_RATE = 0.05
 
 @dataclass(frozen=True)
 class ParityLimits:
-    """The largest differences between file and model that are accepted.
-
-    Args:
-        min_cosine: smallest cosine of features.
-        min_mean_cosine: smallest mean cosine of features.
-        max_logit_difference: in standard deviations of all logits; None if it does not matter.
-        min_agreement: smallest share of equal predictions.
-        min_rejection_agreement: smallest share of equal rejections.
-        max_ood_score_difference: of the score of "none of these", in standard deviations of the shots' scores; None if
-            it does not matter.
-        max_probability_difference: between a probability and that of the model's calibrator for the file's logits.
-    """
+    """The largest differences between file and model that are accepted."""
 
     min_cosine: float
     min_mean_cosine: float
-    max_logit_difference: float | None
+    max_logit_difference: float | None  # in standard deviations of all logits; None if it does not matter
     min_agreement: float
     min_rejection_agreement: float
+    # of the score of "none of these", in standard deviations of the shots' scores; None if it does not matter
     max_ood_score_difference: float | None
+    # between a probability and that of the model's calibrator for the file's logits
     max_probability_difference: float = 1e-3
 
 
@@ -75,43 +66,32 @@ REDUCED_PRECISION_LIMITS = ParityLimits(
 
 @dataclass(frozen=True)
 class ExportParity:
-    """Result of a comparison.
+    """Result of a comparison."""
 
-    Args:
-        measured: numbers by name, see `compare_outputs`.
-        faults: differences above the limits, in words; empty if the file is accepted.
-        pictures: what was compared, in words.
-    """
-
-    measured: Mapping[str, Any]
-    faults: tuple[str, ...]
+    measured: Mapping[str, Any]  # numbers by name, see `compare_outputs`
+    faults: tuple[str, ...]  # differences above the limits, in words; empty if the file is accepted
     pictures: str
 
     def summary(self) -> str:
         """One line for people."""
-        measured = self.measured
-        parts = [
-            f"on {self.pictures}: same answers {measured['agreement']:.1%}",
-            f"smallest cosine of features {measured['cosine_least']:.6f}",
-            f"logits differ by {measured['logits']:.1e} of their spread",
-            f"probabilities by {measured['probabilities']:.1e}",
-        ]
-        if "rejected" in measured:
-            parts.append(f"same rejections {measured['rejected']:.1%}")
-        return ", ".join(parts)
+        return f"on {self.pictures}: {describe_parity(self.measured)}"
+
+
+def describe_parity(measured: Mapping[str, Any]) -> str:
+    """The numbers of `compare_outputs` in one line."""
+    parts = [
+        f"same answers {measured['agreement']:.1%}",
+        f"smallest cosine of features {measured['cosine_least']:.6f}",
+        f"logits differ by {measured['logits']:.1e} of their spread",
+        f"probabilities by {measured['probabilities']:.1e}",
+    ]
+    if "rejected" in measured:
+        parts.append(f"same rejections {measured['rejected']:.1%}")
+    return ", ".join(parts)
 
 
 def check_parity(model: FewShotClassifier, predictor: Predictor, pictures: ExportPictures) -> ExportParity:
-    """Compare a file with the model that it was exported from.
-
-    Args:
-        model: predicts with its own encoder, in its own precision.
-        predictor: the open file.
-        pictures: the pictures to compare on.
-
-    Raises:
-        DataError: if none of the pictures can be read.
-    """
+    """Compare a file with the model that it was exported from."""
     extracted = extract(model.encoder_, pictures.comparison, batch_size=model.batch_size)
     if not extracted.rows:
         raise DataError(

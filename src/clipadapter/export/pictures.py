@@ -29,34 +29,17 @@ KINDS = {"given": "pictures that were given", "shots": "of the model's shots", "
 
 @dataclass(frozen=True)
 class ExportPictures:
-    """Pictures for one export.
+    """Pictures for one export."""
 
-    Args:
-        kind: one of `KINDS`.
-        comparison: pictures that outputs are compared on.
-        calibration: pictures that int8 is calibrated with.
-    """
-
-    kind: str
-    comparison: Sequence[ImageSource]
-    calibration: Sequence[ImageSource]
+    kind: str  # one of `KINDS`
+    comparison: Sequence[ImageSource]  # pictures that outputs are compared on
+    calibration: Sequence[ImageSource]  # pictures that int8 is calibrated with
 
 
 def choose_pictures(
     pictures: str | Path | Sequence[ImageSource] | None, support: FeatureSet, size: int, precision: str
 ) -> ExportPictures:
-    """Take the given pictures; else the model's shots if their files still exist; else synthetic ones.
-
-    Args:
-        pictures: a folder, a table, or a list of pictures.
-        support: the model's shots.
-        size: side of synthetic pictures in pixels.
-        precision: of the file.
-
-    Raises:
-        InputError: if there are no real pictures to calibrate int8 with.
-        DataError: if ``pictures`` has none.
-    """
+    """Take the given pictures; else the model's shots if their files still exist; else synthetic ones."""
     if pictures is not None:
         kind, sources = "given", _list_sources(pictures)
         if not sources:
@@ -80,11 +63,7 @@ def choose_pictures(
 
 
 def load_squares(sources: Sequence[ImageSource], pixels: PixelSpec) -> NDArray[np.uint8]:
-    """Pictures as (n, s, s, 3), without those that can't be read.
-
-    Raises:
-        DataError: if none can be read.
-    """
+    """Pictures as (n, s, s, 3), without those that can't be read."""
     squares = []
     for source in sources:
         try:

@@ -1,7 +1,7 @@
 """Choice of the fastest backend and precision that may replace the plain encoder, tested on the user's own pictures.
 
 Up to 64 of the pictures are encoded by the plain encoder and by each candidate. A candidate must come near enough to
-the plain encoder (`clipadapter.backends.Parity`), and is timed on the same pictures. The measurements are saved next to
+the plain encoder (`clipadapter.backends.parity`), and is timed on the same pictures. The measurements are saved next to
 the converted towers, so that similar pictures are measured once.
 """
 
@@ -27,13 +27,12 @@ from clipadapter.backends import (
     PRECISIONS,
     Backend,
     Int8Calibration,
-    Parity,
     backend_info,
     cache_root,
     create_backend,
     list_backends,
-    measure_parity,
 )
+from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
 from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief
@@ -97,21 +96,14 @@ def choose_backend(
     """
     _check(backend, precision)
     if len(encoder.passes()) > 1:
-        first = choose_backend(
-            encoder.passes()[0],
-            sources,
-            backend=backend,
-            precision=precision,
-            text=text,
-            store=store,
-            progress=progress,
-        )
+        options: dict[str, Any] = {"text": text, "store": store, "progress": progress}
+        first = choose_backend(encoder.passes()[0], sources, backend=backend, precision=precision, **options)
         return _run_like(first, encoder, sources, is_precision_fixed=precision != "auto")
     if encoder.tower() is None:
         return with_backend(encoder, backend.replace("auto", "torch"), precision.replace("auto", "fp32"))
     if "auto" not in (backend, precision) and precision != "int8":
         return with_backend(encoder, backend, precision)
-    return _Search(encoder, sources, backend, precision, text, store, progress).run()
+    return _choose(encoder, sources, backend, precision, text, store, progress)
 
 
 def _run_like(first: Encoder, encoder: Encoder, sources: Sequence[ImageSource], is_precision_fixed: bool) -> Encoder:
@@ -198,116 +190,112 @@ def is_trial_worthwhile(n_images: int, rate: float) -> bool:
     return n_images >= CONVERSION_SECONDS * rate + SAMPLE_PASSES * SAMPLE_SIZE
 
 
-class _Search:
-    """One choice; arguments as for `choose_backend`."""
+def _choose(
+    plain: Encoder,
+    sources: Sequence[ImageSource],
+    backend: str,
+    precision: str,
+    text: Callable[[], TextFeatures] | None,
+    store: FeatureStore | None,
+    progress: bool,
+) -> Encoder:
+    """As `choose_backend`, for an encoder of one pass with a tower that can be converted."""
+    candidates = _candidates(plain.device, backend, precision)
+    is_precision_fixed = precision != "auto"
+    positions = {source_key(source, i): i for i, source in enumerate(sources)}
+    keys = sorted(positions)[:SAMPLE_SIZE]
+    sample = [sources[positions[key]] for key in keys]
+    record = read_record(plain.info.fingerprint, plain.device)
+    # int8 may be missing where it was not worthwhile.
+    required = {each for each in candidates if each[1] != "int8" or is_precision_fixed}
+    if not (record.covers(keys) and required <= {(each.backend, each.precision) for each in record.measured}):
+        new = _measure_all(plain, sample, len(sources), candidates, text, store, progress)
+        if not new:
+            return _open_first(plain, candidates)
+        record = record.update(keys, new)
+        write_record(plain.info.fingerprint, plain.device, record)
+    measured = [each for each in record.measured if (each.backend, each.precision) in candidates]
+    choice = choose_measured(measured, is_precision_fixed)
+    if choice is None or (choice.backend, choice.precision) == ("torch", "fp32"):
+        return _add_hint(_open_first(plain, candidates))
+    calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
+    chosen = with_backend(plain, choice.backend, choice.precision, calibration)
+    return _add_hint(
+        _add_note(
+            chosen, f"{choice.backend} {choice.precision}, {choice.rate:.0f} pictures/s, {choice.parity.summary()}"
+        )
+    )
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        sources: Sequence[ImageSource],
-        backend: str,
-        precision: str,
-        text: Callable[[], TextFeatures] | None,
-        store: FeatureStore | None,
-        progress: bool,
-    ) -> None:
-        self.plain, self.sources, self.text, self.store = encoder, sources, text, store
-        self.candidates = _candidates(encoder.device, backend, precision)
-        self.is_precision_fixed = precision != "auto"
-        positions = {source_key(source, i): i for i, source in enumerate(sources)}
-        self.sample = {key: positions[key] for key in sorted(positions)[:SAMPLE_SIZE]}
-        self.record = read_record(encoder.info.fingerprint, encoder.device)
-        self.bar = progress_bar(total=len(self.candidates), desc="backend", shown=progress, leave=False)
 
-    def run(self) -> Encoder:
-        """Choose."""
-        with self.bar:
-            if not self._is_measured() and not self._measure():
-                return self._most_exact()
-        measured = [each for each in self.record.measured if (each.backend, each.precision) in self.candidates]
-        choice = choose_measured(measured, self.is_precision_fixed)
-        if choice is None or (choice.backend, choice.precision) == ("torch", "fp32"):
-            return self._add_hint(self._most_exact())
-        calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
-        return self._add_hint(choice.add_note(with_backend(self.plain, choice.backend, choice.precision, calibration)))
+def _open_first(plain: Encoder, candidates: Sequence[tuple[str, str]]) -> Encoder:
+    """The most exact candidate, which needs no trial."""
+    return plain if candidates[0] == ("torch", "fp32") else with_backend(plain, *candidates[0])
 
-    def _add_hint(self, encoder: Encoder) -> Encoder:
-        """Note the package whose installation would make the encoder faster."""
-        if (
-            encoder.device == "cpu"
-            and backend_info("openvino").cls.missing_package()
-            and OPENVINO_HINT not in encoder.info.note
-        ):
-            note = "; ".join(part for part in (encoder.info.note, OPENVINO_HINT) if part)
-            encoder.info = replace(encoder.info, note=note)
-        return encoder
 
-    def _most_exact(self) -> Encoder:
-        """The first candidate, which needs no trial."""
-        return self.plain if self.candidates[0] == ("torch", "fp32") else with_backend(self.plain, *self.candidates[0])
-
-    def _is_measured(self) -> bool:
-        """Whether all candidates were measured on these pictures. int8 may be missing where it was not worthwhile."""
-        measured = {(each.backend, each.precision) for each in self.record.measured}
-        required = {each for each in self.candidates if each[1] != "int8" or self.is_precision_fixed}
-        return self.record.covers(self.sample) and required <= measured
-
-    def _measure(self) -> bool:
-        """Measure the plain encoder and the worthwhile candidates; returns whether there were any."""
-        is_int8_only = self.candidates[0][1] == "int8"
-        if not is_int8_only and self._are_features_stored():
-            return False
-        squares = self._sample_squares(FIRST_SAMPLE_SIZE)
-        if not len(squares):
-            if is_int8_only:
-                raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
-            return False
-        if not is_int8_only:
-            plain_rate = measure(with_backend(self.plain), squares).rate
-            if not is_trial_worthwhile(len(self.sources), plain_rate):
-                return False
-        squares = self._sample_squares(SAMPLE_SIZE)
-        reference = measure(with_backend(self.plain), squares)
-        text_embeddings = None if self.text is None else self.text().embeddings
-        measured = [reference]
-        for backend, precision in self.candidates:
-            if (backend, precision) == ("torch", "fp32"):
+def _measure_all(
+    plain: Encoder,
+    sample: Sequence[ImageSource],
+    n_images: int,
+    candidates: Sequence[tuple[str, str]],
+    text: Callable[[], TextFeatures] | None,
+    store: FeatureStore | None,
+    progress: bool,
+) -> list[Measured]:
+    """Measurements of the plain encoder and of the worthwhile candidates; none if no trial is worthwhile."""
+    tower, is_int8_only = plain.tower(), candidates[0][1] == "int8"
+    assert tower is not None
+    if not is_int8_only and _are_features_stored(plain, sample[:FIRST_SAMPLE_SIZE], store):
+        return []
+    squares = read_squares(sample[:FIRST_SAMPLE_SIZE], tower.pixels)
+    if not len(squares):
+        if is_int8_only:
+            raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
+        return []
+    if not is_int8_only and not is_trial_worthwhile(n_images, measure(with_backend(plain), squares).rate):
+        return []
+    squares = read_squares(sample, tower.pixels)
+    reference = measure(with_backend(plain), squares)
+    text_embeddings = None if text is None else text().embeddings
+    measured = [reference]
+    with progress_bar(total=len(candidates), desc="backend", shown=progress, leave=False) as bar:
+        for backend, precision in candidates:
+            seconds = n_images / max(each.rate for each in measured)
+            is_slow = precision == "int8" and not is_int8_only and seconds < MIN_SECONDS_FOR_INT8
+            if (backend, precision) == ("torch", "fp32") or is_slow:
                 continue
-            seconds = len(self.sources) / max(each.rate for each in measured)
-            if precision == "int8" and not is_int8_only and seconds < MIN_SECONDS_FOR_INT8:
-                continue
-            self.bar.set_postfix_str(f"{backend} {precision}")
+            bar.set_postfix_str(f"{backend} {precision}")
             calibration = Int8Calibration(squares) if precision == "int8" else None
-            candidate = with_backend(self.plain, backend, precision, calibration)
+            candidate = with_backend(plain, backend, precision, calibration)
             measured.append(measure(candidate, squares, reference, text_embeddings))
-            self.bar.update()
-        self.record = self.record.update(self.sample, measured)
-        write_record(self.plain.info.fingerprint, self.plain.device, self.record)
-        return True
+            bar.update()
+    return measured
 
-    def _are_features_stored(self) -> bool:
-        """Whether the store has the plain encoder's features of the first pictures of the sample."""
-        if self.store is None or not self.sample:
+
+def _are_features_stored(plain: Encoder, sample: Sequence[ImageSource], store: FeatureStore | None) -> bool:
+    """Whether the store has the plain encoder's features of these pictures."""
+    if store is None or not sample:
+        return False
+    digests = []
+    for source in sample:
+        with suppress(ImageError):
+            digests.append(blake2b(image_bytes(source), digest_size=32).digest())
+    view = ViewSpec().key(0)
+    for fingerprint, block in zip(plain.block_fingerprints(), plain.info.blocks, strict=True):
+        keys = {feature_key(digest, fingerprint, view) for digest in digests}
+        if len(store.contains_many(list(keys), block.width)) < len(keys):
             return False
-        info, keys = self.plain.info, []
-        for i in list(self.sample.values())[:FIRST_SAMPLE_SIZE]:
-            try:
-                digest = blake2b(image_bytes(self.sources[i]), digest_size=32).digest()
-            except ImageError:
-                continue
-            keys.append(digest)
-        plain_view = ViewSpec().key(0)
-        for fingerprint, block in zip(self.plain.block_fingerprints(), info.blocks, strict=True):
-            block_keys = {feature_key(digest, fingerprint, plain_view) for digest in keys}
-            if len(self.store.contains_many(list(block_keys), block.width)) < len(block_keys):
-                return False
-        return True
+    return True
 
-    def _sample_squares(self, max_count: int) -> NDArray[np.uint8]:
-        """(m, s, s, 3) of the first pictures of the sample."""
-        tower = self.plain.tower()
-        assert tower is not None
-        return read_squares([self.sources[i] for i in list(self.sample.values())[:max_count]], tower.pixels)
+
+def _add_note(encoder: Encoder, note: str) -> Encoder:
+    encoder.info = replace(encoder.info, note="; ".join(part for part in (encoder.info.note, note) if part))
+    return encoder
+
+
+def _add_hint(encoder: Encoder) -> Encoder:
+    """Note the package whose installation would make the encoder faster."""
+    is_missing = encoder.device == "cpu" and backend_info("openvino").cls.missing_package()
+    return _add_note(encoder, OPENVINO_HINT) if is_missing and OPENVINO_HINT not in encoder.info.note else encoder
 
 
 def _check(backend: str, precision: str) -> None:
@@ -323,10 +311,6 @@ def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, st
     """Backends and precisions that this machine can run, the most exact ones first, int8 last.
 
     ONNX Runtime is tried if the user names it or if OpenVINO is missing: compared with OpenVINO it was hardly faster.
-
-    Raises:
-        InputError: if the backend does not support the precision or the device.
-        MissingExtraError: if no installed backend supports the precision.
     """
     names = (
         [backend] if backend != "auto" else [n for n in list_backends() if not backend_info(n).cls.missing_package()]
@@ -351,43 +335,22 @@ def _candidates(device: str, backend: str, precision: str) -> list[tuple[str, st
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurement of one backend and precision.
-
-    Args:
-        backend: registered name.
-        precision: precision of the tower.
-        rate: pictures per second, from squares in memory.
-        parity: of its features to those of the plain encoder.
-        calibration: digest of the pictures that int8 was calibrated with.
-        features: (n, d) of the sample; not saved.
-    """
+    """The measurement of one backend and precision."""
 
     backend: str
     precision: str
-    rate: float
-    parity: Parity
-    calibration: str = ""
-    features: NDArray[np.float32] | None = field(default=None, compare=False)
-
-    def add_note(self, encoder: Encoder) -> Encoder:
-        """Add the measurement to the note of the encoder."""
-        measurement = f"{self.backend} {self.precision}, {self.rate:.0f} pictures/s, {self.parity.summary()}"
-        note = "; ".join(part for part in (encoder.info.note, measurement) if part)
-        encoder.info = replace(encoder.info, note=note)
-        return encoder
+    rate: float  # pictures per second, from squares in memory
+    parity: Parity  # of its features to those of the plain encoder
+    calibration: str = ""  # digest of the pictures that int8 was calibrated with
+    features: NDArray[np.float32] | None = field(default=None, compare=False)  # (n, d) of the sample; not saved
 
 
 @dataclass(frozen=True)
 class Record:
-    """Measurements of one encoder on one machine.
+    """Measurements of one encoder on one machine."""
 
-    Args:
-        sample: keys of the pictures.
-        measured: one entry per candidate.
-    """
-
-    sample: tuple[str, ...] = ()
-    measured: tuple[Measured, ...] = ()
+    sample: tuple[str, ...] = ()  # keys of the pictures
+    measured: tuple[Measured, ...] = ()  # one per candidate
 
     def covers(self, sample: Collection[str]) -> bool:
         """Whether at least half of these pictures were among those of the measurements."""
@@ -415,13 +378,9 @@ def measure(
     reference: Measured | None = None,
     text: NDArray[Any] | None = None,
 ) -> Measured:
-    """Encode squares and measure the time.
+    """Encode squares (n, s, s, 3) by a result of `with_backend`, and measure the time.
 
-    Args:
-        encoder: a result of `with_backend`.
-        squares: (n, s, s, 3).
-        reference: measurement of the plain encoder on the same squares.
-        text: text embeddings (c, d).
+    The features are compared with the measurement of the plain encoder, and by their answers to text (c, d).
     """
     batches = torch.from_numpy(squares).split(BATCH_SIZE)
     encoder.encode_pixels(batches[0][:WARMUP_SIZE])
@@ -445,11 +404,9 @@ def measure(
 
 
 def choose_measured(measured: Sequence[Measured], is_precision_fixed: bool) -> Measured | None:
-    """The fastest candidate that is near enough to the plain encoder; at similar speed the more exact one.
+    """The fastest candidate that is near enough to the plain encoder, or any if the precision is fixed.
 
-    Args:
-        measured: most exact first.
-        is_precision_fixed: take the precision even if it is not near enough.
+    They are given most exact first. At similar speed the more exact one is taken.
     """
     choice: Measured | None = None
     for each in measured:

@@ -9,7 +9,6 @@ import json
 import posixpath
 import re
 import tarfile
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -40,10 +39,6 @@ ROWS_PER_BATCH = 64
 """Rows of a table in memory at a time. Each row may hold a picture."""
 BUFFER_BYTES = 4 << 20
 """Bytes of a file that are read at a time. In S3 each read is a request: 10 kB if nothing is buffered."""
-READ_RETRY_SECONDS = (1.0, 4.0)
-"""Waits before a single file is read again whose storage answers, but not with the file."""
-MAX_NEIGHBOURS = 3
-"""Other files that are tried when a file can't be read, to find out whether the storage serves any."""
 PURPOSE = "Reading pictures through pyarrow"
 
 
@@ -55,34 +50,21 @@ class StorageError(DataError):
 
 
 class FileFacts(NamedTuple):
-    """What the stamp of a unit is made of.
+    """What the stamp of a unit is made of."""
 
-    Args:
-        path: in its file system.
-        size: bytes.
-        mtime_ns: time of the last change.
-    """
-
-    path: str
-    size: int | None
-    mtime_ns: int | None
+    path: str  # in its file system
+    size: int | None  # bytes
+    mtime_ns: int | None  # time of the last change
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """A picture that is not read yet.
+    """A picture that is not read yet."""
 
-    Args:
-        path: name of the picture.
-        label: class of the picture, or None.
-        split: "train", "val", "test" or "all".
-        read: returns the bytes of its file; safe to call from threads.
-    """
-
-    path: str
-    label: str | None
-    split: str
-    read: Callable[[], bytes]
+    path: str  # name of the picture
+    label: str | None  # class of the picture, or None
+    split: str  # "train", "val", "test" or "all"
+    read: Callable[[], bytes]  # returns the bytes of its file; safe to call from threads
 
 
 FileRow = tuple[str, str | None, str]
@@ -91,19 +73,13 @@ FileRow = tuple[str, str | None, str]
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Some pictures of a collection, whose features become one file.
+    """Some pictures of a collection, whose features become one file."""
 
-    Args:
-        path: path of the archive or table; empty if the unit consists of single files.
-        group: row group of the table; -1 if the unit is no table.
-        packed: the single files, compressed: about 4 bytes each. The node that starts holds all units.
-        stamp: hash of paths, sizes and modification times of the files.
-    """
-
-    path: str
-    group: int
+    path: str  # path of the archive or table; empty if the unit consists of single files
+    group: int  # row group of the table; -1 if the unit is no table
+    # The single files, compressed: about 4 bytes each. The node that starts holds all units.
     packed: bytes = field(repr=False)
-    stamp: str
+    stamp: str  # hash of paths, sizes and modification times of the files
 
     @property
     def files(self) -> tuple[FileRow, ...]:
@@ -126,9 +102,7 @@ class WorkUnit:
             StorageError: while they are read, if the storage does not answer, or can't read the archive or table.
         """
         if self.packed:
-            files = self.files
-            first = [path for path, _, _ in files[: MAX_NEIGHBOURS + 1]]
-            return (ImageRef(*file, partial(_read_file, filesystem, file[0], first)) for file in files)
+            return (ImageRef(*file, partial(_read_file, filesystem, file[0])) for file in self.files)
         return (
             _table_images(filesystem, self.path, self.group)
             if self.group >= 0
@@ -139,9 +113,7 @@ class WorkUnit:
 def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, str]:
     """The pyarrow file system of a path or URI, and the path in it.
 
-    Args:
-        source: a path, or a URI such as ``s3://bucket/folder``; with `filesystem` a path in that file system.
-        filesystem: a file system of pyarrow or fsspec.
+    With a file system of pyarrow or fsspec the source is a path in it.
 
     Raises:
         MissingExtraError: if pyarrow is not installed.
@@ -180,12 +152,7 @@ def list_folder(filesystem: Any, folder: str) -> list[Any]:
 
 
 def refuse_links(filesystem: Any, folder: str, names: str) -> None:
-    """Refuse links among the files of a folder of this machine; see `path_without_links`.
-
-    Args:
-        filesystem: a file system of pyarrow.
-        folder: a path in it, which need not exist.
-        names: regular expression of the names of the files.
+    """Refuse links among the files of a folder of this machine with such names; see `path_without_links`.
 
     Raises:
         DataError: if one is a link.
@@ -199,10 +166,7 @@ def refuse_links(filesystem: Any, folder: str, names: str) -> None:
 def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
     """Divide a collection into units of work: one per archive, one per row group of a table, or one per `size` files.
 
-    Args:
-        filesystem: a file system of pyarrow.
-        path: a folder of class folders, of ``.tar`` or of ``.parquet`` files, or one such file.
-        size: number of single files in a unit.
+    It is a folder of class folders, of ``.tar`` or of ``.parquet`` files, or one such file.
 
     Raises:
         DataError: if there are no pictures, or pictures of several kinds.
@@ -294,87 +258,29 @@ def describe_storage_error(error: Exception) -> str:
     return re.sub(r"\.? (To create buckets, .*|\(Request ID: \w*\))", "", first)
 
 
-def _read_file(filesystem: Any, path: str, neighbours: Sequence[str]) -> bytes:
-    """Read a single file, again after a while if its storage fails.
-
-    Args:
-        filesystem: a file system of pyarrow.
-        path: of the file.
-        neighbours: files of the same unit. If one of them can be read, the storage is not the reason of an error.
+def _read_file(filesystem: Any, path: str) -> bytes:
+    """Read a single file. Other storages than local disks try again by themselves.
 
     Raises:
-        ImageError: if there is no such file, or only this one can't be read.
-        StorageError: if the storage does not answer, or can't read its neighbours either.
+        ImageError: if there is no such file, it is too large, or a local one can't be read.
+        StorageError: if another storage does not give it. Else an outage would make pictures unreadable for good.
     """
-    try:
-        data = _read_patiently(filesystem, path)
-    except FileNotFoundError as error:
-        raise ImageError(path, "no such file") from error
-    except StorageError:  # which is a ValueError
-        raise
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and not _is_local(filesystem):
-            _check_neighbours(filesystem, path, neighbours, error)
-        raise ImageError(path, f"can't be opened: {describe_storage_error(error)}") from error
-    if len(data) > MAX_IMAGE_BYTES:
-        raise ImageError(path, TOO_LARGE.format(MAX_IMAGE_BYTES >> 20))
-    return data
-
-
-def _read_patiently(filesystem: Any, path: str) -> bytes:
-    waits = [] if _is_local(filesystem) else list(READ_RETRY_SECONDS)
-    while True:
-        try:
-            return _read_bytes(filesystem, path)
-        except OSError as error:
-            _check_storage(filesystem, path, error)
-            # fsspec says "not found" for every file while a server does not answer.
-            is_missing = isinstance(error, FileNotFoundError) and not is_file(filesystem, path)
-            if is_missing or not waits:
-                raise
-            time.sleep(waits.pop(0))
-
-
-def _read_bytes(filesystem: Any, path: str) -> bytes:
     parts: list[bytes] = []
-    with filesystem.open_input_stream(path) as stream:
-        # Not at once: pyarrow reserves as much memory as a read may give.
-        while sum(map(len, parts)) <= MAX_IMAGE_BYTES and (part := stream.read(BUFFER_BYTES)):
-            parts.append(part)
-    return b"".join(parts)
-
-
-def _is_local(filesystem: Any) -> bool:
-    return bool(filesystem.type_name == "local")
-
-
-def _check_storage(filesystem: Any, path: str, error: Exception) -> None:
-    """Find out whether the storage of a file is the reason of an error.
-
-    Otherwise an outage of a server would make pictures unreadable that are in order, for good.
-
-    Raises:
-        StorageError: if so.
-    """
     try:
-        filesystem.get_file_info(posixpath.dirname(path))
-    except OSError:
-        raise _storage_error(path, error) from error
-
-
-def _check_neighbours(filesystem: Any, path: str, neighbours: Sequence[str], error: Exception) -> None:
-    """Find out whether a storage that lists its files serves none, as with credentials that may list only.
-
-    Raises:
-        StorageError: if so.
-    """
-    for neighbour in [one for one in neighbours if one != path][:MAX_NEIGHBOURS]:
-        try:
-            _read_bytes(filesystem, neighbour)
-        except (OSError, ValueError):
-            continue
-        return
-    raise _storage_error(path, error) from error
+        with filesystem.open_input_stream(path) as stream:
+            # Not at once: pyarrow reserves as much memory as a read may give.
+            while sum(map(len, parts)) <= MAX_IMAGE_BYTES and (part := stream.read(BUFFER_BYTES)):
+                parts.append(part)
+    except (OSError, ValueError) as error:
+        # fsspec says "not found" for every file while a server does not answer.
+        if isinstance(error, FileNotFoundError) and not is_file(filesystem, path):
+            raise ImageError(path, "no such file") from error
+        if isinstance(error, OSError) and filesystem.type_name != "local":
+            raise _storage_error(path, error) from error
+        raise ImageError(path, f"can't be opened: {describe_storage_error(error)}") from error
+    if sum(map(len, parts)) > MAX_IMAGE_BYTES:
+        raise ImageError(path, TOO_LARGE.format(MAX_IMAGE_BYTES >> 20))
+    return b"".join(parts)
 
 
 def _storage_error(path: str, error: Exception) -> StorageError:
@@ -437,24 +343,18 @@ def _table_images(filesystem: Any, path: str, group: int) -> Iterator[ImageRef]:
             raise _storage_error(path, error) from error
         if batch is None:
             return
-        rows = batch.to_pylist()
-        first = [_join(path, str(row["path"])) for row in rows[: MAX_NEIGHBOURS + 1] if row.get("path")]
-        for row in rows:
+        for row in batch.to_pylist():
             name = str(row.get("path") or f"{path}#{group}.{number}")
             number += 1
             label = None if row.get("label") is None else str(row["label"])
             split = SPLIT_ALIASES.get(str(row.get("split")).lower(), "all")
             if "bytes" not in columns:
-                read = partial(_read_file, filesystem, _join(path, name), first)
+                read = partial(_read_file, filesystem, posixpath.join(posixpath.dirname(path), name))
             elif isinstance(row["bytes"], bytes):
                 read = partial(_return_bytes, row["bytes"])
             else:
                 read = partial(_raise_image_error, name, "has no bytes")
             yield ImageRef(name, label, split, read)
-
-
-def _join(table: str, name: str) -> str:
-    return posixpath.join(posixpath.dirname(table), name)
 
 
 def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:

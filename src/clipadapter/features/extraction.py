@@ -11,8 +11,8 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -23,12 +23,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self
 
 from clipadapter.blocks import column_slices
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import ImageSource, image_bytes, read_image_shrunk, source_name
 from clipadapter.encoders import Encoder
 from clipadapter.errors import ImageError, InputError, brief
+from clipadapter.features.collection import ImageRef
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec, augment
 from clipadapter.pixels import min_jpeg_side
@@ -41,6 +43,9 @@ Skipped = tuple[int, str, str]
 """Position, name and reason of a picture that can't be read."""
 MAX_WAITING_BYTES = 2**30
 """Pixels that wait to be encoded. With a view for each epoch one picture has more than 100 MB of them."""
+MAX_STORED_BATCHES = 4
+"""Batches of features from the store that are given at once."""
+END: Any = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +127,8 @@ def extract(
     def collect(position: int, vectors: NDArray[np.float32]) -> None:
         features[position], is_readable[position] = vectors, True
 
-    with _open_or_create(store) as opened_store:
-        job = make_job(encoder, sources, opened_store, views, dtype, batch_size, workers)
+    with nullcontext(store) if store is not None else FeatureStore(":memory:") as opened_store:
+        job = ExtractionJob(encoder, sources, opened_store, views, dtype, batch_size, workers)
         skipped, computed = _run_to_end(job, range(n), progress, strict, collect)
     if not is_readable.all():
         features = features[is_readable]
@@ -174,7 +179,7 @@ def embed(
     """
     i, n = _check_shard(shard or (1, 1))
     positions = range(i - 1, _count(sources), n)
-    job = make_job(encoder, sources, store, views, dtype, batch_size, workers)
+    job = ExtractionJob(encoder, sources, store, views, dtype, batch_size, workers)
     skipped, computed = _run_to_end(job, positions, progress, strict)
     stored = len(positions) - len(skipped)
     return EmbedResult(stored, skipped, computed, stored * views.count - computed)
@@ -208,38 +213,6 @@ def _count(sources: Sequence[ImageSource]) -> int:
     return len(sources)
 
 
-def make_job(
-    encoder: Encoder,
-    sources: Sequence[ImageSource] | Mapping[int, ImageSource],
-    store: FeatureStore | NoStore,
-    views: ViewSpec,
-    dtype: str,
-    batch_size: int,
-    workers: int | None,
-) -> ExtractionJob:
-    """The arguments of `extract` or `embed`, checked.
-
-    Raises:
-        InputError: if one is out of range.
-    """
-    workers = _default_worker_count() if workers is None else workers
-    if batch_size < 1 or workers < 1:
-        raise InputError(f"batch_size and workers must be 1 or more, but are {batch_size} and {workers}")
-    if dtype not in ("float32", "float16"):
-        raise InputError(f"features are stored as float32 or float16, not as {dtype}")
-    return ExtractionJob(encoder, sources, store, views, dtype, batch_size, workers)
-
-
-@contextmanager
-def _open_or_create(store: FeatureStore | None) -> Iterator[FeatureStore]:
-    """The store, or one in memory for this call."""
-    if store is not None:
-        yield store
-        return
-    with FeatureStore(":memory:") as in_memory:
-        yield in_memory
-
-
 def _run_to_end(
     job: ExtractionJob,
     positions: range,
@@ -255,8 +228,10 @@ def _run_to_end(
     skipped: list[Skipped] = []
     notes = ImageNotes()
     computed = 0
-    with closing(_run_job(job, positions)) as results:
-        for extracted in progress_bar(results, total=len(positions), desc="features", unit="img", shown=progress):
+    queue = _PositionQueue(positions)
+    with job.open_threads() as threads, closing(run_job(job, queue, threads, queue.move_away)) as batches:
+        pictures = (picture for batch in batches for picture in batch)
+        for extracted in progress_bar(pictures, total=len(positions), desc="features", unit="img", shown=progress):
             if not isinstance(extracted.values, ImageError):
                 computed += extracted.computed
                 if extracted.notes:
@@ -291,30 +266,40 @@ class NoStore:
 class ExtractionJob:
     """The arguments of an extraction.
 
-    Args:
-        encoder: its image tower is used.
-        sources: all pictures, or those of a window by their position.
-        store: features are read from it and written to it.
-        views: the views of each picture.
-        dtype: dtype in the store, float32 or float16.
-        batch_size: views encoded at a time.
-        workers: number of threads that read and prepare.
-        lock: guards PIL images, which two threads must not load at once.
+    Raises:
+        InputError: if one is out of range.
     """
 
     encoder: Encoder
-    sources: Sequence[ImageSource] | Mapping[int, ImageSource]
+    sources: Sequence[ImageSource] | Mapping[int, ImageSource] | Mapping[int, ImageRef]  # all, or those of a window
     store: FeatureStore | NoStore
-    views: ViewSpec
-    dtype: str
-    batch_size: int
-    workers: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    views: ViewSpec = ViewSpec()  # noqa: RUF009 - frozen
+    dtype: str = "float32"  # in the store
+    batch_size: int = 32  # views encoded at a time
+    workers: int | None = None  # threads that read pictures
+    lock: threading.Lock = field(default_factory=threading.Lock)  # two threads must not load one PIL image at once
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.n_threads < 1:
+            raise InputError(
+                f"batch_size and workers must be 1 or more, but are {self.batch_size} and {self.n_threads}"
+            )
+        if self.dtype not in ("float32", "float16"):
+            raise InputError(f"features are stored as float32 or float16, not as {self.dtype}")
+
+    def open_threads(self) -> ThreadPoolExecutor:
+        """Threads that read pictures."""
+        return ThreadPoolExecutor(self.n_threads, thread_name_prefix="clipadapter-read")
+
+    @property
+    def n_threads(self) -> int:
+        """Number of threads that read pictures; by default one a core, at most 8."""
+        return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
 
     @property
     def max_waiting(self) -> int:
         """Pictures that wait to be encoded: one batch beside the one that is encoded, and a few for the threads."""
-        pictures = 2 * self.workers + -(-self.batch_size // self.views.count)
+        pictures = 2 * self.n_threads + -(-self.batch_size // self.views.count)
         image_bytes = sum(4 * 3 * each.info.image_size**2 for each in self.encoder.passes()) * self.views.count
         return min(pictures, max(2, MAX_WAITING_BYTES // image_bytes))
 
@@ -326,32 +311,21 @@ class ExtractionJob:
 
 @dataclass(frozen=True)
 class ExtractedImage:
-    """A picture with its features.
+    """A picture with its features."""
 
-    Args:
-        position: its index in the sources.
-        values: (v, d) features, or the error that says why there are none.
-        computed: how many of the v features were computed for this picture, not taken from the store.
-        notes: what a user should know about the file.
-    """
-
-    position: int
-    values: NDArray[np.float32] | ImageError
-    computed: int = 0
-    notes: Sequence[str] = ()
+    position: int  # in the sources
+    values: NDArray[np.float32] | ImageError  # (v, d) features, or the error that says why there are none
+    computed: int = 0  # how many of the v features were computed for this picture, not taken from the store
+    notes: Sequence[str] = ()  # what a user should know about the file
+    digest: bytes | None = None  # hash of its bytes, if they could be read
 
 
 @dataclass(frozen=True)
 class _PassOfView:
-    """One pass of an encoder over one view of a picture; equal for equal pictures.
+    """One pass of an encoder over one view of a picture; equal for equal pictures."""
 
-    Args:
-        encoder: number of the pass.
-        keys: key in the store of each block that the pass gives.
-    """
-
-    encoder: int
-    keys: tuple[bytes, ...]
+    encoder: int  # number of the pass
+    keys: tuple[bytes, ...]  # in the store, of each block that the pass gives
 
 
 Vectors = dict[bytes, NDArray[np.float32]]
@@ -360,36 +334,25 @@ Vectors = dict[bytes, NDArray[np.float32]]
 
 @dataclass
 class PreparedImage:
-    """A picture between reading and encoding: its stored features, and the pixels of passes that lack some.
-
-    Args:
-        position: its index in the sources.
-        keys: for each view, the keys of all blocks.
-        stored: the blocks that are in the store.
-        notes: what a user should know about the file.
-        pixels: input of each pass that must run.
-    """
+    """A picture between reading and encoding: its stored features, and the pixels of passes that lack some."""
 
     position: int
-    keys: list[list[bytes]]
+    source: ImageSource
+    digest: bytes
+    keys: list[list[bytes]]  # for each view, those of all blocks
     stored: Vectors
     notes: Sequence[str] = ()
-    pixels: dict[_PassOfView, Tensor] = field(default_factory=dict)
+    pixels: dict[_PassOfView, Tensor] = field(default_factory=dict)  # input of each pass that must run
 
     def finish(self, fresh: Vectors, computed: int) -> ExtractedImage:
-        """The picture with its features.
-
-        Args:
-            fresh: features that were computed, by key.
-            computed: how many views were computed for this picture.
-        """
+        """The picture with its features, of which some were computed for this number of its views."""
         vectors = [
             np.concatenate([self.stored[key] if key in self.stored else fresh[key] for key in keys])
             if len(keys) > 1
             else (self.stored if keys[0] in self.stored else fresh)[keys[0]]
             for keys in self.keys
         ]
-        return ExtractedImage(self.position, np.stack(vectors), computed, self.notes)
+        return ExtractedImage(self.position, np.stack(vectors), computed, self.notes, self.digest)
 
     def count_missing_views(self, passes: set[_PassOfView]) -> int:
         """How many views have one of these passes."""
@@ -398,18 +361,21 @@ class PreparedImage:
 
 
 class _PositionQueue:
-    """Positions that are not extracted yet, in order until `move_away` is called."""
+    """Iterates over positions that are not extracted yet, in order until `move_away` is called."""
 
     def __init__(self, positions: range) -> None:
         self._ranges: deque[Sequence[int]] = deque([positions])
 
-    def take(self) -> int | None:
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> int:
         while self._ranges:
             positions = self._ranges.popleft()
             if positions:
                 self._ranges.appendleft(positions[1:])
                 return positions[0]
-        return None
+        raise StopIteration
 
     def move_away(self, returned: list[int]) -> None:
         """Continue in the middle of the next range, since another process works here. The rest comes later."""
@@ -418,57 +384,73 @@ class _PositionQueue:
         self._ranges = deque([next_range[middle:], *tail, next_range[:middle], returned])
 
 
-def _run_job(job: ExtractionJob, positions: range) -> Generator[ExtractedImage, None, None]:
-    """Extract the pictures at these positions, each once, in any order.
+def run_job(
+    job: ExtractionJob,
+    positions: Iterator[int | None],
+    threads: Executor,
+    move_away: Callable[[list[int]], None] | None = None,
+) -> Generator[list[ExtractedImage], None, None]:
+    """Extract pictures in the order of their positions, of which a window is in memory.
 
-    Close the generator (``contextlib.closing``) to stop its threads.
+    Close the generator (``contextlib.closing``) to cancel what its threads would do next.
+
+    Args:
+        job: the other arguments.
+        positions: of the pictures. None says that the next one is not there yet: all before it are given first.
+        threads: that read pictures.
+        move_away: called with the positions of the window if another process works on the same pictures. It makes
+            `positions` give others first.
     """
-    pool = ThreadPoolExecutor(job.workers, thread_name_prefix="clipadapter-read")
     max_waiting, batch_passes = job.max_waiting, job.batch_passes
-    queue = _PositionQueue(positions)
+    max_pictures = max(1, MAX_STORED_BATCHES * job.batch_size // job.views.count)
     window: deque[tuple[int, Future[PreparedImage | ExtractedImage]]] = deque()
-    batch: list[PreparedImage] = []
+    batch: list[PreparedImage | ExtractedImage] = []
+    is_paused = is_over = False
     try:
-        while True:
-            while len(window) < max_waiting and (position := queue.take()) is not None:
-                window.append((position, pool.submit(prepare_image, job, position)))
+        while window or batch or not is_over:
+            while len(window) < max_waiting and not (is_paused or is_over):
+                position = next(positions, END)
+                is_over, is_paused = position is END, position is None
+                if isinstance(position, int):
+                    window.append((position, threads.submit(prepare_image, job, position)))
             if window:
-                picture = window.popleft()[1].result()
-                if isinstance(picture, ExtractedImage):
-                    yield picture
-                    continue
-                batch.append(picture)
-                if sum(len(picture.pixels) for picture in batch) < batch_passes:
-                    continue
-            elif not batch:
-                return
-            extracted, is_contended = encode_batch(job, batch)
-            batch = []
-            yield from extracted
-            if is_contended:
+                batch.append(window.popleft()[1].result())
+            prepared = [picture for picture in batch if isinstance(picture, PreparedImage)]
+            is_full = sum(len(picture.pixels) for picture in prepared) >= batch_passes or len(batch) >= max_pictures
+            if not (is_full or (not window and (is_paused or is_over))):
+                continue
+            extracted, is_contended = encode_batch(job, prepared) if prepared else ([], False)
+            encoded = iter(extracted)
+            if batch:
+                yield [next(encoded) if isinstance(picture, PreparedImage) else picture for picture in batch]
+            batch, is_paused = [], is_paused and bool(window)
+            if is_contended and move_away is not None:
                 for _, future in window:
                     future.cancel()
-                queue.move_away([position for position, _ in window])
+                move_away([position for position, _ in window])
                 window.clear()
+                is_over = False
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for _, future in window:  # else each picture waits for a server that does not answer
+            future.cancel()
 
 
 def prepare_image(job: ExtractionJob, position: int) -> PreparedImage | ExtractedImage:
     """Read a picture once, look up the features of its views, and make the pixels of missing ones. Runs in a thread."""
-    source, passes = job.sources[position], job.encoder.passes()
+    source, passes, digest = job.sources[position], job.encoder.passes(), None
     try:
         with _lock_image(job, source):
-            data = image_bytes(source)
+            data = source.read() if isinstance(source, ImageRef) else image_bytes(source)
         digest = blake2b(data, digest_size=32).digest()
         views = [
             [_PassOfView(p, _block_keys(each, digest, job.views.key(i), job.dtype)) for p, each in enumerate(passes)]
             for i in range(job.views.count)
         ]
         keys = [[key for one in view for key in one.keys] for view in views]
+        source = source.path if isinstance(source, ImageRef) else source
         notes = find_image_notes(data) if isinstance(source, str | Path) else []
         stored = _look_up(job, [one for view in views for one in view])
-        picture = PreparedImage(position, keys, stored, notes)
+        picture = PreparedImage(position, source, digest, keys, stored, notes)
         missing = {
             (i, one.encoder): one for i, view in enumerate(views) for one in view if not stored.keys() >= set(one.keys)
         }
@@ -477,7 +459,7 @@ def prepare_image(job: ExtractionJob, position: int) -> PreparedImage | Extracte
         with _lock_image(job, source):
             images = _decode(job, source, data, list(missing))
     except ImageError as error:
-        return ExtractedImage(position, error.without_traceback())
+        return ExtractedImage(position, error.without_traceback(), digest=digest)
     for (i, p), one in missing.items():
         view = augment(images[i, p], job.views, i, digest, passes[p].info.image_size)
         picture.pixels[one] = passes[p].preprocess(view)
@@ -549,8 +531,8 @@ def encode_batch(job: ExtractionJob, batch: list[PreparedImage]) -> tuple[list[E
             computed = picture.count_missing_views(own_passes)
             extracted.append(picture.finish(values, computed))
         else:
-            error = ImageError(source_name(job.sources[picture.position]), "its feature is not finite")
-            extracted.append(ExtractedImage(picture.position, error))
+            error = ImageError(source_name(picture.source), "its feature is not finite")
+            extracted.append(ExtractedImage(picture.position, error, digest=picture.digest))
     return extracted, is_contended
 
 
@@ -567,10 +549,5 @@ def _encode_pass(job: ExtractionJob, encoder: Encoder, pixels: list[Tensor]) -> 
         return np.concatenate(rows).astype(job.dtype) if rows else np.empty((0, 0))
 
 
-def _lock_image(job: ExtractionJob, source: ImageSource) -> AbstractContextManager[Any]:
+def _lock_image(job: ExtractionJob, source: ImageSource | ImageRef) -> AbstractContextManager[Any]:
     return job.lock if isinstance(source, Image.Image) else nullcontext()
-
-
-def _default_worker_count() -> int:
-    """Number of threads that read pictures, by default."""
-    return min(8, os.cpu_count() or 1)

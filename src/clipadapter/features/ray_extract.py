@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from clipadapter.data.images import get_max_pixels, set_max_pixels
-from clipadapter.encoders import create_encoder
+from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import ClipAdapterError, DataError, FingerprintError, InputError, require
 from clipadapter.features.cluster import connect_ray
 from clipadapter.features.collection import StorageError, WorkUnit, divide_collection, is_file, open_filesystem
@@ -34,29 +36,21 @@ MAX_ATTEMPTS = 3
 STORAGE_RETRY_SECONDS = (1.0, 4.0)
 """Waits before a shard is tried again whose storage does not answer."""
 REMOTE_READERS = 16
-"""Threads of an actor that read from a storage that is no local disk: they wait for answers most of the time."""
-CLUSTER_CHECK_SECONDS = 5.0
-"""How often the number of nodes is looked up, so that nodes that join later work too; also the wait after an actor died
-while it opened, since its node may fail again."""
-MAX_SECONDS_WITHOUT_WORKERS = 300.0
-"""After this time without any worker, the call ends. An autoscaler needs minutes to start a node."""
+"""Threads of a process that read from a storage that is no local disk: they wait for answers most of the time."""
+CHECK_SECONDS = 5.0
+"""How often the size of the cluster is looked up, so that nodes that join later work too."""
+MAX_SECONDS_WITHOUT_NODES = 300.0
+"""After this time without any node, the call ends. An autoscaler needs minutes to start one."""
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """The result of `extract_with_ray`.
+    """The result of `extract_with_ray`."""
 
-    Args:
-        shards: how many files there are now.
-        reused: how many of them existed before.
-        pictures: pictures of the other files.
-        unreadable: how many of these pictures could not be read; their rows say why.
-    """
-
-    shards: int
-    reused: int
-    pictures: int
-    unreadable: int
+    shards: int  # how many files there are now
+    reused: int  # how many of them existed before
+    pictures: int  # pictures of the other files
+    unreadable: int  # how many of these pictures could not be read; their rows say why
 
 
 def extract_with_ray(
@@ -71,7 +65,7 @@ def extract_with_ray(
     batch_size: int = 32,
     shard_size: int = 10_000,
 ) -> ShardReport:
-    """Extract the features of a collection with a pool of Ray actors, into a folder of Parquet files.
+    """Extract the features of a collection with tasks of Ray, into a folder of Parquet files.
 
     Existing files are not written again, so an interrupted call can be repeated. `read_feature_shards` and
     `import_shards` read the folder.
@@ -83,9 +77,9 @@ def extract_with_ray(
         encoder: URI of the encoder; with several blocks of features such as ``lite[final,inner]``.
         out: folder, a path or URI that every node can write.
         filesystem: file system of pyarrow or fsspec, if the source is a path in it.
-        workers: number of actors; None for as many as fit into the cluster.
-        cores: cores of an actor; as many threads read pictures, and 16 or more from other storages than local disks.
-        gpus: GPUs of an actor; with them the encoder runs on CUDA.
+        workers: shards that are written at the same time; None for as many as fit into the cluster.
+        cores: cores of a shard; as many threads read pictures, and 16 or more from other storages than local disks.
+        gpus: GPUs of a shard; with them the encoder runs on CUDA, and is opened for each shard.
         batch_size: pictures encoded at a time.
         shard_size: pictures per file, if they come from folders.
 
@@ -102,260 +96,167 @@ def extract_with_ray(
     units = divide_collection(source_system, path, shard_size)
     create_folder(target_system, folder)  # before the encoder is opened, so that a wrong one is refused at once
     remove_abandoned_parts(target_system, folder)
-    plan = _make_plan(encoder, units)
+    opened = create_encoder(encoder)
+    plan = make_plan(encoder, opened, [shard_name(unit, opened.info.fingerprint) for unit in units])
+    del opened  # it would stay in memory for days
     write_plan(target_system, folder, plan)
     existing = list_shards(target_system, folder)
     missing = [unit for unit, name in zip(units, plan.shards, strict=True) if name not in existing]
-    n_shards = len(units)
+    n_shards, n_missing = len(units), len(missing)
     del units  # a shard that is written needs no memory any more
     if not missing:
         return ShardReport(n_shards, n_shards, 0, 0)
     plan = plan.model_copy(update={"shards": []})
     job = RayJob(plan, source_system, target_system, folder, batch_size, cores, "cuda" if gpus else "cpu")
-    n_missing = len(missing)
     with connect_ray(ray, None if workers is None else workers * cores):
-        pictures, unreadable = _WriterPool(ray, job, missing, workers, gpus).run()
+        pictures, unreadable = _write_units(ray, job, missing, workers, gpus)
     return ShardReport(n_shards, n_shards - n_missing, pictures, unreadable)
-
-
-def _make_plan(encoder: str, units: Iterable[WorkUnit]) -> ShardPlan:
-    """The plan of all files. The encoder is opened for its fingerprint and freed, since a driver may run for days."""
-    opened = create_encoder(encoder)
-    return make_plan(encoder, opened, [shard_name(unit, opened.info.fingerprint) for unit in units])
 
 
 @dataclass(frozen=True)
 class RayJob:
-    """The arguments of every actor.
+    """The arguments of every task."""
 
-    Args:
-        plan: the encoder; without the list of files, which an actor does not need.
-        source: file system of the pictures.
-        target: file system of the shards.
-        folder: folder of the shards.
-        batch_size: pictures encoded at a time.
-        cores: cores of an actor.
-        device: device of the encoder.
-        max_pixels: limit of `set_max_pixels` in the process that started.
-    """
-
-    plan: ShardPlan
-    source: Any
-    target: Any
+    plan: ShardPlan  # without the list of files, which a task does not need
+    source: Any  # file system of the pictures
+    target: Any  # file system of the shards
     folder: str
     batch_size: int
     cores: int
     device: str
-    max_pixels: int = field(default_factory=get_max_pixels)
+    max_pixels: int = field(default_factory=get_max_pixels)  # of the process that started
 
 
-class ShardWriter:
-    """Opens the encoder once, then writes a file for each unit that it receives.
+@lru_cache(maxsize=1)
+def _open_worker(
+    uri: str, fingerprint: str, device: str, cores: int, readers: int
+) -> tuple[Encoder, ThreadPoolExecutor]:
+    """The encoder of this process, and its threads that read.
 
-    Args:
-        job: encoder, file systems and batch size.
+    The same threads for all shards: glibc keeps 40 MB of freed pixels for each thread, and new ones at each shard took
+    new memory each time, up to 700 MB.
 
     Raises:
         FingerprintError: if the encoder of this node differs from the one that the files are named after.
     """
+    import torch
 
-    def __init__(self, job: RayJob) -> None:
-        import torch
-
-        torch.set_num_threads(job.cores)
-        set_max_pixels(job.max_pixels)
-        self.job, self.encoder = job, create_encoder(job.plan.encoder, job.device)
-        if self.encoder.info.fingerprint != job.plan.fingerprint:
-            raise FingerprintError(
-                f"the encoder '{job.plan.encoder}' of this node is not the one of the node that started: "
-                "install the same versions and weights on every node"
-            )
-        self.n_readers = job.cores if job.source.type_name == "local" else max(job.cores, REMOTE_READERS)
-        # The same threads for all shards: glibc keeps 40 MB of freed pixels for each thread, and new ones at each shard
-        # took new memory each time, up to 700 MB.
-        self.readers = ThreadPoolExecutor(self.n_readers, thread_name_prefix="clipadapter-read")
-
-    def write_unit(self, unit: WorkUnit) -> tuple[int, int]:
-        """Write one file, unless another worker wrote it before it died, or another call meanwhile.
-
-        Returns:
-            The number of its pictures, and of unreadable ones.
-
-        Raises:
-            DataError: if the file can't be written, or exists and is damaged.
-        """
-        job = self.job
-        path = posixpath.join(job.folder, shard_name(unit, job.plan.fingerprint))
-        if is_file(job.target, path):
-            return count_pictures(job.target, path)
-        pictures = unit.images(job.source)
-        rows = list(encode_pictures(self.encoder, pictures, self.readers, job.batch_size, 2 * self.n_readers))
-        write_shard(job.target, path, rows, job.plan)
-        return len(rows), sum(row.error is not None for row in rows)
-
-
-class _ShardActor:
-    """A `ShardWriter` in a process of Ray. It is opened by a method, so that the caller sees the error itself."""
-
-    def open(self, job: RayJob) -> None:
-        self.writer = ShardWriter(job)
-
-    def write(self, unit: WorkUnit) -> tuple[int, int]:
-        for seconds in STORAGE_RETRY_SECONDS:
-            try:
-                return self.writer.write_unit(unit)
-            except StorageError:
-                time.sleep(seconds)
-        return self.writer.write_unit(unit)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A running call of an actor.
-
-    Args:
-        actor: the handle of the actor.
-        unit: what it writes; None while it opens the encoder.
-    """
-
-    actor: Any
-    unit: WorkUnit | None
-
-
-class _WriterPool:
-    """Actors that write one shard at a time each. A shard goes to the first actor that is free.
-
-    Ray Data is not used: when a node dies, its map over an actor pool ends with the first call that finds the actor
-    gone, and it assigns shards to actors before these are free.
-
-    Args:
-        ray: the module ``ray``.
-        job: arguments of every actor.
-        units: the shards to write.
-        workers: number of actors; None for as many as fit into the cluster at any time.
-        gpus: GPUs of an actor.
-    """
-
-    def __init__(self, ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int | None, gpus: float) -> None:
-        self.ray, self.job, self.workers, self.gpus = ray, job, workers, gpus
-        self.queue, self.attempts = deque(units), Counter[WorkUnit]()
-        self.calls: dict[Any, _Call] = {}
-        # Ray's own restarts are off: a restarted actor waits for resources with the shard that it was given.
-        self.actor_class = ray.remote(_ShardActor).options(
-            num_cpus=job.cores, num_gpus=gpus, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
+    torch.set_num_threads(cores)
+    encoder = create_encoder(uri, device)
+    if encoder.info.fingerprint != fingerprint:
+        raise FingerprintError(
+            f"the encoder '{uri}' of this node is not the one of the node that started: "
+            "install the same versions and weights on every node"
         )
-        self.shared_job = ray.put(job)
-        self.opening_failures, self.next_start = 0, 0.0
+    return encoder, ThreadPoolExecutor(readers, thread_name_prefix="read-shards")
 
-    def run(self) -> tuple[int, int]:
-        """Write all shards.
 
-        Returns:
-            The number of pictures, and of unreadable ones.
+def write_unit(job: RayJob, unit: WorkUnit) -> tuple[int, int]:
+    """Write one file, unless a worker wrote it before it died, or another call meanwhile.
 
-        Raises:
-            InputError: if an actor fits on no node.
-            DataError: if a shard can't be written.
-        """
-        ray, pictures, unreadable = self.ray, 0, 0
-        wanted, checked, last_worked = self._count_wanted(), time.monotonic(), time.monotonic()
-        if wanted < 1:
-            raise InputError(f"{self._describe_cluster()}: request fewer per actor")
+    Returns:
+        The number of its pictures, and of unreadable ones.
+
+    Raises:
+        DataError: if the file can't be written, or exists and is damaged.
+        FingerprintError: if the encoder of this node differs from the one that the files are named after.
+    """
+    set_max_pixels(job.max_pixels)
+    for seconds in STORAGE_RETRY_SECONDS:
         try:
-            while self.queue or any(call.unit for call in self.calls.values()):
-                if time.monotonic() - checked > CLUSTER_CHECK_SECONDS:
-                    wanted, checked = self._count_wanted(), time.monotonic()
-                while self._may_start() and len(self.calls) < min(wanted, len(self.queue) + self._count_writing()):
-                    self._start_actor()
-                if self._count_writing():
-                    last_worked = time.monotonic()
-                elif time.monotonic() - last_worked > MAX_SECONDS_WITHOUT_WORKERS:
-                    raise InputError(
-                        f"no worker started for {MAX_SECONDS_WITHOUT_WORKERS:.0f} s, and {len(self.queue)} shards are "
-                        f"missing: {self._describe_cluster()}; add nodes and call again, the written ones are kept"
-                    )
-                if not self.calls:  # every node is gone, or all actors died
-                    time.sleep(CLUSTER_CHECK_SECONDS)
-                    continue
-                for reference in ray.wait(list(self.calls), num_returns=1, timeout=CLUSTER_CHECK_SECONDS)[0]:
-                    counts = self._finish(reference)
+            return _try_to_write(job, unit)
+        except StorageError:
+            time.sleep(seconds)
+    return _try_to_write(job, unit)
+
+
+def _try_to_write(job: RayJob, unit: WorkUnit) -> tuple[int, int]:
+    readers = job.cores if job.source.type_name == "local" else max(job.cores, REMOTE_READERS)
+    encoder, pool = _open_worker(job.plan.encoder, job.plan.fingerprint, job.device, job.cores, readers)
+    path = posixpath.join(job.folder, shard_name(unit, job.plan.fingerprint))
+    if is_file(job.target, path):
+        return count_pictures(job.target, path)
+    rows = list(encode_pictures(encoder, unit.images(job.source), pool, readers, job.batch_size))
+    write_shard(job.target, path, rows, job.plan)
+    return len(rows), sum(row.error is not None for row in rows)
+
+
+def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int | None, gpus: float) -> tuple[int, int]:
+    """Write all shards, each by a task. A shard whose process or node died is written by another task.
+
+    Returns:
+        The number of pictures, and of unreadable ones.
+
+    Raises:
+        InputError: if there is no node with enough cores or GPUs.
+        DataError: if a shard can't be written.
+    """
+    # Ray's own retries are off: it never stops to retry tasks that are killed because memory ran out.
+    task = ray.remote(write_unit).options(
+        num_cpus=job.cores, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
+    )
+    shared_job, queue, attempts = ray.put(job), deque(units), Counter[WorkUnit]()
+    running: dict[Any, WorkUnit] = {}
+    pictures, unreadable, last_node = 0, 0, -math.inf
+    try:
+        while queue or running:
+            slots = _count_slots(ray, job.cores, gpus)
+            last_node = time.monotonic() if slots else last_node
+            if time.monotonic() - last_node > MAX_SECONDS_WITHOUT_NODES:
+                raise _no_node(ray, len(queue) + len(running))
+            while queue and len(running) < (workers or max(1, slots)):
+                unit = queue.popleft()
+                running[task.remote(shared_job, unit)] = unit
+            for reference in ray.wait(list(running), num_returns=1, timeout=CHECK_SECONDS)[0]:
+                unit = running.pop(reference)
+                counts = _get_counts(ray, reference)
+                if isinstance(counts, tuple):
                     pictures, unreadable = pictures + counts[0], unreadable + counts[1]
-        finally:
-            for call in self.calls.values() if ray.is_initialized() else ():
-                ray.kill(call.actor)
-        return pictures, unreadable
+                    continue
+                attempts[unit] += 1
+                if attempts[unit] == MAX_ATTEMPTS:
+                    raise DataError(
+                        f"the process that wrote the shard of {unit.describe()} died {MAX_ATTEMPTS} times, the last "
+                        f"time: {counts}; perhaps memory ran out: use fewer workers per node (cores=) or a smaller "
+                        "batch_size; the written shards are kept, call again"
+                    )
+                queue.appendleft(unit)
+    finally:
+        for reference in running if ray.is_initialized() else ():  # else Ray would start again, only to cancel
+            ray.cancel(reference, force=True)
+    return pictures, unreadable
 
-    def _count_writing(self) -> int:
-        return sum(call.unit is not None for call in self.calls.values())
 
-    def _may_start(self) -> bool:
-        """Whether an actor may be started: one that died while it opened is replaced after a wait.
+def _get_counts(ray: Any, reference: Any) -> tuple[int, int] | str:
+    """The result of a task, or why its process or node died.
 
-        After `MAX_ATTEMPTS` of these, those that are opening must come first, unless others write.
-        """
-        is_hopeful = self.opening_failures < MAX_ATTEMPTS or self._count_writing() > 0
-        return is_hopeful and time.monotonic() >= self.next_start
-
-    def _start_actor(self) -> None:
-        actor = self.actor_class.remote()
-        self.calls[actor.open.remote(self.shared_job)] = _Call(actor, None)
-
-    def _finish(self, reference: Any) -> tuple[int, int]:
-        """Take the result of a call, and give its actor the next shard."""
-        call = self.calls.pop(reference)
-        try:
-            counts = self.ray.get(reference) or (0, 0)
-            self.opening_failures = 0
-        except self.ray.exceptions.RayTaskError as error:
-            self.ray.kill(call.actor)
-            raise _explain(error.cause) from error
-        except self.ray.exceptions.RayError as error:
-            self._replace(call, str(error).strip().split("\n")[0])
-            return 0, 0
-        if self.queue:
-            unit = self.queue.popleft()
-            self.calls[call.actor.write.remote(unit)] = _Call(call.actor, unit)
-        else:
-            self.ray.kill(call.actor)  # frees its cores, and the memory of its encoder
+    Raises:
+        ClipAdapterError: if it raised an error itself.
+    """
+    try:
+        counts: tuple[int, int] = ray.get(reference)
         return counts
+    except ray.exceptions.RayTaskError as error:
+        raise _explain(error.cause) from error
+    except ray.exceptions.RayError as error:
+        return str(error).strip().split("\n")[0]
 
-    def _replace(self, call: _Call, reason: str) -> None:
-        """Put the shard of an actor that is gone back into the queue.
 
-        An actor that merely can't be reached may still write its file, which has the same name and the same rows.
+def _count_slots(ray: Any, cores: int, gpus: float) -> int:
+    """How many shards fit onto the nodes at a time."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    limits = [
+        (one.get("CPU", 0) // cores, one.get("GPU", 0) // gpus if gpus else one.get("CPU", 0)) for one in resources
+    ]
+    return int(sum(map(min, limits)))
 
-        Raises:
-            DataError: if it was the last attempt. Actors that die while they open end the call only when no other one
-                writes or opens: it may be a single node.
-        """
-        self.ray.kill(call.actor)
-        if call.unit is None:
-            self.opening_failures += 1
-            self.next_start = time.monotonic() + CLUSTER_CHECK_SECONDS
-            what, attempts = "opened the encoder", self.opening_failures
-            is_last = attempts >= MAX_ATTEMPTS and not self.calls
-        else:
-            self.queue.appendleft(call.unit)
-            self.attempts[call.unit] += 1
-            what, attempts = f"wrote the shard of {call.unit.describe()}", self.attempts[call.unit]
-            is_last = attempts >= MAX_ATTEMPTS
-        if is_last:
-            raise DataError(
-                f"the process that {what} died {attempts} times, the last time: {reason}; perhaps memory ran out: "
-                "use fewer workers per node (cores=) or a smaller batch_size; the written shards are kept, call again"
-            )
 
-    def _count_wanted(self) -> int:
-        """How many actors there should be."""
-        if self.workers is not None:
-            return self.workers
-        resources = self.ray.cluster_resources()
-        limits = [resources.get("CPU", 0) // self.job.cores]
-        return int(min([*limits, *([resources.get("GPU", 0) // self.gpus] if self.gpus else [])]))
-
-    def _describe_cluster(self) -> str:
-        resources = self.ray.cluster_resources()
-        return f"the cluster has {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"
+def _no_node(ray: Any, missing: int) -> InputError:
+    cores, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
+    return InputError(
+        f"the cluster has {cores:g} cores and {gpus:g} GPUs; no node has enough for one of {missing} shards: request "
+        "fewer (cores=, gpus=), or add nodes and call again"
+    )
 
 
 def _explain(cause: BaseException) -> ClipAdapterError:

@@ -11,23 +11,19 @@ import posixpath
 import re
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.blocks import MAX_BLOCK_WIDTH, MAX_BLOCKS, Blocks, as_blocks, total_width
-from clipadapter.data import read_image
 from clipadapter.encoders import Encoder
 from clipadapter.errors import DataError, ImageError, InputError, brief, require
 from clipadapter.features.collection import (
@@ -40,6 +36,7 @@ from clipadapter.features.collection import (
     open_filesystem,
     refuse_links,
 )
+from clipadapter.features.extraction import ExtractionJob, NoStore, run_job
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.files import ABANDONED_SECONDS, describe_parquet_error
@@ -50,44 +47,30 @@ FORMAT: Final = 1
 OWN_NAMES = rf"{re.escape(PLAN_FILE)}|.*\.(parquet|partial)"
 MAX_PLAN_BYTES = 256 << 20
 PURPOSE = "Feature shards"
+SPLITS = ("all", "test", "train", "val")
 COLUMNS = ("path", "label", "split", "feature", "error", "digest")
 
 
 class ShardBlock(BaseModel):
-    """A block of the columns of the features.
-
-    Args:
-        name: see `clipadapter.blocks`.
-        width: number of columns.
-        fingerprint: of the block, by which the feature store knows it.
-    """
+    """A block of the columns of the features, see `clipadapter.blocks`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     width: int = Field(ge=1, le=MAX_BLOCK_WIDTH)
-    fingerprint: str
+    fingerprint: str  # by which the feature store knows it
 
 
 class ShardPlan(BaseModel):
-    """``shards.json``.
-
-    Args:
-        format: format number of the folder.
-        encoder: URI of the encoder.
-        fingerprint: fingerprint of the encoder.
-        dim: width d.
-        blocks: of the columns, from left to right, ``final`` first.
-        shards: file names in order.
-    """
+    """``shards.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = FORMAT
-    encoder: str
+    encoder: str  # URI
     fingerprint: str
     dim: int = Field(ge=1, le=1 << 20)
-    blocks: list[ShardBlock] = Field(min_length=1, max_length=MAX_BLOCKS)
+    blocks: list[ShardBlock] = Field(min_length=1, max_length=MAX_BLOCKS)  # of the columns, ``final`` first
     shards: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.parquet$")]]
 
     def feature_blocks(self) -> Blocks:
@@ -100,13 +83,7 @@ class ShardPlan(BaseModel):
 
 
 def make_plan(uri: str, encoder: Encoder, shards: list[str]) -> ShardPlan:
-    """The plan of a folder of shards.
-
-    Args:
-        uri: of the encoder.
-        encoder: opened from the URI.
-        shards: file names in order.
-    """
+    """The plan of a folder of shards with these file names, by an encoder that was opened from the URI."""
     info = encoder.info
     blocks = [
         ShardBlock(name=block.name, width=block.width, fingerprint=fingerprint)
@@ -117,22 +94,13 @@ def make_plan(uri: str, encoder: Encoder, shards: list[str]) -> ShardPlan:
 
 @dataclass(frozen=True)
 class ShardRow:
-    """The features of a picture, or the reason why there are none.
-
-    Args:
-        path: name of the picture.
-        label: class of the picture, or None.
-        split: "train", "val", "test" or "all".
-        digest: hash of its file, as in the keys of the feature store; None if it could not be read.
-        feature: (d,) raw features; None with an error.
-        error: the reason; None with a feature.
-    """
+    """The features of a picture, or the reason why there are none."""
 
     path: str
     label: str | None
     split: str
-    digest: bytes | None = None
-    feature: NDArray[np.float32] | None = None
+    digest: bytes | None = None  # of its file, as in the keys of the feature store; None if it could not be read
+    feature: NDArray[np.float32] | None = None  # (d,)
     error: str | None = None
 
 
@@ -144,64 +112,27 @@ def shard_name(unit: WorkUnit, fingerprint: str) -> str:
 
 
 def encode_pictures(
-    encoder: Encoder, pictures: Iterable[ImageRef], readers: Executor, batch_size: int, ahead: int
+    encoder: Encoder, pictures: Iterable[ImageRef], threads: Executor, n_threads: int, batch_size: int
 ) -> Iterator[ShardRow]:
-    """Features of pictures in order. Threads read and prepare pictures while the encoder works.
-
-    Args:
-        encoder: computes the features.
-        pictures: any number.
-        readers: threads that read.
-        batch_size: pictures encoded at a time.
-        ahead: pictures in memory beside a batch.
+    """Features of pictures in order. These threads read and prepare pictures while the encoder works.
 
     Raises:
         StorageError: if the storage of the pictures does not answer.
     """
-    waiting = iter(pictures)
-    window = deque(readers.submit(_prepare_image, encoder, one) for one in islice(waiting, batch_size + ahead))
-    batch: list[tuple[ShardRow, torch.Tensor | None]] = []
-    try:
-        while window:
-            batch.append(window.popleft().result())
-            window.extend(readers.submit(_prepare_image, encoder, one) for one in islice(waiting, 1))
-            if len(batch) == batch_size or not window:
-                yield from _encode_batch(encoder, batch)
-                batch = []
-    finally:
-        for future in window:  # else each picture waits for a server that does not answer
-            future.cancel()
-
-
-def _prepare_image(encoder: Encoder, picture: ImageRef) -> tuple[ShardRow, torch.Tensor | None]:
-    row = ShardRow(picture.path, picture.label, picture.split)
-    try:
-        data = picture.read()
-        row = replace(row, digest=blake2b(data, digest_size=32).digest())
-        return row, encoder.preprocess(read_image(picture.path, data=data))
-    except ImageError as error:
-        return replace(row, error=error.reason), None
-
-
-def _encode_batch(encoder: Encoder, batch: Sequence[tuple[ShardRow, torch.Tensor | None]]) -> Iterator[ShardRow]:
-    pixels = [pixels for _, pixels in batch if pixels is not None]
-    encoded = encoder.encode_pixels(torch.stack(pixels)).numpy() if pixels else np.empty((0, encoder.info.dim))
-    features = iter(encoded.astype(np.float32))
-    for row, row_pixels in batch:
-        if row_pixels is None:
-            yield row
-            continue
-        feature = next(features)
-        is_finite = bool(np.isfinite(feature).all())
-        yield replace(row, feature=feature) if is_finite else replace(row, error="its feature is not finite")
+    window: dict[int, ImageRef] = {}
+    job = ExtractionJob(encoder, window, NoStore(), batch_size=batch_size, workers=n_threads)
+    positions = (i for i, picture in enumerate(pictures) if window.setdefault(i, picture))
+    with closing(run_job(job, positions, threads)) as batches:
+        for extracted in (one for batch in batches for one in batch):
+            picture, values = window.pop(extracted.position), extracted.values
+            row = ShardRow(picture.path, picture.label, picture.split, extracted.digest)
+            yield (
+                replace(row, error=values.reason) if isinstance(values, ImageError) else replace(row, feature=values[0])
+            )
 
 
 def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: ShardPlan) -> None:
-    """Write a file of features atomically.
-
-    Raises:
-        DataError: if it can't be written.
-    """
+    """Write a file of features atomically."""
     pa = require("pyarrow", "parquet", PURPOSE)
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     facts = {"clipadapter.encoder": plan.encoder, "clipadapter.fingerprint": plan.fingerprint}
@@ -214,11 +145,7 @@ def write_shard(filesystem: Any, path: str, rows: Sequence[ShardRow], plan: Shar
 
 
 def count_pictures(filesystem: Any, path: str) -> tuple[int, int]:
-    """Count the pictures of a shard, and those that could not be read. Only the metadata of the file is read.
-
-    Raises:
-        DataError: if it can't be read.
-    """
+    """Count the pictures of a shard, and those that could not be read. Only the metadata of the file is read."""
     parquet = require("pyarrow.parquet", "parquet", PURPOSE)
     with _naming_errors(path), filesystem.open_input_file(path) as file:
         metadata = parquet.read_metadata(file)
@@ -232,11 +159,7 @@ def _table_schema(pa: Any) -> Any:
 
 
 def create_folder(filesystem: Any, folder: str) -> None:
-    """Create the folder of shards if it does not exist.
-
-    Raises:
-        DataError: if it can't be created.
-    """
+    """Create the folder of shards if it does not exist."""
     refuse_links(filesystem, folder, OWN_NAMES)
     try:
         filesystem.create_dir(folder, recursive=True)
@@ -248,30 +171,18 @@ def create_folder(filesystem: Any, folder: str) -> None:
 
 
 def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
-    """Create the folder and write ``shards.json``.
-
-    Raises:
-        DataError: if it can't be written.
-    """
+    """Create the folder and write ``shards.json``."""
     create_folder(filesystem, folder)
     _write_atomically(filesystem, posixpath.join(folder, PLAN_FILE), plan.model_dump_json(indent=1).encode())
 
 
 def list_shards(filesystem: Any, folder: str) -> set[str]:
-    """Names of the Parquet files in a folder.
-
-    Raises:
-        DataError: if it can't be read.
-    """
+    """Names of the Parquet files in a folder."""
     return {info.base_name for info in list_folder(filesystem, folder) if info.extension == "parquet"}
 
 
 def remove_abandoned_parts(filesystem: Any, folder: str) -> None:
-    """Remove the partial files of killed workers, once they are a day old.
-
-    Raises:
-        DataError: if the folder can't be read.
-    """
+    """Remove the partial files of killed workers, once they are a day old."""
     for info in list_folder(filesystem, folder):
         is_part = re.fullmatch(r"\.[0-9a-f]{32}\.partial", info.base_name)
         if is_part and info.mtime_ns is not None and time.time() - info.mtime_ns / 1e9 > ABANDONED_SECONDS:
@@ -353,17 +264,16 @@ class FeatureShards:
         self.name = posixpath.basename(self.folder.rstrip("/"))
         self._system, self._path = open_filesystem(folder, filesystem)
         self.plan = read_plan(self._system, self._path)
-        self._label_codes, self._split_codes = _Codes(np.int32), _Codes(np.int8)
-        self._starts = [0]
+        pa = require("pyarrow", "parquet", PURPOSE)
+        labels, splits, self._starts = [], [], [0]
         for path in _shard_paths(self._system, self._path, self.plan):
-            table = _read_columns(self._system, path, ("label", "split", "error"))
-            readable = table.filter(table["error"].is_null())
-            self._label_codes.extend(readable["label"])
-            try:
-                self._split_codes.extend(readable["split"])
-            except ValueError as error:
-                raise DataError(f"'{path}' is damaged: {error}; a split is train, val, test or all") from error
+            table = _read_shard(self._system, path, ("label", "split", "error"))
+            readable = table.filter(table["error"].is_null()).combine_chunks()
+            labels.append(readable["label"].dictionary_encode().combine_chunks())
+            splits.append(_split_numbers(path, readable["split"]))
             self._starts.append(self._starts[-1] + len(readable))
+        self._labels = pa.chunked_array(labels, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
+        self._splits = np.concatenate([np.empty(0, np.int8), *splits])
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -371,7 +281,7 @@ class FeatureShards:
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that have pictures."""
-        return tuple(sorted(name for name in self._split_codes.names if name is not None))
+        return tuple(sorted(SPLITS[i] for i in np.unique(self._splits)))
 
     def rows(self, split: str | None = None) -> NDArray[np.int64]:
         """Rows of a split; of all pictures if it is None.
@@ -379,7 +289,8 @@ class FeatureShards:
         Raises:
             DataError: if there are none.
         """
-        rows = np.flatnonzero(self._split_codes.equal(split)) if split else np.arange(len(self))
+        numbers = [i for i, name in enumerate(SPLITS) if split in (name, None)]
+        rows = np.flatnonzero(np.isin(self._splits, numbers))
         if not len(rows):
             raise DataError(
                 f"'{self.folder}' has no features{f' of the split {brief(split)}' if split else ''}; its splits: "
@@ -393,8 +304,8 @@ class FeatureShards:
         Raises:
             DataError: if a picture has no label.
         """
-        labels = self._label_codes.take(rows)
-        unlabelled = sum(label is None for label in labels)
+        labels: list[str] = self._labels.take(rows).to_pylist()
+        unlabelled = labels.count(None)  # type: ignore[arg-type]
         if unlabelled:
             raise DataError(f"{unlabelled} of {len(labels)} pictures of '{self.folder}' have no label")
         return labels
@@ -418,52 +329,20 @@ class FeatureShards:
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shard_of):
             path = posixpath.join(self._path, self.plan.shards[shard])
-            table, values, table_rows = _read_shard(self._system, path, self.plan)
+            table, values = _read_features(self._system, path, self.plan)
             positions = np.flatnonzero(shard_of == shard)
             inside = rows[positions] - self._starts[shard]
             if len(values) != self._starts[shard + 1] - self._starts[shard]:
                 raise DataError(f"'{path}' changed: read the folder again")
             features[positions] = values[inside]
             if with_sources:
-                sources[positions] = table["path"].take([table_rows[row] for row in inside]).to_pylist()
+                sources[positions] = table["path"].take(inside).to_pylist()
         plan, names = self.plan, sorted(set(labels)) if class_names is None else class_names
         provenance: dict[str, Any] = {"encoder": plan.encoder, "fingerprint": plan.fingerprint, "data": self.name}
         if with_sources:
             facts = {"rows": rows.tolist(), "sources": sources.tolist(), "skipped": [], "computed": 0, "views": 1}
             provenance |= facts
         return FeatureSet(features, tuple(labels), tuple(names), provenance, blocks=plan.feature_blocks())
-
-
-class _Codes:
-    """A long column of few different texts."""
-
-    def __init__(self, dtype: type[np.integer[Any]]) -> None:
-        self.names: list[str | None] = []
-        self._dtype, self._parts = dtype, list[NDArray[Any]]()
-
-    def extend(self, column: Any) -> None:
-        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-        position = {name: i for i, name in enumerate(self.names)}
-        texts = encoded.dictionary.to_pylist()
-        self.names += [text for text in texts if text not in position]
-        if len(self.names) > np.iinfo(self._dtype).max:
-            raise ValueError(f"it has {len(self.names)} different splits")
-        position = {name: i for i, name in enumerate(self.names)}
-        own = np.array([position[text] for text in texts], self._dtype)
-        self._parts.append(own[encoded.indices.to_numpy(zero_copy_only=False)])
-
-    @property
-    def values(self) -> NDArray[Any]:
-        if len(self._parts) > 1:
-            self._parts = [np.concatenate(self._parts)]
-        return self._parts[0] if self._parts else np.empty(0, self._dtype)
-
-    def equal(self, name: str) -> NDArray[np.bool_]:
-        return np.equal(self.values, self.names.index(name) if name in self.names else -1)
-
-    def take(self, rows: NDArray[np.int64]) -> list[Any]:
-        names = np.array([*self.names, None], object)
-        return list(names[self.values[rows]])
 
 
 def holds_shards(folder: str | Path) -> bool:
@@ -511,22 +390,18 @@ def import_shards(folder: str | Path, store: FeatureStore, filesystem: Any = Non
     plan = read_plan(system, path)
     blocks, new = plan.blocks, 0
     for shard in _shard_paths(system, path, plan):
-        table, values, rows = _read_shard(system, shard, plan)
+        table, values = _read_features(system, shard, plan)
         digests = table["digest"].to_pylist()
         for block, part in zip(
             blocks, np.split(values, np.cumsum([b.width for b in blocks])[:-1], axis=1), strict=True
         ):
-            keys = [feature_key(digests[row], block.fingerprint, "plain") for row in rows]
+            keys = [feature_key(digest, block.fingerprint, "plain") for digest in digests]
             new += store.put_many(dict(zip(keys, part, strict=True)))
     return new
 
 
 def _shard_paths(filesystem: Any, folder: str, plan: ShardPlan) -> list[str]:
-    """Paths of all files, none of which is missing.
-
-    Raises:
-        DataError: if one is missing.
-    """
+    """Paths of all files, none of which is missing."""
     missing = len(set(plan.shards) - list_shards(filesystem, folder))
     if missing:
         raise DataError(
@@ -535,7 +410,21 @@ def _shard_paths(filesystem: Any, folder: str, plan: ShardPlan) -> list[str]:
     return [posixpath.join(folder, name) for name in plan.shards]
 
 
-def _read_columns(filesystem: Any, path: str, columns: Sequence[str]) -> Any:
+def _split_numbers(path: str, splits: Any) -> NDArray[np.int8]:
+    pa, compute = (require(name, "parquet", PURPOSE) for name in ("pyarrow", "pyarrow.compute"))
+    numbers = compute.index_in(splits, pa.array(SPLITS))
+    if numbers.null_count:
+        wrong = splits.filter(numbers.is_null())[0].as_py()
+        raise DataError(f"'{path}' is damaged: a split is {brief(str(wrong))}, not one of {', '.join(SPLITS)}")
+    return np.asarray(numbers.to_numpy(), np.int8)
+
+
+def _read_shard(filesystem: Any, path: str, columns: Sequence[str] = COLUMNS) -> Any:
+    """Columns of a shard.
+
+    Raises:
+        DataError: if it can't be read, or has other columns than shards have.
+    """
     pa, parquet = (require(name, "parquet", PURPOSE) for name in ("pyarrow", "pyarrow.parquet"))
     with _naming_errors(path), filesystem.open_input_file(path) as file:
         table = parquet.ParquetFile(file)
@@ -544,29 +433,29 @@ def _read_columns(filesystem: Any, path: str, columns: Sequence[str]) -> Any:
         return table.read(columns)
 
 
-def _read_shard(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32], list[int]]:
-    pa = require("pyarrow", "parquet", PURPOSE)
-    parquet = require("pyarrow.parquet", "parquet", PURPOSE)
-    with _naming_errors(path), filesystem.open_input_file(path) as file:
-        table = parquet.read_table(file)
-        if not table.schema.equals(_table_schema(pa)):
-            raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema)}")
+def _read_features(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32]]:
+    """The rows of a shard that have a feature, and the features (m, d).
+
+    Raises:
+        DataError: if the shard can't be read, or does not fit the plan.
+    """
+    table = _read_shard(filesystem, path)
+    with _naming_errors(path):
         if (table.schema.metadata or {}).get(b"clipadapter.fingerprint") != plan.fingerprint.encode():
             raise ValueError("it is of another encoder")
-        column = table["feature"].combine_chunks()
         has_feature, has_error = (table[name].is_valid().to_numpy() for name in ("feature", "error"))
         wrong = np.flatnonzero(has_feature == has_error)
         if len(wrong):
             what = "both a feature and an error" if has_feature[wrong[0]] else "neither a feature nor an error"
             raise ValueError(f"row {wrong[0]} has {what}")
-        rows = np.flatnonzero(has_feature).tolist()
-        widths = set(column.value_lengths().drop_null().to_pylist())
+        table = table.filter(has_feature)
+        column = table["feature"].combine_chunks()
+        widths = set(column.value_lengths().to_pylist())
         if widths - {plan.dim}:
             raise ValueError(f"features have width {sorted(widths)}, not {plan.dim}")
-        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), plan.dim)
-        if table["digest"].take(rows).null_count:
+        if table["digest"].null_count:
             raise ValueError("a feature has no digest")
-    return table, values, rows
+        return table, column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), plan.dim)
 
 
 @contextmanager

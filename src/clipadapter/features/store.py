@@ -6,9 +6,6 @@ transaction: a process that is killed loses only what it had not stored.
 The checksum of an entry is the CRC-32 of dtype, key and value. It includes the key because a damaged index leads from a
 key to the row of another one, and SQLite takes the key from the index: the value by itself would be intact. A damaged
 entry counts as missing.
-
-SQLite finds a row in 2 us and Python takes 0.1 us for a line of code, so rows that are all valid are processed by `map`
-and `zip` only.
 """
 
 from __future__ import annotations
@@ -20,9 +17,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import groupby, pairwise, repeat
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -41,8 +38,6 @@ JOURNAL_MARK = bytes.fromhex("d9d505f920a163d7")
 """First bytes of a journal of SQLite. They are its last ones too if it names a file to delete, which ours never do."""
 ROWS_PER_STATEMENT = 200
 """Keys or rows in one statement: their values stay in the processor's cache until they are decoded."""
-MAX_BUFFER_BYTES = 1 << 24
-"""Bytes of a buffer that vectors share: from 4 MiB on, NumPy requests memory in large pages."""
 SELECT_BY_KEY = "SELECT * FROM feature WHERE key IN ({})"
 SELECT_IN_FILE_ORDER = "SELECT * FROM feature WHERE rowid IN (SELECT rowid FROM feature WHERE key IN ({}))"
 """The same rows, but slower for one row and faster for many rows that were stored one after the other."""
@@ -50,22 +45,10 @@ CREATE_TABLE = "CREATE TABLE feature (key BLOB PRIMARY KEY, dtype TEXT, checksum
 
 Row = tuple[Any, ...]
 """Key, dtype, checksum and value as SQLite gives them, texts as bytes. A damaged row may hold anything."""
-Column = tuple[Any, ...]
 Vector = NDArray[np.floating[Any]]
-Matrix = NDArray[np.float32]
 
 STORED_DTYPES: dict[bytes, np.dtype[Any]] = {b"float32": np.dtype("<f4"), b"float16": np.dtype("<f2")}
-BYTES_PER_VALUE: dict[object, int] = {name: dtype.itemsize for name, dtype in STORED_DTYPES.items()}
-DTYPE_CHECKSUMS: dict[object, int] = {name: crc32(name) for name in STORED_DTYPES}
-DTYPE_NAMES = {
-    np.dtype(order + code): name for name, code in ((b"float32", "f4"), (b"float16", "f2")) for order in "<>"
-}
-MIN_VALUES_FOR_BIT_CONVERSION = 4096
-"""NumPy converts fewer values in less time than the seven calls of the conversion by bits take."""
-FLOAT16_TO_FLOAT32_SCALE = np.float32(2.0**112)
-"""The exponent bias of float32 is larger than that of float16 by 112."""
-SMALLEST_FLOAT16_BITS = np.array([1 << 13], np.int32).view(np.float32)
-"""The bits of the smallest float16 at the position where a float32 has them."""
+DTYPE_CHECKSUMS = {name: crc32(name) for name in STORED_DTYPES}
 
 
 def feature_key(digest: bytes, fingerprint: str, view: str, dtype: str = "float32") -> bytes:
@@ -133,23 +116,13 @@ class FeatureStore:
             dim: expected width d; an entry of another width or with a wrong checksum counts as missing.
 
         Returns:
-            Key to float32 vector (d,), without the missing ones. They share buffers of up to 16 MiB, which belong to
-            this call: copy a vector that you keep much longer than the others.
+            Key to float32 vector (d,), without the missing ones.
         """
-        vectors: dict[bytes, NDArray[np.float32]] = {}
-        step = max(ROWS_PER_STATEMENT, MAX_BUFFER_BYTES // (4 * max(dim, 1)))
-        for i in range(0, len(keys), step):
-            part = keys[i : i + step]
-            matrix, start = np.empty((len(part), dim), np.float32), 0
-            for block in self._valid_blocks(part, dim):
-                end = start + len(block.keys)
-                vectors.update(block.decode(matrix[start:end]))
-                start = end
-        return vectors
+        return {row[0]: _decode(row) for row in self._valid_rows(keys, dim)}
 
     def contains_many(self, keys: Sequence[bytes], dim: int) -> set[bytes]:
         """The keys that have a valid vector; see `get_many`."""
-        return {key for block in self._valid_blocks(keys, dim) for key in block.keys}
+        return {row[0] for row in self._valid_rows(keys, dim)}
 
     def put_many(self, items: Mapping[bytes, Vector]) -> int:
         """Store vectors in one transaction; valid entries that exist already are kept.
@@ -169,8 +142,9 @@ class FeatureStore:
         with self._lock, self._translate_errors(), self._transaction():
             new = self._db.executemany(insert, rows).rowcount
             if new < len(rows):
-                unsound = self._damaged_rows(items, rows)
-                new += self._db.executemany("REPLACE INTO feature VALUES (?, ?, ?, ?)", unsound).rowcount
+                sound = {(row[0], len(row[3])) for row in self._valid_rows(list(items), None)}
+                damaged = [row for row in rows if (row[0], len(row[3])) not in sound]
+                new += self._db.executemany("REPLACE INTO feature VALUES (?, ?, ?, ?)", damaged).rowcount
         return new
 
     def has_foreign_writes(self) -> bool:
@@ -186,8 +160,6 @@ class FeatureStore:
     def items(self) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
         """All valid entries, oldest first. Other processes may write meanwhile.
 
-        Neighbours share a buffer as in `get_many`: copy a vector that you keep much longer than the others.
-
         Raises:
             StoreError: if the file is damaged in a way that its rows are not in order.
         """
@@ -202,8 +174,7 @@ class FeatureStore:
             if any(row_id >= following for row_id, following in pairwise(row_ids)):  # the loop would not end
                 raise self._damaged_error("its rows are not in order")
             last = row_ids[-1]
-            for block in valid_blocks(rows):
-                yield from block.decode(np.empty((len(block.keys), block.width), np.float32))
+            yield from ((row[0], _decode(row)) for row in rows if _is_valid(row, None))
 
     def close(self) -> None:
         """Close the file; everything that was stored is in it already."""
@@ -292,24 +263,16 @@ class FeatureStore:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
-    def _valid_blocks(self, keys: Sequence[bytes], dim: int) -> Iterator[Block]:
-        """The valid rows of the keys in blocks, in any order."""
+    def _valid_rows(self, keys: Sequence[bytes], dim: int | None) -> Iterator[Row]:
+        """The valid rows of the keys, each once, in any order."""
         for i in range(0, len(keys), ROWS_PER_STATEMENT):
             chunk = keys[i : i + ROWS_PER_STATEMENT]
             query = SELECT_IN_FILE_ORDER if len(chunk) == ROWS_PER_STATEMENT else SELECT_BY_KEY
             marks = ",".join("?" * len(chunk))
             with self._lock, self._translate_errors():
                 rows = self._db.execute(query.format(marks), chunk).fetchall()
-            if len(rows) > len(chunk) or not set(chunk).issuperset(row[0] for row in rows):  # the index is damaged
-                requested = set(chunk)
-                rows = list({row[0]: row for row in rows if row[0] in requested}.values())
-            yield from valid_blocks(rows, dim)
-
-    def _damaged_rows(self, items: Mapping[bytes, Vector], rows: list[Row]) -> list[Row]:
-        """The rows whose stored entry is damaged."""
-        widths = {len(vector) for vector in items.values()}
-        valid_keys = {key for dim in widths for key in self.contains_many(list(items), dim) if len(items[key]) == dim}
-        return [row for row in rows if row[0] not in valid_keys]
+            requested = set(chunk)  # a damaged index leads to other rows
+            yield from (row for row in rows if row[0] in requested and _is_valid(row, dim))
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -335,24 +298,6 @@ class FeatureStore:
         )
 
 
-class Block(NamedTuple):
-    """Valid rows of one dtype and width."""
-
-    keys: tuple[bytes, ...]
-    dtype: bytes
-    values: tuple[bytes, ...]
-
-    @property
-    def width(self) -> int:
-        """Number of values of a vector."""
-        return len(self.values[0]) // BYTES_PER_VALUE[self.dtype]
-
-    def decode(self, out: Matrix) -> Iterator[tuple[bytes, Matrix]]:
-        """Key and float32 vector (d,) of each row; the vectors are the rows of `out` (n, d), which is overwritten."""
-        _decode_values(b"".join(self.values), STORED_DTYPES[self.dtype], out)
-        return zip(self.keys, out, strict=True)
-
-
 def encode_rows(items: Mapping[bytes, Vector]) -> list[Row]:
     """Vectors (d,) as rows.
 
@@ -361,72 +306,30 @@ def encode_rows(items: Mapping[bytes, Vector]) -> list[Row]:
     """
     rows = []
     for key, vector in items.items():
-        name = DTYPE_NAMES.get(vector.dtype)
-        if name is None:
+        name = vector.dtype.name.encode()
+        if name not in STORED_DTYPES:
             names = " or ".join(known.decode() for known in STORED_DTYPES)
             raise InputError(f"features are stored as {names}, not as {vector.dtype.name}")
         value = vector.astype(STORED_DTYPES[name], copy=False).tobytes()
-        rows.append((key, name.decode(), crc32(value, crc32(key, DTYPE_CHECKSUMS[name])), value))
+        rows.append((key, name.decode(), checksum(key, name, value), value))
     return rows
 
 
-def valid_blocks(rows: Sequence[Row], dim: int | None = None) -> Iterator[Block]:
-    """The rows whose checksum is right and, if `dim` is given, whose vectors have this width; in their order."""
-    if rows:
-        keys, dtypes, checksums, values, *_ = zip(*rows, strict=True)
-        if _are_all_valid(keys, dtypes, checksums, values, dim):
-            yield Block(keys, dtypes[0], values)
-            return
-    valid_rows = [row for row in rows if _is_valid(row, dim)]
-    for (dtype, _), run in groupby(valid_rows, lambda row: (row[1], len(row[3]))):
-        keys, _, _, values, *_ = zip(*run, strict=True)
-        yield Block(keys, dtype, values)
-
-
-def _are_all_valid(keys: Column, dtypes: Column, checksums: Column, values: Column, dim: int | None) -> bool:
-    """Whether all rows are valid and of one dtype and width."""
-    if len(set(dtypes)) > 1 or set(map(type, values)) != {bytes} or set(map(type, keys)) != {bytes}:
-        return False
-    sizes = set(map(len, values))
-    if len(sizes) > 1 or not _fits(dtypes[0], sizes.pop(), dim):
-        return False
-    return tuple(map(crc32, values, map(crc32, keys, repeat(DTYPE_CHECKSUMS[dtypes[0]])))) == checksums
+def checksum(key: bytes, dtype: bytes, value: bytes) -> int:
+    """The checksum of an entry."""
+    return crc32(value, crc32(key, DTYPE_CHECKSUMS[dtype]))
 
 
 def _is_valid(row: Row, dim: int | None) -> bool:
-    key, dtype, checksum, value, *_ = row
-    if type(key) is not bytes or type(value) is not bytes or not _fits(dtype, len(value), dim):
+    """Whether the checksum is right and, if `dim` is given, the vector has this width."""
+    key, dtype, expected, value, *_ = row
+    kind = STORED_DTYPES.get(dtype)
+    if kind is None or type(key) is not bytes or type(value) is not bytes:
         return False
-    return crc32(value, crc32(key, DTYPE_CHECKSUMS[dtype])) == checksum
+    is_whole = len(value) % kind.itemsize == 0 if dim is None else len(value) == dim * kind.itemsize
+    return is_whole and checksum(key, dtype, value) == expected
 
 
-def _fits(dtype: object, size: int, dim: int | None) -> bool:
-    """Whether a value of `size` bytes can be a vector of this dtype and width."""
-    value_bytes = BYTES_PER_VALUE.get(dtype)
-    return value_bytes is not None and (size % value_bytes == 0 if dim is None else size == dim * value_bytes)
-
-
-def _decode_values(joined: bytes, dtype: np.dtype[Any], out: Matrix) -> None:
-    """Write values into `out` (n, d) as float32."""
-    values = np.frombuffer(joined, dtype).reshape(out.shape)
-    if dtype.itemsize == 4:
-        out[:] = values
-    elif values.size < MIN_VALUES_FOR_BIT_CONVERSION or not _can_convert_bits(values):
-        with np.errstate(invalid="ignore"):  # some bit patterns are NaN
-            out[:] = values
-    else:
-        # Seven times as fast as NumPy's conversion: the shift moves exponent and fraction to their place in a float32,
-        # the mask leaves the sign at the top, and the product corrects the exponent, also of subnormal numbers.
-        bits = out.view(np.int32)
-        bits[:] = values.view("<i2")
-        bits <<= 13
-        bits &= -0x70000001
-        out *= FLOAT16_TO_FLOAT32_SCALE
-
-
-def _can_convert_bits(halves: Vector) -> bool:
-    """Whether all values are finite and this thread does not flush subnormals to zero, as torch can set."""
-    highest = halves.view("<i2").max(initial=0), halves.view("<u2").max(initial=0)  # of positive and negative numbers
-    return bool(
-        highest[0] < 0x7C00 and highest[1] < 0xFC00 and (SMALLEST_FLOAT16_BITS * FLOAT16_TO_FLOAT32_SCALE)[0] > 0
-    )
+def _decode(row: Row) -> NDArray[np.float32]:
+    with np.errstate(invalid="ignore"):  # some bit patterns of float16 are NaN
+        return np.frombuffer(row[3], STORED_DTYPES[row[1]]).astype(np.float32)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import count
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +12,9 @@ from clipadapter.data.image_notes import ImageNotes
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.encoders import Encoder
 from clipadapter.errors import ImageError
-from clipadapter.features.extraction import (
-    ExtractedImage,
-    ExtractionJob,
-    NoStore,
-    PreparedImage,
-    encode_batch,
-    make_job,
-    prepare_image,
-)
+from clipadapter.features.extraction import ExtractionJob, NoStore, run_job
 from clipadapter.features.store import FeatureStore
 from clipadapter.features.views import ViewSpec
-
-MAX_STORED_BATCHES = 4
-"""Batches of features from the store that are given at once."""
-END: Any = object()
 
 
 def stream_features(
@@ -68,9 +52,10 @@ def stream_features(
     [2, 1]
     """
     window: dict[int, ImageSource] = {}
-    job = make_job(encoder, window, NoStore() if store is None else store, views, "float32", batch_size, workers)
+    kept = NoStore() if store is None else store
+    job = ExtractionJob(encoder, window, kept, views, batch_size=batch_size, workers=workers)
     notes = ImageNotes()
-    with closing(_stream_job(job, window, iter(sources))) as batches:
+    with job.open_threads() as threads, closing(run_job(job, _positions(sources, window), threads)) as batches:
         for batch in batches:
             for extracted in batch:
                 notes.add(source_name(window[extracted.position]), extracted.notes)
@@ -78,37 +63,11 @@ def stream_features(
     notes.warn()
 
 
-def _stream_job(
-    job: ExtractionJob, window: dict[int, ImageSource], sources: Iterator[ImageSource | None]
-) -> Generator[list[ExtractedImage], None, None]:
-    """Extract pictures in their order; see `stream_features`. Their sources are in `window` meanwhile."""
-    pool = ThreadPoolExecutor(job.workers, thread_name_prefix="clipadapter-read")
-    max_waiting, batch_passes = job.max_waiting, job.batch_passes
-    max_pictures = max(1, MAX_STORED_BATCHES * job.batch_size // job.views.count)
-    positions = count()
-    waiting: deque[Future[PreparedImage | ExtractedImage]] = deque()
-    batch: list[PreparedImage | ExtractedImage] = []
-    is_paused = is_over = False
-    try:
-        while waiting or not is_over:
-            while len(waiting) < max_waiting and not (is_paused or is_over):
-                source = next(sources, END)
-                if source is END:
-                    is_over = True
-                elif source is None:
-                    is_paused = True
-                else:
-                    position = next(positions)
-                    window[position] = source
-                    waiting.append(pool.submit(prepare_image, job, position))
-            if waiting:
-                batch.append(waiting.popleft().result())
-            prepared = [picture for picture in batch if isinstance(picture, PreparedImage)]
-            is_full = sum(len(picture.pixels) for picture in prepared) >= batch_passes or len(batch) >= max_pictures
-            if is_full or (not waiting and (is_paused or is_over)):
-                encoded = iter(encode_batch(job, prepared)[0] if prepared else [])
-                if batch:
-                    yield [next(encoded) if isinstance(picture, PreparedImage) else picture for picture in batch]
-                batch, is_paused = [], is_paused and bool(waiting)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _positions(sources: Iterable[ImageSource | None], window: dict[int, ImageSource]) -> Iterator[int | None]:
+    """Positions of sources, which are in `window` until their features are given."""
+    for position, source in enumerate(sources):
+        if source is None:
+            yield None
+        else:
+            window[position] = source
+            yield position

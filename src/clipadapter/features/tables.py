@@ -69,12 +69,7 @@ class FeatureTable:
     columns: tuple[str, ...]
 
     def batches(self, file: Path, blocks: Sequence[str], first: int = 0) -> Iterator[FeatureBatch]:
-        """Read one of the files.
-
-        Args:
-            file: one of `files`.
-            blocks: names of the blocks to read, which lie side by side in the result.
-            first: row to begin with.
+        """Read one of the files from a row on. The named blocks lie side by side in the result.
 
         Raises:
             DataError: if the file is damaged.
@@ -224,13 +219,6 @@ def _check_sizes(metadata: Any, widths: Mapping[str, int]) -> None:
     """Refuse columns with more numbers than their rows can have, before they are read.
 
     Equal numbers are compressed so well that a file of 1 KB can have a list of 100 million.
-
-    Args:
-        metadata: of the Parquet file.
-        widths: of the columns.
-
-    Raises:
-        ValueError: if there are more.
     """
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
@@ -243,11 +231,7 @@ def _check_sizes(metadata: Any, widths: Mapping[str, int]) -> None:
 
 
 def _check_texts(batch: Any) -> None:
-    """Refuse texts that are too long to be read 8,192 at a time.
-
-    Raises:
-        ValueError: if there is one.
-    """
+    """Refuse texts that are too long to be read 8,192 at a time."""
     for name in set(TEXTS) & set(batch.schema.names):
         if longest_text(batch.column(name)) > MAX_NAME_CHARACTERS:
             raise ValueError(f"column '{name}' has a text of more than {MAX_NAME_CHARACTERS:,} characters")

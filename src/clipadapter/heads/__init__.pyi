@@ -36,5 +36,4 @@ from .select import Selection as Selection
 from .select import select as select
 from .support import SupportSet as SupportSet
 from .text import TextFeatures as TextFeatures
-from .training import ScheduledHead as ScheduledHead
-from .training import TrainedHead as TrainedHead
+from .trained_head import TrainedHead as TrainedHead

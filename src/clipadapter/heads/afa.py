@@ -136,9 +136,8 @@ class Afa(IncrementalHead):
         return unit(X) @ self.weight_.to(X.dtype).T + self.bias_.to(X.dtype)
 
     def _fit_task(self, shots: SupportSet, counts: Tensor, previous: tuple[Tensor, Tensor] | None) -> None:
-        assert shots.text is not None
         x, labels = unit(shots.X.double()), shots.labels
-        rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.text.double())
+        rows, text = unit(shots.views.double()).mean(dim=1), unit(shots.class_text.double())
         self.sums_ = self.sums_.index_add(0, labels, rows)
         gaussians = ClassGaussians.fit(counts, self.sums_, text, self.ridge)
         zero_shot = shots.scale * (text - text.mean(dim=0))
@@ -166,13 +165,8 @@ class Afa(IncrementalHead):
     ) -> tuple[Tensor, Tensor]:
         """Logits (n, c) of shots without their text part, and 1 - s_k (n, c); each shot is left out of its class.
 
-        Args:
-            gaussians: of every class.
-            x: (n, d) plain pictures of the shots.
-            rows: (n, d) what was added to the sums for them.
-            labels: (n,) their classes.
-            weight: (c, d) of densities with all shots.
-            bias: (c,) likewise.
+        For the plain pictures x (n, d) of the shots, rows (n, d) were added to the sums. Weight (c, d) and bias (c,)
+        are those of the densities with all shots.
         """
         mean, variance, shot_weight = gaussians.leave_one_out(rows, labels)
         own_weight, own_bias = linear_log_density(mean, variance, self.dimensions)
@@ -190,7 +184,7 @@ class Afa(IncrementalHead):
         current: tuple[Tensor, Tensor],
         previous: tuple[Tensor, Tensor] | None,
     ) -> None:
-        """Train B of the classes that the task has shots of.
+        """Train B of the classes that the task has shots x (n, d) of.
 
         Args:
             gaussians: of every class.
@@ -253,33 +247,22 @@ class ClassGaussians:
     A is one linear map for all classes, g I + D: g is the scale that fits best, D a ridge regression of the residual.
     The mean of class k given its n_k shots is their mean, weighted by n_k R / (n_k R + W), and the prediction t_k A,
     weighted by the rest. W + R is the expected squared distance of an image from t_k A where the class has no shots.
-
-    Args:
-        counts: (c,) shots.
-        sums: (c, d) of their unit features.
-        centre: (d,) mean of the means of classes with shots.
-        text_means: (c, d) t_k A, means about the centre that text predicts. That of a class with shots is predicted by
-            a map which the other classes were fitted to.
-        within_variance: W.
-        text_variance: R.
     """
 
-    counts: Tensor
-    sums: Tensor
-    centre: Tensor
+    counts: Tensor  # (c,) shots
+    sums: Tensor  # (c, d) of their unit features
+    centre: Tensor  # (d,) mean of the means of classes with shots
     text_means: Tensor
-    within_variance: float
-    text_variance: float
+    """(c, d) t_k A, means about the centre that text predicts. That of a class with shots is predicted by a map which
+    the other classes were fitted to."""
+    within_variance: float  # W
+    text_variance: float  # R
 
     @classmethod
     def fit(cls, counts: Tensor, sums: Tensor, text: Tensor, ridge: float) -> ClassGaussians:
-        """From sums of shots and class text.
+        """From sums of shots and unit class text (c, d); at least one class has a shot.
 
-        Args:
-            counts: (c,) shots of each class; at least one class has a shot.
-            sums: (c, d) of their unit features, views averaged.
-            text: (c, d) unit class text.
-            ridge: of the map from text to means; towards infinity only g is fitted.
+        With a ridge of the map from text to means towards infinity, only g is fitted.
 
         >>> counts, text = torch.tensor([2, 2, 0]), torch.eye(3, dtype=torch.float64)
         >>> ClassGaussians.fit(counts, 2 * text * (counts > 0)[:, None], text, ridge=1.0).centre
@@ -330,15 +313,10 @@ class ClassGaussians:
 
 
 def linear_log_density(means: Tensor, variances: Tensor, dimensions: float) -> tuple[Tensor, Tensor]:
-    """Log-densities of x of unit length under isotropic Gaussians, as a linear map, up to a constant.
+    """Weight (c, d) and bias (c,) of log-densities of x of unit length under isotropic Gaussians, up to a constant.
 
-    Args:
-        means: (c, d).
-        variances: (c,) summed over the dimensions.
-        dimensions: effective number of dimensions; features vary in fewer directions than they are wide.
-
-    Returns:
-        Weight (c, d) and bias (c,).
+    Variances (c,) are summed over the dimensions. Features vary in fewer directions than they are wide: `dimensions`
+    is the effective number.
 
     >>> import math
     >>> x, mean = torch.tensor([0.6, 0.8]), torch.tensor([[0.5, 0.5]])
@@ -351,16 +329,9 @@ def linear_log_density(means: Tensor, variances: Tensor, dimensions: float) -> t
 
 
 def _predict_means(text: Tensor, text_with_shots: Tensor, means: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Fit the map A from text to class means.
+    """Fit the map A from text to class means (k, d).
 
-    Args:
-        text: (c, d) of all classes.
-        text_with_shots: (k, d) text of the classes with shots.
-        means: (k, d) their means.
-        ridge: see `ClassGaussians.fit`.
-
-    Returns:
-        (k, d) leave-one-class-out residuals, and (c, d) predictions of the map that all k classes were fitted to.
+    Returns leave-one-class-out residuals (k, d), and predictions (c, d) of the map that all k classes were fitted to.
     """
     g = (text_with_shots * means).sum() / text_with_shots.square().sum().clamp_min(1e-12)
     target = means - g * text_with_shots

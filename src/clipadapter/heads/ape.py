@@ -54,15 +54,7 @@ def search_grid(
 
 
 def label_divergence(keys: Tensor, text: Tensor, labels: Tensor) -> Tensor:
-    """KL divergence in bits between the one-hot label of each shot and the softmax of its cosines to class text.
-
-    Args:
-        keys: (n, q) unit rows.
-        text: (c, q) unit rows.
-        labels: (n,) class positions.
-
-    Returns:
-        (n,).
+    """KL divergence (n,) in bits between the one-hot label of each shot and the softmax of its cosines to class text.
 
     >>> label_divergence(torch.eye(2), torch.zeros(2, 2), torch.tensor([0, 1]))
     tensor([1.0000, 1.0000])

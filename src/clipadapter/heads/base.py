@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,13 +19,11 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
 from clipadapter.blocks import FINAL, Blocks, select_blocks, total_width
-from clipadapter.devices import check_device, current_device
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.formatting import format_list
 from clipadapter.functional import unit
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
 from clipadapter.heads.parameters import check_bounds
-from clipadapter.heads.placement import fit_on_device, predict_on_device
 from clipadapter.heads.reading import Reads, blocks_to_read, check_blocks, take_columns
 from clipadapter.heads.registry import HEADS
 from clipadapter.heads.requirements import check_text, check_unlabelled, prompt_tensors
@@ -111,7 +108,6 @@ class Head(Estimator, ABC):
     feature_names_in_: Array
     """(d,) names of the columns of X if `fit` got a data frame; not saved."""
 
-    _device: str | None = None
     _kept_pictures: Array | None = None
     _previous: Head | None = None
     """The earlier head, while `fit_from` runs."""
@@ -152,13 +148,6 @@ class Head(Estimator, ABC):
         None, the default for several blocks, if the logits are not such a sum.
         """
         return {FINAL: self._logits(X)} if len(self.read_blocks) == 1 else None
-
-    def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        """(n, c) logits of each shot's plain view by this head fitted to all other shots, in closed form.
-
-        They equal those of n refits. None, the default, if there is no closed form.
-        """
-        return None
 
     def _text_width(self) -> int:
         """Width of text features; less than that of X if a head reads columns that text features lack."""
@@ -239,38 +228,6 @@ class Head(Estimator, ABC):
         """`from_recipe` with the recipe of the paper."""
         return cls.from_recipe("paper", **changes)
 
-    def to(self, device: str) -> Self:
-        """Compute on a device from the next fit or prediction on; results stay NumPy arrays.
-
-        The device is no parameter: `clone` and copies keep it, a saved model does not have it, and a pickle has it
-        where the machine that reads it does. What was learned stays on the CPU,
-        and is copied to the device for each call. On "mps" and "xpu" heads compute on the CPU (`devices.head_device`).
-
-        Args:
-            device: such as "cpu", "cuda", "cuda:1" or "auto"; see `devices.check_device`.
-
-        Returns:
-            The head itself.
-
-        Raises:
-            InputError: if torch can't use the device on this machine.
-        """
-        self._device = check_device(device)
-        return self
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Become what was copied or pickled; on the CPU, if this machine lacks the device of the one that pickled."""
-        vars(self).update(state)
-        try:
-            check_device(self._device or "cpu")
-        except InputError:
-            del self._device
-
-    @property
-    def device(self) -> str | None:
-        """The device that `to` was given; None before: the head then computes on the CPU."""
-        return self._device
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = self.multilabel
@@ -317,14 +274,13 @@ class Head(Estimator, ABC):
         check_feature_names(self, X, reset=True)
         views = as_views(X)
         blocks = check_blocks(views.shape[2], blocks)
-        with fit_on_device(self):
-            shots, classes = self._check_shots(views, y, text, unlabelled, blocks=blocks)
-            self.classes_, self.n_features_in_, self.blocks_ = classes, views.shape[2], blocks
-            # In the multi-label task only: it is part of the saved state, and single-label models have no such array.
-            self.__dict__.pop(MULTILABEL, None)
-            if shots.targets is not None:
-                setattr(self, MULTILABEL, 1)
-            self._fit(shots)
+        shots, classes = self._check_shots(views, y, text, unlabelled, blocks=blocks)
+        self.classes_, self.n_features_in_, self.blocks_ = classes, views.shape[2], blocks
+        # In the multi-label task only: it is part of the saved state, and single-label models have no such array.
+        self.__dict__.pop(MULTILABEL, None)
+        if shots.targets is not None:
+            setattr(self, MULTILABEL, 1)
+        self._fit(shots)
         return self
 
     @property
@@ -399,7 +355,7 @@ class Head(Estimator, ABC):
             blocks=blocks_to_read(self.reads, blocks),
             prompts=prompt_tensors(text, tensor.dtype) if text and has_text and self.reads_prompts else (),
         )
-        return shots.to(current_device()), classes
+        return shots, classes
 
     @property
     def read_blocks(self) -> Blocks:
@@ -489,22 +445,6 @@ class Head(Estimator, ABC):
             return head.fit(np.asarray(X)[train], np.asarray(y)[train], text, self.kept_pictures, blocks)
         finally:
             head.__dict__.pop("_full_fit", None)
-
-    def leave_one_out(self, X: ArrayLike, y: ArrayLike, text: TextFeatures | None = None) -> Array | None:
-        """Logits (n, c) of each shot by this head fitted to all others; None without a closed form, or if multi-label.
-
-        Args:
-            X: as for `fit`.
-            y: as for `fit`.
-            text: as for `fit`.
-
-        Raises:
-            InputError: as `fit`.
-        """
-        with predict_on_device(self) as head, torch.inference_mode():
-            shots = head._check_shots(X, y, text)[0]
-            logits = head._leave_one_out(shots) if shots.targets is None else None
-            return None if logits is None else np.asarray(logits.cpu().numpy())
 
     def for_classes(self, text: TextFeatures) -> Self:
         """A copy of the fitted head that predicts other classes, known by their text features alone.
@@ -628,9 +568,9 @@ class Head(Estimator, ABC):
         """
         is_sum = True
 
-        def text_part(head: Head, rows: Tensor) -> Tensor:
+        def text_part(rows: Tensor) -> Tensor:
             nonlocal is_sum
-            logits = head._text_logits(rows)
+            logits = self._text_logits(rows)
             is_sum = is_sum and logits is not None
             return torch.zeros(len(rows), 1) if logits is None else logits
 
@@ -661,8 +601,8 @@ class Head(Estimator, ABC):
         """
         names: list[str] = []
 
-        def parts(head: Head, rows: Tensor) -> Tensor:
-            logits = head._block_logits(rows)
+        def parts(rows: Tensor) -> Tensor:
+            logits = self._block_logits(rows)
             names[:] = [] if logits is None else logits
             return torch.zeros(len(rows), 0) if logits is None else torch.stack(list(logits.values()), dim=1)
 
@@ -675,24 +615,18 @@ class Head(Estimator, ABC):
         return float(np.exp(np.interp(np.log(max(shots_per_class, 1.0)), log_shots, values)))
 
     def _map_logits(
-        self, X: ArrayLike, function: Callable[[Array], Array], scores: Callable[[Any, Tensor], Tensor] | None = None
+        self, X: ArrayLike, function: Callable[[Array], Array], scores: Callable[[Tensor], Tensor] | None = None
     ) -> Array:
-        """Apply a function to the logits, or other scores, (b, c) of each block of rows of X (m, d).
-
-        ``scores`` gets this head, on the device where it computes, and a block of rows there.
-        """
+        """Apply a function to the logits, or other scores, (b, c) of each block of rows of X (m, d)."""
         check_is_fitted(self)
         check_feature_names(self, X)
         rows = as_matrix(X)
         check_width(self, rows.shape[1])
         block_size = max(1, MAX_FLOATS_PER_BLOCK // self._numbers_per_row())
-        with torch.inference_mode(), predict_on_device(self) as head:
-            compute = head._logits if scores is None else partial(scores, head)
-            device = current_device()
+        compute = scores or self._logits
+        with torch.inference_mode():
             return map_blocks(
-                rows,
-                block_size,
-                lambda part: function(compute(head.read_columns(torch.from_numpy(part).to(device))).cpu().numpy()),
+                rows, block_size, lambda part: function(compute(self.read_columns(torch.from_numpy(part))).numpy())
             )
 
     # Save and load

@@ -27,10 +27,10 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
-from clipadapter.heads.losses import cosine_loss_with_gradient
+from clipadapter.heads.losses import trained_cosines
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.training import TrainConfig, TrainedHead, gather_views, train
+from clipadapter.heads.training import TrainConfig, TrainingParameters, gather_views, train
 
 SHOTS_PER_GROUP = 16
 """Shots of a class whose distances are summed at once."""
@@ -53,7 +53,7 @@ ROWS_PER_SORT = 1024
     "authors is public.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class BdcAdapter(LabelLossHead, TrainedHead):
+class BdcAdapter(LabelLossHead, TrainingParameters):
     """Distance correlation to class prototypes, beside a residual layer on picture features trained with text.
 
     Exact, in memory of n d numbers: the d x d matrix of a prototype is computed in each prediction, a few rows at a
@@ -88,14 +88,13 @@ class BdcAdapter(LabelLossHead, TrainedHead):
     steps: int = 250
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
         order = shots.labels.argsort(stable=True)
         self.labels_, self.counts_ = shots.labels[order], shots.counts
         rows = unit(unit(shots.views[order]).mean(dim=1))
         _, length = _sums_and_length(rows)
         # Distances are as long as their features: scaled so, a shot's matrix weighs 1 / n_k in the mean.
         self.rows_ = rows / (length * self.counts_[self.labels_])[:, None]
-        self.weight_, self.scale_ = shots.text, shots.scale
+        self.weight_, self.scale_ = shots.class_text, shots.scale
         self.residual_ = self._train(shots)
 
     def _logits(self, X: Tensor) -> Tensor:
@@ -115,25 +114,20 @@ class BdcAdapter(LabelLossHead, TrainedHead):
         return self.n_features_in_ + len(self.classes_)
 
     def _train(self, shots: SupportSet) -> Tensor:
-        assert shots.text is not None
         n, v, d = shots.views.shape
-        text = shots.text
+        text = shots.class_text
         rows = torch.cat([unit(shots.views), text[:, None].expand(-1, v, -1)])
         labels = torch.cat([shots.labels, torch.arange(shots.n_classes)])
         residual = torch.zeros(d, d, dtype=rows.dtype)
         label_loss = self._label_loss(shots)
 
-        def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
+        def loss(batch: Tensor, view: Tensor) -> Tensor:
             x = gather_views(rows, batch, view)
-            moved = torch.addmm(x, x, residual)
-            value, gradient = cosine_loss_with_gradient(moved, text, labels[batch], shots.scale, label_loss=label_loss)
-            return value, [x.T @ gradient]
+            return label_loss(shots.scale * trained_cosines(torch.addmm(x, x, residual), text), labels[batch])
 
-        self.loss_ = train([residual], loss, len(rows), v, self._train_config(), row_cost=d * d + text.numel())
-        return residual
-
-    def _train_config(self) -> TrainConfig:
-        return TrainConfig.from_estimator(self, optimizer="adamw", min_epochs=1)
+        config = TrainConfig.from_estimator(self, optimizer="adamw", min_epochs=1)
+        self.loss_ = train([residual.requires_grad_()], loss, len(rows), v, config, row_cost=d * d + text.numel())
+        return residual.requires_grad_(False)
 
 
 def _sums_and_length(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,10 +72,9 @@ class CacheHead(Head):
 
     def _set_text(self, shots: SupportSet) -> Tensor:
         """Store all but keys, labels and weights of the shots; returns the class text (c, d)."""
-        assert shots.text is not None
-        self.weight_, self.scale_ = shots.text, shots.scale
+        self.weight_, self.scale_ = shots.class_text, shots.scale
         self.alpha_, self.beta_ = float(self.alpha), float(self.beta)
-        return shots.text
+        return shots.class_text
 
     def _queries(self, X: Tensor) -> Tensor:
         """(m, d) raw features to the unit rows (m, q) that are compared with the keys."""
@@ -88,7 +87,7 @@ class CacheHead(Head):
         keys = self.keys_.to(X.dtype)
         return cache_logits(self._queries(X), keys, self.labels_, len(self.weight_), self.beta_, share)
 
-    def _text_logits(self, X: Tensor) -> Tensor:
+    def _text_logits(self, X: Tensor) -> Tensor | None:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _logits(self, X: Tensor) -> Tensor:
@@ -96,13 +95,7 @@ class CacheHead(Head):
 
 
 def cache_keys(views: Tensor) -> Tensor:
-    """The key of each shot: the mean of its raw views, scaled to unit length.
-
-    Args:
-        views: (n, v, d) raw features.
-
-    Returns:
-        (n, d).
+    """The key (n, d) of each shot: the mean of its raw views (n, v, d), scaled to unit length.
 
     >>> cache_keys(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]))
     tensor([[0.6000, 0.8000]])
@@ -149,14 +142,9 @@ def cache_logits(
 def cache_logits_of_cosines(
     cosines: Tensor, labels: Tensor, n_classes: int, beta: float, shot_weights: Tensor | None = None
 ) -> Tensor:
-    """`cache_logits` from products of keys and queries, for training: gradients flow to cosines and weights.
+    """`cache_logits` from products (n, m) of keys and queries, which are overwritten.
 
-    Args:
-        cosines: (n, m) of keys and queries; overwritten.
-        labels: as for `cache_logits`.
-        n_classes: as for `cache_logits`.
-        beta: as for `cache_logits`.
-        shot_weights: as for `cache_logits`.
+    For training: gradients flow to cosines and weights.
     """
     affinities = affinity_(cosines, beta)
     if shot_weights is not None:

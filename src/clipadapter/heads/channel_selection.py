@@ -9,16 +9,8 @@ from torch import Tensor
 def interclass_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
     """Similarity of different classes in each channel: the mean product of a vector of one class and one of another.
 
-    The vectors of a class are its text and its keys. All pairs of classes have the same weight, whatever their numbers
-    of shots.
-
-    Args:
-        text: (c, d) unit class text.
-        keys: (n, d) unit rows.
-        labels: (n,) class positions.
-
-    Returns:
-        (d,).
+    The vectors of a class are its text (c, d) and its keys (n, d). All pairs of classes have the same weight, whatever
+    their numbers of shots.
 
     >>> interclass_similarity(torch.eye(2), torch.tensor([[0.6, 0.8]]), torch.tensor([0]))
     tensor([0.0000, 0.4000])

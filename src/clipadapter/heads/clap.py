@@ -53,7 +53,7 @@ class Clap(ZsLp):
     """
 
     temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)
-    _warm_start_share: ClassVar[float] = 1.0  # the penalty keeps the weights near the text
+    warm_start_share: ClassVar[float] = 1.0  # the penalty keeps the weights near the text
 
     strength: float = 1.0
     multipliers: str = "class"

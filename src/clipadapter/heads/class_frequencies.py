@@ -40,11 +40,8 @@ and 70 to 100 % of the pools of one class, or of a quarter of the classes and at
 def estimate_frequencies(logits: Tensor, bias: Tensor | None = None) -> Tensor:
     """Class frequencies (c,) of pictures without labels; they sum to 1.
 
-    They are equal frequencies where the pictures are no evidence against these.
-
-    Args:
-        logits: (m, c) calibrated logits, of a model for which all classes are equally frequent.
-        bias: (c,) added to the logits; see `balancing_bias`.
+    They are equal frequencies where the pictures are no evidence against these. The logits (m, c) are calibrated, of a
+    model for which all classes are equally frequent; a bias (c,) is added to them, see `balancing_bias`.
 
     >>> logits = torch.tensor([[9.0, 0.0, 0.0]]).repeat(30, 1)
     >>> estimate_frequencies(logits).round(decimals=2)
@@ -79,9 +76,7 @@ def effective_number(frequencies: Tensor) -> float:
 def balancing_bias(logits: Tensor, labels: Tensor) -> Tensor:
     """Bias (c,), zero on average, with which a model predicts the classes of unseen shots equally often.
 
-    Args:
-        logits: (n, c) logits of shots by fits that did not see them.
-        labels: (n,) class positions. All classes that have shots count equally; the others have no bias.
+    All classes that have shots count equally; the others have no bias.
 
     >>> bias = balancing_bias(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
     >>> bool(bias[0] < bias[1])
@@ -104,11 +99,7 @@ def balancing_bias(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def warn_if_few_classes(frequencies: Tensor, method: str) -> None:
-    """Warn if pictures without labels have few of the classes.
-
-    Args:
-        frequencies: (c,) estimated class frequencies of the pictures.
-        method: registered name of a head that expects all classes among these pictures.
+    """Warn if pictures without labels, of estimated class frequencies (c,), have few classes for a method.
 
     >>> warn_if_few_classes(torch.tensor([0.3, 0.3, 0.4]), "zlap")
     """

@@ -10,26 +10,25 @@ much as one of this task; a ratio "auto" follows the shots that each task so far
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.clip_adapter import ADAPTER_TENSORS, Adapter, ClipAdapter
+from clipadapter.heads.clip_adapter import FOLDS, SUFFICIENT_SHOTS, ClipAdapter, Layers
+from clipadapter.heads.folds import hyperparameter_folds
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.losses import Loss
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.residual_ratio import choose_ratio, empty_loss_table, expected_ratio
-from clipadapter.parallel import parallel_map
+from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio, expected_ratio
 
 
 @register_head(
     "clip-adapter-replay",
-    version=4,
+    version=5,
     paper="https://arxiv.org/abs/2110.04544",
     compare=False,
     fidelity="own: CLIP-Adapter and the replay of stored shots are published. Their combination is ours.",
@@ -42,14 +41,13 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
 
     Args:
         replay: shots of each class that are stored and trained on again; 0 for sequential fine-tuning, which forgets.
-        alpha: weight of the adapted feature, 0 to 1; "learned" and "dynamic" train it anew in each task; "auto" chooses
-            it as `ClipAdapter` does, by the held-out shots of all tasks so far.
+        alpha: weight of the adapted feature, 0 to 1; "auto" chooses it as `ClipAdapter` does, by the held-out shots of
+            all tasks so far: three folds in the first fit, one such part of the new shots in each later task.
         lr: highest learning rate of each task.
         schedule: of the learning rate in each task.
         warmup_epochs: of each task.
         epochs: of each task; None for as many as make ``steps`` steps.
         steps: of each task.
-        folds: for "auto", in the first fit; each later task holds out one such part of its new shots.
         seed: of initialisation, shuffling, folds, and of which shots are stored.
 
     >>> from clipadapter.testing import toy_features
@@ -67,8 +65,6 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     """(r, d) raw features."""
     kept_labels_: Tensor = field(init=False)
     """(r,) their classes."""
-    centre_: Tensor | None = field(init=False)
-    """(d,) mean of the features of the first task; None if it is not subtracted."""
     losses_: Tensor = field(init=False)
     """(r, t) of held-out shots of all tasks, at each ratio and temperature."""
 
@@ -79,13 +75,10 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
     beta: float | str = field(default="auto", init=False)
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
-        for name in ADAPTER_TENSORS:
-            self.__dict__.pop(f"{name}_", None)
+        self.down_ = self.up_ = self.centre_ = None
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
-        self.losses_ = empty_loss_table()
+        self.losses_ = torch.zeros(len(CANDIDATE_RATIOS), len(CANDIDATE_TEMPERATURES))
         self._choose_gce_q(shots)
-        features = self._input(shots.X)
-        self.centre_ = super()._centre(features, shots, torch.arange(len(features)))
         self._train_task(shots)
 
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
@@ -95,24 +88,14 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         self.kept_labels_ = position_of[self.kept_labels_]
         self._train_task(shots)
 
-    def _initial(self, d: int, generator: torch.Generator, dtype: torch.dtype) -> Adapter:
-        """Where training starts: at what was learned, if something was."""
-        learned = Adapter.of_head(self, dtype)
+    def _start(self, shots: SupportSet, *others: Any) -> dict[str, Layers]:
+        """What was learned, if something was, around the centre of the first task."""
+        learned = self._adapter(shots.class_text.dtype)
         if learned is None:
-            return super()._initial(d, generator, dtype)
-        # Without biases that are trained, that of the first layer is what subtracts the centre, and is made anew.
-        names = ADAPTER_TENSORS if self.bias else ("down", "up")
-        start = {name: tensor.clone() for name, tensor in learned.tensors().items() if name in names}
-        return Adapter(**start, final_relu=self.final_relu)
-
-    def _centre(self, x: Tensor, shots: SupportSet, rows: Tensor) -> Tensor | None:
-        """That of the first task: what was learned around it holds for it alone."""
-        centre = getattr(self, "centre_", None)  # a saved model has no None
-        begun = self.bias and Adapter.of_head(self, x.dtype) is not None  # it is in the bias already
-        return None if centre is None or begun else centre.to(x.dtype)
+            return super()._start(shots, *others)
+        return {"visual": Layers(*(tensor.clone() for tensor in learned))}
 
     def _train_task(self, shots: SupportSet) -> None:
-        assert shots.text is not None
         self.bias_ = None
         n, n_views, d = shots.views.shape
         replayed = self.kept_.to(shots.views.dtype)[:, None].expand(-1, n_views, -1)
@@ -120,21 +103,20 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
             shots, views=torch.cat([shots.views, replayed]), labels=torch.cat([shots.labels, self.kept_labels_])
         )
         replay_rows = torch.arange(n, n + len(replayed)).repeat(self._count_repeats(shots.labels))
-        splits = self._splits(shots) if self.alpha == "auto" else []
+        folds = hyperparameter_folds(shots, FOLDS, self.seed, SUFFICIENT_SHOTS) if self.alpha == "auto" else []
         if self.losses_.any():  # each further task adds one fold's: less would not pay, more is not needed
-            splits = splits[:1]
-        fits = [partial(self._train, all_shots, torch.cat([torch.arange(n), replay_rows]), self.progress)]
-        fits += [partial(self._train, all_shots, torch.cat([rows, replay_rows]), False) for rows, _ in splits]
-        trained, *fold_adapters = parallel_map(fits, work=min(self.batch_size, n) * self._hidden_width(d) * d)
+            folds = folds[:1]
+        parts = [torch.arange(n), *(rows for rows, _ in folds)]
+        trained = self._train_on_each(all_shots, [torch.cat([rows, replay_rows]) for rows in parts], None)
+        (layers, *of_folds), (self.loss_, *_) = zip(*trained, strict=True)
+        ratios = self._ratios()
         if self.alpha == "auto":
-            tables = [self._held_out_losses(all_shots, *fold) for fold in zip(fold_adapters, splits, strict=True)]
-            self.losses_ = sum(tables, self.losses_)
-            zero_shot = shots.scale * unit(all_shots.X) @ shots.text.T
-            expected = expected_ratio(
-                zero_shot, Loss.of_support_set(all_shots, torch.arange(len(all_shots.labels)), None)
-            )
-            trained = self._with_ratio(trained, choose_ratio(self.losses_, expected))
-        self._store(shots, trained)
+            for fit, (_, held_out) in zip(of_folds, folds, strict=True):
+                self.losses_ = self.losses_ + self._losses_by_ratio(all_shots, fit, held_out)
+            zero_shot = shots.scale * unit(all_shots.X) @ shots.class_text.T
+            expected = expected_ratio(zero_shot, Loss.of_support_set(all_shots, torch.arange(len(all_shots.labels))))
+            ratios = self._ratios(choose_ratio([self.losses_] if self.losses_.any() else [], expected))
+        self._store(shots, layers, ratios)
         self._draw_stored_shots(all_shots)
 
     def _count_repeats(self, labels: Tensor) -> int:

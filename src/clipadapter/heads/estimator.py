@@ -77,9 +77,8 @@ class Estimator:
 
     def __sklearn_clone__(self) -> Self:
         other = type(self)(**{name: _clone_parameter(value) for name, value in self.get_params(deep=False).items()})
-        for name in ("_metadata_request", "_device"):  # which are no parameters
-            if name in vars(self):
-                vars(other)[name] = copy.deepcopy(vars(self)[name])
+        if "_metadata_request" in vars(self):  # which is no parameter
+            vars(other)["_metadata_request"] = copy.deepcopy(vars(self)["_metadata_request"])
         return other
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -107,11 +107,38 @@ def hold_out_one_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tenso
     return torch.nonzero(~is_held_out).flatten(), torch.nonzero(is_held_out).flatten()
 
 
-def hyperparameter_folds(shots: SupportSet, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Folds to choose a hyperparameter on, single-label or multi-label; none if most classes have one shot."""
+def hyperparameter_folds(
+    shots: SupportSet, folds: int, seed: int, enough: int | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """Folds to choose a hyperparameter on, single-label or multi-label; none if most classes have one shot.
+
+    Args:
+        shots: of the fit.
+        folds: how many parts the shots are divided into.
+        seed: of the random assignment.
+        enough: number of held-out shots that suffice: no further fold is returned. None for all folds.
+    """
     if shots.targets is not None:
-        return iterative_stratification(shots.targets, folds, seed) if most_targets_repeat(shots.targets) else []
-    return stratified_folds(shots.labels, folds, seed) if most_labels_repeat(shots.labels) else []
+        splits = iterative_stratification(shots.targets, folds, seed) if most_targets_repeat(shots.targets) else []
+    else:
+        splits = stratified_folds(shots.labels, folds, seed) if most_labels_repeat(shots.labels) else []
+    if enough is None:
+        return splits
+    n_held_out = torch.tensor([len(held_out) for _, held_out in splits]).cumsum(0)
+    # One more than the folds that hold out too few: the fold that reaches the number is needed too.
+    return splits[: 1 + int((n_held_out < enough).sum())]
+
+
+def some_rows(rows: Tensor, n: int, seed: int) -> Tensor:
+    """At most n of the rows, drawn by seed and in their order.
+
+    >>> some_rows(torch.arange(5), 9, seed=0), len(some_rows(torch.arange(5), 2, seed=0))
+    (tensor([0, 1, 2, 3, 4]), 2)
+    """
+    if len(rows) <= n:
+        return rows
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows[order[: max(1, n)].sort().values]
 
 
 def most_labels_repeat(labels: Tensor) -> bool:

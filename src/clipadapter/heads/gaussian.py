@@ -24,31 +24,19 @@ TEXT_COPIES = 16
 
 @dataclass
 class GaussianMoments:
-    """Sums over unit features that a shared covariance is made of, in float64.
+    """Sums over unit features that a shared covariance is made of, in float64."""
 
-    Args:
-        scatter: (d, d) about the class means.
-        total: (d,) sum of all rows.
-        squared_norms: sum of the squared lengths of all rows.
-        means: (c, d); a class without a shot has the mean of the other classes' means.
-        counts: (c,) rows of each class, views included.
-    """
-
-    scatter: Tensor
-    total: Tensor
-    squared_norms: float
-    means: Tensor
-    counts: Tensor
+    scatter: Tensor  # (d, d) about the class means
+    total: Tensor  # (d,) sum of all rows
+    squared_norms: float  # sum of the squared lengths of all rows
+    means: Tensor  # (c, d); a class without a shot has the mean of the other classes' means
+    counts: Tensor  # (c,) rows of each class, views included
 
     @classmethod
     def from_sums(cls, products: Tensor, sums: Tensor, counts: Tensor) -> Self:
-        """From the sums that `accumulate` adds to.
+        """From the sums that `accumulate` adds to, and the number (c,) of rows of each class.
 
-        Args:
-            products: (d, d) sum of x' x over all rows x. The upper triangle is not read, except that the upper
-                triangle of the scatter is made of it.
-            sums: (c, d) of the rows of each class.
-            counts: (c,) rows of each class.
+        Of the products only the lower triangle need be valid: then so is that of the scatter.
         """
         present = counts > 0
         means = sums / counts.clamp_min(1)[:, None]
@@ -83,15 +71,7 @@ def gaussian_bias(weight: Tensor, means: Tensor) -> Tensor:
 
 
 def accumulate(products: Tensor, sums: Tensor, rows: Tensor, labels: Tensor, sign: int = 1) -> None:
-    """Add unit features to the sums, or subtract them, in place.
-
-    Args:
-        products: (d, d) sum of x' x.
-        sums: (c, d) sums by class.
-        rows: (n, v, d).
-        labels: (n,) class positions.
-        sign: 1 to add, -1 to subtract.
-    """
+    """Add unit features (n, v, d) to products x' x (d, d) and sums by class (c, d) in place; sign -1 subtracts them."""
     for block, block_labels in zip(rows.split(SHOTS_PER_BLOCK), labels.split(SHOTS_PER_BLOCK), strict=True):
         exact = block.double()
         sums.index_add_(0, block_labels, exact.sum(dim=1), alpha=sign)
@@ -122,9 +102,6 @@ def gaussians_from_text(views: Tensor, text: Tensor, neighbours: int) -> tuple[T
         views: (r, d) unit features of images of other classes.
         text: (c, d) unit class text, float64.
         neighbours: k, views to take for each class; all views if there are fewer.
-
-    Returns:
-        Means (c, d) and precision (d, d), float64.
 
     >>> gaussians_from_text(torch.eye(2), torch.eye(2).double(), neighbours=1)[0]
     tensor([[1., 0.],

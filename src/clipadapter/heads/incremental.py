@@ -18,7 +18,6 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import check_is_fitted
-from clipadapter.heads.placement import fit_on_device
 from clipadapter.heads.reading import check_blocks
 from clipadapter.heads.support import (
     Array,
@@ -112,10 +111,9 @@ class IncrementalHead(Head):
             views = as_views(X)
             checked = check_blocks(views.shape[2], blocks)
             known = np.unique(np.asarray(classes))
-            with fit_on_device(self):
-                shots, self.classes_ = self._check_shots(views, y, None, classes=known, blocks=checked)
-                self.n_features_in_, self.blocks_ = views.shape[2], checked
-                self._fit(shots)
+            shots, self.classes_ = self._check_shots(views, y, None, classes=known, blocks=checked)
+            self.n_features_in_, self.blocks_ = views.shape[2], checked
+            self._fit(shots)
             return self
         previous_classes = self.classes_
         check_feature_names(self, X)
@@ -125,17 +123,16 @@ class IncrementalHead(Head):
             class_names = text_classes(text, previous_classes.dtype)
             text = text if text.has_text else None
         self._check_same_use_of_text(text)
-        with fit_on_device(self):
-            shots, all_classes = self._check_shots(X, y, text, classes=class_names)
-            self._check_updatable()
-            origin = class_origins(previous_classes, all_classes)
-            missing = sorted(set(map(str, previous_classes)) - set(map(str, all_classes)))
-            if missing:
-                raise InputError(f"the class text lacks classes that were learned: {', '.join(missing[:5])}")
-            counts = torch.bincount(shots.labels, minlength=len(all_classes)) + remap_rows(self.counts_, origin)
-            self.classes_ = all_classes
-            self._partial_fit_next(shots, origin)
-            self.counts_ = counts
+        shots, all_classes = self._check_shots(X, y, text, classes=class_names)
+        self._check_updatable()
+        origin = class_origins(previous_classes, all_classes)
+        missing = sorted(set(map(str, previous_classes)) - set(map(str, all_classes)))
+        if missing:
+            raise InputError(f"the class text lacks classes that were learned: {', '.join(missing[:5])}")
+        counts = torch.bincount(shots.labels, minlength=len(all_classes)) + remap_rows(self.counts_, origin)
+        self.classes_ = all_classes
+        self._partial_fit_next(shots, origin)
+        self.counts_ = counts
         return self
 
     def _check_updatable(self) -> None:  # noqa: B027 - not abstract: most heads can always be updated
@@ -214,18 +211,17 @@ class ExactIncrementalHead(IncrementalHead):
         check_feature_names(self, X)
         text = text if text is not None and text.has_text else None
         self._check_same_use_of_text(text)
-        with fit_on_device(self):
-            shots, _ = self._check_shots(X, y, text, classes=self.classes_)
-            self._check_updatable()
-            remaining = self.counts_ - torch.bincount(shots.labels, minlength=len(self.counts_))
-            if (remaining < 0).any():
-                k = int(remaining.argmin())
-                raise InputError(f"the class '{self.classes_[k]}' has {self.counts_[k]} shots: it can't unlearn more")
-            if not remaining.any():
-                raise InputError("no shot would remain: a head needs at least one")
-            self._update_sums(shots, -1)
-            self.counts_ = remaining
-            self._solve_from_sums(shots.text, shots.scale)
+        shots, _ = self._check_shots(X, y, text, classes=self.classes_)
+        self._check_updatable()
+        remaining = self.counts_ - torch.bincount(shots.labels, minlength=len(self.counts_))
+        if (remaining < 0).any():
+            k = int(remaining.argmin())
+            raise InputError(f"the class '{self.classes_[k]}' has {self.counts_[k]} shots: it can't unlearn more")
+        if not remaining.any():
+            raise InputError("no shot would remain: a head needs at least one")
+        self._update_sums(shots, -1)
+        self.counts_ = remaining
+        self._solve_from_sums(shots.text, shots.scale)
         return self
 
     def refit_without(
@@ -287,13 +283,9 @@ def _add_new_classes(known: Array, y: ArrayLike, classes: ArrayLike | None) -> A
 
 
 def find_remaining_rows(rows: Tensor, labels: Tensor, removed: Tensor, removed_labels: Tensor) -> Tensor:
-    """Row numbers (k,) of stored features that remain when some are removed; of equal rows one per removed row goes.
+    """Row numbers (k,) of stored unit rows (n, d) that remain when others (m, d), equal up to rounding, are removed.
 
-    Args:
-        rows: (n, d) stored unit rows.
-        labels: (n,) their classes.
-        removed: (m, d) unit rows to remove; they match stored rows up to rounding.
-        removed_labels: (m,) their classes.
+    Of equal rows of a class one per removed row goes.
 
     Raises:
         InputError: if a row to remove is not among the stored ones of its class.
@@ -326,7 +318,7 @@ def pack_lower_triangle(matrix: Tensor) -> Tensor:
     tensor([1., 3., 4.])
     """
     # numpy's boolean indexing takes a fifth of the time of torch's.
-    return torch.as_tensor(matrix.cpu().numpy()[np.tri(len(matrix), dtype=bool)]).to(matrix.device)
+    return torch.from_numpy(matrix.numpy()[np.tri(len(matrix), dtype=bool)])
 
 
 def unpack_lower_triangle(triangle: Tensor) -> Tensor:
@@ -337,6 +329,6 @@ def unpack_lower_triangle(triangle: Tensor) -> Tensor:
             [3., 4.]])
     """
     n = round((8 * len(triangle) + 1) ** 0.5) // 2
-    matrix = torch.zeros(n, n, dtype=triangle.dtype, device="cpu")
-    matrix.numpy()[np.tri(n, dtype=bool)] = triangle.cpu().numpy()
-    return matrix.to(triangle.device)
+    matrix = torch.zeros(n, n, dtype=triangle.dtype)
+    matrix.numpy()[np.tri(n, dtype=bool)] = triangle.numpy()
+    return matrix

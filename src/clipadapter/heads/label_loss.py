@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError, brief
+from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import hyperparameter_folds
-from clipadapter.heads.losses import LabelLoss
+from clipadapter.heads.losses import LabelLoss, probabilities_at_temperatures
 
 ROBUST_Q = 0.7
 """q that "auto" chooses if labels are wrong; the paper's."""
@@ -21,7 +21,7 @@ MIN_WRONG_SHARE = 0.05
 """Estimated share of wrong labels from which "auto" compares losses."""
 GCE_FOLDS = 4
 WRONG_SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-TEMPERATURES = torch.logspace(-1.5, 1.5, 31, dtype=torch.float64, device="cpu")
+TEMPERATURES = torch.logspace(-1.5, 1.5, 31, dtype=torch.float64)
 """Temperatures at which held-out shots are judged."""
 
 
@@ -139,15 +139,9 @@ def estimate_wrong_share(logits: Tensor, labels: Tensor) -> float:
     >>> estimate_wrong_share(logits, truth), estimate_wrong_share(logits, labels)
     (0.0, 0.3)
     """
-    logits, n_classes = logits.double(), logits.shape[1]
-    shares = torch.tensor(WRONG_SHARES, dtype=torch.float64)[:, None]
-    best_share, best = 0.0, -math.inf
-    for temperature in TEMPERATURES.tolist():
-        p = (logits / temperature).softmax(dim=1).gather(1, labels[:, None])[:, 0]
-        likelihoods = ((1 - shares) * p + shares / n_classes).clamp_min(1e-300).log().sum(dim=1)
-        if float(likelihoods.max()) > best:
-            best_share, best = WRONG_SHARES[int(likelihoods.argmax())], float(likelihoods.max())
-    return best_share
+    p = probabilities_at_temperatures(logits.double(), labels, TEMPERATURES)  # (t, n)
+    likelihoods = [((1 - s) * p + s / logits.shape[1]).clamp_min(1e-300).log().sum(dim=1).max() for s in WRONG_SHARES]
+    return WRONG_SHARES[int(torch.stack(likelihoods).argmax())]
 
 
 def _held_out_gce(logits: Tensor, labels: Tensor) -> float:
@@ -161,3 +155,12 @@ def class_counts(shots: SupportSet, rows: Tensor | None = None) -> Tensor:
     labels = shots.labels if rows is None else shots.labels[rows]
     counts = torch.bincount(labels[labels >= 0], minlength=shots.n_classes)
     return counts.to(shots.views.dtype)
+
+
+def class_mean(shots: SupportSet, rows: Tensor) -> Tensor:
+    """(d,) mean of some shots' unit features, in which each class weighs the same; multi-label, each shot."""
+    x = unit(shots.X[rows])
+    if shots.targets is not None:
+        return x.mean(dim=0)
+    weights = 1 / class_counts(shots, rows)[shots.labels[rows]]
+    return weights @ x / weights.sum()

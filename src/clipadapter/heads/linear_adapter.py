@@ -10,14 +10,10 @@ from torch import Tensor
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.label_loss import LabelLossHead
-from clipadapter.heads.losses import CROSS_ENTROPY, LabelLoss, cosine_loss_with_gradient
-from clipadapter.heads.training import LossFunction, TrainConfig, TrainedHead, gather_views, train
-from clipadapter.heads.warm_start import WarmStart, find_warm_start
+from clipadapter.heads.losses import trained_cosines
+from clipadapter.heads.trained_head import TrainedHead
+from clipadapter.heads.training import TrainConfig
 
-WARM_START_LR_SHARE = 0.3
-"""Share of the learning rate for a warm start: the penalty holds the map near its optimum, and Adam's first steps are
-as long as the rate allows."""
 ADAM_EPS = 1e-4
 """Epsilon of Adam in the released code."""
 CLIP_SCALE = 100.0
@@ -25,7 +21,7 @@ CLIP_SCALE = 100.0
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class LinearAdapterHead(LabelLossHead, TrainedHead):
+class LinearAdapterHead(TrainedHead):
     """Base of the heads that train a change of a linear map: cross-entropy plus ``penalty`` times its squared norm.
 
     Args:
@@ -40,6 +36,8 @@ class LinearAdapterHead(LabelLossHead, TrainedHead):
 
     needs_text = True
     supports_warm_start = True
+    # The penalty holds the map near its optimum, and Adam's first steps are as long as the rate allows.
+    warm_start_rate = 0.3
 
     penalty: float | str = "auto"
     schedule: str = "cosine"
@@ -57,25 +55,24 @@ class LinearAdapterHead(LabelLossHead, TrainedHead):
         d = shots.views.shape[2]
         return d, d
 
+    def _train_config(self, labels: Tensor) -> TrainConfig:
+        batch_size = len(labels) if self.batch_size is None else self.batch_size
+        return TrainConfig.from_estimator(self, optimizer="adam", batch_size=batch_size, min_epochs=1, eps=ADAM_EPS)
+
     def _fit(self, shots: SupportSet) -> None:
         assert shots.text is not None
+        self.weight_, self.scale_ = shots.text, shots.scale
         self.penalty_ = penalty_strength(self.penalty, shots)
-        n, n_views = shots.views.shape[:2]
         # The change is trained, not the map: the penalty is its square, and it stays exact where it is small.
         shift = torch.zeros(self._shift_shape(shots), dtype=shots.text.dtype)
-        warm_start = find_warm_start(self, shots, shift_=shift)
-        if warm_start is not None:
-            shift = warm_start.shrink("shift_", shift)
-        loss = shift_loss(shots, shift, self.penalty_, self.cycle_views, self._label_loss(shots))
-        config = self._train_config(n, warm_start)
-        self.loss_ = train([shift], loss, n, n_views, config, row_cost=shift.numel() + shots.text.numel())
-        self.shift_, self.weight_, self.scale_ = shift, shots.text, shots.scale
-
-    def _train_config(self, n: int, warm_start: WarmStart | None) -> TrainConfig:
-        """Adam with the released code's epsilon, for as many passes over n shots as make ``steps``."""
-        rows = n if self.batch_size is None else self.batch_size
-        config = TrainConfig.from_estimator(self, optimizer="adam", batch_size=rows, min_epochs=1, eps=ADAM_EPS)
-        return config if warm_start is None else warm_start.shorten(config, n, WARM_START_LR_SHARE)
+        self._learn(
+            shots,
+            unit(shots.views),
+            {"shift_": shift},
+            lambda x: shots.scale * trained_cosines(_shift(x, shift), self.weight_),
+            penalty=lambda: self.penalty_ * shift.square().sum(),
+            row_cost=shift.numel() + shots.text.numel(),
+        )
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale
@@ -103,43 +100,9 @@ def apply_shift(X: Tensor, shift: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, shift: Tensor) -> Tensor:
-    return x[..., : len(shift)] + _unprojected(x, shift) @ shift.T
-
-
-def _unprojected(x: Tensor, shift: Tensor) -> Tensor:
-    """What the map takes: the features before the projection, or x itself where there are none behind it."""
     d = len(shift)
-    return x[..., d:] if x.shape[-1] > d else x
-
-
-def shift_loss(
-    shots: SupportSet, shift: Tensor, penalty: float, cycle_views: bool, label_loss: LabelLoss = CROSS_ENTROPY
-) -> LossFunction:
-    """Cross-entropy of the shifted features plus ``penalty * ||shift||_F^2`` and its gradient, for `train`.
-
-    Args:
-        shots: labelled features, as `apply_shift` takes them.
-        shift: (d, p) or (d, d).
-        penalty: strength of the pull to where the map was.
-        cycle_views: take view 1, 2 ... and 0 in turn, one for all rows of a step, in place of those that are drawn.
-        label_loss: of labels.
-    """
-    assert shots.text is not None
-    text, n_views, turn = shots.text, shots.views.shape[1], 0
-    views = unit(shots.views)
-
-    def loss(batch: Tensor, view: Tensor) -> tuple[Tensor, list[Tensor]]:
-        nonlocal turn
-        turn = (turn + 1) % n_views
-        x = gather_views(views, batch, torch.full_like(batch, turn) if cycle_views else view)
-        # The bound is for a picture of zeros, at whose length unit() has no gradient.
-        labels = shots.labels[batch]
-        error, gradient = cosine_loss_with_gradient(_shift(x, shift), text, labels, shots.scale, 1e-6, label_loss)
-        flat = shift.flatten()
-        shift_gradient = torch.addmm(shift, gradient.T, _unprojected(x, shift), beta=2 * penalty)
-        return error + penalty * flat.dot(flat), [shift_gradient]
-
-    return loss
+    unprojected = x[..., d:] if x.shape[-1] > d else x
+    return x[..., :d] + unprojected @ shift.T
 
 
 def check_penalty(penalty: float | str) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -24,14 +24,13 @@ from torch.nn.functional import cross_entropy
 
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import ABSENT_LOGIT, unit
-from clipadapter.heads._one_vs_rest import OneVsRest, some_classes
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.folds import iterative_stratification, most_labels_repeat, most_targets_repeat, stratified_folds
 from clipadapter.heads.label_loss import LogitAdjustedHead
 from clipadapter.heads.multilabel import binary_losses
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.softmax_regression import SoftmaxRegression, subsample
+from clipadapter.heads.softmax_regression import OneVsRest, SoftmaxRegression, some_classes, subsample
 from clipadapter.heads.warm_start import find_warm_start
 from clipadapter.parallel import limit_threads
 
@@ -126,52 +125,28 @@ class LinearProbe(LogitAdjustedHead):
     solver: Annotated[str, OneOf(*SOLVERS)] = "torch"
 
     def _fit(self, shots: SupportSet) -> None:
-        X, labels = self._input(shots.X), shots.labels
+        X, y = self._input(shots.X), shots.labels if shots.targets is None else shots.targets
+        if shots.targets is not None and self.solver != "torch":
+            raise InputError(f"with multi-label images the solver is 'torch', but is {brief(self.solver)}")
         warm_start = find_warm_start(self, shots)
         chosen = self._full_fit if warm_start is None else warm_start.head
         C = self.C if chosen is None else chosen.C_
-        if shots.targets is not None:
-            self._fit_multilabel(X, shots.targets, C)
-            return
         with limit_threads(0):
-            self.C_ = self._choose_C(X, labels) if C == "auto" else float(C)
-        use_sklearn = self.solver == "sklearn" and len(labels.unique()) > 1
+            self.C_ = self._choose_C(X, y) if C == "auto" else float(C)
+        use_sklearn = self.solver == "sklearn" and len(shots.labels.unique()) > 1
         solve = self._solve_by_sklearn if use_sklearn else self._solve_by_torch
-        self.weight_, bias = solve(X, labels, shots.n_classes)
-        log_prior = self._log_prior(shots.counts)
+        self.weight_, self.bias_ = solve(X, y, shots.n_classes)
+        log_prior = self._log_prior(shots.counts) if shots.targets is None else None
         if log_prior is not None:
             # The intercept is not penalised: a fit with these constants has the same weights, and this bias.
-            bias = bias - torch.where(shots.counts > 0, log_prior, 0)
-        self.bias_ = bias
+            self.bias_ = self.bias_ - torch.where(shots.counts > 0, log_prior, 0)
 
-    def _solve_by_torch(self, X: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    def _solve_by_torch(self, X: Tensor, y: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
         # In a pass of 20 ms a second thread saves little, and on a busy machine waiting for it costs much.
         with limit_threads(X.numel() * n_classes // 8):
-            regression = SoftmaxRegression(X, labels)
+            regression = _make_regression(X, y)
             self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
         return regression.coefficients(n_classes)
-
-    def _fit_multilabel(self, X: Tensor, targets: Tensor, C: float | str) -> None:
-        if self.solver != "torch":
-            raise InputError(f"with multi-label images the solver is 'torch', but is {brief(self.solver)}")
-        with limit_threads(0):
-            self.C_ = self._choose_multilabel_C(X, targets) if C == "auto" else float(C)
-        with limit_threads(X.numel() * targets.shape[1] // 8):
-            regression = OneVsRest(X, targets)
-            self.n_iter_ = regression.solve(self.C_, self.tol, self.max_iter)
-        self.weight_, self.bias_ = regression.coefficients(targets.shape[1])
-
-    def _choose_multilabel_C(self, X: Tensor, targets: Tensor) -> float:
-        if not most_targets_repeat(targets):
-            return ONE_SHOT_C
-        targets = some_classes(targets, X.shape[1], self.seed)
-        splits = iterative_stratification(targets, self.folds, self.seed)
-        regressions = [OneVsRest(X[train], targets[train]) for train, _ in splits]
-
-        def held_out_loss(rows: Tensor, logits: Tensor) -> Tensor:
-            return binary_losses(logits, targets[rows]).sum()
-
-        return self._search_C(X, regressions, [held_out for _, held_out in splits], targets.shape[1], held_out_loss)
 
     def _solve_by_sklearn(self, X: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
         from sklearn.linear_model import LogisticRegression
@@ -197,36 +172,36 @@ class LinearProbe(LogitAdjustedHead):
     def _input(self, X: Tensor) -> Tensor:
         return unit(X) if self.input_norm else X
 
-    def _choose_C(self, X: Tensor, labels: Tensor) -> float:
-        rows = subsample(labels, X.shape[1], self.seed)
-        X, labels = X[rows], labels[rows].unique(return_inverse=True)[1]
-        splits = stratified_folds(labels, self.folds, self.seed)
-        if not most_labels_repeat(labels):
+    def _choose_C(self, X: Tensor, y: Tensor) -> float:
+        """The C of the grid with the least loss on held-out shots, whose labels (n,) or targets (n, c) are y."""
+        if y.ndim == 1:
+            rows = subsample(y, X.shape[1], self.seed)
+            X, y = X[rows], y[rows].unique(return_inverse=True)[1]
+            can_hold_out, n_classes = most_labels_repeat(y), int(y.max()) + 1
+            splits = stratified_folds(y, self.folds, self.seed)
+        else:
+            can_hold_out = most_targets_repeat(y)
+            y = some_classes(y, X.shape[1], self.seed)
+            n_classes, splits = y.shape[1], iterative_stratification(y, self.folds, self.seed)
+        if not can_hold_out:
             return ONE_SHOT_C
-        regressions = [SoftmaxRegression(X[train], labels[train]) for train, _ in splits]
-
-        def held_out_loss(rows: Tensor, logits: Tensor) -> Tensor:
-            return cross_entropy(logits, labels[rows], reduction="sum")
-
-        n_classes = int(labels.max()) + 1
-        return self._search_C(X, regressions, [held_out for _, held_out in splits], n_classes, held_out_loss)
-
-    def _search_C(
-        self,
-        X: Tensor,
-        regressions: Sequence[SoftmaxRegression],
-        held_out: Sequence[Tensor],
-        n_classes: int,
-        loss: Callable[[Tensor, Tensor], Tensor],
-    ) -> float:
-        """The C of the grid with the least loss of the held-out rows; `loss` gets their numbers and their logits."""
+        regressions = [_make_regression(X[train], y[train]) for train, _ in splits]
         losses: list[float] = []
         for C in GRID:
             losses.append(0.0)
-            for regression, rows in zip(regressions, held_out, strict=True):
+            for regression, (_, held_out) in zip(regressions, splits, strict=True):
                 regression.solve(C, SEARCH_TOL, self.max_iter)  # starts from the solution for the previous C
                 weight, bias = regression.coefficients(n_classes)
-                losses[-1] += float(loss(rows, X[rows] @ weight.T + bias))
+                logits, truth = X[held_out] @ weight.T + bias, y[held_out]
+                loss = (
+                    cross_entropy(logits, truth, reduction="sum") if y.ndim == 1 else binary_losses(logits, truth).sum()
+                )
+                losses[-1] += float(loss)
             if losses[-1] > min(losses):
                 break  # the loss has one minimum, and the largest C take longest
         return GRID[losses.index(min(losses))]
+
+
+def _make_regression(X: Tensor, y: Tensor) -> SoftmaxRegression:
+    """For labels (n,) or targets (n, c)."""
+    return SoftmaxRegression(X, y) if y.ndim == 1 else OneVsRest(X, y)

@@ -24,15 +24,7 @@ def fit_bias(logits: Tensor, targets: Tensor, prior_std: float = BIAS_PRIOR_STD)
     This is logistic regression on a constant with the logits as offset: at its optimum the probabilities of a class sum
     to the number of its shots. The mean of the normal prior is the bias that does so for all classes together. It keeps
     classes with few shots near the common bias; a class without a shot gets the common bias, lowered by the evidence
-    of the shots that lack it.
-
-    Args:
-        logits: (n, c) of the shots, from a head that did not learn from them.
-        targets: (n, c) zeros and ones.
-        prior_std: standard deviation of the prior.
-
-    Returns:
-        (c,) in the dtype of the logits.
+    of the shots that lack it. The logits (n, c) come from a head that did not learn from the shots.
 
     >>> logits, targets = torch.zeros(4, 2), torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     >>> fit_bias(logits, targets, prior_std=1e6).sigmoid()

@@ -6,19 +6,19 @@ that makes them, by the first of several strategies that applies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from clipadapter.blocks import Blocks, as_blocks
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.folds import iterative_stratification, stratified_folds
-from clipadapter.heads.placement import predict_on_device
+from clipadapter.heads.folds import iterative_stratification, some_rows, stratified_folds
 from clipadapter.heads.support import (
     Array,
     SupportSet,
@@ -30,7 +30,7 @@ from clipadapter.heads.support import (
 )
 from clipadapter.heads.text import TextFeatures
 
-Strategy = Literal["own", "leave-one-out", "folds", "views"]
+Strategy = Literal["own", "folds", "views"]
 
 FOLDS = 4
 """Default number of folds for an unfitted head."""
@@ -59,8 +59,7 @@ class OutOfFold:
         logits: (r, c), multiplied by ``logit_scale_ratio``.
         labels: (r,) class positions, or (r, c) zeros and ones in the dtype of the features if multi-label.
         rows: (r,) row numbers among the shots; a shot may occur more than once.
-        strategy: "own", "leave-one-out", "folds" or "views" as for `out_of_fold`; "split" if the head itself did not
-            see the shots.
+        strategy: "own", "folds" or "views" as for `out_of_fold`; "split" if the head itself did not see the shots.
         shots_per_class: mean number of shots per class that these fits saw, classes without a shot left out.
         logit_scale_ratio: how much larger the logits of the fit to all shots are: a probe on two shots per class is
             more confident than one on one shot. Estimated from the spread of the logits of each fit's own shots; 1 for
@@ -96,15 +95,11 @@ def out_of_fold(
     folds: int | None = None,
     seed: int = 0,
     keep_heads: bool = False,
-    checked: dict[type[Head], SupportSet] | None = None,
     blocks: Sequence[tuple[str, int]] | None = None,
 ) -> OutOfFold | None:
     """Logits of shots by fits that did not see them, by the first strategy that applies.
 
     - "own": what the last `fit` of the head held out itself, such as the stacking of `auto`. No fit is needed.
-    - "leave-one-out": the head's closed form, for the shots whose class has another shot. Fast, but it makes the class
-      of the shot rarer than all others: at two shots per class discriminant analysis is then right for 45 % of the
-      shots, and for 78 % of new pictures. Suitable to compare heads, not to calibrate one.
     - "folds": stratified folds, iterative stratification if multi-label.
     - "views": a fit to all views but the last predicts the last one.
 
@@ -123,8 +118,6 @@ def out_of_fold(
         seed: of the folds.
         keep_heads: keep the heads of the folds, each shot in one fold only. Coverage guarantees of CV+ hold for fits
             that do not depend on the held-out shots in any way, so that these heads choose their hyperparameters again.
-        checked: checked shots by type of head, shared by calls with the same X, y and text: candidates of one search
-            then compute what `SupportSet` caches once.
         blocks: as for `Head.fit`, of an unfitted head; a fitted one knows them.
 
     Returns:
@@ -145,8 +138,6 @@ def out_of_fold(
     for strategy in strategies:
         if strategy == "own":
             result = None if keep_heads else head._own_out_of_fold
-        elif strategy == "leave-one-out":
-            result = _leave_one_out(head, X, y, text, truth, {} if checked is None else checked, checked_blocks)
         elif strategy == "folds":
             result = _from_folds(head, views, y, truth, text, folds, seed, keep_heads, checked_blocks)
         else:
@@ -154,6 +145,33 @@ def out_of_fold(
         if result is not None:
             return result
     return None
+
+
+def join_folds(
+    shots: SupportSet, folds: Sequence[tuple[Tensor, Tensor]], logits: Callable[[int, Tensor], Tensor]
+) -> OutOfFold | None:
+    """The out-of-fold logits of a head that trains on folds itself, such as to choose a parameter.
+
+    Args:
+        shots: of the fit.
+        folds: training rows and held-out rows.
+        logits: (r, c) of rows (r,) of the shots by a fit: number 0 to all shots, 1 without the first fold and so on.
+
+    Returns:
+        With the strategy "own"; None if there are no folds.
+    """
+    if not folds:
+        return None
+    n = MAX_HELD_OUT_LOGITS // (shots.n_classes * len(folds))
+    every = [torch.arange(len(shots.views)), *(train for train, _ in folds)]
+    spreads = [float(logits(i, some_rows(rows, n, 0)).std(dim=1).mean()) for i, rows in enumerate(every)]
+    ratio = _logit_scale_ratio(spreads[0], spreads[1:])
+    rows = [some_rows(held_out, n, 0) for _, held_out in folds]
+    joined = ratio * torch.cat([logits(i, part) for i, part in enumerate(rows, 1)])
+    truth = (shots.labels if shots.targets is None else shots.targets).numpy()
+    seen = float(np.mean([mean_shots_per_class(truth[train.numpy()]) for train, _ in folds]))
+    held_out = torch.cat(rows).numpy()
+    return OutOfFold(joined.numpy(), truth[held_out], held_out, "own", seen, ratio)
 
 
 def mean_shots_per_class(y: ArrayLike) -> float:
@@ -165,30 +183,6 @@ def mean_shots_per_class(y: ArrayLike) -> float:
     labels = np.asarray(y)
     counts = np.unique(labels, return_counts=True)[1] if labels.ndim == 1 else labels.sum(axis=0)
     return float(counts[counts > 0].mean()) if counts.any() else 0.0
-
-
-def _leave_one_out(
-    head: Head,
-    X: ArrayLike,
-    y: Array,
-    text: TextFeatures | None,
-    positions: Array,
-    checked: dict[type[Head], SupportSet],
-    blocks: Blocks | None,
-) -> OutOfFold | None:
-    if positions.ndim == 2:
-        return None
-    rows = np.flatnonzero(np.bincount(positions)[positions] > 1)
-    if not len(rows):
-        return None
-    with predict_on_device(head) as placed:
-        if type(head) not in checked:
-            checked[type(head)] = placed._check_shots(X, y, text, blocks=blocks)[0]
-        with torch.inference_mode():
-            logits = placed._leave_one_out(checked[type(head)])
-    if logits is None:
-        return None
-    return OutOfFold(logits.cpu().numpy()[rows], positions[rows], rows, "leave-one-out", mean_shots_per_class(y))
 
 
 def _from_folds(
@@ -225,7 +219,8 @@ def _from_folds(
     for train, held_out in splits:
         reuse_chosen = is_fitted and not keep_heads
         fold_head = head.refit_without(views, y, held_out, text, reuse_chosen=reuse_chosen, blocks=blocks)
-        predicted.append(_some_rows(held_out, len(fold_head.classes_) * len(splits), seed))
+        n = MAX_HELD_OUT_LOGITS // (len(fold_head.classes_) * len(splits))
+        predicted.append(some_rows(torch.from_numpy(held_out), n, seed).numpy())
         logits.append(fold_head.logits(views[predicted[-1], 0]))
         if is_fitted:
             scales.append(_logit_scale(fold_head, views[train, 0]))
@@ -234,8 +229,7 @@ def _from_folds(
             heads.append(fold_head)
     ratio = 1.0
     if is_fitted:
-        ratio = _logit_scale(head, views[:, 0]) / max(float(np.mean(scales)), 1e-12)
-        ratio = float(np.clip(ratio, 1 / MAX_LOGIT_SCALE_RATIO, MAX_LOGIT_SCALE_RATIO))
+        ratio = _logit_scale_ratio(_logit_scale(head, views[:, 0]), scales)
     rows = np.concatenate(predicted)
     fold_of_row = np.repeat(np.arange(len(splits)), [len(each) for each in predicted]) if keep_heads else None
     shots_per_class = float(np.mean([mean_shots_per_class(y[train]) for train, _ in splits]))
@@ -252,13 +246,13 @@ def _from_last_view(
     return OutOfFold(logits, truth, np.arange(len(views)), "views", mean_shots_per_class(y))
 
 
-def _some_rows(rows: Array, numbers_per_row: int, seed: int) -> Array:
-    """As many of the rows, drawn by seed and in order, as have `MAX_HELD_OUT_LOGITS`; all if they have no more."""
-    n = max(1, MAX_HELD_OUT_LOGITS // numbers_per_row)
-    return rows if len(rows) <= n else rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])]
+def _logit_scale_ratio(of_all: float, of_folds: Sequence[float]) -> float:
+    """How much larger the logits of the fit to all shots are than those of the folds, from the spreads of both."""
+    ratio = of_all / max(float(np.mean(of_folds)), 1e-12)
+    return float(np.clip(ratio, 1 / MAX_LOGIT_SCALE_RATIO, MAX_LOGIT_SCALE_RATIO))
 
 
 def _logit_scale(head: Head, X: Array) -> float:
     """Mean standard deviation over the classes of the logits of a fit's own shots, or of some of them."""
-    X = _some_rows(X, len(head.classes_), seed=0)
+    X = X[some_rows(torch.arange(len(X)), MAX_HELD_OUT_LOGITS // len(head.classes_), 0).numpy()]
     return float(head.logits(X).std(axis=1).mean())

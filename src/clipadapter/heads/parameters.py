@@ -104,6 +104,9 @@ def check_bounds(cls: Any, parameters: Mapping[str, Any]) -> None:
     clipadapter.errors.InputError: mix must be 0 to 1, but is 2
     """
     for name, value in parameters.items():
+        if hasattr(value, "tolist") and not isinstance(value, Real):
+            # A fit would take it, but a model could not be saved with it.
+            raise InputError(f"{name} must be no array, but is {brief(value)}: give {name}.tolist()")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name} must be a finite number, but is {value}")
     for name, (types, bounds) in declared_bounds(cls).items():

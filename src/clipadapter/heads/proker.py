@@ -113,11 +113,10 @@ class Proker(Head):
 
     def _rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, Tensor]:
         """Unit rows to fit to, with the views of a shot next to each other, their labels, and text in float64."""
-        assert shots.text is not None
         views = unit(shots.views)
         if self.views != "all":
             views = unit(views.mean(dim=1, keepdim=True)) if self.views == "average" else views[:, :1]
-        return views.flatten(0, 1), shots.labels.repeat_interleave(views.shape[1]), shots.text.double()
+        return views.flatten(0, 1), shots.labels.repeat_interleave(views.shape[1]), shots.class_text.double()
 
     def _values(self, n: int, c: int) -> tuple[float, float]:
         """Beta and lambda for n shots of c classes."""

@@ -23,14 +23,14 @@ from clipadapter.heads.estimator import clone
 from clipadapter.heads.multilabel import binary_losses
 from clipadapter.heads.out_of_fold import OutOfFold, out_of_fold
 from clipadapter.heads.registry import create_head
-from clipadapter.heads.support import Array, SupportSet
+from clipadapter.heads.support import Array
 from clipadapter.heads.text import TextFeatures
 from clipadapter.progress import progress_bar
 from clipadapter.registry import unknown
 
 MAX_CANDIDATES = 4096
 """Largest number of candidates of one search."""
-TEMPERATURES = torch.logspace(-2, 2, 81, device="cpu")
+TEMPERATURES = torch.logspace(-2, 2, 81)
 """Temperatures at which the log-loss of a candidate is tried."""
 
 
@@ -65,7 +65,7 @@ class Selection:
 
     Args:
         candidates: best first.
-        strategy: "leave-one-out", "folds" or "views"; see `out_of_fold`.
+        strategy: "folds" or "views"; see `out_of_fold`.
         n_held_out: number of held-out shots.
         seconds: duration.
     """
@@ -95,8 +95,8 @@ def select(
 ) -> Selection:
     """The head that predicts held-out shots best.
 
-    Shots are held out one at a time if every candidate has a closed form for it, else in stratified folds. With one
-    shot per class and several views, the last view is held out. With one shot and one view nothing can be held out.
+    Shots are held out in stratified folds. With one shot per class and several views, the last view is held out. With
+    one shot and one view nothing can be held out.
 
     Args:
         heads: heads by name; or one head, or the name of one, whose parameters are searched.
@@ -122,25 +122,12 @@ def select(
     candidates = _make_candidates(heads, grid or {})
     results: dict[str, OutOfFold] = {}
     seconds: dict[str, float] = {}
-    checked: dict[type[Head], SupportSet] = {}
-
-    def in_folds(head: Head) -> OutOfFold:
+    for name, head in progress_bar(candidates.items(), desc="held-out shots", shown=progress, leave=False):
+        start_of_candidate = time.perf_counter()
         result = out_of_fold(head, X, y, text, folds=folds, seed=seed, blocks=blocks)
         if result is None:
             raise InputError(_why_nothing_is_held_out(head))
-        return result
-
-    for name, head in progress_bar(candidates.items(), desc="held-out shots", shown=progress, leave=False):
-        start_of_candidate = time.perf_counter()
-        is_closed_form = all(other.strategy == "leave-one-out" for other in results.values())
-        result = None
-        if is_closed_form:
-            result = out_of_fold(head, X, y, text, strategies=("leave-one-out",), checked=checked, blocks=blocks)
-        if is_closed_form and result is None:
-            # Folds fit to fewer shots than leave-one-out does, so that losses of the two can't be compared.
-            results = {other: in_folds(candidates[other]) for other in results}
-        results[name] = in_folds(head) if result is None else result
-        seconds[name] = time.perf_counter() - start_of_candidate
+        results[name], seconds[name] = result, time.perf_counter() - start_of_candidate
     ranked = _rank(candidates, results, seconds)
     best = results[ranked[0].name]
     return Selection(ranked, best.strategy, len(best.rows), time.perf_counter() - start)

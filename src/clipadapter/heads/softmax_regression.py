@@ -1,14 +1,15 @@
-"""Softmax regression by L-BFGS, made for few rows of many columns."""
+"""Softmax regression, and one logistic regression per class, by L-BFGS: made for few rows of many columns."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads.lbfgs import descend
@@ -44,17 +45,11 @@ MIN_LOSS = 1e-10
 
 @dataclass(frozen=True)
 class LinearOffset:
-    """Fixed logits ``constant + x weight'`` that are added block by block; all at once they are gigabytes.
+    """Fixed logits ``constant + x weight'`` that are added block by block; all at once they are gigabytes."""
 
-    Args:
-        constant: (c,).
-        x: (n, d) rows; None for the constant alone.
-        weight: (c, d).
-    """
-
-    constant: Tensor
-    x: Tensor | None = None
-    weight: Tensor | None = None
+    constant: Tensor  # (c,)
+    x: Tensor | None = None  # (n, d) rows; None for the constant alone
+    weight: Tensor | None = None  # (c, d)
 
     def add_to(self, logits: Tensor, rows: slice) -> Tensor:
         """Logits (c, b) of a block of rows, to which theirs are added in place."""
@@ -88,6 +83,9 @@ class SoftmaxRegression:
         gram: (n, n) products of the rows, which should be centred or nearly so; None to compute it if needed.
     """
 
+    is_bounded: ClassVar[bool] = True
+    """Whether `solve` stops before the optimum where a pass costs much."""
+
     def __init__(
         self,
         X: Tensor,
@@ -105,7 +103,7 @@ class SoftmaxRegression:
         n, d = X.shape
         self.is_dual = n <= MAX_DUAL_RATIO * d
         n_logits = n * len(self.classes)
-        self.is_exact = self.is_dual or n * len(self.classes) * d <= MAX_EXACT_PASS_COST
+        self.is_exact = self.is_dual or not self.is_bounded or n * len(self.classes) * d <= MAX_EXACT_PASS_COST
         size = n if self.is_dual or n_logits <= MAX_LOGITS else max(1, MAX_LOGITS // len(self.classes))
         self.blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
         self.step_blocks = self.blocks if self.is_exact else [slice(0, n, -(-n_logits // MAX_STEP_LOGITS))]
@@ -204,10 +202,7 @@ class SoftmaxRegression:
 
     def _penalty(self, C: float) -> Tensor:
         """(w,) factor of each squared column, relative to the mean log-loss."""
-        # With two classes scikit-learn has one weight vector, the difference of these two: hence the factor 2.
-        penalty = self.point.new_full(
-            (self.rows.shape[1],), (2 if len(self.classes) == 2 else 1) / (C * len(self.centred))
-        )
+        penalty = self.point.new_full((self.rows.shape[1],), self._penalty_factor / (C * len(self.centred)))
         penalty[self.intercept_column] *= self.constant**2 if self.unit_intercept else 0
         return penalty
 
@@ -219,13 +214,8 @@ class SoftmaxRegression:
         half_penalty = gradient[0].flatten().dot(point[-1].flatten()) / 2
         loss = torch.zeros((), dtype=torch.float64, device=point.device)
         for rows in self.blocks:
-            logits, true_class = self._logits(point, rows), self.target[None, rows]
-            logits.sub_(logits.amax(dim=0))
-            true_logit = logits.gather(0, true_class)
-            total = logits.exp_().sum(dim=0, keepdim=True)
-            loss += (total.log() - true_logit).mean(dtype=torch.float64) * (true_class.shape[1] / n)
-            residual = logits.div_(total)
-            residual.scatter_add_(0, true_class, -torch.ones_like(total))
+            block_loss, residual = self._loss(self._logits(point, rows), rows)
+            loss += block_loss
             if self.is_dual:  # of one block
                 gradient[0, :, :n].add_(residual, alpha=1 / n)
                 gradient[0, :, n].add_(residual.sum(dim=1), alpha=self.constant / n)
@@ -234,16 +224,33 @@ class SoftmaxRegression:
                 gradient[0].addmm_(residual, self.rows[rows], alpha=1 / n)
         return float(loss + half_penalty), gradient
 
+    @property
+    def _penalty_factor(self) -> int:
+        # With two classes scikit-learn has one weight vector, the difference of these two: hence the factor 2.
+        return 2 if len(self.classes) == 2 else 1
+
+    def _loss(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """A block's part of the mean loss, and its derivative for the logits (c, b), which are overwritten."""
+        true_class = self.target[None, rows]
+        logits.sub_(logits.amax(dim=0))
+        true_logit = logits.gather(0, true_class)
+        total = logits.exp_().sum(dim=0, keepdim=True)
+        loss = (total.log() - true_logit).mean(dtype=torch.float64) * (true_class.shape[1] / len(self.centred))
+        return loss, logits.div_(total).scatter_add_(0, true_class, -torch.ones_like(total))
+
+    def _variance(self, logits: Tensor, change: Tensor, n_rows: int) -> Tensor:
+        """A block's part of the second derivative of the mean loss where logits (c, b) change in a direction (c, b)."""
+        probability = logits.softmax(dim=0)
+        mean = (probability * change).sum(dim=0)
+        # The Hessian of log-loss along a direction is the variance of the logits' change under the predictions.
+        variances = (probability * (change - mean).square_()).sum(dim=0)
+        return variances.mean() * (len(variances) / n_rows)
+
     def _curvature(self, direction: Tensor, penalty: Tensor) -> float:
         """Second derivative of the loss along a direction (1 or 2, c, w)."""
         variance, n_rows = direction.new_zeros(()), sum(len(self.centred[rows]) for rows in self.step_blocks)
         for rows in self.step_blocks:
-            probability = self._logits(self.point, rows).softmax(dim=0)
-            change = self._products(direction, rows)
-            mean = (probability * change).sum(dim=0)
-            # The Hessian of log-loss along a direction is the variance of the logits' change under the predictions.
-            variances = (probability * (change - mean).square_()).sum(dim=0)
-            variance += variances.mean() * (len(variances) / n_rows)
+            variance += self._variance(self._logits(self.point, rows), self._products(direction, rows), n_rows)
         return float(variance + (direction[0] * direction[-1]).sum(dim=0) @ penalty)
 
     def _logits(self, point: Tensor, rows: slice = ALL_ROWS) -> Tensor:
@@ -264,6 +271,54 @@ class SoftmaxRegression:
         return torch.add(point[1, :, :n], point[1, :, n : n + 1], alpha=self.constant)
 
 
+class OneVsRest(SoftmaxRegression):
+    """One logistic regression per class with an L2 penalty on the weights; on the intercept if ``unit_intercept``.
+
+    The optimum is that of scikit-learn's LogisticRegression for each class by itself. A class that no row has, or that
+    all have, has no optimum: it is left out, and its probability is its share of the rows, with half a row
+    added to each side.
+
+    Args:
+        X: (n, d).
+        targets: (n, c) ones and zeros.
+        offset: (n, c) fixed logits; None for zero.
+        unit_intercept: as for `SoftmaxRegression`.
+    """
+
+    is_bounded = False  # the bounds and the preconditioner are those of a softmax
+    _penalty_factor = 1
+
+    def __init__(
+        self, X: Tensor, targets: Tensor, offset: Tensor | None = None, *, unit_intercept: bool = False
+    ) -> None:
+        counts = targets.sum(dim=0)
+        self.learned = torch.nonzero((counts > 0) & (counts < len(targets))).flatten()
+        self.share = (counts + 0.5) / (len(targets) + 1)
+        self.positive = targets[:, self.learned].T.contiguous()  # (c, n)
+        offset = None if offset is None else offset[:, self.learned]
+        # The base class makes one row of weights for each label.
+        super().__init__(X, self.learned, offset, unit_intercept=unit_intercept)
+
+    def solve(self, C: float, tol: float, max_iter: int, max_cost: int = MAX_SOLVE_COST) -> int:
+        """As `SoftmaxRegression.solve`, always to the optimum."""
+        return super().solve(C, tol, max_iter, max_cost) if len(self.learned) else 0
+
+    def coefficients(self, n_classes: int) -> tuple[Tensor, Tensor]:
+        """Weight (c, d) and bias (c,) for rows that are not centred."""
+        weight, bias = super().coefficients(n_classes)
+        known = torch.zeros(n_classes, dtype=torch.bool).index_fill(0, self.learned, True)
+        return weight, torch.where(known, bias, (self.share / (1 - self.share)).log().to(bias.dtype))
+
+    def _loss(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        positive = self.positive[:, rows]
+        loss = binary_cross_entropy_with_logits(logits, positive, reduction="sum") / len(self.centred)
+        return loss, logits.sigmoid_().sub_(positive)
+
+    def _variance(self, logits: Tensor, change: Tensor, n_rows: int) -> Tensor:
+        probability = logits.sigmoid_()
+        return (probability * (1 - probability) * change.square_()).sum() / n_rows
+
+
 def _squared_norm(gradient: Tensor) -> float:
     """Squared norm of (1 or 2, c, w), in the space of the weights."""
     return max(float((gradient[0] * gradient[-1]).sum()), 0.0)
@@ -272,13 +327,7 @@ def _squared_norm(gradient: Tensor) -> float:
 def subsample(labels: Tensor, d: int, seed: int) -> Tensor:
     """Rows to choose hyperparameters on: all, or a random part of classes and shots whose pass costs `MAX_PASS_COST`.
 
-    Args:
-        labels: (n,) class positions.
-        d: feature width.
-        seed: of the draw.
-
-    Returns:
-        Row numbers, ascending.
+    Returns row numbers, ascending, for labels (n,) of features of width d.
     """
     n, c = len(labels), len(labels.unique())
     if n * c * d <= MAX_PASS_COST:
@@ -293,3 +342,12 @@ def subsample(labels: Tensor, d: int, seed: int) -> Tensor:
         rows = torch.nonzero(labels == label).flatten()
         chosen.append(rows[torch.randperm(len(rows), generator=generator)[:shots]])
     return torch.cat(chosen).sort().values
+
+
+def some_classes(targets: Tensor, d: int, seed: int) -> Tensor:
+    """Targets (n, c') of all classes, or of as many, drawn by seed, as keep one pass over the shots affordable."""
+    n, c = targets.shape
+    if n * c * d <= MAX_PASS_COST:
+        return targets
+    order = torch.randperm(c, generator=torch.Generator().manual_seed(seed))
+    return targets[:, order[: max(8, MAX_PASS_COST // (n * d))].sort().values]

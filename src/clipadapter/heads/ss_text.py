@@ -59,10 +59,9 @@ class SsText(Head):
     floor: float = 1e-3
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
         sums, _ = _sums(shots)
         confidence, _ = self._confidence(shots)
-        weight = shots.text + self._pull(shots, shots.counts, len(shots.labels), confidence)[:, None] * sums
+        weight = shots.class_text + self._pull(shots, shots.counts, len(shots.labels), confidence)[:, None] * sums
         self.weight_ = weight - unit(2 * weight - weight.mean(dim=0)) if self.repel else weight
         self.scale_ = shots.scale
 
@@ -70,19 +69,18 @@ class SsText(Head):
         return self.scale_ * unit(X) @ unit(self.weight_.to(X.dtype)).T
 
     def _leave_one_out(self, shots: SupportSet) -> Tensor | None:
-        assert shots.text is not None
         n, labels, x = len(shots.labels), shots.labels, unit(shots.X)
         if n == 1:
             return None
         sums, rows = _sums(shots)
         confidence, own = self._confidence(shots)
         # First all classes with all shots, but n - 1 as their number; then each shot's own class without the shot.
-        weight = shots.text + self._pull(shots, shots.counts, n - 1, confidence)[:, None] * sums
+        weight = shots.class_text + self._pull(shots, shots.counts, n - 1, confidence)[:, None] * sums
         remaining = shots.counts[labels] - 1
         # Mean over the other shots of the class.
         left_out_confidence = confidence[labels] + (confidence[labels] - own) / remaining.clamp_min(1)
         pull = self._pull(shots, remaining, n - 1, left_out_confidence)
-        moved = shots.text[labels] + pull[:, None] * (sums[labels] - rows)
+        moved = shots.class_text[labels] + pull[:, None] * (sums[labels] - rows)
         dots, squares = x @ weight.T, weight.square().sum(dim=1).expand(n, -1).clone()  # both (n, c)
         at = torch.arange(n)
         dots[at, labels], squares[at, labels] = (x * moved).sum(dim=1), moved.square().sum(dim=1)
@@ -98,8 +96,7 @@ class SsText(Head):
 
     def _confidence(self, shots: SupportSet) -> tuple[Tensor, Tensor]:
         """Zero-shot probability of the true class: its mean by class (c,), and that of each shot (n,)."""
-        assert shots.text is not None
-        probabilities = cosine_logits(shots.X, shots.text, shots.scale).softmax(dim=1)
+        probabilities = cosine_logits(shots.X, shots.class_text, shots.scale).softmax(dim=1)
         own = probabilities[torch.arange(len(shots.labels)), shots.labels]
         total = torch.zeros(shots.n_classes, dtype=own.dtype).index_add_(0, shots.labels, own)
         return total / shots.counts.clamp_min(1), own

@@ -94,17 +94,17 @@ class SsTextU(Head):
             parse_marginal(self.marginal)
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None and shots.unlabelled is not None
+        assert shots.unlabelled is not None
         pictures = unit(shots.unlabelled)
         fixed = self.support_weight * labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
         self.marginal_ = self._class_frequencies(shots, pictures)
         self.weight_ = solve_class_vectors(
-            shots.text,
+            shots.class_text,
             fixed,
             pictures,
             self.marginal_,
             shots.scale,
-            start=shots.text + fixed if self.start == "shots" else shots.text,
+            start=shots.class_text + fixed if self.start == "shots" else shots.class_text,
             updates=self.updates,
             rounds=self.rounds,
         )
@@ -140,8 +140,7 @@ def estimate_pool_frequencies(shots: SupportSet) -> Tensor:
 
 def supervised_vectors(shots: SupportSet) -> Tensor:
     """SS-Text's class vectors (c, d) of text and shots."""
-    assert shots.text is not None
-    return shots.text + labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
+    return shots.class_text + labelled_part(unit(shots.X), shots.labels, shots.n_classes, shots.scale)
 
 
 def held_out_logits(shots: SupportSet) -> Tensor | None:
@@ -229,17 +228,8 @@ def solve_class_vectors(
 ) -> Tensor:
     """Class vectors (c, d): the alternating updates of the paper.
 
-    Rows may have any length. The lengths balance the three parts.
-
-    Args:
-        text: (c, d).
-        fixed: (c, d) part of the shots.
-        pictures: (m, d) features without labels.
-        marginal: (c,) class frequencies of the pictures.
-        scale: s.
-        start: (c, d) class vectors of the first assignment.
-        updates: number of updates.
-        rounds: number of Sinkhorn rounds per update.
+    Rows may have any length. The lengths balance the three parts: text (c, d), the fixed part of the shots (c, d), and
+    the pictures (m, d) of class frequencies ``marginal``. ``start`` (c, d) makes the first assignment.
     """
     weight = start
     for _ in range(updates):
@@ -249,12 +239,10 @@ def solve_class_vectors(
 
 
 def transport(scores: Tensor, marginal: Tensor, rounds: int) -> Tensor:
-    """Assignments (m, c), whose rows sum to 1 and whose columns are in proportion to the marginal, nearly.
+    """Assignments (m, c), whose rows sum to 1 and whose columns are in proportion to the marginal (c,), nearly.
 
-    Args:
-        scores: (m, c) logarithms of the matrix that Sinkhorn's algorithm scales.
-        marginal: (c,) class frequencies.
-        rounds: each scales columns, then rows; without any, the result is a softmax.
+    Sinkhorn's algorithm scales the exponentials of the scores: each round columns, then rows. Without any round the
+    result is a softmax.
 
     >>> transport(torch.tensor([[3.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5]), rounds=10).round(decimals=2)
     tensor([[0.6200, 0.3800],

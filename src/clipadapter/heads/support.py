@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,12 @@ class SupportSet:
             object.__setattr__(self, "blocks", (Block(FINAL, self.views.shape[2]),))
 
     @property
+    def class_text(self) -> Tensor:
+        """``text`` (c, d), for heads that ``needs_text``: they get shots with text only."""
+        assert self.text is not None
+        return self.text
+
+    @property
     def X(self) -> Tensor:
         """(n, d) raw features of the plain pictures."""
         return self.views[:, 0]
@@ -99,14 +105,6 @@ class SupportSet:
     def counts(self) -> Tensor:
         """(c,) number of shots of each class in the dtype of the features."""
         return torch.bincount(self.labels, minlength=self.n_classes).to(self.views.dtype)
-
-    def to(self, device: str) -> SupportSet:
-        """The same shots with their tensors on a device."""
-        if device == "cpu" == self.views.device.type:
-            return self
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        moved: dict[str, Any] = {name: value.to(device) for name, value in values if isinstance(value, Tensor)}
-        return replace(self, **moved, prompts=tuple(rows.to(device) for rows in self.prompts))
 
     def take(self, rows: Tensor) -> SupportSet:
         """The shots with these row numbers; classes and text features stay."""

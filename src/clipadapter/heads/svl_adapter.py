@@ -22,15 +22,11 @@ from torch.nn.functional import linear
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.training import TrainConfig, TrainedHead, train
-from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.heads.trained_head import TrainedHead, draw_linear
 
-WARM_START_SHARE = 0.75
-"""Share of what an earlier fit learned that a warm start keeps."""
-TENSORS = ("down", "down_bias", "up", "up_bias")
+TENSORS = ("down_", "down_bias_", "up_", "up_bias_")
 
 
 def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) -> float:
@@ -62,7 +58,7 @@ def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) 
     "shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class SvlAdapter(LabelLossHead, TrainedHead):
+class SvlAdapter(TrainedHead):
     """Two-layer network on a second encoder's features, and zero-shot logits on the first's.
 
     The network reads the block ``ENCODER/final`` of the second encoder; without one, ``final`` of the first.
@@ -89,6 +85,9 @@ class SvlAdapter(LabelLossHead, TrainedHead):
 
     needs_text = True
     supports_warm_start = True
+    training = {"optimizer": "adam", "schedule": "constant"}
+    warm_start_share = 0.75
+    class_rows = ("up_", "up_bias_")
     reads = "second-encoder"
     recipes = {"official": {"input_norm": False, "drop_last": False, "logit_adjustment": 0.0}}
     """The recipe of the authors' released code: raw features of the second encoder, incomplete batches too. Blend was
@@ -100,10 +99,6 @@ class SvlAdapter(LabelLossHead, TrainedHead):
     epochs: int = 50
     batch_size: int = 32
     drop_last: bool = True
-
-    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
-        """See `Head.planned_epochs`."""
-        return self._train_config().count_epochs(len(labels))
 
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""
@@ -117,37 +112,24 @@ class SvlAdapter(LabelLossHead, TrainedHead):
         first = shots.X[:, : shots.text.shape[1]]
         self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)
         self.present_ = shots.counts > 0  # (c,)
-        inputs, labels = self._second(shots.views), shots.labels  # (n, v, d2)
-        weights, config = self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), self._train_config()
-        warm_start = find_warm_start(
-            self, shots, WARM_START_SHARE, **{f"{name}_": start for name, start in zip(TENSORS, weights, strict=True)}
-        )
-        if warm_start is not None:
-            starts = zip(
-                (warm_start.shrink, warm_start.shrink, warm_start.shrink_rows, warm_start.shrink_rows),
-                TENSORS,
-                weights,
-                strict=True,
-            )
-            weights = [start(f"{name}_", initial) for start, name, initial in starts]
-            config = warm_start.shorten(config, len(labels))
+        inputs = self._second(shots.views)  # (n, v, k)
+        start = dict(zip(TENSORS, self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), strict=True))
+        row_cost = sum(tensor.numel() for tensor in start.values())
+        self._learn(shots, inputs, start, lambda x: _network(x, *start.values()), row_cost=row_cost)
 
-        label_loss = self._label_loss(shots)
-
-        def loss(rows: Tensor, views: Tensor) -> Tensor:
-            return label_loss(_network(inputs[rows, views], *weights), labels[rows])
-
-        parameters = [weight.requires_grad_() for weight in weights]
-        row_cost = sum(weight.numel() for weight in weights)
-        self.loss_ = train(parameters, loss, len(labels), inputs.shape[1], config, row_cost=row_cost)
-        for name, weight in zip(TENSORS, weights, strict=True):
-            setattr(self, f"{name}_", weight.requires_grad_(False))
+    def _initial(self, k: int, c: int, dtype: torch.dtype) -> list[Tensor]:
+        """The start of the layers for features of width k; the biases are drawn as torch draws them."""
+        generator, start = torch.Generator().manual_seed(self.seed), []
+        for rows, columns in ((self.hidden, k), (c, self.hidden)):
+            start.append(draw_linear(rows, columns, generator, dtype))
+            start.append((2 * torch.rand(rows, generator=generator, dtype=dtype) - 1) / math.sqrt(columns))
+        return start
 
     def _text_logits(self, X: Tensor) -> Tensor:
         return (1 - self.blend_) * self._zero_shot(X)
 
     def _logits(self, X: Tensor) -> Tensor:
-        weights = (getattr(self, f"{name}_").to(X.dtype) for name in TENSORS)
+        weights = (getattr(self, name).to(X.dtype) for name in TENSORS)
         adapted = _network(self._second(X), *weights)
         if not self.present_.all():
             # The network was not trained on classes without shots: each gets the mean likelihood of the others.
@@ -164,19 +146,6 @@ class SvlAdapter(LabelLossHead, TrainedHead):
         d = self.weight_.shape[1]
         second = X[..., d:] if X.shape[-1] > d else X
         return math.sqrt(second.shape[-1]) * unit(second) if self.input_norm else second
-
-    def _initial(self, d: int, c: int, dtype: torch.dtype) -> list[Tensor]:
-        """Start of training: uniform in plus or minus 1 / sqrt(fan in), torch's default for linear layers."""
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def uniform(*shape: int, fan_in: int) -> Tensor:
-            return (torch.rand(*shape, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(fan_in)
-
-        h = self.hidden
-        return [uniform(h, d, fan_in=d), uniform(h, fan_in=d), uniform(c, h, fan_in=h), uniform(c, fan_in=h)]
-
-    def _train_config(self) -> TrainConfig:
-        return TrainConfig.from_estimator(self, optimizer="adam", schedule="constant")
 
 
 def _network(x: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor) -> Tensor:

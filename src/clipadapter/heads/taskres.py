@@ -23,14 +23,11 @@ from torch import Tensor
 from clipadapter.errors import InputError, brief
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
-from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.text_residual import check_text_norm, scale_text, train_residual
-from clipadapter.heads.training import ScheduledHead, TrainConfig
-from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.heads.text_residual import check_text_norm, scale_text
+from clipadapter.heads.trained_head import TrainedHead
+from clipadapter.heads.training import ScheduleParameters
 
-WARM_START_SHARE = 0.75
-"""Share of what an earlier fit learned that a warm start keeps."""
 OFFICIAL: Preset = MappingProxyType(
     {
         "schedule": "cosine-epoch",
@@ -46,6 +43,12 @@ OFFICIAL_EPOCHS, OFFICIAL_FEW_SHOT_EPOCHS, OFFICIAL_FEW_SHOTS = 200, 100, 4
 """Epochs of the authors' scripts: 200 with 8 and 16 shots per class, 100 with up to 4."""
 
 
+def official_epochs(labels: Tensor) -> int:
+    """Epochs of the authors' scripts, by the number of shots (n,) of the class with most."""
+    is_few = int(torch.bincount(labels).max()) <= OFFICIAL_FEW_SHOTS
+    return OFFICIAL_FEW_SHOT_EPOCHS if is_few else OFFICIAL_EPOCHS
+
+
 @register_head(
     "taskres",
     version=3,
@@ -56,18 +59,15 @@ OFFICIAL_EPOCHS, OFFICIAL_FEW_SHOT_EPOCHS, OFFICIAL_FEW_SHOTS = 200, 100, 4
     published_with={"gce_q": 0.0, "logit_adjustment": 0.0},
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class TaskRes(LabelLossHead, ScheduledHead):
+class TaskRes(TrainedHead, ScheduleParameters):
     """Class text plus a task residual trained by cross-entropy.
 
     Args:
         alpha: factor before the residual; 0 is zero-shot.
         text_norm: length of class text before the residual is added, one number or one per class; "auto" for a tenth of
             the encoder's logit scale, about 10 with CLIP as in the paper.
-        optimizer: "adamw", "adam" or "sgd".
-        weight_decay: decoupled for AdamW, L2 for Adam and SGD; on the residual.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "official" for the
             authors' number by shots per class: 100 up to 4 shots, 200 above. The class with most shots decides.
-        steps: fewest optimizer steps if ``epochs`` is None.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -78,6 +78,9 @@ class TaskRes(LabelLossHead, ScheduledHead):
 
     needs_text = True
     supports_warm_start = True
+    warm_start_share = 0.75
+    class_rows = ("residual_",)
+    named_epochs = {"official": official_epochs}
     presets: ClassVar[Mapping[str, Preset]] = {
         "oxford_flowers": {**OFFICIAL, "alpha": 1.0},
         "imagenet": {**OFFICIAL, "lr": 2e-4},
@@ -108,22 +111,19 @@ class TaskRes(LabelLossHead, ScheduledHead):
         if isinstance(self.epochs, str) and self.epochs != "official":
             raise InputError(f"epochs must be a number, None or 'official', but is {brief(self.epochs)}")
 
-    def planned_epochs(self, labels: Tensor, text_shape: tuple[int, int] | None = None) -> int:
-        """See `Head.planned_epochs`."""
-        return self._train_config(int(torch.bincount(labels).max())).count_epochs(len(labels))
-
     def _fit(self, shots: SupportSet) -> None:
-        base, config = scale_text(shots, self.text_norm), self._train_config(int(shots.counts.max()))
-        start = torch.zeros_like(base)
-        warm_start = find_warm_start(self, shots, WARM_START_SHARE, residual_=start)
-        if warm_start is not None:
-            config, start = warm_start.shorten(config, len(shots.views)), warm_start.shrink_rows("residual_", start)
-        self.residual_, self.loss_ = train_residual(
-            shots, base, self.alpha, config, start=start, label_loss=self._label_loss(shots)
-        )
+        base = scale_text(shots, self.text_norm)
+        residual = torch.zeros_like(base)
+        # Cross-entropy could only push a class without a shot away from the other classes' pictures: it keeps its text.
+        alpha = self.alpha * (shots.counts > 0)[:, None].to(base.dtype)
+
+        def logits(x: Tensor) -> Tensor:
+            return shots.scale * x @ unit(base + alpha * residual).T
+
+        self._learn(shots, unit(shots.views), {"residual_": residual}, logits, row_cost=base.numel())
+        self.residual_ = residual * (alpha != 0)
         adapted = base + self.alpha * self.residual_
-        self.weight_, self.length_ = unit(adapted), adapted.norm(dim=1)
-        self.scale_ = shots.scale
+        self.weight_, self.length_, self.scale_ = unit(adapted), adapted.norm(dim=1), shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
         length = getattr(self, "length_", None)
@@ -134,9 +134,3 @@ class TaskRes(LabelLossHead, ScheduledHead):
 
     def _logits(self, X: Tensor) -> Tensor:
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
-
-    def _train_config(self, shots_per_class: int) -> TrainConfig:
-        epochs = self.epochs
-        if epochs == "official":
-            epochs = OFFICIAL_FEW_SHOT_EPOCHS if shots_per_class <= OFFICIAL_FEW_SHOTS else OFFICIAL_EPOCHS
-        return TrainConfig.from_estimator(self, epochs=epochs)

@@ -71,21 +71,13 @@ class Settings(NamedTuple):
 
 
 class TextShots(NamedTuple):
-    """Shots and prompts in one basis.
+    """Shots and prompts in one basis."""
 
-    Args:
-        rows: (n, v, e) unit views of the shots.
-        keys: (n, e) unit means of the raw views.
-        labels: (n,) class positions.
-        prompts: (p_k, e) unit prompts of each class.
-        width: d, the feature width, at least e.
-    """
-
-    rows: Tensor
-    keys: Tensor
-    labels: Tensor
-    prompts: Sequence[Tensor]
-    width: int
+    rows: Tensor  # (n, v, e) unit views of the shots
+    keys: Tensor  # (n, e) unit means of the raw views
+    labels: Tensor  # (n,) class positions
+    prompts: Sequence[Tensor]  # (p_k, e) unit prompts of each class
+    width: int  # d, the feature width, at least e
 
     def take(self, rows: Tensor) -> TextShots:
         """The shots with these row numbers, and all prompts."""
@@ -93,14 +85,9 @@ class TextShots(NamedTuple):
 
 
 def guide_text(shots: TextShots, gamma: float) -> tuple[Tensor, list[Tensor | None]]:
-    """Image-guided text: prompts weighted by how similar they are to the shots of their class.
+    """Image-guided text: prompts weighted by how similar they are to the shots of their class, with sharpness gamma.
 
-    Args:
-        shots: shots and prompts.
-        gamma: sharpness; with 0 all prompts count the same.
-
-    Returns:
-        (c, e) unit vectors in float64, and the scores (p_k,) of the prompts of each class; None without a shot.
+    Returns unit vectors (c, e) in float64, and the scores (p_k,) of the prompts of each class; None without a shot.
 
     >>> eye = torch.eye(2, dtype=torch.float64)
     >>> shots = TextShots(eye[:1, None], eye[:1], torch.tensor([0]), [eye, eye], width=2)
@@ -125,10 +112,7 @@ def guide_text(shots: TextShots, gamma: float) -> tuple[Tensor, list[Tensor | No
 def guided_gaussians(shots: TextShots, scores: Sequence[Tensor | None], beta: int | None) -> tuple[Tensor, Tensor]:
     """Text-guided image: weights (c, e) and biases (c,) of Gaussians of the shots and their best prompts, float64.
 
-    Args:
-        shots: shots and prompts.
-        scores: of the prompts, from `guide_text`.
-        beta: prompts of each class, best first, repeated if it has fewer; None for all of them once.
+    Of each class beta prompts are taken, best first, repeated if it has fewer; None for all of them once.
     """
     c, views, e = len(shots.prompts), *shots.rows.shape[1:]
     products, sums = torch.zeros(e, e, dtype=torch.float64), torch.zeros(c, e, dtype=torch.float64)
@@ -200,7 +184,6 @@ class Timo(Head):
     seed: int = 0
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
         text_shots, basis = _in_span(shots)
         chosen = self._full_fit
         if chosen is None:

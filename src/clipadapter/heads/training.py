@@ -16,7 +16,7 @@ from clipadapter.devices import full_float32
 from clipadapter.errors import InputError, brief
 from clipadapter.formatting import format_count
 from clipadapter.heads.base import Head
-from clipadapter.heads.optimizers import SGD, Adam, Optimizer
+from clipadapter.heads.optimizers import Optimizer
 from clipadapter.memory import keep_freed_memory
 from clipadapter.parallel import limit_threads
 from clipadapter.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
@@ -40,7 +40,6 @@ class TrainConfig:
         epochs: passes over the rows; None for as many as make ``steps``, and at least ``min_epochs``.
         steps: fewest optimizer steps if ``epochs`` is None.
         min_epochs: fewest epochs if ``epochs`` is None.
-        momentum: of SGD.
         weight_decay: decoupled for AdamW, L2 for Adam and SGD.
         schedule: "cosine" falls to ``min_lr`` step by step, "cosine-epoch" epoch by epoch, "constant" stays.
         warmup_epochs: first epochs at a constant rate of 1e-5, as in CoOp's scripts.
@@ -51,6 +50,7 @@ class TrainConfig:
         drop_last: leave out the last batch of an epoch if it is incomplete; False to train on it, as a smaller batch.
         view_per_epoch: with more views than epochs, epoch e (from 0) takes view 1 + e of every row, and the plain view
             0 is not trained on. False to draw a view for each row and step in any case.
+        cycle_views: take view 1, 2 ... and 0 in turn, one for all rows of a step.
         seed: of the shuffling and of the choice of views.
         progress: show a bar on stderr.
     """
@@ -61,7 +61,6 @@ class TrainConfig:
     epochs: int | None = None
     steps: int = 1
     min_epochs: int = 20
-    momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup_epochs: int = 0
@@ -70,6 +69,7 @@ class TrainConfig:
     eps: float = 1e-8
     drop_last: bool = True
     view_per_epoch: bool = True
+    cycle_views: bool = False
     seed: int = 0
     progress: bool = False
 
@@ -120,14 +120,17 @@ class TrainConfig:
         factor = 1.0 if self.optimizer == "sgd" else min(epochs / fewer, MAX_RATE_FACTOR)
         return replace(self, epochs=fewer, lr=self.lr * factor)
 
+    def count_steps(self, n: int) -> int:
+        """Optimizer steps of a training on n rows."""
+        return self.count_epochs(n) * self.steps_per_epoch(n)
+
     def describe(self, n: int) -> str:
         """What a training on n pictures does, in words.
 
         >>> TrainConfig(optimizer="adamw", lr=0.1, steps=2880, batch_size=32).describe(64)
         '2,880 steps of 32 pictures'
         """
-        steps = self.count_epochs(n) * self.steps_per_epoch(n)
-        return f"{format_count(steps, 'step')} of {format_count(min(self.batch_size, n), 'picture')}"
+        return f"{format_count(self.count_steps(n), 'step')} of {format_count(min(self.batch_size, n), 'picture')}"
 
     def learning_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Learning rate of one step, counted from 0."""
@@ -147,10 +150,7 @@ class TrainConfig:
 
     def make_optimizer(self, parameters: Sequence[Tensor]) -> Optimizer:
         """A new optimizer of the parameters."""
-        if self.optimizer == "sgd":
-            return SGD(parameters, weight_decay=self.weight_decay, momentum=self.momentum)
-        decoupled = self.optimizer == "adamw"
-        return Adam(parameters, weight_decay=self.weight_decay, eps=self.eps, decoupled=decoupled)
+        return Optimizer(self.optimizer, parameters, weight_decay=self.weight_decay, eps=self.eps)
 
 
 def check_training(settings: object) -> None:
@@ -169,9 +169,6 @@ def check_training(settings: object) -> None:
         value = vars(settings).get(name)
         if isinstance(value, int | float) and not value > 0:
             raise InputError(f"{name} must be positive, but is {value}")
-    momentum = vars(settings).get("momentum", 0.0)
-    if not 0 <= momentum < 1:
-        raise InputError(f"momentum must be 0 or more and less than 1, but is {momentum}")
     for name in ("epochs", "weight_decay", "warmup_epochs"):
         value = vars(settings).get(name)
         if isinstance(value, int | float) and not value >= 0:
@@ -179,8 +176,8 @@ def check_training(settings: object) -> None:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class TrainedHead(Head):
-    """Base of the heads that are trained by gradient steps: the parameters that all of them have.
+class TrainingParameters(Head):
+    """Base of the heads and tuners that are trained by gradient steps: the parameters that all of them have.
 
     A subclass declares a parameter again to give it another default. Its docstring describes it if it means more there.
 
@@ -203,16 +200,14 @@ class TrainedHead(Head):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class ScheduledHead(TrainedHead):
-    """Base of the trained heads whose learning rate follows a chosen schedule.
+class ScheduleParameters(TrainingParameters):
+    """Base of those whose learning rate follows a chosen schedule.
 
     Args:
-        momentum: of SGD.
         schedule: "cosine", "cosine-epoch" (the rate changes once an epoch) or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
     """
 
-    momentum: float = 0.9
     schedule: str = "cosine"
     warmup_epochs: int = 0
 
@@ -250,8 +245,8 @@ class CheckpointStore(Protocol):
         """Delete the state: the training failed."""
 
 
-LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Sequence[Tensor]]]
-"""A loss of a batch, alone or with its gradients. It gets row numbers (b,) and the number of each row's view (b,)."""
+LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A loss of a batch. It gets row numbers (b,) and the number of each row's view (b,)."""
 
 
 def train(
@@ -268,15 +263,15 @@ def train(
     early_stopping: EarlyStopping | None = None,
     epoch_weights: Sequence[float] = (),
     checkpoint: CheckpointStore | None = None,
+    bar: Any = None,
 ) -> float:
     """Change parameters in place so that a loss over rows falls.
 
     With a checkpoint, a training that was killed and is started again continues to the same parameters, bit for bit.
 
     Args:
-        parameters: leaves. They require a gradient if ``loss`` does not compute the gradients.
-        loss: returns a scalar, or what ``backward`` takes. Or a scalar and its gradients, one for each parameter and
-            of its shape, where formulas are faster than automatic differentiation.
+        parameters: leaves that require a gradient.
+        loss: returns a scalar, or what ``backward`` takes.
         n: rows to train on.
         n_views: views of each row; see `TrainConfig.view_per_epoch`.
         config: how.
@@ -288,6 +283,7 @@ def train(
         epoch_weights: a weight for each epoch. The parameters become the weighted sum of what they are after each
             epoch. Empty to keep those of the last epoch.
         checkpoint: keeps the state of the training until it is done.
+        bar: a `training_bar` that several trainings share; None for one of its own.
 
     Returns:
         The loss of the last step.
@@ -301,15 +297,8 @@ def train(
     state = _TrainingState(parameters, config.make_optimizer(parameters), generator, n, epoch_weights)
     start = state.resume(checkpoint)
     steps = epochs * steps_per_epoch
-    bar = progress_bar(
-        total=steps,
-        initial=start,
-        desc="training",
-        unit="step",
-        shown=config.progress,
-        leave=False,
-        delay=BRIEF_SECONDS,
-    )
+    own_bar = training_bar(steps, shown=config.progress and bar is None, initial=start)
+    bar = own_bar if bar is None else bar
     # Only the tuners, whose training may take hours, keep checkpoints; many fits of other heads make one model.
     estimate = DurationEstimate(steps - start if checkpoint is not None else 0, start)
     work = limit_threads(min(config.batch_size, n) * row_cost + step_cost)
@@ -318,12 +307,13 @@ def train(
     reads_each_step = device == "cpu" or config.progress or checkpoint is not None
     rates = [config.learning_rate(step, steps_per_epoch, epochs) for step in range(steps)]
     batches = _Batches(config, n, n_views, state)
-    with bar, work, full_float32(device):
+    with own_bar, work, full_float32(device):
         for step in range(start, steps):
             epoch, i = divmod(step, steps_per_epoch)
             if i == 0 and early_stopping is not None and state.epochs_since_best >= early_stopping.patience:
                 break
-            value = _set_gradients(parameters, loss(*batches.draw(epoch, i)), backward)
+            value = loss(*batches.draw(epoch, i))
+            backward(value)
             state.optimizer.step(rates[step])
             if reads_each_step or i == steps_per_epoch - 1:
                 # Not always a scalar: `loss` may return several terms that `backward` treats differently (ProGrad).
@@ -347,21 +337,10 @@ def train(
     return state.loss
 
 
-def _set_gradients(
-    parameters: Sequence[Tensor],
-    result: Tensor | tuple[Tensor, Sequence[Tensor]],
-    backward: Callable[[Tensor], None],
-) -> Tensor:
-    """The value of a loss, whose gradients are set as those of the parameters."""
-    if isinstance(result, Tensor):
-        backward(result)
-        return result
-    value, gradients = result
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        # The fused kernels go through both in the order of memory.
-        same_order = gradient.stride() == parameter.stride()
-        parameter.grad = gradient if same_order else torch.empty_like(parameter).copy_(gradient)
-    return value
+def training_bar(steps: int, *, shown: bool, initial: int = 0) -> Any:
+    """A progress bar of so many steps on stderr."""
+    options: Any = {"desc": "training", "unit": "step", "leave": False, "delay": BRIEF_SECONDS}
+    return progress_bar(total=steps, initial=initial, shown=shown, **options)
 
 
 class _TrainingState:
@@ -451,6 +430,7 @@ class _Batches:
     def __init__(self, config: TrainConfig, n: int, n_views: int, state: _TrainingState) -> None:
         self.n, self.n_views, self.state = n, n_views, state
         self.size = min(config.batch_size, n)
+        self.config, self.steps_per_epoch = config, config.steps_per_epoch(n)
         self.view_per_epoch = config.view_per_epoch and n_views > max(config.count_epochs(n), 1)
         self.first_views = torch.zeros(self.size, dtype=torch.int64)
 
@@ -464,6 +444,8 @@ class _Batches:
             rows = state.order[i * self.size : (i + 1) * self.size]
         if self.n_views == 1:
             return rows, self.first_views[: len(rows)]
+        if self.config.cycle_views:
+            return rows, torch.full((len(rows),), (epoch * self.steps_per_epoch + i + 1) % self.n_views)
         if self.view_per_epoch:
             return rows, torch.full((len(rows),), 1 + epoch)
         return rows, torch.randint(self.n_views, (len(rows),), generator=state.generator)

@@ -44,11 +44,11 @@ class TransductiveHead(Head):
 
     def _store_rows(self, shots: SupportSet) -> tuple[Tensor, Tensor, SupportSet]:
         """Store ``rows_``; returns the pictures (u, d), the class text (c, d) and the shots, none if without weight."""
-        assert shots.text is not None and shots.unlabelled is not None
+        assert shots.unlabelled is not None
         used = shots if self.support_weight else shots.take(torch.arange(0))
         pictures = unit(shots.unlabelled)
         self.rows_ = torch.cat([pictures, unit(used.X)])
-        return pictures, shots.text, used
+        return pictures, shots.class_text, used
 
     def _logits(self, X: Tensor) -> Tensor:
         x = unit(X)
@@ -60,16 +60,10 @@ class TransductiveHead(Head):
 
 
 def nearest_neighbours(queries: Tensor, rows: Tensor, k: int, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
-    """The k rows with the largest cosine to each query.
+    """The k of the unit rows (n, d) with the largest cosine to each query (m, d): cosines, descending, and row numbers.
 
-    Args:
-        queries: (m, d) unit rows.
-        rows: (n, d) unit rows.
-        k: number of neighbours; all rows if there are fewer.
-        exclude_self: the queries are the rows, and no row is its own neighbour.
-
-    Returns:
-        Cosines (m, k) in descending order, and row numbers (m, k).
+    Both are (m, k), with fewer columns if there are fewer rows. With ``exclude_self`` the queries are the rows, and no
+    row is its own neighbour.
 
     >>> nearest_neighbours(torch.eye(3), torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.6, 0.8]]), k=1)[1].flatten()
     tensor([0, 0, 1])
@@ -116,12 +110,8 @@ def symmetric_graph(rows: Tensor, u: int, k: int, weight: float) -> csr_array:
 def neighbour_assignments(x: Tensor, rows: Tensor, logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Sum (m, c) of the assignments of each picture's k nearest rows, weighted by their cosines.
 
-    Args:
-        x: (m, d) unit rows.
-        rows: (u + n, d) unit rows: of pictures without labels, then of shots.
-        logits: (u, c) of the pictures without labels; their softmax is the assignment.
-        labels: (n,) class positions of the shots, possibly none.
-        k: number of neighbours.
+    Of the rows (u + n, d) the first are pictures without labels, whose assignment is the softmax of logits (u, c), the
+    others are shots, possibly none, with labels (n,).
 
     >>> rows, logits = torch.eye(2), torch.tensor([[0.0, 0.0]])
     >>> neighbour_assignments(torch.tensor([[0.6, 0.8]]), rows, logits, torch.tensor([1]), k=2)

@@ -56,7 +56,8 @@ class WarmStart:
 
     def shorten(self, config: R, n: int, rate: float = 1.0) -> R:
         """A training configuration with fewer passes over n rows, and the learning rate times ``rate``."""
-        return replace(config, epochs=max(1, round(STEPS_SHARE * config.count_epochs(n))), lr=rate * config.lr)
+        epochs, warmup_steps = max(1, round(STEPS_SHARE * config.count_epochs(n))), config.warmup_steps
+        return replace(config, epochs=epochs, warmup_steps=round(STEPS_SHARE * warmup_steps), lr=rate * config.lr)
 
 
 def find_warm_start(head: Head, shots: SupportSet, shrink_factor: float = 1.0, **initial: Tensor) -> WarmStart | None:

@@ -35,11 +35,12 @@ class ZeroShot(Head):
     multilabel = True
     temperature_prior = (0.9, 0.9, 0.9, 0.9, 1.1)
 
+    bias_: Tensor | None
+
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
-        self.weight_, self.scale_ = shots.text, shots.scale
-        is_multilabel = shots.targets is not None
-        self.bias_ = sigmoid_bias(shots, cosine_logits(shots.X, shots.text, shots.scale)) if is_multilabel else None
+        self.weight_, self.scale_, self.bias_ = shots.class_text, shots.scale, None
+        if shots.targets is not None:
+            self.bias_ = sigmoid_bias(shots, cosine_logits(shots.X, self.weight_, shots.scale))
 
     def _for_text(self, text: Tensor, scale: float) -> None:
         self.weight_, self.scale_ = text, scale

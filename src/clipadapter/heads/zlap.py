@@ -150,14 +150,8 @@ def _graph(image_edges: csr_array, text_edges: csr_array) -> csr_array:
 def _propagate(graph: csr_array, seeds: NDArray[np.float64], alpha: float, tolerance: float) -> NDArray[np.float64]:
     """Solve ``(I - alpha * graph) scores = seeds`` by conjugate gradients, a block of columns at a time.
 
-    Args:
-        graph: (N, N), symmetric, eigenvalues -1 to 1.
-        seeds: (N, c); overwritten by the result, to save memory.
-        alpha: 0 to below 1.
-        tolerance: relative residual of each column.
-
-    Returns:
-        (N, c).
+    The graph (N, N) is symmetric, with eigenvalues from -1 to 1. The seeds (N, c) are overwritten by the result, to
+    save memory. The tolerance is the relative residual of each column.
     """
     for start in range(0, seeds.shape[1], CLASSES_PER_BLOCK):
         target = seeds[:, start : start + CLASSES_PER_BLOCK]

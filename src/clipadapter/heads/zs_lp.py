@@ -19,11 +19,10 @@ from torch import Tensor
 
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.registry import register_head
-from clipadapter.heads.text_residual import check_text_norm, scale_text, train_residual
-from clipadapter.heads.training import ScheduledHead, TrainConfig
-from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.heads.text_residual import check_text_norm, scale_text
+from clipadapter.heads.trained_head import TrainedHead
+from clipadapter.heads.training import ScheduleParameters
 
 
 @register_head(
@@ -34,15 +33,13 @@ from clipadapter.heads.warm_start import find_warm_start
     "the length of class text, draws one view of each picture per step and adjusts logits for unequal shots.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class ZsLp(LabelLossHead, ScheduledHead):
+class ZsLp(TrainedHead, ScheduleParameters):
     """Linear probe that starts at zero-shot: cosine logits, cross-entropy, no penalty.
 
     Args:
         text_norm: length of class text at the start, one number or one per class; "auto" for a tenth of the encoder's
             logit scale, about 10 with CLIP as in the paper.
         lr: highest learning rate of SGD.
-        epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20.
-        steps: fewest optimizer steps if ``epochs`` is None.
 
     >>> from clipadapter.heads import TextFeatures
     >>> text = TextFeatures(["cat", "dog"], [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -54,11 +51,12 @@ class ZsLp(LabelLossHead, ScheduledHead):
     needs_text = True
     supports_warm_start = True
     temperature_prior = (0.9, 0.81, 0.74, 0.9, 1.1)
-    _warm_start_share: ClassVar[float] = 0.95
+    training = {"optimizer": "sgd"}
     recipes = {"official": {"schedule": "cosine-epoch", "warmup_epochs": 1, "epochs": 300, "logit_adjustment": 0.0}}
     """The authors' recipe: 300 epochs however many steps they are, the first at a rate of 1e-5."""
-    """Weight of the earlier solution in a warm start: at the end the loss is so small that a quarter of the steps
-    adds little."""
+    # At the end the loss is so small that a quarter of the steps adds little.
+    warm_start_share: ClassVar[float] = 0.95
+    class_rows = ("moved_",)
 
     text_norm: float | str | Sequence[float] = "auto"
     lr: float = 0.1
@@ -71,15 +69,20 @@ class ZsLp(LabelLossHead, ScheduledHead):
         check_text_norm(self.text_norm)
 
     def _fit(self, shots: SupportSet) -> None:
-        base = scale_text(shots, self.text_norm)
-        start = torch.zeros_like(base)
-        warm_start = find_warm_start(self, shots, self._warm_start_share, moved_=start)
-        multipliers = self._multipliers(shots)
-        penalties = None if multipliers is None else multipliers / shots.n_classes  # a mean over all classes
-        config = TrainConfig.from_estimator(self, optimizer="sgd")
-        if warm_start is not None:
-            config, start = warm_start.shorten(config, len(shots.views)), warm_start.shrink_rows("moved_", start)
-        self.moved_, self.loss_ = train_residual(shots, base, 1.0, config, penalties, start, self._label_loss(shots))
+        base, multipliers = scale_text(shots, self.text_norm), self._multipliers(shots)
+        moved = torch.zeros_like(base)
+        has_shots = (shots.counts > 0)[:, None].to(base.dtype)  # a class without a shot keeps its text
+
+        def logits(x: Tensor) -> Tensor:
+            return shots.scale * x @ unit(base + has_shots * moved).T
+
+        def penalty() -> Tensor:
+            assert multipliers is not None
+            return moved.square().sum(dim=1) @ multipliers / shots.n_classes  # a mean over all classes
+
+        pull = None if multipliers is None else penalty
+        self._learn(shots, unit(shots.views), {"moved_": moved}, logits, penalty=pull, row_cost=base.numel())
+        self.moved_ = has_shots * moved
         self.weight_, self.scale_ = base + self.moved_, shots.scale
 
     def _text_logits(self, X: Tensor) -> Tensor | None:

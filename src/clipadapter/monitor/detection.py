@@ -107,14 +107,17 @@ def detect_drift(
             "class frequencies are estimated from the pictures of a reference: give usual frequencies (--usual, "
             "reference_priors=) or a reference (--reference, reference=), not both"
         )
+    for pictures, subject in ((current, "the stream has"), (reference, "the reference has")):
+        if pictures is not None:
+            _check_size(len(pictures), subject)  # before the encoder reads any of them
     expected = (
         reference_from_shots(model, options.reject, reference_priors)
         if reference is None
         else reference_from_pictures(model, reference, options.reject)
     )
     observed = observe(model, current, options.reject)
-    _check_size(observed, "the stream has")
-    _check_size(expected, "the reference has" if reference is not None else "the model has kept shots of")
+    _check_size(len(observed), "the stream has")
+    _check_size(len(expected), "the reference has" if reference is not None else "the model has kept shots of")
     probabilities = expected.comparable_probabilities(observed)
     rejected = rejected_mask(model, observed, options.reject)
     label_shift = _measure_label_shift(expected, probabilities, options)
@@ -162,11 +165,10 @@ def _check_options(
     return DetectionOptions(alpha, window, frozenset(skip), rate, seed)
 
 
-def _check_size(sample: Observations | Reference, subject: str) -> None:
-    if len(sample) < MIN_PICTURES:
+def _check_size(count: int, subject: str) -> None:
+    if count < MIN_PICTURES:
         raise DataError(
-            f"{subject} {len(sample)} different pictures that can be used, too few for a test: "
-            f"give {MIN_PICTURES} or more"
+            f"{subject} {count} different pictures that can be used, too few for a test: give {MIN_PICTURES} or more"
         )
 
 

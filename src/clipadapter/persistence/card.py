@@ -43,16 +43,7 @@ FOLDER_PLACEHOLDER = "path/to/this/folder"
 
 
 def make_card(folder: str | Path, config: ModelConfig, repo: str = "") -> str | None:
-    """Make the card of a saved model again; None if a person has edited the card in the folder.
-
-    Args:
-        folder: a saved model.
-        config: config that the card is made from.
-        repo: repository on the hub, if it is made for the hub.
-
-    Raises:
-        ArtifactError: if the card in the folder can't be read.
-    """
+    """Make the card of a saved model again; None if a person has edited the card in the folder."""
     path = model_path(folder, CARD_FILE)
     try:
         if path.is_file() and path.stat().st_size > MAX_CARD_BYTES:
@@ -64,12 +55,7 @@ def make_card(folder: str | Path, config: ModelConfig, repo: str = "") -> str | 
 
 
 def render_card(config: ModelConfig, repo: str = "") -> str:
-    """Render the card as Markdown.
-
-    Args:
-        config: config of the model.
-        repo: repository on the hub such as ``org/name``, if it is made for the hub.
-    """
+    """Render the card as Markdown."""
     evaluation = read_evaluation(config)
     sections = [
         f"# A few-shot classifier of {len(config.class_names)} classes",
@@ -94,11 +80,6 @@ def front_matter(config: ModelConfig, evaluation: Evaluation | None, name: str) 
     """Make the metadata block, its lines of dashes included.
 
     It names no licence of the model: whoever publishes the model chooses one.
-
-    Args:
-        config: config of the model.
-        evaluation: its evaluation, if recorded.
-        name: name of the model.
     """
     facts: dict[str, Any] = {
         "library_name": "clipadapter",

@@ -50,42 +50,21 @@ class ClassScores(_Record):
 
 
 class Evaluation(_Record):
-    """Scores of a model on a test set.
-
-    Args:
-        data: name of the test set.
-        n: number of test pictures that could be read.
-        skipped: number of unreadable pictures.
-        among_shots: number of test pictures that are shots of the model.
-        created: UTC time.
-        model: scores of the model.
-        baselines: scores by baseline, on the same pictures.
-        worst: classes with mistakes, the lowest F1 first.
-        files: SHA-256 of the files of arrays that the scores belong to.
-    """
+    """Scores of a model on a test set."""
 
     data: str
-    n: int = Field(gt=0, lt=1 << 53)
+    n: int = Field(gt=0, lt=1 << 53)  # number of test pictures that could be read
     skipped: int = 0
-    among_shots: int = 0
-    created: str = ""
+    among_shots: int = 0  # number of test pictures that are shots of the model
+    created: str = ""  # UTC time
     model: Scores
-    baselines: dict[str, Scores] = Field(default_factory=dict)
-    worst: list[ClassScores] = Field(default_factory=list)
-    files: dict[str, str] = Field(default_factory=dict)
+    baselines: dict[str, Scores] = Field(default_factory=dict)  # scores by baseline, on the same pictures
+    worst: list[ClassScores] = Field(default_factory=list)  # classes with mistakes, the lowest F1 first
+    files: dict[str, str] = Field(default_factory=dict)  # SHA-256 of the files of arrays that the scores belong to
 
 
 def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluation:
-    """Select what is recorded of the metrics of an evaluation.
-
-    Args:
-        metrics: ``to_dict()`` of `clipadapter.bench.evaluate_model` or ``evaluate_multilabel_model``, or the content of
-            ``metrics.json`` from `clipadapter eval`.
-        config: config of the evaluated model.
-
-    Raises:
-        InputError: if these are no metrics, or metrics of another model.
-    """
+    """Select what is recorded of the metrics of an evaluation."""
     try:
         classes = [ClassScores.model_validate(one) for one in metrics["model"]["classes"]]
         with_mistakes = sorted((one for one in classes if one.count and one.f1 < 1), key=lambda one: one.f1)

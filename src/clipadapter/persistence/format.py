@@ -54,35 +54,24 @@ class _FrozenModel(BaseModel):
 
 
 class SavedEncoder(_FrozenModel):
-    """The encoder that the head was fitted on; see `clipadapter.encoders.EncoderInfo` for the facts of every encoder.
+    """The encoder that the head was fitted on; see `encoders.EncoderInfo` for the facts of every encoder."""
 
-    Args:
-        name: URI.
-        fingerprint: of weights, preprocessing, code version, backend and precision. An encoder with another one is
-            refused when the model is loaded.
-        dim: width of the features of pictures.
-        image_size: side in pixels of the encoder's input.
-        logit_scale: factor of the cosines.
-        logit_bias: added to the logits by sigmoid-loss models (SigLIP), else None.
-        licence: licence of the weights, or "unknown".
-        note: what a user should know; may be empty.
-        blocks: name and width of each block of features, ``final`` first.
-        backend: backend of the image tower.
-        precision: precision of the image tower.
-        int8_calibration_digest: digest of the pictures that set the ranges of int8 values, else empty.
-    """
-
-    name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00]*$")
+    name: str = Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[^\x00]*$")  # URI
+    # of weights, preprocessing, code version, backend and precision. An encoder with another one is refused when the
+    # model is loaded
     fingerprint: str
-    dim: int = Field(gt=0, le=MAX_FEATURE_WIDTH)
-    image_size: int = Field(gt=0, le=MAX_IMAGE_SIZE)
-    logit_scale: float = Field(gt=0, allow_inf_nan=False)
+    dim: int = Field(gt=0, le=MAX_FEATURE_WIDTH)  # width of the features of pictures
+    image_size: int = Field(gt=0, le=MAX_IMAGE_SIZE)  # side in pixels of the encoder's input
+    logit_scale: float = Field(gt=0, allow_inf_nan=False)  # factor of the cosines
+    # added to the logits by sigmoid-loss models (SigLIP), else None
     logit_bias: float | None = Field(default=None, allow_inf_nan=False)
     licence: str = "unknown"
-    note: str = ""
+    note: str = ""  # what a user should know; may be empty
+    # name and width of each block of features, ``final`` first
     blocks: list[tuple[str, int]] = Field(min_length=1, max_length=MAX_BLOCKS)
     backend: str = "torch"
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    # digest of the pictures that set the ranges of int8 values, else empty
     int8_calibration_digest: str = Field(default="", pattern="^[0-9a-f]{0,1024}$")
 
 
@@ -90,7 +79,7 @@ class SavedHead(_FrozenModel):
     """The head: its registered name and its parameters."""
 
     name: str
-    params: dict[str, bool | int | float | str | None]
+    params: dict[str, bool | int | float | str | list[float] | None]
 
 
 class ArrayFile(_FrozenModel):
@@ -187,11 +176,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 
 
 def check_format(path: Path, raw: object, expected: int) -> None:
-    """Check the format number of a JSON object.
-
-    Raises:
-        ArtifactError: if it is another one.
-    """
+    """Check the format number of a JSON object."""
     number = raw.get("format") if isinstance(raw, dict) else None
     if type(number) is int and number != expected:
         raise ArtifactError(
@@ -200,24 +185,12 @@ def check_format(path: Path, raw: object, expected: int) -> None:
 
 
 def read_config_file(path: Path) -> ModelConfig:
-    """Read and check a config file.
-
-    Raises:
-        ArtifactError: if it is damaged or of another format.
-    """
+    """Read and check a config file."""
     return parse_config(path, read_at_most(path, MAX_CONFIG_BYTES, "it is no model's config"))
 
 
 def parse_config(path: Path, data: bytes) -> ModelConfig:
-    """Parse and check the content of a config file.
-
-    Args:
-        path: path of the file, for messages.
-        data: content of the file.
-
-    Raises:
-        ArtifactError: as `read_config_file`.
-    """
+    """Parse and check the content of a config file."""
     try:
         raw = json.loads(data)
         check_format(path, raw, FORMAT)
@@ -231,11 +204,7 @@ def parse_config(path: Path, data: bytes) -> ModelConfig:
 
 
 def _verify_checksum(path: Path, raw: dict[str, Any]) -> None:
-    """Remove the checksum from a config and compare it with the other content.
-
-    Raises:
-        ArtifactError: if they differ.
-    """
+    """Remove the checksum from a config and compare it with the other content."""
     if raw.pop(CHECKSUM_KEY, None) != _content_checksum(raw):
         raise ArtifactError(
             f"{path} was altered since the model was saved: its checksum differs. Copy it again, or fit again; "
@@ -244,11 +213,7 @@ def _verify_checksum(path: Path, raw: dict[str, Any]) -> None:
 
 
 def read_at_most(path: Path, limit: int, why_not: str) -> bytes:
-    """Read a file.
-
-    Raises:
-        ArtifactError: if it is larger than the limit, a link, or can't be read.
-    """
+    """Read a file."""
     try:
         if not model_path(path.parent, path.name).is_file():
             raise ArtifactError(f"{path} is no file, or a file that can't be read")
@@ -276,11 +241,7 @@ def read_arrays(folder: str | Path, config: ModelConfig, name: str) -> Arrays:
 
 
 def read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> bytes:
-    """Read the bytes of one file of arrays, checked against the hash in the config.
-
-    Raises:
-        ArtifactError: if the file is missing or altered.
-    """
+    """Read the bytes of one file of arrays, checked against the hash in the config."""
     if name not in config.files:
         raise ArtifactError(f"{Path(folder)} was saved without {name}")
     path, sha256 = Path(folder) / name, config.files[name].sha256
@@ -292,20 +253,12 @@ def read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> byte
 
 
 def read_array_file(path: Path, part: ArrayFile) -> Arrays:
-    """Read the arrays in a file, checked against its entry in a config.
-
-    Raises:
-        ArtifactError: as `read_arrays`.
-    """
+    """Read the arrays in a file, checked against its entry in a config."""
     return unpack_arrays(path, read_verified(path, part.sha256), part)
 
 
 def read_verified(path: Path, sha256: str) -> bytes:
-    """Read a file and check its hash.
-
-    Raises:
-        ArtifactError: if it is missing, too large, altered, or can't be read.
-    """
+    """Read a file and check its hash."""
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: copy the whole folder, or fit again")
     data = read_at_most(path, MAX_TENSOR_BYTES, "it is no model of this program")
@@ -317,16 +270,7 @@ def read_verified(path: Path, sha256: str) -> bytes:
 
 
 def unpack_arrays(path: Path, data: bytes, part: ArrayFile) -> Arrays:
-    """Parse the content of a file of arrays, checked against its entry in a config.
-
-    Args:
-        path: path of the file, for messages.
-        data: content of the file.
-        part: entry in the config.
-
-    Raises:
-        ArtifactError: if it does not hold what the config says, or values that are not finite.
-    """
+    """Parse the content of a file of arrays, checked against its entry in a config."""
     try:
         arrays = load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:

@@ -91,21 +91,13 @@ class _LogFile(BaseModel):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model in one version, as files.
-
-    Args:
-        config: config of the model.
-        raw: bytes of the config.
-        files: paths of its arrays, by hash.
-        blobs: bytes of its arrays, by hash, if they are in memory.
-        is_current: whether the paths are those of the current model, not of the history.
-    """
+    """A model in one version, as files."""
 
     config: ModelConfig
     raw: bytes
-    files: dict[str, Path]
-    blobs: dict[str, bytes]
-    is_current: bool = False
+    files: dict[str, Path]  # paths of its arrays, by hash
+    blobs: dict[str, bytes]  # bytes of its arrays, by hash, if they are in memory
+    is_current: bool = False  # whether the paths are those of the current model, not of the history
 
     def arrays(self, name: str) -> Arrays:
         """Read and check the arrays of one file."""
@@ -132,25 +124,15 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class SavedHistory:
-    """The history in the folder of a model.
+    """The history in the folder of a model."""
 
-    Args:
-        folder: folder of the model, with links resolved.
-        changes: the log; followed by an inferred change if the current model is not in it.
-        config: config of the current model; None if it is damaged.
-    """
-
-    folder: Path
-    changes: Log
-    config: ModelConfig | None
+    folder: Path  # folder of the model, with links resolved
+    changes: Log  # the log; followed by an inferred change if the current model is not in it
+    config: ModelConfig | None  # config of the current model; None if it is damaged
 
     @classmethod
     def read(cls, folder: Path) -> SavedHistory | None:
-        """Read the history in a folder; None if there is neither a log nor a model.
-
-        Raises:
-            ArtifactError: if the log is damaged.
-        """
+        """Read the history in a folder; None if there is neither a log nor a model."""
         return read_consistently(folder, lambda: cls._read(folder))
 
     @classmethod
@@ -172,11 +154,7 @@ class SavedHistory:
         return self._is_current(number) or self._config_path(number).is_file()
 
     def snapshot(self, number: int) -> Snapshot | None:
-        """Return a snapshot; None if it is not stored.
-
-        Raises:
-            ArtifactError: if it is damaged.
-        """
+        """Return a snapshot; None if it is not stored."""
         if not self.has(number):
             return None
         if self._is_current(number):
@@ -204,11 +182,7 @@ class SavedHistory:
 
 
 def new_change(action: str, facts: Mapping[str, Any], by: str, **fields: Any) -> Change:
-    """Make a change with the current time and a new key.
-
-    Raises:
-        InputError: if JSON can't represent the facts, or a text is too long.
-    """
+    """Make a change with the current time and a new key."""
     try:
         json_facts = json.loads(json.dumps(dict(facts), allow_nan=False))
         return Change(action=action, facts=json_facts, by=by, when=utc_now(), key=uuid4().hex, **fields)
@@ -219,13 +193,7 @@ def new_change(action: str, facts: Mapping[str, Any], by: str, **fields: Any) ->
 
 
 def infer_change(config: ModelConfig, log: Log, when: str) -> Change:
-    """Infer the change behind a model that the log does not know. Repeated calls give the same change.
-
-    Args:
-        config: config of the model.
-        log: known changes, empty if there is no log.
-        when: time, if the config has none.
-    """
+    """Infer the change behind a model that the log does not know. Repeated calls give the same change."""
     version = len(log) + 1
     digest, created = config_digest(config), str(config.provenance.get("created", ""))
     facts: dict[str, Any] = {"head": config.head.name, "encoder": config.encoder.name}
@@ -272,11 +240,7 @@ def utc_now() -> str:
 
 
 def read_log(folder: Path) -> Log | None:
-    """Read and check the log in the folder of a model; None if there is none.
-
-    Raises:
-        ArtifactError: if it is damaged, a link, or of another format.
-    """
+    """Read and check the log in the folder of a model; None if there is none."""
     path = find_file(folder, HISTORY_FOLDER, LOG_FILE)
     if not path.is_file():
         return None
@@ -316,16 +280,6 @@ def merge_logs(on_disk: Sequence[Change], ours: Sequence[Change]) -> tuple[Log, 
     """Merge the log in a folder with the changes of the model that is saved into it.
 
     A model that was loaded from the folder appends its new changes. Another model appends all its changes.
-
-    Args:
-        on_disk: the log in the folder.
-        ours: changes of the model.
-
-    Returns:
-        The merged log, and how much higher the version numbers of the model are in it.
-
-    Raises:
-        ArtifactError: if the folder has later changes that the model does not have.
     """
     keys = [change.key for change in on_disk]
     offset = keys.index(ours[0].key) if ours[0].key in keys else len(keys)
@@ -357,14 +311,6 @@ def stage_snapshots(staging: Staging, changes: Sequence[Change], find: Callable[
     """Stage the retained snapshots that the history lacks, and mark all other files of the history for removal.
 
     The snapshot of the current version is not staged: it is the model itself.
-
-    Args:
-        staging: staging folder of the save.
-        changes: all changes.
-        find: returns a snapshot by number, or None.
-
-    Raises:
-        OSError: if a file can't be written.
     """
     history, staged_history = staging.target / HISTORY_FOLDER, staging.path / HISTORY_FOLDER
     staged_history.mkdir(exist_ok=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipadapter.backends.formats import companion_files, export_suffixes, get_format, list_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.files import without_paths
-from clipadapter.formats import companion_files, export_suffixes, get_format, list_formats
 from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, MODEL_FILES
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.format import ModelConfig, check_target_folder, config_bytes, read_array_bytes, read_config
@@ -171,9 +171,6 @@ def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
     """Read a valid model without paths of this machine, which are private.
 
     The paths of the shots are left out. The folder of an encoder keeps its last part only.
-
-    Returns:
-        The config, and the bytes of the files of arrays by name.
     """
     load_model(folder)
     config = read_config(folder)

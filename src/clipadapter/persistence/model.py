@@ -84,18 +84,7 @@ def _read_model(folder: str | Path) -> Model:
 
 
 def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict[str, bytes]]:
-    """Convert a model to its config and its files of arrays.
-
-    Args:
-        model: fitted model.
-        keep_support: whether to include the features of the shots.
-
-    Returns:
-        The config, and the bytes of each file by name.
-
-    Raises:
-        InputError: if the head is not registered.
-    """
+    """Convert a model to its config and its files of arrays."""
     info, names, support = model.encoder, model.text.labels, model.support
     files: dict[str, dict[str, NDArray[Any]]] = {HEAD_FILE: {**model.head.state(), TEXT_KEY: model.text.embeddings}}
     if keep_support and len(support):
@@ -134,16 +123,7 @@ def _halve_exactly(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | Path) -> Model:
-    """Convert a config and checked arrays to a model.
-
-    Args:
-        config: config of the model.
-        read: reads the arrays of one file by name.
-        path: folder of the model, for messages.
-
-    Raises:
-        ArtifactError: if it is damaged, or its head is not installed.
-    """
+    """Convert a config and checked arrays to a model."""
     arrays = read(HEAD_FILE)
     encoder, names = config.encoder, tuple(config.class_names)
     if config.head.name not in list_heads():
@@ -183,11 +163,7 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
 
 
 def _check_pictures(features: NDArray[Any], width: int) -> NDArray[Any]:
-    """Saved features (u, d) of pictures without labels.
-
-    Raises:
-        InputError: if there are none, they have another width than the shots, or one is not finite or all zeros.
-    """
+    """Saved features (u, d) of pictures without labels."""
     is_matrix = features.ndim == 2 and len(features) > 0 and features.shape[1] == width
     if not is_matrix or not np.isfinite(features).all() or not features.any():
         raise InputError(f"its pictures without labels are no finite features of width {width} that differ from zero")

@@ -130,29 +130,17 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
 
 @dataclass(frozen=True)
 class SaveOptions:
-    """How a snapshot is written.
-
-    Args:
-        history: history of the model.
-        action: action of the new change, if there is no history.
-        facts: facts of the new change, if there is no history.
-        card: model card; if None, it is made.
-        keep_support: False removes the features of the shots from earlier versions.
-    """
+    """How a snapshot is written."""
 
     history: History | None = None
-    action: str = "fit"
+    action: str = "fit"  # action of the new change, if there is no history
     facts: Mapping[str, Any] | None = None
-    card: bytes | None = None
-    keep_support: bool = True
+    card: bytes | None = None  # model card; if None, it is made
+    keep_support: bool = True  # False removes the features of the shots from earlier versions
 
 
 def write_snapshot(folder: str | Path, snapshot: Snapshot, options: SaveOptions) -> Path:
-    """Write a snapshot into a folder, as a new version if there is a model.
-
-    Raises:
-        ArtifactError: see `save_model`.
-    """
+    """Write a snapshot into a folder, as a new version if there is a model."""
     history = options.history
     elsewhere = {} if history is None else _load_snapshots_elsewhere(history, folder)
     with replace_model(folder) as staging:
@@ -242,11 +230,7 @@ def _load_snapshots_elsewhere(history: History, folder: str | Path) -> dict[int,
 def _merge_changes(
     folder: str | Path, saved: SavedHistory | None, snapshot: Snapshot, options: SaveOptions
 ) -> tuple[Log, int]:
-    """Merge the log in the folder with the history of the model.
-
-    Returns:
-        The log after the save, empty if there is one version only; and how much higher our version numbers are in it.
-    """
+    """Merge the log in the folder with the history of the model."""
     config, on_disk = snapshot.config, () if saved is None else saved.changes
     facts: dict[str, Any] = {"head": config.head.name, "encoder": config.encoder.name}
     counts = {"classes": len(config.class_names), "pictures": count_shots(config.provenance)}
@@ -270,13 +254,7 @@ def _merge_changes(
 
 
 def _stage_model_files(staging: Staging, snapshot: Snapshot, card: bytes | str | Path) -> None:
-    """Stage the files of the model that change. Arrays that are in the history are linked.
-
-    Args:
-        staging: staging folder of the save.
-        snapshot: snapshot to write.
-        card: bytes of the model card; or the folder whose card is made again, unless a person has edited it.
-    """
+    """Stage the files of the model that change. Arrays that are in the history are linked."""
     for name, part in snapshot.config.files.items():
         blob, history_name = snapshot.blobs[part.sha256], f"{part.sha256}.safetensors"
         if has_content(staging.target / name, blob):

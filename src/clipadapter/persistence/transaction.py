@@ -53,11 +53,7 @@ T = TypeVar("T")
 
 @contextmanager
 def lock_folder(folder: str | Path) -> Iterator[None]:
-    """Hold the lock of a folder, and complete or roll back the save of a process that was killed.
-
-    Raises:
-        ArtifactError: if another process holds it for too long, or a file or folder of the model is a link.
-    """
+    """Hold the lock of a folder, and complete or roll back the save of a process that was killed."""
     target = Path(os.path.realpath(folder))
     release = _acquire_lock(target)
     try:
@@ -74,26 +70,16 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
 
 @dataclass
 class Staging:
-    """A save that is being prepared.
+    """A save that is being prepared."""
 
-    Args:
-        target: folder of the model, with links resolved.
-        path: staging folder.
-        removed: names of files to remove from the history.
-    """
-
-    target: Path
+    target: Path  # folder of the model, with links resolved
     path: Path
-    removed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)  # names of files to remove from the history
 
 
 @contextmanager
 def replace_model(folder: str | Path) -> Iterator[Staging]:
-    """Lock the folder of a model and stage files in it (see `stage_files`). The folder is created if missing.
-
-    Raises:
-        ArtifactError: if the folder has other files than a model, or can't be written. Nothing is left half-written.
-    """
+    """Lock the folder of a model and stage files in it (see `stage_files`). The folder is created if missing."""
     target = Path(os.path.realpath(folder))
     check_target_folder(folder)
     with _as_artifact_errors(folder, "; give a folder you may write to"):
@@ -119,9 +105,6 @@ def stage_files(folder: str | Path) -> Iterator[Staging]:
 
     The block writes what changes under the names that the files will have, ``config.json`` among them. If it fails,
     all that it wrote is removed.
-
-    Raises:
-        ArtifactError: if the folder can't be written.
     """
     target = Path(os.path.realpath(folder))
     staging = Staging(target, target / STAGING_FOLDER)
@@ -147,11 +130,7 @@ def stage_files(folder: str | Path) -> Iterator[Staging]:
 
 
 def find_file(folder: Path, *parts: str) -> Path:
-    """Path of a file of a model: in the staging folder if committed and not yet settled, else in its place.
-
-    Raises:
-        ArtifactError: if it is a link.
-    """
+    """Path of a file of a model: in the staging folder if committed and not yet settled, else in its place."""
     path = model_path(folder, STAGING_FOLDER, *parts)
     if path.exists() and not (folder / STAGING_FOLDER / CONFIG_FILE).exists():
         return path
@@ -159,15 +138,7 @@ def find_file(folder: Path, *parts: str) -> Path:
 
 
 def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
-    """Call a function that reads the folder of a model, again if a save was committed meanwhile.
-
-    Args:
-        folder: folder of the model.
-        read: reads from the folder; may be called more than once.
-
-    Raises:
-        ArtifactError: what `read` raises while the model did not change.
-    """
+    """Call a function that reads the folder of a model, again if a save was committed meanwhile."""
     config = Path(folder) / CONFIG_FILE
     for _ in range(MAX_UNLOCKED_READS):
         before = _config_stamp(config)
@@ -184,11 +155,7 @@ def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make a hard link, or a copy where the file system has no hard links.
-
-    Raises:
-        OSError: if it can't be written.
-    """
+    """Make a hard link, or a copy where the file system has no hard links."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
@@ -254,11 +221,7 @@ def _as_artifact_errors(folder: str | Path, todo: str = "") -> Iterator[None]:
 
 
 def _recover(target: Path) -> None:
-    """Settle a save that was committed, remove one that was not. It may be interrupted at any point and called again.
-
-    Raises:
-        OSError: if a file can't be renamed or removed.
-    """
+    """Settle a save that was committed, remove one that was not. It may be interrupted and called again."""
     staging = target / STAGING_FOLDER
     if not staging.is_dir():
         return

@@ -13,7 +13,6 @@ import io
 import math
 import os
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,12 +29,12 @@ from torch import Tensor
 from torch.nn import BatchNorm2d, Conv2d, Linear, Module, ReLU, Sequential
 from torch.nn.functional import cross_entropy
 from torchvision.transforms.v2 import functional as F
-from tqdm import tqdm
 
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders.simclr_network import FILE, MEAN, STD, WIDTH, empty_tower, read_tensors, write_tensors
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, ImageError, InputError
 from clipadapter.functional import unit
+from clipadapter.progress import progress_bar
 
 CHECKPOINT = "checkpoint.safetensors"
 TEMPERATURE = 0.5
@@ -191,15 +190,8 @@ def _train(
     """Train the remaining epochs and write the encoder; returns the loss of the last epoch."""
     epochs, batch = settings["epochs"], settings["batch_size"]
     steps = len(images) // batch
-    bar = tqdm(
-        total=epochs * steps,
-        initial=model.epoch * steps,
-        desc="simclr",
-        unit="step",
-        file=sys.stderr,
-        disable=not progress,
-    )
-    with bar:
+    options = {"total": epochs * steps, "initial": model.epoch * steps, "desc": "simclr", "unit": "step"}
+    with progress_bar(shown=progress, **options) as bar:
         while model.epoch < epochs:
             total = 0.0
             for i, (first, second) in enumerate(_view_batches(images, settings, model.epoch, pool)):
@@ -293,14 +285,7 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Non
 
 
 class SimClrModel:
-    """The trained network with its optimizer: a tower, the projector, which is dropped at the end, and SGD.
-
-    Args:
-        seed: seed of the initial values.
-        device: a torch device.
-        weights: initial values of the tower, or None.
-        lr: highest learning rate.
-    """
+    """The trained network with its optimizer: a tower, the projector, which is dropped at the end, and SGD."""
 
     def __init__(self, seed: int, device: str, weights: Mapping[str, Tensor] | None, lr: float) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -322,16 +307,9 @@ class SimClrModel:
         self.loss = math.nan
 
     def step(self, first: Tensor, second: Tensor, loss: LossFunction, lr_fraction: float) -> float:
-        """Make one step of the optimizer.
+        """Make one step of the optimizer at a fraction of the highest learning rate, and return the loss.
 
-        Args:
-            first: (b, 3, s, s) one view of each picture.
-            second: (b, 3, s, s) the other view.
-            loss: loss of the projections (b, 128) of both views.
-            lr_fraction: fraction of the highest learning rate.
-
-        Returns:
-            The loss.
+        The views of each picture are (b, 3, s, s), and the loss is one of the projections (b, 128) of both.
         """
         self._optimizer.param_groups[0]["lr"] = self._lr * lr_fraction
         self._optimizer.zero_grad()
@@ -349,11 +327,7 @@ class SimClrModel:
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load the result of `tensors`.
-
-        Raises:
-            ArtifactError: if the tensors do not fit the network.
-        """
+        """Load the result of `tensors`."""
         momentum = {name: value for name, value in tensors.items() if name.startswith("momentum.")}
         try:
             self._network.load_state_dict({name: tensors[name] for name in tensors.keys() - momentum.keys()})
@@ -415,14 +389,7 @@ def _initialize(network: Module, generator: torch.Generator) -> None:
 
 
 class UnlabelledImages:
-    """The different readable pictures among the sources. They are shrunk and cached in bounded memory.
-
-    Args:
-        sources: paths, PIL images or arrays.
-        short_side: pictures with a longer short side are shrunk to this one, in pixels.
-        pool: threads that read.
-        progress: show a bar on stderr.
-    """
+    """The different readable pictures among the sources, shrunk to a short side and cached in bounded memory."""
 
     def __init__(
         self, sources: Sequence[ImageSource], short_side: int, pool: ThreadPoolExecutor, progress: bool
@@ -433,7 +400,7 @@ class UnlabelledImages:
         self.skipped: list[tuple[str, str]] = []
         free_bytes = MAX_CACHED_BYTES
         results = pool.map(self._try_read, sources)
-        bar = tqdm(results, total=len(sources), desc="reading", unit="img", file=sys.stderr, disable=not progress)
+        bar = progress_bar(results, total=len(sources), desc="reading", unit="img", shown=progress)
         for source, result in zip(sources, bar, strict=True):
             if isinstance(result, ImageError):
                 self.skipped.append((result.source, result.reason))
@@ -450,11 +417,7 @@ class UnlabelledImages:
         return len(self.digests)
 
     def image(self, digest: str) -> Tensor:
-        """A picture (3, h, w) uint8; safe to call from threads.
-
-        Raises:
-            ImageError: if it can't be read any more.
-        """
+        """A picture (3, h, w) uint8; safe to call from threads."""
         cached = self._cached.get(digest)
         return self._read(self._source[digest], None) if cached is None else cached
 

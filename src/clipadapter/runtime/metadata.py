@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.backends.checksum import ALGORITHM
+from clipadapter.backends.formats import INPUT_NAMES, PRECISIONS, input_names
 from clipadapter.blocks import Blocks, as_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.formats.base import INPUT_NAMES, PRECISIONS, input_names
-from clipadapter.formats.checksum import ALGORITHM
 from clipadapter.pixels import PixelSpec, different_squares
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.uncertainty.ood import MARK_RATE

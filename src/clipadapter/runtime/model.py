@@ -187,7 +187,7 @@ class RuntimeModel(ABC):
             ImageError: if a picture can't be read.
         """
         probabilities = [np.zeros((0, len(self.class_names)))]
-        for pictures, outputs in self._batches(images, DEFAULT_BATCH_SIZE):
+        for pictures, outputs in self.iter_outputs(images, DEFAULT_BATCH_SIZE):
             for picture in pictures:
                 if picture.error is not None:
                     raise ImageError(picture.name, picture.error)
@@ -222,7 +222,7 @@ class RuntimeModel(ABC):
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more, but is {batch_size}")
         cache = self.open_cache(adapt)
-        for pictures, outputs in self._batches(images, batch_size):
+        for pictures, outputs in self.iter_outputs(images, batch_size):
             adapted = None if cache is None else self.adapt(outputs, cache)
             answers, row = self.answer(outputs, adapted=adapted, **decisions), 0
             for picture in pictures:
@@ -232,15 +232,15 @@ class RuntimeModel(ABC):
                 else:
                     yield unreadable(picture.name, picture.error)
 
-    def _batches(
+    def iter_outputs(
         self, images: Pictures | Iterable[ImageSource] | Iterator[ImageSource | None], batch_size: int
-    ) -> Iterator[tuple[list[_LoadedPicture], Outputs]]:
-        """Pictures, and the outputs for those that can be read."""
+    ) -> Iterator[tuple[list[LoadedPicture], Outputs]]:
+        """Batches of pictures in their order, and the outputs for those that can be read."""
         # An iterator may have more pictures than fit into memory.
         remaining = images if isinstance(images, Iterator) else iter(list_pictures(images))
         notes, is_paused = ImageNotes(), False
         with ThreadPoolExecutor(min(batch_size, os.cpu_count() or 1)) as pool:
-            pending: deque[list[Future[_LoadedPicture]]] = deque()
+            pending: deque[list[Future[LoadedPicture]]] = deque()
             while True:
                 while len(pending) < PREFETCHED_BATCHES and not is_paused:
                     batch, is_paused = _take(remaining, batch_size)
@@ -259,13 +259,13 @@ class RuntimeModel(ABC):
                 yield pictures, self.run(np.stack(squares)) if squares else self._empty_outputs()
         notes.warn()
 
-    def _load(self, image: ImageSource) -> _LoadedPicture:
+    def _load(self, image: ImageSource) -> LoadedPicture:
         try:
             data = image_bytes(image) if isinstance(image, (str, Path)) else None
             notes = [] if data is None else find_image_notes(data)
-            return _LoadedPicture(source_name(image), self.preprocess(image, data), notes=notes)
+            return LoadedPicture(source_name(image), self.preprocess(image, data), notes=notes)
         except ImageError as error:
-            return _LoadedPicture(error.source, error=error.reason)
+            return LoadedPicture(error.source, error=error.reason)
 
     def _empty_outputs(self) -> Outputs:
         """Outputs for no picture."""
@@ -286,7 +286,7 @@ def _take(images: Iterator[ImageSource | None], batch_size: int) -> tuple[list[I
 
 
 @dataclass(frozen=True, eq=False)
-class _LoadedPicture:
+class LoadedPicture:
     """The squares of a picture and the notes on it, or why it can't be read."""
 
     name: str

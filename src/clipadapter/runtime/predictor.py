@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.backends.checksum import Stamp, check_file, stamp_files
+from clipadapter.backends.formats import (
+    BLOCKS_OUTPUT,
+    FEATURES_OUTPUT,
+    ExportFormat,
+    export_suffixes,
+    find_format,
+    input_names,
+    list_inference_backends,
+)
 from clipadapter.blocks import total_width
 from clipadapter.errors import ArtifactError, InputError, brief
-from clipadapter.formats import ExportFormat, export_suffixes, find_format, list_inference_backends
-from clipadapter.formats.base import BLOCKS_OUTPUT, FEATURES_OUTPUT, input_names
-from clipadapter.formats.checksum import Stamp, check_file, stamp_files
 from clipadapter.model_folder import suggest_model
 from clipadapter.pixels import packed_shape, unpack_squares
 from clipadapter.runtime.metadata import ExportMetadata
@@ -29,7 +36,7 @@ class Predictor(RuntimeModel):
     """A model that ``clipadapter export`` wrote. Neither torch nor open_clip is loaded.
 
     Args:
-        path: the file, of any format of `clipadapter.formats`; of an OpenVINO pair the ``.xml``.
+        path: the file, of any format of `clipadapter.backends.formats`; of an OpenVINO pair the ``.xml``.
         backend: "onnxruntime" or "openvino"; "auto" uses the first that is installed of those that run the format.
         threads: number of threads that run the graph; all cores by default.
 
@@ -161,12 +168,7 @@ def _as_outputs(arrays: Mapping[str, NDArray[Any]]) -> Outputs:
 
 
 def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
-    """The format of a file, and the name of the backend that opens it.
-
-    Raises:
-        InputError: if the backend is unknown, or can't run such a file.
-        ArtifactError: if there is no such file.
-    """
+    """The format of a file, and the name of the backend that opens it."""
     known = list_inference_backends()
     if backend not in ("auto", *known):
         raise InputError(f"backend must be auto, {' or '.join(known)}, but is {brief(backend)}")
@@ -182,8 +184,8 @@ def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
     if not is_file:
         raise ArtifactError(f"there is no file {path}{suggest_model(path)}")
     if backend == "auto":
-        return export_format, export_format.choose_backend().name
-    names = [each.name for each in export_format.backends]
-    if backend not in names:
-        raise InputError(f"{path.name} is run by {' or '.join(names)}, not by {backend}: use backend 'auto'")
+        return export_format, export_format.choose_backend()
+    if backend not in export_format.backends:
+        others = " or ".join(export_format.backends)
+        raise InputError(f"{path.name} is run by {others}, not by {backend}: use backend 'auto'")
     return export_format, backend

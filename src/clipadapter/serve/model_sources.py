@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipadapter.cache import default_cache_dir
+from clipadapter.backends.checksum import add_bytes, open_model
+from clipadapter.backends.formats import DEFAULT_FORMAT, companion_files, export_suffixes, get_format, is_exported
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
 from clipadapter.files import explain_missing, quote_path
-from clipadapter.formats import DEFAULT_FORMAT, companion_files, export_suffixes, get_format, is_exported
-from clipadapter.formats.checksum import add_bytes, check_file, open_model
+from clipadapter.model_folder import CONFIG_FILE
+from clipadapter.runtime.cached import cached_export, is_intact
 
-CONFIG_FILE = "config.json"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION_CHARS = 12
 FileStamp = tuple[tuple[str, int, int, int], ...]
@@ -136,11 +136,10 @@ def find_sources(spec: str) -> list[ModelSource]:
 def _export_saved_model(folder: Path) -> Path:
     """The exported file of a saved model, from the cache folder or made now."""
     try:
-        key = hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()[:32]
+        target = cached_export(folder, DEFAULT_FORMAT)
     except OSError as error:
         raise ArtifactError(f"{folder} no longer holds a saved model: {error.strerror}") from error
-    target = default_cache_dir() / "served" / f"{key}{get_format(DEFAULT_FORMAT).suffix}"
-    if _is_intact(target):
+    if is_intact(target):
         return target
     try:
         from clipadapter.classifier import FewShotClassifier
@@ -155,15 +154,6 @@ def _export_saved_model(folder: Path) -> Path:
             raise
         raise _export_elsewhere(folder, str(missing)) from error
     return target
-
-
-def _is_intact(target: Path) -> bool:
-    """Whether a file in the cache exists and was not altered; if not, the model is exported again."""
-    try:
-        check_file(target)
-    except ArtifactError:
-        return False
-    return True
 
 
 def _export_elsewhere(folder: Path, reason: str) -> MissingExtraError:

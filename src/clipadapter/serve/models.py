@@ -11,17 +11,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clipadapter.backends.checksum import check_file
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.formats.checksum import check_file
 from clipadapter.parallel import count_cores
 from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
-from clipadapter.runtime.isolated import IsolatedOpener
+from clipadapter.runtime.isolated import try_in_child
 from clipadapter.serve.batching import Batcher, QueueSlot
 from clipadapter.serve.limits import Limits, RequestRefused
 from clipadapter.serve.logs import log_event
@@ -56,7 +57,7 @@ class ServedModels:
         backend: str = "auto",
         threads: int | None = None,
         opener: Opener | None = None,
-        isolated: IsolatedOpener | None = None,
+        isolated: Callable[[Path], None] | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.metrics = Metrics()
@@ -65,7 +66,7 @@ class ServedModels:
         self.slow_pool = ThreadPoolExecutor(1, "clipadapter-slow-pictures")
         self._specs = list(specs)
         self._open = opener or (lambda path: Predictor(path, backend=backend, threads=threads))
-        self._isolated = isolated or (None if opener else IsolatedOpener(backend))
+        self._isolated = isolated or (None if opener else partial(try_in_child, backend=backend))
         self._models: dict[str, ServedModel] = {}
         self._stamps: dict[str, FileStamp | None] = {}
         # Stamps that the last check saw for the first time, by name: a change counts when the next check sees it again.
@@ -141,8 +142,6 @@ class ServedModels:
         Args:
             timeout: seconds to wait for each model.
         """
-        if self._isolated is not None:
-            self._isolated.stop()
         for model in list(self._models.values()):
             model.batcher.close(timeout)
         # No client waits for the remaining pictures; without this, the interpreter would wait for them at its exit.
@@ -193,7 +192,7 @@ class ServedModels:
                 old.batcher.close()
 
     def _load(
-        self, source: ModelSource, old: ServedModel | None = None, isolated: IsolatedOpener | None = None
+        self, source: ModelSource, old: ServedModel | None = None, isolated: Callable[[Path], None] | None = None
     ) -> ServedModel:
         """Load a model and run it once; the old one if the file is the same.
 
@@ -208,7 +207,7 @@ class ServedModels:
             return old
         if isolated is not None:
             check_file(path)  # finds most damage without starting a process
-            isolated.try_file(path)
+            isolated(path)
         predictor = self._open(path)
         try:
             outputs = predictor.run(predictor.grey_pictures(1))

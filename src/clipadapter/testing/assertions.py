@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from clipadapter.encoders import Encoder
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone
+
+
+def run_checks(checks: Iterable[Callable[[Encoder], None]], encoder: Encoder) -> None:
+    """Run every check.
+
+    Raises:
+        AssertionError: at the first rule that does not hold, with its name.
+    """
+    for check in checks:
+        try:
+            check(encoder)
+        except AssertionError as error:
+            raise AssertionError(f"{encoder.info.name}, {check.__name__}: {error}") from error
 
 
 def require(condition: bool, message: str) -> None:

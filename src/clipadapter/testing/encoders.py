@@ -19,7 +19,7 @@ from torch import Tensor
 from clipadapter.backends import Int8Calibration
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import InputError
-from clipadapter.testing.assertions import require, require_equal_features
+from clipadapter.testing.assertions import require, require_equal_features, run_checks
 
 TOLERANCE = 1e-4
 """Largest distance between two features that must be equal, relative to their length."""
@@ -252,11 +252,7 @@ def check_encoder(encoder: Encoder) -> None:
 
     >>> check_encoder(create_encoder("toy"))
     """
-    for check in ENCODER_CHECKS:
-        try:
-            check(encoder)
-        except AssertionError as error:
-            raise AssertionError(f"{encoder.info.name}, {check.__name__}: {error}") from error
+    run_checks(ENCODER_CHECKS, encoder)
 
 
 def _picture(size: tuple[int, int], seed: int = 0) -> Image.Image:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.encoders import Encoder, open_text_tower
-from clipadapter.testing.assertions import require, require_equal_features
+from clipadapter.testing.assertions import require, require_equal_features, run_checks
 from clipadapter.towers import TextTower
 
 TOLERANCE = 1e-5
@@ -122,11 +122,7 @@ def check_tower(encoder: Encoder) -> None:
         AssertionError: at the first rule that does not hold, with its name.
         InputError: if the encoder has no text tower that takes token embeddings.
     """
-    for check in TOWER_CHECKS:
-        try:
-            check(encoder)
-        except AssertionError as error:
-            raise AssertionError(f"{encoder.info.name}, {check.__name__}: {error}") from error
+    run_checks(TOWER_CHECKS, encoder)
 
 
 def _embedded(tower: TextTower, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from clipadapter.encoders import AttentionLayer, Encoder
-from clipadapter.errors import InputError
 from clipadapter.heads import register_head
+from clipadapter.heads.parameters import Within, at_least
 from clipadapter.tuners.layer_tuner import LayerTuner, add_to_weight, replace_linear
 from clipadapter.tuners.tower_tuner import Trainable
 
@@ -53,9 +55,9 @@ class ClipLora(LayerTuner):
     method_name = "clip-lora"
     trainable_matrices = "qkvo"
 
-    rank: int = 2
+    rank: Annotated[int, at_least(1)] = 2
     alpha: float = 1.0
-    dropout: float = 0.25
+    dropout: Annotated[float, Within(0, 1, closed="left")] = 0.25
     matrices: str = "qkv"
     lr: float = 2e-4
     weight_decay: float = 1e-2
@@ -63,40 +65,27 @@ class ClipLora(LayerTuner):
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         drop = SeededDropout(self.dropout, generator, tunable.device)
         arrays: dict[str, Tensor] = {}
-        layers_of = self._tower_layers(tunable)
+        layers_of = self._tower_parts(tunable)
         for tower, layers in layers_of.items():
             update = initial_update(layers, self.matrices, self.rank, self.alpha, generator, tunable.device)
             arrays[f"{tower}_a_"], arrays[f"{tower}_b_"] = update.a.requires_grad_(), update.b.requires_grad_()
             update.attach(layers, drop)
         return Trainable(arrays, layers_of.keys(), drop.start_step)
 
-    def _merge_tower(self, tower: str, layers: list[AttentionLayer]) -> bool:
+    def _merge_tower(self, tower: str, parts: list[AttentionLayer]) -> bool:
         a, b = (getattr(self, f"{tower}_{letter}_", None) for letter in "ab")
         update = None if a is None or b is None else LoraUpdate(a, b, self.matrices, self.alpha)
-        if update is None or not update.fits(layers):
+        if update is None or not update.fits(parts):
             return False
-        update.merge(layers)
+        update.merge(parts)
         return True
 
     def _fingerprint_facts(self) -> tuple[object, ...]:
         return *super()._fingerprint_facts(), float(self.alpha)
 
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.rank < 1:
-            raise InputError(f"rank must be 1 or more, but is {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout must be 0 or more and less than 1, but is {self.dropout}")
-
 
 class SeededDropout:
-    """Dropout whose draws are an argument.
-
-    Args:
-        rate: share of the values that become zero.
-        seed: stream that gives a seed for the draws of each step; see `start_step`.
-        device: where the values are.
+    """Dropout of a share of the values, whose draws of each step are seeded by a generator; see `start_step`.
 
     >>> drop = SeededDropout(0.5, torch.Generator().manual_seed(0), "cpu")
     >>> drop.start_step()
@@ -122,19 +111,12 @@ class SeededDropout:
 
 @dataclass(frozen=True, eq=False)
 class LoraBranch:
-    """What is added to some outputs of a linear layer: ``scale * b @ a @ dropout(x)``.
+    """What is added to some outputs of a linear layer: ``scale * b @ a @ dropout(x)``."""
 
-    Args:
-        rows: which outputs.
-        update: has ``a`` and ``b``.
-        layer: number of the layer in it.
-        matrix: number of the matrix in it.
-    """
-
-    rows: slice
-    update: LoraUpdate
-    layer: int
-    matrix: int
+    rows: slice  # which outputs
+    update: LoraUpdate  # has a and b
+    layer: int  # number of the layer in it
+    matrix: int  # number of the matrix in it
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -143,17 +125,10 @@ class LoraBranch:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and branches beside it, each with a dropout of its own before it.
-
-    Args:
-        weight: (out, in).
-        bias: (out,), or None.
-        branches: of different rows.
-        drop: dropout of the branches' input.
-    """
+    """A frozen linear layer and branches of different rows beside it, each with a dropout of its own before it."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, branches: Sequence[LoraBranch], drop: SeededDropout
+        self, drop: SeededDropout, weight: Tensor, bias: Tensor | None, branches: Sequence[LoraBranch]
     ) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
@@ -173,18 +148,11 @@ class LoraLinear(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class LoraUpdate:
-    """A low-rank update of the attention layers of a network.
+    """A low-rank update of the attention layers of a network: that of a weight is ``alpha / sqrt(r) * b @ a``."""
 
-    Args:
-        a: (L, p, r, in): for each of L layers and p matrices.
-        b: (L, p, out, r).
-        letters: which p matrices, such as "qkv".
-        alpha: the update of a weight is ``alpha / sqrt(r) * b @ a``.
-    """
-
-    a: Tensor
-    b: Tensor
-    letters: str
+    a: Tensor  # (L, p, r, in): for each of L layers and p matrices
+    b: Tensor  # (L, p, out, r)
+    letters: str  # which p matrices, such as "qkv"
     alpha: float
 
     @property
@@ -205,13 +173,7 @@ class LoraUpdate:
         """Put branches into the layers, to be trained there."""
         for i, layer in enumerate(layers):
             branches = {letter: LoraBranch(layer[letter].rows, self, i, j) for j, letter in enumerate(self.letters)}
-
-            def make(
-                weight: Tensor, bias: Tensor | None, letters: str, own: dict[str, LoraBranch] = branches
-            ) -> nn.Module:
-                return LoraLinear(weight, bias, [own[letter] for letter in letters], drop)
-
-            replace_linear(layer, self.letters, make)
+            replace_linear(layer, branches, partial(LoraLinear, drop))
 
     def merge(self, layers: Sequence[AttentionLayer]) -> None:
         """Put weights into the layers that the update is added to."""

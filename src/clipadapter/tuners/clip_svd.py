@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,9 @@ from torch.nn.functional import linear
 
 from clipadapter.encoders import AttentionLayer, Encoder
 from clipadapter.heads import register_head
+from clipadapter.heads.parameters import OneOf
 from clipadapter.parallel import parallel_map
-from clipadapter.tuners.layer_tuner import LayerTuner, add_to_weight, replace_linear
+from clipadapter.tuners.layer_tuner import LAYERS, LayerTuner, add_to_weight, replace_linear
 from clipadapter.tuners.tower_tuner import Trainable
 
 
@@ -61,25 +63,25 @@ class ClipSvd(LayerTuner):
     trainable_matrices = "qkvoud"
 
     matrices: str = "qkvoud"
-    layers: str = "ends"
+    layers: Annotated[str, OneOf(*LAYERS)] = "ends"
     lr: float = 2e-3
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         arrays: dict[str, Tensor] = {}
-        layers_of = self._tower_layers(tunable)
+        layers_of = self._tower_parts(tunable)
         for tower, layers in layers_of.items():
             values = SingularValues(
                 torch.zeros(count_singular_values(layers), device=tunable.device, requires_grad=True)
             )
             arrays[f"{tower}_s_"] = values.change
             values.attach(layers)
-        return Trainable(arrays, layers_of.keys(), lambda: None)
+        return Trainable(arrays, layers_of.keys())
 
-    def _merge_tower(self, tower: str, layers: list[AttentionLayer]) -> bool:
+    def _merge_tower(self, tower: str, parts: list[AttentionLayer]) -> bool:
         change = getattr(self, f"{tower}_s_", None)
-        if change is None or not SingularValues(change).fits(layers):
+        if change is None or change.shape != (count_singular_values(parts),):
             return False
-        SingularValues(change).merge(layers)
+        SingularValues(change).merge(parts)
         return True
 
 
@@ -91,21 +93,13 @@ MIN_SVD_WORK = 10**9
 
 @dataclass(frozen=True, eq=False)
 class SvdFactors:
-    """A matrix as ``u @ diag(s) @ vt``, with k = min(out, in) singular values, the largest first.
+    """A matrix as ``u @ diag(s) @ vt``, with k = min(out, in) singular values, the largest first."""
 
-    Args:
-        u: (out, k), orthonormal columns.
-        s: (k,).
-        vt: (k, in), orthonormal rows.
-        group: (k,) a number that equal singular values share.
-        share: (k,) one over their number; zero for those that stay.
-    """
-
-    u: Tensor
-    s: Tensor
-    vt: Tensor
-    group: Tensor
-    share: Tensor
+    u: Tensor  # (out, k), orthonormal columns
+    s: Tensor  # (k,)
+    vt: Tensor  # (k, in), orthonormal rows
+    group: Tensor  # (k,) a number that equal singular values share
+    share: Tensor  # (k,) one over their number; zero for those that stay
 
     def average_equal(self, change: Tensor) -> Tensor:
         """Changes (k,) of which those of equal singular values are their mean, and those of zeros are zero."""
@@ -141,19 +135,12 @@ def decompose(weight: Tensor) -> SvdFactors:
 
 @dataclass(frozen=True, eq=False)
 class FactoredRows:
-    """Some outputs of a linear layer, whose matrix has changed singular values.
+    """Some outputs of a linear layer, whose matrix has changed singular values."""
 
-    Args:
-        rows: which outputs.
-        factors: their matrix.
-        values: has the changes.
-        part: which of them are its own.
-    """
-
-    rows: slice
-    factors: SvdFactors
-    values: SingularValues
-    part: slice
+    rows: slice  # which outputs
+    factors: SvdFactors  # their matrix
+    values: SingularValues  # has the changes
+    part: slice  # which of them are its own
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(..., in) to (..., out)."""
@@ -166,13 +153,7 @@ class FactoredRows:
 
 
 class FactoredLinear(nn.Module):
-    """A linear layer of which some matrices are factors.
-
-    Args:
-        weight: (out, in), for the outputs of other rows.
-        bias: (out,), or None.
-        factored: matrices of different rows.
-    """
+    """A linear layer of which some matrices, of different rows, are factors; the weight gives the other outputs."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, factored: Sequence[FactoredRows]) -> None:
         super().__init__()
@@ -198,17 +179,9 @@ class FactoredLinear(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class SingularValues:
-    """Changes of the singular values of all matrices of some layers.
+    """Changes of the singular values of all matrices of some layers."""
 
-    Args:
-        change: (n,) layer by layer, in a layer matrix by matrix in its order.
-    """
-
-    change: Tensor
-
-    def fits(self, layers: Sequence[AttentionLayer]) -> bool:
-        """Whether these are layers with as many singular values."""
-        return self.change.shape == (count_singular_values(layers),)
+    change: Tensor  # (n,) layer by layer, in a layer matrix by matrix in its order
 
     def attach(self, layers: Sequence[AttentionLayer]) -> None:
         """Put factors into the layers, to be trained there."""
@@ -217,13 +190,7 @@ class SingularValues:
         factors = iter(parallel_map([partial(_decompose_like, weight) for weight in weights], work=MIN_SVD_WORK))
         for layer, own in zip(layers, slices, strict=True):
             factored = {letter: FactoredRows(layer[letter].rows, next(factors), self, own[letter]) for letter in layer}
-
-            def make(
-                weight: Tensor, bias: Tensor | None, letters: str, by_letter: dict[str, FactoredRows] = factored
-            ) -> nn.Module:
-                return FactoredLinear(weight, bias, [by_letter[letter] for letter in letters])
-
-            replace_linear(layer, "".join(layer), make)
+            replace_linear(layer, factored, FactoredLinear)
 
     def merge(self, layers: Sequence[AttentionLayer]) -> None:
         """Put weights into the layers that have the changed singular values."""

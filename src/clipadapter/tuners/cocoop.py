@@ -24,7 +24,7 @@ from typing_extensions import Self
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
-from clipadapter.heads.parameters import POSITIVE
+from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.heads.support import Array
 from clipadapter.tuners.prompt_tuner import GIGABYTE, PromptTuner
 from clipadapter.tuners.prompts import Prompts
@@ -68,10 +68,10 @@ class CoCoOp(PromptTuner):
     _prompts: Prompts | None = field(default=None, init=False)
 
     reduction: Annotated[float, POSITIVE] = 16
-    n_ctx: int = 4
+    n_ctx: Annotated[int, at_least(1)] = 4
     ctx_init: str | None = "a photo of a"
     csc: bool = field(default=False, init=False)
-    epochs: int | None = 10
+    epochs: Annotated[int | None, at_least(1)] = 10
     batch_size: int = 1
 
     def _fit(self, shots: SupportSet) -> None:

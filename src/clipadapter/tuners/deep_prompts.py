@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from clipadapter.encoders import Encoder, open_prompt_places
 from clipadapter.encoders.open_clip_prompts import PromptPlaces
 from clipadapter.encoders.prompted_layers import FixedPrompts, PromptSource
 from clipadapter.errors import InputError
+from clipadapter.heads.parameters import at_least
 from clipadapter.heads.training import TrainConfig
 from clipadapter.tuners.tower_tuner import TowerTuner
 
@@ -40,27 +41,24 @@ class DeepPromptTuner(TowerTuner):
             of the template "a photo of a {}." do, has its first ``n_ctx`` tokens replaced. Any other text gets the
             prompts before its words.
         lr: highest learning rate of SGD. It falls to 0 in a cosine, epoch by epoch.
-        momentum: of SGD.
         weight_decay: L2, on all that is trained.
         schedule: "cosine-epoch", "cosine" or "constant".
         warmup_epochs: epochs at a constant 1e-5 before the schedule starts.
         seed: of the first values, shuffling and the choice of views.
     """
 
-    method_name: ClassVar[str]
     min_epochs: ClassVar[int]
     """Epochs if ``epochs`` is None, or more of them, to make `min_steps`."""
     min_steps: ClassVar[int]
 
-    n_ctx: int = 4
-    depth: int = 9
+    n_ctx: Annotated[int, at_least(1)] = 4
+    depth: Annotated[int, at_least(1)] = 9
     ctx_init: str | None = "a photo of a"
     lr: float = 2.5e-3
-    momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "cosine-epoch"
     warmup_epochs: int = 1
-    epochs: int | None = None
+    epochs: Annotated[int | None, at_least(1)] = None
     batch_size: int = 4
 
     def check_encoder(self, tunable: Encoder) -> None:
@@ -100,10 +98,7 @@ class DeepPromptTuner(TowerTuner):
         ):
             prompts = getattr(self, f"{tower}_prompts_", None)
             if prompts is None or prompts.ndim != 3 or prompts.shape[2] != width or len(prompts) > len(blocks):
-                raise InputError(
-                    f"what {self.method_name} has learned does not fit the {tower} tower of {tunable.info.name}: give "
-                    "the encoder that was tuned"
-                )
+                raise self._misfit(tower, tunable)
             sources[tower] = [FixedPrompts(each.to(places.device)) for each in prompts]
             changed.append(f"{tower} tower ({prompts.shape[1]} prompts before each of {len(prompts)} blocks)")
         self.insert_sources(places, **sources)
@@ -111,15 +106,6 @@ class DeepPromptTuner(TowerTuner):
 
     def _fingerprint_facts(self) -> tuple[object, ...]:
         return (self.ctx_init,)
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        for name in ("n_ctx", "depth"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, but is {getattr(self, name)}")
-        if self.epochs is not None and self.epochs < 1:
-            raise InputError(f"epochs must be 1 or more, or None, but is {self.epochs}")
 
 
 def prompts_of_blocks(values: Tensor) -> list[PromptSource]:

@@ -9,10 +9,12 @@ does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from clipadapter.heads import register_head
+from clipadapter.heads.parameters import at_least
 from clipadapter.tuners.prompt_tuner import Batch, PromptTuner
 
 
@@ -39,9 +41,9 @@ class KgCoOp(PromptTuner):
     """
 
     weight: float = 8.0
-    n_ctx: int = 4
+    n_ctx: Annotated[int, at_least(1)] = 4
     ctx_init: str | None = "a photo of a"
-    epochs: int | None = 100
+    epochs: Annotated[int | None, at_least(1)] = 100
     batch_size: int = 128
 
     def _loss(self, batch: Batch) -> Tensor:

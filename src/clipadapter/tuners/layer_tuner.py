@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +13,19 @@ from torch.nn.functional import scaled_dot_product_attention
 from clipadapter.encoders import AttentionLayer, Encoder, attention_layers
 from clipadapter.encoders.layers import Matrix
 from clipadapter.errors import InputError, brief
+from clipadapter.heads.parameters import OneOf
 from clipadapter.heads.training import TrainConfig
-from clipadapter.tuners.tower_tuner import TowerTuner, tower_networks
+from clipadapter.tuners.tower_tuner import PartTuner
 
-TOWERS = ("both", "image", "text")
+LAYERS = ("all", "bottom", "top", "ends")
 STEPS_PER_SHOT = 500
 """Optimizer steps for each shot per class, as in CLIP-LoRA's paper."""
+T = TypeVar("T")
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class LayerTuner(TowerTuner):
+class LayerTuner(PartTuner):
     """Base of the methods that change matrices of the towers' layers, trained by AdamW at a rate that falls to 1e-6.
-
-    A subclass merges what was learned into a tower's layers in `_merge_tower`.
 
     Args:
         matrices: which matrices of a layer are changed, as letters.
@@ -37,19 +36,13 @@ class LayerTuner(TowerTuner):
         steps: optimizer steps; None for 500 times the shots per class.
     """
 
-    method_name: ClassVar[str]
     trainable_matrices: ClassVar[str]
     """Letters of the matrices that the method can change."""
 
     matrices: str
-    towers: str = "both"
-    layers: str = "all"
+    layers: Annotated[str, OneOf(*LAYERS)] = "all"
     weight_decay: float = 0.0
     steps: int | None = None
-
-    @abstractmethod
-    def _merge_tower(self, tower: str, layers: list[AttentionLayer]) -> bool:
-        """Add what was learned to the weights of a tower's layers; False if it does not fit them."""
 
     def _train_config(self, shots_per_class: int) -> TrainConfig:
         steps = STEPS_PER_SHOT * shots_per_class if self.steps is None else self.steps
@@ -57,66 +50,32 @@ class LayerTuner(TowerTuner):
             self, optimizer="adamw", steps=steps, min_epochs=1, min_lr=1e-6, view_per_epoch=False
         )
 
-    def _merge(self, tunable: Encoder) -> str:
-        layers_of = self._tower_layers(tunable)
-        for tower, layers in layers_of.items():
-            if not self._merge_tower(tower, layers):
-                raise InputError(
-                    f"what {self.method_name} has learned does not fit the {tower} tower of {tunable.info.name}: "
-                    "give the encoder that was tuned"
-                )
-        return f"{self.method_name}: " + ", ".join(
-            f"{tower} tower ({len(layers)} of its layers)" for tower, layers in layers_of.items()
-        )
-
     def _fingerprint_facts(self) -> tuple[object, ...]:
         return self.matrices, self.layers
 
-    def _tower_layers(self, tunable: Encoder) -> dict[str, list[AttentionLayer]]:
-        """The layers that are changed, by tower; of their matrices those that are changed and that they have."""
-        selected = {}
-        for tower, network in tower_networks(tunable).items():
-            if self.towers in ("both", tower):
-                every = attention_layers(network, mlp=bool(set(self.trainable_matrices) - set("qkvo")))
-                cut = [{letter: layer[letter] for letter in self.matrices if letter in layer} for layer in every]
-                selected[tower] = select_layers([layer for layer in cut if layer], self.layers)
-        selected = {tower: layers for tower, layers in selected.items() if layers}
-        if not selected:
-            which, hint = ("neither tower", "") if self.towers == "both" else (f"no {self.towers} tower", ", or 'both'")
-            raise InputError(
-                f"{which} of {tunable.info.name} has attention layers that {self.method_name} knows: "
-                f"take another encoder{hint}"
-            )
-        return selected
+    def _parts_of(self, tower: str, network: nn.Module, tunable: Encoder) -> list[AttentionLayer]:
+        """The layers that are changed; of their matrices those that are changed and that they have."""
+        every = attention_layers(network, mlp=bool(set(self.trainable_matrices) - set("qkvo")))
+        cut = [{letter: layer[letter] for letter in self.matrices if letter in layer} for layer in every]
+        return select_layers([layer for layer in cut if layer], self.layers)
+
+    def _describe_parts(self, parts: list[AttentionLayer]) -> str:
+        return f"{len(parts)} of its layers"
+
+    @property
+    def parts(self) -> str:  # type: ignore[override]
+        """See `PartTuner`."""
+        return f"attention layers that {self.method_name} knows"
 
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""
         super().check_parameters()
-        check_towers(self.towers)
-        if self.layers not in LAYERS:
-            raise InputError(f"layers must be one of {', '.join(LAYERS)}, but is {brief(self.layers)}")
         letters = self.matrices
         if not letters or set(letters) - set(self.trainable_matrices) or len(set(letters)) < len(letters):
             raise InputError(
                 f"matrices must be different letters of {self.trainable_matrices!r}, such as 'qkv', but are "
                 f"{brief(letters)}"
             )
-
-
-def check_towers(towers: str) -> None:
-    """Refuse a name that is none of `TOWERS`.
-
-    Raises:
-        InputError: if so.
-    """
-    if towers not in TOWERS:
-        raise InputError(f"towers must be one of {', '.join(TOWERS)}, but is {brief(towers)}")
-
-
-LAYERS = ("all", "bottom", "top", "ends")
-
-MakeModule = Callable[[Tensor, "Tensor | None", str], nn.Module]
-"""Makes a module from weight and bias of a linear layer, and the letters of the matrices in it that are changed."""
 
 
 def select_layers(layers: Sequence[AttentionLayer], which: str) -> list[AttentionLayer]:
@@ -139,10 +98,7 @@ def select_layers(layers: Sequence[AttentionLayer], which: str) -> list[Attentio
 class SplitAttention(nn.Module):
     """Self-attention as in ``nn.MultiheadAttention``, whose linear layers are separate modules.
 
-    Args:
-        base: says how many heads there are, and the order of the dimensions.
-        inner: (..., w) to queries, keys and values (..., 3w).
-        outer: (..., w) to (..., w).
+    ``inner`` gives queries, keys and values (..., 3w) of tokens (..., w), ``outer`` the output.
     """
 
     def __init__(self, base: nn.MultiheadAttention, inner: nn.Module, outer: nn.Module) -> None:
@@ -163,19 +119,22 @@ class SplitAttention(nn.Module):
         return (output if self.batch_first else output.transpose(0, 1)), None
 
 
-def replace_linear(layer: AttentionLayer, letters: str, make: MakeModule) -> None:
+def replace_linear(
+    layer: AttentionLayer, changes: Mapping[str, T], make: Callable[[Tensor, Tensor | None, list[T]], nn.Module]
+) -> None:
     """Replace the linear layers that hold some matrices of a layer by other modules.
 
     Args:
         layer: is changed.
-        letters: the matrices.
-        make: makes a module; the one of the output projection of ``nn.MultiheadAttention`` may get no letters.
+        changes: what is done to each matrix, by its letter.
+        make: makes a module from weight, bias and the changes of the matrices in it; the output projection of
+            ``nn.MultiheadAttention`` may have none.
     """
 
     def replacement(owner: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        return make(weight, bias, "".join(letter for letter in letters if layer[letter].owner is owner))
+        return make(weight, bias, [change for letter, change in changes.items() if layer[letter].owner is owner])
 
-    for letter in letters:
+    for letter in changes:
         matrix = layer[letter]
         module = matrix.module
         if isinstance(module, nn.MultiheadAttention):
@@ -187,12 +146,7 @@ def replace_linear(layer: AttentionLayer, letters: str, make: MakeModule) -> Non
 
 
 def add_to_weight(matrix: Matrix, change: Tensor) -> None:
-    """Replace the weight that a matrix is part of by a changed copy; the old weight stays as it is.
-
-    Args:
-        matrix: the matrix.
-        change: (out, in), added to it.
-    """
+    """Replace the weight that a matrix is part of by a copy with a change (out, in); the old weight stays as it is."""
     with torch.no_grad():
         weight = matrix.full_weight.detach().clone()
         weight[matrix.rows] += change.to(weight)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch.nn.functional import linear
 
 from clipadapter.encoders import Encoder, open_prompt_places
 from clipadapter.heads import register_head
+from clipadapter.heads.parameters import at_least
 from clipadapter.tuners.deep_prompts import DeepPromptTuner, prompts_of_blocks
 from clipadapter.tuners.tower_tuner import Trainable
 
@@ -54,7 +56,7 @@ class Maple(DeepPromptTuner):
     recipes = {"official": {"epochs": 5}}
     """The recipe of the authors' released code: 5 epochs."""
 
-    n_ctx: int = 2
+    n_ctx: Annotated[int, at_least(1)] = 2
     lr: float = 3.5e-3
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
@@ -75,7 +77,7 @@ class Maple(DeepPromptTuner):
 
         self.insert_sources(places, prompts_of_blocks(text), [partial(couple, i) for i in range(blocks)])
         arrays = {"text_prompts_": text, "image_weight_": weight, "image_bias_": bias}
-        return Trainable(arrays, ("image", "text"), lambda: None, learned)
+        return Trainable(arrays, ("image", "text"), learned=learned)
 
 
 def initial_coupling(

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -33,9 +34,9 @@ from torch.nn.functional import cross_entropy, l1_loss
 
 from clipadapter.data import clean_name
 from clipadapter.encoders import Encoder, open_prompt_places, open_tunable_copy
-from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import register_head
+from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.tuners.deep_prompts import DeepPromptTuner, gaussian_weights, normal, prompts_of_blocks
 from clipadapter.tuners.tower_tuner import ImageFeatures, Step, Trainable
 
@@ -83,12 +84,12 @@ class PromptSrc(DeepPromptTuner):
     recipes = {"official": {"epochs": 50, "average_mean": 30.0, "average_std": 30.0}}
     """The recipe of the authors' released code for few shots of all classes: 50 epochs, averaged with (30, 30)."""
 
-    n_ctx_image: int = 4
+    n_ctx_image: Annotated[int, at_least(1)] = 4
     text_weight: float = 25.0
     image_weight: float = 10.0
     logit_weight: float = 1.0
     average_mean: float | None = None
-    average_std: float | None = None
+    average_std: Annotated[float | None, POSITIVE] = None
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         places = open_prompt_places(tunable)
@@ -96,7 +97,7 @@ class PromptSrc(DeepPromptTuner):
         blocks = min(self.depth, len(places.image_blocks))
         image = normal((blocks, self.n_ctx_image, places.image_width), generator).to(places.device).requires_grad_()
         self.insert_sources(places, prompts_of_blocks(text), prompts_of_blocks(image))
-        return Trainable({"text_prompts_": text, "image_prompts_": image}, ("image", "text"), lambda: None)
+        return Trainable({"text_prompts_": text, "image_prompts_": image}, ("image", "text"))
 
     def _make_loss(
         self, encoder: Encoder, squares: NDArray[np.uint8], prompts: Mapping[str, Sequence[str]]
@@ -120,14 +121,6 @@ class PromptSrc(DeepPromptTuner):
     def _epoch_weights(self, epochs: int) -> Sequence[float]:
         mean, std = (0.6 * epochs if each is None else each for each in (self.average_mean, self.average_std))
         return gaussian_weights(epochs, mean, std)
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.n_ctx_image < 1:
-            raise InputError(f"n_ctx_image must be 1 or more, but is {self.n_ctx_image}")
-        if self.average_std is not None and not self.average_std > 0:
-            raise InputError(f"average_std must be more than 0 epochs, or None, but is {self.average_std}")
 
 
 def teacher_vectors(encoder: Encoder, names: Sequence[str]) -> Tensor:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
+from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import SupportSet, TextFeatures
 from clipadapter.heads.folds import hold_out_one_per_class
+from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.training import (
     EarlyStopping,
-    ScheduledHead,
+    ScheduleParameters,
     TrainConfig,
     gather_views,
     train,
@@ -42,25 +43,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """What the loss of one step is computed from.
+    """What the loss of one step is computed from."""
 
-    Args:
-        logits: (b, c) by the learned prompts.
-        labels: (b,) class positions.
-        weight: (c, d) unit class vectors of the learned prompts.
-        text: (c, d) unit class text, of hand-written prompts.
-        zero_shot: (b, c) logits by that text.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    weight: Tensor
-    text: Tensor
-    zero_shot: Tensor
+    logits: Tensor  # (b, c) by the learned prompts
+    labels: Tensor  # (b,) class positions
+    weight: Tensor  # (c, d) unit class vectors of the learned prompts
+    text: Tensor  # (c, d) unit class text, of hand-written prompts
+    zero_shot: Tensor  # (b, c) logits by that text
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class PromptTuner(ScheduledHead):
+class PromptTuner(ScheduleParameters):
     """Base of the methods that learn one context for all pictures.
 
     Args:
@@ -90,19 +83,19 @@ class PromptTuner(ScheduledHead):
     """(shots of the largest class, epochs), for at most so many shots."""
     max_epochs: ClassVar[int] = 200
 
-    n_ctx: int = 16
+    n_ctx: Annotated[int, at_least(1)] = 16
     ctx_init: str | None = None
-    class_token: str = "end"
+    class_token: Annotated[str, OneOf(*CLASS_TOKENS)] = "end"
     csc: bool = False
     lr: float = 2e-3
     weight_decay: float = 5e-4
     schedule: str = "cosine-epoch"
     warmup_epochs: int = 1
-    epochs: int | None = None
+    epochs: Annotated[int | None, at_least(1)] = None
     batch_size: int = 32
-    patience: int | None = None
-    precision: str = "fp32"
-    memory: float = 2.0
+    patience: Annotated[int | None, at_least(1)] = None
+    precision: Annotated[str, OneOf(*PRECISIONS)] = "fp32"
+    memory: Annotated[float, POSITIVE] = 2.0
     checkpoint: float | None = 30.0
 
     def planned_tower_tokens(self, shots: int, classes: int, predictions: int) -> int:
@@ -117,10 +110,9 @@ class PromptTuner(ScheduledHead):
         return self._planned_epochs(shots) * steps * self._tokens_of_prompts(classes)
 
     def describe_training(self, counts: Sequence[int]) -> str:
-        """How many steps `fit` makes, in words. With `patience` it may stop before.
+        """How many steps `fit` makes, in words, for these numbers of pictures of each class.
 
-        Args:
-            counts: pictures of each class.
+        With `patience` it may stop before.
 
         Raises:
             InputError: if a parameter of the training is wrong.
@@ -161,11 +153,7 @@ class PromptTuner(ScheduledHead):
         self.weight_ = self._class_vectors(prompts.tower, shots.names)
 
     def for_classes(self, text: TextFeatures) -> Self:
-        """A copy that predicts other classes with the same context before their names; see `Head.for_classes`.
-
-        Raises:
-            InputError: if each class has a context of its own, or the class text does not open its text tower.
-        """
+        """A copy that predicts other classes with the same context before their names; see `Head.for_classes`."""
         other = super().for_classes(text)
         if text.tower is None:
             raise InputError(f"{type(self).__name__} needs the text tower for new classes: use encode_classes(...)")
@@ -258,19 +246,6 @@ class PromptTuner(ScheduledHead):
         if self.epochs is not None:
             return self.epochs
         return next((number for max_shots, number in self.epochs_by_shots if shots <= max_shots), self.max_epochs)
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        for name, known in (("class_token", CLASS_TOKENS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(getattr(self, name))}")
-        for name in ("n_ctx", "epochs", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be 1 or more, but is {value}")
-        if not self.memory > 0:
-            raise InputError(f"memory must be more than 0 gigabytes, but is {self.memory}")
 
     def _digest(self, shots: SupportSet, tower: TextTower) -> str:
         """Of all that the result depends on."""

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from typing_extensions import Self
 
 from clipadapter.backends import Tower
 from clipadapter.encoders import Encoder, open_text_tower, open_tunable_copy
-from clipadapter.errors import InputError, brief
+from clipadapter.errors import InputError
 from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import SupportSet
-from clipadapter.heads.training import TrainConfig, TrainedHead, train
+from clipadapter.heads.parameters import OneOf
+from clipadapter.heads.training import TrainConfig, TrainingParameters, train
 from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 
 PRECISIONS = ("fp32", "bf16")
@@ -37,44 +38,28 @@ LEARNED_PREFIXES = ("image_", "text_")
 
 @dataclass(frozen=True, eq=False)
 class Trainable:
-    """Parameters that a method has put into the towers.
+    """Parameters that a method has put into the towers."""
 
-    Args:
-        arrays: parameters by the name they will have on the head: such as ``image_a_``.
-        towers: which towers depend on them, "image" or "text"; a tower that is not listed runs only once.
-        start_step: called at the beginning of each step.
-        learned: gives the arrays that the head keeps after training, by name; None if these are the parameters.
-    """
-
-    arrays: Mapping[str, Tensor]
-    towers: Collection[str]
-    start_step: Callable[[], None]
-    learned: Callable[[], Mapping[str, Tensor]] | None = None
+    arrays: Mapping[str, Tensor]  # by the name they will have on the head, such as image_a_
+    towers: Collection[str]  # that depend on them, "image" or "text"; a tower that is not listed runs only once
+    start_step: Callable[[], None] = lambda: None  # called at the beginning of each step
+    learned: Callable[[], Mapping[str, Tensor]] | None = None  # the arrays that the head keeps, if they are others
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What the loss of one step is computed from.
+    """What the loss of one step is computed from."""
 
-    Args:
-        features: (b, d) unit features of the pictures.
-        weight: (c, d) unit class vectors.
-        logits: (b, c).
-        labels: (b,) class positions.
-        rows: (b,) numbers of the pictures.
-        views: (b,) for each, the number of the view.
-    """
-
-    features: Tensor
-    weight: Tensor
-    logits: Tensor
-    labels: Tensor
-    rows: Tensor
-    views: Tensor
+    features: Tensor  # (b, d) unit features of the pictures
+    weight: Tensor  # (c, d) unit class vectors
+    logits: Tensor  # (b, c)
+    labels: Tensor  # (b,) class positions
+    rows: Tensor  # (b,) numbers of the pictures
+    views: Tensor  # (b,) for each, the number of the view
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class TowerTuner(TrainedHead):
+class TowerTuner(TrainingParameters):
     """Base of the methods that change weights of the towers.
 
     A subclass puts what is trained into a second encoder in `_attach`, and merges what was learned into the weights of
@@ -89,18 +74,13 @@ class TowerTuner(TrainedHead):
 
     needs_text = True
     tunes_encoder = True
+    method_name: ClassVar[str]
     learns_from_views: ClassVar[bool] = False
     """True if `fit` learns from augmented views by the tuned encoder; else it gets plain pictures."""
 
     batch_size: int = 32
-    precision: str = "fp32"
+    precision: Annotated[str, OneOf(*PRECISIONS)] = "fp32"
     checkpoint: float | None = 30.0
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, but is {brief(self.precision)}")
 
     @abstractmethod
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
@@ -115,13 +95,10 @@ class TowerTuner(TrainedHead):
 
     @abstractmethod
     def _merge(self, tunable: Encoder) -> str:
-        """Add the learned arrays to the weights of the tunable copy.
-
-        Returns:
-            The method's name and what was changed, as text.
+        """Add the learned arrays to the weights of the tunable copy; gives the method's name and what was changed.
 
         Raises:
-            InputError: if they don't fit its layers.
+            InputError: if they don't fit its layers; see `_misfit`.
         """
 
     @abstractmethod
@@ -133,10 +110,7 @@ class TowerTuner(TrainedHead):
         return Checkpoint(digest, self.checkpoint)
 
     def describe_training(self, counts: Sequence[int]) -> str:
-        """How many steps `tune` makes, in words.
-
-        Args:
-            counts: pictures of each class.
+        """How many steps `tune` makes, in words, for these numbers of pictures of each class.
 
         Raises:
             InputError: if a parameter of the training is wrong.
@@ -145,16 +119,7 @@ class TowerTuner(TrainedHead):
         return self._train_config(round(sum(counts) / n_classes)).describe(sum(counts))
 
     def check_encoder(self, tunable: Encoder) -> None:
-        """Refuse an encoder, or parameters that don't go with it, before pictures are read.
-
-        The default takes every tunable one.
-
-        Args:
-            tunable: from `open_tunable_copy`; it is not changed.
-
-        Raises:
-            InputError: if the method can't tune it.
-        """
+        """Refuse a tunable copy, or parameters that don't go with it, before pictures are read. It is not changed."""
 
     def _make_loss(
         self, encoder: Encoder, squares: NDArray[np.uint8], prompts: Mapping[str, Sequence[str]]
@@ -254,6 +219,12 @@ class TowerTuner(TrainedHead):
         tunable.info = replace(tunable.info, fingerprint=total.hexdigest(), note=note)
         return tunable
 
+    def _misfit(self, tower: str, tunable: Encoder) -> InputError:
+        return InputError(
+            f"what {self.method_name} has learned does not fit the {tower} tower of {tunable.info.name}: give the "
+            "encoder that was tuned"
+        )
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "weight_")
 
@@ -269,11 +240,7 @@ class TowerTuner(TrainedHead):
         return cosine_logits(X, self.weight_.to(X.dtype), self.scale_)
 
     def _arrays(self) -> dict[str, Tensor]:
-        """What was learned, by name.
-
-        Raises:
-            InputError: before `tune`.
-        """
+        """What was learned, by name; refused before `tune`."""
         arrays = {k: v for k, v in vars(self).items() if k.startswith(LEARNED_PREFIXES) and k.endswith("_")}
         if not arrays:
             raise InputError(
@@ -304,21 +271,61 @@ class TowerTuner(TrainedHead):
         return digest_of([*facts, squares])
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
+class PartTuner(TowerTuner):
+    """Base of the methods that change parts of one or both towers, such as some of their layers.
+
+    Args:
+        towers: "both", "image" or "text".
+    """
+
+    parts: ClassVar[str]
+    """What the parts are, for messages."""
+
+    towers: Annotated[str, OneOf("both", "image", "text")] = "both"
+
+    @abstractmethod
+    def _parts_of(self, tower: str, network: nn.Module, tunable: Encoder) -> Any:
+        """The parts of a tower that are changed, as a sequence; empty if it has none."""
+
+    @abstractmethod
+    def _merge_tower(self, tower: str, parts: Any) -> bool:
+        """Add what was learned to the parts of a tower; False if it does not fit them."""
+
+    @abstractmethod
+    def _describe_parts(self, parts: Any) -> str:
+        """What was changed in a tower, in words."""
+
+    def _tower_parts(self, tunable: Encoder) -> dict[str, Any]:
+        """The parts that are changed, by tower.
+
+        Raises:
+            InputError: if the towers have none.
+        """
+        networks = tower_networks(tunable).items()
+        wanted = [(tower, network) for tower, network in networks if self.towers in ("both", tower)]
+        parts_of = {tower: self._parts_of(tower, network, tunable) for tower, network in wanted}
+        parts_of = {tower: parts for tower, parts in parts_of.items() if len(parts)}
+        if not parts_of:
+            which, hint = ("neither tower", "") if self.towers == "both" else (f"no {self.towers} tower", ", or 'both'")
+            raise InputError(f"{which} of {tunable.info.name} has {self.parts}: take another encoder{hint}")
+        return parts_of
+
+    def _merge(self, tunable: Encoder) -> str:
+        parts_of = self._tower_parts(tunable)
+        for tower, parts in parts_of.items():
+            if not self._merge_tower(tower, parts):
+                raise self._misfit(tower, tunable)
+        changed = (f"{tower} tower ({self._describe_parts(parts)})" for tower, parts in parts_of.items())
+        return f"{self.method_name}: {', '.join(changed)}"
+
+
 BATCH_SIZE = 64
 """Pictures per batch of a frozen tower."""
 
 
 class ImageFeatures:
-    """Features (b, d) of views of pictures.
-
-    Args:
-        encoder: has an image tower of its own.
-        squares: (n, v, s, s, 3).
-        frozen: whether the tower stays as it is: then it runs now, and never again.
-
-    Raises:
-        InputError: if the squares are of another shape or type.
-    """
+    """Features (b, d) of views of pictures, squares (n, v, s, s, 3). A frozen tower runs now, and never again."""
 
     def __init__(self, encoder: Encoder, squares: NDArray[np.uint8], frozen: bool) -> None:
         self._tower, self._device = _tower(encoder), encoder.device
@@ -356,13 +363,7 @@ class ImageFeatures:
 class ClassEmbeddings:
     """Class vectors (c, d): of each class the normalised mean of its prompts' normalised features.
 
-    Args:
-        encoder: has a text tower.
-        prompts: texts of each class.
-        frozen: whether the tower stays as it is: then it runs now, and never again.
-
-    Raises:
-        InputError: if it is to be trained, but takes no token embeddings.
+    A frozen tower runs now, and never again.
     """
 
     def __init__(self, encoder: Encoder, prompts: Mapping[str, Sequence[str]], frozen: bool) -> None:

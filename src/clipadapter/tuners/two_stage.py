@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,13 @@ from torch.nn.functional import cross_entropy
 from typing_extensions import Self
 
 from clipadapter.encoders import Encoder, attention_layers
-from clipadapter.errors import InputError, brief
+from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import SupportSet, TextFeatures, register_head
+from clipadapter.heads.parameters import OneOf, Within
 from clipadapter.heads.training import TrainConfig, gather_views, train
 from clipadapter.tuners.checkpoint import Checkpoint, KeptCheckpoint
-from clipadapter.tuners.layer_tuner import check_towers
-from clipadapter.tuners.tower_tuner import TowerTuner, Trainable, tower_networks
+from clipadapter.tuners.tower_tuner import PartTuner, Trainable
 
 STEPS_PER_SHOT = 300
 """Optimizer steps of both stages for each shot per class, as in the authors' code."""
@@ -44,7 +45,7 @@ NORMS = ("blocks", "all")
     "tiny tower. Views are drawn from a fixed number, and training is of whole epochs.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
-class TwoStage(TowerTuner):
+class TwoStage(PartTuner):
     """A linear head on an encoder whose layer norms were tuned; `FewShotClassifier` fits it, from pictures.
 
     The first stage runs the towers forward and backward in every step, so that it wants a GPU: with 16 shots, 2,880
@@ -64,19 +65,20 @@ class TwoStage(TowerTuner):
         seed: of shuffling and the choice of views.
     """
 
+    method_name = "two-stage"
+    parts = "layer norms in attention blocks"
     learns_from_views = True
 
-    towers: str = "both"
-    norms: str = "blocks"
+    norms: Annotated[str, OneOf(*NORMS)] = "blocks"
     lr: float = 2e-4
     weight_decay: float = 1e-2
     steps: int | None = None
-    stage1_share: float = 0.6
+    stage1_share: Annotated[float, Within(0, 1, closed="neither")] = 0.6
 
     def _attach(self, tunable: Encoder, generator: torch.Generator) -> Trainable:
         arrays: dict[str, Tensor] = {}
         starts: list[Callable[[], None]] = []
-        norms_of = self._tower_norms(tunable)
+        norms_of = self._tower_parts(tunable)
         for tower, norms in norms_of.items():
             values = norms.values().requires_grad_()
             norms.use(values)
@@ -98,11 +100,7 @@ class TwoStage(TowerTuner):
         )
 
     def _stage_steps(self, shots_per_class: int) -> tuple[int, int]:
-        """Steps of the two stages.
-
-        Raises:
-            InputError: if one has none.
-        """
+        """Steps of the two stages, each of which needs one."""
         total = STEPS_PER_SHOT * shots_per_class if self.steps is None else self.steps
         first = int(self.stage1_share * total)
         if not 0 < first < total:
@@ -121,17 +119,15 @@ class TwoStage(TowerTuner):
         self._stage1_checkpoint = KeptCheckpoint(digest, self.checkpoint)
         return self._stage1_checkpoint
 
-    def _merge(self, tunable: Encoder) -> str:
-        norms_of = self._tower_norms(tunable)
-        for tower, norms in norms_of.items():
-            values = getattr(self, f"{tower}_norms_", None)
-            if values is None or values.shape != (norms.size,):
-                raise InputError(
-                    f"what two-stage has learned does not fit the {tower} tower of {tunable.info.name}: give the "
-                    "encoder that was tuned"
-                )
-            norms.merge(values)
-        return "two-stage: " + ", ".join(f"{tower} tower ({len(norms)} norms)" for tower, norms in norms_of.items())
+    def _merge_tower(self, tower: str, parts: LayerNorms) -> bool:
+        values = getattr(self, f"{tower}_norms_", None)
+        if values is None or values.shape != (parts.size,):
+            return False
+        parts.merge(values)
+        return True
+
+    def _describe_parts(self, parts: LayerNorms) -> str:
+        return f"{len(parts)} norms"
 
     def _fingerprint_facts(self) -> tuple[object, ...]:
         return (self.norms,)
@@ -171,46 +167,21 @@ class TwoStage(TowerTuner):
             other.weight_ = other.weight_.to(self.weight_.dtype).index_copy(0, new, self.weight_[old])
         return other
 
-    def _tower_norms(self, tunable: Encoder) -> dict[str, LayerNorms]:
-        """The layer norms that are tuned, by tower."""
-        text = tunable.text_tower()
-        outer = {"image": None, "text": None if text is None else text.final_norm()}
-        selected = {
-            tower: norms
-            for tower, network in tower_networks(tunable).items()
-            if self.towers in ("both", tower) and len(norms := LayerNorms(self._select(network, outer[tower])))
-        }
-        if not selected:
-            which, hint = ("neither tower", "") if self.towers == "both" else (f"no {self.towers} tower", ", or 'both'")
-            raise InputError(
-                f"{which} of {tunable.info.name} has layer norms in attention blocks: take another encoder{hint}"
-            )
-        return selected
-
-    def _select(self, network: nn.Module, final_norm: nn.Module | None) -> list[nn.LayerNorm]:
-        inside = block_norms(network)
-        if self.norms == "blocks" or not inside:  # a tower without attention blocks stays, whatever norms it has
-            return inside
-        modules = [*network.modules(), *([] if final_norm is None else [final_norm])]
-        return [norm for norm in modules if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_towers(self.towers)
-        if self.norms not in NORMS:
-            raise InputError(f"norms must be one of {', '.join(NORMS)}, but is {brief(self.norms)}")
-        if not 0 < self.stage1_share < 1:
-            raise InputError(f"stage1_share must be above 0 and below 1, but is {self.stage1_share}")
+    def _parts_of(self, tower: str, network: nn.Module, tunable: Encoder) -> LayerNorms:
+        """The layer norms that are tuned."""
+        norms = block_norms(network)
+        if self.norms == "all" and norms:  # a tower without attention blocks stays, whatever norms it has
+            text = tunable.text_tower() if tower == "text" else None
+            last = None if text is None else text.final_norm()
+            modules = [*network.modules(), *([] if last is None else [last])]
+            norms = [norm for norm in modules if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine]
+        return LayerNorms(norms)
 
 
 def block_norms(network: nn.Module) -> list[nn.LayerNorm]:
-    """The layer norms inside the attention blocks of a network, from the input to the output.
+    """The layer norms inside the attention blocks of a network, from the input to the output; see `attention_layers`.
 
     Norms before the first block and after the last one are not included.
-
-    Args:
-        network: a tower or a part of one; `attention_layers` says which kinds of blocks are supported.
 
     >>> from open_clip.transformer import Transformer
     >>> len(block_norms(Transformer(width=8, layers=3, heads=2)))
@@ -229,11 +200,7 @@ def block_norms(network: nn.Module) -> list[nn.LayerNorm]:
 
 
 class LayerNorms:
-    """Weights and biases of some layer norms as one array.
-
-    Args:
-        norms: of an encoder of its own, since they are changed.
-    """
+    """Weights and biases of some layer norms, which are changed, as one array."""
 
     def __init__(self, norms: Sequence[nn.LayerNorm]) -> None:
         self._norms = norms

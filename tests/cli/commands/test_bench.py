@@ -117,7 +117,7 @@ def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
         ('prompts = [{label = "a", descriptions = true}]\nencoders = ["toy"]', "give them with --descriptions FILE"),
         (
             'encoders = ["toy"]\nvary = [{head = "clip-adapter", parameter = "alpha", values = [0.2, 3.0]}]',
-            "alpha=3.0: alpha must be 0 to 1, .* but is 3",
+            "alpha=3.0: alpha must be 0 to 1 or .* but is 3",
         ),
         ('prompts = [{label = "a", templates = "imagenet8"}]\nencoders = ["toy"]', "imagenet8"),
     ],

@@ -133,7 +133,7 @@ def test_a_path_without_a_model_is_refused(noisy_squares, tmp_path, run):
     assert result.exit_code == 1 and "there is no folder" in result.stderr
     (tmp_path / "model.onnx").touch()
     result = run("eval", tmp_path / "model.onnx", noisy_squares)
-    assert result.exit_code == 1 and "is an exported file, which only 'clipadapter predict'" in result.stderr
+    assert result.exit_code == 1 and "model.onnx can't be opened by ONNX Runtime" in result.stderr
 
 
 def test_record_writes_the_figures_into_the_model(probe, noisy_squares, tmp_path, run):
@@ -147,3 +147,47 @@ def test_record_writes_the_figures_into_the_model(probe, noisy_squares, tmp_path
     again = run("eval", model, noisy_squares, "--out", tmp_path / "r", "--no-curve", "--record")
     assert again.exit_code == 0 and "was written by a person and is not changed" in again.stderr
     assert "evaluation" not in json.loads((probe / "config.json").read_text())["provenance"]
+
+
+@pytest.fixture
+def exported(probe, tmp_path):
+    """An exported file of the model."""
+    from clipadapter.classifier import FewShotClassifier
+    from clipadapter.export import export_model
+
+    return export_model(FewShotClassifier.load(probe), tmp_path / "probe.onnx").path
+
+
+def test_an_exported_file_is_measured_as_its_model(exported, probe, noisy_squares, test_copy, tmp_path, run):
+    (test_copy / "red" / "broken.png").write_text("no picture")
+    model = json.loads(run("eval", probe, noisy_squares, "--no-curve", "--json", "--out", tmp_path / "one").stdout)
+    result = run("eval", exported, test_copy, "--parity", probe, "--json", "--out", tmp_path / "two")
+    assert result.exit_code == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["n_test"] == 6 and [skipped["path"][-10:] for skipped in figures["skipped"]] == ["broken.png"]
+    for name in ("accuracy", "log_loss", "calibration_error"):
+        assert figures[name] == pytest.approx(model["model"][name], abs=1e-5)
+    assert figures["parity"]["agreement"] == 1.0 and figures["parity"]["cosine_least"] > 0.9999
+    written = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert written == {name: value for name, value in figures.items() if name != "files"}
+    text = run("eval", exported, noisy_squares, "--out", tmp_path / "three").stdout
+    assert text.startswith("6 pictures of noisy") and "compared" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "is an exported file: give DATA"),
+        (("DATA", "--record"), "leave out --record"),
+        (("DATA", "--precision", "bf16"), "contains its encoder as it was exported"),
+    ],
+)
+def test_what_an_exported_file_can_not_be_asked(options, words, exported, noisy_squares, tmp_path, run):
+    arguments = [noisy_squares if option == "DATA" else option for option in options]
+    result = run("eval", exported, *arguments, "--out", tmp_path / "report")
+    assert result.exit_code != 0 and words in result.stderr
+
+
+def test_parity_needs_an_exported_file_and_its_model(exported, probe, noisy_squares, model, tmp_path, run):
+    result = run("eval", probe, noisy_squares, "--parity", probe, "--out", tmp_path / "report")
+    assert result.exit_code == 2 and "--parity needs an exported file" in result.stderr

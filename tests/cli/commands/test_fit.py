@@ -134,10 +134,10 @@ def test_json(squares, fit):
 
 def test_a_setting_that_is_no_json_is_text(squares, fit):
     found = json.loads(
-        fit(squares, *FEW_STEPS, "--set", "alpha=learned", "--set", "hidden=null", "--json", head="clip-adapter").stdout
+        fit(squares, *FEW_STEPS, "--set", "branch=text", "--set", "epochs=null", "--json", head="clip-adapter").stdout
     )
-    assert found["head"]["params"]["alpha"] == "learned"
-    assert found["head"]["params"]["hidden"] is None
+    assert found["head"]["params"]["branch"] == "text"
+    assert found["head"]["params"]["epochs"] is None
 
 
 def test_shots_are_drawn_by_seed(squares, tmp_path, fit):
@@ -316,7 +316,7 @@ def test_views(squares, fit):
         (["--set", "k=null", "--head", "knn"], "k of knn must be a whole number, but is None"),
         (["--grid", "alpha=1,x", "--head", "tip-adapter"], "alpha of tip-adapter must be a number, but is 'x'"),
         (["--grid", "alpha=1,-1", "--head", "tip-adapter"], "alpha must be 0 or more, but is -1"),
-        (["--set", "epochs=-3", "--head", "clip-adapter"], "epochs must be 0 or more, but is -3"),
+        (["--set", "epochs=-3", "--head", "clip-adapter"], "epochs must be 0 or more or 'coop', but is -3"),
         (["--set", "lr=0", "--head", "clip-adapter"], "lr must be positive, but is 0"),
         (["--set", "folds=0", "--head", "linear-probe"], "folds must be 2 or more, but is 0"),
         (["--set", "folds=1", "--head", "auto"], "folds must be 2 or more, but is 1"),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.persistence import History, load_model, save_model
-from clipadapter.runtime import quick
+from clipadapter.runtime.cached import cached_export
 
 
 @pytest.fixture
@@ -136,14 +136,14 @@ def test_names_of_others_do_not_reach_the_terminal_as_commands(changed, run):
     assert "\x1b" not in shown and "\x07" not in shown and r"add-class 'a\u001b[2Jb\n'" in shown
 
 
-def test_the_quick_answer_of_a_version_is_that_of_its_own_config(changed, run):
-    # An entry holds the answers of one content: another version must not find it, and an undone one finds its own.
-    now = quick.locate_entry(changed)
+def test_the_exported_file_of_a_version_is_that_of_its_own_config(changed, run):
+    # Another version must not find it, and an undone one finds its own.
+    now = cached_export(changed, "onnx")
     run("undo", changed)
-    before = quick.locate_entry(changed)
+    before = cached_export(changed, "onnx")
     run("undo", changed, "--to", 3)
-    assert now is not None and before is not None and now != before
-    assert quick.locate_entry(changed) == now
+    assert now != before
+    assert cached_export(changed, "onnx") == now
 
 
 def test_predict_answers_as_the_version_of_now(squares, tmp_path, write_squares, run):

@@ -64,8 +64,9 @@ def test_too_many_views_are_refused_before_the_model_is_loaded(squares, model, r
     assert "epochs" not in result.stderr
 
 
-def test_top_beyond_the_classes_gives_all(squares, model, run):
-    (found,) = records(run("predict", model, squares / "red" / "0.png", "--top", 99, "--json"))
+@pytest.mark.parametrize("top", [99, "all"])
+def test_top_beyond_the_classes_gives_all(squares, model, top, run):
+    (found,) = records(run("predict", model, squares / "red" / "0.png", "--top", top, "--json"))
     assert sorted(one["label"] for one in found["top"]) == ["blue", "green", "red"]
     assert sum(one["score"] for one in found["top"]) == pytest.approx(1)
 

@@ -18,7 +18,7 @@ from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import open_feature_table
 from clipadapter.features.collection import divide_collection, open_filesystem
-from clipadapter.features.ray_extract import RayJob, ShardWriter
+from clipadapter.features.ray_extract import RayJob, write_unit
 from clipadapter.features.shards import make_plan, shard_name, write_plan
 from clipadapter.features.tables import MAX_WIDTH
 from clipadapter.prediction import Prediction
@@ -116,8 +116,8 @@ def test_shards_give_the_predictions_of_their_pictures_without_opening_any(mixed
     units = divide_collection(system, source, 3)
     plan = make_plan("toy", encoder, [shard_name(unit, encoder.info.fingerprint) for unit in units])
     write_plan(target, folder, plan)
-    writer = ShardWriter(RayJob(plan, system, target, folder, 4, 1, "cpu"))  # with one core: it sets torch's threads
-    assert [writer.write_unit(unit) for unit in units] == [(3, 0), (3, 1), (1, 0)]
+    job = RayJob(plan, system, target, folder, 4, 1, "cpu")  # with one core: it sets torch's threads
+    assert [write_unit(job, unit) for unit in units] == [(3, 0), (3, 1), (1, 0)]
     shutil.rmtree(mixed)
     records = written(run, tmp_path / "answers.parquet", probe, tmp_path / "shards", "--top", 2)[1]
     for record in (*records, *expected):

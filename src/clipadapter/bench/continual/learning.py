@@ -211,7 +211,7 @@ def run_stream(bundle: Bundle, head: Head, run: Run) -> Run:
                 {name: float(np.mean([one[name] for one in last.metrics])) for name in last.metrics[0].root}
             ),
             "size": last.size,
-            "machine": describe_machine(head.device),
+            "machine": describe_machine(),
             "continual": ContinualResult(zero_shot=zero_shot, steps=steps),
         }
     )

@@ -21,7 +21,7 @@ from clipadapter.bench.published import (
 from clipadapter.bench.report.document import Section
 from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import Study
-from clipadapter.data.sets import list_sets, set_info
+from clipadapter.data.sets import get_set, list_sets
 from clipadapter.encoders.catalogue import QUICK_GELU
 from clipadapter.formatting import shorten_name
 from clipadapter.metrics import METRICS
@@ -109,7 +109,7 @@ def _is_complete_set(dataset: str, run: Run, shifted: bool = False) -> bool:
     """Whether a data set is that of the papers: a user's folder may have the same name."""
     if dataset not in list_sets():
         return False
-    known = set_info(dataset).cls
+    known = get_set(dataset)
     pictures = known.counts.get("test", 0) if known.counts_verified and not shifted else 0
     return run.n_classes == known.n_classes and pictures in (0, run.n_test)
 
@@ -278,4 +278,4 @@ def _is_same(stream: TaskStream | None, encoder: str, theirs: PublishedStream) -
     if tuple(task.name for task in stream.tasks) != theirs.data:
         return False
     named = [task for task in stream.tasks if task.name in list_sets()]
-    return all(len(task.classes) == set_info(task.name).cls.n_classes for task in named)
+    return all(len(task.classes) == get_set(task.name).n_classes for task in named)

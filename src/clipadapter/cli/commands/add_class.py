@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from clipadapter.cli.edit import ModelEdit, collect_pictures, edit_options
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 
 
-@cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/", Section.UPDATE, 1)
+@cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")
 @click.argument("model", type=FOLDER)
 @click.argument("name")
 @click.argument("inputs", metavar="PICTURES...", type=FOLDER, nargs=-1, required=True)

@@ -9,7 +9,7 @@ import click
 
 from clipadapter.cli.edit import ModelEdit, collect_pictures, edit_options
 from clipadapter.cli.fit_options import class_names_option
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.errors import InputError
 from clipadapter.files import MANIFEST_SUFFIXES
@@ -18,7 +18,7 @@ NO_LABEL = "a picture alone has no label: give --label NAME, or one folder per c
 Labels = Sequence[str] | Sequence[tuple[str, ...]]
 
 
-@cli_command("clipadapter add-examples model/ more/    or: ... model/ a.jpg b.jpg --label lynx", Section.UPDATE, 2)
+@cli_command("clipadapter add-examples model/ more/    or: ... model/ a.jpg b.jpg --label lynx")
 @click.argument("model", type=FOLDER)
 @click.argument("inputs", metavar="DATA...", type=FOLDER, nargs=-1, required=True)
 @click.option("--label", metavar="NAME", help="Class of all pictures, whatever their folders are called.")

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_folder, open_dataset
 from clipadapter.cli.option_types import FOLDER, parse_heads
 from clipadapter.cli.options import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clipadapter.heads import Head
 
 
-@cli_command("clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16", Section.INSPECT, 1)
+@cli_command("clipadapter compare shots/ test/ --heads clip-adapter --shots 1,4,16")
 @click.argument("shots_from", metavar="SHOTS", type=FOLDER)
 @click.argument("test_from", metavar="[TEST]", type=FOLDER, required=False)
 @click.option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter.cli.edit import ModelEdit, collect_pictures, edit_options
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.errors import InputError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
 
 
-@cli_command("clipadapter correct model/ photo.jpg --label lynx", Section.UPDATE, 3)
+@cli_command("clipadapter correct model/ photo.jpg --label lynx")
 @click.argument("model", type=FOLDER)
 @click.argument("inputs", metavar="PICTURES...", type=FOLDER, nargs=-1, required=True)
 @click.option(

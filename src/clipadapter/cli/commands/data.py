@@ -68,9 +68,9 @@ def list_(root: Path | None, out: Output) -> None:
 @output_options
 def info(name: str, root: Path | None, out: Output) -> None:
     """Describe the data set NAME: classes, prompts, licence, and where its files belong."""
-    from clipadapter.data.sets import create_set
+    from clipadapter.data.sets import get_set
 
-    dataset, description = create_set(name), _describe(name, root)
+    dataset, description = get_set(name), _describe(name, root)
     if description["ready"]:
         description["problems"] = _problems(dataset, root)
         description["ready"] = not description["problems"]
@@ -98,10 +98,10 @@ def prepare(names: tuple[str, ...], root: Path | None, out: Output) -> None:
 
     Existing files are not downloaded again. The split files can't be downloaded: their links are printed.
     """
-    from clipadapter.data.sets import set_info
+    from clipadapter.data.sets import get_set
 
     for name in names:
-        set_info(name)  # refuses a typo before anything is downloaded
+        get_set(name)  # refuses a typo before anything is downloaded
     results = [_prepare(name, root, out) for name in names]
     out.result(results, "\n".join(line for result in results for line in _report(result)))
     not_ready = [result["name"] for result in results if not result["ready"]]
@@ -112,7 +112,7 @@ def prepare(names: tuple[str, ...], root: Path | None, out: Output) -> None:
 def _prepare(name: str, root: Path | None, out: Output) -> dict[str, Any]:
     from clipadapter.data import sets
 
-    out.note(f"{name}: checking {sets.data_root(root) / sets.set_info(name).cls.folder}")
+    out.note(f"{name}: checking {sets.data_root(root) / sets.get_set(name).folder}")
     try:
         prepared: PrepareResult = sets.prepare(name, root, progress=out.progress)
     except DataError as error:
@@ -138,25 +138,24 @@ def _report(result: dict[str, Any]) -> list[str]:
 
 def _describe(name: str, root: Path | None) -> dict[str, Any]:
     from clipadapter.data import get_templates
-    from clipadapter.data.sets import data_root, set_info
+    from clipadapter.data.sets import data_root, get_set
 
-    entry = set_info(name)
-    cls: type[BenchmarkSet] = entry.cls
-    missing = [str(need.path) for need in cls().missing_paths(root)]
+    one = get_set(name)
+    missing = [str(need.path) for need in one.missing_paths(root)]
     return {
         "name": name,
-        "title": cls.title,
-        "summary": entry.summary,
-        "folder": str(data_root(root) / cls.folder),
-        "classes": cls.n_classes,
-        "pictures": dict(cls.counts),
-        "pictures_checked": cls.counts_verified,
-        "paper": cls.paper,
-        "homepage": cls.homepage,
-        "licence": cls.licence,
-        "templates": cls.templates,
-        "prompts": list(get_templates(cls.templates)),
-        "download": f"by torchvision's {cls.download.dataset}" if cls.download else "by hand",
+        "title": one.title,
+        "summary": one.summary,
+        "folder": str(data_root(root) / one.folder),
+        "classes": one.n_classes,
+        "pictures": dict(one.counts),
+        "pictures_checked": one.counts_verified,
+        "paper": one.paper,
+        "homepage": one.homepage,
+        "licence": one.licence,
+        "templates": one.templates,
+        "prompts": list(get_templates(one.templates)),
+        "download": f"by torchvision's {one.download.dataset}" if one.download else "by hand",
         "ready": not missing,
         "missing": missing,
     }

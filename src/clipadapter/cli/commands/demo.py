@@ -10,7 +10,7 @@ import click
 
 from clipadapter.cli.commands.compare import comparison_record, note_comparison
 from clipadapter.cli.encoder_options import EncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import ENCODER_URI, FOLDER, parse_counts
 from clipadapter.cli.options import option, option_group, output_options, seeds_option
@@ -41,7 +41,7 @@ class DemoEncoderOptions(EncoderOptions):
     )
 
 
-@cli_command("clipadapter demo --data my-pictures/ --shots 1,4", Section.START, 6, extra="demo")
+@cli_command("clipadapter demo --data my-pictures/ --shots 1,4", extra="demo")
 @click.option(
     "--data",
     type=FOLDER,

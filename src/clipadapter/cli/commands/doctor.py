@@ -9,7 +9,7 @@ import click
 
 from clipadapter.cli.encoder_options import EncoderOptions, ModelEncoderOptions, note_backend
 from clipadapter.cli.fit_options import PromptOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_file, open_dataset
 from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
 
 
-@cli_command("clipadapter doctor photos/ --html doctor.html", Section.INSPECT, 4, extra="lite,doctor")
+@cli_command("clipadapter doctor photos/ --html doctor.html", extra="lite,doctor")
 @click.argument("data", type=FOLDER)
 @split_option
 @click.option("--html", "page", type=FILE, help="HTML page to write, with the pictures in it.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, table
 
@@ -22,7 +22,7 @@ FACTS_OF_NONE = {"own"}
 """Groups of forms of a URI, of which no facts are known."""
 
 
-@cli_command("clipadapter encoders 'open_clip:ViT-B*'", Section.INSPECT, 3)
+@cli_command("clipadapter encoders 'open_clip:ViT-B*'")
 @click.argument("pattern", default="")
 @output_options
 def command(pattern: str, out: Output) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option, rename_classes
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_model, check_output_folder, open_dataset, path_beside
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import (
@@ -24,10 +26,12 @@ from clipadapter.cli.options import (
     title_option,
 )
 from clipadapter.cli.output import Output, table
+from clipadapter.files import write_atomically
 from clipadapter.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.bench import CrossValidation, ModelEvaluation, MultiLabelModelEvaluation
+    from clipadapter.data import Dataset
     from clipadapter.metrics import Evaluation, MultiLabelEvaluation
     from clipadapter.metrics.table import Task
 
@@ -39,11 +43,14 @@ VALIDATION_BIAS = (
 )
 
 
-@cli_command("clipadapter eval model/ test/ --out report/", Section.START, 4)
+@cli_command("clipadapter eval model/ test/ --out report/")
 @click.argument("model", type=FOLDER)
 @click.argument("data", metavar="[DATA]", type=FOLDER, required=False)
 @split_option
 @click.option("--out", "folder", type=FOLDER, help="Folder for the results; by default MODEL-eval beside MODEL.")
+@click.option(
+    "--parity", "original", metavar="MODEL", type=FOLDER, help="Compare an exported file with the model it comes from."
+)
 @click.option("--record", is_flag=True, help="Also write the figures into MODEL and its card.")
 @curve_option
 @seeds_option
@@ -58,6 +65,7 @@ def command(
     data: Path | None,
     split: str | None,
     folder: Path | None,
+    original: Path | None,
     record: bool,
     curve: bool,
     seeds: int,
@@ -77,8 +85,20 @@ def command(
     Without DATA the head of MODEL is cross-validated on the shots that MODEL stores: they are cut into folds, and each
     picture is classified by a head fitted to the other folds. The model itself is not measured. With --record, the
     figures are also written into MODEL and its card (README.md).
+
+    MODEL may be an exported file: then it is measured alone, and only metrics.json is written. With --parity, its
+    outputs are compared with those of the model that it was exported from.
     """
     target = check_output_folder(folder if folder is not None else path_beside(model, "-eval"))
+    is_file = is_exported(model) and model.is_file()
+    if original is not None and not is_file:
+        raise click.UsageError("--parity needs an exported file as MODEL")
+    if is_file:
+        if data is None or record:
+            raise click.UsageError(f"{model.name} is an exported file: give DATA, and leave out --record")
+        dataset = rename_classes(open_dataset(data, split, default="test"), class_names)
+        _measure_file(model, dataset, original, target, encoder, out)
+        return
     if record:
         check_output_folder(model)
     if data is None:
@@ -105,6 +125,29 @@ def command(
     _finish(
         result, result.write(target, title, plot_formats), describe_evaluation(result), model if record else None, out
     )
+
+
+def _measure_file(
+    path: Path, dataset: Dataset, original: Path | None, target: Path, encoder: ModelEncoderOptions, out: Output
+) -> None:
+    """Measure an exported file, and compare it with its model if that is given."""
+    if original is not None:
+        check_model(original)
+    predictor = encoder.open_exported(path)
+    from clipadapter.classifier import FewShotClassifier
+    from clipadapter.export.evaluation import evaluate_file
+    from clipadapter.export.parity import describe_parity
+
+    model = None if original is None else FewShotClassifier.load(original)
+    result, parity = evaluate_file(predictor, dataset, model)
+    out.skipped(list(result.skipped))
+    facts = {"file": str(path), "precision": predictor.precision, **result.to_dict()}
+    del facts["among_shots"]  # the file does not have the shots
+    if parity is not None:
+        facts["parity"] = parity
+    written = write_atomically(target / "metrics.json", json.dumps(facts, indent=1) + "\n")
+    text = f"{result}" if parity is None else f"{result}\n\ncompared with {original}: {describe_parity(parity)}"
+    out.result({**facts, "files": [str(written)]}, f"{text}\n\nwrote {written}")
 
 
 def _finish(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_model, check_output_file, check_picture
 from clipadapter.cli.option_types import FILE, FOLDER, PLOT_SUFFIXES
 from clipadapter.cli.options import option_group, output_options, title_option
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clipadapter.explain import Explanation
 
 
-@cli_command("clipadapter explain model/ photo.jpg --out why.png", Section.INSPECT, 5)
+@cli_command("clipadapter explain model/ photo.jpg --out why.png")
 @click.argument("model", type=FOLDER)
 @click.argument("photo", type=click.Path(path_type=Path))
 @click.option("--out", "path", metavar="FILE.png", type=FILE, help="PNG, PDF or SVG file to draw.")

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_parent, path_beside
 from clipadapter.cli.option_types import FOLDER, LateChoice
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import InputError
 from clipadapter.files import quote_path
-from clipadapter.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS, find_format, get_format, list_formats
 
 if TYPE_CHECKING:
     from clipadapter.export import ExportResult
 
 
-@cli_command("clipadapter export model/ --format onnx --out model.onnx", Section.SHARE, 1, extra="lite,onnx")
+@cli_command("clipadapter export model/ --format onnx --out model.onnx", extra="lite,onnx")
 @click.argument("model", type=FOLDER)
 @click.option(
     "--format", "format_name", type=LateChoice(list_formats), default=DEFAULT_FORMAT, help="Format of the file."

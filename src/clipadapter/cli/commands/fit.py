@@ -17,7 +17,7 @@ import click
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend, note_encoders
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import find_unwritable_parent, list_unlabelled, open_dataset
 from clipadapter.cli.option_types import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
@@ -36,7 +36,20 @@ if TYPE_CHECKING:
 MAX_NAMED_CLASSES = 5
 
 
-@cli_command("clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2", Section.START, 2)
+@cli_command(
+    "clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2",
+    first=(
+        "--out",
+        "--encoder",
+        "--quality",
+        "--head",
+        "--shots",
+        "--test-fraction",
+        "--reject",
+        "--class-names",
+        "--json",
+    ),
+)
 @click.argument("data", type=FOLDER_OR_URI)
 @click.option(
     "--out",
@@ -151,9 +164,11 @@ def command(
     if unlabelled_pictures is not None and model.head_.transductive:
         _warn_if_all_are_shots(paths, unlabelled_pictures, out)
     note_backend(opened, model.encoder_, out, "encoder" if model.head_.tunes_encoder else "image tower")
+    from clipadapter.export.cached import export_to_cache
+
     model.save(folder, support=not no_support)
     note_kept(f"the model is saved in {folder}")
-    model.make_quick(folder)
+    export_to_cache(model, folder)
     versions = (version_before, model.history_.version)
     skipped_shots = len(paths) - len(model.support_)
     n_unlabelled = len(unlabelled_pictures or ()) - (len(model.support_.provenance["skipped"]) - skipped_shots)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.docstrings import without_defaults, without_examples
@@ -24,7 +24,7 @@ MARKS = {
 """Marks of heads in the table, and their meaning."""
 
 
-@cli_command("clipadapter heads 'clip-*'", Section.INSPECT, 2)
+@cli_command("clipadapter heads 'clip-*'")
 @click.argument("pattern", default="*")
 @output_options
 def command(pattern: str, out: Output) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, table
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clipadapter.persistence import Change
 
 
-@cli_command("clipadapter history model/", Section.UPDATE, 6)
+@cli_command("clipadapter history model/")
 @click.argument("model", type=FOLDER)
 @output_options
 def command(model: Path, out: Output) -> None:

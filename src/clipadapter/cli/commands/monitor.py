@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_file, list_pictures
 from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION, PLOT_SUFFIXES
 from clipadapter.cli.options import option, option_group, output_options, seed_option, title_option
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.files import printable
-from clipadapter.formats import is_exported
 from clipadapter.model_folder import why_no_model
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class CheckOptions:
     )
 
 
-@cli_command("clipadapter monitor model/ today/ --reference usual/ --plot drift.png || mail ...", Section.UPDATE, 8)
+@cli_command("clipadapter monitor model/ today/ --reference usual/ --plot drift.png || mail ...")
 @click.argument("model", type=FOLDER)
 @click.argument("stream", type=FOLDER)
 @click.option("--reference", type=FOLDER, help="Pictures of the usual situation; by default the shots of the model.")

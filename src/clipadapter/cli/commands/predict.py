@@ -16,12 +16,12 @@ import click
 from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import is_feature_table, is_missing, read_lines
-from clipadapter.cli.option_types import COUNT, FILE, FOLDER
+from clipadapter.cli.option_types import COUNT, COUNT_OR_ALL, FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, strict_option
 from clipadapter.cli.output import START_AGAIN, Output, facts, note_kept
-from clipadapter.cli.predict_models import PredictRequest, check_model, open_model, open_quick_model, open_table_model
+from clipadapter.cli.predict_models import PredictRequest, check_model, open_cached_model, open_model, open_table_model
 from clipadapter.cli.sorting import PictureSorter, count_answers
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
@@ -41,10 +41,15 @@ MAX_PART_SECONDS = 60.0
 """A part is written after this time, if its pictures are slow."""
 
 
-@cli_command("clipadapter predict model/ photo.jpg more/ --top 3 --json", Section.START, 3)
+@cli_command(
+    "clipadapter predict model/ photo.jpg more/ --top 3 --json",
+    first=("--top", "--out", "--sort-into", "--reject", "--coverage", "--json"),
+)
 @click.argument("model", type=FOLDER)
 @click.argument("inputs", metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True)
-@click.option("--top", type=COUNT, metavar="K", default=1, help="Number of classes to print for each picture.")
+@click.option(
+    "--top", type=COUNT_OR_ALL, metavar="K|all", default=1, help="Number of classes to print for each picture, or all."
+)
 @click.option(
     "--adapt",
     type=click.Choice(["tda"]),
@@ -218,11 +223,11 @@ def _predict(request: PredictRequest, taken: deque[Path]) -> Iterator[tuple[Pred
                 bar.update(len(rows))
         return
     if not request.has_exported_file:
-        quick = open_quick_model(request)
-        if quick is not None:
-            options = request.options(quick.uncertainty, quick.class_names)
+        cached = open_cached_model(request)
+        if cached is not None:
+            options = request.options(cached.uncertainty, cached.class_names)
             taken.extend(map(Path, request.inputs))
-            yield from ((prediction, quick.class_names) for prediction in quick.classify(list(taken), **options))
+            yield from ((prediction, cached.class_names) for prediction in cached.classify(list(taken), **options))
             return
         if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
             from clipadapter.prediction import unreadable  # imports numpy but not torch

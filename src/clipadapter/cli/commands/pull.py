@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts
 
 
-@cli_command("clipadapter pull org/name --out model/", Section.SHARE, 4)
+@cli_command("clipadapter pull org/name --out model/")
 @click.argument("name", metavar="ORG/NAME")
 @click.option("--out", "folder", type=FOLDER, required=True, help="Folder for the model.")
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit; by default main.")

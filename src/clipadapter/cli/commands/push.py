@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output
 
 
-@cli_command("clipadapter push model/ org/name --private --exported model.onnx", Section.SHARE, 3)
+@cli_command("clipadapter push model/ org/name --private --exported model.onnx")
 @click.argument("model", type=FOLDER)
 @click.argument("name", metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="Create a private repository; by default as set in your account.")

@@ -8,13 +8,13 @@ import click
 
 from clipadapter.cli.edit import ModelEdit, author_option
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output
 
 
-@cli_command("clipadapter remove-class model/ fox", Section.UPDATE, 5)
+@cli_command("clipadapter remove-class model/ fox")
 @click.argument("model", type=FOLDER)
 @click.argument("name")
 @author_option

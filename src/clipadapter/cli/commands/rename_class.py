@@ -8,13 +8,13 @@ import click
 
 from clipadapter.cli.edit import ModelEdit, author_option
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output
 
 
-@cli_command("clipadapter rename-class model/ lynx 'Eurasian lynx'", Section.UPDATE, 4)
+@cli_command("clipadapter rename-class model/ lynx 'Eurasian lynx'")
 @click.argument("model", type=FOLDER)
 @click.argument("name")
 @click.argument("new")

@@ -9,7 +9,7 @@ import click
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option, rename_classes
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import (
     check_output_file,
     check_output_folder,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipadapter.report import Report
 
 
-@cli_command("clipadapter report model/ test/ --out report.html", Section.INSPECT, 6)
+@cli_command("clipadapter report model/ test/ --out report.html")
 @click.argument("model", type=FOLDER)
 @click.argument("data", type=FOLDER)
 @split_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import max_pixels_option, output_options
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clipadapter.data import ScanReport
 
 
-@cli_command("clipadapter scan shots/", Section.START, 1)
+@cli_command("clipadapter scan shots/")
 @click.argument("data", type=FOLDER)
 @click.option("--strict", is_flag=True, help="Exit with 1 if a picture can't be read.")
 @max_pixels_option

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from clipadapter.cli.fit_options import class_names_option, rename_classes
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_file, find_unwritable_parent
 from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import output_options
@@ -21,7 +21,7 @@ NAMES_SUFFIX = ".txt"
 """Suffix of a list of class names."""
 
 
-@cli_command("clipadapter sentences shots/ --domain food --out sentences.json", Section.INSPECT, 7)
+@cli_command("clipadapter sentences shots/ --domain food --out sentences.json")
 @click.argument("source", type=FOLDER, required=False)
 @click.option(
     "--domain",

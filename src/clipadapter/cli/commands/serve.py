@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.backends.formats import list_inference_backends
+from clipadapter.cli.groups import GroupedOption, cli_command
 from clipadapter.cli.option_types import COUNT, FILE, LateChoice
 from clipadapter.cli.options import Command, Decorator
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
-from clipadapter.formats import list_inference_backends
 
 TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
 BACKENDS = LateChoice(lambda: ["auto", *list_inference_backends()])
@@ -26,7 +26,16 @@ def _limit(
     name: str, number: click.IntRange | click.FloatRange, default: float, text: str, metavar: str | None = None
 ) -> Decorator:
     """The option of a limit; its default is that of `clipadapter.serve.Limits`, which ``--help`` does not import."""
-    return click.option(name, type=number, default=default, metavar=metavar, show_default=True, help=text)
+    return click.option(
+        name,
+        cls=GroupedOption,
+        heading="Limits",
+        type=number,
+        default=default,
+        metavar=metavar,
+        show_default=True,
+        help=text,
+    )
 
 
 LIMIT_OPTIONS = (
@@ -49,7 +58,10 @@ def limit_options(command: Command) -> Command:
     return command
 
 
-@cli_command("clipadapter serve pets.onnx other=model/ --port 8080", Section.SHARE, 2)
+@cli_command(
+    "clipadapter serve pets.onnx other=model/ --port 8080",
+    first=("--host", "--port", "--token-file", "--allow-host", "--json", "--quiet"),
+)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter.cli.encoder_options import QUALITIES, EncoderOptions
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER, HEAD
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output
@@ -23,7 +23,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 USER = "studio"
 
 
-@cli_command("clipadapter studio my-pictures/ --encoder lite", Section.START, 5, extra="lite,studio")
+@cli_command("clipadapter studio my-pictures/ --encoder lite", extra="lite,studio")
 @click.argument("project", type=FOLDER, default="clipadapter-studio")
 @option_group("encoder_options", EncoderOptions, without=["quality"])
 @click.option(

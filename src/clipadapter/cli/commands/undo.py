@@ -8,7 +8,7 @@ import click
 
 from clipadapter.cli.commands.history import describe_change
 from clipadapter.cli.edit import author_option, find_author
-from clipadapter.cli.groups import Section, cli_command
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts
@@ -17,7 +17,7 @@ from clipadapter.files import quote_path
 MAX_NAMED_CLASSES = 5
 
 
-@cli_command("clipadapter undo model/", Section.UPDATE, 7)
+@cli_command("clipadapter undo model/")
 @click.argument("model", type=FOLDER)
 @click.option("--to", type=COUNT, metavar="VERSION", help="Go to this version, which may be one that was undone.")
 @author_option

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.data.dataset import Dataset, Sample
@@ -36,65 +36,45 @@ def data_root(root: str | Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class RequiredPath:
-    """A file or folder that a data set needs.
+    """A file or folder that a data set needs."""
 
-    Args:
-        path: where it must be. `BenchmarkSet.list_required` gives it relative to the set's folder.
-        source: where to get it, a phrase.
-        downloadable: whether `prepare` downloads it.
-    """
-
-    path: Path
-    source: str
-    downloadable: bool = False
+    path: Path  # where it must be. `BenchmarkSet.list_required` gives it relative to the set's folder
+    source: str  # where to get it, a phrase
+    downloadable: bool = False  # whether `prepare` downloads it
 
 
-@dataclass(frozen=True)
-class Download:
-    """How torchvision downloads the pictures.
+class Described(BaseModel):
+    """What a TOML file describes: each field has the type that is stated, and no other field is allowed."""
 
-    Args:
-        dataset: name of a class of ``torchvision.datasets``.
-        folder: what to move into the set's folder: the contents of this folder, under torchvision's root.
-        has_checksum: whether torchvision knows the checksum of the archive. If not, an incomplete archive can't be
-            recognised, and an interrupted download starts again from the beginning.
-        arguments: further arguments of torchvision's class.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    dataset: str
-    folder: str
+
+class Download(Described):
+    """How torchvision downloads the pictures."""
+
+    dataset: str  # name of a class of ``torchvision.datasets``
+    folder: str  # what to move into the set's folder: the contents of this folder, under torchvision's root
+    # Whether torchvision knows the checksum of the archive. If not, an incomplete archive can't be recognised, and an
+    # interrupted download starts again from the beginning.
     has_checksum: bool = True
-    arguments: Mapping[str, str] = field(default_factory=dict)
+    arguments: dict[str, str] = {}  # further arguments of torchvision's class
 
 
-class BenchmarkSet(ABC):
-    """A data set that papers measure on. A subclass describes it and reads its files.
+class BenchmarkSet(Described, ABC):
+    """A data set that papers measure on. A subclass reads one layout of files."""
 
-    Attributes:
-        name: public name; `register_set` sets it.
-        title: name in the papers.
-        folder: folder of the set under the root.
-        n_classes: number of classes in the papers.
-        counts: pictures by split.
-        counts_verified: whether `counts` come from the split file or the authors. Other counts are not compared.
-        templates: name of a set of prompt templates.
-        paper: URL.
-        homepage: URL.
-        licence: of the pictures, a short phrase.
-        download: how the pictures are downloaded; None if that is impossible.
-    """
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    folder: ClassVar[str]
-    n_classes: ClassVar[int]
-    counts: ClassVar[Mapping[str, int]]
-    counts_verified: ClassVar[bool] = True
-    templates: ClassVar[str]
-    paper: ClassVar[str]
-    homepage: ClassVar[str]
-    licence: ClassVar[str]
-    download: ClassVar[Download | None] = None
+    name: str
+    title: str  # name in the papers
+    summary: str  # a sentence
+    folder: str  # of the set under the root
+    n_classes: int  # in the papers
+    counts: dict[str, int]  # pictures by split
+    counts_verified: bool = True  # they come from the split file or the authors; other counts are not compared
+    templates: str  # name of a set of prompt templates
+    paper: str  # URL
+    homepage: str  # URL
+    licence: str  # of the pictures, a short phrase
+    download: Download | None = None  # None if that is impossible
 
     @abstractmethod
     def list_required(self) -> tuple[RequiredPath, ...]:
@@ -102,45 +82,23 @@ class BenchmarkSet(ABC):
 
     @abstractmethod
     def read_samples(self, folder: Path) -> SamplesAndClasses:
-        """Read samples and class names. All required paths exist.
-
-        Args:
-            folder: of the set.
-        """
+        """Read samples and class names from the folder of the set. All required paths exist."""
 
     def required_paths(self, root: str | Path | None = None) -> tuple[RequiredPath, ...]:
-        """The files and folders that the set needs, with full paths.
-
-        Args:
-            root: as for `data_root`.
-        """
+        """The files and folders that the set needs, with full paths; for the root see `data_root`."""
         folder = data_root(root) / self.folder
-        return tuple(
-            RequiredPath(folder / required.path, required.source, required.downloadable)
-            for required in self.list_required()
-        )
+        return tuple(replace(required, path=folder / required.path) for required in self.list_required())
 
     def missing_paths(self, root: str | Path | None = None) -> tuple[RequiredPath, ...]:
-        """The required files that do not exist and folders that are empty. Single pictures are not checked.
-
-        Args:
-            root: as for `data_root`.
-        """
+        """The required files that do not exist and folders that are empty. Single pictures are not checked."""
         return tuple(required for required in self.required_paths(root) if not has_content(required.path))
 
     def describe_paths(self, root: str | Path | None = None) -> str:
-        """Where to put what, one line per file or folder.
-
-        Args:
-            root: as for `data_root`.
-        """
+        """Where to put what, one line per file or folder."""
         return "\n".join(f"{required.path}: {required.source}" for required in self.required_paths(root))
 
     def load(self, root: str | Path | None = None) -> Dataset:
         """Read the set. No picture is opened, but each must exist.
-
-        Args:
-            root: as for `data_root`.
 
         Raises:
             DataError: if a file is missing or damaged.
@@ -159,11 +117,7 @@ class BenchmarkSet(ABC):
         return Dataset(self.name, folder, samples, class_names)
 
     def differences(self, dataset: Dataset) -> list[str]:
-        """How a loaded set differs from the one of the papers, as sentences; empty if it does not.
-
-        Args:
-            dataset: as `load` returns it.
-        """
+        """How a loaded set differs from the one of the papers, as sentences; empty if it does not."""
         sentences = []
         if len(dataset.class_names) != self.n_classes:
             sentences.append(f"{len(dataset.class_names)} classes found, but the papers have {self.n_classes}")
@@ -175,12 +129,7 @@ class BenchmarkSet(ABC):
 
 
 def check_pictures_exist(name: str, samples: tuple[Sample, ...], folder: Path) -> None:
-    """Refuse a set with missing pictures.
-
-    Args:
-        name: of the set.
-        samples: its pictures.
-        folder: of the pictures.
+    """Refuse a set of this name with missing pictures.
 
     Raises:
         DataError: if a picture is missing.

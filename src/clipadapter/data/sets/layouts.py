@@ -1,11 +1,11 @@
-"""The two folder layouts that a data set of a TOML file can have: CoOp's split files, and ImageNet's class folders."""
+"""The layouts of data sets: CoOp's split files, ImageNet's class folders, and the lists of FGVC-Aircraft."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from clipadapter.data.dataset import Sample
 from clipadapter.data.sets.base import (
@@ -15,31 +15,21 @@ from clipadapter.data.sets.base import (
     SamplesAndClasses,
     check_pictures_exist,
 )
-from clipadapter.data.split_file import read_split
+from clipadapter.data.split_file import SPLITS, is_inside, read_split
 from clipadapter.errors import DataError
-from clipadapter.files import IMAGE_SUFFIXES
+from clipadapter.files import IMAGE_SUFFIXES, open_text
 from clipadapter.formatting import format_list
 from clipadapter.imagenet import imagenet_names, imagenet_synsets
 
 
 class SplitFileSet(BenchmarkSet):
-    """A data set whose splits are listed in a split file of CoOp.
+    """A data set whose splits are listed in a split file of CoOp."""
 
-    Attributes:
-        image_folder: folder under the set's own. The paths of the split file are relative to it.
-        sources: where to get the pictures, by folder under the set's own. ``{homepage}`` and ``{instructions}`` are
-            replaced by URLs.
-        split_file: name of the split file.
-        instructions_section: section of CoOp's instructions that links to the split file.
-        has_class_folders: whether the image folder has one folder per class, so that it can be read without the split
-            file.
-    """
-
-    image_folder: ClassVar[str]
-    sources: ClassVar[Mapping[str, str]]
-    split_file: ClassVar[str]
-    instructions_section: ClassVar[str]
-    has_class_folders: ClassVar[bool] = False
+    image_folder: str  # under the set's own. The paths of the split file are relative to it
+    sources: dict[str, str]  # where to get the pictures, by folder; ``{homepage}`` and ``{instructions}`` become URLs
+    split_file: str
+    instructions_section: str  # of CoOp's instructions, which links to the split file
+    has_class_folders: bool = False  # the image folder has one folder per class: it can be read without a split file
 
     def list_required(self) -> tuple[RequiredPath, ...]:
         """See `BenchmarkSet.list_required`."""
@@ -58,18 +48,12 @@ class SplitFileSet(BenchmarkSet):
 
 
 class ImageNetSet(BenchmarkSet):
-    """ImageNet or a shifted test set of it: one folder per class. The class names are CLIP's.
+    """ImageNet or a shifted test set of it: one folder per class. The class names are CLIP's."""
 
-    Attributes:
-        split_folders: folder under the set's own, by split.
-        class_folders: whether class folders are named by synset, or by the index of the class among ImageNet's outputs.
-        source: where to get the pictures. ``{homepage}`` is replaced by the URL.
-    """
-
-    split_folders: ClassVar[Mapping[str, str]]
-    class_folders: ClassVar[Literal["synset", "index"]] = "synset"
-    source: ClassVar[str]
-    templates = "imagenet"
+    split_folders: dict[str, str]  # folder under the set's own, by split
+    class_folders: Literal["synset", "index"] = "synset"  # they are named by synset, or by the number of the output
+    source: str  # where to get the pictures; ``{homepage}`` becomes the URL
+    templates: str = "imagenet"
 
     def list_required(self) -> tuple[RequiredPath, ...]:
         """See `BenchmarkSet.list_required`."""
@@ -108,9 +92,46 @@ class ImageNetSet(BenchmarkSet):
         return {synset_by_folder[path.name]: path for path in folders}
 
 
+class AircraftSet(BenchmarkSet):
+    """FGVC-Aircraft. The authors' lists define the splits, not a split file of CoOp."""
+
+    def list_required(self) -> tuple[RequiredPath, ...]:
+        """See `BenchmarkSet.list_required`."""
+        names = ["images", "variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS)]
+        archive = f"in the folder data of fgvc-aircraft-2013b.tar.gz of {self.homepage}"
+        return tuple(RequiredPath(Path(name), f"{name} {archive}", downloadable=True) for name in names)
+
+    def read_samples(self, folder: Path) -> SamplesAndClasses:
+        """See `BenchmarkSet.read_samples`."""
+        class_names = tuple(line for _, line in _read_lines(folder / "variants.txt"))
+        samples = []
+        for split in SPLITS:
+            path = folder / f"images_variant_{split}.txt"
+            for number, line in _read_lines(path):
+                picture, _, variant = line.partition(" ")
+                if variant not in class_names or not is_inside(picture):
+                    expected = "expected a picture and a variant of variants.txt, such as '1025794 707-320'"
+                    raise DataError(f"{path}, line {number}: {expected}, got '{line[:80]}'")
+                samples.append(Sample(folder / "images" / f"{picture}.jpg", variant, split))
+        check_pictures_exist(self.name, tuple(samples), folder / "images")
+        return tuple(samples), class_names
+
+
 def _list_pictures(folder: Path) -> list[Path]:
     # ImageNet has a million files: suffixes of names are faster to read than those of paths.
     names = sorted(name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)  # noqa: PTH122, PTH208
     if not names:
         raise DataError(f"{folder} has no pictures: was its archive unpacked to the end?")
     return [folder / name for name in names]
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers from 1."""
+    try:
+        with open_text(path) as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the text is not UTF-8 (byte {error.start})") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipadapter.data.sets.base import BenchmarkSet, Download, RequiredPath, data_root, has_content
-from clipadapter.data.sets.registry import create_set
+from clipadapter.data.sets.described import get_set
 from clipadapter.errors import DataError
 
 _STAGING_FOLDER = ".download"
@@ -24,36 +24,24 @@ _ARCHIVE_SUFFIXES = (".gz", ".tgz", ".tar", ".zip")
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """The result of `prepare`.
+    """The result of `prepare`."""
 
-    Args:
-        name: of the set.
-        downloaded: whether pictures were downloaded; False if they existed.
-        missing: files and folders that must be added by hand.
-        differences: how the set differs from the one of the papers; empty while something is missing.
-    """
-
-    name: str
-    downloaded: bool
-    missing: tuple[RequiredPath, ...]
-    differences: tuple[str, ...]
+    name: str  # of the set
+    downloaded: bool  # whether pictures were downloaded; False if they existed
+    missing: tuple[RequiredPath, ...]  # files and folders that must be added by hand
+    differences: tuple[str, ...]  # how the set differs from the one of the papers; empty while something is missing
 
 
 def prepare(name: str, root: str | Path | None = None, *, progress: bool = True) -> PrepareResult:
     """Download the pictures of a set if they are missing and can be downloaded, and check all its files.
 
-    An interrupted download starts again, but complete archives are used again.
-
-    Args:
-        name: of the set.
-        root: as for `data_root`.
-        progress: show a bar on stderr while an archive is downloaded.
+    An interrupted download starts again, but complete archives are used again. For the root see `data_root`.
 
     Raises:
         UnknownNameError: if no set has the name.
         DataError: if the download fails, or a file is damaged.
     """
-    benchmark_set = create_set(name)
+    benchmark_set = get_set(name)
     download, needs_download = benchmark_set.download, bool(_missing_downloads(benchmark_set, root))
     if download is not None and needs_download:
         # torchvision always shows its bar.

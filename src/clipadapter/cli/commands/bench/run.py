@@ -14,7 +14,6 @@ from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
 from clipadapter.cli.options import max_pixels_option, output_options, plot_format_option
 from clipadapter.cli.output import Output, facts, note_kept
-from clipadapter.devices import head_device
 from clipadapter.errors import DataError, InputError
 from clipadapter.files import quote_path
 
@@ -147,7 +146,7 @@ def run(
         sources,
         models,
         folder,
-        Launcher(workers, device=head_device(device)),
+        Launcher(workers, device=device),
         device=device,
         plot_formats=plot_formats,
         progress=out.progress,

@@ -1,0 +1,208 @@
+"""Formats of exported models: their files, how they are written, and what runs them.
+
+A backend has its format as the attribute ``format``. `clipadapter.export` writes files and `clipadapter.runtime` opens
+them by this table. Every command reads it: it loads no numpy, no torch and no runtime.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from clipadapter.backends.registry import BACKENDS
+from clipadapter.errors import ArtifactError, InputError, brief
+from clipadapter.telemetry import require_without_telemetry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from clipadapter.backends.base import InferenceGraph
+
+METADATA_KEY = "clipadapter"
+"""Key of the metadata in a file, see `clipadapter.runtime.ExportMetadata`."""
+PRECISIONS = ("fp32", "int8")
+"""Of the image tower; a format may have fewer."""
+DEFAULT_FORMAT = "onnx"
+INPUT_NAMES = {"uint8": "squares", "float": "pixels"}
+"""Names of the input of a graph, by its kind."""
+FEATURES_OUTPUT = "features"
+"""Name of the output with the block ``final`` of the features, which class text is compared with."""
+BLOCKS_OUTPUT = "blocks"
+"""Name of the output with all blocks of the features, in files of models that read several."""
+Rows: TypeAlias = "Mapping[str, NDArray[Any]]"
+"""Rows (m, ...) of each input of a graph by its name."""
+WriteFile = Callable[[Mapping[str, str]], list[Path]]
+"""Writes a converted graph with metadata entries, texts by key, and returns the paths; the file to open comes last.
+It may be called twice, first to compare the file with the model, and each time writes the file anew.
+Raises OSError if there is no room."""
+_NAME_PATTERN = re.compile(rf"({'|'.join(INPUT_NAMES.values())})(_\d+){{0,2}}")
+
+
+def input_names(kind: str, sizes: Sequence[int]) -> tuple[str, ...]:
+    """Names of the inputs of a graph: the first as graphs with one input have it, the others with the side in pixels.
+
+    >>> input_names("uint8", [224, 384]), input_names("float", [224])
+    (('squares', 'squares_384'), ('pixels',))
+    >>> input_names("uint8", [224, 260, 260])  # scaled in two ways
+    ('squares', 'squares_260', 'squares_260_2')
+    """
+    names: list[str] = []
+    for i, size in enumerate(sizes):
+        name = INPUT_NAMES[kind] if i == 0 else f"{INPUT_NAMES[kind]}_{size}"
+        names.append(f"{name}_{i}" if name in names else name)
+    return tuple(names)
+
+
+def is_input_name(name: str) -> bool:
+    """Whether `input_names` gives such a name."""
+    return _NAME_PATTERN.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class TorchGraph:
+    """A torch module as formats convert it."""
+
+    module: nn.Module
+    tower: nn.Module
+    """The image towers in it."""
+    tower_output: str
+    """Name of the output of the image towers; in int8 everything after it stays in float32."""
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    example_inputs: tuple[Tensor, ...]
+    """The inputs of two pictures, to trace with."""
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """A format of exported models.
+
+    Args:
+        name: as in ``export --format``.
+        title: as its authors write it.
+        summary: one line for lists.
+        suffix: of the file to open, in lower case.
+        backends: names of the backends that run it, the default first.
+        convert: a graph, the path to write, and rows of each input by name that calibrate int8 or None, to a function
+            that writes the file. Raises what the converter raises, and InputError if the graph is too large for the
+            format. It may leave other files in the folder.
+        checksum_ending: bytes before and after the 64 digits of the SHA-256 at the end of a file. Other programs that
+            read the format must accept them.
+        extra: extra of this package that installs what ``convert`` needs.
+        modules: modules that ``convert`` needs.
+        distributions: packages whose versions are in the metadata of files.
+        precisions: of the image tower.
+        companion_suffixes: of further files with the same stem.
+    """
+
+    name: str
+    title: str
+    summary: str
+    suffix: str
+    backends: tuple[str, ...]
+    convert: Callable[[TorchGraph, Path, Rows | None], WriteFile]
+    checksum_ending: tuple[bytes, bytes]
+    extra: str
+    modules: tuple[str, ...]
+    distributions: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = PRECISIONS
+    companion_suffixes: tuple[str, ...] = ()
+
+    def check_convertible(self, precision: str) -> None:
+        """Refuse what can't be written here.
+
+        Raises:
+            InputError: if the format does not have the precision.
+            MissingExtraError: if a package is missing.
+        """
+        if precision not in self.precisions:
+            raise InputError(f"precision of {self.title} is {' or '.join(self.precisions)}, not {brief(precision)}")
+        for module in self.modules:
+            require_without_telemetry(module, self.extra, f"Export as {self.title}")
+
+    def choose_backend(self) -> str:
+        """The first backend that is installed; the default one if none is."""
+        return next((name for name in self.backends if BACKENDS.info(name).cls.is_installed()), self.backends[0])
+
+    def open_graph(self, path: Path, backend: str, threads: int | None = None) -> InferenceGraph:
+        """Open a file with one of ``backends``; see `Backend.open_file`.
+
+        Raises:
+            ArtifactError: if it can't be opened, or this package did not write it.
+        """
+        graph = BACKENDS.info(backend).cls.open_file(path, threads)
+        if not graph.metadata:
+            raise ArtifactError(f"{path} was not written by 'clipadapter export': it has no metadata with the classes")
+        return graph
+
+    def companions(self, path: Path) -> tuple[Path, ...]:
+        """The other files of a file to open."""
+        return tuple(path.with_suffix(suffix) for suffix in self.companion_suffixes)
+
+    def existing_files(self, path: Path) -> tuple[Path, ...]:
+        """The files that a backend reads, the one that is opened last."""
+        files = []
+        for suffix in self.companion_suffixes:
+            # They lie beside the file, or beside the target of a link to it.
+            candidates = (path.with_suffix(suffix), path.resolve().with_suffix(suffix))
+            files += [candidate for candidate in candidates if candidate.exists()][:1]
+        return (*files, path)
+
+
+@cache
+def load_formats() -> Mapping[str, ExportFormat]:
+    """All formats by name, the default first: those of the backends, also of other packages."""
+    formats = [each for name in BACKENDS.list() if (each := BACKENDS.info(name).cls.format) is not None]
+    formats.sort(key=lambda each: (each.name != DEFAULT_FORMAT, each.name))
+    return MappingProxyType({each.name: each for each in formats})
+
+
+def list_formats() -> list[str]:
+    """Names of all formats, the default first."""
+    return list(load_formats())
+
+
+def get_format(name: str) -> ExportFormat:
+    """The format of a name."""
+    formats = load_formats()
+    if name not in formats:
+        raise InputError(f"format is {' or '.join(formats)}, not {brief(name)}")
+    return formats[name]
+
+
+def find_format(path: Path) -> ExportFormat | None:
+    """The format of a file by its suffix, in lower or upper case; None if it is no exported model."""
+    suffix = path.suffix.lower()
+    return next((each for each in load_formats().values() if each.suffix == suffix), None)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path has the suffix of an exported model.
+
+    >>> is_exported(Path("model.ONNX")), is_exported(Path("model.bin"))
+    (True, False)
+    """
+    return find_format(path) is not None
+
+
+def export_suffixes() -> tuple[str, ...]:
+    """Suffixes of the files to open, that of the default format first."""
+    return tuple(each.suffix for each in load_formats().values())
+
+
+def companion_files(path: Path) -> tuple[Path, ...]:
+    """Paths of the other files of an exported model, whether they exist or not."""
+    export_format = find_format(path)
+    return () if export_format is None else export_format.companions(path)
+
+
+def list_inference_backends() -> list[str]:
+    """Names of all backends that run exported models, the default first."""
+    return list(dict.fromkeys(name for each in load_formats().values() for name in each.backends))

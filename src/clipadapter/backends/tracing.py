@@ -1,0 +1,104 @@
+"""Torch modules as graphs for converters, and image towers that take squares of whole numbers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from clipadapter.backends.base import Tower
+from clipadapter.backends.formats import FEATURES_OUTPUT, INPUT_NAMES, TorchGraph
+from clipadapter.pixels import PixelSpec
+
+_CONVERSION_LOCK = threading.RLock()
+
+
+class SquareTower(nn.Module):
+    """Squares (n, s, s, 3), values 0 .. 255, to features: normalisation, then the tower."""
+
+    def __init__(self, module: nn.Module, pixels: PixelSpec, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (pixels.mean, pixels.std))
+        # (x / 255 - mean) / std = x scale + shift
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, squares: Tensor) -> Tensor:
+        """(n, s, s, 3) to (n, d) float32."""
+        # The permuted view is channels-last in memory, the fastest layout for convolutions.
+        pixels = squares.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        features: Tensor = self.module(pixels.to(self.dtype)).float()
+        return features
+
+
+def example_squares(pixels: PixelSpec) -> Tensor:
+    """Two squares to trace with."""
+    return torch.zeros(2, pixels.size, pixels.size, 3, dtype=torch.uint8)
+
+
+def tower_graph(tower: Tower) -> TorchGraph:
+    """A tower as formats convert it, from squares to features."""
+    return TorchGraph(
+        SquareTower(tower.module, tower.pixels).eval(),
+        tower.module,
+        FEATURES_OUTPUT,
+        (INPUT_NAMES["uint8"],),
+        (FEATURES_OUTPUT,),
+        (example_squares(tower.pixels),),
+        count_bytes(tower.module),
+    )
+
+
+def count_bytes(module: nn.Module) -> int:
+    """Bytes of all weights and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+
+def trace(module: nn.Module, *examples: Tensor) -> torch.jit.ScriptModule:
+    """Trace a module to a graph for any number of rows; each of the inputs has two."""
+    with unfused_attention(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on constants in the trace; the converted graph is compared with the module
+        graph: torch.jit.ScriptModule = torch.jit.trace(module, examples, check_trace=False)
+    return graph
+
+
+def is_transformer(network: nn.Module) -> bool:
+    """Whether the network has attention, which int8 quantisation treats in another way."""
+    return any("attention" in type(module).__name__.lower() for module in network.modules())
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Compute attention step by step: the fused kernel of torch has no counterpart in ONNX and OpenVINO."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def suppress_logs() -> Iterator[None]:
+    """Suppress advice to developers from converters, and the handlers that it would add to the root logger.
+
+    One thread at a time: logging is switched off for the process.
+    """
+    handler, root = logging.NullHandler(), logging.getLogger()
+    with _CONVERSION_LOCK:
+        before = logging.root.manager.disable
+        root.addHandler(handler)
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+            root.removeHandler(handler)

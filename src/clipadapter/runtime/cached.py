@@ -1,0 +1,63 @@
+"""The exported file of a saved model in the cache folder: `predict` opens it without torch, and `serve` serves it.
+
+`clipadapter.export.cached` writes it. See docs/decisions/0015-quick-prediction.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from clipadapter.backends.checksum import check_file
+from clipadapter.backends.formats import get_format, list_formats
+from clipadapter.cache import default_cache_dir
+from clipadapter.errors import ArtifactError, ClipAdapterError
+from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, UNCERTAINTY_FILE, model_path
+from clipadapter.runtime.predictor import Predictor
+
+MAX_HASHED_BYTES = 64 << 20
+"""Models with larger files are opened as they are: hashing these would take longer than is saved."""
+
+
+def cached_export(folder: Path, format_name: str) -> Path:
+    """The exported file of a saved model, whether it exists or not. Its name is the hash of the model's config."""
+    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()[:32]
+    return default_cache_dir() / "exports" / f"{digest}{get_format(format_name).suffix}"
+
+
+def is_intact(path: Path) -> bool:
+    """Whether an exported file is there and was not altered; if not, the model is exported again."""
+    try:
+        return path.exists() and check_file(path) is not None
+    except ArtifactError:
+        return False
+
+
+def open_cached(folder: Path) -> Predictor | None:
+    """Open the exported file of a saved model; None if it is not there or can't answer, or if the model was altered."""
+    try:
+        path = next((path for name in list_formats() if (path := cached_export(folder, name)).exists()), None)
+        return Predictor(path) if path is not None and _is_sound(folder) else None
+    except (ClipAdapterError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        logging.getLogger(__name__).info("no prediction of %s without torch: %s", folder, error)
+        return None
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether the other files have the hashes that the config states, and a file can answer as the model does."""
+    config = json.loads(_read(folder, CONFIG_FILE))
+    conformal, files = config["uncertainty"].get("conformal") or {}, config["files"]
+    if config["encoder"]["precision"] == "int8" or conformal.get("method") == "cv+":
+        return False  # the file has the tower in fp32, and no sets by CV+
+    names = (HEAD_FILE, *({UNCERTAINTY_FILE} & set(files)))
+    are_equal = all(hashlib.sha256(_read(folder, name)).hexdigest() == files[name]["sha256"] for name in names)
+    return are_equal and all(model_path(folder, name).is_file() for name in files)  # of the shots that they exist
+
+
+def _read(folder: Path, name: str) -> bytes:
+    path = model_path(folder, name)
+    if path.stat().st_size > MAX_HASHED_BYTES:
+        raise ValueError(f"{path} is too large")
+    return path.read_bytes()

@@ -1,0 +1,163 @@
+"""An exported file that was altered is refused before a backend opens it."""
+
+import hashlib
+import logging
+import os
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from clipadapter.backends.checksum import append_checksum, check_file, open_model
+from clipadapter.backends.formats import ExportFormat
+from clipadapter.errors import ArtifactError
+from clipadapter.pixels import PixelSpec
+from clipadapter.runtime import ExportMetadata, Predictor
+from clipadapter.uncertainty import Uncertainty
+
+ABOUT = ExportMetadata(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty(), checksum="sha256")
+RED = np.full((8, 8, 3), [255, 0, 0], np.uint8)
+
+
+@pytest.fixture
+def sealed_onnx(write):
+    path = write(ABOUT.to_json())
+    append_checksum(path)
+    return path
+
+
+@pytest.fixture
+def sealed_pair(write, tmp_path):
+    ov = pytest.importorskip("openvino")
+    made = ov.Core().read_model(write(ABOUT.to_json(), name="plain.onnx"))
+    made.set_rt_info(ABOUT.to_json(), ["clipadapter"])
+    path = tmp_path / "model.xml"
+    ov.save_model(made, path, compress_to_fp16=False)
+    append_checksum(path)
+    return path
+
+
+@pytest.fixture
+def no_backend(monkeypatch):
+    """Opening a file with a backend is a failure of the test."""
+
+    def open_graph(self, path, backend, threads=None):
+        raise AssertionError(f"a backend opened {path}")
+
+    monkeypatch.setattr(ExportFormat, "open_graph", open_graph)
+
+
+def test_the_last_64_bytes_of_an_onnx_file_are_the_sha256_of_all_before(sealed_onnx):
+    data = sealed_onnx.read_bytes()
+    assert hashlib.sha256(data[:-64]).hexdigest() == data[-64:].decode()
+    assert Predictor(sealed_onnx).sha256 == data[-64:].decode()
+
+
+def test_readers_of_onnx_see_the_checksum_as_metadata(sealed_onnx):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(sealed_onnx)
+    assert {entry.key: entry.value for entry in model.metadata_props}["sha256"] == check_file(sealed_onnx)
+    onnx.checker.check_model(model)
+
+
+def test_a_pair_has_one_checksum_over_weights_and_graph(sealed_pair):
+    text, weights = sealed_pair.read_bytes(), sealed_pair.with_suffix(".bin").read_bytes()
+    (digits,) = re.findall(rb"<!--sha256 ([0-9a-f]{64})-->$", text)
+    assert hashlib.sha256(weights + text[: -len(digits) - 3]).hexdigest() == digits.decode()
+    assert Predictor(sealed_pair).predict([RED]) == ["red"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs coreutils")
+def test_coreutils_check_it_too(sealed_onnx):
+    line = 'test "$(head -c -64 model.onnx | sha256sum | cut -c-64)" = "$(tail -c 64 model.onnx)"'
+    assert subprocess.run(["sh", "-c", line], cwd=sealed_onnx.parent).returncode == 0
+    with sealed_onnx.open("r+b") as file:
+        file.seek(100)
+        file.write(b"!")
+    assert subprocess.run(["sh", "-c", line], cwd=sealed_onnx.parent).returncode == 1
+
+
+def test_any_changed_byte_is_noticed_before_a_backend_opens_the_file(sealed_onnx, no_backend):
+    data = bytearray(sealed_onnx.read_bytes())
+    covered = len(data) - 64 - len(b"rJ\n\x06sha256\x12@")
+    for place in (*range(0, covered, covered // 50), covered - 1, len(data) - 64, len(data) - 1):
+        data[place] ^= 1
+        sealed_onnx.write_bytes(data)
+        with pytest.raises(ArtifactError, match="was altered"):
+            Predictor(sealed_onnx)
+        data[place] ^= 1
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".bin"])
+def test_a_changed_byte_in_either_file_of_a_pair_is_noticed(suffix, sealed_pair, no_backend):
+    path = sealed_pair.with_suffix(suffix)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"its \.bin are not of one export, or one of them was altered: SHA-256 is"):
+        Predictor(sealed_pair)
+
+
+def test_a_graph_without_its_weights_is_refused(sealed_pair, no_backend):
+    sealed_pair.with_suffix(".bin").unlink()
+    with pytest.raises(ArtifactError, match="not of one export"):
+        Predictor(sealed_pair)
+
+
+def test_a_link_to_a_pair_is_checked_with_the_weights_it_leads_to(sealed_pair, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.xml"
+    link.symlink_to(sealed_pair)
+    assert Predictor(link).sha256 == check_file(sealed_pair)
+
+
+@pytest.mark.parametrize("kind", ["sealed_onnx", "sealed_pair"])
+def test_a_file_that_lost_its_checksum_is_refused(kind, request):
+    path = request.getfixturevalue(kind)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"rJ\n\x06sha256" if path.suffix == ".onnx" else b"<!--sha256")])
+    with pytest.raises(ArtifactError, match="the SHA-256 at its end is missing"):
+        Predictor(path)
+
+
+def test_a_file_that_was_exported_without_a_checksum_opens_and_says_so(write, caplog):
+    path = write(ExportMetadata(ABOUT.class_names, ABOUT.pixels, Uncertainty()).to_json())
+    with caplog.at_level(logging.INFO, "clipadapter"):
+        assert Predictor(path).sha256 is None
+    assert "has no SHA-256" in caplog.text
+
+
+def test_a_file_that_changes_while_a_backend_opens_it_is_refused(sealed_onnx, monkeypatch):
+    def open_graph(self, path, backend, threads=None):
+        graph = original(self, path, backend, threads)
+        path.write_bytes(path.read_bytes() + b"\0")
+        return graph
+
+    original = ExportFormat.open_graph
+    monkeypatch.setattr(ExportFormat, "open_graph", open_graph)
+    with pytest.raises(ArtifactError, match="changed while it was opened"):
+        Predictor(sealed_onnx)
+
+
+def test_a_checksum_of_another_kind_asks_for_an_update():
+    with pytest.raises(ArtifactError, match="checksum by 'blake3': update clipadapter"):
+        ExportMetadata.from_json(ABOUT.to_json().replace('"checksum": "sha256"', '"checksum": "blake3"'))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and devices as files")
+def test_pipes_devices_and_folders_are_no_regular_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device", "."):
+        with pytest.raises(ArtifactError, match="can't be read .not a regular file."):
+            open_model(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs devices as files")
+def test_weights_that_are_a_device_are_refused(sealed_pair):
+    weights = sealed_pair.with_suffix(".bin")
+    weights.unlink()
+    weights.symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match="not a regular file"):
+        Predictor(sealed_pair)

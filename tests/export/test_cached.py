@@ -1,0 +1,194 @@
+"""A saved model answers from its exported file in the cache folder, without torch, and says the same."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from clipadapter import FewShotClassifier
+from clipadapter.cli.app import app
+from clipadapter.encoders import open_blocks
+from clipadapter.export.cached import MAX_FILES, export_to_cache
+from clipadapter.pixels import PixelSpec
+from clipadapter.runtime import cached
+from clipadapter.uncertainty import UncertaintyOptions
+
+from ..tiny_encoder import NearestMeanOfAll, TinyEncoder
+
+ASK = """
+import json, sys
+from pathlib import Path
+from clipadapter.runtime.cached import open_cached
+answers = open_cached(Path(sys.argv[1])).classify([Path(p) for p in sys.argv[2:]], top=3)
+assert not {"torch", "sklearn", "scipy", "open_clip", "timm"} & set(sys.modules), "loaded what takes long"
+print(json.dumps([[a.label, a.probability, [s for _, s in a.top], a.error, a.unlike_every_class] for a in answers]))
+"""
+
+
+def pictures(folder, classes=("red", "green", "blue"), count=4):
+    """Paths of plain pictures with a little noise, and their labels."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for name in classes:
+        for i in range(count):
+            values = np.array(Image.new("RGB", (60, 40), name), int) + rng.integers(-40, 40, (40, 60, 3))
+            paths.append(folder / f"{name}-{i}.png")
+            Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths, [path.name.split("-")[0] for path in paths]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A model of the lite encoder, and its pictures."""
+    paths, labels = pictures(tmp_path_factory.mktemp("pictures"))
+    return FewShotClassifier(encoder="lite").fit(paths, labels), paths
+
+
+@pytest.fixture(scope="module")
+def made_ready(fitted, tmp_path_factory):
+    """The folder of the fitted model, made ready."""
+    folder = fitted[0].save(tmp_path_factory.mktemp("saved") / "model")
+    assert export_to_cache(fitted[0], folder, load_tower=True)
+    return folder
+
+
+@pytest.fixture
+def saved(fitted, made_ready, tmp_path):
+    """A copy of the fitted model, a copy of the folder where it was made ready, and its pictures."""
+    model, paths = fitted
+    return copy.copy(model), shutil.copytree(made_ready, tmp_path / "model"), paths
+
+
+def test_it_says_what_the_model_says_without_torch(saved):
+    model, folder, paths = saved
+    white = folder / "white.png"
+    Image.new("RGB", (60, 40), "white").save(white)
+    asked = [*paths[:4], folder / "config.json", white]
+    found = subprocess.run(
+        [sys.executable, "-c", ASK, folder, *asked], capture_output=True, text=True, check=True, timeout=120
+    )
+    wanted = model.classify(asked, top=3)
+    assert [wanted[0].unlike_every_class, wanted[-1].unlike_every_class] == [False, True]
+    for (label, probability, scores, error, is_marked), answer in zip(json.loads(found.stdout), wanted, strict=True):
+        assert label == answer.label
+        assert error == answer.error
+        assert is_marked == answer.unlike_every_class
+        if label is not None:
+            assert probability == pytest.approx(answer.probability, abs=1e-3)
+            assert scores == pytest.approx([score for _, score in answer.top], abs=1e-3)
+
+
+def test_predict_takes_it(saved, monkeypatch):
+    _, folder, paths = saved
+    monkeypatch.setattr(FewShotClassifier, "load", None)
+    result = CliRunner().invoke(app, ["predict", str(folder), str(paths[0]), str(paths[-1])])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["red", "blue"]
+
+
+@pytest.mark.parametrize("options", [["--backend", "torch"], ["--precision", "fp32"], ["--encoder", "lite"]])
+def test_predict_takes_the_whole_model_where_more_is_asked(saved, options, monkeypatch):
+    _, folder, paths = saved
+    monkeypatch.setattr(cached, "open_cached", None)
+    result = CliRunner().invoke(app, ["predict", str(folder), str(paths[0]), *options])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "uncertainty.safetensors"])
+def test_an_altered_model_is_not_answered_for(name, saved):
+    _, folder, _ = saved
+    assert cached.open_cached(folder) is not None
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    assert cached.open_cached(folder) is None
+    (folder / name).unlink()
+    assert cached.open_cached(folder) is None
+
+
+def test_another_model_in_the_same_folder_is_another(saved):
+    model, folder, paths = saved
+    model.fit(paths[:8], ["red"] * 4 + ["green"] * 4).save(folder)
+    assert cached.open_cached(folder) is None
+    assert export_to_cache(model, folder, load_tower=True)
+    assert cached.open_cached(folder).class_names == ("green", "red")
+
+
+@pytest.mark.parametrize("damage", ["config", "export"])
+def test_damage_leads_to_the_whole_model(saved, damage):
+    model, folder, _ = saved
+    export = cached.cached_export(folder, "onnx")
+    path = {"config": folder / "config.json", "export": export}[damage]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert cached.open_cached(folder) is None
+    if damage == "export":
+        assert export_to_cache(model, folder)
+        assert cached.open_cached(folder) is not None
+    path.write_bytes(whole)
+
+
+def test_a_model_that_can_not_be_exported_is_tried_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, calls = FewShotClassifier(encoder="toy", cache=None).fit(*pictures(tmp_path)), []
+    folder = model.save(tmp_path / "model")
+    monkeypatch.setattr("clipadapter.export.cached.MAX_WEIGHTS", -1)
+    assert not export_to_cache(model, folder, load_tower=True)
+    monkeypatch.setattr("clipadapter.export.cached.export_model", lambda *_, **__: calls.append(1))
+    assert not export_to_cache(model, folder, load_tower=True) and not calls
+    assert cached.open_cached(folder) is None
+
+
+def test_stored_features_need_no_tower(fitted, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = fitted[0].save(tmp_path / "model")
+    assert not export_to_cache(FewShotClassifier.load(folder), folder)
+
+
+def test_the_oldest_files_are_removed(fitted, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = fitted[0].save(tmp_path / "model")
+    path = cached.cached_export(folder, "onnx")
+    path.parent.mkdir(parents=True)
+    for i in range(MAX_FILES + 2):
+        (path.parent / f"{i}.onnx").touch()
+        os.utime(path.parent / f"{i}.onnx", (i, i))
+    assert export_to_cache(fitted[0], folder, load_tower=True)
+    assert len(list(path.parent.iterdir())) == MAX_FILES and path.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        (["final", "inner"], [32]),
+        (["final", "inner", "inner@48+mirrored", "other/final"], [32, 48]),
+    ],
+)
+def test_layers_and_passes_are_predicted_without_the_encoder(names, sizes, tmp_path):
+    paths, labels = pictures(tmp_path)
+    encoder = open_blocks(TinyEncoder(), names, [TinyEncoder("other", PixelSpec(48, (0.4,) * 3, (0.2,) * 3), 1)])
+    options = UncertaintyOptions(reject=0.1)
+    model = FewShotClassifier(encoder, NearestMeanOfAll(), cache=None, uncertainty=options, backend="torch")
+    model.fit(paths, labels)
+    # An encoder of the test has no name to be saved under.
+    folder = FewShotClassifier("toy", "knn", cache=None).fit(paths, labels).save(tmp_path / "model")
+    assert export_to_cache(model, folder, load_tower=True)
+    found = cached.open_cached(folder)
+    assert [spec.size for spec in found.inputs] == sizes
+    for answer, wanted in zip(found.classify(paths), model.classify(paths), strict=True):
+        assert (answer.label, answer.nearest) == (wanted.label, wanted.nearest)
+        assert answer.probability == pytest.approx(wanted.probability, abs=1e-4)
+
+
+def test_it_adapts_to_the_stream_as_the_model_does(saved):
+    model, folder, paths = saved
+    found = cached.open_cached(folder).classify(paths, 3, adapt="tda")
+    for one, other in zip(found, model.classify(paths, 3, adapt="tda"), strict=True):
+        assert one.label == other.label and one.probability == pytest.approx(other.probability, abs=1e-3)

@@ -1,3 +1,0 @@
-from ..runtime.conftest import write
-
-__all__ = ["write"]

@@ -1,0 +1,70 @@
+"""Rules that heads of one kind share, each as one table in place of a copy per head."""
+
+import numpy as np
+import pytest
+
+from clipadapter.heads import TextFeatures, create_head, head_info, list_heads
+from clipadapter.testing import toy_features
+
+from .estimators import create_short
+
+NAMES = [name for name in list_heads() if not head_info(name).cls.tunes_encoder]
+TRAINING_FREE = [
+    "ape", "gda", "knn", "nearest-mean", "proker", "prototype", "rail", "ss-text", "ss-text-u", "stata", "tip-adapter",
+    "timo", "transclip", "zero-shot", "zlap",
+]  # fmt: skip
+"""Heads whose fit does not draw shots in an order."""
+AS_ZERO_SHOT = [
+    ("ape", {"alpha": 0.0}),
+    ("bdc-adapter", {"alpha": 0.0, "epochs": 0}),
+    ("clip-adapter", {"alpha": 0.0}),
+    ("cross-modal", {"wise": 1.0}),
+    ("gda", {"alpha": 0.0}),
+    ("knn", {"mix": 1.0}),
+    ("proker", {"height": 0.0}),
+    ("prototype", {"mix": 1.0}),
+    ("ss-text-u", {"updates": 0, "support_weight": 0.0}),
+    ("stata", {"anchors": "text", "frequencies": False, "likelihood": 0.0, "smoothness": 0.0}),
+    ("svl-adapter", {"blend": 0.0}),
+    ("taskres", {"alpha": 0.0}),
+    ("tip-adapter", {"alpha": 0.0}),
+    ("transclip", {"prior": 1.0, "likelihood": 0.0, "smoothness": 0.0}),
+    ("zs-lp", {"epochs": 0}),
+]
+"""Parameters at which the shots change no answer."""
+
+
+def pool_of(name, Q):
+    return Q if head_info(name).cls.transductive else None
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"auto"}))  # the folds of auto are drawn class by class
+def test_length_of_features_and_order_of_classes_and_shots_make_no_difference(name):
+    counts = (4, 0, 3) if head_info(name).cls.needs_text else (4, 1, 3)
+    X, y, text = toy_features(counts, noise=1.0)
+    Q = toy_features((3, 3, 3), noise=1.0, seed=1)[0]
+    X, Q, order = X.astype(np.float64), Q.astype(np.float64), np.array([2, 0, 1])
+    turned = TextFeatures(
+        [text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given", tower=text.tower
+    )
+    rows = np.random.default_rng(0).permutation(len(y)) if name in TRAINING_FREE else np.arange(len(y))
+    expected = create_short(name).fit(X, y, text=text, unlabelled=pool_of(name, Q)).predict_proba(Q)[:, order]
+    head = create_short(name).fit(7 * X[rows], y[rows], text=turned, unlabelled=pool_of(name, 7 * Q))
+    np.testing.assert_allclose(head.predict_proba(np.arange(1, len(Q) + 1)[:, None] * Q), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "params"), AS_ZERO_SHOT)
+def test_shots_without_weight_leave_zero_shot(name, params):
+    X, y, text = toy_features((4, 0, 2), noise=1.0)
+    Q = toy_features((3, 3, 3), noise=1.0, seed=1)[0]
+    head = create_head(name, **params).fit(X, y, text=text, unlabelled=pool_of(name, Q))
+    expected = create_head("zero-shot").fit(X, y, text=text).predict_proba(Q)
+    np.testing.assert_allclose(head.predict_proba(Q), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if head_info(name).cls.needs_text or name in TRAINING_FREE])
+def test_a_class_without_a_shot_answers_by_its_text(name):
+    X, y, text = toy_features((4, 0, 4))
+    Q, truth, _ = toy_features(seed=1)
+    head = create_short(name).fit(X, y, text=text, unlabelled=pool_of(name, Q))
+    assert (head.predict(Q) == truth).all()
