@@ -26,7 +26,6 @@ Few shots are judged by the worst draws, which need many, of few heads:
 """
 
 import argparse
-import json
 import multiprocessing
 import time
 import warnings
@@ -35,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _runs import Records, write_table
 from few_shot_features import read
 from safetensors.numpy import load_file
 
@@ -231,10 +231,9 @@ def measure(cell):
 
 
 def run(args) -> list[dict]:
-    records = args.out / "runs.jsonl"
     args.out.mkdir(parents=True, exist_ok=True)
-    records = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
-    known = {(r["set"], r["shots"], r["seed"], r["head"]) for r in records}
+    records = Records(args.out)
+    known = records.keys("set", "shots", "seed", "head")
     sets = (load_small_sets if args.small else load_sets)(
         args.data,
         lambda: FewShotClassifier(encoder=args.encoder, quality="fast", precision="fp32", progress=True),
@@ -243,12 +242,10 @@ def run(args) -> list[dict]:
     heads = [*args.heads, *(f"clip-adapter {ratio}" for ratio in args.ratios)]
     cells = [(s, k, seed, h) for seed in range(args.draws) for s in sets for k in SHOTS for h in heads]
     context = multiprocessing.get_context("spawn")
-    with context.Pool(args.workers, start, (sets,)) as pool, records.open("a") as file:
+    with context.Pool(args.workers, start, (sets,)) as pool:
         for record in pool.imap_unordered(measure, [cell for cell in cells if cell not in known]):
-            records.append(record)
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-    return records
+            records.add(record)
+    return records.rows
 
 
 def table(done) -> str:
@@ -353,16 +350,13 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, nargs=2, metavar=("BEFORE", "AFTER"), help="compare two such folders")
     args = parser.parse_args()
     if args.beside:
-        parts = [[json.loads(line) for line in (one / "runs.jsonl").read_text().splitlines()] for one in args.beside]
-        print(compare_runs(*parts))
+        print(compare_runs(*(Records(folder).rows for folder in args.beside)))
         return
     if args.data is None or args.out is None:
         parser.error("give DATA and --out, or --beside")
     args.heads = [name for name in args.heads.split(",") if name]
     args.ratios = [name for name in args.ratios.split(",") if name]
-    text = table(run(args))
-    (args.out / "table.md").write_text(text, encoding="utf-8")
-    print(text)
+    write_table(table(run(args)), args.out)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from _runs import Draw, Records, make_parser, parse, write_table
-from development_sets import PICTURES, Set, draw, load_pictures
-from few_shot_features import read
+from development_sets import Set, draw, load_food, load_pictures, load_whole
 
-from clipadapter import FewShotClassifier, load_dataset
+from clipadapter import FewShotClassifier
 from clipadapter.data import textiles
 from clipadapter.heads import TextFeatures
 from uncertainty import measure
@@ -32,17 +31,8 @@ COLUMNS = {"log-loss": 3, "ECE": 1, "chance": 1, "coverage": 1, "size": 2, "reje
 
 
 def load_sources(data: Path, classifier) -> dict[str, Set]:
-    sources = {
-        name.removesuffix("-mini").rstrip("0123456789"): load_pictures(
-            load_dataset(data / name / "train"), None, classifier
-        )
-        for name in PICTURES
-    }
-    sources["fabric"] = load_pictures(textiles(), None, classifier)
-    food, text = read(data / "food10-clip-vitb32", 100.0)
-    labels = np.array([text.labels.index(label) for label in food.y])
-    sources["food"] = Set(food.plain, labels, text.embeddings, text.logit_scale, blocks=food.blocks)
-    return sources
+    fabric = load_pictures(textiles(), None, classifier)
+    return load_whole(data, classifier, False) | {"fabric": fabric, "food": load_food(data)}
 
 
 def small_sets(sources: dict[str, Set], letters: np.ndarray) -> dict[str, Set]:

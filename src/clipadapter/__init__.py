@@ -12,14 +12,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "TextFeatures": "clipadapter.heads",
-    "ClipAdapter": "clipadapter.heads.clip_adapter",
+    "ClipAdapter": "clipadapter.heads",
     "ClipAdapterError": "clipadapter.errors",
     "FeatureSet": "clipadapter.features",
     "FeatureStore": "clipadapter.features",
     "FewShotClassifier": "clipadapter.classifier",
-    "LinearProbe": "clipadapter.heads.linear_probe",
+    "LinearProbe": "clipadapter.heads",
     "Predictor": "clipadapter.runtime",
-    "ZeroShot": "clipadapter.heads.zero_shot",
+    "ZeroShot": "clipadapter.heads",
     "create_encoder": "clipadapter.encoders",
     "create_head": "clipadapter.heads",
     "draw_shots": "clipadapter.data",

@@ -133,6 +133,20 @@ def check_file_name(name: str) -> str:
     return name
 
 
+def is_same_name(name: str, other: str) -> bool:
+    """Whether two names are those of one file on some system. On Windows ends of dots and spaces do not count.
+
+    A colon begins the name of a part of the file there. Short names such as ``STUDIO~1`` are not compared.
+
+    >>> is_same_name("Mine. ", "mine"), is_same_name("mine::$DATA", "mine"), is_same_name("mine.", ".mine")
+    (True, True, False)
+    """
+    first, second = (
+        unicodedata.normalize("NFC", each.partition(":")[0]).casefold().rstrip(". ") for each in (name, other)
+    )
+    return first == second
+
+
 def has_local_weights(name: str) -> bool:
     """Whether weights of an encoder are in a file or folder of this machine.
 

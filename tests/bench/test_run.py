@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from clipadapter.bench.records import append_runs, parse_run, read_runs
@@ -86,6 +88,14 @@ def test_the_key_does_not_depend_on_the_source_code_or_the_release(make_run):
 def test_the_digest_tells_apart_where_a_part_ends():
     assert digest(b"ab", b"c") != digest(b"a", b"bc")
     assert digest(["ab", "c"]) != digest(["a", "bc"])
+
+
+def test_a_record_states_as_many_right_or_wrong_pictures_as_it_has_test_pictures(make_run):
+    run = make_run()
+    for correct in ("", "00" * (run.n_test // 8 + 2)):
+        line = json.dumps({**json.loads(run.model_dump_json()), "correct": correct})
+        with pytest.raises(DataError, match=f"{len(correct)} digits, which {run.n_test} test pictures do not give"):
+            parse_run("runs.jsonl, line 1", line.encode())
 
 
 def test_a_record_with_a_metric_that_nobody_knows_is_named(make_run, tmp_path):

@@ -110,6 +110,10 @@ def test_a_split_below_classes_is_refused_with_the_line_that_moves_it(tmp_path, 
     with pytest.raises(LayoutError, match="is taken for a class") as caught:
         load_dataset(tmp_path / given)
     assert str(caught.value).endswith(f"Move it, and repeat the command: mv {tmp_path / inner} {tmp_path / beside}")
+    (tmp_path / beside).mkdir()  # mv would move into it
+    with pytest.raises(LayoutError, match="is taken for a class|holds the splits") as caught:
+        load_dataset(tmp_path / given)
+    assert f"mv {tmp_path / inner} {tmp_path / beside}-2" in str(caught.value)
 
 
 def test_splits_inside_a_split_are_refused_with_the_folder_that_has_them(tmp_path, put):

@@ -1,4 +1,6 @@
-"""Pictures to encode, and the sizes that Pillow scales them to."""
+"""Pictures to encode, the sizes that Pillow scales them to, and a cache of the hub."""
+
+import shutil
 
 import numpy as np
 import pytest
@@ -30,3 +32,22 @@ def resized_to(monkeypatch):
 
     monkeypatch.setattr(Image.Image, "resize", record)
     return sizes
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A function that puts the files of a folder, or none, into an empty cache of the hub, as a commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(repo, folder=None, commit="a" * 40, is_main=True):
+        place = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+        snapshot = place / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        if folder is not None:
+            shutil.copytree(folder, snapshot, dirs_exist_ok=True)
+        if is_main:
+            (place / "refs").mkdir(exist_ok=True)
+            (place / "refs" / "main").write_text(commit)
+        return snapshot
+
+    return put

@@ -12,8 +12,7 @@ import open_clip
 import pytest
 import torch
 
-from clipadapter.encoders import create_encoder
-from clipadapter.encoders import hub as hub_module
+from clipadapter.encoders import create_encoder, hub
 from clipadapter.errors import EncoderUnavailableError
 
 from ..conftest import CLIP, letter_tokenizer
@@ -41,23 +40,7 @@ START, END = 49406, 49407
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A function that gives the folder of a repository in an empty cache of the hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    def make(repo):
-        place = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
-        snapshot = place / "snapshots" / ("a" * 40)
-        snapshot.mkdir(parents=True)
-        (place / "refs").mkdir()
-        (place / "refs" / "main").write_text("a" * 40)
-        return snapshot
-
-    return make
-
-
-@pytest.fixture
-def open_family(hub, write_model, tmp_path, monkeypatch):
+def open_family(hub_cache, write_model, tmp_path, monkeypatch):
     """A function that opens ``MODEL/TAG`` with a narrow random network, and a small vocabulary if it needs one."""
 
     def open_narrow(name):
@@ -68,12 +51,12 @@ def open_family(hub, write_model, tmp_path, monkeypatch):
         tokenizer = config["text_cfg"].get("hf_tokenizer_name")
         if tokenizer:
             kind = word_tokenizer() if "bert" in tokenizer else letter_tokenizer()
-            kind.save_pretrained(hub(tokenizer))
+            kind.save_pretrained(hub_cache(tokenizer))
             config["text_cfg"]["vocab_size"] = len(kind)
         folder = write_model(tmp_path / "model", config, CLIP)
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, model, config)
         weights = str(folder / "open_clip_model.safetensors")
-        monkeypatch.setattr(hub_module, "cached_file", lambda repo, names, revision=None: weights)
+        monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: weights)
         return create_encoder(f"open_clip:{name}")
 
     return open_narrow
@@ -167,14 +150,14 @@ def test_pixels_and_tokens_are_those_of_the_family(name, open_family, picture):
         check(encoder._tokenizer, length)
 
 
-def test_biomedclip_opens_from_the_hubs_cache_with_a_text_tower_of_transformers(hub, tmp_path, picture):
+def test_biomedclip_opens_from_the_hubs_cache_with_a_text_tower_of_transformers(hub_cache, tmp_path, picture):
     """Its repository names another one, which has the configuration of BERT and the tokenizer."""
     from open_clip import CustomTextCLIP
     from safetensors.torch import save_file
 
     bert = {"model_type": "bert", "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1}
     bert |= {"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 256, "pad_token_id": 0}
-    language = hub("microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract")
+    language = hub_cache("microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract")
     (language / "config.json").write_text(json.dumps(bert))
     word_tokenizer().save_pretrained(language)
     name = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
@@ -184,7 +167,7 @@ def test_biomedclip_opens_from_the_hubs_cache_with_a_text_tower_of_transformers(
     config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
     model = CustomTextCLIP(**config | {"text_cfg": text | {"hf_model_pretrained": False}}).eval()
     repo = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
-    snapshot = hub(repo)
+    snapshot = hub_cache(repo)
     (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": CLIP}))
     save_file(model.state_dict(), snapshot / "open_clip_model.safetensors")
 

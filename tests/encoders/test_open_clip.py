@@ -120,16 +120,12 @@ class OtherTokenizer(open_clip.SimpleTokenizer):
         return super().__call__([text.upper() + "!" for text in texts], context_length)
 
 
-def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, opened, tmp_path, monkeypatch):
-    repo = tmp_path / "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K"
-    (repo / "snapshots" / "abc").mkdir(parents=True)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("abc")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert hub_source("ViT-B-32/laion2b_s34b_b79k").cached() is None
-    name = "open_clip_model.safetensors"
-    (repo / "snapshots" / "abc" / name).symlink_to(folders["ViT-B-32"] / name)
-    assert hub_source("ViT-B-32/laion2b_s34b_b79k").cached().name == name
+def test_pretrained_weights_are_read_from_the_hubs_cache(folders, narrow_clip, opened, hub_cache, monkeypatch):
+    source, name = hub_source("ViT-B-32/laion2b_s34b_b79k"), "open_clip_model.safetensors"
+    assert source.cached() is None
+    snapshot = hub_cache("laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
+    (snapshot / name).symlink_to(folders["ViT-B-32"] / name)
+    assert source.cached() == snapshot / name
 
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", narrow_clip["ViT-B-32"])
     info = create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k").info

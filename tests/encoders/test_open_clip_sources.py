@@ -20,22 +20,6 @@ REPO = "imageomics/bioclip"
 
 
 @pytest.fixture
-def hub_cache(folders, tmp_path, monkeypatch):
-    """A function that puts a folder into an empty cache of the hub, as a commit of a repository."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    def put(folder=folders["tiny"], repo=REPO, commit=FIRST, is_main=True):
-        place = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
-        snapshot = shutil.copytree(folder, place / "snapshots" / commit)
-        if is_main:
-            (place / "refs").mkdir(exist_ok=True)
-            (place / "refs" / "main").write_text(commit)
-        return snapshot
-
-    return put
-
-
-@pytest.fixture
 def architecture(monkeypatch):
     """The name of an architecture of open_clip, which is the tiny model here."""
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", TINY)
@@ -60,8 +44,8 @@ def weights(folders, tmp_path):
 
 
 @pytest.mark.parametrize("uri", [f"hf-hub:{REPO}", f"open_clip:hf-hub:{REPO}"])
-def test_a_repository_opens_from_the_cache_without_a_request(uri, hub_cache, opened, picture, monkeypatch):
-    hub_cache()
+def test_a_repository_opens_from_the_cache_without_a_request(uri, hub_cache, folders, opened, picture, monkeypatch):
+    hub_cache(REPO, folders["tiny"])
     monkeypatch.setattr(hub, "_request", lambda *asked: pytest.fail("no request is needed"))
     encoder = create_encoder(uri)
     assert encoder.info.name == f"hf-hub:{REPO}"
@@ -70,9 +54,9 @@ def test_a_repository_opens_from_the_cache_without_a_request(uri, hub_cache, ope
     torch.testing.assert_close(encoder.encode_images(images), opened("tiny").encode_images(images))
 
 
-def test_a_revision_is_opened_and_named(hub_cache, opened, write_model, tmp_path):
-    hub_cache()
-    hub_cache(write_model(tmp_path / "other", TINY, CLIP, seed=1), commit=SECOND, is_main=False)
+def test_a_revision_is_opened_and_named(hub_cache, folders, opened, write_model, tmp_path):
+    hub_cache(REPO, folders["tiny"])
+    hub_cache(REPO, write_model(tmp_path / "other", TINY, CLIP, seed=1), commit=SECOND, is_main=False)
     pinned = create_encoder(f"hf-hub:{REPO}@{SECOND}").info
     assert pinned.name == f"hf-hub:{REPO}@{SECOND}" and pinned.note == ""
     assert pinned.fingerprint != opened("tiny").info.fingerprint
@@ -93,11 +77,11 @@ def test_the_tokenizer_is_that_of_the_named_repository(own, hub_cache, folders, 
     tokenizer.mkdir()
     for file in copy.glob("*token*"):
         file.rename(tokenizer / file.name)
-    snapshot = hub_cache(copy)
+    snapshot = hub_cache(REPO, copy)
     if own:
         shutil.copytree(tokenizer, snapshot, dirs_exist_ok=True)
     else:
-        hub_cache(tokenizer, repo=name)
+        hub_cache(name, tokenizer)
     texts = ["A Photo, of a CAT!", "dog"]
     expected = opened("SigLIP")._tokenizer(texts)
     assert torch.equal(create_encoder(f"hf-hub:{REPO}")._tokenizer(texts), expected)
@@ -105,7 +89,7 @@ def test_the_tokenizer_is_that_of_the_named_repository(own, hub_cache, folders, 
 
 def test_a_missing_tokenizer_is_named(hub_cache, folders, monkeypatch, tmp_path):
     copy = shutil.copytree(folders["SigLIP"], tmp_path / "copy", ignore=shutil.ignore_patterns("*token*"))
-    hub_cache(copy)
+    hub_cache(REPO, copy)
     with pytest.raises(
         EncoderUnavailableError, match="tokenizer is that of the repository timm/ViT-B-16-SigLIP, which"
     ):
@@ -146,13 +130,13 @@ def test_a_configuration_without_preprocessing_names_how_open_clip_opens_the_wei
     """As apple/DFN2B-CLIP-ViT-B-16, whose configuration also lacks the activation."""
     copy = shutil.copytree(folders["tiny"], tmp_path / "copy")
     (copy / "open_clip_config.json").write_text(json.dumps(TINY))
-    hub_cache(copy, repo="apple/DFN2B-CLIP-ViT-B-16")
+    hub_cache("apple/DFN2B-CLIP-ViT-B-16", copy)
     with pytest.raises(EncoderUnavailableError, match="'mean' and 'std': say open_clip:ViT-B-16/dfn2b for these"):
         create_encoder("hf-hub:apple/DFN2B-CLIP-ViT-B-16")
 
 
 def test_a_failed_download_names_the_file(hub_cache, folders, monkeypatch):
-    snapshot = hub_cache()
+    snapshot = hub_cache(REPO, folders["tiny"])
     (snapshot / "open_clip_model.safetensors").unlink()
 
     def fail(repo, name, revision):
@@ -176,7 +160,7 @@ def test_code_of_a_tokenizer_is_never_run(scheme, hub_cache, folders, tmp_path):
     (copy / "open_clip_config.json").write_text(json.dumps(config))
     (copy / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["harm.Harm", None]}}))
     (copy / "harm.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')\nclass Harm: pass\n")
-    hub_cache(copy)
+    hub_cache(REPO, copy)
     with pytest.raises(EncoderUnavailableError, match="trust_remote_code.*never"):
         create_encoder(scheme + (REPO if scheme == "hf-hub:" else str(copy)))
     assert not (tmp_path / "harm").exists()

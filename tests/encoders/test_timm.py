@@ -105,21 +105,6 @@ def weights(tmp_path_factory):
     return write
 
 
-@pytest.fixture
-def hub_cache(tmp_path, monkeypatch):
-    """A function that puts a file into an empty cache of the hub."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    def put(repo, file):
-        place = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
-        (place / "snapshots" / ("a" * 40)).mkdir(parents=True)
-        (place / "refs").mkdir()
-        (place / "refs" / "main").write_text("a" * 40)
-        (place / "snapshots" / ("a" * 40) / "model.safetensors").write_bytes(file.read_bytes())
-
-    return put
-
-
 def expected_features(path, image):
     """By timm, from the file, for pictures of 160 pixels: short side to 166 (crop_pct 0.95 of 160 is 168)."""
     network = timm.create_model("test_vit", num_classes=7).eval()
@@ -154,7 +139,7 @@ def test_named_weights_open_from_the_hubs_cache_without_a_request(weights, hub_c
     path = weights(
         "named.safetensors", lambda s: {**s, "head.weight": torch.ones(1000, 64), "head.bias": torch.ones(1000)}
     )
-    hub_cache("timm/test_vit.r160_in1k", path)
+    path.rename(hub_cache("timm/test_vit.r160_in1k") / "model.safetensors")
     encoder = create_encoder("timm:test_vit")
     assert (encoder.info.name, encoder.info.licence) == ("timm:test_vit.r160_in1k", "Apache-2.0")
     expected = expected_features(weights("own.safetensors"), picture(300, 200))

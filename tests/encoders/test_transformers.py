@@ -197,21 +197,16 @@ def test_the_librarys_tokenizer_of_siglip_opens(written, tmp_path):
     assert torch.equal(plain, shouted)
 
 
-def test_a_repository_opens_from_the_cache_without_a_request(written, opened, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+def test_a_repository_opens_from_the_cache_without_a_request(written, opened, hub_cache, monkeypatch):
     monkeypatch.setattr("clipadapter.encoders.hub._request", lambda *asked: pytest.fail("no request is needed"))
-    place = tmp_path / "hub" / "models--facebook--dinov2-small"
-    shutil.copytree(written("dinov2")[0], place / "snapshots" / ("a" * 40))
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("a" * 40)
+    hub_cache("facebook/dinov2-small", written("dinov2")[0])
     info = create_encoder("hf:facebook/dinov2-small").info
     assert (info.name, info.licence) == ("hf:facebook/dinov2-small", "Apache-2.0")
     assert info.fingerprint == opened("dinov2").info.fingerprint
     assert f"hf:facebook/dinov2-small@{'a' * 40}" in info.note
 
 
-def test_a_repository_out_of_reach_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+def test_a_repository_out_of_reach_says_what_to_do(hub_cache):
     with pytest.raises(EncoderUnavailableError, match=r"say open_clip:ViT-B-32/openai for these weights.*hf:FOLDER"):
         create_encoder("hf:openai/clip-vit-base-patch32")
 

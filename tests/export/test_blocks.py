@@ -46,9 +46,7 @@ def test_all_passes_are_one_graph(format, source, several, draw, tmp_path):
     features = several.extract_features(pictures, ["red"] * 6, ["red", "blue"], views=1)
     np.testing.assert_allclose(outputs.blocks, features.X, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(outputs.features, features.final, rtol=1e-4, atol=1e-5)
-    scores = several.uncertainty_.rejector.scores(
-        features.final, several.head_.logits(features.X), several.predict_proba(pictures)
-    )
+    scores = several.uncertainty_.rejector.scores(features.final, several.head_.logits(features.X))
     np.testing.assert_allclose(outputs.ood_scores, scores, rtol=1e-2, atol=1e-3)
     np.testing.assert_allclose(predictor.predict_proba(pictures), several.predict_proba(pictures), atol=1e-5)
     assert predictor.predict(pictures) == several.predict(pictures)
@@ -129,16 +127,16 @@ def test_weights_that_passes_share_are_in_the_file_once(several, tmp_path):
 
 
 def test_a_file_with_another_block_than_the_model_is_refused(several, tmp_path, monkeypatch):
-    from clipadapter.export.graph import SquareTowers
+    from clipadapter.export.graph import ImageTowers
 
-    whole = SquareTowers.forward
+    whole = ImageTowers.forward
 
     def forward(self, *squares):
         features = whole(self, *squares).clone()
         features[:, WIDTH : WIDTH + INNER_WIDTH] = features[:, WIDTH : WIDTH + INNER_WIDTH].flip(1)
         return features
 
-    monkeypatch.setattr(SquareTowers, "forward", forward)
+    monkeypatch.setattr(ImageTowers, "forward", forward)
     with pytest.raises(ArtifactError, match="smallest cosine of features of the block inner is"):
         export_model(several, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()

@@ -24,3 +24,14 @@ def picture_folder(tmp_path):
         return paths
 
     return write
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Paths of 12 noisy pictures in two colours."""
+    folder, rng, paths = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0), []
+    for i in range(12):
+        values = np.array(Image.new("RGB", (70, 60), ("red", "blue")[i % 2]), int) + rng.integers(-60, 60, (60, 70, 3))
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths

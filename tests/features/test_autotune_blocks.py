@@ -23,16 +23,6 @@ def encoder_of(*names):
     return open_blocks(TinyEncoder(), names, [TinyEncoder("other", OTHER, 1)])
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder, rng, paths = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0), []
-    for i in range(12):
-        values = np.array(Image.new("RGB", (70, 60), ("red", "blue")[i % 2]), int) + rng.integers(-60, 60, (60, 70, 3))
-        paths.append(folder / f"{i}.png")
-        Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(paths[-1])
-    return paths
-
-
 def test_each_pass_is_calibrated_by_its_own_squares(pictures):
     encoder = encoder_of("final", "toy/final", "inner@48", "other/final")
     chosen = choose_backend(encoder, pictures, backend="onnxruntime", precision="int8")

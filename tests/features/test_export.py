@@ -1,9 +1,12 @@
+import json
+import os
 import re
 import sys
 
 import numpy as np
 import pytest
 
+from clipadapter.blocks import MAX_BLOCK_WIDTH
 from clipadapter.data import Sample
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError, MissingExtraError
@@ -79,6 +82,14 @@ def test_a_file_that_can_not_be_written_is_an_error(toy, tmp_path, name):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_a_link_in_place_of_the_unfinished_file_is_not_followed(toy, tmp_path):
+    (tmp_path / "thesis").write_text("mine")
+    (tmp_path / f".f.parquet.{os.getpid()}.partial").symlink_to(tmp_path / "thesis")
+    with pytest.raises(DataError, match="is a link"):
+        write_parquet(tmp_path / "f.parquet", rows_of(toy, 1), toy.info)
+    assert (tmp_path / "thesis").read_text() == "mine"
+
+
 def test_another_width_is_refused(toy, tmp_path):
     rows = [FeatureRow("a.jpg", None, "all", np.zeros(3, np.float32))]
     with pytest.raises(InputError, match=f"width 3 but the encoder's is {toy.info.dim}"):
@@ -106,6 +117,28 @@ def test_each_block_is_a_column_and_is_read_again(samples, tmp_path):
     assert features.provenance["fingerprint"] == encoder.info.fingerprint
     with pytest.raises(DataError, match="has no features of the split"):
         read_parquet(path, "test")
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"label": ["b" * 8000] * 100_000}, "800,800,000 characters or more, but at most 536,870,912"),
+        ({"path": ["a"] * 4_000_001}, "4,000,001 rows or more, but at most 4,000,000"),
+        ({"path": ["a"] * 3000}, "3,000 features of 1,048,576 numbers, but at most 8 GiB"),
+    ],
+)
+def test_a_small_table_that_would_fill_the_memory_is_refused(toy, tmp_path, columns, why):
+    n_rows, pa = len(next(iter(columns.values()))), pytest.importorskip("pyarrow")
+    width = MAX_BLOCK_WIDTH if n_rows == 3000 else 1
+    columns = {name: columns.get(name, ["aaaa"] * n_rows) for name in ("path", "label", "split")}
+    columns["feature"] = pa.nulls(n_rows, pa.list_(pa.float32()))
+    facts = {"clipadapter.encoder": "toy", "clipadapter.fingerprint": "f"}
+    facts["clipadapter.blocks"] = json.dumps([["final", width]])
+    path = tmp_path / "f.parquet"
+    parquet.write_table(pa.table(columns).replace_schema_metadata(facts), path, compression="zstd")
+    assert path.stat().st_size < 2_000_000
+    with pytest.raises(DataError, match=why):
+        read_parquet(path)
 
 
 def test_a_table_that_is_none_of_features_or_has_no_labels_is_refused(toy, tmp_path):

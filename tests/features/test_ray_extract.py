@@ -159,13 +159,16 @@ def test_a_picture_of_an_archive_that_is_too_large_is_a_row_that_says_so(picture
 
 
 def test_a_sample_of_an_archive_is_too_large_where_its_pictures_together_are(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("clipadapter.features.collection.MAX_IMAGE_BYTES", 1 << 20)
+    monkeypatch.setattr("clipadapter.features.collection.MAX_SAMPLE_BYTES", 1 << 20)
     (tmp_path / "tars").mkdir()
     data = files_of(pictures)[0].read_bytes()
-    padded = data + bytes((1 << 19) - len(data))
+    padded, large = data + bytes((1 << 19) - len(data)), data + bytes(1 << 21)
     members = [*((f"a.{i}.png", padded) for i in range(4)), ("a.bin", bytes(1 << 21)), ("b.png", padded)]
-    archive(tmp_path / "tars" / "0.tar", members)
-    assert make(tmp_path / "tars", tmp_path / "out") == (5, 2)
+    archive(tmp_path / "tars" / "0.tar", [*members, ("c.0.png", large), ("c.1.png", padded)])
+    assert make(tmp_path / "tars", tmp_path / "out") == (7, 3)
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    reasons = [row["error"] for row in parquet.read_table(shard).to_pylist() if row["error"]]
+    assert reasons == ["too large: over 1 MiB"] * 3
 
 
 def test_an_archive_with_a_header_or_a_sample_without_an_end_is_damaged_there(pictures, tmp_path):
@@ -530,7 +533,7 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_pat
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    from killing_files import KillingFiles
+    from killing_files import DyingFiles, KillingFiles
 
     # As a call leaves it that is killed after its first file.
     make(pictures, tmp_path / "out", filesystem=LocalFileSystem(), only=1)
@@ -541,6 +544,10 @@ def test_ray_writes_the_same_shards_and_survives_a_killed_node(pictures, tmp_pat
         with ray.init(cluster.address, log_to_driver=False, configure_logging=False):
             with pytest.raises(InputError, match="the cluster has 2 cores and 0 GPUs"):
                 extract_with_ray(pictures, "toy", tmp_path / "gpu", gpus=1)
+            with pytest.raises(
+                DataError, match=r"the shard of .*00.png' and 19 more pictures died 3 times, the last time"
+            ):
+                extract_with_ray(pictures, "toy", tmp_path / "dead", filesystem=DyingFiles())
             report = extract_with_ray(
                 pictures, "toy", tmp_path / "out", filesystem=KillingFiles(), batch_size=4, shard_size=6
             )

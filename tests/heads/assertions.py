@@ -7,7 +7,6 @@ from clipadapter.errors import InputError
 from clipadapter.testing import toy_features
 
 from .formulas import unit
-from .small_shots import reorder
 
 
 def assert_refused(head, words):
@@ -50,15 +49,6 @@ def assert_zero_shot(head, atol=1e-4):
     X, y, text = toy_features()
     expected = text.logit_scale * unit(X.astype(np.float64)) @ unit(text.embeddings.astype(np.float64)).T
     np.testing.assert_allclose(head.fit(X, y, text=text).logits(X), expected, atol=atol)
-
-
-def assert_equivariant(head, counts, order, factor):
-    """Another order of the classes permutes the logits; the length of features changes nothing."""
-    X, y, text = toy_features(counts)
-    X = X.astype(np.float64)
-    expected = head.fit(X, y, text=text).logits(X)[:, order]
-    found = head.fit(factor * X, y, text=reorder(text, order)).logits(X)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def assert_steps_are_epochs(head_type, attribute, case, steps, epochs):

@@ -44,12 +44,6 @@ def toy_with_noisy_view():
     return X, y, text, np.stack([X, X + noise], axis=1)
 
 
-def reorder(text, order):
-    """The class text with its classes in another order."""
-    order = list(order)
-    return TextFeatures([text.labels[i] for i in order], text.embeddings[order], text.logit_scale, order="given")
-
-
 def released_shots(method):
     """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
     figures, _ = golden(method)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import check_estimator
 
+from clipadapter import heads
 from clipadapter.heads import Head, TextFeatures, create_head, head_info, list_heads
 from clipadapter.heads.base import HEADS
 from clipadapter.heads.knn import Knn
@@ -54,8 +55,12 @@ def test_a_head_is_a_scikit_learn_estimator(name):
     assert [result["check_name"] for result in results if result["expected_to_fail"] and not result["exception"]] == []
 
 
-def test_the_three_heads_are_there():
-    assert {"zero-shot", "linear-probe", "clip-adapter"} <= set(list_heads())
+def test_every_head_is_imported_from_the_package():
+    for name in list_heads():
+        cls = head_info(name).cls
+        if cls.__module__.startswith("clipadapter.heads."):
+            assert getattr(heads, cls.__name__) is cls
+            assert cls.__name__ in heads.__all__
 
 
 def test_every_head_with_presets_says_what_their_values_are():

@@ -4,12 +4,14 @@ import torch
 from scipy.optimize import minimize
 
 from clipadapter import parallel
+from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures, softmax_regression
 from clipadapter.heads.auto import experts, head
 from clipadapter.heads.auto.experts import (
     EXPERTS,
     ExpertInputs,
+    expert_kind,
     fit_gda,
     fit_kernel_ridge,
     fit_prototypes,
@@ -147,6 +149,10 @@ def test_one_shot_of_two_classes_is_enough():
     assert accuracy(Auto(), X, y, None, Q, truth) > 0.9
 
 
+def text_of(text, d):
+    return TextFeatures(text.labels, text.embeddings[:, :d], text.logit_scale)
+
+
 def expert_inputs(shots=3, c=4, d=10, seed=0):
     """With d 10 and 12 shots the primal forms are taken, with d 40 the dual ones."""
     rng = np.random.default_rng(seed)
@@ -194,8 +200,25 @@ def test_prototype_is_the_cosine_to_the_mean():
 @pytest.mark.parametrize("name", sorted(EXPERTS))
 def test_centred_experts_have_logits_of_mean_zero(name):
     part = expert_inputs()
-    logits = EXPERTS[name](part).centred().logits(part.z, None)
+    logits = EXPERTS[name].fit(part).centred().logits(part.z, None)
     np.testing.assert_allclose(logits.mean(dim=1).numpy(), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(EXPERTS))
+@pytest.mark.parametrize("shots", [1, 2])
+def test_any_expert_can_be_left_out_of_the_table(name, shots, monkeypatch):
+    X, y, text, Q, _ = world(shots, 0.5, c=4, d=16, per_class=5)
+    blocks = [("final", 12), ("inner", 4)]
+    full = Auto().fit(X, y, text=text_of(text, 12), blocks=blocks, unlabelled=Q).logits(Q)
+    monkeypatch.delitem(EXPERTS, name)
+    without = Auto().fit(X, y, text=text_of(text, 12), blocks=blocks, unlabelled=Q).logits(Q)
+    takes_part = shots > 1 or name in ("probe", "ridge")
+    assert np.isfinite(without).all() and np.array_equal(full, without) is not takes_part
+
+
+def test_an_unknown_expert_is_refused_with_the_names_that_there_are():
+    with pytest.raises(InputError, match="no expert of auto is called 'rigde'. Did you mean 'ridge'"):
+        expert_kind("rigde")
 
 
 def test_leave_one_out_noise_is_that_of_fits_without_the_shot():
@@ -291,8 +314,8 @@ def test_experts_of_a_fold_are_those_of_its_own_rows(name):
     labels, rows, held = torch.arange(24) % 4, torch.arange(16), torch.arange(16, 24)
     part = ExpertInputs(z, labels, 4, None, 0.0, z @ z.T)
     alone = ExpertInputs(z[rows], labels[rows], 4, None, 0.0)
-    found = EXPERTS[name](part.take(rows)).logits(z[held], None, part.gram_block(held, rows))
-    torch.testing.assert_close(found, EXPERTS[name](alone).logits(z[held], None), rtol=1e-5, atol=1e-5)
+    found = EXPERTS[name].fit(part.take(rows)).logits(z[held], None, part.gram_block(held, rows))
+    torch.testing.assert_close(found, EXPERTS[name].fit(alone).logits(z[held], None), rtol=1e-5, atol=1e-5)
 
 
 def test_logits_that_are_not_held_at_once_give_the_same_predictions(monkeypatch):

@@ -4,6 +4,7 @@ import torch
 
 from clipadapter.blocks import Block
 from clipadapter.heads import TextFeatures
+from clipadapter.heads.auto import blocks as auto_blocks
 from clipadapter.heads.auto import head
 from clipadapter.heads.auto.blocks import choose_weights
 from clipadapter.heads.auto.head import Auto
@@ -148,6 +149,15 @@ def test_the_out_of_fold_logits_for_calibration_are_those_of_the_mixture():
         return (own.logits.argmax(axis=1) == own.labels).mean()
 
     assert right(BLOCKS) > right(BLOCKS[:1]) + 0.1
+
+
+def test_out_of_fold_logits_are_those_of_the_blocks_that_the_model_keeps(monkeypatch):
+    """A block of a small share is left out of both, as if it had not been there."""
+    monkeypatch.setattr(auto_blocks, "MIN_SHARE", 0.9)
+    kept, alone = fitted([3] * C), fitted([3] * C, blocks=BLOCKS[:1])
+    assert kept.used_blocks() == ("final",)
+    np.testing.assert_array_equal(kept._own_out_of_fold.logits, alone._own_out_of_fold.logits)
+    np.testing.assert_array_equal(kept.logits(TEST[0]), alone.logits(TEST[0][:, :D]))
 
 
 @pytest.mark.parametrize("shots", [1, 4])

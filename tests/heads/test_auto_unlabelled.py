@@ -6,8 +6,9 @@ import torch
 
 from clipadapter.heads import TextFeatures, out_of_fold
 from clipadapter.heads.auto import head, unlabelled
+from clipadapter.heads.auto.blocks import Mixture
 from clipadapter.heads.auto.head import Auto
-from clipadapter.heads.auto.unlabelled import Teacher, fit_regression
+from clipadapter.heads.auto.unlabelled import fit_regression
 
 C, D = 4, 48
 NAMES = [f"class {i}" for i in range(C)]
@@ -109,13 +110,13 @@ def test_coefficients_and_left_out_logits_equal_plain_loops(monkeypatch):
 def test_a_fold_sees_neither_features_nor_labels_of_held_out_shots(monkeypatch):
     """Other features and labels of the shots that a fold holds out leave its teacher and its regression as they are."""
     calls, teachers = [], []
-    fit, predict = unlabelled.fit_regression, Teacher.logits
+    fit, predict = unlabelled.fit_regression, Mixture.logits
 
     def recorded(self, train, *args):
         teachers.append((self, train, args))
         return predict(self, train, *args)
 
-    monkeypatch.setattr(Teacher, "logits", recorded)
+    monkeypatch.setattr(Mixture, "logits", recorded)
     monkeypatch.setattr(unlabelled, "fit_regression", lambda *args: (calls.append(args), fit(*args))[1])
     Auto().fit(X, Y, TEXT, unlabelled=POOL)
     with_pictures = [args for args in calls if len(args[3])]
@@ -128,7 +129,7 @@ def test_a_fold_sees_neither_features_nor_labels_of_held_out_shots(monkeypatch):
         torch.testing.assert_close(labels, teacher.inputs.labels[train])
         others = torch.ones(n, dtype=torch.bool)
         others[train] = False
-        changed = Teacher(_damage(teacher.inputs, others), teacher.weights, teacher.noise, teacher.blocks)
+        changed = replace(teacher, inputs=_damage(teacher.inputs, others))
         torch.testing.assert_close(predict(changed, train, *args), teacher_logits)
 
 

@@ -8,7 +8,8 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold, select
-from clipadapter.heads.auto.multilabel import LOG_WEIGHT_STD, fit_multilabel_ridge, multilabel_stacking_weights
+from clipadapter.heads.auto.multilabel import LOG_WEIGHT_STD, fit_multilabel_ridge
+from clipadapter.heads.auto.stacking import fit_multilabel_stacking
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.folds import iterative_stratification
 from clipadapter.heads.linear_probe import GRID, LinearProbe
@@ -212,9 +213,8 @@ def test_ridge_is_that_of_scikit_learn(d):
 def test_stacking_weights_are_at_the_optimum_and_above_zero():
     rng = np.random.default_rng(0)
     logits, Y = [rng.standard_normal((50, 3)) for _ in range(2)], rng.integers(2, size=(50, 3))
-    weights, bias = multilabel_stacking_weights(
-        [torch.from_numpy(x) for x in logits], torch.from_numpy(Y), [1.0, 2.0], 0.5
-    )
+    parts = [torch.from_numpy(x) for x in logits]
+    weights, bias = fit_multilabel_stacking(parts, torch.from_numpy(Y), [1.0, 2.0], LOG_WEIGHT_STD, 0.5)
     residual = 0.5 * (sigmoid(weights[0] * logits[0] + weights[1] * logits[1] + bias.numpy()) - Y)
     own = bias.numpy() - bias.numpy().mean()  # what is drawn to nothing has a mean of nothing at the optimum
     for weight, x, median in zip(weights, logits, [1.0, 2.0], strict=True):

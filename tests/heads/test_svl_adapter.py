@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.svl_adapter import SvlAdapter, star_blend
-from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
 
 from .assertions import assert_refused
@@ -89,20 +88,6 @@ def test_auto_blend_is_what_zero_shot_is_not_sure_of_on_the_shots(case):
     head = SvlAdapter(epochs=1).fit(case["X"], case["y"], text=case["text"], blocks=blocks(case["X"], case["text"]))
     sure = softmax(SCALE * unit(case["X"][:, :D]) @ case["text"].embeddings.T).max(axis=1).mean()
     assert head.blend_ == pytest.approx(1 - sure, rel=1e-9)
-
-
-def test_blend_zero_is_zero_shot():
-    X, y, text = toy_features()
-    zero_shot = ZeroShot().fit(X, y, text=text, blocks=blocks(X, text)).logits(X)
-    wide = np.hstack([X, np.random.default_rng(0).standard_normal((len(X), 3)).astype(np.float32)])
-    np.testing.assert_allclose(
-        SvlAdapter(blend=0, epochs=1).fit(X, y, text=text, blocks=blocks(X, text)).logits(X), zero_shot, atol=1e-5
-    )
-    np.testing.assert_allclose(
-        SvlAdapter(blend=0, epochs=1).fit(wide, y, text=text, blocks=blocks(wide, text)).logits(wide),
-        zero_shot,
-        atol=1e-5,
-    )
 
 
 def test_blend_one_reads_the_second_encoder_only(case):

@@ -69,13 +69,6 @@ def test_views_are_training_rows():
     assert_trains_on_views(lambda X, y, text: TipAdapterF().fit(X, y, text=text).keys_.numpy())
 
 
-def test_a_class_without_shots_answers_by_its_text(case):
-    X, labels, y, text = case
-    kept = labels != 1
-    found = TipAdapterF().fit(X[kept], y[kept], text=text).logits(X)
-    np.testing.assert_allclose(found[:, 1], SCALE * unit(X) @ text.embeddings[1], rtol=1e-9)
-
-
 def test_seed_changes_the_order_of_small_batches(case):
     X, _, y, text = case
     first, again, other = (TipAdapterF(batch_size=2, seed=s).fit(X, y, text=text).keys_.numpy() for s in (0, 0, 1))

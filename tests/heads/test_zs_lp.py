@@ -7,7 +7,7 @@ from clipadapter.heads import TextFeatures
 from clipadapter.heads.zs_lp import ZsLp
 from clipadapter.testing import toy_features
 
-from .assertions import assert_refused, assert_uses_views, assert_zero_shot
+from .assertions import assert_refused, assert_uses_views
 from .formulas import softmax, unit
 from .golden_figures import doubles, golden
 from .small_shots import SCALE, fit_unequal_shots, unequal_shots
@@ -52,10 +52,6 @@ def test_official_schedule_is_one_epoch_of_warm_up_and_a_cosine_over_all(case):
     fitted = fit(case, **{**ZsLp.official(text_norm=10.0).get_params(), "epochs": 8})
     rates = [1e-5] + [0.1 * 0.5 * (1 + np.cos(np.pi * epoch / 8)) for epoch in range(7)]
     np.testing.assert_allclose(fitted.weight_.numpy(), zs_lp_by_hand(X, target, 10 * text, rates), rtol=1e-9)
-
-
-def test_no_steps_is_zero_shot():
-    assert_zero_shot(ZsLp(epochs=0))
 
 
 def test_a_class_without_shots_keeps_its_text_and_answers_by_it():

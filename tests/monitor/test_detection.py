@@ -266,6 +266,7 @@ def test_the_keys_of_the_json_are_those_of_history_files(world):
     assert list(data) == [
         *("format", "has_drift", "summary", "n_pictures", "n_repeated", "skipped", "reference", "n_reference"),
         *("alpha", "checks", "classes", "ood_rate", "windows", "knows_confusions", "is_reliable"),
+        "alpha_is_exact",
     ]
     assert data["format"] == 1
     assert list(data["checks"][0]) == ["check", "p_value", "corrected_p_value", "is_significant", "message"]

@@ -86,7 +86,7 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(epochs, wh
     killed_after(epochs, monkeypatch)
     with pytest.raises(KilledError):
         train_simclr(pictures, tmp_path / "encoder", **TINY)
-    for name in (".checkpoint.safetensors.half", ".encoder.safetensors-half"):  # of this version and an earlier one
+    for name in (".checkpoint.safetensors-abcd_123", ".mine.safetensors"):
         (tmp_path / "encoder" / name).write_bytes(b"half-written")
     monkeypatch.undo()
     done = train_simclr(pictures[::-1], tmp_path / "encoder", **TINY)
@@ -95,7 +95,15 @@ def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(epochs, wh
     assert (tmp_path / "encoder" / "encoder.safetensors").read_bytes() == (
         whole[0] / "encoder.safetensors"
     ).read_bytes()
-    assert len(list((tmp_path / "encoder").iterdir())) == 1
+    assert {path.name for path in (tmp_path / "encoder").iterdir()} == {"encoder.safetensors", ".mine.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "checkpoint.safetensors"])
+def test_links_in_the_folder_of_an_encoder_are_not_followed(name, pictures, tmp_path):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / name).symlink_to(tmp_path / "thesis")
+    with pytest.raises(ArtifactError, match="is a link"):
+        train_simclr(pictures, tmp_path / "encoder", **TINY)
 
 
 def test_a_finished_encoder_is_not_trained_again(whole, pictures, monkeypatch):

@@ -1,8 +1,8 @@
-"""Puts links, pipes and odd names into copies of the program's own folders, and opens these with what takes them.
+"""Puts links, pipes and odd names into copies of the program's own folders, and opens these by commands.
 
-Usage: link_trees.py FOLDER COUNT SEED. Beside each copy is a folder that links lead to. It writes how many copies were
-made, how often one was opened or refused, and what was wrong: a byte or name that changed outside, or an error that is
-not of the library.
+Usage: link_trees.py FOLDER COUNT SEED. Beside each copy is a folder that links lead to. A command, drawn from those
+that take such a folder, opens each copy. It writes how many copies were made, how often each command worked or refused,
+and what was wrong: a byte or name that changed outside, or an error that is not of the program.
 """
 
 import json
@@ -17,7 +17,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from own_folders import HEX, OPENERS, OWN_FOLDERS, make_templates
+from own_folders import COMMANDS, HEX, OWN_FOLDERS, enter, make_templates, open_shards, prepare_commands, run
 
 from clipadapter.errors import ClipAdapterError
 
@@ -34,7 +34,11 @@ OWN_NAMES = {
     "bench": f"""runs runs.jsonl runs/{HEX}.json runs/.{HEX}.json-{RANDOM} plans plans/own.json features mine reports
         features/{HEX} features/.{HEX}-{RANDOM} figures""",
     "store": f"""features.sqlite features.sqlite-wal features.sqlite-shm features.sqlite-journal shards/shards.json
-        shards/{HEX}.parquet shards/.{HEX}.partial shards/mine""",
+        shards/{HEX}.parquet shards/.{HEX}.partial shards/mine table.parquet .table.parquet.{os.getpid()}.partial""",
+    "results": f"""runs.jsonl table.md accuracy.png answers.png metrics.json confusion.png model model/config.json
+        sorted sorted/red sorted/red/0.ppm sorted/none exported.onnx .exported.onnx-{RANDOM} log.jsonl table.parquet
+        .exported.onnx-{RANDOM}/.clipadapter-export.lock .exported.onnx-{RANDOM}/mine
+        .table.parquet.{os.getpid()}.partial .runs.jsonl-{RANDOM} .log.jsonl-{RANDOM}""",
 }
 MOVED = ["link", "x", "x/y", "train/red/0.ppm", ".studio", ".studio/incoming/2", ".studio/settings.json", "../home/z"]
 """Ends of moves of a journal."""
@@ -76,7 +80,7 @@ def mutate(base, kind, home, rng):
     targets = [path.relative_to(home).as_posix() for path in home.rglob("*")] + [".", "nothing", "nothing/below"]
     for _ in range(rng.randint(1, 3)):
         path = Path(os.path.normpath(own / rng.choice(rng.choice([there, names]))))
-        is_named = path in (own / "shards", own / "features.sqlite") or (
+        is_named = path in (own / "shards", own / "features.sqlite", own / "sorted") or (
             path == own and kind not in ("studio", "parts")
         )
         if is_named or any(one.is_symlink() or (one.exists() and not one.is_dir()) for one in path.parents):
@@ -117,24 +121,28 @@ def stop(*_):
 
 
 def attack(base, kind, rng):
-    """How often a tree was opened and refused, and errors that are not of the library."""
+    """How often each command worked and refused in a tree, and errors that are not of the program."""
     counts, faults = Counter(trees=1), []
-    for opener in OPENERS[kind]:
-        signal.alarm(30)
-        try:
-            opener(base, rng)
-            counts["opened"] += 1
-        except ClipAdapterError:
-            counts["refused"] += 1
-        except Exception as error:
-            faults.append(f"{type(error).__name__}: {error}"[:300])
-        signal.alarm(0)
+    lines = [line.strip() for line in COMMANDS[kind].splitlines() if line]
+    line = rng.choice(lines)
+    signal.alarm(60)
+    try:
+        has_worked = run(line)
+        counts["opened" if has_worked else "refused"] += 1
+        counts[f"{line} {'worked' if has_worked else 'refused'}"] += 1
+    except Exception as error:
+        faults.append(f"{line}: {type(error).__name__}: {error}"[:300])
+    signal.alarm(0)
+    if kind == "store":
+        with suppress(ClipAdapterError):
+            open_shards(base)
     return counts, faults
 
 
 def main(folder, count, seed):
     signal.signal(signal.SIGALRM, stop)
-    make_templates(folder / "templates")
+    prepare_commands(folder)
+    make_templates(folder)
     rng, faults, counts, outside = random.Random(seed), [], Counter(), {}
     for number in range(count):
         kind = list(OWN_FOLDERS)[number % len(OWN_FOLDERS)]
@@ -144,16 +152,18 @@ def main(folder, count, seed):
             make_home(home, template / OWN_FOLDERS[kind])
             outside[kind] = listing(home)
         shutil.rmtree(base, ignore_errors=True)
-        shutil.copytree(template, base, symlinks=True)
+        enter(folder, kind)
+        shutil.copytree(template, base, symlinks=True, dirs_exist_ok=True)
         mutate(base, kind, home, rng)
         more, errors = attack(base, kind, rng)
+        os.chdir(folder)
         counts += more
         now, before = listing(home), outside[kind]
         if now != before:
             errors += [f"{path} changed" for path in now.keys() | before if now.get(path) != before.get(path)][:3]
             del outside[kind]
         faults += [f"{kind} {number}: {error}" for error in errors]
-    sys.stdout.write(json.dumps({"faults": faults, "counts": counts}))
+    sys.stdout.write(json.dumps({"faults": faults, "counts": counts}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,108 +1,183 @@
-"""One folder of each kind that belongs to the program, and what opens it, for `link_trees.py`."""
+"""One folder of each kind that belongs to the program, and the commands that open it, for `link_trees.py`.
 
+Commands run in this process, from a folder in which a tree, the model and the pictures have short names. No server
+starts: what `serve` and `studio` do before is done.
+"""
+
+import logging
+import os
 import random
+import shutil
+from contextlib import suppress
 
+import gradio
 import numpy as np
 import pyarrow.fs
-from bench_faults import pictures, run
+from bench_faults import SUITE, pictures
+from click.testing import CliRunner
 from studio_faults import act
 
-from clipadapter.bench import load_study
-from clipadapter.bench.bundle_files import load_bundle, save_bundle
-from clipadapter.bench.plan import load_plan
-from clipadapter.bench.records import append_runs, read_runs, records_file
+import clipadapter.serve
+from clipadapter.cli.app import app
+from clipadapter.cli.commands import predict
 from clipadapter.encoders import create_encoder
-from clipadapter.features import FeatureSet, FeatureStore, shards
-from clipadapter.files import folder_without_links
-from clipadapter.heads import create_head
-from clipadapter.persistence import History, Model, load_model, restore_version, save_model
-from clipadapter.prediction import Prediction
-from clipadapter.prediction_files import PredictionFile, stamp_files
-from clipadapter.studio.project import STUDIO_FOLDER, Project, prepare_uploads
-from clipadapter.testing import toy_features
+from clipadapter.errors import ClipAdapterError
+from clipadapter.features import shards
+from clipadapter.studio import Project
 
 HEX = "0a" * 16
-ENCODER = create_encoder("toy")
-OWN_FOLDERS = {"studio": "p/.studio", "model": "m", "parts": "a.csv.parts", "bench": "out", "store": "s"}
+OWN_FOLDERS = {
+    "studio": "p/.studio",
+    "model": "m",
+    "parts": "a.csv.parts",
+    "bench": "out",
+    "store": "s",
+    "results": "r",
+}
+QUICK = "--encoder toy --head prototype -q"
+COMMANDS = {
+    "studio": f"""
+        studio p --encoder toy --head prototype --no-browser
+        studio p --encoder toy --head prototype --no-browser --unlabelled pictures/test
+        scan p
+        embed p --encoder toy
+        fit p {QUICK} --out fitted""",
+    "model": f"""
+        history m
+        undo m
+        undo m --to 1
+        predict m pictures/test/red/0.ppm
+        predict m pictures/test --out answers.jsonl
+        eval m
+        eval m pictures --no-curve --record
+        explain m pictures/test/red/0.ppm --out why.png
+        report m pictures --out page.html
+        monitor m stream --reference stream --by name
+        correct m pictures/train/red/0.ppm --label green
+        add-class m new pictures/test/red/0.ppm
+        add-examples m pictures/test/red/0.ppm --label red
+        rename-class m red crimson
+        remove-class m green
+        fit pictures/train {QUICK} --out m
+        export m --out exported.onnx
+        serve m""",
+    "parts": """
+        predict model pictures broken.png --out a.csv
+        predict model pictures broken.png --out a.csv --strict""",
+    "bench": """
+        bench run own.toml --data pictures --encoder toy --out out --workers 1
+        bench status --out out
+        bench report own --out out
+        bench compare out out --suite own
+        compare pictures --encoder toy --heads prototype --shots 1 --seeds 1 --out out""",
+    "store": f"""
+        embed pictures --encoder toy --cache s/features.sqlite
+        embed pictures --encoder toy --cache s/features.sqlite --to s/table.parquet
+        fit pictures/train {QUICK} --cache s/features.sqlite --out fitted
+        fit s/shards {QUICK} --out fitted
+        predict model s/shards --out answers.csv""",
+    "results": """
+        compare pictures --encoder toy --heads prototype --shots 1 --seeds 1 --out r
+        demo --data pictures --encoder toy --shots 1 --seeds 1 --out r
+        eval model pictures --no-curve --out r
+        export model --out r/exported.onnx
+        monitor model stream --reference stream --by name --history r/log.jsonl
+        embed pictures --encoder toy --to r/table.parquet
+        serve r
+        predict r/exported.onnx pictures/test
+        predict model pictures/test --sort-into r/sorted""",
+}
+RNG = random.Random(1)
 
 
-def open_parts(base, finish):
-    with PredictionFile(base / "a.csv", {"model": "m"}) as file:
-        while file.next_length() is not None and file.keep_next(stamp_files([])):
-            pass
-        file.write([[Prediction("x", "a", 0.5, (("a", 0.5),))]], stamp_files([]))
-        if finish:
-            file.finish()
-
-
-def open_studio(base, rng):
-    with Project(base / "p") as project:
-        project.save_setting("quality", "best")
+def open_page(page, *_, **__):
+    """What a person does on the page of the studio, in place of its server."""
+    session = page.session
+    with suppress(ClipAdapterError):
         for _ in range(3):
-            act(project, rng)
-    folder_without_links(base / "p", STUDIO_FOLDER, "export")  # as the page does before it serves the folder
+            act(session.project, RNG)
+        session.notify_change()
+        session.wait_until_idle()
+        session.save_model()
+        session.export_model()
+    raise KeyboardInterrupt
 
 
-def open_bench(base, rng):
-    append_runs(records_file(base / "out"), read_runs(base / "out" / "runs.jsonl")[:1])
-    load_plan(base / "out", "own").save(base / "out")
-    load_study(base / "out", "own")
-    for folder in (base / "out" / "features").glob("*"):
-        save_bundle(load_bundle(folder), folder)
+def run(line):
+    """Run a command. Returns whether it did its work; an error that is not of the program is raised."""
+    result = CliRunner().invoke(app, line.split())
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert "Traceback" not in result.output, result.output
+    return result.exit_code in (0, 3)  # 3: monitor detected drift
 
 
-def open_store(base, rng):
-    with FeatureStore(base / "s" / "features.sqlite") as store:
-        store.put_many({rng.randbytes(8): np.ones(4, np.float32)})
-
-
-def open_shards(base, rng):
-    folder = base / "s" / "shards"
-    local, feature = pyarrow.fs.LocalFileSystem(), np.ones(ENCODER.info.dim, np.float32)
-    plan = shards.make_plan("toy", ENCODER, [f"{HEX}.parquet"])
+def open_shards(base):
+    """What extract_with_ray does, which no command calls."""
+    folder, encoder = base / "s" / "shards", create_encoder("toy")
+    local, feature = pyarrow.fs.LocalFileSystem(), np.ones(encoder.info.dim, np.float32)
+    plan = shards.make_plan("toy", encoder, [f"{HEX}.parquet"])
     shards.write_plan(local, str(folder), plan)
-    rows = [shards.ShardRow("x", "a", "all", b"d", feature)]
+    rows = [shards.ShardRow(name, name, "all", name.encode(), feature) for name in ("red", "green")]
     shards.write_shard(local, f"{folder}/{HEX}.parquet", rows, plan)
     shards.remove_abandoned_parts(local, str(folder))
-    shards.FeatureShards(folder)
 
 
-def make_model(i):
-    X, y, text = toy_features(d=32)
-    X = (X + i).astype(np.float32)
-    shots = FeatureSet(X, tuple(y), text.labels, {"sources": [str(k) for k in range(len(X))]})
-    head = create_head("prototype").fit(X, y, text=text)
-    return Model(head, text, shots, {name: [name] for name in text.labels}, ENCODER.info)
+def prepare_commands(folder):
+    """Make the pictures and the model that commands take, and replace servers."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    logging.raiseExceptions = False  # the log of a server has the stream of the command, which is closed
+    gradio.Blocks.launch = open_page
+    clipadapter.serve.run = lambda app, *_, **__: app.state.server.models.close()
+    predict.PICTURES_PER_PART = 1
+    pictures(folder / "pictures")
+    (folder / "stream").mkdir()
+    for i in range(24):  # so many the test for drift needs
+        (folder / "stream" / f"{i}.ppm").write_bytes(b"P6 2 2 255\n" + bytes([i, 9, 9]) * 4)
+    (folder / "broken.png").write_bytes(b"broken")
+    (folder / "own.toml").write_text(SUITE)
+    os.chdir(folder)
+    assert run(f"fit pictures/train {QUICK} --out model")
 
 
-def save_next(base, rng):
-    history, before, after = History.load(base / "m"), load_model(base / "m"), make_model(rng.randrange(100))
-    save_model(base / "m", after, history=history.with_change(before, after, "correct", {}))
+def enter(folder, kind):
+    """Make the place of a tree beside what commands take, and go there."""
+    base = folder / f"tree-{kind}"
+    base.mkdir()
+    for name in ("pictures", "stream", "model", "broken.png", "own.toml"):
+        (base / name).symlink_to(folder / name)
+    os.chdir(base)
+    return base
 
 
-OPENERS = {
-    "studio": [open_studio, lambda base, rng: prepare_uploads(base / "p")],
-    "model": [lambda base, rng: load_model(base / "m"), save_next, lambda base, rng: restore_version(base / "m")],
-    "parts": [lambda base, rng: open_parts(base, finish=False), lambda base, rng: open_parts(base, finish=True)],
-    "bench": [open_bench],
-    "store": [open_store, open_shards],
-}
-
-
-def make_templates(base):
-    """One sound folder of each kind, as the program leaves it."""
-    rng = random.Random(1)
-    for kind in OWN_FOLDERS:
-        (base / kind).mkdir(parents=True)
-    pictures(base / "studio" / "p")
-    with Project(base / "studio" / "p") as project:
-        for _ in range(12):
-            act(project, rng)
-    for i in range(3):
-        save_model(base / "model" / "m", make_model(i))
-    open_parts(base / "parts", finish=False)
-    pictures(base / "pictures")
-    run(base / "pictures", base / "bench" / "out")
-    (base / "store" / "s").mkdir()
-    open_store(base / "store", rng)
-    open_shards(base / "store", rng)
+def make_templates(folder):
+    """One sound folder of each kind, as the program leaves it, in ``templates``."""
+    first = {kind: [line.strip() for line in lines.splitlines() if line] for kind, lines in COMMANDS.items()}
+    first["model"] = [
+        f"fit pictures/train {QUICK} --out m",
+        "correct m pictures/train/red/0.ppm --label green",
+        "undo m",
+    ]
+    first["parts"] = []
+    for kind, own in OWN_FOLDERS.items():
+        base = enter(folder, kind)
+        if kind == "studio":
+            pictures(base / "p")
+            with Project(base / "p") as project:
+                for _ in range(12):
+                    act(project, RNG)
+        if kind == "parts":  # the last picture stops it
+            assert not run("predict model pictures broken.png --out a.csv --strict")
+        if kind == "store":
+            (base / "s").mkdir()
+            open_shards(base)
+        for line in first[kind]:
+            assert run(line), line
+        target = folder / "templates" / kind / own
+        target.parent.mkdir(parents=True)
+        if kind == "studio":
+            target = target.parent
+            target.rmdir()
+        shutil.move(base / own.split("/")[0], target)
+        os.chdir(folder)
+        shutil.rmtree(base)

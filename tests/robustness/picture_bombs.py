@@ -86,6 +86,7 @@ REFUSED = {
     "segments of a JPEG": (jpeg_with(3_000 * jpeg_segment(0xFE, b"")), "segments"),
     "fill bytes of a JPEG": (jpeg_with(100_000 * b"\xff"), "bytes between segments"),
     "junk in a JPEG": (jpeg_with(jpeg_segment(0xFE, b""), 100_000 * b"a"), "bytes between segments"),
+    "junk to the end of a JPEG": (b"\xff\xd8\xff\xe0\0\x02" + 100_000 * b"\xff\0", "bytes between segments"),
     "EXIF segments of a JPEG": (jpeg_with(20 * jpeg_segment(0xE1, b"Exif\0\0II*\0")), "EXIF segments"),
     "quantization tables of a JPEG": (jpeg_with(9 * jpeg_segment(0xDB, 130 * bytes(65))), "quantization tables"),
     "Photoshop segments of a JPEG": (jpeg_with(200 * jpeg_segment(0xED, b"Photoshop 3.0\0")), "Photoshop segments"),

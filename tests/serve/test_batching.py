@@ -1,5 +1,6 @@
 """Pictures of many requests run together, in time or not at all."""
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from clipadapter.serve import Limits
+from clipadapter.serve.batching import Job, SlowPicture
 
 from .colours import BLUE, GREY, RED, base64_of, refused
 
@@ -63,6 +65,22 @@ def test_on_an_idle_server_nothing_waits(serve, post_later):
     began = time.monotonic()
     assert label_of(post_later(client, RED)) == "red"
     assert time.monotonic() - began < 5
+
+
+def test_a_slow_picture_that_comes_when_the_server_has_stopped_is_dropped_as_others_are(serve):
+    one = batcher(serve())
+    one._slow_pool.shutdown()
+
+    async def load():
+        job = Job(1, {}, time.monotonic() + 60)
+        one.reserve_slots(1)
+        one._load(job, 0, slow)
+
+    def slow():
+        raise SlowPicture(slow)
+
+    asyncio.run(load())
+    assert one.slow_pending == 1  # as one of the other pool keeps its place
 
 
 def test_requests_of_one_batch_keep_their_own_options(serve, colours, post_later):

@@ -102,7 +102,11 @@ def test_an_undo_through_a_link_is_refused_and_the_journal_stays(root, tmp_path_
     assert (root / ".studio" / "journal.jsonl").read_bytes() == before and (root / "y" / "b").is_file()
 
 
-@pytest.mark.parametrize("path", [".studio", ".studio/class_names.json", ".STUDIO/lock", "inside/settings.json"])
+@pytest.mark.parametrize(
+    "path",
+    [".studio", ".studio/class_names.json", ".STUDIO/lock", "inside", "inside/settings.json"]
+    + [".studio.", ".Studio /lock", ".studio. ./lock", ".studio::$INDEX_ALLOCATION/lock"],  # of Windows
+)
 def test_no_step_moves_the_files_of_the_studio(root, path):
     (root / ".studio").mkdir()
     (root / "inside").symlink_to(root / ".studio")

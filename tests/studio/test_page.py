@@ -84,11 +84,34 @@ def test_only_the_page_and_exported_files_are_served(page, png, tmp_path, local)
         assert get(f"{url}gradio_api/file={path}")[0] == 403
     made = page.session.project.root / ".studio" / "export" / "model.zip"
     made.parent.mkdir()
-    for path in (made, page.session.export_file):
-        path.write_bytes(b"a model")
-        assert get(f"{url}gradio_api/file={path}") == (200, "a model")
-    assert page.session.export_file == tmp_path / "p-model.onnx"  # beside the project, not in a hidden folder
+    made.write_bytes(b"a model")
+    assert get(f"{url}gradio_api/file={made}") == (200, "a model")
     assert all(address[0] in ("127.0.0.1", "::1") for address in local)
+
+
+def test_an_exported_file_is_served_and_no_other_file_of_its_name_is_replaced_or_served(page, png, tmp_path, local):
+    request, file, other = SimpleNamespace(session_hash="a"), tmp_path / "p-model.onnx", tmp_path / "thesis"
+    for name in ("red", "blue"):
+        page.session.project.add_class(name)
+        (page.session.project.root / name / "1.png").write_bytes(png(name))
+    page.session.project.refresh()
+    page.session.notify_change()
+    other.write_bytes(b"mine")
+    _, url, _ = page.launch(prevent_thread_lock=True)
+
+    def export():
+        note, _ = page._export(request)
+        return note or page._tab(request).note.text
+
+    for make in (lambda: file.symlink_to(other), lambda: file.write_bytes(b"mine")):
+        make()
+        assert "is a link" in export() if file.is_symlink() else "is not a file that the studio" in export()
+        assert get(f"{url}gradio_api/file={file}")[0] == 403
+        assert file.read_bytes() == other.read_bytes() == b"mine"
+        file.unlink()
+    for _ in range(2):  # its own file is replaced
+        assert export().startswith("Exported.")
+        assert get(url.rstrip("/") + f"/gradio_api/file={file}", Range="bytes=0-3")[0] in (200, 206)
 
 
 @pytest.mark.parametrize("name", ["export", "export/model.zip", "export/sub/file"])

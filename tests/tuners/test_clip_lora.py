@@ -1,7 +1,6 @@
 """CLIP-LoRA's layers against the authors' code, and tuned encoders from pictures to files and back."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -203,15 +202,6 @@ def test_a_second_fit_begins_with_the_plain_encoder(model, tiny):
     assert fitted.fit(*squares()).encoder_.info.fingerprint == tiny.info.fingerprint
 
 
-def test_the_seed_says_what_is_learned(model):
-    def learned(seed):
-        return model(ClipLora(seed=seed, steps=6)).fit(*squares()).head_.state()
-
-    first, again, other = learned(1), learned(1), learned(2)
-    assert all(np.array_equal(first[name], again[name]) for name in first)
-    assert not np.array_equal(first["image_b_"], other["image_b_"])
-
-
 def test_a_fit_that_fails_leaves_no_head_of_another_encoder(model):
     images, labels = squares()
     fitted = model(ClipLora(steps=2)).fit(images, labels)
@@ -258,12 +248,6 @@ def test_other_classes_are_answered_by_their_text(model):
     assert list(other.predict(features)) == [truth[i] for i in rows]
 
 
-@pytest.mark.parametrize(("towers", "kept"), [("image", {"image"}), ("text", {"text"}), ("both", {"image", "text"})])
-def test_only_the_towers_that_were_asked_for_change(towers, kept, model):
-    head = model(ClipLora(towers=towers, steps=4)).fit(*squares()).head_
-    assert {name.split("_")[0] for name in head.state()} & {"image", "text"} == kept
-
-
 def test_a_tower_that_stays_runs_once(model, monkeypatch):
     runs = []
     run = ImageFeatures._run
@@ -283,14 +267,6 @@ def test_half_of_the_layers(opened):
     assert len(found["bottom"]) == len(found["top"]) == 2
 
 
-@pytest.mark.parametrize("name", ["RN50", "lite"])
-def test_a_tower_without_attention_is_left_out_or_refused_alone(name, opened):
-    twin = open_tunable_copy(opened(name))
-    assert ClipLora()._tower_parts(twin).keys() == {"text"}
-    with pytest.raises(InputError, match="no image tower of .* has attention layers"):
-        ClipLora(towers="image")._tower_parts(twin)
-
-
 # --- beside other heads
 
 
@@ -302,14 +278,6 @@ def test_the_rate_falls_from_lr_to_1e_6():
     assert rates[-1] == pytest.approx(1e-6, rel=0.01)
     assert rates == sorted(rates, reverse=True)
     assert ClipLora(lr=1e-7)._train_config(1).learning_rate(499, 1, 500) == 1e-7  # it never rises
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "cosine-epoch"])
-def test_other_recipes_fall_to_zero_bit_for_bit_as_without_a_floor(schedule):
-    config = dataclasses.replace(ClipLora(lr=0.0123)._train_config(1), schedule=schedule, min_lr=0.0)
-    for step in range(70):
-        done = (step if schedule == "cosine" else step // 7 * 7) / 70
-        assert config.learning_rate(step, 7, 10) == 0.0123 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def test_features_alone_are_an_error_of_the_run():

@@ -1,6 +1,5 @@
 """Tuners of prompts inside both towers: where prompts stand, and from pictures to files and back."""
 
-import json
 import math
 from functools import cache
 
@@ -16,12 +15,11 @@ from clipadapter.backends.formats import get_format
 from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder, open_tunable_copy
 from clipadapter.encoders.prompted_layers import FixedPrompts
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import InputError
 from clipadapter.export import export_model
 from clipadapter.features import encode_classes
-from clipadapter.heads import create_head
 from clipadapter.runtime import Predictor
-from clipadapter.testing import TOWER_CHECKS, toy_features
+from clipadapter.testing import TOWER_CHECKS
 from clipadapter.tuners.maple import Maple, initial_coupling
 from clipadapter.tuners.prompt_src import PromptSrc
 
@@ -273,24 +271,6 @@ def test_the_command_line_fits_and_predicts(expressive, tmp_path):
     assert "100.0" in run("eval", model, tmp_path / "test")
 
 
-def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tiny, tuner, tmp_path):
-    fitted = model(tuner(epochs=2)).fit(*squares())
-    folder = fitted.save(tmp_path / "model")
-    assert json.loads((folder / "config.json").read_text())["encoder"]["fingerprint"] == tiny.info.fingerprint
-    again = FewShotClassifier.load(folder, cache=None)
-    queries = squares(seed=1)[0]
-    np.testing.assert_array_equal(again.predict_proba(queries), fitted.predict_proba(queries))
-    assert again.encoder_.info.fingerprint == fitted.encoder_.info.fingerprint
-
-
-@pytest.mark.parametrize("array", ["text_prompts_", "image_prompts_"])
-def test_arrays_that_do_not_fit_the_encoder_are_damage(array, model, tuner, method, tmp_path):
-    fitted = model(tuner(epochs=1)).fit(*squares())
-    setattr(fitted.head_, array, getattr(fitted.head_, array)[..., :-1])
-    with pytest.raises(ArtifactError, match=f"{method} has learned does not fit the {array.split('_')[0]} tower"):
-        FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
-
-
 def test_new_classes_are_answered_by_the_prompted_text_tower(model, tuner):
     fitted = model(tuner(epochs=2)).fit(*squares())
     text = encode_classes(fitted.encoder_, {"owl": ["a photo of a owl."], "red": ["a photo of a red."]})
@@ -306,32 +286,6 @@ def test_new_classes_are_answered_by_the_prompted_text_tower(model, tuner):
     unit = torch.nn.functional.normalize
     expected = fitted.encoder_.info.logit_scale * unit(torch.from_numpy(features), dim=1) @ unit(embeddings, dim=1).T
     np.testing.assert_allclose(logits[:, 0], expected[:, 0], rtol=1e-4, atol=1e-4)
-
-
-def test_an_interrupted_training_continues_to_the_same_result(model, tuner, monkeypatch):
-    def head():
-        return tuner(epochs=6, batch_size=6, lr=0.1, checkpoint=0.0)
-
-    uninterrupted = model(head()).fit(*squares()).head_.state()
-    make_loss, calls = tuner._make_loss, []
-
-    def stopping(self, *inputs):
-        loss_of = make_loss(self, *inputs)
-
-        def loss_or_stop(step):
-            calls.append(1)
-            if len(calls) == 8:
-                raise KeyboardInterrupt
-            return loss_of(step)
-
-        return loss_or_stop
-
-    monkeypatch.setattr(tuner, "_make_loss", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        model(head()).fit(*squares())
-    resumed = model(head()).fit(*squares()).head_.state()
-    assert len(calls) == 8 + 5  # the steps 8 to 12
-    assert all(np.array_equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
 @pytest.mark.parametrize("params", [{"precision": "bf16"}, {"views": 3}])
@@ -386,28 +340,3 @@ def test_other_encoders_are_refused_before_a_picture_is_read(name, opened, tuner
     words = "can't be tuned" if name == "toy" else "other than hf-hub, open_clip.*take the head coop"
     with pytest.raises(InputError, match=words):
         classifier.fit([tmp_path / "missing.jpg"] * 2, ["a", "b"])
-
-
-def test_features_alone_are_refused_with_the_way_out(method, tuner):
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match=f"{tuner.__name__} tunes the encoder.*fit it by FewShotClassifier"):
-        create_head(method).fit(X, y, text=text)
-
-
-@pytest.mark.parametrize(
-    ("method", "params", "words"),
-    [
-        ("maple", {"n_ctx": 0}, "n_ctx must be 1 or more"),
-        ("maple", {"n_ctx": 75}, "takes 77 tokens.*learn fewer"),
-        ("maple", {"depth": 0}, "depth must be 1 or more"),
-        ("maple", {"epochs": 0}, "epochs must be 1 or more"),
-        ("maple", {"precision": "int8"}, "precision must be one of fp32, bf16"),
-        ("maple", {"schedule": "linear"}, "schedule must be one of"),
-        ("maple", {"lr": 1e30, "epochs": 60}, "diverged.*smaller lr"),
-        ("prompt-src", {"n_ctx_image": 0}, "n_ctx_image must be 1 or more"),
-        ("prompt-src", {"average_std": 0.0}, "average_std must be positive"),
-    ],
-)
-def test_bad_parameters_are_named(tuner, params, words, model):
-    with pytest.raises(InputError, match=words):
-        model(tuner(**params)).fit(*squares())

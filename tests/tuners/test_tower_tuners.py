@@ -1,6 +1,5 @@
-"""What holds for every tuner of layers: from pictures to answers and files, and what is refused."""
+"""What holds for every method that changes an encoder's towers: from pictures to answers and files, and refusals."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,42 +7,57 @@ import pytest
 import torch
 
 from clipadapter import FewShotClassifier
+from clipadapter.encoders import open_tunable_copy
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.heads import create_head
+from clipadapter.heads import create_head, head_info
 from clipadapter.testing import toy_features
-from clipadapter.tuners.clip_lora import ClipLora
-from clipadapter.tuners.clip_svd import ClipSvd
-from clipadapter.tuners.two_stage import TwoStage
 
 from .coloured_squares import TEXTS, squares
 
-TUNERS = {"clip-lora": ClipLora, "clip-svd": ClipSvd, "two-stage": TwoStage}
+SHORT = {
+    "clip-lora": {"steps": 4},
+    "clip-svd": {"steps": 4},
+    "two-stage": {"steps": 6},
+    "maple": {"epochs": 2},
+    "prompt-src": {"epochs": 2},
+}
+PARTS = {
+    "clip-lora": "attention layers",
+    "clip-svd": "attention layers",
+    "two-stage": "layer norms in attention blocks",
+}
+"""What the methods change that can leave a tower out."""
 LEARNED = {"clip-lora": "image_b_", "clip-svd": "image_s_"}
 """An array that is zero before training."""
 
 
-@pytest.fixture(params=TUNERS)
+@pytest.fixture(params=SHORT)
 def method(request):
     return request.param
 
 
-@pytest.fixture
-def tuner(method):
-    return TUNERS[method]
+@pytest.fixture(params=PARTS)
+def part_method(request):
+    return request.param
 
 
 @pytest.fixture
-def create_fast(tuner):
-    return lambda: tuner(lr=0.03, steps=100)
+def create_fast():
+    """Each test here names its head."""
 
 
-def test_colours_are_learned_and_the_encoder_stays_as_it_was(model, tiny, method):
+def learned(fitted):
+    return fitted.head_._arrays()
+
+
+def test_colours_are_learned_and_the_encoder_stays_as_it_was(model, tiny, part_method):
+    method = part_method
     images, labels = squares()
     queries, truth = squares(seed=1)
     before = tiny.encode_text(TEXTS), {k: v.clone() for k, v in tiny._model.state_dict().items()}
     stream = torch.random.get_rng_state()
     zero_shot = model("zero-shot").fit(images, labels)
-    fitted = model().fit(images, labels)
+    fitted = model(create_head(method, lr=0.03, steps=100)).fit(images, labels)
     assert np.mean([a == b for a, b in zip(zero_shot.predict(queries), truth, strict=True)]) < 0.7
     assert fitted.predict(queries) == truth
     assert getattr(fitted.head_, "head_loss_", fitted.head_.loss_) < 0.1  # two-stage trains a head after the tower
@@ -56,8 +70,8 @@ def test_colours_are_learned_and_the_encoder_stays_as_it_was(model, tiny, method
     assert f"tuned by {method}: image tower ({changed}), text tower ({changed[0]}" in fitted.encoder_.info.note
 
 
-def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tiny, tmp_path):
-    fitted = model().fit(*squares())
+def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tiny, method, tmp_path):
+    fitted = model(create_head(method, **SHORT[method])).fit(*squares())
     folder = fitted.save(tmp_path / "model")
     assert json.loads((folder / "config.json").read_text())["encoder"]["fingerprint"] == tiny.info.fingerprint
     again = FewShotClassifier.load(folder, cache=None)
@@ -66,49 +80,81 @@ def test_a_saved_model_answers_as_before_from_the_plain_encoder(model, tiny, tmp
     assert again.encoder_.info.fingerprint == fitted.encoder_.info.fingerprint
 
 
-def test_arrays_that_do_not_fit_the_encoder_are_damage(model, tuner, method, tmp_path):
-    fitted = model(tuner(steps=4)).fit(*squares())
-    array = {"clip-lora": "image_a_", "clip-svd": "image_s_", "two-stage": "image_norms_"}[method]
-    setattr(fitted.head_, array, getattr(fitted.head_, array)[..., :-1])
-    with pytest.raises(ArtifactError, match=f"{method} has learned does not fit the image tower"):
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_arrays_that_do_not_fit_the_encoder_are_damage(tower, model, method, tmp_path):
+    fitted = model(create_head(method, **SHORT[method])).fit(*squares())
+    name = next(name for name in learned(fitted) if name.startswith(tower))
+    setattr(fitted.head_, name, getattr(fitted.head_, name)[..., :-1])
+    with pytest.raises(ArtifactError, match=f"{method} has learned does not fit the {tower} tower"):
         FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
 
 
-@pytest.mark.parametrize(("method", "params"), [("clip-lora", {}), ("clip-svd", {"lr": 0.01})])
-def test_mixed_precision_learns_almost_the_same(model, tuner, method, params):
-    full, mixed = (model(tuner(steps=6, precision=name, **params)).fit(*squares()).head_ for name in ("fp32", "bf16"))
-    exact, rounded = (getattr(head, LEARNED[method]) for head in (full, mixed))
+@pytest.mark.parametrize(("name", "params"), [("clip-lora", {}), ("clip-svd", {"lr": 0.01})])
+def test_mixed_precision_learns_almost_the_same(model, name, params):
+    heads = (create_head(name, steps=6, precision=precision, **params) for precision in ("fp32", "bf16"))
+    full, mixed = (model(head).fit(*squares()).head_ for head in heads)
+    exact, rounded = (getattr(head, LEARNED[name]) for head in (full, mixed))
     assert rounded.dtype == torch.float32
     assert 0 < (exact - rounded).norm() < 0.2 * exact.norm()
     assert mixed.loss_ == pytest.approx(full.loss_, rel=0.05)
 
 
-def test_an_interrupted_training_continues_to_the_same_result(model, method, tuner, monkeypatch):
-    steps = 20 if method == "two-stage" else 12  # 60 % of them tune the encoder
+def test_an_interrupted_training_continues_to_the_same_result(model, method, monkeypatch):
+    """After 7 of 12 steps through the towers, of batches of 6 of 12 pictures."""
+    length = {"two-stage": {"steps": 20}, "maple": {"epochs": 6, "lr": 0.1}, "prompt-src": {"epochs": 6, "lr": 0.1}}
 
-    def head():
-        return tuner(steps=steps, batch_size=6, checkpoint=0.0)
+    def fit():
+        return model(create_head(method, batch_size=6, checkpoint=0.0, **length.get(method, {"steps": 12}))).fit(
+            *squares()
+        )
 
-    uninterrupted = model(head()).fit(*squares()).head_.state()
-    attach, calls = tuner._attach, []
+    uninterrupted, tuner, calls = fit().head_.state(), head_info(method).cls, []
+    make_loss = tuner._make_loss
 
-    def attach_and_stop(self, *args):
-        trainable = attach(self, *args)
+    def stopping(self, *inputs):
+        loss_of = make_loss(self, *inputs)
 
-        def start_or_stop():
+        def loss_or_stop(step):
             calls.append(1)
             if len(calls) == 8:
                 raise KeyboardInterrupt
-            trainable.start_step()
+            return loss_of(step)
 
-        return dataclasses.replace(trainable, start_step=start_or_stop)
+        return loss_or_stop
 
-    monkeypatch.setattr(tuner, "_attach", attach_and_stop)
+    monkeypatch.setattr(tuner, "_make_loss", stopping)
     with pytest.raises(KeyboardInterrupt):
-        model(head()).fit(*squares())
-    resumed = model(head()).fit(*squares()).head_.state()
+        fit()
+    resumed = fit().head_.state()
     assert len(calls) == 8 + 5  # the steps 8 to 12
     assert all(np.array_equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+
+
+def test_the_seed_says_what_is_learned(model, method):
+    heads = (create_head(method, seed=seed, **SHORT[method], batch_size=4) for seed in (1, 1, 2))
+    first, again, other = (learned(model(head).fit(*squares())) for head in heads)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_rates_near_zero_are_zero_shot(model, part_method):
+    queries = squares(seed=1)[0]
+    fitted, plain = (model(h).fit(*squares()) for h in (create_head(part_method, lr=1e-12, steps=4), "zero-shot"))
+    np.testing.assert_allclose(fitted.logits(queries), plain.logits(queries), atol=1e-3)
+
+
+@pytest.mark.parametrize(("towers", "kept"), [("image", {"image"}), ("text", {"text"}), ("both", {"image", "text"})])
+def test_only_the_towers_that_were_asked_for_change(towers, kept, model, part_method):
+    fitted = model(create_head(part_method, towers=towers, steps=4)).fit(*squares())
+    assert {name.split("_")[0] for name in learned(fitted)} == kept
+
+
+@pytest.mark.parametrize("name", ["RN50", "lite"])
+def test_a_tower_without_such_parts_is_left_out_or_refused_alone(name, opened, part_method):
+    copy = open_tunable_copy(opened(name))
+    assert create_head(part_method)._tower_parts(copy).keys() == {"text"}
+    with pytest.raises(InputError, match=f"no image tower of .* has {PARTS[part_method]}"):
+        create_head(part_method, towers="image")._tower_parts(copy)
 
 
 @pytest.mark.slow
@@ -119,9 +165,9 @@ def test_an_interrupted_training_continues_to_the_same_result(model, method, tun
         ("clip-svd", {"steps": 20, "lr": 0.03, "matrices": "vo"}, 4),  # of six matrices each is decomposed twice
     ],
 )
-def test_lite_is_tuned_by_its_texts(tuner, params, layers, opened, tmp_path):
+def test_lite_is_tuned_by_its_texts(method, params, layers, opened, tmp_path):
     images, labels = squares(each=2)
-    fitted = FewShotClassifier(opened("lite"), tuner(**params), cache=None).fit(images, labels)
+    fitted = FewShotClassifier(opened("lite"), create_head(method, **params), cache=None).fit(images, labels)
     assert f"text tower ({layers} of its layers)" in fitted.encoder_.info.note
     again = FewShotClassifier.load(fitted.save(tmp_path / "model"), cache=None)
     np.testing.assert_allclose(again.predict_proba(images), fitted.predict_proba(images), atol=1e-6)
@@ -131,14 +177,22 @@ def test_lite_is_tuned_by_its_texts(tuner, params, layers, opened, tmp_path):
     assert gain[0] > gain[1] + 0.05
 
 
-def test_features_alone_are_refused_with_the_way_out(method, tuner):
+def test_features_alone_are_refused_with_the_way_out(method):
     X, y, text = toy_features()
-    with pytest.raises(InputError, match=f"{tuner.__name__} tunes the encoder.*fit it by FewShotClassifier"):
+    with pytest.raises(
+        InputError, match=f"{head_info(method).cls.__name__} tunes the encoder.*fit it by FewShotClassif"
+    ):
         create_head(method).fit(X, y, text=text)
+    assert head_info(method).facts["compare"] is False
+
+
+def test_an_encoder_without_weights_of_its_own_is_refused(method):
+    with pytest.raises(InputError, match="can't be tuned"):
+        FewShotClassifier("toy", method, cache=None).fit(*squares())
 
 
 @pytest.mark.parametrize(
-    ("method", "params", "words"),
+    ("name", "params", "words"),
     [
         ("clip-lora", {"towers": "images"}, "towers must be one of both, image, text"),
         ("clip-lora", {"layers": "last"}, "layers must be one of all, bottom, top"),
@@ -149,14 +203,20 @@ def test_features_alone_are_refused_with_the_way_out(method, tuner):
         ("clip-lora", {"precision": "int8"}, "precision must be one of fp32, bf16"),
         ("clip-lora", {"lr": -1.0}, "lr must be positive"),
         ("clip-lora", {"lr": 1e30, "steps": 60}, "diverged.*smaller lr"),
-        ("clip-svd", {"towers": "images"}, "towers must be one of both, image, text"),
         ("clip-svd", {"layers": "last"}, "layers must be one of all, bottom, top, ends"),
         ("clip-svd", {"matrices": "qx"}, "letters of 'qkvoud'"),
-        ("clip-svd", {"precision": "int8"}, "precision must be one of fp32, bf16"),
-        ("clip-svd", {"lr": -1.0}, "lr must be positive"),
-        ("clip-svd", {"lr": 1e30, "steps": 60}, "diverged.*smaller lr"),
+        ("two-stage", {"norms": "outer"}, "norms must be one of blocks, all"),
+        ("two-stage", {"stage1_share": 1.0}, "stage1_share must be above 0 and below 1"),
+        ("two-stage", {"steps": 1}, "each stage needs a step, but 0.6 of 1 steps leaves one without"),
+        ("maple", {"n_ctx": 0}, "n_ctx must be 1 or more"),
+        ("maple", {"n_ctx": 75}, "takes 77 tokens.*learn fewer"),
+        ("maple", {"depth": 0}, "depth must be 1 or more"),
+        ("maple", {"epochs": 0}, "epochs must be 1 or more"),
+        ("maple", {"schedule": "linear"}, "schedule must be one of"),
+        ("prompt-src", {"n_ctx_image": 0}, "n_ctx_image must be 1 or more"),
+        ("prompt-src", {"average_std": 0.0}, "average_std must be positive"),
     ],
 )
-def test_bad_parameters_are_named(tuner, params, words, model):
+def test_bad_parameters_are_named(name, params, words, model):
     with pytest.raises(InputError, match=words):
-        model(tuner(**params)).fit(*squares())
+        model(create_head(name, **params)).fit(*squares())

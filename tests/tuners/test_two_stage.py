@@ -8,17 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from clipadapter import FewShotClassifier
-from clipadapter.bench import few_shot
 from clipadapter.cache import default_cache_dir
 from clipadapter.encoders import EncoderInfo, open_tunable_copy
 from clipadapter.encoders.open_clip import OpenClipEncoder
-from clipadapter.errors import InputError
-from clipadapter.features import FeatureSet, encode_classes
-from clipadapter.heads import TextFeatures, head_info
+from clipadapter.features import encode_classes
+from clipadapter.heads import TextFeatures
 from clipadapter.heads.training import TrainConfig
 from clipadapter.pixels import PixelSpec
-from clipadapter.testing import check_tower, toy_features
+from clipadapter.testing import check_tower
 from clipadapter.tuners import tower_tuner
 from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, tower_networks
 from clipadapter.tuners.two_stage import LayerNorms, TwoStage, block_norms
@@ -278,25 +275,11 @@ def test_norms_without_a_bias_or_values_are_no_trap():
     assert torch.equal(norms.values(), values)
 
 
-@pytest.mark.parametrize("name", ["RN50", "lite"])
-def test_a_tower_without_layer_norms_is_left_out_or_refused_alone(name, opened):
-    twin = open_tunable_copy(opened(name))
-    assert TwoStage()._tower_parts(twin).keys() == {"text"}
-    with pytest.raises(InputError, match="no image tower of .* has layer norms in attention blocks"):
-        TwoStage(towers="image")._tower_parts(twin)
-
-
 def test_a_tuned_text_tower_passes_every_check(model):
     check_tower(model(TwoStage(steps=4)).fit(*squares()).encoder_)
 
 
 # --- from pictures to answers
-
-
-def test_rates_near_zero_are_zero_shot(model):
-    queries = squares(seed=1)[0]
-    fitted, plain = (model(head).fit(*squares()) for head in (TwoStage(lr=1e-12, steps=4), "zero-shot"))
-    np.testing.assert_allclose(fitted.logits(queries), plain.logits(queries), atol=1e-3)
 
 
 def test_without_weight_decay_only_gradients_move_the_norms(model, tiny):
@@ -310,25 +293,10 @@ def test_without_weight_decay_only_gradients_move_the_norms(model, tiny):
     assert without.norm() > 0.9 * before.norm()
 
 
-@pytest.mark.parametrize(("towers", "kept"), [("image", {"image"}), ("text", {"text"}), ("both", {"image", "text"})])
-def test_only_the_towers_that_were_asked_for_change(towers, kept, model):
-    head = model(TwoStage(towers=towers, steps=4)).fit(*squares()).head_
-    assert {name.split("_")[0] for name in head.state()} & {"image", "text"} == kept
-
-
 def test_the_second_stage_learns_from_views_of_the_tuned_encoder(model):
     fitted = model(TwoStage(steps=4), views=3).fit(*squares())
     assert fitted.support_.X.shape[1] == 3
     assert fitted.support_.provenance["fingerprint"] == fitted.encoder_.info.fingerprint
-
-
-def test_the_seed_says_what_is_learned(model):
-    def learned(seed):
-        return model(TwoStage(seed=seed, steps=10, batch_size=5)).fit(*squares()).head_.state()
-
-    first, again, other = learned(1), learned(1), learned(2)
-    assert all(np.array_equal(first[name], again[name]) for name in first)
-    assert not np.array_equal(first["weight_"], other["weight_"])
 
 
 def test_new_classes_are_answered_beside_known_ones(model):
@@ -380,36 +348,6 @@ def test_a_fit_that_was_killed_after_the_first_stage_does_not_repeat_it(model, m
 
 
 # --- beside other heads, and what is wrong is told
-
-
-def test_it_is_compared_only_if_named():
-    assert head_info("two-stage").facts["compare"] is False
-
-
-def test_features_alone_are_an_error_of_the_run():
-    X, y, text = toy_features()
-    (run,) = few_shot({"two-stage": TwoStage()}, FeatureSet(X, tuple(y), text.labels), None, text, [1], [1])
-    assert "tunes the encoder" in run.error
-
-
-@pytest.mark.parametrize(
-    ("params", "words"),
-    [
-        ({"towers": "images"}, "towers must be one of both, image, text"),
-        ({"norms": "outer"}, "norms must be one of blocks, all"),
-        ({"stage1_share": 1.0}, "stage1_share must be above 0 and below 1"),
-        ({"steps": 1}, "each stage needs a step, but 0.6 of 1 steps leaves one without"),
-        ({"lr": -1.0}, "lr must be positive"),
-    ],
-)
-def test_bad_parameters_are_named(params, words, model):
-    with pytest.raises(InputError, match=words):
-        model(TwoStage(**params)).fit(*squares())
-
-
-def test_what_does_not_go_with_tuning_is_told():
-    with pytest.raises(InputError, match="can't be tuned"):
-        FewShotClassifier("toy", "two-stage", cache=None).fit(*squares())
 
 
 def test_class_vectors_of_the_first_stage_are_those_that_the_second_starts_from(model):

@@ -145,6 +145,8 @@ def test_a_loaded_state_gives_equal_predictions(method):
         {"temperature": -1.0},
         {"temperature": float("inf")},
         {"temperature": "warm"},
+        {"temperature": 10**400},
+        {"temperature": float("nan")},
         {"n": -1},
     ],
 )
@@ -155,7 +157,7 @@ def test_a_damaged_calibration_is_refused(change):
 
 def test_a_calibration_of_other_classes_is_refused():
     facts, arrays = learn_calibrator(*answers(50), method="vector").state()
-    with pytest.raises(ArtifactError, match="does not fit 4 classes"):
+    with pytest.raises(ArtifactError, match="calibration is damaged: its 'weight' has the shape"):
         Calibrator.from_state(facts, arrays, 4)
 
 

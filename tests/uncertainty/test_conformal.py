@@ -62,24 +62,18 @@ def test_split_sets_are_those_of_crepes(score, coverage, by_class):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("r", "method"), [*((r, "split") for r in (9, 18, 24, 49, 99, 199)), (9, "cross"), (19, "cross")]
-)
+@pytest.mark.parametrize("r", [9, 18, 24, 49, 99, 199])
+@pytest.mark.parametrize("method", ["split", "cross"])
 def test_the_rank_is_that_of_exact_arithmetic(r, method):
+    """The theorem of "split" needs a whole rank; "cross" has the score between two shots."""
     scores = np.arange(1.0, r + 1)
     zeros = np.zeros(r, int)
     model = Conformal(scores, zeros, zeros, 2, method=method)
     for hundredths in range(1, 100):
-        rank = math.ceil(Fraction(hundredths, 100) * (r + 1))
-        assert model.thresholds(hundredths / 100)[0] == (rank if rank <= r else math.inf)
-
-
-def test_cross_interpolates_between_two_of_20_shots_or_more():
-    zeros = np.zeros(28, int)
-    model = Conformal(np.arange(1.0, 29), zeros, zeros, 2, method="cross")
-    assert model.thresholds(0.9) == pytest.approx([26.1, 26.1])  # rank 29 x 0.9
-    assert model.thresholds(0.5) == pytest.approx([14.5, 14.5])
-    assert np.isinf(model.thresholds(0.98)).all()  # rank 28.42 of 28
+        rank = Fraction(hundredths, 100) * (r + 1)
+        if rank < 1 or method == "split":
+            rank = math.ceil(rank)
+        assert model.thresholds(hundredths / 100)[0] == pytest.approx(float(rank) if rank <= r else math.inf)
 
 
 def test_a_class_at_the_threshold_is_in_the_set():
@@ -293,7 +287,7 @@ def test_state_goes_to_json_and_back(how, by_class):
 )
 def test_damaged_state_is_refused(facts, arrays):
     good = learn_conformal(np.eye(3) * 0.7 + 0.1, [0, 1, 2]).state()
-    with pytest.raises(ArtifactError, match="fit again"):
+    with pytest.raises(ArtifactError, match="is damaged"):
         Conformal.from_state({**good[0], **facts}, {**good[1], **arrays})
 
 

@@ -137,7 +137,7 @@ def test_a_loaded_state_gives_equal_predictions():
 
 @pytest.mark.parametrize(
     ("facts", "words"),
-    [({"reject": 2.0}, "not between 0 and 1"), ({"coverage": "all"}, "not between 0 and 1"), ({}, "3 classes")],
+    [({"reject": 2.0}, "its 'reject' is 2.0"), ({"coverage": "all"}, "its 'coverage' is 'all'"), ({}, "3 classes")],
 )
 def test_damaged_parts_are_refused(facts, words):
     state, arrays = uncertainty(reject=0.1, coverage=0.8, costs=1 - np.eye(3)).state()
@@ -228,7 +228,7 @@ def test_an_accuracy_is_saved_with_the_model_and_refused_if_damaged(change):
     facts, arrays = Uncertainty(accuracy=saved).state()
     assert Uncertainty.from_state(json.loads(json.dumps(facts)), arrays, classes=3).accuracy == saved
     facts["accuracy"] |= change
-    with pytest.raises(ArtifactError, match="fit it again"):
+    with pytest.raises(ArtifactError, match="accuracy on held-out shots is damaged"):
         Uncertainty.from_state(facts, arrays, classes=3)
 
 

@@ -105,7 +105,7 @@ class InferenceGraph:
     run: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
-class Backend(ABC):
+class Backend:
     """Base of all backends.
 
     Args:
@@ -115,7 +115,9 @@ class Backend(ABC):
         InputError: if the backend can't run on the device.
     """
 
-    precisions: ClassVar[tuple[str, ...]]
+    title: ClassVar[str]
+    """Its name in a sentence, as its authors write it."""
+    precisions: ClassVar[tuple[str, ...]] = ()
     """Precisions in which it runs image towers, from exact to fast; empty if it runs exported models only."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Modules that it needs besides the base install, the one that runs models first."""
@@ -128,14 +130,9 @@ class Backend(ABC):
     def __init__(self, device: str = "cpu") -> None:
         if device.partition(":")[0] not in self.devices:
             raise InputError(
-                f"the {self.title()} backend runs on {', '.join(self.devices)}, not on {device}: use backend 'torch'"
+                f"the {self.title} backend runs on {', '.join(self.devices)}, not on {device}: use backend 'torch'"
             )
         self.device = device
-
-    @classmethod
-    def title(cls) -> str:
-        """Its name in a sentence."""
-        return cls.__name__.removesuffix("Backend")
 
     @classmethod
     def is_installed(cls) -> bool:
@@ -154,7 +151,7 @@ class Backend(ABC):
             ArtifactError: if it can't be opened.
             MissingExtraError: if the backend is not installed.
         """
-        raise InputError(f"the {cls.title()} backend opens no files: use another")
+        raise InputError(f"the {cls.title} backend opens no files: use another")
 
     @classmethod
     def missing_package(cls) -> str:
@@ -171,18 +168,17 @@ class Backend(ABC):
         """
         if precision not in cls.precisions:
             raise InputError(
-                f"the {cls.title()} backend runs {', '.join(cls.precisions) or 'exported models only'}, not "
+                f"the {cls.title} backend runs {', '.join(cls.precisions) or 'exported models only'}, not "
                 f"{precision}: use one of these, or the backend 'auto'"
             )
         if cls.missing_package():
-            raise MissingExtraError(f"the {cls.title()} backend needs an extra: {install_command(cls.extra)}")
+            raise MissingExtraError(f"the {cls.title} backend needs an extra: {install_command(cls.extra)}")
 
     @classmethod
     def is_ready(cls, fingerprint: str, precision: str, calibration: Int8Calibration | None = None) -> bool:
         """Whether an encoder with this fingerprint can run without being converted first."""
         return True
 
-    @abstractmethod
     def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
         """Make a tower ready to run.
 
@@ -196,9 +192,10 @@ class Backend(ABC):
             MissingExtraError: if a package is missing.
             EncoderUnavailableError: if the calibration has no pictures, and the cache no tower converted with them.
         """
+        raise InputError(f"the {self.title} backend runs exported models only: use another for an image tower")
 
 
-class ConvertingBackend(Backend):
+class ConvertingBackend(Backend, ABC):
     """A backend that converts towers to files of its format, once, in the cache folder."""
 
     format: ClassVar[ExportFormat]
@@ -224,9 +221,6 @@ class ConvertingBackend(Backend):
             )
         facts = {
             "encoder": tower.name,
-            "dim": tower.dim,
-            "pixels": tower.pixels.to_dict(),
-            "backend": self.title(),
             "precision": precision,
             "calibration": "" if calibration is None else calibration.digest,
             "convolutional": is_convolutional(tower.module),
@@ -263,7 +257,7 @@ class ConvertingBackend(Backend):
     def cache_folder(cls, fingerprint: str, precision: str, calibration: str = "") -> Path:
         """The folder of a converted tower, whether it exists or not."""
         kind = f"int8-{calibration}" if precision == "int8" else "float"
-        name = cls.title().lower().replace(" ", "")
+        name = cls.title.lower().replace(" ", "")
         return cache_root() / f"{fingerprint}-{name}-{_version(cls.packages[0])}-{kind}"
 
     @classmethod

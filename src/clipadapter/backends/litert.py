@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.backends.base import Backend, InferenceGraph, Int8Calibration, Runner, Tower, unreadable_file
+from clipadapter.backends.base import Backend, InferenceGraph, unreadable_file
 from clipadapter.backends.formats import METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
 from clipadapter.backends.registry import register_backend
-from clipadapter.errors import InputError, require
+from clipadapter.errors import require
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +77,7 @@ def read_archive(data: bytes, keys: Sequence[str]) -> dict[str, str]:
 class LiteRtBackend(Backend):
     """LiteRT of Google; it runs exported models only."""
 
-    precisions = ()
+    title = "LiteRT"
     packages = ("ai_edge_litert",)
     extra = "litert"
     format = ExportFormat(
@@ -94,11 +94,6 @@ class LiteRtBackend(Backend):
         distributions=("litert-torch", "ai-edge-litert"),
         precisions=("fp32",),
     )
-
-    @classmethod
-    def title(cls) -> str:
-        """The name as its authors write it."""
-        return "LiteRT"
 
     @classmethod
     def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
@@ -123,7 +118,7 @@ class LiteRtBackend(Backend):
             details = run_one.get_output_details()
             shapes = {name: tuple(details[f"output_{i}"]["shape"]) for i, name in enumerate(names)}
         except Exception as error:  # its exceptions have no common base
-            raise unreadable_file(path, cls.title(), error) from error
+            raise unreadable_file(path, cls.title, error) from error
         lock = threading.Lock()
 
         def run(rows: Rows) -> dict[str, NDArray[Any]]:
@@ -138,7 +133,3 @@ class LiteRtBackend(Backend):
 
         widths = {name: int(shape[1]) if len(shape) == 2 else 0 for name, shape in shapes.items()}
         return InferenceGraph(texts[METADATA_KEY], input_names, widths, run)
-
-    def prepare(self, tower: Tower, precision: str, calibration: Int8Calibration | None = None) -> Runner:
-        """See `Backend.prepare`."""
-        raise InputError("the LiteRT backend runs exported models only: use another for an image tower")

@@ -88,6 +88,7 @@ def write_onnx(
 class OnnxRuntimeBackend(ConvertingBackend):
     """ONNX Runtime of Microsoft; in int8 its static quantisation, of products with weights only."""
 
+    title = "ONNX Runtime"
     precisions = ("fp32", "int8")
     packages = ("onnxruntime", "onnx")
     extra = "onnx"
@@ -106,11 +107,6 @@ class OnnxRuntimeBackend(ConvertingBackend):
     )
 
     @classmethod
-    def title(cls) -> str:
-        """The name as its authors write it."""
-        return "ONNX Runtime"
-
-    @classmethod
     def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
         """See `Backend.open_file`. It runs on the CPU, in fp32 except for quantised operations."""
         ort = require_without_telemetry("onnxruntime", "runtime", "An exported .onnx file")
@@ -124,7 +120,7 @@ class OnnxRuntimeBackend(ConvertingBackend):
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             metadata = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
         except Exception as error:  # its exceptions have no common base
-            raise unreadable_file(path, cls.title(), error) from error
+            raise unreadable_file(path, cls.title, error) from error
         outputs = session.get_outputs()
         names = [each.name for each in outputs]
 

@@ -75,6 +75,7 @@ def convert(graph: TorchGraph, path: Path, rows: Rows | None) -> WriteFile:
 class OpenVinoBackend(ConvertingBackend):
     """OpenVINO of Intel, fast on AMD and ARM as well; in int8 post-training quantisation of NNCF."""
 
+    title = "OpenVINO"
     precisions = ("fp32", "bf16", "int8")
     packages = ("openvino", "nncf")
     extra = "openvino"
@@ -93,11 +94,6 @@ class OpenVinoBackend(ConvertingBackend):
     )
 
     @classmethod
-    def title(cls) -> str:
-        """The name as its authors write it."""
-        return "OpenVINO"
-
-    @classmethod
     def open_file(cls, path: Path, threads: int | None = None) -> InferenceGraph:
         """See `Backend.open_file`. It runs on the CPU, in fp32 except for quantised operations."""
         if not cls.is_installed():
@@ -111,7 +107,7 @@ class OpenVinoBackend(ConvertingBackend):
             more = {} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)}
             compiled = _compile(core, model, **more)
         except Exception as error:  # its exceptions have no common base
-            raise unreadable_file(path, cls.title(), error, line=-1) from error
+            raise unreadable_file(path, cls.title, error, line=-1) from error
         # A tensor may have several names, or none.
         indices = {name: i for i, output in enumerate(compiled.outputs) for name in output.get_names()}
         widths = {name: _width(compiled.outputs[i].partial_shape) for name, i in indices.items()}

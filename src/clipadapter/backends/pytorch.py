@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class TorchBackend(Backend):
     """PyTorch, on the CPU or a GPU; on a GPU with channels-last weights and asynchronous copies."""
 
+    title = "Torch"
     precisions = ("fp32", "bf16")
     devices = DEVICES
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
@@ -290,6 +291,12 @@ class Run(FrozenModel):
     created: str
     stream: TaskStream | None = None
     continual: ContinualResult | None = None
+
+    @model_validator(mode="after")
+    def _check_correct(self) -> Self:
+        if self.correct is not None and len(self.correct) != 2 * math.ceil(self.n_test / 8):
+            raise ValueError(f"correct has {len(self.correct)} digits, which {self.n_test} test pictures do not give")
+        return self
 
     @property
     def correct_pictures(self) -> NDArray[np.bool_] | None:

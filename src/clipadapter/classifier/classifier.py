@@ -93,6 +93,7 @@ from clipadapter.features import (
 )
 from clipadapter.formatting import check_names, format_list
 from clipadapter.heads import Head, Selection, TextFeatures, select
+from clipadapter.heads.estimator import Estimator
 from clipadapter.persistence import History, Model, load_model, push, save_model
 from clipadapter.prediction import Prediction, PredictionColumns
 from clipadapter.progress import progress_bar, shows_progress
@@ -239,6 +240,9 @@ class FewShotClassifier:
             self._encoder, *self._other_encoders = put_text_first(encoders)
             self._named_blocks = block_names(self._encoder)
         return self._encoder
+
+    get_params, set_params = Estimator.get_params, Estimator.set_params  # for GridSearchCV and other tools
+    __sklearn_clone__, __sklearn_tags__ = Estimator.__sklearn_clone__, Estimator.__sklearn_tags__
 
     def __repr__(self) -> str:
         return describe_in_a_line(self)

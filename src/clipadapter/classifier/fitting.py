@@ -268,7 +268,7 @@ def _learn_single_label(
     costs = None if options.costs is None else check_costs(options.costs, text.labels)
     decision = DecisionOptions(options.reject, options.coverage, costs)
     calibrator = _fit_calibrator(head, support, held_out, options)
-    rejector = _fit_rejector(head, support, text, held_out, calibrator, negatives)
+    rejector = _fit_rejector(head, support, text, held_out, negatives)
     for name, needed in (("reject", rejector), ("coverage", held_out)):
         if getattr(options, name) is not None and needed is None:
             raise InputError(f"{name} is not available: {NO_HELD_OUT_SHOTS}")
@@ -400,7 +400,6 @@ def _fit_rejector(
     support: FeatureSet,
     text: TextFeatures,
     held_out: OutOfFold | None,
-    calibrator: Calibrator,
     negatives: Negatives,
 ) -> Rejector | None:
     """The out-of-distribution detector of the final feature; None if there are too few shots."""
@@ -415,7 +414,6 @@ def _fit_rejector(
             len(text.labels),
             logits=None if once is None else once.logits,
             rows=None if once is None else once.rows,
-            probabilities=None if once is None else calibrator.probabilities(once.logits),
             text=text.embeddings if text.has_text else None,
             scale=text.logit_scale,
             negative_labels=negatives.label_embeddings,

@@ -76,10 +76,10 @@ def is_slow(kind: str, data: bytes) -> bool:
         return not _FAST_PPM.match(data, 0, MAX_PARTS)
     if kind == "BMP":
         return data[30:31] in (b"\x01", b"\x02")  # run-length encoding; in the oldest headers these bytes are pixels
-    if kind == "PNG":  # each colour profile can unpack to 1 MiB, and one is valid
-        return data.count(b"iCCP") > 1 or _has_many_chunks(data, 8, ">I4x", 4)
-    if kind == "WebP":
-        return _has_many_chunks(data, 12, "<4xI", 0)
+    if kind in ("PNG", "WebP"):
+        limit = MAX_PARTS + len(data) // 1024
+        chunks = Counter(islice(_iterate_chunks(kind, data), limit))
+        return chunks.total() == limit or chunks[b"iCCP"] > 1  # each colour profile of a PNG can unpack to 1 MiB
     if kind == "GIF":
         parts = takewhile(lambda part: part != b",", islice(iterate_gif(data), MAX_PARTS))
         return sum(1 for _ in parts) == MAX_PARTS
@@ -147,16 +147,10 @@ def read_jpeg(data: bytes, max_scanned_samples: int = sys.maxsize) -> JpegWork:
     frame: _Frame | None = None
     while (marker := _MARKER.search(data, at)) and (kind := marker[0][1]) != _EOI:
         counts["segments"] += 1
-        counts["bytes between segments"] += 0 if scans else marker.start() - at
-        at = marker.end()
+        junk, at = marker.start() - at, marker.end()
         body = b"" if kind in _ALONE else data[at + 2 : at + int.from_bytes(data[at : at + 2], "big")]
         at += 0 if kind in _ALONE else 2 + len(body)
-        if not scans:
-            counts["bytes of quantization tables"] += len(body) if kind == _DQT else 0
-            counts["Photoshop segments"] += kind == _PHOTOSHOP
-            counts["EXIF segments"] += kind == _EXIF and body.startswith(b"Exif\0\0")
-        for what, count in counts.items():
-            _check_limit(count, JPEG_LIMITS[what], what)
+        _check_segment(counts, *((0, b"", 0) if scans else (kind, body, junk)))
         if kind == _EXIF and body.startswith(b"Exif\0\0") and not scans:
             exif += body[6:]
         elif kind in _SOF and len(body) >= 6:
@@ -174,7 +168,19 @@ def read_jpeg(data: bytes, max_scanned_samples: int = sys.maxsize) -> JpegWork:
             work.is_multi_scan = frame.is_progressive or len(components) < len(frame.areas)
             if not work.is_multi_scan:
                 break
+    if not (marker or scans):
+        _check_segment(counts, 0, b"", len(data) - at)
     return work
+
+
+def _check_segment(counts: Counter[str], kind: int, body: bytes, junk: int) -> None:
+    """Count a segment before the first scan, and the bytes without meaning before it."""
+    counts["bytes between segments"] += junk
+    counts["bytes of quantization tables"] += len(body) if kind == _DQT else 0
+    counts["Photoshop segments"] += kind == _PHOTOSHOP
+    counts["EXIF segments"] += kind == _EXIF and body.startswith(b"Exif\0\0")
+    for what, count in counts.items():
+        _check_limit(count, JPEG_LIMITS[what], what)
 
 
 def _read_frame(marker: int, body: bytes) -> _Frame:
@@ -186,21 +192,14 @@ def _read_frame(marker: int, body: bytes) -> _Frame:
     return _Frame(blocks, marker in _PROGRESSIVE, {key: h * v for key, (h, v) in factors.items()}, full_area)
 
 
-def _has_many_chunks(data: bytes, at: int, layout: str, tail: int) -> bool:
-    """Whether a file has more chunks than pictures have.
-
-    Args:
-        data: the whole file.
-        at: position of the first chunk.
-        layout: of its first eight bytes, with the length of its body.
-        tail: bytes after the body; without any, the body is padded to an even length.
-    """
-    for _ in range(MAX_PARTS + len(data) // 1024):
-        if at + 8 > len(data):
-            return False
-        (length,) = struct.unpack_from(layout, data, at)
-        at += 8 + length + (tail or length & 1)
-    return True
+def _iterate_chunks(kind: str, data: bytes) -> Iterator[bytes]:
+    """The kinds of the chunks of a PNG or WebP."""
+    at = 8 if kind == "PNG" else 12
+    while at + 8 <= len(data):
+        first, second = data[at : at + 4], data[at + 4 : at + 8]
+        yield second if kind == "PNG" else first
+        length = int.from_bytes(first, "big") + 4 if kind == "PNG" else int.from_bytes(second, "little")
+        at += 8 + length + (length & 1 if kind == "WebP" else 0)  # to an even length; behind that of PNG is a checksum
 
 
 def _layouts(data: bytes) -> list[bool]:

@@ -12,7 +12,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations, count
 from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Sample
@@ -73,7 +73,9 @@ def _find_fault(root: Path, samples: Sequence[Sample], is_split: bool = False) -
         if len(repeated) >= MIN_CLASSES:
             is_in_train = is_split or SPLIT_ALIASES.get(root.absolute().name.lower()) == "train"
             name = folder.name if is_in_train else f"{root.absolute().name}-{folder.name}"
-            beside = os.path.normpath(root / os.pardir / name)
+            above = Path(os.path.normpath(root / os.pardir))
+            candidates = chain([name], (f"{name}-{number}" for number in count(2)))
+            beside = str(next(above / free for free in candidates if not os.path.lexists(above / free)))
             return LayoutFault(
                 f"'{printable(folder.path)}' is taken for a class, but holds folders with the names of the classes "
                 f"beside it ({format_list(sorted(repeated), 3)}). Move it, and repeat the command: "

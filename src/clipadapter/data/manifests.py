@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def read_manifest(path: Path) -> Listing:
         for line, row in _READERS[path.suffix.lower()](path):
             samples.append(_parse_row(path, line, row))
             n_characters += sum(len(str(row.get(name))) for name in _READ_COLUMNS)
-            _check_size(path, "rows", len(samples), MAX_ROWS)
-            _check_size(path, "characters", n_characters, MAX_TABLE_CHARACTERS)
+            check_size(path, "rows", len(samples), MAX_ROWS)
+            check_size(path, "characters", n_characters, MAX_TABLE_CHARACTERS)
     except UnicodeDecodeError as error:
         raise DataError(f"{printable(path)}: the text is not UTF-8 (byte {error.start})") from error
     except OSError as error:
@@ -69,7 +69,7 @@ def read_manifest(path: Path) -> Listing:
     return Listing(make_dataset(printable(path.stem), path.parent, samples))
 
 
-def _check_size(path: Path, what: str, count: int, limit: int) -> None:
+def check_size(path: str | Path, what: str, count: int, limit: int) -> None:
     """Refuse a table whose rows would fill the memory."""
     if count > limit:
         raise DataError(
@@ -137,7 +137,7 @@ def _csv_rows(path: Path, delimiter: str = ",") -> _NumberedRows:
             header = [name.strip() for name in next(reader, [])]
             if not header:
                 raise DataError(f"{printable(path)} is empty: expected a first line such as path,label")
-            _check_size(path, "columns", len(header), MAX_COLUMNS)
+            check_size(path, "columns", len(header), MAX_COLUMNS)
             for fields in reader:
                 if len(fields) not in (0, len(header)):
                     counts = f"{len(fields)} fields but {len(header)} columns"
@@ -170,14 +170,14 @@ def _parquet_rows(path: Path) -> _NumberedRows:
         with open_regular(path) as file:
             metadata = parquet.read_metadata(file)
             names = metadata.schema.to_arrow_schema().names
-            texts = _check_parquet_sizes(path, metadata, len(names))
+            texts = check_parquet_sizes(path, metadata, len(names))
             # As dictionaries, since a file of 1 kB can repeat a text a million times. Threads of pyarrow that still
             # read when the process ends because of an error would abort it.
             table = parquet.ParquetFile(file, metadata=metadata, read_dictionary=texts, pre_buffer=False)
             columns, empty = [name for name in _READ_COLUMNS if name in names], dict.fromkeys(names)
             for batch in table.iter_batches(columns=columns, use_threads=False):
                 for column in batch.columns:
-                    _check_size(path, "characters in a name", longest_text(column), MAX_NAME_CHARACTERS)
+                    check_size(path, "characters in a name", longest_text(column), MAX_NAME_CHARACTERS)
                 for start in range(0, len(batch), _PARQUET_ROWS):
                     for row in batch.slice(start, _PARQUET_ROWS).to_pylist():
                         number += 1
@@ -189,15 +189,27 @@ def _parquet_rows(path: Path) -> _NumberedRows:
         raise DataError(f"{printable(path)} can't be read as a Parquet table: {reason}; {_PARQUET_ADVICE}") from error
 
 
-def _check_parquet_sizes(path: Path, metadata: Any, n_columns: int) -> list[str]:
-    """Refuse a table that is too large, by its metadata. Returns the paths of the columns of texts that are read."""
-    _check_size(path, "columns", n_columns, MAX_COLUMNS)
-    _check_size(path, "rows", metadata.num_rows, MAX_ROWS)
+def check_parquet_sizes(
+    path: str | Path, metadata: Any, n_columns: int, read_columns: Sequence[str] = _READ_COLUMNS
+) -> list[str]:
+    """Refuse a table that is too large, by its metadata. Returns the paths of the columns of texts that are read.
+
+    Args:
+        path: of the file, for messages.
+        metadata: of the file.
+        n_columns: of the table.
+        read_columns: those that are read; lists in them are labels.
+
+    Raises:
+        DataError: if it is too large.
+    """
+    check_size(path, "columns", n_columns, MAX_COLUMNS)
+    check_size(path, "rows", metadata.num_rows, MAX_ROWS)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in _READ_COLUMNS]
-    _check_size(path, "labels", sum(one.num_values for one in chunks if "." in one.path_in_schema), MAX_ROWS)
-    _check_size(path, "bytes", sum(chunk.total_uncompressed_size for chunk in chunks), MAX_TABLE_CHARACTERS)
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in read_columns]
+    check_size(path, "labels", sum(one.num_values for one in chunks if "." in one.path_in_schema), MAX_ROWS)
+    check_size(path, "bytes", sum(chunk.total_uncompressed_size for chunk in chunks), MAX_TABLE_CHARACTERS)
     return sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})
 
 

@@ -142,7 +142,7 @@ def describe_model(
         "precision": info.precision,
     }
     name = registered_name(model.head_) or type(model.head_).__name__
-    head = {"name": name, "params": _json_values(model.head_.get_params(deep=False))}
+    params = {key: _json_value(value) for key, value in model.head_.get_params(deep=False).items()}
     return ExportMetadata(
         model.class_names_,
         inputs[0],
@@ -150,7 +150,7 @@ def describe_model(
         input_kind,
         precision,
         encoder,
-        head,
+        {"name": name, "params": params},
         _provenance(model),
         checksum=ALGORITHM,
         further_inputs=tuple(inputs[1:]),
@@ -288,14 +288,10 @@ def _installed_versions() -> Iterator[tuple[str, str]]:
             continue
 
 
-def _json_values(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters, those that JSON can't hold by their repr."""
-    values: dict[str, Any] = {}
-    for name, value in params.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            values[name] = repr(value)
-        else:
-            values[name] = value
-    return values
+def _json_value(value: object) -> object:
+    """A parameter, or its repr if JSON can't hold it."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return repr(value)
+    return value

@@ -28,7 +28,7 @@ class ModelGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.inputs, self.input_kind = different_squares([tower.pixels for tower in towers])[0], input_kind
-        self.tower = SquareTowers(towers) if input_kind == "uint8" else PixelTowers(towers)
+        self.tower = ImageTowers(towers, input_kind)
         self.head = head
         self.final_width = head.blocks_[0].width
         self.has_blocks = len(head.blocks_) > 1
@@ -61,7 +61,7 @@ class ModelGraph(nn.Module):
         final = blocks[:, : self.final_width] if self.has_blocks else blocks
         outputs: tuple[Tensor, ...] = (final, logits, probabilities)
         if self.ood_scores is not None:
-            outputs += self.ood_scores(final, logits, probabilities)
+            outputs += self.ood_scores(final, logits)
         return (*outputs, blocks) if self.has_blocks else outputs
 
 
@@ -102,42 +102,37 @@ def export_towers(encoder: Encoder) -> tuple[Tower, ...]:
     return tuple(replace(tower, network=_on_cpu(tower.module)) for tower in towers)
 
 
-class SquareTowers(nn.Module):
-    """Squares (n, s, s, 3) of each size, values 0 .. 255, to the features of all towers side by side (n, d)."""
+class ImageTowers(nn.Module):
+    """The squares or pixels of pictures, one tensor (n, ...) per input, to the features of all towers (n, d)."""
 
-    def __init__(self, towers: Sequence[Tower]) -> None:
+    def __init__(self, towers: Sequence[Tower], input_kind: str) -> None:
         super().__init__()
-        self.towers = nn.ModuleList(SquareTower(tower.module, tower.pixels) for tower in towers)
-        self.input_numbers = different_squares([tower.pixels for tower in towers])[1]
-
-    def forward(self, *squares: Tensor) -> Tensor:
-        """(n, s, s, 3) of each size to (n, d)."""
-        return _concatenate([tower(squares[i]) for tower, i in zip(self.towers, self.input_numbers, strict=True)])
-
-
-class PixelTowers(nn.Module):
-    """Pixels (n, 3, s, s) of each size to the features of all towers side by side (n, d).
-
-    Pixels are normalised for the first tower that takes squares of this size.
-    """
-
-    def __init__(self, towers: Sequence[Tower]) -> None:
-        super().__init__()
-        self.towers = nn.ModuleList(tower.module for tower in towers)
         inputs, self.input_numbers = different_squares([tower.pixels for tower in towers])
-        # (x std + mean - mean') / std': from the normalisation of the input to that of the tower; None if it is equal.
-        self.steps: list[tuple[Tensor, Tensor] | None] = []
-        for tower, i in zip(towers, self.input_numbers, strict=True):
-            (mean, std), (own_mean, own_std) = _mean_and_std(inputs[i]), _mean_and_std(tower.pixels)
-            is_equal = inputs[i] == tower.pixels
-            self.steps.append(None if is_equal else (std / own_std, (mean - own_mean) / own_std))
+        self.towers = nn.ModuleList(
+            SquareTower(tower.module, tower.pixels) if input_kind == "uint8" else PixelTower(tower, inputs[i])
+            for tower, i in zip(towers, self.input_numbers, strict=True)
+        )
 
-    def forward(self, *pixels: Tensor) -> Tensor:
-        """(n, 3, s, s) of each size to (n, d)."""
-        features = []
-        for tower, i, step in zip(self.towers, self.input_numbers, self.steps, strict=True):
-            features.append(tower(pixels[i] if step is None else pixels[i] * step[0] + step[1]).float())
-        return _concatenate(features)
+    def forward(self, *pictures: Tensor) -> Tensor:
+        """The inputs to the features of all towers side by side."""
+        features = [tower(pictures[i]) for tower, i in zip(self.towers, self.input_numbers, strict=True)]
+        return features[0] if len(features) == 1 else torch.cat(features, dim=1)
+
+
+class PixelTower(nn.Module):
+    """Pixels (n, 3, s, s), normalised for the first tower that takes squares of this size, to features (n, d)."""
+
+    def __init__(self, tower: Tower, pixels: PixelSpec) -> None:
+        super().__init__()
+        self.module = tower.module
+        (mean, std), (own_mean, own_std) = _mean_and_std(pixels), _mean_and_std(tower.pixels)
+        # (x std + mean - mean') / std': from the normalisation of the input to that of the tower; None if it is equal.
+        self.step = None if pixels == tower.pixels else (std / own_std, (mean - own_mean) / own_std)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) to (n, d)."""
+        features: Tensor = self.module(pixels if self.step is None else pixels * self.step[0] + self.step[1])
+        return features.float()
 
 
 def _on_cpu(module: nn.Module) -> nn.Module:
@@ -148,7 +143,3 @@ def _on_cpu(module: nn.Module) -> nn.Module:
 def _mean_and_std(pixels: PixelSpec) -> tuple[Tensor, Tensor]:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (pixels.mean, pixels.std))
     return mean, std
-
-
-def _concatenate(features: list[Tensor]) -> Tensor:
-    return features[0] if len(features) == 1 else torch.cat(features, dim=1)

@@ -21,12 +21,11 @@ from clipadapter.uncertainty.ood_scores import unit_rows
 
 
 class OodScores(nn.Module):
-    """Features, logits and probabilities to scores of "none of these"; see `uncertainty.Rejector.scores`."""
+    """Features and logits to scores of "none of these"; see `uncertainty.Rejector.scores`."""
 
     text: Tensor
     negative_labels: Tensor
     outliers: Tensor
-    shots: Tensor
     mean_directions: Tensor
     centre: Tensor
     factor: Tensor
@@ -35,7 +34,7 @@ class OodScores(nn.Module):
         super().__init__()
         self.names = tuple(part.name for part in rejector.parts)
         memory, self.scale = rejector.memory, rejector.memory.scale
-        for name in ("text", "shots", "negative_labels", "outliers"):
+        for name in ("text", "negative_labels", "outliers"):
             _register_constant(self, name, getattr(memory, name))
         gaussians = memory.gaussians
         self.distance = (
@@ -45,34 +44,24 @@ class OodScores(nn.Module):
         _register_constant(self, "centre", np.array([part.centre for part in rejector.parts]))
         _register_constant(self, "factor", np.array([part.weight / part.deviation for part in rejector.parts]))
 
-    def forward(self, features: Tensor, logits: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d), (n, c) and (n, c) to the total score (n,) and its parts (n, p)."""
+    def forward(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, d) and (n, c) to the total score (n,) and its parts (n, p)."""
         rows = unit(features)
-        parts = torch.stack([self._score(name, rows, logits, probabilities) for name in self.names], dim=1)
+        parts = torch.stack([self._score(name, rows, logits) for name in self.names], dim=1)
         return ((parts - self.centre) * self.factor).sum(dim=1), parts
 
-    def _score(self, name: str, rows: Tensor, logits: Tensor, probabilities: Tensor) -> Tensor:
+    def _score(self, name: str, rows: Tensor, logits: Tensor) -> Tensor:
         """One score (n,); the formulas are those of `clipadapter.uncertainty.ood_scores`."""
         if name == "max-logit":
             return -_row_max(logits)
-        if name == "energy":
-            return -_log_sum_exp(logits)
-        if name == "msp":
-            return 1 - _row_max(probabilities)
         if name == "mahalanobis" and self.distance is not None:
             distances: Tensor = self.distance(rows)
             return distances
-        if name == "knn":
-            return 1 - _row_max(rows @ self.shots.T)
         if name == "outliers":
             return _row_max(rows @ self.outliers.T) - _row_max(rows @ self.mean_directions.T)
-        return self._text_score(name, rows, rows @ self.text.T)
-
-    def _text_score(self, name: str, rows: Tensor, cosines: Tensor) -> Tensor:
+        cosines = rows @ self.text.T
         if name == "negative-labels":
             return _log_sum_exp(self.scale * rows @ self.negative_labels.T) - _log_sum_exp(self.scale * cosines)
-        if name == "mcm":
-            return 1 - (_row_max(cosines) - _log_sum_exp(cosines)).exp()
         assert name == "text", f"export has no graph for the score {name!r}"
         return 1 - _row_max(cosines)
 

@@ -29,39 +29,18 @@ DEFAULT_REJECTION_RATE = 0.05
 """Rate at which rejections are compared if the model has none set."""
 
 
-@dataclass(frozen=True)
-class ParityLimits:
-    """The largest differences between file and model that are accepted."""
-
-    min_cosine: float
-    min_mean_cosine: float
-    max_logit_difference: float | None  # in standard deviations of all logits; None if it does not matter
-    min_agreement: float
-    min_rejection_agreement: float
-    # of the score of "none of these", in standard deviations of the shots' scores; None if it does not matter
-    max_ood_score_difference: float | None
-    # between a probability and that of the model's calibrator for the file's logits
-    max_probability_difference: float = 1e-3
-
-
-FULL_PRECISION_LIMITS = ParityLimits(
-    min_cosine=0.99999,
-    min_mean_cosine=0.99999,
-    max_logit_difference=1e-3,
-    min_agreement=0.98,
-    min_rejection_agreement=0.98,
-    max_ood_score_difference=0.05,
+LIMITS = (
+    ("logits", 1e-3, None, "logits differ by {:.2g} of their spread, more than {:g}"),
+    ("calibration", 1e-3, 1e-3, "probabilities differ by {:.2g} from those of its logits"),
+    ("ood_scores", 0.05, None, "scores of 'none of these' differ by {:.2g}, more than {}"),
+    ("agreement", MIN_AGREEMENT, MIN_AGREEMENT, "{:.1%} of the answers are the same, less than {:.0%}"),
+    ("rejected", 0.98, 0.95, "{:.1%} of the rejections are the same, less than {:.0%}"),
 )
-"""Where model and file are both in fp32: only a picture at a boundary between two classes may change its class."""
-REDUCED_PRECISION_LIMITS = ParityLimits(
-    min_cosine=MIN_COSINES["int8"][0],
-    min_mean_cosine=MIN_COSINES["int8"][1],
-    max_logit_difference=None,
-    min_agreement=MIN_AGREEMENT,
-    min_rejection_agreement=0.95,
-    max_ood_score_difference=None,
-)
-"""Where one of them is not: the limits of backends for features, and the same predictions."""
+"""For each number of `compare_outputs`: the limit where model and file are both in fp32, so that only a picture at a
+boundary between two classes may change its class; the limit where one of them is not, None if it does not matter; and
+the fault in words. Cosines of features have the limits of backends."""
+SHARES = ("agreement", "rejected")
+"""Numbers whose limit is the smallest value, not the largest."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +84,7 @@ def check_parity(model: FewShotClassifier, predictor: Predictor, pictures: Expor
     logits, blocks = model.head_.logits(features)[rows], model.encoder_.info.blocks
     measured = {**compare_outputs(model.uncertainty_, features[rows], logits, outputs, blocks), "n": n}
     is_exact = (model.encoder_.info.precision, predictor.precision) == ("fp32", "fp32")
-    faults = find_faults(measured, FULL_PRECISION_LIMITS if is_exact else REDUCED_PRECISION_LIMITS)
+    faults = find_faults(measured, "fp32" if is_exact else "int8")
     return ExportParity({"pictures": pictures.kind, **measured}, tuple(faults), f"{n} {KINDS[pictures.kind]}")
 
 
@@ -150,7 +129,7 @@ def compare_outputs(
     if rejector is not None and outputs.ood_scores is not None and outputs.ood_score_parts is not None:
         rate = uncertainty.decisions.reject or DEFAULT_REJECTION_RATE
         threshold = rejector.threshold(rate).value
-        model_scores = rejector.scores(final, logits, probabilities)
+        model_scores = rejector.scores(final, logits)
         spread = float(np.std(rejector.weighted_sum(rejector.held_out_scores)))
         # Both are compared: other programs read the total, `Predictor` the parts.
         file_scores = np.stack([outputs.ood_scores, rejector.weighted_sum(outputs.ood_score_parts)])
@@ -170,37 +149,23 @@ def compare_outputs(
     return {**rounded, "blocks": figures}
 
 
-def find_faults(measured: Mapping[str, Any], limits: ParityLimits) -> list[str]:
-    """Differences above the limits, in words."""
-    faults = []
+def find_faults(measured: Mapping[str, Any], precision: str) -> list[str]:
+    """Differences above the limits of a precision, in words."""
+    (min_cosine, min_mean), faults = MIN_COSINES[precision], []
     # "not x >= limit" also finds values that are not numbers.
     for name, each in measured.get("blocks", {"": measured}).items():
-        if not (each["cosine_least"] >= limits.min_cosine and each["cosine_mean"] >= limits.min_mean_cosine):
+        if not (each["cosine_least"] >= min_cosine and each["cosine_mean"] >= min_mean):
             faults.append(
                 f"the smallest cosine of features{f' of the block {name}' if name else ''} is "
-                f"{each['cosine_least']:.5f} and their mean {each['cosine_mean']:.5f}, where {limits.min_cosine} and "
-                f"{limits.min_mean_cosine} are needed"
+                f"{each['cosine_least']:.5f} and their mean {each['cosine_mean']:.5f}, where {min_cosine} and "
+                f"{min_mean} are needed"
             )
-    if limits.max_logit_difference is not None and not measured["logits"] <= limits.max_logit_difference:
-        faults.append(
-            f"logits differ by {measured['logits']:.2g} of their spread, more than {limits.max_logit_difference:g}"
-        )
-    if not measured["calibration"] <= limits.max_probability_difference:
-        faults.append(f"probabilities differ by {measured['calibration']:.2g} from those of its logits")
-    if (
-        limits.max_ood_score_difference is not None
-        and not measured.get("ood_scores", 0.0) <= limits.max_ood_score_difference
-    ):
-        faults.append(
-            f"scores of 'none of these' differ by {measured['ood_scores']:.2g}, "
-            f"more than {limits.max_ood_score_difference}"
-        )
-    if measured["agreement"] < limits.min_agreement:
-        faults.append(f"{measured['agreement']:.1%} of the answers are the same, less than {limits.min_agreement:.0%}")
-    if measured.get("rejected", 1.0) < limits.min_rejection_agreement:
-        faults.append(
-            f"{measured['rejected']:.1%} of the rejections are the same, less than {limits.min_rejection_agreement:.0%}"
-        )
+    for name, full, reduced, words in LIMITS:
+        value, limit = measured.get(name), full if precision == "fp32" else reduced
+        if value is None or limit is None:
+            continue
+        if not (value >= limit if name in SHARES else value <= limit):
+            faults.append(words.format(value, limit))
     return faults
 
 

@@ -27,6 +27,8 @@ from clipadapter.files import IMAGE_SUFFIXES, describe_parquet_error, path_witho
 MAX_IMAGE_BYTES = 1 << 30
 """Larger files are refused."""
 TOO_LARGE = "too large: over {} MiB"
+MAX_SAMPLE_BYTES = 256 << 20
+"""Bytes of all pictures of a sample of an archive, which are in memory together; a picture alone may have more."""
 MAX_SAMPLE_MEMBERS = 1000
 """Files of an archive with one name up to the first dot."""
 EXTENDED_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE) + (
@@ -372,11 +374,14 @@ def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
                 files = _read_sample(archive, members)
                 classes = [data or b"" for name, data in files.items() if name.endswith(".cls")]
                 label = classes[0].decode(errors="replace").strip() if classes else None
+                # A picture alone is too large, or together with those before.
+                limit = MAX_IMAGE_BYTES if next(iter(files.values()), None) is None else MAX_SAMPLE_BYTES
+                too_large = TOO_LARGE.format(limit >> 20)
                 for name, data in files.items():
                     if posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES:
                         picture = f"{path}/{name}"
                         read = (
-                            partial(_raise_image_error, picture, TOO_LARGE.format(MAX_IMAGE_BYTES >> 20))
+                            partial(_raise_image_error, picture, too_large)
                             if data is None
                             else partial(_return_bytes, data)
                         )
@@ -425,7 +430,7 @@ def _read_sample(archive: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -
             raise tarfile.ReadError(f"more than {MAX_SAMPLE_MEMBERS:,} files have the name of one sample")
         if not member.name.endswith(".cls") and posixpath.splitext(member.name)[1].lower() not in IMAGE_SUFFIXES:
             continue
-        is_too_large = n_bytes + member.size > MAX_IMAGE_BYTES
+        is_too_large = n_bytes + member.size > (MAX_SAMPLE_BYTES if n_bytes else MAX_IMAGE_BYTES)
         file = None if is_too_large else archive.extractfile(member)
         files[member.name] = None if is_too_large else b"" if file is None else file.read()
         n_bytes += 0 if is_too_large else member.size

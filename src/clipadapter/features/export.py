@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from clipadapter.blocks import FINAL, Blocks, as_blocks, total_width
 from clipadapter.data import Sample, source_name
+from clipadapter.data.manifests import MAX_TABLE_CHARACTERS, check_parquet_sizes, check_size
 from clipadapter.encoders import Encoder, EncoderInfo
 from clipadapter.errors import DataError, InputError, brief, require
 from clipadapter.features.extraction import Dtype, extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore
-from clipadapter.files import describe_parquet_error
+from clipadapter.files import describe_parquet_error, path_without_links
 
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
 BLOCKS_KEY = "clipadapter.blocks"
@@ -30,6 +31,9 @@ BLOCK_FINGERPRINTS_KEY = "clipadapter.block_fingerprints"
 """Key of the fingerprint of each block: a model may need some of the blocks only."""
 ROWS_PER_GROUP = 1024
 """Rows in memory at a time."""
+TEXT_COLUMNS = ("path", "label", "split")
+MAX_FEATURE_BYTES = 8 << 30
+"""Bytes of features that are read at once: 4 million rows of 512 numbers."""
 
 
 class FeatureRow(NamedTuple):
@@ -90,7 +94,7 @@ def write_parquet(
 
     Raises:
         MissingExtraError: if pyarrow is not installed.
-        DataError: if the file can't be written.
+        DataError: if the file can't be written, or that of its parts is a link.
         InputError: if a feature has another width than those of the encoder.
     """
     pa = require("pyarrow", "parquet", "The Parquet export")
@@ -105,7 +109,7 @@ def write_parquet(
     columns = [("path", pa.string()), ("label", pa.string()), ("split", pa.string())]
     columns += [(column_name(block.name), pa.list_(pa.float32(), block.width)) for block in info.blocks]
     schema = pa.schema(columns, metadata=facts)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path_without_links(path.parent, f".{path.name}.{os.getpid()}.partial", error=DataError)
     source, count = iter(rows), 0
     try:
         with parquet.ParquetWriter(partial, schema) as writer:
@@ -121,6 +125,72 @@ def write_parquet(
     return count
 
 
+def read_table(source: Any, path: str | Path, widths: Mapping[str, int], columns: Sequence[str] = TEXT_COLUMNS) -> Any:
+    """Read columns of a Parquet file of features, whose size is checked before: equal values take no room in a file.
+
+    Args:
+        source: path or opened file.
+        path: of the file, for messages.
+        widths: of the columns of features.
+        columns: further columns, of texts.
+
+    Raises:
+        DataError: if it is too large.
+        ValueError: if it is damaged.
+    """
+    pa = require("pyarrow", "parquet", "Reading features from Parquet")
+    parquet = require("pyarrow.parquet", "parquet", "Reading features from Parquet")
+    compute = require("pyarrow.compute", "parquet", "Reading features from Parquet")
+    metadata = parquet.read_metadata(source)
+    schema = metadata.schema.to_arrow_schema()
+    texts = check_parquet_sizes(path, metadata, len(schema.names), columns)
+    check_numbers(metadata, widths)
+    check_feature_bytes(path, metadata.num_rows, sum(widths.values()))
+    # As dictionaries, since a file of 1 kB can repeat a text a million times.
+    with parquet.ParquetFile(source, metadata=metadata, read_dictionary=texts, pre_buffer=False) as file:
+        table = file.read([*columns, *widths])
+    whole = [column.combine_chunks() for column in (table[name] for name in texts)]
+    lengths = (compute.sum(compute.binary_length(one.dictionary).take(one.indices)).as_py() or 0 for one in whole)
+    check_size(path, "characters", sum(lengths), MAX_TABLE_CHARACTERS)
+    fields = [schema.field(name) for name in table.column_names]
+    return table.cast(pa.schema(fields, metadata=schema.metadata))
+
+
+def check_feature_bytes(path: str | Path, n_rows: int, width: int) -> None:
+    """Refuse features that would fill the memory.
+
+    Raises:
+        DataError: if so.
+    """
+    if 4 * n_rows * width > MAX_FEATURE_BYTES:
+        raise DataError(
+            f"{path} has {n_rows:,} features of {width:,} numbers, but at most {MAX_FEATURE_BYTES >> 30} GiB are read "
+            "at once: divide it, or read it by clipadapter.features.open_feature_table"
+        )
+
+
+def check_numbers(metadata: Any, widths: Mapping[str, int]) -> None:
+    """Refuse columns with more numbers than their rows can have, before they are read.
+
+    Equal numbers are compressed so well that a file of 1 KB can have a list of 100 million.
+
+    Args:
+        metadata: of the Parquet file.
+        widths: of the columns.
+
+    Raises:
+        ValueError: if there are more.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            name = max((name for name in widths if column.path_in_schema.startswith(f"{name}.")), key=len, default=None)
+            if name is not None and column.num_values > group.num_rows * widths[name]:
+                raise ValueError(
+                    f"column '{name}' has {column.num_values} numbers in {group.num_rows} rows, but a row has at most "
+                    f"{widths[name]}"
+                )
+
+
 def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
     """Read a table that `write_parquet` wrote.
 
@@ -133,8 +203,8 @@ def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
 
     Raises:
         MissingExtraError: if pyarrow is not installed.
-        DataError: if the file is missing, damaged or was not written by `write_parquet`, has pictures without a class,
-            or no row of the split.
+        DataError: if the file is missing, damaged, too large or was not written by `write_parquet`, has pictures
+            without a class, or no row of the split.
     """
     pa = require("pyarrow", "parquet", "Reading features from Parquet")
     parquet = require("pyarrow.parquet", "parquet", "Reading features from Parquet")
@@ -145,7 +215,7 @@ def read_parquet(path: str | Path, split: str | None = None) -> FeatureSet:
                 raise ValueError("it does not state the encoder")
             encoder, fingerprint = facts[ENCODER_KEY], facts[FINGERPRINT_KEY]
             blocks = as_blocks((name, width) for name, width in json.loads(facts[BLOCKS_KEY]))
-            table = file.read()
+        table = read_table(path, path, {column_name(block.name): block.width for block in blocks})
         if split is not None:
             table = table.filter(pa.array([each == split for each in table["split"].to_pylist()], pa.bool_()))
         labels, paths = table["label"].to_pylist(), table["path"].to_pylist()

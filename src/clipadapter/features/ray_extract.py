@@ -220,7 +220,7 @@ def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int 
                         f"time: {counts}; perhaps memory ran out: use fewer workers per node (cores=) or a smaller "
                         "batch_size; the written shards are kept, call again"
                     )
-                queue.appendleft(unit)
+                queue.append(unit)  # last, since the place that is free now may be one where processes die
     finally:
         for reference in running if ray.is_initialized() else ():  # else Ray would start again, only to cancel
             ray.cancel(reference, force=True)

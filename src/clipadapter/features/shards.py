@@ -36,6 +36,7 @@ from clipadapter.features.collection import (
     open_filesystem,
     refuse_links,
 )
+from clipadapter.features.export import check_feature_bytes, read_table
 from clipadapter.features.extraction import ExtractionJob, NoStore, run_job
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
@@ -267,7 +268,7 @@ class FeatureShards:
         pa = require("pyarrow", "parquet", PURPOSE)
         labels, splits, self._starts = [], [], [0]
         for path in _shard_paths(self._system, self._path, self.plan):
-            table = _read_shard(self._system, path, ("label", "split", "error"))
+            table = _read_shard(self._system, path, self.plan.dim, ("label", "split", "error"))
             readable = table.filter(table["error"].is_null()).combine_chunks()
             labels.append(readable["label"].dictionary_encode().combine_chunks())
             splits.append(_split_numbers(path, readable["split"]))
@@ -323,6 +324,7 @@ class FeatureShards:
         Raises:
             DataError: if a shard is damaged, or a picture has no label.
         """
+        check_feature_bytes(self.folder, len(rows), self.plan.dim)
         labels = self.labels(rows)
         features = np.empty((len(rows), self.plan.dim), np.float32)
         sources = np.empty(len(rows) if with_sources else 0, object)
@@ -419,7 +421,7 @@ def _split_numbers(path: str, splits: Any) -> NDArray[np.int8]:
     return np.asarray(numbers.to_numpy(), np.int8)
 
 
-def _read_shard(filesystem: Any, path: str, columns: Sequence[str] = COLUMNS) -> Any:
+def _read_shard(filesystem: Any, path: str, dim: int, columns: Sequence[str] = COLUMNS) -> Any:
     """Columns of a shard.
 
     Raises:
@@ -427,10 +429,11 @@ def _read_shard(filesystem: Any, path: str, columns: Sequence[str] = COLUMNS) ->
     """
     pa, parquet = (require(name, "parquet", PURPOSE) for name in ("pyarrow", "pyarrow.parquet"))
     with _naming_errors(path), filesystem.open_input_file(path) as file:
-        table = parquet.ParquetFile(file)
-        if not table.schema_arrow.equals(_table_schema(pa)):
-            raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in table.schema_arrow)}")
-        return table.read(columns)
+        schema = parquet.read_schema(file)
+        if not schema.equals(_table_schema(pa)):
+            raise ValueError(f"its columns are {', '.join(f'{one.name} {one.type}' for one in schema)}")
+        widths = {"feature": dim} if "feature" in columns else {}
+        return read_table(file, path, widths, [name for name in columns if name != "feature"])
 
 
 def _read_features(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, NDArray[np.float32]]:
@@ -439,7 +442,7 @@ def _read_features(filesystem: Any, path: str, plan: ShardPlan) -> tuple[Any, ND
     Raises:
         DataError: if the shard can't be read, or does not fit the plan.
     """
-    table = _read_shard(filesystem, path)
+    table = _read_shard(filesystem, path, plan.dim)
     with _naming_errors(path):
         if (table.schema.metadata or {}).get(b"clipadapter.fingerprint") != plan.fingerprint.encode():
             raise ValueError("it is of another encoder")

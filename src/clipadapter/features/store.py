@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import pairwise
@@ -118,7 +118,7 @@ class FeatureStore:
         Returns:
             Key to float32 vector (d,), without the missing ones.
         """
-        return {row[0]: _decode(row) for row in self._valid_rows(keys, dim)}
+        return _decode(self._valid_rows(keys, dim))
 
     def contains_many(self, keys: Sequence[bytes], dim: int) -> set[bytes]:
         """The keys that have a valid vector; see `get_many`."""
@@ -174,7 +174,7 @@ class FeatureStore:
             if any(row_id >= following for row_id, following in pairwise(row_ids)):  # the loop would not end
                 raise self._damaged_error("its rows are not in order")
             last = row_ids[-1]
-            yield from ((row[0], _decode(row)) for row in rows if _is_valid(row, None))
+            yield from _decode(row for row in rows if _is_valid(row, None)).items()
 
     def close(self) -> None:
         """Close the file; everything that was stored is in it already."""
@@ -330,6 +330,7 @@ def _is_valid(row: Row, dim: int | None) -> bool:
     return is_whole and checksum(key, dtype, value) == expected
 
 
-def _decode(row: Row) -> NDArray[np.float32]:
+def _decode(rows: Iterable[Row]) -> dict[bytes, NDArray[np.float32]]:
+    """Key to vector (d,) of valid rows."""
     with np.errstate(invalid="ignore"):  # some bit patterns of float16 are NaN
-        return np.frombuffer(row[3], STORED_DTYPES[row[1]]).astype(np.float32)
+        return {key: np.frombuffer(value, STORED_DTYPES[dtype]).astype(np.float32) for key, dtype, _, value, *_ in rows}

@@ -15,7 +15,7 @@ from clipadapter.blocks import FINAL, Blocks, as_blocks, column_slices, total_wi
 from clipadapter.data.manifests import MAX_NAME_CHARACTERS, longest_text
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.features.collection import open_filesystem
-from clipadapter.features.export import BLOCK_FINGERPRINTS_KEY, BLOCKS_KEY, TABLE_ADVICE, column_name
+from clipadapter.features.export import BLOCK_FINGERPRINTS_KEY, BLOCKS_KEY, TABLE_ADVICE, check_numbers, column_name
 from clipadapter.features.shards import read_plan
 from clipadapter.files import describe_parquet_error, is_number_list
 
@@ -82,7 +82,7 @@ class FeatureTable:
             with parquet.ParquetFile(file, read_dictionary=texts, **options) as reader:
                 names = [*texts, *columns]
                 groups, first = _skip_groups(reader.metadata, first)
-                _check_sizes(reader.metadata, columns)
+                check_numbers(reader.metadata, columns)
                 for batch in reader.iter_batches(ROWS_PER_BATCH, groups, names):
                     skipped = min(first, len(batch))
                     first -= skipped
@@ -207,27 +207,12 @@ def _width(file: Any) -> int:
     size = getattr(kind, "list_size", None)
     if size is not None:
         return int(size)
-    _check_sizes(file.metadata, {"feature": MAX_WIDTH})
+    check_numbers(file.metadata, {"feature": MAX_WIDTH})
     for batch in file.iter_batches(64, columns=["feature"]):
         lengths = batch.column(0).value_lengths().drop_null()
         if len(lengths):
             return int(lengths[0].as_py())
     raise ValueError("no row has a feature")
-
-
-def _check_sizes(metadata: Any, widths: Mapping[str, int]) -> None:
-    """Refuse columns with more numbers than their rows can have, before they are read.
-
-    Equal numbers are compressed so well that a file of 1 KB can have a list of 100 million.
-    """
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            name = max((name for name in widths if column.path_in_schema.startswith(f"{name}.")), key=len, default=None)
-            if name is not None and column.num_values > group.num_rows * widths[name]:
-                raise ValueError(
-                    f"column '{name}' has {column.num_values} numbers in {group.num_rows} rows, but a row has at most "
-                    f"{widths[name]}"
-                )
 
 
 def _check_texts(batch: Any) -> None:

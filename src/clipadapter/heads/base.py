@@ -24,9 +24,16 @@ from clipadapter.formatting import format_list
 from clipadapter.functional import unit
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
 from clipadapter.heads.parameters import check_bounds
-from clipadapter.heads.reading import Reads, blocks_to_read, check_blocks, take_columns
 from clipadapter.heads.registry import HEADS
-from clipadapter.heads.requirements import check_text, check_unlabelled, prompt_tensors
+from clipadapter.heads.requirements import (
+    Reads,
+    blocks_to_read,
+    check_blocks,
+    check_text,
+    check_unlabelled,
+    prompt_tensors,
+    take_columns,
+)
 from clipadapter.heads.support import (
     Array,
     as_labels,

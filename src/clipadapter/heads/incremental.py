@@ -18,7 +18,7 @@ from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import check_is_fitted
-from clipadapter.heads.reading import check_blocks
+from clipadapter.heads.requirements import check_blocks
 from clipadapter.heads.support import (
     Array,
     SupportSet,

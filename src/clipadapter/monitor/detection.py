@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from clipadapter.errors import DataError, InputError, brief
+from clipadapter.metrics import wilson_interval
 from clipadapter.monitor.covariate_shift import CovariateShift, measure_covariate_shift
 from clipadapter.monitor.drift import CHECKS, CheckResult, ClassPrior, DriftReport, Window, holm
 from clipadapter.monitor.label_shift import LabelShift, compare_priors_with_pictures, compare_priors_with_shots
 from clipadapter.monitor.messages import describe_covariate_shift, describe_label_shift, describe_ood_rate
 from clipadapter.monitor.observations import AnyModel, Observations, observe, rejected_mask, uncertainty_of
-from clipadapter.monitor.ood_rate import OodRate, fisher_p_value, wilson_interval
+from clipadapter.monitor.ood_rate import OodRate, fisher_p_value
 from clipadapter.monitor.priors import Array, estimate_priors
 from clipadapter.monitor.reference import Reference, reference_from_pictures, reference_from_shots
 from clipadapter.runtime import Predictor
@@ -232,7 +233,13 @@ def _ood_rate(expected: Reference, rejected: Array | None, options: DetectionOpt
     if rejected is None or options.reject is None:
         return None
     reference = expected.n_rejected / expected.n_scored if expected.n_scored else options.reject
-    return OodRate(options.reject, reference, *wilson_interval(int(rejected.sum()), len(rejected)))
+    return OodRate(options.reject, reference, *_rate(rejected))
+
+
+def _rate(rejected: Array) -> tuple[float, float, float]:
+    """Share of the pictures (m,) that are rejected, and the ends of Wilson's 95 % interval."""
+    share = float(rejected.mean())
+    return (share, *wilson_interval(share, len(rejected)))
 
 
 NOT_TESTED = {
@@ -298,7 +305,7 @@ def _windows(
                 int(rows[0]),
                 int(rows[-1]) + 1,
                 None if times is None else float(times[observed.indices[rows[0]]]),
-                None if rejected is None else wilson_interval(int(rejected[rows].sum()), len(rows)),
+                None if rejected is None else _rate(rejected[rows]),
                 float(P.max(axis=1).mean()),
                 None if shift is None else shift.distance,
                 None if shift is None else shift.distance_limit,

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-NORMAL_QUANTILE_975 = 1.959963984540054
-"""97.5 % quantile of the normal distribution, for intervals of 95 %."""
-
 
 @dataclass(frozen=True)
 class OodRate:
@@ -51,18 +48,6 @@ def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> fl
         _log_binomial(m, k) + _log_binomial(n, total - k) for k in range(max(rejected, total - n), min(m, total) + 1)
     ]
     return min(1.0, math.fsum(math.exp(log - _log_binomial(m + n, total)) for log in log_ways))
-
-
-def wilson_interval(count: float, m: int) -> tuple[float, float, float]:
-    """The share ``count`` of m pictures, with the lower and upper end of Wilson's 95 % interval (1927).
-
-    >>> [round(x, 3) for x in wilson_interval(10, 10)]
-    [1.0, 0.722, 1.0]
-    """
-    z, share = NORMAL_QUANTILE_975, count / m
-    centre = (share + z**2 / (2 * m)) / (1 + z**2 / m)
-    half_width = z * math.sqrt(share * (1 - share) / m + z**2 / (4 * m**2)) / (1 + z**2 / m)
-    return share, max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
 def _log_binomial(n: int, k: int) -> float:

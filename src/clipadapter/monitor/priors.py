@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
-from clipadapter.monitor.ood_rate import wilson_interval
+from clipadapter.metrics import wilson_interval
 
 Array = NDArray[np.float64]
 MAX_ITERATIONS = 500
@@ -104,7 +104,7 @@ def prior_intervals(
         weights = rng.multinomial(m, np.full(m, 1 / m), size=count).astype(np.float64)
         estimates.append(_run_em(ratio, weights, np.repeat(start[None], count, axis=0), RESAMPLE_TOLERANCE))
     low, high = np.quantile(np.concatenate(estimates), INTERVAL_QUANTILES, axis=0)
-    _, wilson_low, wilson_high = np.array([wilson_interval(share * m, m) for share in estimate]).T
+    wilson_low, wilson_high = np.array([wilson_interval(share, m) for share in estimate]).T
     return estimate, np.minimum(low, wilson_low), np.maximum(high, wilson_high)
 
 

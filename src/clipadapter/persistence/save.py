@@ -185,15 +185,11 @@ def count_stored_pictures(head: Head) -> int:
 
 def _warn_of_stored_pictures(model: Model, head: str) -> None:
     """Warn that a model without its shots has features of pictures all the same, if it compares with them."""
-    in_head, rejector = count_stored_pictures(model.head), model.uncertainty.rejector
-    in_rejector = 0 if rejector is None or rejector.memory.shots is None else len(rejector.memory.shots)
-    if not in_head and not in_rejector:
+    count = count_stored_pictures(model.head)
+    if not count:
         return
-    if in_head:
-        where = f"the head {head} compares with them. Heads such as {', '.join(HEADS_WITHOUT_PICTURES)} store none"
-    else:
-        where = f"the rejection method {rejector.method if rejector else ''} compares with them; 'auto' stores none"
-    pictures = format_count(in_head or in_rejector, "picture")
+    where = f"the head {head} compares with them. Heads such as {', '.join(HEADS_WITHOUT_PICTURES)} store none"
+    pictures = format_count(count, "picture")
     warnings.warn(
         MethodWarning(f"the shots are left out, but the model still has the features of {pictures}: {where}"),
         stacklevel=3,

@@ -13,6 +13,7 @@ import io
 import math
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from torchvision.transforms.v2 import functional as F
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders.simclr_network import FILE, MEAN, STD, WIDTH, empty_tower, read_tensors, write_tensors
 from clipadapter.errors import ArtifactError, DataError, EncoderUnavailableError, ImageError, InputError
+from clipadapter.files import RANDOM_END, path_without_links, remove_abandoned
 from clipadapter.functional import unit
 from clipadapter.progress import progress_bar
 
@@ -160,8 +162,9 @@ def train_simclr(
             resumed = _resume(target / CHECKPOINT, settings, model)
             finished = resumed, _train(model, images, settings, target, pool, progress)
     resumed, loss = finished
-    for leftover in (*target.glob(".*.safetensors*"), target / CHECKPOINT):
-        leftover.unlink(missing_ok=True)  # a training that was killed may leave a half-written file
+    # A training that was killed may leave half-written files.
+    remove_abandoned(target, rf"\.({re.escape(FILE)}|{re.escape(CHECKPOINT)}){RANDOM_END}", min_age=0)
+    (target / CHECKPOINT).unlink(missing_ok=True)
     return SimClrResult(f"simclr:{target.absolute()}", len(images), images.skipped, epochs, resumed, loss)
 
 
@@ -240,6 +243,8 @@ def _check_folder(folder: Path) -> None:
     names = {path.name for path in folder.glob("[!.]*")} if folder.is_dir() else set()
     if names and not names & {FILE, CHECKPOINT}:
         raise ArtifactError(f"{folder} holds other files than an encoder; give a new or empty folder")
+    for name in (FILE, CHECKPOINT):
+        path_without_links(folder, name, error=ArtifactError)
 
 
 def _read_finished(path: Path, settings: dict[str, Any]) -> tuple[int, float] | None:

@@ -214,7 +214,8 @@ class Batcher:
         except SlowPicture as slow:
             try:
                 self._move_to_slow(job, index)
-                self._slow_pool.submit(self._load, job, index, slow.loader)
+                with suppress(RuntimeError):  # as in `_load_more`
+                    self._slow_pool.submit(self._load, job, index, slow.loader)
                 self._load_more(job)
                 return
             except RequestRefused as refusal:

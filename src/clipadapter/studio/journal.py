@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import InputError
-from clipadapter.files import path_without_links, sync_folder
+from clipadapter.files import is_same_name, path_without_links, sync_folder
 
 Move = tuple[str, str]
 """Old and new path, relative to the folder, with slashes."""
@@ -255,9 +255,15 @@ class Journal:
         if not parent.is_relative_to(self.root):
             raise InputError(f"'{path}' is outside the folder {self.root}: links out of it are not followed")
         parts = (parent / Path(path).name).relative_to(self.root).parts
-        if len(parts) < 3 and parts[0].casefold() == own.casefold():
+        if len(parts) < 3 and (is_same_name(parts[0], own) or self._is_own_folder(self.root / parts[0])):
             raise InputError(f"'{path}' is the studio's own, which no step moves")
         return self.root / path
+
+    def _is_own_folder(self, path: Path) -> bool:
+        """Whether it is the program's own folder, by a link or by the short name that Windows gives it."""
+        with suppress(OSError):
+            return path.samefile(self.path.parent)
+        return False
 
     def _make_moves(self, step: Step) -> None:
         for folder in step.folders:

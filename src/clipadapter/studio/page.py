@@ -70,10 +70,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
                 primary_hue="blue", font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
             ),
             "head": f"<style>{read_asset(PACKAGE, 'studio.css')}</style>",
-            "allowed_paths": [
-                str(folder_without_links(self.session.project.root, STUDIO_FOLDER, EXPORT_FOLDER)),
-                str(self.session.export_file),
-            ],
+            "allowed_paths": [str(folder_without_links(self.session.project.root, STUDIO_FOLDER, EXPORT_FOLDER))],
             "footer_links": [],
             "run_history": False,
             "max_file_size": MAX_UPLOAD_SIZE,
@@ -206,6 +203,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
             path = self.session.export_model()
         except ClipAdapterError as error:
             return self._report_failure(tab, error)
+        self.allowed_paths.append(str(path))  # not before: a file of that name may be another person's
         return self._report_saved(tab, "Exported", path, path)
 
     def _report_saved(self, tab: Tab, verb: str, path: Path, download: str | Path) -> list[Update]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clipadapter.backends.checksum import check_file
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.encoder import (
     QUALITIES,
@@ -22,7 +23,7 @@ from clipadapter.classifier.encoder import (
 )
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder
-from clipadapter.errors import ClipAdapterError, InputError
+from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.files import path_without_links, printable
 from clipadapter.heads import create_head, head_info
 from clipadapter.studio.contents import Contents
@@ -45,6 +46,8 @@ QUALITY_SETTING = "quality"
 DEFAULT_QUALITY = "standard"
 UNLABELLED_SETTING = "learn_unlabelled"
 """Name of the setting that remembers whether the model learns from unlabelled pictures: "yes" or nothing."""
+EXPORT_SETTING = "exported"
+"""Name of the setting that remembers the checksum of the exported file: another file is not replaced."""
 QUEUE_PICTURES = 8
 """Pictures that are selected for labelling at a time."""
 FIRST_PICTURES = 4 * QUEUE_PICTURES
@@ -258,12 +261,8 @@ class Session:
 
     @property
     def export_file(self) -> Path:
-        """The file beside the project that an exported model is written to, as `clipadapter export` would.
-
-        Raises:
-            InputError: if it is a link, since the page serves it.
-        """
-        return path_without_links(self.project.root.parent, f"{self.project.root.name}-model.onnx")
+        """The file beside the project that an exported model is written to, as `clipadapter export` would."""
+        return self.project.root.with_name(f"{self.project.root.name}-model.onnx")
 
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Save the model, and return its folder.
@@ -303,14 +302,33 @@ class Session:
         """Write the model as one ONNX file, `export_file`; see `clipadapter.export.export_model`.
 
         Raises:
-            InputError: if nothing was learned yet, or the head can't be exported.
+            InputError: if nothing was learned yet, the head can't be exported, or the file is a link or of another
+                program.
             MissingExtraError: if a package for the export is not installed.
         """
         from clipadapter.export import export_model
 
+        self._check_export_file()
         model, _ = self._current_classifier()
         paths = [picture.path for _, picture in self.project.contents.labelled()]
-        return Path(export_model(model, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
+        file = Path(export_model(model, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
+        self.project.save_setting(EXPORT_SETTING, check_file(file) or "")
+        return file
+
+    def _check_export_file(self) -> None:
+        """Refuse to replace a file that is not the last one that the studio exported from this project."""
+        file = path_without_links(self.project.root.parent, self.export_file.name)
+        if not file.exists():
+            return
+        try:
+            checksum = check_file(file)
+        except ArtifactError:
+            checksum = None
+        if checksum is None or checksum != self.project.setting(EXPORT_SETTING):
+            raise InputError(
+                f"{printable(file)} is not a file that the studio of this project exported, or was changed since: move "
+                "it away, then export again"
+            )
 
     def classes_without_pictures(self) -> list[str]:
         """Return the classes without a readable picture: the model knows them by their names alone."""

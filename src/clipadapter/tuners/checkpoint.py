@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError
-from clipadapter.files import write_atomically
+from clipadapter.files import path_without_links, write_atomically
 
 FORMAT = "1"
 
@@ -43,6 +44,13 @@ def digest_of(facts: Iterable[object]) -> str:
     return total.hexdigest()
 
 
+def digest_of_fit(head: Any, facts: Iterable[object], neutral: Collection[str] = ()) -> str:
+    """Digest of a head's class and parameters, but for those that change its result by rounding at most, and facts."""
+    left_out = ("progress", "checkpoint", *neutral)
+    parameters = sorted((k, v) for k, v in head.get_params(deep=False).items() if k not in left_out)
+    return digest_of([type(head).__name__, parameters, *facts])
+
+
 class Checkpoint:
     """A file with the state of a training; see `clipadapter.heads.training.train`.
 
@@ -52,15 +60,14 @@ class Checkpoint:
     """
 
     def __init__(self, digest: str, seconds: float | None) -> None:
-        self.path: Path = default_cache_dir() / "training" / f"{digest}.safetensors"
+        self.path: Path = path_without_links(default_cache_dir(), "training", f"{digest}.safetensors")
         self._seconds = seconds
         self._last = time.monotonic()
 
     def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """The state that was written; None if there is none, or it is truncated, altered or of other shapes.
+        """The state that was written; None if there is none, or it is truncated or altered.
 
-        Args:
-            like: tensors that must be there in the same shapes and types; others may be.
+        Or if it has not the tensors of ``like``, in the same shapes and types; others may be there.
         """
         if self._seconds is None or not self.path.exists():
             return None

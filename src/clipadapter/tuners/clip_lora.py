@@ -53,6 +53,7 @@ class ClipLora(LayerTuner):
     """
 
     method_name = "clip-lora"
+    parts = "attention layers that clip-lora knows"
     trainable_matrices = "qkvo"
 
     rank: Annotated[int, at_least(1)] = 2

@@ -103,9 +103,6 @@ class CoCoOp(PromptTuner):
 
         Args:
             text: of the head's classes, from `encode_classes`.
-
-        Raises:
-            InputError: if the class text does not open a text tower, or is that of other classes.
         """
         if text.tower is None:
             raise InputError(f"{type(self).__name__} needs the text tower to predict: use encode_classes(...)")

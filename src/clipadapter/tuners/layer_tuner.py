@@ -62,11 +62,6 @@ class LayerTuner(PartTuner):
     def _describe_parts(self, parts: list[AttentionLayer]) -> str:
         return f"{len(parts)} of its layers"
 
-    @property
-    def parts(self) -> str:  # type: ignore[override]
-        """See `PartTuner`."""
-        return f"attention layers that {self.method_name} knows"
-
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""
         super().check_parameters()

@@ -28,11 +28,9 @@ from clipadapter.heads.training import (
 )
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
 from clipadapter.towers import TextTower
-from clipadapter.tuners.checkpoint import Checkpoint, digest_of
+from clipadapter.tuners.checkpoint import Checkpoint, digest_of_fit
 from clipadapter.tuners.prompts import CLASS_TOKENS, PRECISIONS, Prompts, context_from_words, random_context
 
-RESULT_NEUTRAL = ("progress", "checkpoint", "memory")
-"""Parameters that the result depends on by rounding at most."""
 GIGABYTE = 1e9
 OTHER_TOKENS = 5
 """Approximate number of tokens of a prompt besides its context: start, a name of two tokens, full stop, end."""
@@ -99,12 +97,9 @@ class PromptTuner(ScheduleParameters):
     checkpoint: float | None = 30.0
 
     def planned_tower_tokens(self, shots: int, classes: int, predictions: int) -> int:
-        """How many tokens will go through the encoder's text tower and back: each step runs the prompts of all classes.
+        """How many tokens will go through the text tower and back: each step runs the prompts of all classes.
 
-        Args:
-            shots: per class, that `fit` gets.
-            classes: number of classes.
-            predictions: pictures that the fitted head predicts.
+        `fit` gets so many shots per class; the fitted head makes so many predictions.
         """
         steps = -(-shots * classes // self.batch_size)
         return self._planned_epochs(shots) * steps * self._tokens_of_prompts(classes)
@@ -249,17 +244,10 @@ class PromptTuner(ScheduleParameters):
 
     def _digest(self, shots: SupportSet, tower: TextTower) -> str:
         """Of all that the result depends on."""
-        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in RESULT_NEUTRAL}
-        facts: list[object] = [
-            type(self).__name__,
-            sorted(parameters.items()),
-            shots.names,
-            shots.scale,
-            tower.fingerprint,
-        ]
+        facts: list[object] = [shots.names, shots.scale, tower.fingerprint]
         if self._previous is not None:
             facts += [fact for one in sorted(self._previous.state().items()) for fact in one]
-        return digest_of([*facts, shots.views, shots.labels, _require(shots.text)])
+        return digest_of_fit(self, [*facts, shots.views, shots.labels, _require(shots.text)], neutral=("memory",))
 
 
 def _require(value: T | None) -> T:

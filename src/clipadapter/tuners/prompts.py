@@ -28,21 +28,11 @@ class Prompts:
 
     Args:
         tower: the text tower.
-        names: of the classes (c).
+        names: of the classes (c); a prompt that is longer than the tower's context is refused.
         n_ctx: context vectors M.
         class_token: where the name stands: "end", "middle" (after the first half of the context) or "front".
         memory: bytes that the tower may keep for its gradient.
         precision: of the tower: "fp32" or "bf16".
-
-    Raises:
-        InputError: if a prompt is longer than the tower's context; names the class.
-
-    >>> from clipadapter.towers import WordTower
-    >>> tower = WordTower({"cat": torch.ones(2), "dog": -torch.ones(2)}, dim=2)
-    >>> prompts = Prompts(tower, ["cat", "dog"], n_ctx=4)
-    >>> prompts.class_vectors(torch.zeros(4, 2)).sign()
-    tensor([[ 1.,  1.],
-            [-1., -1.]])
     """
 
     def __init__(
@@ -91,17 +81,11 @@ class Prompts:
         return len(self.lengths)
 
     def class_vectors(self, context: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Class vectors by the tower, with a gradient in the context; exact however many passes are made.
+        """Raw class vectors (k, d), with a gradient in the context; exact however many passes are made.
 
+        The context is (M, w) for all prompts, or (k, M, w) one for each; by default all classes are taken in order.
         Where one pass would store more activations than the memory allows, each part stores none and is run again in
         the backward pass.
-
-        Args:
-            context: (M, w) for all prompts, or (k, M, w) one for each.
-            classes: (k,) positions of the classes; None for all c in order.
-
-        Returns:
-            (k, d) raw text features.
         """
         classes = torch.arange(len(self)) if classes is None else classes
         shared = context.ndim == 2
@@ -191,15 +175,7 @@ def random_context(prompts: Prompts, width: int, seed: int, class_specific: bool
 
 
 def context_from_words(tower: TextTower, text: str) -> Tensor:
-    """The embeddings (M, w) of the tokens of some words.
-
-    Raises:
-        InputError: if the words have no token.
-
-    >>> from clipadapter.towers import WordTower
-    >>> context_from_words(WordTower({"a": torch.ones(2)}, dim=2), "a photo of a").shape
-    torch.Size([4, 2])
-    """
+    """The embeddings (M, w) of the tokens of some words, which must have one."""
     n_prefix, n_suffix = tower.special_token_counts
     (tokens,) = tower.tokenize([text])
     inner = tokens[n_prefix : len(tokens) - n_suffix]

@@ -27,11 +27,9 @@ from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import SupportSet
 from clipadapter.heads.parameters import OneOf
 from clipadapter.heads.training import TrainConfig, TrainingParameters, train
-from clipadapter.tuners.checkpoint import Checkpoint, digest_of
+from clipadapter.tuners.checkpoint import Checkpoint, digest_of_fit
 
 PRECISIONS = ("fp32", "bf16")
-RESULT_NEUTRAL = ("progress", "checkpoint")
-"""Parameters that the result does not depend on."""
 LEARNED_PREFIXES = ("image_", "text_")
 """Prefixes of the names of learned arrays."""
 
@@ -140,9 +138,6 @@ class TowerTuner(TrainingParameters):
     ) -> Self:
         """Learn from pictures; `tuned` then gives the encoder.
 
-        Both towers run in each step, forward and backward, the text tower over the prompts of all classes; one that is
-        not changed runs once.
-
         Args:
             encoder: is not changed itself. A backend that runs it is left out.
             squares: (n, v, s, s, 3), v views of each picture as ``encoder.tower().pixels`` makes them, the plain one
@@ -196,12 +191,9 @@ class TowerTuner(TrainingParameters):
         return self
 
     def tuned(self, encoder: Encoder) -> Encoder:
-        """An encoder of which the towers are changed as was learned; it has a fingerprint of its own.
+        """The encoder with towers changed as was learned; it has a fingerprint of its own.
 
-        It shares with the original all weights that do not change.
-
-        Args:
-            encoder: the one that was tuned; it is not changed itself.
+        The original is not changed; it shares all weights that do not change.
 
         Raises:
             InputError: before `tune`, or if what was learned does not fit the encoder.
@@ -257,18 +249,9 @@ class TowerTuner(TrainingParameters):
         prompts: Mapping[str, Sequence[str]],
     ) -> str:
         """Of all that the result depends on."""
-        parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in RESULT_NEUTRAL}
         texts = [(name, list(each)) for name, each in prompts.items()]
         info = encoder.info
-        facts = (
-            type(self).__name__,
-            sorted(parameters.items()),
-            list(labels),
-            texts,
-            info.logit_scale,
-            info.fingerprint,
-        )
-        return digest_of([*facts, squares])
+        return digest_of_fit(self, [list(labels), texts, info.logit_scale, info.fingerprint, squares])
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -155,9 +155,6 @@ class TwoStage(PartTuner):
 
         Args:
             text: of all classes that are predicted, by the tuned encoder.
-
-        Raises:
-            InputError: if the widths differ.
         """
         other = super().for_classes(text)
         row_of = {label: row for row, label in enumerate(self.classes_.tolist())}

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import ArtifactError, InputError, brief
+from clipadapter.errors import InputError, brief
+from clipadapter.uncertainty.saved_state import SavedState
 
 Array = NDArray[np.float64]
 Method = Literal["temperature", "vector"]
@@ -87,14 +88,10 @@ class Calibrator:
         Raises:
             ArtifactError: if it has another number of classes, or a value is invalid.
         """
-        try:
-            temperature, n = float(facts["temperature"]), int(facts["n"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"the model's calibration is damaged: {error}") from error
-        vectors = {name: np.asarray(arrays[name], np.float64) for name in ("weight", "bias") if name in arrays}
-        shapes = [vector.shape for vector in vectors.values()]
-        if not (0 < temperature < np.inf) or n < 0 or len(shapes) == 1 or any(shape != (classes,) for shape in shapes):
-            raise ArtifactError(f"the model's calibration does not fit {classes} classes")
+        saved = SavedState("calibration", facts, arrays)
+        vectors = {name: saved.array(name, (classes,)) for name in ("weight", "bias") if name in arrays}
+        saved.require(len(vectors) != 1, "it has a weight or a bias alone")
+        temperature, n = saved.fact("temperature", float, lambda x: x > 0), saved.fact("n", int, lambda x: x >= 0)
         return cls(temperature, vectors.get("weight"), vectors.get("bias"), n)
 
 

@@ -166,15 +166,10 @@ def _some_shots(rows: Array, labels: Array, c: int) -> tuple[Array, Array]:
 def _leave_one_out(
     gaussians: ClassGaussians, rows: Array, labels: Array, counts: Array, share: float, centres: Array
 ) -> Array:
-    """(b, c) distances as from `fit_class_gaussians`.
+    """Distances (b, c) of some shots (b, d) as from `fit_class_gaussians`.
 
-    Args:
-        gaussians: of all shots.
-        rows: (b, d) some of the shots.
-        labels: (b,).
-        counts: (c,) shots of each class.
-        share: weight of one contrast in the covariance.
-        centres: (b, c) products of the mean of each shot's class and all means.
+    ``share`` is the weight of one contrast in the covariance; ``centres`` (b, c) are the products of the mean of each
+    shot's class and all means.
     """
     class_counts, row_numbers = counts[labels].astype(np.float64), np.arange(len(rows))
     n_others = np.maximum(class_counts - 1, 1)

@@ -21,15 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import ArtifactError, InputError, brief
+from clipadapter.errors import InputError, brief
+from clipadapter.uncertainty.saved_state import SavedState
 
 Array = NDArray[Any]
 
 CONFORMAL_METHODS = ("split", "cross", "cv+")
 RANK_DECIMALS = 9
 """Decimals of a rank: (r + 1) times a rate such as 0.9 is a little off its true value in binary."""
-MIN_INTERPOLATED_SHOTS = 20
-"""Of fewer held-out shots the rank is rounded up, for "cross" too."""
 SCORES = ("lac", "aps", "raps")
 RAPS_PENALTY, RAPS_FREE_RANKS = 0.01, 1
 """RAPS: the penalty lambda of each class whose rank is above k_reg."""
@@ -91,8 +90,8 @@ class Conformal:
         """The largest nonconformity score (c,) that a class in a set may have; infinite where shots are too few.
 
         It is the score of rank (r + 1) x coverage. For "split" the rank is rounded up, as the theorem requires. "cross"
-        has no theorem, and the score between two shots is interpolated, unless few shots were held out: coverage then
-        depends on one or two of them, and was too low with two classes.
+        has no theorem, and the score between two shots is interpolated: rounded up, 9 to 19 shots cover 93 % on average
+        where 90 % are requested.
 
         Raises:
             InputError: if the rate is not between 0 and 1.
@@ -193,22 +192,16 @@ class Conformal:
         Raises:
             ArtifactError: if a fact or an array is missing or invalid.
         """
-        try:
-            options = facts["score"], facts["by_class"], facts["method"], facts["n_classes"]
-            scores, labels, folds = (np.asarray(arrays[name]) for name in ("scores", "labels", "folds"))
-        except KeyError as error:
-            raise ArtifactError(f"the saved conformal sets have no {error.args[0]!r}: fit again") from error
-        score, by_class, method, c = options
-        is_valid = (
-            score in SCORES and method in CONFORMAL_METHODS and type(by_class) is bool and type(c) is int and c > 0
-        )
-        is_valid = is_valid and scores.ndim == 1 and labels.shape == folds.shape == scores.shape
-        is_valid = is_valid and scores.dtype.kind == "f" and labels.dtype.kind == folds.dtype.kind == "i"
-        if not is_valid or not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
-            raise ArtifactError("the saved conformal sets are damaged: copy the model again, or fit again")
-        if len(scores) and not (0 <= labels.min() <= labels.max() < c and 0 <= folds.min() <= folds.max() < len(folds)):
-            raise ArtifactError("the saved conformal sets refer to classes or folds that do not exist: fit again")
-        return cls(scores.astype(np.float64), labels, folds, c, score, by_class, method)
+        saved = SavedState("set of held-out scores", facts, arrays)
+        scores = saved.array("scores", (None,))
+        labels, folds = (saved.array(name, scores.shape, "i") for name in ("labels", "folds"))
+        c = saved.fact("n_classes", int, lambda x: x > 0)
+        saved.require((np.diff(scores) >= 0).all(), "its 'scores' are not ascending")
+        for name, positions, count in (("labels", labels, c), ("folds", folds, len(folds))):
+            saved.require(((positions >= 0) & (positions < count)).all(), f"a value of its {name!r} is out of range")
+        score = saved.fact("score", str, lambda x: x in SCORES)
+        method = saved.fact("method", str, lambda x: x in CONFORMAL_METHODS)
+        return cls(scores.astype(np.float64), labels, folds, c, score, saved.fact("by_class", bool), method)
 
 
 def learn_conformal(
@@ -314,12 +307,12 @@ def check_probabilities(probabilities: ArrayLike) -> Array:
 
 
 def _quantile(scores: Array, rate: float, interpolate: bool) -> float:
-    """The score of rank (r + 1) x rate among ascending scores: the next higher one, or interpolated if many."""
+    """The score of rank (r + 1) x rate among ascending scores: the next higher one, or interpolated."""
     rank = round((len(scores) + 1) * rate, RANK_DECIMALS)
     if rank > len(scores):
         return math.inf
     above = float(scores[math.ceil(rank) - 1])
-    if not interpolate or rank < 1 or len(scores) < MIN_INTERPOLATED_SHOTS:
+    if not interpolate or rank < 1:
         return above
     below, fraction = float(scores[math.floor(rank) - 1]), rank - math.floor(rank)
     return below + fraction * (above - below)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from clipadapter.uncertainty.costs import check_costs, decide
 from clipadapter.uncertainty.held_out import HeldOutAccuracy
 from clipadapter.uncertainty.multilabel import MultiLabel
 from clipadapter.uncertainty.ood import Rejector
+from clipadapter.uncertainty.saved_state import SavedState
 
 Array = NDArray[Any]
 CALIBRATION = ("auto", *METHODS, "none")
@@ -136,25 +138,14 @@ class Answers:
 
     def prediction(self, i: int, source: str, class_names: Sequence[str], top: int = 5) -> Prediction:
         """The prediction for picture i, with class names."""
-        p, best = self.probabilities[i], int(self.best[i])
-        n_labels = 0 if self.sets is None else int(self.sets[i].sum())
-        n_named = max(1, top, n_labels if self.multilabel else 0)
-        # Of thousands of classes only those that are named are sorted.
-        is_candidate = p >= np.partition(p, -min(n_named, len(p)))[-min(n_named, len(p))]
-        if self.sets is not None:
-            is_candidate |= self.sets[i]
-        candidates = np.flatnonzero(is_candidate)
-        ordered = candidates[np.argsort(-p[candidates], kind="stable")].tolist()
-        order = [best, *(k for k in ordered if k != best)]
-        named = tuple((class_names[k], float(p[k])) for k in order[:n_named])
-        labels = None if self.sets is None else tuple(class_names[k] for k in order if self.sets[i, k])
-        label = None if self.rejected[i] else class_names[best]
-        labels = () if labels and label is None else labels
-        score = None if self.ood_scores is None else float(self.ood_scores[i])
-        return Prediction(source, label, float(p[best]), named, None, class_names[best], self.reasons[i], labels, score)
+        rows = slice(i, i + 1)
+        own: dict[str, Any] = {
+            name: None if part is None else part[rows] for name, part in vars(self).items() if name != "multilabel"
+        }
+        return next(iter(replace(self, **own).columns(class_names, top).predictions([source])))
 
     def columns(self, class_names: Sequence[str], top: int = 5) -> PredictionColumns:
-        """The predictions for all pictures: what `prediction` gives one by one, in much less time."""
+        """The predictions for all pictures."""
         p, best, (m, c) = self.probabilities, np.asarray(self.best, np.int64), self.probabilities.shape
         counts = np.full(m, min(max(1, top), c))
         if self.multilabel and self.sets is not None:
@@ -332,7 +323,7 @@ class Uncertainty:
                 raise InputError(f"this model can't reject pictures of none of its classes: {NO_HELD_OUT_SHOTS}")
             return None, np.zeros(len(p), bool), (None,) * len(p)
         rows = np.asarray(features)
-        parts = self.rejector.part_scores(rows, z, p) if columns is None else np.asarray(columns)
+        parts = self.rejector.part_scores(rows, z) if columns is None else np.asarray(columns)
         scores = self.rejector.weighted_sum(parts)
         unlike = scores > (self.rejector.mark_threshold if rate is None else self.rejector.threshold(rate).value)
         reasons = iter(self.rejector.reasons_from_scores(parts[unlike], rows[unlike]))
@@ -380,35 +371,45 @@ class Uncertainty:
         Raises:
             ArtifactError: if a part is damaged, or has another number of classes.
         """
-        parts: dict[str, Any] = {}
+        saved = SavedState("uncertainty", facts, arrays)
+        parts: dict[str, Any] = dict.fromkeys(PARTS)
+        readers: dict[str, Callable[..., Any]] = {
+            "calibrator": partial(Calibrator.from_state, classes=classes),
+            "rejector": partial(Rejector.from_state, arrays_removed=arrays_removed),
+            "conformal": Conformal.from_state,
+            "multilabel": partial(MultiLabel.from_state, classes=classes),
+        }
+        saved.require(facts.get("calibrator") is not None, "it has no calibration")
         for name in PARTS:
             own_arrays = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
-            parts[name] = facts.get(name), own_arrays
+            if facts.get(name) is not None:
+                parts[name] = readers[name](facts[name], own_arrays)
+        reject, coverage = (
+            None if facts.get(name) is None else saved.fact(name, float, lambda x: 0 < x < 1)
+            for name in ("reject", "coverage")
+        )
         try:
             costs = None if "costs" not in arrays else check_costs(arrays["costs"])
-            decisions = DecisionOptions(_read_rate(facts, "reject"), _read_rate(facts, "coverage"), costs)
         except InputError as error:
-            raise ArtifactError(f"the model's default decisions are damaged: {error}") from error
-        if costs is not None and len(costs) != classes:
-            raise ArtifactError(f"the model's costs have {len(costs)} classes, but the model has {classes}")
-        calibrator = Calibrator.from_state(parts["calibrator"][0] or {}, parts["calibrator"][1], classes)
-        rejector_facts, own_arrays = parts["rejector"]
-        rejector = None if rejector_facts is None else Rejector.from_state(rejector_facts, own_arrays, arrays_removed)
-        if rejector is not None and rejector.memory.classes not in (None, classes):
-            raise ArtifactError(f"the rejector has {rejector.memory.classes} classes, but the model has {classes}")
-        conformal = None if parts["conformal"][0] is None else Conformal.from_state(*parts["conformal"])
-        if conformal is not None and conformal.n_classes != classes:
-            raise ArtifactError(f"the prediction sets have {conformal.n_classes} classes, but the model has {classes}")
-        multilabel_facts, own_arrays = parts["multilabel"]
-        multilabel = None if multilabel_facts is None else MultiLabel.from_state(multilabel_facts, own_arrays, classes)
-        logit_scale_ratio = facts.get("logit_scale_ratio", 1.0)
-        if not isinstance(logit_scale_ratio, int | float) or not 0 < logit_scale_ratio < np.inf:
-            raise ArtifactError(
-                f"the logit scale ratio is {brief(logit_scale_ratio)}, not a positive number: fit again"
-            )
-        held_out_by, accuracy = str(facts.get("held_out_by", "")), HeldOutAccuracy.from_dict(facts.get("accuracy"))
-        ratio = float(logit_scale_ratio)
-        return cls(calibrator, rejector, conformal, decisions, held_out_by, ratio, multilabel, accuracy)
+            raise ArtifactError(f"the model's costs are damaged: {error}") from error
+        rejector, conformal = parts["rejector"], parts["conformal"]
+        for what, count in (
+            ("costs", None if costs is None else len(costs)),
+            ("rejector", None if rejector is None else rejector.memory.classes),
+            ("prediction sets", None if conformal is None else conformal.n_classes),
+        ):
+            if count not in (None, classes):
+                raise ArtifactError(f"the model's {what} have {count} classes, but the model has {classes}")
+        return cls(
+            parts["calibrator"],
+            rejector,
+            conformal,
+            DecisionOptions(reject, coverage, costs),
+            saved.fact("held_out_by", str),
+            saved.fact("logit_scale_ratio", float, lambda x: x > 0),
+            parts["multilabel"],
+            HeldOutAccuracy.from_dict(facts.get("accuracy")),
+        )
 
 
 def _answer_multilabel(multilabel: MultiLabel, z: Array, options: DecisionOptions) -> Answers:
@@ -423,12 +424,3 @@ def _answer_multilabel(multilabel: MultiLabel, z: Array, options: DecisionOption
     rejected = np.asarray(~predicted.any(axis=1))
     reasons = tuple(BELOW_THRESHOLDS if is_rejected else None for is_rejected in rejected)
     return Answers(p, best, None, rejected, reasons, predicted, multilabel=True)
-
-
-def _read_rate(facts: Mapping[str, Any], name: str) -> float | None:
-    value = facts.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or not 0 < value < 1:
-        raise ArtifactError(f"the model's {name} is {brief(value)}, which is not between 0 and 1")
-    return float(value)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import ArtifactError, brief
+from clipadapter.uncertainty.saved_state import SavedState
 
 Array = NDArray[Any]
 MIN_SEEN = 0.6
@@ -89,13 +89,10 @@ class HeldOutAccuracy:
         """
         if facts is None:
             return None
-        try:
-            zero_shot = None if facts["zero_shot"] is None else float(facts["zero_shot"])
-            known = cls(float(facts["accuracy"]), int(facts["shots"]), zero_shot, float(facts["seen"]))
-            if known.shots >= 1 and all(
-                0 <= share <= 1 for share in (known.accuracy, known.zero_shot or 0, known.seen)
-            ):
-                return known
-        except (KeyError, TypeError, ValueError, OverflowError):
-            pass
-        raise ArtifactError(f"the model's accuracy on held-out shots is damaged ({brief(facts)}): fit it again")
+        saved = SavedState("accuracy on held-out shots", facts, {})
+
+        def share(name: str) -> float:
+            return float(saved.fact(name, float, lambda x: 0 <= x <= 1))
+
+        zero_shot = None if saved.facts.get("zero_shot") is None else share("zero_shot")
+        return cls(share("accuracy"), saved.fact("shots", int, lambda x: x > 0), zero_shot, share("seen"))

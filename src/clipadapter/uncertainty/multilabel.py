@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import ArtifactError, InputError
+from clipadapter.errors import InputError
+from clipadapter.uncertainty.saved_state import SavedState
 
 Array = NDArray[np.float64]
 LOG_SLOPE_DEVIATION, BIAS_DEVIATION = 0.2, 0.7
@@ -77,17 +78,11 @@ class MultiLabel:
         Raises:
             ArtifactError: if it has another number of classes, or a value is invalid.
         """
-        try:
-            n = int(facts["n"])
-            slope, bias, thresholds = (np.asarray(arrays[name], np.float64) for name in ARRAY_NAMES)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"the model's thresholds are damaged: {error}") from error
-        if any(array.shape != (classes,) for array in (slope, bias, thresholds)):
-            raise ArtifactError(f"the model's thresholds do not fit {classes} classes")
-        in_range = ((thresholds >= 0) & (thresholds <= 1)).all()
-        if n < 0 or not (np.isfinite(slope).all() and (slope > 0).all() and np.isfinite(bias).all() and in_range):
-            raise ArtifactError("the model's thresholds are damaged: a value is out of range")
-        return cls(slope, bias, thresholds, n)
+        saved = SavedState("multi-label rule", facts, arrays)
+        slope, bias, thresholds = (saved.array(name, (classes,)) for name in ARRAY_NAMES)
+        saved.require((slope > 0).all(), "a value of its 'slope' is out of range")
+        saved.require(((thresholds >= 0) & (thresholds <= 1)).all(), "a value of its 'thresholds' is out of range")
+        return cls(slope, bias, thresholds, saved.fact("n", int, lambda x: x >= 0))
 
 
 def learn_multilabel(logits: ArrayLike, targets: ArrayLike, *, precision: float | None = None) -> MultiLabel:

@@ -4,11 +4,11 @@ A `Rejector` is learned from the shots alone. It scores how far a picture is fro
 that a chosen share of pictures of the classes is rejected, by out-of-fold scores of the shots. The scores are in
 `clipadapter.uncertainty.ood_scores`, each with its paper.
 
-``method="auto"`` is a weighted sum of standardised scores (by mean and deviation of the held-out shots): the maximum
-logit, the Mahalanobis distance to the class means, the text (the score of the negative labels if there are some, else
-the distance to the nearest class text), and the outliers if there are some. The weights come from the shots: each shot
-is also scored as if its class did not exist, and the weight is how many standard deviations these scores lie above the
-others. This is a linear discriminant with a diagonal covariance.
+The score is a weighted sum of standardised scores (by mean and deviation of the held-out shots): the maximum logit, the
+Mahalanobis distance to the class means, the text (the score of the negative labels if there are some, else the distance
+to the nearest class text), and the outliers if there are some. The weights come from the shots: each shot is also
+scored as if its class did not exist, and the weight is how many standard deviations these scores lie above the others.
+This is a linear discriminant with a diagonal covariance.
 
 If no class has two shots, scores by text are still exact, since text does not depend on the shots. Distances can only
 be computed to the shots of other classes. The threshold of the sum is then too high, never too low: fewer pictures of
@@ -27,20 +27,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clipadapter.errors import ArtifactError, InputError, TooFewShotsError, brief
+from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.registry import unknown
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
 from clipadapter.uncertainty.ood_scores import (
     SCORES,
     MemoryBank,
+    check_available,
     compare_with_shots,
     leave_one_out_outlier_scores,
-    score_held_out_shots,
     unit_rows,
 )
+from clipadapter.uncertainty.saved_state import SavedState
 
 Array = NDArray[Any]
-METHODS = ("auto", *SCORES)
 MARK_RATE = 0.04
 """Rate of the threshold above which pictures are marked if none are rejected. With 0.05, 5.8 % of the pictures of the
 classes were marked at two shots per class, with 0.04 at most 4.8 % at any number of shots (docs/trust.md)."""
@@ -57,40 +58,24 @@ MAX_JUDGED_COMPARISONS = 2**24
 
 @dataclass(frozen=True)
 class ScorePart:
-    """One score in the sum.
-
-    Args:
-        name: of the score.
-        weight: what it counts.
-        centre: mean over the held-out shots.
-        deviation: standard deviation over them.
-    """
+    """One score in the sum."""
 
     name: str
     weight: float
-    centre: float
-    deviation: float
+    centre: float  # mean over the held-out shots
+    deviation: float  # standard deviation over them
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The score above which pictures are rejected.
+    """The score above which pictures are rejected."""
 
-    Args:
-        value: pictures with a higher score are rejected.
-        rate: share of pictures of the classes to reject.
-        min_rate: smallest rate that so many held-out shots can set, 1 / (r + 1).
-        is_attainable: whether ``rate`` is not below it; if it is, a normal tail is assumed.
-        rate_is_upper_bound: whether fewer pictures than ``rate`` are rejected, since every class has one shot.
-        shots: r, held-out shots that set it.
-    """
-
-    value: float
-    rate: float
-    min_rate: float
-    is_attainable: bool
-    rate_is_upper_bound: bool
-    shots: int
+    value: float  # pictures with a higher score are rejected
+    rate: float  # share of pictures of the classes to reject
+    min_rate: float  # smallest rate that so many held-out shots can set, 1 / (r + 1)
+    is_attainable: bool  # whether the rate is not below it; if it is, a normal tail is assumed
+    rate_is_upper_bound: bool  # whether fewer pictures than the rate are rejected, since every class has one shot
+    shots: int  # r, held-out shots that set it
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +83,6 @@ class Rejector:
     """Scores how far pictures are from the classes of a fitted model, and rejects those above a threshold.
 
     Args:
-        method: as learned.
         parts: scores that are summed.
         held_out_scores: (r, p) the parts' scores of held-out shots.
         rate_is_upper_bound: whether fewer pictures are rejected than the rate says: no class had two shots, and a part
@@ -107,25 +91,23 @@ class Rejector:
         memory: the features that pictures are compared with.
     """
 
-    method: str
     parts: tuple[ScorePart, ...]
     held_out_scores: Array
     rate_is_upper_bound: bool
     negative_label_names: tuple[str, ...]
     memory: MemoryBank
 
-    def scores(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
+    def scores(self, features: ArrayLike, logits: ArrayLike) -> Array:
         """Out-of-distribution scores (m,): a weighted sum of standardised scores, 0 for the mean held-out shot.
 
         Args:
             features: (m, d) as from the encoder, any length.
             logits: (m, c) of the head.
-            probabilities: (m, c) calibrated; only the method "msp" needs them.
 
         Raises:
             InputError: if a shape does not fit.
         """
-        return self.weighted_sum(self.part_scores(features, logits, probabilities))
+        return self.weighted_sum(self.part_scores(features, logits))
 
     def weighted_sum(self, columns: ArrayLike) -> Array:
         """Out-of-distribution scores (m,), from the scores (m, p) of the parts.
@@ -170,10 +152,6 @@ class Rejector:
         enough = len(self._ordered_scores) >= MIN_SHOTS_TO_MARK
         return self.threshold(MARK_RATE).value if enough else math.inf
 
-    def reasons(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> list[str]:
-        """Why each of m pictures is far from the classes, in a few words: the part that adds most to its score."""
-        return self.reasons_from_scores(self.part_scores(features, logits, probabilities), features)
-
     def reasons_from_scores(self, columns: ArrayLike, features: ArrayLike) -> list[str]:
         """The reasons from the parts' scores (m, p). Features (m, d) are needed to name a negative label."""
         scores = np.asarray(columns, dtype=np.float64)
@@ -188,7 +166,6 @@ class Rejector:
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON and arrays: all that `from_state` needs."""
         facts = {
-            "method": self.method,
             "parts": [vars(part) for part in self.parts],
             "rate_is_upper_bound": self.rate_is_upper_bound,
             "negative_label_names": list(self.negative_label_names),
@@ -210,11 +187,9 @@ class Rejector:
             ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
         """
         parts, names, memory = _read_state(facts, arrays, arrays_removed)
-        restored_parts = tuple(ScorePart(**part) for part in parts)
-        held_out, is_bound = arrays["held_out_scores"], facts["rate_is_upper_bound"]
-        return cls(str(facts["method"]), restored_parts, held_out, is_bound, names, memory)
+        return cls(parts, arrays["held_out_scores"], facts["rate_is_upper_bound"], names, memory)
 
-    def part_scores(self, features: ArrayLike, logits: ArrayLike, probabilities: ArrayLike | None = None) -> Array:
+    def part_scores(self, features: ArrayLike, logits: ArrayLike) -> Array:
         """The score (m, p) of each part; arguments as of `scores`."""
         rows, logit_rows = np.asarray(features), np.asarray(logits, dtype=np.float64)
         width = self.memory.width
@@ -223,9 +198,8 @@ class Rejector:
                 f"features {rows.shape} and logits {logit_rows.shape}: give one row of each per picture, features "
                 f"of width {width}"
             )
-        probability_rows = None if probabilities is None else np.asarray(probabilities, dtype=np.float64)
         directions = unit_rows(rows)
-        scores = [self.memory.column(part.name, directions, logit_rows, probability_rows) for part in self.parts]
+        scores = [SCORES[part.name].of_pictures(self.memory, directions, logit_rows) for part in self.parts]
         return np.stack(scores, axis=1) if len(rows) else np.zeros((0, len(self.parts)))
 
     @cached_property
@@ -282,13 +256,12 @@ def learn_rejector(
     *,
     logits: ArrayLike | None = None,
     rows: ArrayLike | None = None,
-    probabilities: ArrayLike | None = None,
     text: ArrayLike | None = None,
     scale: float = DEFAULT_LOGIT_SCALE,
     negative_labels: ArrayLike | None = None,
     names: Sequence[str] = (),
     outliers: ArrayLike | None = None,
-    method: str = "auto",
+    scores: Sequence[str] = (),
     seed: int = 0,
 ) -> Rejector:
     """Learn a rejector from the shots.
@@ -299,18 +272,17 @@ def learn_rejector(
         c: number of classes.
         logits: (r, c) out-of-fold logits of shots; None if there are none.
         rows: (r,) which shots these are.
-        probabilities: (r, c) from the held-out logits by the calibrator; only "msp" needs them.
         text: (c, d) unit class text, rows of zeros for classes without text; None if there is none.
         scale: the encoder's logit scale.
         negative_labels: (k, d) text features of negative labels, see `select_negative_labels`.
         names: the k negative labels, for the reasons.
         outliers: (b, d) features of pictures of none of the classes.
-        method: "auto" or the name of one score.
+        scores: names of the scores that are summed; all that the inputs allow if not given.
         seed: of the draw among more than 512 outliers.
 
     Raises:
-        InputError: if the method is not known or lacks what it needs, a shape does not fit, or there is nothing to
-            learn from.
+        InputError: if a score is not known or lacks what it needs, a shape does not fit, or there is nothing to learn
+            from.
 
     >>> X, y = np.array([[1, 0.1], [1, -0.1], [0.1, 1], [-0.1, 1]]), [0, 0, 1, 1]
     >>> rejector = learn_rejector(X, y, 2, text=np.eye(2))
@@ -319,8 +291,9 @@ def learn_rejector(
     array([False,  True])
     """
     X, y = np.asarray(features, dtype=np.float64), np.asarray(labels, dtype=np.int64)
-    if method not in METHODS:
-        raise InputError(f"no rejection method is called {brief(method)}; there are: {', '.join(METHODS)}")
+    for name in scores:
+        if name not in SCORES:
+            raise unknown("out-of-distribution score", name, list(SCORES))
     if X.ndim != 2 or not len(X) or y.shape != X.shape[:1] or y.min() < 0 or y.max() >= c:
         raise InputError(f"features {X.shape} and labels {y.shape}: give at least one shot, labels from 0 to {c - 1}")
     arrays = {
@@ -328,22 +301,18 @@ def learn_rejector(
         "negative_labels": _check_matrix(negative_labels, "negative labels", X.shape[1], len(names) or None),
         "outliers": _subsample(_check_matrix(outliers, "outlier (background) features", X.shape[1], None), seed),
     }
-    judged = _judged_shots(len(X), c, None if logits is None else rows, method, seed)
-    if judged is None:
-        logit_rows, probability_rows = (_scatter_rows(part, rows, len(X), c) for part in (logits, probabilities))
-    else:
-        logit_rows, probability_rows = (_check_rows(part, rows, len(X), c) for part in (logits, probabilities))
-    needs_distances = method == "auto" or "gaussians" in SCORES[method].arrays
-    memory, held_out = compare_with_shots(
-        X, y, c, logit_rows, probability_rows, needs_distances, judged, scale=float(scale), **arrays
-    )
+    judged = _judged_shots(len(X), c, None if logits is None else rows, seed)
+    logit_rows = _check_rows(logits, rows, len(X), c)
+    if judged is None and logit_rows is not None:
+        held_out_logits = np.full((len(X), c), np.nan)  # NaN for the other shots
+        held_out_logits[np.arange(len(X)) if rows is None else np.asarray(rows)] = logit_rows
+        logit_rows = held_out_logits
+    memory, shots = compare_with_shots(X, y, c, logit_rows, judged, scale=float(scale), **arrays)
     one_shot = bool(np.bincount(y, minlength=c).max() < 2)
-    score_names = (
-        [method]
-        if method != "auto"
-        else _select_scores(memory, logit_rows is not None and not one_shot, not one_shot or c > 1)
-    )
-    columns = [score_held_out_shots(name, memory, held_out) for name in score_names]
+    for name in scores:
+        check_available(name, memory, logit_rows is not None)
+    score_names = list(scores) or _select_scores(memory, logit_rows is not None and not one_shot, not one_shot or c > 1)
+    columns = [SCORES[name].of_shots(memory, shots) for name in score_names]
     known, other = (np.stack([column[i] for column in columns], axis=1) for i in (0, 1))
     # The only shot of a class can be compared with other classes only. Its distance is too large: fewer are rejected.
     rate_is_upper_bound = one_shot and any(SCORES[name].compares_with_shots for name in score_names)
@@ -354,24 +323,17 @@ def learn_rejector(
     known, other = known[complete], other[complete]
     centre, deviation = known.mean(axis=0), known.std(axis=0)
     deviation = np.where(deviation > 1e-12 * (1 + np.abs(centre)), deviation, 1.0)
-    weights = (
-        np.ones(len(score_names))
-        if rate_is_upper_bound or len(score_names) == 1
-        else _separation_weights(score_names, known, other, memory)
-    )
-    parts = tuple(
-        ScorePart(*map(_to_float, each)) for each in zip(score_names, weights, centre, deviation, strict=True)
-    )
+    weights = np.ones(len(score_names))
+    if not rate_is_upper_bound and len(score_names) > 1:
+        weights = _separation_weights(score_names, known, other, memory)
+    numbers = np.stack([weights, centre, deviation], axis=1).tolist()
+    parts = tuple(ScorePart(name, *each) for name, each in zip(score_names, numbers, strict=True))
     stored_names = tuple(map(str, names)) if "negative-labels" in score_names else ()
-    return Rejector(method, parts, known, rate_is_upper_bound, stored_names, memory.restrict(score_names))
-
-
-def _to_float(value: Any) -> Any:
-    return value if isinstance(value, str) else float(value)
+    return Rejector(parts, known, rate_is_upper_bound, stored_names, memory.restrict(score_names))
 
 
 def _select_scores(memory: MemoryBank, logits: bool, distances: bool) -> list[str]:
-    """Names of the scores that "auto" sums; it depends on whether held-out logits and distances to shots exist."""
+    """Names of the scores that are summed; it depends on whether held-out logits and distances to shots exist."""
     distances = distances and memory.gaussians is not None
     by_text = "text" if memory.negative_labels is None else "negative-labels"
     is_available = {
@@ -421,9 +383,9 @@ def _subsample(outliers: Array | None, seed: int) -> Array | None:
     return outliers[np.sort(np.random.default_rng(seed).permutation(len(outliers))[:MAX_OUTLIERS])]
 
 
-def _judged_shots(n: int, c: int, rows: ArrayLike | None, method: str, seed: int) -> Array | None:
-    """The shots that are compared with the others; None for all. The score "knn" compares shots with shots."""
-    if n * c <= MAX_COMPARISONS or method == "knn":
+def _judged_shots(n: int, c: int, rows: ArrayLike | None, seed: int) -> Array | None:
+    """The shots that are compared with the others; None for all."""
+    if n * c <= MAX_COMPARISONS:
         return None
     if rows is not None:
         return np.asarray(rows)
@@ -443,20 +405,8 @@ def _check_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int
     return values_array
 
 
-def _scatter_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int) -> Array | None:
-    """Values of some shots (r, c) as (n, c), NaN for the others."""
-    checked = _check_rows(values, rows, n, c)
-    if checked is None:
-        return None
-    full = np.full((n, c), np.nan)
-    full[np.arange(n) if rows is None else np.asarray(rows)] = checked
-    return full
-
-
-SAVED_ARRAYS = ("text", "negative_labels", "outliers", "shots")
+SAVED_ARRAYS = ("text", "negative_labels", "outliers")
 """Attributes of `MemoryBank` that are saved under their name."""
-_FACTS = {"method", "parts", "rate_is_upper_bound", "negative_label_names", "scale", "floor"}
-_PART = {"name", "weight", "centre", "deviation"}
 
 
 def _memory_arrays(memory: MemoryBank) -> dict[str, Array]:
@@ -468,73 +418,37 @@ def _memory_arrays(memory: MemoryBank) -> dict[str, Array]:
 
 
 def _read_state(
-    facts: Mapping[str, Any], arrays: Mapping[str, Array], arrays_removed: bool = False
-) -> tuple[list[dict[str, Any]], tuple[str, ...], MemoryBank]:
-    """Parts, negative labels, and memory bank. The bank may be empty if ``arrays_removed``.
-
-    Raises:
-        ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
-    """
-    _require_valid(
-        isinstance(facts, Mapping) and set(facts) == _FACTS, f"it must have the fields {', '.join(sorted(_FACTS))}"
-    )
-    _require_valid(facts["method"] in METHODS, f"its method is {facts['method']!r}")
-    parts = facts["parts"]
-    _require_valid(isinstance(parts, list) and len(parts) > 0, "its parts must be a list")
-    for part in parts:
-        _require_valid(
-            isinstance(part, dict) and set(part) == _PART and part["name"] in SCORES, f"it has a part {part!r}"
-        )
-        numbers = [part["weight"], part["centre"], part["deviation"]]
-        _require_valid(
-            all(_is_number(x) for x in numbers) and part["weight"] >= 0 < part["deviation"], f"{part!r} is no part"
-        )
-    _require_valid(_is_number(facts["scale"]) and facts["scale"] > 0, f"its scale is {facts['scale']!r}")
-    _require_valid(isinstance(facts["rate_is_upper_bound"], bool), "its rate_is_upper_bound must be true or false")
-    names = facts["negative_label_names"]
-    _require_valid(
-        isinstance(names, list) and all(isinstance(name, str) for name in names), "its names must be strings"
-    )
-    memory = _read_memory_bank(arrays, facts)
-    _require_valid(arrays["held_out_scores"].shape[1:] == (len(parts),), "its held-out scores don't fit its parts")
+    facts: Any, arrays: Mapping[str, Array], arrays_removed: bool
+) -> tuple[tuple[ScorePart, ...], tuple[str, ...], MemoryBank]:
+    """Parts, negative labels, and memory bank, which may be empty if ``arrays_removed``."""
+    saved = SavedState("rejector", facts, arrays)
+    parts = tuple(_read_part(fact) for fact in saved.fact("parts", list, lambda parts: len(parts) > 0))
+    names = saved.fact("negative_label_names", list, lambda names: all(isinstance(name, str) for name in names))
+    saved.fact("rate_is_upper_bound", bool)
+    scores = saved.array("held_out_scores", (None, len(parts)))
+    saved.require(len(scores), "it has no held-out score")
+    bank = {name: saved.array(name, (None, None)) for name in (*SAVED_ARRAYS, "means", "basis") if name in arrays}
     # An array of another model would give wrong scores, not an error.
+    saved.require(set(arrays) == {"held_out_scores", *bank}, f"its arrays are {sorted(arrays)}")
+    widths = {array.shape[1] for array in bank.values()}
+    saved.require(len(widths) <= 1, f"its arrays are of widths {sorted(widths)}")
+    saved.require(all(len(array) or name == "basis" for name, array in bank.items()), "an array of it is empty")
+    gaussians, means, basis = None, bank.pop("means", None), bank.pop("basis", None)
+    if means is not None:
+        basis = saved.array("basis", (None, None))
+        saved.require(len(bank.get("text", means)) == len(means), "its means and class text are of other classes")
+        gaussians = ClassGaussians(means, basis, saved.fact("floor", float, lambda x: x > 0))
+    memory = MemoryBank(gaussians, **bank, scale=saved.fact("scale", float, lambda x: x > 0))
     for part in parts:
-        _require_valid(arrays_removed or _has_arrays(memory, part["name"]), f"it lacks the arrays of {part['name']!r}")
+        has_arrays = all(getattr(memory, attribute) is not None for attribute in SCORES[part.name].arrays)
+        saved.require(arrays_removed or has_arrays, f"it lacks the arrays of {part.name!r}")
     k = 0 if memory.negative_labels is None else len(memory.negative_labels)
-    _require_valid(len(names) in (0, k), f"it has {len(names)} names of {k} negative labels")
+    saved.require(len(names) in (0, k), f"it has {len(names)} names of {k} negative labels")
     return parts, tuple(names), memory
 
 
-def _read_memory_bank(arrays: Mapping[str, Array], facts: Mapping[str, Any]) -> MemoryBank:
-    known = {"held_out_scores", "means", "basis", *SAVED_ARRAYS}
-    _require_valid("held_out_scores" in arrays and set(arrays) <= known, f"its arrays are {sorted(arrays)}")
-    widths = set()
-    for name, array in arrays.items():
-        is_matrix = isinstance(array, np.ndarray) and array.ndim == 2 and array.dtype.kind == "f"
-        _require_valid(is_matrix and (len(array) > 0 or name == "basis"), f"{name!r} must be a matrix of numbers")
-        _require_valid(bool(np.isfinite(array).all()), f"{name!r} is not finite")
-        widths |= {array.shape[1]} if name != "held_out_scores" else set()
-    _require_valid(len(widths) <= 1, f"its arrays are of widths {sorted(widths)}")
-    stored: dict[str, Any] = {name: arrays[name] for name in SAVED_ARRAYS if name in arrays}
-    if "means" not in arrays:
-        return MemoryBank(scale=float(facts["scale"]), **stored)
-    floor = facts["floor"]
-    _require_valid("basis" in arrays and _is_number(floor) and floor > 0, f"its floor is {floor!r}")
-    classes = {len(arrays[name]) for name in ("means", "text") if name in arrays}
-    _require_valid(len(classes) == 1, f"its means and class text are of {sorted(classes)} classes")
-    return MemoryBank(
-        ClassGaussians(arrays["means"], arrays["basis"], float(floor)), scale=float(facts["scale"]), **stored
-    )
-
-
-def _has_arrays(memory: MemoryBank, name: str) -> bool:
-    return all(getattr(memory, attribute) is not None for attribute in SCORES[name].arrays)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require_valid(condition: bool, text: str) -> None:
-    if not condition:
-        raise ArtifactError(f"the saved rejector can't be used: {text}. Fit and save the model again")
+def _read_part(fact: Any) -> ScorePart:
+    saved = SavedState("rejector's score", fact, {})
+    name = saved.fact("name", str, lambda name: name in SCORES)
+    weight, deviation = saved.fact("weight", float, lambda x: x >= 0), saved.fact("deviation", float, lambda x: x > 0)
+    return ScorePart(name, weight, saved.fact("centre", float), deviation)

@@ -78,6 +78,12 @@ def test_a_second_run_takes_the_runs_of_the_first(demo, noisy_squares, run):
     assert "\n".join(facts["findings"]) in demo[0].stdout
 
 
+def test_a_link_in_place_of_the_model_is_not_followed(noisy_squares, tmp_path, run):
+    (tmp_path / "model").symlink_to(tmp_path / "elsewhere")
+    result = run("demo", "--data", noisy_squares, "--encoder", "toy", "--shots", 1, "--seeds", 1, "--out", tmp_path)
+    assert result.exit_code == 1 and "model is a link" in result.stderr and not (tmp_path / "elsewhere").exists()
+
+
 def test_unequal_classes_are_measured_by_balanced_accuracy(noisy_squares, tmp_path, run):
     data = tmp_path / "data"
     shutil.copytree(noisy_squares / "train", data)

@@ -91,6 +91,10 @@ def test_a_fraction_of_one_folder_is_held_back_measured_and_recorded(noisy_squar
     assert (measured["n_test"], measured["among_shots"], measured["model"]["accuracy"]) == (3, 0, 1.0)
     result = run("fit", noisy_squares, *options)
     assert result.exit_code == 1 and "has test pictures: leave it out" in result.stderr
+    rows = [f"{path},{path.parent.name},{path.parents[1].name}" for path in sorted(noisy_squares.rglob("*.png"))]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *rows]))
+    result = run("fit", tmp_path / "table.csv", *options)
+    assert result.exit_code == 1 and "has test pictures: leave it out" in result.stderr
 
 
 def test_a_class_with_one_picture_is_a_warning(squares, tmp_path, fit):

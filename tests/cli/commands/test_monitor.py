@@ -43,10 +43,20 @@ def test_no_drift_is_exit_code_0(place, run):
     lines = result.stdout.splitlines()
     assert lines[0] == f"30 pictures of {place / 'same'}, compared with 24 shots of the model"
     assert lines[2].startswith("no drift was found (p = ")
-    assert result.stderr == (
-        "the reference is the shots, which are few and no random sample: false alarms may be several times as frequent "
-        "as --alpha says, and --reference FOLDER is better\n"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("reference", "is_exact"), [((), False), (("--reference", "usual"), True)])
+def test_the_report_says_if_false_alarms_are_more_frequent_than_alpha(place, run, reference, is_exact):
+    command = (
+        "monitor",
+        place / "model",
+        place / "same",
+        *(place / one if one == "usual" else one for one in reference),
     )
+    sentence = "false alarms may be several times as frequent as --alpha says"
+    assert (sentence in run(*command, "--quiet").stdout) is not is_exact
+    assert json.loads(run(*command, "--json").stdout)["alpha_is_exact"] is is_exact
 
 
 def test_drift_is_exit_code_3_and_a_sentence(place, run):
@@ -88,6 +98,10 @@ def test_json_plot_and_history(place, tmp_path, run):
     assert [line["has_drift"] for line in lines] == [False, True]
     assert lines[1]["summary"] == found["summary"] and lines[0]["stream"] == str(place / "same")
     assert plot.read_bytes().startswith(b"\x89PNG")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(history)
+    result = run("monitor", place / "model", place / "same", "--history", link)
+    assert result.exit_code == 1 and "is a link" in result.stderr and len(history.read_text().splitlines()) == 2
 
 
 def test_the_last_pictures_alone(place, run):

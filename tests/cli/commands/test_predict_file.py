@@ -371,6 +371,16 @@ def test_links_among_the_parts_are_not_followed(name, tmp_path):
     assert contents(home) == {"thesis": b"thesis"} and link.is_symlink()
 
 
+def test_a_link_in_place_of_a_file_of_the_model_is_refused_before_anything_is_written(model, squares, tmp_path, run):
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    (copy / "config.json").rename(tmp_path / "config.json")
+    (copy / "config.json").symlink_to(tmp_path / "config.json")
+    result = run("predict", copy, squares, "--out", tmp_path / "answers.csv")
+    assert result.exit_code == 1 and "config.json is a link" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"copy", "config.json"}
+
+
 def test_a_file_system_without_locks_can_be_written(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl")
 

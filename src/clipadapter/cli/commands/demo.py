@@ -87,7 +87,7 @@ def command(
     note_kept(f"the records of finished fits are in {folder}, and the same command makes only the other ones")
     rows = draw_shots(train.labels, most, seed=1)
     model.fit([train.paths[row] for row in rows], [train.labels[row] for row in rows], train.class_names)
-    model.save(folder / "model")
+    model.save(path_without_links(folder, "model"))
     quality = model.support_.provenance["quality"]
     out.note(f"with {most} of each class, the model {quality['why']}\n" if quality["why"] else "")
     records = folder / "runs.jsonl"

@@ -124,7 +124,7 @@ def command(
     pictures = open_dataset(Path(data), split, default="train") if shards is None else shards.list_dataset(split)
     if shards is not None:
         encoder_options = shards.check_options(encoder_options, head, views, unlabelled, uncertainty.outliers)
-    has_test = split is None and _has_test_pictures(data)
+    has_test = split is None and shards is None and _has_test_pictures(data)
     dataset, held_back = prompts.rename_classes(pictures), None
     if test_fraction is not None:
         if has_test or shards is not None:
@@ -365,12 +365,14 @@ def _report(
 
 
 def _has_test_pictures(data: Path | str) -> bool:
-    """Whether a folder has a folder with test pictures, which `clipadapter eval` takes."""
+    """Whether a data set has test pictures, which `clipadapter eval` takes."""
     from clipadapter.data.folders import find_split_folders
+    from clipadapter.data.load import read_listing
 
-    folder = Path(data)
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return "test" in find_split_folders(names).values()
+    source = Path(data)
+    if not source.is_dir():
+        return "test" in read_listing(source).dataset.splits
+    return "test" in find_split_folders([path.name for path in source.iterdir() if path.is_dir()]).values()
 
 
 def _chosen_values(model: FewShotClassifier) -> dict[str, float]:

@@ -18,7 +18,7 @@ from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION, PLOT_SUF
 from clipadapter.cli.options import option, option_group, output_options, seed_option, title_option
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.files import printable
+from clipadapter.files import path_without_links, printable
 from clipadapter.model_folder import why_no_model
 
 if TYPE_CHECKING:
@@ -113,11 +113,6 @@ def command(
         **vars(checks),
     )
     out.skipped(report.skipped)
-    if report.reference == "shots" and not usual and "label-shift" not in checks.skip:
-        out.note(
-            "the reference is the shots, which are few and no random sample: false alarms may be several times as "
-            "frequent as --alpha says, and --reference FOLDER is better"
-        )
     result = report.to_dict()
     files = [str(report.plot(plot, title))] if plot is not None else []
     if history is not None:
@@ -152,7 +147,12 @@ def _parse_shares(options: tuple[str, ...]) -> dict[str, float]:
 
 
 def _append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a line of JSON to a file."""
+    """Append a line of JSON to a file.
+
+    Raises:
+        InputError: if it is a link, which could lead to a file of another program, or can't be written.
+    """
+    path = path_without_links(path.parent, path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -191,6 +191,11 @@ def _format_report(report: DriftReport, stream: Path) -> str:
         table(["", "p", "p of all checks", "changed"], rows),
         table(["class", "usual %", "now %", "95 %"], priors),
     ]
+    if not report.alpha_is_exact:
+        parts.append(
+            "the reference is the shots, which are few and no random sample: false alarms may be several times as "
+            "frequent as --alpha says, and --reference FOLDER is better"
+        )
     if not report.is_reliable:
         parts.append("the frequencies can't be trusted: they assume that pictures of a class look as usual")
     if not report.knows_confusions:

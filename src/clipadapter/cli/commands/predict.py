@@ -27,7 +27,7 @@ from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
 from clipadapter.files import explain_missing, printable
 from clipadapter.formatting import describe_unreadable
-from clipadapter.model_folder import CONFIG_FILE
+from clipadapter.model_folder import CONFIG_FILE, model_path
 
 if TYPE_CHECKING:
     from clipadapter.prediction import Prediction
@@ -267,7 +267,8 @@ def _predict_to_file(request: PredictRequest, path: Path) -> None:
 def _describe_run(request: PredictRequest) -> dict[str, Any]:
     """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
     path = request.model
-    files = [path / CONFIG_FILE] if path.is_dir() else [path, *(f for f in [path.with_suffix(".bin")] if f.is_file())]
+    is_exported_pair = path.with_suffix(".bin").is_file()
+    files = [model_path(path, CONFIG_FILE)] if path.is_dir() else [path, *[path.with_suffix(".bin")] * is_exported_pair]
     decisions, encoder = request.decisions, request.encoder
     return {
         "model": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),

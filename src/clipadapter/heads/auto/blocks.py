@@ -17,23 +17,24 @@ docs/decisions/0035-auto-blocks.md says how the constants were chosen, and what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from clipadapter.blocks import FINAL, Blocks, BlockSource, column_slices
+from clipadapter.blocks import FINAL, Block, Blocks, BlockSource, column_slices
 from clipadapter.functional import unit
 from clipadapter.heads.auto.experts import (
     MAX_KERNEL_SHOTS,
     ExpertInputs,
+    expert_kind,
     fit_ridge,
     leave_one_out_ridge_noise,
     take_with_classes,
 )
-from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, mix_logits, mix_out_of_fold, noise_std
+from clipadapter.heads.auto.stacking import HeldOut, centre_logits, fit_stacking, noise_std, predict_held_out
 from clipadapter.heads.support import SupportSet
 from clipadapter.parallel import limit_threads, parallel_map
 
@@ -57,63 +58,49 @@ features have norms near 1, and ridge regression has a noise of about 0.1."""
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Out-of-fold logits of the mixture of experts on ``final``, and the folds that they come from.
+class BlockMixture:
+    """Further blocks beside ``final``: ``final_weight * final_logits + z W' + bias``."""
 
-    Args:
-        rows: (p,) the shots that the folds are made of.
-        splits: training rows and held-out rows of each fold, as positions among ``rows``.
-        logits: (r, c) of the held-out rows of all folds in their order, with the weights of the mixture.
-        labels: (r,).
-        row_weights: (r,) with the same sum for every class.
-        cross_fitted: (r, c) the same with weights that were chosen without the shot of the row, for calibration.
-    """
-
-    rows: Tensor
-    splits: list[tuple[Tensor, Tensor]]
-    logits: Tensor
-    labels: Tensor
-    row_weights: Tensor
-    cross_fitted: Tensor
-
-    def mix(
-        self,
-        parts: list[Tensor],
-        weights: list[float],
-        choose_weights: Callable[[Tensor | slice], list[float]],
-    ) -> HeldOut:
-        """The same rows by a mixture of these logits and further parts (r, c), with a weight for each of them."""
-        logits = mix_logits([self.logits, *parts], weights)
-        cross_fitted = mix_out_of_fold([self.cross_fitted, *parts], self.splits, weights, choose_weights)
-        return replace(self, logits=logits, cross_fitted=cross_fitted)
+    centre: Tensor  # (e,) subtracted from the unit features of each block; e is the width of all further blocks
+    weight: Tensor  # W, (c, e): zero in the columns of a block that is not used
+    bias: Tensor  # (c,) for unequal shots, else zero
+    final_weight: float  # factor of the logits of `final`
+    shares: Tensor  # (b,) of each block in the spread of the logits, `final` first; 0 for a block that is not used
+    held_out: HeldOut | None  # out-of-fold logits of the mixture; None where no shot was held out
+    inputs: list[ExpertInputs]  # the shots as the ridge regression of each further block gets them
+    factors: list[float]  # of its logits; 0 for a block that is not used
+    count_weight: float  # of the negative log counts of the classes
 
 
 @dataclass(frozen=True)
-class BlockMixture:
-    """Further blocks beside ``final``: ``final_weight * final_logits + z W' + bias``.
+class Mixture:
+    """The weights of experts and blocks, with which the mixture can be fitted to some of the shots."""
 
-    Args:
-        centre: (e,) subtracted from the unit features of each block; e is the width of all further blocks.
-        weight: W, (c, e): zero in the columns of a block that is not used.
-        bias: (c,) for unequal shots, else zero.
-        final_weight: factor of the logits of ``final``.
-        shares: (b,) of each block, ``final`` first: the spread of its part of the logits over the classes, as a share
-            of the sum over the blocks; 0 for a block that is not used.
-        held_out: out-of-fold logits of the mixture; None where no shot was held out.
-        inputs: the shots as the ridge regression of each further block gets them.
-        factors: of the logits of the ridge regression of each further block; 0 for a block that is not used.
-        count_weight: weight of the negative log counts of the classes.
-    """
+    inputs: ExpertInputs  # the shots as the experts on `final` get them
+    text_weight: float  # of the zero-shot logits by themselves
+    factors: dict[str, float]  # of the experts' logits; 0 for an expert that is not used
+    blocks: BlockMixture | None
 
-    centre: Tensor
-    weight: Tensor
-    bias: Tensor
-    final_weight: float
-    shares: Tensor
-    held_out: HeldOut | None
-    inputs: list[ExpertInputs]
-    factors: list[float]
-    count_weight: float
+    def logits(self, train: Tensor, pictures: list[Tensor], zero_shot: Tensor | None) -> Tensor:
+        """Logits (u, c) of pictures by the mixture that is fitted to the training rows.
+
+        The pictures have centred unit features (u, d) of each block, ``final`` first; their zero-shot logits have unit
+        spread.
+        """
+        part = self.inputs.take(train)
+        mixed = pictures[0].new_zeros(len(pictures[0]), part.n_classes)
+        if zero_shot is not None:
+            mixed = mixed + self.text_weight * zero_shot
+        for name, factor in self.factors.items():
+            if factor:
+                mixed = mixed + factor * centre_logits(expert_kind(name).fit(part).logits(pictures[0], zero_shot))
+        if self.blocks is None:
+            return mixed
+        mixed = self.blocks.final_weight * mixed
+        for factor, inputs, z in zip(self.blocks.factors, self.blocks.inputs, pictures[1:], strict=True):
+            if factor:
+                mixed = mixed + factor * centre_logits(fit_ridge(inputs.take(train)).logits(z, None))
+        return mixed + self.blocks.count_weight * log_rarity(part.counts)
 
 
 def fit_blocks(
@@ -121,17 +108,11 @@ def fit_blocks(
 ) -> BlockMixture:
     """Fit a ridge regression to each further block, and choose the weights.
 
-    Args:
-        shots: with further blocks.
-        final_logits: (n, c) of the shots by ``final`` alone.
-        labels: (n,) positions among the c classes that have shots.
-        n_classes: c.
-        held_out: out-of-fold logits of ``final`` alone; None if most classes have one shot.
+    The logits (n, c) of the shots and the out-of-fold logits are those of ``final`` alone; labels (n,) are positions
+    among the c classes that have shots.
     """
-    x = unit_blocks(shots)
-    counts = torch.bincount(labels)
-    row_counts = counts[labels].to(x.dtype)
-    centre = (x / row_counts[:, None]).sum(dim=0) / (1 / row_counts).sum()
+    x, counts = unit_blocks(shots), torch.bincount(labels)
+    centre = mean_of_classes(x, labels)
     inputs = []
     for columns in column_slices(shots.further_blocks).values():
         z = unit_centred(x[:, columns] - centre[columns])
@@ -144,6 +125,7 @@ def fit_blocks(
             noise = [leave_one_out_ridge_noise(part) for part in inputs]
         weights = [1.0, *[ONE_SHOT_BLOCKS_WEIGHT / len(inputs)] * len(inputs)]
         parts = [final_logits, *(part.z @ each.T / std for part, each, std in zip(inputs, maps, noise, strict=True))]
+        shares = used_shares(weights, parts)
     else:
         logits = parallel_map([partial(_out_of_fold_ridge, part, held_out) for part in inputs], work=cost)
         noise = [max(noise_std(part, held_out.labels), MIN_NOISE_STD) for part in logits]
@@ -153,41 +135,37 @@ def fit_blocks(
         if counts.min() < counts.max():
             offset = [_out_of_fold_counts(take_with_classes(inputs[0], held_out.rows), held_out)]
 
-        def choose(of: Tensor | slice) -> list[float]:
+        def choose(of: Tensor | slice, used: Sequence[int]) -> list[float]:
             """Weights of the parts, and of the log counts if shots are unequal, by some of the held-out rows."""
-            some = [part[of] for part in parts], shots.blocks, truth[of], row_weights[of]
+            some = [parts[i][of] for i in used], [shots.blocks[i] for i in used], truth[of], row_weights[of]
             chosen, of_counts = choose_weights(*some, offset[0][of] if offset else None)
-            return [*chosen, *[of_counts] * len(offset)]
+            by_part = dict(zip(used, chosen, strict=True))
+            return [*(by_part.get(i, 0.0) for i in range(len(parts))), *[of_counts] * len(offset)]
 
         with limit_threads(0):  # small products between lines of Python
-            weights = choose(slice(None))
-            held_out = held_out.mix([*parts[1:], *offset], weights, choose)
+            used: list[int] = []
+            kept = list(range(len(parts)))
+            while len(kept) != len(used):  # without a block that is left out, the others are weighted again
+                used = kept
+                weights = choose(slice(None), used)
+                shares = used_shares(weights[: len(parts)], parts)
+                kept = torch.nonzero(shares).flatten().tolist()
+            held_out = held_out.mix([*parts[1:], *offset], weights, lambda of: choose(of, used))
         count_weight = sum(weights[len(parts) :])
-        weights = weights[: len(parts)]
-    shares = used_shares([weight * float(part.std(dim=1).mean()) for weight, part in zip(weights, parts, strict=True)])
-    weights = [weight if share else 0.0 for weight, share in zip(weights, shares.tolist(), strict=True)]
-    factors = [weight / std for weight, std in zip(weights[1:], noise, strict=True)]
+    factors = [weight / std for weight, std in zip(weights[1 : len(parts)], noise, strict=True)]
     weight = torch.cat([factor * each for factor, each in zip(factors, maps, strict=True)], dim=1)
     bias = count_weight * log_rarity(counts).to(x.dtype)
     return BlockMixture(centre, weight, bias, weights[0], shares, held_out, inputs, factors, count_weight)
 
 
 def choose_weights(
-    parts: list[Tensor], blocks: Blocks, labels: Tensor, row_weights: Tensor, offset: Tensor | None = None
+    parts: list[Tensor], blocks: Sequence[Block], labels: Tensor, row_weights: Tensor, offset: Tensor | None = None
 ) -> tuple[list[float], float]:
     """Weight of the logits of each block, ``final`` first; 0 for the blocks of a pass that is not worth its time.
 
-    Passes are left out one after the other, the least useful first.
-
-    Args:
-        parts: (r, c) out-of-fold logits of each block: of ``final`` as they are, of others in units of their noise.
-        blocks: all blocks.
-        labels: (r,).
-        row_weights: (r,).
-        offset: (r, c) negative log counts of the classes in the training rows; None with equal shots.
-
-    Returns:
-        The weights of the blocks, and that of ``offset``, 0 without it.
+    Passes are left out one after the other, the least useful first. The parts (r, c) are the out-of-fold logits of each
+    block, of ``final`` as they are, of others in units of their noise. With unequal shots ``offset`` (r, c) has the
+    negative log counts of the classes in the training rows; its weight is the second value.
     """
     own = BlockSource.parse(FINAL).pass_key
     passes: dict[Hashable, list[int]] = {}
@@ -222,6 +200,12 @@ def choose_weights(
     return [weights.get(i, 0.0) for i in range(len(blocks))], count_weight
 
 
+def mean_of_classes(x: Tensor, labels: Tensor) -> Tensor:
+    """(d,) mean over the class means of rows (n, d), which unequal numbers of shots do not move."""
+    counts = torch.bincount(labels)[labels].to(x.dtype)
+    return (x / counts[:, None]).sum(dim=0) / (1 / counts).sum()
+
+
 def unit_blocks(shots: SupportSet) -> Tensor:
     """(n, e) features of the further blocks, side by side: each block has unit rows, the mean of the shot's views."""
     views = shots.further_views
@@ -244,12 +228,17 @@ def centre_blocks(X: Tensor, blocks: Blocks, centre: Tensor) -> list[Tensor]:
     return [unit_centred(unit(X[:, columns]) - centre[columns]) for columns in column_slices(blocks).values()]
 
 
-def used_shares(spreads: list[float]) -> Tensor:
-    """Spreads of the parts of the logits, ``final`` first, as shares; 0 for a further block with a very small one.
+def used_shares(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    """Shares of weighted parts (m, c), ``final`` first, in the spread of the logits; 0 for a very small further block.
 
-    >>> used_shares([0.6, 0.004, 0.2])
+    >>> used_shares([0.6, 0.004, 0.2], [torch.tensor([[-1.0, 0.0, 1.0]])] * 3)
     tensor([0.7500, 0.0000, 0.2500])
     """
+    return spread_shares([weight * float(part.std(dim=1).mean()) for weight, part in zip(weights, parts, strict=True)])
+
+
+def spread_shares(spreads: list[float]) -> Tensor:
+    """Spreads of the parts of the logits as shares; 0 for a further part with a very small one."""
     total = sum(spreads)
     if not total > 0:
         return torch.tensor([1.0] + [0.0] * (len(spreads) - 1))
@@ -265,8 +254,11 @@ def _fit_map(inputs: ExpertInputs) -> Tensor:
 def _out_of_fold_ridge(inputs: ExpertInputs, held_out: HeldOut) -> Tensor:
     """(r, c) centred logits of ridge regression for the held-out rows of all folds in their order."""
     part = take_with_classes(inputs, held_out.rows)
-    logits = [fit_ridge(part.take(train)).logits(part.z[rows], None) for train, rows in held_out.splits]
-    return centre_logits(torch.cat(logits))
+
+    def predict(train: Tensor, rows: Tensor) -> list[Tensor]:
+        return [fit_ridge(part.take(train)).logits(part.z[rows], None)]
+
+    return centre_logits(predict_held_out(held_out.splits, predict)[0])
 
 
 def _out_of_fold_counts(part: ExpertInputs, held_out: HeldOut) -> Tensor:

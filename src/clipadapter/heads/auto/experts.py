@@ -16,6 +16,7 @@ from torch import Tensor
 from clipadapter.functional import unit
 from clipadapter.heads.auto.stacking import DEFAULT_NOISE_STD, centre_logits, fit_inverse_temperature
 from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, LinearOffset, SoftmaxRegression
+from clipadapter.registry import unknown
 
 RIDGE = 0.1
 """Ridge of linear ridge regression."""
@@ -35,15 +36,10 @@ PROBE_COST = MAX_SOLVE_COST * 2 // 5
 
 @dataclass(frozen=True)
 class ZeroShotLogits:
-    """Zero-shot logits (n, c) that are computed when rows of them are read; all at once they are gigabytes.
+    """Zero-shot logits (n, c) that are computed when rows of them are read; all at once they are gigabytes."""
 
-    Args:
-        x: (n, d) unit features.
-        text: (c, d) class text, centred over the classes and divided by the spread of the cosines.
-    """
-
-    x: Tensor
-    text: Tensor
+    x: Tensor  # (n, d) unit features
+    text: Tensor  # (c, d) class text, centred over the classes and divided by the spread of the cosines
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         return self.x[rows] @ self.text.T
@@ -51,24 +47,14 @@ class ZeroShotLogits:
 
 @dataclass(frozen=True)
 class ExpertInputs:
-    """The shots as experts are fitted to them.
+    """The shots as experts are fitted to them."""
 
-    Args:
-        z: (n, d) features, centred, unit rows.
-        labels: (n,) positions among the c classes that have shots.
-        n_classes: c.
-        zero_shot: (n, c) zero-shot logits of unit spread, as `ZeroShotLogits` if they are more than `MAX_LOGITS`; None
-            without class text.
-        inverse_temperature: factor that calibrates the zero-shot logits.
-        gram: (n, n) products of the rows of z, computed once for all folds and experts; None to compute it when needed.
-    """
-
-    z: Tensor
-    labels: Tensor
-    n_classes: int
-    zero_shot: Tensor | ZeroShotLogits | None
-    inverse_temperature: float
-    gram: Tensor | None = None
+    z: Tensor  # (n, d) features, centred, unit rows
+    labels: Tensor  # (n,) positions among the c classes that have shots
+    n_classes: int  # c
+    zero_shot: Tensor | ZeroShotLogits | None  # (n, c) of unit spread, if there is class text
+    inverse_temperature: float  # factor that calibrates the zero-shot logits
+    gram: Tensor | None = None  # (n, n) products of the rows of z, computed once for all folds and experts
 
     def take(self, rows: Tensor) -> ExpertInputs:
         """Some of the shots; every class must keep one."""
@@ -121,15 +107,7 @@ def expert_inputs_of_many(
 ) -> tuple[ExpertInputs, float]:
     """What experts are fitted to where zero-shot logits are too many to be held, and the spread of the cosines.
 
-    The text is calibrated on some of the shots.
-
-    Args:
-        x: (n, d) unit features.
-        z: (n, d) centred unit features.
-        labels: (n,) positions among the classes that have shots.
-        classes: their positions among all classes.
-        text: (c, d) unit text of all classes.
-        seed: of the draw of shots.
+    The text (c, d) of all classes is calibrated on some of the shots; x has their unit features, z the centred ones.
     """
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     rows = order[: max(1, MAX_CALIBRATION_LOGITS // len(text))].sort().values
@@ -152,30 +130,16 @@ def take_with_classes(inputs: ExpertInputs, rows: Tensor) -> ExpertInputs:
 
 @dataclass(frozen=True)
 class Expert:
-    """A fitted expert: ``text_weight * zero_shot + z W' + bias + k(z, support) dual``.
+    """A fitted expert: ``text_weight * zero_shot + z W' + bias + k(z, support) dual``."""
 
-    Args:
-        weight: W, (c, d).
-        bias: (c,).
-        text_weight: of the zero-shot logits.
-        dual: (n, c) coefficients of the kernel sum, or None.
-        support: (n, d) rows that the kernel compares with, or None.
-    """
-
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # W, (c, d)
+    bias: Tensor  # (c,)
     text_weight: float = 0.0
-    dual: Tensor | None = None
-    support: Tensor | None = None
+    dual: Tensor | None = None  # (n, c) coefficients of the kernel sum
+    support: Tensor | None = None  # (n, d) rows that the kernel compares with
 
     def logits(self, z: Tensor, zero_shot: Tensor | None, products: Tensor | None = None) -> Tensor:
-        """Logits (m, c).
-
-        Args:
-            z: (m, d).
-            zero_shot: (m, c) zero-shot logits of unit spread, or None.
-            products: (m, n) ``z @ support.T``, if it is computed already.
-        """
+        """Logits (m, c) of z (m, d); ``products`` is ``z @ support.T``, if it is computed already."""
         logits = z @ self.weight.T + self.bias
         if self.dual is not None and self.support is not None:
             logits = logits + gaussian_kernel(z @ self.support.T if products is None else products) @ self.dual
@@ -199,38 +163,51 @@ def solve_ridge(matrix: Tensor, right: Tensor, ridge: Tensor | float) -> Tensor:
     return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
 
 
+def ridge_map(z: Tensor, target: Tensor, row_weights: Tensor | float = 1.0, gram: Tensor | None = None) -> Tensor:
+    """Ridge regression (c, d) of targets (n, c) on rows z (n, d), in the smaller of its two forms.
+
+    A Gram matrix that is given is overwritten.
+
+    >>> ridge_map(torch.eye(2), torch.tensor([[0.5], [-0.5]])).round(decimals=3)
+    tensor([[ 0.4550, -0.4550]])
+    """
+    if len(z) < z.shape[1]:
+        # Dual form: a row of weight w has the ridge lambda / w.
+        return (z.T @ solve_ridge(z @ z.T if gram is None else gram, target, RIDGE / row_weights)).T
+    weighted = z.T * row_weights
+    return solve_ridge(weighted @ z, weighted @ target, RIDGE).T
+
+
 def fit_ridge(inputs: ExpertInputs) -> Expert:
-    """Ridge regression on one-hot labels, in the smaller of its primal (d, d) and dual (n, n) forms."""
-    z, weights = inputs.z, inputs.row_weights
+    """Ridge regression on one-hot labels."""
+    z, weights, bias = inputs.z, inputs.row_weights, inputs.z.new_zeros(inputs.n_classes)
     if inputs.has_many_logits and len(z) >= z.shape[1]:
         weighted = z * weights[:, None]
         sums = inputs.sum_by_class(weighted)  # (c, d)
         right = (sums - sums.sum(dim=0) / inputs.n_classes).T
-        return Expert(solve_ridge(z.T @ weighted, right, RIDGE).T, z.new_zeros(inputs.n_classes))
-    target = inputs.onehot - 1 / inputs.n_classes
-    if len(z) < z.shape[1]:
-        # Dual form: a row of weight w has the ridge lambda / w.
-        coefficients = z.T @ solve_ridge(inputs.new_gram(), target, RIDGE / weights)
-    else:
-        weighted = z.T * weights
-        coefficients = solve_ridge(weighted @ z, weighted @ target, RIDGE)
-    return Expert(coefficients.T, z.new_zeros(inputs.n_classes))
+        return Expert(solve_ridge(z.T @ weighted, right, RIDGE).T, bias)
+    gram = inputs.new_gram() if len(z) < z.shape[1] else None
+    return Expert(ridge_map(z, inputs.onehot - 1 / inputs.n_classes, weights, gram), bias)
+
+
+def leave_one_out_ridge(gram: Tensor, targets: Tensor) -> Tensor:
+    """(n, c) predictions of each row by ridge regression of the centred targets on all others.
+
+    In closed form: ``y_i - (G^-1 y)_i / (G^-1)_ii`` with G = K + lambda I. The Gram matrix K is overwritten.
+    """
+    gram.diagonal().add_(RIDGE)
+    inverse, centred = torch.linalg.inv(gram), targets - targets.mean(dim=0)
+    return centred - inverse @ centred / inverse.diagonal()[:, None]
 
 
 def leave_one_out_ridge_noise(inputs: ExpertInputs) -> float:
-    """`noise_std` of ridge regression where every class has one shot, from fits without the shot in closed form.
+    """`noise_std` of ridge regression where every class has one shot, from fits without the shot.
 
     The estimate is regularised by four pseudo-observations of `DEFAULT_NOISE_STD`.
     """
     n, c = len(inputs.z), inputs.n_classes
-    gram = inputs.new_gram()
-    gram.diagonal().add_(RIDGE)
-    inverse = torch.linalg.inv(gram)
-    target = inputs.onehot - inputs.onehot.mean(dim=0)
-    # The leave-one-out prediction of ridge regression: y_i - (G^-1 y)_i / (G^-1)_ii with G = K + lambda I.
-    logits = target - inverse @ target / inverse.diagonal()[:, None]
-    is_wrong = ~inputs.onehot.bool()
-    wrong_logits = centre_logits(logits[is_wrong].reshape(n, c - 1))
+    logits = leave_one_out_ridge(inputs.new_gram(), inputs.onehot)
+    wrong_logits = centre_logits(logits[~inputs.onehot.bool()].reshape(n, c - 1))
     squares = wrong_logits.square().sum() + 4 * DEFAULT_NOISE_STD**2
     return float((squares / (n * max(c - 2, 0) + 4)).sqrt())
 
@@ -272,12 +249,8 @@ def fit_logistic_regression(inputs: ExpertInputs, C: float, text_weight: float =
 
     The zero-shot logits are a fixed offset, and the weights are penalised towards zero. Without text, or with text
     weight 0, it is a linear probe. The log counts of the classes are another offset while training, so that the weights
-    do not learn them (balanced softmax, Ren et al., NeurIPS 2020).
-
-    Args:
-        inputs: the shots.
-        C: inverse strength of the penalty, as in scikit-learn.
-        text_weight: factor of the zero-shot logits.
+    do not learn them (balanced softmax, Ren et al., NeurIPS 2020). C is the inverse strength of the penalty, as in
+    scikit-learn.
     """
     zero_shot, log_counts = inputs.zero_shot if text_weight else None, inputs.counts.log()
     offset: Tensor | LinearOffset
@@ -294,12 +267,38 @@ def fit_logistic_regression(inputs: ExpertInputs, C: float, text_weight: float =
     return Expert(*model.coefficients(inputs.n_classes), text_weight)
 
 
-EXPERTS: dict[str, Callable[[ExpertInputs], Expert]] = {
-    "ridge": fit_ridge,
-    "prototype": fit_prototypes,
-    "gda": fit_gda,
-    "kernel-ridge": fit_kernel_ridge,
-    "probe": lambda inputs: fit_logistic_regression(inputs, 200.0, inputs.inverse_temperature),
-    "free-probe": lambda inputs: fit_logistic_regression(inputs, 1000.0),
+@dataclass(frozen=True)
+class ExpertKind:
+    """How `auto` fits and weights an expert."""
+
+    fit: Callable[[ExpertInputs], Expert]
+    weight: float | None = None
+    """Prior median of the weight of its logits as they are; None: a part of `EXPERT_WEIGHT`, in units of its noise."""
+    one_shot_weight: float = 0.0
+    """Weight where no shot can be held out, in the same unit."""
+
+
+EXPERTS = {
+    "ridge": ExpertKind(fit_ridge, one_shot_weight=0.5),
+    "prototype": ExpertKind(fit_prototypes),
+    "gda": ExpertKind(fit_gda),
+    "kernel-ridge": ExpertKind(fit_kernel_ridge),
+    "probe": ExpertKind(
+        lambda inputs: fit_logistic_regression(inputs, 200.0, inputs.inverse_temperature), 0.5, one_shot_weight=0.5
+    ),
+    "free-probe": ExpertKind(lambda inputs: fit_logistic_regression(inputs, 1000.0)),
 }
-"""By name. "probe" starts from zero-shot, "free-probe" does not use the text."""
+"""The experts by name; a row that is removed is left out of the mixture. "probe" starts from zero-shot, and is
+calibrated like the text; "free-probe" does not use the text. With one shot, ridge regression stands for all experts but
+the probe: they hardly differ."""
+
+
+def expert_kind(name: str) -> ExpertKind:
+    """The row of an expert.
+
+    Raises:
+        UnknownNameError: if there is no such expert.
+    """
+    if name not in EXPERTS:
+        raise unknown("expert of auto", name, list(EXPERTS))
+    return EXPERTS[name]

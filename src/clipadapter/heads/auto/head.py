@@ -17,6 +17,7 @@ mixed in by `clipadapter.heads.auto.blocks`, pictures without labels by `clipada
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated
@@ -29,35 +30,34 @@ from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.auto.blocks import (
     ONE_SHOT_RIDGE_RATIO,
     BlockMixture,
-    HeldOut,
+    Mixture,
     centre_blocks,
     fit_blocks,
+    mean_of_classes,
 )
 from clipadapter.heads.auto.experts import (
     EXPERTS,
     MAX_KERNEL_SHOTS,
     ExpertInputs,
     expert_inputs_of_many,
+    expert_kind,
     gaussian_kernel,
     leave_one_out_ridge_noise,
     take_with_classes,
 )
 from clipadapter.heads.auto.multilabel import fit_multilabel
 from clipadapter.heads.auto.stacking import (
+    HeldOut,
+    Split,
     centre_logits,
     fit_inverse_temperature,
     fit_stacking,
     mix_logits,
     mix_out_of_fold,
     noise_std,
+    predict_held_out,
 )
-from clipadapter.heads.auto.unlabelled import (
-    MAX_SHOTS,
-    MIN_PICTURES,
-    Teacher,
-    fit_unlabelled,
-    select_pictures,
-)
+from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.folds import most_labels_repeat, stratified_folds
 from clipadapter.heads.out_of_fold import OutOfFold
@@ -68,15 +68,10 @@ from clipadapter.parallel import limit_threads, parallel_map
 
 TEXT_WEIGHT = 0.1
 """Prior median of the text's weight, as a share of its inverse temperature. The probe contains the text once more."""
-PROBE_WEIGHT = 0.5
-"""Prior median of the weight of the probe's logits as they are: they are calibrated like the text it starts from."""
 EXPERT_WEIGHT = 0.7
-"""Prior median of the sum of the weights of all other experts, in units of their noise."""
+"""Prior median of the sum of the weights of all experts without one of their own, in units of their noise."""
 LOG_WEIGHT_STD = 1.25
 """Standard deviation of the logarithm of each of these weights."""
-ONE_SHOT_RIDGE_WEIGHT = 0.5
-"""Where no shot can be held out: the weight of ridge regression, which stands for all experts but the probe. With one
-shot they hardly differ."""
 MIN_WEIGHT_RATIO = 0.01
 """Experts with a smaller share of the largest weight are dropped."""
 MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
@@ -84,6 +79,9 @@ MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
 TWO_SHOT_LOGIT_GROWTH = 0.28
 """By how much logits grow from one to two shots per class, measured on development sets. From three quarters of four
 or more shots to all of them they do not grow."""
+TWO_CLASS_TEMPERATURE_RATIO = 1.5
+"""Prior of the temperature of two classes with one or two shots each, divided by that of more classes: four held-out
+shots may all be right by chance, also where the classes look alike."""
 UNUSED_REASONS = (
     "held-out shots do not gain",
     "a class has no shot",
@@ -101,7 +99,7 @@ PARALLEL_COST_RATIO = 64
 
 @register_head(
     "auto",
-    version=4,
+    version=5,
     fidelity="own: Zero-shot and classifiers of the shots, mixed by stacked generalisation. No paper has the whole.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -164,62 +162,55 @@ class Auto(Head):
     folds: Annotated[int, at_least(2)] = 4
     seed: int = 0
 
+    def prior_temperature(self, shots_per_class: float) -> float:
+        """See `Head.prior_temperature`."""
+        prior = super().prior_temperature(shots_per_class)
+        if len(getattr(self, "classes_", ())) != 2:
+            return prior
+        # All of the ratio up to two shots per class, none of it from four on.
+        return float(
+            prior * TWO_CLASS_TEMPERATURE_RATIO ** min(1.0, max(0.0, 2 - math.log2(max(shots_per_class, 1.0))))
+        )
+
     def _fit(self, shots: SupportSet) -> None:
         self._own_out_of_fold: OutOfFold | None = None
         self.block_centre_ = self.block_weight_ = self.block_share_ = None
         self.unlabelled_share_ = self.unlabelled_reason_ = self.unlabelled_gain_ = self.kept_pictures = None
         if shots.targets is not None:
-            self._fit_multilabel(shots)
+            for name, value in fit_multilabel(shots, self.folds, self.seed).items():
+                setattr(self, name, value)
             self._select_pictures(shots, SEVERAL_LABELS)
             return
         x = unit(unit(shots.final_views).mean(dim=1))  # (n, d)
-        counts = shots.counts[shots.labels]
-        # The mean over classes, not over shots, so that unequal numbers of shots do not move it.
-        self.centre_ = (x / counts[:, None]).sum(dim=0) / (1 / counts).sum()
+        self.centre_ = mean_of_classes(x, shots.labels)
         z = unit(x - self.centre_)
         classes = shots.labels.unique()
         labels = torch.searchsorted(classes, shots.labels)
         self.text_ = None if shots.text is None else _fill_missing_text(shots.text, z, labels, classes)
         inputs = self._expert_inputs(x, z, labels, classes)
-        weights: dict[str, float] = {}
-        noise: dict[str, float] = {}
-        held_out: HeldOut | None = None
-        blocks: BlockMixture | None = None
+        mixture, held_out = Mixture(inputs, inputs.inverse_temperature, {}, None), None
         if len(classes) > 1:
-            weights, noise, held_out = self._choose_weights(inputs)
-            if shots.further_blocks and held_out is None:
-                weights["ridge"] *= ONE_SHOT_RIDGE_RATIO
-        teacher_weights = dict(weights)
-        self.text_weight_ = weights.pop("text", inputs.inverse_temperature)
-        self._fit_experts(inputs, weights, noise, classes, shots.n_classes)
+            mixture, held_out = self._choose_weights(inputs, len(shots.further_blocks) > 0)
+        self._fit_experts(mixture, classes, shots.n_classes)
         if shots.further_blocks and len(classes) > 1:
             # Only where no shot was held out are the logits of the shots themselves read.
             final_logits = self._final_logits(x if held_out is None else x[:1])[:, classes]
             blocks = self._fit_blocks(shots, final_logits, labels, classes, held_out)
-            held_out = blocks.held_out
+            mixture, held_out = replace(mixture, blocks=blocks), blocks.held_out
         if shots.unlabelled is not None:
-            held_out = self._fit_unlabelled(shots, Teacher(inputs, teacher_weights, noise, blocks), held_out)
-        own = None if held_out is None else self._to_out_of_fold(inputs, held_out)
-        if own is not None and len(classes) < shots.n_classes:
-            own = self._add_classes_without_shots(own, x, classes)
-        self._own_out_of_fold = own
-
-    def _fit_multilabel(self, shots: SupportSet) -> None:
-        mixture = fit_multilabel(shots, self.folds, self.seed)
-        self.centre_, self.weight_, self.bias_ = mixture.centre, mixture.weight, mixture.bias
-        self.text_, self.text_weight_, self.spread_ = mixture.text, mixture.text_weight, mixture.spread
-        self.shots_ = self.dual_ = None
-        self.block_centre_, self.block_weight_ = mixture.block_centre, mixture.block_weight
-        self.block_share_ = mixture.block_share
+            held_out = self._fit_unlabelled(shots, mixture, held_out)
+        # Without all shots in the folds, or logits of all classes, others hold the shots out.
+        if (
+            held_out is not None
+            and len(held_out.rows) == len(x)
+            and (self.text_ is not None or len(classes) == shots.n_classes)
+        ):
+            self._own_out_of_fold = self._to_out_of_fold(x, classes, held_out, shots.n_classes)
 
     def _expert_inputs(self, x: Tensor, z: Tensor, labels: Tensor, classes: Tensor) -> ExpertInputs:
         """What experts are fitted to; calibrates the zero-shot logits and stores their spread.
 
-        Args:
-            x: (n, d) unit features.
-            z: (n, d) centred unit features.
-            labels: (n,) positions among the classes that have shots.
-            classes: their positions among all classes.
+        x has unit features (n, d) and z centred ones; labels (n,) are positions among the classes that have shots.
         """
         # Folds and experts need products of the same shots again and again.
         gram = z @ z.T if len(z) <= MAX_KERNEL_SHOTS else None
@@ -238,66 +229,66 @@ class Auto(Head):
         known = zero_shot[:, classes] / self.spread_
         return ExpertInputs(z, labels, len(classes), known, inverse_temperature, gram)
 
-    def _choose_weights(self, inputs: ExpertInputs) -> tuple[dict[str, float], dict[str, float], HeldOut | None]:
-        """Weight of the text and of each expert, and the noise of each expert that its logits are divided by.
-
-        The third value is the mixture's out-of-fold logits; None if most classes have one shot.
-        """
+    def _choose_weights(self, inputs: ExpertInputs, has_further_blocks: bool) -> tuple[Mixture, HeldOut | None]:
+        """The mixture on ``final``, and its out-of-fold logits; None if most classes have one shot."""
         rows = subsample(inputs.labels, inputs.z.shape[1], self.seed)
         part = take_with_classes(inputs, rows)
-        splits = stratified_folds(part.labels, self.folds, self.seed)
+        text_weight = TEXT_WEIGHT * inputs.inverse_temperature
         if not most_labels_repeat(part.labels):
-            # Most classes have one shot: the weights are constants, and only noise can be measured.
-            text_weight = TEXT_WEIGHT * inputs.inverse_temperature
-            weights = {"text": text_weight, "probe": PROBE_WEIGHT, "ridge": ONE_SHOT_RIDGE_WEIGHT}
+            # The weights are constants, and only noise can be measured.
             with limit_threads(inputs.cost):
-                ridge_noise = leave_one_out_ridge_noise(part if inputs.has_many_logits else inputs)
-                return weights, {"probe": 1.0, "ridge": ridge_noise}, None
+                noise_of_one = leave_one_out_ridge_noise(part if inputs.has_many_logits else inputs)
+            unit_weight = ONE_SHOT_RIDGE_RATIO if has_further_blocks else 1.0
+            factors = {
+                name: kind.one_shot_weight * unit_weight / noise_of_one if kind.weight is None else kind.one_shot_weight
+                for name, kind in EXPERTS.items()
+            }
+            return Mixture(inputs, text_weight, factors, None), None
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
-        for i in range(1, repeats):
-            splits += stratified_folds(part.labels, self.folds, self.seed + i)
+        drawn = [split for i in range(repeats) for split in stratified_folds(part.labels, self.folds, self.seed + i)]
         splits = [
             (_balance_training_rows(part.labels, train, held_out, self.seed + i), held_out)
-            for i, (train, held_out) in enumerate(splits)
+            for i, (train, held_out) in enumerate(drawn)
         ]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(inputs.z) <= MAX_KERNEL_SHOTS]
-        logits = _out_of_fold_logits(part, splits, names)
+        logits = {name: centre_logits(each) for name, each in _out_of_fold_logits(part, splits, names).items()}
         held_out = torch.cat([rows for _, rows in splits])
         labels = part.labels[held_out]
         row_weights = _row_weights(labels, repeats)
-        noise = {name: noise_std(centre_logits(logits[name]), labels) for name in names}
-        parts = {name: centre_logits(logits[name]) / noise[name] for name in names}
-        expert_weight = EXPERT_WEIGHT / (len(names) - 1)
-        # The probe's prior is for its logits as they are. Its noise takes it to the unit of the other experts.
-        median = {name: PROBE_WEIGHT * noise[name] if name == "probe" else expert_weight for name in names}
+        noise = {name: noise_std(each, labels) for name, each in logits.items()}
+        own = {name: expert_kind(name).weight for name in names}
+        expert_weight = EXPERT_WEIGHT / max(1, sum(weight is None for weight in own.values()))
+        # A prior of its own is for an expert's logits as they are. Its noise takes it to the unit of the others.
+        median = {name: expert_weight if weight is None else weight * noise[name] for name, weight in own.items()}
+        parts = {name: each / noise[name] for name, each in logits.items()}
         if part.zero_shot is not None:
             parts["text"] = part.zero_shot[held_out]
-            median["text"] = TEXT_WEIGHT * inputs.inverse_temperature
+            median["text"] = text_weight
+        stack = list(parts.values())
 
         def fit_weights(of: Tensor | slice) -> list[float]:
             log_std = [LOG_WEIGHT_STD] * len(parts)
-            stack = [each[of] for each in parts.values()]
-            return fit_stacking(stack, labels[of], list(median.values()), log_std, row_weights[of])[0]
+            some = [each[of] for each in stack]
+            return fit_stacking(some, labels[of], list(median.values()), log_std, row_weights[of])[0]
 
         with limit_threads(0):  # small products between lines of Python
-            weights = dict(zip(parts, fit_weights(slice(None)), strict=True))
-            stack, values = list(parts.values()), list(weights.values())
+            values = fit_weights(slice(None))
+            largest = max(values[: len(names)], default=0.0)
+            # The text is never dropped; it comes after the experts.
+            values = [
+                value if i >= len(names) or value > MIN_WEIGHT_RATIO * largest else 0.0
+                for i, value in enumerate(values)
+            ]
             cross_fitted = mix_out_of_fold(stack, splits, values, fit_weights)
-        return weights, noise, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
+        factors = {name: value / noise[name] for name, value in zip(names, values, strict=False)}
+        mixture = Mixture(inputs, values[-1] if "text" in parts else 0.0, factors, None)
+        return mixture, HeldOut(rows, splits, mix_logits(stack, values), labels, row_weights, cross_fitted)
 
     def _fit_blocks(
         self, shots: SupportSet, final_logits: Tensor, labels: Tensor, classes: Tensor, held_out: HeldOut | None
     ) -> BlockMixture:
-        """Fit the further blocks, and weight ``final`` beside them.
-
-        Args:
-            shots: with further blocks.
-            final_logits: (n, c) of the shots by ``final`` alone.
-            labels: (n,) positions among the c classes that have shots.
-            classes: their positions among all classes.
-            held_out: out-of-fold logits of ``final`` alone.
-        """
+        """Fit the further blocks, and weight ``final`` beside them; see `fit_blocks`."""
         mixture = fit_blocks(shots, final_logits, labels, len(classes), held_out)
         self.block_centre_, self.block_share_ = mixture.centre, mixture.shares
         self.block_weight_ = mixture.weight.new_zeros(shots.n_classes, mixture.weight.shape[1])
@@ -317,9 +308,7 @@ class Auto(Head):
     def _select_pictures(self, shots: SupportSet, reason: int | None) -> Tensor:
         """Unit features of the pictures without labels that are used, which edits of the model use again.
 
-        Args:
-            shots: with or without such pictures.
-            reason: why this fit does not use them; None if it may.
+        With a reason, this fit does not use them.
         """
         if shots.unlabelled is None:
             return shots.X[:0]
@@ -328,14 +317,8 @@ class Auto(Head):
         self.unlabelled_reason_ = FEW_PICTURES if reason is None and len(pictures) < MIN_PICTURES else reason
         return pictures.to(shots.X.dtype)
 
-    def _fit_unlabelled(self, shots: SupportSet, teacher: Teacher, held_out: HeldOut | None) -> HeldOut | None:
-        """Add the regression on pictures without labels; returns the out-of-fold logits of the mixture.
-
-        Args:
-            shots: with pictures without labels.
-            teacher: the mixture without them, which this head is now.
-            held_out: its out-of-fold logits.
-        """
+    def _fit_unlabelled(self, shots: SupportSet, teacher: Mixture, held_out: HeldOut | None) -> HeldOut | None:
+        """Add the regression on pictures without labels to the teacher; returns the out-of-fold logits of both."""
         n, n_known = len(shots.labels), teacher.inputs.n_classes
         reason = None
         if n_known < max(2, shots.n_classes):
@@ -370,33 +353,34 @@ class Auto(Head):
             self.block_share_ = torch.tensor(spreads) / sum(spreads)
         return mixture.held_out
 
-    def _to_out_of_fold(self, inputs: ExpertInputs, held_out: HeldOut) -> OutOfFold | None:
-        """The out-of-fold logits for calibration; None if some shots were left out of the folds."""
-        if len(held_out.rows) < len(inputs.z):
-            return None
-        splits = held_out.splits
-        shots = sum(len(train) for train, _ in splits) / len(splits) / inputs.n_classes
+    def _to_out_of_fold(self, x: Tensor, classes: Tensor, held_out: HeldOut, n_classes: int) -> OutOfFold:
+        """The out-of-fold logits for calibration, of all classes and on the scale of the fit to all shots (n, d)."""
+        shots = sum(len(train) for train, _ in held_out.splits) / len(held_out.splits) / len(classes)
         # 1 where the folds leave one of two shots to train on, 0 where they leave three quarters or more.
-        one_of_two = max(0.0, 3 - 4 * shots * inputs.n_classes / len(inputs.z))
+        one_of_two = max(0.0, 3 - 4 * shots * len(classes) / len(x))
         ratio = 1 + TWO_SHOT_LOGIT_GROWTH * one_of_two
-        rows = torch.cat([rows for _, rows in splits]).cpu().numpy()
+        rows = torch.cat([rows for _, rows in held_out.splits])
         logits = held_out.cross_fitted.cpu().numpy() * ratio
-        return OutOfFold(logits, held_out.labels.cpu().numpy(), rows, "own", shots, logit_scale_ratio=ratio)
+        if len(classes) < n_classes and self.text_ is not None:
+            # A class without shots has its zero-shot logit, as in `_logits`.
+            of_all = (ratio * (self.text_weight_ / self.spread_ * centre_logits(x[rows] @ self.text_.T))).cpu().numpy()
+            of_all[:, classes.cpu().numpy()] = logits
+            logits = of_all
+        labels = classes[held_out.labels].cpu().numpy()
+        return OutOfFold(logits, labels, rows.cpu().numpy(), "own", shots, logit_scale_ratio=ratio)
 
-    def _fit_experts(
-        self, inputs: ExpertInputs, weights: dict[str, float], noise: dict[str, float], classes: Tensor, n_classes: int
-    ) -> None:
+    def _fit_experts(self, mixture: Mixture, classes: Tensor, n_classes: int) -> None:
         """Fit the experts that have a weight to all shots, and add them up to one map."""
-        d = inputs.z.shape[1]
+        inputs, d = mixture.inputs, mixture.inputs.z.shape[1]
+        self.text_weight_ = mixture.text_weight
         self.weight_, self.bias_ = inputs.z.new_zeros(n_classes, d), inputs.z.new_zeros(n_classes)
         self.shots_ = self.dual_ = None
-        largest = max(weights.values(), default=0.0)
-        weights = {name: weight for name, weight in weights.items() if weight > MIN_WEIGHT_RATIO * largest}
+        used = {name: factor for name, factor in mixture.factors.items() if factor}
         experts = parallel_map(
-            [partial(EXPERTS[name], inputs) for name in weights], work=inputs.cost // PARALLEL_COST_RATIO
+            [partial(expert_kind(name).fit, inputs) for name in used], work=inputs.cost // PARALLEL_COST_RATIO
         )
-        for (name, weight), fitted in zip(weights.items(), experts, strict=True):
-            expert, factor = fitted.centred(), weight / noise[name]
+        for factor, fitted in zip(used.values(), experts, strict=True):
+            expert = fitted.centred()
             self.weight_[classes] += factor * expert.weight
             self.bias_[classes] += factor * expert.bias
             self.text_weight_ += factor * expert.text_weight
@@ -405,15 +389,6 @@ class Auto(Head):
                 self.dual_[:, classes] = factor * expert.dual
         if self.text_ is None:
             self.bias_[torch.bincount(classes, minlength=n_classes) == 0] = ABSENT_LOGIT
-
-    def _add_classes_without_shots(self, own: OutOfFold, x: Tensor, classes: Tensor) -> OutOfFold | None:
-        """Out-of-fold logits of all classes: a class without shots has its zero-shot logit, as in `_logits`."""
-        if self.text_ is None:
-            return None
-        rows = torch.as_tensor(own.rows)
-        logits = own.logit_scale_ratio * (self.text_weight_ / self.spread_ * centre_logits(x[rows] @ self.text_.T))
-        logits[:, classes] = torch.as_tensor(own.logits).to(logits.dtype)
-        return replace(own, logits=logits.cpu().numpy(), labels=classes.cpu().numpy()[own.labels])
 
     def _text_logits(self, X: Tensor) -> Tensor:
         text = getattr(self, "text_", None)
@@ -518,20 +493,15 @@ class Auto(Head):
         self.block_share_ = self.block_share_[[block.name in names for block in before]].clone()
 
 
-def _out_of_fold_logits(
-    inputs: ExpertInputs, splits: list[tuple[Tensor, Tensor]], names: list[str]
-) -> dict[str, Tensor]:
+def _out_of_fold_logits(inputs: ExpertInputs, splits: list[Split], names: list[str]) -> dict[str, Tensor]:
     """(m, c) logits of each expert for the held-out rows of all splits in their order, fitted to the training rows."""
 
-    def fit_and_predict(train: Tensor, held_out: Tensor) -> list[Tensor]:
+    def predict(train: Tensor, held_out: Tensor) -> list[Tensor]:
         part, zero_shot = inputs.take(train), None if inputs.zero_shot is None else inputs.zero_shot[held_out]
         products = inputs.gram_block(held_out, train)
-        return [EXPERTS[name](part).logits(inputs.z[held_out], zero_shot, products) for name in names]
+        return [expert_kind(name).fit(part).logits(inputs.z[held_out], zero_shot, products) for name in names]
 
-    by_split = parallel_map(
-        [partial(fit_and_predict, *split) for split in splits], work=inputs.cost // PARALLEL_COST_RATIO
-    )
-    return {name: torch.cat(parts) for name, parts in zip(names, zip(*by_split, strict=True), strict=True)}
+    return dict(zip(names, predict_held_out(splits, predict, inputs.cost // PARALLEL_COST_RATIO), strict=True))
 
 
 def _row_weights(labels: Tensor, repeats: int) -> Tensor:

@@ -18,16 +18,15 @@ docs/decisions/0037-auto-unlabelled.md says how the constants were chosen, and w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from clipadapter.blocks import Blocks, column_slices
 from clipadapter.functional import unit
-from clipadapter.heads.auto.blocks import BlockMixture, HeldOut, log_rarity
-from clipadapter.heads.auto.experts import EXPERTS, ExpertInputs, fit_ridge
-from clipadapter.heads.auto.stacking import centre_logits, fit_stacking, noise_std
+from clipadapter.heads.auto.blocks import Mixture, log_rarity
+from clipadapter.heads.auto.stacking import HeldOut, centre_logits, fit_stacking, noise_std, predict_held_out
 from clipadapter.heads.support import rows_without_shots
 from clipadapter.parallel import limit_threads
 
@@ -66,72 +65,22 @@ MAX_FOLD_ROUNDS = 2
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """The mixture without pictures, which can be fitted to some of the shots with the weights that it has.
-
-    Args:
-        inputs: the shots as the experts on ``final`` get them.
-        weights: of the experts and of "text".
-        noise: of the experts.
-        blocks: the mixture of the further blocks, or None.
-    """
-
-    inputs: ExpertInputs
-    weights: dict[str, float]
-    noise: dict[str, float]
-    blocks: BlockMixture | None
-
-    def logits(self, train: Tensor, pictures: list[Tensor], zero_shot: Tensor | None) -> Tensor:
-        """Logits (u, c) of pictures by the mixture that is fitted to the training rows.
-
-        Args:
-            train: rows of the shots.
-            pictures: (u, d) centred unit features of each block of the pictures, ``final`` first.
-            zero_shot: (u, c) zero-shot logits of the pictures, of unit spread, or None.
-        """
-        part = self.inputs.take(train)
-        mixed = pictures[0].new_zeros(len(pictures[0]), part.n_classes)
-        if zero_shot is not None:
-            mixed = mixed + self.weights.get("text", 0.0) * zero_shot
-        for name, weight in self.weights.items():
-            if name != "text" and weight > 0:
-                expert = EXPERTS[name](part).logits(pictures[0], zero_shot)
-                mixed = mixed + weight / self.noise[name] * centre_logits(expert)
-        if self.blocks is None:
-            return mixed
-        mixed = self.blocks.final_weight * mixed
-        for factor, inputs, z in zip(self.blocks.factors, self.blocks.inputs, pictures[1:], strict=True):
-            if factor:
-                mixed = mixed + factor * centre_logits(fit_ridge(inputs.take(train)).logits(z, None))
-        return mixed + self.blocks.count_weight * log_rarity(part.counts)
-
-
-@dataclass(frozen=True)
 class UnlabelledMixture:
-    """The regression on shots and pictures beside the teacher.
+    """The regression on shots and pictures beside the teacher."""
 
-    Args:
-        teacher_weight: factor of the teacher's logits.
-        weight: (c, e) of the joint features (see `join_blocks`), without their scale.
-        bias: (c,).
-        share: of the spread of the logits over the classes that comes from the regression.
-        gain: log posterior of the held-out labels that it adds, in nats; None where no shot was held out.
-        held_out: out-of-fold logits of the mixture; None where no shot was held out.
-    """
-
-    teacher_weight: float
-    weight: Tensor
-    bias: Tensor
-    share: float
-    gain: float | None
-    held_out: HeldOut | None
+    teacher_weight: float  # factor of the teacher's logits
+    weight: Tensor  # (c, e) of the joint features (see `join_blocks`), without their scale
+    bias: Tensor  # (c,)
+    share: float  # of the spread of the logits over the classes that comes from the regression
+    gain: float | None  # log posterior of the held-out labels that it adds, in nats; None where no shot was held out
+    held_out: HeldOut | None  # out-of-fold logits of the mixture; None where no shot was held out
 
 
 def fit_unlabelled(
     shots: list[Tensor],
     pictures: list[Tensor],
     is_used: list[bool],
-    teacher: Teacher,
+    teacher: Mixture,
     picture_logits: Tensor,
     zero_shot: Tensor | None,
     held_out: HeldOut | None,
@@ -154,42 +103,43 @@ def fit_unlabelled(
     if held_out is None and count_classes(picture_logits) < MIN_CLASS_RATIO * min(picture_logits.shape):
         return None
     scales = block_scales(is_used)
-    z, pool = join_blocks(shots, scales), join_blocks(pictures, scales)
-    labels, n_classes = teacher.inputs.labels, teacher.inputs.n_classes
-    products = torch.cat([z, pool]) @ torch.cat([z, pool]).T
-    n = len(z)
-    picture_rows = torch.arange(n, len(products))
+    joint = torch.cat([join_blocks(shots, scales), join_blocks(pictures, scales)])
+    labels, n_classes, n = teacher.inputs.labels, teacher.inputs.n_classes, len(shots[0])
+    products, picture_rows = joint @ joint.T, torch.arange(n, len(joint))
+
+    def predict(train: Tensor, rows: Tensor) -> list[Tensor]:
+        """Logits of held-out rows by the regression with the pictures, and without them."""
+        predicted = []
+        for kept, logits in (
+            (torch.cat([train, picture_rows]), teacher.logits(train, pictures, zero_shot)),
+            (train, picture_logits[:0]),
+        ):
+            part = products.index_select(0, kept).index_select(1, kept)
+            coefficients, offset, _ = fit_regression(part, labels[train], n_classes, logits)
+            predicted.append(products.index_select(0, rows).index_select(1, kept) @ coefficients + offset)
+        return predicted
+
     with limit_threads(len(products) ** 3):
         dual, bias, own_logits = fit_regression(products, labels, n_classes, picture_logits)
         if held_out is None:
             unit_of_weight = float(own_logits.std()) or 1.0
             weights, gain, mixture = [1.0, ONE_SHOT_WEIGHT], None, None
         else:
-            held_out = _first_rounds(held_out)
-            parts: list[Tensor] = []
-            parts_without: list[Tensor] = []
-            for train, rows in held_out.splits:
-                for kept, logits, predicted in (
-                    (torch.cat([train, picture_rows]), teacher.logits(train, pictures, zero_shot), parts),
-                    (train, picture_logits[:0], parts_without),
-                ):
-                    part = products.index_select(0, kept).index_select(1, kept)
-                    coefficients, offset, _ = fit_regression(part, labels[train], n_classes, logits)
-                    predicted.append(products.index_select(0, rows).index_select(1, kept) @ coefficients + offset)
-            logits, unit_of_weight = _in_units_of_noise(parts, held_out)
-            weights, gain = choose_weights(held_out, logits, _in_units_of_noise(parts_without, held_out)[0])
+            first = _first_rounds(held_out)
+            parts, parts_without = map(centre_logits, predict_held_out(first.splits, predict))
+            unit_of_weight, unit_without = (
+                max(noise_std(each, first.labels), MIN_NOISE_STD) for each in (parts, parts_without)
+            )
+            logits = parts / unit_of_weight
+            weights, gain = choose_weights(first, logits, parts_without / unit_without)
             if gain <= MIN_GAIN:
                 return gain
-
-            def choose(of: Tensor | slice) -> list[float]:
-                return _fit_weights(held_out, logits, of)[0]
-
-            mixture = held_out.mix([logits], weights, choose)
+            mixture = first.mix([logits], weights, lambda of: _fit_weights(first, logits, of)[0])
     factor = weights[1] / unit_of_weight
-    weight = factor * (dual.T @ torch.cat([z, pool]))
+    weight = factor * (dual.T @ joint)
     spreads = [
         weights[0] * float(picture_logits.std(dim=1).mean()),
-        float((pool @ weight.T + factor * bias).std(dim=1).mean()),
+        float((joint[n:] @ weight.T + factor * bias).std(dim=1).mean()),
     ]
     share = spreads[1] / (sum(spreads) or 1.0)
     columns = torch.cat([scale * torch.ones(part.shape[1]) for scale, part in zip(scales, shots, strict=True)])
@@ -199,20 +149,14 @@ def fit_unlabelled(
 def fit_regression(
     products: Tensor, labels: Tensor, n_classes: int, picture_logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ridge regression on shots with labels and pictures with probabilities.
+    """Ridge regression on shots with labels (n,) and pictures with probabilities, from logits (u, c) of the teacher.
 
-    Args:
-        products: (n + u, n + u) Gram matrix of the shots, then of the pictures.
-        labels: (n,) of the shots.
-        n_classes: c.
-        picture_logits: (u, c) of the pictures by the teacher.
-
-    Returns:
-        Coefficients (n + u, c) of the rows, the bias (c,), and leave-one-out logits (u, c) of the pictures.
+    The products (n + u, n + u) are the Gram matrix of the shots, then of the pictures. The results are coefficients
+    (n + u, c) of these rows, the bias (c,), and leave-one-out logits (u, c) of the pictures.
     """
     n = len(labels)
     onehot = torch.nn.functional.one_hot(labels, n_classes).to(products.dtype)
-    logits, noise_of_shots = picture_logits.to(products.dtype), labels
+    logits = picture_logits.to(products.dtype)
     for _ in range(REFINEMENTS + 1):
         target = torch.cat([onehot, logits.softmax(dim=1)])
         counts = target.sum(dim=0)
@@ -224,7 +168,7 @@ def fit_regression(
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
         dual = inverse @ target
         left_out = centre_logits(target - dual / inverse.diagonal()[:, None] + bias)
-        noise = max(noise_std(left_out[:n], noise_of_shots), MIN_NOISE_STD)
+        noise = max(noise_std(left_out[:n], labels), MIN_NOISE_STD)
         logits = picture_logits + REFINEMENT_WEIGHT / noise * left_out[n:]
     return dual - dual.mean(dim=1, keepdim=True), bias, left_out[n:]
 
@@ -232,10 +176,8 @@ def fit_regression(
 def choose_weights(held_out: HeldOut, logits: Tensor, without: Tensor) -> tuple[list[float], float]:
     """Weights of the teacher and of the regression, and what the log posterior gains by the pictures.
 
-    Args:
-        held_out: out-of-fold logits of the teacher.
-        logits: (r, c) of the regression, in units of their noise.
-        without: (r, c) of the same regression on the shots alone, in units of their noise.
+    The logits (r, c) are those of the regression, and of the same regression on the shots alone, in units of their
+    noise.
 
     >>> rows = torch.arange(4)
     >>> held_out = HeldOut(rows, [], torch.eye(4) * 0.5, rows, torch.ones(4), torch.eye(4) * 0.5)
@@ -266,13 +208,8 @@ def select_pictures(pictures: Tensor, shots: Tensor, blocks: Blocks, seed: int) 
     """Unit features (u', d) of the pictures that are used: those that are no shots, and at most `MAX_PICTURES`.
 
     Their values are those of 16-bit numbers, so that a saved model keeps them in half the space, and an edit of it
-    sees the same pictures as the fit.
-
-    Args:
-        pictures: (u, d) raw features of all blocks.
-        shots: (n, e) unit features of the block ``final`` of the shots.
-        blocks: the blocks of the columns, ``final`` first.
-        seed: of the draw.
+    sees the same pictures as the fit. The pictures have raw features of all blocks, the shots unit features of
+    ``final``.
     """
     columns = list(column_slices(blocks).values())
     units = torch.cat([unit(pictures[:, part]) for part in columns], dim=1)
@@ -309,13 +246,6 @@ def _fit_weights(held_out: HeldOut, regression: Tensor, of: Tensor | slice = sli
     return fit_stacking(parts, held_out.labels[of], median, log_std, held_out.row_weights[of])
 
 
-def _in_units_of_noise(parts: list[Tensor], held_out: HeldOut) -> tuple[Tensor, float]:
-    """The logits (r, c) of all folds divided by their noise, and the noise."""
-    logits = centre_logits(torch.cat(parts))
-    noise = max(noise_std(logits, held_out.labels), MIN_NOISE_STD)
-    return logits / noise, noise
-
-
 def _first_rounds(held_out: HeldOut) -> HeldOut:
     """The first rounds of folds: each of them holds out every shot once that can be held out."""
     n_rows = len(torch.cat([rows for _, rows in held_out.splits]).unique())
@@ -325,5 +255,5 @@ def _first_rounds(held_out: HeldOut) -> HeldOut:
     splits = held_out.splits[: len(held_out.splits) * MAX_FOLD_ROUNDS // rounds]
     n = sum(len(rows) for _, rows in splits)
     row_weights = held_out.row_weights[:n] * rounds / MAX_FOLD_ROUNDS
-    logits, cross_fitted = held_out.logits[:n], held_out.cross_fitted[:n]
-    return HeldOut(held_out.rows, splits, logits, held_out.labels[:n], row_weights, cross_fitted)
+    first = {name: getattr(held_out, name)[:n] for name in ("logits", "labels", "cross_fitted")}
+    return replace(held_out, splits=splits, row_weights=row_weights, **first)
