@@ -110,10 +110,10 @@ class TipAdapter(CacheHead):
         self.keys_, self.bias_, self.targets_ = cache_keys(shots.views), None, shots.targets
         if shots.targets is None:
             self.labels_ = shots.labels
-        else:
-            self.__dict__.pop("labels_", None)  # of an earlier fit
-            zero_shot = cosine_logits(shots.X, text, shots.scale)
-            self.bias_ = fit_bias(zero_shot + self.alpha_ * self._multilabel_votes(shots.X, own=True), shots.targets)
+            return
+        self.__dict__.pop("labels_", None)  # of an earlier fit
+        votes = self._multilabel_votes(shots.X, own=True)
+        self.bias_ = fit_bias(cosine_logits(shots.X, text, shots.scale) + self.alpha_ * votes, shots.targets)
 
     def _votes(self, X: Tensor) -> Tensor:
         return self._multilabel_votes(X) if self.task_ == "multilabel" else super()._votes(X)
