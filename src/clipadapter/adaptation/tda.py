@@ -231,15 +231,7 @@ class TdaCache:
 
 
 class _Items:
-    """The items of one cache: for each class a few features, those of lowest entropy.
-
-    Args:
-        n_classes: c.
-        size: s, items of each class.
-        width: d, of a feature.
-        max_excluded: largest number of classes that an item speaks against.
-        dtype: of features.
-    """
+    """The items of one cache: for each class a few features, those of lowest entropy."""
 
     def __init__(self, n_classes: int, size: int, width: int, max_excluded: int, dtype: Any) -> None:
         self.keys = np.zeros((n_classes, size, width), dtype)

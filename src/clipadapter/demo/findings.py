@@ -81,15 +81,10 @@ class Results:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two figures.
+    """A difference of two figures."""
 
-    Args:
-        value: first less second.
-        margin: differences up to this are unclear: about the 95 % margin of error.
-    """
-
-    value: float
-    margin: float
+    value: float  # first less second
+    margin: float  # differences up to this are unclear: about the 95 % margin of error
 
     @property
     def sign(self) -> int:

@@ -29,32 +29,20 @@ MAX_LISTED_NAMES = 4
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest pictures of each picture.
+    """The nearest pictures of each picture."""
 
-    Args:
-        index: (n, k) positions, nearest first.
-        cosine: (n, k) of centred features.
-    """
-
-    index: NDArray[np.int64]
-    cosine: NDArray[np.float32]
+    index: NDArray[np.int64]  # (n, k) positions, nearest first
+    cosine: NDArray[np.float32]  # (n, k) of centred features
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two copies of one picture.
+    """Two copies of one picture."""
 
-    Args:
-        first: position.
-        second: position, greater.
-        relation: "equal files", "equal hash", "nearly equal" or "mirrored".
-        similarity: cosine of their centred features; for an equal hash the share of equal bits.
-    """
-
-    first: int
-    second: int
-    relation: str
-    similarity: float
+    first: int  # position
+    second: int  # position, greater
+    relation: str  # "equal files", "equal hash", "nearly equal" or "mirrored"
+    similarity: float  # cosine of their centred features; for an equal hash the share of equal bits
 
 
 def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neighbours:
@@ -89,12 +77,7 @@ def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neigh
 
 
 def find_duplicate_pairs(measures: Sequence[ImageMeasures], neighbours: Neighbours) -> list[DuplicatePair]:
-    """All pairs of duplicates; of several equal files, each with the next.
-
-    Args:
-        measures: of n pictures.
-        neighbours: of the same pictures.
-    """
+    """All pairs of duplicates; of several equal files, each with the next."""
     by_digest: dict[bytes, list[int]] = {}
     for i, image in enumerate(measures):
         by_digest.setdefault(image.digest, []).append(i)
@@ -140,12 +123,7 @@ def _relation(a: ImageMeasures, b: ImageMeasures, cosine: float) -> str | None:
 
 
 def group_duplicates(pictures: Sequence[Picture], pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
-    """A finding for each group of duplicates. It is severe if they differ in label or split.
-
-    Args:
-        pictures: n.
-        pairs: of their positions.
-    """
+    """A finding for each group of duplicates. It is severe if they differ in label or split."""
     for members, group_pairs in _connected_components(len(pictures), pairs):
         group = tuple(pictures[i] for i in members)
         weakest = min(group_pairs, key=lambda pair: pair.similarity)

@@ -24,21 +24,14 @@ ABSENT_LOGIT = -1e9
 
 @dataclass(frozen=True, eq=False)
 class LabelEvidence:
-    """Three predictions for n pictures and c classes, in the order of the class names.
+    """Three predictions for n pictures and c classes, in the order of the class names."""
 
-    Args:
-        labels: (n,) class positions by the labels.
-        held_out: (n, c) probabilities by a head that was fitted without the picture; NaN if its class has no other.
-        votes: (n, c) how many of the nearest pictures have each label.
-        zero_shot: (n, c) probabilities by class text; None if the encoder has no text tower.
-        names: of the classes.
-    """
-
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64]  # (n,) class positions by the labels
+    # (n, c) probabilities by a head that was fitted without the picture; NaN if its class has no other
     held_out: NDArray[np.float64]
-    votes: NDArray[np.int64]
-    zero_shot: NDArray[np.float64] | None
-    names: tuple[str, ...]
+    votes: NDArray[np.int64]  # (n, c) how many of the nearest pictures have each label
+    zero_shot: NDArray[np.float64] | None  # (n, c) probabilities by class text; None if the encoder has no text tower
+    names: tuple[str, ...]  # of the classes
 
     @property
     def is_held_out(self) -> NDArray[np.bool_]:
@@ -53,12 +46,6 @@ def collect_label_evidence(
 
     The head is GDA. It has a closed form, and on held-out shots it is as good as heads that take ten times as long. The
     pictures of all splits together are its shots. Nothing that is fitted here is used elsewhere.
-
-    Args:
-        features: plain ones, of all splits.
-        text: class text of the same classes, in their order.
-        neighbours: nearest pictures of each.
-        seed: of the folds.
     """
     names = features.class_names
     text = None if text is None else text.with_order("given")

@@ -57,17 +57,11 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class BlockPart:
-    """What one block of features contributes to a prediction.
+    """What one block of features contributes to a prediction."""
 
-    Args:
-        name: of the block (`clipadapter.blocks`).
-        margin: its part of the margin; above 0 it speaks for the class that is explained, below 0 against it.
-        label: the class with the largest logit from this block alone; None if all are equal.
-    """
-
-    name: str
-    margin: float
-    label: str | None
+    name: str  # of the block (`clipadapter.blocks`)
+    margin: float  # its part of the margin; above 0 it speaks for the class that is explained, below 0 against it
+    label: str | None  # the class with the largest logit from this block alone; None if all are equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,10 +221,6 @@ class Explanation:
 
 def describe_prediction(prediction: Prediction, multilabel: bool = False) -> str:
     """The prediction as a sentence.
-
-    Args:
-        prediction: of one picture.
-        multilabel: whether a picture may have several labels.
 
     >>> describe_prediction(Prediction("x.jpg", "cat", 0.9, (("cat", 0.9), ("dog", 0.1))))
     "It is classified as 'cat' (0.90), before 'dog' (0.10)."

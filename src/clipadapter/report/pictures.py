@@ -23,40 +23,24 @@ CHUNK_ROWS = 1024
 
 @dataclass(frozen=True)
 class ReportPicture:
-    """One picture.
+    """One picture."""
 
-    Args:
-        path: of the file; None if that is not known.
-        name: its file and the folder above it, as printable text.
-        label: position of its class.
-    """
-
-    path: Path | None
-    name: str
-    label: int
+    path: Path | None  # of the file; None if that is not known
+    name: str  # its file and the folder above it, as printable text
+    label: int  # position of its class
 
 
 @dataclass(frozen=True, eq=False)
 class PictureTable:
-    """Pictures one by one.
+    """Pictures one by one."""
 
-    Args:
-        test: m test pictures.
-        shots: n shots of the model.
-        class_names: of all classes, in order.
-        probabilities: (m, c), calibrated.
-        predictions: (m,) position of the likeliest class.
-        nearest: (m, k) the shots most similar to each picture, the nearest first.
-        cosine: (m, k) their similarity.
-    """
-
-    test: tuple[ReportPicture, ...]
-    shots: tuple[ReportPicture, ...]
-    class_names: tuple[str, ...]
-    probabilities: Array
-    predictions: Array
-    nearest: Array
-    cosine: Array
+    test: tuple[ReportPicture, ...]  # m test pictures
+    shots: tuple[ReportPicture, ...]  # n shots of the model
+    class_names: tuple[str, ...]  # of all classes, in order
+    probabilities: Array  # (m, c), calibrated
+    predictions: Array  # (m,) position of the likeliest class
+    nearest: Array  # (m, k) the shots most similar to each picture, the nearest first
+    cosine: Array  # (m, k) their similarity
 
     @property
     def labels(self) -> Array:
@@ -74,14 +58,7 @@ class PictureTable:
 def collect_pictures(
     dataset: Dataset, evaluation: ModelEvaluation, support: FeatureSet, answers: Answers
 ) -> PictureTable:
-    """The pictures of an evaluation.
-
-    Args:
-        dataset: the test pictures, also those that can't be read.
-        evaluation: its features have the rows of the pictures that were read.
-        support: the shots, may be empty.
-        answers: of the test pictures.
-    """
+    """The pictures of an evaluation."""
     names = support.class_names
     position = {name: i for i, name in enumerate(names)}
     paths = [dataset.samples[i].path for i in evaluation.test.provenance["rows"]]

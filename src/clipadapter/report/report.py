@@ -30,17 +30,12 @@ SHOT_COUNT_KINDS = ("no-shots", "few-shots", "imbalance")
 
 @dataclass(frozen=True, eq=False)
 class DoctorResults:
-    """Findings of the doctor, or why it was not run.
+    """Findings of the doctor, or why it was not run."""
 
-    Args:
-        diagnosis: of the shots with existing files (split train) and the test pictures (split test).
-        why_not_run: why there is no diagnosis.
-        n_missing_shots: shots without an existing file.
-    """
-
+    # Of the shots with existing files (split train) and the test pictures (split test)
     diagnosis: Diagnosis | None = None
-    why_not_run: str = ""
-    n_missing_shots: int = 0
+    why_not_run: str = ""  # why there is no diagnosis
+    n_missing_shots: int = 0  # shots without an existing file
 
     @property
     def counts(self) -> dict[str, int] | None:
@@ -191,14 +186,7 @@ def _extract_outliers(model: FewShotClassifier, paths: Sequence[Path]) -> Featur
 def run_doctor(
     model: FewShotClassifier, pictures: PictureTable, seed: int = 0, progress: bool = False
 ) -> DoctorResults:
-    """Find faults in shots and test pictures together, so that a picture in both is found.
-
-    Args:
-        model: fitted; it is not changed.
-        pictures: with the paths of shots and test pictures.
-        seed: of the doctor's folds.
-        progress: show bars on stderr.
-    """
+    """Find faults in shots and test pictures together, so that a picture in both is found."""
     names = pictures.class_names
     samples = tuple(
         Sample(picture.path.absolute(), names[picture.label], split)

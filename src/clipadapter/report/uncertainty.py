@@ -18,25 +18,16 @@ DEFAULT_REJECT_RATE, DEFAULT_COVERAGE = 0.05, 0.9
 
 @dataclass(frozen=True, eq=False)
 class UncertaintyResults:
-    """Rates that were requested, and rates that were measured.
+    """Rates that were requested, and rates that were measured."""
 
-    Args:
-        answers: for the test pictures.
-        reject: requested share of the test pictures that are rejected; None if the model can't reject.
-        coverage: requested share of test pictures whose class is in the prediction set; None if the model has no sets.
-        labels: (m,) positions of the true classes.
-        outliers: answers for pictures of none of the classes, or None.
-        cost: mean cost of the predictions, if the model has costs of mistakes.
-        cost_of_likeliest: mean cost if the likeliest class were predicted instead.
-    """
-
-    answers: Answers
-    reject: float | None
+    answers: Answers  # for the test pictures
+    reject: float | None  # requested share of the test pictures that are rejected; None if the model can't reject
+    # Requested share of test pictures whose class is in the prediction set; None if the model has no sets
     coverage: float | None
-    labels: Array
-    outliers: Answers | None = None
-    cost: float | None = None
-    cost_of_likeliest: float | None = None
+    labels: Array  # (m,) positions of the true classes
+    outliers: Answers | None = None  # answers for pictures of none of the classes, or None
+    cost: float | None = None  # mean cost of the predictions, if the model has costs of mistakes
+    cost_of_likeliest: float | None = None  # mean cost if the likeliest class were predicted instead
 
     def to_dict(self) -> dict[str, Any]:
         """Requested and measured rates as JSON values."""

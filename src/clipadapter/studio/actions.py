@@ -30,12 +30,7 @@ MAX_FILE_NAME_LETTERS = 60
 
 
 class Actions:
-    """Performs the actions of the page on a project.
-
-    Args:
-        session: session of the project.
-        upload_folder: returns the folder of uploaded files.
-    """
+    """Performs the actions of the page on a project."""
 
     def __init__(self, session: Session, upload_folder: Callable[[], str]) -> None:
         self.session, self.project, self._upload_folder = session, session.project, upload_folder
@@ -197,11 +192,7 @@ class Actions:
             tab.renamed_class = _get_text(data, "renaming")
 
     def _take_uploaded_bytes(self, path: str) -> bytes:
-        """Read an uploaded file and remove it.
-
-        Raises:
-            InputError: if it is outside the folder of uploads.
-        """
+        """Read an uploaded file and remove it."""
         file = Path(os.path.realpath(path.replace("\0", "")))
         if not file.is_relative_to(os.path.realpath(self._upload_folder())) or not file.is_file():
             raise InputError("was not uploaded")

@@ -24,23 +24,14 @@ Move = tuple[str, str]
 
 @dataclass(frozen=True)
 class Step:
-    """One change that a person made.
+    """One change that a person made."""
 
-    Args:
-        number: counts up.
-        description: what was done, in words; names the step that undo reverts.
-        moves: moves of files and folders, in this order.
-        folders: folders that the step makes.
-        names_before: class names by folder before the step.
-        names_after: class names by folder after the step.
-    """
-
-    number: int
-    description: str
-    moves: tuple[Move, ...]
-    folders: tuple[str, ...]
-    names_before: Mapping[str, str]
-    names_after: Mapping[str, str]
+    number: int  # counts up
+    description: str  # what was done, in words; names the step that undo reverts
+    moves: tuple[Move, ...]  # moves of files and folders, in this order
+    folders: tuple[str, ...]  # folders that the step makes
+    names_before: Mapping[str, str]  # class names by folder before the step
+    names_after: Mapping[str, str]  # class names by folder after the step
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Step:
@@ -64,21 +55,14 @@ class Step:
 
 
 class Journal:
-    """The steps of a folder, in a file of JSON lines.
+    """The steps of a folder, in a file of JSON lines, which has a folder of its own in it.
 
-    Args:
-        root: the folder; every path of a step is inside it.
-        path: the file, in a folder of its own in it; made if missing. No step moves this folder, or files directly in
-            it: they are the program's own, and would be a way to put links in their place.
-        names: class names by folder at the start; names in the file replace them.
-        first_number: number of the next step if the file has none or lower ones.
+    No step moves that folder, or files directly in it: they are the program's own, and would be a way to put links in
+    their place.
 
     Attributes:
         names: class names by folder after the last step.
         steps: steps that were not undone.
-
-    Raises:
-        InputError: if the file is a link or not a journal, or a path of a step is outside the folder.
     """
 
     def __init__(self, root: Path, path: Path, names: Mapping[str, str] | None = None, first_number: int = 1) -> None:
@@ -100,18 +84,7 @@ class Journal:
         folders: Sequence[str] = (),
         names: Mapping[str, str] | None = None,
     ) -> Step:
-        """Log a step and make its moves; it is on the disk when this returns.
-
-        Args:
-            description: what is done, in words.
-            moves: moves, in this order.
-            folders: folders to make before the moves.
-            names: class names by folder after the step; unchanged if not given.
-
-        Raises:
-            InputError: if a path is outside the folder, or a step that failed can't be reverted.
-            OSError: if it fails; the folder and the journal are as they were.
-        """
+        """Log a step and make its moves; it is on the disk when this returns. If that fails, all is as it was."""
         after = self.names if names is None else dict(names)
         step = Step(self._next_number, description, tuple(moves), tuple(folders), self.names, after)
         self._check_paths(step)
@@ -133,12 +106,7 @@ class Journal:
         return [(old, new) for old, new in moves if exists(self.root / old) and exists(self.root / new)]
 
     def undo(self) -> Step | None:
-        """Undo the last step and return it; None if there is none.
-
-        Raises:
-            InputError: if a path is outside the folder by now, or an undo that failed can't be reverted.
-            OSError: if it fails; the folder and the journal are as they were.
-        """
+        """Undo the last step and return it; None if there is none. If that fails, all is as it was."""
         if not self.steps:
             return None
         self._check_paths(self.steps[-1])
@@ -246,11 +214,7 @@ class Journal:
             self._resolve(path)
 
     def _resolve(self, path: str) -> Path:
-        """The path of a file or folder of a step. It is checked again at each move: an earlier one may move a link.
-
-        Raises:
-            InputError: if the parent, with links resolved, is outside the folder, or it is one of the program's own.
-        """
+        """The path of a file or folder of a step. It is checked again at each move: an earlier one may move a link."""
         parent, own = Path(os.path.realpath((self.root / path).parent)), self.path.parent.name
         if not parent.is_relative_to(self.root):
             raise InputError(f"'{path}' is outside the folder {self.root}: links out of it are not followed")
@@ -297,9 +261,6 @@ class Journal:
             reverse: reverts its moves.
             length: bytes of the file before the line.
             error: why the step failed.
-
-        Raises:
-            InputError: if this fails as well. The line stays then, and the next opening finishes the step.
         """
         try:
             reverse(step)

@@ -47,31 +47,21 @@ SAME_PICTURE_SIMILARITY = 1 - 1e-6
 
 @dataclass(frozen=True, eq=False)
 class ProjectModel:
-    """A classifier of the classes of a project.
+    """A classifier of the classes of a project."""
 
-    Args:
-        text: text features; their labels are the class names.
-        zero_shot: head that uses the class names alone.
-        classifier: fitted to the labelled pictures; None if there are none. It has all blocks of features.
-        blocks: blocks of the features that the model was fitted to; empty for ``final`` alone.
-        shot_count: number of labelled pictures.
-        unlabelled_count: number of unlabelled pictures that the head was given.
-        zero_shot_accuracy: accuracy of the class names alone, mean over classes; None without labelled pictures.
-        held_out: accuracy on held-out labelled pictures; None if none can be held out.
-        doubts: why the label of a picture may be wrong, as a sentence, by key.
-        fit_seconds: duration of the fit.
-    """
-
-    text: TextFeatures
-    zero_shot: Head
+    text: TextFeatures  # text features; their labels are the class names
+    zero_shot: Head  # head that uses the class names alone
+    # Fitted to the labelled pictures; None if there are none. It has all blocks of features.
     classifier: FewShotClassifier | None = None
-    blocks: Blocks = ()
-    shot_count: int = 0
-    unlabelled_count: int = 0
+    blocks: Blocks = ()  # blocks of the features that the model was fitted to; empty for ``final`` alone
+    shot_count: int = 0  # number of labelled pictures
+    unlabelled_count: int = 0  # number of unlabelled pictures that the head was given
+    # Accuracy of the class names alone, mean over classes; None without labelled pictures
     zero_shot_accuracy: float | None = None
-    held_out: CurvePoint | None = None
+    held_out: CurvePoint | None = None  # accuracy on held-out labelled pictures; None if none can be held out
+    # Why the label of a picture may be wrong, as a sentence, by key
     doubts: Mapping[str, str] = field(default_factory=dict)
-    fit_seconds: float = 0.0
+    fit_seconds: float = 0.0  # duration of the fit
 
     @property
     def held_out_accuracy(self) -> float | None:
@@ -118,9 +108,6 @@ def fit_project_model(
         labels: class of each picture.
         blocks: name and width of each block of the features; empty for ``final`` alone.
         unlabelled: (u, d) of unlabelled pictures, for a head that learns from them.
-
-    Raises:
-        InputError: if the head can't be fitted to them.
     """
     start, text = time.perf_counter(), text.with_order("given")
     # The zero-shot head uses no shots, but a fit needs some: the text features themselves have the right width.
@@ -204,17 +191,11 @@ def find_unlike_names(logits: Array, labels: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class CurvePoint:
-    """A point of the learning curve: fits to the same number of shots.
+    """A point of the learning curve: fits to the same number of shots."""
 
-    Args:
-        shots_per_class: shots of each class; 0 for the class names alone.
-        accuracy: mean over the fits of the accuracy on other pictures, which is a mean over classes.
-        correct: (fits, m) 1 where a fit predicted a picture correctly, 0 where not, NaN where it saw the picture.
-    """
-
-    shots_per_class: float
-    accuracy: float
-    correct: Array
+    shots_per_class: float  # shots of each class; 0 for the class names alone
+    accuracy: float  # mean over the fits of the accuracy on other pictures, which is a mean over classes
+    correct: Array  # (fits, m) 1 where a fit predicted a picture correctly, 0 where not, NaN where it saw the picture
 
     @property
     def picture_count(self) -> int:
@@ -234,18 +215,12 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """How the accuracy grows with the number of labelled pictures.
+    """How the accuracy grows with the number of labelled pictures."""
 
-    Args:
-        points: in the order of their shots.
-        is_on_test: whether it was measured on the part "test".
-        forecast_shots: shots per class of the forecast.
-        forecast: accuracy with `MORE_SHOTS` more pictures per class; None if the points say too little.
-    """
-
-    points: tuple[CurvePoint, ...]
-    is_on_test: bool = False
-    forecast_shots: float = 0.0
+    points: tuple[CurvePoint, ...]  # in the order of their shots
+    is_on_test: bool = False  # whether it was measured on the part "test"
+    forecast_shots: float = 0.0  # shots per class of the forecast
+    # Accuracy with `MORE_SHOTS` more pictures per class; None if the points say too little
     forecast: AccuracyForecast | None = None
 
     @property
@@ -367,56 +342,30 @@ def _to_indices(labels: Sequence[str], class_names: Sequence[str]) -> Array:
 
 @dataclass(frozen=True)
 class SimilarPicture:
-    """A labelled picture that is similar to the one of a prediction.
+    """A labelled picture that is similar to the one of a prediction."""
 
-    Args:
-        key: key of the picture.
-        label: its class.
-        similarity: cosine of the features, -1 to 1.
-    """
-
-    key: str
-    label: str
-    similarity: float
+    key: str  # key of the picture
+    label: str  # its class
+    similarity: float  # cosine of the features, -1 to 1
 
 
 @dataclass(frozen=True)
 class ExplainedPrediction:
-    """The prediction for one picture, with reasons.
+    """The prediction for one picture, with reasons."""
 
-    Args:
-        top: (class, probability), most probable first.
-        shot_count: labelled pictures that the model was fitted to; 0 if it used the class names alone.
-        reason: why, in a sentence or two without technical terms.
-        details: the explanation in numbers, as sentences.
-        nearest: most similar labelled pictures.
-        labelled_as: class of the picture if it is a labelled one.
-        unlike: why the picture is unlike every class; else None.
-    """
-
-    top: tuple[tuple[str, float], ...]
-    shot_count: int
-    reason: str = ""
-    details: tuple[str, ...] = ()
-    nearest: tuple[SimilarPicture, ...] = ()
-    labelled_as: str | None = None
-    unlike: str | None = None
+    top: tuple[tuple[str, float], ...]  # (class, probability), most probable first
+    shot_count: int  # labelled pictures that the model was fitted to; 0 if it used the class names alone
+    reason: str = ""  # why, in a sentence or two without technical terms
+    details: tuple[str, ...] = ()  # the explanation in numbers, as sentences
+    nearest: tuple[SimilarPicture, ...] = ()  # most similar labelled pictures
+    labelled_as: str | None = None  # class of the picture if it is a labelled one
+    unlike: str | None = None  # why the picture is unlike every class; else None
 
 
 def explain_prediction(
     model: ProjectModel, image: ImageSource, contents: Contents, features: FeatureCache
 ) -> ExplainedPrediction:
-    """Predict the class of a picture and explain it.
-
-    Args:
-        model: fitted to labelled pictures, or zero-shot.
-        image: path, PIL image or array.
-        contents: tells which labelled pictures still exist.
-        features: computes the features of the picture.
-
-    Raises:
-        ImageError: if the picture can't be read.
-    """
+    """Predict the class of a picture and explain it."""
     if model.classifier is None:
         row = model.probabilities(features.compute_one(image)[None])[0]
         best = np.argsort(-row, kind="stable")[:MAX_PREDICTED_CLASSES]

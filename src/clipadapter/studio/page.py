@@ -42,11 +42,7 @@ Update = Any
 
 
 class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
-    """The studio of one project; `launch` serves it.
-
-    Args:
-        session: session of the project; the caller closes it.
-    """
+    """The studio of one project; `launch` serves it."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(title=f"{printable(session.project.root.name)} · clipadapter studio", analytics_enabled=False)
@@ -272,11 +268,7 @@ def pass_file_on(component: Any) -> None:
 
 
 class ForeignRequestFilter:
-    """ASGI middleware that refuses requests to fetch from another host, and uploads from pages of other hosts.
-
-    Args:
-        app: handles all other requests.
-    """
+    """ASGI middleware that refuses requests to fetch from another host, and uploads from pages of other hosts."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -37,18 +37,13 @@ UPLOAD_NAME = "[0-9a-f]{20}"
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A file with a picture.
+    """A file with a picture."""
 
-    Args:
-        key: name in the project: the path relative to it, with slashes, as valid text. The key of a file outside the
-            project begins with "/".
-        path: path of the file.
-        stamp: identifies the content of the file; see `Stamp`.
-    """
-
+    # Name in the project: the path relative to it, with slashes, as valid text. The key of a file outside the
+    # project begins with "/".
     key: str
-    path: Path
-    stamp: Stamp
+    path: Path  # path of the file
+    stamp: Stamp  # identifies the content of the file; see `Stamp`
 
     @property
     def is_external(self) -> bool:
@@ -58,24 +53,14 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that a browser sent. It may be no picture.
+    """A file that a browser sent. It may be no picture."""
 
-    Args:
-        name: name of the file on the machine of the browser; never used as a path.
-        data: its bytes.
-    """
-
-    name: str
-    data: bytes
+    name: str  # name of the file on the machine of the browser; never used as a path
+    data: bytes  # its bytes
 
 
 def list_picture_files(paths: Iterable[Path], root: Path | None = None) -> tuple[PictureFile, ...]:
-    """Return those of the files that exist.
-
-    Args:
-        paths: paths of the files.
-        root: the project that they are in; None if they are outside.
-    """
+    """Return those of the files that exist."""
     files = []
     for path in paths:
         try:
@@ -101,10 +86,6 @@ def find_rejection_reason(upload: Upload) -> str | None:
 
 def stored_file_name(upload: Upload, used: Collection[str] = ()) -> str:
     r"""Return the file name of an upload in the project: its own name, made safe, with the suffix of its format.
-
-    Args:
-        upload: its name comes from a browser, so only the part after the last separator counts.
-        used: names of the files beside it, in the form of `fold_name`; the returned name is none of them.
 
     >>> stored_file_name(Upload("../IMG 1.PNG", b"\x89PNG..."), used={"img 1.png"})
     'IMG 1-2.PNG'
@@ -136,11 +117,7 @@ def fold_name(name: str) -> str:
 
 
 def write_upload(folder: Path, upload: Upload) -> Path:
-    """Write an upload into a folder, under the hash of its bytes, and sync it.
-
-    Raises:
-        InputError: if it can't be written.
-    """
+    """Write an upload into a folder, under the hash of its bytes, and sync it."""
     return write_atomically(folder / blake2b(upload.data, digest_size=10).hexdigest(), upload.data)
 
 

@@ -62,20 +62,12 @@ MAX_SETTINGS_BYTES = 2**16
 
 
 def studio_path(root: Path, *names: str) -> Path:
-    """The path of a file or folder in the studio's own folder of a project.
-
-    Raises:
-        InputError: if it is a link, or a part of the way from the project to it.
-    """
+    """The path of a file or folder in the studio's own folder of a project."""
     return path_without_links(root, STUDIO_FOLDER, *names)
 
 
 def prepare_uploads(root: Path) -> Path:
-    """The folder of the page's temporary files, without those of an earlier page.
-
-    Raises:
-        InputError: see `studio_path`.
-    """
+    """The folder of the page's temporary files, without those of an earlier page."""
     folder = studio_path(root, UPLOADS_FOLDER)
     remove_abandoned(folder, UPLOAD_PATTERN, min_age=0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -428,16 +420,7 @@ class Project:
 
 
 class _Batch:
-    """Pictures to be moved into one folder: collects the moves of one step, and the result to report.
-
-    Args:
-        root: the project.
-        incoming: folder, relative to the project, that uploads are written to before they are moved.
-        contents: what is in the project.
-        duplicates: finds files of equal bytes.
-        target: the folder, relative to the project.
-        class_name: class of the folder; None for unlabelled pictures.
-    """
+    """Pictures to be moved into one folder: collects the moves of one step, and the result to report."""
 
     def __init__(
         self,
@@ -456,11 +439,7 @@ class _Batch:
         self._used_names = _list_used_names(root / target)
 
     def add_upload(self, upload: Upload) -> None:
-        """Decide about an upload. The bytes of an upload to add are on the disk after this.
-
-        Raises:
-            InputError: if the disk can't be written.
-        """
+        """Decide about an upload. The bytes of an upload to add are on the disk after this."""
         reason = find_rejection_reason(upload) or self._find_test_picture(upload)
         equal = [] if reason else self._duplicates.find(upload.data, self._contents.pictures())
         by_class = {self._contents.label(picture.key): picture for picture in equal}
@@ -485,11 +464,7 @@ class _Batch:
             self.result.added.append(f"{self._target}/{name}")
 
     def add_pictures(self, pictures: Sequence[PictureFile]) -> None:
-        """Add existing pictures: those of the project are moved, those outside it are copied.
-
-        Raises:
-            InputError: if the disk can't be written.
-        """
+        """Add existing pictures: those of the project are moved, those outside it are copied."""
         own = [one for one in pictures if not one.is_external and self._contents.label(one.key) != self._class_name]
         moves = _moves_into(self._root, own, self._target, self._used_names)
         self.moves += moves
@@ -539,13 +514,6 @@ def _count(n: int) -> str:
 def normalize_class_name(text: str, used: Collection[str] = ()) -> str:
     r"""Return a class name as it is stored: one line, without spaces around it, in composed letters (NFC).
 
-    Args:
-        text: what a person typed.
-        used: names of the other classes.
-
-    Raises:
-        InputError: if nothing is left, the name is too long, or another class has it, apart from case.
-
     >>> normalize_class_name("  tabby\n cat ")
     'tabby cat'
     """
@@ -565,10 +533,6 @@ def safe_folder_name(name: str, used: Collection[str] = ()) -> str:
     """Return a folder name for a class: its own name, if every system allows it and data sets read it as a class.
 
     Slashes, leading dots, names of devices, names of parts such as "test", and long names are changed.
-
-    Args:
-        name: name of the class.
-        used: names of the entries beside the folder.
 
     >>> safe_folder_name("tabby cat"), safe_folder_name("a/b"), safe_folder_name("..")
     ('tabby cat', 'a_b', '_')
