@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,16 @@ class Journal:
         steps: steps that were not undone.
     """
 
-    def __init__(self, root: Path, path: Path, names: Mapping[str, str] | None = None, first_number: int = 1) -> None:
+    def __init__(
+        self,
+        root: Path,
+        path: Path,
+        names: Mapping[str, str] | None = None,
+        first_number: int = 1,
+        write_names: Callable[[Mapping[str, str]], None] = lambda names: None,
+    ) -> None:
         self.root, self.path = Path(os.path.realpath(root)), path_without_links(root, *path.relative_to(root).parts)
-        self.names = dict(names or {})
+        self.names, self._write_names = dict(names or {}), write_names
         self.steps: list[Step] = []
         self._next_number = first_number
         self._replay()
@@ -88,15 +95,9 @@ class Journal:
         after = self.names if names is None else dict(names)
         step = Step(self._next_number, description, tuple(moves), tuple(folders), self.names, after)
         self._check_paths(step)
-        length = self._append(step.to_line(), sync=True)
-        self._push(step)
-        try:
+        with self._logged(step.to_line(), step, self._reverse_moves):
+            self._push(step)
             self._make_moves(step)
-        except (OSError, InputError) as error:
-            self._revert(step, self._reverse_moves, length, error)
-            self._pop()
-            raise
-        self._log_done(step)
         return step
 
     def blocked_moves(self) -> list[Move]:
@@ -109,17 +110,35 @@ class Journal:
         """Undo the last step and return it; None if there is none. If that fails, all is as it was."""
         if not self.steps:
             return None
-        self._check_paths(self.steps[-1])
-        length = self._append({"undo": self.steps[-1].number}, sync=True)
-        step = self._pop()
+        step = self.steps[-1]
+        self._check_paths(step)
+        with self._logged({"undo": step.number}, step, self._make_moves):
+            self._reverse_moves(self._pop())
+        return step
+
+    @contextmanager
+    def _logged(self, line: Mapping[str, Any], step: Step, reverse: Callable[[Step], None]) -> Iterator[None]:
+        """Log what is made inside, and the class names after it. If that fails, reverse it and remove its line.
+
+        If reversing fails as well, the line stays, and the next opening finishes the step.
+        """
+        before = list(self.steps), self.names
+        length = self._append(line, sync=True)
         try:
-            self._reverse_moves(step)
+            yield
+            self._write_names(self.names)
         except (OSError, InputError) as error:
-            self._revert(step, self._make_moves, length, error)
-            self._push(step)
+            try:
+                reverse(step)
+                self._truncate(length)
+            except (OSError, InputError):
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                raise InputError(
+                    f"{step.description} was interrupted: {reason}; open the project again to finish it"
+                ) from error
+            self.steps, self.names = before
             raise
         self._log_done(step)
-        return step
 
     # ---- The file ----
 
@@ -152,6 +171,7 @@ class Journal:
                     f"{error.strerror or error}; correct this, then open the project again"
                 ) from error
             self._log_done(step)
+        self._write_names(self.names)
 
     def _apply_line(self, line: dict[str, Any]) -> tuple[str, Step] | None:
         """Apply a line to the list of steps. Return a step or an undo that has no line "done" yet."""
@@ -252,21 +272,3 @@ class Journal:
         old.rename(new)
         sync_folder(new.parent)
         sync_folder(old.parent)
-
-    def _revert(self, step: Step, reverse: Callable[[Step], None], length: int, error: OSError | InputError) -> None:
-        """Revert the moves of a step that failed, then remove its line.
-
-        Args:
-            step: the step.
-            reverse: reverts its moves.
-            length: bytes of the file before the line.
-            error: why the step failed.
-        """
-        try:
-            reverse(step)
-            self._truncate(length)
-        except (OSError, InputError):
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise InputError(
-                f"{step.description} was interrupted: {reason}; open the project again to finish it"
-            ) from error

@@ -127,20 +127,19 @@ def fit_project_model(
     n_unlabelled = 0 if unlabelled is None else len(unlabelled)
     label_indices = _to_indices(labels, text.labels)
     name_logits = zero_shot.logits(support.final)
-    best = _predict_among(name_logits, label_indices)
+    present = np.unique(label_indices)  # a class without pictures would only lower the accuracy of the others
+    best = present[name_logits[:, present].argmax(axis=1)]
     zero_shot_accuracy = mean_class_accuracy(best == label_indices, label_indices)
     fit_seconds = time.perf_counter() - start
     held_out = out_of_fold(classifier.head_, features, np.asarray(labels), text, strategies=("own", "folds"))
-    point, doubts = (
-        None,
-        {
-            keys[i]: f"The name “{labels[i]}” fits it no better than pictures of other classes."
-            for i in np.flatnonzero(find_unlike_names(name_logits, label_indices)).tolist()
-        },
-    )
+    point = None
+    doubts = {
+        keys[i]: f"The name “{labels[i]}” fits it no better than pictures of other classes."
+        for i in np.flatnonzero(find_unlike_names(name_logits, label_indices)).tolist()
+    }
     if held_out is not None:
         rows = held_out.first_per_shot
-        predicted = _predict_among(rows.logits, label_indices)
+        predicted = present[rows.logits[:, present].argmax(axis=1)]
         correct = np.full((1, len(labels)), np.nan)
         correct[0, rows.rows] = predicted == rows.labels
         point = CurvePoint.of_fits(held_out.shots_per_class, correct, label_indices)
@@ -250,56 +249,43 @@ def learning_curve(
         on_step: called between two fits; may raise.
     """
     assert model.classifier is not None
-    label_indices = _to_indices(labels, model.class_names)
-    test_set, measured_labels = None, label_indices
+    fitted = model.classifier.head_
     rows = [] if test is None else [i for i, name in enumerate(test[1]) if name in set(labels)]
+    is_on_test = test is not None and bool(rows)
+    X, names = features, list(labels)
     if test is not None and rows:
-        test_labels = [test[1][i] for i in rows]
-        test_set = FeatureSet(test[0][rows], tuple(test_labels), model.class_names, blocks=model.blocks)
-        test_set = test_set.mark_for_evaluation()
-        measured_labels = _to_indices(test_labels, model.class_names)
+        X, names = test[0][rows], [test[1][i] for i in rows]
+    measured = FeatureSet(X, tuple(names), model.class_names, blocks=model.blocks)
+    measured_labels = _to_indices(names, model.class_names)
 
-    final = features[:, : model.text.embeddings.shape[1]]
-
-    def measure(head: Head, drawn: Array) -> Array:
+    def measure(head: Head, drawn: Sequence[int] | Array = ()) -> Array:
         """(m,) correct predictions; NaN for the pictures that the head was fitted to."""
         on_step()
-        X = final if head is model.zero_shot else features
-        if test_set is not None:
-            seen = test_set.select_blocks([FINAL]) if head is model.zero_shot else test_set
-            result = score(head, seen, among=sorted(set(labels)))
-            return np.asarray(result.logits.argmax(axis=1) == result.labels, np.float64)
-        others = np.setdiff1d(np.arange(len(labels)), drawn)
-        correct = np.full(len(labels), np.nan)
-        correct[others] = _predict_among(head.logits(X[others]), label_indices) == label_indices[others]
+        others = np.setdiff1d(np.arange(len(measured)), () if is_on_test else drawn).astype(int)
+        part = measured.take(others).mark_for_evaluation()
+        part = part.select_blocks([FINAL]) if head is model.zero_shot else part
+        result = score(head, part, among=sorted(set(labels)))
+        correct = np.full(len(measured), np.nan)
+        correct[others] = result.logits.argmax(axis=1) == result.labels
         return correct
 
-    points = [CurvePoint.of_fits(0, measure(model.zero_shot, np.array([], int))[None], measured_labels)]
-    counts = np.bincount(label_indices)
+    def fit(drawn: Array) -> Head:
+        shot_labels, pool = [labels[i] for i in drawn], fitted.kept_pictures
+        head = clone(fitted)
+        return head.fit(features[drawn], shot_labels, text=model.text, unlabelled=pool, blocks=model.blocks or None)
+
+    points = [CurvePoint.of_fits(0, measure(model.zero_shot)[None], measured_labels)]
+    counts = np.unique(labels, return_counts=True)[1]
     divisible = counts[counts >= 2]
     shots_now = mean_shots_per_class(labels)
-    last_shots = shots_now if test_set is not None else 0 if model.held_out is None else model.held_out.shots_per_class
+    last_shots = shots_now if is_on_test else 0 if model.held_out is None else model.held_out.shots_per_class
     max_shots = min(int(divisible.min()) - 1, MAX_CURVE_SHOTS) if len(divisible) else 0
     for shots in (2**i for i in range(6) if 2**i <= max_shots and 2**i < 0.9 * last_shots):
         draws = [np.array(draw_shots(labels, shots, seed)) for seed in range(DRAWS_PER_POINT)]
-        heads = (
-            (
-                clone(model.classifier.head_).fit(
-                    features[drawn],
-                    [labels[i] for i in drawn],
-                    text=model.text,
-                    unlabelled=model.classifier.head_.kept_pictures,
-                    blocks=model.blocks or None,
-                ),
-                drawn,
-            )
-            for drawn in draws
-        )
-        correct = np.stack([measure(head, drawn) for head, drawn in heads])
+        correct = np.stack([measure(fit(drawn), drawn) for drawn in draws])
         points.append(CurvePoint.of_fits(shots, correct, measured_labels))
-    if test_set is not None:
-        correct = measure(model.classifier.head_, np.arange(len(labels)))[None]
-        points.append(CurvePoint.of_fits(shots_now, correct, measured_labels))
+    if is_on_test:
+        points.append(CurvePoint.of_fits(shots_now, measure(fitted)[None], measured_labels))
     elif model.held_out is not None:
         points.append(model.held_out)
     forecast = forecast_accuracy(
@@ -308,7 +294,7 @@ def learning_curve(
         measured_labels,
         target_shots=shots_now + MORE_SHOTS,
     )
-    return LearningCurve(tuple(points), test_set is not None, shots_now + MORE_SHOTS, forecast)
+    return LearningCurve(tuple(points), is_on_test, shots_now + MORE_SHOTS, forecast)
 
 
 def mean_class_accuracy(correct: Array, labels: Array) -> float:
@@ -324,12 +310,6 @@ def mean_class_accuracy(correct: Array, labels: Array) -> float:
     is_measured = ~np.isnan(np.asarray(correct, np.float64))
     shares = [correct[is_measured & (labels == k)].mean() for k in np.unique(labels[is_measured])]
     return float(np.mean(shares))
-
-
-def _predict_among(logits: Array, labels: Array) -> Array:
-    """(m,) predicted classes from logits (m, c), among the classes that some labelled picture has."""
-    has_pictures = np.isin(np.arange(logits.shape[1]), labels)
-    return np.asarray(np.where(has_pictures, logits, -np.inf).argmax(axis=1))
 
 
 def _to_indices(labels: Sequence[str], class_names: Sequence[str]) -> Array:

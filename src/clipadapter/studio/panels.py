@@ -13,7 +13,7 @@ from jinja2 import Environment
 
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.files import printable
-from clipadapter.formatting import format_count
+from clipadapter.formatting import format_count, format_list
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.contents import Contents
@@ -21,7 +21,7 @@ from clipadapter.studio.model import MORE_SHOTS, LearningCurve, ProjectModel
 from clipadapter.studio.pictures import PictureFile, Stamp
 from clipadapter.studio.quality import quality_options, why_no_unlabelled
 from clipadapter.studio.session import Session, SessionState
-from clipadapter.studio.tab import Tab, join_first
+from clipadapter.studio.tab import Tab
 
 PACKAGE = "clipadapter.studio"
 PANELS = ("status", "classes", "queue", "prediction", "accuracy", "quality")
@@ -200,7 +200,7 @@ class Panels:
             "width": PLOT_WIDTH,
             "height": PLOT_HEIGHT,
             "percent": lambda share: round(100 * share),
-            "left_out": join_first(self.session.classes_without_pictures()),
+            "left_out": format_list(self.session.classes_without_pictures(), 3),
             "method_style": method_style(self.session.head),
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,13 +44,3 @@ class Tab:
     def show(self, note: Note) -> None:
         """Show a message in place of the last one."""
         self.note, self.note_count = note, self.note_count + 1
-
-
-def join_first(texts: Sequence[str], limit: int = 3) -> str:
-    """Join the first few of many texts.
-
-    >>> join_first(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
-    """
-    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
-    return ", ".join(texts[:limit]) + more
