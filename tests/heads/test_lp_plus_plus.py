@@ -6,6 +6,7 @@ import torch
 
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.lp_plus_plus import LpPlusPlus, _Problem
+from clipadapter.heads.training import training_bar
 from clipadapter.testing import toy_features
 
 from .formulas import softmax, unit
@@ -124,8 +125,8 @@ def test_a_class_without_shots_has_its_text_and_the_average_of_the_others(case):
 def test_large_problems_run_fewer_epochs(monkeypatch):
     X, y, text = toy_features()
     seen = []
-    bar = "clipadapter.heads.lp_plus_plus.progress_bar"
-    monkeypatch.setattr(bar, lambda epochs, **_: seen.append(len(epochs)) or iter(()))
+    bar = "clipadapter.heads.lp_plus_plus.training_bar"
+    monkeypatch.setattr(bar, lambda epochs, **options: seen.append(epochs) or training_bar(epochs, **options))
     multiplications = 2 * 12 * 3 * 16  # of an epoch: there and back, 12 shots, 3 classes, width 16
     for work, epochs in ((1e12, 300), (100 * multiplications, 100), (1, 50)):
         monkeypatch.setattr("clipadapter.heads.lp_plus_plus.MAX_TRAINING_MULTIPLICATIONS", work)

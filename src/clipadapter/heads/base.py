@@ -447,6 +447,8 @@ class Head(Estimator, ABC):
         train = np.setdiff1d(np.arange(len(np.asarray(y))), held_out)
         blocks = getattr(self, "blocks_", None) if blocks is None else blocks
         head: Self = clone(self)
+        if "progress" in head.get_params(deep=False):
+            head.set_params(progress=False)  # one of many fits, whose caller shows a bar
         head._full_fit = self if reuse_chosen else None
         try:
             return head.fit(np.asarray(X)[train], np.asarray(y)[train], text, self.kept_pictures, blocks)

@@ -13,12 +13,11 @@ Branch "visual" trains the layers of f, "text" those of W, "both" both. `ClipAda
 
 - Training: 200 steps of AdamW and at least 20 epochs of shuffled batches of 256 shots, of each shot a view drawn anew.
   The rate falls from 2e-3 to 0 along a cosine. The scale s is halved, Gaussian noise is added to the features, and the
-  mean of the classes' mean features is subtracted before W1.
+  mean of the classes' mean features is subtracted before W1. Unequal shots adjust the logits (`heads/label_loss.py`).
 - The ratio (alpha, beta, or one for both) is trained with at 0.4, and chosen after: the posterior mean under a normal
   prior, whose mean grows with the loss of zero-shot on the shots, and the likelihood of the shots by adapters of three
   folds that did not see them, each ratio at its best temperature. `heads/residual_ratio.py` has the formulas.
-- Unequal shots adjust the logits in training (`heads/label_loss.py`). With multi-label pictures the loss is binary
-  cross-entropy, at the bias that zero-shot has for such shots.
+- Multi-label pictures have binary cross-entropy as loss, at the bias that zero-shot has for them.
 """
 
 from __future__ import annotations
@@ -57,11 +56,11 @@ FOLDS, SUFFICIENT_SHOTS = 3, 256
 
 
 class Layers(NamedTuple):
-    """The linear layers of one branch."""
+    """The linear layers of one branch, whose inputs have a centre subtracted: zeros for the paper's formula."""
 
     down: Tensor  # (h, d), W1 transposed
     up: Tensor  # (d, h), W2 transposed
-    centre: Tensor  # (d,), subtracted from the inputs; zeros for the paper's formula
+    centre: Tensor  # (d,)
 
 
 @register_head(
@@ -73,9 +72,7 @@ class Layers(NamedTuple):
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class ClipAdapter(TrainedHead, ScheduleParameters):
-    """Bottleneck adapters on picture features, class text, or both, trained by cross-entropy.
-
-    A warm start keeps the ratio that "auto" chose. The text branch starts from the beginning.
+    """Bottleneck adapters on picture features, class text, or both. A warm start keeps the ratio that "auto" chose.
 
     Args:
         branch: "visual", "text" or "both".
@@ -89,8 +86,8 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         final_relu: a second ReLU at the end of the adapter.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
             scripts take: 50 at one shot per class, 100 at two to five, 200 above.
-        steps: fewest optimizer steps if ``epochs`` is None; fewer than 20 epochs are made, at a higher rate, where 20
-            cost more than 10^12 multiplications forwards, as with 10,000 classes x 4 shots.
+        steps: fewest optimizer steps if ``epochs`` is None; where 20 epochs cost more than 10^12 multiplications, as
+            with 10,000 classes x 4 shots, there are fewer at a higher rate.
         seed: of initialisation, shuffling, noise and folds.
 
     >>> from clipadapter.testing import toy_features
@@ -158,8 +155,8 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
             auto = choose_ratio(tables, expected)
             # A fold has the ratio that the others choose: by its own shots, they would look better than new pictures.
             by_fit = [auto, *(choose_ratio(tables[:i] + tables[i + 1 :], expected) for i in range(len(folds)))]
-            out_of_fold = partial(self._logits_of_shots, shots)
-            self._own_out_of_fold = join_folds(shots, folds, lambda i, rows: out_of_fold(fits[i], by_fit[i], rows))
+            logits = partial(self._logits_of_shots, shots)
+            self._own_out_of_fold = join_folds(shots, folds, lambda i, rows: logits(fits[i], by_fit[i], rows))
         self._store(shots, fits[0], self._ratios(auto))
 
     def _train(self, shots: SupportSet, part: TrainingPart) -> tuple[dict[str, Layers], float]:
@@ -167,8 +164,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         views, text = unit(shots.views[part.rows]), shots.class_text
         generator = torch.Generator().manual_seed(self.seed)  # of the start and the noise; `train` has another one
         layers = self._start(shots, part, generator)
-        label_loss = self._loss_with_chosen_q(class_counts(shots, part.rows))
-        loss_of = Loss.of_support_set(shots, part.rows, label_loss)
+        loss_of = Loss.of_support_set(shots, part.rows, self._loss_with_chosen_q(class_counts(shots, part.rows)))
         scale = shots.scale / (self.temperature if shots.targets is None else 1.0)
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:

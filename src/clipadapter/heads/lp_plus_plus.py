@@ -20,9 +20,9 @@ from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LogitAdjustedHead
 from clipadapter.heads.registry import register_head
+from clipadapter.heads.training import training_bar
 from clipadapter.heads.warm_start import STEPS_SHARE, WarmStart, find_warm_start
 from clipadapter.parallel import limit_threads
-from clipadapter.progress import BRIEF_SECONDS, progress_bar
 
 EPOCHS = 300
 """Full-batch steps of the released code."""
@@ -160,38 +160,21 @@ class LpPlusPlus(LogitAdjustedHead):
         # A bias is the weight of a feature that is always one, whose X^T X is n.
         lr_bias = lr_weight if self.literal else min(lr_weight, 4.0)
         n, p, d = len(problem.X), *weight.shape
-        # The sum of all steps is a mix of the shots. With n < 2 d, a step of its coefficients (n, p) and the product
-        # with X X^T take n^2 p multiplications, where a step of the weights and the product with X take 2 n d p.
-        gram = problem.X @ problem.X.T if n < 2 * d else None
-        initial_products = problem.X @ weight.T
-        moved = torch.zeros_like(weight).T if gram is None else torch.zeros_like(initial_products)
-        momentum_moved, momentum_bias = torch.zeros_like(moved), torch.zeros_like(bias)
-        total = torch.zeros_like(alpha)
-        epochs = (
-            min(EPOCHS, max(MIN_EPOCHS, int(MAX_TRAINING_MULTIPLICATIONS / (2 * n * p * d))))
-            if self.epochs is None
-            else self.epochs
-        )
-        epochs = round(share * epochs)
-        options = {"desc": "training", "unit": "epoch", "leave": False, "delay": BRIEF_SECONDS}
-        bar = progress_bar(range(1, epochs + 1), shown=self.progress, **options)
-        for epoch in bar:
-            products = torch.addmm(initial_products, problem.X if gram is None else gram, moved)
-            residual = problem.residual(products, bias, alpha)
-            if gram is None:
-                momentum_moved.mul_(MOMENTUM).addmm_(problem.X.T, residual)
-            else:
-                momentum_moved.mul_(MOMENTUM).add_(residual)
-            momentum_bias.mul_(MOMENTUM).add_(residual.sum(dim=0))
-            moved.sub_(momentum_moved, alpha=lr_weight)
-            bias.sub_(momentum_bias, alpha=lr_bias)
-            moves_alpha = epoch % EPOCHS_PER_ALPHA_STEP == 0
-            if moves_alpha or self.literal:
+        largest = max(MIN_EPOCHS, int(MAX_TRAINING_MULTIPLICATIONS / (2 * n * p * d)))
+        epochs = round(share * (min(EPOCHS, largest) if self.epochs is None else self.epochs))
+        momentum_weight, momentum_bias, total = (torch.zeros_like(each) for each in (weight, bias, alpha))
+        with training_bar(epochs, shown=self.progress) as bar:
+            for epoch in range(1, epochs + 1):
+                residual = problem.residual(problem.X @ weight.T, bias, alpha)
+                momentum_weight.mul_(MOMENTUM).addmm_(residual.T, problem.X)
+                momentum_bias.mul_(MOMENTUM).add_(residual.sum(dim=0))
+                weight = weight - lr_weight * momentum_weight
+                bias = bias - lr_bias * momentum_bias
                 gradient = (residual * problem.similarity).sum(dim=0)
                 total = total + gradient if self.literal else gradient
-            if moves_alpha:
-                alpha.sub_(total, alpha=lr_alpha)
-        weight = weight + moved.T if gram is None else torch.addmm(weight, moved.T, problem.X)
+                if epoch % EPOCHS_PER_ALPHA_STEP == 0:
+                    alpha = alpha - lr_alpha * total
+                bar.update()
         return weight, bias, alpha
 
     def _initial_bias(self, problem: _Problem) -> Tensor:

@@ -29,6 +29,7 @@ from clipadapter.heads.support import (
     is_multilabel,
 )
 from clipadapter.heads.text import TextFeatures
+from clipadapter.progress import BRIEF_SECONDS, progress_bar
 
 Strategy = Literal["own", "folds", "views"]
 
@@ -216,7 +217,8 @@ def _from_folds(
     predicted: list[Array] = []
     logits: list[Array] = []
     scales: list[float] = []
-    for train, held_out in splits:
+    shown = bool(head.get_params(deep=False).get("progress", False))
+    for train, held_out in progress_bar(splits, desc="held-out shots", shown=shown, leave=False, delay=BRIEF_SECONDS):
         reuse_chosen = is_fitted and not keep_heads
         fold_head = head.refit_without(views, y, held_out, text, reuse_chosen=reuse_chosen, blocks=blocks)
         n = MAX_HELD_OUT_LOGITS // (len(fold_head.classes_) * len(splits))

@@ -106,13 +106,14 @@ class TipAdapter(CacheHead):
     """(n, c) zeros and ones of a multi-label head, in place of ``labels_``."""
 
     def _fit(self, shots: SupportSet) -> None:
-        zero_shot = cosine_logits(shots.X, self._set_text(shots), shots.scale)
+        text = self._set_text(shots)
         self.keys_, self.bias_, self.targets_ = cache_keys(shots.views), None, shots.targets
         if shots.targets is None:
             self.labels_ = shots.labels
-        else:
-            self.__dict__.pop("labels_", None)  # of an earlier fit
-            self.bias_ = fit_bias(zero_shot + self.alpha_ * self._multilabel_votes(shots.X, own=True), shots.targets)
+            return
+        self.__dict__.pop("labels_", None)  # of an earlier fit
+        votes = self._multilabel_votes(shots.X, own=True)
+        self.bias_ = fit_bias(cosine_logits(shots.X, text, shots.scale) + self.alpha_ * votes, shots.targets)
 
     def _votes(self, X: Tensor) -> Tensor:
         return self._multilabel_votes(X) if self.task_ == "multilabel" else super()._votes(X)
