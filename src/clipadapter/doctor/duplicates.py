@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clipadapter.doctor.findings import Finding, Picture
 from clipadapter.doctor.image_quality import MIN_CONTRAST, ImageMeasures
 from clipadapter.formatting import format_list
+from clipadapter.heads import transductive
 
 MAX_NEIGHBOURS = 12
 """Nearest pictures that are compared; limits memory if hundreds are similar, such as frames of a video."""
-MAX_BLOCK_VALUES = 1 << 23
-"""Cosines that are in memory at a time."""
 NEAR_DUPLICATE_RULES = ((0.75, 10), (0.85, 16), (0.95, 22))
 """(minimum cosine of centred features, maximum number of different bits of 64); each of them makes a pair."""
 MAX_BITS_OF_COPIES = 2
@@ -61,19 +61,9 @@ def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neigh
     units = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
     units = units - units.mean(axis=0)
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
-    n = len(X)
-    k = min(k, n - 1)
-    index, cosine = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
-    block = max(1, MAX_BLOCK_VALUES // n)
-    for start in range(0, n if k else 0, block):  # no step if there is a single picture
-        rows = np.arange(start, min(start + block, n))
-        similarity = units[rows] @ units.T  # (b, n)
-        similarity[np.arange(len(rows)), rows] = -2  # below any cosine, so that no picture is its own neighbour
-        best = np.argpartition(similarity, n - k, axis=1)[:, n - k :]
-        values = np.take_along_axis(similarity, best, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        index[rows], cosine[rows] = np.take_along_axis(best, order, axis=1), np.take_along_axis(values, order, axis=1)
-    return Neighbours(index, cosine)
+    rows = torch.from_numpy(units)
+    cosine, index = transductive.nearest_neighbours(rows, rows, k, exclude_self=True)
+    return Neighbours(index.numpy(), cosine.numpy())
 
 
 def find_duplicate_pairs(measures: Sequence[ImageMeasures], neighbours: Neighbours) -> list[DuplicatePair]:

@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 from clipadapter.doctor.duplicates import Neighbours
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, out_of_fold
-from clipadapter.prediction import softmax
+from clipadapter.uncertainty import learn_calibrator
 
 FOLDS = 8
 """Folds of the held-out predictions: each head is fitted to seven eighths of the pictures."""
 VOTING_NEIGHBOURS = 5
 """Nearest pictures whose labels are counted."""
-CANDIDATE_TEMPERATURES = np.logspace(-2, 2, 41)
-"""0.01 to 100, ten per power of ten."""
 ABSENT_LOGIT = -1e9
 """Logit of a class that the head does not have."""
 
@@ -78,12 +76,6 @@ def _predict_zero_shot(
 
 
 def calibrate(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Probabilities at the temperature with the smallest log-loss of the labels.
-
-    Args:
-        logits: (r, c).
-        labels: (r,) positions.
-    """
-    rows = np.arange(len(labels))
-    losses = [-np.log(np.maximum(softmax(logits, t)[rows, labels], 1e-12)).mean() for t in CANDIDATE_TEMPERATURES]
-    return softmax(logits, CANDIDATE_TEMPERATURES[int(np.argmin(losses))])
+    """Probabilities (r, c) at the temperature with the smallest log-loss of the labels: positions, (r,)."""
+    # The pictures are many, and their encoder may be any: the temperature has no prior.
+    return learn_calibrator(logits, labels, prior_deviation=np.inf).probabilities(logits)

@@ -141,12 +141,10 @@ def make_report(
     outlier_features = _extract_outliers(model, outliers) if outliers else None
     systems = {THIS_MODEL: evaluation.model, **evaluation.baselines}
     predictions = {name: score.evaluation.predictions for name, score in systems.items()}
-    logits = evaluation.model.logits
     uncertainty = measure_uncertainty(
         model,
         evaluation.test.plain,
-        logits,
-        evaluation.model.labels,
+        evaluation.model,
         reject=reject,
         coverage=coverage,
         outliers=None if outlier_features is None else outlier_features.plain,
@@ -161,7 +159,7 @@ def make_report(
         doctor=run_doctor(model, pictures, seed, progress)
         if doctor
         else DoctorResults(why_not_run="it was switched off (--no-doctor)"),
-        logits=logits,
+        logits=evaluation.model.logits,
         model=model,
     )
 
