@@ -114,21 +114,17 @@ def test_a_picture_that_comes_again_is_stored_once():
     np.testing.assert_allclose(copies.adapt(x, z)[3] - z[3], [3 * 0.5 - 2 * 0.117, -2 * 0.117])
 
 
-def test_a_reset_begins_again():
-    x, z = toy()
-    cache = TdaCache(4)
-    first = cache.adapt(x, z)
-    assert cache.reset() > 0 and len(cache) == 0
-    np.testing.assert_array_equal(cache.adapt(x, z), first)
+def bytes_of(cache):
+    return sum(array.nbytes for items in (cache._positive, cache._negative) for array in vars(items).values())
 
 
 def test_memory_does_not_grow_beyond_its_bound():
     x, z = toy(n=400, d=16)
     cache = TdaCache(4)
-    cache.adapt(x.astype(np.float32), z)
-    assert len(cache) <= cache.max_items == 4 * (3 + 2)
-    arrays = [vars(items)[name] for items in (cache._positive, cache._negative) for name in vars(items)]
-    assert sum(array.nbytes for array in arrays) == cache.max_bytes(width=16)
+    cache.adapt(x[:1].astype(np.float32), z[:1])
+    first = bytes_of(cache)
+    cache.adapt(x[1:].astype(np.float32), z[1:])
+    assert len(cache) <= 4 * (3 + 2) and bytes_of(cache) == first
 
 
 def test_threads_share_a_cache():
@@ -145,34 +141,12 @@ def test_threads_share_a_cache():
         np.testing.assert_allclose(cache._positive._entropies[k], np.sort(h[z.argmax(axis=1) == k])[:3])
 
 
-class ResetAtEachRead(TdaCache):
-    """A cache that another thread resets whenever its items are read without the lock."""
-
-    @property
-    def _positive(self):
-        items = self._items
-        if not self._lock.locked():
-            self._items = None
-        return items
-
-    @_positive.setter
-    def _positive(self, items):
-        self._items = items
-
-
-def test_a_reset_by_another_thread_does_not_break_an_answer():
-    x, z = toy()
-    cache = ResetAtEachRead(4)
-    parts = [cache.adapt(x[i : i + 20], z[i : i + 20]) for i in (0, 20, 40)]
-    np.testing.assert_allclose(np.concatenate(parts), TdaCache(4).adapt(x, z), rtol=1e-12)
-
-
 def test_memory_grows_with_the_number_of_classes_not_its_square():
-    # 5 features and entropies of an item per class, and 33 positions of each of 2 items: 34 of 0.03 are more than 1.
-    assert TdaCache(20_000).max_bytes(width=8) == 20_000 * (5 * (4 * 8 + 8) + 2 * 4 * 33)
-    # Without a lower bound an item may speak against all classes.
-    every = TdaCache(100, TdaSettings(probability_range=(0.0, 1.0)))
-    assert every.max_bytes(width=8) == 100 * (5 * (4 * 8 + 8) + 2 * 4 * 100)
+    for c, low, positions in ((2_000, 0.03, 33), (100, 0.0, 100)):  # 34 of 0.03 are more than 1
+        cache = TdaCache(c, TdaSettings(probability_range=(low, 1.0)))
+        cache.adapt(np.ones((1, 8), np.float32), np.zeros((1, c)))
+        # 5 features and entropies of an item per class, and the positions of each of 2 items.
+        assert bytes_of(cache) == c * (5 * (4 * 8 + 8) + 2 * 4 * positions)
 
 
 @pytest.mark.parametrize("low", [0.0, 0.03, 0.1, 1 / 49])

@@ -4,7 +4,6 @@ import pytest
 from PIL import ImageEnhance, ImageOps
 from sklearn.neighbors import NearestNeighbors
 
-from clipadapter.doctor import duplicates
 from clipadapter.doctor.duplicates import (
     DuplicatePair,
     Neighbours,
@@ -23,13 +22,6 @@ def test_neighbours_are_those_of_another_library():
     neighbours = nearest_neighbours(X, 6)
     np.testing.assert_array_equal(neighbours.index, index)
     np.testing.assert_allclose(neighbours.cosine, 1 - distance, atol=1e-5)
-
-
-def test_the_neighbours_do_not_depend_on_the_block_size(monkeypatch):
-    X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    expected = nearest_neighbours(X, 5)
-    monkeypatch.setattr(duplicates, "MAX_BLOCK_VALUES", 120)
-    np.testing.assert_array_equal(nearest_neighbours(X, 5).index, expected.index)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -174,8 +174,10 @@ def test_costs_of_mistakes_are_measured(shots, test_part):
     )
     new_report = make_report(fitted.fit(paths, labels, test_part.class_names), test_part, curve=False, doctor=False)
     best, truth = new_report.uncertainty.answers.best, new_report.pictures.labels
-    assert new_report.uncertainty.cost == pytest.approx(sum(costs[a, b] for a, b in zip(truth, best, strict=True)) / 15)
-    assert new_report.uncertainty.cost_of_likeliest == pytest.approx(10 / 15)  # two mistakes of 5
+    assert new_report.uncertainty.measured["cost"] == pytest.approx(
+        sum(costs[a, b] for a, b in zip(truth, best, strict=True)) / 15
+    )
+    assert new_report.uncertainty.measured["cost_of_likeliest"] == pytest.approx(10 / 15)  # two mistakes of 5
     assert "if the likeliest class is predicted" in Page(new_report.to_html()).text
 
 

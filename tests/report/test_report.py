@@ -43,8 +43,8 @@ def test_outliers_are_measured_by_auroc(report):
 
 def test_rates_can_be_given(model, report):
     X = report.evaluation.test.plain
-    results = measure_uncertainty(model, X, report.logits, report.pictures.labels, reject=0.2, coverage=0.7)
-    assert (results.reject, results.coverage) == (0.2, 0.7)
+    results = measure_uncertainty(model, X, report.evaluation.model, reject=0.2, coverage=0.7)
+    assert (results.measured["reject"], results.measured["coverage"]) == (0.2, 0.7)
 
 
 def test_pca_is_that_of_scikit_learn_except_for_scale():

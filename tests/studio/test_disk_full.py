@@ -96,25 +96,18 @@ def test_a_step_that_can_not_be_reverted_is_finished_at_the_next_opening(root, m
     assert (root / "x" / "a").is_file() and (root / "x" / "b").is_file()
 
 
-def test_a_class_is_added_even_if_class_names_can_not_be_written(tmp_path, monkeypatch):
-    with Project(tmp_path / "p") as project:
-        with monkeypatch.context() as patch:
-            patch.setattr("clipadapter.files.tempfile.NamedTemporaryFile", no_space)
-            assert project.add_class("a/b") == "a/b"
-        assert list(project.contents.classes) == ["a/b"] and "class_names.json" in project.class_names_error
-        assert not (project.root / ".studio" / "class_names.json").exists()
-        project.refresh()
-        assert json.loads((project.root / ".studio" / "class_names.json").read_text()) == {"a_b": "a/b"}
-        assert project.class_names_error == ""
-
-
-def test_the_note_reports_that_class_names_are_not_written(tmp_path, monkeypatch):
+def test_a_step_whose_class_names_can_not_be_written_is_undone(tmp_path, monkeypatch):
     session = Session(Project(tmp_path / "p"), "toy", cache=None)
+    actions, tab = Actions(session, lambda: str(tmp_path)), Tab()
     try:
-        monkeypatch.setattr("clipadapter.files.tempfile.NamedTemporaryFile", no_space)
-        tab = Tab()
-        Actions(session, lambda: str(tmp_path)).perform(tab, {"action": "add-class", "text": "a/b"})
-        assert tab.note.text.startswith("Added the class 'a/b'. The file class_names.json can't be written")
+        for classes, step in ((["a/b"], {"action": "add-class", "text": "c/d"}), (["a/b", "c/d"], {"action": "undo"})):
+            session.project.add_class(classes[-1])
+            with monkeypatch.context() as patch:
+                patch.setattr("clipadapter.files.tempfile.NamedTemporaryFile", no_space)
+                actions.perform(tab, step)
+            assert tab.note.is_error and "class_names.json: No space left" in tab.note.text
+            names = json.loads((tmp_path / "p" / ".studio" / "class_names.json").read_text())
+            assert list(session.project.contents.classes) == list(names.values()) == classes
     finally:
         session.close()
 

@@ -40,8 +40,6 @@ SAME_FEATURE = 1e-5
 """Largest difference of a column between unit features of the same picture: batches of other sizes round otherwise."""
 ROUNDING = 1e-6
 """Largest amount by which a sum of probabilities may differ from one."""
-POSITION_BYTES = 4
-"""Bytes of the position of a class in the negative cache."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ class TdaCache:
     >>> cache.adapt(features, np.array([[4.0, 0.0], [0.0, 0.1]])).round(2)
     array([[4. , 0. ],
            [0.5, 0.1]])
-    >>> len(cache), cache.max_bytes(width=2)
-    (2, 192)
+    >>> len(cache)
+    2
     """
 
     def __init__(self, n_classes: int, settings: TdaSettings | None = None) -> None:
@@ -111,32 +109,10 @@ class TdaCache:
         return sum(len(items) for items in (self._positive, self._negative) if items is not None)
 
     @property
-    def max_items(self) -> int:
-        """Largest number of items, however long the stream is."""
-        return self.n_classes * (self.settings.positive_size + self.settings.negative_size)
-
-    @property
     def _max_excluded(self) -> int:
         """Largest number of classes that an item of the negative cache speaks against: probabilities sum to one."""
         low = self.settings.probability_range[0]
         return self.n_classes if low * self.n_classes <= 1 else int((1 + ROUNDING) / low)
-
-    def reset(self) -> int:
-        """Forget all pictures; returns the number of items that were forgotten."""
-        with self._lock:
-            forgotten = len(self)
-            self._positive = self._negative = None
-        return forgotten
-
-    def max_bytes(self, width: int, item_bytes: int = 4) -> int:
-        """Largest number of bytes that the caches take, however long the stream is.
-
-        Args:
-            width: of a feature.
-            item_bytes: of a number; 4 if the features are float32.
-        """
-        positions = self.n_classes * self.settings.negative_size * self._max_excluded
-        return item_bytes * self.max_items * width + POSITION_BYTES * positions + 8 * self.max_items
 
     def adapt(self, features: Array, logits: Array) -> Array:
         """Change the logits of pictures, one after the other, and remember the pictures.
@@ -231,15 +207,7 @@ class TdaCache:
 
 
 class _Items:
-    """The items of one cache: for each class a few features, those of lowest entropy.
-
-    Args:
-        n_classes: c.
-        size: s, items of each class.
-        width: d, of a feature.
-        max_excluded: largest number of classes that an item speaks against.
-        dtype: of features.
-    """
+    """The items of one cache: for each class a few features, those of lowest entropy."""
 
     def __init__(self, n_classes: int, size: int, width: int, max_excluded: int, dtype: Any) -> None:
         self.keys = np.zeros((n_classes, size, width), dtype)

@@ -168,12 +168,7 @@ def _divide(dataset: Dataset, name: str, task: str = "", templates: str = "defau
 
 
 def draw_test_pictures(test: Dataset, count: int) -> Dataset:
-    """Draw pictures at random, from each class in proportion to its size, and at least one.
-
-    Args:
-        test: labelled pictures.
-        count: about how many to draw.
-    """
+    """Draw pictures at random, from each class in proportion to its size, and at least one."""
     rng, rows_by_class = random.Random(0), dict[str, list[int]]()
     for row, label in enumerate(test.labels):
         rows_by_class.setdefault(label, []).append(row)
@@ -183,11 +178,7 @@ def draw_test_pictures(test: Dataset, count: int) -> Dataset:
 
 
 def _open_set(known: BenchmarkSet, note: Callable[[str], None], progress: bool) -> Dataset:
-    """Open a named data set, after a download if its pictures are missing.
-
-    Raises:
-        DataError: if a file must be added by hand, or the download fails.
-    """
+    """Open a named data set, after a download if its pictures are missing."""
     missing = known.missing_paths()
     by_hand = [need for need in missing if not need.downloadable]
     folder = data_root() / known.folder

@@ -73,28 +73,18 @@ class Results:
             return sqrt(spread / sum(self.test_counts.values()))
         return sqrt(sum(spread / count for count in self.test_counts.values())) / len(self.test_counts)
 
-    def difference(self, first: tuple[str, int], second: tuple[str, int]) -> Difference | None:
-        """The difference of two (head, shots) on the same pictures and draws; None if one of them failed."""
+    def difference(self, first: tuple[str, int], second: tuple[str, int]) -> tuple[float, float] | None:
+        """The difference of two (head, shots) on the same pictures and draws, and the margin up to which it is unclear.
+
+        None if one of them failed.
+        """
         difference = difference_on_pictures(self.correct.get(first, {}), self.correct.get(second, {}), self.labels)
-        return None if difference is None else Difference(difference[0], Z_95 * difference[1])
+        return None if difference is None else (difference[0], Z_95 * difference[1])
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A difference of two figures.
-
-    Args:
-        value: first less second.
-        margin: differences up to this are unclear: about the 95 % margin of error.
-    """
-
-    value: float
-    margin: float
-
-    @property
-    def sign(self) -> int:
-        """1 if the first is clearly above, -1 if clearly below, else 0."""
-        return 0 if abs(self.value) <= self.margin else 1 if self.value > 0 else -1
+def _sign(difference: float, margin: float) -> int:
+    """1 if the first figure is clearly above the second, -1 if clearly below, else 0."""
+    return 0 if abs(difference) <= margin else 1 if difference > 0 else -1
 
 
 def describe_table(results: Results) -> str:
@@ -135,18 +125,18 @@ def _names_sentence(results: Results, most: int) -> str:
     if names is None or value is None or gain is None:
         return ""
     added = {
-        1: f"{_pictures(most)} add {_points(gain.value)}",
-        -1: f"{_pictures(most)} do harm, {_points(gain.value)}",
-        0: f"{_pictures(most)} add nothing that is clear ({100 * gain.value:+.1f} points, margin of error "
-        f"{_points(gain.margin)})",
-    }[gain.sign]
+        1: f"{_pictures(most)} add {_points(gain[0])}",
+        -1: f"{_pictures(most)} do harm, {_points(gain[0])}",
+        0: f"{_pictures(most)} add nothing that is clear ({100 * gain[0]:+.1f} points, margin of error "
+        f"{_points(gain[1])})",
+    }[_sign(*gain)]
     return f"The class names alone reach {_above_chance(results, names)}; {added}: {_above_chance(results, value)}."
 
 
 def _above_chance(results: Results, value: float) -> str:
     """A figure beside what a die reaches."""
-    above = Difference(value - results.chance, Z_95 * results.standard_error(results.chance))
-    relation = {-1: "below chance", 0: "not clearly different from chance", 1: "above chance"}[above.sign]
+    above = _sign(value - results.chance, Z_95 * results.standard_error(results.chance))
+    relation = {-1: "below chance", 0: "not clearly different from chance", 1: "above chance"}[above]
     return f"{_percent(value)}, {relation} ({_percent(results.chance)})"
 
 
@@ -157,8 +147,8 @@ def _more_shots_sentence(results: Results) -> str:
         return ""
     first, last = (_percent(results.mean("auto", n) or 0.0) for n in (fewest, most))
     change = f"auto goes from {first} with {_pictures(fewest)} to {last} with {most}"
-    if gain.sign > 0:
+    if _sign(*gain) > 0:
         return f"More pictures help: {change}."
-    if gain.sign < 0:
+    if _sign(*gain) < 0:
         return f"More pictures did not help: {change}."
-    return f"More pictures did not clearly help: {change}, with a margin of error of {_points(gain.margin)}."
+    return f"More pictures did not clearly help: {change}, with a margin of error of {_points(gain[1])}."

@@ -53,10 +53,7 @@ def find_class_overlaps(
 ) -> Iterator[Finding]:
     """Pairs of classes with significantly more than a tenth of their held-out pictures predicted as the other.
 
-    Args:
-        pictures: n.
-        evidence: for each.
-        wrong_labels: pictures whose label is likely wrong. They are not confusions of their classes.
+    Pictures whose label is likely wrong are no confusions of their classes.
     """
     from scipy.stats import binomtest
 

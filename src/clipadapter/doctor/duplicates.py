@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clipadapter.doctor.findings import Finding, Picture
 from clipadapter.doctor.image_quality import MIN_CONTRAST, ImageMeasures
 from clipadapter.formatting import format_list
+from clipadapter.heads import transductive
 
 MAX_NEIGHBOURS = 12
 """Nearest pictures that are compared; limits memory if hundreds are similar, such as frames of a video."""
-MAX_BLOCK_VALUES = 1 << 23
-"""Cosines that are in memory at a time."""
 NEAR_DUPLICATE_RULES = ((0.75, 10), (0.85, 16), (0.95, 22))
 """(minimum cosine of centred features, maximum number of different bits of 64); each of them makes a pair."""
 MAX_BITS_OF_COPIES = 2
@@ -29,32 +29,20 @@ MAX_LISTED_NAMES = 4
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest pictures of each picture.
+    """The nearest pictures of each picture."""
 
-    Args:
-        index: (n, k) positions, nearest first.
-        cosine: (n, k) of centred features.
-    """
-
-    index: NDArray[np.int64]
-    cosine: NDArray[np.float32]
+    index: NDArray[np.int64]  # (n, k) positions, nearest first
+    cosine: NDArray[np.float32]  # (n, k) of centred features
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two copies of one picture.
+    """Two copies of one picture."""
 
-    Args:
-        first: position.
-        second: position, greater.
-        relation: "equal files", "equal hash", "nearly equal" or "mirrored".
-        similarity: cosine of their centred features; for an equal hash the share of equal bits.
-    """
-
-    first: int
-    second: int
-    relation: str
-    similarity: float
+    first: int  # position
+    second: int  # position, greater
+    relation: str  # "equal files", "equal hash", "nearly equal" or "mirrored"
+    similarity: float  # cosine of their centred features; for an equal hash the share of equal bits
 
 
 def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neighbours:
@@ -73,28 +61,13 @@ def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neigh
     units = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
     units = units - units.mean(axis=0)
     units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
-    n = len(X)
-    k = min(k, n - 1)
-    index, cosine = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
-    block = max(1, MAX_BLOCK_VALUES // n)
-    for start in range(0, n if k else 0, block):  # no step if there is a single picture
-        rows = np.arange(start, min(start + block, n))
-        similarity = units[rows] @ units.T  # (b, n)
-        similarity[np.arange(len(rows)), rows] = -2  # below any cosine, so that no picture is its own neighbour
-        best = np.argpartition(similarity, n - k, axis=1)[:, n - k :]
-        values = np.take_along_axis(similarity, best, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        index[rows], cosine[rows] = np.take_along_axis(best, order, axis=1), np.take_along_axis(values, order, axis=1)
-    return Neighbours(index, cosine)
+    rows = torch.from_numpy(units)
+    cosine, index = transductive.nearest_neighbours(rows, rows, k, exclude_self=True)
+    return Neighbours(index.numpy(), cosine.numpy())
 
 
 def find_duplicate_pairs(measures: Sequence[ImageMeasures], neighbours: Neighbours) -> list[DuplicatePair]:
-    """All pairs of duplicates; of several equal files, each with the next.
-
-    Args:
-        measures: of n pictures.
-        neighbours: of the same pictures.
-    """
+    """All pairs of duplicates; of several equal files, each with the next."""
     by_digest: dict[bytes, list[int]] = {}
     for i, image in enumerate(measures):
         by_digest.setdefault(image.digest, []).append(i)
@@ -140,12 +113,7 @@ def _relation(a: ImageMeasures, b: ImageMeasures, cosine: float) -> str | None:
 
 
 def group_duplicates(pictures: Sequence[Picture], pairs: Sequence[DuplicatePair]) -> Iterator[Finding]:
-    """A finding for each group of duplicates. It is severe if they differ in label or split.
-
-    Args:
-        pictures: n.
-        pairs: of their positions.
-    """
+    """A finding for each group of duplicates. It is severe if they differ in label or split."""
     for members, group_pairs in _connected_components(len(pictures), pairs):
         group = tuple(pictures[i] for i in members)
         weakest = min(group_pairs, key=lambda pair: pair.similarity)

@@ -49,27 +49,16 @@ MAX_USUAL_ASPECT_RATIO = 2.5
 
 @dataclass(frozen=True)
 class ImageMeasures:
-    """Measures of one picture; grey values are 0 to 255.
+    """Measures of one picture; grey values are 0 to 255."""
 
-    Args:
-        digest: of the file's bytes.
-        width: in pixels, upright. Large JPEG files are decoded at a half, a quarter or an eighth of it.
-        height: the same.
-        low: first percentile of grey.
-        high: 99th percentile of grey.
-        sharpness: see `measure_sharpness`.
-        hash: perceptual hash, 64 bits.
-        mirrored_hash: perceptual hash of the mirrored picture.
-    """
-
-    digest: bytes
-    width: int
-    height: int
-    low: float
-    high: float
-    sharpness: float
-    hash: int
-    mirrored_hash: int
+    digest: bytes  # of the file's bytes
+    width: int  # in pixels, upright. Large JPEG files are decoded at a half, a quarter or an eighth of it.
+    height: int  # the same
+    low: float  # first percentile of grey
+    high: float  # 99th percentile of grey
+    sharpness: float  # see `measure_sharpness`
+    hash: int  # perceptual hash, 64 bits
+    mirrored_hash: int  # perceptual hash of the mirrored picture
 
     @property
     def contrast(self) -> float:
@@ -78,18 +67,7 @@ class ImageMeasures:
 
 
 def measure_images(paths: Sequence[Path], progress: bool = False) -> list[ImageMeasures | None]:
-    """Measure pictures.
-
-    Args:
-        paths: of the files.
-        progress: show a bar on stderr.
-
-    Returns:
-        Measures of each; None if it can't be read.
-
-    Raises:
-        MissingExtraError: if ImageHash is not installed.
-    """
+    """Measure pictures; None for one that can't be read."""
     imagehash = require("imagehash", "doctor", "the search for near duplicates")
 
     def measure(path: Path) -> ImageMeasures | None:
@@ -109,11 +87,7 @@ def measure_images(paths: Sequence[Path], progress: bool = False) -> list[ImageM
 
 
 def measure_image(path: Path, imagehash: ModuleType) -> ImageMeasures:
-    """Measure one picture.
-
-    Raises:
-        ImageError: if it can't be read.
-    """
+    """Measure one picture."""
     data = image_bytes(path)
     image = read_image(path, data=data, shrink_to=2 * SHORT_SIDE)
     grey = reduce_short_side(image).convert("L")

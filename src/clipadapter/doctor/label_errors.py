@@ -30,15 +30,7 @@ there are fewer than 20, of which text ranks many a wrong label first."""
 
 
 def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> Iterator[Finding]:
-    """Findings on labels.
-
-    Args:
-        pictures: n.
-        evidence: for each.
-
-    Raises:
-        MissingExtraError: if cleanlab is not installed.
-    """
+    """Findings on labels."""
     rows = np.arange(len(pictures))
     probabilities = _predicted_probabilities(evidence)
     predicted = probabilities.argmax(axis=1)
@@ -60,12 +52,7 @@ def find_label_errors(pictures: Sequence[Picture], evidence: LabelEvidence) -> I
 
 
 def downgrade_overlapping(findings: Iterable[Finding], overlaps: Iterable[Finding]) -> list[Finding]:
-    """Findings on labels, where labels between two classes that overlap are called doubtful, not wrong.
-
-    Args:
-        findings: of `find_label_errors`.
-        overlaps: findings on pairs of classes.
-    """
+    """Findings on labels, where labels between two classes that overlap are called doubtful, not wrong."""
     pairs = {frozenset(overlap.classes) for overlap in overlaps}
     return [
         replace(finding, kind="doubtful-label") if frozenset(finding.classes) in pairs else finding

@@ -10,35 +10,26 @@ from numpy.typing import NDArray
 from clipadapter.doctor.duplicates import Neighbours
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, out_of_fold
-from clipadapter.prediction import softmax
+from clipadapter.uncertainty import learn_calibrator
 
 FOLDS = 8
 """Folds of the held-out predictions: each head is fitted to seven eighths of the pictures."""
 VOTING_NEIGHBOURS = 5
 """Nearest pictures whose labels are counted."""
-CANDIDATE_TEMPERATURES = np.logspace(-2, 2, 41)
-"""0.01 to 100, ten per power of ten."""
 ABSENT_LOGIT = -1e9
 """Logit of a class that the head does not have."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelEvidence:
-    """Three predictions for n pictures and c classes, in the order of the class names.
+    """Three predictions for n pictures and c classes, in the order of the class names."""
 
-    Args:
-        labels: (n,) class positions by the labels.
-        held_out: (n, c) probabilities by a head that was fitted without the picture; NaN if its class has no other.
-        votes: (n, c) how many of the nearest pictures have each label.
-        zero_shot: (n, c) probabilities by class text; None if the encoder has no text tower.
-        names: of the classes.
-    """
-
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64]  # (n,) class positions by the labels
+    # (n, c) probabilities by a head that was fitted without the picture; NaN if its class has no other
     held_out: NDArray[np.float64]
-    votes: NDArray[np.int64]
-    zero_shot: NDArray[np.float64] | None
-    names: tuple[str, ...]
+    votes: NDArray[np.int64]  # (n, c) how many of the nearest pictures have each label
+    zero_shot: NDArray[np.float64] | None  # (n, c) probabilities by class text; None if the encoder has no text tower
+    names: tuple[str, ...]  # of the classes
 
     @property
     def is_held_out(self) -> NDArray[np.bool_]:
@@ -53,12 +44,6 @@ def collect_label_evidence(
 
     The head is GDA. It has a closed form, and on held-out shots it is as good as heads that take ten times as long. The
     pictures of all splits together are its shots. Nothing that is fitted here is used elsewhere.
-
-    Args:
-        features: plain ones, of all splits.
-        text: class text of the same classes, in their order.
-        neighbours: nearest pictures of each.
-        seed: of the folds.
     """
     names = features.class_names
     text = None if text is None else text.with_order("given")
@@ -91,12 +76,6 @@ def _predict_zero_shot(
 
 
 def calibrate(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Probabilities at the temperature with the smallest log-loss of the labels.
-
-    Args:
-        logits: (r, c).
-        labels: (r,) positions.
-    """
-    rows = np.arange(len(labels))
-    losses = [-np.log(np.maximum(softmax(logits, t)[rows, labels], 1e-12)).mean() for t in CANDIDATE_TEMPERATURES]
-    return softmax(logits, CANDIDATE_TEMPERATURES[int(np.argmin(losses))])
+    """Probabilities (r, c) at the temperature with the smallest log-loss of the labels: positions, (r,)."""
+    # The pictures are many, and their encoder may be any: the temperature has no prior.
+    return learn_calibrator(logits, labels, prior_deviation=np.inf).probabilities(logits)

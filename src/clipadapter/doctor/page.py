@@ -96,11 +96,7 @@ def read_findings_css() -> Markup:
 
 
 def write_page(diagnosis: Diagnosis, path: Path, per_kind: int) -> Path:
-    """Write the page of a diagnosis; see `Diagnosis.to_html`.
-
-    Raises:
-        InputError: if it can't be written.
-    """
+    """Write the page of a diagnosis; see `Diagnosis.to_html`."""
     groups = illustrate_findings(diagnosis, per_kind=per_kind)
     template = create_environment(PACKAGE).get_template("doctor.html")
     return write_atomically(path, template.render(diagnosis=diagnosis, groups=groups, findings=render_findings(groups)))

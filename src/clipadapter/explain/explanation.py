@@ -18,6 +18,7 @@ from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.encoders import Encoder, plain_encoder
 from clipadapter.encoders.rare_patches import BORDER
 from clipadapter.errors import ImageError, InputError
+from clipadapter.explain.nearest import label_of, name_shot, nearest_rows
 from clipadapter.explain.plot import plot_explanation
 from clipadapter.features import FeatureSet, extract
 from clipadapter.formatting import html_block, html_table
@@ -57,17 +58,11 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class BlockPart:
-    """What one block of features contributes to a prediction.
+    """What one block of features contributes to a prediction."""
 
-    Args:
-        name: of the block (`clipadapter.blocks`).
-        margin: its part of the margin; above 0 it speaks for the class that is explained, below 0 against it.
-        label: the class with the largest logit from this block alone; None if all are equal.
-    """
-
-    name: str
-    margin: float
-    label: str | None
+    name: str  # of the block (`clipadapter.blocks`)
+    margin: float  # its part of the margin; above 0 it speaks for the class that is explained, below 0 against it
+    label: str | None  # the class with the largest logit from this block alone; None if all are equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,10 +223,6 @@ class Explanation:
 def describe_prediction(prediction: Prediction, multilabel: bool = False) -> str:
     """The prediction as a sentence.
 
-    Args:
-        prediction: of one picture.
-        multilabel: whether a picture may have several labels.
-
     >>> describe_prediction(Prediction("x.jpg", "cat", 0.9, (("cat", 0.9), ("dog", 0.1))))
     "It is classified as 'cat' (0.90), before 'dog' (0.10)."
     >>> describe_prediction(Prediction("x.jpg", "dog", 0.4, (("dog", 0.4), ("cat", 0.6))))
@@ -366,22 +357,11 @@ def _best_class(logits: Array, names: Sequence[str]) -> str | None:
 
 
 def _nearest_shots(support: FeatureSet, feature: Array, count: int) -> tuple[Neighbour, ...]:
-    rows = support.final.astype(np.float64)
-    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(feature)
-    cosines = np.clip(rows @ feature / np.maximum(lengths, np.finfo(np.float64).tiny), -1, 1)
-    best = np.argsort(-cosines, kind="stable")[:count]
-    return tuple(_neighbour(support, int(i), float(cosines[i])) for i in best)
-
-
-def _neighbour(support: FeatureSet, i: int, similarity: float) -> Neighbour:
-    label = ", ".join(support.class_names_of(i)) or "none of the classes"
-    sources = support.provenance.get("sources") or ()
-    source = str(sources[i]) if len(sources) == len(support) else ""
-    # A picture that was given as pixels has a name too, but no file of that name.
-    if Path(source).suffix or (source and Path(source).is_file()):
-        return Neighbour(similarity, label, source, is_path=True)
-    number = i + 1 if support.targets is not None else support.y[: i + 1].count(support.y[i])
-    return Neighbour(similarity, label, f"shot {number} of {label}")
+    rows, cosines = nearest_rows(feature[None], support.final, count)
+    return tuple(
+        Neighbour(float(cosine), label_of(support, int(i)), *name_shot(support, int(i)))
+        for i, cosine in zip(rows[0], cosines[0], strict=True)
+    )
 
 
 def _reduce(picture: Image.Image) -> NDArray[np.uint8]:

@@ -106,15 +106,7 @@ def _add_colour_bar(axes: Axes, image: AxesImage, label: str) -> None:
 
 
 def draw_heat_map(axes: Axes, explanation: Explanation) -> AxesImage:
-    """Draw the heat map of an explanation over its picture.
-
-    Args:
-        axes: empty.
-        explanation: with a heat map.
-
-    Returns:
-        The map, for a colour bar.
-    """
+    """Draw the heat map of an explanation over its picture."""
     assert explanation.heat_map is not None
     assert explanation.square is not None
     assert explanation.heat_range is not None
@@ -123,15 +115,7 @@ def draw_heat_map(axes: Axes, explanation: Explanation) -> AxesImage:
 
 
 def draw_rare_patches(axes: Axes, explanation: Explanation) -> AxesImage:
-    """Draw the map of what differs from the rest of the picture.
-
-    Args:
-        axes: empty.
-        explanation: with `Explanation.rare_patches`.
-
-    Returns:
-        The map, for a colour bar.
-    """
+    """Draw the map of what differs from the rest of the picture."""
     assert explanation.rare_patches is not None
     assert explanation.square is not None
     distances = explanation.rare_patches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,51 +11,35 @@ from numpy.typing import NDArray
 
 from clipadapter.bench import ModelEvaluation
 from clipadapter.data import Dataset
+from clipadapter.explain.nearest import name_shot, nearest_rows
 from clipadapter.features import FeatureSet
 from clipadapter.uncertainty import Answers
 
 Array = NDArray[Any]
 NEAREST_SHOTS = 3
 """Shots that are shown with each picture."""
-CHUNK_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class ReportPicture:
-    """One picture.
+    """One picture."""
 
-    Args:
-        path: of the file; None if that is not known.
-        name: its file and the folder above it, as printable text.
-        label: position of its class.
-    """
-
-    path: Path | None
-    name: str
-    label: int
+    path: Path | None  # of the file; None if that is not known
+    name: str  # its file and the folder above it, as printable text
+    label: int  # position of its class
 
 
 @dataclass(frozen=True, eq=False)
 class PictureTable:
-    """Pictures one by one.
+    """Pictures one by one."""
 
-    Args:
-        test: m test pictures.
-        shots: n shots of the model.
-        class_names: of all classes, in order.
-        probabilities: (m, c), calibrated.
-        predictions: (m,) position of the likeliest class.
-        nearest: (m, k) the shots most similar to each picture, the nearest first.
-        cosine: (m, k) their similarity.
-    """
-
-    test: tuple[ReportPicture, ...]
-    shots: tuple[ReportPicture, ...]
-    class_names: tuple[str, ...]
-    probabilities: Array
-    predictions: Array
-    nearest: Array
-    cosine: Array
+    test: tuple[ReportPicture, ...]  # m test pictures
+    shots: tuple[ReportPicture, ...]  # n shots of the model
+    class_names: tuple[str, ...]  # of all classes, in order
+    probabilities: Array  # (m, c), calibrated
+    predictions: Array  # (m,) position of the likeliest class
+    nearest: Array  # (m, k) the shots most similar to each picture, the nearest first
+    cosine: Array  # (m, k) their similarity
 
     @property
     def labels(self) -> Array:
@@ -74,29 +57,18 @@ class PictureTable:
 def collect_pictures(
     dataset: Dataset, evaluation: ModelEvaluation, support: FeatureSet, answers: Answers
 ) -> PictureTable:
-    """The pictures of an evaluation.
-
-    Args:
-        dataset: the test pictures, also those that can't be read.
-        evaluation: its features have the rows of the pictures that were read.
-        support: the shots, may be empty.
-        answers: of the test pictures.
-    """
+    """The pictures of an evaluation."""
     names = support.class_names
     position = {name: i for i, name in enumerate(names)}
     paths = [dataset.samples[i].path for i in evaluation.test.provenance["rows"]]
     test = [_picture(path, int(k)) for path, k in zip(paths, evaluation.model.labels, strict=True)]
-    sources = support.provenance.get("sources") or ()
-    sources_or_empty: Sequence[Any] = sources if len(sources) == len(support) else [""] * len(support)
     shots = []
-    for i, (source, label) in enumerate(zip(sources_or_empty, support.y, strict=True)):
-        # A picture that was given as pixels has a name too, but no file of that name.
-        path = Path(source) if source and (Path(source).suffix or Path(source).is_file()) else None
-        number = support.y[: i + 1].count(label)
-        unnamed = ReportPicture(None, f"shot {number} of {label}", position[label])
-        shots.append(_picture(path, position[label]) if path else unnamed)
+    for i, label in enumerate(support.y):
+        source, is_path = name_shot(support, i)
+        k = position[label]
+        shots.append(_picture(Path(source), k) if is_path else ReportPicture(None, source, k))
     p = answers.probabilities
-    nearest, cosine = _nearest_shots(np.asarray(evaluation.test.final), support.final)
+    nearest, cosine = nearest_rows(np.asarray(evaluation.test.final), support.final, NEAREST_SHOTS)
     return PictureTable(tuple(test), tuple(shots), tuple(names), p, p.argmax(axis=1), nearest, cosine)
 
 
@@ -104,21 +76,3 @@ def _picture(path: Path, label: int) -> ReportPicture:
     # Not the whole path: the page may be given to others, and must not name the folders of this machine.
     name = "/".join(path.parts[-2:])
     return ReportPicture(path, name.encode(errors="backslashreplace").decode(), label)
-
-
-def _nearest_shots(test: Array, shots: Array) -> tuple[Array, Array]:
-    """(m, k) rows of the shots with the largest cosine, and these cosines; k is at most the number of shots."""
-    k = min(NEAREST_SHOTS, len(shots))
-    rows, values = np.zeros((len(test), k), np.int64), np.zeros((len(test), k))
-    units = _unit_rows(shots).T
-    for start in range(0, len(test) if k else 0, CHUNK_ROWS):
-        cosines = _unit_rows(test[start : start + CHUNK_ROWS]) @ units
-        order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-        rows[start : start + CHUNK_ROWS] = order
-        values[start : start + CHUNK_ROWS] = np.take_along_axis(cosines, order, axis=1)
-    return rows, values
-
-
-def _unit_rows(X: Array) -> Array:
-    wide = X.astype(np.float64)
-    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny))

@@ -18,15 +18,10 @@ MIN_TSNE_POINTS = 10
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Points in the plane.
+    """Points in the plane."""
 
-    Args:
-        rows: (k,) which of the given features are drawn.
-        views: (k, 2) coordinates in 0..1 by name of the method; the one to show first comes first.
-    """
-
-    rows: Array
-    views: dict[str, Array]
+    rows: Array  # (k,) which of the given features are drawn
+    views: dict[str, Array]  # (k, 2) coordinates in 0..1 by name of the method; the one to show first comes first
 
 
 def project_features(test: Array, shots: Array, seed: int = 0) -> Projection:

@@ -30,17 +30,12 @@ SHOT_COUNT_KINDS = ("no-shots", "few-shots", "imbalance")
 
 @dataclass(frozen=True, eq=False)
 class DoctorResults:
-    """Findings of the doctor, or why it was not run.
+    """Findings of the doctor, or why it was not run."""
 
-    Args:
-        diagnosis: of the shots with existing files (split train) and the test pictures (split test).
-        why_not_run: why there is no diagnosis.
-        n_missing_shots: shots without an existing file.
-    """
-
+    # Of the shots with existing files (split train) and the test pictures (split test)
     diagnosis: Diagnosis | None = None
-    why_not_run: str = ""
-    n_missing_shots: int = 0
+    why_not_run: str = ""  # why there is no diagnosis
+    n_missing_shots: int = 0  # shots without an existing file
 
     @property
     def counts(self) -> dict[str, int] | None:
@@ -146,12 +141,10 @@ def make_report(
     outlier_features = _extract_outliers(model, outliers) if outliers else None
     systems = {THIS_MODEL: evaluation.model, **evaluation.baselines}
     predictions = {name: score.evaluation.predictions for name, score in systems.items()}
-    logits = evaluation.model.logits
     uncertainty = measure_uncertainty(
         model,
         evaluation.test.plain,
-        logits,
-        evaluation.model.labels,
+        evaluation.model,
         reject=reject,
         coverage=coverage,
         outliers=None if outlier_features is None else outlier_features.plain,
@@ -166,7 +159,7 @@ def make_report(
         doctor=run_doctor(model, pictures, seed, progress)
         if doctor
         else DoctorResults(why_not_run="it was switched off (--no-doctor)"),
-        logits=logits,
+        logits=evaluation.model.logits,
         model=model,
     )
 
@@ -191,14 +184,7 @@ def _extract_outliers(model: FewShotClassifier, paths: Sequence[Path]) -> Featur
 def run_doctor(
     model: FewShotClassifier, pictures: PictureTable, seed: int = 0, progress: bool = False
 ) -> DoctorResults:
-    """Find faults in shots and test pictures together, so that a picture in both is found.
-
-    Args:
-        model: fitted; it is not changed.
-        pictures: with the paths of shots and test pictures.
-        seed: of the doctor's folds.
-        progress: show bars on stderr.
-    """
+    """Find faults in shots and test pictures together, so that a picture in both is found."""
     names = pictures.class_names
     samples = tuple(
         Sample(picture.path.absolute(), names[picture.label], split)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.classifier.evaluation import Score, measure_answers
 from clipadapter.metrics.detection import auroc, fpr_at
 from clipadapter.uncertainty import Answers, DecisionOptions
 
@@ -18,39 +18,24 @@ DEFAULT_REJECT_RATE, DEFAULT_COVERAGE = 0.05, 0.9
 
 @dataclass(frozen=True, eq=False)
 class UncertaintyResults:
-    """Rates that were requested, and rates that were measured.
+    """Rates that were requested, and rates that were measured."""
 
-    Args:
-        answers: for the test pictures.
-        reject: requested share of the test pictures that are rejected; None if the model can't reject.
-        coverage: requested share of test pictures whose class is in the prediction set; None if the model has no sets.
-        labels: (m,) positions of the true classes.
-        outliers: answers for pictures of none of the classes, or None.
-        cost: mean cost of the predictions, if the model has costs of mistakes.
-        cost_of_likeliest: mean cost if the likeliest class were predicted instead.
-    """
-
-    answers: Answers
-    reject: float | None
-    coverage: float | None
-    labels: Array
-    outliers: Answers | None = None
-    cost: float | None = None
-    cost_of_likeliest: float | None = None
+    answers: Answers  # for the test pictures
+    measured: dict[str, float]  # see `measure_answers`
+    outliers: Answers | None = None  # answers for pictures of none of the classes, or None
 
     def to_dict(self) -> dict[str, Any]:
         """Requested and measured rates as JSON values."""
         data: dict[str, Any] = {}
-        if self.reject is not None:
-            data["reject"] = {"requested": self.reject, "measured": float(self.answers.rejected.mean())}
-        sets = self.answers.sets
+        measured, sets = self.measured, self.answers.sets
+        if "reject" in measured:
+            data["reject"] = {"requested": measured["reject"], "measured": measured["rejected"]}
         if sets is not None:
-            sizes = sets.sum(axis=1)
             data["sets"] = {
-                "requested": self.coverage,
-                "measured": float(sets[np.arange(len(sets)), self.labels].mean()),
-                "mean_size": float(sizes.mean()),
-                "single": float((sizes == 1).mean()),
+                "requested": measured["coverage"],
+                "measured": measured["covered"],
+                "mean_size": measured["set_size"],
+                "single": float((sets.sum(axis=1) == 1).mean()),
             }
         if self.outliers is not None:
             scores, outlier_scores = rejection_scores(self.answers), rejection_scores(self.outliers)
@@ -58,10 +43,10 @@ class UncertaintyResults:
                 "pictures": len(outlier_scores),
                 "auroc": auroc(scores, outlier_scores),
                 "fpr95": fpr_at(scores, outlier_scores),
-                "rejected": float(self.outliers.rejected.mean()) if self.reject is not None else None,
+                "rejected": float(self.outliers.rejected.mean()) if "reject" in measured else None,
             }
-        if self.cost is not None:
-            data["cost"] = {"mean": self.cost, "of_the_likeliest": self.cost_of_likeliest}
+        if "cost" in measured:
+            data["cost"] = {"mean": measured["cost"], "of_the_likeliest": measured["cost_of_likeliest"]}
         return data
 
 
@@ -73,8 +58,7 @@ def rejection_scores(answers: Answers) -> Array:
 def measure_uncertainty(
     model: FewShotClassifier,
     features: Array,
-    logits: Array,
-    labels: Array,
+    result: Score,
     *,
     reject: float | None = None,
     coverage: float | None = None,
@@ -85,8 +69,7 @@ def measure_uncertainty(
     Args:
         model: fitted.
         features: (m, d) of the test pictures, all blocks.
-        logits: (m, c) of the head for them.
-        labels: (m,) positions of their true classes.
+        result: score of the model on them.
         reject: rate; that of the model if not given, else 5 %.
         coverage: rate; that of the model if not given, else 90 %.
         outliers: (b, d) features of pictures of none of the classes, all blocks.
@@ -101,10 +84,6 @@ def measure_uncertainty(
     def predict(X: Array, logits: Array) -> Answers:
         return uncertainty.answer(logits, X[:, :width], decisions, [head.logits(X) for head in model.fold_heads_])
 
-    answers = predict(features, logits)
-    cost = cost_of_likeliest = None
-    if defaults.costs is not None:
-        cost = float(defaults.costs[labels, answers.best].mean())
-        cost_of_likeliest = float(defaults.costs[labels, answers.probabilities.argmax(axis=1)].mean())
+    answers = predict(features, result.logits)
     outlier_answers = None if outliers is None else predict(outliers, model.head_.logits(outliers))
-    return UncertaintyResults(answers, reject_rate, set_coverage, labels, outlier_answers, cost, cost_of_likeliest)
+    return UncertaintyResults(answers, measure_answers(decisions, answers, result), outlier_answers)

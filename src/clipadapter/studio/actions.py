@@ -19,10 +19,11 @@ from typing import Any
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.files import encodable
+from clipadapter.formatting import format_count, format_list
 from clipadapter.studio.pictures import Upload, stored_file_name
 from clipadapter.studio.project import AddResult
 from clipadapter.studio.session import Session
-from clipadapter.studio.tab import Note, Tab, join_first
+from clipadapter.studio.tab import Note, Tab
 
 Data = Mapping[str, Any]
 MAX_FILE_NAME_LETTERS = 60
@@ -30,12 +31,7 @@ MAX_FILE_NAME_LETTERS = 60
 
 
 class Actions:
-    """Performs the actions of the page on a project.
-
-    Args:
-        session: session of the project.
-        upload_folder: returns the folder of uploaded files.
-    """
+    """Performs the actions of the page on a project."""
 
     def __init__(self, session: Session, upload_folder: Callable[[], str]) -> None:
         self.session, self.project, self._upload_folder = session, session.project, upload_folder
@@ -69,9 +65,6 @@ class Actions:
             tab.show(action(tab, data) or Note(""))
         except ClipAdapterError as error:
             tab.show(Note(to_sentence(str(error)), is_error=True))
-        if self.project.class_names_error:
-            text = f"{tab.note.text} {to_sentence(self.project.class_names_error)}".strip()
-            tab.note = replace(tab.note, text=text, is_error=True)
         if self.project.contents.revision != revision:
             self.session.notify_change()
         tab.rejected_name_count += tab.note.is_error and name == "add-class"
@@ -124,7 +117,7 @@ class Actions:
         name = _get_text(data, "class")
         count = len(self.project.contents.classes.get(name, ()))
         self.project.remove_class(name)
-        return Note(f"Removed the class '{name}' with {_count(count)}. Undo brings it back.")
+        return Note(f"Removed the class '{name}' with {format_count(count, 'picture')}. Undo brings it back.")
 
     def _upload(self, tab: Tab, data: Data) -> Note:
         rejected: list[tuple[str, str]] = []
@@ -162,8 +155,9 @@ class Actions:
         keys = [str(key) for key in _get_list(data, "pictures")]
         count = self.project.remove_pictures(keys)
         if count < len(set(keys)):
-            return Note(f"Removed {_count(count)}. Pictures in another folder than the project stay.", is_error=True)
-        return Note(f"Removed {_count(count)}. Undo brings {'it' if count == 1 else 'them'} back.")
+            stay = "Pictures in another folder than the project stay."
+            return Note(f"Removed {format_count(count, 'picture')}. {stay}", is_error=True)
+        return Note(f"Removed {format_count(count, 'picture')}. Undo brings {'it' if count == 1 else 'them'} back.")
 
     def _add_tried_picture(self, tab: Tab, data: Data) -> Note:
         if tab.tried_file is None or not tab.tried_file.is_file():
@@ -197,11 +191,7 @@ class Actions:
             tab.renamed_class = _get_text(data, "renaming")
 
     def _take_uploaded_bytes(self, path: str) -> bytes:
-        """Read an uploaded file and remove it.
-
-        Raises:
-            InputError: if it is outside the folder of uploads.
-        """
+        """Read an uploaded file and remove it."""
         file = Path(os.path.realpath(path.replace("\0", "")))
         if not file.is_relative_to(os.path.realpath(self._upload_folder())) or not file.is_file():
             raise InputError("was not uploaded")
@@ -229,25 +219,21 @@ def to_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}.".replace("..", ".")
 
 
-def _count(n: int) -> str:
-    return "1 picture" if n == 1 else f"{n} pictures"
-
-
 def _describe_result(result: AddResult, class_name: str, verb: str = "Added") -> Note:
     """Describe what happened to pictures."""
     target = f"'{class_name}'" if class_name else "the unlabelled ones"
     preposition = "as" if verb == "Labelled" else "to"
-    texts = [f"{verb} {_count(len(result.added))} {preposition} {target}."] if result.added else []
+    texts = [f"{verb} {format_count(len(result.added), 'picture')} {preposition} {target}."] if result.added else []
     if result.duplicates:
-        texts.append(f"{_count(len(result.duplicates))} already there.")
+        texts.append(f"{format_count(len(result.duplicates), 'picture')} already there.")
     offers = []
     for other in dict.fromkeys(label for _, label in result.in_other_classes):
         keys = tuple(key for key, label in result.in_other_classes if label == other)
-        texts.append(f"{_count(len(keys))} not added: already in '{other}'.")
+        texts.append(f"{format_count(len(keys), 'picture')} not added: already in '{other}'.")
         if class_name:
             offers.append((f"Move to '{class_name}'", class_name, keys))
     if result.rejected:
         reasons = [f"{file[:MAX_FILE_NAME_LETTERS]} ({reason})" for file, reason in result.rejected]
-        texts.append(f"Rejected: {join_first(reasons)}.")
+        texts.append(f"Rejected: {format_list(reasons, 3)}.")
     has_errors = bool(result.rejected or result.in_other_classes)
     return Note(" ".join(texts) or "Nothing was added.", has_errors, tuple(offers))

@@ -17,23 +17,16 @@ from clipadapter.studio.pictures import DuplicateFinder, PictureFile, list_pictu
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a project; immutable.
+    """What is in a project; immutable."""
 
-    Args:
-        classes: pictures by class name, sorted by name.
-        folders: class folder by class name.
-        unlabelled: pictures without a label.
-        test: pictures of the part "test" by class name; only classes of the project.
-        class_root: folder of the class folders, relative to the project: "" or "train".
-        revision: number of this state; another state has another number.
-    """
-
+    # Pictures by class name, sorted by name
     classes: Mapping[str, tuple[PictureFile, ...]] = field(default_factory=dict)
-    folders: Mapping[str, str] = field(default_factory=dict)
-    unlabelled: tuple[PictureFile, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)  # class folder by class name
+    unlabelled: tuple[PictureFile, ...] = ()  # pictures without a label
+    # Pictures of the part "test" by class name; only classes of the project
     test: Mapping[str, tuple[PictureFile, ...]] = field(default_factory=dict)
-    class_root: str = ""
-    revision: int = field(default=0, compare=False)
+    class_root: str = ""  # folder of the class folders, relative to the project: "" or "train"
+    revision: int = field(default=0, compare=False)  # number of this state; another state has another number
 
     def pictures(self) -> list[PictureFile]:
         """Return the labelled pictures, then the unlabelled ones."""
@@ -44,11 +37,7 @@ class Contents:
         return ((name, picture) for name, pictures in self.classes.items() for picture in pictures)
 
     def picture(self, key: str) -> PictureFile:
-        """Return the picture with a key.
-
-        Raises:
-            InputError: if there is none.
-        """
+        """Return the picture with a key."""
         if key not in self._by_key:
             raise InputError(f"the picture {printable(Path(key).name)} does not exist any more")
         return self._by_key[key][0]
@@ -79,15 +68,7 @@ def read_contents(
     external: Sequence[PictureFile],
     duplicates: DuplicateFinder,
 ) -> Contents:
-    """Read a project as `load_dataset` does; a class may have no pictures yet.
-
-    Args:
-        root: the project.
-        names: class names by folder, where the two differ.
-        unlabelled_folder: folder of unlabelled pictures, relative to the project.
-        external: unlabelled pictures outside the project.
-        duplicates: finds the unlabelled pictures that have a label by now.
-    """
+    """Read a project as `load_dataset` does; a class may have no pictures yet."""
     listing = read_folder(root, follow_links=False)
     is_split = _is_split(root, listing.dataset.splits)
     class_root = _split_folder(root, "train") if is_split else ""

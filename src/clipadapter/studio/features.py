@@ -32,12 +32,6 @@ class FeatureCache:
     Each block of features is kept apart. A cache of other blocks of the same encoder (`with_blocks`) computes only
     those that are missing.
 
-    Args:
-        encoder: an open encoder.
-        backend: backend of its image tower, or "auto"; chosen when the first pictures come.
-        precision: precision, or "auto"; chosen at the same time.
-        params: parameters of `FewShotClassifier`; ``cache`` and ``batch_size`` are used.
-
     Attributes:
         encoder: gives the features, in the backend that was chosen.
     """
@@ -57,14 +51,6 @@ class FeatureCache:
         """Return a cache of other blocks, which shares all features that are computed.
 
         Its backend and precision are chosen anew, since those of one layer may not suit another one.
-
-        Args:
-            names: names of the blocks (`clipadapter.blocks`).
-            others: further open encoders that the names may name.
-            cost: of a picture, in passes through an image tower.
-
-        Raises:
-            InputError: if an encoder has no such block.
         """
         other = copy.copy(self)
         other._set_encoder(open_blocks(self._base, names, others), is_backend_chosen=False)
@@ -106,11 +92,7 @@ class FeatureCache:
         return {one.key: self._errors[one.stamp] for one in contents.pictures() if one.stamp in self._errors}
 
     def compute(self, pictures: Sequence[PictureFile], class_names: Sequence[str]) -> Iterator[int]:
-        """Compute missing features in steps. Yield the number of pictures that are done after each step.
-
-        Raises:
-            StoreError: if the store can't be written.
-        """
+        """Compute missing features in steps. Yield the number of pictures that are done after each step."""
         missing = self._missing(pictures)
         if not missing:
             return
@@ -126,11 +108,7 @@ class FeatureCache:
                 yield len(pictures) - len(missing) + start + len(part)
 
     def compute_one(self, image: ImageSource) -> Array:
-        """Return (w,) block ``final`` of a picture; it is not kept.
-
-        Raises:
-            ImageError: if it can't be read.
-        """
+        """Return (w,) block ``final`` of a picture; it is not kept."""
         row = extract(self.encoder, [image], strict=True).features[0, 0]
         return np.asarray(row[: self.encoder.info.text_dim])
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,14 @@ Move = tuple[str, str]
 
 @dataclass(frozen=True)
 class Step:
-    """One change that a person made.
+    """One change that a person made."""
 
-    Args:
-        number: counts up.
-        description: what was done, in words; names the step that undo reverts.
-        moves: moves of files and folders, in this order.
-        folders: folders that the step makes.
-        names_before: class names by folder before the step.
-        names_after: class names by folder after the step.
-    """
-
-    number: int
-    description: str
-    moves: tuple[Move, ...]
-    folders: tuple[str, ...]
-    names_before: Mapping[str, str]
-    names_after: Mapping[str, str]
+    number: int  # counts up
+    description: str  # what was done, in words; names the step that undo reverts
+    moves: tuple[Move, ...]  # moves of files and folders, in this order
+    folders: tuple[str, ...]  # folders that the step makes
+    names_before: Mapping[str, str]  # class names by folder before the step
+    names_after: Mapping[str, str]  # class names by folder after the step
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Step:
@@ -64,26 +55,26 @@ class Step:
 
 
 class Journal:
-    """The steps of a folder, in a file of JSON lines.
+    """The steps of a folder, in a file of JSON lines, which has a folder of its own in it.
 
-    Args:
-        root: the folder; every path of a step is inside it.
-        path: the file, in a folder of its own in it; made if missing. No step moves this folder, or files directly in
-            it: they are the program's own, and would be a way to put links in their place.
-        names: class names by folder at the start; names in the file replace them.
-        first_number: number of the next step if the file has none or lower ones.
+    No step moves that folder, or files directly in it: they are the program's own, and would be a way to put links in
+    their place.
 
     Attributes:
         names: class names by folder after the last step.
         steps: steps that were not undone.
-
-    Raises:
-        InputError: if the file is a link or not a journal, or a path of a step is outside the folder.
     """
 
-    def __init__(self, root: Path, path: Path, names: Mapping[str, str] | None = None, first_number: int = 1) -> None:
+    def __init__(
+        self,
+        root: Path,
+        path: Path,
+        names: Mapping[str, str] | None = None,
+        first_number: int = 1,
+        write_names: Callable[[Mapping[str, str]], None] = lambda names: None,
+    ) -> None:
         self.root, self.path = Path(os.path.realpath(root)), path_without_links(root, *path.relative_to(root).parts)
-        self.names = dict(names or {})
+        self.names, self._write_names = dict(names or {}), write_names
         self.steps: list[Step] = []
         self._next_number = first_number
         self._replay()
@@ -100,30 +91,13 @@ class Journal:
         folders: Sequence[str] = (),
         names: Mapping[str, str] | None = None,
     ) -> Step:
-        """Log a step and make its moves; it is on the disk when this returns.
-
-        Args:
-            description: what is done, in words.
-            moves: moves, in this order.
-            folders: folders to make before the moves.
-            names: class names by folder after the step; unchanged if not given.
-
-        Raises:
-            InputError: if a path is outside the folder, or a step that failed can't be reverted.
-            OSError: if it fails; the folder and the journal are as they were.
-        """
+        """Log a step and make its moves; it is on the disk when this returns. If that fails, all is as it was."""
         after = self.names if names is None else dict(names)
         step = Step(self._next_number, description, tuple(moves), tuple(folders), self.names, after)
         self._check_paths(step)
-        length = self._append(step.to_line(), sync=True)
-        self._push(step)
-        try:
+        with self._logged(step.to_line(), step, self._reverse_moves):
+            self._push(step)
             self._make_moves(step)
-        except (OSError, InputError) as error:
-            self._revert(step, self._reverse_moves, length, error)
-            self._pop()
-            raise
-        self._log_done(step)
         return step
 
     def blocked_moves(self) -> list[Move]:
@@ -133,25 +107,38 @@ class Journal:
         return [(old, new) for old, new in moves if exists(self.root / old) and exists(self.root / new)]
 
     def undo(self) -> Step | None:
-        """Undo the last step and return it; None if there is none.
-
-        Raises:
-            InputError: if a path is outside the folder by now, or an undo that failed can't be reverted.
-            OSError: if it fails; the folder and the journal are as they were.
-        """
+        """Undo the last step and return it; None if there is none. If that fails, all is as it was."""
         if not self.steps:
             return None
-        self._check_paths(self.steps[-1])
-        length = self._append({"undo": self.steps[-1].number}, sync=True)
-        step = self._pop()
+        step = self.steps[-1]
+        self._check_paths(step)
+        with self._logged({"undo": step.number}, step, self._make_moves):
+            self._reverse_moves(self._pop())
+        return step
+
+    @contextmanager
+    def _logged(self, line: Mapping[str, Any], step: Step, reverse: Callable[[Step], None]) -> Iterator[None]:
+        """Log what is made inside, and the class names after it. If that fails, reverse it and remove its line.
+
+        If reversing fails as well, the line stays, and the next opening finishes the step.
+        """
+        before = list(self.steps), self.names
+        length = self._append(line, sync=True)
         try:
-            self._reverse_moves(step)
+            yield
+            self._write_names(self.names)
         except (OSError, InputError) as error:
-            self._revert(step, self._make_moves, length, error)
-            self._push(step)
+            try:
+                reverse(step)
+                self._truncate(length)
+            except (OSError, InputError):
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                raise InputError(
+                    f"{step.description} was interrupted: {reason}; open the project again to finish it"
+                ) from error
+            self.steps, self.names = before
             raise
         self._log_done(step)
-        return step
 
     # ---- The file ----
 
@@ -184,6 +171,7 @@ class Journal:
                     f"{error.strerror or error}; correct this, then open the project again"
                 ) from error
             self._log_done(step)
+        self._write_names(self.names)
 
     def _apply_line(self, line: dict[str, Any]) -> tuple[str, Step] | None:
         """Apply a line to the list of steps. Return a step or an undo that has no line "done" yet."""
@@ -246,11 +234,7 @@ class Journal:
             self._resolve(path)
 
     def _resolve(self, path: str) -> Path:
-        """The path of a file or folder of a step. It is checked again at each move: an earlier one may move a link.
-
-        Raises:
-            InputError: if the parent, with links resolved, is outside the folder, or it is one of the program's own.
-        """
+        """The path of a file or folder of a step. It is checked again at each move: an earlier one may move a link."""
         parent, own = Path(os.path.realpath((self.root / path).parent)), self.path.parent.name
         if not parent.is_relative_to(self.root):
             raise InputError(f"'{path}' is outside the folder {self.root}: links out of it are not followed")
@@ -288,24 +272,3 @@ class Journal:
         old.rename(new)
         sync_folder(new.parent)
         sync_folder(old.parent)
-
-    def _revert(self, step: Step, reverse: Callable[[Step], None], length: int, error: OSError | InputError) -> None:
-        """Revert the moves of a step that failed, then remove its line.
-
-        Args:
-            step: the step.
-            reverse: reverts its moves.
-            length: bytes of the file before the line.
-            error: why the step failed.
-
-        Raises:
-            InputError: if this fails as well. The line stays then, and the next opening finishes the step.
-        """
-        try:
-            reverse(step)
-            self._truncate(length)
-        except (OSError, InputError):
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise InputError(
-                f"{step.description} was interrupted: {reason}; open the project again to finish it"
-            ) from error

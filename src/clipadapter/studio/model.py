@@ -47,31 +47,21 @@ SAME_PICTURE_SIMILARITY = 1 - 1e-6
 
 @dataclass(frozen=True, eq=False)
 class ProjectModel:
-    """A classifier of the classes of a project.
+    """A classifier of the classes of a project."""
 
-    Args:
-        text: text features; their labels are the class names.
-        zero_shot: head that uses the class names alone.
-        classifier: fitted to the labelled pictures; None if there are none. It has all blocks of features.
-        blocks: blocks of the features that the model was fitted to; empty for ``final`` alone.
-        shot_count: number of labelled pictures.
-        unlabelled_count: number of unlabelled pictures that the head was given.
-        zero_shot_accuracy: accuracy of the class names alone, mean over classes; None without labelled pictures.
-        held_out: accuracy on held-out labelled pictures; None if none can be held out.
-        doubts: why the label of a picture may be wrong, as a sentence, by key.
-        fit_seconds: duration of the fit.
-    """
-
-    text: TextFeatures
-    zero_shot: Head
+    text: TextFeatures  # text features; their labels are the class names
+    zero_shot: Head  # head that uses the class names alone
+    # Fitted to the labelled pictures; None if there are none. It has all blocks of features.
     classifier: FewShotClassifier | None = None
-    blocks: Blocks = ()
-    shot_count: int = 0
-    unlabelled_count: int = 0
+    blocks: Blocks = ()  # blocks of the features that the model was fitted to; empty for ``final`` alone
+    shot_count: int = 0  # number of labelled pictures
+    unlabelled_count: int = 0  # number of unlabelled pictures that the head was given
+    # Accuracy of the class names alone, mean over classes; None without labelled pictures
     zero_shot_accuracy: float | None = None
-    held_out: CurvePoint | None = None
+    held_out: CurvePoint | None = None  # accuracy on held-out labelled pictures; None if none can be held out
+    # Why the label of a picture may be wrong, as a sentence, by key
     doubts: Mapping[str, str] = field(default_factory=dict)
-    fit_seconds: float = 0.0
+    fit_seconds: float = 0.0  # duration of the fit
 
     @property
     def held_out_accuracy(self) -> float | None:
@@ -118,9 +108,6 @@ def fit_project_model(
         labels: class of each picture.
         blocks: name and width of each block of the features; empty for ``final`` alone.
         unlabelled: (u, d) of unlabelled pictures, for a head that learns from them.
-
-    Raises:
-        InputError: if the head can't be fitted to them.
     """
     start, text = time.perf_counter(), text.with_order("given")
     # The zero-shot head uses no shots, but a fit needs some: the text features themselves have the right width.
@@ -140,20 +127,19 @@ def fit_project_model(
     n_unlabelled = 0 if unlabelled is None else len(unlabelled)
     label_indices = _to_indices(labels, text.labels)
     name_logits = zero_shot.logits(support.final)
-    best = _predict_among(name_logits, label_indices)
+    present = np.unique(label_indices)  # a class without pictures would only lower the accuracy of the others
+    best = present[name_logits[:, present].argmax(axis=1)]
     zero_shot_accuracy = mean_class_accuracy(best == label_indices, label_indices)
     fit_seconds = time.perf_counter() - start
     held_out = out_of_fold(classifier.head_, features, np.asarray(labels), text, strategies=("own", "folds"))
-    point, doubts = (
-        None,
-        {
-            keys[i]: f"The name “{labels[i]}” fits it no better than pictures of other classes."
-            for i in np.flatnonzero(find_unlike_names(name_logits, label_indices)).tolist()
-        },
-    )
+    point = None
+    doubts = {
+        keys[i]: f"The name “{labels[i]}” fits it no better than pictures of other classes."
+        for i in np.flatnonzero(find_unlike_names(name_logits, label_indices)).tolist()
+    }
     if held_out is not None:
         rows = held_out.first_per_shot
-        predicted = _predict_among(rows.logits, label_indices)
+        predicted = present[rows.logits[:, present].argmax(axis=1)]
         correct = np.full((1, len(labels)), np.nan)
         correct[0, rows.rows] = predicted == rows.labels
         point = CurvePoint.of_fits(held_out.shots_per_class, correct, label_indices)
@@ -204,17 +190,11 @@ def find_unlike_names(logits: Array, labels: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class CurvePoint:
-    """A point of the learning curve: fits to the same number of shots.
+    """A point of the learning curve: fits to the same number of shots."""
 
-    Args:
-        shots_per_class: shots of each class; 0 for the class names alone.
-        accuracy: mean over the fits of the accuracy on other pictures, which is a mean over classes.
-        correct: (fits, m) 1 where a fit predicted a picture correctly, 0 where not, NaN where it saw the picture.
-    """
-
-    shots_per_class: float
-    accuracy: float
-    correct: Array
+    shots_per_class: float  # shots of each class; 0 for the class names alone
+    accuracy: float  # mean over the fits of the accuracy on other pictures, which is a mean over classes
+    correct: Array  # (fits, m) 1 where a fit predicted a picture correctly, 0 where not, NaN where it saw the picture
 
     @property
     def picture_count(self) -> int:
@@ -234,18 +214,12 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """How the accuracy grows with the number of labelled pictures.
+    """How the accuracy grows with the number of labelled pictures."""
 
-    Args:
-        points: in the order of their shots.
-        is_on_test: whether it was measured on the part "test".
-        forecast_shots: shots per class of the forecast.
-        forecast: accuracy with `MORE_SHOTS` more pictures per class; None if the points say too little.
-    """
-
-    points: tuple[CurvePoint, ...]
-    is_on_test: bool = False
-    forecast_shots: float = 0.0
+    points: tuple[CurvePoint, ...]  # in the order of their shots
+    is_on_test: bool = False  # whether it was measured on the part "test"
+    forecast_shots: float = 0.0  # shots per class of the forecast
+    # Accuracy with `MORE_SHOTS` more pictures per class; None if the points say too little
     forecast: AccuracyForecast | None = None
 
     @property
@@ -275,56 +249,43 @@ def learning_curve(
         on_step: called between two fits; may raise.
     """
     assert model.classifier is not None
-    label_indices = _to_indices(labels, model.class_names)
-    test_set, measured_labels = None, label_indices
+    fitted = model.classifier.head_
     rows = [] if test is None else [i for i, name in enumerate(test[1]) if name in set(labels)]
+    is_on_test = test is not None and bool(rows)
+    X, names = features, list(labels)
     if test is not None and rows:
-        test_labels = [test[1][i] for i in rows]
-        test_set = FeatureSet(test[0][rows], tuple(test_labels), model.class_names, blocks=model.blocks)
-        test_set = test_set.mark_for_evaluation()
-        measured_labels = _to_indices(test_labels, model.class_names)
+        X, names = test[0][rows], [test[1][i] for i in rows]
+    measured = FeatureSet(X, tuple(names), model.class_names, blocks=model.blocks)
+    measured_labels = _to_indices(names, model.class_names)
 
-    final = features[:, : model.text.embeddings.shape[1]]
-
-    def measure(head: Head, drawn: Array) -> Array:
+    def measure(head: Head, drawn: Sequence[int] | Array = ()) -> Array:
         """(m,) correct predictions; NaN for the pictures that the head was fitted to."""
         on_step()
-        X = final if head is model.zero_shot else features
-        if test_set is not None:
-            seen = test_set.select_blocks([FINAL]) if head is model.zero_shot else test_set
-            result = score(head, seen, among=sorted(set(labels)))
-            return np.asarray(result.logits.argmax(axis=1) == result.labels, np.float64)
-        others = np.setdiff1d(np.arange(len(labels)), drawn)
-        correct = np.full(len(labels), np.nan)
-        correct[others] = _predict_among(head.logits(X[others]), label_indices) == label_indices[others]
+        others = np.setdiff1d(np.arange(len(measured)), () if is_on_test else drawn).astype(int)
+        part = measured.take(others).mark_for_evaluation()
+        part = part.select_blocks([FINAL]) if head is model.zero_shot else part
+        result = score(head, part, among=sorted(set(labels)))
+        correct = np.full(len(measured), np.nan)
+        correct[others] = result.logits.argmax(axis=1) == result.labels
         return correct
 
-    points = [CurvePoint.of_fits(0, measure(model.zero_shot, np.array([], int))[None], measured_labels)]
-    counts = np.bincount(label_indices)
+    def fit(drawn: Array) -> Head:
+        shot_labels, pool = [labels[i] for i in drawn], fitted.kept_pictures
+        head = clone(fitted)
+        return head.fit(features[drawn], shot_labels, text=model.text, unlabelled=pool, blocks=model.blocks or None)
+
+    points = [CurvePoint.of_fits(0, measure(model.zero_shot)[None], measured_labels)]
+    counts = np.unique(labels, return_counts=True)[1]
     divisible = counts[counts >= 2]
     shots_now = mean_shots_per_class(labels)
-    last_shots = shots_now if test_set is not None else 0 if model.held_out is None else model.held_out.shots_per_class
+    last_shots = shots_now if is_on_test else 0 if model.held_out is None else model.held_out.shots_per_class
     max_shots = min(int(divisible.min()) - 1, MAX_CURVE_SHOTS) if len(divisible) else 0
     for shots in (2**i for i in range(6) if 2**i <= max_shots and 2**i < 0.9 * last_shots):
         draws = [np.array(draw_shots(labels, shots, seed)) for seed in range(DRAWS_PER_POINT)]
-        heads = (
-            (
-                clone(model.classifier.head_).fit(
-                    features[drawn],
-                    [labels[i] for i in drawn],
-                    text=model.text,
-                    unlabelled=model.classifier.head_.kept_pictures,
-                    blocks=model.blocks or None,
-                ),
-                drawn,
-            )
-            for drawn in draws
-        )
-        correct = np.stack([measure(head, drawn) for head, drawn in heads])
+        correct = np.stack([measure(fit(drawn), drawn) for drawn in draws])
         points.append(CurvePoint.of_fits(shots, correct, measured_labels))
-    if test_set is not None:
-        correct = measure(model.classifier.head_, np.arange(len(labels)))[None]
-        points.append(CurvePoint.of_fits(shots_now, correct, measured_labels))
+    if is_on_test:
+        points.append(CurvePoint.of_fits(shots_now, measure(fitted)[None], measured_labels))
     elif model.held_out is not None:
         points.append(model.held_out)
     forecast = forecast_accuracy(
@@ -333,7 +294,7 @@ def learning_curve(
         measured_labels,
         target_shots=shots_now + MORE_SHOTS,
     )
-    return LearningCurve(tuple(points), test_set is not None, shots_now + MORE_SHOTS, forecast)
+    return LearningCurve(tuple(points), is_on_test, shots_now + MORE_SHOTS, forecast)
 
 
 def mean_class_accuracy(correct: Array, labels: Array) -> float:
@@ -351,12 +312,6 @@ def mean_class_accuracy(correct: Array, labels: Array) -> float:
     return float(np.mean(shares))
 
 
-def _predict_among(logits: Array, labels: Array) -> Array:
-    """(m,) predicted classes from logits (m, c), among the classes that some labelled picture has."""
-    has_pictures = np.isin(np.arange(logits.shape[1]), labels)
-    return np.asarray(np.where(has_pictures, logits, -np.inf).argmax(axis=1))
-
-
 def _to_indices(labels: Sequence[str], class_names: Sequence[str]) -> Array:
     index = {name: i for i, name in enumerate(class_names)}
     return np.array([index[label] for label in labels], np.int64)
@@ -367,56 +322,30 @@ def _to_indices(labels: Sequence[str], class_names: Sequence[str]) -> Array:
 
 @dataclass(frozen=True)
 class SimilarPicture:
-    """A labelled picture that is similar to the one of a prediction.
+    """A labelled picture that is similar to the one of a prediction."""
 
-    Args:
-        key: key of the picture.
-        label: its class.
-        similarity: cosine of the features, -1 to 1.
-    """
-
-    key: str
-    label: str
-    similarity: float
+    key: str  # key of the picture
+    label: str  # its class
+    similarity: float  # cosine of the features, -1 to 1
 
 
 @dataclass(frozen=True)
 class ExplainedPrediction:
-    """The prediction for one picture, with reasons.
+    """The prediction for one picture, with reasons."""
 
-    Args:
-        top: (class, probability), most probable first.
-        shot_count: labelled pictures that the model was fitted to; 0 if it used the class names alone.
-        reason: why, in a sentence or two without technical terms.
-        details: the explanation in numbers, as sentences.
-        nearest: most similar labelled pictures.
-        labelled_as: class of the picture if it is a labelled one.
-        unlike: why the picture is unlike every class; else None.
-    """
-
-    top: tuple[tuple[str, float], ...]
-    shot_count: int
-    reason: str = ""
-    details: tuple[str, ...] = ()
-    nearest: tuple[SimilarPicture, ...] = ()
-    labelled_as: str | None = None
-    unlike: str | None = None
+    top: tuple[tuple[str, float], ...]  # (class, probability), most probable first
+    shot_count: int  # labelled pictures that the model was fitted to; 0 if it used the class names alone
+    reason: str = ""  # why, in a sentence or two without technical terms
+    details: tuple[str, ...] = ()  # the explanation in numbers, as sentences
+    nearest: tuple[SimilarPicture, ...] = ()  # most similar labelled pictures
+    labelled_as: str | None = None  # class of the picture if it is a labelled one
+    unlike: str | None = None  # why the picture is unlike every class; else None
 
 
 def explain_prediction(
     model: ProjectModel, image: ImageSource, contents: Contents, features: FeatureCache
 ) -> ExplainedPrediction:
-    """Predict the class of a picture and explain it.
-
-    Args:
-        model: fitted to labelled pictures, or zero-shot.
-        image: path, PIL image or array.
-        contents: tells which labelled pictures still exist.
-        features: computes the features of the picture.
-
-    Raises:
-        ImageError: if the picture can't be read.
-    """
+    """Predict the class of a picture and explain it."""
     if model.classifier is None:
         row = model.probabilities(features.compute_one(image)[None])[0]
         best = np.argsort(-row, kind="stable")[:MAX_PREDICTED_CLASSES]

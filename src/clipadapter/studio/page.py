@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipadapter.errors import ClipAdapterError
 from clipadapter.files import encodable, folder_without_links, printable, quote_path
+from clipadapter.formatting import format_list
 from clipadapter.model_folder import HISTORY_FOLDER, MODEL_FILES
 from clipadapter.persistence.transaction import list_history_files
 from clipadapter.rendering.html import read_asset
@@ -27,7 +28,7 @@ from clipadapter.studio.actions import Actions, to_sentence
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
 from clipadapter.studio.project import EXPORT_FOLDER, STUDIO_FOLDER, studio_path
 from clipadapter.studio.session import Session
-from clipadapter.studio.tab import Note, Tab, join_first
+from clipadapter.studio.tab import Note, Tab
 
 POLL_SECONDS = 0.7
 """Time between two checks for changes by another tab or by the computing thread."""
@@ -42,11 +43,7 @@ Update = Any
 
 
 class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
-    """The studio of one project; `launch` serves it.
-
-    Args:
-        session: session of the project; the caller closes it.
-    """
+    """The studio of one project; `launch` serves it."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(title=f"{printable(session.project.root.name)} · clipadapter studio", analytics_enabled=False)
@@ -209,7 +206,7 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
     def _report_saved(self, tab: Tab, verb: str, path: Path, download: str | Path) -> list[Update]:
         text = f"{verb}. Use it with {_as_code(f'clipadapter predict {quote_path(path)} photo.jpg')}."
         if names := self.session.classes_without_pictures():
-            listed = join_first([_as_code(name) for name in names])
+            listed = format_list([_as_code(name) for name in names], 3)
             has = "has" if len(names) == 1 else "have"
             text += f" {listed} {has} no pictures: the model knows only the class name."
         self._show_at_next_poll(tab, Note(f"{verb}: {printable(path)}"))
@@ -272,11 +269,7 @@ def pass_file_on(component: Any) -> None:
 
 
 class ForeignRequestFilter:
-    """ASGI middleware that refuses requests to fetch from another host, and uploads from pages of other hosts.
-
-    Args:
-        app: handles all other requests.
-    """
+    """ASGI middleware that refuses requests to fetch from another host, and uploads from pages of other hosts."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -13,7 +13,7 @@ from jinja2 import Environment
 
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.files import printable
-from clipadapter.formatting import format_count
+from clipadapter.formatting import format_count, format_list
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.contents import Contents
@@ -21,7 +21,7 @@ from clipadapter.studio.model import MORE_SHOTS, LearningCurve, ProjectModel
 from clipadapter.studio.pictures import PictureFile, Stamp
 from clipadapter.studio.quality import quality_options, why_no_unlabelled
 from clipadapter.studio.session import Session, SessionState
-from clipadapter.studio.tab import Tab, join_first
+from clipadapter.studio.tab import Tab
 
 PACKAGE = "clipadapter.studio"
 PANELS = ("status", "classes", "queue", "prediction", "accuracy", "quality")
@@ -43,11 +43,7 @@ THUMBNAIL_JPEG_QUALITY = 75
 
 
 class Panels:
-    """Renders the panels of a page.
-
-    Args:
-        session: session of the project.
-    """
+    """Renders the panels of a page."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -204,7 +200,7 @@ class Panels:
             "width": PLOT_WIDTH,
             "height": PLOT_HEIGHT,
             "percent": lambda share: round(100 * share),
-            "left_out": join_first(self.session.classes_without_pictures()),
+            "left_out": format_list(self.session.classes_without_pictures(), 3),
             "method_style": method_style(self.session.head),
         }
 
@@ -261,27 +257,15 @@ class ThumbnailCache:
 
 @dataclass(frozen=True)
 class NextStep:
-    """What to do next. The page has one filled button, the one for this.
+    """What to do next. The page has one filled button, the one for this."""
 
-    Args:
-        text: one sentence or two.
-        button: "add-class", "upload", "label", "save" or "download".
-        class_name: class of the button, if there is one per class.
-    """
-
-    text: str
-    button: str
-    class_name: str = ""
+    text: str  # one sentence or two
+    button: str  # "add-class", "upload", "label", "save" or "download"
+    class_name: str = ""  # class of the button, if there is one per class
 
 
 def suggest_next_step(contents: Contents, has_guess: bool = False, is_saved: bool = False) -> NextStep:
-    """Return what to do next.
-
-    Args:
-        contents: what is in the project.
-        has_guess: whether a picture without a label is shown with its prediction.
-        is_saved: whether the model of these contents is saved.
-    """
+    """Return what to do next."""
     classes = contents.classes
     if not classes:
         return NextStep("Name your first class, such as “tabby cat”, and press Enter.", "add-class")
@@ -305,19 +289,13 @@ def suggest_next_step(contents: Contents, has_guess: bool = False, is_saved: boo
 
 @dataclass(frozen=True)
 class CurvePlot:
-    """A learning curve as shapes of a figure of `PLOT_WIDTH` by `PLOT_HEIGHT`, from the upper left.
+    """A learning curve as shapes of a figure of `PLOT_WIDTH` by `PLOT_HEIGHT`, from the upper left."""
 
-    Args:
-        points: (x, y, label of the axis, description) of the measured points, at equal distances.
-        forecast: the same of the forecast; None if there is none.
-        forecast_ends: y of the upper and the lower end of its interval.
-        last_ends: the same of the last measured point.
-    """
-
+    # (x, y, label of the axis, description) of the measured points, at equal distances
     points: tuple[tuple[float, float, str, str], ...]
-    forecast: tuple[float, float, str, str] | None = None
-    forecast_ends: tuple[float, float] = (0.0, 0.0)
-    last_ends: tuple[float, float] = (0.0, 0.0)
+    forecast: tuple[float, float, str, str] | None = None  # the same of the forecast; None if there is none
+    forecast_ends: tuple[float, float] = (0.0, 0.0)  # y of the upper and the lower end of its interval
+    last_ends: tuple[float, float] = (0.0, 0.0)  # the same of the last measured point
 
 
 PLOT_WIDTH, PLOT_HEIGHT = 400, 150

@@ -9,46 +9,26 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from clipadapter.data.images import image_bytes, read_image
+from clipadapter.data.images import image_bytes, image_format, read_image
 from clipadapter.errors import ImageError
 from clipadapter.files import IMAGE_SUFFIXES, encodable, safe_file_name, write_atomically
 
 Stamp = tuple[int, int, int, int]
 """Device, inode, size and time of the last change. A move does not change it."""
 
-SUFFIXES_BY_MAGIC = (
-    (rb"\xff\xd8\xff", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")),
-    (rb"\x89PNG", (".png",)),
-    (rb"RIFF....WEBP", (".webp",)),
-    (rb"GIF8", (".gif",)),
-    (rb"BM", (".bmp",)),
-    (rb"II\*\0|II\+\0|MM\0", (".tif", ".tiff")),
-    (rb"P[14]\s", (".pbm", ".pnm")),
-    (rb"P[25]\s", (".pgm", ".pnm")),
-    (rb"P[36]\s", (".ppm", ".pnm")),
-    (rb"....ftypavi", (".avif",)),
-    (rb"....ftyp(hei|hev|mif1|msf1)", (".heic", ".heif", ".hif")),
-    (rb"\0\0\0\x0cjP|\xff\x4f\xff\x51", (".jp2",)),
-)
-"""First bytes of a format, and the suffixes of its files, the usual one first."""
 UPLOAD_NAME = "[0-9a-f]{20}"
 """Pattern of the names that `write_upload` gives."""
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A file with a picture.
+    """A file with a picture."""
 
-    Args:
-        key: name in the project: the path relative to it, with slashes, as valid text. The key of a file outside the
-            project begins with "/".
-        path: path of the file.
-        stamp: identifies the content of the file; see `Stamp`.
-    """
-
+    # Name in the project: the path relative to it, with slashes, as valid text. The key of a file outside the
+    # project begins with "/".
     key: str
-    path: Path
-    stamp: Stamp
+    path: Path  # path of the file
+    stamp: Stamp  # identifies the content of the file; see `Stamp`
 
     @property
     def is_external(self) -> bool:
@@ -58,24 +38,14 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that a browser sent. It may be no picture.
+    """A file that a browser sent. It may be no picture."""
 
-    Args:
-        name: name of the file on the machine of the browser; never used as a path.
-        data: its bytes.
-    """
-
-    name: str
-    data: bytes
+    name: str  # name of the file on the machine of the browser; never used as a path
+    data: bytes  # its bytes
 
 
 def list_picture_files(paths: Iterable[Path], root: Path | None = None) -> tuple[PictureFile, ...]:
-    """Return those of the files that exist.
-
-    Args:
-        paths: paths of the files.
-        root: the project that they are in; None if they are outside.
-    """
+    """Return those of the files that exist."""
     files = []
     for path in paths:
         try:
@@ -100,30 +70,27 @@ def find_rejection_reason(upload: Upload) -> str | None:
 
 
 def stored_file_name(upload: Upload, used: Collection[str] = ()) -> str:
-    r"""Return the file name of an upload in the project: its own name, made safe, with the suffix of its format.
+    r"""Return the file name of an upload in the project: its own name, made safe, with a suffix of pictures.
 
-    Args:
-        upload: its name comes from a browser, so only the part after the last separator counts.
-        used: names of the files beside it, in the form of `fold_name`; the returned name is none of them.
+    Only the part after the last separator counts, since the name comes from a browser. The suffix may be that of
+    another format: readers look at the bytes. None of the used names, which `fold_name` gave, is returned.
 
     >>> stored_file_name(Upload("../IMG 1.PNG", b"\x89PNG..."), used={"img 1.png"})
     'IMG 1-2.PNG'
     >>> stored_file_name(Upload("con", b"\xff\xd8\xff..."))
-    'con_.jpg'
+    'con_.jpeg'
     """
     last_part = re.split(r"[/\\]", upload.name)[-1]
     stem, dot, letters = last_part.rpartition(".")
     suffix = f"{dot}{letters}"
     if suffix.lower() not in IMAGE_SUFFIXES:
-        stem, suffix = last_part, ""
-    allowed = next(
-        (suffixes for magic, suffixes in SUFFIXES_BY_MAGIC if re.match(magic, upload.data[:64], re.DOTALL)), ()
-    )
-    if allowed and suffix.lower() not in allowed:
-        suffix = allowed[0]
-    suffix = suffix or ".jpg"  # of a format that is not in the table; readers look at the bytes
-    visible = "".join(letter for letter in stem if unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co"))
-    base = safe_file_name(visible, "picture")
+        stem, suffix = last_part, f".{image_format(upload.data)}"
+    suffix = suffix if suffix.lower() in IMAGE_SUFFIXES else ".jpg"  # for "jpeg2000"
+    return free_name(safe_file_name(stem, "picture"), suffix, used)
+
+
+def free_name(base: str, suffix: str, used: Collection[str]) -> str:
+    """Return the name with a number, if it needs one to be none of the used ones, in the form of `fold_name`."""
     name, number = base + suffix, 2
     while fold_name(name) in used:
         name, number = f"{base}-{number}{suffix}", number + 1
@@ -136,11 +103,7 @@ def fold_name(name: str) -> str:
 
 
 def write_upload(folder: Path, upload: Upload) -> Path:
-    """Write an upload into a folder, under the hash of its bytes, and sync it.
-
-    Raises:
-        InputError: if it can't be written.
-    """
+    """Write an upload into a folder, under the hash of its bytes, and sync it."""
     return write_atomically(folder / blake2b(upload.data, digest_size=10).hexdigest(), upload.data)
 
 

@@ -24,6 +24,7 @@ from clipadapter.data.images import image_bytes
 from clipadapter.errors import ImageError, InputError
 from clipadapter.files import (
     RANDOM_END,
+    UNPRINTABLE,
     folder_without_links,
     path_without_links,
     printable,
@@ -31,6 +32,7 @@ from clipadapter.files import (
     safe_file_name,
     write_atomically,
 )
+from clipadapter.formatting import format_count
 from clipadapter.studio.contents import Contents, read_contents
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
@@ -40,6 +42,7 @@ from clipadapter.studio.pictures import (
     Upload,
     find_rejection_reason,
     fold_name,
+    free_name,
     list_picture_files,
     stored_file_name,
     write_upload,
@@ -62,20 +65,12 @@ MAX_SETTINGS_BYTES = 2**16
 
 
 def studio_path(root: Path, *names: str) -> Path:
-    """The path of a file or folder in the studio's own folder of a project.
-
-    Raises:
-        InputError: if it is a link, or a part of the way from the project to it.
-    """
+    """The path of a file or folder in the studio's own folder of a project."""
     return path_without_links(root, STUDIO_FOLDER, *names)
 
 
 def prepare_uploads(root: Path) -> Path:
-    """The folder of the page's temporary files, without those of an earlier page.
-
-    Raises:
-        InputError: see `studio_path`.
-    """
+    """The folder of the page's temporary files, without those of an earlier page."""
     folder = studio_path(root, UPLOADS_FOLDER)
     remove_abandoned(folder, UPLOAD_PATTERN, min_age=0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,8 +105,6 @@ class Project:
 
     Attributes:
         contents: what is in the project.
-        class_names_error: why the file of class names could not be written, as on a full disk; empty if it is up to
-            date. It is written again at the next step, reading or opening.
 
     Raises:
         InputError: if the path is not a folder, can't be written, has links in ``.studio``, or is open in another
@@ -149,9 +142,9 @@ class Project:
             self._settings_file = studio_path(self.root, "settings.json")
             self._remove_unfinished_files()
             names = self._read_class_names()
-            self._journal = Journal(self.root, own / "journal.jsonl", names, self._first_free_number())
+            first = self._first_free_number()
+            self._journal = Journal(self.root, own / "journal.jsonl", names, first, self._write_class_names)
             self.contents = Contents()
-            self.class_names_error = ""
             self.refresh()
         except BaseException:
             self._lock.release()
@@ -178,7 +171,6 @@ class Project:
         with self._guard:
             paths = [] if self.external_folder is None else list_images(self.external_folder, follow_links=False)
             self._external = list_picture_files(path for path in paths if not path.is_relative_to(self.root))
-            self._write_class_names()
             return self._read()
 
     def setting(self, name: str) -> str:
@@ -216,9 +208,8 @@ class Project:
         with self._guard:
             name = normalize_class_name(text, self.contents.classes)
             folder = safe_folder_name(name, self._used_folder_names())
-            with self._step():
-                names = self._names_with(folder, name)
-                self._journal.perform(f"adding the class '{name}'", (), [self._class_path(folder)], names)
+            names = self._names_with(folder, name)
+            self._perform(f"adding the class '{name}'", (), [self._class_path(folder)], names)
             return name
 
     def rename_class(self, old: str, text: str) -> str:
@@ -237,8 +228,7 @@ class Project:
             if name != old:
                 names = self._names_with(folder, name, removed=old_folder)
                 moves = [] if folder == old_folder else [move]
-                with self._step():
-                    self._journal.perform(f"renaming the class '{old}' to '{name}'", moves, (), names)
+                self._perform(f"renaming the class '{old}' to '{name}'", moves, (), names)
             return name
 
     def remove_class(self, name: str) -> None:
@@ -251,8 +241,7 @@ class Project:
             folder = self._folder_of(name)
             names = {key: value for key, value in self._journal.names.items() if key != folder}
             move = (self._class_path(folder), f"{self._trash_folder()}/{folder}")
-            with self._step():
-                self._journal.perform(f"removing the class '{name}'", [move], (), names)
+            self._perform(f"removing the class '{name}'", [move], (), names)
 
     def add_pictures(self, class_name: str, uploads: Sequence[Upload]) -> AddResult:
         """Add pictures to a class. A picture that is in another class stays there, and is reported.
@@ -283,8 +272,7 @@ class Project:
             batch = self._batch(self._class_path(self._folder_of(class_name)), class_name)
             batch.add_pictures([self.contents.picture(key) for key in dict.fromkeys(keys)])
             if batch.moves:
-                with self._step():
-                    self._journal.perform(f"labelling {_count(len(batch.moves))} '{class_name}'", batch.moves)
+                self._perform(f"labelling {format_count(len(batch.moves), 'picture')} '{class_name}'", batch.moves)
             return batch.result
 
     def remove_pictures(self, keys: Sequence[str]) -> int:
@@ -297,8 +285,7 @@ class Project:
             pictures = [one for one in map(self.contents.picture, dict.fromkeys(keys)) if not one.is_external]
             if pictures:
                 moves = _moves_into(self.root, pictures, self._trash_folder(), set())
-                with self._step():
-                    self._journal.perform(f"removing {_count(len(pictures))}", moves)
+                self._perform(f"removing {format_count(len(pictures), 'picture')}", moves)
             return len(pictures)
 
     def undo(self) -> str:
@@ -330,9 +317,18 @@ class Project:
         for upload in uploads:
             batch.add_upload(upload)
         if batch.moves:
-            with self._step():
-                self._journal.perform(f"adding {_count(len(batch.moves))} {target}", batch.moves)
+            self._perform(f"adding {format_count(len(batch.moves), 'picture')} {target}", batch.moves)
         return batch.result
+
+    def _perform(
+        self,
+        description: str,
+        moves: Sequence[Move] = (),
+        folders: Sequence[str] = (),
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        with self._step():
+            self._journal.perform(description, moves, folders, names)
 
     @contextmanager
     def _step(self) -> Iterator[None]:
@@ -342,7 +338,6 @@ class Project:
         except OSError as error:
             raise InputError(f"can't write into {self.root}: {error.strerror or error}; nothing was changed") from error
         finally:
-            self._write_class_names()
             self._read()
 
     def _read(self) -> Contents:
@@ -379,24 +374,13 @@ class Project:
 
         return read_class_names(self._names_file) if self._names_file.is_file() else {}
 
-    def _write_class_names(self) -> None:
-        """Write the class names that differ from their folders, for ``--class-names``.
-
-        The journal has them too, so a step counts as made even if this file can't be written.
-        """
-        names = self._journal.names
+    def _write_class_names(self, names: Mapping[str, str]) -> None:
+        """Write the class names that differ from their folders, for ``--class-names``. The journal has them too."""
         text = json.dumps(names, indent=1) + "\n"
-        self.class_names_error = ""
-        try:
-            if not names:
-                self._names_file.unlink(missing_ok=True)
-            elif not self._names_file.is_file() or self._names_file.read_bytes() != text.encode():
-                write_atomically(self._names_file, text)
-        except (InputError, OSError) as error:
-            reason = getattr(error.__cause__ or error, "strerror", None) or error
-            self.class_names_error = (
-                f"the file {self._names_file.name} can't be written ({reason}); the next step tries again"
-            )
+        if not names:
+            self._names_file.unlink(missing_ok=True)
+        elif not self._names_file.is_file() or self._names_file.read_bytes() != text.encode():
+            write_atomically(self._names_file, text)
 
     # ---- Opening ----
 
@@ -428,16 +412,7 @@ class Project:
 
 
 class _Batch:
-    """Pictures to be moved into one folder: collects the moves of one step, and the result to report.
-
-    Args:
-        root: the project.
-        incoming: folder, relative to the project, that uploads are written to before they are moved.
-        contents: what is in the project.
-        duplicates: finds files of equal bytes.
-        target: the folder, relative to the project.
-        class_name: class of the folder; None for unlabelled pictures.
-    """
+    """Pictures to be moved into one folder: collects the moves of one step, and the result to report."""
 
     def __init__(
         self,
@@ -456,11 +431,7 @@ class _Batch:
         self._used_names = _list_used_names(root / target)
 
     def add_upload(self, upload: Upload) -> None:
-        """Decide about an upload. The bytes of an upload to add are on the disk after this.
-
-        Raises:
-            InputError: if the disk can't be written.
-        """
+        """Decide about an upload. The bytes of an upload to add are on the disk after this."""
         reason = find_rejection_reason(upload) or self._find_test_picture(upload)
         equal = [] if reason else self._duplicates.find(upload.data, self._contents.pictures())
         by_class = {self._contents.label(picture.key): picture for picture in equal}
@@ -485,11 +456,7 @@ class _Batch:
             self.result.added.append(f"{self._target}/{name}")
 
     def add_pictures(self, pictures: Sequence[PictureFile]) -> None:
-        """Add existing pictures: those of the project are moved, those outside it are copied.
-
-        Raises:
-            InputError: if the disk can't be written.
-        """
+        """Add existing pictures: those of the project are moved, those outside it are copied."""
         own = [one for one in pictures if not one.is_external and self._contents.label(one.key) != self._class_name]
         moves = _moves_into(self._root, own, self._target, self._used_names)
         self.moves += moves
@@ -511,9 +478,7 @@ def _moves_into(root: Path, pictures: Sequence[PictureFile], folder: str, used: 
     """Return moves of pictures into a folder, to file names that are free there; adds these to the used ones."""
     moves: list[Move] = []
     for picture in pictures:
-        name, number = picture.path.name, 2
-        while fold_name(name) in used:
-            name, number = f"{picture.path.stem}-{number}{picture.path.suffix}", number + 1
+        name = free_name(picture.path.stem, picture.path.suffix, used)
         used.add(fold_name(name))
         moves.append((_relative_path(root, picture), f"{folder}/{name}"))
     return moves
@@ -529,28 +494,16 @@ def _relative_path(root: Path, picture: PictureFile) -> str:
     return picture.path.relative_to(root).as_posix()
 
 
-def _count(n: int) -> str:
-    return "1 picture" if n == 1 else f"{n} pictures"
-
-
 # ---- Names of classes and folders ----
 
 
 def normalize_class_name(text: str, used: Collection[str] = ()) -> str:
     r"""Return a class name as it is stored: one line, without spaces around it, in composed letters (NFC).
 
-    Args:
-        text: what a person typed.
-        used: names of the other classes.
-
-    Raises:
-        InputError: if nothing is left, the name is too long, or another class has it, apart from case.
-
     >>> normalize_class_name("  tabby\n cat ")
     'tabby cat'
     """
-    visible = "".join(" " if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co") else letter for letter in text)
-    name = unicodedata.normalize("NFC", " ".join(visible.split()))
+    name = unicodedata.normalize("NFC", " ".join(UNPRINTABLE.sub(" ", text).split()))
     if not name:
         raise InputError("a class needs a name: type one, such as 'tabby cat'")
     if len(name) > MAX_NAME_LETTERS:
@@ -566,16 +519,9 @@ def safe_folder_name(name: str, used: Collection[str] = ()) -> str:
 
     Slashes, leading dots, names of devices, names of parts such as "test", and long names are changed.
 
-    Args:
-        name: name of the class.
-        used: names of the entries beside the folder.
-
     >>> safe_folder_name("tabby cat"), safe_folder_name("a/b"), safe_folder_name("..")
     ('tabby cat', 'a_b', '_')
     """
     base = safe_file_name(name)
     base += "_" if base.casefold() in SPLIT_ALIASES else ""
-    folded, folder, number = {fold_name(other) for other in used}, base, 2
-    while fold_name(folder) in folded:
-        folder, number = f"{base}-{number}", number + 1
-    return folder
+    return free_name(base, "", {fold_name(other) for other in used})

@@ -13,23 +13,14 @@ from clipadapter.heads import head_info
 
 @dataclass(frozen=True)
 class QualityOption:
-    """One position of the switch.
+    """One position of the switch."""
 
-    Args:
-        name: "fast", "standard" or "best".
-        text: what the model looks at and what that costs, in a sentence or two.
-    """
-
-    name: str
-    text: str
+    name: str  # "fast", "standard" or "best"
+    text: str  # what the model looks at and what that costs, in a sentence or two
 
 
 def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[QualityOption, ...]:
     """Return the positions of the switch, the cheapest first.
-
-    Args:
-        encoder: gives the class text.
-        others: further encoders.
 
     >>> from clipadapter.encoders import create_encoder
     >>> [option.text for option in quality_options(create_encoder("toy"))[:2]]  # doctest: +NORMALIZE_WHITESPACE
@@ -60,9 +51,6 @@ def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[Q
 def why_no_unlabelled(head: str) -> str:
     """Return why the head can't learn from unlabelled pictures; empty if it can.
 
-    Args:
-        head: registered name of the head.
-
     >>> why_no_unlabelled("auto"), why_no_unlabelled("knn")
     ('', "The head 'knn' learns from labelled pictures only.")
     """
@@ -71,10 +59,6 @@ def why_no_unlabelled(head: str) -> str:
 
 def why_no_choice(head: str, encoder: Encoder) -> str:
     """Return why the quality makes no difference; empty if it does.
-
-    Args:
-        head: registered name of the head.
-        encoder: the first encoder, as it was named.
 
     >>> from clipadapter.encoders import create_encoder
     >>> why_no_choice("clip-adapter", create_encoder("toy"))

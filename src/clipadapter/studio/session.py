@@ -64,39 +64,24 @@ MAX_PARITY_PICTURES = 64
 
 @dataclass(frozen=True, eq=False)
 class SessionState:
-    """What is known at one moment; immutable.
+    """What is known at one moment; immutable."""
 
-    Args:
-        version: number of this state; another state has another number.
-        activity: what is being computed, in words; empty if nothing is.
-        progress: done part of the activity, 0..1; None if that is not known.
-        error: why something could not be computed.
-        revision: revision of the contents that the model was fitted to.
-        quality: quality of the features that the model was fitted to.
-        learns_unlabelled: whether the model was to learn from unlabelled pictures.
-        pool: keys of the unlabelled pictures that the model was given.
-        model: fitted to these contents; None if there are fewer than two classes.
-        curve: learning curve; None until it is measured.
-        guesses: (class, probability) of the unlabelled pictures, by key.
-        queue: keys of the pictures to label next.
-        unreadable: why pictures can't be read, by key.
-        saved_revision: revision of the contents that the saved model was fitted to; -1 if none was saved, or only one
-            of another quality.
-    """
-
-    version: int = 0
-    activity: str = ""
-    progress: float | None = None
-    error: str = ""
-    revision: int = -1
-    quality: str = ""
-    learns_unlabelled: bool = False
-    pool: tuple[str, ...] = ()
-    model: ProjectModel | None = None
-    curve: LearningCurve | None = None
+    version: int = 0  # number of this state; another state has another number
+    activity: str = ""  # what is being computed, in words; empty if nothing is
+    progress: float | None = None  # done part of the activity, 0..1; None if that is not known
+    error: str = ""  # why something could not be computed
+    revision: int = -1  # revision of the contents that the model was fitted to
+    quality: str = ""  # quality of the features that the model was fitted to
+    learns_unlabelled: bool = False  # whether the model was to learn from unlabelled pictures
+    pool: tuple[str, ...] = ()  # keys of the unlabelled pictures that the model was given
+    model: ProjectModel | None = None  # fitted to these contents; None if there are fewer than two classes
+    curve: LearningCurve | None = None  # learning curve; None until it is measured
+    # (class, probability) of the unlabelled pictures, by key
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
-    queue: tuple[str, ...] = ()
-    unreadable: dict[str, str] = field(default_factory=dict)
+    queue: tuple[str, ...] = ()  # keys of the pictures to label next
+    unreadable: dict[str, str] = field(default_factory=dict)  # why pictures can't be read, by key
+    # Revision of the contents that the saved model was fitted to; -1 if none was saved, or only one of another
+    # quality
     saved_revision: int = -1
 
     @property
@@ -110,11 +95,7 @@ class _Superseded(Exception):
 
 
 def check_head(head: str) -> None:
-    """Refuse a head that can't be fitted again after every picture.
-
-    Raises:
-        InputError: if no head has this name, or it trains through a tower, or is transductive.
-    """
+    """Refuse a head that can't be fitted again after every picture."""
     kind = head_info(head).cls
     if kind.needs_tower or kind.tunes_encoder or kind.transductive or kind.reads == "unprojected":
         raise InputError(f"'{head}' can't be fitted again after every picture: use auto, clip-adapter or another")
@@ -123,22 +104,10 @@ def check_head(head: str) -> None:
 class Session:
     """Learns from a project whenever it changes.
 
-    Args:
-        project: an open project.
-        encoder: a URI, or an open encoder; or several. Class text comes from the first that has a text tower.
-        head: a registered name of a head that is fitted to features quickly.
-        quality: "fast", "standard" or "best"; see `FewShotClassifier`. The project remembers it. None: what it
-            remembers, or "standard".
-        params: further parameters of `FewShotClassifier`, such as ``cache``, ``device``, ``backend`` or ``templates``.
-
     Attributes:
         quality: what was chosen. The model has it as soon as the features are computed.
         why_no_choice: why the quality makes no difference; empty if it does.
         learns_unlabelled: whether the model may learn from the unlabelled pictures, which the project remembers.
-
-    Raises:
-        InputError: if the head trains through a tower, or is transductive, or there is no such quality.
-        EncoderUnavailableError: if the weights of an encoder are not available.
     """
 
     def __init__(
@@ -200,11 +169,7 @@ class Session:
             return self._condition.wait_for(lambda: not self._is_busy, timeout)
 
     def set_quality(self, quality: str) -> None:
-        """Choose what the model looks at. Until the features are computed, predictions come from the model so far.
-
-        Raises:
-            InputError: if there is no such quality, it makes no difference here, or the project can't remember it.
-        """
+        """Choose what the model looks at. Until the features are computed, predictions come from the model so far."""
         check_quality(quality, QUALITIES)
         if self.why_no_choice:
             raise InputError(self.why_no_choice.rstrip("."))
@@ -215,11 +180,7 @@ class Session:
         self.notify_change()
 
     def learn_unlabelled(self, is_on: bool) -> None:
-        """Choose whether the model may learn from the unlabelled pictures. It does if held-out pictures show a gain.
-
-        Raises:
-            InputError: if the head can't do this, or the project can't remember it.
-        """
+        """Choose whether the model may learn from the unlabelled pictures. It does if held-out pictures show a gain."""
         reason = why_no_unlabelled(self.head)
         if is_on and reason:
             raise InputError(reason.rstrip("."))
@@ -243,12 +204,7 @@ class Session:
         return tuple(key for key in self.state.queue if key in unlabelled)
 
     def predict(self, image: ImageSource) -> ExplainedPrediction:
-        """Predict the class of a picture and explain it.
-
-        Raises:
-            ImageError: if the picture can't be read.
-            InputError: if there are fewer than two classes.
-        """
+        """Predict the class of a picture and explain it."""
         model = self.state.model
         if model is None:
             raise InputError("a prediction needs two classes: name two classes first")
@@ -265,15 +221,7 @@ class Session:
         return self.project.root.with_name(f"{self.project.root.name}-model.onnx")
 
     def save_model(self, folder: str | Path | None = None) -> Path:
-        """Save the model, and return its folder.
-
-        Args:
-            folder: the folder; relative to the one that the project is in. By default `default_model_folder`.
-
-        Raises:
-            InputError: if nothing was learned yet, or the folder is inside the project, where folders are classes.
-            ArtifactError: if the folder has other files than a model, or can't be written.
-        """
+        """Save the model, and return its folder."""
         target = self.default_model_folder if folder is None else self._check_model_folder(str(folder))
         classifier, revision = self._current_classifier()
         try:
@@ -299,13 +247,7 @@ class Session:
         return target
 
     def export_model(self) -> Path:
-        """Write the model as one ONNX file, `export_file`; see `clipadapter.export.export_model`.
-
-        Raises:
-            InputError: if nothing was learned yet, the head can't be exported, or the file is a link or of another
-                program.
-            MissingExtraError: if a package for the export is not installed.
-        """
+        """Write the model as one ONNX file, `export_file`; see `clipadapter.export.export_model`."""
         from clipadapter.export import export_model
 
         self._check_export_file()

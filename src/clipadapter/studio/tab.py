@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,65 +10,37 @@ from clipadapter.studio.model import ExplainedPrediction
 
 @dataclass(frozen=True)
 class Note:
-    """The message about the last action.
+    """The message about the last action."""
 
-    Args:
-        text: a sentence or two.
-        is_error: whether something went wrong.
-        offers: buttons that move pictures: (text on the button, class, keys of the pictures).
-    """
-
-    text: str
-    is_error: bool = False
+    text: str  # a sentence or two
+    is_error: bool = False  # whether something went wrong
+    # Buttons that move pictures: (text on the button, class, keys of the pictures)
     offers: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
 
 
 @dataclass
 class Tab:
-    """State of one page that is open in a browser.
+    """State of one page that is open in a browser."""
 
-    Args:
-        open_class: class of which all pictures are shown.
-        shows_unlabelled: whether all unlabelled pictures are shown, not only the next ones.
-        renamed_class: class whose new name is being typed.
-        open_picture: key of the picture that is shown large.
-        tried_file: copy of the picture to predict. Gradio stores equal uploads in one file, and that of an upload into
-            a class is removed.
-        prediction: its prediction.
-        prediction_learned_from: `SessionState.learned_from` of the model that made the prediction.
-        note: the last message.
-        note_count: number of messages so far.
-        upload_count: number of uploads so far, failed ones too.
-        rejected_name_count: number of names of new classes that were rejected.
-        rendered_versions: version of the session's state and revision of the contents that the page shows.
-        panel_digests: digests of the HTML of each panel. The HTML has the pictures in it: it is a megabyte, and tabs
-            are many.
-    """
-
-    open_class: str = ""
-    shows_unlabelled: bool = False
-    renamed_class: str = ""
-    open_picture: str = ""
+    open_class: str = ""  # class of which all pictures are shown
+    shows_unlabelled: bool = False  # whether all unlabelled pictures are shown, not only the next ones
+    renamed_class: str = ""  # class whose new name is being typed
+    open_picture: str = ""  # key of the picture that is shown large
+    # Copy of the picture to predict. Gradio stores equal uploads in one file, and that of an upload into a class
+    # is removed.
     tried_file: Path | None = None
-    prediction: ExplainedPrediction | None = None
+    prediction: ExplainedPrediction | None = None  # its prediction
+    # `SessionState.learned_from` of the model that made the prediction
     prediction_learned_from: tuple[int, str, bool] = (-1, "", False)
-    note: Note = Note("")
-    note_count: int = 0
-    upload_count: int = 0
-    rejected_name_count: int = 0
+    note: Note = Note("")  # the last message
+    note_count: int = 0  # number of messages so far
+    upload_count: int = 0  # number of uploads so far, failed ones too
+    rejected_name_count: int = 0  # number of names of new classes that were rejected
+    # Version of the session's state and revision of the contents that the page shows
     rendered_versions: tuple[int, int] = (-1, -1)
+    # Digests of the HTML of each panel. The HTML has the pictures in it: it is a megabyte, and tabs are many.
     panel_digests: dict[str, bytes] = field(default_factory=dict)
 
     def show(self, note: Note) -> None:
         """Show a message in place of the last one."""
         self.note, self.note_count = note, self.note_count + 1
-
-
-def join_first(texts: Sequence[str], limit: int = 3) -> str:
-    """Join the first few of many texts.
-
-    >>> join_first(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
-    """
-    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
-    return ", ".join(texts[:limit]) + more

@@ -139,15 +139,7 @@ def command(
 def _draw_answers(
     model: FewShotClassifier, test: Dataset, features: FeatureSet, shots: int, folder: Path
 ) -> tuple[list[SheetAnswer], Path]:
-    """Explain the answers for some pictures at random and for some that are wrong, and draw them.
-
-    Args:
-        model: fitted.
-        test: test pictures.
-        features: of those that can be read.
-        shots: of each class that the model was fitted to.
-        folder: for the sheet.
-    """
+    """Explain the answers for some pictures at random and for some that are wrong, and draw them."""
     from clipadapter.demo import SHEET_MISTAKES, draw_sheet, explain_some
 
     blocks = [block.name for block in model.encoder_.info.blocks]

@@ -79,11 +79,7 @@ def command(
 def _create_with_encoder_of(
     model: Path, options: EncoderOptions, prompt_parameters: dict[str, Any], out: Output
 ) -> FewShotClassifier:
-    """Create a classifier with the encoder of a fitted model.
-
-    Raises:
-        InputError: if an encoder is given too.
-    """
+    """Create a classifier with the encoder of a fitted model."""
     if options.uris != ("auto",):
         raise InputError("--model and --encoder both say the encoder: give one of them")
     from clipadapter.classifier import FewShotClassifier

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clipadapter.cli.commands.eval import warn_about
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option, rename_classes
 from clipadapter.cli.groups import cli_command
@@ -87,22 +88,11 @@ def command(
         seed=seed,
         progress=out.progress,
     )
-    _warn_about(result, out)
+    warn_about(result.evaluation, out)
+    if doctor and result.doctor.why_not_run:
+        out.note(f"the doctor was not run: {result.doctor.why_not_run}")
     written = result.write(target)
     out.result({**result.to_dict(), "files": [str(written)]}, f"{_text(result)}\n\nwrote {written}")
-
-
-def _warn_about(result: Report, out: Output) -> None:
-    out.skipped(result.evaluation.skipped)
-    if result.evaluation.among_shots:
-        out.warn(
-            f"{result.evaluation.among_shots} of {result.evaluation.n_test} test pictures are among the shots that the "
-            "model was fitted to: the accuracy is higher than on new pictures"
-        )
-    if not result.pictures.shots:
-        out.warn("the model was saved without its shots (--no-support): no linear probe, curve or nearest shots")
-    if result.doctor.why_not_run and "--no-doctor" not in result.doctor.why_not_run:
-        out.note(f"the doctor was not run: {result.doctor.why_not_run}")
 
 
 def _text(result: Report) -> str:

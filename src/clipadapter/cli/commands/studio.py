@@ -113,11 +113,7 @@ def _build_page(
 
 
 def _serve(page: Page, host: str, port: int | None, password: str | None, browser: bool) -> str:
-    """Serve the page, and return its address.
-
-    Raises:
-        InputError: if the address can't be listened on.
-    """
+    """Serve the page, and return its address."""
     auth = (USER, password) if password else None
     try:
         name = f"[{host}]" if ":" in host else host
