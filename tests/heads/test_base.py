@@ -38,6 +38,13 @@ def test_bad_class_text_is_named(labels, rows, words):
         TextFeatures(labels, rows)
 
 
+@pytest.mark.parametrize("text", [np.eye(2), ["cat", "dog"]])
+@pytest.mark.parametrize("name", ["zero-shot", "linear-probe", "auto"])
+def test_an_array_in_place_of_class_text_is_refused_with_what_to_give(name, text):
+    with pytest.raises(InputError, match="text is .*: give TextFeatures"):
+        create_head(name).fit(np.eye(2), ["cat", "dog"], text=text)
+
+
 def test_class_text_survives_copying_between_processes():
     text = TextFeatures(["a", "b"], np.eye(2), logit_scale=12.0)
     again = pickle.loads(pickle.dumps(text))

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from clipadapter.blocks import FINAL, UNPROJECTED, Block, Blocks, BlockSource, as_blocks, select_blocks, total_width
-from clipadapter.errors import InputError
+from clipadapter.errors import InputError, brief
 from clipadapter.formatting import format_list
 from clipadapter.functional import unit
 from clipadapter.heads.support import as_matrix
@@ -76,6 +76,10 @@ def check_text(head: Head, text: TextFeatures | None, blocks: Blocks) -> None:
         InputError: if so.
     """
     name = type(head).__name__
+    if text is not None and not hasattr(text, "embeddings"):
+        raise InputError(
+            f"text is {brief(text)}: give TextFeatures(names, vectors), or encode_classes(encoder, prompts)"
+        )
     if head.needs_text and text is None:
         raise InputError(f"{name} needs class text: call fit(X, y, text=TextFeatures(names, vectors))")
     if head.needs_tower and (text is None or text.tower is None):
