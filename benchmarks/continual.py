@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clipadapter import FewShotClassifier
 from clipadapter.bench import load_study, open_source, run_suite, stream_table, write_report
-from clipadapter.bench.launchers import create_launcher
+from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import parse_suite
 
 SUITE = """
@@ -64,7 +64,7 @@ def main():
     suite = suite_of(args)
     model = FewShotClassifier(args.encoder, precision="fp32", progress=True)
     sources = [open_source(args.folder), open_source("textiles")]
-    launcher = create_launcher("local", workers=args.workers)
+    launcher = Launcher(workers=args.workers)
     run_suite(suite, sources, {args.encoder: model}, args.out, launcher, progress=True)
     study = load_study(args.out, suite.name)
     for shots in suite.shots:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from clipadapter.bench.summary import fidelity_mark
 from clipadapter.heads import fidelity_of
 
 PREFACE = """# Results
@@ -74,7 +73,8 @@ class Runs:
         for head in self.heads:
             values = [np.array(self.cells[head, k]) for k in self.shots]
             row = " | ".join(f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for v in values)
-            lines.append(f"| {head}{'*' if head in self.transductive else ''}{fidelity_mark([head])} | {row} |")
+            mark = "" if fidelity_of(head).is_as_published else "‡"
+            lines.append(f"| {head}{'*' if head in self.transductive else ''}{mark} | {row} |")
         return "\n".join(lines)
 
     def regrets(self) -> list[tuple[int, str, float, float]]:

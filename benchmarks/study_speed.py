@@ -31,7 +31,7 @@ from head_costs import make
 from heads_speed import from_features
 
 from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
-from clipadapter.bench.launchers import create_launcher
+from clipadapter.bench.launcher import Launcher
 from clipadapter.blocks import FINAL
 from clipadapter.features import FeatureSet
 
@@ -86,7 +86,7 @@ def main() -> None:
         if args.features is None:
             save_bundle(bundle(args.classes, args.width, args.blocks), features)
         start, busy_before = time.perf_counter(), processor_seconds()
-        launcher = create_launcher("local", workers=args.workers)
+        launcher = Launcher(workers=args.workers)
         outcome = run_suite(suite, [f"features:{features}"], {}, records, launcher)
         seconds = time.perf_counter() - start
         processor = processor_seconds() - busy_before

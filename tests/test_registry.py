@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from clipadapter.backends.registry import BACKENDS
-from clipadapter.bench.launchers.base import LAUNCHERS
 from clipadapter.bench.protocols import PROTOCOLS
 from clipadapter.declarations import PackageSource
 from clipadapter.encoders.registry import ENCODERS
@@ -16,7 +15,7 @@ from clipadapter.errors import UnknownNameError
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.registry import unknown
 
-REGISTRIES = {registry.kind: registry for registry in (BACKENDS, ENCODERS, HEADS, LAUNCHERS, PROTOCOLS)}
+REGISTRIES = {registry.kind: registry for registry in (BACKENDS, ENCODERS, HEADS, PROTOCOLS)}
 SOURCE = PackageSource("clipadapter.heads", "clipadapter.tuners")
 
 

@@ -29,7 +29,7 @@ class Declaration:
         name: its public name.
         summary: first line of the class's docstring.
         facts: the other arguments of its registration that are literals, such as the paper.
-        attributes: class attributes that are set to a literal in the body of the class.
+        attributes: class attributes that are set to a literal in the body of the class or of a base in these packages.
     """
 
     name: str
@@ -63,14 +63,10 @@ class PackageSource:
         node, registration = self._registered(name)
         facts = {keyword.arg: _literal(keyword.value) for keyword in registration.keywords if keyword.arg is not None}
         summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
-        return Declaration(name, summary, MappingProxyType(facts), MappingProxyType(_literal_attributes(node)))
+        return Declaration(name, summary, MappingProxyType(facts), MappingProxyType({**self.attributes(name)}))
 
-    def attributes(self, name: str, inherited: bool) -> Mapping[str, Any]:
-        """The class attributes of a registered class that are literals.
-
-        Args:
-            name: its public name.
-            inherited: also those of its bases in these packages.
+    def attributes(self, name: str) -> Mapping[str, Any]:
+        """The class attributes of a registered class, and of its bases in these packages, that are literals.
 
         Raises:
             KeyError: if none has this name.
@@ -80,7 +76,7 @@ class PackageSource:
         while pending:
             node = pending.pop(0)
             attributes = {**_literal_attributes(node), **attributes}
-            pending += self._bases(node) if inherited else []
+            pending += self._bases(node)
         return attributes
 
     def parameters(self, name: str) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -111,10 +111,15 @@ def describe_shots(shots: Mapping[str, int], total: int) -> str:
     return f"{smallest} per class" if smallest == largest else f"{smallest} to {largest} per class, {total} in total"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], text_columns: Collection[int] | None = None) -> str:
     """Format rows as aligned columns. Columns of numbers are right-aligned, also of numbers that are formatted already.
 
     Long cells are shortened, except those of the last column, which have no column beside them.
+
+    Args:
+        header: names of the columns.
+        rows: as many cells each.
+        text_columns: columns of text; None: those with a cell that is no number.
 
     >>> print(table(["class", "all"], [["cat", 12], ["zebra", 3]]))
     class  all
@@ -128,7 +133,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cells = [list(map(str, row)) for row in (header, *rows)]
     lines = [[*map(shorten_name, row[:-1]), *map(printable, row[-1:])] for row in cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    is_number = [_is_number_column(rows, i) for i in range(len(header))]
+    is_number = [
+        _is_number_column(rows, i) if text_columns is None else i not in text_columns for i in range(len(header))
+    ]
     return "\n".join(
         "  ".join(
             cell.rjust(width) if is_right else cell.ljust(width)

@@ -164,17 +164,16 @@ class Registry(Generic[T]):
         except TypeError as error:
             raise InputError(f"{self.kind} '{name}': {error}") from error
 
-    def declared_attributes(self, name: str, *, inherited: bool = True) -> Mapping[str, Any]:
-        """The class attributes of a member that its source sets to literals, without an import.
+    def declared_attributes(self, name: str) -> Mapping[str, Any]:
+        """The class attributes of a member that its source, or that of a base, sets to literals, without an import.
 
         Args:
             name: of the member.
-            inherited: also those of its bases, which takes longer.
 
         Returns:
             The values by name; empty for a plug-in, and without source.
         """
-        return self._source.attributes(name, inherited) if name in self._source.modules else {}
+        return self._source.attributes(name) if name in self._source.modules else {}
 
     def check_parameter(self, name: str, parameter: str) -> None:
         """Refuse a parameter that a member does not take. A member that is a dataclass is not imported.

@@ -6,6 +6,8 @@ from clipadapter.bench.run import Machine, Metrics, Run, RunData, RunEncoder, Se
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
 
+PUBLISHED = {"centre": False, "noise": 0.0, "temperature": 1.0, "logit_adjustment": 0.0}
+"""What the recipes of CLIP-Adapter's paper and code have in common."""
 COLOURS = {"blue": (20, 20, 235), "green": (20, 235, 20), "red": (235, 20, 20)}
 
 
@@ -36,7 +38,7 @@ def make_run():
         values = {
             "head": head,
             "method": head,
-            "params": {"alpha": 0.2, "seed": seed},
+            "params": {"alpha": 0.2, "seed": seed, **PUBLISHED},
             "encoder": RunEncoder(name="toy", fingerprint="f"),
             "data": RunData(support="pets", test="pets", protocol="given", digest="d"),
             "templates": ["a photo of a {}."],

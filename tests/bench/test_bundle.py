@@ -6,7 +6,8 @@ from safetensors.numpy import save_file
 
 from clipadapter.bench.bundle import UNDRAWN_ROWS, Bundle, TestPart
 from clipadapter.bench.bundle_files import load_bundle, save_bundle
-from clipadapter.bench.fitting import FitInputs, plan_fit, run_fit
+from clipadapter.bench.fits import Draw
+from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
@@ -61,7 +62,7 @@ def test_a_bundle_comes_back_as_it_was(full, tmp_path):
             full.data(name, [0]),
             full.text_digest(name),
         )
-    runs = [plan_fit(bundle, FitInputs("x", ZeroShot(), 1, 1, [0, 4, 8])) for bundle in (full, again)]
+    runs = [FewShot().plan(bundle, "x", ZeroShot(), Draw(1, 1, [0, 4, 8])) for bundle in (full, again)]
     assert [run.key for run in runs[0]] == [run.key for run in runs[1]]
 
 
@@ -104,8 +105,8 @@ def test_a_damaged_folder_is_refused(full, tmp_path, harm, error):
 
 def test_a_shifted_part_is_answered_among_its_own_classes(full):
     # Of three classes the probe knows, the drawings show two: cow is not to be said.
-    runs = plan_fit(full, FitInputs("probe", LinearProbe(), 4, 1, list(range(12))))
-    shifted = next(run for run in run_fit(full, LinearProbe(), runs) if run.data.protocol == "shift")
+    runs = FewShot().plan(full, "probe", LinearProbe(), Draw(4, 1, list(range(12))))
+    shifted = next(run for run in FewShot().measure(full, LinearProbe(), runs) if run.data.protocol == "shift")
     part = full.tests["drawn"].features
     logits = LinearProbe().fit(full.support.X, full.support.y, text=full.text).logits(part.X)
     two = np.array(["cat", "dog"])[logits[:, [0, 2]].argmax(axis=1)]
@@ -114,7 +115,7 @@ def test_a_shifted_part_is_answered_among_its_own_classes(full):
 
 
 def test_new_classes_are_known_by_their_text(full):
-    runs = run_fit(full, ZeroShot(), plan_fit(full, FitInputs("z", ZeroShot(), 1, 1, [0, 4, 8])))
+    runs = FewShot().measure(full, ZeroShot(), FewShot().plan(full, "z", ZeroShot(), Draw(1, 1, [0, 4, 8])))
     new = next(run for run in runs if run.data.protocol == "new")
     part = full.tests["birds"].features
     unit = np.asarray(part.X) / np.linalg.norm(part.X, axis=1, keepdims=True)
@@ -124,7 +125,7 @@ def test_new_classes_are_known_by_their_text(full):
 
 
 def test_a_head_bound_to_its_classes_fails_on_new_ones_alone(full):
-    runs = run_fit(full, LinearProbe(), plan_fit(full, FitInputs("p", LinearProbe(), 1, 1, [0, 4, 8])))
+    runs = FewShot().measure(full, LinearProbe(), FewShot().plan(full, "p", LinearProbe(), Draw(1, 1, [0, 4, 8])))
     assert [run.error is None for run in runs] == [True, True, False]
     assert "knows only the classes" in runs[2].error
 
@@ -143,7 +144,7 @@ def test_an_adapter_takes_what_it_learned_to_new_classes(full):
 def test_without_test_parts_undrawn_rows_are_the_test_part():
     bundle = Bundle(features(), text())
     assert bundle.names == (UNDRAWN_ROWS,)
-    (run,) = plan_fit(bundle, FitInputs("z", ZeroShot(), 1, 1, [0, 4, 8]))
+    (run,) = FewShot().plan(bundle, "z", ZeroShot(), Draw(1, 1, [0, 4, 8]))
     assert (run.n_test, run.data.protocol) == (9, "rest")
 
 
@@ -184,7 +185,7 @@ def test_keys_depend_on_single_prompts_only_for_heads_that_read_them():
     plain, stored = Bundle(features(), text()), Bundle(features(), with_prompts())
     assert plain.text_digest("rest", False) == stored.text_digest("rest", False)
     assert plain.text_digest("rest") != stored.text_digest("rest")
-    keys = [plan_fit(one, FitInputs("x", ZeroShot(), 1, 1, [0, 4, 8]))[0].key for one in (plain, stored)]
+    keys = [FewShot().plan(one, "x", ZeroShot(), Draw(1, 1, [0, 4, 8]))[0].key for one in (plain, stored)]
     assert keys[0] == keys[1]
 
 

@@ -15,7 +15,7 @@ from clipadapter.bench import (
     save_bundle,
     write_report,
 )
-from clipadapter.bench.launchers import create_launcher
+from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.protocols.cross_validation import draw_folds
 from clipadapter.bench.suite import ALL, parse_suite
 from clipadapter.classifier import FewShotClassifier
@@ -97,7 +97,7 @@ def test_a_suite_is_cross_validated(pictures, tmp_path):
     features, text = pictures
     source = FEATURES + str(save_bundle(Bundle(features, text), tmp_path / "toys"))
     suite = parse_suite("cv", SUITE + "\noptions = { folds = 3 }")
-    launcher = create_launcher("local", workers=1)
+    launcher = Launcher(workers=1)
     assert run_suite(suite, [source], {}, tmp_path / "out", launcher).n_made == 8
     assert run_suite(suite, [source], {}, tmp_path / "out", launcher).n_existing == 8
     study = load_study(tmp_path / "out", "cv")

@@ -5,9 +5,8 @@ import torch
 from tests.simulated_device import DEVICE, simulated_device
 
 from clipadapter.backends.pytorch import TorchBackend
-from clipadapter.bench import RecordFolder, compare_studies, load_study, open_source, run_suite, write_report
-from clipadapter.bench.launchers import create_launcher, local
-from clipadapter.bench.launchers.ray import Ray
+from clipadapter.bench import compare_studies, launcher, load_study, open_source, read_runs, run_suite, write_report
+from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.devices import count_gpus
@@ -48,31 +47,31 @@ def pictures(colour_folder, tmp_path):
 def make_runs(pictures, out, device, text=SHORT, encoder_device="cpu"):
     """Run a suite; its result."""
     model = FewShotClassifier("toy", cache=None, device=encoder_device)
-    suite, launcher = parse_suite("own", text), create_launcher("local")
-    return run_suite(suite, [open_source(str(pictures))], {"toy": model}, out, launcher, device=device)
+    suite = parse_suite("own", text)
+    return run_suite(suite, [open_source(str(pictures))], {"toy": model}, out, Launcher(), device=device)
 
 
 def get_metrics(out):
     """Accuracy of each record by head."""
-    return {run.head: run.metrics.accuracy for run in RecordFolder(out).read()}
+    return {run.head: run.metrics.accuracy for run in read_runs(out / "runs.jsonl")}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_suite_on_a_device_has_the_results_of_the_cpu(pictures, tmp_path, protocol, monkeypatch):
-    monkeypatch.setattr(local, "count_cores", lambda: 1)
+    monkeypatch.setattr(launcher, "count_cores", lambda: 1)
     text = PROTOCOLS[protocol]
     assert make_runs(pictures, tmp_path / "cpu", "cpu", text).n_failed == 0
     with simulated_device() as device:
         result = make_runs(pictures, tmp_path / "device", device, text, encoder_device=device)
     assert result.n_failed == 0
-    runs = RecordFolder(tmp_path / "device").read()
+    runs = read_runs(tmp_path / "device" / "runs.jsonl")
     assert {run.machine.device for run in runs if run.head == "coop"} <= {DEVICE}
     assert {run.machine.device for run in runs if run.head != "coop"} == {"cpu"}
     assert get_metrics(tmp_path / "device") == pytest.approx(get_metrics(tmp_path / "cpu"))
 
 
 def test_records_of_both_devices_are_the_same_runs_and_reports_name_both(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "count_cores", lambda: 1)
+    monkeypatch.setattr(launcher, "count_cores", lambda: 1)
     both = TUNER.replace("seeds = [1]", "seeds = [1, 2]")
     assert make_runs(pictures, tmp_path / "out", "cpu", TUNER).n_made == 1
     with simulated_device() as device:
@@ -106,20 +105,14 @@ def three_gpus(monkeypatch):
 
 def test_there_is_one_worker_for_each_gpu(three_gpus):
     assert [count_gpus(name) for name in ("cuda", "cuda:2", "cpu")] == [3, 1, 0]
-    assert create_launcher("local", device="cuda").count_workers(20) == 3
-    assert create_launcher("local", device="cuda:2").count_workers(20) == 1
-    assert create_launcher("local", workers=5, device="cuda:2").count_workers(20) == 5
-    assert create_launcher("local", device="cuda", memory=1 << 60).count_workers(20) == 1
+    assert Launcher(device="cuda").count_workers(20) == 3
+    assert Launcher(device="cuda:2").count_workers(20) == 1
+    assert Launcher(workers=5, device="cuda:2").count_workers(20) == 5
+    assert Launcher(device="cuda", memory=1 << 60).count_workers(20) == 1
 
 
 def test_workers_share_the_gpus_that_the_process_sees(three_gpus, monkeypatch):
-    assert local.list_gpus("cuda") == ["0", "1", "2"]
-    assert local.list_gpus("cuda:1") == []
+    assert launcher.list_gpus("cuda") == ["0", "1", "2"]
+    assert launcher.list_gpus("cuda:1") == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-    assert local.list_gpus("cuda") == ["4", "6", "7"]
-
-
-def test_ray_gives_each_fit_a_gpu_so_that_a_number_is_refused():
-    pytest.importorskip("ray")
-    with pytest.raises(InputError, match="give cuda in place of cuda:1"):
-        Ray(device="cuda:1").check()
+    assert launcher.list_gpus("cuda") == ["4", "6", "7"]

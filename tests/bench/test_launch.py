@@ -9,26 +9,25 @@ from safetensors import SafetensorError
 
 from clipadapter.bench import (
     FEATURES,
-    RecordFolder,
     load_bundle,
     open_source,
+    read_runs,
     run_suite,
     save_bundle,
 )
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.costs import estimate, estimate_fit_seconds
-from clipadapter.bench.launchers import JobResult, Launcher, create_launcher
+from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.plan import Plan, load_plan
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.protocols.base import ProtocolInputs
-from clipadapter.bench.run import Run, read_runs
+from clipadapter.bench.records import append_runs
+from clipadapter.bench.sources import apply_prompts
 from clipadapter.bench.suite import Prompts, load_suite, parse_suite
 from clipadapter.bench.suite_files import list_planned_suites
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError, UnknownNameError
 from clipadapter.features import FeatureSet
-from clipadapter.files import write_atomically
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.prototype import Prototype
 from clipadapter.testing import toy_features
@@ -38,7 +37,8 @@ SUITE = 'title = "t"\nheads = ["zero-shot", "prototype"]\nshots = [1, 2]\nseeds 
 
 def build_bundle(suite, sources, model, prompts):
     """The features of a suite, as its protocol makes them."""
-    return create_protocol(suite.protocol).build(ProtocolInputs(suite, sources, model, prompts))
+    prompted = apply_prompts(suite, model, prompts, sources[0])
+    return create_protocol(suite.protocol).build(suite, sources, prompted, prompts)
 
 
 @pytest.fixture
@@ -56,13 +56,13 @@ def source(tmp_path):
 
 
 def go(source, out, text=SUITE, **more):
-    return run_suite(parse_suite("own", text), [source], {}, out, create_launcher("local", workers=1), **more)
+    return run_suite(parse_suite("own", text), [source], {}, out, Launcher(workers=1), **more)
 
 
 def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
     first = go(source, tmp_path / "out")
     assert (first.n_made, first.n_existing, first.n_failed) == (8, 0, 0)
-    runs = RecordFolder(tmp_path / "out").read()
+    runs = read_runs(tmp_path / "out" / "runs.jsonl")
     assert {(r.head, r.shots, r.seed) for r in runs} == {
         (head, n, seed) for head in ("zero-shot", "prototype") for n in (1, 2) for seed in (1, 2)
     }
@@ -78,7 +78,9 @@ def test_a_run_has_what_the_head_gives_on_the_drawn_shots(source, tmp_path):
 
     go(source, tmp_path / "out")
     bundle = load_bundle(source[len(FEATURES) :])
-    run = next(r for r in RecordFolder(tmp_path / "out").read() if (r.head, r.shots, r.seed) == ("prototype", 2, 1))
+    run = next(
+        r for r in read_runs(tmp_path / "out" / "runs.jsonl") if (r.head, r.shots, r.seed) == ("prototype", 2, 1)
+    )
     rows = draw_shots(bundle.support.y, 2, 1)
     assert run.rows == rows
     test = bundle.tests["test"].features
@@ -89,10 +91,13 @@ def test_a_run_has_what_the_head_gives_on_the_drawn_shots(source, tmp_path):
 
 def test_what_was_lost_is_made_again_and_no_more(source, tmp_path):
     go(source, tmp_path / "out")
-    lost = sorted((tmp_path / "out" / "runs").iterdir())[3]
-    lost.unlink()
+    log = tmp_path / "out" / "runs.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-9])  # as if the process had been killed while it wrote
     assert go(source, tmp_path / "out").n_made == 1
-    assert lost.is_file()
+    assert len(read_runs(log)) == 8
+    log.write_bytes(b"".join(whole.splitlines(True)[:3]))
+    assert go(source, tmp_path / "out").n_made == 5
 
 
 def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
@@ -100,7 +105,7 @@ def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
     text = f'title = "t"\nvariants = {heads}\nshots = [1]'
     result = go(source, tmp_path / "out", text)
     assert (result.n_made, result.n_failed) == (6, 3)
-    failed = [run for run in RecordFolder(tmp_path / "out").read() if run.error]
+    failed = [run for run in read_runs(tmp_path / "out" / "runs.jsonl") if run.error]
     assert {run.method for run in failed} == {"clip-adapter"}
     assert "branch must be one of" in failed[0].error
     again = go(source, tmp_path / "out", text)
@@ -124,18 +129,6 @@ def test_fits_of_many_shots_come_first_so_that_no_worker_waits_for_one_at_the_en
     assert shots == sorted(shots, reverse=True)
 
 
-def test_a_worker_with_other_libraries_is_refused(source, tmp_path):
-    class Elsewhere(Launcher):
-        def run(self, function, jobs):
-            for job in jobs:
-                runs = [Run.model_validate_json(text) for text in function(job.task)]
-                runs = [run.model_copy(update={"versions": {"torch": "1.0"}}) for run in runs]
-                yield JobResult(job, [run.model_dump_json() for run in runs])
-
-    with pytest.raises(InputError, match="other library versions.*'torch': '1.0'"):
-        run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", Elsewhere())
-
-
 def test_features_have_one_text(source, tmp_path):
     with pytest.raises(InputError, match="needs pictures and an encoder"):
         go(source, tmp_path / "out", SUITE + '\nprotocol = "base-to-new"')
@@ -156,10 +149,10 @@ def toy():
 
 def test_pictures_to_records(pictures, toy, tmp_path):
     suite = parse_suite("own", SUITE)
-    launcher = create_launcher("local", workers=1)
+    launcher = Launcher(workers=1)
     result = run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
     assert isinstance(result.plan, Plan)
-    runs = RecordFolder(tmp_path / "out").read()
+    runs = read_runs(tmp_path / "out" / "runs.jsonl")
     assert {(run.n_test, run.n_classes, run.data.protocol) for run in runs} == {(9, 3, "given")}
     assert runs[0].templates == ["a photo of a {}."]
     assert {(entry.data, entry.encoder) for entry in result.plan.entries} == {("pictures", "toy")}
@@ -181,7 +174,7 @@ def test_only_pictures_that_are_drawn_are_encoded(pictures, toy):
 def test_views_of_another_crop_are_another_study(pictures, toy, tmp_path):
     def run(more):
         suite = parse_suite("own", f"{SUITE}\n{more}".replace("[1, 2]\nseeds = [1, 2]", "[2]\nseeds = [1]"))
-        source, launcher = open_source(str(pictures)), create_launcher("local", workers=1)
+        source, launcher = open_source(str(pictures)), Launcher(workers=1)
         bundle, _ = build_bundle(suite, [source], toy, Prompts(label=""))
         return bundle, run_suite(suite, [source], {"toy": toy}, tmp_path / "out", launcher)
 
@@ -220,7 +213,7 @@ def test_with_views_for_each_epoch_a_head_gets_as_many_as_it_has_epochs(pictures
 
         monkeypatch.setattr(cls, "_fit", recorded)
     source = open_source(str(pictures))
-    outcome = run_suite(suite, [source], {"toy": toy}, tmp_path / "out", create_launcher("local", workers=1))
+    outcome = run_suite(suite, [source], {"toy": toy}, tmp_path / "out", Launcher(workers=1))
     assert (outcome.n_made, outcome.n_failed) == (6, 0)
     counts = {key: views.shape[1] for key, views in views_by_fit.items()}
     assert counts == {
@@ -233,7 +226,7 @@ def test_with_views_for_each_epoch_a_head_gets_as_many_as_it_has_epochs(pictures
 
 def test_views_for_each_epoch_are_another_study_than_as_many_views(pictures, toy, tmp_path):
     def run(text, source=None):
-        suite, launcher = parse_suite("own", text), create_launcher("local", workers=1)
+        suite, launcher = parse_suite("own", text), Launcher(workers=1)
         return run_suite(suite, [source or open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
 
     first, second = run(PER_EPOCH), run(PER_EPOCH.replace('"per-epoch"', "6"))
@@ -250,7 +243,7 @@ def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, 
     assert go(spec, tmp_path / "out", PER_EPOCH).n_failed == 0
     longer = go(spec, tmp_path / "out", PER_EPOCH.replace("epochs = 5", "epochs = 7"))
     assert longer.n_failed == 2
-    errors = [run.error for run in RecordFolder(tmp_path / "out").read() if run.error]
+    errors = [run.error for run in read_runs(tmp_path / "out" / "runs.jsonl") if run.error]
     assert "have 6 views of each picture, but ClipAdapter makes 7 epochs" in errors[0]
 
 
@@ -268,7 +261,7 @@ def test_the_estimate_of_a_set_that_is_not_divided_counts_all_views_of_all_pictu
 def test_other_seeds_do_not_change_existing_records(pictures, toy, tmp_path):
     def again(seeds):
         suite = parse_suite("own", SUITE.replace("seeds = [1, 2]", f"seeds = {seeds}"))
-        launcher = create_launcher("local", workers=1)
+        launcher = Launcher(workers=1)
         return run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
 
     assert again([1]).n_made == 4
@@ -297,6 +290,12 @@ def test_base_to_new_keeps_the_halves_apart(pictures, toy):
     assert bundle.tests["new"].text.labels == ("red",)
 
 
+@pytest.mark.parametrize("suite", ["shift", "cross-dataset"])
+def test_transfer_needs_a_second_data_set(suite, pictures, toy, tmp_path):
+    with pytest.raises(InputError, match=f"'{suite}' measures heads on other data sets.* give --data once more"):
+        run_suite(load_suite(suite), [open_source(str(pictures))], {"toy": toy}, tmp_path, Launcher())
+
+
 def test_shift_measures_on_other_pictures_of_the_same_classes(pictures, toy, colour_folder, tmp_path):
     colour_folder("other", 2, seed=3)
     sources = [open_source(str(pictures)), open_source(str(tmp_path / "other"))]
@@ -305,7 +304,7 @@ def test_shift_measures_on_other_pictures_of_the_same_classes(pictures, toy, col
     (tmp_path / "other" / "red").rename(tmp_path / "other" / "mauve")
     sources[1] = open_source(str(tmp_path / "other"))
     with pytest.raises(DataError, match="has classes that .* has not: mauve"):
-        run_suite(load_suite("shift"), sources, {"toy": toy}, tmp_path / "out", create_launcher("local"))
+        run_suite(load_suite("shift"), sources, {"toy": toy}, tmp_path / "out", Launcher())
     crossed, _ = build_bundle(load_suite("cross-dataset"), sources, toy, Prompts(label=""))
     assert crossed.tests[str(tmp_path / "other")].text.labels == ("blue", "green", "mauve")
 
@@ -413,33 +412,23 @@ def test_a_suite_about_features_draws_them(source, tmp_path):
 
 
 def test_a_worker_is_given_memory_for_the_features(source, tmp_path):
-    launcher = create_launcher("local", workers=1)
+    launcher = Launcher(workers=1)
     run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", launcher)
     (arrays,) = (tmp_path / "out" / "features").glob("*/arrays.safetensors")
     assert launcher.memory == 3 * arrays.stat().st_size
 
 
-def test_the_log_gets_what_a_killed_process_had_no_time_for(source, tmp_path):
-    go(source, tmp_path / "out")
-    log = tmp_path / "out" / "runs.jsonl"
-    complete = log.read_bytes()
-    for kept in (complete[: complete.index(b"\n") + 1], complete[:-1], complete[:-9], b""):
-        log.write_bytes(kept)
-        assert go(source, tmp_path / "out").n_made == 0
-        assert sorted(log.read_bytes().splitlines()) == sorted(complete.splitlines())
-
-
 def test_the_error_on_a_full_disk_says_how_many_runs_are_stored(source, tmp_path, monkeypatch):
     calls = []
 
-    def write(path, data):
+    def append(path, runs):
         calls.append(path)
         if len(calls) == 4:
             raise InputError(f"can't write {path}: No space left on device")
-        return write_atomically(path, data)
+        append_runs(path, runs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipadapter.bench.records.write_atomically", write)
+        patch.setattr("clipadapter.bench.fits.append_runs", append)
         with pytest.raises(
             InputError, match=r"No space left .*\. 3 runs were made and are stored: free some space and repeat"
         ):
@@ -462,8 +451,7 @@ def test_what_a_killed_process_left_a_day_ago_is_removed(source, tmp_path):
     go(source, tmp_path / "out")
     (features,) = (tmp_path / "out" / "features").iterdir()
     places = [features.with_name(f".{features.name}-{age}") for age in ("abcd_new", "abcd_old")]
-    places += [tmp_path / "out" / "runs" / f".{'0a' * 16}.json-{age}" for age in ("abcd_new", "abcd_old")]
-    notes = tmp_path / "out" / "runs" / ".notes.json-old"
+    notes = tmp_path / "out" / "features" / ".notes.json-old"
     notes.touch()
     os.utime(notes, (1e9, 1e9))
     for place in places:
@@ -474,10 +462,10 @@ def test_what_a_killed_process_left_a_day_ago_is_removed(source, tmp_path):
             os.utime(path, (1e9, 1e9))
     shutil.rmtree(features)
     go(source, tmp_path / "out")
-    assert [place.exists() for place in places] == [True, False] * 2 and features.is_dir() and notes.is_file()
+    assert [place.exists() for place in places] == [True, False] and features.is_dir() and notes.is_file()
 
 
-@pytest.mark.parametrize("name", ["runs", "runs/x.json", "runs.jsonl", "plans", "features", "features/x/bundle.json"])
+@pytest.mark.parametrize("name", ["runs.jsonl", "plans", "features", "features/x/bundle.json"])
 def test_links_in_a_folder_of_records_are_not_followed(name, source, tmp_path):
     home, link = tmp_path / "home", tmp_path / "out" / name
     home.mkdir()

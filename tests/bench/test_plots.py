@@ -6,9 +6,10 @@ from PIL import Image
 from scipy.special import log_softmax
 
 from clipadapter.bench import draw_confusion_matrix, draw_learning_curve, plots, projection
-from clipadapter.bench.plots import learning_curve_figure, worst_classes
+from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.errors import InputError
 from clipadapter.metrics import evaluate
+from clipadapter.rendering.heat_map import worst_classes
 
 from ..imports import recorded
 
@@ -38,7 +39,7 @@ def test_five_lines_are_named_and_zero_shot_is_a_star_at_0_shots(make_run):
     (axes,) = learning_curve_figure(runs).axes
     named = {text.get_text().split("  ")[0] for text in axes.texts}
     # The named methods, and the best of the others.
-    assert named == {"clip-adapter", "auto", "linear-probe", "zero-shot", "method 19", "method 18"}
+    assert named == {"clip-adapter", "auto ‡", "linear-probe", "zero-shot", "method 19", "method 18"}
     assert axes.get_title(loc="left") == "mean ± sd of 2 draws; grey: 18 other heads"
     stars = [line for line in axes.lines if line.get_marker() == "*"]
     assert [float(x) for line in stars for x in line.get_xdata()] == [axes.get_xticks()[0]]

@@ -3,10 +3,11 @@ import pytest
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
-from clipadapter.bench.projection import _turned, adapted_features, draw_projection, project, separation
+from clipadapter.bench.projection import adapted_features, draw_projection, separation
 from clipadapter.errors import InputError
 from clipadapter.functional import unit
 from clipadapter.heads import Head, create_head
+from clipadapter.rendering.projection import match_orientation, project
 from clipadapter.testing import toy_features
 
 
@@ -120,7 +121,7 @@ def test_the_second_picture_is_turned_like_the_first():
     points = np.random.default_rng(0).normal(size=(20, 2))
     points -= points.mean(axis=0)
     mirrored = points @ [[0.6, 0.8], [0.8, -0.6]] + 3.0
-    np.testing.assert_allclose(_turned(mirrored, points), points, atol=1e-12)
+    np.testing.assert_allclose(match_orientation(mirrored, points), points, atol=1e-12)
 
 
 @pytest.mark.parametrize("names", [["a", "b"], [f"class {i:02}" for i in range(14)], ["_a", "$x$ and $y", "猫" * 40]])

@@ -183,3 +183,18 @@ def test_titles_must_differ():
     twice = '[{ head = "knn", label = "x" }, { head = "prototype", label = "x" }]'
     with pytest.raises(DataError, match="more than one head called x"):
         parse_suite("own", f'title = "t"\nvariants = {twice}').all_variants()
+
+
+def test_a_suite_and_a_varied_parameter_take_a_recipe():
+    text = """
+title = "t"
+heads = ["zero-shot", "clip-adapter"]
+vary = [{ head = "clip-adapter", parameter = "alpha", values = [0.2, 0.6], recipe = "paper" }]
+"""
+    variants = parse_suite("own", text).all_variants()
+    assert [v.title for v in variants] == ["zero-shot", "clip-adapter", "paper alpha=0.2", "paper alpha=0.6"]
+    assert make_head(variants[3]).get_params() == ClipAdapter.paper(alpha=0.6).get_params()
+    whole = parse_suite("own", text.replace(', recipe = "paper"', "") + 'recipe = "official"').all_variants()
+    # A head without the recipe keeps its defaults.
+    assert [v.recipe for v in whole] == [None, "official", "official", "official"]
+    assert make_head(whole[2]).get_params() == ClipAdapter.official(alpha=0.2).get_params()

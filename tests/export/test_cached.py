@@ -15,6 +15,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.encoders import open_blocks
+from clipadapter.export import export_model
 from clipadapter.export.cached import MAX_FILES, export_to_cache
 from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import cached
@@ -143,6 +144,24 @@ def test_a_model_that_can_not_be_exported_is_tried_once(tmp_path, monkeypatch):
     assert not export_to_cache(model, folder, load_tower=True)
     monkeypatch.setattr("clipadapter.export.cached.export_model", lambda *_, **__: calls.append(1))
     assert not export_to_cache(model, folder, load_tower=True) and not calls
+    assert cached.open_cached(folder) is None
+
+
+def test_a_cache_folder_that_can_not_be_written_is_no_error(fitted, tmp_path, monkeypatch):
+    (tmp_path / "clipadapter").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = fitted[0].save(tmp_path / "model")
+    assert not export_to_cache(fitted[0], folder, load_tower=True)
+    assert cached.open_cached(folder) is None
+
+
+def test_a_model_whose_sets_need_the_heads_of_all_folds_is_answered_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = UncertaintyOptions(coverage=0.8, sets="cv+")
+    model = FewShotClassifier("toy", "prototype", cache=None, uncertainty=options).fit(*pictures(tmp_path))
+    folder = model.save(tmp_path / "model")
+    assert not export_to_cache(model, folder, load_tower=True)
+    export_model(model, cached.cached_export(folder, "onnx"))  # as `serve` does
     assert cached.open_cached(folder) is None
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.bench import load_suite, open_source, run_suite
-from clipadapter.bench.launchers import create_launcher
+from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder
@@ -476,7 +476,7 @@ def test_a_suite_on_shards_has_the_records_of_a_suite_on_their_pictures(divided)
     model = FewShotClassifier("toy", quality="fast", precision="fp32", cache=None)
     results = {}
     for name, source in (("pictures", open_source(str(divided / "data"))), ("shards", spec)):
-        run_suite(suite, [source], {"toy": model}, divided / name, create_launcher("local", workers=1))
+        run_suite(suite, [source], {"toy": model}, divided / name, Launcher(workers=1))
         lines = (divided / name / "runs.jsonl").read_text().splitlines()
         runs = [json.loads(line) for line in lines]
         results[name] = sorted([run["seed"], run["metrics"]["accuracy"], run["metrics"]["log_loss"]] for run in runs)

@@ -122,10 +122,21 @@ def test_tables_of_results_mark_what_is_not_as_published_and_say_why(tmp_path):
     ]
     (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, runs)))
     rows = results.Runs(tmp_path).table().splitlines()[2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["zero-shot", "clip-adapter", "auto‡", "zlap*‡"]
+    assert [row.split("|")[1].strip() for row in rows] == ["zero-shot", "clip-adapter‡", "auto‡", "zlap*‡"]
     told = results.fidelity_table(heads).splitlines()
-    assert told[-2:] == [f"| auto | {fidelity_of('auto')} |", f"| zlap | {fidelity_of('zlap')} |"]
+    assert told[-3:] == [f"| {name} | {fidelity_of(name)} |" for name in ("auto", "clip-adapter", "zlap")]
     assert "1 of these 4 heads" in " ".join(results.preface(heads).split())
+
+
+@pytest.mark.parametrize("name", ["clip-adapter", "taskres"])
+def test_a_published_method_with_a_recipe_of_this_project_is_not_as_published(name):
+    assert not fidelity_of(name).is_as_published and "a recipe of this project" in str(fidelity_of(name))
+    assert fidelity_of(name).kind == "verified"
+    cls = head_info(name).cls
+    assert not fidelity_of(name, cls().get_params()).is_as_published
+    published = [cls.from_recipe(recipe) for recipe in cls.recipes] + [cls.preset(data) for data in cls.presets]
+    assert all(fidelity_of(name, head.get_params()).is_as_published for head in published)
+    assert not fidelity_of(name, cls.official(logit_adjustment=1.0).get_params()).is_as_published
 
 
 def test_the_page_of_results_states_the_fidelity_of_heads():

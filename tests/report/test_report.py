@@ -73,7 +73,7 @@ def test_many_points_are_sampled_in_proportion(monkeypatch):
     assert (projection.rows < 60).sum() == 15 and len(set(projection.rows)) == 20
 
 
-@pytest.mark.parametrize(("m", "width", "views"), [(3, 4, ["PCA"]), (3, 1, []), (12, 2, ["t-SNE", "PCA"])])
+@pytest.mark.parametrize(("m", "width", "views"), [(6, 4, ["PCA"]), (3, 4, []), (3, 1, []), (12, 2, ["t-SNE", "PCA"])])
 def test_few_points_and_narrow_features_have_fewer_views(m, width, views):
     X = np.random.default_rng(0).normal(size=(m, width))
     assert list(project_features(X, X[:0]).views) == views

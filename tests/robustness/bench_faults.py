@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from clipadapter import FewShotClassifier
-from clipadapter.bench import open_source, run_suite
-from clipadapter.bench.launchers import create_launcher
+from clipadapter.bench import open_source, read_runs, run_suite
+from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import parse_suite
 from clipadapter.errors import ClipAdapterError
 
@@ -39,9 +39,7 @@ def pictures(folder):
 
 def run(data, out):
     model = FewShotClassifier("toy", cache=None, precision="fp32")
-    run_suite(
-        parse_suite("own", SUITE), [open_source(str(data))], {"toy": model}, out, create_launcher("local", workers=1)
-    )
+    run_suite(parse_suite("own", SUITE), [open_source(str(data))], {"toy": model}, out, Launcher(workers=1))
 
 
 def in_child(data, out, around, count=None):
@@ -67,11 +65,10 @@ def in_child(data, out, around, count=None):
 
 
 def records(out):
-    """Runs by the name of their file, without times; the log has each of them."""
-    raw = {path.name: path.read_text() for path in (out / "runs").glob("*.json")}
-    assert sorted((out / "runs.jsonl").read_text().splitlines(True)) == sorted(raw.values())
+    """Runs by their key, without times."""
     return {
-        name: {key: value for key, value in json.loads(text).items() if key not in TIMES} for name, text in raw.items()
+        run.key: {key: value for key, value in run.model_dump(mode="json").items() if key not in TIMES}
+        for run in read_runs(out / "runs.jsonl")
     }
 
 

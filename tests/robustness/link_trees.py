@@ -31,7 +31,7 @@ OWN_NAMES = {
         .clipadapter-save/save.json .clipadapter-save/README.md""",
     "parts": f"""run.json lock 00000000-1-0-{HEX}-{HEX}.csv .00000000-1-0-{HEX}.csv .joined.csv mine
         .run.json-{RANDOM}""",
-    "bench": f"""runs runs.jsonl runs/{HEX}.json runs/.{HEX}.json-{RANDOM} plans plans/own.json features mine reports
+    "bench": f"""runs.jsonl .runs.jsonl.lock plans plans/own.json features mine reports
         features/{HEX} features/.{HEX}-{RANDOM} figures""",
     "store": f"""features.sqlite features.sqlite-wal features.sqlite-shm features.sqlite-journal shards/shards.json
         shards/{HEX}.parquet shards/.{HEX}.partial shards/mine table.parquet .table.parquet.{os.getpid()}.partial""",

@@ -121,6 +121,7 @@ UNUSUAL = {
     "chunks of a PNG": png_with(11_000 * png_chunk(b"abCd", b"")),
     "empty data of a PNG": png_with(11_000 * png_chunk(b"IDAT", b"")),
     "profiles of a PNG": png_with(17 * png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20)))),
+    "texts of a PNG": png_with(60 * png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 20)))),
     "chunks of a WebP": encode(Image.new("L", (8, 8)), "WEBP") + 11_000 * b"abcd\0\0\0\0",
     "comment of a GIF": gif_with(b"!\xfe" + 5_000 * b"\x01a" + b"\0"),
     "comments of a GIF": gif_with(5_000 * b"!\xfe\x01a\0"),

@@ -19,7 +19,7 @@ PIXELS = PixelSpec(SIDE, (0.0,) * 3, (1.0,) * 3)
 def learned():
     """Rejects what has no strong colour; its one part is one minus the cosine to the nearest axis."""
     rows = np.repeat(np.eye(3), 8, axis=0) + 0.02 * np.arange(24)[:, None]
-    rejector = learn_rejector(rows, np.repeat(np.arange(3), 8), 3, text=np.eye(3), scores=["text"]).without_arrays()
+    rejector = learn_rejector(rows, np.repeat([0, 1], 12), 3, text=np.eye(3)).without_arrays()
     return Uncertainty(
         rejector=rejector, conformal=Conformal(np.linspace(0.0, 0.5, 20), np.arange(20) % 3, np.zeros(20, int), 3)
     )

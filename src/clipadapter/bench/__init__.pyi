@@ -29,11 +29,11 @@ from .evaluation import (
 from .evaluation import (
     evaluate_multilabel_model as evaluate_multilabel_model,
 )
-from .fitting import few_shot as few_shot
 from .launch import run_suite as run_suite
 from .methods import BASELINES as BASELINES
 from .methods import default_heads as default_heads
 from .methods import method_version as method_version
+from .pivot import pivot_runs as pivot_runs
 from .plan import Plan as Plan
 from .plots import draw_confusion_matrix as draw_confusion_matrix
 from .plots import draw_learning_curve as draw_learning_curve
@@ -48,7 +48,9 @@ from .protocols import (
     register_protocol as register_protocol,
 )
 from .protocols.cross_validation import cross_validate as cross_validate
-from .records import RecordFolder as RecordFolder
+from .protocols.few_shot import few_shot as few_shot
+from .records import append_runs as append_runs
+from .records import read_runs as read_runs
 from .report import (
     compare_studies as compare_studies,
 )
@@ -56,8 +58,6 @@ from .report import (
     write_report as write_report,
 )
 from .run import Run as Run
-from .run import append_runs as append_runs
-from .run import read_runs as read_runs
 from .sources import (
     FEATURES as FEATURES,
 )

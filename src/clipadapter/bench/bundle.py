@@ -104,6 +104,11 @@ class Bundle:
         )
 
     @property
+    def support_name(self) -> str:
+        """The name of the data set that shots are drawn from."""
+        return str(self.support.provenance.get("data", "unnamed"))
+
+    @property
     def templates(self) -> list[str]:
         """The templates of the class text."""
         return [str(template) for template in self.support.provenance.get("templates", ())]
@@ -125,7 +130,7 @@ class Bundle:
             name: of the test part.
             rows: the drawn rows of the data set.
         """
-        own = str(self.support.provenance.get("data", "unnamed"))
+        own = self.support_name
         if name not in self.tests:
             return RunData(support=own, test=own, protocol="rest", digest=self._digests[UNDRAWN_ROWS])
         part = self.tests[name]

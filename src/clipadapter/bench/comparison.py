@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fitting import record_failure, record_score, run_fit, run_fits
+from clipadapter.bench.fits import attempt, draw_each, finish_run, run_fits, score_part
+from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.plots import learning_curve_figure
-from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, count_folds, cross_validate
-from clipadapter.bench.run import Run, read_runs
+from clipadapter.bench.protocols.cross_validation import CrossValidation
+from clipadapter.bench.protocols.few_shot import FewShot
+from clipadapter.bench.run import Run
 from clipadapter.bench.sources import extract_dataset
-from clipadapter.bench.summary import Metric, Reference, table
+from clipadapter.bench.summary import Reference, table
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import check_labels
 from clipadapter.data import Dataset, draw_shots
@@ -88,7 +90,7 @@ class Comparison:
         folder: Path,
         title: str,
         plot_formats: Sequence[str] = ("png",),
-        metric: Metric = "accuracy",
+        metric: str = "accuracy",
         reference: Reference | None = None,
     ) -> list[Path]:
         """Write ``table.md`` and the learning curve, as ``accuracy.png``.
@@ -147,11 +149,17 @@ def compare(
             single picture, or a head tunes the encoder.
         DataError: if a picture has no label, or no picture can be read.
     """
-    heads, left_out = _leave_out_without_text(model, heads)
+    heads, warnings = _leave_out_without_text(model, heads)
     names = train.class_names
     if test is None:
-        result = _compare_by_folds(model, train, heads, shots, seeds, folds, records, progress)
-        return replace(result, warnings=[*left_out, *result.warnings])
+        _check_folds(train, heads, folds)  # before the pictures are encoded
+        model.prepare_encoder(*heads.values())
+        text, pictures = model.encode_classes(names), extract_dataset(model, train, names)
+        by_folds, bundle = CrossValidation(), Bundle(pictures, text)
+        by_folds.options = {"folds": folds}
+        draws = draw_each(lambda n, seed: by_folds.draw(bundle, n, seed), shots, seeds, heads)
+        runs, outcome = run_fits(by_folds, bundle, heads, draws, records=records, progress=progress)
+        return Comparison(runs, outcome.n_made, pictures, pictures, text, warnings, count_folds(pictures.y, folds))
     check_labels(test.labels, names)
     model.prepare_encoder(*heads.values())
     text = model.encode_classes(names)
@@ -161,25 +169,24 @@ def compare(
         pool = replace(train, samples=tuple(train.samples[row] for row in planned))
     support = extract_dataset(model, pool, names)
     tested = extract_dataset(model, test, names).mark_for_evaluation()
-    before = _count_runs(records)
     rows = planned[support.provenance["rows"]] if drawn_only else None
     bundle = Bundle(support, text, {"test": TestPart(tested)}, rows)
+    readable = None if rows is None else set(rows.tolist())
 
-    def draw(labels: Sequence[str], n: int, seed: int) -> list[int]:
-        if rows is None:
-            return draw_shots(labels, n, seed)
-        readable = set(rows.tolist())
+    def draw(n: int, seed: int) -> list[int]:
+        if readable is None:
+            return draw_shots(support.y, n, seed)
         return [row for row in draw_shots(train.labels, n, seed) if row in readable]
 
-    def make(bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
+    def make(head: Head, runs: Sequence[Run]) -> list[Run]:
         if head.tunes_encoder:
-            return run_tuned(model, train, test, bundle, head, runs)
-        return run_fit(bundle, head, runs)
+            return attempt(runs, lambda: [run_tuned(model, train, test, bundle, head, run) for run in runs])
+        return FewShot().measure(bundle, head, runs)
 
-    runs = run_fits(bundle, heads, shots, seeds, make, draw=draw, records=records, progress=progress)
-    n_new = len(runs) if records is None else _count_runs(records) - before
-    warnings = [*left_out, *_warnings(train.labels if drawn_only else support.y, support, tested, max(shots))]
-    return Comparison(runs, n_new, support, tested, text, warnings, rows=rows)
+    draws = draw_each(draw, shots, seeds, heads)
+    runs, outcome = run_fits(FewShot(), bundle, heads, draws, make=make, records=records, progress=progress)
+    warnings += _warnings(train.labels if drawn_only else support.y, support, tested, max(shots))
+    return Comparison(runs, outcome.n_made, support, tested, text, warnings, rows=rows)
 
 
 def _leave_out_without_text(
@@ -202,36 +209,22 @@ def _leave_out_without_text(
     return {name: head for name, head in heads.items() if name not in names}, [sentence]
 
 
-def _compare_by_folds(
-    model: FewShotClassifier,
-    dataset: Dataset,
-    heads: Mapping[str, Head],
-    shots: Sequence[int],
-    seeds: Sequence[int],
-    folds: int,
-    records: Path | None,
-    progress: bool,
-) -> Comparison:
-    """`compare` without a test part: by cross-validation."""
+def _check_folds(dataset: Dataset, heads: Mapping[str, Head], folds: int) -> None:
+    """Refuse a cross-validation that is not possible.
+
+    Raises:
+        InputError: if a head tunes the encoder, or a class has a single picture.
+    """
     tuners = [name for name, head in heads.items() if head.tunes_encoder]
     if tuners:
         raise InputError(
             f"{', '.join(tuners)} tunes the encoder, which cross-validation would do for every fold: give a test folder"
         )
-    count_folds(dataset.labels, folds)  # before the pictures are encoded
-    model.prepare_encoder(*heads.values())
-    text = model.encode_classes(dataset.class_names)
-    features = extract_dataset(model, dataset, dataset.class_names)
-    before = _count_runs(records)
-    runs = cross_validate(heads, features, text, shots, seeds, folds=folds, records=records, progress=progress)
-    n_new = len(runs) if records is None else _count_runs(records) - before
-    return Comparison(runs, n_new, features, features, text, [], count_folds(features.y, folds))
+    count_folds(dataset.labels, folds)
 
 
-def run_tuned(
-    model: FewShotClassifier, train: Dataset, test: Dataset, bundle: Bundle, head: Head, runs: Sequence[Run]
-) -> list[Run]:
-    """Tune the encoder on the drawn pictures, and measure with the tuned encoder; `fitting.run_fit` works on features.
+def run_tuned(model: FewShotClassifier, train: Dataset, test: Dataset, bundle: Bundle, head: Head, run: Run) -> Run:
+    """Tune the encoder on the drawn pictures, and measure with the tuned encoder.
 
     The feature store is not used: no other run has this encoder.
 
@@ -241,34 +234,28 @@ def run_tuned(
         test: the test part.
         bundle: features of both by the encoder before tuning; their rows are the pictures that can be read.
         head: unfitted.
-        runs: the planned run.
+        run: the planned run.
     """
     names = train.class_names
     readable = bundle.support.provenance["rows"] if bundle.rows is None else range(len(train.samples))
-    finished = []
-    for run in runs:
-        tuner = clone(head)
-        if "progress" in tuner.get_params(deep=False):
-            tuner.set_params(progress=shows_progress(model.progress))
-        tuned = FewShotClassifier(
-            model.encoder_,
-            tuner,
-            templates=model.templates,
-            descriptions=model.descriptions,
-            cache=None,
-            batch_size=model.batch_size,
-        )
-        drawn_rows = [readable[row] for row in run.rows]
-        paths, labels = [train.paths[i] for i in drawn_rows], [train.labels[i] for i in drawn_rows]
-        try:
-            start = time.perf_counter()
-            tuned.fit(paths, labels, names)
-            seconds = time.perf_counter() - start
-            part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
-            finished.append(record_score(run, (tuned.head_, seconds), part, part.features))
-        except Exception as error:  # the other heads must still run
-            finished.append(record_failure(run, error))
-    return finished
+    tuner = clone(head)
+    if "progress" in tuner.get_params(deep=False):
+        tuner.set_params(progress=shows_progress(model.progress))
+    tuned = FewShotClassifier(
+        model.encoder_,
+        tuner,
+        templates=model.templates,
+        descriptions=model.descriptions,
+        cache=None,
+        batch_size=model.batch_size,
+    )
+    drawn_rows = [readable[row] for row in run.rows]
+    paths, labels = [train.paths[i] for i in drawn_rows], [train.labels[i] for i in drawn_rows]
+    start = time.perf_counter()
+    tuned.fit(paths, labels, names)
+    seconds = time.perf_counter() - start
+    part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
+    return finish_run(run, tuned.head_, seconds, score_part(tuned.head_, part))
 
 
 def find_shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
@@ -282,10 +269,6 @@ def find_shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
         distance = (2 - 2 * (part @ shots.T).max(dim=1).values).clamp_min(0).sqrt()
         rows += [start + int(i) for i in torch.nonzero(distance < SAME_IMAGE_DISTANCE).flatten()]
     return rows
-
-
-def _count_runs(records: Path | None) -> int:
-    return len(read_runs(records)) if records is not None and records.is_file() else 0
 
 
 def _warnings(labels: Sequence[str], support: FeatureSet, test: FeatureSet, max_shots: int) -> list[str]:

@@ -125,7 +125,7 @@ def estimate(
         DataError: if a data set is unknown.
     """
     sizes = [_size(suite, spec, root) for spec in data]
-    protocol = create_protocol(suite.protocol)
+    protocol = create_protocol(suite.protocol, suite.options)
     used = [protocol.used_size(size) for size in sizes]
     groups = [used] if protocol.combines_data_sets else [[size] for size in used]
     if suite.is_stream:
@@ -178,7 +178,7 @@ def _fits(
     for group in groups:
         size = group[0]
         for variant, head in heads:
-            n = draws * protocol.fits_per_draw(suite, group, head.transductive)
+            n = draws * protocol.fits_per_draw(group, head.transductive)
             for shots in suite.shots:
                 # An epoch takes one view, however many there are.
                 rows = min(shots * size.classes, size.train) * (suite.views if isinstance(suite.views, int) else 1)

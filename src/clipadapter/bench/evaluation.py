@@ -7,27 +7,28 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fitting import FitInputs, plan_fit, run_fit, run_fits
+from clipadapter.bench.fits import Draw, draw_each, fit_and_score, run_fits
+from clipadapter.bench.folds import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.methods import BASELINES, registered_name
-from clipadapter.bench.plots import confusion_figure, learning_curve_figure
-from clipadapter.bench.protocols.cross_validation import DEFAULT_FOLDS, draw_folds, score_folds
+from clipadapter.bench.plots import learning_curve_figure
+from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
 from clipadapter.blocks import FINAL
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.classifier.evaluation import Score, check_labels, score
-from clipadapter.data import Dataset
+from clipadapter.classifier.evaluation import Score, check_labels
+from clipadapter.data import Dataset, draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.files import path_without_links, write_atomically
 from clipadapter.heads import Head, TextFeatures, create_head
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import MultiLabelEvaluation, wilson_interval
+from clipadapter.rendering.heat_map import confusion_figure
 from clipadapter.rendering.plots import save_plots
 
 Scored = TypeVar("Scored", Score, MultiLabelEvaluation)
@@ -173,17 +174,16 @@ def evaluate_model(
     test = extract_dataset(model, dataset, names).mark_for_evaluation()
     support, text = model.support_, model.text_
     baseline_names = () if model.head_.tunes_encoder else BASELINES if len(support) else BASELINES[:1]
-    heads = {name: head for name, head in _create_baselines(text).items() if name in baseline_names}
-    for head in heads.values():
-        # Zero-shot does not look at the shots: if there are none, it is fitted to the class text instead.
-        if len(support):
-            head.fit(support.X, support.y, text=text, blocks=support.blocks)
-        else:
-            head.fit(text.embeddings, text.labels, text=text)
+    # Zero-shot does not look at the shots: if there are none, it is fitted to the class text instead.
+    shots = support if len(support) else FeatureSet(text.embeddings, text.labels, text.labels)
+    part = TestPart(test if len(support) else test.select_blocks([FINAL]))
     result = model.evaluate_features(test)
     assert result.score is not None
     fitted_baselines = {
-        name: (head, score(head, test if len(support) else test.select_blocks([FINAL]))) for name, head in heads.items()
+        name: (measured.head, measured.scores[0])
+        for name, head in _create_baselines(text).items()
+        if name in baseline_names
+        for measured in [fit_and_score(head, shots, [part], text)]
     }
     return ModelEvaluation(
         head=registered_name(model.head_),
@@ -382,13 +382,18 @@ def _learning_curve(
     shots = [2**i for i in range(max_shots.bit_length()) if 2**i < max_shots]
     text = model.refit_text()
     bundle = Bundle(support, text, {"test": TestPart(test)})
-    make = partial(run_fit, unlabelled=model.head_.kept_pictures)
-    fewer = run_fits(bundle, heads, shots, seeds, make, progress=progress)
-    rows = range(len(support))
+    protocol, unlabelled = FewShot(), model.head_.kept_pictures
+    draws = draw_each(lambda n, seed: draw_shots(support.y, n, seed), shots, seeds, heads) if shots else ()
+
+    def make(head: Head, runs: Sequence[Run]) -> list[Run]:
+        return protocol.measure(bundle, head, runs, unlabelled)
+
+    fewer, _ = run_fits(protocol, bundle, heads, draws, make=make, progress=progress)
+    whole = Draw(max_shots, seeds[0], range(len(support)))
     complete = [
         run.model_copy(update={"metrics": Metrics.of_score(its_score)})
         for name, (head, its_score) in measured.items()
-        for run in plan_fit(bundle, FitInputs(name, head, max_shots, seeds[0], rows))
+        for run in protocol.plan(bundle, name, head, whole)
     ]
     return [*fewer, *complete]
 

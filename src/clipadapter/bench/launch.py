@@ -5,70 +5,59 @@ A stopped call can be repeated: successful fits are not repeated, failed ones ar
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import ARRAYS_FILE, save_bundle
-from clipadapter.bench.launchers import Job, Launcher
-from clipadapter.bench.methods import package_digest
-from clipadapter.bench.plan import Entry, FitSpec, Plan, PlannedFit, get_varied_value
+from clipadapter.bench.fits import Fit, Outcome, make_missing
+from clipadapter.bench.launcher import Job, Launcher
+from clipadapter.bench.methods import clone_with_seed
+from clipadapter.bench.plan import Entry, Plan, get_varied_value
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.protocols.base import BundleOfFits, SuiteInputs
-from clipadapter.bench.records import RecordFolder
-from clipadapter.bench.run import Run, digest, library_versions
+from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
+from clipadapter.bench.records import records_file
+from clipadapter.bench.run import Run, digest
 from clipadapter.bench.sources import Source
-from clipadapter.bench.suite import Suite
-from clipadapter.bench.worker import plan_runs, run_task
+from clipadapter.bench.suite import Suite, Variant, make_head
+from clipadapter.bench.worker import FitTask, run_task
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.devices import check_device
-from clipadapter.errors import InputError
-from clipadapter.files import path_without_links
-from clipadapter.formatting import format_count
-from clipadapter.heads import head_info
+from clipadapter.errors import DataError
+from clipadapter.files import folder_without_links, path_without_links
 
 WORKER_BYTES_PER_BUNDLE_BYTE = 3
 """Estimated memory of a worker: the arrays of its bundle once as they are read, and about two copies in a fit."""
 
 
 @dataclass
-class SuiteResult:
-    """What `run_suite` did.
+class SuiteResult(Outcome):
+    """What `run_suite` did; see also `Outcome`.
 
     Args:
-        plan: all planned records.
-        n_made: number of runs that were made by this call; those of failed fits were made again.
-        n_existing: number of runs that were not made, because all records of their fit are successful.
-        n_failed: how many of the runs made failed.
-        seconds: from the first fit to the last.
+        plan: all planned records; `runs` has those of this call.
         figures: plots of features, if the suite has any.
-        keys: of the records of this call; the plan also has those of earlier calls.
     """
 
-    plan: Plan
-    n_made: int = 0
-    n_existing: int = 0
-    n_failed: int = 0
-    seconds: float = 0.0
+    plan: Plan = field(kw_only=True)
     figures: list[Path] = field(default_factory=list)
-    keys: frozenset[str] = frozenset()
 
 
-@dataclass
-class _FitWithEntries:
-    """A fit, and the entries of the plan for the records that it will give."""
+@dataclass(frozen=True, eq=False)
+class SuiteFit(Fit):
+    """A fit of a suite.
 
-    spec: FitSpec
-    entries: list[Entry]
+    Args:
+        variant: the head, from which a worker makes it.
+        folder: of the features.
+        entries: of the plan, one for each record.
+    """
 
-    @property
-    def keys(self) -> list[str]:
-        return [entry.key for entry in self.entries]
+    variant: Variant
+    folder: Path
+    entries: Sequence[Entry]
 
 
 def run_suite(
@@ -88,7 +77,7 @@ def run_suite(
         suite: the suite.
         sources: data sets; a text is ``features:FOLDER``, for which no encoder is needed.
         encoders: by their name in tables; they compute features and class text.
-        out: folder of records; see `RecordFolder`. Features go to ``features/``, the plan to ``plans/``.
+        out: folder of ``runs.jsonl``. Features go to ``features/``, the plan to ``plans/``.
         launcher: runs the fits.
         device: where methods that train through a text tower compute, such as "cpu", "cuda" or "auto"; see
             `devices.check_device`. "cuda" stands for all GPUs of this machine, "cuda:1" for the second one; None for
@@ -102,63 +91,72 @@ def run_suite(
     """
     if device is not None:
         launcher.device = check_device(device)
-    launcher.check()
-    records = RecordFolder(out)
-    fits: list[_FitWithEntries] = []
-    for group in create_protocol(suite.protocol).bundles(SuiteInputs(suite, sources, encoders)):
-        folder = save_bundle(group.bundle, out / "features" / _hash_bundle(group.bundle))
-        fits += [_with_entries(suite, group, fit) for fit in group.plan(str(folder.absolute()))]
+    records, features = records_file(out), folder_without_links(out, "features", error=DataError)
+    protocol, fits = create_protocol(suite.protocol, suite.options), []
+    for group in protocol.bundles(suite, sources, encoders):
+        folder = save_bundle(group.bundle, features / _hash_bundle(group.bundle))
+        fits += _plan_fits(suite, protocol, group, folder.absolute())
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / ARRAYS_FILE).stat().st_size)
-    if not any(head_info(planned.spec.variant.head).cls.needs_tower for planned in fits):
+    if not any(fit.head.needs_tower for fit in fits):
         launcher.device = "cpu"  # one fit for each core, not for each GPU
-    plan = Plan(suite=suite, entries=[entry for planned in fits for entry in planned.entries]).with_earlier_entries(out)
+    plan = Plan(suite=suite, entries=[entry for fit in fits for entry in fit.entries]).with_earlier_entries(out)
     plan.save(out)
-    records.append_missing_to_log()
-    finished = {run.key for run in records.read() if run.error is None}
-    missing = [planned for planned in fits if not set(planned.keys) <= finished]
-    n_existing = sum(len(planned.keys) for planned in fits) - sum(len(planned.keys) for planned in missing)
-    outcome = SuiteResult(plan, n_existing=n_existing, keys=frozenset(key for planned in fits for key in planned.keys))
-    start = time.perf_counter()
-    for planned in missing:
-        planned.spec = planned.spec.model_copy(update={"device": launcher.device})
-    jobs = [Job(i, planned.spec.model_dump_json()) for i, planned in enumerate(missing)]
-    jobs.sort(key=lambda job: -missing[job.number].spec.shots)  # long fits first: at the end no worker waits for one
-    with (
-        closing(launcher.run(run_task, jobs)) as results,
-        tqdm(total=len(jobs), desc="fits", unit="fit", disable=not progress) as bar,
-    ):
-        for result in results:
-            runs = _read_result(missing[result.job.number], result.result, result.error)
-            try:
-                records.write(runs)
-            except InputError as error:
-                hint = f"{outcome.n_made} runs were made and are stored"
-                raise InputError(f"{error}. {hint}: free some space and repeat the call") from error
-            for run in runs:
-                outcome.n_made += 1
-                outcome.n_failed += run.error is not None
-            bar.set_postfix_str(f"{runs[0].head}, {format_count(runs[0].shots, 'shot')}", refresh=False)
-            bar.update()
-    outcome.seconds = time.perf_counter() - start
+
+    def make(missing: list[Fit]) -> Generator[tuple[Fit, list[Run]], None, None]:
+        own = [fit for fit in missing if isinstance(fit, SuiteFit)]
+        tasks = [
+            FitTask(
+                folder=str(fit.folder),
+                protocol=suite.protocol,
+                options=suite.options,
+                variant=fit.variant,
+                device=launcher.device,
+                runs=list(fit.runs),
+            )
+            for fit in own
+        ]
+        jobs = [Job(i, task.model_dump_json()) for i, task in enumerate(tasks)]
+        jobs.sort(key=lambda job: -own[job.number].runs[0].shots)  # long fits first: at the end no worker waits for one
+        with closing(launcher.run(run_task, jobs)) as results:
+            for result in results:
+                fit = own[result.job.number]
+                if result.result is None:
+                    error = f"LauncherError: {result.error}"
+                    yield fit, [run.model_copy(update={"error": error}) for run in fit.runs]
+                else:
+                    yield fit, [Run.model_validate_json(text) for text in result.result]
+
+    outcome = SuiteResult(**vars(make_missing(fits, make, records, progress)), plan=plan)
     if suite.figure == "projection":
         outcome.figures = _draw_features(fits, path_without_links(out, "figures", suite.name), plot_formats)
     return outcome
 
 
-def _draw_features(fits: Sequence[_FitWithEntries], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
-    """Plots of the features of each bundle."""
-    from clipadapter.bench.projection import draw_adapted_features
-
-    bundles: dict[str, list[_FitWithEntries]] = {}
-    for fit in fits:
-        bundles.setdefault(fit.spec.bundle, []).append(fit)
-    return [
-        path
-        for bundle_fits in bundles.values()
-        for path in draw_adapted_features(
-            [fit.spec for fit in bundle_fits], bundle_fits[0].entries[0].data, folder, plot_formats
-        )
-    ]
+def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: Path) -> list[SuiteFit]:
+    """Every fit of a suite on some features."""
+    data = str(group.bundle.support.provenance.get("data", ""))
+    variants = [variant.for_data(data) for variant in suite.all_variants()]
+    heads, fits = [(variant, make_head(variant)) for variant in variants], []
+    for draw in group.draws:
+        for variant, head in heads:
+            own = clone_with_seed(head, draw.seed)
+            runs = protocol.plan(group.bundle, variant.title, own, draw)
+            entries = [
+                Entry(
+                    key=run.key,
+                    label=variant.title,
+                    prompts=group.prompts.label,
+                    data=group.data,
+                    encoder=group.encoder,
+                    test=test,
+                    shots=draw.shots,
+                    seed=draw.seed,
+                    value=get_varied_value(suite, variant),
+                )
+                for run, test in zip(runs, draw.tests, strict=True)
+            ]
+            fits.append(SuiteFit(own, runs, variant, folder, entries))
+    return fits
 
 
 def _hash_bundle(bundle: Bundle) -> str:
@@ -172,35 +170,16 @@ def _hash_bundle(bundle: Bundle) -> str:
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
-def _with_entries(suite: Suite, group: BundleOfFits, fit: PlannedFit) -> _FitWithEntries:
-    title, value = fit.spec.variant.title, get_varied_value(suite, fit.spec.variant)
-    entries = [
-        Entry(
-            key=key,
-            label=title,
-            prompts=group.prompts.label,
-            data=group.data,
-            encoder=group.encoder,
-            test=test,
-            value=value,
+def _draw_features(fits: Sequence[SuiteFit], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
+    """Plots of the features of each bundle: with the most shots and the first seed."""
+    from clipadapter.bench.projection import draw_adapted_features
+
+    max_shots, seed = max(fit.runs[0].shots for fit in fits), fits[0].runs[0].seed
+    return [
+        path
+        for fit in fits
+        if (fit.runs[0].shots, fit.runs[0].seed) == (max_shots, seed)
+        for path in draw_adapted_features(
+            fit.head, fit.folder, fit.runs[0].rows, f"{fit.entries[0].data}-{fit.variant.title}", folder, plot_formats
         )
-        for key, test in fit.records
     ]
-    return _FitWithEntries(fit.spec, entries)
-
-
-def _read_result(fit: _FitWithEntries, result: list[str] | None, error: str | None) -> list[Run]:
-    """The records of a worker; if it died, records with that reason."""
-    if result is not None:
-        runs = [Run.model_validate_json(text) for text in result]
-        same_code = all((run.versions, run.code) == (library_versions(), package_digest()) for run in runs)
-        if not same_code or [run.key for run in runs] != fit.keys:
-            raise InputError(
-                "a worker has other library versions, or other code, than this process: "
-                f"there {runs[0].versions}, code {runs[0].code[:12]}; install the same on every node"
-            )
-        return runs
-    from clipadapter.bench.bundle_files import load_bundle
-
-    runs = plan_runs(load_bundle(fit.spec.bundle), fit.spec)
-    return [run.model_copy(update={"error": f"LauncherError: {error}"}) for run in runs]

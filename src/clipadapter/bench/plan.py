@@ -1,16 +1,15 @@
-"""The plan of a suite: its records and their fits, before they are made."""
+"""The plan of a suite: its records, before they are made."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from clipadapter.bench.bundle import count_epochs
-from clipadapter.bench.run import FrozenModel, TaskStream
+from clipadapter.bench.run import FrozenModel
 from clipadapter.bench.suite import Suite, Variant, make_head
 from clipadapter.bench.suite_files import missing_study, plan_file
 from clipadapter.data import draw_shots
@@ -20,46 +19,6 @@ from clipadapter.files import write_atomically
 
 Rows = Mapping[tuple[int, int], Sequence[int]]
 """Rows of a data set by (shots, seed)."""
-
-
-class FitSpec(FrozenModel):
-    """One fit, as a worker process gets it.
-
-    Args:
-        bundle: folder of the features.
-        protocol: registered name of the protocol that makes the fit, such as "few-shot". `RunData.protocol` is another
-            name.
-        options: of the protocol.
-        variant: the head.
-        shots: shots per class.
-        seed: of the draw.
-        rows: the drawn rows.
-        stream: the tasks, if the head learns a stream; else None.
-        device: where the head computes.
-    """
-
-    bundle: str
-    protocol: str = "few-shot"
-    options: dict[str, int] = Field(default_factory=dict)
-    variant: Variant
-    shots: int
-    seed: int
-    rows: list[int]
-    stream: TaskStream | None = None
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class PlannedFit:
-    """A fit, and the records that it will give.
-
-    Args:
-        spec: the fit.
-        records: (key, name of the test part) of each record.
-    """
-
-    spec: FitSpec
-    records: list[tuple[str, str]]
 
 
 class Entry(FrozenModel):
@@ -72,6 +31,8 @@ class Entry(FrozenModel):
         data: the data set that gives the shots, as the user named it.
         encoder: the encoder, as the user named it.
         test: name of the test part; for a stream the order of its tasks.
+        shots: shots per class.
+        seed: of the draw.
         value: the value of the varied parameter, if there is one.
     """
 
@@ -81,6 +42,8 @@ class Entry(FrozenModel):
     data: str
     encoder: str
     test: str
+    shots: int
+    seed: int
     value: float | str | None = None
 
 
@@ -92,9 +55,7 @@ class Plan(FrozenModel):
 
     def save(self, folder: Path) -> Path:
         """Write the plan to the folder of records."""
-        path = plan_file(folder, self.suite.name)
-        write_atomically(path, self.model_dump_json(indent=1) + "\n")
-        return path
+        return write_atomically(plan_file(folder, self.suite.name), self.model_dump_json(indent=1) + "\n")
 
     def with_earlier_entries(self, folder: Path) -> Plan:
         """The plan with the entries of earlier calls: other data, other encoders, other shots.
@@ -126,12 +87,7 @@ def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
 
 
 def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int], list[int]]:
-    """Draw the rows of a suite, by (shots, seed).
-
-    Args:
-        suite: its shots and seeds.
-        labels: of all rows of the data set.
-    """
+    """Draw the rows of a suite, by (shots, seed), from the labels of all rows of the data set."""
     return {(n, seed): draw_shots(labels, n, seed) for n in suite.shots for seed in suite.seeds}
 
 

@@ -1,105 +1,115 @@
-"""Records as a folder: one JSON file per run, written atomically, by any number of processes."""
+"""Records in a file ``runs.jsonl``, one run a line; of several lines with the same key the last one counts."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable
-from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
-from clipadapter.bench.run import Run, append_runs, parse_run
-from clipadapter.errors import DataError
-from clipadapter.files import (
-    RANDOM_END,
-    folder_without_links,
-    path_without_links,
-    remove_abandoned,
-    write_atomically,
-)
+from filelock import FileLock
+from pydantic import ValidationError
 
-MAX_RECORD_BYTES = 16 << 20
-"""A longer file is no record."""
+from clipadapter.bench.run import FORMAT, Run
+from clipadapter.errors import DataError, InputError
+from clipadapter.files import path_without_links
+
+RECORD_START = b'{"format":'
+"""First bytes of each record."""
 
 
-class RecordFolder:
-    """Runs by their key, in ``FOLDER/runs/KEY.json``. ``FOLDER/runs.jsonl`` has them in the order of their fits.
-
-    Args:
-        folder: created when the first record is written.
+def records_file(folder: Path) -> Path:
+    """The file of the records of a folder.
 
     Raises:
-        DataError: if something in it is a link, see `path_without_links`.
-
-    >>> RecordFolder("no-such-folder").keys()
-    set()
+        DataError: if it is a link.
     """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.runs = folder_without_links(self.folder, "runs", error=DataError)
-        self.log = path_without_links(self.folder, "runs.jsonl", error=DataError)
-        folder_without_links(self.folder, "features", error=DataError)
-
-    def _files(self) -> list[Path]:
-        return [path for path in self.runs.glob("*.json") if path.is_file()]
-
-    def keys(self) -> set[str]:
-        """Keys of the stored runs, failed ones too."""
-        return {path.stem for path in self._files()}
-
-    def write(self, runs: Iterable[Run]) -> None:
-        """Add runs. A run with the same key is replaced, such as one that failed before.
-
-        Raises:
-            InputError: if the folder can't be written.
-        """
-        runs = list(runs)
-        for run in runs:
-            write_atomically(self.runs / f"{run.key}.json", run.model_dump_json() + "\n")
-        append_runs(self.log, runs)
-
-    def append_missing_to_log(self) -> None:
-        """Add the runs to ``runs.jsonl`` that it lacks: a process may be killed between the two writes.
-
-        Temporary files of killed processes are removed after a day.
-
-        Raises:
-            DataError: if a file is no record; says which.
-            InputError: if the folder can't be written.
-        """
-        remove_abandoned(self.runs, rf"\.[0-9a-f]{{32}}\.json{RANDOM_END}")
-        logged = set()
-        if self.log.is_file():
-            with self.log.open("rb") as file:
-                logged = {_digest(line) for line in file if line.endswith(b"\n")}  # without a line that was cut short
-        missing = [path.stem for path in self._files() if _digest(path.read_bytes()) not in logged]
-        if missing:
-            append_runs(self.log, sorted(map(self.get, missing), key=lambda run: (run.created, run.key)))
-
-    def read(self) -> list[Run]:
-        """All runs, oldest first.
-
-        Raises:
-            DataError: if a file is no record; says which.
-        """
-        return sorted((self.get(path.stem) for path in self._files()), key=lambda run: (run.created, run.key))
-
-    def get(self, key: str) -> Run:
-        """One run.
-
-        Raises:
-            DataError: if the file does not exist, is no record, or holds a record with another key.
-        """
-        path = self.runs / f"{key}.json"
-        try:
-            if path.stat().st_size > MAX_RECORD_BYTES:
-                raise DataError(f"{path} is no run: it has more than {MAX_RECORD_BYTES >> 20} MB; delete it")
-            run = parse_run(str(path), path.read_bytes())
-        except OSError as error:
-            raise DataError(f"can't read {path}: {error.strerror or error}") from error
-        if run.key != key:
-            raise DataError(f"{path} holds the run {run.key}: it was changed or renamed; delete it")
-        return run
+    return path_without_links(folder, "runs.jsonl", error=DataError)
 
 
-def _digest(line: bytes) -> bytes:
-    return blake2b(line.strip(), digest_size=16).digest()
+def append_runs(path: str | Path, runs: Iterable[Run]) -> None:
+    """Append runs to a file, one line each. Existing lines are not changed.
+
+    Several processes may append: one waits for the other. An incomplete record at the end, as after a full disk, is
+    removed.
+
+    Raises:
+        InputError: if the file can't be written, is a link, or ends with something else than records.
+    """
+    path = path_without_links(Path(path).parent, Path(path).name)
+    data = "".join(f"{run.model_dump_json()}\n" for run in runs).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path_without_links(path.parent, f".{path.name}.lock")), path.open("ab+") as file:
+            _drop_torn_line(file, path)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror or error}; give a folder you may write to") from error
+
+
+def read_runs(path: str | Path) -> list[Run]:
+    """Read the runs of a file, in order; an incomplete last line is left out.
+
+    Raises:
+        DataError: if the file can't be read, or a line is no run; says which.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror or error}") from error
+    runs = (parse_run(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
+    last: dict[str, Run] = {}
+    for run in runs:
+        last.pop(run.key, None)
+        last[run.key] = run
+    return list(last.values())
+
+
+def read_existing_runs(path: str | Path | None) -> dict[str, Run]:
+    """The runs of a file by their keys; none if there is no file yet."""
+    if path is None or not Path(path).is_file():
+        return {}
+    return {run.key: run for run in read_runs(path)}
+
+
+def parse_run(where: str, line: bytes) -> Run:
+    """Parse a record.
+
+    Args:
+        where: its place for messages, such as "runs.jsonl, line 3".
+        line: the JSON.
+
+    Raises:
+        DataError: if it is no record, or one of another format.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is no run: {error}; delete it") from error
+    number = record.get("format") if isinstance(record, dict) else None
+    if isinstance(number, int) and number != FORMAT:
+        raise DataError(f"{where} has format {number}, this version reads {FORMAT}; move it away to start anew")
+    try:
+        return Run.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{where} is no run: {field} {first['msg']}; delete it") from error
+
+
+def _drop_torn_line(file: Any, path: Path) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    if not content.startswith(RECORD_START, start) and not RECORD_START.startswith(content[start:]):
+        raise InputError(f"{path} is not a file of runs: give another folder, or move the file away")
+    file.truncate(start)

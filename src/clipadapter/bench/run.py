@@ -8,28 +8,23 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from typing_extensions import Self
 
 from clipadapter.bench.continual.metrics import ContinualMetrics, continual_metrics
-from clipadapter.errors import DataError, InputError
-from clipadapter.files import path_without_links
 from clipadapter.metrics import check_metrics, metrics_shown
 
 if TYPE_CHECKING:
     from clipadapter.classifier.evaluation import Score
 
 FORMAT = 1
-RECORD_START = b'{"format":'
-"""First bytes of each record."""
 KEY_FIELDS = {
     "method",
     "method_version",
@@ -69,7 +64,7 @@ class RunData(FrozenModel):
     Args:
         support: name of the data set that the shots were drawn from.
         test: name of the test part; the same as ``support`` if the rows that were not drawn are the test part.
-        protocol: what the test pictures are; `FitSpec.protocol` is another name, that of a registered protocol.
+        protocol: what the test pictures are, which is not the name of a registered protocol.
             ``"given"`` if the test part is separate, ``"rest"`` if it is the rows that were not drawn, ``"shift"`` if
             its pictures are of another data set with classes of the support, ``"new"`` if it has other classes, of
             which the head has only the text, ``"stream"`` for the test parts of a stream of tasks, ``"folds"`` if it is
@@ -328,80 +323,6 @@ class Run(FrozenModel):
 def pack_correct(correct: NDArray[np.bool_]) -> str:
     """`Run.correct` of (m,) test pictures."""
     return np.packbits(correct).tobytes().hex()
-
-
-def append_runs(path: str | Path, runs: Iterable[Run]) -> None:
-    """Append runs to a JSONL file, one line each. Existing lines are not changed.
-
-    An incomplete record at the end, as after a full disk, is removed.
-
-    Raises:
-        InputError: if the file can't be written, is a link, or ends with something else than records.
-    """
-    path = path_without_links(Path(path).parent, Path(path).name)
-    data = "".join(f"{run.model_dump_json()}\n" for run in runs).encode()
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("ab+") as file:
-            _drop_torn_line(file, path)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror or error}; give a folder you may write to") from error
-
-
-def read_runs(path: str | Path) -> list[Run]:
-    """Read the runs of a JSONL file, in order; an incomplete last line is left out.
-
-    Raises:
-        DataError: if the file can't be read, or a line is no run; says which.
-    """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror or error}") from error
-    return [parse_run(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def parse_run(where: str, line: bytes) -> Run:
-    """Parse a record.
-
-    Args:
-        where: its place for messages, such as "runs.jsonl, line 3".
-        line: the JSON.
-
-    Raises:
-        DataError: if it is no record, or one of another format.
-    """
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no run: {error}; delete it") from error
-    number = record.get("format") if isinstance(record, dict) else None
-    if isinstance(number, int) and number != FORMAT:
-        raise DataError(f"{where} has format {number}, this version reads {FORMAT}; move it away to start anew")
-    try:
-        return Run.model_validate(record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{where} is no run: {field} {first['msg']}; delete it") from error
-
-
-def _drop_torn_line(file: Any, path: Path) -> None:
-    end = file.seek(0, os.SEEK_END)
-    if not end:
-        return
-    file.seek(end - 1)
-    if file.read(1) == b"\n":
-        return
-    file.seek(0)
-    content = file.read()
-    start = content.rfind(b"\n") + 1
-    if not content.startswith(RECORD_START, start) and not RECORD_START.startswith(content[start:]):
-        raise InputError(f"{path} is not a file of runs: give another folder, or move the file away")
-    file.truncate(start)
 
 
 @cache

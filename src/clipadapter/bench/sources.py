@@ -130,7 +130,6 @@ def find_size(spec: str, root: Path | None = None) -> DataSetSize:
         )
     if spec.startswith(FEATURES):
         bundle = load_feature_bundle(spec)
-        assert bundle is not None
         tests = sum(len(part.features) for part in bundle.tests.values())
         divided = bool(bundle.tests)
         return DataSetSize(
@@ -310,8 +309,8 @@ def build_shard_bundle(suite: Suite, shards: FeatureShards, *, only_drawn: bool 
     return Bundle(support, model.encode_classes(names), tests, positions), rows
 
 
-def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle | None:
-    """Load the bundle of ``features:FOLDER``; None if the data set has another form.
+def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle:
+    """Load the bundle of ``features:FOLDER``.
 
     Args:
         spec: the data set as the user named it.
@@ -321,12 +320,10 @@ def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle | None:
         DataError: if the folder has no bundle.
         InputError: if the suite needs views, and those of the folder have another crop scale.
     """
-    if not spec.startswith(FEATURES):
-        return None
     if suite is not None and (shards := open_feature_shards(spec)):
         _check_views(suite, spec, {})
         return build_shard_bundle(suite, shards)[0]
-    bundle = load_bundle(spec[len(FEATURES) :])
+    bundle = load_bundle(spec.removeprefix(FEATURES))
     if suite is not None:
         _check_views(suite, spec, bundle.support.provenance)
     return bundle

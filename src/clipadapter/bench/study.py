@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from clipadapter.bench.plan import Entry, load_plan
-from clipadapter.bench.records import RecordFolder
+from clipadapter.bench.records import read_existing_runs, records_file
 from clipadapter.bench.run import Run
 from clipadapter.bench.suite import Suite
-from clipadapter.bench.summary import Cell, Metric
 
-Draw = tuple[str, str, str, int, int, tuple[int, ...]]
-"""Data, encoder, test part, shots, seed, drawn rows: the key by which two heads are compared in pairs."""
 REFERENCE = "clip-adapter"
 
 
@@ -54,21 +51,23 @@ class Study:
     entries: tuple[Entry, ...]
     records: Mapping[str, Run]
 
-    @cached_property
-    def _seeds(self) -> dict[Setting, dict[int, Run]]:
-        # A plan has the entries of earlier calls behind those of the last one. A run of an older version must not count
-        # as another seed beside the run of the current version.
-        runs_by_seed: dict[Setting, dict[int, Run]] = defaultdict(dict)
-        for entry in self.entries:
-            run = self.records.get(entry.key)
-            if run is not None:
-                runs_by_seed[get_setting(entry, run.shots)].setdefault(run.seed, run)
-        return dict(runs_by_seed)
+    def select(self, keys: Collection[str]) -> Study:
+        """The study of some of its records, by their keys."""
+        entries = tuple(entry for entry in self.entries if entry.key in keys)
+        return Study(self.suite, entries, {entry.key: run for entry in entries if (run := self.records.get(entry.key))})
 
     @cached_property
     def runs_by_setting(self) -> dict[Setting, list[Run]]:
-        """The runs of each setting by rising seed, failed ones too; settings in the order of the plan."""
-        return {setting: [runs[seed] for seed in sorted(runs)] for setting, runs in self._seeds.items()}
+        """The runs of each setting by rising seed, failed ones too; settings in the order of the plan.
+
+        A plan has the entries of earlier calls behind those of the last one. A run of an older version must not count
+        as another seed beside the run of the current version.
+        """
+        runs: dict[Setting, dict[int, Run]] = {}
+        for entry in self.entries:
+            if entry.key in self.records:
+                runs.setdefault(get_setting(entry), {}).setdefault(entry.seed, self.records[entry.key])
+        return {setting: [own[seed] for seed in sorted(own)] for setting, own in runs.items()}
 
     @property
     def runs(self) -> list[Run]:
@@ -102,23 +101,9 @@ class Study:
 
     @cached_property
     def missing_by_setting(self) -> dict[Setting, int]:
-        """Number of missing runs of each setting, where it can be inferred.
-
-        The plan has only the keys of missing records, not their shots. The shots follow if as many records are missing
-        as there are shots and seeds of the suite without a record.
-        """
-        lacking: dict[Setting, int] = defaultdict(int)
-        for entry in self.missing:
-            lacking[get_setting(entry, 0)] += 1
-        missing_counts: dict[Setting, int] = {}
-        for setting, number in lacking.items():
-            gaps = {n: self._gaps(setting._replace(shots=n)) for n in self.suite.shots}
-            if sum(gaps.values()) == number:
-                missing_counts |= {setting._replace(shots=n): gap for n, gap in gaps.items() if gap}
-        return missing_counts
-
-    def _gaps(self, setting: Setting) -> int:
-        return len(set(self.suite.seeds) - self._seeds.get(setting, {}).keys())
+        """Number of missing runs of each setting. One of an older version is not missing if there is a newer run."""
+        done = {(setting, run.seed) for setting, runs in self.runs_by_setting.items() for run in runs}
+        return Counter(setting for entry in self.missing if ((setting := get_setting(entry)), entry.seed) not in done)
 
     @cached_property
     def settings(self) -> list[Setting]:
@@ -151,29 +136,10 @@ class Study:
         """The runs of a setting by rising seed, failed ones too."""
         return self.runs_by_setting.get(setting, [])
 
-    def cell(self, setting: Setting, metric: Metric = "accuracy") -> Cell:
-        """A metric over the seeds, with the number of failed and missing runs."""
-        runs = self.runs_at(setting)
-        values = tuple(run.metrics[metric] for run in runs if run.metrics is not None and metric in run.metrics)
-        return Cell(values, sum(run.error is not None for run in runs), self.missing_by_setting.get(setting, 0))
 
-    def by_seed(self, setting: Setting, metric: Metric = "accuracy") -> dict[int, float]:
-        """A metric by seed, without failed runs."""
-        runs = (run for run in self.runs_at(setting) if run.metrics is not None and metric in run.metrics)
-        return {run.seed: run.metrics[metric] for run in runs if run.metrics is not None}
-
-    def accuracy_by_draw(self, setting: Setting) -> dict[Draw, float]:
-        """Accuracy by draw: two heads have the same draw if the shots were the same rows."""
-        return {
-            (setting.data, setting.encoder, setting.test, run.shots, run.seed, tuple(run.rows)): run.metrics.accuracy
-            for run in self.runs_at(setting)
-            if run.metrics is not None
-        }
-
-
-def get_setting(entry: Entry, shots: int) -> Setting:
-    """The setting of an entry with a number of shots."""
-    return Setting(entry.data, entry.encoder, entry.prompts, entry.test, entry.label, shots)
+def get_setting(entry: Entry) -> Setting:
+    """The setting of an entry."""
+    return Setting(entry.data, entry.encoder, entry.prompts, entry.test, entry.label, entry.shots)
 
 
 def distinct_values(settings: Sequence[Setting], field: str) -> list[str | int]:
@@ -200,8 +166,6 @@ def load_study(folder: str | Path, suite_name: str) -> Study:
     folder = Path(folder)
     plan = load_plan(folder, suite_name)
     assert plan is not None  # only missing_ok gives None
-    record_folder = RecordFolder(folder)
-    existing = record_folder.keys()
-    keys = dict.fromkeys(entry.key for entry in plan.entries)
-    records = {key: record_folder.get(key) for key in keys if key in existing}
+    runs = read_existing_runs(records_file(folder))
+    records = {entry.key: runs[entry.key] for entry in plan.entries if entry.key in runs}
     return Study(plan.suite, tuple(plan.entries), records)

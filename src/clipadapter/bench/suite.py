@@ -21,6 +21,7 @@ from clipadapter.parsing import parse_toml
 from clipadapter.registry import unknown
 
 Scalar = bool | int | float | str
+Recipe = Literal["official", "paper"]
 Figure = Literal["curves", "axis", "bars", "efficiency", "projection"]
 
 
@@ -48,7 +49,7 @@ class Variant(FrozenModel):
     head: str
     label: str = ""
     preset: str | None = None
-    recipe: Literal["official", "paper"] | None = None
+    recipe: Recipe | None = None
     params: dict[str, Scalar] = Field(default_factory=dict)
     mode: Literal["stream", "joint"] | None = None
 
@@ -77,12 +78,27 @@ class Vary(FrozenModel):
         parameter: the one that varies.
         values: its values.
         params: other parameters that differ from the default.
+        recipe: start from the parameters of the authors' code, "official", or of the paper, "paper".
     """
 
     head: str
     parameter: str
     values: list[Scalar] = Field(min_length=1)
     params: dict[str, Scalar] = Field(default_factory=dict)
+    recipe: Recipe | None = None
+
+    def variants(self) -> list[Variant]:
+        """A variant for each value."""
+        prefix = f"{self.recipe} " if self.recipe else ""
+        return [
+            Variant(
+                head=self.head,
+                params={**self.params, self.parameter: value},
+                recipe=self.recipe,
+                label=f"{prefix}{self.parameter}={value}",
+            )
+            for value in self.values
+        ]
 
 
 class Prompts(FrozenModel):
@@ -116,6 +132,7 @@ class Suite(FrozenModel):
             parameters.
         variants: heads with parameters.
         vary: heads over values of a parameter.
+        recipe: of all heads that have it and name no other one: "official" or "paper".
         prompts: how class text is made; by default with the data set's own templates.
         shots: shots per class; in streams also "all".
         seeds: each draws other shots; tables have mean and standard deviation over them.
@@ -137,6 +154,7 @@ class Suite(FrozenModel):
     heads: list[str] = Field(default_factory=list)
     variants: list[Variant] = Field(default_factory=list)
     vary: list[Vary] = Field(default_factory=list)
+    recipe: Recipe | None = None
     prompts: list[Prompts] = Field(default_factory=lambda: [Prompts(label="")], min_length=1)
     shots: list[ShotCount] = Field(default_factory=lambda: [1, 2, 4, 8, 16], min_length=1)
     seeds: list[int] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
@@ -179,6 +197,13 @@ class Suite(FrozenModel):
         """Whether the suite has streams of tasks."""
         return self.protocol == "stream"
 
+    def _with_recipe(self, variant: Variant) -> Variant:
+        """The variant with the recipe of the suite, if it names no other start and its head has the recipe."""
+        names_start = variant.recipe is not None or variant.preset is not None
+        if names_start or self.recipe not in head_info(variant.head).cls.recipes:
+            return variant
+        return variant.model_copy(update={"recipe": self.recipe, "label": variant.title})
+
     def all_variants(self) -> list[Variant]:
         """Every head of the suite with its parameters, each title once."""
         protocol = create_protocol(self.protocol)
@@ -189,11 +214,7 @@ class Suite(FrozenModel):
             name for name_in_suite in self.heads for name in (all_names if name_in_suite == "all" else [name_in_suite])
         ]
         variants = [Variant(head=name) for name in dict.fromkeys(names)] + self.variants
-        variants += [
-            Variant(head=vary.head, params={**vary.params, vary.parameter: value}, label=f"{vary.parameter}={value}")
-            for vary in self.vary
-            for value in vary.values
-        ]
+        variants += [variant for vary in self.vary for variant in vary.variants()]
         for variant in variants:
             if variant.head not in list_heads():
                 raise unknown("head", variant.head, list_heads())
@@ -204,6 +225,8 @@ class Suite(FrozenModel):
                     "use 'clipadapter compare'"
                 )
             protocol.check_head(variant.head, cls)
+        if self.recipe is not None:
+            variants = [self._with_recipe(variant) for variant in variants]
         titles = [variant.title for variant in variants]
         repeated = sorted({title for title in titles if titles.count(title) > 1})
         if repeated:

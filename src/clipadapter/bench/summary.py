@@ -1,106 +1,21 @@
-"""The mean of runs by head and number of shots, as a table in plain text or Markdown."""
+"""The runs of one comparison by head and number of shots, as a table in plain text or Markdown, and as JSON."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from clipadapter.bench.grids import Column, head_names, make_grid, metric_columns
+from clipadapter.bench.notes import device_notes, failure_messages, fidelity_notes, lead_notes, number_range
+from clipadapter.bench.pivot import Cell, Pivot, Row, fit_seconds, metric_value, pivot_runs
 from clipadapter.bench.run import Run
-from clipadapter.bench.statistics import difference_on_pictures
 from clipadapter.errors import InputError
 from clipadapter.formatting import shorten_name
 from clipadapter.heads import fidelity_of
-from clipadapter.metrics import METRICS, mean_sd, metrics_shown
-from clipadapter.metrics.intervals import Z_95
+from clipadapter.metrics import METRICS, metrics_shown
 from clipadapter.registry import unknown
-from clipadapter.rendering.marks import BEST, NOT_AS_PUBLISHED, TRANSDUCTIVE
-
-Metric = str
-"""Name of a metric of records, as in `clipadapter.metrics.METRICS`."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One head with one number of shots.
-
-    Args:
-        values: the metric of each run that did not fail, by rising seed.
-        failed: number of failed runs.
-        missing: number of planned runs that do not exist yet.
-    """
-
-    values: tuple[float, ...]
-    failed: int = 0
-    missing: int = 0
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return mean_sd(self.values)[0]
-
-    @property
-    def sd(self) -> float:
-        """Sample standard deviation over the seeds; 0 for one, so that plots draw nothing."""
-        return mean_sd(self.values)[1]
-
-    @property
-    def known_sd(self) -> float | None:
-        """Sample standard deviation over the seeds; None for fewer than two."""
-        return self.sd if len(self.values) > 1 else None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Records as a grid.
-
-    Args:
-        metric: name of the metric.
-        heads: rows in the order of the records; a name includes what qualifies its metrics.
-        shots: columns, rising.
-        cells: by head and shots.
-        seconds: mean seconds of a fit of each head with the most shots; None if it failed.
-        methods: registered name of each head.
-        labels: name of each head in a table, where a mark says that it is transductive.
-    """
-
-    metric: Metric
-    heads: tuple[str, ...]
-    shots: tuple[int, ...]
-    cells: dict[tuple[str, int], Cell]
-    seconds: dict[str, float | None]
-    methods: dict[str, str] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
-
-    def best(self, shots: int) -> set[str]:
-        """The heads whose printed mean is the best of a column."""
-        cells = {head: self.cells[head, shots] for head in self.heads}
-        printed = {head: format_metric(cell.mean, self.metric) for head, cell in cells.items() if cell.values}
-        if not printed:
-            return set()
-        extreme = max if METRICS[self.metric].higher_is_better else min
-        best_value = extreme(printed.values(), key=float)
-        return {head for head, text in printed.items() if text == best_value}
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: one row per head and number of shots."""
-        rows = [
-            {
-                "head": head,
-                "shots": n,
-                "mean": cell.mean if cell.values else None,
-                "sd": cell.known_sd,
-                "seeds": len(cell.values),
-                "failed": cell.failed,
-            }
-            for (head, n), cell in self.cells.items()
-        ]
-        fidelity = {head: fidelity_of(method).kind for head, method in self.methods.items()}
-        return {"metric": self.metric, "rows": rows, "fit_seconds": self.seconds, "fidelity": fidelity}
+from clipadapter.rendering.marks import BEST, TRANSDUCTIVE
 
 
 @dataclass(frozen=True)
@@ -113,11 +28,11 @@ class Reference:
     """
 
     name: str
-    metrics: Mapping[Metric, float]
+    metrics: Mapping[str, float]
 
 
-def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
-    """The grid of heads and shots.
+def check_runs(runs: Sequence[Run], metric: str) -> None:
+    """Refuse to summarise no runs, or by a metric that records do not have.
 
     Raises:
         InputError: if there are no records.
@@ -127,29 +42,51 @@ def summarise(runs: Sequence[Run], metric: Metric = "accuracy") -> Summary:
         raise unknown("metric of records", metric, list(metrics_shown("record")))
     if not runs:
         raise InputError("there are no records to make a table of")
-    heads = tuple(dict.fromkeys(_title(run) for run in runs))
-    shots = tuple(sorted({run.shots for run in runs}))
-    cells, seconds = {}, {}
-    for head in heads:
-        head_runs = sorted((run for run in runs if _title(run) == head), key=lambda run: run.seed)
-        for n in shots:
-            shot_runs = [run for run in head_runs if run.shots == n]
-            values = tuple(
-                run.metrics[metric] for run in shot_runs if run.metrics is not None and metric in run.metrics
-            )
-            cells[head, n] = Cell(values, sum(run.error is not None for run in shot_runs))
-        times = [run.seconds.fit for run in head_runs if run.seconds is not None and run.shots == shots[-1]]
-        seconds[head] = mean_sd(times)[0] if times else None
-    methods = {_title(run): run.method for run in runs}
-    return Summary(metric, heads, shots, cells, seconds, methods, {_title(run): _label(run) for run in runs})
+
+
+def summarise(runs: Sequence[Run], metric: str = "accuracy") -> dict[str, Any]:
+    """For JSON: one row per head and number of shots, the seconds of a fit with the most shots, and fidelities.
+
+    Raises:
+        InputError: if there are no records.
+        UnknownNameError: if records have no such metric.
+    """
+    check_runs(runs, metric)
+    table, rows = pivot_runs(runs), []
+    names = {row: plain_name(table, row) for row in table.rows}
+    for row, name in names.items():
+        for n in table.parts:
+            cell = table.cell(row, n, metric_value(metric))
+            mean = cell.mean if cell.values else None
+            counts = {"seeds": len(cell.values), "failed": cell.failed}
+            rows.append({"head": name, "shots": n, "mean": mean, "sd": cell.known_sd, **counts})
+    seconds = {names[row]: cell.mean if cell.values else None for row, cell in _fit_seconds(table).items()}
+    fidelity = {}
+    for row, name in names.items():
+        run = table.runs(row)[0]
+        stated = fidelity_of(run.method, run.params)
+        fidelity[name] = f"{stated.kind}, own recipe" if stated.own_recipe else stated.kind
+    return {"metric": metric, "rows": rows, "fit_seconds": seconds, "fidelity": fidelity}
+
+
+def plain_name(table: Pivot, row: Row) -> str:
+    """A head's name with what qualifies its metrics, in words."""
+    is_transductive = any(run.flags.transductive for run in table.runs(row))
+    return f"{row.label} (transductive)" if is_transductive else row.label
+
+
+def _fit_seconds(table: Pivot) -> dict[Row, Cell]:
+    """Seconds of a fit of each head with the most shots."""
+    most = table.parts[-1]
+    return {row: table.cell(row, most, fit_seconds) for row in table.rows}
 
 
 def table(
     runs: Sequence[Run],
-    metric: Metric = "accuracy",
+    metric: str = "accuracy",
     markdown: bool = False,
     reference: Reference | None = None,
-    beside: Metric | None = None,
+    beside: str | None = None,
 ) -> str:
     """Mean ± sd (the mean alone for one seed) by head and shots, with the best of each column marked, and notes below.
 
@@ -163,161 +100,55 @@ def table(
     Raises:
         InputError: if there are no records.
     """
-    summary = summarise(runs, metric)
-    best = {n: summary.best(n) for n in summary.shots}
-    most = summary.shots[-1]
-    last = f"fit at {most}" if beside is None else f"{METRICS[beside].title} at {most}"
-    header = ["head", *(f"{n} shot{'s' if n > 1 else ''}" for n in summary.shots), last]
-    rows = []
+    check_runs(runs, metric)
+    pivot = pivot_runs(runs)
+    most = pivot.parts[-1]
+    columns = metric_columns(pivot, metric)
+    if beside is None:
+        seconds = [Cell(cell.values and (cell.mean,)) for cell in _fit_seconds(pivot).values()]
+        columns.append(Column(f"fit at {most}", seconds, "{:.2f} s".format))
+    else:
+        cells = [pivot.cell(row, most, metric_value(beside)) for row in pivot.rows]
+        columns.append(Column(f"{METRICS[beside].title} at {most}", cells, METRICS[beside].format))
+    names, takes_part = list(head_names(pivot).values()), [not own for own in _transductive(pivot)]
     if reference is not None:
-        level = format_metric(reference.metrics[metric], metric)
-        end = "-" if beside is None else format_metric(reference.metrics[beside], beside)
-        rows.append([shorten_name(reference.name), *[level] * len(summary.shots), end])
-    other = None if beside is None else summarise(runs, beside)
-    for head in summary.heads:
-        took = summary.seconds[head]
-        time = "-" if took is None else f"{took:.2f} s"
-        cells = [_cell(summary.cells[head, n], metric, head in best[n], markdown) for n in summary.shots]
-        rows.append(
-            [
-                f"{shorten_name(summary.labels[head])} {fidelity_mark([summary.methods[head]])}".rstrip(),
-                *cells,
-                time if beside is None or other is None else _cell(other.cells[head, most], beside, False, markdown),
-            ]
-        )
-    grid = markdown_table(header, rows) if markdown else _text(header, rows)
-    return "\n".join([grid, "", *_notes(runs, summary, markdown)])
-
-
-def _leads(runs: Sequence[Run], summary: Summary) -> list[str]:
-    """How far the best head of each column is above the next, with the margin of error, as one note or none."""
-    phrases = []
-    for n in summary.shots if summary.metric == "accuracy" else ():
-        correct: dict[str, dict[int, NDArray[np.bool_]]] = {}
-        for run in runs:
-            if run.shots == n and (pictures := run.correct_pictures) is not None:
-                correct.setdefault(_title(run), {})[run.seed] = pictures
-        ranked = sorted(correct, key=lambda head: -summary.cells[head, n].mean)[:2]  # noqa: B023
-        difference = difference_on_pictures(correct[ranked[0]], correct[ranked[1]]) if len(ranked) > 1 else None
-        if difference is not None:
-            points, margin = 100 * difference[0], 100 * Z_95 * difference[1]
-            phrases.append(f"{n} shot{'s' if n > 1 else ''}: {' - '.join(ranked)} {points:+.1f} ± {margin:.1f}")
-    lead = "lead over the next head in points, with its 95 % margin of error on the same pictures and draws"
-    return [f"{lead}: {'; '.join(phrases)}"] if phrases else []
-
-
-def _title(run: Run) -> str:
-    """A head's name with what qualifies its metrics."""
-    return f"{run.head} (transductive)" if run.flags.transductive else run.head
-
-
-def _label(run: Run) -> str:
-    """The same with a mark in place of the word, for a table that explains the mark."""
-    return f"{run.head} {TRANSDUCTIVE}" if run.flags.transductive else run.head
-
-
-def fidelity_mark(methods: Iterable[str]) -> str:
-    """The mark if one of some heads is not the published method, else "".
-
-    Args:
-        methods: registered names.
-
-    >>> fidelity_mark(["auto"]), fidelity_mark(["tip-adapter"])
-    ('‡', '')
-    """
-    return "" if all(fidelity_of(method).is_as_published for method in methods) else NOT_AS_PUBLISHED
-
-
-def fidelity_notes(methods: Iterable[str]) -> list[str]:
-    """What the mark means, for each head that has it.
-
-    Args:
-        methods: registered names; each has one note.
-
-    >>> fidelity_notes(["prototype", "clap"])
-    ['‡ prototype: Only in part as published. Class means are as published, ... is ours.']
-    """
-    stated = {method: fidelity_of(method) for method in methods}
-    return [
-        f"{NOT_AS_PUBLISHED} {name}: {fidelity}" for name, fidelity in stated.items() if not fidelity.is_as_published
-    ]
-
-
-def device_notes(runs: Iterable[Run]) -> list[str]:
-    """Where heads computed, if not all on the CPU: records of several devices in one table are named as such."""
-    counts = Counter(run.machine.device for run in runs)
-    if len(counts) > 1:
-        devices = "; ".join(f"{device} ({n} run{'s' * (n > 1)})" for device, n in sorted(counts.items()))
-        return [
-            f"Heads computed on several devices: {devices}. Metrics differ by rounding. Seconds are not comparable."
+        names, takes_part = [shorten_name(reference.name), *names], [False, *takes_part]
+        levels = [Cell((reference.metrics[metric],))] * len(pivot.parts)
+        levels.append(Cell() if beside is None else Cell((reference.metrics[beside],)))
+        columns = [
+            Column(column.header, [level, *column.cells], column.format, column.best)
+            for column, level in zip(columns, levels, strict=True)
         ]
-    return [f"Heads computed on {device}." for device in counts if device != "cpu"]
+    grid = make_grid("", names, columns, takes_part=takes_part)
+    notes = _notes(pivot, metric, markdown)
+    if beside is None:
+        notes.insert(1, f"fit at {most}: seconds of one fit of the head alone; features were computed before")
+    # Markdown joins consecutive lines.
+    below = [line for note in notes for line in ((note, "") if markdown else (note,))]
+    return "\n".join([grid.to_markdown() if markdown else grid.to_text(), "", *below])
 
 
-def format_metric(value: float, metric: Metric) -> str:
-    """A metric as in tables: log-loss in nats, the others in %.
-
-    >>> format_metric(0.5, "accuracy"), format_metric(0.5, "log_loss")
-    ('50.0', '0.500')
-    """
-    return METRICS[metric].format(value)
+def _transductive(pivot: Pivot) -> list[bool]:
+    return [any(run.flags.transductive for run in pivot.runs(row)) for row in pivot.rows]
 
 
-def _cell(cell: Cell, metric: Metric, best: bool, markdown: bool) -> str:
-    if not cell.values:
-        return "failed" if cell.failed else "-"
-    mean, seeds = format_metric(cell.mean, metric), len(cell.values)
-    mark = ("**" if markdown else BEST) if best else ""
-    number = f"{mark}{mean}{mark}" if markdown else f"{mark}{mean}"
-    count = f" ({seeds} of {seeds + cell.failed})" if cell.failed else ""
-    spread = "" if cell.known_sd is None else f" ± {format_metric(cell.known_sd, metric)}"
-    return f"{number}{spread}{count}"
-
-
-def _text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in (header, *rows)
-    )
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Collection[int] = (0,)) -> str:
-    r"""A Markdown table. Columns of text are aligned left, columns of numbers right.
-
-    >>> print(markdown_table(["head", "1 shot"], [["a|b", "50.0"]]))
-    | head | 1 shot |
-    | --- | ---: |
-    | a\|b | 50.0 |
-    """
-    rule = ["---" if i in text_columns else "---:" for i in range(len(header))]
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, rule, *rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _notes(runs: Sequence[Run], summary: Summary, markdown: bool) -> list[str]:
-    seeds = sorted({run.seed for run in runs})
+def _notes(pivot: Pivot, metric: str, markdown: bool) -> list[str]:
+    runs = pivot.runs()
+    seeds = {run.seed for run in runs}
     spread = f"mean ± sd over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    pictures = sorted({run.n_test for run in runs})
-    counts = f"{pictures[0]}" if len(pictures) == 1 else f"{pictures[0]} to {pictures[-1]}"
-    mark = "bold" if markdown else BEST
-    classes = ", ".join(str(n) for n in sorted({run.n_classes for run in runs}))
+    pictures, classes = number_range(run.n_test for run in runs), sorted({run.n_classes for run in runs})
+    mark, escaped = ("bold", f"\\{TRANSDUCTIVE}") if markdown else (BEST, TRANSDUCTIVE)  # "* " makes a list
+    is_marked = any(_transductive(pivot))
     notes = [
-        f"{METRICS[summary.metric].title_with_unit}, {spread}, {counts} test pictures of {classes} classes; {mark}: "
-        "best at these shots"
+        f"{METRICS[metric].title_with_unit}, {spread}, {pictures} test pictures of "
+        f"{', '.join(map(str, classes))} classes; {mark}: best at these shots"
+        + (f", of the heads without {escaped}" if is_marked else "")
     ]
-    notes += _leads(runs, summary)
-    if any(run.flags.transductive for run in runs):
-        escaped = f"\\{TRANSDUCTIVE}" if markdown else TRANSDUCTIVE  # at the start of a line it makes a list
+    notes += lead_notes(pivot) if metric == "accuracy" else []
+    if is_marked:
         notes.append(
             f"{escaped} transductive: fitted to the test pictures too, without their labels; heads without "
             f"{escaped} did not see them"
         )
-    notes += device_notes(runs)
-    notes += fidelity_notes(summary.methods.values())
-    errors = dict.fromkeys(f"{_title(run)} failed: {run.error}" for run in runs if run.error is not None)
-    # Markdown joins consecutive lines.
-    return [line for note in (*notes, *errors) for line in ((note, "") if markdown else (note,))]
+    failures = failure_messages({plain_name(pivot, row): pivot.runs(row) for row in pivot.rows})
+    return [*notes, *device_notes(runs), *fidelity_notes(runs), *failures]

@@ -8,19 +8,38 @@ from functools import lru_cache, partial
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.fitting import record_failure
+from clipadapter.bench.fits import attempt
 from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.plan import FitSpec
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.run import Run
-from clipadapter.bench.suite import make_head
+from clipadapter.bench.run import FrozenModel, Run
+from clipadapter.bench.suite import Variant, make_head
 from clipadapter.devices import describe_device
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
-from clipadapter.heads import Head
+from clipadapter.heads import head_info
 from clipadapter.towers import TextTower
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class FitTask(FrozenModel):
+    """One fit, as a worker process gets it.
+
+    Args:
+        folder: of the features.
+        protocol: registered name of the protocol that makes the fit.
+        options: of the protocol.
+        variant: the head.
+        device: where a method that trains through a text tower computes.
+        runs: the planned records.
+    """
+
+    folder: str
+    protocol: str
+    options: dict[str, int]
+    variant: Variant
+    device: str
+    runs: list[Run]
 
 
 @lru_cache(maxsize=2)
@@ -52,32 +71,24 @@ def run_task(task: str) -> list[str]:
     """Fit and measure. Arguments and results are JSON, so that any launcher can pass them.
 
     Args:
-        task: a `FitSpec` as JSON.
+        task: a `FitTask` as JSON.
 
     Returns:
         A `Run` as JSON for each test part; failures are in the records, too.
     """
-    spec = FitSpec.model_validate_json(task)
-    protocol, head = create_protocol(spec.protocol), _head(spec)
-    bundle = _with_towers(spec.bundle, spec.device) if head.needs_tower else _bundle(spec.bundle)
-    runs = protocol.plan_runs(spec, bundle, head)
-    try:
-        finished = protocol.perform(spec, bundle, head, runs)
-    except Exception as error:  # also failures outside of the head, such as no row left to test on
-        finished = [record_failure(run, error) for run in runs]
-    if head.needs_tower:
-        device = {"device": describe_device(spec.device)}
-        finished = [run.model_copy(update={"machine": run.machine.model_copy(update=device)}) for run in finished]
-    return [run.model_dump_json() for run in finished]
+    fit = FitTask.model_validate_json(task)
 
+    def make() -> list[Run]:
+        head = clone_with_seed(make_head(fit.variant), fit.runs[0].seed)
+        bundle = _with_towers(fit.folder, fit.device) if head.needs_tower else _bundle(fit.folder)
+        return create_protocol(fit.protocol, fit.options).measure(bundle, head, fit.runs)
 
-def plan_runs(bundle: Bundle, spec: FitSpec) -> list[Run]:
-    """The records of a fit, before it is made."""
-    return create_protocol(spec.protocol).plan_runs(spec, bundle, _head(spec))
-
-
-def _head(spec: FitSpec) -> Head:
-    return clone_with_seed(make_head(spec.variant), spec.seed)
+    # Also failures outside of the head are recorded, such as no row left to test on.
+    runs = attempt(fit.runs, make)
+    if head_info(fit.variant.head).cls.needs_tower:
+        device = {"device": describe_device(fit.device)}
+        runs = [run.model_copy(update={"machine": run.machine.model_copy(update=device)}) for run in runs]
+    return [run.model_dump_json() for run in runs]
 
 
 def set_gpu(number: str) -> None:

@@ -242,7 +242,7 @@ class HeadOptions:
             InputError: if it does.
         """
         if early:
-            declared = HEADS.declared_attributes(self.name, inherited=is_given)
+            declared = HEADS.declared_attributes(self.name)
             if not declared:
                 return
             needs, takes = (bool(declared.get(name)) for name in ("transductive", "accepts_unlabelled"))

@@ -35,6 +35,8 @@ JPEG_LIMITS = {
 MAX_PARTS = 4_096
 """Parts of a PNG, a WebP or a GIF before its first frame that Pillow reads one by one, and bytes of a PPM's header. A
 PNG may have one more part per KiB: libpng writes 8 KiB per chunk."""
+MAX_PACKED_TEXTS = 8
+"""Compressed texts of a PNG, each of which can unpack to 1 MiB, as a colour profile can. Most have one or two."""
 MAX_TAGS = 1 << 16
 """Tags of a directory of TIFF or EXIF. BigTIFF could have 2^64."""
 MAX_VALUE_BYTES = 1 << 20
@@ -79,7 +81,8 @@ def is_slow(kind: str, data: bytes) -> bool:
     if kind in ("PNG", "WebP"):
         limit = MAX_PARTS + len(data) // 1024
         chunks = Counter(islice(_iterate_chunks(kind, data), limit))
-        return chunks.total() == limit or chunks[b"iCCP"] > 1  # each colour profile of a PNG can unpack to 1 MiB
+        packed = chunks[b"iCCP"], chunks[b"zTXt"] + chunks[b"iTXt"]
+        return chunks.total() == limit or packed[0] > 1 or packed[1] > MAX_PACKED_TEXTS
     if kind == "GIF":
         parts = takewhile(lambda part: part != b",", islice(iterate_gif(data), MAX_PARTS))
         return sum(1 for _ in parts) == MAX_PARTS

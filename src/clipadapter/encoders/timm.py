@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipadapter.encoders import timm_sources
 from clipadapter.encoders.base import EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing, list_timm, listings_of
 from clipadapter.encoders.inputs import compute_fingerprint
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.encoders.open_clip_layers import VisualEncoder
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.encoders.timm_sources import TimmSource, find_source, hub_source, load_model
-from clipadapter.errors import InputError, require
+from clipadapter.encoders.timm_sources import TimmSource, load_model
+from clipadapter.errors import InputError
 from clipadapter.pixels import MIN_CROP, RESAMPLING_FILTERS, PixelSpec
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 
@@ -41,6 +42,7 @@ class TimmEncoder(VisualEncoder):
     """
 
     has_text = False
+    sources = timm_sources
 
     def __init__(self, source: TimmSource, device: str = "cpu") -> None:
         network: nn.Module = load_model(source)
@@ -61,18 +63,6 @@ class TimmEncoder(VisualEncoder):
     def network(self) -> nn.Module:
         """The model without its classifier, as an image tower of open_clip."""
         return self._visual
-
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> TimmEncoder:
-        """Open what `clipadapter.encoders.timm_sources.find_source` finds."""
-        require("timm", "train", "Encoders of timm")
-        return cls(find_source(variant), device)
-
-    @classmethod
-    def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
-        if source := hub_source(variant):
-            source.check()
 
     @classmethod
     def listing(cls) -> list[EncoderListing]:

@@ -24,7 +24,7 @@ from clipadapter.encoders.weights import (
     read_config,
     read_shapes,
 )
-from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
+from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError, require
 
 LOCAL = "local-dir"
 CONFIG_FILE = "config.json"
@@ -164,8 +164,7 @@ def _look_up(model: str) -> dict[str, Any]:
     Raises:
         UnknownNameError: if it has no such model or weights.
     """
-    import timm
-
+    timm: Any = require("timm", "train", "Encoders of timm")
     name = model.partition(".")[0]
     if not timm.is_model(name):
         raise UnknownNameError(f"timm has no model '{name}'.{suggest(name, timm.list_models())}")

@@ -12,19 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.blocks import FINAL, UNPROJECTED
+from clipadapter.encoders import transformers_sources
 from clipadapter.encoders.base import EncoderInfo, TorchEncoder
 from clipadapter.encoders.inner_layers import INNER_MEAN, INNER_TOKEN, second_size_of
 from clipadapter.encoders.inputs import TOKENIZER_PROBES, compute_fingerprint, length_batches, unique_texts
 from clipadapter.encoders.open_clip_layers import token_layers
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.timm import measure_width
-from clipadapter.encoders.transformers_sources import (
-    TransformersSource,
-    find_source,
-    hub_source,
-    load_model,
-    open_tokenizer,
-)
+from clipadapter.encoders.transformers_sources import TransformersSource, load_model, open_tokenizer
 from clipadapter.errors import EncoderUnavailableError, InputError
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.towers import Projection
@@ -44,6 +39,8 @@ class TransformersEncoder(TorchEncoder):
         EncoderUnavailableError: if weights or tokenizer can't be loaded.
         MissingExtraError: if transformers is not installed.
     """
+
+    sources = transformers_sources
 
     def __init__(self, source: TransformersSource, device: str = "cpu") -> None:
         model = load_model(source)
@@ -69,17 +66,6 @@ class TransformersEncoder(TorchEncoder):
             note=source.note,
         )
         self._model, self._network = model.to(device), network.to(device)
-
-    @classmethod
-    def open(cls, variant: str, device: str = "cpu") -> TransformersEncoder:
-        """Open what `clipadapter.encoders.transformers_sources.find_source` finds."""
-        return cls(find_source(variant), device)
-
-    @classmethod
-    def check(cls, variant: str) -> None:
-        """As `Encoder.check`."""
-        if source := hub_source(variant):
-            source.check()
 
     def network(self) -> nn.Module:
         """The image tower with its projection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from clipadapter.backends.formats import get_format, list_formats
@@ -25,6 +26,9 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower:
 
     Image towers that are not in memory, because all features were stored ones, are only loaded with ``load_tower``.
     """
+    conformal = model.uncertainty_.conformal
+    if model.encoder_.info.precision == "int8" or (conformal is not None and conformal.method == "cv+"):
+        return False  # see `clipadapter.runtime.cached`: the file could not answer as the model does
     for name in list_formats():
         path = cached_export(Path(folder), name)
         refused = path.with_suffix(REFUSED_SUFFIX)
@@ -42,10 +46,12 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower:
                 raise InputError(f"the image tower has more than {MAX_WEIGHTS} weights")
             size = max((tower.pixels.size for tower in towers), default=0)
             export_model(model, path, format=name, pictures=draw_pictures(MIN_ROWS, size))
-        except ClipAdapterError:
-            refused.parent.mkdir(parents=True, exist_ok=True)
-            refused.touch()
-        _remove_old_files(path.parent)
+        except (ClipAdapterError, RuntimeError):
+            with suppress(OSError):  # the model is saved: a cache folder that can't be written is no error
+                refused.parent.mkdir(parents=True, exist_ok=True)
+                refused.touch()
+        with suppress(OSError):
+            _remove_old_files(path.parent)
         return path.exists()
     return False
 

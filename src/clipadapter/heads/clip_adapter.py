@@ -69,6 +69,7 @@ class Layers(NamedTuple):
     paper="https://arxiv.org/abs/2110.04544",
     fidelity="verified: `ClipAdapter.official` gives the outputs of the authors' code, which has fixed ratios and one "
     "branch. The default recipe and the choice of the ratio are ours. `ClipAdapter.paper` is written from the paper.",
+    published_with={"centre": False, "noise": 0.0, "temperature": 1.0, "logit_adjustment": 0.0},
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class ClipAdapter(TrainedHead, ScheduleParameters):

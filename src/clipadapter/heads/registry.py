@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Fidelity:
     Args:
         kind: one of `FIDELITY_KINDS`.
         statement: what was checked, and what is not as published, in sentences; empty if nothing is stated.
+        own_recipe: whether the parameters are a recipe of this project, and not a published one.
 
     >>> fidelity = Fidelity.parse("partial: The loss is as published. The rest is ours.")
     >>> fidelity.kind, fidelity.is_as_published
@@ -61,6 +62,7 @@ class Fidelity:
 
     kind: str = "not stated"
     statement: str = ""
+    own_recipe: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -78,19 +80,26 @@ class Fidelity:
         return cls(kind, statement)
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Self:
-        """The fidelity among the facts of a registration, as parsed or as text; "not stated" if there is none."""
-        fidelity = facts.get("fidelity", cls.kind)
-        return fidelity if isinstance(fidelity, cls) else cls.parse(fidelity) if isinstance(fidelity, str) else cls()
+    def of(cls, facts: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> Self:
+        """The fidelity among the facts of a registration, as parsed or as text; "not stated" if there is none.
+
+        Args:
+            facts: of the registration.
+            params: parameters of the head; None for its defaults.
+        """
+        fidelity, published = facts.get("fidelity", cls.kind), facts.get("published_with") or {}
+        parsed = fidelity if isinstance(fidelity, cls) else cls.parse(fidelity) if isinstance(fidelity, str) else cls()
+        return replace(parsed, own_recipe=any((params or {}).get(key) != value for key, value in published.items()))
 
     @property
     def is_as_published(self) -> bool:
         """Whether no difference from the published method is stated."""
-        return self.kind in AS_PUBLISHED
+        return self.kind in AS_PUBLISHED and not self.own_recipe
 
     def __str__(self) -> str:
         meaning = FIDELITY_KINDS[self.kind]
-        return f"{meaning[0].upper()}{meaning[1:]}. {self.statement}".strip()
+        own = " These parameters are a recipe of this project; --recipe sets a published one." * self.own_recipe
+        return f"{meaning[0].upper()}{meaning[1:]}. {self.statement}{own}".strip()
 
 
 list_heads = HEADS.list
@@ -109,12 +118,13 @@ def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> 
         name: lower-case words joined by hyphens.
         fidelity: how faithful the head is to its source: "KIND: sentences.", with a kind out of "verified", "paper",
             "partial", "inspired" and "own"; see `Fidelity`.
-        facts: further entries, such as ``paper`` and ``compare``.
+        facts: further entries, such as ``paper`` and ``compare``. ``published_with`` has the parameters of the
+            published recipes that the defaults set otherwise: with other values the head is not as published.
 
     Raises:
         InputError: if another class has the name, or the fidelity has another form.
     """
-    parsed = Fidelity.parse(fidelity)
+    parsed = Fidelity.of({"fidelity": fidelity, **facts})
     register = HEADS.register(name, fidelity=parsed, **facts)
 
     def decorate(cls: type[Head]) -> type[Head]:
@@ -155,13 +165,13 @@ def _complete_arguments(cls: type[Head]) -> str:
     return examples_first(with_defaults(with_arguments(text, missing), defaults))
 
 
-def fidelity_of(name: str) -> Fidelity:
-    """The `Fidelity` of a head; "not stated" also for a name that is not registered.
+def fidelity_of(name: str, params: Mapping[str, Any] | None = None) -> Fidelity:
+    """The `Fidelity` of a head with some parameters, or its defaults; "not stated" for a name that is not registered.
 
     >>> fidelity_of("auto").kind
     'own'
     """
-    return Fidelity.of(HEADS.info(name).facts) if name in HEADS.list() else Fidelity()
+    return Fidelity.of(HEADS.info(name).facts, params) if name in HEADS.list() else Fidelity()
 
 
 def refuse_update(head: str, *, transductive: bool, tunes_encoder: bool, model: object = "this model") -> None:

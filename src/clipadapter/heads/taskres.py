@@ -56,6 +56,7 @@ def official_epochs(labels: Tensor) -> int:
     fidelity="verified: `TaskRes.official` gives the residuals, losses and logits of the authors' code at a "
     "constant rate. The default differs in the length of class text, in its recipe and loss (`gce_q`), "
     "and where shots are unequal.",
+    published_with={"gce_q": 0.0, "logit_adjustment": 0.0},
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class TaskRes(TrainedHead, ScheduleParameters):

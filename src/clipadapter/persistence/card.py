@@ -209,17 +209,18 @@ def _describe_task(config: ModelConfig) -> str:
     more = " and others" if len(config.class_names) > 5 else ""
     return (
         f"It says {what}: {names}{more}. The head {code(config.head.name)} was fitted to {each} labelled pictures a "
-        f"class, on features of the encoder {code(config.encoder.name)}.{_describe_head(config.head.name)}"
+        f"class, on features of the encoder {code(config.encoder.name)}.{_describe_head(config)}"
     )
 
 
-def _describe_head(head: str) -> str:
-    """The summary of the head, its paper, and how faithful it is to the paper."""
-    if head not in HEADS.list():
+def _describe_head(config: ModelConfig) -> str:
+    """The summary of the head, its paper, and how faithful it is to the paper with these parameters."""
+    head = config.head
+    if head.name not in HEADS.list():
         return ""
-    (declared,) = HEADS.declarations(head)  # to restore a version writes a card, and needs no torch
+    (declared,) = HEADS.declarations(head.name)  # to restore a version writes a card, and needs no torch
     paper = f" ([paper]({declared.facts['paper']}))" if declared.facts.get("paper") else ""
-    fidelity = escape(str(Fidelity.of(declared.facts)))
+    fidelity = escape(str(Fidelity.of(declared.facts, head.params)))
     return f" That is: {escape(declared.summary.rstrip('.'))}{paper}. Fidelity: {fidelity}"
 
 

@@ -25,6 +25,7 @@ BLUE, VERMILION = "#0072B2", "#D55E00"
 """Two colours of Okabe and Ito, which colour-blind people can distinguish."""
 INK, GREY, PALE_GREY, GRID_GREY = "#222222", "#666666", "#c4c4c4", "#e2e2e2"
 """Text, secondary text, lines of secondary importance, and grids."""
+SUBTITLE_LETTERS_PER_INCH = 13
 MAX_NAME_CHARACTERS = 28
 GREEK = {
     "alpha": "α",
@@ -73,8 +74,10 @@ def set_title(figure: Figure, text: str) -> None:
 
 
 def set_subtitle(axes: Axes, text: str) -> None:
-    """Put a note in grey above the axes, such as what a band means."""
-    axes.set_title(text, loc="left", fontsize=9, color=GREY, parse_math=False)
+    """Put a note in grey above the axes, such as what a band means, broken into lines that fit on the page."""
+    width = int(SUBTITLE_LETTERS_PER_INCH * (axes.figure.get_figwidth() - 1))  # type: ignore[union-attr]
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, width)]
+    axes.set_title("\n".join(lines), loc="left", fontsize=9, color=GREY, parse_math=False)
 
 
 def truncate(name: str, length: int = MAX_NAME_CHARACTERS) -> str:

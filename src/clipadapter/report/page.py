@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter import __version__
-from clipadapter.bench import summarise
-from clipadapter.bench.plots import WITHOUT_SHOTS
+from clipadapter.bench import pivot_runs
+from clipadapter.bench.summary import plain_name
 from clipadapter.classifier.evaluation import Score
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.doctor import FindingGroup, illustrate_findings, read_findings_css, render_findings
@@ -20,6 +20,7 @@ from clipadapter.metrics import metrics_shown, reliability
 from clipadapter.metrics.detection import aurc, risk_coverage
 from clipadapter.prediction import softmax
 from clipadapter.rendering.html import create_environment, read_asset
+from clipadapter.rendering.learning_curve import WITHOUT_SHOTS
 from clipadapter.rendering.method_colours import method_style
 
 if TYPE_CHECKING:
@@ -171,23 +172,22 @@ def _learning_curve(report: Report) -> dict[str, Any] | None:
     runs = [run for run in report.evaluation.curve if run.metrics is not None]
     if not runs:
         return None
-    summary = summarise(runs)
+    table, model_head = pivot_runs(runs), report.evaluation.head
     series = []
-    model_head = report.evaluation.head
-    for head in sorted(summary.heads, key=lambda head: head.split(" (")[0] != model_head):
-        cells = [(n, summary.cells[head, n]) for n in summary.shots if summary.cells[head, n].values]
+    for row in sorted(table.rows, key=lambda row: row.label.split(" (")[0] != model_head):
+        cells = [(n, table.cell(row, n)) for n in table.parts if table.cell(row, n).values]
         points = [[n, round(cell.mean, 5), round(cell.sd, 5), len(cell.values)] for n, cell in cells]
-        is_model = head.split(" (")[0] == model_head
-        method = summary.methods[head]
+        is_model, own = row.label.split(" (")[0] == model_head, table.runs(row)
+        name = plain_name(table, row)
         series.append(
             {
-                "name": f"{head}, as this model" if is_model else head,
+                "name": f"{name}, as this model" if is_model else name,
                 "points": points,
-                "colour": method_style(method).css,
-                "level": method == WITHOUT_SHOTS,
+                "colour": method_style(own[0].method).css,
+                "level": own[0].method == WITHOUT_SHOTS,
             }
         )
-    return {"shots": list(summary.shots), "series": series}
+    return {"shots": list(table.parts), "series": series}
 
 
 def _reliability_curves(report: Report) -> list[dict[str, Any]]:

@@ -8,16 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipadapter.errors import InputError
+from clipadapter.rendering.projection import MAX_POINTS, METHOD_TITLES, Method, project
+
 Array = NDArray[Any]
-MAX_POINTS = 2000
-"""Points that are drawn: t-SNE of more takes minutes, and they overlap too much to be clicked."""
-TSNE_ITERATIONS = 500
-"""From the start that PCA gives, more iterations hardly move a point."""
 MIN_TSNE_POINTS = 10
 """Points below which neighbourhoods, and so t-SNE, mean nothing."""
-MAX_PCA_DIMENSIONS = 50
-FULL_SVD_MAX_VALUES = 10_000
-TSNE_PERPLEXITY = 30.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,28 +37,13 @@ def project_features(test: Array, shots: Array, seed: int = 0) -> Projection:
     >>> list(projection.views), projection.views["PCA"].shape
     (['t-SNE', 'PCA'], (25, 2))
     """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
     rows = _sample_rows(len(test), len(shots), seed)
-    # `np.asarray` since test features have a type of their own that `fit` refuses; nothing here is used to predict.
-    X = np.concatenate([np.asarray(test), np.asarray(shots)]).astype(np.float64)[rows]
-    X /= np.maximum(np.linalg.norm(X, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    dimensions = min(MAX_PCA_DIMENSIONS, len(X), X.shape[1])
-    if dimensions < 2:
+    X = np.concatenate([np.asarray(test), np.asarray(shots)])[rows]
+    methods: list[Method] = ["tsne", "pca"] if len(X) >= MIN_TSNE_POINTS else ["pca"]
+    try:
+        return Projection(rows, {METHOD_TITLES[method]: _scale_to_unit(project(X, method, seed)) for method in methods})
+    except InputError:  # too few points, or all the same: there is nothing to draw
         return Projection(rows, {})
-    solver = "full" if len(X) * X.shape[1] < FULL_SVD_MAX_VALUES else "auto"
-    components = PCA(dimensions, svd_solver=solver, random_state=seed).fit_transform(X)
-    views = {"PCA": _scale_to_unit(components[:, :2])}
-    if len(X) >= MIN_TSNE_POINTS:
-        perplexity = min(TSNE_PERPLEXITY, (len(X) - 1) / 3)
-        tsne = TSNE(2, perplexity=perplexity, init="pca", max_iter=TSNE_ITERATIONS, random_state=seed)
-        # More threads save a second on an idle machine, and cost a minute on a busy one.
-        with threadpool_limits(1):
-            points = tsne.fit_transform(components)
-        views = {"t-SNE": _scale_to_unit(points), **views}
-    return Projection(rows, views)
 
 
 def _sample_rows(m: int, n: int, seed: int) -> Array:

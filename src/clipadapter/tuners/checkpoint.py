@@ -60,8 +60,12 @@ class Checkpoint:
     """
 
     def __init__(self, digest: str, seconds: float | None) -> None:
-        self.path: Path = path_without_links(default_cache_dir(), "training", f"{digest}.safetensors")
+        self.path: Path = default_cache_dir() / "training" / f"{digest}.safetensors"
         self._seconds = seconds
+        try:
+            path_without_links(default_cache_dir(), "training", self.path.name)
+        except InputError:  # a link is not followed, and a file is no folder: that costs time after a kill, not the fit
+            self._seconds = None
         self._last = time.monotonic()
 
     def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

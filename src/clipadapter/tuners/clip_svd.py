@@ -41,9 +41,9 @@ from clipadapter.tuners.tower_tuner import Trainable
     "clip-svd",
     paper="https://arxiv.org/abs/2509.03740",
     compare=False,
-    fidelity="verified: One block, its outputs, its gradients and the singular values after some steps, is that of the "
-    "authors' layer and optimizer. Their steps and rates for single data sets are not used. Whole trainings were not "
-    "compared.",
+    fidelity="partial: Outputs, gradients and singular values of one block after some steps are those of the authors' "
+    "code, whose layer was at hand in a copy of their repository only. Their steps and rates for single data sets are "
+    "not used. Whole trainings were not compared.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class ClipSvd(LayerTuner):

@@ -29,12 +29,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
-from clipadapter.registry import unknown
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
 from clipadapter.uncertainty.ood_scores import (
     SCORES,
     MemoryBank,
-    check_available,
     compare_with_shots,
     leave_one_out_outlier_scores,
     unit_rows,
@@ -261,7 +259,6 @@ def learn_rejector(
     negative_labels: ArrayLike | None = None,
     names: Sequence[str] = (),
     outliers: ArrayLike | None = None,
-    scores: Sequence[str] = (),
     seed: int = 0,
 ) -> Rejector:
     """Learn a rejector from the shots.
@@ -277,12 +274,10 @@ def learn_rejector(
         negative_labels: (k, d) text features of negative labels, see `select_negative_labels`.
         names: the k negative labels, for the reasons.
         outliers: (b, d) features of pictures of none of the classes.
-        scores: names of the scores that are summed; all that the inputs allow if not given.
         seed: of the draw among more than 512 outliers.
 
     Raises:
-        InputError: if a score is not known or lacks what it needs, a shape does not fit, or there is nothing to learn
-            from.
+        InputError: if a shape does not fit, or there is nothing to learn from.
 
     >>> X, y = np.array([[1, 0.1], [1, -0.1], [0.1, 1], [-0.1, 1]]), [0, 0, 1, 1]
     >>> rejector = learn_rejector(X, y, 2, text=np.eye(2))
@@ -291,9 +286,6 @@ def learn_rejector(
     array([False,  True])
     """
     X, y = np.asarray(features, dtype=np.float64), np.asarray(labels, dtype=np.int64)
-    for name in scores:
-        if name not in SCORES:
-            raise unknown("out-of-distribution score", name, list(SCORES))
     if X.ndim != 2 or not len(X) or y.shape != X.shape[:1] or y.min() < 0 or y.max() >= c:
         raise InputError(f"features {X.shape} and labels {y.shape}: give at least one shot, labels from 0 to {c - 1}")
     arrays = {
@@ -309,9 +301,7 @@ def learn_rejector(
         logit_rows = held_out_logits
     memory, shots = compare_with_shots(X, y, c, logit_rows, judged, scale=float(scale), **arrays)
     one_shot = bool(np.bincount(y, minlength=c).max() < 2)
-    for name in scores:
-        check_available(name, memory, logit_rows is not None)
-    score_names = list(scores) or _select_scores(memory, logit_rows is not None and not one_shot, not one_shot or c > 1)
+    score_names = _select_scores(memory, logit_rows is not None and not one_shot, not one_shot or c > 1)
     columns = [SCORES[name].of_shots(memory, shots) for name in score_names]
     known, other = (np.stack([column[i] for column in columns], axis=1) for i in (0, 1))
     # The only shot of a class can be compared with other classes only. Its distance is too large: fewer are rejected.

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import InputError, brief
 from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.uncertainty.class_gaussians import ClassGaussians, fit_class_gaussians
 
@@ -101,8 +100,6 @@ class HeldOutShots:
 class Score:
     """One out-of-distribution score. Its functions get a memory bank whose ``arrays`` are not None."""
 
-    needs: str
-    """What it needs, for errors."""
     reason: str
     """What is said of a picture with a high score; "than 90 % of the shots are" follows."""
     of_pictures: Callable[[Any, Array, Array], Scores]
@@ -138,9 +135,7 @@ def _negative_labels(memory: Any, rows: Array, cosines: Array) -> Scores:
     return log_sum_exp(memory.scale * (rows @ memory.negative_labels.T)) - log_sum_exp(memory.scale * cosines)
 
 
-def _text_score(
-    function: Callable[[Any, Array, Array], Scores], needs: str, reason: str, arrays: tuple[str, ...]
-) -> Score:
+def _text_score(function: Callable[[Any, Array, Array], Scores], reason: str, arrays: tuple[str, ...]) -> Score:
     """A score of a memory bank, unit features (m, d) and their cosines to the class text (m, c)."""
 
     def of_pictures(memory: Any, rows: Array, logits: Array) -> Scores:
@@ -151,7 +146,7 @@ def _text_score(
         cosines = shots.rows @ memory.text.T
         return function(memory, shots.rows, cosines), function(memory, shots.rows, without_own(cosines, shots.labels))
 
-    return Score(needs, reason, of_pictures, of_shots, arrays)
+    return Score(reason, of_pictures, of_shots, arrays)
 
 
 def _shots_by_distances(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
@@ -178,15 +173,10 @@ def _shots_by_outliers(memory: Any, shots: HeldOutShots) -> tuple[Array, Array]:
 
 SCORES = {
     # Hendrycks et al. 2022, https://arxiv.org/abs/1911.11132
-    "max-logit": Score(
-        "logits", "less like any class", lambda memory, rows, logits: _minus_largest(logits), _shots_by_logits
-    ),
-    "text": _text_score(_text_distance, "text", "less like any class name", ("text",)),
-    "negative-labels": _text_score(
-        _negative_labels, "negative labels", "nearer to names of other things", ("text", "negative_labels")
-    ),
+    "max-logit": Score("less like any class", lambda memory, rows, logits: _minus_largest(logits), _shots_by_logits),
+    "text": _text_score(_text_distance, "less like any class name", ("text",)),
+    "negative-labels": _text_score(_negative_labels, "nearer to names of other things", ("text", "negative_labels")),
     "mahalanobis": Score(
-        "shots of every class",
         "farther from every class",
         lambda memory, rows, logits: memory.gaussians.nearest(rows),
         _shots_by_distances,
@@ -194,7 +184,6 @@ SCORES = {
         compares_with_shots=True,
     ),
     "outliers": Score(
-        "outliers",
         "closer to an outlier picture, relative to the class means,",
         _by_outliers,
         _shots_by_outliers,
@@ -204,17 +193,6 @@ SCORES = {
 }
 """Every score by its name in saved models: "negative-labels" is NegLabel. A new score is an entry here, and its
 graph in `clipadapter.export.ood_graph`."""
-
-
-def check_available(name: str, memory: MemoryBank, has_logits: bool) -> None:
-    """Refuse a score that lacks what it needs.
-
-    Raises:
-        InputError: naming what is missing.
-    """
-    is_missing = any(getattr(memory, attribute) is None for attribute in SCORES[name].arrays)
-    if is_missing or (name == "max-logit" and not has_logits):
-        raise InputError(f"the score {brief(name)} needs {SCORES[name].needs}, which is missing")
 
 
 def leave_one_out_outlier_scores(memory: MemoryBank) -> Array:

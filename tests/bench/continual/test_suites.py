@@ -10,13 +10,13 @@ from PIL import Image
 
 from clipadapter.bench import (
     FEATURES,
-    RecordFolder,
     StreamTask,
     learn_task_stream,
     load_bundle,
     load_study,
     load_suite,
     open_source,
+    read_runs,
     run_suite,
     save_bundle,
     write_report,
@@ -27,7 +27,8 @@ from clipadapter.bench.continual.orders import ORDERS, Order, StreamRules, count
 from clipadapter.bench.continual.sources import build_joined_data_sets, plan_tasks
 from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.costs import estimate
-from clipadapter.bench.launchers import create_launcher
+from clipadapter.bench.launcher import Launcher
+from clipadapter.bench.pivot import Spot
 from clipadapter.bench.published import find_published_streams
 from clipadapter.bench.report.published import make_published_grid
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
@@ -78,7 +79,7 @@ def sets(tmp_path_factory):
 
 
 def go(sources, out, text=SUITE, **more):
-    return run_suite(parse_suite("own", text), sources, {}, out, create_launcher("local", workers=1), **more)
+    return run_suite(parse_suite("own", text), sources, {}, out, Launcher(workers=1), **more)
 
 
 # Tasks and orders
@@ -203,7 +204,7 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
         part = bundle.tests["test"].features
         tasks.append(StreamTask(names[0], own, part.take([i for i, y in enumerate(part.y) if y in names])))
     (expected,) = learn_task_stream({"knn": Knn()}, tasks, bundle.text)
-    run = next(r for r in RecordFolder(tmp_path / "out").read() if (r.head, r.seed) == ("knn", 1))
+    run = next(r for r in read_runs(tmp_path / "out" / "runs.jsonl") if (r.head, r.seed) == ("knn", 1))
     assert run.continual.accuracy == expected.continual.accuracy
     assert run.continual.zero_shot == expected.continual.zero_shot
 
@@ -213,8 +214,8 @@ def test_a_stream_with_a_record_is_not_made_again(sets, tmp_path):
     assert go(sets, tmp_path / "out", text).n_made == 6
     again = go(sets, tmp_path / "out", text)
     assert (again.n_made, again.n_existing) == (0, 6)
-    lost = sorted((tmp_path / "out" / "runs").iterdir())[2]
-    lost.unlink()
+    log = tmp_path / "out" / "runs.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(True)[1:]))
     assert go(sets, tmp_path / "out", text).n_made == 1
     extended = go(sets, tmp_path / "out", text.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
     assert (extended.n_made, extended.n_existing) == (3, 6)
@@ -243,7 +244,7 @@ def test_the_name_of_an_order_makes_no_other_run(sets, tmp_path):
 
 def test_all_pictures_may_be_learned_from(sets, tmp_path):
     go(sets, tmp_path / "out", SUITE.replace("[2]", '[2, "all"]'))
-    runs = RecordFolder(tmp_path / "out").read()
+    runs = read_runs(tmp_path / "out" / "runs.jsonl")
     assert {(run.shots, len(run.rows)) for run in runs} == {(2, 16), (ALL, 32)}
 
 
@@ -255,11 +256,11 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
         (tmp_path / "second" / name).rename(tmp_path / "second" / f"dark {name}")
     sources = [open_source(str(tmp_path / name)) for name in ("first", "second")]
     toy = FewShotClassifier("toy", cache=None)
-    launcher = create_launcher("local", workers=1)
+    launcher = Launcher(workers=1)
     suite = parse_suite("own", SUITE)
     result = run_suite(suite, sources, {"toy": toy}, tmp_path / "out", launcher)
     assert result.n_failed == 0
-    run = RecordFolder(tmp_path / "out").read()[0]
+    run = read_runs(tmp_path / "out" / "runs.jsonl")[0]
     assert [(task.name, task.shots) for task in run.stream.tasks] == [("first", 6), ("second", 6)]
     assert run.n_test == 6 + 6  # of the undivided set every second of four
     assert {(entry.data, entry.test) for entry in result.plan.entries} == {("first + second", "as given")}
@@ -357,7 +358,7 @@ def test_a_report_describes_the_stream_and_its_results(report):
     assert "The task of a test picture is unknown: a head predicts among all 7 classes." in page
     assert "Transfer: accuracy on a task before it was learned" in page
     assert "No published result that comes with the package is of this stream" in page
-    knn = HeadRuns("knn", next(runs for place, runs in study.runs_by_setting.items() if place.label == "knn"))
+    knn = HeadRuns("knn", Spot(next(runs for place, runs in study.runs_by_setting.items() if place.label == "knn")))
     row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
     for figure in ("transfer", "average", "last", "forgetting"):
         assert f"{round(100 * knn.cell(figure).mean, 1) + 0.0:.1f} ± " in row
@@ -411,7 +412,7 @@ def test_a_stream_that_failed_is_in_the_report(sets, tmp_path):
 
 def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path):
     go(sets, tmp_path / "out")
-    run = RecordFolder(tmp_path / "out").read()[0]
+    run = read_runs(tmp_path / "out" / "runs.jsonl")[0]
     order = load_suite("mtil").stream.orders[0].data
     sizes = {"fgvc_aircraft": 100, "caltech101": 100, "dtd": 47, "eurosat": 10, "oxford_flowers": 102, "food101": 101}
     sizes |= {"oxford_pets": 37, "stanford_cars": 196, "sun397": 397}
@@ -423,7 +424,7 @@ def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path
     def told(known=True, tasks=tasks, encoder="open_clip:ViT-B-16/openai"):
         plan = TaskStream(task_known=known, joint=False, tasks=tasks)
         same = run.model_copy(update={"stream": plan, "encoder": RunEncoder(name=encoder, fingerprint="f")})
-        return make_published_grid("t", 16, [HeadRuns("mine", [same])])
+        return make_published_grid("t", 16, [HeadRuns("mine", Spot([same]))])
 
     rows = told().rows
     assert [row[0] for row in rows] == ["mine", "zero-shot", "fine-tune", "lwf", "icarl", "zscl"]

@@ -5,17 +5,17 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from clipadapter.bench.pivot import HARMONIC, Row, make_mean_tables, make_tables
 from clipadapter.bench.plan import Entry
 from clipadapter.bench.report import compare_studies, write_report
 from clipadapter.bench.report.build import build_report
-from clipadapter.bench.report.document import Grid
 from clipadapter.bench.report.record_csv import format_record_csv
-from clipadapter.bench.report.tables import HARMONIC, Row, make_mean_tables, make_tables
 from clipadapter.bench.run import Flags, Machine, Metrics, RunData, RunEncoder
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
+from clipadapter.rendering.tables import Grid
 
 
 def suite(**changes):
@@ -29,6 +29,8 @@ def joined(study_suite, runs, missing=(), label=None, value=None, prompts=""):
     entries = [
         Entry(
             key=run.key,
+            shots=run.shots,
+            seed=run.seed,
             label=label or run.head,
             prompts=prompts,
             data=run.data.support,
@@ -180,21 +182,61 @@ def test_the_mean_over_data_sets_is_made_seed_by_seed(make_run):
     runs.append(make_run("b", 1, 1, accuracy=0.9, data=part("pets")))
     (mean,) = make_mean_tables(make_tables(joined(suite(), runs)))
     # Seed 1: (0.5 + 0.3) / 2; seed 2: (0.7 + 0.3) / 2.
-    assert mean.measurements[Row("a", ""), 1].by_seed == pytest.approx({1: 0.4, 2: 0.5})
-    assert mean.measurements[Row("b", ""), 1].remark == "1 of 2 sets"
+    assert mean.by_seed(Row("a"), 1) == pytest.approx({1: 0.4, 2: 0.5})
+    assert mean.cell(Row("b"), 1).remark == "1 of 2 sets"
 
 
-def test_the_harmonic_mean_is_made_seed_by_seed(make_run):
-    values = {"base": ((0.8, 0.5), "given"), "new": ((0.4, 0.5), "new")}
-    runs = [
-        make_run("a", 1, seed, accuracy=value, data=part("pets", name, kind))
-        for name, (pair, kind) in values.items()
+def base_and_new(make_run, values, head="a"):
+    """Records of base and new classes; the accuracies are by data set and test part, of seeds 1 and 2."""
+    return [
+        make_run(head, 1, seed, accuracy=value, data=part(name, test, "new" if test == "new" else "given"))
+        for (name, test), pair in values.items()
         for seed, value in enumerate(pair, 1)
     ]
-    (table,) = make_tables(joined(suite(protocol="base-to-new", shots=[1]), runs))
+
+
+BASE_TO_NEW = suite(protocol="base-to-new", shots=[1])
+
+
+def test_the_harmonic_mean_is_that_of_the_means_of_base_and_new_seed_by_seed(make_run):
+    values = {
+        ("pets", "base"): (0.8, 0.5),
+        ("pets", "new"): (0.4, 0.5),
+        ("cars", "base"): (0.4, 0.5),
+        ("cars", "new"): (0.8, 0.5),
+    }
+    tables = make_tables(joined(BASE_TO_NEW, base_and_new(make_run, values)))
     # 2 * 0.8 * 0.4 / 1.2 = 0.5333; 0.5 and 0.5 give 0.5: the mean of these, not that of the means (0.65 and 0.45).
-    assert table.columns == ("test", "new", HARMONIC)
-    assert table.measurements[Row("a", ""), HARMONIC].by_seed == pytest.approx({1: 0.53333, 2: 0.5}, abs=1e-4)
+    assert tables[0].columns() == ("test", "new", HARMONIC)
+    assert tables[0].by_seed(Row("a"), HARMONIC) == pytest.approx({1: 0.53333, 2: 0.5}, abs=1e-4)
+    # The papers' mean over data sets is 0.6 of base and of new, so its harmonic mean is 0.6, and not 0.5333.
+    (mean,) = make_mean_tables(tables)
+    assert mean.by_seed(Row("a"), HARMONIC) == pytest.approx({1: 0.6, 2: 0.5})
+
+
+def test_a_metric_where_less_is_better_has_no_harmonic_mean(make_run):
+    values = {("pets", "base"): (0.8, 0.5), ("pets", "new"): (0.4, 0.5)}
+    study = joined(BASE_TO_NEW, base_and_new(make_run, values))
+    assert grids(study)["Accuracy: pets, 1 shot"].header == ("head", "test", "new", HARMONIC)
+    assert grids(study)["Log-loss: pets, 1 shot"].header == ("head", "test", "new")
+
+
+def test_other_data_sets_have_no_harmonic_mean(make_run):
+    values = {("pets", "test"): (0.8, 0.5), ("pets", "new"): (0.4, 0.5)}
+    study = joined(suite(protocol="cross-dataset", shots=[1]), base_and_new(make_run, values))
+    assert HARMONIC not in grids(study)["Accuracy: pets, 1 shot"].header
+
+
+def test_costs_over_several_parts_are_means_and_their_deviation_is_that_of_the_seeds(make_run):
+    values = {("pets", "base"): (0.9, 0.9), ("pets", "new"): (0.5, 0.5), ("cars", "base"): (0.6, 0.6)}
+    sizes = {"pets": 10, "cars": 30}
+    runs = [run.model_copy(update={"size": sizes[run.data.support]}) for run in base_and_new(make_run, values)]
+    runs += base_and_new(make_run, {("cars", "new"): (0.4, 0.4)})
+    tables = grids(joined(BASE_TO_NEW, runs))
+    assert tables["Cost at 1 shot: pets, 1 shot"].rows[0][1] == "70.0 ± 0.0"
+    mean = tables["Cost at 1 shot: Mean over 2 data sets"]
+    # (0.9 + 0.5 + 0.6 + 0.4) / 4, and (10 + 30) / 2 numbers.
+    assert (mean.rows[0][1], mean.rows[0][4]) == ("60.0 ± 0.0", "20")
 
 
 def test_shifted_parts_have_a_column_each_and_a_mean(make_run):
@@ -338,13 +380,51 @@ def test_plots_in_another_format_replace_those_of_the_last_report(study, tmp_pat
 def test_a_parameter_is_the_axis_of_a_picture(make_run, tmp_path, values):
     runs = [make_run(f"alpha={value}", n, params={"alpha": value}) for value in values for n in (1, 4)]
     entries = [
-        Entry(key=run.key, label=run.head, data="pets", encoder="toy", test="test", value=run.params["alpha"])
+        Entry(
+            key=run.key,
+            shots=run.shots,
+            seed=run.seed,
+            label=run.head,
+            data="pets",
+            encoder="toy",
+            test="test",
+            value=run.params["alpha"],
+        )
         for run in runs
     ]
     level = make_run("zero-shot", 1)
-    entries.append(Entry(key=level.key, label="zero-shot", data="pets", encoder="toy", test="test"))
+    entries.append(Entry(key=level.key, shots=1, seed=1, label="zero-shot", data="pets", encoder="toy", test="test"))
     study = Study(suite(figure="axis"), tuple(entries), {run.key: run for run in [*runs, level]})
     assert write_report(study, tmp_path)[4].name == "mine-1-axis.png"
+
+
+def test_an_axis_plot_has_a_line_style_per_level_and_its_subtitle_on_the_page(make_run):
+    runs = [make_run(f"alpha={value}", 1, params={"alpha": value}) for value in (0.0, 1.0)]
+    levels = [make_run(f"a head with a rather long name, number {i}", 1, accuracy=i / 20) for i in range(8)]
+    entries = [
+        Entry(
+            key=run.key,
+            shots=run.shots,
+            seed=run.seed,
+            label=run.head,
+            data="pets",
+            encoder="toy",
+            test="test",
+            value=run.params["alpha"],
+        )
+        for run in runs
+    ] + [
+        Entry(key=run.key, shots=run.shots, seed=run.seed, label=run.head, data="pets", encoder="toy", test="test")
+        for run in levels
+    ]
+    study = Study(suite(figure="axis"), tuple(entries), {run.key: run for run in [*runs, *levels]})
+    figure = build_report(study).sections[0].plots[0].figure
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    styles = [str(line._dash_pattern) for line in axes.lines if len(set(line.get_ydata())) == 1]
+    assert len(styles) == len(set(styles)) >= 5
+    assert figure.bbox.contains(*axes._left_title.get_window_extent().max)
+    assert "and 3 more heads" in axes.get_title(loc="left").replace("\n", " ")
 
 
 def test_many_heads_and_data_sets_can_be_drawn(make_run, tmp_path):

@@ -1,10 +1,9 @@
 import json
 import re
-import sys
 
 import pytest
 
-from clipadapter.bench import RecordFolder, list_suites
+from clipadapter.bench import list_suites, read_runs
 from clipadapter.heads.zero_shot import ZeroShot
 
 SUITE = 'title = "Neighbours"\nheads = ["zero-shot", "prototype", "knn"]\nshots = [1, 2]\nseeds = [1, 2]\n'
@@ -43,7 +42,7 @@ def test_run_status_and_report(bench, run, tmp_path):
         "existing": 0,
         "failed": 0,
     }
-    assert len(RecordFolder(tmp_path / "out").read()) == 12
+    assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 12
     again = bench()
     assert "0 runs finished" in again.stdout
     assert "12 were in the records" in again.stdout
@@ -118,7 +117,7 @@ def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
         ('prompts = [{label = "a", descriptions = true}]\nencoders = ["toy"]', "give them with --descriptions FILE"),
         (
             'encoders = ["toy"]\nvary = [{head = "clip-adapter", parameter = "alpha", values = [0.2, 3.0]}]',
-            "alpha=3.0: alpha must be 0 to 1, .* but is 3",
+            "alpha=3.0: alpha must be 0 to 1 or .* but is 3",
         ),
         ('prompts = [{label = "a", templates = "imagenet8"}]\nencoders = ["toy"]', "imagenet8"),
     ],
@@ -135,19 +134,15 @@ def test_a_suite_that_cannot_run_does_not_pass_its_dry_run(run, squares, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "missing"),
+    ("options", "error"),
     [
-        (("--launcher", "ray"), "The launcher ray needs an extra that is not installed", "ray"),
-        (("--launcher", "slurm"), "no launcher is called 'slurm'", None),
-        (("--device", "nowhere"), "no device is called 'nowhere'", None),
-        (("--heads", "knnn"), "no head called knnn", None),
-        (("--heads", "knn,protoype"), "no head called protoype", None),
-        (("--descriptions", "texts.json"), "texts.json", None),
+        (("--device", "nowhere"), "no device is called 'nowhere'"),
+        (("--heads", "knnn"), "no head called knnn"),
+        (("--heads", "knn,protoype"), "no head called protoype"),
+        (("--descriptions", "texts.json"), "texts.json"),
     ],
 )
-def test_a_dry_run_checks_its_options(bench, monkeypatch, options, error, missing):
-    if missing:
-        monkeypatch.setitem(sys.modules, missing, None)
+def test_a_dry_run_checks_its_options(bench, options, error):
     result = bench("--dry-run", *options)
     assert result.exit_code == 1
     assert error in result.stderr
@@ -183,10 +178,6 @@ def test_what_the_command_line_changes(bench):
         (("run", "bottleneck"), "there is no data set"),
         (("run", "bottleneck", "--data", "nowhere"), "nowhere"),
         (("run", "bottleneck", "--data", "{data}", "--heads", "knn"), "no head called knn; its heads: clip-adapter"),
-        (
-            ("run", "bottleneck", "--data", "{data}", "-e", "toy", "--launcher", "slurm"),
-            "no launcher is called 'slurm'",
-        ),
         (("run", "bottleneck", "--data", "features:{data}"), "bundle.json"),
         (("status", "few-shot", "--out", "{data}"), "has no runs of suite 'few-shot'; it has: none"),
         (("report", "few-shot", "--out", "{data}"), "has no runs of suite"),

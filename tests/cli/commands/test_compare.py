@@ -3,6 +3,7 @@ import json
 import pytest
 
 from clipadapter.bench import default_heads, read_runs
+from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.metrics import metrics_shown
 
 HEADS = ("--heads", "linear-probe", "--encoder", "toy")
@@ -25,7 +26,7 @@ def test_one_table_of_heads_and_shots(noisy_squares, tmp_path, compare):
     assert lines[0].split() == ["head", "1", "shot", "2", "shots", "fit", "at", "2"]
     assert lines[1].split()[:4] == ["zero-shot", "•100.0", "±", "0.0"]
     assert lines[2].split()[:4] == ["linear-probe", "•100.0", "±", "0.0"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"runs.jsonl", "table.md", "accuracy.png"}
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {"runs.jsonl", "table.md", "accuracy.png"}
     assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 2 * 2 * 2
     text = (tmp_path / "out" / "table.md").read_text()
     assert text.startswith(f"# {noisy_squares.name} with toy\n")  # names no folder above it
@@ -100,6 +101,21 @@ def test_an_undivided_folder_alone_is_cross_validated(noisy_squares, tmp_path, c
     assert {run.data.test for run in read_runs(tmp_path / "out" / "runs.jsonl")} == {"3 folds"}
 
 
+def test_cross_validation_makes_at_most_twice_the_fits_of_a_comparison_on_a_test_part(
+    noisy_squares, tmp_path, compare, monkeypatch
+):
+    fits, fit = [], LinearProbe._fit
+    monkeypatch.setattr(LinearProbe, "_fit", lambda self, shots: (fits.append(self), fit(self, shots)))
+    assert compare(noisy_squares, *HEADS, "--shots", 1).exit_code == 0
+    on_test_part = len(fits)
+    result = compare(noisy_squares / "train", *HEADS, "--shots", 1)
+    assert result.exit_code == 0, result.stderr
+    assert len(fits) - on_test_part <= 2 * on_test_part
+    # The seconds are those of one fit, as on a test part.
+    runs = [run for run in read_runs(tmp_path / "out" / "runs.jsonl") if run.data.protocol == "folds"]
+    assert {run.seed for run in runs} == {1}
+
+
 def test_a_head_that_tunes_the_encoder_is_not_cross_validated(noisy_squares, compare):
     result = compare(noisy_squares / "train", "--heads", "clip-lora", "--encoder", "toy", "--shots", 1)
     assert result.exit_code == 1 and "clip-lora tunes the encoder" in result.stderr
@@ -121,7 +137,7 @@ def test_plots_are_written_in_the_formats_that_are_asked_for(noisy_squares, comp
         noisy_squares, *HEADS, "--shots", 1, "--seeds", 1, "--plot-format", "PDF,svg", "--title", "Squares & co"
     )
     assert result.exit_code == 0, result.stderr
-    written = {path.name for path in (tmp_path / "out").iterdir()}
+    written = {path.name for path in (tmp_path / "out").glob("[!.]*")}
     assert written == {"runs.jsonl", "table.md", "accuracy.pdf", "accuracy.svg"}
     assert ">Squares &amp; co</text>" in (tmp_path / "out" / "accuracy.svg").read_text(encoding="utf-8")
 

@@ -11,21 +11,18 @@ fit; no head gets what was measured.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.continual.joining import join_features
-from clipadapter.bench.fitting import FitInputs, common_fields, count_stored_numbers, read_existing_runs, record_failure
-from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.run import ContinualResult, Metrics, Run, RunData, Seconds, Step, Task, TaskStream, append_runs
-from clipadapter.classifier.evaluation import score
+from clipadapter.bench.fits import Draw, count_stored_numbers, fit_and_score, record_failure
+from clipadapter.bench.run import ContinualResult, Metrics, Run, Seconds, Step, Task, describe_machine
 from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
@@ -100,42 +97,26 @@ def learn_task_stream(
     >>> run.continual.accuracy
     [[1.0, 1.0], [1.0, 1.0]]
     """
+    from clipadapter.bench.fits import run_fits
+    from clipadapter.bench.protocols.stream import StreamOfTasks
+
     if not heads or not tasks or not seeds:
         raise InputError("there is nothing to run: give at least one head, one task and one seed")
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise InputError(f"tasks must have different names, but are {', '.join(names)}")
+    protocol = StreamOfTasks()
+    protocol.task_known = task_known
     for name, head in heads.items():
         check_learner(name, type(head))
-    modes = {name: choose_mode(name, head, "joint" if name in joint else None) for name, head in heads.items()}
+        protocol.modes[name] = choose_mode(name, head, "joint" if name in joint else None)
     tests = {task.name: TestPart(join_features([task.test], text.labels)) for task in tasks}
     bundle = Bundle(join_features([task.support for task in tasks], text.labels), text, tests)
-    known = {run.key: run for run in read_existing_runs(records) if run.error is None}
-    runs = []
-    with tqdm(total=len(seeds) * len(heads), desc="streams", unit="stream", disable=not progress) as bar:
-        for seed in seeds:
-            rows, planned_tasks = _draw_tasks(tasks, text, shots, seed)
-            for name, head in heads.items():
-                plan = TaskStream(task_known=task_known, joint=modes[name] == "joint", tasks=planned_tasks)
-                own = clone_with_seed(head, seed)
-                run = plan_stream(bundle, FitInputs(name, own, shots or _max_shots(tasks), seed, rows), plan)
-                finished = known.get(run.key)
-                if finished is None:
-                    finished = run_stream(bundle, own, run)
-                    if records is not None:
-                        append_runs(records, [finished])
-                runs.append(finished.model_copy(update={"head": name}))
-                bar.update()
-    return runs
+    draws = [_draw_tasks(tasks, text, shots, seed) for seed in seeds]
+    return run_fits(protocol, bundle, heads, draws, records=records, progress=progress)[0]
 
 
-def _max_shots(tasks: Sequence[StreamTask]) -> int:
-    return max(1, *(n for task in tasks for n in task.support.counts.values()))
-
-
-def _draw_tasks(
-    tasks: Sequence[StreamTask], text: TextFeatures, shots: int | None, seed: int
-) -> tuple[list[int], list[Task]]:
+def _draw_tasks(tasks: Sequence[StreamTask], text: TextFeatures, shots: int | None, seed: int) -> Draw:
     """All drawn rows in the order of the tasks, and the tasks."""
     rows: list[int] = []
     planned_tasks, start = [], 0
@@ -146,7 +127,8 @@ def _draw_tasks(
         task_labels = {*task.support.y, *task.test.y}
         classes = [name for name in text.labels if name in task_labels]
         planned_tasks.append(Task(name=task.name, part=task.name, classes=classes, shots=len(task_rows)))
-    return rows, planned_tasks
+    most = max(1, *(n for task in tasks for n in task.support.counts.values()))
+    return Draw(shots or most, seed, rows, tasks=planned_tasks)
 
 
 def choose_mode(name: str, head: Head, requested: Mode | None) -> Mode:
@@ -184,110 +166,73 @@ def check_learner(name: str, cls: type[Head]) -> None:
         raise InputError(f"{name} {why}, which no stream of tasks allows: leave it out")
 
 
-def plan_stream(bundle: Bundle, inputs: FitInputs, plan: TaskStream) -> Run:
-    """The record of a stream before its fits.
-
-    Args:
-        bundle: features and class text.
-        inputs: the head, and the drawn rows in the order of the tasks.
-        plan: the tasks.
-    """
-    parts = list(dict.fromkeys(task.part for task in plan.tasks))
-    data = RunData(
-        support=str(bundle.support.provenance.get("data", "unnamed")),
-        test=" + ".join(parts),
-        protocol="stream",
-        digest=bundle.hash_data(inputs.rows, parts),
-    )
-    return Run(
-        **common_fields(bundle, inputs),
-        data=data,
-        text=bundle.text_digest(parts[0], inputs.head.reads_prompts),
-        n_classes=len(bundle.text.labels),
-        n_test=sum(len(_test_features(bundle, task)) for task in plan.tasks),
-        stream=plan,
-    )
+def task_part(bundle: Bundle, task: Task, task_known: bool) -> TestPart:
+    """The test pictures of a task; if the task of a picture is known, heads predict among its classes."""
+    part, classes = bundle.tests[task.part].features, set(task.classes)
+    own = part.take([row for row, label in enumerate(part.y) if label in classes])
+    return TestPart(replace(own, class_names=tuple(task.classes)), "shift") if task_known else TestPart(own)
 
 
 def run_stream(bundle: Bundle, head: Head, run: Run) -> Run:
     """Learn the tasks of a planned run one after the other, and measure all of them after each.
 
     If a head fails, the record has the reason, and after how many tasks it failed.
-
-    Args:
-        bundle: features and class text.
-        head: unfitted.
-        run: see `plan_stream`.
     """
     plan = run.stream
     assert plan is not None
     steps: list[Step] = []
     predict_seconds = 0.0
     try:
-        tests = [_test_features(bundle, task) for task in plan.tasks]
+        parts = [task_part(bundle, task, plan.task_known) for task in plan.tasks]
         shots = [bundle.shots(rows) for rows in plan.split_rows(run.rows)]
-        among = [task.classes if plan.task_known else None for task in plan.tasks]
-        zero_shot = _zero_shot(bundle, shots[0], tests, among)
+        zero_shot = _zero_shot(bundle, shots[0], parts)
         learner = clone(head)
         for t, task in enumerate(plan.tasks):
             if not task.shots:
                 raise InputError(f"the task '{task.name}' has no picture to learn from")
-            start = time.perf_counter()
-            learner = _learn(learner, shots[: t + 1], bundle.text, plan.joint)
-            seconds = time.perf_counter() - start
-            scores = [score(learner, part, among=classes) for part, classes in zip(tests, among, strict=True)]
-            predict_seconds += sum(task_score.seconds for task_score in scores)
-            features = (
-                sum(classes.X.size for classes in shots[: t + 1])
-                if plan.joint and run.method != HEAD_WITHOUT_SHOTS
-                else 0
-            )
-            n_stored = count_stored_numbers(learner) + features
-            steps.append(
-                Step(seconds=seconds, size=n_stored, metrics=[Metrics.of_score(task_score) for task_score in scores])
-            )
+            if plan.joint:
+                measured = fit_and_score(head, _join(shots[: t + 1]), parts, bundle.text)
+            else:
+                fit = partial(_learn_next, learner, bundle.text, t == 0)
+                measured = fit_and_score(learner, shots[t], parts, bundle.text, fit=fit)
+            learner = measured.head
+            predict_seconds += sum(score.seconds for score in measured.scores)
+            keeps_features = plan.joint and run.method != HEAD_WITHOUT_SHOTS
+            features = sum(own.X.size for own in shots[: t + 1]) if keeps_features else 0
+            metrics = [Metrics.of_score(score) for score in measured.scores]
+            steps.append(Step(seconds=measured.seconds, size=count_stored_numbers(learner) + features, metrics=metrics))
     except Exception as error:  # of any head, also of plug-ins: the other heads must still run
-        failed_run = record_failure(run, error)
-        progress = f" (after {len(steps)} of {len(plan.tasks)} tasks)"
-        return failed_run.model_copy(update={"error": f"{failed_run.error}{progress}"})
+        return record_failure(run, error, f" (after {len(steps)} of {len(plan.tasks)} tasks)")
     last = steps[-1]
     return run.model_copy(
         update={
             "seconds": Seconds(fit=sum(step.seconds for step in steps), predict=predict_seconds),
-            "metrics": Metrics({name: _mean(last, name) for name in last.metrics[0].root}),
+            "metrics": Metrics(
+                {name: float(np.mean([one[name] for one in last.metrics])) for name in last.metrics[0].root}
+            ),
             "size": last.size,
+            "machine": describe_machine(),
             "continual": ContinualResult(zero_shot=zero_shot, steps=steps),
         }
     )
 
 
-def _mean(step: Step, name: str) -> float:
-    return float(np.mean([one[name] for one in step.metrics]))
+def _join(shots: Sequence[FeatureSet]) -> FeatureSet:
+    X = np.concatenate([own.X for own in shots])
+    return replace(shots[0], X=X, y=tuple(label for own in shots for label in own.y))
 
 
-def _learn(learner: Head, shots: Sequence[FeatureSet], text: TextFeatures, joint: bool) -> Head:
-    """The head, fitted to the last of these tasks."""
-    if joint:
-        X = np.concatenate([own.X for own in shots])
-        return clone(learner).fit(X, [label for own in shots for label in own.y], text=text, blocks=shots[0].blocks)
-    new = shots[-1]
-    if len(shots) == 1:
-        return learner.fit(new.X, new.y, text=text, blocks=new.blocks)
+def _learn_next(learner: Head, text: TextFeatures, is_first: bool, shots: FeatureSet) -> Head:
+    """The same head, which also learned some shots."""
+    if is_first:
+        return learner.fit(shots.X, shots.y, text=text, blocks=shots.blocks)
     assert isinstance(learner, IncrementalHead)
-    return learner.partial_fit(new.X, new.y, text=text)
+    return learner.partial_fit(shots.X, shots.y, text=text)
 
 
-def _test_features(bundle: Bundle, task: Task) -> FeatureSet:
-    """The test pictures of a task."""
-    part, classes = bundle.tests[task.part].features, set(task.classes)
-    return part.take([row for row, label in enumerate(part.y) if label in classes])
-
-
-def _zero_shot(
-    bundle: Bundle, shots: FeatureSet, tests: Sequence[FeatureSet], among: Sequence[Sequence[str] | None]
-) -> list[float] | None:
+def _zero_shot(bundle: Bundle, shots: FeatureSet, parts: Sequence[TestPart]) -> list[float] | None:
     """Zero-shot accuracy on each task; None if a class has no text."""
     if bundle.text.absent:
         return None
-    head = create_head("zero-shot").fit(shots.X, shots.y, text=bundle.text, blocks=shots.blocks)
-    return [score(head, part, among=own).evaluation.metrics["accuracy"] for part, own in zip(tests, among, strict=True)]
+    scores = fit_and_score(create_head("zero-shot"), shots, parts, bundle.text).scores
+    return [score.evaluation.metrics["accuracy"] for score in scores]

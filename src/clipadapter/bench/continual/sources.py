@@ -1,22 +1,18 @@
-"""From the data sets that a user names to the features of a stream, and to its fits."""
+"""From the data sets that a user names to the features of a stream, and to its tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.continual.joining import DataSetFeatures, JoinedDataSets, join_data_sets
-from clipadapter.bench.continual.learning import choose_mode, plan_stream
 from clipadapter.bench.continual.orders import Order, order_tasks
-from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.plan import FitSpec, PlannedFit, draw_all_shots
-from clipadapter.bench.protocols.base import fit_inputs
-from clipadapter.bench.run import Task, TaskStream
+from clipadapter.bench.plan import draw_all_shots
+from clipadapter.bench.run import Task
 from clipadapter.bench.sources import (
     FEATURES,
     Source,
@@ -26,9 +22,9 @@ from clipadapter.bench.sources import (
     load_feature_bundle,
     split_in_halves,
 )
-from clipadapter.bench.suite import Prompts, Suite, make_head
+from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.errors import DataError, InputError
+from clipadapter.errors import DataError
 from clipadapter.features import FeatureSet
 from clipadapter.files import quote_path
 
@@ -90,8 +86,6 @@ def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, promp
 
 def _from_features(suite: Suite, spec: str) -> DataSetFeatures:
     bundle = load_feature_bundle(spec, suite)
-    if bundle is None:
-        raise InputError(f"'{spec}' is no set of features; give {FEATURES}FOLDER")
     name, support = _name(spec), bundle.support
     test = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
     if test is None:
@@ -111,27 +105,6 @@ def _every_second(features: FeatureSet) -> np.ndarray:
         is_second.append(counts.get(label, 0) % 2 == 1)
         counts[label] = counts.get(label, 0) + 1
     return np.array(is_second, bool)
-
-
-def plan_stream_fits(suite: Suite, union: JoinedDataSets, folder: str) -> Iterator[PlannedFit]:
-    """Every stream of a suite on some features, with the key of its record and the name of its order.
-
-    Args:
-        suite: of protocol "stream".
-        union: the features.
-        folder: in which they are stored.
-    """
-    heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
-    for n, order, seed in product(suite.shots, suite.stream.orders, suite.seeds):
-        rows, planned_tasks = plan_tasks(suite, union, order, n, seed)
-        for variant, head in heads:
-            joint = choose_mode(variant.title, head, variant.mode) == "joint"
-            plan = TaskStream(task_known=suite.stream.task_known, joint=joint, tasks=planned_tasks)
-            spec = FitSpec(
-                bundle=folder, protocol=suite.protocol, variant=variant, shots=n, seed=seed, rows=rows, stream=plan
-            )
-            run = plan_stream(union.bundle, fit_inputs(spec, clone_with_seed(head, seed)), plan)
-            yield PlannedFit(spec, [(run.key, suite.stream.title(order))])
 
 
 def plan_tasks(

@@ -6,6 +6,7 @@ in `base`, so that suites can check the name of their protocol without an import
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from clipadapter.registry import Registry
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
 PROTOCOLS: Registry[Protocol] = Registry("protocol", "clipadapter.bench.protocols")
 register_protocol = PROTOCOLS.register
 list_protocols = PROTOCOLS.list
-create_protocol = PROTOCOLS.create
+
+
+def create_protocol(name: str, options: Mapping[str, int] | None = None) -> Protocol:
+    """A protocol by name.
+
+    Args:
+        name: one of `list_protocols`.
+        options: those of a suite.
+
+    Raises:
+        UnknownNameError: if there is no such protocol.
+    """
+    protocol = PROTOCOLS.create(name)
+    protocol.options = {**protocol.options, **(options or {})}
+    return protocol
+
 
 __all__ = ["create_protocol", "list_protocols", "register_protocol"]

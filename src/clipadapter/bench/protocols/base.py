@@ -2,90 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fitting import FitInputs, plan_fit, run_fit
-from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.plan import FitSpec, PlannedFit, Rows, draw_all_shots
+from clipadapter.bench.fits import Draw, Features, attempt, finish_run, fit_head, plan_run, record_failure, score_part
+from clipadapter.bench.plan import Rows, draw_all_shots
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import (
-    DataSetSize,
-    Source,
-    apply_prompts,
-    check_features,
-    extract_dataset,
-    extract_drawn_shots,
-    load_feature_bundle,
-    require_test_part,
-)
-from clipadapter.bench.suite import Prompts, Suite, Variant, make_head
+from clipadapter.bench.sources import DataSetSize, Source, apply_prompts, check_features, load_feature_bundle
+from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
 
-
-@dataclass(frozen=True, eq=False)
-class SuiteInputs:
-    """What a suite is run on.
-
-    Args:
-        suite: the suite.
-        sources: data sets; a text is ``features:FOLDER``.
-        encoders: by the name that tables show; they make features and class text.
-    """
-
-    suite: Suite
-    sources: Sequence[Source | str]
-    encoders: Mapping[str, FewShotClassifier]
+SEPARATE_PART_TEXT = "given: the test part stands apart from what the shots are drawn from"
+NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their text alone"
 
 
 @dataclass(frozen=True, eq=False)
-class ProtocolInputs:
-    """What one bundle is built from.
-
-    Args:
-        suite: the suite.
-        sources: one data set; several for a protocol that combines them.
-        model: makes features and class text.
-        prompts: how the class text is made.
-    """
-
-    suite: Suite
-    sources: Sequence[Source]
-    model: FewShotClassifier
-    prompts: Prompts
-
-    def model_for(self, source: Source) -> FewShotClassifier:
-        """The model with the prompts for a data set."""
-        return apply_prompts(self.suite, self.model, self.prompts, source)
-
-
-@dataclass(frozen=True, eq=False)
-class BundleOfFits:
-    """Features, and the fits on them.
+class BundleOfDraws:
+    """Features, and the draws of a suite on them.
 
     Args:
         bundle: features and class text.
-        plan: gives the fits, from the folder that the features are stored in.
+        draws: the draws.
         data: the data set as the user named it.
         encoder: the encoder as the user named it.
         prompts: how the class text was made.
     """
 
     bundle: Bundle
-    plan: Callable[[str], Iterator[PlannedFit]]
+    draws: Sequence[Draw]
     data: str
     encoder: str
     prompts: Prompts
-
-
-SEPARATE_PART_TEXT = "given: the test part stands apart from what the shots are drawn from"
-NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their text alone"
 
 
 class Protocol:
@@ -95,6 +48,8 @@ class Protocol:
     """Explanations in reports, by the values of `RunData.protocol` that the protocol gives."""
     report_columns: ClassVar[Literal["shots", "test"]] = "test"
     """Whether the columns of report tables are numbers of shots or test parts."""
+    has_harmonic_mean: ClassVar[bool] = False
+    """Whether reports have the harmonic mean of the two test parts, base and new classes."""
     combines_data_sets: ClassVar[bool] = False
     """Whether the first data set gives the shots, and all others are test parts."""
     accepts_features: ClassVar[bool] = False
@@ -103,7 +58,7 @@ class Protocol:
     """Whether ``shots = "all"`` is possible: a test part remains if every picture is a shot."""
     fits_depend_on_class_sizes: ClassVar[bool] = False
     """Whether the number of fits depends on the number of pictures of each class."""
-    options: ClassVar[Mapping[str, int]] = {}
+    options: Mapping[str, int] = {}
     """Options that ``[options]`` of a suite may set, with their defaults."""
 
     def check_suite(self, suite: Suite) -> None:
@@ -112,10 +67,10 @@ class Protocol:
         Raises:
             ValueError: if so.
         """
-        unknown = sorted(suite.options.keys() - self.options.keys())
-        if unknown:
-            known = ", ".join(self.options) or "none"
-            raise ValueError(f"options of protocol '{suite.protocol}' are {known}, not {', '.join(unknown)}")
+        known = type(self).options
+        if unknown := sorted(suite.options.keys() - known.keys()):
+            listed = ", ".join(known) or "none"
+            raise ValueError(f"options of protocol '{suite.protocol}' are {listed}, not {', '.join(unknown)}")
 
     def accepts_head(self, cls: type[Head]) -> bool:
         """Whether ``heads = ["all"]`` includes a head."""
@@ -132,11 +87,10 @@ class Protocol:
         """The size of what the protocol uses of a data set, for estimates of the cost."""
         return size
 
-    def fits_per_draw(self, suite: Suite, sizes: Sequence[DataSetSize], transductive: bool) -> int:
+    def fits_per_draw(self, sizes: Sequence[DataSetSize], transductive: bool) -> int:
         """Number of fits of a head for one draw of shots, for estimates of the cost.
 
         Args:
-            suite: the suite.
             sizes: of the data sets that the bundle is built from; shots are drawn from the first.
             transductive: whether the head is fitted again for each test part.
 
@@ -164,39 +118,47 @@ class Protocol:
                 )
             check_features(spec, suite)
 
-    def bundles(self, inputs: SuiteInputs) -> Iterator[BundleOfFits]:
-        """Compute the features of a suite, and plan the fits on them.
+    def bundles(
+        self, suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier]
+    ) -> Iterator[BundleOfDraws]:
+        """Compute the features of a suite, and draw from them.
+
+        Args:
+            suite: the suite.
+            sources: data sets; a text is ``features:FOLDER``.
+            encoders: by the name that tables show; they make features and class text.
 
         Raises:
             InputError: if the protocol needs other data sets.
             DataError: if data can't be read.
         """
-        suite = inputs.suite
-        self.check_sources(suite, inputs.sources)
-        for spec in (source for source in inputs.sources if isinstance(source, str)):
-            bundle, drawn = self.load_features(suite, spec)
-            data, prompts = Path(spec.partition(":")[2]).name, suite.prompts[0]
-            yield BundleOfFits(bundle, partial(self.fits, suite, bundle, drawn), data, bundle.encoder.name, prompts)
-        pictures = [source for source in inputs.sources if not isinstance(source, str)]
-        groups = [pictures] if self.combines_data_sets and pictures else [[source] for source in pictures]
-        for group in groups:
-            for name, model in inputs.encoders.items():
+        self.check_sources(suite, sources)
+        for spec in (source for source in sources if isinstance(source, str)):
+            bundle, rows = self.load_features(suite, spec)
+            data = Path(spec.partition(":")[2]).name
+            yield BundleOfDraws(bundle, self.draws(suite, bundle, rows), data, bundle.encoder.name, suite.prompts[0])
+        pictures = [source for source in sources if not isinstance(source, str)]
+        for group in [pictures] if self.combines_data_sets and pictures else [[source] for source in pictures]:
+            for name, model in encoders.items():
                 for prompts in suite.prompts:
-                    bundle, drawn = self.build(ProtocolInputs(suite, group, model, prompts))
-                    yield BundleOfFits(bundle, partial(self.fits, suite, bundle, drawn), group[0].name, name, prompts)
+                    prompted = apply_prompts(suite, model, prompts, group[0])
+                    bundle, rows = self.build(suite, group, prompted, prompts)
+                    yield BundleOfDraws(bundle, self.draws(suite, bundle, rows), group[0].name, name, prompts)
 
     def load_features(self, suite: Suite, spec: str) -> tuple[Bundle, Rows | None]:
         """Load the features of ``features:FOLDER``, and the rows of the draws; None to draw from the support."""
-        bundle = load_feature_bundle(spec, suite)
-        assert bundle is not None
-        return self.from_features(bundle), None
+        return load_feature_bundle(spec, suite), None
 
-    def from_features(self, bundle: Bundle) -> Bundle:
-        """The features that the protocol uses of a stored bundle."""
-        return bundle
-
-    def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
+    def build(
+        self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
+    ) -> tuple[Bundle, Rows | None]:
         """Compute the features: of all test pictures, and of those training pictures that a draw takes.
+
+        Args:
+            suite: the suite.
+            sources: one data set; several for a protocol that combines them.
+            model: makes features and class text, with the prompts of the first data set.
+            prompts: how the class text is made.
 
         Returns:
             The features, and the drawn rows; None for the latter if they are drawn from the bundle's support.
@@ -207,99 +169,64 @@ class Protocol:
         """
         raise NotImplementedError
 
-    def fits(self, suite: Suite, bundle: Bundle, rows: Rows | None, folder: str) -> Iterator[PlannedFit]:
-        """Every fit of a suite on some features.
+    def draws(self, suite: Suite, bundle: Bundle, rows: Rows | None) -> list[Draw]:
+        """The draws of a suite; rows are those that were drawn before, None to draw from the support of the bundle."""
+        rows = draw_all_shots(suite, bundle.support.y) if rows is None else rows
+        return [Draw(n, seed, rows[n, seed], bundle.names) for n in suite.shots for seed in suite.seeds]
+
+    def plan(self, bundle: Bundle, label: str, head: Head, draw: Draw) -> list[Run]:
+        """The records of a fit before it is made, one for each test part.
 
         Args:
-            suite: the suite.
-            bundle: the features.
-            rows: the drawn rows of the data set by (shots, seed); None to draw from the support.
-            folder: where the features are stored.
+            bundle: features and class text.
+            label: name of the head in tables.
+            head: unfitted.
+            draw: the shots.
         """
-        heads = create_heads(suite, bundle)
-        draws = self.draws(suite, bundle) if rows is None else rows
-        for n in suite.shots:
-            for seed in suite.seeds:
-                drawn = list(draws[n, seed])
-                for variant, head in heads:
-                    spec = FitSpec(
-                        bundle=folder,
-                        protocol=suite.protocol,
-                        options=suite.options,
-                        variant=variant,
-                        shots=n,
-                        seed=seed,
-                        rows=drawn,
-                    )
-                    runs = self.plan_runs(spec, bundle, clone_with_seed(head, seed))
-                    names = self.test_names(suite, bundle)
-                    yield PlannedFit(spec, [(run.key, name) for run, name in zip(runs, names, strict=True)])
+        return [
+            plan_run(
+                bundle,
+                label,
+                head,
+                draw,
+                data=bundle.data(name, draw.rows),
+                text_of=name,
+                n_classes=bundle.n_classes(name),
+                n_test=bundle.n_test(name, len(draw.rows)),
+            )
+            for name in bundle.names
+        ]
 
-    def draws(self, suite: Suite, bundle: Bundle) -> Rows:
-        """The rows that a suite draws from the support of a bundle, by (shots, seed)."""
-        return draw_all_shots(suite, bundle.support.y)
-
-    def test_names(self, suite: Suite, bundle: Bundle) -> Sequence[str]:
-        """Names of the test parts that a fit is measured on; there is a record for each."""
-        return bundle.names
-
-    def plan_runs(self, spec: FitSpec, bundle: Bundle, head: Head) -> list[Run]:
-        """The records of a fit before it is made, one for each test part."""
-        return plan_fit(bundle, fit_inputs(spec, head))
-
-    def perform(self, spec: FitSpec, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
-        """Fit a head and measure it. Returns the planned records with their metrics."""
-        return run_fit(bundle, head, runs)
-
-
-class TransferProtocol(Protocol):
-    """Shots from the first data set; a test part from its test pictures, and one from each of the other data sets."""
-
-    combines_data_sets = True
-
-    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
-        """As `Protocol.check_sources`; the first data set needs a test part."""
-        super().check_sources(suite, sources)
-        for first in (source for source in sources[:1] if isinstance(source, Source)):
-            require_test_part(suite, first)
-
-    def fits_per_draw(self, suite: Suite, sizes: Sequence[DataSetSize], transductive: bool) -> int:
-        """As `Protocol.fits_per_draw`; each data set has a test part."""
-        return len(sizes) if transductive else 1
-
-    def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
-        """As `Protocol.build`."""
-        first, *others = inputs.sources
-        test, names = require_test_part(inputs.suite, first), first.train.class_names
-        model = inputs.model_for(first)
-        support, positions, drawn = extract_drawn_shots(inputs.suite, model, first.train, names)
-        tests = {"test": TestPart(extract_dataset(model, test, names))}
-        # The model with the prompts of the first data set has the settings of the suite.
-        prepared = replace(inputs, model=model)
-        for other in others:
-            tests[other.spec] = self.build_transfer_part(prepared, other)
-        return Bundle(support, model.encode_classes(names), tests, positions), drawn
-
-    def build_transfer_part(self, inputs: ProtocolInputs, source: Source) -> TestPart:
-        """The test part of a data set that gives no shots.
+    def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: Features | None = None) -> list[Run]:
+        """Fit a head and measure it. A transductive head is fitted again for each test part.
 
         Args:
-            inputs: of the suite; the model is that of the first data set.
-            source: the data set.
+            bundle: features and class text.
+            head: unfitted.
+            runs: planned runs of one fit.
+            unlabelled: see `fit_and_score`. The records do not name these pictures.
+
+        Returns:
+            The planned records with their metrics, or with the reason why the head failed.
 
         Raises:
-            DataError: if its classes do not match those of the shots.
+            InputError: if no row is left to test on.
         """
-        raise NotImplementedError
+        names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
+        shots, finished = bundle.shots(runs[0].rows), []
+        for group in [[run] for run in runs] if head.transductive else [runs]:
+            parts = [bundle.test(names[run.data], run.rows) for run in group]
+
+            try:
+                fitted, seconds = fit_head(head, shots, parts, bundle.text, unlabelled)
+            except Exception as error:  # of any head, also of plug-ins: the other heads must still run
+                finished += [record_failure(run, error) for run in group]
+                continue
+            for run, part in zip(group, parts, strict=True):
+                # A head may know no other classes than those of its shots.
+                finished += attempt([run], partial(_measure, run, fitted, seconds, part))
+        return finished
 
 
-def fit_inputs(spec: FitSpec, head: Head) -> FitInputs:
-    """What a fit is planned from: the draw of a specification, and its unfitted head."""
-    return FitInputs(spec.variant.title, head, spec.shots, spec.seed, spec.rows)
-
-
-def create_heads(suite: Suite, bundle: Bundle) -> list[tuple[Variant, Head]]:
-    """The variants of a suite for the data set of a bundle, each with its unfitted head."""
-    data = str(bundle.support.provenance.get("data", ""))
-    variants = [variant.for_data(data) for variant in suite.all_variants()]
-    return [(variant, make_head(variant)) for variant in variants]
+def _measure(run: Run, fitted: Head, seconds: float, part: TestPart) -> list[Run]:
+    return [finish_run(run, fitted, seconds, score_part(fitted, part))]

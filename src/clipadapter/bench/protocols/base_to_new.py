@@ -9,9 +9,10 @@ from dataclasses import replace
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.plan import Rows
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol, ProtocolInputs
+from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol
 from clipadapter.bench.sources import DataSetSize, Source, extract_dataset, extract_drawn_shots, require_test_part
-from clipadapter.bench.suite import Suite
+from clipadapter.bench.suite import Prompts, Suite
+from clipadapter.classifier import FewShotClassifier
 from clipadapter.features import FeatureSet
 
 
@@ -20,6 +21,7 @@ class BaseToNew(Protocol):
     """Shots of the first half of the classes (the larger, if they are odd), measured on both halves apart."""
 
     test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
+    has_harmonic_mean = True
 
     def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
         """As `Protocol.check_sources`; each data set needs a test part."""
@@ -27,22 +29,23 @@ class BaseToNew(Protocol):
         for source in (source for source in sources if isinstance(source, Source)):
             require_test_part(suite, source)
 
-    def fits_per_draw(self, suite: Suite, sizes: Sequence[DataSetSize], transductive: bool) -> int:
+    def fits_per_draw(self, sizes: Sequence[DataSetSize], transductive: bool) -> int:
         """As `Protocol.fits_per_draw`; the two halves of the classes are two test parts."""
         return 2 if transductive else 1
 
-    def build(self, inputs: ProtocolInputs) -> tuple[Bundle, Rows | None]:
+    def build(
+        self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
+    ) -> tuple[Bundle, Rows | None]:
         """As `Protocol.build`."""
-        (source,) = inputs.sources
-        test = require_test_part(inputs.suite, source)
-        model = inputs.model_for(source)
+        (source,) = sources
+        test = require_test_part(suite, source)
         names = source.train.class_names
         n_base = math.ceil(len(names) / 2)
         base, new = names[:n_base], names[n_base:]
         train = replace(
             source.train, samples=tuple(sample for sample in source.train.samples if sample.label in set(base))
         )
-        support, positions, drawn = extract_drawn_shots(inputs.suite, model, train, base)
+        support, positions, drawn = extract_drawn_shots(suite, model, train, base)
         features = extract_dataset(model, test, names)
         tests = {
             "base": TestPart(_of_classes(features, base)),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.continual.learning import check_learner, plan_stream, run_stream
-from clipadapter.bench.continual.sources import build_joined_data_sets, plan_stream_fits, stream_name
-from clipadapter.bench.plan import FitSpec
+from clipadapter.bench.continual.joining import JoinedDataSets
+from clipadapter.bench.continual.learning import Mode, check_learner, choose_mode, run_stream, task_part
+from clipadapter.bench.continual.sources import build_joined_data_sets, plan_tasks, stream_name
+from clipadapter.bench.fits import Draw, Features, plan_run
 from clipadapter.bench.protocols import register_protocol
-from clipadapter.bench.protocols.base import BundleOfFits, Protocol, SuiteInputs, fit_inputs
-from clipadapter.bench.run import Run
+from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
+from clipadapter.bench.run import Run, RunData, TaskStream
 from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Suite
+from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.features import PER_EPOCH
 from clipadapter.heads import Head
@@ -24,6 +26,11 @@ class StreamOfTasks(Protocol):
     """The data sets, or parts of their classes, are tasks that are learned one after the other."""
 
     accepts_all_shots = True
+
+    def __init__(self) -> None:
+        self.task_known = False
+        self.modes: dict[str, Mode | None] = {}
+        """How a head learns, by its name in tables."""
 
     def check_suite(self, suite: Suite) -> None:
         """As `Protocol.check_suite`."""
@@ -44,23 +51,50 @@ class StreamOfTasks(Protocol):
         if all(isinstance(source, str) for source in sources) and len(suite.prompts) > 1:
             raise InputError(f"suite '{suite.name}' compares prompts: it needs pictures and an encoder, not features")
 
-    def bundles(self, inputs: SuiteInputs) -> Iterator[BundleOfFits]:
+    def bundles(
+        self, suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier]
+    ) -> Iterator[BundleOfDraws]:
         """As `Protocol.bundles`; all data sets make one stream."""
-        suite, sources = inputs.suite, inputs.sources
         self.check_sources(suite, sources)
+        self.task_known = suite.stream.task_known
+        self.modes = {variant.title: variant.mode for variant in suite.all_variants()}
         has_pictures = any(not isinstance(source, str) for source in sources)
-        for name, model in inputs.encoders.items() if has_pictures else [("", None)]:
+        for name, model in encoders.items() if has_pictures else [("", None)]:
             for prompts in suite.prompts:
                 union = build_joined_data_sets(suite, sources, model, prompts)
-                encoder = name or union.bundle.encoder.name
-                plan = partial(plan_stream_fits, suite, union)
-                yield BundleOfFits(union.bundle, plan, stream_name(sources), encoder, prompts)
+                encoder, draws = name or union.bundle.encoder.name, self.draw_streams(suite, union)
+                yield BundleOfDraws(union.bundle, draws, stream_name(sources), encoder, prompts)
 
-    def plan_runs(self, spec: FitSpec, bundle: Bundle, head: Head) -> list[Run]:
-        """As `Protocol.plan_runs`; a stream is one record."""
-        assert spec.stream is not None
-        return [plan_stream(bundle, fit_inputs(spec, head), spec.stream)]
+    def draw_streams(self, suite: Suite, union: JoinedDataSets) -> list[Draw]:
+        """The draws of a suite: of each number of shots, order and seed."""
+        draws = []
+        for n, order, seed in product(suite.shots, suite.stream.orders, suite.seeds):
+            rows, tasks = plan_tasks(suite, union, order, n, seed)
+            draws.append(Draw(n, seed, rows, [suite.stream.title(order)], tasks))
+        return draws
 
-    def perform(self, spec: FitSpec, bundle: Bundle, head: Head, runs: Sequence[Run]) -> list[Run]:
-        """As `Protocol.perform`."""
+    def plan(self, bundle: Bundle, label: str, head: Head, draw: Draw) -> list[Run]:
+        """As `Protocol.plan`; a stream is one record."""
+        joint = choose_mode(label, head, self.modes.get(label)) == "joint"
+        stream = TaskStream(task_known=self.task_known, joint=joint, tasks=list(draw.tasks))
+        parts = list(dict.fromkeys(task.part for task in draw.tasks))
+        digest = bundle.hash_data(draw.rows, parts)
+        data = RunData(support=bundle.support_name, test=" + ".join(parts), protocol="stream", digest=digest)
+        n_test = sum(len(task_part(bundle, task, False).features) for task in draw.tasks)
+        return [
+            plan_run(
+                bundle,
+                label,
+                head,
+                draw,
+                data=data,
+                text_of=parts[0],
+                n_classes=len(bundle.text.labels),
+                n_test=n_test,
+                stream=stream,
+            )
+        ]
+
+    def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: Features | None = None) -> list[Run]:
+        """As `Protocol.measure`."""
         return [run_stream(bundle, head, runs[0])]

@@ -34,8 +34,6 @@ def write_report(
     """
     from clipadapter.bench.report.build import build_report
     from clipadapter.bench.report.html import render_html
-    from clipadapter.bench.report.latex import render_latex
-    from clipadapter.bench.report.markdown import render_markdown
     from clipadapter.bench.report.record_csv import format_record_csv, format_stream_csv
     from clipadapter.rendering.plots import PLOT_FORMATS, save_plots, set_title
 
@@ -49,9 +47,9 @@ def write_report(
     names = document.plot_names()
     shown = next((kind for kind in ("png", "svg") if kind in plot_formats), plot_formats[0])
     texts = {
-        "md": render_markdown(document, {plot: f"{stem}.{shown}" for plot, stem in names.items()}),
+        "md": document.to_markdown({plot: f"{stem}.{shown}" for plot, stem in names.items()}),
         "csv": format_stream_csv(study) if study.suite.is_stream else format_record_csv(study),
-        "tex": render_latex(document),
+        "tex": document.to_latex(),
         "html": render_html(document),
     }
     written = [write_atomically(reports / f"{name}.{ending}", text) for ending, text in texts.items()]

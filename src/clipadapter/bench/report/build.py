@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from clipadapter.bench.grids import cost_grid, difference_grid, format_head, head_names, measured_grid
+from clipadapter.bench.notes import column_notes
+from clipadapter.bench.pivot import Part, Pivot, format_shots, make_mean_tables, make_tables
+from clipadapter.bench.plots import pivot_curve
 from clipadapter.bench.report import plots
-from clipadapter.bench.report.document import Document, Grid, Plot, Section
-from clipadapter.bench.report.grids import cost_grid, difference_grid, measured_grid
-from clipadapter.bench.report.plots import draw_efficiency
+from clipadapter.bench.report.document import Document, Plot, Section
 from clipadapter.bench.report.published import make_published_section
 from clipadapter.bench.report.streams import stream_sections
-from clipadapter.bench.report.tables import HARMONIC, Table, format_shots, make_mean_tables, make_tables, reference_row
-from clipadapter.bench.report.texts import format_head
 from clipadapter.bench.study import Study
 from clipadapter.errors import InputError
 from clipadapter.metrics import metrics_shown
+from clipadapter.rendering.tables import Grid
 
 MAX_DOT_COLUMNS = 7
 """The colours of more columns can't be distinguished."""
@@ -38,83 +39,68 @@ def build_report(study: Study, published: bool = False) -> Document:
         sections = stream_sections(study, published)
         return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
     # Records of earlier versions lack newer metrics.
-    recorded = [
+    metrics = [
         name
         for name in metrics_shown("record", "single-label")
         if name == "accuracy" or any(run.metrics is not None and name in run.metrics for run in study.runs)
     ]
-    tables_by_metric = {name: make_tables(study, name) for name in recorded}
-    sections = []
-    means = [make_mean_tables(tables_by_metric[metric]) for metric in tables_by_metric]
-    if means[0]:
-        sections.append(_heat_section(study, tables_by_metric["accuracy"]))
-        sections += [_section(study, list(group)) for group in zip(*means, strict=True)]
-    sections += [_section(study, list(group)) for group in zip(*tables_by_metric.values(), strict=True)]
+    tables = make_tables(study)
+    means = make_mean_tables(tables)
+    sections = [_heat_section(study, tables)] if means else []
+    sections += [_section(study, table, metrics) for table in (*means, *tables)]
     if published:
         sections.append(make_published_section(study))
     return Document(suite.name, suite.title, suite.question, suite.source, _summary(study), sections)
 
 
-def _section(study: Study, metrics: Sequence[Table]) -> Section:
-    accuracy = metrics[0]
-    blocks: list[Grid | Plot] = [*_pictures(study, accuracy)]
+def _section(study: Study, table: Pivot, metrics: Sequence[str]) -> Section:
     costs_first = study.suite.figure == "efficiency"
-    cost = cost_grid(accuracy, minor=not costs_first)
-    blocks += [cost] if costs_first else []
-    blocks.append(measured_grid(accuracy))
-    if len(accuracy.rows) > 1:
-        blocks.append(difference_grid(accuracy, reference_row(study, accuracy)))
-    blocks += [measured_grid(table) for table in metrics[1:]]
+    cost = cost_grid(table, minor=not costs_first)
+    blocks: list[Grid | Plot] = [*_pictures(study, table), *([cost] if costs_first else []), measured_grid(table)]
+    if len(table.rows) > 1:
+        blocks.append(difference_grid(table, table.reference_row(study.reference)))
+    blocks += [measured_grid(table, metric) for metric in metrics[1:]]
     blocks += [] if costs_first else [cost]
-    return Section(accuracy.title, tuple(blocks), _column_texts(accuracy))
+    return Section(table.title, tuple(blocks), column_notes(table))
 
 
-def _column_texts(table: Table) -> tuple[str, ...]:
-    if HARMONIC in table.columns:
-        return ("Harmonic mean: of base and new classes, seed by seed, then averaged.",)
-    return ()
-
-
-def _pictures(study: Study, table: Table) -> list[Plot]:
-    names = {row: format_head(row, table.runs[row]) for row in table.rows}
-    figure = study.suite.figure
+def _pictures(study: Study, table: Pivot) -> list[Plot]:
+    names, figure = head_names(table), study.suite.figure
     if figure == "efficiency":
-        return [Plot("efficiency", f"Accuracy over seconds to fit: {table.title}", draw_efficiency(table, names))]
+        return [Plot("efficiency", f"Accuracy over seconds to fit: {table.title}", plots.draw_efficiency(table, names))]
     if figure == "axis" and study.varied_values and table.axis == "shots":
         return [
             Plot("axis", f"Accuracy over {parameter}: {table.title}", drawing)
             for parameter, drawing in plots.draw_parameter_axes(table, names, study.varied_values)
         ]
-    if figure == "curves" and table.axis == "shots" and len(table.columns) > 1:
-        front = reference_row(study, table)
-        return [Plot("curves", f"Accuracy by shots: {table.title}", plots.draw_learning_curves(table, names, front))]
-    figures = []
-    if len(table.columns) <= MAX_DOT_COLUMNS:
+    if figure == "curves" and table.axis == "shots" and len(table.parts) > 1:
+        curve = pivot_curve(table, names, table.title, front=table.reference_row(study.reference))
+        return [Plot("curves", f"Accuracy by shots: {table.title}", curve)]
+    figures, columns = [], table.columns()
+    if len(columns) <= MAX_DOT_COLUMNS:
         figures.append(Plot("bars", f"Accuracy by head: {table.title}", plots.draw_dots(table, names)))
-    if table.axis == "test" and len(table.columns) > 3:
-        figures.append(
-            _heat_map(study, [(_part_name(table, c), table, c) for c in table.columns], f"by test part: {table.title}")
-        )
+    if table.axis == "test" and len(columns) > 3:
+        spots = [(_part_name(table, column), table, column) for column in columns]
+        figures.append(_heat_map(study, spots, f"by test part: {table.title}"))
     return figures
 
 
-def _part_name(table: Table, column: str | int) -> str:
+def _part_name(table: Pivot, column: Part) -> str:
     """The name of a test part; with its data set if the name alone does not say which."""
     return f"{column} ({table.fixed['data']})" if column == "test" and "data" in table.fixed else str(column)
 
 
-def _heat_section(study: Study, tables: Sequence[Table]) -> Section:
-    spots = [(table.title, table, table.columns[-1]) for table in tables]
-    table, column = tables[0], tables[0].columns[-1]
+def _heat_section(study: Study, tables: Sequence[Pivot]) -> Section:
+    spots = [(table.title, table, table.columns()[-1]) for table in tables]
+    table, column = tables[0], tables[0].columns()[-1]
     what = format_shots(column) if isinstance(column, int) else f"{format_shots(int(table.fixed['shots']))}, {column}"
     return Section("All data sets", (_heat_map(study, spots, f"by data set, at {what}"),))
 
 
-def _heat_map(study: Study, spots: Sequence[tuple[str, Table, str | int]], what: str) -> Plot:
+def _heat_map(study: Study, spots: Sequence[tuple[str, Pivot, Part]], what: str) -> Plot:
     rows = list(dict.fromkeys(row for _, table, _ in spots for row in table.rows))
-    names = {row: format_head(row, [run for _, table, _ in spots for run in table.runs.get(row, ())]) for row in rows}
-    reference = reference_row(study, spots[0][1])
-    title = f"Accuracy in % {what}"
+    names = {row: format_head(row, [run for _, table, _ in spots for run in table.runs(row)]) for row in rows}
+    reference, title = spots[0][1].reference_row(study.reference), f"Accuracy in % {what}"
     return Plot("heat", title, plots.draw_heat_map(spots, rows, names, reference, title))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from clipadapter.bench.report.grids import INTERVAL
-from clipadapter.bench.report.texts import format_cell, format_difference
+from clipadapter.bench.grids import INTERVAL, format_cell, format_difference
+from clipadapter.bench.pivot import make_spot
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import Setting, Study
-from clipadapter.bench.summary import markdown_table
 from clipadapter.formatting import shorten_name
+from clipadapter.metrics import METRICS
+from clipadapter.rendering.tables import markdown_table
 
 HEADER = ("head", "data", "encoder", "test", "shots")
 PAIRING_NOTE = "Two runs are compared if they were fitted to the same rows."
@@ -45,7 +46,10 @@ def compare_studies(a: Study, b: Study) -> str:
 
 
 def _row(setting: Setting, first: Study, second: Study) -> list[str]:
-    a, b = (study.accuracy_by_draw(setting) for study in (first, second))
+    a, b = (
+        {(run.seed, tuple(run.rows)): run.metrics.accuracy for run in study.runs_at(setting) if run.metrics is not None}
+        for study in (first, second)
+    )
     difference = paired_difference(b, a) if a.keys() & b.keys() else None
     name = f"{setting.label} · {setting.prompts}" if setting.prompts else setting.label
     return [
@@ -54,7 +58,7 @@ def _row(setting: Setting, first: Study, second: Study) -> list[str]:
         shorten_name(setting.encoder),
         setting.test,
         str(setting.shots),
-        *(format_cell(study.cell(setting), "accuracy") for study in (first, second)),
+        *(format_cell(make_spot(study, setting).cell(), METRICS["accuracy"].format) for study in (first, second)),
         format_difference(difference),
     ]
 

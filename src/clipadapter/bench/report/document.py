@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from clipadapter.rendering.tables import Grid, escape_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -13,39 +15,8 @@ else:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table as text.
-
-    Args:
-        title: above it.
-        header: names of the columns.
-        rows: as many cells each.
-        best: (row, column) of the cells in bold.
-        notes: sentences about this table.
-        common: sentences on how it was measured, which other tables of the section share.
-        minor: whether a page may collapse it.
-        text_columns: columns of text; the others are numbers.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    best: frozenset[tuple[int, int]] = frozenset()
-    notes: tuple[str, ...] = ()
-    common: tuple[str, ...] = ()
-    minor: bool = False
-    text_columns: frozenset[int] = frozenset({0})
-
-
-@dataclass(frozen=True)
 class Plot:
-    """A plot.
-
-    Args:
-        kind: part of the file name.
-        title: what it shows.
-        figure: matplotlib's figure.
-    """
+    """A plot: a part of its file name, what it shows, and matplotlib's figure."""
 
     kind: str
     title: str
@@ -90,3 +61,25 @@ class Document:
         """File names of the plots without suffix, by the id of the plot; they are numbered."""
         pictures = [picture for section in self.sections for picture in section.plots]
         return {id(picture): f"{self.name}-{i}-{picture.kind}" for i, picture in enumerate(pictures, 1)}
+
+    def to_latex(self) -> str:
+        """The tables, with short captions. How they were measured is a comment above each. Plots are not included."""
+        head = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(self.title.split())}"]
+        grids = [block.to_latex() for section in self.sections for block in section.blocks if isinstance(block, Grid)]
+        return "\n\n".join([*head, *grids]) + "\n"
+
+    def to_markdown(self, names: Mapping[int, str]) -> str:
+        """The page; names are those of the files of the plots, by the id of the plot."""
+        escape = escape_markdown
+        parts = [f"# {escape(self.title)}", *([escape(self.question)] if self.question else [])]
+        parts += [f"After: {escape(self.source)}."] if self.source else []
+        parts.append(escape(" ".join(self.summary)))
+        for section in self.sections:
+            parts += [f"## {escape(section.title)}", *map(escape, section.text)]
+            for block in section.blocks:
+                if isinstance(block, Plot):
+                    parts.append(f"![{escape(block.title)}]({names[id(block)]})")
+                    continue
+                notes = [*block.notes, " ".join(block.common)]
+                parts += [f"### {escape(block.title)}", block.to_markdown(), *(escape(note) for note in notes if note)]
+        return "\n\n".join(parts) + "\n"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 
 from clipadapter import __version__
-from clipadapter.bench.report.document import Document, Grid, Plot
+from clipadapter.bench.report.document import Document, Plot
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.plots import render_plot
-
-WIDE_CELL_CHARACTERS = 40
-"""Longer cells get a wide column."""
+from clipadapter.rendering.tables import WIDE_CELL_CHARACTERS, Grid
 
 
 def render_html(document: Document) -> str:

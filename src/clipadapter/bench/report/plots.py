@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipadapter.bench.plots import ShotSeries, draw_shot_series
-from clipadapter.bench.report.grids import select_most_shots
-from clipadapter.bench.report.tables import Row, Table
-from clipadapter.bench.report.texts import transductive_mark
+from clipadapter.bench.grids import select_most_shots
+from clipadapter.bench.notes import transductive_mark
+from clipadapter.bench.pivot import Part, Pivot, Row
+from clipadapter.bench.plots import describe_spread, method_of
 from clipadapter.metrics import mean_sd
 from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
+from clipadapter.rendering.heat_map import add_colour_bar, draw_cells
 from clipadapter.rendering.method_colours import assign_styles
 from clipadapter.rendering.plots import (
     GREY,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from clipadapter.bench.continual.summary import HeadRuns
-    from clipadapter.bench.run import Run
 
 
 MAX_LABEL_CHARACTERS = 44
@@ -39,46 +39,14 @@ SHOT_COLOURS = ("#A3BEE0", "#6F9BD1", "#4178B5", "#245A91", "#0F3C66", "#08233F"
 """From few to many shots: one hue, since these are no methods."""
 
 
-def method_of(table: Table, row: Row) -> str:
-    """The registered name of the method of a row; its label if it has no records."""
-    return next((run.method for run in table.runs[row]), row.label)
-
-
-def describe_spread(runs: Iterable[Run]) -> str:
-    """What points and bands are.
-
-    >>> describe_spread([])
-    'one draw'
-    """
-    return "mean ± sd of the draws" if len({run.seed for run in runs}) > 1 else "one draw"
-
-
-def draw_learning_curves(table: Table, names: Mapping[Row, str], front: Row) -> Figure:
-    """Accuracy over shots; see `clipadapter.bench.draw_learning_curve`.
-
-    Args:
-        table: its columns are shots.
-        names: names of the heads in the plot.
-        front: a head that is always in colour.
-    """
-    series = []
-    for row in table.rows:
-        shots, mean, sd = _line(table, row)
-        if len(shots):
-            series.append(ShotSeries(truncate(names[row]), method_of(table, row), shots, mean, sd, row == front))
-    figure = create_figure(9.0, 5.2)
-    axes = figure.add_subplot()
-    draw_shot_series(axes, series, [int(n) for n in table.columns], describe_spread(table.all_runs))
-    axes.set_ylabel("accuracy in %")
-    set_title(figure, table.title)
-    return figure
-
-
-def _line(table: Table, row: Row) -> tuple[Any, Any, Any]:
-    """Shots, mean and sd in %, where a head has figures."""
-    cells = [(n, table.cell(row, n)) for n in table.columns if table.cell(row, n).values]
-    points = np.array([(n, 100 * cell.mean, 100 * cell.sd) for n, cell in cells], float).reshape(-1, 3)
-    return points[:, 0], points[:, 1], points[:, 2]
+LEVEL_STYLES: dict[str, Any] = {
+    "dashed": (0, (5, 2)),
+    "dotted": (0, (1, 2)),
+    "dash-dotted": (0, (6, 2, 1, 2)),
+    "long dashes": (0, (12, 3)),
+    "dash and two dots": (0, (6, 2, 1, 2, 1, 2)),
+}
+"""Of heads without the varied parameter; of more heads the lines could not be told apart."""
 
 
 def _shot_colours(n: int) -> list[str]:
@@ -88,7 +56,7 @@ def _shot_colours(n: int) -> list[str]:
 
 
 def draw_parameter_axes(
-    table: Table, names: Mapping[Row, str], values: Mapping[str, float | str]
+    table: Pivot, names: Mapping[Row, str], values: Mapping[str, float | str]
 ) -> list[tuple[str, Figure]]:
     """Accuracy over the values of a parameter: one line per number of shots. Heads without a value are level lines.
 
@@ -109,7 +77,7 @@ def draw_parameter_axes(
 
 
 def _axis_figure(
-    table: Table,
+    table: Pivot,
     parameter: str,
     rows: Sequence[Row],
     level: Sequence[Row],
@@ -121,9 +89,9 @@ def _axis_figure(
     positions = _axis_positions(axes, [values[row.label] for row in rows])
     style_axes(axes)
     curves: list[Curve] = []
-    colours = _shot_colours(len(table.columns))
+    colours = _shot_colours(len(table.columns()))
     # The coloured lines are the largest numbers of shots; there are rarely more than five.
-    for n, colour in list(zip(table.columns, colours, strict=True))[-MAX_COLOURED_LINES:]:
+    for n, colour in list(zip(table.columns(), colours, strict=True))[-MAX_COLOURED_LINES:]:
         points = [(position, table.cell(row, n)) for position, row in zip(positions, rows, strict=True)]
         points = sorted((position, cell) for position, cell in points if cell.values)
         if points:
@@ -132,20 +100,21 @@ def _axis_figure(
             label = f"{n} shot{'s' if n != 1 else ''}"
             curves.append(Curve(label, x, y, sd if len(x) > 1 else None, colour))
     draw_curves(axes, curves[::-1])
-    for j, row in enumerate(level):
-        _level_lines(axes, table, row, ("--", ":", "-.")[j % 3], dict(zip(table.columns, colours, strict=True)))
-    kinds = ("dashed", "dotted", "dash-dotted")
-    dashes = [f"{kinds[j % 3]}: {truncate(names[row])}" for j, row in enumerate(level)]
+    for row, style in zip(level, LEVEL_STYLES.values(), strict=False):
+        _level_lines(axes, table, row, style, dict(zip(table.columns(), colours, strict=True)))
+    dashes = [f"{kind}: {truncate(names[row])}" for row, kind in zip(level, LEVEL_STYLES, strict=False)]
+    if n_others := max(0, len(level) - len(LEVEL_STYLES)):
+        dashes.append(f"and {n_others} more head{'s' * (n_others > 1)} in the table")
     axes.set_ylabel("accuracy in %")
     axes.set_xlabel(format_greek(parameter), parse_math=False)
-    set_subtitle(axes, "; ".join([describe_spread(table.all_runs), *map(format_greek, dashes)]))
+    set_subtitle(axes, "; ".join([describe_spread(table.runs()), *map(format_greek, dashes)]))
     set_title(figure, table.title)
     return figure
 
 
-def _level_lines(axes: Axes, table: Table, row: Row, style: str, colours: Mapping[str | int, str]) -> None:
+def _level_lines(axes: Axes, table: Pivot, row: Row, style: Any, colours: Mapping[Part, str]) -> None:
     """A line for each number of shots in its colour; one grey line if they are all the same."""
-    heights = {n: 100 * table.cell(row, n).mean for n in table.columns if table.cell(row, n).values}
+    heights = {n: 100 * table.cell(row, n).mean for n in table.columns() if table.cell(row, n).values}
     is_same = len(set(heights.values())) == 1
     for n, height in list(heights.items())[: 1 if is_same else None]:
         axes.axhline(height, color=GREY if is_same else colours[n], linestyle=style, linewidth=1.2)
@@ -168,23 +137,23 @@ def _axis_positions(axes: Axes, values: Sequence[float | str]) -> list[float]:
     return [float(value) for value in values]
 
 
-def draw_dots(table: Table, names: Mapping[Row, str]) -> Figure:
+def draw_dots(table: Pivot, names: Mapping[Row, str]) -> Figure:
     """Accuracy of each head in each column, as a dot on a band of one standard deviation.
 
     Dots and not bars from zero: differences of one point would be invisible in bars, and truncated bars mislead.
     """
-    rows = [row for row in table.rows if any(table.cell(row, column).values for column in table.columns)]
-    figure = create_figure(9.0, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * len(table.columns))
+    rows = [row for row in table.rows if any(table.cell(row, column).values for column in table.columns())]
+    figure = create_figure(9.0, 1.6 + 0.34 * max(4, len(rows)) + 0.03 * len(rows) * len(table.columns()))
     axes = figure.add_subplot()
-    n = len(table.columns)
+    n = len(table.columns())
     spread = min(0.6, 0.14 * (n - 1))
     offsets = np.linspace(-spread / 2, spread / 2, n) if n > 1 else [0.0]
-    are_shots = all(isinstance(column, int) for column in table.columns)
+    are_shots = all(isinstance(column, int) for column in table.columns())
     styles = [(colour, "o") for colour in _shot_colours(n)]
     if not are_shots:
         styles = [(style.colour, style.marker) for style in assign_styles([""] * n)]
     handles, labels = [], []
-    for column, offset, (colour, marker) in zip(table.columns, offsets, styles, strict=True):
+    for column, offset, (colour, marker) in zip(table.columns(), offsets, styles, strict=True):
         points = [(y + offset, table.cell(row, column)) for y, row in enumerate(rows) if table.cell(row, column).values]
         if points:
             if n == 1:
@@ -206,7 +175,7 @@ def draw_dots(table: Table, names: Mapping[Row, str]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("accuracy in %")
-    set_subtitle(axes, describe_spread(table.all_runs))
+    set_subtitle(axes, describe_spread(table.runs()))
     if n > 1:
         _legend(figure, handles, labels)
     set_title(figure, table.title)
@@ -228,7 +197,7 @@ def _dots(axes: Axes, points: Sequence[tuple[float, Any]], colour: str, marker: 
 
 
 def draw_heat_map(
-    spots: Sequence[tuple[str, Table, str | int]],
+    spots: Sequence[tuple[str, Pivot, Part]],
     rows: Sequence[Row],
     names: Mapping[Row, str],
     reference: Row,
@@ -243,41 +212,21 @@ def draw_heat_map(
         reference: the head that colours are relative to.
         title: above the plot.
     """
-    figures = [[table.measurements.get((row, column)) for _, table, column in spots] for row in rows]
-    values = np.array(
-        [
-            [
-                100 * measurement.cell.mean if measurement is not None and measurement.by_seed else np.nan
-                for measurement in line
-            ]
-            for line in figures
-        ]
-    )
+    cells = [[table.cell(row, column) for _, table, column in spots] for row in rows]
+    values = np.array([[100 * cell.mean if cell.values else np.nan for cell in line] for line in cells])
     above = values - (values[list(rows).index(reference)] if reference in rows else np.nan)
     limit = float(np.clip(np.nanmax(np.abs(above)), 1, 15)) if np.isfinite(above).any() else 1.0
     figure = create_figure(4.2 + 0.8 * len(spots), 2.4 + 0.3 * len(rows))
-    axes = figure.add_subplot()
-    axes.set_facecolor("#eeeeee")
-    mesh = axes.pcolormesh(
-        np.ma.masked_invalid(above), cmap="PuOr_r", vmin=-limit, vmax=limit, edgecolors="white", linewidth=1.2
+    axes = figure.add_subplot(facecolor="#eeeeee")
+    mesh = draw_cells(
+        axes,
+        [(above, "PuOr_r", -limit, limit)],
+        [truncate(name) for name, _, _ in spots],
+        [truncate(names[row], MAX_LABEL_CHARACTERS) for row in rows],
+        lambda i, j: f"{values[i, j]:.1f}" if np.isfinite(values[i, j]) else "–",
+        rotation=35 if len(spots) > 3 else 0,
     )
-    for i, j in np.ndindex(values.shape):
-        known = bool(np.isfinite(values[i, j]))
-        colour = mesh.cmap(mesh.norm(above[i, j])) if np.isfinite(above[i, j]) else (1.0, 1.0, 1.0)
-        dark = np.dot(colour[:3], (0.299, 0.587, 0.114)) < 0.52
-        text = f"{values[i, j]:.1f}" if known else "–"
-        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8.5, color="white" if dark else INK)
-    rotation: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(spots) > 3 else {}
-    axes.set_xticks(np.arange(len(spots)) + 0.5, [truncate(name) for name, _, _ in spots], parse_math=False, **rotation)
-    axes.set_yticks(
-        np.arange(len(rows)) + 0.5, [truncate(names[row], MAX_LABEL_CHARACTERS) for row in rows], parse_math=False
-    )
-    axes.invert_yaxis()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, aspect=28, pad=0.02, extend="both")
-    bar.set_label(f"points above {names.get(reference, reference.label)}", parse_math=False)
-    bar.outline.set_visible(False)
+    add_colour_bar(figure, mesh, axes, f"points above {names.get(reference, reference.label)}", extend="both")
     set_title(figure, title)
     return figure
 
@@ -294,13 +243,13 @@ MIN_FIT_SECONDS = 1e-5
 """Shorter fits are drawn at this time."""
 
 
-def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
+def draw_efficiency(table: Pivot, names: Mapping[Row, str]) -> Figure:
     """Accuracy over seconds of a fit, with the most shots; each point has the name of its head."""
     figure = create_figure(9.0, 6.2)
     axes = figure.add_subplot()
     points = []
     for row in table.rows:
-        runs = [run for run in select_most_shots(table.runs[row]) if run.metrics is not None]
+        runs = [run for run in select_most_shots(table.runs(row)) if run.metrics is not None]
         if runs:
             accuracy, sd = mean_sd([100 * run.metrics.accuracy for run in runs if run.metrics])
             seconds = max(mean_sd([run.seconds.fit for run in runs if run.seconds])[0], MIN_FIT_SECONDS)
@@ -320,8 +269,8 @@ def draw_efficiency(table: Table, names: Mapping[Row, str]) -> Figure:
         _name_points(axes, points)
     axes.set_ylabel("accuracy in %")
     axes.set_xlabel("seconds to fit")
-    hollow = "; hollow: sees more than the shots and class text" if transductive_mark(table.all_runs) else ""
-    set_subtitle(axes, describe_spread(table.all_runs) + hollow)
+    hollow = "; hollow: sees more than the shots and class text" if transductive_mark(table.runs()) else ""
+    set_subtitle(axes, describe_spread(table.runs()) + hollow)
     set_title(figure, table.title)
     return figure
 
@@ -386,9 +335,7 @@ def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: s
             continue
         mesh = _panel(axes, panels[i][1], tasks, low, has_row_names=i % across == 0)
         axes.set_title(_named(panels[i][0]), fontsize=9, loc="left", parse_math=False)
-    bar = figure.colorbar(mesh, ax=grid, shrink=0.7, aspect=30, pad=0.01)
-    bar.set_label("accuracy in %")
-    bar.outline.set_visible(False)
+    add_colour_bar(figure, mesh, grid, "accuracy in %", shrink=0.7, aspect=30, pad=0.01)
     set_title(figure, f"{title}\nrow: after this task; column: measured on this task; hatched: before it was learned")
     return figure
 
@@ -402,29 +349,23 @@ def _named(learner: HeadRuns) -> str:
 
 def _panel(axes: Axes, matrix: Any, tasks: Sequence[str], low: float, has_row_names: bool) -> Any:
     n = len(tasks)
-    mesh = axes.pcolormesh(matrix, cmap="YlGnBu", vmin=low, vmax=100, edgecolors="white", linewidth=0.8)
+    names = [truncate(name, 18) for name in tasks]
+    mesh = draw_cells(
+        axes,
+        [(matrix, "YlGnBu", low, 100)],
+        names,
+        names if has_row_names else [""] * n,
+        lambda t, i: f"{matrix[t, i]:.0f}" if n <= MAX_TASKS_WITH_NUMBERS else "",
+        size=7.5,
+        rotation=40,
+    )
     for t, i in np.ndindex(matrix.shape):
         if t < i:
             axes.add_patch(_hatched(i, t))
-        if n <= MAX_TASKS_WITH_NUMBERS:
-            dark = np.dot(mesh.cmap(mesh.norm(matrix[t, i]))[:3], (0.299, 0.587, 0.114)) < 0.52
-            text = axes.text(i + 0.5, t + 0.5, f"{matrix[t, i]:.0f}", ha="center", va="center", fontsize=7.5)
-            text.set_color("white" if dark else INK)
-            if t < i:
-                text.set_fontstyle("italic")
     stairs = [(k + step, k + 0.0) for k in range(n) for step in (0, 1)]
     axes.plot(*zip(*stairs, (n, n), strict=True), color=INK, linewidth=1.4)
-    axes.set_xticks(np.arange(n) + 0.5, [truncate(name, 18) for name in tasks], rotation=40, ha="right", fontsize=7.5)
-    axes.set_yticks(
-        np.arange(n) + 0.5, [truncate(name, 18) for name in tasks] if has_row_names else [""] * n, fontsize=7.5
-    )
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set_parse_math(False)
-        label.set_rotation_mode("anchor")
+    axes.tick_params(labelsize=7.5)
     axes.set_xlim(0, n)
-    axes.set_ylim(n, 0)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     return mesh
 
 

@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from clipadapter.bench.continual.summary import HeadRuns, format_continual_metric
+from clipadapter.bench.continual.summary import HeadRuns, metric_columns
+from clipadapter.bench.grids import format_cell, format_head, format_points
+from clipadapter.bench.notes import device_notes
+from clipadapter.bench.pivot import HARMONIC, Cell, Pivot, Row, format_shots, make_mean_tables, make_spot, make_tables
 from clipadapter.bench.published import (
     ELEVEN_DATA_SETS,
     PublishedAccuracy,
@@ -15,23 +18,14 @@ from clipadapter.bench.published import (
     find_published_streams,
     published_sources,
 )
-from clipadapter.bench.report.document import Grid, Section
-from clipadapter.bench.report.tables import (
-    HARMONIC,
-    Row,
-    Table,
-    format_shots,
-    harmonic_mean,
-    make_mean_tables,
-    make_tables,
-)
-from clipadapter.bench.report.texts import format_cell, format_head, format_points
+from clipadapter.bench.report.document import Section
 from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import Study
-from clipadapter.bench.summary import Cell, device_notes
 from clipadapter.data.sets import get_set, list_sets
 from clipadapter.encoders.catalogue import QUICK_GELU
 from clipadapter.formatting import shorten_name
+from clipadapter.metrics import METRICS
+from clipadapter.rendering.tables import Grid
 
 TITLE = "Measured and published"
 TEXT_COLUMNS = frozenset({0, 1, 2, 3, 7, 8, 9, 10})
@@ -104,7 +98,9 @@ def _measured(study: Study) -> Iterator[Measured]:
         protocol = runs[0].data.protocol
         dataset = setting.test if protocol == "shift" else setting.data
         if protocol in ("given", "shift") and _is_complete_set(dataset, runs[0], shifted=protocol == "shift"):
-            yield Measured(dataset, Row(setting.label, setting.prompts), setting.shots, study.cell(setting), runs)
+            yield Measured(
+                dataset, Row(setting.label, setting.prompts), setting.shots, make_spot(study, setting).cell(), runs
+            )
     for table in make_mean_tables(make_tables(study)):
         yield from _means(table)
 
@@ -118,28 +114,23 @@ def _is_complete_set(dataset: str, run: Run, shifted: bool = False) -> bool:
     return run.n_classes == known.n_classes and pictures in (0, run.n_test)
 
 
-def _means(table: Table) -> Iterator[Measured]:
+def _means(table: Pivot) -> Iterator[Measured]:
     """Means over the papers' eleven sets."""
-    if {run.data.support for run in table.all_runs} != set(ELEVEN_DATA_SETS):
+    if {run.data.support for run in table.runs()} != set(ELEVEN_DATA_SETS):
         return
-    kinds = {column: {run.data.protocol for run in runs} for column, runs in table.runs_by_column.items()}
     for row in table.rows:
-        runs = table.runs[row]
-        for column in table.columns:
-            measurement = table.measurements[row, column]
-            if not measurement.by_seed:
+        runs = table.runs(row)
+        for column in table.columns():
+            cell = table.cell(row, column)
+            if not cell.values:
                 continue
             if isinstance(column, int):
                 if all(_is_complete_set(run.data.support, run) for run in runs):
-                    yield Measured("mean11", row, column, measurement.cell, runs)
-            elif column == HARMONIC:
-                base, new = (table.measurements[row, part].by_seed for part in table.columns[:2])
-                # The papers' harmonic mean is that of the two means.
-                values = tuple(harmonic_mean(base[seed], new[seed]) for seed in sorted(base.keys() & new.keys()))
-                yield Measured("mean11_harmonic", row, int(table.fixed["shots"]), Cell(values), runs)
-            elif HARMONIC in table.columns:
-                name = "mean11_new" if kinds[column] == {"new"} else "mean11_base"
-                yield Measured(name, row, int(table.fixed["shots"]), measurement.cell, runs)
+                    yield Measured("mean11", row, column, cell, runs)
+            elif HARMONIC in table.derived:
+                is_new = {run.data.protocol for run in table.runs(part=column)} == {"new"}
+                name = "harmonic" if column == HARMONIC else "new" if is_new else "base"
+                yield Measured(f"mean11_{name}", row, int(table.fixed["shots"]), cell, runs)
 
 
 def _matches(ours: Measured) -> list[PublishedAccuracy]:
@@ -196,7 +187,7 @@ def _row(ours: Measured, theirs: PublishedAccuracy) -> tuple[str, ...]:
     return _cells(
         format_head(ours.head, ours.runs),
         format_shots(ours.shots) if theirs.shots else TAKES_NO_SHOTS,
-        format_cell(ours.cell, "accuracy"),
+        format_cell(ours.cell, METRICS["accuracy"].format),
         format_points(ours.cell.mean - theirs.accuracy / 100),
         theirs,
     )
@@ -245,7 +236,7 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
         (
             head.label,
             format_shots(shots),
-            *(format_continual_metric(head.cell(metric), metric) for metric in STREAM_METRICS),
+            *(text for column in metric_columns([head], STREAM_METRICS) for text in column.texts()),
             "measured",
         )
         for head in heads

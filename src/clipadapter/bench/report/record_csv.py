@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from clipadapter.bench.continual.summary import HeadRuns
+from clipadapter.bench.pivot import Spot
 from clipadapter.bench.run import Metrics
 from clipadapter.bench.study import Study
 from clipadapter.files import csv_text
@@ -52,7 +53,7 @@ def format_record_csv(study: Study) -> str:
 def _stream_rows(study: Study) -> Iterator[tuple[object, ...]]:
     for setting, runs in study.runs_by_setting.items():
         for run in runs:
-            learns = HeadRuns(setting.label, [run]).learns
+            learns = HeadRuns(setting.label, Spot([run])).learns
             fields = (
                 setting.label,
                 learns,

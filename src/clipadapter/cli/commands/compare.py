@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions
@@ -79,13 +80,16 @@ def command(
 
     Without TEST, the splits train and test of SHOTS are used. If SHOTS has no such splits, heads are compared by
     cross-validation: SHOTS is cut into folds, and each picture is classified by heads fitted to shots of the other
-    folds. zero-shot and linear-probe always take part. Every run is appended to runs.jsonl as soon as it is done; a
-    successful run that is in this file is not repeated.
+    folds. Then --seeds is 1 by default, since every picture is a test picture once. zero-shot and linear-probe always
+    take part. Every run is appended to runs.jsonl as soon as it is done; a successful run that is in this file is not
+    repeated.
     """
     check_output_folder(folder)
     if heads is not None:
         _head_options(heads, settings)  # a wrong one is refused before anything slow is imported
     train, test = _open_splits(shots_from, test_from)
+    if test is None and click.get_current_context().get_parameter_source("seeds") is ParameterSource.DEFAULT:
+        seeds = 1  # the folds of one seed are about as many fits as three draws
     train, test = prompts.rename_classes(train), None if test is None else prompts.rename_classes(test)
     selected = _create_heads(heads, settings)
     prompt_parameters = prompts.classifier_parameters(train.class_names)
@@ -187,7 +191,7 @@ def comparison_record(result: Comparison, files: Sequence[Path], metric: str = "
     from clipadapter.bench import summarise
 
     return {
-        **summarise(result.runs, metric).to_dict(),
+        **summarise(result.runs, metric),
         "encoder": result.runs[0].encoder.name,
         **({} if result.folds is None else {"protocol": "cross-validation", "folds": result.folds}),
         "n_test": len(result.test),

@@ -14,10 +14,12 @@ from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.docstrings import without_defaults, without_examples
 from clipadapter.registry import unknown
+from clipadapter.rendering.marks import NOT_AS_PUBLISHED
 
 MARKS = {
     "*": "transductive: uses the pictures to classify when it is fitted",
     "+": "can also learn from pictures without labels (fit --unlabelled)",
+    NOT_AS_PUBLISHED: "is not the published method, or has default parameters of this project in place of its recipe",
 }
 """Marks of heads in the table, and their meaning."""
 
@@ -75,13 +77,17 @@ def _list_heads(pattern: str) -> str:
         "*" if head.attributes.get("transductive") else "+" if head.attributes.get("accepts_unlabelled") else ""
         for head in heads
     ]
-    kinds = [Fidelity.of(head.facts).kind for head in heads]
+    stated = [Fidelity.of(head.facts) for head in heads]
+    marks = [
+        f"{mark}{'' if own.is_as_published else NOT_AS_PUBLISHED}" for mark, own in zip(marks, stated, strict=True)
+    ]
+    kinds = [own.kind for own in stated]
     rows = [
         [f"{head.name} {mark}".strip(), kind, head.summary]
         for head, mark, kind in zip(heads, marks, kinds, strict=True)
     ]
     text = f"{table(['head', 'fidelity', 'summary'], rows)}\n\n{_describe_kinds(kinds)}"
-    notes = "\n".join(f"{mark} {note}" for mark, note in MARKS.items() if mark in marks)
+    notes = "\n".join(f"{mark} {note}" for mark, note in MARKS.items() if mark in "".join(marks))
     return f"{text}\n\n{notes}" if notes else text
 
 

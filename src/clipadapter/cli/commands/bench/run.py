@@ -68,7 +68,6 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 @folder_option
 @click.option("--root", type=FOLDER, help="Folder of the named data sets, see 'clipadapter data list'.")
 @click.option("--descriptions", type=FILE, help="JSON file with sentences by class, for suites that compare them.")
-@click.option("--launcher", default="local", help="Where fits run: local or ray.")
 @click.option(
     "--workers",
     type=COUNT,
@@ -92,7 +91,6 @@ def run(
     folder: Path,
     root: Path | None,
     descriptions: Path | None,
-    launcher: str,
     workers: int | None,
     device: str,
     plot_formats: tuple[str, ...],
@@ -108,7 +106,7 @@ def run(
     """
     read_suite(suite)  # a wrong name or path is refused before torch is imported
     from clipadapter.bench import FEATURES, estimate, find_problems, load_suite, open_source, run_suite
-    from clipadapter.bench.launchers import create_launcher
+    from clipadapter.bench.launcher import Launcher
     from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH
 
@@ -122,8 +120,6 @@ def run(
     sentences = read_descriptions(descriptions) if descriptions else None
     check_output_folder(folder)
     device = find_device(device)
-    fit_launcher = create_launcher(launcher, workers=workers, device=device)
-    fit_launcher.check()
     cost = estimate(study, specs, encoders, root=root)
     problems = find_problems(study, cost.sizes, encoders, root, has_descriptions=sentences is not None)
     if dry_run:
@@ -150,13 +146,13 @@ def run(
         sources,
         models,
         folder,
-        fit_launcher,
+        Launcher(workers, device=device),
         device=device,
         plot_formats=plot_formats,
         progress=out.progress,
     )
-    stream_data, stream_text = _stream_result(study, outcome, folder) if study.is_stream else ({}, "")
-    out.result({**_outcome_data(outcome, folder), **stream_data}, stream_text + _outcome_text(outcome, study, folder))
+    data_of_runs, text = _results(study, outcome, folder)
+    out.result({**_outcome_data(outcome, folder), **data_of_runs}, f"{text}\n\n{_outcome_text(outcome, study, folder)}")
     if outcome.n_failed:
         click.get_current_context().exit(1)
 
@@ -336,30 +332,10 @@ def _stream_facts(suite: Suite, cost: Estimate) -> list[tuple[str, str]]:
     ]
 
 
-def _stream_result(suite: Suite, outcome: SuiteResult, folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the figures of the streams that were run, as JSON and as one table per stream."""
-    from clipadapter.bench import load_study, stream_table
-    from clipadapter.bench.continual.summary import CONTINUAL_METRICS, HeadRuns
-    from clipadapter.bench.report.tables import format_shots
-    from clipadapter.bench.study import Setting
+def _results(suite: Suite, outcome: SuiteResult, folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the figures of what was run, as JSON and as tables."""
+    from clipadapter.bench import load_study
+    from clipadapter.bench.report.terminal import study_data, study_text
 
-    study = load_study(folder, suite.name)
-    groups: dict[Setting, list[HeadRuns]] = {}
-    for setting, runs in study.runs_by_setting.items():
-        new_runs = [run for run in runs if run.key in outcome.keys]
-        if new_runs:
-            groups.setdefault(setting._replace(label=""), []).append(HeadRuns(setting.label, new_runs))
-    data, texts = [], []
-    for i, (setting, heads) in enumerate(groups.items(), 1):
-        runs = [run.model_copy(update={"head": head.label}) for head in heads for run in head.runs]
-        title = f"{setting.data}, {format_shots(setting.shots)}, tasks {setting.test}"
-        texts.append(f"{title}\n{stream_table(runs, i == len(groups))}\n")
-        data += [
-            {
-                **{"data": setting.data, "order": setting.test, "shots": setting.shots, "head": head.label},
-                "learns": head.learns,
-                **{name: head.cell(name).mean if head.cell(name).values else None for name in CONTINUAL_METRICS},
-            }
-            for head in heads
-        ]
-    return {"streams": data}, "".join(f"{text}\n" for text in texts)
+    study = load_study(folder, suite.name).select({run.key for runs in outcome.runs for run in runs})
+    return study_data(study), study_text(study)

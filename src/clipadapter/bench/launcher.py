@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from multiprocessing.queues import SimpleQueue
@@ -18,7 +19,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clipadapter.bench.launchers.base import MAX_ATTEMPTS, Job, JobResult, Launcher, register_launcher
 from clipadapter.bench.worker import set_gpu, set_threads
 from clipadapter.devices import count_gpus
 from clipadapter.parallel import count_cores
@@ -29,16 +29,64 @@ MEMORY_FRACTION = 0.8
 """How much of the free memory is used."""
 
 
-@register_launcher("local")
-class Local(Launcher):
-    """Runs fits in processes on this machine. A single worker is this process.
+MAX_ATTEMPTS = 3
+"""How often a job is tried whose worker dies."""
 
-    >>> list(Local(workers=1).run(lambda text: [text.upper()], [Job(0, "a")]))
+
+@dataclass(frozen=True)
+class Job:
+    """One task of a launcher.
+
+    Args:
+        number: its position in the plan.
+        task: the argument of the function, as JSON.
+    """
+
+    number: int
+    task: str
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The result of a job.
+
+    Args:
+        job: the job.
+        result: what the function returned; None if every worker that tried it died.
+        error: the reason if there is no result.
+    """
+
+    job: Job
+    result: list[str] | None
+    error: str | None = None
+
+
+class Launcher:
+    """Runs one function on many tasks, in any order, in processes on this machine. It survives the death of a worker.
+
+    A single worker is this process.
+
+    Args:
+        workers: number of workers; None for as many as cores and memory allow.
+        memory: bytes that one worker needs.
+        device: where fits compute, such as "cpu" or "cuda". With a GPU there is one worker per GPU by default.
+
+    >>> list(Launcher(workers=1).run(lambda text: [text.upper()], [Job(0, "a")]))
     [JobResult(job=Job(number=0, task='a'), result=['A'], error=None)]
     """
 
+    def __init__(self, workers: int | None = None, memory: int = 0, device: str = "cpu") -> None:
+        self.workers = workers
+        self.memory = memory
+        self.device = device
+
     def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
-        """As `Launcher.run`."""
+        """Yield results as they are finished; closing the iterator stops the work.
+
+        Args:
+            function: importable by its name; it takes a text and returns texts.
+            jobs: the jobs.
+        """
         workers = self.count_workers(len(jobs))
         if workers > 1:
             yield from _pool(function, jobs, workers, max(1, count_cores() // workers), list_gpus(self.device))
