@@ -36,11 +36,11 @@ def test_the_declaration_of_a_head_states_what_the_class_states():
         assert Fidelity.of(declaration.facts) == Fidelity.of(HEADS.info(declaration.name).facts)
 
 
-def test_the_file_of_one_class_is_parsed_to_read_its_declaration(monkeypatch):
+def test_the_files_of_a_class_and_its_bases_are_parsed_to_read_its_declaration(monkeypatch):
     source, parsed = PackageSource("clipadapter.heads", "clipadapter.tuners"), []
-    monkeypatch.setattr("ast.parse", lambda text, parse=ast.parse: parsed.append(text) or parse(text))
+    monkeypatch.setattr("ast.parse", lambda text, *args, parse=ast.parse, **more: parsed.append(text) or parse(text, *args, **more))
     source.declaration("gda")
-    assert [text.count('@register_head(\n    "gda"') for text in parsed] == [1]
+    assert [text.count("@register_head(") for text in parsed].count(1) == 1 and len(parsed) < 6
 
 
 def test_names_of_heads_and_encoders_are_read_without_torch():
@@ -76,6 +76,6 @@ def test_the_parameters_that_are_read_are_those_of_the_class(name):
 
 @pytest.mark.parametrize("name", HEADS.list())
 def test_the_attributes_that_are_read_are_those_of_the_class(name):
-    declared = SOURCE.attributes(name, inherited=True)
+    declared = SOURCE.attributes(name)
     for attribute in ("transductive", "accepts_unlabelled", "needs_text"):
         assert declared[attribute] is getattr(HEADS.info(name).cls, attribute)
