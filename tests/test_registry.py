@@ -38,7 +38,9 @@ def test_the_declaration_of_a_head_states_what_the_class_states():
 
 def test_the_files_of_a_class_and_its_bases_are_parsed_to_read_its_declaration(monkeypatch):
     source, parsed = PackageSource("clipadapter.heads", "clipadapter.tuners"), []
-    monkeypatch.setattr("ast.parse", lambda text, *args, parse=ast.parse, **more: parsed.append(text) or parse(text, *args, **more))
+    monkeypatch.setattr(
+        "ast.parse", lambda text, *args, parse=ast.parse, **more: parsed.append(text) or parse(text, *args, **more)
+    )
     source.declaration("gda")
     assert [text.count("@register_head(") for text in parsed].count(1) == 1 and len(parsed) < 6
 
