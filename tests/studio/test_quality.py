@@ -184,7 +184,7 @@ def test_pictures_are_compared_by_their_final_feature(open_session):
     expected = plain.encode_images(images).numpy()
     np.testing.assert_allclose(features.final(contents.unlabelled), expected, atol=1e-5)
     prediction = session.predict(contents.unlabelled[0].path)
-    (labelled,) = {one.key: one.similarity for one in prediction.nearest[:1]}.items()
+    (labelled,) = {one.source: one.similarity for one in prediction.nearest[:1]}.items()
     first = plain.encode_images([Image.open(session.project.root / labelled[0]).convert("RGB")]).numpy()[0]
     cosine = first @ expected[0] / np.linalg.norm(first) / np.linalg.norm(expected[0])
     assert labelled[1] == pytest.approx(cosine, abs=1e-4)

@@ -21,7 +21,7 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import score
 from clipadapter.data import draw_shots
 from clipadapter.data.images import ImageSource
-from clipadapter.explain import explain
+from clipadapter.explain import Neighbour, explain
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
@@ -321,15 +321,6 @@ def _to_indices(labels: Sequence[str], class_names: Sequence[str]) -> Array:
 
 
 @dataclass(frozen=True)
-class SimilarPicture:
-    """A labelled picture that is similar to the one of a prediction."""
-
-    key: str  # key of the picture
-    label: str  # its class
-    similarity: float  # cosine of the features, -1 to 1
-
-
-@dataclass(frozen=True)
 class ExplainedPrediction:
     """The prediction for one picture, with reasons."""
 
@@ -337,7 +328,7 @@ class ExplainedPrediction:
     shot_count: int  # labelled pictures that the model was fitted to; 0 if it used the class names alone
     reason: str = ""  # why, in a sentence or two without technical terms
     details: tuple[str, ...] = ()  # the explanation in numbers, as sentences
-    nearest: tuple[SimilarPicture, ...] = ()  # most similar labelled pictures
+    nearest: tuple[Neighbour, ...] = ()  # most similar labelled pictures
     labelled_as: str | None = None  # class of the picture if it is a labelled one
     unlike: str | None = None  # why the picture is unlike every class; else None
 
@@ -351,11 +342,7 @@ def explain_prediction(
         best = np.argsort(-row, kind="stable")[:MAX_PREDICTED_CLASSES]
         return ExplainedPrediction(tuple((model.class_names[i], float(row[i])) for i in best), 0)
     explanation = explain(model.classifier, image, top=MAX_PREDICTED_CLASSES, neighbours=MAX_NEIGHBOURS)
-    nearest = tuple(
-        SimilarPicture(one.source, one.label, one.similarity)
-        for one in explanation.nearest
-        if contents.label(one.source) is not None
-    )
+    nearest = tuple(one for one in explanation.nearest if contents.label(one.source) is not None)
     same = [one.label for one in nearest if one.similarity > SAME_PICTURE_SIMILARITY]
     return ExplainedPrediction(
         explanation.prediction.top,

@@ -182,8 +182,8 @@ class Panels:
         return groups
 
     def _prediction(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
-        nearest = [one for one in tab.prediction.nearest if contents.has(one.key)] if tab.prediction else []
-        urls = self._thumbnails.urls([contents.picture(one.key) for one in nearest], SMALL_PIXELS)
+        nearest = [one for one in tab.prediction.nearest if contents.has(one.source)] if tab.prediction else []
+        urls = self._thumbnails.urls([contents.picture(one.source) for one in nearest], SMALL_PIXELS)
         return {
             "prediction": tab.prediction,
             "nearest": list(zip(nearest, urls, strict=True)),
