@@ -131,8 +131,8 @@ def test_every_part_has_a_floor():
     assert {part(path) for path in MODULES} <= set(FLOOR)
 
 
-LONG = {"classifier/classifier.py": 1060, "heads/base.py": 765, "heads/clip_adapter.py": 670}
-"""One class in lifecycle order, which is easier to read in one file. CLIP-Adapter has its two layers before it."""
+LONG = {"classifier/classifier.py": 1060, "heads/base.py": 720}
+"""One class in lifecycle order, which is easier to read in one file."""
 
 
 def test_a_module_stays_below_600_lines():

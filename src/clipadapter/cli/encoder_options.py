@@ -33,7 +33,7 @@ class BackendOptions:
     device: str = option(
         "--device",
         default="cpu",
-        help="Where encoder and head compute: cpu, cuda, cuda:1, mps, xpu, or auto for a GPU if there is one.",
+        help="Where the encoder computes: cpu, cuda, cuda:1, mps, xpu, or auto for a GPU if there is one.",
     )
     backend: str = option(
         "--backend",
