@@ -48,7 +48,7 @@ def test_a_bar_counts_its_iterable(capfd):
 
 def test_a_loaded_model_has_the_bars_of_where_it_is_used(tmp_path):
     pictures = [np.full((8, 8, 3), colour, np.uint8) for colour in ([255, 0, 0], [0, 0, 255])]
-    params = {"steps": 2, "folds": 2}
+    params = {"steps": 2}
     fitted = FewShotClassifier("toy", "clip-adapter", head_params=params, cache=None, progress=True)
     fitted.fit(pictures, ["red", "blue"])
     assert fitted.head_.progress

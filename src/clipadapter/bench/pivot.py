@@ -209,8 +209,8 @@ def _mean(values: Sequence[float]) -> float:
 def harmonic_mean(values: Sequence[float]) -> float:
     """2ab / (a + b) of two values; 0 if both are.
 
-    >>> harmonic_mean([0.8, 0.4])
-    0.5333333333333334
+    >>> harmonic_mean([0.75, 0.25])
+    0.375
     """
     a, b = values
     return 2 * a * b / (a + b) if a + b else 0.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 
 from clipadapter.backends.formats import get_format, list_formats
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.errors import ClipAdapterError, InputError, MissingExtraError
+from clipadapter.errors import InputError, MissingExtraError
 from clipadapter.export.exporter import export_model
 from clipadapter.export.parity import MIN_ROWS
 from clipadapter.export.pictures import draw_pictures
@@ -26,8 +27,9 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower:
 
     Image towers that are not in memory, because all features were stored ones, are only loaded with ``load_tower``.
     """
-    conformal = model.uncertainty_.conformal
-    if model.encoder_.info.precision == "int8" or (conformal is not None and conformal.method == "cv+"):
+    conformal, rejector = model.uncertainty_.conformal, model.uncertainty_.rejector
+    has_more = (conformal is not None and conformal.method == "cv+") or (rejector and rejector.negative_label_names)
+    if model.encoder_.info.precision != "fp32" or has_more or model.head_.tunes_encoder:
         return False  # see `clipadapter.runtime.cached`: the file could not answer as the model does
     for name in list_formats():
         path = cached_export(Path(folder), name)
@@ -46,10 +48,12 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower:
                 raise InputError(f"the image tower has more than {MAX_WEIGHTS} weights")
             size = max((tower.pixels.size for tower in towers), default=0)
             export_model(model, path, format=name, pictures=draw_pictures(MIN_ROWS, size))
-        except (ClipAdapterError, RuntimeError):
-            with suppress(OSError):  # the model is saved: a cache folder that can't be written is no error
-                refused.parent.mkdir(parents=True, exist_ok=True)
-                refused.touch()
+        except Exception as error:  # the model is saved and answers without the file
+            logging.getLogger(__name__).info("%s was not exported to the cache: %s", folder, error)
+            if not isinstance(error.__cause__ or error, OSError):  # a full disk may have room the next time
+                with suppress(OSError):
+                    refused.parent.mkdir(parents=True, exist_ok=True)
+                    refused.touch()
         with suppress(OSError):
             _remove_old_files(path.parent)
         return path.exists()

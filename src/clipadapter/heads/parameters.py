@@ -104,7 +104,7 @@ def check_bounds(cls: Any, parameters: Mapping[str, Any]) -> None:
     clipadapter.errors.InputError: mix must be 0 to 1, but is 2
     """
     for name, value in parameters.items():
-        if hasattr(value, "tolist") and not isinstance(value, Real):
+        if getattr(value, "ndim", 0):
             # A fit would take it, but a model could not be saved with it.
             raise InputError(f"{name} must be no array, but is {brief(value)}: give {name}.tolist()")
         if isinstance(value, float) and not math.isfinite(value):

@@ -23,7 +23,7 @@ MAX_HASHED_BYTES = 64 << 20
 
 def cached_export(folder: Path, format_name: str) -> Path:
     """The exported file of a saved model, whether it exists or not. Its name is the hash of the model's config."""
-    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()[:32]
+    digest = hashlib.sha256(_read(folder, CONFIG_FILE)).hexdigest()[:32]
     return default_cache_dir() / "exports" / f"{digest}{get_format(format_name).suffix}"
 
 
@@ -48,9 +48,11 @@ def open_cached(folder: Path) -> Predictor | None:
 def _is_sound(folder: Path) -> bool:
     """Whether the other files have the hashes that the config states, and a file can answer as the model does."""
     config = json.loads(_read(folder, CONFIG_FILE))
-    conformal, files = config["uncertainty"].get("conformal") or {}, config["files"]
-    if config["encoder"]["precision"] == "int8" or conformal.get("method") == "cv+":
-        return False  # the file has the tower in fp32, and no sets by CV+
+    parts, files = config["uncertainty"], config["files"]
+    conformal, rejector = parts.get("conformal") or {}, parts.get("rejector") or {}
+    has_more = conformal.get("method") == "cv+" or rejector.get("negative_label_names")
+    if config["encoder"]["precision"] != "fp32" or has_more:
+        return False  # the file has the tower in fp32, no sets by CV+, and no negative labels to name
     names = (HEAD_FILE, *({UNCERTAINTY_FILE} & set(files)))
     are_equal = all(hashlib.sha256(_read(folder, name)).hexdigest() == files[name]["sha256"] for name in names)
     return are_equal and all(model_path(folder, name).is_file() for name in files)  # of the shots that they exist

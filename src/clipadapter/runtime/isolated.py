@@ -22,28 +22,41 @@ PACKAGE_PARENT = Path(__file__).parents[2]
 """Working folder of the child: "-m" searches modules there first, and the server's own may hold anyone's files."""
 
 
+_children: set[subprocess.Popen[str]] = set()
+"""Those that are running, which `stop_children` ends."""
+
+
+def stop_children() -> None:
+    """End the children that are running: `try_in_child` then reports how they ended."""
+    for child in list(_children):
+        child.kill()
+
+
 def try_in_child(path: Path, backend: str = "auto", timeout_seconds: float = TIMEOUT_SECONDS) -> None:
     """Open a file and run it on one grey picture, in a child process with one thread."""
     again = "export the model again"
     command = [sys.executable, "-m", __name__, str(path.absolute()), backend, str(timeout_seconds)]
-    try:
-        # stderr is dropped: runtimes repeat the error there.
-        child = subprocess.run(
-            command,
-            cwd=PACKAGE_PARENT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            timeout=timeout_seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ArtifactError(
-            f"{path} was not open after {timeout_seconds:g} seconds in a child process: {again}"
-        ) from None
-    if child.returncode == REFUSED and child.stdout:
-        raise ArtifactError(child.stdout.splitlines()[-1].replace(str(path.absolute()), str(path)))
+    child = subprocess.Popen(
+        command,
+        cwd=PACKAGE_PARENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # runtimes repeat the error there
+        text=True,
+    )
+    _children.add(child)
+    with child:
+        try:
+            output, _ = child.communicate(timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise ArtifactError(
+                f"{path} was not open after {timeout_seconds:g} seconds in a child process: {again}"
+            ) from None
+        finally:
+            _children.discard(child)
+    if child.returncode == REFUSED and output:
+        raise ArtifactError(output.splitlines()[-1].replace(str(path.absolute()), str(path)))
     if child.returncode:
         names = {-each.value: f"by {each.name}" for each in signal.Signals}
         ending = names.get(child.returncode, f"with status {child.returncode}")

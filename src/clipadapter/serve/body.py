@@ -7,7 +7,7 @@ hundreds of times its size in memory and stop all other requests.
 
 from __future__ import annotations
 
-import binascii
+import base64
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -144,12 +145,11 @@ async def _read_form(headers: Headers, chunks: AsyncGenerator[bytes, None], limi
     )
     try:
         items = (await parser.parse()).multi_items()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
+    except (MultiPartException, FormParserError) as error:  # the second is that of older versions of Starlette
+        reason = str(getattr(error, "message", error)).rstrip(".")
+        if reason.startswith("Too many files"):
             raise too_many_pictures(limits.max_pictures) from error
-        raise RequestRefused(
-            400, f"the body is no multipart form ({error.message.rstrip('.')}): {CURL_HINT}"
-        ) from error
+        raise RequestRefused(400, f"the body is no multipart form ({reason}): {CURL_HINT}") from error
     uploads = [value for _, value in items if isinstance(value, UploadFile)]
     files = [_take_content(upload) for upload in uploads]
     options = _validate_fields([(name, value) for name, value in items if isinstance(value, str)])
@@ -246,7 +246,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 def _decode(text: str) -> bytes:
     """The bytes of a text in base64, with or without ``data:...;base64,`` before it."""
     prefix = DATA_URL.match(text)
-    return binascii.a2b_base64(text[prefix.end() :] if prefix else text, strict_mode=True)
+    return base64.b64decode(text[prefix.end() :] if prefix else text, validate=True)
 
 
 _Schema = TypeVar("_Schema", bound=BaseModel)

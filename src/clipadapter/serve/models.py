@@ -22,7 +22,7 @@ from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError
 from clipadapter.parallel import count_cores
 from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
-from clipadapter.runtime.isolated import try_in_child
+from clipadapter.runtime.isolated import stop_children, try_in_child
 from clipadapter.serve.batching import Batcher, QueueSlot
 from clipadapter.serve.limits import Limits, RequestRefused
 from clipadapter.serve.logs import log_event
@@ -142,6 +142,7 @@ class ServedModels:
         Args:
             timeout: seconds to wait for each model.
         """
+        stop_children()  # a changed file that hangs would hold the process
         for model in list(self._models.values()):
             model.batcher.close(timeout)
         # No client waits for the remaining pictures; without this, the interpreter would wait for them at its exit.
