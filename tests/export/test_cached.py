@@ -155,9 +155,11 @@ def test_a_cache_folder_that_can_not_be_written_is_no_error(fitted, tmp_path, mo
     assert cached.open_cached(folder) is None
 
 
-def test_a_model_whose_sets_need_the_heads_of_all_folds_is_answered_by_itself(tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [{"coverage": 0.8, "sets": "cv+"}, {"reject": 0.1, "negative_labels": True}])
+def test_a_model_that_has_more_than_the_file_is_answered_by_itself(tmp_path, monkeypatch, options):
+    """Heads of all folds for sets, or the names of negative labels for reasons."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    options = UncertaintyOptions(coverage=0.8, sets="cv+")
+    options = UncertaintyOptions(**options)
     model = FewShotClassifier("toy", "prototype", cache=None, uncertainty=options).fit(*pictures(tmp_path))
     folder = model.save(tmp_path / "model")
     assert not export_to_cache(model, folder, load_tower=True)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,20 @@ def test_the_end_of_the_child_is_reported(script, words, tmp_path, monkeypatch):
     else:
         with pytest.raises(ArtifactError, match=words):
             try_in_child(tmp_path / "m.onnx", timeout_seconds=timeout)
+
+
+def test_a_child_that_hangs_ends_when_the_children_are_stopped(tmp_path, monkeypatch):
+    child = tmp_path / "child"
+    child.write_text("#!/bin/sh\nexec sleep 600\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(isolated.sys, "executable", str(child))
+    with ThreadPoolExecutor() as pool:
+        trial = pool.submit(try_in_child, tmp_path / "m.onnx")
+        while not trial.done() and not isolated._children:
+            pass
+        isolated.stop_children()
+        with pytest.raises(ArtifactError, match="by SIGKILL"):
+            trial.result()
 
 
 def test_errors_name_the_path_as_it_was_given(write, tmp_path, monkeypatch):
