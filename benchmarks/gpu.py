@@ -39,12 +39,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.data import read_image
-from clipadapter.devices import check_device, describe_device, full_float32
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import InputError
 from clipadapter.features import encode_classes, extract
 from clipadapter.heads import create_head
-from clipadapter.parallel import count_cores
+from clipadapter.utils.devices import check_device, describe_device, full_float32
+from clipadapter.utils.parallel import count_cores
 
 PIXELS = {"mean": [0.481, 0.458, 0.408], "std": [0.269, 0.261, 0.276], "interpolation": "bicubic"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

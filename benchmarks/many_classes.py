@@ -24,11 +24,11 @@ from _output import add_json, write_json
 from head_costs import QUERIES, in_a_process, make, peak_mb
 
 from clipadapter import FewShotClassifier
-from clipadapter.blocks import Block
 from clipadapter.classifier.answers import answer_features
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures, create_head
+from clipadapter.utils.blocks import Block
 
 HEADS = ("gda", "tip-adapter", "linear-probe", "clip-adapter", "auto")
 SIZES = ("10000x4x512", "1000x100x768")

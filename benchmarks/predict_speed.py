@@ -30,14 +30,14 @@ from pipeline_speed import find
 from clipadapter import FewShotClassifier, load_dataset
 from clipadapter.classifier.answers import answer_features, predict_columns
 from clipadapter.classifier.fitting import Negatives, fit_with_uncertainty
+from clipadapter.cli.prediction_files import AnsweredRows, PredictionFile
 from clipadapter.data import draw_shots
 from clipadapter.encoders import EncoderInfo
 from clipadapter.features import FeatureRow, FeatureSet, open_feature_table, write_parquet
 from clipadapter.heads import TextFeatures, create_head
 from clipadapter.persistence import Model, load_model, save_model
-from clipadapter.prediction import PredictionColumns
-from clipadapter.prediction_files import AnsweredRows, PredictionFile
 from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.utils.prediction import PredictionColumns
 
 SOURCE = Path(__file__).parents[1] / "src"
 RUN_AND_NOTE_PEAK = """

@@ -32,8 +32,8 @@ from heads_speed import from_features
 
 from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
 from clipadapter.bench.launcher import Launcher
-from clipadapter.blocks import FINAL
 from clipadapter.features import FeatureSet
+from clipadapter.utils.blocks import FINAL
 
 PICTURES = 20
 

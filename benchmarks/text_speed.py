@@ -20,7 +20,7 @@ from torch import Tensor
 from clipadapter.data import get_templates
 from clipadapter.encoders.lite_text import MAX_TOKENS, MiniLm
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower
-from clipadapter.imagenet import imagenet_names
+from clipadapter.utils.imagenet import imagenet_names
 
 BATCH = 256
 

@@ -17,8 +17,8 @@ from _runs import Records, add_source, each_draw, make_parser, parse, write_tabl
 from clipadapter import FewShotClassifier
 from clipadapter.features import FeatureSet
 from clipadapter.metrics import expected_calibration_error, log_loss
-from clipadapter.prediction import softmax
 from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.utils.prediction import softmax
 
 OPTIONS = UncertaintyOptions(reject=0.05, coverage=0.9)
 COLUMNS = ("accuracy", "ECE", "chance", "ECE plain", "log-loss", "log-loss plain", "coverage", "size", "rejected")

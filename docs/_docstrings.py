@@ -19,8 +19,8 @@ FIELDS = {"NamedTuple", "ABC", "BaseModel", "FrozenModel"}
 
 def head_docstrings() -> dict[str, tuple[str, str]]:
     """By the path of each registered head, its docstring with the inherited parameters, and its fidelity."""
-    from clipadapter.docstrings import without_defaults
     from clipadapter.heads import head_info, list_heads
+    from clipadapter.utils.docstrings import without_defaults
 
     classes = [head_info(name).cls for name in list_heads()]
     parts = {f"{cls.__module__}.{cls.__qualname__}": (cls.__doc__ or "").partition("\n\nFidelity: ") for cls in classes}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from clipadapter.encoders.lite_text import NAMES_FILE, MiniLm, embed_names, serialize_names
-from clipadapter.files import write_atomically
+from clipadapter.utils.files import write_atomically
 
 
 def main() -> None:

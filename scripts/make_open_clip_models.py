@@ -15,7 +15,7 @@ from typing import Any
 
 from clipadapter.encoders.catalogue import MODELS_FILE
 from clipadapter.encoders.open_clip_sources import weights_files
-from clipadapter.files import write_atomically
+from clipadapter.utils.files import write_atomically
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from clipadapter.encoders.catalogue import TIMM_MODELS_FILE
 from clipadapter.encoders.timm_sources import spell_licence
-from clipadapter.files import write_atomically
+from clipadapter.utils.files import write_atomically
 
 
 def main() -> None:

@@ -6,8 +6,14 @@ import re
 import pytest
 
 from clipadapter import ClipAdapter, FewShotClassifier, list_heads
-from clipadapter.docstrings import describe_arguments, examples_first, with_defaults, without_defaults, without_examples
 from clipadapter.heads import head_info
+from clipadapter.utils.docstrings import (
+    describe_arguments,
+    examples_first,
+    with_defaults,
+    without_defaults,
+    without_examples,
+)
 
 CLASSES = {"FewShotClassifier": FewShotClassifier, **{name: head_info(name).cls for name in list_heads()}}
 

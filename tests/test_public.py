@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import clipadapter
-from clipadapter.installation import install_command
+from clipadapter.errors import install_command
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = [

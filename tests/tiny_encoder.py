@@ -11,7 +11,7 @@ from clipadapter.encoders.inputs import to_tensor
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.heads import Head
 from clipadapter.heads.support import SupportSet
-from clipadapter.pixels import PixelSpec
+from clipadapter.utils.pixels import PixelSpec
 
 INNER_WIDTH, WIDTH = 12, 32
 

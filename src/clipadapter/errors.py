@@ -20,12 +20,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import math
+import shlex
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 TRAIN = frozenset(
     ("torch", "torchvision", "open_clip", "timm", "sklearn", "scipy", "safetensors", "pydantic", "huggingface_hub")
@@ -221,9 +225,26 @@ def require_installed(module: str, extra: str, purpose: str) -> None:
         raise MissingExtraError(_missing_text(extra, purpose))
 
 
-def _missing_text(extra: str, purpose: str) -> str:
-    from clipadapter.installation import install_command  # late: only errors need it
+def install_command(extra: str) -> str:
+    """The command that installs an extra: from the folder that the package was installed from, else by its name.
 
+    >>> install_command("lite").startswith("pip install ")
+    True
+    """
+    try:
+        # Written by pip, see PEP 610. A package from an index has no such file.
+        origin = json.loads(distribution("clipadapter").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        origin = {}
+    url = urlsplit(str(origin.get("url", "")))
+    folder = unquote(url.path)
+    if url.scheme != "file" or not Path(folder).is_dir():
+        return f"pip install 'clipadapter[{extra}]'"
+    editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+    return f"pip install {editable}{shlex.quote(f'{folder}[{extra}]')}"
+
+
+def _missing_text(extra: str, purpose: str) -> str:
     more = " ([all] in place of it installs the others too)" if extra in NEXT_EXTRAS else ""
     return f"{purpose} needs an extra that is not installed: {install_command(extra)}{more}"
 
@@ -241,8 +262,6 @@ def needs_training(error: ModuleNotFoundError, purpose: str, extra: str = "lite"
     """
     if (error.name or "").split(".")[0] not in TRAIN:
         return None
-    from clipadapter.installation import install_command
-
     return MissingExtraError(
         f"{purpose} needs the part of clipadapter that learns, which is not installed: {install_command(extra)}"
     )

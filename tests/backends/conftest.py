@@ -7,7 +7,7 @@ import torch
 
 from clipadapter.backends import Int8Calibration, Tower, create_backend
 from clipadapter.encoders import create_encoder
-from clipadapter.pixels import PixelSpec
+from clipadapter.utils.pixels import PixelSpec
 
 from ..runtime.conftest import write
 

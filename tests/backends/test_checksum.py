@@ -12,9 +12,9 @@ import pytest
 from clipadapter.backends.checksum import append_checksum, check_file, open_model
 from clipadapter.backends.formats import ExportFormat
 from clipadapter.errors import ArtifactError
-from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Uncertainty
+from clipadapter.utils.pixels import PixelSpec
 
 ABOUT = ExportMetadata(("red", "green", "blue"), PixelSpec(4, (0.0,) * 3, (1.0,) * 3), Uncertainty(), checksum="sha256")
 RED = np.full((8, 8, 3), [255, 0, 0], np.uint8)

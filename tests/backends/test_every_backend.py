@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from clipadapter.backends import Int8Calibration, backend_info, create_backend, list_backends
-from clipadapter.errors import InputError, MissingExtraError, UnknownNameError
-from clipadapter.installation import install_command
+from clipadapter.errors import InputError, MissingExtraError, UnknownNameError, install_command
 
 KINDS = [(backend, precision) for backend in list_backends() for precision in backend_info(backend).cls.precisions]
 CONVERTING = ["onnxruntime", "openvino"]

@@ -22,9 +22,8 @@ from clipadapter.backends.formats import (
     load_formats,
 )
 from clipadapter.backends.registry import BACKENDS
-from clipadapter.errors import InputError, MissingExtraError
-from clipadapter.installation import install_command
-from clipadapter.registry import Entry
+from clipadapter.errors import InputError, MissingExtraError, install_command
+from clipadapter.utils.registry import Entry
 
 FORMATS = list_formats()
 

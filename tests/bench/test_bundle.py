@@ -14,7 +14,7 @@ from clipadapter.heads import TextFeatures
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.split_types import EvaluationFeatures
+from clipadapter.utils.split_types import EvaluationFeatures
 
 NAMES = ("cat", "cow", "dog")
 

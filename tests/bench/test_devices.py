@@ -9,8 +9,8 @@ from clipadapter.bench import compare_studies, launcher, load_study, open_source
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.suite import parse_suite
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.devices import count_gpus
 from clipadapter.errors import InputError
+from clipadapter.utils.devices import count_gpus
 
 SHORT = """
 title = "t"

@@ -5,10 +5,10 @@ from sklearn.exceptions import NotFittedError
 
 from clipadapter.bench.projection import adapted_features, draw_projection, separation
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
 from clipadapter.heads import Head, create_head
 from clipadapter.rendering.projection import match_orientation, project
 from clipadapter.testing import toy_features
+from clipadapter.utils.functional import unit
 
 
 def unit_rows(x):

@@ -7,8 +7,8 @@ from clipadapter import FewShotClassifier
 from clipadapter.adaptation import TdaCache, vote
 from clipadapter.errors import InputError
 from clipadapter.features import ViewSpec, extract
-from clipadapter.prediction import softmax
 from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.utils.prediction import softmax
 
 NAMES = ["blue", "green", "red"]
 

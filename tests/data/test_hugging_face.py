@@ -5,8 +5,7 @@ import pytest
 
 from clipadapter import errors
 from clipadapter.data import load_dataset
-from clipadapter.errors import DataError, MissingExtraError
-from clipadapter.installation import install_command
+from clipadapter.errors import DataError, MissingExtraError, install_command
 
 
 @pytest.fixture

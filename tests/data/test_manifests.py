@@ -4,8 +4,7 @@ import pytest
 
 from clipadapter import errors
 from clipadapter.data import load_dataset
-from clipadapter.errors import DataError, MissingExtraError
-from clipadapter.installation import install_command
+from clipadapter.errors import DataError, MissingExtraError, install_command
 
 ROWS = [("b/1.jpg", "dog", "train"), ("2 ü.jpg", "cat", "val"), ("b/3.jpg", "cat, small", "test")]
 

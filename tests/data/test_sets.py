@@ -9,7 +9,7 @@ import torchvision
 from clipadapter.data import get_templates, load_dataset
 from clipadapter.data.sets import data_root, find_set, get_set, list_sets, prepare
 from clipadapter.errors import DataError, UnknownNameError
-from clipadapter.imagenet import imagenet_names, imagenet_synsets
+from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
 
 from .stand_in import IMAGENET, IMAGENETTE, classes_of, make_stand_in
 

@@ -10,8 +10,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.data import load_dataset
 from clipadapter.doctor import diagnose
 from clipadapter.encoders.toy import ToyEncoder
-from clipadapter.errors import DataError, InputError, MissingExtraError
-from clipadapter.installation import install_command
+from clipadapter.errors import DataError, InputError, MissingExtraError, install_command
 
 
 def diagnose_folder(root, encoder="toy", **options):

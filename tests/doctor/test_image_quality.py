@@ -12,8 +12,7 @@ from clipadapter.doctor.image_quality import (
     measure_sharpness,
     reduce_short_side,
 )
-from clipadapter.errors import MissingExtraError
-from clipadapter.installation import install_command
+from clipadapter.errors import MissingExtraError, install_command
 
 
 def test_sharpness_is_the_99th_percentile_of_the_laplacian_over_the_contrast():

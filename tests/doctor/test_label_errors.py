@@ -9,10 +9,9 @@ from clipadapter.doctor import Finding
 from clipadapter.doctor.duplicates import nearest_neighbours
 from clipadapter.doctor.label_errors import downgrade_overlapping, find_label_errors
 from clipadapter.doctor.label_evidence import LabelEvidence, calibrate, collect_label_evidence
-from clipadapter.errors import MissingExtraError
+from clipadapter.errors import MissingExtraError, install_command
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
-from clipadapter.installation import install_command
 
 NAMES = ("ant", "bee", "cat", "dog")
 

@@ -8,8 +8,7 @@ import pytest
 
 from clipadapter.encoders import auto, create_encoder, hub
 from clipadapter.encoders.open_clip_sources import weights_files
-from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
-from clipadapter.installation import install_command
+from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError, install_command
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 from clipadapter.encoders import create_encoder, list_encoders, open_blocks, unprojected_blocks
 from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import UnknownNameError
-from clipadapter.functional import unit
 from clipadapter.testing import ENCODER_CHECKS, check_encoder
+from clipadapter.utils.functional import unit
 
 from ..failed_checks import names_of_failed_checks
 

@@ -9,7 +9,7 @@ from torchvision import transforms
 
 from clipadapter.encoders.inputs import to_tensor
 from clipadapter.errors import InputError
-from clipadapter.pixels import PixelSpec, centre_square
+from clipadapter.utils.pixels import PixelSpec, centre_square
 
 
 def reference(image: Image.Image, size: int) -> Image.Image:

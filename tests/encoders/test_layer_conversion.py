@@ -10,12 +10,12 @@ from open_clip.transformer import VisionTransformer
 from clipadapter.backends.onnxruntime import write_onnx
 from clipadapter.backends.openvino import import_openvino
 from clipadapter.backends.quantize import statistic_names
+from clipadapter.backends.telemetry import telemetry_disabled
 from clipadapter.backends.tracing import SquareTower, example_squares, trace
 from clipadapter.encoders.block_encoder import MirroredMean
 from clipadapter.encoders.open_clip_layers import TowerLayers
 from clipadapter.encoders.toy import ToyEncoder
-from clipadapter.pixels import PixelSpec
-from clipadapter.telemetry import telemetry_disabled
+from clipadapter.utils.pixels import PixelSpec
 
 
 def random_tower(make):

@@ -19,15 +19,14 @@ from torch.nn.functional import normalize
 from torchvision import transforms
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from clipadapter.blocks import Block, column_slices
-from clipadapter.cache import default_cache_dir
 from clipadapter.encoders import create_encoder, lite, lite_text, open_blocks, with_backend
 from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.encoders.lite_text import NAMES_FILE, Bridge, MiniLm, load_bridge, read_checked
 from clipadapter.encoders.rare_patches import describe_rare_patches, join_maps, patch_distances
-from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError
-from clipadapter.imagenet import imagenet_names
-from clipadapter.installation import install_command
+from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError, install_command
+from clipadapter.utils.blocks import Block, column_slices
+from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.imagenet import imagenet_names
 
 from .expected_layers import outputs_of, pixels_of, statistics
 

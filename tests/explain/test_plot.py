@@ -10,7 +10,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.errors import InputError
 from clipadapter.explain import Explanation, Neighbour
 from clipadapter.explain.plot import read_shot
-from clipadapter.prediction import Prediction
+from clipadapter.utils.prediction import Prediction
 
 SQUARE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 NO_PARTS = {"text_margin": None, "shots_margin": None, "text_label": None, "shots_label": None}

@@ -12,9 +12,9 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import open_blocks
 from clipadapter.errors import ArtifactError
 from clipadapter.export import export_model
-from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import Predictor
 from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.utils.pixels import PixelSpec
 
 from ..tiny_encoder import INNER_WIDTH, WIDTH, NearestMeanOfAll, TinyEncoder
 

@@ -17,9 +17,9 @@ from clipadapter.cli.app import app
 from clipadapter.encoders import open_blocks
 from clipadapter.export import export_model
 from clipadapter.export.cached import MAX_FILES, export_to_cache
-from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import cached
 from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.utils.pixels import PixelSpec
 
 from ..tiny_encoder import NearestMeanOfAll, TinyEncoder
 

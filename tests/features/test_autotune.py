@@ -12,10 +12,9 @@ from clipadapter.backends import cache_root
 from clipadapter.backends.openvino import OpenVinoBackend
 from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.encoders import create_encoder, with_backend
-from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError
+from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError, install_command
 from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, embed
 from clipadapter.features.autotune import Measured, Record, choose_measured, source_key
-from clipadapter.installation import install_command
 
 NEAR, FAR = Parity(0.9999, 0.9999, 1.0), Parity(0.9, 0.99, 1.0)
 EXACT = Parity(1.0, 1.0, 1.0)

@@ -11,7 +11,7 @@ from clipadapter.errors import EncoderUnavailableError
 from clipadapter.features import autotune, choose_backend, restore_backend
 from clipadapter.features.autotune import read_squares
 from clipadapter.heads import create_head
-from clipadapter.pixels import PixelSpec
+from clipadapter.utils.pixels import PixelSpec
 
 from ..tiny_encoder import TinyEncoder
 

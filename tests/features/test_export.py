@@ -6,12 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from clipadapter.blocks import MAX_BLOCK_WIDTH
 from clipadapter.data import Sample
 from clipadapter.encoders import create_encoder
-from clipadapter.errors import DataError, InputError, MissingExtraError
+from clipadapter.errors import DataError, InputError, MissingExtraError, install_command
 from clipadapter.features import FeatureRow, FeatureStore, extract, extract_rows, read_parquet, write_parquet
-from clipadapter.installation import install_command
+from clipadapter.utils.blocks import MAX_BLOCK_WIDTH
 
 parquet = pytest.importorskip("pyarrow.parquet")
 

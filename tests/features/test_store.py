@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, StoreError
 from clipadapter.features import FeatureStore, feature_key
+from clipadapter.utils.cache import default_cache_dir
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 
 from clipadapter.heads import IncrementalHead, TextFeatures, create_head
 from clipadapter.heads.support import as_labels, as_views, is_multilabel
-from clipadapter.towers import WordTower
+from clipadapter.utils.towers import WordTower
 
 FEW = {"epochs": 2, "steps": 2, "folds": 2, "n_ctx": 1, "channels": 1.0}
 """Parameters of heads that need text: short fits, and both of the two features that there are in some checks."""

@@ -13,7 +13,7 @@ from clipadapter.heads.base import HEADS
 from clipadapter.heads.knn import Knn
 from clipadapter.testing import HEAD_CHECKS
 from clipadapter.testing.heads import check_picture_features_are_declared
-from clipadapter.towers import WordTower
+from clipadapter.utils.towers import WordTower
 
 from ..failed_checks import names_of_failed_checks
 from .estimators import create_short, with_own_text

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.ape import Ape, search_grid
 from clipadapter.heads.channel_selection import interclass_similarity, select_channels
 from clipadapter.heads.tip_adapter import TipAdapter
+from clipadapter.utils.functional import unit
 
 from .formulas import dot, unit_list
 from .golden_figures import golden

@@ -3,9 +3,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from clipadapter import parallel
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
 from clipadapter.heads import TextFeatures, softmax_regression
 from clipadapter.heads.auto import experts, head
 from clipadapter.heads.auto.experts import (
@@ -29,6 +27,8 @@ from clipadapter.heads.auto.stacking import (
 from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.utils import parallel
+from clipadapter.utils.functional import unit
 
 
 def world(shots, quality, c=12, d=64, spread=1.0, seed=0, per_class=20):

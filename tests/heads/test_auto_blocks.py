@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.blocks import Block
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.auto import blocks as auto_blocks
 from clipadapter.heads.auto import head
 from clipadapter.heads.auto.blocks import choose_weights
 from clipadapter.heads.auto.head import Auto
+from clipadapter.utils.blocks import Block
 
 C, D = 4, 24
 NAMES = [f"class {i}" for i in range(C)]

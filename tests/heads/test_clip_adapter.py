@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter import parallel
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures, clip_adapter, out_of_fold, trained_head
 from clipadapter.heads.clip_adapter import ClipAdapter, Layers
@@ -14,6 +13,7 @@ from clipadapter.heads.clip_adapter_ablations import ClipAdapterTrainedRatio
 from clipadapter.heads.optimizers import MOMENTUM
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
+from clipadapter.utils import parallel
 
 from .formulas import unit_list
 from .golden_figures import doubles, golden

@@ -8,11 +8,11 @@ import torch
 from torch.nn.functional import linear
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
 from clipadapter.heads import create_head, head_info, list_heads, out_of_fold
 from clipadapter.heads.label_loss import ROBUST_Q, LabelLossHead, LogitAdjustedHead, estimate_wrong_share
 from clipadapter.heads.losses import LabelLoss
 from clipadapter.testing import toy_features
+from clipadapter.utils.functional import unit
 
 ADJUSTED = [name for name in list_heads() if issubclass(head_info(name).cls, LogitAdjustedHead)]
 TRAINED = [name for name in ADJUSTED if issubclass(head_info(name).cls, LabelLossHead)]

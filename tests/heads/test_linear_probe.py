@@ -4,11 +4,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from clipadapter.errors import InputError
-from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads import linear_probe, softmax_regression
 from clipadapter.heads.linear_probe import COARSE_GRID, LinearProbe, search_c
 from clipadapter.heads.softmax_regression import subsample
 from clipadapter.testing import toy_features
+from clipadapter.utils.functional import ABSENT_LOGIT
 
 from .golden_figures import golden
 

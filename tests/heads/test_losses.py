@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from clipadapter.functional import unit
 from clipadapter.heads.losses import LabelLoss, Loss, trained_cosines
+from clipadapter.utils.functional import unit
 
 
 def draw(n=7, c=4, d=5, seed=0):

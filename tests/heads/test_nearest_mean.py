@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.nearest_mean import NearestMean
 from clipadapter.heads.prototype import Prototype
 from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.testing import toy_features
+from clipadapter.utils.functional import ABSENT_LOGIT
 
 # Two shots of a at right angles: their mean points at 45 degrees. The shot of b is longer, which must not matter.
 X = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0]])

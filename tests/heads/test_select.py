@@ -7,8 +7,8 @@ from clipadapter.heads import create_head, out_of_fold, select
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.select import TEMPERATURES
 from clipadapter.heads.zero_shot import ZeroShot
-from clipadapter.split_types import mark_for_evaluation
 from clipadapter.testing import toy_features
+from clipadapter.utils.split_types import mark_for_evaluation
 
 MISLED = [1, 2, 0]
 

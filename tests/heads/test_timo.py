@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.functional import unit as unit_rows
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.gda import Gda
 from clipadapter.heads.timo import GAMMAS, TextShots, Timo, guide_text, guided_gaussians
 from clipadapter.heads.zero_shot import ZeroShot
+from clipadapter.utils.functional import unit as unit_rows
 
 from .formulas import dot, unit, unit_list
 from .golden_figures import golden

@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from clipadapter.heads import TextFeatures, create_head, head_info, list_heads, out_of_fold
 from clipadapter.heads.training import TrainConfig
-from clipadapter.towers import WordTower
+from clipadapter.utils.towers import WordTower
 
 D, SCALE = 24, 30.0
 EVERY = [f"{first}{second}" for first in "abcdefghijklmnopqrst" for second in "xyz"]

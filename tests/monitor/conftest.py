@@ -8,8 +8,8 @@ import pytest
 from clipadapter import FewShotClassifier
 from clipadapter.errors import DataError
 from clipadapter.features import FeatureSet
-from clipadapter.formatting import describe_unreadable
 from clipadapter.heads import TextFeatures
+from clipadapter.utils.formatting import describe_unreadable
 
 NAMES = ("cat", "dog", "owl")
 WIDTH = 12

@@ -14,10 +14,10 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.files import without_paths
 from clipadapter.persistence import History, load_model, pull, push, read_config, save_model
 from clipadapter.persistence.card import GENERATED_MARK
 from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.utils.files import without_paths
 
 from ..conftest import CLIP, TINY
 from .colours import squares

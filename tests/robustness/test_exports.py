@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from clipadapter.backends.checksum import append_checksum
-from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata
 from clipadapter.runtime.isolated import try_in_child
 from clipadapter.serve import ServedModels
+from clipadapter.utils.pixels import PixelSpec
 
 from ..runtime.conftest import NAMES, SIDE, graph
 from ..serve.colours import learned

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from clipadapter.errors import ArtifactError
-from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, isolated
 from clipadapter.runtime.isolated import try_in_child
 from clipadapter.uncertainty import Uncertainty
+from clipadapter.utils.pixels import PixelSpec
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="children are shell scripts")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from clipadapter.errors import ArtifactError
-from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata
 from clipadapter.uncertainty import Calibrator, Conformal, DecisionOptions, Uncertainty, learn_rejector
+from clipadapter.utils.pixels import PixelSpec
 
 PIXELS = PixelSpec(224, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "squash", "bilinear")
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapter.errors import ArtifactError, DataWarning, ImageError, InputError, MissingExtraError
-from clipadapter.installation import install_command
-from clipadapter.pixels import PixelSpec
+from clipadapter.errors import ArtifactError, DataWarning, ImageError, InputError, MissingExtraError, install_command
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.uncertainty import Conformal, MultiLabel, Uncertainty, learn_rejector
+from clipadapter.utils.pixels import PixelSpec
 
 NAMES = ("red", "green", "blue")
 PIXELS = PixelSpec(4, (0.0,) * 3, (1.0,) * 3)

@@ -7,9 +7,9 @@ import threading
 import numpy as np
 from PIL import Image
 
-from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Outputs, RuntimeModel
 from clipadapter.uncertainty import Conformal, Uncertainty, learn_multilabel, learn_rejector
+from clipadapter.utils.pixels import PixelSpec
 
 SIDE = 4
 NAMES = ("red", "green", "blue")

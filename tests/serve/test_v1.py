@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from clipadapter.cli.app import app
-from clipadapter.pixels import PixelSpec, unpack_squares
 from clipadapter.runtime import Outputs
 from clipadapter.serve import Limits
+from clipadapter.utils.pixels import PixelSpec, unpack_squares
 
 from .colours import BLUE, GREY, RED, Colours, base64_of, picture, refused, several
 

@@ -13,8 +13,8 @@ from clipadapter.backends.pytorch import TorchBackend
 from clipadapter.encoders import create_encoder
 from clipadapter.heads import create_head, head_info, list_heads
 from clipadapter.testing import toy_features
-from clipadapter.towers import WordTower
 from clipadapter.tuners import clip_lora
+from clipadapter.utils.towers import WordTower
 
 from .coloured_squares import squares
 

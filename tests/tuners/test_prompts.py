@@ -5,8 +5,8 @@ import torch
 
 from clipadapter.encoders import open_text_tower
 from clipadapter.errors import InputError
-from clipadapter.towers import WordTower
 from clipadapter.tuners.prompts import Prompts, context_from_words, random_context
+from clipadapter.utils.towers import WordTower
 
 from .golden_figures import golden, text_tower
 

@@ -7,12 +7,12 @@ from time import sleep
 import pytest
 import torch
 
-from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError
 from clipadapter.heads.training import EarlyStopping, TrainConfig, train
 from clipadapter.testing import toy_features
 from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 from clipadapter.tuners.coop import CoOp
+from clipadapter.utils.cache import default_cache_dir
 
 from . import killed_fit
 

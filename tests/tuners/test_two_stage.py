@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from clipadapter.cache import default_cache_dir
 from clipadapter.encoders import EncoderInfo, open_tunable_copy
 from clipadapter.encoders.open_clip import OpenClipEncoder
 from clipadapter.features import encode_classes
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.training import TrainConfig
-from clipadapter.pixels import PixelSpec
 from clipadapter.testing import check_tower
 from clipadapter.tuners import tower_tuner
 from clipadapter.tuners.tower_tuner import ClassEmbeddings, ImageFeatures, tower_networks
 from clipadapter.tuners.two_stage import LayerNorms, TwoStage, block_norms
+from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.pixels import PixelSpec
 
 from .coloured_squares import TEXTS, picture, squares
 from .golden_figures import golden

@@ -5,8 +5,8 @@ from sklearn.linear_model import LogisticRegression
 
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics import expected_calibration_error, log_loss
-from clipadapter.prediction import softmax
 from clipadapter.uncertainty import Calibrator, learn_calibrator
+from clipadapter.utils.prediction import softmax
 
 
 def answers(n, c=5, temperature=3.0, seed=0):

@@ -5,7 +5,6 @@ import pytest
 from scipy.stats import binomtest
 
 from clipadapter.errors import ArtifactError, InputError, UnknownNameError
-from clipadapter.prediction import PredictionColumns
 from clipadapter.uncertainty import (
     Answers,
     Calibrator,
@@ -16,6 +15,7 @@ from clipadapter.uncertainty import (
     learn_conformal,
     learn_rejector,
 )
+from clipadapter.utils.prediction import PredictionColumns
 
 from .drawn_shots import world
 

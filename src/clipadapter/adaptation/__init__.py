@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from clipadapter.adaptation.tda import TdaCache, TdaSettings
 from clipadapter.adaptation.zero import count_votes, vote
-from clipadapter.registry import unknown
+from clipadapter.utils.registry import unknown
 
 Adapt = str | TdaCache | None
 """A method, a cache that goes on, or None for no adaptation."""

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.prediction import softmax
+from clipadapter.utils.prediction import softmax
 
 Array = NDArray[Any]
 SAME_FEATURE = 1e-5

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from clipadapter.backends.tower_cache import build_in_cache, cache_root, read_cache_facts
-from clipadapter.errors import ArtifactError, EncoderUnavailableError, InputError, MissingExtraError
-from clipadapter.installation import install_command
+from clipadapter.errors import ArtifactError, EncoderUnavailableError, InputError, MissingExtraError, install_command
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from clipadapter.backends.formats import ExportFormat
-    from clipadapter.pixels import PixelSpec
+    from clipadapter.utils.pixels import PixelSpec
 
 PRECISIONS = ("fp32", "bf16", "int8")
 DIGEST_BYTES = 8
@@ -212,7 +211,7 @@ class ConvertingBackend(Backend, ABC):
         return self.load(folder, precision)
 
     def _build(self, tower: Tower, precision: str, calibration: Int8Calibration | None, folder: Path) -> None:
-        from clipadapter.parallel import is_convolutional
+        from clipadapter.utils.parallel import is_convolutional
 
         if calibration is not None and calibration.squares is None:
             raise EncoderUnavailableError(

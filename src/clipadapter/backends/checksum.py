@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from clipadapter.backends.formats import ExportFormat, export_suffixes, find_format
 from clipadapter.errors import ArtifactError
-from clipadapter.files import open_regular
+from clipadapter.utils.files import open_regular
 
 ALGORITHM = "sha256"
 N_DIGITS = 64

@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipadapter.backends.registry import BACKENDS
+from clipadapter.backends.telemetry import require_without_telemetry
 from clipadapter.errors import ArtifactError, InputError, brief
-from clipadapter.telemetry import require_without_telemetry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ from clipadapter.backends.base import ConvertingBackend, InferenceGraph, Runner,
 from clipadapter.backends.formats import FEATURES_OUTPUT, METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile
 from clipadapter.backends.quantize import quantize_onnx
 from clipadapter.backends.registry import register_backend
+from clipadapter.backends.telemetry import require_without_telemetry
 from clipadapter.errors import InputError, require
-from clipadapter.telemetry import require_without_telemetry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +139,7 @@ class OnnxRuntimeBackend(ConvertingBackend):
 
         if not self.is_convolutional(folder):
             return run
-        from clipadapter.parallel import PICTURES_PER_THREAD, count_cores, map_row_batches
+        from clipadapter.utils.parallel import PICTURES_PER_THREAD, count_cores, map_row_batches
 
         return lambda squares: map_row_batches(run, squares, PICTURES_PER_THREAD * count_cores())
 

@@ -13,8 +13,8 @@ from clipadapter.backends.base import ConvertingBackend, InferenceGraph, Runner,
 from clipadapter.backends.formats import METADATA_KEY, ExportFormat, Rows, TorchGraph, WriteFile, is_input_name
 from clipadapter.backends.quantize import quantize_openvino
 from clipadapter.backends.registry import register_backend
+from clipadapter.backends.telemetry import require_without_telemetry, telemetry_disabled
 from clipadapter.errors import MissingExtraError
-from clipadapter.telemetry import require_without_telemetry, telemetry_disabled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +123,7 @@ class OpenVinoBackend(ConvertingBackend):
 
     def load(self, folder: Path, precision: str) -> Runner:
         """See `ConvertingBackend.load`."""
-        from clipadapter.parallel import PICTURES_PER_THREAD
+        from clipadapter.utils.parallel import PICTURES_PER_THREAD
 
         per_core = PICTURES_PER_THREAD if self.is_convolutional(folder) else TRANSFORMER_SQUARES_PER_CORE
         return _TowerGraph(self.tower_file(folder), precision, per_core)

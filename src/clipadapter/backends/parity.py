@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import Block, column_slices
+from clipadapter.utils.blocks import Block, column_slices
 
 MIN_COSINES = {"fp32": (0.99999, 0.99999), "bf16": (0.999, 0.9995), "int8": (0.98, 0.995)}
 """Smallest and mean cosine that each precision must reach."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from clipadapter.backends.base import Backend, Int8Calibration, Runner, Tower
 from clipadapter.backends.registry import register_backend
-from clipadapter.devices import DEVICES
+from clipadapter.utils.devices import DEVICES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ class TorchBackend(Backend):
         """See `Backend.prepare`; nothing is converted, and the module is created with the first squares."""
         import torch
 
-        from clipadapter.parallel import run_in_batches
+        from clipadapter.utils.parallel import run_in_batches
 
         self.check_available(precision)
         on_gpu, lock = self.device.startswith("cuda"), threading.Lock()

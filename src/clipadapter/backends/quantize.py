@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipadapter.backends.telemetry import require_without_telemetry
 from clipadapter.errors import require
-from clipadapter.telemetry import require_without_telemetry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

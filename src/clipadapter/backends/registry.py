@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipadapter.backends.base import Backend
-from clipadapter.registry import Registry
+from clipadapter.utils.registry import Registry
 
 BACKENDS: Registry[Backend] = Registry("backend", "clipadapter.backends")
 register_backend = BACKENDS.register

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ClipAdapterError, StoreError
+from clipadapter.utils.cache import default_cache_dir
 
 FACTS_FILE = "facts.json"
 FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clipadapter.backends.base import Tower
 from clipadapter.backends.formats import FEATURES_OUTPUT, INPUT_NAMES, TorchGraph
-from clipadapter.pixels import PixelSpec
+from clipadapter.utils.pixels import PixelSpec
 
 _CONVERSION_LOCK = threading.RLock()
 

@@ -16,7 +16,7 @@ from clipadapter.classifier.evaluation import check_labels
 from clipadapter.errors import InputError
 from clipadapter.features import PER_EPOCH, FeatureSet
 from clipadapter.heads import Head, TextFeatures
-from clipadapter.split_types import EvaluationFeatures
+from clipadapter.utils.split_types import EvaluationFeatures
 
 TestKind = Literal["given", "shift", "new"]
 UNDRAWN_ROWS = "rest"

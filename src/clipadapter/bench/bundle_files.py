@@ -20,11 +20,11 @@ from safetensors.numpy import save_file
 
 from clipadapter.bench.bundle import Bundle, TestKind, TestPart
 from clipadapter.bench.run import FrozenModel
-from clipadapter.blocks import MAX_BLOCKS, as_blocks
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import RANDOM_END, path_without_links, remove_abandoned
 from clipadapter.heads import TextFeatures
+from clipadapter.utils.blocks import MAX_BLOCKS, as_blocks
+from clipadapter.utils.files import RANDOM_END, path_without_links, remove_abandoned
 
 FACTS_FILE, ARRAYS_FILE = "bundle.json", "arrays.safetensors"
 MAX_FACTS_BYTES = 256 << 20

@@ -25,13 +25,13 @@ from clipadapter.classifier.evaluation import check_labels
 from clipadapter.data import Dataset, draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import path_without_links, write_atomically
-from clipadapter.functional import unit
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import metrics_shown
-from clipadapter.progress import shows_progress
 from clipadapter.rendering.plots import save_plots
+from clipadapter.utils.files import path_without_links, write_atomically
+from clipadapter.utils.functional import unit
+from clipadapter.utils.progress import shows_progress
 
 SAME_IMAGE_DISTANCE = 1e-4
 """Unit features closer than this are of the same picture: another batch changes a feature by 1e-5 at most."""

@@ -18,18 +18,18 @@ from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
-from clipadapter.blocks import FINAL
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score, check_labels
 from clipadapter.data import Dataset, draw_shots
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import path_without_links, write_atomically
 from clipadapter.heads import Head, TextFeatures, create_head
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import MultiLabelEvaluation, wilson_interval
 from clipadapter.rendering.heat_map import confusion_figure
 from clipadapter.rendering.plots import save_plots
+from clipadapter.utils.blocks import FINAL
+from clipadapter.utils.files import path_without_links, write_atomically
 
 Scored = TypeVar("Scored", Score, MultiLabelEvaluation)
 

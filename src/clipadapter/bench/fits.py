@@ -35,10 +35,10 @@ from clipadapter.bench.run import (
 from clipadapter.classifier.evaluation import Score, score
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.formatting import format_count
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import evaluate
+from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.bench.protocols.base import Protocol

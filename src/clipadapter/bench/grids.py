@@ -9,10 +9,10 @@ from clipadapter.bench.notes import failure_messages, fidelity_mark, measurement
 from clipadapter.bench.pivot import Cell, Part, Pivot, Row, Value, fit_seconds, format_shots, metric_value
 from clipadapter.bench.run import Machine, Run
 from clipadapter.bench.statistics import Difference
-from clipadapter.formatting import shorten_name
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.marks import TRANSDUCTIVE
 from clipadapter.rendering.tables import Grid
+from clipadapter.utils.formatting import shorten_name
 
 INTERVAL = (
     "Difference of accuracy in points on the same draws, with the 95 % interval of a paired bootstrap over the draws. "

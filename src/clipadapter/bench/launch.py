@@ -24,9 +24,9 @@ from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Suite, Variant, make_head
 from clipadapter.bench.worker import FitTask, run_task
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.devices import check_device
 from clipadapter.errors import DataError
-from clipadapter.files import folder_without_links, path_without_links
+from clipadapter.utils.devices import check_device
+from clipadapter.utils.files import folder_without_links, path_without_links
 
 WORKER_BYTES_PER_BUNDLE_BYTE = 3
 """Estimated memory of a worker: the arrays of its bundle once as they are read, and about two copies in a fit."""

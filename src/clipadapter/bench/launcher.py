@@ -20,8 +20,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clipadapter.bench.worker import set_gpu, set_threads
-from clipadapter.devices import count_gpus
-from clipadapter.parallel import count_cores
+from clipadapter.utils.devices import count_gpus
+from clipadapter.utils.parallel import count_cores
 
 PROCESS_BYTES = 700 << 20
 """Bytes of Python, torch and a fit of typical size, besides the features."""

@@ -12,10 +12,10 @@ from clipadapter.bench.pivot import HARMONIC, Pivot, format_shots
 from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import difference_on_pictures
-from clipadapter.formatting import format_count
 from clipadapter.heads import Fidelity, fidelity_of
 from clipadapter.metrics.intervals import Z_95
 from clipadapter.rendering.marks import NOT_AS_PUBLISHED, TRANSDUCTIVE
+from clipadapter.utils.formatting import format_count
 
 DEFAULTS = (
     "A head whose name says nothing else has the defaults of clipadapter, which may differ from the paper's: see "

@@ -12,8 +12,8 @@ from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import Difference, paired_difference
 from clipadapter.bench.study import Setting, Study, distinct_values
 from clipadapter.bench.suite import ALL
-from clipadapter.formatting import format_count, shorten_name
 from clipadapter.metrics import METRICS, mean_sd
+from clipadapter.utils.formatting import format_count, shorten_name
 
 Axis = Literal["shots", "test", "encoder"]
 Part = str | int

@@ -15,7 +15,7 @@ from clipadapter.bench.suite_files import missing_study, plan_file
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError
 from clipadapter.features import PerEpochViews, ViewSpec
-from clipadapter.files import write_atomically
+from clipadapter.utils.files import write_atomically
 
 Rows = Mapping[tuple[int, int], Sequence[int]]
 """Rows of a data set by (shots, seed)."""

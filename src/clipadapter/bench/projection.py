@@ -17,7 +17,6 @@ from clipadapter.bench.bundle import select_views
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.classifier.evaluation import check_labels
 from clipadapter.errors import InputError
-from clipadapter.files import safe_file_name
 from clipadapter.heads import Head, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.rendering.plots import save_plot, save_plots
@@ -32,6 +31,7 @@ from clipadapter.rendering.projection import (
     scatter_figure,
     unit_rows,
 )
+from clipadapter.utils.files import safe_file_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

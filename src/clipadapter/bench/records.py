@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from clipadapter.bench.run import FORMAT, Run
 from clipadapter.errors import DataError, InputError
-from clipadapter.files import path_without_links
+from clipadapter.utils.files import path_without_links
 
 RECORD_START = b'{"format":'
 """First bytes of each record."""

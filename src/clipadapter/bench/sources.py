@@ -21,7 +21,7 @@ from clipadapter.data.sets import data_root, get_set, list_sets
 from clipadapter.errors import ClipAdapterError, DataError, InputError
 from clipadapter.features import PER_EPOCH, FeatureSet, ViewCost, ViewSpec
 from clipadapter.features.shards import FeatureShards, holds_shards
-from clipadapter.files import safe_file_name
+from clipadapter.utils.files import safe_file_name
 
 FEATURES = "features:"
 PLAIN_VIEW = ViewSpec()

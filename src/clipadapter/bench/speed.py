@@ -17,7 +17,7 @@ from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, with_backend
 from clipadapter.errors import ImageError, InputError
-from clipadapter.formatting import describe_unreadable
+from clipadapter.utils.formatting import describe_unreadable
 
 MATRIX_SIDE = 2048
 """Side of the matrices whose product measures the limit of the processor."""

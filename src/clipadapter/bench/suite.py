@@ -15,10 +15,10 @@ from clipadapter.bench.protocols import create_protocol, list_protocols
 from clipadapter.bench.run import FrozenModel
 from clipadapter.bench.suite_files import read_suite
 from clipadapter.errors import DataError, InputError, brief
-from clipadapter.files import check_file_name
 from clipadapter.heads import Head, create_head, head_info, list_heads
-from clipadapter.parsing import parse_toml
-from clipadapter.registry import unknown
+from clipadapter.utils.files import check_file_name
+from clipadapter.utils.parsing import parse_toml
+from clipadapter.utils.registry import unknown
 
 Scalar = bool | int | float | str
 Recipe = Literal["official", "paper"]

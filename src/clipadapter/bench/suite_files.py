@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import DataError
-from clipadapter.files import path_without_links
-from clipadapter.parsing import parse_toml, read_text
-from clipadapter.registry import unknown
+from clipadapter.utils.files import path_without_links
+from clipadapter.utils.parsing import parse_toml, read_text
+from clipadapter.utils.registry import unknown
 
 MAX_SUITE_BYTES = 1 << 20
 

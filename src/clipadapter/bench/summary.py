@@ -11,11 +11,11 @@ from clipadapter.bench.notes import device_notes, failure_messages, fidelity_not
 from clipadapter.bench.pivot import Cell, Pivot, Row, fit_seconds, metric_value, pivot_runs
 from clipadapter.bench.run import Run
 from clipadapter.errors import InputError
-from clipadapter.formatting import shorten_name
 from clipadapter.heads import fidelity_of
 from clipadapter.metrics import METRICS, metrics_shown
-from clipadapter.registry import unknown
 from clipadapter.rendering.marks import BEST, TRANSDUCTIVE
+from clipadapter.utils.formatting import shorten_name
+from clipadapter.utils.registry import unknown
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.run import FrozenModel, Run
 from clipadapter.bench.suite import Variant, make_head
-from clipadapter.devices import describe_device
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
 from clipadapter.heads import head_info
-from clipadapter.towers import TextTower
+from clipadapter.utils.devices import describe_device
+from clipadapter.utils.towers import TextTower
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -2,6 +2,6 @@
 
 from clipadapter.classifier.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import EvaluationResult
-from clipadapter.prediction import Prediction
+from clipadapter.utils.prediction import Prediction
 
 __all__ = ["EvaluationResult", "FewShotClassifier", "Prediction"]

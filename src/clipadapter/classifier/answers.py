@@ -14,9 +14,9 @@ from clipadapter.data.images import ImageSource, source_name
 from clipadapter.errors import ArtifactError, ImageError, InputError, brief
 from clipadapter.features import ViewSpec
 from clipadapter.heads import Head
-from clipadapter.parallel import parallel_map
-from clipadapter.prediction import Prediction, PredictionColumns, unreadable
 from clipadapter.uncertainty import Answers, Uncertainty
+from clipadapter.utils.parallel import parallel_map
+from clipadapter.utils.prediction import Prediction, PredictionColumns, unreadable
 
 ROWS_PER_BLOCK = 512
 """Rows that are answered at once: their features and probabilities stay in the processor's cache."""

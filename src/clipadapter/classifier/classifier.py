@@ -69,7 +69,6 @@ from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
 from clipadapter.data.pictures import Pictures, list_pictures
-from clipadapter.docstrings import document_defaults
 from clipadapter.encoders import (
     Encoder,
     complete_passes,
@@ -91,14 +90,15 @@ from clipadapter.features import (
     extract,
     stream_features,
 )
-from clipadapter.formatting import check_names, format_list
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
 from clipadapter.persistence import History, Model, load_model, push, save_model
-from clipadapter.prediction import Prediction, PredictionColumns
-from clipadapter.progress import progress_bar, shows_progress
-from clipadapter.towers import TextTower
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
+from clipadapter.utils.docstrings import document_defaults
+from clipadapter.utils.formatting import check_names, format_list
+from clipadapter.utils.prediction import Prediction, PredictionColumns
+from clipadapter.utils.progress import progress_bar, shows_progress
+from clipadapter.utils.towers import TextTower
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from clipadapter.classifier.encoder import as_encoder_list
-from clipadapter.files import without_paths
-from clipadapter.formatting import describe_classes, describe_shots, format_count, html_block, html_table
 from clipadapter.persistence.evaluation import EVALUATION_KEY
 from clipadapter.persistence.model import registered_name
+from clipadapter.utils.files import without_paths
+from clipadapter.utils.formatting import describe_classes, describe_shots, format_count, html_block, html_table
 
 if TYPE_CHECKING:
     from clipadapter.classifier.classifier import FewShotClassifier

@@ -39,13 +39,13 @@ from clipadapter.data import class_prompts, label_matrix
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, UnknownNameError, brief
 from clipadapter.features import FeatureSet
-from clipadapter.formatting import format_count
 from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.registry import refuse_update
 from clipadapter.persistence import Model
-from clipadapter.registry import unknown
 from clipadapter.uncertainty import Calibrator, DecisionOptions, Uncertainty
+from clipadapter.utils.formatting import format_count
+from clipadapter.utils.registry import unknown
 
 Prompts = Mapping[str, Sequence[str]]
 EncodePrompts = Callable[[Prompts], TextFeatures]

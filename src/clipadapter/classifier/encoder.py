@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.backends import Int8Calibration
-from clipadapter.blocks import FINAL, RARE_PATCHES, UNPROJECTED, BlockSource
 from clipadapter.classifier.inputs import Label, Skipped, check_any_readable
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import (
@@ -39,8 +38,9 @@ from clipadapter.errors import (
 from clipadapter.features import FeatureStore, FeatureTable, ViewSpec, augment, choose_backend, restore_backend
 from clipadapter.heads import Head
 from clipadapter.persistence import Model
-from clipadapter.pixels import PixelSpec
 from clipadapter.tuners import TowerTuner
+from clipadapter.utils.blocks import FINAL, RARE_PATCHES, UNPROJECTED, BlockSource
+from clipadapter.utils.pixels import PixelSpec
 
 NamedEncoders = str | Encoder | Sequence[str | Encoder]
 QUALITIES = ("fast", "standard", "best")

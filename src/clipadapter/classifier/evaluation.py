@@ -17,7 +17,6 @@ from clipadapter.classifier.deduplicate import find_duplicates
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.formatting import Markup, format_count, format_list, html_block, html_images, html_table, table
 from clipadapter.heads import Head
 from clipadapter.metrics import (
     Evaluation,
@@ -28,6 +27,7 @@ from clipadapter.metrics import (
 )
 from clipadapter.metrics.table import Task
 from clipadapter.uncertainty import Answers, Calibrator, DecisionOptions, Uncertainty
+from clipadapter.utils.formatting import Markup, format_count, format_list, html_block, html_images, html_table, table
 
 MAX_LISTED_CLASSES = 20
 """How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""

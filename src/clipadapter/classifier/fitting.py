@@ -18,7 +18,6 @@ from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_s
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import most_targets_repeat
 from clipadapter.heads.support import as_matrix, rows_without_shots
-from clipadapter.imagenet import imagenet_names
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
     Calibrator,
@@ -42,6 +41,7 @@ from clipadapter.uncertainty.calibration import (
 )
 from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
+from clipadapter.utils.imagenet import imagenet_names
 
 FIT_KEY = "fit"
 """Key of the fit settings in the provenance of the support set."""

@@ -19,10 +19,10 @@ from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.features import PER_EPOCH, Extraction, FeatureSet, FeatureStore, PerEpochViews, ViewSpec
-from clipadapter.formatting import check_names, describe_unreadable, format_count
 from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics.table import Task
+from clipadapter.utils.formatting import check_names, describe_unreadable, format_count
 
 Label = str | Collection[str]
 """Class name of a picture, or all its class names."""

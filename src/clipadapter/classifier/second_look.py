@@ -18,9 +18,9 @@ from clipadapter.classifier.encoder import DEFAULT_QUALITY, blocks_to_read, rela
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import open_blocks, plain_encoder
 from clipadapter.features import FeatureSet
-from clipadapter.formatting import format_count
 from clipadapter.heads import Head, TextFeatures, out_of_fold
 from clipadapter.heads.estimator import clone
+from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.classifier.classifier import FewShotClassifier

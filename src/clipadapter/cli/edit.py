@@ -19,8 +19,8 @@ from clipadapter.cli.options import Command, option_group, output_options, stric
 from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.cli.uncertainty_options import describe_accuracy
 from clipadapter.errors import ArtifactError, DataError
-from clipadapter.files import explain_missing, quote_path
-from clipadapter.formatting import describe_shots, format_count
+from clipadapter.utils.files import explain_missing, quote_path
+from clipadapter.utils.formatting import describe_shots, format_count
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier

@@ -12,8 +12,8 @@ import click
 from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE
 from clipadapter.cli.options import MAX_PIXELS_ATTRIBUTES, field_option, option
 from clipadapter.cli.output import CONTINUE, START_AGAIN, Output
-from clipadapter.devices import check_device, describe_device
 from clipadapter.errors import InputError
+from clipadapter.utils.devices import check_device, describe_device
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier

@@ -13,8 +13,8 @@ from clipadapter.cli.option_types import COUNT, FILE, HEAD
 from clipadapter.cli.options import field_option, option
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.registry import HEADS
-from clipadapter.parsing import parse_json
-from clipadapter.registry import unknown
+from clipadapter.utils.parsing import parse_json
+from clipadapter.utils.registry import unknown
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from clipadapter.cli.output import CONTINUE, KEPT_KEY, START_AGAIN, Output
-from clipadapter.registry import unknown
+from clipadapter.utils.registry import unknown
 
 
 class GroupedOption(click.Option):

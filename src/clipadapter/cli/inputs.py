@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from clipadapter.errors import DataError, ImageError, InputError, require
-from clipadapter.files import explain_missing, is_number_list
+from clipadapter.utils.files import explain_missing, is_number_list
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset, Sample
@@ -74,7 +74,7 @@ def list_unlabelled(source: Path) -> list[Path]:
     from clipadapter.data.folders import list_images
     from clipadapter.data.load import read_listing
     from clipadapter.data.manifests import is_manifest
-    from clipadapter.files import MANIFEST_SUFFIXES, printable
+    from clipadapter.utils.files import MANIFEST_SUFFIXES, printable
 
     expected = f"give a folder with pictures, or a table ({', '.join(MANIFEST_SUFFIXES)}) with the column path"
     if not source.is_dir() and source.exists() and not is_manifest(source):

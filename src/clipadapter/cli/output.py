@@ -15,8 +15,8 @@ from typing import IO, Any
 import click
 
 from clipadapter.errors import DataWarning, MethodWarning
-from clipadapter.files import printable
-from clipadapter.formatting import table as table
+from clipadapter.utils.files import printable
+from clipadapter.utils.formatting import table as table
 
 MAX_LISTED = 10
 """How many similar lines are printed for a person; JSON has all of them."""

@@ -17,15 +17,15 @@ from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.output import Output
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
-from clipadapter.files import IMAGE_SUFFIXES, quote_path
-from clipadapter.model_folder import why_no_model
+from clipadapter.runtime.model_folder import why_no_model
+from clipadapter.utils.files import IMAGE_SUFFIXES, quote_path
 
 if TYPE_CHECKING:
+    from clipadapter.cli.prediction_files import AnsweredRows
     from clipadapter.features import FeatureTable
-    from clipadapter.prediction import Prediction
-    from clipadapter.prediction_files import AnsweredRows
     from clipadapter.runtime import Predictor
     from clipadapter.uncertainty import Uncertainty
+    from clipadapter.utils.prediction import Prediction
 
 MAX_QUICK_PICTURES = 32
 """Up to this number, predicting without torch is faster than importing torch."""
@@ -181,7 +181,7 @@ class TableModel:
             position: of the file in `files`.
             first: row to begin with.
         """
-        from clipadapter.prediction_files import AnsweredRows
+        from clipadapter.cli.prediction_files import AnsweredRows
 
         table, blocks, path = self.files[position]
         for batch in _read_ahead(table.batches(path, blocks, first)):

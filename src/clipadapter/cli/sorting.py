@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipadapter.cli.inputs import check_output_folder
 from clipadapter.errors import InputError
-from clipadapter.formatting import format_count, table
+from clipadapter.utils.formatting import format_count, table
 
 NONE_OF_THESE = "none of these"
 """Name, and folder, of pictures without a class."""

@@ -17,7 +17,7 @@ from clipadapter.data.scan import ScanReport, scan
 from clipadapter.data.split_file import read_draw
 from clipadapter.data.splits import draw_shots, draw_splits
 from clipadapter.data.textiles import textiles
-from clipadapter.files import IMAGE_SUFFIXES
+from clipadapter.utils.files import IMAGE_SUFFIXES
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from clipadapter.data.prompts import check_class_names
 from clipadapter.errors import DataError
-from clipadapter.files import printable
-from clipadapter.formatting import (
+from clipadapter.utils.files import printable
+from clipadapter.utils.formatting import (
     describe_classes,
     format_count,
     format_list,
@@ -19,7 +19,7 @@ from clipadapter.formatting import (
     html_images,
     html_table,
 )
-from clipadapter.registry import unknown
+from clipadapter.utils.registry import unknown
 
 SPLIT_ALIASES: Mapping[str, str] = {
     "train": "train",

@@ -202,7 +202,7 @@ def serve() -> None:
 
 def _limit_decoders() -> None:
     """Limit the threads of decoders, and what they read beside the picture."""
-    from clipadapter.parallel import count_cores
+    from clipadapter.utils.parallel import count_cores
 
     n_threads = min(MAX_DECODER_THREADS, count_cores())
     with contextlib.suppress(ImportError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_dataset
 from clipadapter.errors import DataWarning
-from clipadapter.files import IMAGE_SUFFIXES, encodable, printable
+from clipadapter.utils.files import IMAGE_SUFFIXES, encodable, printable
 
 _UNSUPPORTED = {".svg": "SVG", ".pdf": "PDF", ".eps": "PostScript"}
 LINK_TO_NOTHING = "link to a file that does not exist"

@@ -32,7 +32,7 @@ from clipadapter.data.decode_memory import MemoryBudget, peak_bytes
 from clipadapter.data.decode_process import DECODER_PROCESSES, can_start_process
 from clipadapter.data.image_notes import END_OF_JPEG, lacks_end_marker
 from clipadapter.errors import ImageError, InputError
-from clipadapter.files import encodable, open_regular
+from clipadapter.utils.files import encodable, open_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

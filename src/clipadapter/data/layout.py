@@ -17,8 +17,8 @@ from pathlib import Path
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Dataset, Sample
 from clipadapter.data.folders import find_split_folders
-from clipadapter.files import printable
-from clipadapter.formatting import format_list
+from clipadapter.utils.files import printable
+from clipadapter.utils.formatting import format_list
 
 LEARNED_NAMES = ("shots", "train", "training", "support")
 """Names of folders with the pictures to learn from, the likeliest first."""

@@ -12,7 +12,7 @@ from clipadapter.data.folders import link_warnings, read_folder
 from clipadapter.data.layout import PART_NAMES, find_layout_fault, find_similar_names
 from clipadapter.data.manifests import is_manifest, read_manifest
 from clipadapter.errors import DataError, DataWarning, LayoutError
-from clipadapter.files import MANIFEST_SUFFIXES, printable, suggest_path
+from clipadapter.utils.files import MANIFEST_SUFFIXES, printable, suggest_path
 
 SIMILAR_FOLDERS = (
     "folders that are taken for classes, but hold only folders of the same names; if these are the classes, give one "

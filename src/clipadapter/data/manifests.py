@@ -13,9 +13,9 @@ from typing import Any
 
 from clipadapter.data.dataset import SPLIT_ALIASES, Listing, Sample, make_dataset
 from clipadapter.errors import DataError, require
-from clipadapter.files import MANIFEST_SUFFIXES, describe_parquet_error, open_regular, open_text, printable
-from clipadapter.formatting import format_list
-from clipadapter.parsing import parse_json_lines, read_lines
+from clipadapter.utils.files import MANIFEST_SUFFIXES, describe_parquet_error, open_regular, open_text, printable
+from clipadapter.utils.formatting import format_list
+from clipadapter.utils.parsing import parse_json_lines, read_lines
 
 _NumberedRows = Iterator[tuple[int, Mapping[str, Any]]]
 MAX_ROWS = 4_000_000

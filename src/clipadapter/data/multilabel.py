@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from clipadapter.errors import DataError, InputError, brief
-from clipadapter.formatting import format_list
+from clipadapter.utils.formatting import format_list
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from clipadapter.data.folders import list_images
 from clipadapter.data.images import ImageSource, source_name
 from clipadapter.data.manifests import is_manifest, read_manifest
 from clipadapter.errors import DataError, InputError, brief
-from clipadapter.files import printable
+from clipadapter.utils.files import printable
 
 Pictures: TypeAlias = "ImageSource | Sequence[ImageSource] | Dataset"
 """One picture or many, as `FewShotClassifier` and `Predictor` take them; `list_pictures` says which forms there are."""

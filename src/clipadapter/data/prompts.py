@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import DataError, InputError, brief
-from clipadapter.files import printable
-from clipadapter.formatting import MAX_NAME_LETTERS
-from clipadapter.parsing import read_json
-from clipadapter.registry import unknown
+from clipadapter.utils.files import printable
+from clipadapter.utils.formatting import MAX_NAME_LETTERS
+from clipadapter.utils.parsing import read_json
+from clipadapter.utils.registry import unknown
 
 _PHOTO = ("a photo of a {}.",)
 

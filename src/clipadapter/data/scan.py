@@ -18,8 +18,8 @@ from clipadapter.data.images import image_bytes, read_image
 from clipadapter.data.layout import find_layout_fault
 from clipadapter.data.load import read_listing
 from clipadapter.errors import ImageError
-from clipadapter.files import encodable, printable
-from clipadapter.formatting import format_list
+from clipadapter.utils.files import encodable, printable
+from clipadapter.utils.formatting import format_list
 
 MIN_IMBALANCE_RATIO = 5
 """Ratio of the pictures of the largest class to those of the smallest from which a scan warns. It is our choice."""

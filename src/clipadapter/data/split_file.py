@@ -12,9 +12,9 @@ from pathlib import Path, PureWindowsPath
 
 from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.errors import DataError
-from clipadapter.files import printable
-from clipadapter.formatting import format_list
-from clipadapter.parsing import read_json
+from clipadapter.utils.files import printable
+from clipadapter.utils.formatting import format_list
+from clipadapter.utils.parsing import read_json
 
 SPLITS = ("train", "val", "test")
 

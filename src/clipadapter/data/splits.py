@@ -11,7 +11,7 @@ import random
 from collections.abc import Hashable, Sequence
 
 from clipadapter.errors import DataError, InputError
-from clipadapter.formatting import format_list
+from clipadapter.utils.formatting import format_list
 
 
 def draw_shots(labels: Sequence[Hashable], shots: int, seed: int = 0, allow_fewer: bool = True) -> list[int]:

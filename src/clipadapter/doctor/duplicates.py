@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from clipadapter.doctor.findings import Finding, Picture
 from clipadapter.doctor.image_quality import MIN_CONTRAST, ImageMeasures
-from clipadapter.formatting import format_list
 from clipadapter.heads import transductive
+from clipadapter.utils.formatting import format_list
 
 MAX_NEIGHBOURS = 12
 """Nearest pictures that are compared; limits memory if hundreds are similar, such as frames of a video."""

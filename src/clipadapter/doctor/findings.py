@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.data import Sample
-from clipadapter.files import printable
+from clipadapter.utils.files import printable
 
 SEVERITIES = ("severe", "warning", "note")
 """Worst first: it makes measurements wrong; it likely makes a model worse; worth a check."""

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from clipadapter.data.images import image_bytes, read_image
 from clipadapter.doctor.findings import Finding, Picture
 from clipadapter.errors import ImageError, require
-from clipadapter.progress import progress_bar
+from clipadapter.utils.progress import progress_bar
 
 SHORT_SIDE = 256
 """Short side in pixels at which pictures are measured; smaller pictures are not resized."""

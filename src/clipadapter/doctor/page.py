@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
 from clipadapter.doctor.findings import KINDS, Diagnosis, Finding, Kind, Picture
-from clipadapter.files import write_atomically
 from clipadapter.rendering.html import create_environment, read_asset
+from clipadapter.utils.files import write_atomically
 
 PACKAGE = "clipadapter.doctor"
 THUMBNAIL_SIDE = 192

@@ -11,8 +11,7 @@ from clipadapter.encoders.lite import LiteEncoder
 from clipadapter.encoders.open_clip import OpenClipEncoder
 from clipadapter.encoders.open_clip_sources import WEIGHTS_FILES
 from clipadapter.encoders.registry import register_encoder
-from clipadapter.errors import EncoderUnavailableError, MissingExtraError
-from clipadapter.installation import install_command
+from clipadapter.errors import EncoderUnavailableError, MissingExtraError, install_command
 
 MODEL = "ViT-B-32/laion2b_s34b_b79k"
 SOURCE = HubSource(f"open_clip:{MODEL}", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", WEIGHTS_FILES)

@@ -14,7 +14,7 @@ from torch import Tensor
 from clipadapter.backends import PRECISIONS, Int8Calibration, Runner, Tower, create_backend
 from clipadapter.encoders.base import Encoder, EncoderWrapper
 from clipadapter.errors import InputError, brief
-from clipadapter.pixels import MIN_JPEG_SIDE_RATIO
+from clipadapter.utils.pixels import MIN_JPEG_SIDE_RATIO
 
 
 class BackendEncoder(EncoderWrapper):
@@ -101,7 +101,7 @@ def precision_fingerprint(fingerprint: str, backend: str, precision: str, calibr
     """
     if precision == "fp32":
         return fingerprint
-    # How far JPEGs are shrunk while they are decoded is part of it: see `clipadapter.pixels.min_jpeg_side`.
+    # How far JPEGs are shrunk while they are decoded is part of it: see `clipadapter.utils.pixels.min_jpeg_side`.
     facts = f"{fingerprint} {precision} room {MIN_JPEG_SIDE_RATIO}"
     if precision == "int8":
         facts += f" {backend} {calibration}"

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
-from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, total_width
 from clipadapter.encoders.catalogue import UNKNOWN_LICENCE, EncoderListing, listings_of
 from clipadapter.encoders.inputs import check_pixels, to_tensor
 from clipadapter.encoders.registry import ENCODERS
 from clipadapter.errors import InputError
-from clipadapter.parallel import run_in_batches
-from clipadapter.pixels import PixelSpec
-from clipadapter.towers import Projection, TextTower
+from clipadapter.utils.blocks import FINAL, Block, Blocks, as_blocks, total_width
+from clipadapter.utils.parallel import run_in_batches
+from clipadapter.utils.pixels import PixelSpec
+from clipadapter.utils.towers import Projection, TextTower
 
 if TYPE_CHECKING:
     from clipadapter.encoders.open_clip_prompts import PromptPlaces
@@ -38,8 +38,8 @@ class EncoderInfo:
         licence: licence of the weights, or "unknown".
         fingerprint: hex digest of weights, preprocessing and code version; in every cache key and artifact.
         note: what a user should know, such as why ``auto`` took this encoder; may be empty.
-        blocks: the blocks of picture features (`clipadapter.blocks`); by default ``final`` alone, which text features
-            are compared with. Only a further pass of an encoder of several passes has no block ``final``.
+        blocks: the blocks of picture features (`clipadapter.utils.blocks`); by default ``final`` alone, which text
+            features are compared with. Only a further pass of an encoder of several passes has no block ``final``.
         backend: name of the backend that runs the image tower.
         precision: precision of the image tower: "fp32", "bf16" or "int8"; part of the fingerprint.
         int8_calibration_digest: digest of the pictures that int8 was calibrated with, else empty; part of the

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipadapter.backends import Tower
-from clipadapter.blocks import FINAL, UNPROJECTED, Block, BlockSource
 from clipadapter.encoders.backend import BackendEncoder, precision_fingerprint, with_backend
 from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderWrapper, TorchEncoder
 from clipadapter.encoders.registry import create_encoder, schemes_with
 from clipadapter.errors import InputError, brief
+from clipadapter.utils.blocks import FINAL, UNPROJECTED, Block, BlockSource
 
 LAYER_VERSION = 2
 """Incremented whenever the same layer of the same picture would get another feature."""
@@ -189,8 +189,8 @@ def open_blocks(
         encoder: gives class text and the blocks without the name of an encoder. Its own blocks are replaced. If a
             backend runs it, the backend runs all passes in the same precision, except int8: that would need the
             pictures it was calibrated with, so torch runs them in fp32.
-        names: names of the blocks (`clipadapter.blocks`); ``final`` is always one of them. They are put in the order of
-            passes and layers.
+        names: names of the blocks (`clipadapter.utils.blocks`); ``final`` is always one of them. They are put in the
+            order of passes and layers.
         others: open encoders that the names may name; those that are missing are opened.
         moved: open encoders by the URI that the names have for them, if this is no longer where they are.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import InputError, UnknownNameError
-from clipadapter.parsing import parse_json, parse_toml
+from clipadapter.utils.parsing import parse_json, parse_toml
 
 MODELS_FILE = Path(__file__).with_name("open_clip_models.json")
 TIMM_MODELS_FILE = Path(__file__).with_name("timm_models.json")

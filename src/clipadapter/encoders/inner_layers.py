@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clipadapter.blocks import FINAL, RARE_PATCHES
 from clipadapter.encoders.rare_patches import describe_rare_patches, join_maps, patch_distances
+from clipadapter.utils.blocks import FINAL, RARE_PATCHES
 
 INNER = "inner"
 """All statistics in one layer, as the toy encoder has it."""

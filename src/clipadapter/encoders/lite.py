@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipadapter.blocks import FINAL, RARE_PATCHES
 from clipadapter.encoders.base import EncoderInfo, TorchEncoder, refuse_variant
 from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork
 from clipadapter.encoders.inputs import to_tensor, unique_texts
@@ -38,8 +37,9 @@ from clipadapter.encoders.lite_text import (
 from clipadapter.encoders.rare_patches import PATCH_COUNTS
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import require, require_installed
-from clipadapter.pixels import PixelSpec
-from clipadapter.towers import Projection
+from clipadapter.utils.blocks import FINAL, RARE_PATCHES
+from clipadapter.utils.pixels import PixelSpec
+from clipadapter.utils.towers import Projection
 
 CODE_VERSION = 1
 """Incremented whenever the same picture or text would get another feature."""

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
-from clipadapter.cache import default_cache_dir
 from clipadapter.encoders.inputs import count_special_tokens, length_batches
 from clipadapter.encoders.layers import copy_sharing_weights
 from clipadapter.errors import EncoderUnavailableError, InputError, require
-from clipadapter.files import write_atomically
-from clipadapter.functional import unit
-from clipadapter.imagenet import imagenet_names
-from clipadapter.towers import TextTower
+from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import write_atomically
+from clipadapter.utils.functional import unit
+from clipadapter.utils.imagenet import imagenet_names
+from clipadapter.utils.towers import TextTower
 
 IMAGE_WIDTH = 1280
 """Width of picture features."""

@@ -34,8 +34,8 @@ from clipadapter.encoders.projection import find_projection
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.weights import loading, read_shapes
 from clipadapter.errors import EncoderUnavailableError, InputError, require
-from clipadapter.pixels import MAX_UNCROPPED_ASPECT_RATIO, PixelSpec, as_rgb, centre_square
-from clipadapter.towers import Projection, TextTower
+from clipadapter.utils.pixels import MAX_UNCROPPED_ASPECT_RATIO, PixelSpec, as_rgb, centre_square
+from clipadapter.utils.towers import Projection, TextTower
 
 CODE_VERSION = 1
 """Incremented whenever the same weights would give another feature."""

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipadapter.blocks import FINAL, UNPROJECTED
 from clipadapter.encoders.base import TorchEncoder
 from clipadapter.encoders.inner_layers import (
     INNER_MAX,
@@ -39,7 +38,8 @@ from clipadapter.encoders.open_clip_patches import encode_patches
 from clipadapter.encoders.projection import append_identity, find_projection, kind_of, replace_projection
 from clipadapter.encoders.prompted_layers import PromptedInput
 from clipadapter.errors import InputError
-from clipadapter.towers import Projection
+from clipadapter.utils.blocks import FINAL, UNPROJECTED
+from clipadapter.utils.towers import Projection
 
 CONVOLUTION_STEP = 32
 """Product of the strides of convolutional towers."""

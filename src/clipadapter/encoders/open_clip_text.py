@@ -26,7 +26,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from clipadapter.encoders.inputs import count_special_tokens, length_batches
 from clipadapter.encoders.prompted_layers import PromptedBlock, without_prompts
-from clipadapter.towers import Prefix, TextTower
+from clipadapter.utils.towers import Prefix, TextTower
 
 MAX_RELATIVE_ERROR = 1e-4
 """Largest distance of a feature without padding to the model's own, relative to its length; rounding gives 1e-6."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clipadapter.encoders.layers import copy_sharing_weights
-from clipadapter.towers import Projection
+from clipadapter.utils.towers import Projection
 
 
 def find_projection(visual: Any) -> Projection | None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipadapter.blocks import FINAL, BlockSource
-from clipadapter.devices import check_device
 from clipadapter.encoders import catalogue, open_clip_sources, timm_sources, transformers_sources
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.errors import InputError
-from clipadapter.registry import Registry
+from clipadapter.utils.blocks import FINAL, BlockSource
+from clipadapter.utils.devices import check_device
+from clipadapter.utils.registry import Registry
 
 if TYPE_CHECKING:
     from clipadapter.encoders.base import Encoder
     from clipadapter.encoders.open_clip_prompts import PromptPlaces
-    from clipadapter.towers import TextTower
+    from clipadapter.utils.towers import TextTower
 
 ENCODERS: Registry[Encoder] = Registry("encoder", "clipadapter.encoders")
 TEST_SCHEME = "toy"
@@ -29,7 +29,7 @@ def create_encoder(uri: str, device: str = "cpu") -> Encoder:
 
     Args:
         uri: such as ``lite``, ``open_clip:ViT-B-32/laion2b_s34b_b79k`` or ``open_clip:local-dir:PATH``; with several
-            blocks of features such as ``lite[final,stage3]`` (`clipadapter.blocks`).
+            blocks of features such as ``lite[final,stage3]`` (`clipadapter.utils.blocks`).
         device: of the towers; see `devices.check_device`.
 
     Raises:

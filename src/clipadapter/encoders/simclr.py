@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clipadapter.blocks import FINAL
 from clipadapter.encoders.base import EncoderInfo, TorchEncoder
 from clipadapter.encoders.inner_layers import INNER_MAX, INNER_MEAN, INNER_STD, StageNetwork, second_size_of
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.simclr_network import MEAN, STAGE_WIDTHS, STD, STRIDE, WIDTH, find_file, load_tower
 from clipadapter.errors import InputError
-from clipadapter.pixels import PixelSpec
-from clipadapter.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.utils.blocks import FINAL
+from clipadapter.utils.pixels import PixelSpec
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
 
 @register_encoder("simclr")

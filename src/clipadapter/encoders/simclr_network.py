@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from clipadapter.errors import EncoderUnavailableError
-from clipadapter.files import quote_path, write_atomically
+from clipadapter.utils.files import quote_path, write_atomically
 
 FILE = "encoder.safetensors"
 FORMAT = 1

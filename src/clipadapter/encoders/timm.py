@@ -20,8 +20,8 @@ from clipadapter.encoders.open_clip_layers import VisualEncoder
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.timm_sources import TimmSource, load_model
 from clipadapter.errors import InputError
-from clipadapter.pixels import MIN_CROP, RESAMPLING_FILTERS, PixelSpec
-from clipadapter.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.utils.pixels import MIN_CROP, RESAMPLING_FILTERS, PixelSpec
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
 CODE_VERSION = 1
 """Incremented whenever the same weights would give another feature."""

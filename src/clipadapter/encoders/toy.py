@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.backends import Tower
-from clipadapter.blocks import FINAL, RARE_PATCHES
 from clipadapter.encoders.base import Encoder, EncoderInfo
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.encoders.inner_layers import INNER, N_STATISTICS
@@ -20,8 +19,9 @@ from clipadapter.encoders.inputs import check_pixels, to_tensor, unique_texts
 from clipadapter.encoders.rare_patches import PATCH_COUNTS, describe_rare_patches, patch_distances
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.errors import InputError
-from clipadapter.pixels import PixelSpec
-from clipadapter.towers import Projection, TextTower, WordTower
+from clipadapter.utils.blocks import FINAL, RARE_PATCHES
+from clipadapter.utils.pixels import PixelSpec
+from clipadapter.utils.towers import Projection, TextTower, WordTower
 
 IMAGE_SIZE = 32
 WIDTH = 32

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipadapter.blocks import FINAL, UNPROJECTED
 from clipadapter.encoders import transformers_sources
 from clipadapter.encoders.base import EncoderInfo, TorchEncoder
 from clipadapter.encoders.inner_layers import INNER_MEAN, INNER_TOKEN, second_size_of
@@ -21,8 +20,9 @@ from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.timm import measure_width
 from clipadapter.encoders.transformers_sources import TransformersSource, load_model, open_tokenizer
 from clipadapter.errors import EncoderUnavailableError, InputError
-from clipadapter.prediction import DEFAULT_LOGIT_SCALE
-from clipadapter.towers import Projection
+from clipadapter.utils.blocks import FINAL, UNPROJECTED
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.utils.towers import Projection
 
 CODE_VERSION = 1
 """Incremented whenever the same weights would give another feature."""

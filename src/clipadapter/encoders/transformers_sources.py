@@ -19,7 +19,7 @@ from clipadapter.encoders.catalogue import find_licence, find_repository_name
 from clipadapter.encoders.hub import REPOSITORY_NAME, HubSource, advise
 from clipadapter.encoders.weights import check_folder, loading, read_config
 from clipadapter.errors import EncoderUnavailableError, InputError, brief, require
-from clipadapter.pixels import RESAMPLING_FILTERS, PixelSpec
+from clipadapter.utils.pixels import RESAMPLING_FILTERS, PixelSpec
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import ClipAdapterError, DataError, EncoderUnavailableError, InputError, brief
-from clipadapter.parsing import read_json
+from clipadapter.utils.parsing import read_json
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipadapter.blocks import FINAL, RARE_PATCHES, BlockSource
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.encoders import Encoder, plain_encoder
@@ -21,11 +20,12 @@ from clipadapter.errors import ImageError, InputError
 from clipadapter.explain.nearest import label_of, name_shot, nearest_rows
 from clipadapter.explain.plot import plot_explanation
 from clipadapter.features import FeatureSet, extract
-from clipadapter.formatting import html_block, html_table
 from clipadapter.heads import Head
-from clipadapter.pixels import min_jpeg_side
-from clipadapter.prediction import Prediction
-from clipadapter.registry import unknown
+from clipadapter.utils.blocks import FINAL, RARE_PATCHES, BlockSource
+from clipadapter.utils.formatting import html_block, html_table
+from clipadapter.utils.pixels import min_jpeg_side
+from clipadapter.utils.prediction import Prediction
+from clipadapter.utils.registry import unknown
 
 Array = NDArray[Any]
 MAX_PICTURE_SIDE = 512
@@ -60,7 +60,7 @@ class Neighbour:
 class BlockPart:
     """What one block of features contributes to a prediction."""
 
-    name: str  # of the block (`clipadapter.blocks`)
+    name: str  # of the block (`clipadapter.utils.blocks`)
     margin: float  # its part of the margin; above 0 it speaks for the class that is explained, below 0 against it
     label: str | None  # the class with the largest logit from this block alone; None if all are equal
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.files import remove_abandoned
+from clipadapter.utils.files import remove_abandoned
 
 
 @contextmanager

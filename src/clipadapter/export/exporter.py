@@ -33,11 +33,11 @@ from clipadapter.export.atomic import move_into_place, working_folder
 from clipadapter.export.graph import ModelGraph, export_towers
 from clipadapter.export.parity import ExportParity, check_parity
 from clipadapter.export.pictures import ExportPictures, choose_pictures, load_squares
-from clipadapter.files import without_paths
 from clipadapter.persistence.model import registered_name
-from clipadapter.pixels import PixelSpec
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.runtime.metadata import MAX_METADATA_CHARACTERS
+from clipadapter.utils.files import without_paths
+from clipadapter.utils.pixels import PixelSpec
 
 VERSIONED_DISTRIBUTIONS = ("clipadapter", "torch", "open_clip_torch")
 """Packages whose versions are in the metadata of a file, besides those of the formats."""

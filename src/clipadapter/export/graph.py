@@ -16,8 +16,8 @@ from clipadapter.encoders import Encoder
 from clipadapter.errors import InputError
 from clipadapter.export.ood_graph import OodScores
 from clipadapter.heads import Head
-from clipadapter.pixels import PixelSpec, different_squares
 from clipadapter.uncertainty import Uncertainty
+from clipadapter.utils.pixels import PixelSpec, different_squares
 
 
 class ModelGraph(nn.Module):

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clipadapter.functional import unit
 from clipadapter.uncertainty import Rejector
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
 from clipadapter.uncertainty.ood_scores import unit_rows
+from clipadapter.utils.functional import unit
 
 
 class OodScores(nn.Module):

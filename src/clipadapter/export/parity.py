@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.backends.parity import MIN_AGREEMENT, MIN_COSINES, measure_parity
-from clipadapter.blocks import FINAL, Block, column_slices
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import ArtifactError, DataError
@@ -18,6 +17,7 @@ from clipadapter.export.pictures import KINDS, ExportPictures
 from clipadapter.features import extract
 from clipadapter.runtime import Outputs, Predictor
 from clipadapter.uncertainty import Uncertainty
+from clipadapter.utils.blocks import FINAL, Block, column_slices
 
 Array = NDArray[Any]
 FIRST_BATCH_SIZES = (1, 2)

@@ -15,7 +15,7 @@ from clipadapter.data.images import ImageSource, read_image, source_name
 from clipadapter.data.load import read_listing
 from clipadapter.errors import DataError, ImageError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.pixels import PixelSpec
+from clipadapter.utils.pixels import PixelSpec
 
 MAX_COMPARED_PICTURES = {"fp32": 32, "int8": 64}
 """Number of pictures that a file is compared on, by precision."""

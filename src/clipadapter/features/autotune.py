@@ -35,14 +35,13 @@ from clipadapter.backends import (
 from clipadapter.backends.parity import Parity, measure_parity
 from clipadapter.data.images import ImageSource, image_bytes, read_image
 from clipadapter.encoders import Encoder, calibrations_of_passes, with_backend
-from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief
+from clipadapter.errors import EncoderUnavailableError, ImageError, InputError, brief, install_command
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec
-from clipadapter.files import write_atomically
 from clipadapter.heads import TextFeatures
-from clipadapter.installation import install_command
-from clipadapter.pixels import PixelSpec
-from clipadapter.progress import progress_bar
+from clipadapter.utils.files import write_atomically
+from clipadapter.utils.pixels import PixelSpec
+from clipadapter.utils.progress import progress_bar
 
 SAMPLE_SIZE = 64
 """Pictures that candidates are tested on and int8 is calibrated with."""

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import find_split_folders
 from clipadapter.errors import DataError, ImageError, require
-from clipadapter.files import IMAGE_SUFFIXES, describe_parquet_error, path_without_links
+from clipadapter.utils.files import IMAGE_SUFFIXES, describe_parquet_error, path_without_links
 
 MAX_IMAGE_BYTES = 1 << 30
 """Larger files are refused."""

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import FINAL, Blocks, as_blocks, total_width
 from clipadapter.data import Sample, source_name
 from clipadapter.data.manifests import MAX_TABLE_CHARACTERS, check_parquet_sizes, check_size
 from clipadapter.encoders import Encoder, EncoderInfo
@@ -21,7 +20,8 @@ from clipadapter.errors import DataError, InputError, brief, require
 from clipadapter.features.extraction import Dtype, extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore
-from clipadapter.files import describe_parquet_error, path_without_links
+from clipadapter.utils.blocks import FINAL, Blocks, as_blocks, total_width
+from clipadapter.utils.files import describe_parquet_error, path_without_links
 
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
 BLOCKS_KEY = "clipadapter.blocks"

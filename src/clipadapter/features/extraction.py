@@ -25,7 +25,6 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.blocks import column_slices
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import ImageSource, image_bytes, read_image_shrunk, source_name
 from clipadapter.encoders import Encoder
@@ -33,8 +32,9 @@ from clipadapter.errors import ImageError, InputError, brief
 from clipadapter.features.collection import ImageRef
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.features.views import ViewSpec, augment
-from clipadapter.pixels import min_jpeg_side
-from clipadapter.progress import progress_bar
+from clipadapter.utils.blocks import column_slices
+from clipadapter.utils.pixels import min_jpeg_side
+from clipadapter.utils.progress import progress_bar
 
 Dtype = Literal["float32", "float16"]
 

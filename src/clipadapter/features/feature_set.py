@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import FINAL, Block, Blocks, as_blocks, select_blocks, total_width
 from clipadapter.errors import InputError
-from clipadapter.files import without_paths
-from clipadapter.formatting import check_names, describe_classes, format_count, format_list, html_block, html_table
-from clipadapter.split_types import mark_for_evaluation
+from clipadapter.utils.blocks import FINAL, Block, Blocks, as_blocks, select_blocks, total_width
+from clipadapter.utils.files import without_paths
+from clipadapter.utils.formatting import (
+    check_names,
+    describe_classes,
+    format_count,
+    format_list,
+    html_block,
+    html_table,
+)
+from clipadapter.utils.split_types import mark_for_evaluation
 
 MAX_SHOWN_CLASSES = 20
 """Classes that a notebook shows."""

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clipadapter.blocks import MAX_BLOCK_WIDTH, MAX_BLOCKS, Blocks, as_blocks, total_width
 from clipadapter.encoders import Encoder
 from clipadapter.errors import DataError, ImageError, InputError, brief, require
 from clipadapter.features.collection import (
@@ -40,7 +39,8 @@ from clipadapter.features.export import check_feature_bytes, read_table
 from clipadapter.features.extraction import ExtractionJob, NoStore, run_job
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore, feature_key
-from clipadapter.files import ABANDONED_SECONDS, describe_parquet_error
+from clipadapter.utils.blocks import MAX_BLOCK_WIDTH, MAX_BLOCKS, Blocks, as_blocks, total_width
+from clipadapter.utils.files import ABANDONED_SECONDS, describe_parquet_error
 
 PLAN_FILE = "shards.json"
 FORMAT: Final = 1
@@ -53,7 +53,7 @@ COLUMNS = ("path", "label", "split", "feature", "error", "digest")
 
 
 class ShardBlock(BaseModel):
-    """A block of the columns of the features, see `clipadapter.blocks`."""
+    """A block of the columns of the features, see `clipadapter.utils.blocks`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError, StoreError
-from clipadapter.files import path_without_links, read_ends
+from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import path_without_links, read_ends
 
 FORMAT = 1
 """Format number of the file; part of each key."""

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import FINAL, Blocks, as_blocks, column_slices, total_width
 from clipadapter.data.manifests import MAX_NAME_CHARACTERS, longest_text
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.features.collection import open_filesystem
 from clipadapter.features.export import BLOCK_FINGERPRINTS_KEY, BLOCKS_KEY, TABLE_ADVICE, check_numbers, column_name
 from clipadapter.features.shards import read_plan
-from clipadapter.files import describe_parquet_error, is_number_list
+from clipadapter.utils.blocks import FINAL, Blocks, as_blocks, column_slices, total_width
+from clipadapter.utils.files import describe_parquet_error, is_number_list
 
 PURPOSE = "Reading features from Parquet"
 ROWS_PER_BATCH = 8192

@@ -14,8 +14,8 @@ from torch import Tensor
 from clipadapter.encoders import Encoder, open_text_tower
 from clipadapter.errors import InputError, brief
 from clipadapter.features.store import FeatureStore, feature_key
-from clipadapter.functional import ensemble, unit
 from clipadapter.heads import TextFeatures
+from clipadapter.utils.functional import ensemble, unit
 
 
 def encode_classes(

@@ -17,8 +17,8 @@ from PIL import Image
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.formatting import format_count, format_seconds
-from clipadapter.registry import unknown
+from clipadapter.utils.formatting import format_count, format_seconds
+from clipadapter.utils.registry import unknown
 
 CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), "coop": (0.08, 1.0)})
 """Crop scales of the papers by name: "tip" in the code of Tip-Adapter, LP++ and GDA; "coop" in that of CoOp, TaskRes

@@ -40,14 +40,14 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import IncrementalHead
 from clipadapter.heads.lbfgs import descend
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
-from clipadapter.parallel import limit_threads
+from clipadapter.utils.functional import unit
+from clipadapter.utils.parallel import limit_threads
 
 MAX_TEXT_WEIGHT = 2.0
 """Largest v, the weight of the zero-shot logits."""

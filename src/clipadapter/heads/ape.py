@@ -19,12 +19,12 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import CacheHead, cache_keys, grid_values
 from clipadapter.heads.channel_selection import select_channels
 from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.heads.registry import register_head
+from clipadapter.utils.functional import unit
 
 EPSILON = 1e-6
 """Added to numerator and denominator of the divergence, as published."""

@@ -14,13 +14,13 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import CacheHead, cache_keys, cache_logits_of_cosines
 from clipadapter.heads.channel_selection import select_channels
 from clipadapter.heads.parameters import NOT_NEGATIVE, Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
+from clipadapter.utils.functional import cosine_logits, unit
 
 
 @register_head(

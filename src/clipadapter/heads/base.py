@@ -18,10 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from typing_extensions import Self
 
-from clipadapter.blocks import FINAL, Blocks, select_blocks, total_width
 from clipadapter.errors import ArtifactError, InputError, brief
-from clipadapter.formatting import format_list
-from clipadapter.functional import unit
 from clipadapter.heads.estimator import Estimator, check_is_fitted, clone
 from clipadapter.heads.parameters import check_bounds
 from clipadapter.heads.registry import HEADS
@@ -52,8 +49,11 @@ from clipadapter.heads.support import (
 from clipadapter.heads.support import SupportSet as SupportSet
 from clipadapter.heads.text import TextFeatures
 from clipadapter.metrics.table import Task
-from clipadapter.prediction import DEFAULT_LOGIT_SCALE
-from clipadapter.registry import unknown
+from clipadapter.utils.blocks import FINAL, Blocks, select_blocks, total_width
+from clipadapter.utils.formatting import format_list
+from clipadapter.utils.functional import unit
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.utils.registry import unknown
 
 Preset = Mapping[str, Any]
 MULTILABEL = "multilabel_"
@@ -269,8 +269,8 @@ class Head(Estimator, ABC):
             text: class names and their text features.
             unlabelled: (u, d) raw features of pictures without labels; required by transductive heads, optional for
                 heads that ``accepts_unlabelled``, refused by others.
-            blocks: name and width of each block of columns of X, ``final`` first (`clipadapter.blocks`); None if X is
-                ``final`` alone. The head reads some of them; see `reads`.
+            blocks: name and width of each block of columns of X, ``final`` first (`clipadapter.utils.blocks`); None if
+                X is ``final`` alone. The head reads some of them; see `reads`.
 
         Returns:
             The head itself.

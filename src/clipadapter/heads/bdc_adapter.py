@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LabelLossHead
 from clipadapter.heads.losses import trained_cosines
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import TrainConfig, TrainingParameters, gather_views, train
+from clipadapter.utils.functional import unit
 
 SHOTS_PER_GROUP = 16
 """Shots of a class whose distances are summed at once."""

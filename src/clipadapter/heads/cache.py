@@ -18,9 +18,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.parameters import NOT_NEGATIVE
+from clipadapter.utils.functional import cosine_logits, unit
 
 MAX_AFFINITIES = 2**24
 """Affinities held in memory at a time: 64 MB in float32."""

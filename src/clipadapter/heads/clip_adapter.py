@@ -32,7 +32,6 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
 from clipadapter.heads.folds import hyperparameter_folds, some_rows
@@ -46,6 +45,7 @@ from clipadapter.heads.residual_ratio import MAX_HELD_OUT_LOGITS, choose_ratio, 
 from clipadapter.heads.trained_head import TrainedHead, TrainingPart, draw_linear, minimise
 from clipadapter.heads.training import ScheduleParameters, coop_epochs, gather_views
 from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.utils.functional import unit
 
 TRAINING_RATIO = 0.4
 """Ratio that "auto" trains with: the middle of the best range in the paper (0.2 to 0.6)."""

@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.folds import hold_out_one_per_class
@@ -27,6 +26,7 @@ from clipadapter.heads.parameters import OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import choose_ratio, expected_ratio
 from clipadapter.heads.warm_start import find_warm_start
+from clipadapter.utils.functional import unit
 
 START_RATIO = 0.2
 """Where a trained ratio starts: that of the released code."""

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter import FOLDS, SUFFICIENT_SHOTS, ClipAdapter, Layers
 from clipadapter.heads.folds import hyperparameter_folds
@@ -24,6 +23,7 @@ from clipadapter.heads.losses import Loss
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.residual_ratio import CANDIDATE_RATIOS, CANDIDATE_TEMPERATURES, choose_ratio, expected_ratio
+from clipadapter.utils.functional import unit
 
 
 @register_head(

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError, brief
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.losses import CROSS_ENTROPY
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
+from clipadapter.utils.functional import unit
 
 
 @register_head(

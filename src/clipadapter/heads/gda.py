@@ -35,7 +35,6 @@ from torch import Tensor
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.estimator import check_is_fitted
 from clipadapter.heads.gaussian import (
@@ -55,6 +54,7 @@ from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text import TextFeatures
 from clipadapter.heads.warm_start import remap_rows
+from clipadapter.utils.functional import unit
 
 SHRINKAGES = ("pooled", "published", "base-to-new")
 

@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.blocks import Blocks
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import check_is_fitted
 from clipadapter.heads.requirements import check_blocks
@@ -30,7 +28,9 @@ from clipadapter.heads.support import (
 )
 from clipadapter.heads.text import TextFeatures
 from clipadapter.heads.warm_start import class_origins, remap_rows
-from clipadapter.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.utils.blocks import Blocks
+from clipadapter.utils.functional import unit
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
 HAS_TEXT = "with_text_"
 """Attribute that only heads have which were fitted with text features."""

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError, brief
-from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import hyperparameter_folds
 from clipadapter.heads.losses import LabelLoss, probabilities_at_temperatures
+from clipadapter.utils.functional import unit
 
 ROBUST_Q = 0.7
 """q that "auto" chooses if labels are wrong; the paper's."""

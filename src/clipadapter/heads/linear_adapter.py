@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError, brief
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.losses import trained_cosines
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.heads.training import TrainConfig
+from clipadapter.utils.functional import unit
 
 ADAM_EPS = 1e-4
 """Epsilon of Adam in the released code."""

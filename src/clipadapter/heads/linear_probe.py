@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipadapter.errors import InputError, brief
-from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.folds import iterative_stratification, most_labels_repeat, most_targets_repeat, stratified_folds
 from clipadapter.heads.label_loss import LogitAdjustedHead
@@ -32,7 +31,8 @@ from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import OneVsRest, SoftmaxRegression, some_classes, subsample
 from clipadapter.heads.warm_start import find_warm_start
-from clipadapter.parallel import limit_threads
+from clipadapter.utils.functional import ABSENT_LOGIT, unit
+from clipadapter.utils.parallel import limit_threads
 
 GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
 """Values of C that ``C="auto"`` chooses from."""

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.label_loss import LogitAdjustedHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.training import training_bar
 from clipadapter.heads.warm_start import STEPS_SHARE, WarmStart, find_warm_start
-from clipadapter.parallel import limit_threads
+from clipadapter.utils.functional import unit
+from clipadapter.utils.parallel import limit_threads
 
 EPOCHS = 300
 """Full-batch steps of the released code."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import ExactIncrementalHead
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.warm_start import remap_rows
+from clipadapter.utils.functional import ABSENT_LOGIT, unit
 
 
 class ClassMeansHead(ExactIncrementalHead):

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from clipadapter.blocks import Blocks, as_blocks
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import iterative_stratification, some_rows, stratified_folds
@@ -29,7 +28,8 @@ from clipadapter.heads.support import (
     is_multilabel,
 )
 from clipadapter.heads.text import TextFeatures
-from clipadapter.progress import BRIEF_SECONDS, progress_bar
+from clipadapter.utils.blocks import Blocks, as_blocks
+from clipadapter.utils.progress import BRIEF_SECONDS, progress_bar
 
 Strategy = Literal["own", "folds", "views"]
 

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.cache import affinity_
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
 from clipadapter.heads.registry import register_head
+from clipadapter.utils.functional import unit
 
 SHOTS = (1, 2, 4, 8, 16)
 BETA = (3.0, 2.6, 1.5, 1.66, 1.7)

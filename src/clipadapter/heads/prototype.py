@@ -14,11 +14,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.nearest_mean import ClassMeansHead
 from clipadapter.heads.parameters import Within
 from clipadapter.heads.registry import register_head
+from clipadapter.utils.functional import ABSENT_LOGIT, unit
 
 
 @register_head(

@@ -36,7 +36,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.incremental import (
     ExactIncrementalHead,
@@ -48,6 +47,7 @@ from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.support import Array
 from clipadapter.heads.warm_start import remap_rows
+from clipadapter.utils.functional import cosine_logits, unit
 
 RIDGE = {"primal": 0.1, "dual": 0.001}
 """Published lambda of each form."""

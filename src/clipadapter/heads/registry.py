@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from clipadapter.docstrings import (
+from clipadapter.errors import InputError, brief
+from clipadapter.utils.docstrings import (
     describe_arguments,
     examples_first,
     with_arguments,
     with_defaults,
     without_defaults,
 )
-from clipadapter.errors import InputError, brief
-from clipadapter.registry import Registry
+from clipadapter.utils.registry import Registry
 
 if TYPE_CHECKING:
     from clipadapter.heads.base import Head

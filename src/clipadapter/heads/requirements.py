@@ -9,12 +9,21 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from clipadapter.blocks import FINAL, UNPROJECTED, Block, Blocks, BlockSource, as_blocks, select_blocks, total_width
 from clipadapter.errors import InputError, brief
-from clipadapter.formatting import format_list
-from clipadapter.functional import unit
 from clipadapter.heads.support import as_matrix
 from clipadapter.heads.text import TextFeatures
+from clipadapter.utils.blocks import (
+    FINAL,
+    UNPROJECTED,
+    Block,
+    Blocks,
+    BlockSource,
+    as_blocks,
+    select_blocks,
+    total_width,
+)
+from clipadapter.utils.formatting import format_list
+from clipadapter.utils.functional import unit
 
 if TYPE_CHECKING:
     from clipadapter.heads.base import Head

@@ -25,8 +25,8 @@ from clipadapter.heads.out_of_fold import OutOfFold, out_of_fold
 from clipadapter.heads.registry import create_head
 from clipadapter.heads.support import Array
 from clipadapter.heads.text import TextFeatures
-from clipadapter.progress import progress_bar
-from clipadapter.registry import unknown
+from clipadapter.utils.progress import progress_bar
+from clipadapter.utils.registry import unknown
 
 MAX_CANDIDATES = 4096
 """Largest number of candidates of one search."""

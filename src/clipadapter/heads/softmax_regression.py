@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from clipadapter.functional import ABSENT_LOGIT
 from clipadapter.heads.lbfgs import descend
+from clipadapter.utils.functional import ABSENT_LOGIT
 
 MAX_PASS_COST = 300_000_000
 """Multiplications of one pass over the shots above which hyperparameters are chosen on a subsample, see `subsample`."""

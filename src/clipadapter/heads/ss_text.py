@@ -18,10 +18,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.parameters import ANY_NUMBER, OneOf
 from clipadapter.heads.registry import register_head
+from clipadapter.utils.functional import cosine_logits, unit
 
 ANCHORS = ("class", "shots", "confidence")
 

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError, brief
-from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import balancing_bias, estimate_frequencies
 from clipadapter.heads.folds import most_labels_repeat
@@ -34,6 +33,7 @@ from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
 from clipadapter.heads.ss_text import SsText
+from clipadapter.utils.functional import cosine_logits, unit
 
 MARGINALS = ("estimated", "shots", "uniform")
 STARTS = ("shots", "text")

@@ -30,13 +30,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.class_frequencies import estimate_frequencies
 from clipadapter.heads.mixture import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import held_out_bias, held_out_calibration, supervised_vectors
+from clipadapter.utils.functional import unit
 
 ANCHORS = ("shots", "text")
 EQUAL_FREQUENCY_SHOTS = 4.0

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from clipadapter.blocks import FINAL, Block, Blocks
 from clipadapter.errors import InputError, brief
-from clipadapter.functional import unit
 from clipadapter.heads.text import TextFeatures
-from clipadapter.split_types import EvaluationFeatures
-from clipadapter.towers import TextTower
+from clipadapter.utils.blocks import FINAL, Block, Blocks
+from clipadapter.utils.functional import unit
+from clipadapter.utils.split_types import EvaluationFeatures
+from clipadapter.utils.towers import TextTower
 
 Array = NDArray[Any]
 PLAIN_ARRAYS = (np.ndarray, Tensor, EvaluationFeatures)

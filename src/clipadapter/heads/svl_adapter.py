@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from clipadapter.errors import InputError, brief
-from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead, draw_linear
+from clipadapter.utils.functional import cosine_logits, unit
 
 TENSORS = ("down_", "down_bias_", "up_", "up_bias_")
 

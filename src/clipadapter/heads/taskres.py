@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError, brief
-from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text_residual import check_text_norm, scale_text
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.heads.training import ScheduleParameters
+from clipadapter.utils.functional import cosine_logits, unit
 
 OFFICIAL: Preset = MappingProxyType(
     {

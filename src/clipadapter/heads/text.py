@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError, brief
-from clipadapter.formatting import check_names, format_list
-from clipadapter.prediction import DEFAULT_LOGIT_SCALE
-from clipadapter.towers import TextTower
+from clipadapter.utils.formatting import check_names, format_list
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.utils.towers import TextTower
 
 Array = NDArray[Any]
 Order = Literal["sorted", "given"]

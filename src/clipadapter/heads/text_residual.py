@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from clipadapter.errors import InputError, brief
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
+from clipadapter.utils.functional import unit
 
 TEXT_NORM = 0.1
 """Length that class text is scaled to, relative to the encoder's logit scale: 10 with CLIP, which is about what its

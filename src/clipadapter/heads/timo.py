@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.cache import cache_keys
 from clipadapter.heads.folds import hyperparameter_folds
@@ -44,6 +43,7 @@ from clipadapter.heads.out_of_fold import mean_shots_per_class
 from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
+from clipadapter.utils.functional import unit
 
 ALPHA_RATIO = 10.0
 """The default alpha over the logit scale. On seven development sets ratios of 3 to 30 are within a point of it."""

@@ -21,11 +21,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, affinity_, cache_keys, grid_values
 from clipadapter.heads.multilabel import add_bias, fit_bias
 from clipadapter.heads.registry import register_head
+from clipadapter.utils.functional import cosine_logits, unit
 
 SEARCH_SCALE: Mapping[str, tuple[float, float]] = MappingProxyType(
     {

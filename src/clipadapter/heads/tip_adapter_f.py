@@ -14,12 +14,12 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import Preset, SupportSet
 from clipadapter.heads.cache import INITIAL_ALPHA, INITIAL_BETA, CacheHead, cache_keys, cache_logits_of_cosines
 from clipadapter.heads.parameters import NOT_NEGATIVE
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
+from clipadapter.utils.functional import unit
 
 
 @register_head(

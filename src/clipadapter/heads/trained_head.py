@@ -27,7 +27,7 @@ from clipadapter.heads.training import (
     training_bar,
 )
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
-from clipadapter.parallel import parallel_map
+from clipadapter.utils.parallel import parallel_map
 
 
 class _CommonParameters:

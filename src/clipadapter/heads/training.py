@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.devices import full_float32
 from clipadapter.errors import InputError, brief
-from clipadapter.formatting import format_count
 from clipadapter.heads.base import Head
+from clipadapter.heads.memory import keep_freed_memory
 from clipadapter.heads.optimizers import Optimizer
-from clipadapter.memory import keep_freed_memory
-from clipadapter.parallel import limit_threads
-from clipadapter.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
+from clipadapter.utils.devices import full_float32
+from clipadapter.utils.formatting import format_count
+from clipadapter.utils.parallel import limit_threads
+from clipadapter.utils.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "cosine-epoch", "constant")

@@ -15,13 +15,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.class_frequencies import warn_if_few_classes
 from clipadapter.heads.mixture import MIN_VARIANCE_RATIO, MixtureHead
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.ss_text_u import estimate_pool_frequencies
+from clipadapter.utils.functional import unit
 
 
 @register_head(

@@ -9,8 +9,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.base import Head, SupportSet
+from clipadapter.utils.functional import unit
 
 MAX_SIMILARITIES = 16_000_000
 """Cosines held in memory at a time."""

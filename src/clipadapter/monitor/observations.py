@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import DataError, ImageError
-from clipadapter.formatting import describe_unreadable
 from clipadapter.runtime import DEFAULT_BATCH_SIZE, Predictor
 from clipadapter.uncertainty import DecisionOptions
+from clipadapter.utils.formatting import describe_unreadable
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier

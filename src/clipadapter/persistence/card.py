@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipadapter.blocks import BlockSource
 from clipadapter.encoders import split_blocks
 from clipadapter.errors import ArtifactError
-from clipadapter.files import LOCAL_WEIGHTS, has_local_weights, printable
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
-from clipadapter.model_folder import CARD_FILE, SUPPORT_FILE, UNLABELLED_FILE, model_path
 from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
 from clipadapter.persistence.format import ModelConfig
+from clipadapter.runtime.model_folder import CARD_FILE, SUPPORT_FILE, UNLABELLED_FILE, model_path
 from clipadapter.uncertainty import HeldOutAccuracy
+from clipadapter.utils.blocks import BlockSource
+from clipadapter.utils.files import LOCAL_WEIGHTS, has_local_weights, printable
 
 MAX_CARD_BYTES = 16 << 20
 GENERATED_MARK = (

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import InputError
-from clipadapter.files import printable
 from clipadapter.metrics import check_metrics, metrics_shown
-from clipadapter.model_folder import HEAD_FILE, UNCERTAINTY_FILE
 from clipadapter.persistence.format import ArrayFile, ModelConfig
+from clipadapter.runtime.model_folder import HEAD_FILE, UNCERTAINTY_FILE
+from clipadapter.utils.files import printable
 
 EVALUATION_KEY = "evaluation"
 """Key in the provenance of the model."""

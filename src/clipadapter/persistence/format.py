@@ -31,9 +31,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from clipadapter.blocks import MAX_BLOCKS
 from clipadapter.errors import ArtifactError
-from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, STAGING_FOLDER, model_path, why_no_model
+from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD_FILE, STAGING_FOLDER, model_path, why_no_model
+from clipadapter.utils.blocks import MAX_BLOCKS
 
 FORMAT: Final = 1
 CHECKSUM_KEY = "checksum"

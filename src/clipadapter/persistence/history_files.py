@@ -19,14 +19,6 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.model_folder import (
-    CONFIG_FILE,
-    HISTORY_FOLDER,
-    MODEL_FILES,
-    SUPPORT_FILE,
-    UNLABELLED_FILE,
-    model_path,
-)
 from clipadapter.persistence.evaluation import EVALUATION_KEY
 from clipadapter.persistence.format import (
     Arrays,
@@ -41,6 +33,14 @@ from clipadapter.persistence.format import (
     write_and_sync,
 )
 from clipadapter.persistence.transaction import Staging, find_file, link_or_copy, list_history_files, read_consistently
+from clipadapter.runtime.model_folder import (
+    CONFIG_FILE,
+    HISTORY_FOLDER,
+    MODEL_FILES,
+    SUPPORT_FILE,
+    UNLABELLED_FILE,
+    model_path,
+)
 
 LOG_FILE = "log.json"
 LOG_FORMAT = 1

@@ -14,14 +14,14 @@ from typing import Any
 
 from clipadapter.backends.formats import companion_files, export_suffixes, get_format, list_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
-from clipadapter.files import without_paths
-from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, MODEL_FILES
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.format import ModelConfig, check_target_folder, config_bytes, read_array_bytes, read_config
 from clipadapter.persistence.history_files import Snapshot
 from clipadapter.persistence.model import load_model
 from clipadapter.persistence.save import SaveOptions, write_snapshot
 from clipadapter.persistence.transaction import read_consistently
+from clipadapter.runtime.model_folder import CARD_FILE, CONFIG_FILE, MODEL_FILES
+from clipadapter.utils.files import without_paths
 
 DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
 

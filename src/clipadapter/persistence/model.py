@@ -15,14 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import as_blocks
 from clipadapter.encoders import EncoderInfo
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.formatting import format_list
 from clipadapter.heads import Head, TextFeatures, create_head, list_heads
 from clipadapter.heads.registry import head_name
-from clipadapter.model_folder import FOLD_HEADS_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, UNLABELLED_FILE
 from clipadapter.persistence.evaluation import EVALUATION_KEY, validate_evaluation
 from clipadapter.persistence.format import (
     Arrays,
@@ -34,7 +31,10 @@ from clipadapter.persistence.format import (
     read_config,
 )
 from clipadapter.persistence.transaction import read_consistently
+from clipadapter.runtime.model_folder import FOLD_HEADS_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, UNLABELLED_FILE
 from clipadapter.uncertainty import Uncertainty
+from clipadapter.utils.blocks import as_blocks
+from clipadapter.utils.formatting import format_list
 
 TEXT_KEY = "class_text"
 """Name of the text features in the file of the head."""

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import ArtifactError, MethodWarning
-from clipadapter.formatting import format_count
-from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.evaluation import EVALUATION_KEY, make_evaluation
 from clipadapter.persistence.format import ModelConfig, config_bytes, read_config, write_and_sync
@@ -31,6 +29,8 @@ from clipadapter.persistence.history_files import (
     stage_snapshots,
 )
 from clipadapter.persistence.transaction import Staging, link_or_copy, lock_folder, replace_model, stage_files
+from clipadapter.runtime.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER
+from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.heads import Head

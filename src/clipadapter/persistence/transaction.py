@@ -33,11 +33,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError
-from clipadapter.files import folder_without_links, sync_folder
-from clipadapter.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER, MODEL_FILES, STAGING_FOLDER, model_path
 from clipadapter.persistence.format import check_target_folder, read_config_file, write_and_sync
+from clipadapter.runtime.model_folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    HISTORY_FOLDER,
+    MODEL_FILES,
+    STAGING_FOLDER,
+    model_path,
+)
+from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import folder_without_links, sync_folder
 
 LOCK_TIMEOUT_SECONDS = 60.0
 LOCK_POLL_SECONDS = 0.02

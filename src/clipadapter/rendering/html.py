@@ -5,7 +5,7 @@ from __future__ import annotations
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from clipadapter.formatting import shorten_name
+from clipadapter.utils.formatting import shorten_name
 
 
 def create_environment(package: str) -> Environment:

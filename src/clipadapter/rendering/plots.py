@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipadapter.errors import InputError, require
-from clipadapter.files import path_without_links, write_atomically
-from clipadapter.formatting import shorten_name
+from clipadapter.utils.files import path_without_links, write_atomically
+from clipadapter.utils.formatting import shorten_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from clipadapter.formatting import table as format_text_table
 from clipadapter.rendering.marks import BEST, NOT_AS_PUBLISHED, TRANSDUCTIVE
+from clipadapter.utils.formatting import table as format_text_table
 
 LATEX = {
     "\\": r"\textbackslash{}",

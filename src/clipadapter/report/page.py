@@ -15,13 +15,13 @@ from clipadapter.bench.summary import plain_name
 from clipadapter.classifier.evaluation import Score
 from clipadapter.data.thumbnails import encode_thumbnails
 from clipadapter.doctor import FindingGroup, illustrate_findings, read_findings_css, render_findings
-from clipadapter.formatting import shorten_name
 from clipadapter.metrics import metrics_shown, reliability
 from clipadapter.metrics.detection import aurc, risk_coverage
-from clipadapter.prediction import softmax
 from clipadapter.rendering.html import create_environment, read_asset
 from clipadapter.rendering.learning_curve import WITHOUT_SHOTS
 from clipadapter.rendering.method_colours import method_style
+from clipadapter.utils.formatting import shorten_name
+from clipadapter.utils.prediction import softmax
 
 if TYPE_CHECKING:
     from clipadapter.report.report import Report

@@ -17,12 +17,12 @@ from clipadapter.data import Dataset, Sample
 from clipadapter.doctor import Diagnosis, diagnose
 from clipadapter.errors import ClipAdapterError, InputError
 from clipadapter.features import FeatureSet
-from clipadapter.files import write_atomically
 from clipadapter.metrics import MetricsWithIntervals, bootstrap_metrics
 from clipadapter.report.page import THIS_MODEL, render_report
 from clipadapter.report.pictures import PictureTable, collect_pictures
 from clipadapter.report.projection import Projection, project_features
 from clipadapter.report.uncertainty import UncertaintyResults, measure_uncertainty
+from clipadapter.utils.files import write_atomically
 
 SHOT_COUNT_KINDS = ("no-shots", "few-shots", "imbalance")
 """Kinds of findings that count the shots. They are wrong if files of shots are missing."""

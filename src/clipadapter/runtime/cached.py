@@ -12,10 +12,10 @@ from pathlib import Path
 
 from clipadapter.backends.checksum import check_file
 from clipadapter.backends.formats import get_format, list_formats
-from clipadapter.cache import default_cache_dir
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.model_folder import CONFIG_FILE, HEAD_FILE, UNCERTAINTY_FILE, model_path
+from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD_FILE, UNCERTAINTY_FILE, model_path
 from clipadapter.runtime.predictor import Predictor
+from clipadapter.utils.cache import default_cache_dir
 
 MAX_HASHED_BYTES = 64 << 20
 """Models with larger files are opened as they are: hashing these would take longer than is saved."""

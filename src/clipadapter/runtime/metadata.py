@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from clipadapter.backends.checksum import ALGORITHM
 from clipadapter.backends.formats import INPUT_NAMES, PRECISIONS, input_names
-from clipadapter.blocks import Blocks, as_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.pixels import PixelSpec, different_squares
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.uncertainty.ood import MARK_RATE
+from clipadapter.utils.blocks import Blocks, as_blocks
+from clipadapter.utils.pixels import PixelSpec, different_squares
 
 if TYPE_CHECKING:  # the metrics would be imported by every prediction
     from clipadapter.metrics.table import Task

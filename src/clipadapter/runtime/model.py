@@ -20,9 +20,9 @@ from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes, read_image_shrunk, source_name
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.errors import ImageError, InputError
-from clipadapter.pixels import PixelSpec, min_jpeg_side, pack_squares, packed_shape
-from clipadapter.prediction import Prediction, unreadable
 from clipadapter.uncertainty import Answers, Uncertainty
+from clipadapter.utils.pixels import PixelSpec, min_jpeg_side, pack_squares, packed_shape
+from clipadapter.utils.prediction import Prediction, unreadable
 
 DEFAULT_BATCH_SIZE = 8
 """In larger batches ONNX Runtime takes 1.5 times as long per picture."""

@@ -20,12 +20,12 @@ from clipadapter.backends.formats import (
     input_names,
     list_inference_backends,
 )
-from clipadapter.blocks import total_width
 from clipadapter.errors import ArtifactError, InputError, brief
-from clipadapter.model_folder import suggest_model
-from clipadapter.pixels import packed_shape, unpack_squares
 from clipadapter.runtime.metadata import ExportMetadata
 from clipadapter.runtime.model import Outputs, RuntimeModel
+from clipadapter.runtime.model_folder import suggest_model
+from clipadapter.utils.blocks import total_width
+from clipadapter.utils.pixels import packed_shape, unpack_squares
 
 REQUIRED_OUTPUTS = ("logits", FEATURES_OUTPUT, "probabilities")
 OUTPUTS = (*REQUIRED_OUTPUTS, "ood_scores", "ood_score_parts", BLOCKS_OUTPUT)

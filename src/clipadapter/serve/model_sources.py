@@ -11,9 +11,9 @@ from pathlib import Path
 from clipadapter.backends.checksum import add_bytes, open_model
 from clipadapter.backends.formats import DEFAULT_FORMAT, companion_files, export_suffixes, get_format, is_exported
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError, needs_training
-from clipadapter.files import explain_missing, quote_path
-from clipadapter.model_folder import CONFIG_FILE
 from clipadapter.runtime.cached import cached_export, is_intact
+from clipadapter.runtime.model_folder import CONFIG_FILE
+from clipadapter.utils.files import explain_missing, quote_path
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION_CHARS = 12

@@ -20,7 +20,6 @@ import numpy as np
 from clipadapter.backends.checksum import check_file
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.parallel import count_cores
 from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
 from clipadapter.runtime.isolated import stop_children, try_in_child
 from clipadapter.serve.batching import Batcher, QueueSlot
@@ -28,6 +27,7 @@ from clipadapter.serve.limits import Limits, RequestRefused
 from clipadapter.serve.logs import log_event
 from clipadapter.serve.metrics import Metrics
 from clipadapter.serve.model_sources import MODEL_NAME, FileStamp, ModelSource, file_version, find_sources, read_sources
+from clipadapter.utils.parallel import count_cores
 
 REFRESH_SECONDS = 1.0
 """Time between two checks of the files."""

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
-from clipadapter.prediction import Prediction, unreadable
 from clipadapter.serve.batching import Answer, Unreadable
 from clipadapter.serve.body import JSON, load_picture
 from clipadapter.serve.models import ServedModel
@@ -25,6 +24,7 @@ from clipadapter.serve.schemas import (
     responses_of,
 )
 from clipadapter.serve.state import ServerState
+from clipadapter.utils.prediction import Prediction, unreadable
 
 router = APIRouter(prefix="/v1")
 MAX_INLINE_SCORES = 2000

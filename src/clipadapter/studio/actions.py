@@ -18,12 +18,12 @@ from typing import Any
 
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.errors import ClipAdapterError, InputError
-from clipadapter.files import encodable
-from clipadapter.formatting import format_count, format_list
 from clipadapter.studio.pictures import Upload, stored_file_name
 from clipadapter.studio.project import AddResult
 from clipadapter.studio.session import Session
 from clipadapter.studio.tab import Note, Tab
+from clipadapter.utils.files import encodable
+from clipadapter.utils.formatting import format_count, format_list
 
 Data = Mapping[str, Any]
 MAX_FILE_NAME_LETTERS = 60

@@ -11,8 +11,8 @@ from pathlib import Path
 from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import read_folder
 from clipadapter.errors import InputError
-from clipadapter.files import IMAGE_SUFFIXES, encodable, path_without_links, printable
 from clipadapter.studio.pictures import DuplicateFinder, PictureFile, list_picture_files
+from clipadapter.utils.files import IMAGE_SUFFIXES, encodable, path_without_links, printable
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import Blocks, column_slices
 from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, open_blocks
 from clipadapter.features import Extraction, FeatureStore, choose_backend, encode_classes, extract
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.pictures import PictureFile, Stamp
+from clipadapter.utils.blocks import Blocks, column_slices
 
 Array = NDArray[Any]
 PICTURES_PER_STEP = 16

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import InputError
-from clipadapter.files import is_same_name, path_without_links, sync_folder
+from clipadapter.utils.files import is_same_name, path_without_links, sync_folder
 
 Move = tuple[str, str]
 """Old and new path, relative to the folder, with slashes."""

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.blocks import FINAL, Blocks
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import score
 from clipadapter.data import draw_shots
@@ -26,9 +25,10 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import AccuracyForecast, forecast_accuracy, wilson_interval
-from clipadapter.prediction import softmax
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
+from clipadapter.utils.blocks import FINAL, Blocks
+from clipadapter.utils.prediction import softmax
 
 Array = NDArray[Any]
 DRAWS_PER_POINT = 3

@@ -19,16 +19,16 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipadapter.errors import ClipAdapterError
-from clipadapter.files import encodable, folder_without_links, printable, quote_path
-from clipadapter.formatting import format_list
-from clipadapter.model_folder import HISTORY_FOLDER, MODEL_FILES
 from clipadapter.persistence.transaction import list_history_files
 from clipadapter.rendering.html import read_asset
+from clipadapter.runtime.model_folder import HISTORY_FOLDER, MODEL_FILES
 from clipadapter.studio.actions import Actions, to_sentence
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
 from clipadapter.studio.project import EXPORT_FOLDER, STUDIO_FOLDER, studio_path
 from clipadapter.studio.session import Session
 from clipadapter.studio.tab import Note, Tab
+from clipadapter.utils.files import encodable, folder_without_links, printable, quote_path
+from clipadapter.utils.formatting import format_list
 
 POLL_SECONDS = 0.7
 """Time between two checks for changes by another tab or by the computing thread."""

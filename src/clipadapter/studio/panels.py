@@ -12,8 +12,6 @@ from typing import Any
 from jinja2 import Environment
 
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
-from clipadapter.files import printable
-from clipadapter.formatting import format_count, format_list
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.contents import Contents
@@ -22,6 +20,8 @@ from clipadapter.studio.pictures import PictureFile, Stamp
 from clipadapter.studio.quality import quality_options, why_no_unlabelled
 from clipadapter.studio.session import Session, SessionState
 from clipadapter.studio.tab import Tab
+from clipadapter.utils.files import printable
+from clipadapter.utils.formatting import format_count, format_list
 
 PACKAGE = "clipadapter.studio"
 PANELS = ("status", "classes", "queue", "prediction", "accuracy", "quality")

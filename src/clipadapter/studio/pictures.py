@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clipadapter.data.images import image_bytes, image_format, read_image
 from clipadapter.errors import ImageError
-from clipadapter.files import IMAGE_SUFFIXES, encodable, safe_file_name, write_atomically
+from clipadapter.utils.files import IMAGE_SUFFIXES, encodable, safe_file_name, write_atomically
 
 Stamp = tuple[int, int, int, int]
 """Device, inode, size and time of the last change. A move does not change it."""

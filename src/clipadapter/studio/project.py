@@ -22,17 +22,6 @@ from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import list_images
 from clipadapter.data.images import image_bytes
 from clipadapter.errors import ImageError, InputError
-from clipadapter.files import (
-    RANDOM_END,
-    UNPRINTABLE,
-    folder_without_links,
-    path_without_links,
-    printable,
-    remove_abandoned,
-    safe_file_name,
-    write_atomically,
-)
-from clipadapter.formatting import format_count
 from clipadapter.studio.contents import Contents, read_contents
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
@@ -47,6 +36,17 @@ from clipadapter.studio.pictures import (
     stored_file_name,
     write_upload,
 )
+from clipadapter.utils.files import (
+    RANDOM_END,
+    UNPRINTABLE,
+    folder_without_links,
+    path_without_links,
+    printable,
+    remove_abandoned,
+    safe_file_name,
+    write_atomically,
+)
+from clipadapter.utils.formatting import format_count
 
 STUDIO_FOLDER = ".studio"
 """The studio's own folder in a project."""

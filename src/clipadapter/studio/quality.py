@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipadapter.blocks import RARE_PATCHES, BlockSource
 from clipadapter.classifier.encoder import QUALITIES, block_names, blocks_of_quality, relative_cost
 from clipadapter.encoders import Encoder
 from clipadapter.heads import head_info
+from clipadapter.utils.blocks import RARE_PATCHES, BlockSource
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from clipadapter.classifier.encoder import (
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
-from clipadapter.files import path_without_links, printable
 from clipadapter.heads import create_head, head_info
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
@@ -40,6 +39,7 @@ from clipadapter.studio.pictures import PictureFile
 from clipadapter.studio.project import Project
 from clipadapter.studio.quality import why_no_choice, why_no_unlabelled
 from clipadapter.studio.selection import margins, select_for_labelling
+from clipadapter.utils.files import path_without_links, printable
 
 QUALITY_SETTING = "quality"
 """Name of the setting of a project that remembers the quality."""

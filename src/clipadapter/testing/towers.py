@@ -1,4 +1,4 @@
-"""Conformance checks of text towers that take token embeddings, one rule per check; see `clipadapter.towers`.
+"""Conformance checks of text towers that take token embeddings, one rule per check; see `clipadapter.utils.towers`.
 
 A check takes an open encoder with such a tower and raises AssertionError with a message if the rule does not hold.
 """
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.encoders import Encoder, open_text_tower
 from clipadapter.testing.assertions import require, require_equal_features, run_checks
-from clipadapter.towers import TextTower
+from clipadapter.utils.towers import TextTower
 
 TOLERANCE = 1e-5
 """Largest distance between two features that must be equal, relative to their length."""

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from clipadapter.heads import TextFeatures
-from clipadapter.towers import WordTower
+from clipadapter.utils.towers import WordTower
 
 Array = NDArray[Any]
 CLASSES = ("cat", "dog", "owl")

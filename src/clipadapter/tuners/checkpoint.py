@@ -19,9 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from clipadapter.cache import default_cache_dir
 from clipadapter.errors import InputError
-from clipadapter.files import path_without_links, write_atomically
+from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.files import path_without_links, write_atomically
 
 FORMAT = "1"
 

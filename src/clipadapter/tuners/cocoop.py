@@ -22,12 +22,12 @@ from torch.nn.functional import cross_entropy, linear
 from typing_extensions import Self
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.functional import unit
 from clipadapter.heads import Head, SupportSet, TextFeatures, register_head
 from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.heads.support import Array
 from clipadapter.tuners.prompt_tuner import GIGABYTE, PromptTuner
 from clipadapter.tuners.prompts import Prompts
+from clipadapter.utils.functional import unit
 
 TRAINING_COST = 3
 """How much more work a prompt is in training than in prediction: its way back takes twice that of its way through."""

@@ -34,11 +34,11 @@ from torch.nn.functional import cross_entropy, l1_loss
 
 from clipadapter.data import clean_name
 from clipadapter.encoders import Encoder, open_prompt_places, open_tunable_copy
-from clipadapter.functional import unit
 from clipadapter.heads import register_head
 from clipadapter.heads.parameters import POSITIVE, at_least
 from clipadapter.tuners.deep_prompts import DeepPromptTuner, gaussian_weights, normal, prompts_of_blocks
 from clipadapter.tuners.tower_tuner import ImageFeatures, Step, Trainable
+from clipadapter.utils.functional import unit
 
 LATE_AVERAGE = {"average_mean": 45.0, "average_std": 5.0}
 BASE_TO_NEW = {"epochs": 20, "average_mean": 15.0, "average_std": 1.0}

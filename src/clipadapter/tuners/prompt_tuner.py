@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 from typing_extensions import Self
 
 from clipadapter.errors import InputError
-from clipadapter.functional import cosine_logits, unit
 from clipadapter.heads import SupportSet, TextFeatures
 from clipadapter.heads.folds import hold_out_one_per_class
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
@@ -27,9 +26,10 @@ from clipadapter.heads.training import (
     train,
 )
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
-from clipadapter.towers import TextTower
 from clipadapter.tuners.checkpoint import Checkpoint, digest_of_fit
 from clipadapter.tuners.prompts import CLASS_TOKENS, PRECISIONS, Prompts, context_from_words, random_context
+from clipadapter.utils.functional import cosine_logits, unit
+from clipadapter.utils.towers import TextTower
 
 GIGABYTE = 1e9
 OTHER_TOKENS = 5

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clipadapter.data import clean_name
 from clipadapter.errors import InputError
-from clipadapter.towers import Prefix, TextTower
+from clipadapter.utils.towers import Prefix, TextTower
 
 CLASS_TOKENS = ("end", "middle", "front")
 PRECISIONS = ("fp32", "bf16")

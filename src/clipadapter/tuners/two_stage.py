@@ -25,12 +25,12 @@ from typing_extensions import Self
 
 from clipadapter.encoders import Encoder, attention_layers
 from clipadapter.errors import InputError
-from clipadapter.functional import unit
 from clipadapter.heads import SupportSet, TextFeatures, register_head
 from clipadapter.heads.parameters import OneOf, Within
 from clipadapter.heads.training import TrainConfig, gather_views, train
 from clipadapter.tuners.checkpoint import Checkpoint, KeptCheckpoint
 from clipadapter.tuners.tower_tuner import PartTuner, Trainable
+from clipadapter.utils.functional import unit
 
 STEPS_PER_SHOT = 300
 """Optimizer steps of both stages for each shot per class, as in the authors' code."""

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import DataError, InputError, brief
-from clipadapter.parsing import read_text
-from clipadapter.registry import unknown
+from clipadapter.utils.parsing import read_text
+from clipadapter.utils.registry import unknown
 
 Array = NDArray[Any]
 

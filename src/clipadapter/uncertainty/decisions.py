@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.adaptation import Adapt, TdaCache, create_cache, vote
 from clipadapter.errors import ArtifactError, InputError, brief
-from clipadapter.prediction import Prediction, PredictionColumns, softmax
-from clipadapter.registry import unknown
 from clipadapter.uncertainty.calibration import METHODS, Calibrator
 from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, SCORES, Conformal
 from clipadapter.uncertainty.costs import check_costs, decide
@@ -21,6 +19,8 @@ from clipadapter.uncertainty.held_out import HeldOutAccuracy
 from clipadapter.uncertainty.multilabel import MultiLabel
 from clipadapter.uncertainty.ood import Rejector
 from clipadapter.uncertainty.saved_state import SavedState
+from clipadapter.utils.prediction import Prediction, PredictionColumns, softmax
+from clipadapter.utils.registry import unknown
 
 Array = NDArray[Any]
 CALIBRATION = ("auto", *METHODS, "none")

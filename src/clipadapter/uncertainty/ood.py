@@ -28,7 +28,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError, TooFewShotsError
-from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
 from clipadapter.uncertainty.ood_scores import (
     SCORES,
@@ -38,6 +37,7 @@ from clipadapter.uncertainty.ood_scores import (
     unit_rows,
 )
 from clipadapter.uncertainty.saved_state import SavedState
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
 Array = NDArray[Any]
 MARK_RATE = 0.04

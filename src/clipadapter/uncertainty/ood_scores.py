@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.prediction import DEFAULT_LOGIT_SCALE
 from clipadapter.uncertainty.class_gaussians import ClassGaussians, fit_class_gaussians
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
 
 Array = NDArray[Any]
 Scores = NDArray[np.float64]

@@ -8,7 +8,7 @@ import pytest
 from clipadapter import FewShotClassifier
 from clipadapter.bench import read_runs
 from clipadapter.data import textiles
-from clipadapter.installation import install_command
+from clipadapter.errors import install_command
 
 from ...pages import shorten_training
 

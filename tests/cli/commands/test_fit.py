@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 from clipadapter import FewShotClassifier, draw_shots
 from clipadapter.cli.commands.fit import _report_estimate
 from clipadapter.features import extraction
-from clipadapter.formatting import format_seconds
 from clipadapter.heads.clip_adapter import ClipAdapter
+from clipadapter.utils.formatting import format_seconds
 
 FEW_STEPS = ("--set", "steps=20")
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.cli.commands import predict
+from clipadapter.cli.prediction_files import PredictionFile, stamp_files
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import open_feature_table
@@ -21,8 +22,7 @@ from clipadapter.features.collection import divide_collection, open_filesystem
 from clipadapter.features.ray_extract import RayJob, write_unit
 from clipadapter.features.shards import make_plan, shard_name, write_plan
 from clipadapter.features.tables import MAX_WIDTH
-from clipadapter.prediction import Prediction
-from clipadapter.prediction_files import PredictionFile, stamp_files
+from clipadapter.utils.prediction import Prediction
 
 PART = f"00000000-1-0-{'0' * 32}-{'1' * 32}"
 """Name of a part."""

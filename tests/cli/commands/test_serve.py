@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from clipadapter.cli.commands.serve import command
-from clipadapter.installation import install_command
+from clipadapter.errors import install_command
 from clipadapter.serve import Limits
 from clipadapter.serve.logs import LOGGERS
 

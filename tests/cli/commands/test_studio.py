@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from clipadapter.installation import install_command
+from clipadapter.errors import install_command
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError
 from clipadapter.features import FeatureSet
-from clipadapter.files import quote_path
+from clipadapter.utils.files import quote_path
 
 
 def build_joined_data_sets(

@@ -14,10 +14,10 @@ from clipadapter.bench.notes import failure_messages, fidelity_mark, fidelity_no
 from clipadapter.bench.pivot import Cell, Spot, Value
 from clipadapter.bench.run import ContinualResult, Run
 from clipadapter.errors import InputError
-from clipadapter.formatting import shorten_name
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.marks import BEST
 from clipadapter.rendering.tables import Grid
+from clipadapter.utils.formatting import shorten_name
 
 CONTINUAL_METRICS = {
     "transfer": "Transfer",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from clipadapter.registry import Registry
+from clipadapter.utils.registry import Registry
 
 if TYPE_CHECKING:
     from clipadapter.bench.protocols.base import Protocol

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from clipadapter.bench.run import FrozenModel
-from clipadapter.registry import unknown
+from clipadapter.utils.registry import unknown
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipadapter.bench.report.comparison import compare_studies
 from clipadapter.bench.study import Study
-from clipadapter.files import folder_without_links, write_atomically
+from clipadapter.utils.files import folder_without_links, write_atomically
 
 __all__ = ["compare_studies", "write_report"]
 

@@ -10,9 +10,9 @@ from clipadapter.bench.pivot import make_spot
 from clipadapter.bench.run import Run
 from clipadapter.bench.statistics import paired_difference
 from clipadapter.bench.study import Setting, Study
-from clipadapter.formatting import shorten_name
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.tables import markdown_table
+from clipadapter.utils.formatting import shorten_name
 
 HEADER = ("head", "data", "encoder", "test", "shots")
 PAIRING_NOTE = "Two runs are compared if they were fitted to the same rows."

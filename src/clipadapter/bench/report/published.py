@@ -23,9 +23,9 @@ from clipadapter.bench.run import Run, TaskStream
 from clipadapter.bench.study import Study
 from clipadapter.data.sets import get_set, list_sets
 from clipadapter.encoders.catalogue import QUICK_GELU
-from clipadapter.formatting import shorten_name
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.tables import Grid
+from clipadapter.utils.formatting import shorten_name
 
 TITLE = "Measured and published"
 TEXT_COLUMNS = frozenset({0, 1, 2, 3, 7, 8, 9, 10})

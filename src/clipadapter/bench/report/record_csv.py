@@ -8,8 +8,8 @@ from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.pivot import Spot
 from clipadapter.bench.run import Metrics
 from clipadapter.bench.study import Study
-from clipadapter.files import csv_text
 from clipadapter.metrics import metrics_shown
+from clipadapter.utils.files import csv_text
 
 RECORDED = tuple(metrics_shown("record", "single-label"))
 HEADER = (

@@ -13,9 +13,9 @@ from clipadapter.bench.report.document import Plot, Section
 from clipadapter.bench.report.published import NO_PUBLISHED_STREAM, make_published_grid
 from clipadapter.bench.run import ContinualResult, Run, TaskStream
 from clipadapter.bench.study import Setting, Study, distinct_values
-from clipadapter.formatting import shorten_name
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.tables import Grid
+from clipadapter.utils.formatting import shorten_name
 
 MAX_LISTED_TASKS = 15
 """More tasks are not listed."""

@@ -12,7 +12,7 @@ from clipadapter.cli.fit_options import class_names_option
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.errors import InputError
-from clipadapter.files import MANIFEST_SUFFIXES
+from clipadapter.utils.files import MANIFEST_SUFFIXES
 
 NO_LABEL = "a picture alone has no label: give --label NAME, or one folder per class"
 Labels = Sequence[str] | Sequence[tuple[str, ...]]

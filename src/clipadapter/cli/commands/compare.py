@@ -25,7 +25,7 @@ from clipadapter.cli.options import (
 )
 from clipadapter.cli.output import Output, note_kept
 from clipadapter.errors import InputError
-from clipadapter.registry import unknown
+from clipadapter.utils.registry import unknown
 
 if TYPE_CHECKING:
     from clipadapter.bench import Comparison

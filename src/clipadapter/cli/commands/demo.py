@@ -15,7 +15,7 @@ from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import ENCODER_URI, FOLDER, parse_counts
 from clipadapter.cli.options import option, option_group, output_options, seeds_option
 from clipadapter.cli.output import Output, note_kept
-from clipadapter.files import path_without_links, quote_path
+from clipadapter.utils.files import path_without_links, quote_path
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier

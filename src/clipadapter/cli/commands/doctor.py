@@ -15,7 +15,7 @@ from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option
 from clipadapter.cli.output import MAX_LISTED, Failure, Output
 from clipadapter.errors import InputError, require_installed
-from clipadapter.files import printable
+from clipadapter.utils.files import printable
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier

@@ -14,7 +14,7 @@ from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
 from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.errors import DataError, InputError, require
-from clipadapter.formatting import describe_unreadable
+from clipadapter.utils.formatting import describe_unreadable
 
 
 @cli_command("clipadapter embed pictures/ --encoder lite --shard 1/4")

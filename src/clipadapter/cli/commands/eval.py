@@ -26,8 +26,8 @@ from clipadapter.cli.options import (
     title_option,
 )
 from clipadapter.cli.output import Output, table
-from clipadapter.files import write_atomically
-from clipadapter.formatting import format_count
+from clipadapter.utils.files import write_atomically
+from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.bench import CrossValidation, ModelEvaluation, MultiLabelModelEvaluation

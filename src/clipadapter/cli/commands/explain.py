@@ -13,7 +13,7 @@ from clipadapter.cli.inputs import check_model, check_output_file, check_picture
 from clipadapter.cli.option_types import FILE, FOLDER, PLOT_SUFFIXES
 from clipadapter.cli.options import option_group, output_options, title_option
 from clipadapter.cli.output import Output, table
-from clipadapter.files import printable
+from clipadapter.utils.files import printable
 
 if TYPE_CHECKING:
     from clipadapter.explain import Explanation

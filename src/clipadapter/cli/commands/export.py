@@ -15,7 +15,7 @@ from clipadapter.cli.option_types import FOLDER, LateChoice
 from clipadapter.cli.options import option_group, output_options
 from clipadapter.cli.output import Output, facts
 from clipadapter.errors import InputError
-from clipadapter.files import quote_path
+from clipadapter.utils.files import quote_path
 
 if TYPE_CHECKING:
     from clipadapter.export import ExportResult

@@ -25,8 +25,8 @@ from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.cli.shard_inputs import open_shards
 from clipadapter.cli.uncertainty_options import UncertaintyArguments, describe_accuracy, report_uncertainty
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.formatting import describe_shots, format_count, format_list, format_seconds
-from clipadapter.progress import estimates_reported_to
+from clipadapter.utils.formatting import describe_shots, format_count, format_list, format_seconds
+from clipadapter.utils.progress import estimates_reported_to
 
 if TYPE_CHECKING:
     from clipadapter.bench import ModelEvaluation

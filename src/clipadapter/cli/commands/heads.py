@@ -12,9 +12,9 @@ import click
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts, table
-from clipadapter.docstrings import without_defaults, without_examples
-from clipadapter.registry import unknown
 from clipadapter.rendering.marks import NOT_AS_PUBLISHED
+from clipadapter.utils.docstrings import without_defaults, without_examples
+from clipadapter.utils.registry import unknown
 
 MARKS = {
     "*": "transductive: uses the pictures to classify when it is fitted",

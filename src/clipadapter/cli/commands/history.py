@@ -12,7 +12,7 @@ from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, table
-from clipadapter.files import quote_path
+from clipadapter.utils.files import quote_path
 
 if TYPE_CHECKING:
     from clipadapter.persistence import Change

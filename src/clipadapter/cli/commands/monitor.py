@@ -18,8 +18,8 @@ from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION, PLOT_SUF
 from clipadapter.cli.options import option, option_group, output_options, seed_option, title_option
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.files import path_without_links, printable
-from clipadapter.model_folder import why_no_model
+from clipadapter.runtime.model_folder import why_no_model
+from clipadapter.utils.files import path_without_links, printable
 
 if TYPE_CHECKING:
     from clipadapter.monitor import DriftReport

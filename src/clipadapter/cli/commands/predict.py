@@ -25,13 +25,13 @@ from clipadapter.cli.predict_models import PredictRequest, check_model, open_cac
 from clipadapter.cli.sorting import PictureSorter, count_answers
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
-from clipadapter.files import explain_missing, printable
-from clipadapter.formatting import describe_unreadable
-from clipadapter.model_folder import CONFIG_FILE, model_path
+from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
+from clipadapter.utils.files import explain_missing, printable
+from clipadapter.utils.formatting import describe_unreadable
 
 if TYPE_CHECKING:
-    from clipadapter.prediction import Prediction
-    from clipadapter.prediction_files import AnsweredRows, PredictionFile
+    from clipadapter.cli.prediction_files import AnsweredRows, PredictionFile
+    from clipadapter.utils.prediction import Prediction
 
 T = TypeVar("T")
 MAX_NAMED_INPUTS = 3
@@ -230,7 +230,7 @@ def _predict(request: PredictRequest, taken: deque[Path]) -> Iterator[tuple[Pred
             yield from ((prediction, cached.class_names) for prediction in cached.classify(list(taken), **options))
             return
         if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
-            from clipadapter.prediction import unreadable  # imports numpy but not torch
+            from clipadapter.utils.prediction import unreadable  # imports numpy but not torch
 
             taken.extend(map(Path, request.inputs))
             yield from ((unreadable(text, "no such file"), ()) for text in request.inputs)
@@ -246,7 +246,7 @@ def _predict(request: PredictRequest, taken: deque[Path]) -> Iterator[tuple[Pred
 
 def _predict_to_file(request: PredictRequest, path: Path) -> None:
     """Write the predictions to a file, in parts, so that a run that was stopped continues."""
-    from clipadapter.prediction_files import PredictionFile, check_prediction_file
+    from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file
 
     check_prediction_file(path)
     check_model(request)
@@ -288,7 +288,7 @@ def _describe_run(request: PredictRequest) -> dict[str, Any]:
 
 def _write_picture_predictions(request: PredictRequest, file: PredictionFile) -> int:
     """Write the predictions of pictures. Returns how many are from an earlier run."""
-    from clipadapter.prediction_files import file_facts, stamp_files
+    from clipadapter.cli.prediction_files import file_facts, stamp_files
 
     pictures = _list_pictures(request.inputs)
     total, unanswered = _count(pictures), _skip_answered(file, pictures)
@@ -316,7 +316,7 @@ def _write_picture_predictions(request: PredictRequest, file: PredictionFile) ->
 
 def _skip_answered(file: PredictionFile, pictures: Iterable[Path | None]) -> Iterator[Path | None]:
     """The pictures after those that the parts of an earlier run answer."""
-    from clipadapter.prediction_files import file_facts, stamp_files
+    from clipadapter.cli.prediction_files import file_facts, stamp_files
 
     remaining = iter(pictures)
     while (length := file.next_length()) is not None:
@@ -347,7 +347,7 @@ def _note_taken(
 
 def _write_table_predictions(request: PredictRequest, file: PredictionFile) -> int:
     """Write the predictions for tables of features. Returns how many are from an earlier run."""
-    from clipadapter.prediction_files import file_facts, stamp_files
+    from clipadapter.cli.prediction_files import file_facts, stamp_files
 
     model = open_table_model(request)
     first_rows: list[int] = []

@@ -25,8 +25,8 @@ def command(model: Path, name: str, private: bool, exported: tuple[Path, ...], o
     are removed. The features of the shots are included, unless the model was fitted with --no-support; some heads
     have such features themselves.
     """
-    from clipadapter.files import has_local_weights
     from clipadapter.persistence import push, read_config
+    from clipadapter.utils.files import has_local_weights
 
     config = read_config(model)
     done = push(model, name, exported=exported, private=True if private else None)

@@ -12,8 +12,8 @@ from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import max_pixels_option, output_options
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
-from clipadapter.files import printable
-from clipadapter.formatting import format_count
+from clipadapter.utils.files import printable
+from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
     from clipadapter.data import ScanReport

@@ -15,7 +15,7 @@ from clipadapter.cli.option_types import FILE, FOLDER
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, echo, facts, table
 from clipadapter.errors import DataError, InputError
-from clipadapter.files import quote_path, write_atomically
+from clipadapter.utils.files import quote_path, write_atomically
 
 NAMES_SUFFIX = ".txt"
 """Suffix of a list of class names."""
@@ -90,8 +90,8 @@ def _read_names(source: Path | None, class_names: Path | None) -> tuple[list[str
     """The class names of the source, and whether it has pictures."""
     from clipadapter.data import load_dataset
     from clipadapter.data.manifests import is_manifest
-    from clipadapter.model_folder import CONFIG_FILE
-    from clipadapter.parsing import read_text
+    from clipadapter.runtime.model_folder import CONFIG_FILE
+    from clipadapter.utils.parsing import read_text
 
     is_model = source is not None and (source / CONFIG_FILE).is_file()
     is_list = source is not None and source.suffix.lower() == NAMES_SUFFIX and not source.is_dir()

@@ -12,7 +12,7 @@ from clipadapter.cli.groups import cli_command
 from clipadapter.cli.option_types import COUNT, FOLDER
 from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts
-from clipadapter.files import quote_path
+from clipadapter.utils.files import quote_path
 
 MAX_NAMED_CLASSES = 5
 

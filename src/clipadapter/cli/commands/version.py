@@ -15,7 +15,7 @@ PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "onnxrunt
 @output_options
 def command(out: Output) -> None:
     """Show the versions of the main packages, and the cache folder."""
-    from clipadapter.cache import default_cache_dir
+    from clipadapter.utils.cache import default_cache_dir
 
     versions = {name: _version(name) for name in PACKAGES}
     versions = {"clipadapter": versions.pop("clipadapter"), "python": platform.python_version(), **versions}

@@ -16,8 +16,8 @@ from importlib.resources import files
 
 from clipadapter.data.prompts import class_prompts, clean_name
 from clipadapter.errors import InputError
-from clipadapter.parsing import parse_toml
-from clipadapter.registry import unknown
+from clipadapter.utils.parsing import parse_toml
+from clipadapter.utils.registry import unknown
 
 ARTICLE = re.compile(r"\b([Aa]) \{\}")
 """An article before the class name."""

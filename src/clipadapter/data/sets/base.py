@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from clipadapter.cache import default_cache_dir
 from clipadapter.data.dataset import Dataset, Sample
 from clipadapter.data.split_file import missing_pictures
 from clipadapter.errors import DataError
-from clipadapter.formatting import format_list
+from clipadapter.utils.cache import default_cache_dir
+from clipadapter.utils.formatting import format_list
 
 ROOT_VARIABLE = "CLIPADAPTER_DATA"
 INSTRUCTIONS_URL = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from clipadapter.data.sets.base import BenchmarkSet
 from clipadapter.data.sets.layouts import AircraftSet, ImageNetSet, SplitFileSet
 from clipadapter.errors import DataError
-from clipadapter.parsing import parse_toml
-from clipadapter.registry import unknown
+from clipadapter.utils.parsing import parse_toml
+from clipadapter.utils.registry import unknown
 
 LAYOUTS: Mapping[str, type[BenchmarkSet]] = {
     "split-file": SplitFileSet,

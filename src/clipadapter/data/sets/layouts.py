@@ -17,9 +17,9 @@ from clipadapter.data.sets.base import (
 )
 from clipadapter.data.split_file import SPLITS, is_inside, read_split
 from clipadapter.errors import DataError
-from clipadapter.files import IMAGE_SUFFIXES, open_text
-from clipadapter.formatting import format_list
-from clipadapter.imagenet import imagenet_names, imagenet_synsets
+from clipadapter.utils.files import IMAGE_SUFFIXES, open_text
+from clipadapter.utils.formatting import format_list
+from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
 
 
 class SplitFileSet(BenchmarkSet):

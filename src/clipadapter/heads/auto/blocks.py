@@ -24,8 +24,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipadapter.blocks import FINAL, Block, Blocks, BlockSource, column_slices
-from clipadapter.functional import unit
 from clipadapter.heads.auto.experts import (
     MAX_KERNEL_SHOTS,
     ExpertInputs,
@@ -36,7 +34,9 @@ from clipadapter.heads.auto.experts import (
 )
 from clipadapter.heads.auto.stacking import HeldOut, centre_logits, fit_stacking, noise_std, predict_held_out
 from clipadapter.heads.support import SupportSet
-from clipadapter.parallel import limit_threads, parallel_map
+from clipadapter.utils.blocks import FINAL, Block, Blocks, BlockSource, column_slices
+from clipadapter.utils.functional import unit
+from clipadapter.utils.parallel import limit_threads, parallel_map
 
 FINAL_WEIGHT, FINAL_LOG_STD = 0.7, 0.4
 """Prior of the weight of the logits of ``final``: below 1, since blocks that agree with it make the sum surer."""
@@ -221,7 +221,7 @@ def unit_centred(x: Tensor) -> Tensor:
 def centre_blocks(X: Tensor, blocks: Blocks, centre: Tensor) -> list[Tensor]:
     """(m, e) raw features of blocks, side by side, to centred unit features of each.
 
-    >>> from clipadapter.blocks import Block
+    >>> from clipadapter.utils.blocks import Block
     >>> centre_blocks(torch.tensor([[2.0, 0.0, 0.0, 3.0]]), (Block("inner", 2), Block("final@384", 2)), torch.zeros(4))
     [tensor([[1., 0.]]), tensor([[0., 1.]])]
     """

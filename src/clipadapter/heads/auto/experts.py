@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipadapter.functional import unit
 from clipadapter.heads.auto.stacking import DEFAULT_NOISE_STD, centre_logits, fit_inverse_temperature
 from clipadapter.heads.softmax_regression import MAX_LOGITS, MAX_SOLVE_COST, LinearOffset, SoftmaxRegression
-from clipadapter.registry import unknown
+from clipadapter.utils.functional import unit
+from clipadapter.utils.registry import unknown
 
 RIDGE = 0.1
 """Ridge of linear ridge regression."""

@@ -25,8 +25,6 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from clipadapter.blocks import FINAL, Blocks, column_slices, select_blocks
-from clipadapter.functional import ABSENT_LOGIT, unit
 from clipadapter.heads.auto.blocks import (
     ONE_SHOT_RIDGE_RATIO,
     BlockMixture,
@@ -64,7 +62,9 @@ from clipadapter.heads.out_of_fold import OutOfFold
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.softmax_regression import MAX_LOGITS, subsample
-from clipadapter.parallel import limit_threads, parallel_map
+from clipadapter.utils.blocks import FINAL, Blocks, column_slices, select_blocks
+from clipadapter.utils.functional import ABSENT_LOGIT, unit
+from clipadapter.utils.parallel import limit_threads, parallel_map
 
 TEXT_WEIGHT = 0.1
 """Prior median of the text's weight, as a share of its inverse temperature. The probe contains the text once more."""

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipadapter.blocks import column_slices
-from clipadapter.functional import unit
 from clipadapter.heads.auto.blocks import MIN_NOISE_STD, spread_shares, unit_blocks, unit_centred
 from clipadapter.heads.auto.experts import leave_one_out_ridge, ridge_map
 from clipadapter.heads.auto.stacking import Split, fit_multilabel_stacking, mix_logits, noise_std, predict_held_out
 from clipadapter.heads.folds import iterative_stratification, most_targets_repeat
 from clipadapter.heads.multilabel import binary_losses, fit_bias
 from clipadapter.heads.support import SupportSet
-from clipadapter.parallel import limit_threads
+from clipadapter.utils.blocks import column_slices
+from clipadapter.utils.functional import unit
+from clipadapter.utils.parallel import limit_threads
 
 SLOPES = torch.logspace(-2, 1, 31, device="cpu")
 """Candidate slopes of zero-shot logits of unit spread; their prior is log-normal, of median 1 and sigma 1."""

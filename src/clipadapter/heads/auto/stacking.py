@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clipadapter.heads.multilabel import BIAS_PRIOR_STD, binary_losses
-from clipadapter.parallel import parallel_map
+from clipadapter.utils.parallel import parallel_map
 
 LABEL_NOISE_RATE = 0.05
 """Assumed share of wrong labels, so that one wrongly labelled shot can't drive the weight of the text to zero."""

@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from clipadapter.blocks import Blocks, column_slices
-from clipadapter.functional import unit
 from clipadapter.heads.auto.blocks import Mixture, log_rarity
 from clipadapter.heads.auto.stacking import HeldOut, centre_logits, fit_stacking, noise_std, predict_held_out
 from clipadapter.heads.support import rows_without_shots
-from clipadapter.parallel import limit_threads
+from clipadapter.utils.blocks import Blocks, column_slices
+from clipadapter.utils.functional import unit
+from clipadapter.utils.parallel import limit_threads
 
 RIDGE = 0.3
 """Ridge of the regression on shots and pictures."""

@@ -16,7 +16,7 @@ from clipadapter.cli.inputs import check_output_folder
 from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import output_options, plot_format_option, title_option
 from clipadapter.cli.output import Output, facts, table
-from clipadapter.files import printable
+from clipadapter.utils.files import printable
 
 if TYPE_CHECKING:
     from clipadapter.bench import Study

@@ -15,7 +15,7 @@ from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse
 from clipadapter.cli.options import max_pixels_option, output_options, plot_format_option
 from clipadapter.cli.output import Output, facts, note_kept
 from clipadapter.errors import DataError, InputError
-from clipadapter.files import quote_path
+from clipadapter.utils.files import quote_path
 
 if TYPE_CHECKING:
     from clipadapter.bench import Estimate, Suite
@@ -288,7 +288,7 @@ def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Su
     from clipadapter.bench.continual.orders import ORDERS
     from clipadapter.bench.protocols import create_protocol
     from clipadapter.bench.suite import ALL
-    from clipadapter.registry import unknown
+    from clipadapter.utils.registry import unknown
 
     if not suite.is_stream:
         if ALL in suite.shots and not create_protocol(suite.protocol).accepts_all_shots:

@@ -16,8 +16,8 @@ from clipadapter.cli.fit_options import parse_value
 from clipadapter.data import load_dataset, read_class_names, read_descriptions
 from clipadapter.data.split_file import read_split
 from clipadapter.errors import DataError
-from clipadapter.parsing import MAX_DEPTH, parse_json, parse_toml, read_json, read_text
 from clipadapter.uncertainty.costs import read_costs
+from clipadapter.utils.parsing import MAX_DEPTH, parse_json, parse_toml, read_json, read_text
 
 DEEP, DIGITS, HALF = "[" * 100_000 + "]" * 100_000, "9" * 5000, r'"\ud83d"'
 """Nested, long and broken, as JSON."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipadapter.pixels import min_jpeg_side
+from clipadapter.utils.pixels import min_jpeg_side
 
 
 def test_in_full_precision_no_pixel_is_lost():

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from clipadapter import FewShotClassifier
-from clipadapter.progress import DurationEstimate, estimates_reported_to, in_notebook, progress_bar, shows_progress
+from clipadapter.utils.progress import (
+    DurationEstimate,
+    estimates_reported_to,
+    in_notebook,
+    progress_bar,
+    shows_progress,
+)
 
 
 @pytest.fixture
@@ -67,7 +73,7 @@ def test_a_loaded_model_has_the_bars_of_where_it_is_used(tmp_path):
 )
 def test_the_duration_of_a_long_training_is_reported_once(seconds_per_step, steps, reported, monkeypatch):
     clock, reports = [0.0], []
-    monkeypatch.setattr("clipadapter.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("clipadapter.utils.progress.time.monotonic", lambda: clock[0])
     with estimates_reported_to(lambda *values: reports.append(values)):
         estimate = DurationEstimate(steps, steps_before=7)
     for step in range(steps):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipadapter import installation
+from clipadapter import errors
 from clipadapter.errors import NEXT_EXTRAS, MissingExtraError, require
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -26,36 +26,36 @@ def installed(monkeypatch):
             return self.record if name == "direct_url.json" else None
 
     def install(record):
-        monkeypatch.setattr(installation, "distribution", lambda name: Distribution(record and json.dumps(record)))
+        monkeypatch.setattr(errors, "distribution", lambda name: Distribution(record and json.dumps(record)))
 
     return install
 
 
 def test_a_package_from_an_index_is_named(installed):
     installed(None)
-    assert installation.install_command("lite") == "pip install 'clipadapter[lite]'"
+    assert errors.install_command("lite") == "pip install 'clipadapter[lite]'"
 
 
 def test_a_checkout_is_named_by_its_folder(installed, tmp_path):
     folder = tmp_path / "my checkout"
     folder.mkdir()
     installed({"url": folder.as_uri(), "dir_info": {"editable": True}})
-    assert shlex.split(installation.install_command("lite")) == ["pip", "install", "-e", f"{folder}[lite]"]
+    assert shlex.split(errors.install_command("lite")) == ["pip", "install", "-e", f"{folder}[lite]"]
     installed({"url": folder.as_uri(), "dir_info": {}})
-    assert shlex.split(installation.install_command("lite")) == ["pip", "install", f"{folder}[lite]"]
+    assert shlex.split(errors.install_command("lite")) == ["pip", "install", f"{folder}[lite]"]
 
 
 def test_a_checkout_that_was_removed_is_not_named(installed, tmp_path):
     installed({"url": (tmp_path / "gone").as_uri(), "dir_info": {}})
-    assert installation.install_command("lite") == "pip install 'clipadapter[lite]'"
+    assert errors.install_command("lite") == "pip install 'clipadapter[lite]'"
 
 
 def test_without_an_installation_the_package_is_named(monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(installation, "distribution", missing)
-    assert installation.install_command("lite") == "pip install 'clipadapter[lite]'"
+    monkeypatch.setattr(errors, "distribution", missing)
+    assert errors.install_command("lite") == "pip install 'clipadapter[lite]'"
 
 
 @pytest.mark.parametrize("extra", NEXT_EXTRAS)

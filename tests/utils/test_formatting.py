@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipadapter.formatting import MAX_NAME_LETTERS, html_table, shorten_name, table
+from clipadapter.utils.formatting import MAX_NAME_LETTERS, html_table, shorten_name, table
 
 
 def test_long_names_keep_their_beginning_and_end():

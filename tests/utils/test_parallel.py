@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from clipadapter.errors import InputError
-from clipadapter.parallel import (
+from clipadapter.utils.parallel import (
     MAX_TRANSFORMER_CONVOLUTIONS,
     PICTURES_PER_THREAD,
     count_cores,
@@ -58,7 +58,7 @@ def test_a_convolutional_tower_takes_a_few_for_each_thread(threads, pixels):
 
 
 def test_pieces_are_larger_where_threads_share_one(monkeypatch, threads, pixels):
-    monkeypatch.setattr("clipadapter.parallel.MAX_PARALLEL_BATCHES", 1)
+    monkeypatch.setattr("clipadapter.utils.parallel.MAX_PARALLEL_BATCHES", 1)
     tower = Watched(MAX_TRANSFORMER_CONVOLUTIONS + 1).eval()
     run_in_batches(tower, tower, pixels)
     assert tower.seen == [4, 4, 3]

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import timm
 
-from clipadapter import imagenet
-from clipadapter.imagenet import imagenet_names, imagenet_synsets
+from clipadapter.utils import imagenet
+from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipadapter.errors import DataError, InputError
-from clipadapter.files import (
+from clipadapter.utils.files import (
     check_file_name,
     csv_text,
     folder_without_links,

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
+from clipadapter.backends.telemetry import SWITCHES, telemetry_disabled
 from clipadapter.backends.tracing import suppress_logs
-from clipadapter.telemetry import SWITCHES, telemetry_disabled
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 
 from clipadapter.backends.registry import BACKENDS
 from clipadapter.bench.protocols import PROTOCOLS
-from clipadapter.declarations import PackageSource
 from clipadapter.encoders.registry import ENCODERS
 from clipadapter.errors import UnknownNameError
 from clipadapter.heads.registry import HEADS, Fidelity
-from clipadapter.registry import unknown
+from clipadapter.utils.declarations import PackageSource
+from clipadapter.utils.registry import unknown
 
 REGISTRIES = {registry.kind: registry for registry in (BACKENDS, ENCODERS, HEADS, PROTOCOLS)}
 SOURCE = PackageSource("clipadapter.heads", "clipadapter.tuners")

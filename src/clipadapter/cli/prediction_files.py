@@ -23,8 +23,8 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from clipadapter.errors import DataError, InputError, require
-from clipadapter.files import RANDOM_END, csv_text, folder_without_links, sync_folder, write_atomically
-from clipadapter.prediction import Prediction, PredictionColumns
+from clipadapter.utils.files import RANDOM_END, csv_text, folder_without_links, sync_folder, write_atomically
+from clipadapter.utils.prediction import Prediction, PredictionColumns
 
 MAX_SHOWN_VALUE = 40
 """Characters of a value that a message shows."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipadapter.errors import InputError, brief
-from clipadapter.files import printable
+from clipadapter.utils.files import printable
 
 CELL_STYLE = "padding:2px 10px;vertical-align:middle;border:0;border-bottom:1px solid rgba(128,128,128,.3);"
 """Without colours of its own, so that notebooks in dark themes can show it."""

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from clipadapter.devices import check_device, full_float32
 from clipadapter.errors import InputError
+from clipadapter.utils.devices import check_device, full_float32
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clipadapter.backends.formats import is_exported
 from clipadapter.errors import ArtifactError
-from clipadapter.files import path_without_links
+from clipadapter.utils.files import path_without_links
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
 HEAD_FILE, SUPPORT_FILE, UNLABELLED_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE = (

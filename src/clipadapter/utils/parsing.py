@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from clipadapter.errors import DataError
-from clipadapter.files import explain_missing, open_regular, printable
+from clipadapter.utils.files import explain_missing, open_regular, printable
 
 MAX_FILE_BYTES = 256 << 20
 """Largest file that is read."""

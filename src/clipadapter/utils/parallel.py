@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.devices import full_float32
+from clipadapter.utils.devices import full_float32
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from clipadapter.declarations import Declaration, PackageSource
 from clipadapter.errors import MAX_BRIEF_CHARACTERS, InputError, UnknownNameError, brief
+from clipadapter.utils.declarations import Declaration, PackageSource
 
 T = TypeVar("T")
 MAX_OWNERS = 5
