@@ -23,8 +23,8 @@ title = "Five tasks of Caltech-101, then fabric"
 question = "Which head forgets least, and which ends nearest to one that had all shots at once?"
 source = "X-TAIL of RAIL (https://arxiv.org/abs/2406.18868), on other pictures"
 protocol = "stream"
-heads = ["zero-shot", "clip-adapter-replay", "rail", "afa", "nearest-mean"]
-variants = [
+heads = [
+  "zero-shot", "clip-adapter-replay", "rail", "afa", "nearest-mean",
   { head = "clip-adapter-replay", label = "clip-adapter (sequential)", params = { replay = 0 } },
   { head = "gda", label = "gda", params = { stream = true } },
   { head = "clip-adapter", mode = "joint" },
@@ -46,8 +46,7 @@ def suite_of(args):
     changes = {"shots": args.shots, "seeds": list(range(1, args.seeds + 1))}
     if args.heads:
         selected = args.heads.split(",")
-        changes["heads"] = [name for name in suite.heads if name in selected]
-        changes["variants"] = [one for one in suite.variants if {one.head, one.title} & set(selected)]
+        changes["heads"] = [one for one in suite.heads if {one.head, one.title} & set(selected)]
     return suite.model_copy(update=changes)
 
 
