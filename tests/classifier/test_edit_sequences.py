@@ -9,7 +9,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from clipadapter import FewShotClassifier
 
-SPEC = importlib.util.spec_from_file_location("edits", Path(__file__).parents[2] / "benchmarks" / "service" / "_edits.py")
+EDITS = Path(__file__).parents[2] / "benchmarks" / "service" / "_edits.py"
+SPEC = importlib.util.spec_from_file_location("edits", EDITS)
 edits = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(edits)
 
