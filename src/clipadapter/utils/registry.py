@@ -209,7 +209,7 @@ class Registry(Generic[T]):
     @functools.cached_property
     def _modules(self) -> Mapping[str, str]:
         """By the name of each member of the packages, the module that registers it."""
-        modules = {}
+        modules: dict[str, str] = {}
         for package in self._packages:
             for path in sorted(ROOT.joinpath(*package.split(".")[1:]).rglob("*.py")):
                 module = ".".join((ROOT.name, *path.relative_to(ROOT).with_suffix("").parts))
