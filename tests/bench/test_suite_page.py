@@ -8,7 +8,7 @@ import pytest
 
 from clipadapter.bench.continual.orders import Order, StreamRules
 from clipadapter.bench.suite import Prompts, Suite, Variant, parse_suite
-from clipadapter.utils.docstrings import describe_arguments
+from clipadapter.heads.registry import describe_arguments
 
 from ..pages import ROOT
 
