@@ -39,21 +39,13 @@ WINDOW_DRAWS = MIN_DRAWS
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """Options of `detect_drift` after checks.
+    """Options of `detect_drift` after checks."""
 
-    Args:
-        alpha: probability of a false alarm.
-        window: pictures per window; None divides the stream into 12 windows, of 20 pictures or more.
-        skip: names of checks that are not run.
-        reject: rate of "none of these"; None if the model can't reject.
-        seed: of all random numbers.
-    """
-
-    alpha: float
-    window: int | None
-    skip: frozenset[str]
-    reject: float | None
-    seed: int
+    alpha: float  # probability of a false alarm
+    window: int | None  # pictures per window; None divides the stream into 12 windows, of 20 pictures or more
+    skip: frozenset[str]  # names of checks that are not run
+    reject: float | None  # rate of "none of these"; None if the model can't reject
+    seed: int  # of all random numbers
 
     @property
     def draws(self) -> int:

@@ -16,13 +16,7 @@ def describe_covariate_shift(p_value: float) -> str:
 
 
 def describe_label_shift(classes: Sequence[ClassPrior], alpha: float, is_reliable: bool) -> str:
-    """Phrase for a change of the class priors; the class with the smallest p-value comes first.
-
-    Args:
-        classes: all of them.
-        alpha: probability of a false alarm.
-        is_reliable: whether the features are as in the reference. Only then the estimated priors can be trusted.
-    """
+    """Phrase for a change of the class priors; the class with the smallest p-value comes first."""
     order = sorted(classes, key=lambda prior: (prior.p_value or 0.0, -abs(prior.current - prior.reference)))
     changed = [prior for prior in order if prior.p_value is not None and prior.p_value <= alpha] or order[:1]
     phrases = [_describe_class(prior, "is" if is_reliable else "seems") for prior in changed[:MAX_NAMED_CLASSES]]

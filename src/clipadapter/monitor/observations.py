@@ -24,25 +24,15 @@ AnyModel: TypeAlias = "FewShotClassifier | Predictor"
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """Features, probabilities and scores of m pictures.
+    """Features, probabilities and scores of m pictures."""
 
-    Args:
-        features: (m, d) block ``final``, which is compared with that of other pictures.
-        head_features: (m, e) features that the head reads, which are those of all blocks.
-        probabilities: (m, c), calibrated.
-        ood_scores: (m,) score of "none of these"; None if the model has none.
-        indices: positions of the pictures in the given paths.
-        skipped: (name, reason) of the pictures that can't be read.
-        n_repeated: how many were left out because an earlier picture has the same features.
-    """
-
-    features: Array
-    head_features: Array
-    probabilities: Array
-    ood_scores: Array | None
-    indices: tuple[int, ...]
-    skipped: tuple[tuple[str, str], ...] = ()
-    n_repeated: int = 0
+    features: Array  # (m, d) block ``final``, which is compared with that of other pictures
+    head_features: Array  # (m, e) features that the head reads, which are those of all blocks
+    probabilities: Array  # (m, c), calibrated
+    ood_scores: Array | None  # (m,) score of "none of these"; None if the model has none
+    indices: tuple[int, ...]  # positions of the pictures in the given paths
+    skipped: tuple[tuple[str, str], ...] = ()  # (name, reason) of the pictures that can't be read
+    n_repeated: int = 0  # how many were left out because an earlier picture has the same features
 
     def __len__(self) -> int:
         """How many pictures."""
@@ -50,16 +40,7 @@ class Observations:
 
 
 def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Observations:
-    """Run a model on pictures; copies of a picture count once.
-
-    Args:
-        model: fitted, or exported.
-        paths: of the pictures.
-        reject: rate of "none of these"; None if the model can't reject.
-
-    Raises:
-        DataError: if there is no picture, or none can be read.
-    """
+    """Run a model on pictures; copies of a picture count once."""
     if not paths:
         raise DataError("there are no pictures: give one or more")
     features, head_features, logits, part_scores, indices, skipped = (

@@ -32,12 +32,6 @@ def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> fl
     highest scores, as many as are rejected in both samples together. If nothing changed, they are a random draw from
     all m + n pictures. The p-value is the probability that ``rejected`` or more of them are of the stream.
 
-    Args:
-        rejected: pictures of the stream that are rejected as none of the classes.
-        m: pictures of the stream.
-        reference_rejected: pictures of the reference that are rejected.
-        n: pictures of the reference.
-
     >>> round(fisher_p_value(3, 3, 0, 3), 3)  # one of the 20 ways to choose three of six
     0.05
     >>> fisher_p_value(0, 10, 0, 10)

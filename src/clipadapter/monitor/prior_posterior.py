@@ -49,13 +49,9 @@ CLASS_PRIOR_WEIGHT = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Confusions:
-    """How often shots of each class are predicted as each class, by fits without the shot.
+    """How often shots of each class are predicted as each class, by fits without the shot."""
 
-    Args:
-        counts: (c, c), rows by true class.
-    """
-
-    counts: Array
+    counts: Array  # (c, c), rows by true class
 
     @classmethod
     def from_predictions(cls, predictions: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Confusions:

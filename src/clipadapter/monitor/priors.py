@@ -109,11 +109,7 @@ def prior_intervals(
 
 
 def check_probabilities(probabilities: ArrayLike, assumed: ArrayLike | None) -> tuple[Array, Array]:
-    """Probabilities (m, c), and priors (c,) that add up to one.
-
-    Raises:
-        InputError: as `estimate_priors`.
-    """
+    """Probabilities (m, c), and priors (c,) that add up to one."""
     P = np.asarray(probabilities, np.float64)
     if P.ndim != 2 or not P.size or not np.isfinite(P).all() or P.min() < 0:
         raise InputError(f"probabilities must be a row for each of one or more pictures, (m, c), but are {P.shape}")

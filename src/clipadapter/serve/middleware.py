@@ -38,13 +38,7 @@ LOCALHOST = "localhost"
 
 
 class RequestMiddleware:
-    """The outermost layer of the app.
-
-    Args:
-        app: the layers within.
-        state: of the server.
-        token: that requests must have; None for none.
-    """
+    """The outermost layer of the app."""
 
     def __init__(self, app: ASGIApp, state: ServerState, token: str | None) -> None:
         self._app, self._state = app, state

@@ -22,17 +22,11 @@ FileStamp = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from.
+    """Where a model comes from."""
 
-    Args:
-        name: of the model, in addresses.
-        path: an exported file, or the folder of a saved model.
-        is_from_folder: it was found in a folder, so that the model is removed when the file is.
-    """
-
-    name: str
-    path: Path
-    is_from_folder: bool = False
+    name: str  # of the model, in addresses
+    path: Path  # an exported file, or the folder of a saved model
+    is_from_folder: bool = False  # it was found in a folder, so that the model is removed when the file is
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -50,26 +44,12 @@ class ModelSource:
         return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
 
     def exported_file(self) -> Path:
-        """The exported file. A saved model is exported once, into the cache folder.
-
-        Raises:
-            ArtifactError: if there is none.
-            MissingExtraError: if the export needs packages that are missing.
-        """
+        """The exported file. A saved model is exported once, into the cache folder."""
         return self.path if is_exported(self.path) else _export_saved_model(self.path)
 
 
 def read_sources(specs: Sequence[str]) -> list[ModelSource]:
-    """The sources of models, in the order of their specifications.
-
-    Args:
-        specs: each an exported file, a folder of exported files, the folder of a saved model, or ``name=path`` with the
-            path of an exported file or a saved model.
-
-    Raises:
-        InputError: if a name can't be in an address, occurs twice, or is given to a folder of exported files.
-        ArtifactError: if there is nothing to serve at a path.
-    """
+    """The sources of models, in the order of their specifications."""
     sources: dict[str, ModelSource] = {}
     for spec in specs:
         for source in find_sources(spec):
@@ -88,11 +68,7 @@ def read_sources(specs: Sequence[str]) -> list[ModelSource]:
 
 
 def file_version(files: Sequence[Path]) -> str:
-    """The version of a model: the start of the SHA-256 of its files.
-
-    Raises:
-        ArtifactError: if one can't be read, or is no regular file.
-    """
+    """The version of a model: the start of the SHA-256 of its files."""
     digest = hashlib.sha256()
     for path in files:
         with open_model(path) as file:
@@ -101,12 +77,7 @@ def file_version(files: Sequence[Path]) -> str:
 
 
 def find_sources(spec: str) -> list[ModelSource]:
-    """The sources of one specification; names are not checked.
-
-    Raises:
-        InputError: if a name is given to a folder of exported files.
-        ArtifactError: if there is nothing to serve at the path.
-    """
+    """The sources of one specification; names are not checked."""
     name, path = "", Path(spec)
     if not path.exists() and "=" in spec:
         name, _, after = spec.partition("=")

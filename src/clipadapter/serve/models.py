@@ -81,11 +81,7 @@ class ServedModels:
         return sorted(self._models)
 
     def get(self, name: str | None = None) -> ServedModel:
-        """A model by its name, or the only one.
-
-        Raises:
-            RequestRefused: if there is no model of the name, or no name and more than one model.
-        """
+        """A model by its name, or the only one."""
         models = self._models
         if name is None and len(models) == 1:
             return next(iter(models.values()))
@@ -99,11 +95,7 @@ class ServedModels:
         return model
 
     def take_slot(self, name: str | None = None) -> tuple[ServedModel, QueueSlot]:
-        """A model and a slot of its queue.
-
-        Raises:
-            RequestRefused: if there is no such model, or its queue is full.
-        """
+        """A model and a slot of its queue."""
         while True:
             model = self.get(name)
             slot = model.batcher.take_slot()
@@ -195,11 +187,7 @@ class ServedModels:
     def _load(
         self, source: ModelSource, old: ServedModel | None = None, isolated: Callable[[Path], None] | None = None
     ) -> ServedModel:
-        """Load a model and run it once; the old one if the file is the same.
-
-        Raises:
-            ArtifactError: if it does not run.
-        """
+        """Load a model and run it once; the old one if the file is the same."""
         path = source.exported_file()
         exported = ModelSource(source.name, path)
         stamp = exported.stamp()
@@ -231,12 +219,6 @@ class ServedModels:
 class ServedModel:
     """A model that is served.
 
-    Args:
-        source: where it comes from.
-        version: differs if its file differs.
-        predictor: the opened file.
-        batcher: runs its pictures.
-
     Attributes:
         error: why its newer file could not be loaded; None if there is none.
     """
@@ -259,11 +241,7 @@ class ServedModel:
         return metadata
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that it does not support, before its pictures run.
-
-        Raises:
-            InputError: if an option was not learned.
-        """
+        """Refuse options that it does not support, before its pictures run."""
         if options:
             self.predictor.answer(self._no_outputs, **options)
 

@@ -23,10 +23,6 @@ class PredictionRequest:
 
     Its queue slot is taken only when the body is there, so that a slow body holds none. A full queue is nevertheless
     noticed before the body is read: see `check_queue`.
-
-    Args:
-        request: from FastAPI.
-        timeout: seconds that its client waits, if that is less than the server's deadline.
     """
 
     def __init__(self, request: Request, timeout: float | None = None) -> None:
@@ -38,21 +34,13 @@ class PredictionRequest:
         self.deadline = self.context.started_at + self.seconds
 
     def check_queue(self, name: str | None = None) -> None:
-        """Refuse a request that would get no slot, before its body is read.
-
-        Raises:
-            RequestRefused: if there is no such model, or its queue is full.
-        """
+        """Refuse a request that would get no slot, before its body is read."""
         _, slot = self.take_slot(name)
         with slot:
             pass
 
     async def read_pictures(self) -> Pictures:
-        """What the body asks for.
-
-        Raises:
-            RequestRefused: if it is too long, compressed, late, can't be parsed, or there is no memory for it now.
-        """
+        """What the body asks for."""
         limits, headers = self.state.limits, self.request.headers
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestRefused(415, "the body is packed by a Content-Encoding: send it as it is")
@@ -64,11 +52,7 @@ class PredictionRequest:
         raise RequestRefused(408, f"the body did not come within {self.seconds:g} seconds", reason="deadline")
 
     def take_slot(self, name: str | None = None) -> tuple[ServedModel, QueueSlot]:
-        """The model of a name, and a slot of its queue.
-
-        Raises:
-            RequestRefused: if there is no such model, or its queue is full.
-        """
+        """The model of a name, and a slot of its queue."""
         model, slot = self.state.models.take_slot(name)
         self.context.model = model.name
         return model, slot
@@ -76,18 +60,7 @@ class PredictionRequest:
     async def predict(
         self, slot: QueueSlot, loaders: Sequence[Loader], options: Mapping[str, Any]
     ) -> Sequence[Answer | Unreadable]:
-        """Results of the pictures.
-
-        Args:
-            slot: of the model's queue.
-            loaders: of the pictures.
-            options: for `RuntimeModel.answer`.
-
-        Raises:
-            RequestRefused: if the queue or the places for slow pictures are full, a format is switched off, or the
-                results are late.
-            ClientDisconnect: if the client disconnected.
-        """
+        """Results of the pictures."""
         job = slot.submit(loaders, options, self.deadline)
         try:
             await self._wait(job)

@@ -102,12 +102,7 @@ STATUS_DESCRIPTIONS = {
 
 
 def responses_of(schema: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Responses of a route, for FastAPI.
-
-    Args:
-        schema: of the answer with status 200.
-        statuses: of errors; all if none are given.
-    """
+    """Responses of a route, for FastAPI: the answer, and errors of these statuses, or of all."""
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse, "description": STATUS_DESCRIPTIONS[status]}
         for status in statuses or STATUS_DESCRIPTIONS

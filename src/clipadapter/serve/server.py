@@ -86,14 +86,7 @@ def run(
 
 
 class Server(uvicorn.Server):
-    """As uvicorn's, but a signal ends it with exit status 0, after all requests that have begun.
-
-    Args:
-        config: of uvicorn.
-        state: of the server.
-        grace: seconds in which it still answers after the signal, though it is not ready.
-        on_listening: called with the URL once it listens.
-    """
+    """As uvicorn's, but a signal ends it with exit status 0, after all requests that have begun."""
 
     def __init__(
         self,

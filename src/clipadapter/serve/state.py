@@ -12,9 +12,6 @@ from clipadapter.serve.models import ServedModels
 class ServerState:
     """What all requests share.
 
-    Args:
-        models: that are served.
-
     Attributes:
         buffered_bytes: of all bodies in memory.
         allowed_hosts: names in the header Host that are answered besides this machine's; None for all.
@@ -40,24 +37,13 @@ class ServerState:
 
 @dataclass
 class RequestContext:
-    """What the log and the metrics say about a request.
+    """What the log and the metrics say about a request."""
 
-    Args:
-        id: in logs and in the answer's header.
-        started_at: on the clock of `time.monotonic`.
-        body_bytes: received.
-        buffered_bytes: of the body, as counted in the server's; 0 once the answer begins.
-        model: its name; "" for none.
-        pictures: in the request.
-        unreadable: of these pictures.
-        refusal_reason: one word, if the request was refused because of load or time.
-    """
-
-    id: str
-    started_at: float = field(default_factory=time.monotonic)
-    body_bytes: int = 0
-    buffered_bytes: int = 0
-    model: str = ""
-    pictures: int = 0
-    unreadable: int = 0
-    refusal_reason: str = ""
+    id: str  # in logs and in the answer's header
+    started_at: float = field(default_factory=time.monotonic)  # on the clock of `time.monotonic`
+    body_bytes: int = 0  # received
+    buffered_bytes: int = 0  # of the body, as counted in the server's; 0 once the answer begins
+    model: str = ""  # its name; "" for none
+    pictures: int = 0  # in the request
+    unreadable: int = 0  # of these pictures
+    refusal_reason: str = ""  # one word, if the request was refused because of load or time

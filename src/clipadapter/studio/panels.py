@@ -234,12 +234,7 @@ class ThumbnailCache:
         self._urls: OrderedDict[tuple[Stamp, int], str] = OrderedDict()
 
     def urls(self, pictures: Sequence[PictureFile], max_side: int) -> list[str]:
-        """Return a data URL for each picture; empty for one that can't be read.
-
-        Args:
-            pictures: existing pictures.
-            max_side: longest side in pixels.
-        """
+        """Return a data URL for each picture; empty for one that can't be read."""
         missing = [picture for picture in pictures if (picture.stamp, max_side) not in self._urls]
         if missing:
             paths = [picture.path for picture in missing]
