@@ -27,7 +27,6 @@ from clipadapter.errors import ImageError
 from clipadapter.serve.batching import SlowPicture, Square
 from clipadapter.serve.limits import Limits, RequestRefused, too_many_pictures
 from clipadapter.serve.models import ServedModel
-from clipadapter.serve.schemas import MIN_RATE
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
 CURL_HINT = "send files as curl does with -F images=@photo.jpg"
@@ -38,6 +37,8 @@ MAX_OTHER_VALUES = 256
 MAX_INLINE_BYTES = 64 << 10
 """Longer JSON bodies are parsed in a thread."""
 MAX_TOP = 1000
+MIN_RATE = 1e-6
+"""Smallest rejection rate or coverage of a request; no number of shots supports a smaller one."""
 MAX_SOURCE_CHARS = 200
 MAX_SLOW_SECONDS = 10.0
 """Processor time for a picture of a slow format, such as JPEG 2000."""

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clipadapter.errors import InputError
 from clipadapter.serve.limits import RequestRefused
 from clipadapter.serve.logs import log_event
-from clipadapter.serve.state import RequestContext, ServerState
+from clipadapter.serve.prediction_request import RequestContext, ServerState
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in logs and metrics of a request whose client disconnected, as nginx has it; it is never sent."""

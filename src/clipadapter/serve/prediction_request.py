@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -14,8 +15,42 @@ from starlette.requests import ClientDisconnect, Request
 from clipadapter.serve.batching import Answer, BackendFailure, Job, Loader, QueueSlot, Unreadable
 from clipadapter.serve.body import Pictures, read_pictures
 from clipadapter.serve.limits import SMALL_BODY_BYTES, Limits, RequestRefused
-from clipadapter.serve.models import ServedModel
-from clipadapter.serve.state import RequestContext, ServerState
+from clipadapter.serve.models import ServedModel, ServedModels
+
+
+@dataclass(eq=False)
+class ServerState:
+    """What all requests share."""
+
+    models: ServedModels
+    buffered_bytes: int = 0  # of all bodies in memory
+    # Names in the header Host that are answered besides this machine's; None for all
+    allowed_hosts: frozenset[str] | None = None
+    is_stopping: bool = False  # the server was asked to stop
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of a request."""
+        return self.models.limits
+
+    def release_body(self, context: RequestContext) -> None:
+        """Stop to count a request's body as buffered."""
+        self.buffered_bytes -= context.buffered_bytes
+        context.buffered_bytes = 0
+
+
+@dataclass
+class RequestContext:
+    """What the log and the metrics say about a request."""
+
+    id: str  # in logs and in the answer's header
+    started_at: float = field(default_factory=time.monotonic)  # on the clock of `time.monotonic`
+    body_bytes: int = 0  # received
+    buffered_bytes: int = 0  # of the body, as counted in the server's; 0 once the answer begins
+    model: str = ""  # its name; "" for none
+    pictures: int = 0  # in the request
+    unreadable: int = 0  # of these pictures
+    refusal_reason: str = ""  # one word, if the request was refused because of load or time
 
 
 class PredictionRequest:

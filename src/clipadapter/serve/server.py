@@ -20,7 +20,7 @@ from clipadapter.errors import InputError
 from clipadapter.serve.connections import LimitedProtocol
 from clipadapter.serve.logs import log_event
 from clipadapter.serve.middleware import LOCALHOST, host_name
-from clipadapter.serve.state import ServerState
+from clipadapter.serve.prediction_request import ServerState
 
 KEEP_ALIVE_SECONDS = 75
 """An idle connection is kept longer than the 60 seconds of common proxies, which else use a closed one."""
