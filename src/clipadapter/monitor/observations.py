@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import DataError, ImageError
-from clipadapter.runtime import DEFAULT_BATCH_SIZE, Predictor
+from clipadapter.errors import DataError
+from clipadapter.runtime import DEFAULT_BATCH_SIZE, Outputs, Predictor
 from clipadapter.uncertainty import DecisionOptions
 from clipadapter.utils.formatting import describe_unreadable
 
@@ -89,21 +89,13 @@ def _run_fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, .
 
 
 def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
-    indices: list[int] = []
-    skipped: list[tuple[str, str]] = []
-    outputs, squares = [], []
-    for i, path in enumerate(paths):
-        try:
-            squares.append(model.preprocess(path))
-            indices.append(i)
-        except ImageError as error:
-            skipped.append((error.source, error.reason))
-        if squares and (len(squares) == DEFAULT_BATCH_SIZE or i + 1 == len(paths)):
-            outputs.append(model.run(np.stack(squares)))
-            squares = []
-    if not outputs:
+    pictures, batches = [], []
+    for loaded, batch in model.iter_outputs(paths, DEFAULT_BATCH_SIZE):
+        pictures += loaded
+        batches.append(batch)
+    indices = [i for i, picture in enumerate(pictures) if picture.error is None]
+    skipped = [(picture.name, picture.error) for picture in pictures if picture.error is not None]
+    if not indices:
         raise DataError(f"{describe_unreadable(len(paths))}: {skipped[0][0]}: {skipped[0][1]}")
-    part_scores = [output.ood_score_parts for output in outputs if output.ood_score_parts is not None]
-    features = np.concatenate([output.features for output in outputs])
-    logits = np.concatenate([output.logits for output in outputs])
-    return features, features, logits, np.concatenate(part_scores) if part_scores else None, indices, skipped
+    outputs = Outputs.concatenate([batch for batch in batches if len(batch)])
+    return outputs.features, outputs.features, outputs.logits, outputs.ood_score_parts, indices, skipped

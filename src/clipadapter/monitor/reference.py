@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipadapter.errors import InputError, brief
 from clipadapter.monitor.observations import AnyModel, Observations, count_rejected, observe
-from clipadapter.monitor.prior_posterior import Confusions, draw_priors
+from clipadapter.monitor.prior_posterior import count_confusions, draw_priors
 from clipadapter.monitor.priors import INTERVAL_QUANTILES, MIN_DENSITY, Array, estimate_priors, prior_intervals
 from clipadapter.runtime import Predictor
 
@@ -38,20 +38,6 @@ class HeldOutShots:
     labels: NDArray[np.int64]  # (n,) class positions
     # Gives probabilities (m, c) of other pictures from features (m, d), by the same kind of fits
     predict: Callable[[NDArray[Any]], Array]
-
-    @property
-    def confusions(self) -> Confusions:
-        """How often each class is predicted as each."""
-        return Confusions.from_predictions(self.probabilities.argmax(axis=1), self.labels, self.probabilities.shape[1])
-
-
-@dataclass(frozen=True, eq=False)
-class PriorEstimates:
-    """Priors (c,) of the classes in a sample of pictures, with the ends of their 95 % intervals."""
-
-    mean: Array
-    low: Array
-    high: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,19 +74,6 @@ class Reference:
             return np.asarray(observations.probabilities)
         return self.held_out.predict(observations.head_features)
 
-    @property
-    def knows_confusions(self) -> bool:
-        """Whether the model's confusions are known from held-out shots, so that intervals of priors allow for them."""
-        return self.held_out is not None
-
-    def estimate_priors(self, observations: Observations, seed: int = 0) -> PriorEstimates:
-        """Priors of the classes in a sample of pictures.
-
-        With held-out shots: mean and percentiles of the posterior of `draw_priors`. Without: the EM on the model's
-        probabilities, with the intervals of `prior_intervals`, which take the probabilities to be right.
-        """
-        return _estimate_priors(observations, self.held_out, self.assumed_priors, seed)
-
 
 def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Reference:
     """Make a reference of pictures of normal operation."""
@@ -113,7 +86,7 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
         observations.probabilities,
         None,
         assumed,
-        _estimate_priors(observations, held_out, assumed).mean,
+        estimate_with_intervals(observations, held_out, assumed)[0],
         estimate_priors(observations.probabilities, assumed),
         n_rejected,
         len(observations),
@@ -169,15 +142,21 @@ def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
     return HeldOutShots(shots.rows, calibrator.probabilities(shots.logits), shots.labels, predict)
 
 
-def _estimate_priors(
+def estimate_with_intervals(
     observations: Observations, held_out: HeldOutShots | None, assumed: Array, seed: int = 0
-) -> PriorEstimates:
+) -> tuple[Array, Array, Array]:
+    """Priors (c,) of the classes in a sample of pictures, and the ends of their 95 % intervals.
+
+    With held-out shots: mean and percentiles of the posterior of `draw_priors`. Without: the EM on the model's
+    probabilities, with the intervals of `prior_intervals`, which take the probabilities to be right.
+    """
     if held_out is None:
-        return PriorEstimates(*prior_intervals(observations.probabilities, assumed, seed=seed))
+        return prior_intervals(observations.probabilities, assumed, seed=seed)
     predictions = held_out.predict(observations.head_features).argmax(axis=1)
-    counts = np.bincount(predictions, minlength=len(assumed))
-    priors = draw_priors(counts, held_out.confusions, seed=seed)
-    return PriorEstimates(priors.mean(axis=0), *np.quantile(priors, INTERVAL_QUANTILES, axis=0))
+    confusions = count_confusions(held_out.probabilities.argmax(axis=1), held_out.labels, len(assumed))
+    priors = draw_priors(np.bincount(predictions, minlength=len(assumed)), confusions, seed=seed)
+    low, high = np.quantile(priors, INTERVAL_QUANTILES, axis=0)
+    return priors.mean(axis=0), low, high
 
 
 def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> Array:
