@@ -1,7 +1,8 @@
 """Puts links, pipes and odd names into copies of the program's own folders, and opens these by commands.
 
 Usage: link_trees.py FOLDER COUNT SEED. Beside each copy is a folder that links lead to. Each command that takes such a
-folder opens a copy. It writes how many trees were made, how often each command worked or refused, and what was wrong: a byte or name that changed outside, or an error that is not of the program.
+folder opens a copy. It writes how many trees were made, how often each command worked or refused, and what was
+wrong: a byte or name that changed outside, or an error that is not of the program.
 """
 
 import json
