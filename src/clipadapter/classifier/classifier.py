@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
-from clipadapter.classifier import edit, hub
+from clipadapter.classifier import edit
 from clipadapter.classifier.answers import (
     answer_features,
     finite_logits,
@@ -92,7 +93,7 @@ from clipadapter.features import (
 )
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
-from clipadapter.persistence import History, Model, load_model, push, save_model
+from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
 from clipadapter.utils.formatting import check_names, format_list
 from clipadapter.utils.prediction import Prediction, PredictionColumns
@@ -490,7 +491,7 @@ class FewShotClassifier:
     def refit_text(self) -> TextFeatures:
         """Return ``text_`` with the single prompts for a head that reads them: those of a loaded model are encoded."""
         self._check_fitted()
-        return self._with_read_prompts(self.text_, self.prompts_) if self.head_.reads_prompts else self.text_
+        return self._with_read_prompts(self.text_, self.prompts_)
 
     # ---- Predict ----
     # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
@@ -706,8 +707,7 @@ class FewShotClassifier:
         return self.evaluation_
 
     # ---- Edit ----
-    # Each edit makes a new version, and needs no picture of the fit. Heads with a closed form then equal a fit from
-    # scratch; other heads continue training (`Head.fit_from`). See edit.py.
+    # Each edit makes a new version, and needs no picture of the fit. See edit.py.
 
     @property
     def history_(self) -> History:
@@ -850,7 +850,8 @@ class FewShotClassifier:
         return model
 
     # ---- Hugging Face hub ----
-    # The methods of `huggingface_hub.ModelHubMixin`. See hub.py.
+    # The methods of `huggingface_hub.ModelHubMixin`, which is no base: it would write the parameters of the constructor
+    # into config.json, which describes the fitted model, and its import would make every command slower.
 
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
@@ -901,14 +902,21 @@ class FewShotClassifier:
             FingerprintError: if the encoder is not the one that the model was fitted with.
             InputError: if the name is neither a folder nor a repository.
         """
-        folder = hub.resolve_pretrained(
-            pretrained_model_name_or_path,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_file():
+            raise InputError(
+                f"{folder} is a file: give the model's folder; what 'clipadapter export' wrote is opened by "
+                "clipadapter.runtime.Predictor"
+            )
+        if not folder.is_dir():
+            folder = fetch(
+                str(pretrained_model_name_or_path),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
         return cls.load(folder, **params)
 
     def push_to_hub(
@@ -929,11 +937,16 @@ class FewShotClassifier:
             ArtifactError: if the upload fails.
             InputError: if the classifier is not fitted, or an exported file is missing or no export.
         """
-        return hub.upload_model(self._to_model(), repo_id, support=support, exported=exported, **options)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = save_model(Path(parent) / "model", self._to_model(), keep_support=support)
+            return push(folder, repo_id, exported=exported, **options).url
 
     def generate_model_card(self) -> ModelCard:
         """Return the model card that `save` writes."""
-        return hub.load_card(self._to_model())
+        from huggingface_hub import ModelCard
+
+        with tempfile.TemporaryDirectory() as parent:
+            return ModelCard.load(save_model(Path(parent) / "model", self._to_model()) / "README.md")
 
     # ---- Internal ----
 
