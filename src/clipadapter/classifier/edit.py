@@ -4,7 +4,7 @@
 
 1. `add_class`, `remove_class`, `rename_class` or `keep_classes` makes an `Edit` that describes the classes afterwards.
 2. `with_examples` adds labelled pictures to it, without those that are shots already.
-3. `apply_edit` makes the new model.
+3. `apply_edit` makes the new model, and `apply` the classifier's next version.
 
 Everything works on features, so that no picture of the fit is needed. `clipadapter.persistence.History` undoes edits.
 """
@@ -15,7 +15,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,7 @@ from clipadapter.classifier.fitting import (
 )
 from clipadapter.classifier.inputs import (
     Label,
+    build_feature_set,
     check_any_readable,
     check_task,
     collect_class_names,
@@ -47,6 +48,10 @@ from clipadapter.uncertainty import Calibrator, DecisionOptions, Uncertainty
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.registry import unknown
 
+if TYPE_CHECKING:
+    from clipadapter.classifier.classifier import FewShotClassifier
+
+C = TypeVar("C", bound="FewShotClassifier")
 Prompts = Mapping[str, Sequence[str]]
 EncodePrompts = Callable[[Prompts], TextFeatures]
 PER_FIT_FACTS = ("rows", "computed")
@@ -322,3 +327,38 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
     calibrator = Calibrator(model.uncertainty.calibrator.temperature, n=model.uncertainty.calibrator.n)
     uncertainty = Uncertainty(calibrator, decisions=DecisionOptions())
     return replace(edited, head=updated, support=support, uncertainty=uncertainty, fold_heads=())
+
+
+# ---- Edits of a classifier ----
+
+
+def add_shots(
+    classifier: C,
+    edit: Edit,
+    images: Sequence[ImageSource],
+    labels: Sequence[Label],
+    rule: ConflictRule,
+    action: str,
+    facts: Mapping[str, Any],
+    by: str,
+) -> C:
+    """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
+    model, support = classifier._to_model(), classifier.support_
+    labels = check_labels(model, edit, images, labels)
+    views = replace(fit_settings(model).views, count=support.X.shape[1] if support.X.ndim == 3 else 1)
+    extraction = classifier._extract(images, views, classifier.strict)
+    classifier.skipped_ = tuple((name, reason) for _, name, reason in extraction.skipped)
+    examples = build_feature_set(extraction, images, labels, edit.text.labels, views, classifier.encoder_.info)
+    edit, counts = with_examples(model, edit, examples, rule)
+    return apply(classifier, edit, action, {**facts, **counts}, by) if edit.changes(model) else classifier
+
+
+def apply(classifier: C, edit: Edit, action: str, facts: Mapping[str, Any], by: str) -> C:
+    """Make an edit the next version of a classifier."""
+    before = classifier._to_model()
+    text = classifier._with_read_prompts(edit.text.with_tower(classifier._open_text_tower()), edit.prompts)
+    after = apply_edit(before, replace(edit, text=text))
+    history = classifier.history_.with_change(before, after, action, facts, by)
+    classifier._set_model(after)
+    classifier._history = history
+    return classifier
