@@ -3,8 +3,8 @@
 Prompts are ImageNet names in a template set. The ways take turns, and the ratio is the median over the rounds. CLIP's
 tower has random weights: its time does not depend on them. "difference" is the largest, in lengths of the feature.
 
-    python benchmarks/text_speed.py
-    python benchmarks/text_speed.py --templates imagenet7 --prompts 1000 --model ViT-L-14 --threads 8
+    python benchmarks/speed/text_speed.py
+    python benchmarks/speed/text_speed.py --templates imagenet7 --prompts 1000 --model ViT-L-14 --threads 8
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     pip install sentence-transformers clip-benchmark        # who is missing is left out
     python -m venv VENV && VENV/bin/pip install autogluon.multimodal    # and adaptshot, in another environment
-    python benchmarks/extract_speed.py PICTURES --rivals-python VENV/bin/python    # one folder a class
+    python benchmarks/speed/extract_speed.py PICTURES --rivals-python VENV/bin/python    # one folder a class
 
 All open the same ViT-B/32 with random weights, written to a folder at the first run: speed does not depend on the
 weights. Contestants take turns, each beginning with the files and, for ours, with an empty store on disk; rates are

@@ -4,10 +4,10 @@ Clients and server share the cores. The rate under load comes from wrk (package 
 the same file on the same pictures; where other programs use the machine, trust the share by seconds of CPU rather than
 the one by the clock. Latency comes from an open loop: requests leave when they are due, answered or not.
 
-    python benchmarks/serve_load.py model.onnx PICTURES
-    python benchmarks/serve_load.py model.onnx PICTURES --rounds 1 --seconds 3       # to try it
-    python benchmarks/serve_load.py model.onnx PICTURES --only soak --soak 10
-    python benchmarks/serve_load.py model.onnx PICTURES --only malformed --malformed 10000
+    python benchmarks/service/serve_load.py model.onnx PICTURES
+    python benchmarks/service/serve_load.py model.onnx PICTURES --rounds 1 --seconds 3       # to try it
+    python benchmarks/service/serve_load.py model.onnx PICTURES --only soak --soak 10
+    python benchmarks/service/serve_load.py model.onnx PICTURES --only malformed --malformed 10000
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What a GPU brings: towers and tuners on one device, as a page of Markdown with the name of the card.
 
-    python benchmarks/gpu.py --device cuda --out gpu.md   # about 7 minutes
-    python benchmarks/gpu.py --device cpu --small         # half a minute of a processor: shows that every part runs
+    python benchmarks/speed/gpu.py --device cuda --out gpu.md  # about 7 minutes
+    python benchmarks/speed/gpu.py --device cpu --small  # half a minute of a processor: shows that every part runs
 
 The page, and gpu.json beside it, are written again after each row. A row that fails has the reason, such as too little
 memory, and the next ones are measured. One that takes too long is stopped; after --seconds no further one is begun.

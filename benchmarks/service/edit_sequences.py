@@ -5,8 +5,8 @@ any version, saving and loading. The model must then have the classes, shots and
 logits to 1e-5 and the same answers. At the level of features: pictures are rows of a table;
 tests/classifier/test_edit_sequences.py does the same with pictures.
 
-    python benchmarks/edit_sequences.py                                  # ten thousand, in two processes
-    python benchmarks/edit_sequences.py --sequences 200 --heads rail     # to try it
+    python benchmarks/service/edit_sequences.py                                  # ten thousand, in two processes
+    python benchmarks/service/edit_sequences.py --sequences 200 --heads rail     # to try it
 """
 
 import argparse

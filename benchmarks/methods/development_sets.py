@@ -1,7 +1,7 @@
 """Small sets of many kinds, on which defaults are chosen: a head beside constant ratios, the probe and zero-shot.
 
 DATA is a folder with caltech101-mini, clothing10, satellite7, steel6 and textures10 (folders of pictures with `train`
-and `test`) and food10-clip-vitb32 (features, as few_shot_features.py reads them); the fabric comes with the extra
+and `test`) and food10-clip-vitb32 (features, see `_study.read_features`); the fabric comes with the extra
 `demo`. Of these, 24 sets of 3 to 30 classes are made, with class text as it is, with half of the classes' text
 exchanged ("bad"), and moved half of the way to the mean of pictures that are neither shots nor judged ("good").
 --small takes 30 others: ten of 2 to 6 classes with class text as it is, with the text of all classes exchanged, and
@@ -14,13 +14,14 @@ of these (fabric and food have none and are left out): it is for one final table
 Every result is a line of runs.jsonl, and a run that was stopped goes on. The tree that is measured is the one that
 Python finds, so that two trees are compared by two calls:
 
-    python benchmarks/development_sets.py DATA --out after
-    PYTHONPATH=OTHER_TREE/src python benchmarks/development_sets.py DATA --out before
-    python benchmarks/development_sets.py --beside before after
+    python benchmarks/methods/development_sets.py DATA --out after
+    PYTHONPATH=OTHER_TREE/src python benchmarks/methods/development_sets.py DATA --out before
+    python benchmarks/methods/development_sets.py --beside before after
 
 Few shots are judged by the worst draws, which need many, of few heads:
 
-    python benchmarks/development_sets.py DATA --small --heads zero-shot,linear-probe,auto --ratios= --draws 20 --out o
+    python benchmarks/methods/development_sets.py DATA --small --heads zero-shot,linear-probe,auto --ratios= \\
+        --draws 20 --out few
 
 "distance" is to the constant ratio that is best for all sets at that number of shots, in hindsight.
 """
@@ -34,8 +35,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _runs import Records, write_table
-from few_shot_features import read
+from _study import Records, read_features, table_head, write_table
 from safetensors.numpy import load_file
 
 from clipadapter import FewShotClassifier, load_dataset
@@ -127,7 +127,7 @@ def load_whole(data: Path, classifier, with_test: bool, names=PICTURES) -> dict[
 
 
 def load_food(data: Path) -> Set:
-    food, text = read(data / "food10-clip-vitb32", 100.0)
+    food, text = read_features(data / "food10-clip-vitb32", 100.0)
     labels = np.array([text.labels.index(label) for label in food.y])
     return Set(food.plain, labels, text.embeddings, text.logit_scale, blocks=food.blocks)
 
@@ -231,7 +231,6 @@ def measure(cell):
 
 
 def run(args) -> list[dict]:
-    args.out.mkdir(parents=True, exist_ok=True)
     records = Records(args.out)
     known = records.keys("set", "shots", "seed", "head")
     sets = (load_small_sets if args.small else load_sets)(
@@ -258,7 +257,7 @@ def table(done) -> str:
     mean = {key: float(np.mean(accuracies)) for key, accuracies in values.items()}
     draws = 1 + max(r["seed"] for r in done)
     lines = [f"{len(sets)} sets, {draws} draws, mean accuracy in %", ""]
-    lines += ["| head | " + " | ".join(map(str, SHOTS)) + " | seconds a fit |", "|---|" + "---:|" * (len(SHOTS) + 1)]
+    lines += table_head(["head", *SHOTS, "seconds a fit"])
     every = {(h, k): np.array([mean[h, s, k] for s in sets]) for h in heads for k in SHOTS}
     for h in heads:
         cost = np.mean([r["seconds"] for r in done if r["head"] == h])
@@ -271,7 +270,7 @@ def table(done) -> str:
             if other in heads:
                 rows[f"beside {other}"] = [every[h, k] - every[other, k] for k in SHOTS]
         lines += ["", f"{h}: mean difference, and that of the set which is farthest behind", ""]
-        lines += ["| | " + " | ".join(map(str, SHOTS)) + " |", "|---|" + "---:|" * len(SHOTS)]
+        lines += table_head(["", *SHOTS])
         lines.append("| best constant | " + " | ".join(c.partition(" ")[2] for c in best) + " |")
         for what, accuracies in rows.items():
             cells = [f"{d.mean():+.1f} ({d.min():+.1f} {sets[int(d.argmin())]})" for d in accuracies]
@@ -284,7 +283,7 @@ def table(done) -> str:
         ]
         lines += ["", "falls as shots grow: " + ("; ".join(falls) or "none")]
     lines += worst_draws(done)
-    lines += ["", "| set | head | " + " | ".join(map(str, SHOTS)) + " |", "|---|---|" + "---:|" * len(SHOTS)]
+    lines += ["", *table_head(["set", "head", *SHOTS], 2)]
     for s in sets:
         for h in heads:
             lines.append(f"| {s} | {h} | " + " | ".join(f"{mean[h, s, k]:.1f}" for k in SHOTS) + " |")
@@ -298,7 +297,7 @@ def worst_draws(done) -> list[str]:
     if not {"zero-shot", "linear-probe"} <= heads.keys():
         return []
     lines = ["", "% of draws more than 10 points below the better of probe and zero-shot, and the 5 % quantile", ""]
-    lines += ["| head | " + " | ".join(map(str, SHOTS)) + " |", "|---|" + "---:|" * len(SHOTS)]
+    lines += table_head(["head", *SHOTS])
     for h in heads:
         cells = []
         for k in SHOTS:
@@ -319,7 +318,7 @@ def compare_runs(before, after) -> str:
     """Paired differences of heads that both have, over the cells that both have."""
     records_by_cell = [{(r["head"], r["set"], r["shots"], r["seed"]): r for r in part} for part in (before, after)]
     cells_of_both = records_by_cell[0].keys() & records_by_cell[1].keys()
-    lines = ["| head | " + " | ".join(map(str, SHOTS)) + " | seconds |", "|---|" + "---:|" * (len(SHOTS) + 1)]
+    lines = table_head(["head", *SHOTS, "seconds"])
     for head in dict.fromkeys(key[0] for key in records_by_cell[1] if key in cells_of_both):
         cells = []
         for k in SHOTS:

@@ -1,6 +1,6 @@
 """An exported model beside AdaptShot: from nothing to the first answer, and the most memory on the way.
 
-    python benchmarks/runtime_rivals.py MODEL.onnx SHOTS PHOTO --python PATH --rival-python PATH
+    python benchmarks/speed/runtime_rivals.py MODEL.onnx SHOTS PHOTO --python PATH --rival-python PATH
 
 SHOTS is the folder of classes that the model was fitted on: AdaptShot learns the same pictures (copies in colour, since
 it reads no others), which is not timed. Each tool runs in an environment of its own with what it needs alone:

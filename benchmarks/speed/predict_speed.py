@@ -9,7 +9,7 @@ Parquet, beside what each step takes alone: to read the column, to multiply it b
 classes, and to write the predictions. Rates are of the clock; where other programs use the machine, seconds of CPU say
 more.
 
-    python benchmarks/predict_speed.py PICTURES --base OTHER_CHECKOUT --json predict.json    # one folder a class
+    python benchmarks/speed/predict_speed.py PICTURES --base OTHER_CHECKOUT --json predict.json    # one folder a class
 """
 
 import argparse
@@ -39,7 +39,7 @@ from clipadapter.persistence import Model, load_model, save_model
 from clipadapter.uncertainty import UncertaintyOptions
 from clipadapter.utils.prediction import PredictionColumns
 
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = Path(__file__).parents[2] / "src"
 RUN_AND_NOTE_PEAK = """
 import atexit, os, pathlib, re
 def note():

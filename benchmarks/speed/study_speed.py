@@ -6,15 +6,15 @@ draws, in processes on this machine, from an empty folder of records to the last
 cores. "busy" is the share of the workers' time in which they fitted and measured, "processor" the time of all
 processes on all cores, which depends less on what else the machine does.
 
-    python benchmarks/study_speed.py
-    python benchmarks/study_speed.py auto taskres --shots 4 16 --seeds 1
-    python benchmarks/study_speed.py --blocks 3
-    python benchmarks/study_speed.py --features results/features/1a2b3c4d5e6f
+    python benchmarks/speed/study_speed.py
+    python benchmarks/speed/study_speed.py auto taskres --shots 4 16 --seeds 1
+    python benchmarks/speed/study_speed.py --blocks 3
+    python benchmarks/speed/study_speed.py --features results/features/1a2b3c4d5e6f
 
 The last line has a digest of the accuracies in percent with one decimal, means over the draws as in the tables. Two
 trees that give the same tables have the same digest; the tree that is measured is the one that Python finds:
 
-    PYTHONPATH=OTHER_TREE/src python benchmarks/study_speed.py --accuracies before.csv
+    PYTHONPATH=OTHER_TREE/src python benchmarks/speed/study_speed.py --accuracies before.csv
 """
 
 import argparse
@@ -28,14 +28,20 @@ from pathlib import Path
 import numpy as np
 from _output import add_json, write_json
 from head_costs import make
-from heads_speed import from_features
 
 from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
 from clipadapter.bench.launcher import Launcher
 from clipadapter.features import FeatureSet
+from clipadapter.heads import create_head
 from clipadapter.utils.blocks import FINAL
 
 PICTURES = 20
+
+
+def from_features(name: str) -> bool:
+    """Whether a head is fitted to one encoder's features alone."""
+    head = create_head(name)
+    return not (head.reads in ("second-encoder", "unprojected") or head.needs_tower or head.tunes_encoder)
 
 
 def processor_seconds() -> float:

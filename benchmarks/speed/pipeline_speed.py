@@ -4,8 +4,8 @@ The backend's own rate is that of squares that are in memory already; the other 
 store on disk. The two run in turns. Where other programs use the machine, trust the share by seconds of CPU rather than
 the one by the clock.
 
-    python benchmarks/pipeline_speed.py PICTURES --encoder open_clip:local-dir:DIR --backend openvino --precision bf16
-    python benchmarks/pipeline_speed.py PICTURES --encoder lite --backend openvino --memory     # some minutes
+    python benchmarks/speed/pipeline_speed.py PICTURES --encoder open_clip:local-dir:DIR --precision bf16
+    python benchmarks/speed/pipeline_speed.py PICTURES --encoder lite --backend openvino --memory  # some minutes
 """
 
 import argparse

@@ -4,8 +4,8 @@ Every row is measured in a process of its own, which is killed at the limit. "pa
 calibration and rejection, saving the model, loading it, and the answers to 2,000 rows of features. The tree that is
 measured is the one that Python finds, so that two trees are compared by two calls:
 
-    python benchmarks/many_classes.py --out after.md
-    PYTHONPATH=OTHER_TREE/src python benchmarks/many_classes.py --out before.md
+    python benchmarks/speed/many_classes.py --out after.md
+    PYTHONPATH=OTHER_TREE/src python benchmarks/speed/many_classes.py --out before.md
 
 "even" features are clusters in all directions, as in head_costs.py. "hard" ones have class means in a subspace, noise
 that lies partly in it, a common offset, and text that is correlated with the means.

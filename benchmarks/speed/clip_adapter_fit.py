@@ -12,10 +12,10 @@ All sides train the same adapter (width d/4, ratio 0.2) from the same features, 
 DataLoader, which would make it slower. The loss is that over all shots at the end. Other programs stretch the seconds
 of a clock more than those of the processor: both are given. Our fit runs before and after each loop.
 
-    python benchmarks/clip_adapter_fit.py --quick               # 100 classes x 16 x 256-d, a minute
-    python benchmarks/clip_adapter_fit.py                       # paper-adam and released, about 20 minutes on one core
-    python benchmarks/clip_adapter_fit.py --run 2               # 2 of the 200 epochs, the second timed and scaled up
-    python benchmarks/clip_adapter_fit.py --loops released --ours lr=0.002
+    python benchmarks/speed/clip_adapter_fit.py --quick  # 100 classes x 16 x 256-d, a minute
+    python benchmarks/speed/clip_adapter_fit.py   # paper-adam and released, about 20 minutes on one core
+    python benchmarks/speed/clip_adapter_fit.py --run 2  # 2 of the 200 epochs, the second timed and scaled up
+    python benchmarks/speed/clip_adapter_fit.py --loops released --ours lr=0.002
 """
 
 import argparse

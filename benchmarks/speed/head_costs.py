@@ -5,8 +5,8 @@ heads are given the queries as their unlabelled pictures; a head that takes two 
 how much fitting and predicting raised the peak of the process above that with the features made; "process MB" is the
 whole peak, of which importing Python, torch and scikit-learn is about 300.
 
-    python benchmarks/head_costs.py                                            # all heads, two sizes
-    python benchmarks/head_costs.py clip-adapter hoso --size 1000x16x1024 --limit-seconds 300 --out costs.md
+    python benchmarks/speed/head_costs.py                                            # all heads, two sizes
+    python benchmarks/speed/head_costs.py clip-adapter hoso --size 1000x16x1024 --limit-seconds 300 --out costs.md
 """
 
 import argparse

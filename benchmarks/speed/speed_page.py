@@ -1,21 +1,21 @@
 """docs/speed.md anew: runs the benchmarks of speed, keeps their results as one JSON file, writes the page from both.
 
-    python benchmarks/speed_page.py PICTURES --rivals-python A/bin/python --rivals-python B/bin/python
-    python benchmarks/speed_page.py PICTURES --small            # every section in its smallest form; no page is written
-    python benchmarks/speed_page.py PICTURES --only store       # one section; the others stay as they are
-    python benchmarks/speed_page.py PICTURES --resume           # what this commit has not measured on this machine yet
-    python benchmarks/speed_page.py --write-only                # the page from the results that are there
+    python benchmarks/speed/speed_page.py PICTURES --rivals-python A/bin/python --rivals-python B/bin/python
+    python benchmarks/speed/speed_page.py PICTURES --small        # smallest form of each section; no page
+    python benchmarks/speed/speed_page.py PICTURES --only store   # one section; the others stay as they are
+    python benchmarks/speed/speed_page.py PICTURES --resume       # what this commit has not measured here yet
+    python benchmarks/speed/speed_page.py --write-only            # the page from the results that are there
 
 PICTURES has one folder per class, with a thousand pictures or more. The machine should do nothing else meanwhile: the
 load before each section is in the results, and the page names sections beside which other programs ran. A rival's
 interpreter is one that has `autogluon.multimodal` or `adaptshot`; who is missing is left out. `--runtime-python` is an
 interpreter with `clipadapter[runtime]` alone: without it, no installed size is given.
 
-The text is `speed_page.md`. A line `<!-- section NAME -->` begins the text of a section, and `${name}` in it is a value
-of the section's function here. A section without results is left out of the page. In the summary, `${section_name}` is
-a value of a section, and an item is left out if a section that it names has no results. To add a section: an entry of
-SECTIONS with its command, whose JSON is a file (`JSON` among the arguments) or what it prints, a function from this
-JSON to values, and a text. The page and its results are committed together: a test compares them.
+The text is `speed_page.md`, a Jinja template. A line `<!-- section NAME -->` begins a section. `results` is the JSON of
+its commands, and `result` that of the first. A section without results is left out of the page. The summary has the
+`results` of each section under its name; an item is left out if a section that it names has no results. To add a
+section: an entry of SECTIONS with its command, whose JSON is a file (`JSON` among the arguments) or what it prints, and
+a text. The page and its results are committed together: a test compares them.
 """
 
 import argparse
@@ -27,7 +27,6 @@ import os
 import platform
 import re
 import resource
-import string
 import subprocess
 import sys
 import tempfile
@@ -38,9 +37,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parent
-TEMPLATE, RESULTS = FOLDER / "speed_page.md", FOLDER / "results" / "speed.json"
+ROOT = FOLDER.parents[1]
+TEMPLATE, RESULTS = FOLDER / "speed_page.md", FOLDER.parent / "results" / "speed.json"
 PAGE = ROOT / "docs" / "speed.md"
 STAT = Path("/proc/stat")
 PACKAGES = ("torch", "openvino", "onnxruntime", "open_clip_torch", "timm", "sentence-transformers", "numpy", "pillow")
@@ -53,7 +54,6 @@ WATCH_SECONDS = 3
 MAX_QUIET_LOAD = 0.3
 """Cores busy with other programs in that time, above which the page says that they were running."""
 SECTION = re.compile(r"^<!-- section ([\w-]+) -->\n", re.MULTILINE)
-Values = dict[str, str]
 Results = dict[str, Any]
 
 
@@ -128,23 +128,15 @@ class Section:
     Args:
         name: in the template, the results and ``--only``.
         commands: scripts of this folder with their arguments; the section's JSON is the list of what they give.
-        values: from this list to the values of the template.
         minutes: limit of each command.
     """
 
     name: str
     commands: Callable[[Setting], list[list[str]]]
-    values: Callable[[list[Results]], Values]
     minutes: float = 8
 
 
-# ---- From results to values of the template ----
-
-
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
-    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+# ---- What the template may use ----
 
 
 def significant(value: float) -> str:
@@ -154,213 +146,29 @@ def significant(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 0.995 else f"{value:.2f}"
 
 
-def times(ratio: dict[str, float]) -> str:
+def ratio(values: dict[str, float]) -> str:
     """Median and range of a ratio."""
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    return f"{values['median']:.2f} ({values['low']:.2f} to {values['high']:.2f})"
 
 
 def span(values: dict[str, float]) -> str:
     return f"{significant(values['low'])} to {significant(values['high'])}"
 
 
-TITLES = {
-    "open_clip, 0 workers": "open_clip and a DataLoader",
-    "open_clip, 2 workers": "the same, two workers",
-    "lite in timm, 0 workers": "timm and a DataLoader",
-    "lite in timm, 2 workers": "the same, two workers",
-}
+def row_of(rows: Sequence[Results], text: str) -> Results:
+    """The last row whose first field is this text, or else contains it."""
+    names = [str(next(iter(row.values()))) for row in rows]
+    chosen = [row for row, name in zip(rows, names, strict=True) if name == text]
+    return (chosen or [row for row, name in zip(rows, names, strict=True) if text in name])[-1]
 
 
-def extract_values(name: str) -> Callable[[list[Results]], Values]:
-    def values(results: list[Results]) -> Values:
-        (result,) = results
-        rows = []
-        for row in result["tables"][name]:
-            title = TITLES.get(row["name"], row["name"]).replace("openvino", "OpenVINO").replace(" auto:", " `auto`:")
-            cells = [title, f"{row['rate']:.1f}", times(row["ratio"])]
-            cells += [f"{row['mean']:.5f}", f"{row['least']:.4f}"] if "mean" in row else ["", ""]
-            if name == "lite":
-                cells.append("" if row.get("same") is None else f"{row['same']:.1%}")
-            rows.append([*cells, "" if row["ready"] is None else f"{row['ready']:.1f} s"])
-        titles = ["", "img/s", "ratio", "mean cosine", "min cosine", "setup"]
-        if name == "lite":
-            titles.insert(5, "same zero-shot answer")
-        (ours,) = (row for row in result["tables"][name] if ", auto: " in row["name"])
-        theirs = result["tables"][name][0]
-        return {
-            "table": table(titles, rows),
-            "pictures": f"{result['pictures']:,}",
-            "rounds": str(result["rounds"]),
-            "chosen_for": f"{result['chosen_for']:,}",
-            "chosen": ours["name"].partition("auto: ")[2].replace("openvino", "OpenVINO"),
-            "ours": significant(ours["rate"]),
-            "theirs": significant(theirs["rate"]),
-            "ratio": f"{ours['ratio']['median']:.1f}",
-        }
-
-    return values
-
-
-def pipeline_values(results: list[Results]) -> Values:
-    rows = []
-    for result in results:
-        (row,) = result["rows"]
-        name = "`lite`" if row["encoder"] == "lite" else "ViT-B/32"
-        backend = row["backend"].replace("openvino", "OpenVINO")
-        rates = [f"{row[side]['median']:.1f}" for side in ("memory", "files")]
-        shares = [f"{row[share]['median']:.0%}" for share in ("share", "cpu_share")]
-        rows.append([f"{name}, {backend} {row['precision']}", *rates, *shares])
-    return {"table": table(["", "img/s from memory", "from files", "share", "share of processor time"], rows)}
-
-
-def command_values(results: list[Results]) -> Values:
-    (result,) = results
-    rows = [
-        [f"`{row['command']}`" if row["command"].startswith("--") else row["command"]]
-        + [significant(row["seconds"]["median"]), span(row["seconds"])]
-        + [significant(row["cpu"]["median"]), significant(row["mb"]["median"])]
-        for row in result["rows"]
-    ]
-    seconds = {row["command"]: significant(row["seconds"]["median"]) for row in result["rows"]}
-    return {
-        "table": table(["", "seconds", "range", "processor s", "peak MB"], rows),
-        "fit": seconds["fit, from pictures"],
-        "stored": seconds["fit, stored features"],
-        "predict": seconds["predict, one picture"],
-        "pictures": f"{result['classes'] * result['shots']:,}",
-        "classes": str(result["classes"]),
-        "shots": str(result["shots"]),
-        "rounds": str(result["rounds"]),
-    }
-
-
-def runtime_values(results: list[Results]) -> Values:
-    (result,) = results
-    titles = {
-        "clipadapter, Python": "`clipadapter.runtime`, from Python",
-        "clipadapter, shell": "`clipadapter predict model.onnx`, from the shell",
-        "adaptshot, Python": "AdaptShot, from Python",
-    }
-    rows = [
-        [titles[row["name"]], f"{row['seconds']['median']:.2f}", span(row["seconds"])]
-        + [f"{row['mb']:.0f}", "" if row["installed_mb"] is None else f"{row['installed_mb']:.0f}"]
-        for row in result["rows"]
-    ]
-    (shell,) = (row for row in result["rows"] if row["name"] == "clipadapter, shell")
-    has_rival = any(row["name"].startswith("adaptshot") for row in result["rows"])
-    return {
-        "table": table(["", "seconds", "range", "peak MB", "installed MB"], rows),
-        "runs": str(result["runs"]),
-        "shell": f"{shell['seconds']['median']:.2f}",
-        "rival": " AdaptShot learned the same pictures." if has_rival else "",
-    }
-
-
-def text_values(results: list[Results]) -> Values:
-    (result,) = results
-    rows = [
-        [f"{row['tower']}, {row['prompts']} prompts of `{row['templates']}`"]
-        + [f"{row['padded']:.2f}", f"{row['ours']:.2f}", times(row["ratio"])]
-        for row in result["rows"]
-    ]
-    return {"table": table(["", "padded s", "ours s", "ratio"], rows)}
-
-
-LOOPS = {
-    "paper-adam": "the paper's loop (Adam, 1e-5)",
-    "paper-sgd": "the same with SGD",
-    "released": "the settings of the released code (SGD, 2e-3, second ReLU)",
-    "adamw": "AdamW, 1e-3 (not published)",
-}
-
-
-def fit_values(results: list[Results]) -> Values:
-    whole = results[0]
-    rows = []
-    for row in whole["rows"]:
-        for title, side in ((LOOPS[row["loop"]], row["theirs"]), ("`ClipAdapter`", row["ours"])):
-            ratio = "" if side is row["theirs"] else f"{row['cpu']:.0f}"
-            rows.append([title, significant(side["cpu"]), ratio, f"{side['loss']:.3f}", f"{side['accuracy']:.1f}"])
-    values = {"table": table(["", "processor s", "ratio", "training loss", "held-out accuracy"], rows)}
-    for name, result in zip(("size", "large_size"), results, strict=True):
-        values[name] = " x ".join(str(result["size"][key]) for key in ("classes", "shots", "width"))
-    large = [f"{significant(row['cpu'])} times as fast as {LOOPS[row['loop']]}" for row in results[1]["rows"]]
-    return values | {"large": " and ".join(large)}
-
-
-def study_values(results: list[Results]) -> Values:
-    (result,) = results
-    heads = sorted(result["heads"].items(), key=lambda item: -item[1])
-    size = result["size"]
-    return {
-        "seconds": f"{result['seconds']:.0f}",
-        "runs": str(result["runs"]),
-        "heads": str(len(heads)),
-        "busy": f"{result['busy']:.0%}",
-        "workers": str(result["workers"]),
-        "size": f"{size['classes']} classes of width {size['width']}, {len(size['shots'])} numbers of shots, "
-        f"{size['seeds']} draws",
-        "slowest": ", ".join(f"`{name}` {seconds:.1f}" for name, seconds in heads[:6]),
-    }
-
-
-def store_values(results: list[Results]) -> Values:
-    (result,) = results
-    rows = [
-        [row["work"], f"{row['plain']:,.0f}", f"{row['store']:,.0f}", times(row["ratio"])] for row in result["rows"]
-    ]
-    whole = result["whole"]
-    return {
-        "table": table(["", "sqlite3, rows/s", "the store, rows/s", "ratio"], rows),
-        "vectors": f"{result['vectors']:,}",
-        "width": str(result["width"]),
-        "open": f"{whole['open_ms']:.1f}",
-        "memory": f"{whole['items_mb']:.0f}",
-    }
-
-
-def class_values(results: list[Results]) -> Values:
-    rows = []
-    auto = next(row for result in results for row in result["rows"] if row["head"] == "auto")
-    cost = auto["error"] if "error" in auto else f"{significant(auto['fit s'])} s, {significant(auto['peak MB'])} MB"
-    for result in results:
-        for row in result["rows"]:
-            cells = [row["error"], "", ""] if "error" in row else [significant(row["fit s"])]
-            cells += [] if "error" in row else [significant(row["predict s"]), significant(row["peak MB"])]
-            rows.append([f"`{row['head']}`", row["size"].replace("x", " x "), *cells])
-    return {
-        "table": table(["", "classes x shots x width", "fit s", "predict s", "peak MB"], rows),
-        "queries": f"{results[0]['queries']:,}",
-        "size": auto["size"].replace("x", " x "),
-        "cost": cost,
-    }
-
-
-def predict_values(results: list[Results]) -> Values:
-    (result,) = results
-    rows = [
-        [row["name"], f"{row['n']:,}", significant(row["rate"]), significant(row["cpu"])]
-        + [significant(row["peak_mb"]) if row["peak_mb"] else "", f"{row['share']:.2f}" if "share" in row else ""]
-        for row in result["rows"]
-    ]
-    rates = {row["name"]: significant(row["rate"]) for row in result["rows"]}
-    return {
-        "table": table(["", "pictures or rows", "per second", "processor s", "peak MB", "share of embed"], rows),
-        "pictures": rates["predict, Parquet"],
-        "rows": rates["Parquet to Parquet, 100 classes"],
-    }
-
-
-def rows_values(results: list[Results]) -> Values:
-    """For a script whose JSON has flat "rows": a table with a column per field."""
-    rows = [row for result in results for row in result["rows"]]
-    return {"table": table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])}
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return times(value)
-    return significant(value) if isinstance(value, float) else str(value)
+def environment() -> jinja2.Environment:
+    """Of the template; a value that is missing is an error."""
+    made = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters.update(significant=significant, ratio=ratio, span=span, form=lambda value, form: format(value, form))
+    made.filters["words"] = lambda text: text.replace("openvino", "OpenVINO").replace(" auto:", " `auto`:")
+    made.globals["row_of"] = row_of
+    return made
 
 
 # ---- The sections, in the order of the page ----
@@ -395,9 +203,9 @@ def fit_commands(setting: Setting) -> list[list[str]]:
 
 
 SECTIONS = [
-    Section("extract", lambda setting: extract_command(setting, "ViT-B/32", 256), extract_values("ViT-B/32"), 20),
-    Section("lite", lambda setting: extract_command(setting, "lite", 320), extract_values("lite"), 20),
-    Section("pipeline", pipeline_commands, pipeline_values),
+    Section("extract", lambda setting: extract_command(setting, "ViT-B/32", 256), 20),
+    Section("lite", lambda setting: extract_command(setting, "lite", 320), 20),
+    Section("pipeline", pipeline_commands),
     Section(
         "commands",
         lambda setting: [
@@ -405,7 +213,6 @@ SECTIONS = [
             + ["--shots", setting.pick(8, 4), "--rounds", setting.pick(3, 1)]
             + (["--no-warm-up"] if setting.small else [])
         ],
-        command_values,
         15,
     ),
     Section(
@@ -414,7 +221,6 @@ SECTIONS = [
             ["predict_speed.py", str(setting.pictures), "--count", setting.pick(2000, 8), "--json", JSON]
             + ["--rows", setting.pick(200_000, 1000)]
         ],
-        predict_values,
     ),
     Section(
         "runtime",
@@ -422,7 +228,6 @@ SECTIONS = [
             ["runtime_rivals.py", setting.exported, str(setting.shots), setting.photo, *setting.adaptshot]
             + ["--python", setting.runtime_python, "--runs", setting.pick(9, 1), "--json", JSON]
         ],
-        runtime_values,
     ),
     Section(
         "text",
@@ -430,16 +235,14 @@ SECTIONS = [
             ["text_speed.py", "--templates", "imagenet7", "--prompts", setting.pick(40, 2), "--json", JSON]
             + ["--rounds", setting.pick(5, 1)]
         ],
-        text_values,
     ),
-    Section("fit", fit_commands, fit_values),
+    Section("fit", fit_commands),
     Section(
         "study",
         lambda setting: [
             ["study_speed.py", "--json", JSON]
             + (["gda", "--shots", "1", "--seeds", "1", "--classes", "10", "--width", "64"] if setting.small else [])
         ],
-        study_values,
     ),
     Section(
         "classes",
@@ -448,7 +251,6 @@ SECTIONS = [
             + ["--limit-seconds", "300"]
             + (["--size", "10x2x16"] if setting.small else []),
         ],
-        class_values,
         30,
     ),
     Section(
@@ -456,7 +258,6 @@ SECTIONS = [
         lambda setting: [
             ["store_speed.py", "--rows", setting.pick(30_000, 1000), "--repeats", setting.pick(5, 1), "--json", JSON]
         ],
-        store_values,
     ),
 ]
 
@@ -570,10 +371,10 @@ def versions() -> str:
 
 
 def write_page(results: Results) -> str:
-    """The template with the values of all sections that have results."""
+    """The template with the results of all sections that have some."""
     head, *parts = SECTION.split(TEMPLATE.read_text(encoding="utf-8"))
     texts = dict(zip(parts[::2], parts[1::2], strict=True))
-    sections = {section.name: section for section in SECTIONS}
+    sections = {section.name for section in SECTIONS}
     measured = {name: results[name] for name in texts if name in results and name in sections}
     if not measured:
         raise SystemExit("there are no results: run without --write-only first")
@@ -587,41 +388,44 @@ def write_page(results: Results) -> str:
         "commits": ", ".join(dict.fromkeys(each["commit"] for each in measured.values())),
         "minutes": f"{sum(each['seconds'] for each in measured.values()) / 60:.0f}",
     }
-    values = {name: sections[name].values(one["results"]) for name, one in measured.items()}
+    render = environment().from_string
     page = [head]
     for name, text in texts.items():
         if name == SUMMARY:
-            page.append(_fill_summary(text, values))
+            page.append(_summary(text, {other: one["results"] for other, one in measured.items()}))
         elif name not in sections:  # text alone
-            page.append(string.Template(text).substitute(about))
+            page.append(render(text).render(about))
         elif name in measured:
             one = measured[name]
-            page.append(string.Template(text).substitute(values[name]))
-            notes = []
-            if one["machine"] != main_facts[0]:
-                notes.append(f"measured on another machine ({one['machine']})")
-            if one["load"] > MAX_QUIET_LOAD:
-                notes.append(f"other programs were running ({one['load']:.1f} cores were busy before it began)")
-            if one["small"]:
-                notes.append("measured in the smallest form")
-            if notes:
-                page.append(f"\nThis section: {'; '.join(notes)}.\n")
+            page.append(render(text).render(results=one["results"], result=one["results"][0]))
+            page.append(_notes(one, main_facts[0]))
     return "".join(_apart(page))
 
 
-def _fill_summary(text: str, values: dict[str, Values]) -> str:
+def _summary(text: str, values: Results) -> str:
     """The items of the summary whose sections have results."""
-    known = {f"{name}_{key}": value for name, some in values.items() for key, value in some.items()}
-    items = []
+    items, render = [], environment().from_string
     for item in re.split(r"^(?=- )", text, flags=re.MULTILINE):
-        with contextlib.suppress(KeyError):
-            items.append(string.Template(item).substitute(known))
+        with contextlib.suppress(jinja2.UndefinedError):
+            items.append(render(item).render(values) + "\n")
     return "".join(items)
+
+
+def _notes(section: Results, main_machine: str) -> str:
+    """In what a section was measured otherwise than the page says."""
+    notes = []
+    if section["machine"] != main_machine:
+        notes.append(f"measured on another machine ({section['machine']})")
+    if section["load"] > MAX_QUIET_LOAD:
+        notes.append(f"other programs were running ({section['load']:.1f} cores were busy before it began)")
+    if section["small"]:
+        notes.append("measured in the smallest form")
+    return f"This section: {'; '.join(notes)}." if notes else ""
 
 
 def _apart(parts: Iterable[str]) -> Iterable[str]:
     """Parts that end with one line break, with an empty line between them."""
-    for i, part in enumerate(parts):
+    for i, part in enumerate(filter(None, parts)):
         yield ("\n" if i else "") + part.strip("\n") + "\n"
 
 

@@ -4,7 +4,7 @@ DATA is a folder as `development_sets.py` reads it. Of each of its seven sources
 classes are drawn, as far as there are so many. In turn the class text is as it is, exchanged between half of the
 classes, and meaningless ("class a", "class b"; of published features it is that of other classes).
 
-    python benchmarks/promises.py DATA --out results/promises --heads auto,clip-adapter --shots 2,4,8,16
+    python benchmarks/methods/promises.py DATA --out results/promises --heads auto,clip-adapter --shots 2,4,8,16
 
 Shots and test pictures come from the training parts, see `development_sets.draw`. "chance" is the calibration error
 that true probabilities would show on as many pictures. "above uniform" counts the sets on which the mean log-loss of
@@ -12,19 +12,25 @@ the draws is above that of equal probabilities. Each result is written to runs.j
 continues there.
 """
 
+import argparse
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from _runs import Draw, Records, make_parser, parse, write_table
+from _study import Records, table_head, write_table
 from development_sets import Set, draw, load_food, load_pictures, load_whole
 
 from clipadapter import FewShotClassifier
 from clipadapter.data import textiles
+from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
-from uncertainty import measure
+from clipadapter.metrics import expected_calibration_error, log_loss
+from clipadapter.uncertainty import UncertaintyOptions
+from clipadapter.utils.prediction import softmax
 
+OPTIONS = UncertaintyOptions(reject=0.05, coverage=0.9)
 SIZES = (2, 2, 2, 3, 4, 6, 10)
 COLUMNS = {"log-loss": 3, "ECE": 1, "chance": 1, "coverage": 1, "size": 2, "rejected": 1}
 """Columns of the table, with their digits."""
@@ -54,6 +60,32 @@ def small_sets(sources: dict[str, Set], letters: np.ndarray) -> dict[str, Set]:
     return sets
 
 
+def error_by_chance(probabilities, resamples=20):
+    """The expected calibration error that these probabilities show if they are true, on as many pictures."""
+    rng, cumulative = np.random.default_rng(0), probabilities.cumsum(axis=1)
+    drawn = [(rng.random((len(cumulative), 1)) > cumulative[:, :-1]).sum(axis=1) for _ in range(resamples)]
+    return float(np.mean([expected_calibration_error(probabilities, labels) for labels in drawn]))
+
+
+def measure(head: str, seed: int, shots: FeatureSet, text: TextFeatures, Q: np.ndarray, labels: np.ndarray) -> dict:
+    """Fit a classifier, which learns temperature, thresholds and sets from the shots alone, and measure it."""
+    model = FewShotClassifier("toy", head, seed=seed, cache=None, uncertainty=OPTIONS).fit_features(shots, text)
+    logits = model.head_.logits(Q)
+    answers = model.uncertainty_.answer(logits, Q)
+    calibrated, plain = answers.probabilities, softmax(logits)
+    return {
+        "accuracy": 100 * float((answers.best == labels).mean()),
+        "ECE": 100 * expected_calibration_error(calibrated, labels),
+        "chance": 100 * error_by_chance(calibrated),
+        "ECE plain": 100 * expected_calibration_error(plain, labels),
+        "log-loss": log_loss(calibrated, labels),
+        "log-loss plain": log_loss(plain, labels),
+        "coverage": 100 * float(answers.sets[np.arange(len(labels)), labels].mean()),
+        "size": float(answers.sets.sum(axis=1).mean()),
+        "rejected": 100 * float(answers.rejected.mean()),
+    }
+
+
 def run(args) -> list[dict]:
     def classifier():
         return FewShotClassifier(encoder=args.encoder, quality="fast", precision="fp32", progress=True)
@@ -66,19 +98,19 @@ def run(args) -> list[dict]:
         for shots in args.shots:
             for name, one in sets.items():
                 rows, Q, truth = draw(one, shots, seed)
-                names = np.array([f"class {k:02}" for k in range(len(one.text))])
-                text = TextFeatures(list(names), one.text, one.scale)
-                drawn = Draw(shots, seed, one.X[rows], names[one.y[rows]], Q, names[truth], text)
+                names = tuple(f"class {k:02}" for k in range(len(one.text)))
+                text = TextFeatures(names, one.text, one.scale)
+                support = FeatureSet(one.X[rows], tuple(names[k] for k in one.y[rows]), names)
                 for head in args.heads:
                     if (name, head, shots, seed) not in known:
                         cell = {"set": name, "head": head, "shots": shots, "seed": seed, "classes": len(names)}
-                        records.add({**cell, **measure(head, drawn)})
+                        records.add({**cell, **measure(head, seed, support, text, Q, truth)})
     return records.rows
 
 
 def report(records: list[dict]) -> str:
     columns = [*COLUMNS, "ECE / chance", "above uniform"]
-    lines = ["| head | shots | sets | " + " | ".join(columns) + " |", "|---|---:|---:|" + "---:|" * len(columns)]
+    lines = table_head(["head", "shots", "sets", *columns])
     for head in dict.fromkeys(r["head"] for r in records):
         for shots in sorted({r["shots"] for r in records}):
             rows = [r for r in records if (r["head"], r["shots"]) == (head, shots)]
@@ -96,11 +128,16 @@ def report(records: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, shots="2,4,8,16", seeds=2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--encoder", default="lite")
+    parser.add_argument("--shots", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4, 8, 16])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs.jsonl and table.md")
     parser.add_argument("--heads", default="auto,clip-adapter,linear-probe,gda,tip-adapter,zero-shot")
-    args = parse(parser)
+    args = parser.parse_args()
     args.heads = args.heads.split(",")
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     write_table(report(run(args)), args.out)
 

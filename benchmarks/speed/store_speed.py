@@ -6,8 +6,8 @@ checksums, tests every checksum it reads, gives float32, and has a page cache of
 call" is what a picture with one view costs. The last lines are about the whole store: time to open it, to count it, and
 the peak memory of a process that goes through all of it.
 
-    python benchmarks/store_speed.py                                     # 30,000 vectors of 512 float16
-    python benchmarks/store_speed.py --rows 1000000 --repeats 1 --folder /tmp    # 2.3 GB on disk meanwhile
+    python benchmarks/speed/store_speed.py                                     # 30,000 vectors of 512 float16
+    python benchmarks/speed/store_speed.py --rows 1000000 --repeats 1 --folder /tmp    # 2.3 GB on disk meanwhile
 """
 
 import argparse

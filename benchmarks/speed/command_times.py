@@ -1,7 +1,7 @@
 """Seconds, processor seconds and peak memory of commands from the shell: a fit, changes of the model, predictions.
 
-    python benchmarks/command_times.py PICTURES                     # one folder per class; the first 101 are used
-    python benchmarks/command_times.py PICTURES --classes 4 --rounds 1
+    python benchmarks/speed/command_times.py PICTURES                     # one folder per class; the first 101 are used
+    python benchmarks/speed/command_times.py PICTURES --classes 4 --rounds 1
 
 Every command is a process of its own. The rounds run all commands in turn; each ends with the model as it began. "From
 pictures" begins with an empty feature store, the other commands find the features of all pictures there.
