@@ -1,8 +1,6 @@
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -77,34 +75,6 @@ def test_kill_loses_nothing_committed_and_computes_nothing_twice(start, picture_
             result = extract(toy, paths, store=store, batch_size=BATCH)
         assert (result.computed, result.cached) == (N - committed, committed)
         np.testing.assert_allclose(result.features, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_two_that_fill_one_store_share_the_work_even_in_lockstep(picture_folder, tmp_path, toy, monkeypatch):
-    """Both encode at the same time: the worst case, since neither sees what the other is doing."""
-    store_path, paths, encode_pixels = tmp_path / "shared.sqlite", picture_folder(N), toy.encode_pixels
-    barrier = threading.Barrier(2)
-
-    def in_step(pixels):
-        with suppress(threading.BrokenBarrierError):  # the other is done
-            barrier.wait()
-        return encode_pixels(pixels)
-
-    def work():
-        with FeatureStore(store_path) as store:
-            result = embed(toy, paths, store, batch_size=4, workers=2)
-        barrier.abort()
-        return result
-
-    FeatureStore(store_path).close()
-    monkeypatch.setattr(toy, "encode_pixels", in_step)
-    with ThreadPoolExecutor(2) as pool:
-        results = [future.result() for future in [pool.submit(work) for _ in range(2)]]
-    computed = [result.computed for result in results]
-    assert all(result.computed + result.cached == N for result in results)
-    assert min(computed) >= N // 4
-    assert sum(computed) <= N + 3 * 4
-    with FeatureStore(store_path) as store:
-        assert len(store) == N
 
 
 def test_ctrl_c_stops_the_threads_and_keeps_what_was_computed(picture_folder, tmp_path, toy, monkeypatch):

@@ -26,7 +26,7 @@ from clipadapter.data.manifests import MAX_NAME_CHARACTERS, MAX_ROWS, check_size
 from clipadapter.encoders import Encoder, EncoderInfo
 from clipadapter.errors import DataError, InputError, brief, require
 from clipadapter.features.collection import StorageError, describe_storage_error, open_filesystem
-from clipadapter.features.extraction import Dtype, extract
+from clipadapter.features.extraction import extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.shards import find_shards, read_plan
 from clipadapter.features.store import FeatureStore, feature_key
@@ -70,20 +70,17 @@ class FeatureRow(NamedTuple):
     digest: bytes | None = None  # of the file, as in the keys of the feature store; None if it could not be read
 
 
-def extract_rows(
-    encoder: Encoder, samples: Sequence[Sample], store: FeatureStore | None, dtype: Dtype = "float32"
-) -> Iterator[FeatureRow]:
+def extract_rows(encoder: Encoder, samples: Sequence[Sample], store: FeatureStore | None) -> Iterator[FeatureRow]:
     """Extract the features of samples in order, block by block; pictures that can't be read are left out.
 
     Args:
         encoder: computes the features.
         samples: pictures with label and split.
         store: store of the features; the features that it lacks are computed.
-        dtype: dtype in the store.
     """
     for start in range(0, len(samples), ROWS_PER_GROUP):
         block = samples[start : start + ROWS_PER_GROUP]
-        extraction = extract(encoder, [sample.path for sample in block], store=store, dtype=dtype)
+        extraction = extract(encoder, [sample.path for sample in block], store=store)
         for row, values in zip(extraction.rows, extraction.features, strict=True):
             sample = block[row]
             yield FeatureRow(source_name(sample.path), sample.label, sample.split, values[0])
