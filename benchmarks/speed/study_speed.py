@@ -31,6 +31,7 @@ from head_costs import make
 
 from clipadapter.bench import Bundle, Suite, TestPart, default_heads, load_study, run_suite, save_bundle
 from clipadapter.bench.launcher import Launcher
+from clipadapter.bench.suite import Variant
 from clipadapter.features import FeatureSet
 from clipadapter.heads import create_head
 from clipadapter.utils.blocks import FINAL
@@ -86,7 +87,8 @@ def main() -> None:
     add_json(parser)
     args = parser.parse_args()
     heads = args.heads or [name for name in default_heads() if from_features(name)]
-    suite = Suite(name="speed", title="Speed", heads=heads, shots=args.shots, seeds=list(range(1, args.seeds + 1)))
+    variants = [Variant(head=name) for name in heads]
+    suite = Suite(name="speed", title="Speed", heads=variants, shots=args.shots, seeds=list(range(1, args.seeds + 1)))
     with tempfile.TemporaryDirectory() as folder:
         features, records = args.features or Path(folder) / "features", Path(folder) / "records"
         if args.features is None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from clipadapter.bench.bundle import count_epochs
 from clipadapter.bench.run import FrozenModel
-from clipadapter.bench.suite import Suite, Variant, make_head
+from clipadapter.bench.suite import Suite, make_head
 from clipadapter.bench.suite_files import missing_study, plan_file
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError
@@ -22,29 +22,17 @@ Rows = Mapping[tuple[int, int], Sequence[int]]
 
 
 class Entry(FrozenModel):
-    """One planned record of a suite.
+    """One planned record of a suite."""
 
-    Args:
-        key: of the record.
-        label: the suite's name for the head.
-        prompts: the suite's name for the prompts; empty if there is one kind.
-        data: the data set that gives the shots, as the user named it.
-        encoder: the encoder, as the user named it.
-        test: name of the test part; for a stream the order of its tasks.
-        shots: shots per class.
-        seed: of the draw.
-        value: the value of the varied parameter, if there is one.
-    """
-
-    key: str
-    label: str
-    prompts: str = ""
-    data: str
-    encoder: str
-    test: str
+    key: str  # of the record
+    label: str  # the suite's name for the head
+    prompts: str = ""  # the suite's name for the prompts; empty if there is one kind
+    data: str  # the data set that gives the shots, as the user named it
+    encoder: str  # likewise
+    test: str  # name of the test part; for a stream the order of its tasks
     shots: int
     seed: int
-    value: float | str | None = None
+    value: float | str | None = None  # of the parameter that varies, if one does
 
 
 class Plan(FrozenModel):
@@ -70,11 +58,7 @@ class Plan(FrozenModel):
 
 
 def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
-    """Read a plan.
-
-    Raises:
-        DataError: if it can't be read.
-    """
+    """Read a plan; with ``missing_ok`` None if there is none."""
     path = plan_file(folder, name)
     try:
         return Plan.model_validate(json.loads(path.read_bytes()))
@@ -94,22 +78,11 @@ def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int],
 def plan_views(suite: Suite, draws: Iterable[Sequence[str]], text_shape: tuple[int, int] | None = None) -> ViewSpec:
     """The views of each picture for a suite; with "per-epoch" as many as the head with the most epochs needs.
 
-    Args:
-        suite: its variants determine the number of epochs.
-        draws: labels of the shots of each draw.
-        text_shape: (c, d) of the class text; None, if it is not known, for as many views as a head needs at most.
+    ``draws`` are the labels of the shots of each draw. Without the shape (c, d) of the class text there are as many
+    views as a head needs at most.
     """
     if isinstance(suite.views, int):
         return ViewSpec.from_crop(suite.crop, count=suite.views)
     heads = [make_head(variant) for variant in suite.all_variants()]
     epochs = max(count_epochs(head, labels, text_shape) for labels in draws for head in heads)
     return PerEpochViews(ViewSpec.from_crop(suite.crop)).for_epochs(epochs)
-
-
-def get_varied_value(suite: Suite, variant: Variant) -> float | str | None:
-    """The value of the varied parameter, if the variant has one."""
-    names = {vary.parameter for vary in suite.vary}
-    values = [value for key, value in variant.params.items() if key in names]
-    if not values:
-        return None
-    return values[0] if isinstance(values[0], str) else float(values[0])

@@ -162,16 +162,12 @@ def _change_suite(suite: Suite, heads: str | None, shots: list[int] | None, seed
     changes: dict[str, object] = {}
     if heads is not None:
         selected = {name.strip() for name in heads.split(",") if name.strip()}
-        varied = [grid.head for grid in suite.vary]
-        known = {name for variant in suite.all_variants() for name in (variant.head, variant.title)} | set(varied)
+        variants = suite.all_variants()
+        known = {name for variant in variants for name in (variant.head, variant.title)}
         if unknown := sorted(selected - known):
-            listed = ", ".join(sorted({variant.head for variant in suite.all_variants()}))
+            listed = ", ".join(sorted({variant.head for variant in variants}))
             raise InputError(f"suite '{suite.name}' has no head called {', '.join(unknown)}; its heads: {listed}")
-        of_variants = {variant.title for variant in suite.variants}
-        plain = [v.head for v in suite.all_variants() if v.title == v.head and v.title not in of_variants]
-        changes["heads"] = [name for name in plain if name in selected]
-        changes["variants"] = [v for v in suite.variants if {v.head, v.title} & selected]
-        changes["vary"] = [grid for grid in suite.vary if grid.head in selected]
+        changes["heads"] = [variant for variant in variants if {variant.head, variant.title} & selected]
     if shots is not None:
         changes["shots"] = shots
     if seeds is not None:
@@ -306,16 +302,21 @@ def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Su
 
 
 def _check_data_sets(suite_name: str, cost: Estimate) -> None:
-    """Refuse a stream, before any work, if one of its data sets is not on disk.
-
-    Raises:
-        DataError: if so.
-    """
-    from clipadapter.bench.continual.sources import missing_data_message
-
+    """Refuse a stream, before any work, if one of its data sets is not on disk."""
     missing = [size.spec for size in cost.sizes if not size.ready]
-    if missing:
-        raise DataError(missing_data_message(suite_name, missing, [size.spec for size in cost.sizes if size.ready]))
+    if not missing:
+        return
+    available = [size.spec for size in cost.sizes if size.ready]
+    options = " ".join(f"--data {quote_path(name)}" for name in available or ("FIRST", "SECOND"))
+    others = (
+        f"A stream of the others: clipadapter bench run {suite_name} {options}"
+        if available
+        else f"A stream of your own folders of pictures: clipadapter bench run {suite_name} {options} --order given"
+    )
+    raise DataError(
+        f"{len(missing)} of the {len(cost.sizes)} data sets of this stream are not on disk: {', '.join(missing)}. "
+        f"See where to put them: clipadapter bench run {suite_name} --dry-run. {others}"
+    )
 
 
 def _stream_facts(suite: Suite, cost: Estimate) -> list[tuple[str, str]]:
