@@ -43,7 +43,7 @@ from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextF
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.registry import refuse_update
 from clipadapter.persistence import Model
-from clipadapter.uncertainty import Calibrator, DecisionOptions, Uncertainty
+from clipadapter.uncertainty import DecisionOptions, Uncertainty
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.registry import unknown
 
@@ -411,6 +411,6 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
         counts[name] += 1
     provenance = {**model.support.provenance, "shots": counts}
     support = FeatureSet(model.support.X, (), names, provenance, blocks=model.support.blocks)
-    calibrator = Calibrator(model.uncertainty.calibrator.temperature, n=model.uncertainty.calibrator.n)
+    calibrator = replace(model.uncertainty.calibrator, weight=None, bias=None)
     uncertainty = Uncertainty(calibrator, decisions=DecisionOptions())
     return replace(edited, head=updated, support=support, uncertainty=uncertainty, fold_heads=())

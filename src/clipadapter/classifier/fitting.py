@@ -38,6 +38,7 @@ from clipadapter.uncertainty.calibration import (
     LOG_TEMPERATURE_DEVIATION,
     LOG_TEMPERATURE_DEVIATION_OF_TEXT,
     Method,
+    equal_share,
 )
 from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
@@ -267,7 +268,7 @@ def _learn_single_label(
 ) -> FitResult:
     costs = None if options.costs is None else check_costs(options.costs, text.labels)
     decision = DecisionOptions(options.reject, options.coverage, costs)
-    calibrator = _fit_calibrator(head, support, held_out, options)
+    calibrator = _fit_calibrator(head, support, text, held_out, options)
     rejector = _fit_rejector(head, support, text, held_out, negatives)
     for name, needed in (("reject", rejector), ("coverage", held_out)):
         if getattr(options, name) is not None and needed is None:
@@ -348,7 +349,7 @@ def _without_shots(head: Head, support: FeatureSet, unlabelled: Array | None) ->
 
 
 def _fit_calibrator(
-    head: Head, support: FeatureSet, held_out: OutOfFold | None, options: UncertaintyOptions
+    head: Head, support: FeatureSet, text: TextFeatures, held_out: OutOfFold | None, options: UncertaintyOptions
 ) -> Calibrator:
     if options.calibration == "none":
         return Calibrator()
@@ -356,7 +357,8 @@ def _fit_calibrator(
     shots = held_out.shots_per_class if held_out is not None and is_split else mean_shots_per_class(support.y)
     prior = head.prior_temperature(shots)
     if held_out is None:
-        return Calibrator(prior)
+        # As of two shots of each class at least: with one, none can be held out.
+        return Calibrator(prior, equal_share=equal_share(max(len(support.y), 2 * len(text.labels))))
     method: Method = "vector" if options.calibration == "vector" else "temperature"
     n_shots = len(np.unique(held_out.rows))  # a shot has one row of logits for each repetition of the folds
     # Heads without this parameter are judged by the mean over classes too.
