@@ -10,13 +10,11 @@ from clipadapter.bench import (
     cross_validate,
     cross_validate_model,
     load_study,
-    read_runs,
     run_suite,
     save_bundle,
     write_report,
 )
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.protocols.cross_validation import draw_folds
 from clipadapter.bench.suite import ALL, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -58,13 +56,6 @@ def test_each_picture_is_answered_by_a_head_fitted_to_the_other_folds(pictures, 
     assert (run.n_test, run.data.test, run.data.protocol) == (21, "4 folds", "folds")
 
 
-def test_every_picture_is_in_one_fold(pictures):
-    features, _ = pictures
-    folds = draw_folds(features.y, 5, seed=1)
-    assert sorted(row for _, fold in folds for row in fold) == list(range(21))
-    assert all(set(shots) | set(fold) == set(range(21)) for shots, fold in folds)
-
-
 def test_there_are_no_more_folds_than_pictures_of_the_smallest_class(pictures):
     features, text = pictures
     (run,) = cross_validate({"p": Prototype()}, features, text, [1], [1], folds=50)
@@ -76,21 +67,6 @@ def test_a_class_with_one_picture_cannot_be_cross_validated(pictures):
     rows = [*range(6), 6, *range(14, 21)]
     with pytest.raises(InputError, match="needs two pictures of each class, but has one of"):
         cross_validate({"p": Prototype()}, features.take(rows), text, [1], [1])
-
-
-def test_a_recorded_cross_validation_is_not_made_again(pictures, tmp_path):
-    features, text = pictures
-    for folds in (3, 3, 4):
-        cross_validate({"p": Prototype()}, features, text, [1], [1], folds=folds, records=tmp_path / "runs.jsonl")
-    assert [run.data.test for run in read_runs(tmp_path / "runs.jsonl")] == ["3 folds", "4 folds"]
-
-
-def test_a_head_that_fails_is_recorded_with_the_reason(pictures):
-    from clipadapter.heads.clip_adapter import ClipAdapter
-
-    features, text = pictures
-    (run,) = cross_validate({"bad": ClipAdapter(branch="none")}, features, text, [1], [1])
-    assert run.metrics is None and "branch must be one of" in run.error
 
 
 def test_a_suite_is_cross_validated(pictures, tmp_path):
@@ -115,11 +91,6 @@ def test_a_suite_is_cross_validated(pictures, tmp_path):
 def test_options_of_a_suite_are_checked(options, message):
     with pytest.raises(DataError, match=message):
         parse_suite("cv", f"{SUITE}\noptions = {options}")
-
-
-def test_a_protocol_that_does_not_exist_is_named():
-    with pytest.raises(DataError, match="Did you mean 'cross-validation'"):
-        parse_suite("cv", SUITE.replace("cross-validation", "cross-validaton"))
 
 
 def test_a_model_is_cross_validated_on_its_own_shots(colour_folder, tmp_path):
