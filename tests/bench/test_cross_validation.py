@@ -7,8 +7,8 @@ from sklearn.model_selection import StratifiedKFold
 from clipadapter.bench import (
     FEATURES,
     Bundle,
-    cross_validate,
     cross_validate_model,
+    few_shot,
     load_study,
     run_suite,
     save_bundle,
@@ -50,7 +50,7 @@ def predictions(features, text, shots, folds, seed):
 @pytest.mark.parametrize("shots", [2, ALL])
 def test_each_picture_is_answered_by_a_head_fitted_to_the_other_folds(pictures, shots):
     features, text = pictures
-    (run,) = cross_validate({"p": Prototype()}, features, text, [shots], [3], folds=4)
+    (run,) = few_shot({"p": Prototype()}, features, None, text, [shots], [3], folds=4)
     right = predictions(features, text, shots, 4, 3) == np.array(features.y)
     assert run.metrics.accuracy == pytest.approx(right.mean())
     assert (run.n_test, run.data.test, run.data.protocol) == (21, "4 folds", "folds")
@@ -58,7 +58,7 @@ def test_each_picture_is_answered_by_a_head_fitted_to_the_other_folds(pictures, 
 
 def test_there_are_no_more_folds_than_pictures_of_the_smallest_class(pictures):
     features, text = pictures
-    (run,) = cross_validate({"p": Prototype()}, features, text, [1], [1], folds=50)
+    (run,) = few_shot({"p": Prototype()}, features, None, text, [1], [1], folds=50)
     assert run.data.test == "6 folds"
 
 
@@ -66,7 +66,7 @@ def test_a_class_with_one_picture_cannot_be_cross_validated(pictures):
     features, text = pictures
     rows = [*range(6), 6, *range(14, 21)]
     with pytest.raises(InputError, match="needs two pictures of each class, but has one of"):
-        cross_validate({"p": Prototype()}, features.take(rows), text, [1], [1])
+        few_shot({"p": Prototype()}, features.take(rows), None, text, [1], [1], folds=5)
 
 
 def test_a_suite_is_cross_validated(pictures, tmp_path):
