@@ -240,6 +240,7 @@ class FewShotClassifier:
         names = list(check_names(class_names))
         if len(names) < 2:
             raise InputError(f"a classifier needs two classes or more, but got {format_list(names) or 'none'}")
+        prompts = class_prompts(names, self.templates, self.descriptions)  # wrong ones are refused before the work
         head = self._build_head()
         encoders.check_text_tower(head, self.encoder_)
         if head.tunes_encoder or self._tuned_encoder is not None:
@@ -248,8 +249,7 @@ class FewShotClassifier:
         self.prepare_encoder(head)
         if head.tunes_encoder:
             encoders.check_tuner_inputs(self.grid, unlabelled)
-            prompts, spec = class_prompts(names, self.templates, self.descriptions), self.planned_views(labels, names)
-            base = self.encoder_
+            spec, base = self.planned_views(labels, names), self.encoder_
             self._encoder, tuned = encoders.tune_encoder(head, base, images, labels, prompts, spec, self.strict)
             self._tuned_encoder = encoders.apply_backend(tuned, images, self.backend, self.precision)
 
@@ -432,11 +432,7 @@ class FewShotClassifier:
     # of an answer does not depend on whether a path is a file or a folder, or on how many pictures a folder has.
 
     def logits(self, images: Pictures) -> NDArray[Any]:
-        """Compute the logits (m, c) of m pictures; columns are in the order of ``class_names_``.
-
-        Args:
-            images: as for `predict`; one picture gives (1, c).
-        """
+        """Compute the logits (m, c) of m pictures, given as for `predict`, in the order of ``class_names_``."""
         self._check_fitted()
         pictures = list_pictures(images)
         if not pictures:
@@ -444,11 +440,7 @@ class FewShotClassifier:
         return answers.finite_logits(self.head_, self._extract_plain(pictures))
 
     def predict_proba(self, images: Pictures) -> NDArray[Any]:
-        """Compute the calibrated probabilities (m, c) of m pictures; columns are in the order of ``class_names_``.
-
-        Args:
-            images: as for `predict`; one picture gives (1, c).
-        """
+        """Compute the calibrated probabilities (m, c) of m pictures, in the form of `logits`."""
         return self.uncertainty_.probabilities(self.logits(images))
 
     def predict(self, images: Pictures, *, adapt: Adapt = None, views: int = 1, **decision: Any) -> list[Any]:

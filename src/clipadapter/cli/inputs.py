@@ -123,7 +123,7 @@ def is_embedded_table(path: Path) -> bool:
 
 
 ENCODER_KEY = b"clipadapter.encoder"
-"""`clipadapter.features.export.ENCODER_KEY`, whose import takes seconds."""
+"""`clipadapter.features.tables.ENCODER_KEY`, whose import takes seconds."""
 SHARDS_FILE = "shards.json"
 """`clipadapter.features.shards.PLAN_FILE`, whose import takes seconds."""
 READ_BYTES = 1 << 16

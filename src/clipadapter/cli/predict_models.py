@@ -184,7 +184,7 @@ class TableModel:
         from clipadapter.cli.prediction_files import AnsweredRows
 
         table, blocks, path = self.files[position]
-        for batch in _read_ahead(table.batches(path, blocks, first)):
+        for batch in _read_ahead(table.batches(str(path), blocks, first)):
             yield AnsweredRows(batch.paths, batch.errors, self.answer(batch.features))
 
 
@@ -207,7 +207,10 @@ def open_table_model(request: PredictRequest) -> TableModel:
     model = load_model(request.model)
     opened = [open_feature_table(path) for path in request.tables]
     files = [
-        (table, blocks, file) for table in opened for blocks in [find_blocks(model, table)] for file in table.files
+        (table, blocks, Path(file))
+        for table in opened
+        for blocks in [find_blocks(model, table)]
+        for file in table.files
     ]
     # A head that predicts through the text tower gets it from the encoder.
     head = request.encoder.load(request.model).head_ if model.head.needs_tower else model.head

@@ -352,7 +352,7 @@ def _write_table_predictions(request: PredictRequest, file: PredictionFile) -> i
     model = open_table_model(request)
     first_rows: list[int] = []
     facts = [file_facts(path) for _, _, path in model.files]
-    n_rows = [table.count_rows(path) for table, _, path in model.files]
+    n_rows = [table.count_rows(str(path)) for table, _, path in model.files]
     for own, n in zip(facts, n_rows, strict=True):
         first = 0
         while first < n and (length := file.next_length()) and file.keep_next(stamp_files([own], first, length)):
