@@ -21,12 +21,12 @@ from clipadapter.features.extraction import Dtype, extract
 from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.store import FeatureStore
 from clipadapter.utils.blocks import FINAL, Blocks, as_blocks, total_width
-from clipadapter.utils.files import describe_parquet_error, path_without_links
+from clipadapter.utils.files import ENCODER_KEY, describe_parquet_error, path_without_links
 
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
 BLOCKS_KEY = "clipadapter.blocks"
 """Key of the blocks in the metadata of a table."""
-ENCODER_KEY, FINGERPRINT_KEY = "clipadapter.encoder", "clipadapter.fingerprint"
+FINGERPRINT_KEY = "clipadapter.fingerprint"
 BLOCK_FINGERPRINTS_KEY = "clipadapter.block_fingerprints"
 """Key of the fingerprint of each block: a model may need some of the blocks only."""
 ROWS_PER_GROUP = 1024

@@ -14,12 +14,11 @@ from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option, rename_classes
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_model, check_output_folder, open_dataset, path_beside
-from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import (
+    FOLDER,
     curve_option,
     folds_option,
     option_group,
-    output_options,
     plot_format_option,
     seeds_option,
     split_option,
@@ -59,7 +58,6 @@ VALIDATION_BIAS = (
 @title_option
 @plot_format_option
 @option_group("encoder", ModelEncoderOptions)
-@output_options
 def command(
     model: Path,
     data: Path | None,

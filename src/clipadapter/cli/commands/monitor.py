@@ -14,8 +14,17 @@ from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_file, list_pictures
-from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION, PLOT_SUFFIXES
-from clipadapter.cli.options import option, option_group, output_options, seed_option, title_option
+from clipadapter.cli.options import (
+    COUNT,
+    FILE,
+    FOLDER,
+    FRACTION,
+    PLOT_SUFFIXES,
+    option,
+    option_group,
+    seed_option,
+    title_option,
+)
 from clipadapter.cli.output import Output, table
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.runtime.model_folder import why_no_model
@@ -69,7 +78,6 @@ class CheckOptions:
 @click.option("--history", type=FILE, help="File to which each run adds a line of JSON.")
 @seed_option
 @option_group("encoder", ModelEncoderOptions)
-@output_options
 def command(
     model: Path,
     stream: Path,
