@@ -20,12 +20,10 @@ FIELDS = {"NamedTuple", "ABC", "BaseModel", "FrozenModel"}
 def head_docstrings() -> dict[str, tuple[str, str]]:
     """By the path of each registered head, its docstring with the inherited parameters, and its fidelity."""
     from clipadapter.heads import head_info, list_heads
-    from clipadapter.utils.docstrings import without_defaults
 
     classes = [head_info(name).cls for name in list_heads()]
     parts = {f"{cls.__module__}.{cls.__qualname__}": (cls.__doc__ or "").partition("\n\nFidelity: ") for cls in classes}
-    # The reference has a column of its own for defaults.
-    return {path: (without_defaults(docstring), fidelity.strip()) for path, (docstring, _, fidelity) in parts.items()}
+    return {path: (docstring, fidelity.strip()) for path, (docstring, _, fidelity) in parts.items()}
 
 
 class Docstrings(griffe.Extension):

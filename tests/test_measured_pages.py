@@ -26,7 +26,7 @@ STORE = {
 
 @pytest.fixture
 def speed_page(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "speed")
     return importlib.import_module("speed_page")
 
 
@@ -37,11 +37,11 @@ def measured(*results, load=0.1):
 
 def test_the_page_of_speed_is_what_its_results_give(speed_page):
     page = speed_page.PAGE.read_text(encoding="utf-8")
-    is_written = "is written by `benchmarks/speed_page.py`" in page
+    is_written = "is written by `benchmarks/speed/speed_page.py`" in page
     assert speed_page.RESULTS.exists() == is_written, "commit the page and its results together"
     if is_written:
         results = json.loads(speed_page.RESULTS.read_text(encoding="utf-8"))
-        assert page == speed_page.write_page(results), "run: python benchmarks/speed_page.py --write-only"
+        assert page == speed_page.write_page(results), "run: python benchmarks/speed/speed_page.py --write-only"
 
 
 def test_the_page_begins_with_what_was_measured_and_leaves_out_what_was_not(speed_page):

@@ -14,8 +14,8 @@ from clipadapter.utils.devices import count_gpus
 
 SHORT = """
 title = "t"
-heads = ["zero-shot", "tip-adapter", "gda", "transclip"]
-variants = [
+heads = [
+    "zero-shot", "tip-adapter", "gda", "transclip",
     { head = "clip-adapter", label = "adapter", params = { epochs = 2 } },
     { head = "coop", label = "coop", params = { epochs = 2 } },
 ]
@@ -23,7 +23,7 @@ shots = [2]
 seeds = [1]
 """
 TWO_HEADS = 'title = "t"\nheads = ["zero-shot", "gda"]\nshots = [2]\nseeds = [1]\n'
-TUNER = 'title = "t"\nvariants = [{ head = "coop", params = { epochs = 2 } }]\nshots = [2]\nseeds = [1]\n'
+TUNER = 'title = "t"\nheads = [{ head = "coop", params = { epochs = 2 } }]\nshots = [2]\nseeds = [1]\n'
 PROTOCOLS = {
     "few-shot": SHORT,
     "cross-validation": f'{TWO_HEADS}protocol = "cross-validation"\noptions = {{ folds = 2 }}',

@@ -102,7 +102,7 @@ def test_what_was_lost_is_made_again_and_no_more(source, tmp_path):
 
 def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
     heads = '[{ head = "clip-adapter", params = { branch = "none" } }, { head = "knn" }]'
-    text = f'title = "t"\nvariants = {heads}\nshots = [1]'
+    text = f'title = "t"\nheads = {heads}\nshots = [1]'
     result = go(source, tmp_path / "out", text)
     assert (result.n_made, result.n_failed) == (6, 3)
     failed = [run for run in read_runs(tmp_path / "out" / "runs.jsonl") if run.error]
@@ -191,8 +191,8 @@ def test_views_of_another_crop_are_another_study(pictures, toy, tmp_path):
 
 PER_EPOCH = """
 title = "t"
-heads = ["prototype"]
-variants = [
+heads = [
+  "prototype",
   { head = "clip-adapter", label = "five", params = { epochs = 5, alpha = 0.2 } },
   { head = "clip-adapter", label = "three", params = { epochs = 3, alpha = 0.2 } },
 ]

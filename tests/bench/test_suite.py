@@ -1,7 +1,6 @@
 import pytest
 
 from clipadapter.bench import default_heads
-from clipadapter.bench.plan import get_varied_value
 from clipadapter.bench.suite import EXAMPLES, Suite, Variant, load_suite, make_head, parse_suite
 from clipadapter.bench.suite_files import list_suites
 from clipadapter.encoders import check_uri
@@ -25,7 +24,7 @@ def test_every_shipped_suite_makes_its_heads_and_names_encoders(name):
 def test_the_package_has_the_studies_of_the_paper():
     asked = {"few-shot", "bottleneck", "residual-ratio", "branch", "learned-ratio", "prompts", "backbones", "shift"}
     assert asked | {"efficiency", "features", "paper", "base-to-new", "cross-dataset"} <= set(list_suites())
-    assert [v.params["reduction"] for v in load_suite("bottleneck").all_variants()[1:]] == [1, 2, 4, 8, 16, 32]
+    assert [v.value for v in load_suite("bottleneck").all_variants()[1:]] == [1, 2, 4, 8, 16, 32]
     assert len(load_suite("paper").data) == 11
 
 
@@ -115,8 +114,7 @@ def test_a_head_that_cannot_be_created_is_refused(variant, error):
 
 def test_the_value_that_varies():
     suite = load_suite("residual-ratio")
-    values = [get_varied_value(suite, variant) for variant in suite.all_variants()]
-    assert values == [None, 0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert [variant.value for variant in suite.all_variants()] == [None, 0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 
 def test_a_suite_of_ones_own(tmp_path):
@@ -129,7 +127,7 @@ def test_a_suite_of_ones_own(tmp_path):
     ("text", "error"),
     [
         ("title = ", "suite 'own' is not TOML"),
-        ('title = "t"', "names no head"),
+        ('title = "t"', "'heads' is missing; write it as in heads = "),
         ('title = "t"\nheads = ["knn"]\nshot = [1]', "no field of a suite is called 'shot'. Did you mean 'shots'"),
         ('title = "t"\nheads = ["knn"]\nshots = [0]', "shots must be 1 or more"),
         ('title = "t"\nheads = ["knn"]\nprotocol = "all"', "protocol"),
@@ -140,8 +138,7 @@ def test_a_suite_of_ones_own(tmp_path):
             "a head with parameters is called 'parms'. Did",
         ),
         ('title = "t"\nheads = ["knn", { gda = {} }]', "'heads', entry 2, 'head' is missing; write it as in heads = "),
-        ('title = "t"\nheads = [{ head = "gda" }]\nvariants = [{ label = "x" }]', "'variants', entry 1, 'head' is"),
-        ('title = "t"\nvary = [{ head = "knn" }]', "'vary', entry 1, 'parameter' is missing; write it as in vary = "),
+        ('title = "t"\nheads = [{ head = "gda", vary = { a = [1], b = [1] } }]', "'heads', entry 1, 'vary' is"),
         ('title = "t"\nheads = ["knn"]\nviews = "epoch"', "'views' is 'epoch': .*write it as in views = 10, or"),
         ('title = "t"\nheads = ["knn"]\nstream = { orders = [{ nam = "x" }] }', "'orders', entry 1, 'name' is missing"),
         (
@@ -165,7 +162,7 @@ def test_a_head_with_parameters_may_stand_among_the_names_of_heads():
 def test_examples_in_messages_are_accepted():
     for field, example in EXAMPLES.items():
         text = example.partition(", or ")[0]
-        heads = "" if field in ("heads", "variants", "vary") else 'heads = ["clip-adapter"]\n'
+        heads = "" if field == "heads" else 'heads = ["clip-adapter"]\n'
         protocol = {"options": "cross-validation", "stream": "stream"}.get(field, "few-shot")
         parse_suite("own", f'title = "t"\nprotocol = "{protocol}"\n{heads}{text}').all_variants()
 
@@ -182,14 +179,13 @@ def test_names_that_nothing_has():
 def test_titles_must_differ():
     twice = '[{ head = "knn", label = "x" }, { head = "prototype", label = "x" }]'
     with pytest.raises(DataError, match="more than one head called x"):
-        parse_suite("own", f'title = "t"\nvariants = {twice}').all_variants()
+        parse_suite("own", f'title = "t"\nheads = {twice}').all_variants()
 
 
 def test_a_suite_and_a_varied_parameter_take_a_recipe():
     text = """
 title = "t"
-heads = ["zero-shot", "clip-adapter"]
-vary = [{ head = "clip-adapter", parameter = "alpha", values = [0.2, 0.6], recipe = "paper" }]
+heads = ["zero-shot", "clip-adapter", { head = "clip-adapter", vary = { alpha = [0.2, 0.6] }, recipe = "paper" }]
 """
     variants = parse_suite("own", text).all_variants()
     assert [v.title for v in variants] == ["zero-shot", "clip-adapter", "paper alpha=0.2", "paper alpha=0.6"]

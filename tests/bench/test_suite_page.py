@@ -7,8 +7,8 @@ import re
 import pytest
 
 from clipadapter.bench.continual.orders import Order, StreamRules
-from clipadapter.bench.suite import Prompts, Suite, Variant, Vary, parse_suite
-from clipadapter.utils.docstrings import describe_arguments
+from clipadapter.bench.suite import Prompts, Suite, Variant, parse_suite
+from clipadapter.heads.registry import describe_arguments
 
 from ..pages import ROOT
 
@@ -16,7 +16,6 @@ PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 TITLES = {
     Suite: "The suite",
     Variant: "A head with parameters",
-    Vary: "A varied parameter",
     Prompts: "Prompts",
     StreamRules: "Streams of tasks",
     Order: "An order of tasks",

@@ -1,4 +1,4 @@
-"""Random sequences of edits equal a fit from scratch; benchmarks/edit_sequences.py runs ten thousand."""
+"""Random sequences of edits equal a fit from scratch; benchmarks/service/edit_sequences.py runs ten thousand."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from clipadapter import FewShotClassifier
 
-SPEC = importlib.util.spec_from_file_location("edits", Path(__file__).parents[2] / "benchmarks" / "_edits.py")
+EDITS = Path(__file__).parents[2] / "benchmarks" / "service" / "_edits.py"
+SPEC = importlib.util.spec_from_file_location("edits", EDITS)
 edits = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(edits)
 

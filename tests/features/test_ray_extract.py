@@ -18,6 +18,7 @@ from clipadapter import FewShotClassifier
 from clipadapter.bench import load_suite, open_source, run_suite
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.suite import Variant
 from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError
@@ -468,8 +469,9 @@ def test_a_fit_to_shards_refuses_what_needs_pictures(divided):
 
 
 def test_a_suite_on_shards_has_the_records_of_a_suite_on_their_pictures(divided):
-    suite = load_suite("few-shot").model_copy(update={"shots": [4], "seeds": [1, 2], "variants": [], "vary": []})
-    suite = suite.model_copy(update={"heads": ["tip-adapter"]})
+    suite = load_suite("few-shot").model_copy(
+        update={"shots": [4], "seeds": [1, 2], "heads": [Variant(head="tip-adapter")]}
+    )
     spec = f"features:{divided / 'shards'}"
     bundle, rows = create_protocol("few-shot").load_features(suite, spec)
     assert len(bundle.support) == len({row for draw in rows.values() for row in draw}) < 27

@@ -1,8 +1,6 @@
 """How faithful heads are to their sources: every head of ours says so, and what it says is what tests compare."""
 
-import importlib.util
 import inspect
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,6 @@ from clipadapter.heads.base import HEADS
 from clipadapter.heads.registry import FIDELITY_KINDS
 
 TESTS = Path(__file__).parents[1]
-RESULTS = TESTS.parent / "benchmarks" / "results.py"
 
 
 def test_every_head_of_this_package_states_its_fidelity():
@@ -108,24 +105,6 @@ def test_malformed_fidelity_is_refused(text, forget):
     with pytest.raises(InputError, match="fidelity is 'KIND: sentences.' with a kind out of verified, paper, partial"):
         register_head("test-only-wrong", fidelity=text)
     assert "test-only-wrong" not in HEADS.list()
-
-
-def test_tables_of_results_mark_what_is_not_as_published_and_say_why(tmp_path):
-    spec = importlib.util.spec_from_file_location("results", RESULTS)
-    results = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(results)
-    heads = ["zero-shot", "clip-adapter", "auto", "zlap"]
-    runs = [
-        {"head": head, "shots": 1, "seed": seed, "transductive": head == "zlap", "accuracy": 0.5}
-        for head in heads
-        for seed in (1, 2)
-    ]
-    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, runs)))
-    rows = results.Runs(tmp_path).table().splitlines()[2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["zero-shot", "clip-adapter‡", "auto‡", "zlap*‡"]
-    told = results.fidelity_table(heads).splitlines()
-    assert told[-3:] == [f"| {name} | {fidelity_of(name)} |" for name in ("auto", "clip-adapter", "zlap")]
-    assert "1 of these 4 heads" in " ".join(results.preface(heads).split())
 
 
 @pytest.mark.parametrize("name", ["clip-adapter", "taskres"])

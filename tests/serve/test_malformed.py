@@ -1,11 +1,11 @@
-"""Malformed requests; benchmarks/serve_load.py sends more of them to a real server."""
+"""Malformed requests; benchmarks/service/serve_load.py sends more of them to a real server."""
 
 import importlib.util
 import sys
 from collections import Counter
 from pathlib import Path
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "_malformed.py"
+PATH = Path(__file__).parents[2] / "benchmarks" / "service" / "_malformed.py"
 
 
 def malformed(count):

@@ -15,7 +15,7 @@ from clipadapter.bench.bundle_files import ARRAYS_FILE, save_bundle
 from clipadapter.bench.fits import Fit, Outcome, make_missing
 from clipadapter.bench.launcher import Job, Launcher
 from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.plan import Entry, Plan, get_varied_value
+from clipadapter.bench.plan import Entry, Plan
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
 from clipadapter.bench.records import records_file
@@ -151,7 +151,7 @@ def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: P
                     test=test,
                     shots=draw.shots,
                     seed=draw.seed,
-                    value=get_varied_value(suite, variant),
+                    value=variant.value,
                 )
                 for run, test in zip(runs, draw.tests, strict=True)
             ]

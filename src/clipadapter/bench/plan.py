@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from clipadapter.bench.bundle import count_epochs
 from clipadapter.bench.run import FrozenModel
-from clipadapter.bench.suite import Suite, Variant, make_head
+from clipadapter.bench.suite import Suite, make_head
 from clipadapter.bench.suite_files import missing_study, plan_file
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError
@@ -104,12 +104,3 @@ def plan_views(suite: Suite, draws: Iterable[Sequence[str]], text_shape: tuple[i
     heads = [make_head(variant) for variant in suite.all_variants()]
     epochs = max(count_epochs(head, labels, text_shape) for labels in draws for head in heads)
     return PerEpochViews(ViewSpec.from_crop(suite.crop)).for_epochs(epochs)
-
-
-def get_varied_value(suite: Suite, variant: Variant) -> float | str | None:
-    """The value of the varied parameter, if the variant has one."""
-    names = {vary.parameter for vary in suite.vary}
-    values = [value for key, value in variant.params.items() if key in names]
-    if not values:
-        return None
-    return values[0] if isinstance(values[0], str) else float(values[0])

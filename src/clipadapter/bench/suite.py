@@ -33,7 +33,7 @@ ShotCount = Annotated[int, BeforeValidator(lambda value: ALL if value == "all" e
 
 
 class Variant(FrozenModel):
-    """A head with some parameters.
+    """A head with some parameters, or at several values of one parameter.
 
     Args:
         head: name as in ``clipadapter heads``.
@@ -42,6 +42,8 @@ class Variant(FrozenModel):
             those of the recipe, or the defaults.
         recipe: start from the parameters of the authors' code, "official", or of the paper, "paper".
         params: parameters that differ from the default.
+        vary: values of one parameter, as ``vary = { alpha = [0.2, 0.6] }``: each value is a row of the tables, and the
+            figure "axis" plots accuracy over the values.
         mode: in streams of tasks "stream": the head continues from its state, and gets only the shots of the new task;
             "joint": it is fitted again to the shots of all tasks so far. None: "stream" if the head can.
     """
@@ -51,7 +53,13 @@ class Variant(FrozenModel):
     preset: str | None = None
     recipe: Recipe | None = None
     params: dict[str, Scalar] = Field(default_factory=dict)
+    vary: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = Field(default_factory=dict, max_length=1)
     mode: Literal["stream", "joint"] | None = None
+
+    def each(self) -> list[Self]:
+        """A variant for each value of the parameter that varies, or this one."""
+        values = [(name, value) for name, own in self.vary.items() for value in own]
+        return [self.model_copy(update={"vary": {name: [value]}}) for name, value in values] or [self]
 
     def for_data(self, name: str) -> Self:
         """The variant for one data set: with its preset in place of "own"."""
@@ -62,43 +70,25 @@ class Variant(FrozenModel):
         return self.model_copy(update={**changes, "label": self.title})
 
     @property
+    def value(self) -> float | str | None:
+        """The value of the parameter that varies, if one does."""
+        (value,) = next(iter(self.vary.values()), [None])
+        return value if value is None or isinstance(value, str) else float(value)
+
+    @property
     def title(self) -> str:
         """The label, or one made of what differs."""
+        if self.label:
+            return self.label
+        if self.vary:
+            return " ".join([*([self.recipe] if self.recipe else []), *(f"{k}={v[0]}" for k, v in self.vary.items())])
         parts = [self.preset or "", self.recipe or ""]
         parts += [f"{key}={value}" for key, value in self.params.items()] + [self.mode or ""]
         details = ", ".join(part for part in parts if part)
-        return self.label or (f"{self.head} ({details})" if details else self.head)
+        return f"{self.head} ({details})" if details else self.head
 
 
-class Vary(FrozenModel):
-    """One head at several values of one parameter.
-
-    Args:
-        head: name as in ``clipadapter heads``.
-        parameter: the one that varies.
-        values: its values.
-        params: other parameters that differ from the default.
-        recipe: start from the parameters of the authors' code, "official", or of the paper, "paper".
-    """
-
-    head: str
-    parameter: str
-    values: list[Scalar] = Field(min_length=1)
-    params: dict[str, Scalar] = Field(default_factory=dict)
-    recipe: Recipe | None = None
-
-    def variants(self) -> list[Variant]:
-        """A variant for each value."""
-        prefix = f"{self.recipe} " if self.recipe else ""
-        return [
-            Variant(
-                head=self.head,
-                params={**self.params, self.parameter: value},
-                recipe=self.recipe,
-                label=f"{prefix}{self.parameter}={value}",
-            )
-            for value in self.values
-        ]
+HeadEntry = Annotated[Variant, BeforeValidator(lambda entry: {"head": entry} if isinstance(entry, str) else entry)]
 
 
 class Prompts(FrozenModel):
@@ -128,10 +118,7 @@ class Suite(FrozenModel):
         options: of the protocol, such as ``folds = 10`` of "cross-validation".
         figure: the plot of the report: "curves" over shots; "axis", over the varied parameter; "bars"; "efficiency",
             accuracy over seconds of a fit; or "projection", features in the plane.
-        heads: names as in ``clipadapter heads``; ``"all"`` for every head. A table, as for ``variants``, is a head with
-            parameters.
-        variants: heads with parameters.
-        vary: heads over values of a parameter.
+        heads: names as in ``clipadapter heads``, ``"all"`` for every head, and tables of heads with parameters.
         recipe: of all heads that have it and name no other one: "official" or "paper".
         prompts: how class text is made; by default with the data set's own templates.
         shots: shots per class; in streams also "all".
@@ -151,9 +138,7 @@ class Suite(FrozenModel):
     protocol: str = "few-shot"
     options: dict[str, int] = Field(default_factory=dict)
     figure: Figure = "curves"
-    heads: list[str] = Field(default_factory=list)
-    variants: list[Variant] = Field(default_factory=list)
-    vary: list[Vary] = Field(default_factory=list)
+    heads: list[HeadEntry] = Field(min_length=1)
     recipe: Recipe | None = None
     prompts: list[Prompts] = Field(default_factory=lambda: [Prompts(label="")], min_length=1)
     shots: list[ShotCount] = Field(default_factory=lambda: [1, 2, 4, 8, 16], min_length=1)
@@ -164,22 +149,8 @@ class Suite(FrozenModel):
     encoders: list[str] = Field(default_factory=list)
     stream: StreamRules = Field(default_factory=StreamRules)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _move_tables_to_variants(cls, data: Any) -> Any:
-        """A head with parameters may stand among the names of heads."""
-        if not isinstance(data, Mapping) or not isinstance(heads := data.get("heads"), list):
-            return data
-        tables = [entry for entry in heads if isinstance(entry, Mapping)]
-        if not tables or not isinstance(variants := data.get("variants", []), list):
-            return data
-        names = [entry for entry in heads if not isinstance(entry, Mapping)]
-        return {**data, "heads": names, "variants": [*tables, *variants]}
-
     @model_validator(mode="after")
-    def _has_work(self) -> Self:
-        if not (self.heads or self.variants or self.vary):
-            raise ValueError("names no head: give heads, variants or vary")
+    def _is_possible(self) -> Self:
         if min(self.shots) < 1:
             raise ValueError("shots must be 1 or more")
         if self.protocol not in list_protocols():
@@ -187,7 +158,7 @@ class Suite(FrozenModel):
         protocol = create_protocol(self.protocol)
         if ALL in self.shots and not protocol.accepts_all_shots:
             raise ValueError(f'shots = "all" does not suit protocol = "{self.protocol}"')
-        if not self.is_stream and (self.stream != StreamRules() or any(one.mode for one in self.variants)):
+        if not self.is_stream and (self.stream != StreamRules() or any(one.mode for one in self.heads)):
             raise ValueError('stream and mode are only for protocol = "stream"')
         protocol.check_suite(self)
         return self
@@ -197,27 +168,20 @@ class Suite(FrozenModel):
         """Whether the suite has streams of tasks."""
         return self.protocol == "stream"
 
-    def _with_recipe(self, variant: Variant) -> Variant:
-        """The variant with the recipe of the suite, if it names no other start and its head has the recipe."""
-        names_start = variant.recipe is not None or variant.preset is not None
-        if names_start or self.recipe not in head_info(variant.head).cls.recipes:
-            return variant
-        return variant.model_copy(update={"recipe": self.recipe, "label": variant.title})
-
     def all_variants(self) -> list[Variant]:
         """Every head of the suite with its parameters, each title once."""
         protocol = create_protocol(self.protocol)
-        all_names: list[str] = []
-        if "all" in self.heads:  # which imports the module of every head
-            all_names = [name for name in default_heads() if protocol.accepts_head(head_info(name).cls)]
-        names = [
-            name for name_in_suite in self.heads for name in (all_names if name_in_suite == "all" else [name_in_suite])
-        ]
-        variants = [Variant(head=name) for name in dict.fromkeys(names)] + self.variants
-        variants += [variant for vary in self.vary for variant in vary.variants()]
-        for variant in variants:
-            if variant.head not in list_heads():
-                raise unknown("head", variant.head, list_heads())
+        variants: list[Variant] = []
+        for entry in self.heads:
+            if entry.head == "all":  # which imports the module of every head
+                names = [name for name in default_heads() if protocol.accepts_head(head_info(name).cls)]
+                variants += [Variant(head=name) for name in names]
+            elif entry.head not in list_heads():
+                raise unknown("head", entry.head, list_heads())
+            else:
+                variants += entry.each()
+        variants = [one for i, one in enumerate(variants) if one not in variants[:i]]
+        for i, variant in enumerate(variants):
             cls = head_info(variant.head).cls
             if cls.tunes_encoder:
                 raise InputError(
@@ -225,8 +189,8 @@ class Suite(FrozenModel):
                     "use 'clipadapter compare'"
                 )
             protocol.check_head(variant.head, cls)
-        if self.recipe is not None:
-            variants = [self._with_recipe(variant) for variant in variants]
+            if self.recipe in cls.recipes and variant.recipe is None and variant.preset is None:
+                variants[i] = variant.model_copy(update={"recipe": self.recipe, "label": variant.title})
         titles = [variant.title for variant in variants]
         repeated = sorted({title for title in titles if titles.count(title) > 1})
         if repeated:
@@ -242,7 +206,7 @@ def make_head(variant: Variant) -> Head:
     """
     variant = variant.for_data("")
     cls = head_info(variant.head).cls
-    params = dict(variant.params)
+    params = {**variant.params, **{name: value for name, (value,) in variant.vary.items()}}
     if variant.preset is not None and variant.recipe is not None:
         raise InputError(f"{variant.head}: give 'preset' or 'recipe', not both. {cls.preset_note}")
     try:
@@ -268,7 +232,7 @@ def load_suite(name: str | Path) -> Suite:
     >>> load_suite("bottleneck").vary[0].parameter
     'reduction'
     """
-    return make_suite(*read_suite(name))
+    return _make_suite(*read_suite(name))
 
 
 def parse_suite(name: str, text: str) -> Suite:
@@ -277,25 +241,18 @@ def parse_suite(name: str, text: str) -> Suite:
     Raises:
         DataError: if it is no TOML, or no suite; the message says where.
     """
-    return make_suite(name, parse_toml(text, f"suite '{name}'"))
+    return _make_suite(name, parse_toml(text, f"suite '{name}'"))
 
 
-def make_suite(name: str, fields: Mapping[str, Any]) -> Suite:
-    """A suite from the fields that its file states.
-
-    Raises:
-        DataError: if they make no suite; the message says where.
-    """
+def _make_suite(name: str, fields: Mapping[str, Any]) -> Suite:
     try:
         return Suite(**{"name": name, **fields})
     except ValidationError as error:
-        raise DataError(f"suite '{name}': {_explain(error, fields)}") from error
+        raise DataError(f"suite '{name}': {_explain(error)}") from error
 
 
 EXAMPLES = {
     "heads": 'heads = ["zero-shot", { head = "clip-adapter", params = { alpha = 0.2 } }]',
-    "variants": 'variants = [{ head = "clip-adapter", params = { alpha = 0.2 } }]',
-    "vary": 'vary = [{ head = "clip-adapter", parameter = "alpha", values = [0.2, 0.5] }]',
     "prompts": 'prompts = [{ label = "name alone", templates = ["{}"] }]',
     "shots": "shots = [1, 4, 16]",
     "seeds": "seeds = [1, 2, 3]",
@@ -308,20 +265,8 @@ EXAMPLES = {
 """How fields are written that are more than a text or a number."""
 
 
-def _location_in_file(location: tuple[int | str, ...], fields: Mapping[str, Any]) -> tuple[int | str, ...]:
-    """Where a value stands in the file: heads with parameters come first among the variants, see `Suite`."""
-    heads = fields.get("heads")
-    rows = [i for i, head in enumerate(heads) if isinstance(head, Mapping)] if isinstance(heads, list) else []
-    if len(location) < 2 or location[0] != "variants" or not isinstance(location[1], int):
-        return location
-    i = location[1]
-    return ("heads", rows[i], *location[2:]) if i < len(rows) else ("variants", i - len(rows), *location[2:])
-
-
 TABLES: dict[str, tuple[str, type[FrozenModel]]] = {
     "heads": ("head with parameters", Variant),
-    "variants": ("head with parameters", Variant),
-    "vary": ("table of 'vary'", Vary),
     "prompts": ("table of 'prompts'", Prompts),
     "stream": ("table 'stream'", StreamRules),
 }
@@ -330,10 +275,10 @@ MODELS: list[type[FrozenModel]] = [Suite, Order, *(model for _, model in TABLES.
 FIELD_NAMES = {name for model in MODELS for name in model.model_fields}
 
 
-def _explain(error: ValidationError, fields: Mapping[str, Any]) -> str:
-    """What is wrong with the first wrong value of a suite with these fields, and how it is written."""
+def _explain(error: ValidationError) -> str:
+    """What is wrong with the first wrong value of a suite, and how it is written."""
     first = error.errors()[0]
-    message, location = first["msg"].removeprefix("Value error, "), _location_in_file(first["loc"], fields)
+    message, location = first["msg"].removeprefix("Value error, "), first["loc"]
     if not location:
         return message
     field = str(location[0])

@@ -94,7 +94,6 @@ from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
 from clipadapter.persistence import History, Model, load_model, push, save_model
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
-from clipadapter.utils.docstrings import document_defaults
 from clipadapter.utils.formatting import check_names, format_list
 from clipadapter.utils.prediction import Prediction, PredictionColumns
 from clipadapter.utils.progress import progress_bar, shows_progress
@@ -104,7 +103,6 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 
-@document_defaults
 class FewShotClassifier:
     """An image classifier that is fitted to a few labelled pictures per class.
 

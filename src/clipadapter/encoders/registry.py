@@ -136,7 +136,7 @@ def check_trainable(uri: str, method: str) -> None:
     >>> check_trainable("lite", "tunable_copy")
     """
     scheme = split_blocks(uri)[0].partition(":")[0]
-    if scheme != "auto" and ENCODERS.overrides(scheme, method, "Encoder") is False:
+    if scheme != "auto" and not ENCODERS.overrides(scheme, method, "Encoder"):
         raise InputError(_describe_missing_part(uri, method))
 
 
@@ -196,13 +196,4 @@ def open_prompt_places(encoder: Encoder) -> PromptPlaces:
 
 def schemes_with(method: str) -> str:
     """The schemes of the encoders that override a method of `Encoder`, joined by commas."""
-    return ", ".join(name for name in list_encoders() if _overrides(name, method))
-
-
-def _overrides(scheme: str, method: str) -> bool:
-    known = ENCODERS.overrides(scheme, method, "Encoder")
-    if known is not None:
-        return known
-    from clipadapter.encoders.base import Encoder
-
-    return getattr(encoder_info(scheme).cls, method) is not getattr(Encoder, method)
+    return ", ".join(name for name in list_encoders() if ENCODERS.overrides(name, method, "Encoder"))

@@ -6,6 +6,7 @@ Nothing here imports torch: the names of heads are checked before the work begin
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -14,13 +15,6 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from clipadapter.errors import InputError, brief
-from clipadapter.utils.docstrings import (
-    describe_arguments,
-    examples_first,
-    with_arguments,
-    with_defaults,
-    without_defaults,
-)
 from clipadapter.utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -42,6 +36,10 @@ FIDELITY_KINDS: Mapping[str, str] = MappingProxyType(
 """Kinds of fidelity and their meaning."""
 AS_PUBLISHED = ("verified", "paper", "not stated")
 """Kinds that are not marked in tables of results."""
+ARGUMENTS = re.compile(r"^Args:\n((?: {4}.*\n?)+)", re.MULTILINE)
+"""The section of a cleaned docstring that describes parameters."""
+ARGUMENT = re.compile(r"^( {4}(\w+): .*\n?(?: {8}.*\n?)*)", re.MULTILINE)
+"""The description of one parameter in that section."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,7 @@ head_name = HEADS.name_of
 def register_head(name: str, *, fidelity: str = Fidelity.kind, **facts: Any) -> Callable[[type[Head]], type[Head]]:
     """Class decorator that registers a head under a public name and completes the class docstring.
 
-    The docstring gets the description of inherited parameters that it does not describe itself, the defaults, and the
-    fidelity. Its example is put before the parameters.
+    The docstring gets the description of inherited parameters that it does not describe itself, and the fidelity.
 
     Args:
         name: lower-case words joined by hyphens.
@@ -151,18 +148,25 @@ def default_parameters(name: str) -> dict[str, Any]:
     return {key: defaults[key] for key in dict.fromkeys((*described, *defaults))}
 
 
+def describe_arguments(docstring: str) -> dict[str, str]:
+    """By parameter, the lines under "Args:" of a cleaned docstring that describe it, with their indentation."""
+    section = ARGUMENTS.search(docstring)
+    return {} if section is None else {match[2]: match[1].rstrip() for match in ARGUMENT.finditer(section[1])}
+
+
 def _complete_arguments(cls: type[Head]) -> str:
-    """The docstring of a class: example, own parameters, inherited parameters, all with their defaults."""
-    text = inspect.cleandoc(cls.__doc__ or "")
+    """The docstring of a class, whose section "Args:" has the inherited parameters too."""
+    text, parameters = inspect.cleandoc(cls.__doc__ or ""), inspect.signature(cls).parameters
     inherited = {
-        name: without_defaults(description)
+        name: description
         for base in reversed(cls.__mro__[1:])
         for name, description in describe_arguments(inspect.cleandoc(base.__dict__.get("__doc__") or "")).items()
     }
-    described, parameters = describe_arguments(text), inspect.signature(cls).parameters
-    missing = {name: inherited[name] for name in parameters if name in inherited and name not in described}
-    defaults = {name: part.default for name, part in parameters.items() if part.default is not part.empty}
-    return examples_first(with_defaults(with_arguments(text, missing), defaults))
+    described, section = describe_arguments(text), ARGUMENTS.search(text)
+    missing = [inherited[name] for name in parameters if name in inherited and name not in described]
+    if section is None or not missing:
+        return text
+    return text[: section.start()] + "\n".join([section[0].rstrip(), *missing, ""]) + text[section.end() :]
 
 
 def fidelity_of(name: str, params: Mapping[str, Any] | None = None) -> Fidelity:

@@ -1,27 +1,29 @@
-"""A registry of classes by name: heads, encoders, data sets and others.
+"""A registry of classes by name: heads, encoders and others.
 
-A member registers itself where it is defined. Names are read from the source of the package, so that a name can be
-checked without an import of torch, and only the module of a member in use is imported. Plug-ins, which have an entry
-point in the group of the package's name, are imported.
+A member registers itself where it is defined, by a decorator ``@register_KIND("NAME", ...)``. A name is checked, and
+members are listed, from the source of the package: importing all heads takes seconds, most of them for torch
+(docs/decisions/0033). A plug-in has an entry point in the group of the package's name, and is imported.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import fnmatch
+import functools
 import importlib
-import importlib.util
 import inspect
-import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from clipadapter.errors import MAX_BRIEF_CHARACTERS, InputError, UnknownNameError, brief
-from clipadapter.utils.declarations import Declaration, PackageSource
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[1]
+"""The folder of this package, whose source files are read."""
 MAX_OWNERS = 5
 """Members that an error lists as those which take a parameter."""
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
@@ -46,15 +48,17 @@ class Entry(Generic[T]):
     summary: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def check_parameter(self, name: str) -> None:
-        """Refuse a parameter that the class does not take.
 
-        Raises:
-            UnknownNameError: if the class does not take it.
-        """
-        known = inspect.signature(self.cls).parameters
-        if name not in known and all(part.kind is not part.VAR_KEYWORD for part in known.values()):
-            raise unknown(f"parameter of {self.name}", name, list(known))
+@dataclass(frozen=True)
+class Declaration:
+    """What the source of a member says, without an import."""
+
+    name: str
+    summary: str
+    facts: Mapping[str, Any]  # literals among the arguments of the registration, such as the paper
+    attributes: Mapping[str, Any]  # that the class or a base sets to a literal; None for another value
+    parameters: Mapping[str, str]  # of a dataclass, with their types, such as "float | str"; else empty
+    methods: Mapping[str, str]  # the class that defines each
 
 
 def unknown(kind: str, name: str, known: list[str]) -> UnknownNameError:
@@ -77,19 +81,13 @@ class Registry(Generic[T]):
 
     Args:
         kind: what a member is, for messages, such as ``"head"``.
-        package: dotted name of the package whose modules register members; also the entry point group.
-        other_packages: dotted names of other packages whose modules register members.
-        read_source: whether each member is registered by a decorator ``@register_KIND("NAME", ...)``. Otherwise all
-            modules of the packages are imported at the first query.
+        packages: dotted names of the packages whose modules register members; the first is the entry point group too.
     """
 
-    def __init__(self, kind: str, package: str, *other_packages: str, read_source: bool = True) -> None:
-        self.kind = kind
-        self.package = package
-        self._packages = (package, *other_packages)
-        self._source = PackageSource(*(self._packages if read_source else ()))
+    def __init__(self, kind: str, *packages: str) -> None:
+        self.kind, self._packages = kind, packages
         self._entries: dict[str, Entry[T]] = {}
-        self._loaded = False
+        self._has_plug_ins = False
 
     def register(self, name: str, **facts: Any) -> Callable[[type[T]], type[T]]:
         """Class decorator that gives a class its public name.
@@ -106,16 +104,15 @@ class Registry(Generic[T]):
             existing = self._entries.get(name)
             if existing is not None and _qualified_name(existing.cls) != _qualified_name(cls):
                 raise InputError(f"the {self.kind} '{name}' is already {_qualified_name(existing.cls)}")
-            summary = (cls.__doc__ or "").strip().split("\n")[0]
-            self._entries[name] = Entry(name, cls, summary, MappingProxyType(dict(facts)))
+            self._entries[name] = Entry(name, cls, _summary(cls.__doc__), MappingProxyType(dict(facts)))
             return cls
 
         return decorate
 
     def list(self, pattern: str = "*") -> list[str]:
         """Names that match a shell wildcard, sorted."""
-        self._load()
-        return sorted(name for name in {*self._entries, *self._source.modules} if fnmatch.fnmatchcase(name, pattern))
+        self._load_plug_ins()
+        return sorted(name for name in {*self._entries, *self._modules} if fnmatch.fnmatchcase(name, pattern))
 
     def info(self, name: str) -> Entry[T]:
         """The entry of one name.
@@ -123,8 +120,8 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: if no member has this name.
         """
-        if name not in self._entries and name in self._source.modules:
-            importlib.import_module(self._source.modules[name])
+        if name not in self._entries and name in self._modules:
+            importlib.import_module(self._modules[name])
         if name not in self._entries:
             self.check(name)
         return self._entries[name]
@@ -132,7 +129,7 @@ class Registry(Generic[T]):
     def name_of(self, cls: type[Any]) -> str | None:
         """The name of a class; None if it has none. No module is imported: that of the class has been.
 
-        >>> Registry("head", "clipadapter.nothing", read_source=False).name_of(int)
+        >>> Registry("head", "clipadapter.nothing").name_of(int)
         """
         return next((name for name, entry in self._entries.items() if entry.cls is cls), None)
 
@@ -142,12 +139,8 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: if no member has this name.
         """
-        if name not in self._source.modules and name not in self.list():
+        if name not in self._modules and name not in self.list():
             raise unknown(self.kind, name, self.list())
-
-    def declarations(self, pattern: str = "*") -> Sequence[Declaration]:
-        """Members whose names match a shell wildcard, sorted. Only plug-ins and members without source are imported."""
-        return [self._declaration(name) for name in self.list(pattern)]
 
     def create(self, name: str, **params: Any) -> T:
         """A new instance by name.
@@ -158,22 +151,25 @@ class Registry(Generic[T]):
         """
         entry = self.info(name)
         for key in params:
-            entry.check_parameter(key)
+            _check_parameter(entry, key)
         try:
             return entry.cls(**params)
         except TypeError as error:
             raise InputError(f"{self.kind} '{name}': {error}") from error
 
+    # ---- Without an import of the member ----
+
+    def declarations(self, pattern: str = "*") -> Sequence[Declaration]:
+        """Members whose names match a shell wildcard, sorted. Only plug-ins are imported."""
+        return [self._declaration(name) for name in self.list(pattern)]
+
     def declared_attributes(self, name: str) -> Mapping[str, Any]:
-        """The class attributes of a member that its source, or that of a base, sets to literals, without an import.
+        """The class attributes of a member that are literals; empty if no member has this name."""
+        return self._declaration(name).attributes if name in self._modules or name in self.list() else {}
 
-        Args:
-            name: of the member.
-
-        Returns:
-            The values by name; empty for a plug-in, and without source.
-        """
-        return self._source.attributes(name) if name in self._source.modules else {}
+    def overrides(self, name: str, method: str, root: str) -> bool:
+        """Whether the class of a member, or a base of it, defines a method of the class ``root`` anew."""
+        return self._declaration(name).methods.get(method, root) != root
 
     def check_parameter(self, name: str, parameter: str) -> None:
         """Refuse a parameter that a member does not take. A member that is a dataclass is not imported.
@@ -181,23 +177,18 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: if no member has this name, or it does not take the parameter.
         """
-        declared = self._source.parameters(name) if name in self._source.modules else ()
+        declared = self._declaration(name).parameters
         if not declared:
-            self.info(name).check_parameter(parameter)
+            _check_parameter(self.info(name), parameter)
         elif parameter not in declared:
             error = unknown(f"parameter of {name}", parameter, list(declared))
-            owners = [other for other in sorted(self._source.modules) if parameter in self._source.parameters(other)]
-            raise UnknownNameError(f"{error}. {self._describe_owners(owners)}") if owners else error
-
-    def overrides(self, name: str, method: str, root: str) -> bool | None:
-        """Whether a member defines a method of a root class anew, from its source; None for a plug-in.
-
-        Args:
-            name: of the member.
-            method: name of the method.
-            root: name of the class that defines it first.
-        """
-        return self._source.overrides(name, method, root) if name in self._source.modules else None
+            owners = [each.name for each in self.declarations() if parameter in each.parameters]
+            if not owners:
+                raise error
+            more = f" and {len(owners) - MAX_OWNERS} more" if len(owners) > MAX_OWNERS else ""
+            raise UnknownNameError(
+                f"{error}. It is a parameter of the {self.kind}s {', '.join(owners[:MAX_OWNERS])}{more}"
+            )
 
     def check_value(self, name: str, parameter: str, value: object) -> None:
         """Refuse a value of another type than a parameter has. A member that is a dataclass is not imported.
@@ -210,38 +201,45 @@ class Registry(Generic[T]):
         Raises:
             InputError: if so. The message has the types that are accepted.
         """
-        declared = self._source.parameters(name) if name in self._source.modules else {}
-        types = [text.strip() for text in declared.get(parameter, "").split("|")]
-        if not set(types) <= set(TYPES):
-            return
-        if not any(_is_of_type(value, one) for one in types):
+        types = [text.strip() for text in self._declaration(name).parameters.get(parameter, "").split("|")]
+        if set(types) <= set(TYPES) and not any(_is_of_type(value, one) for one in types):
             accepted = " or ".join(TYPES[one] for one in types)
             raise InputError(f"{parameter} of {name} must be {accepted}, but is {brief(value)}")
 
-    def _describe_owners(self, owners: Sequence[str]) -> str:
-        """Which members have a parameter that another one lacks."""
-        more = f" and {len(owners) - MAX_OWNERS} more" if len(owners) > MAX_OWNERS else ""
-        return f"It is a parameter of the {self.kind}s {', '.join(owners[:MAX_OWNERS])}{more}"
+    @functools.cached_property
+    def _modules(self) -> Mapping[str, str]:
+        """By the name of each member of the packages, the module that registers it."""
+        modules: dict[str, str] = {}
+        for package in self._packages:
+            for path in sorted(ROOT.joinpath(*package.split(".")[1:]).rglob("*.py")):
+                module = ".".join((ROOT.name, *path.relative_to(ROOT).with_suffix("").parts))
+                registrations = path.read_text(encoding="utf-8").split("\n@register_")[1:]
+                modules |= {text.split('"', 2)[1]: module for text in registrations}
+        return modules
 
-    def _load(self) -> None:
-        """Import the plug-ins; and all modules of the packages if their source declares no members."""
-        if self._loaded:
+    def _load_plug_ins(self) -> None:
+        if self._has_plug_ins:
             return
-        self._loaded = True
-        for package in () if self._source.modules else self._packages:
-            for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-                if not module.name.startswith("_"):
-                    importlib.import_module(f"{package}.{module.name}")
+        self._has_plug_ins = True
         from importlib.metadata import entry_points  # late: most commands need no plug-in for their help
 
-        for point in entry_points(group=self.package):
+        for point in entry_points(group=self._packages[0]):
             point.load()
 
     def _declaration(self, name: str) -> Declaration:
-        if name in self._source.modules:
-            return self._source.declaration(name)
+        if name in self._modules:
+            return _read_declaration(self._modules[name], name)
         entry = self.info(name)
-        return Declaration(name, entry.summary, entry.facts, vars(entry.cls))
+        bases = [base for base in reversed(entry.cls.__mro__) if base is not object]
+        attributes = {key: value for base in bases for key, value in vars(base).items()}
+        methods = {key: base.__name__ for base in bases for key in vars(base)}
+        return Declaration(name, entry.summary, entry.facts, attributes, {}, methods)
+
+
+def _check_parameter(entry: Entry[Any], name: str) -> None:
+    known = inspect.signature(entry.cls).parameters
+    if name not in known and all(part.kind is not part.VAR_KEYWORD for part in known.values()):
+        raise unknown(f"parameter of {entry.name}", name, list(known))
 
 
 def _is_of_type(value: object, name: str) -> bool:
@@ -252,3 +250,76 @@ def _is_of_type(value: object, name: str) -> bool:
 
 def _qualified_name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _summary(docstring: str | None) -> str:
+    return (docstring or "").strip().split("\n")[0]
+
+
+# ---- The source of a member ----
+
+
+def _source_file(module: str) -> Path:
+    path = ROOT.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@functools.cache
+def _statements(module: str) -> Sequence[ast.stmt]:
+    return ast.parse(_source_file(module).read_text(encoding="utf-8")).body
+
+
+def _lineage(module: str, name: str) -> Iterator[ast.ClassDef]:
+    """A class that a module defines or imports, then its bases; without those of other packages."""
+    for node in _statements(module):
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            yield node
+            for base in node.bases:
+                yield from _lineage(module, ast.unparse(base))
+        elif isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
+            module_of_base = str(node.module)
+            yield from _lineage(module_of_base, name) if module_of_base.startswith(f"{ROOT.name}.") else ()
+
+
+@functools.cache
+def _read_declaration(module: str, name: str) -> Declaration:
+    classes = [node for node in _statements(module) if isinstance(node, ast.ClassDef)]
+    calls = [(call, node) for node in classes for call in node.decorator_list if isinstance(call, ast.Call)]
+    registration, cls = next((call, node) for call, node in calls if call.args and _literal(call.args[0]) == name)
+    attributes: dict[str, Any] = {}
+    parameters: dict[str, str] = {}
+    methods: dict[str, str] = {}
+    # The root first: what a class says replaces what its bases say. A base of two bases comes before both.
+    for node in dict.fromkeys(reversed([*_lineage(module, cls.name)])):
+        is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        for part in node.body:
+            if isinstance(part, ast.FunctionDef):
+                methods[part.name] = node.name
+            elif isinstance(part, ast.Assign):
+                attributes |= {ast.unparse(target): _literal(part.value) for target in part.targets}
+            elif isinstance(part, ast.AnnAssign):
+                attribute = ast.unparse(part.target)
+                if part.value is not None:
+                    attributes[attribute] = _literal(part.value)
+                if is_dataclass and "ClassVar" not in ast.unparse(part.annotation):
+                    is_given = part.value is None or "init=False" not in ast.unparse(part.value)
+                    parameters[attribute] = _type_of(part.annotation) if is_given else ""
+    parameters = {} if "__init__" in methods else {key: text for key, text in parameters.items() if text}
+    facts = {keyword.arg: _literal(keyword.value) for keyword in registration.keywords if keyword.arg is not None}
+    return Declaration(name, _summary(ast.get_docstring(cls)), facts, attributes, parameters, methods)
+
+
+def _type_of(annotation: ast.expr) -> str:
+    """The type of ``Annotated[type, ...]``; any other annotation as it is."""
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+        assert isinstance(annotation.slice, ast.Tuple)
+        return ast.unparse(annotation.slice.elts[0])
+    return ast.unparse(annotation)
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal; None for any other expression."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None

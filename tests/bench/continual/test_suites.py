@@ -32,7 +32,7 @@ from clipadapter.bench.pivot import Spot
 from clipadapter.bench.published import find_published_streams
 from clipadapter.bench.report.published import make_published_grid
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
-from clipadapter.bench.suite import ALL, Prompts, parse_suite
+from clipadapter.bench.suite import ALL, Prompts, Variant, parse_suite
 from clipadapter.bench.suite_files import list_suites
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -210,7 +210,7 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
 
 
 def test_a_stream_with_a_record_is_not_made_again(sets, tmp_path):
-    text = SUITE.replace('"knn"]', '"knn"]\nvariants = [{ head = "prototype", mode = "joint" }]')
+    text = SUITE.replace('"knn"]', '"knn", { head = "prototype", mode = "joint" }]')
     assert go(sets, tmp_path / "out", text).n_made == 6
     again = go(sets, tmp_path / "out", text)
     assert (again.n_made, again.n_existing) == (0, 6)
@@ -300,7 +300,7 @@ def test_stream_suites_come_with_the_package():
     assert (len(tail.data), tail.stream.task_known, tail.prompts[0].templates) == (10, False, ["a photo of a {}."])
     assert (len(mtil.data), mtil.stream.task_known, mtil.stream.same_names) == (11, True, "apart")
     assert (classes.data, classes.stream.classes_per_task) == ([], 20)
-    assert "clip-adapter (joint)" in {variant.title for variant in tail.variants}
+    assert "clip-adapter (joint)" in {variant.title for variant in tail.heads}
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_stream_suites_come_with_the_package():
     [
         ('heads = ["knn"]\n[stream]\ntask_known = true', 'are only for protocol = "stream"'),
         ('heads = ["knn"]\nshots = ["all"]', 'shots = "all" does not suit protocol = "few-shot"'),
-        ('variants = [{ head = "knn", mode = "joint" }]', 'are only for protocol = "stream"'),
+        ('heads = [{ head = "knn", mode = "joint" }]', 'are only for protocol = "stream"'),
         ('protocol = "stream"\nheads = ["knn"]\n[stream]\norders = []', "'stream', 'orders'"),
     ],
 )
@@ -333,7 +333,7 @@ def test_a_folder_beside_the_named_sets_is_a_data_set(tmp_path, colour_folder):
     colour_folder("root/mnist/train", 2)
     colour_folder("root/mnist/test", 1)
     assert open_source("mnist", tmp_path / "root").name == "mnist"
-    suite = load_suite("mtil").model_copy(update={"heads": ["knn"], "variants": []})
+    suite = load_suite("mtil").model_copy(update={"heads": [Variant(head="knn")]})
     sizes = {size.spec: size for size in estimate(suite, suite.data, ["lite"], root=tmp_path / "root").sizes}
     assert (sizes["mnist"].ready, sizes["mnist"].classes) == (True, 3)
     assert not sizes["cifar100"].ready and "put its pictures into" in sizes["cifar100"].missing
@@ -403,7 +403,7 @@ def test_a_single_task_is_a_stream_without_transfer(sets, tmp_path):
 
 
 def test_a_stream_that_failed_is_in_the_report(sets, tmp_path):
-    text = SUITE.replace('"knn"]', '"knn"]\nvariants = [{ head = "clip-adapter", params = { branch = "none" } }]')
+    text = SUITE.replace('"knn"]', '"knn", { head = "clip-adapter", params = { branch = "none" } }]')
     assert go(sets, tmp_path / "out", text).n_failed == 2
     files = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")
     assert "failed 2 times: InputError: branch must be one of" in files[0].read_text()

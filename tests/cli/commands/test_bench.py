@@ -116,14 +116,15 @@ def test_the_papers_table_can_be_planned_without_the_data(run, tmp_path):
         ('protocol = "base-to-new"\nencoders = ["toy"]', "is not divided into train and test"),
         ('prompts = [{label = "a", descriptions = true}]\nencoders = ["toy"]', "give them with --descriptions FILE"),
         (
-            'encoders = ["toy"]\nvary = [{head = "clip-adapter", parameter = "alpha", values = [0.2, 3.0]}]',
+            'encoders = ["toy"]\nheads = [{head = "clip-adapter", vary = {alpha = [0.2, 3.0]}}]',
             "alpha=3.0: alpha must be 0 to 1 or .* but is 3",
         ),
         ('prompts = [{label = "a", templates = "imagenet8"}]\nencoders = ["toy"]', "imagenet8"),
     ],
 )
 def test_a_suite_that_cannot_run_does_not_pass_its_dry_run(run, squares, tmp_path, line, problem):
-    lines = ['title = "t"', 'heads = ["knn"]', "seeds = [1]", line, *([] if "shots" in line else ["shots = [1]"])]
+    defaults = {"heads": 'heads = ["knn"]', "shots": "shots = [1]", "seeds": "seeds = [1]"}
+    lines = ['title = "t"', *(default for name, default in defaults.items() if name not in line), line]
     (tmp_path / "own.toml").write_text("\n".join(lines))
     place = ("--data", squares, "--out", tmp_path / "out")
     for dry in (("--dry-run",), ()):
@@ -149,14 +150,14 @@ def test_a_dry_run_checks_its_options(bench, options, error):
 
 
 def test_a_head_is_selected_by_its_name_where_a_variant_has_this_label(bench, suite):
-    suite.write_text(SUITE + 'variants = [{ head = "gda", label = "gda", params = { stream = true } }]\n')
+    suite.write_text(SUITE.replace('"knn"]', '"knn", { head = "gda", label = "gda", params = { stream = true } }]'))
     plan = json.loads(bench("--heads", "gda,knn", "--dry-run", "--json").stdout)
     assert plan["heads"] == ["knn", "gda"]
 
 
 def test_the_cost_of_per_epoch_views_is_printed_before_they_are_computed(bench, suite):
     suite.write_text(
-        'title = "t"\nvariants = [{head = "clip-adapter", recipe = "paper", params = {epochs = 4}}]\n'
+        'title = "t"\nheads = [{head = "clip-adapter", recipe = "paper", params = {epochs = 4}}]\n'
         'shots = [1]\nseeds = [1]\nviews = "per-epoch"\n'
     )
     result = bench("--json")

@@ -401,11 +401,11 @@ def test_a_bar_is_shown_where_no_predictions_are_printed(squares, model, tmp_pat
 def test_two_writers_never_share_parts(tmp_path, monkeypatch):
     path, remove, errors = tmp_path / "answers.csv", PredictionFile._remove, []
 
-    def open_before(self, names):
+    def open_before(self, *names):
         with pytest.raises(InputError, match="another process") as error:
             PredictionFile(path, {})
         errors.append(error)
-        remove(self, names)
+        remove(self, *names)
 
     with PredictionFile(path, {}) as file, monkeypatch.context() as context:
         context.setattr(PredictionFile, "_remove", open_before)

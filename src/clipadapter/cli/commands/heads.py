@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,6 @@ import click
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.rendering.marks import NOT_AS_PUBLISHED
-from clipadapter.utils.docstrings import without_defaults, without_examples
 from clipadapter.utils.registry import unknown
 
 MARKS = {
@@ -101,7 +101,7 @@ def _describe_head(name: str) -> str:
 
     cls, fidelity, params = head_info(name).cls, fidelity_of(name), default_parameters(name)
     docstring = inspect.cleandoc(cls.__doc__ or "").partition("\n\nFidelity: ")[0]
-    description = without_defaults(without_examples(docstring))
+    description = re.sub(r"^>>> .*(?:\n.+)*\n*", "", docstring, flags=re.MULTILINE).strip()
     defaults = f"\n\nDefaults:\n{facts(list(params.items()))}" if params else ""
     recipes = f"\n\nRecipes (--recipe): {', '.join(cls.recipes)}" if cls.recipes else ""
     presets = f"\n\nPresets: {', '.join(sorted(cls.presets))}\n{cls.preset_note}" if cls.presets else ""

@@ -28,10 +28,11 @@ def list_(out: Output) -> None:
 
 def _count_heads(suite: Mapping[str, Any]) -> str:
     """Count the heads with their parameters that a suite states; "all" stands for those of `clipadapter heads`."""
-    n_varied = sum(len(vary["values"]) for vary in suite.get("vary", ()))
-    named = [name for name in suite.get("heads", ()) if name != "all"]
-    count = len(named) + len(suite.get("variants", ())) + n_varied
-    if "all" not in suite.get("heads", ()):
+    counts = [
+        sum(map(len, head.get("vary", {0: [0]}).values())) for head in suite["heads"] if not isinstance(head, str)
+    ]
+    count = sum(counts) + sum(head != "all" for head in suite["heads"] if isinstance(head, str))
+    if "all" not in suite["heads"]:
         return str(count)
     return f"all and {count}" if count else "all"
 

@@ -172,16 +172,12 @@ def _change_suite(suite: Suite, heads: str | None, shots: list[int] | None, seed
     changes: dict[str, object] = {}
     if heads is not None:
         selected = {name.strip() for name in heads.split(",") if name.strip()}
-        varied = [grid.head for grid in suite.vary]
-        known = {name for variant in suite.all_variants() for name in (variant.head, variant.title)} | set(varied)
+        variants = suite.all_variants()
+        known = {name for variant in variants for name in (variant.head, variant.title)}
         if unknown := sorted(selected - known):
-            listed = ", ".join(sorted({variant.head for variant in suite.all_variants()}))
+            listed = ", ".join(sorted({variant.head for variant in variants}))
             raise InputError(f"suite '{suite.name}' has no head called {', '.join(unknown)}; its heads: {listed}")
-        of_variants = {variant.title for variant in suite.variants}
-        plain = [v.head for v in suite.all_variants() if v.title == v.head and v.title not in of_variants]
-        changes["heads"] = [name for name in plain if name in selected]
-        changes["variants"] = [v for v in suite.variants if {v.head, v.title} & selected]
-        changes["vary"] = [grid for grid in suite.vary if grid.head in selected]
+        changes["heads"] = [variant for variant in variants if {variant.head, variant.title} & selected]
     if shots is not None:
         changes["shots"] = shots
     if seeds is not None:
