@@ -185,10 +185,9 @@ class HeadOptions:
             check_trainable(uris[0], "text_tower")
 
     def check_unlabelled(self, is_given: bool) -> None:
-        """Refuse a head that lacks pictures without labels, or takes none. Torch is imported for a plug-in only."""
-        declared, names = HEADS.declared_attributes(self.name), ("transductive", "accepts_unlabelled")
-        traits = declared or {name: getattr(HEADS.info(self.name).cls, name) for name in names}
-        needs, takes = (bool(traits.get(name)) for name in names)
+        """Refuse a head that lacks pictures without labels, or takes none."""
+        declared = HEADS.declared_attributes(self.name)
+        needs, takes = (bool(declared.get(name)) for name in ("transductive", "accepts_unlabelled"))
         if needs and not is_given:
             raise InputError(f"{self.name} is transductive: give the pictures to classify with --unlabelled FOLDER")
         if is_given and not (needs or takes):
