@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import re
-import subprocess
 
 import numpy as np
 import pytest
@@ -66,16 +65,6 @@ def test_a_pair_has_one_checksum_over_weights_and_graph(sealed_pair):
     (digits,) = re.findall(rb"<!--sha256 ([0-9a-f]{64})-->$", text)
     assert hashlib.sha256(weights + text[: -len(digits) - 3]).hexdigest() == digits.decode()
     assert Predictor(sealed_pair).predict([RED]) == ["red"]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs coreutils")
-def test_coreutils_check_it_too(sealed_onnx):
-    line = 'test "$(head -c -64 model.onnx | sha256sum | cut -c-64)" = "$(tail -c 64 model.onnx)"'
-    assert subprocess.run(["sh", "-c", line], cwd=sealed_onnx.parent).returncode == 0
-    with sealed_onnx.open("r+b") as file:
-        file.seek(100)
-        file.write(b"!")
-    assert subprocess.run(["sh", "-c", line], cwd=sealed_onnx.parent).returncode == 1
 
 
 def test_any_changed_byte_is_noticed_before_a_backend_opens_the_file(sealed_onnx, no_backend):
@@ -152,12 +141,3 @@ def test_pipes_devices_and_folders_are_no_regular_files(tmp_path):
     for name in ("pipe", "device", "."):
         with pytest.raises(ArtifactError, match="can't be read .not a regular file."):
             open_model(tmp_path / name)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs devices as files")
-def test_weights_that_are_a_device_are_refused(sealed_pair):
-    weights = sealed_pair.with_suffix(".bin")
-    weights.unlink()
-    weights.symlink_to("/dev/zero")
-    with pytest.raises(ArtifactError, match="not a regular file"):
-        Predictor(sealed_pair)

@@ -10,7 +10,6 @@ import pytest
 
 from clipadapter.backends import backend_info
 from clipadapter.backends.formats import (
-    DEFAULT_FORMAT,
     PRECISIONS,
     companion_files,
     export_suffixes,
@@ -26,11 +25,6 @@ from clipadapter.errors import InputError, MissingExtraError, install_command
 from clipadapter.utils.registry import Entry
 
 FORMATS = list_formats()
-
-
-def test_the_default_format_is_the_first():
-    assert FORMATS[0] == DEFAULT_FORMAT
-    assert {"onnx", "openvino"} <= set(FORMATS)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -1,6 +1,6 @@
 import json
 import os
-import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -414,7 +414,7 @@ def test_a_suite_about_features_draws_them(source, tmp_path):
 def test_a_worker_is_given_memory_for_the_features(source, tmp_path):
     launcher = Launcher(workers=1)
     run_suite(parse_suite("own", SUITE), [source], {}, tmp_path / "out", launcher)
-    (arrays,) = (tmp_path / "out" / "features").glob("*/arrays.safetensors")
+    (arrays,) = (tmp_path / "out" / "features").glob("*/bundle.safetensors")
     assert launcher.memory == 3 * arrays.stat().st_size
 
 
@@ -438,34 +438,30 @@ def test_the_error_on_a_full_disk_says_how_many_runs_are_stored(source, tmp_path
 
 
 def test_features_that_do_not_fit_on_the_disk_are_refused_and_leave_no_file(source, tmp_path, monkeypatch):
-    def full(arrays, path):
+    def full(arrays, path, metadata):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("clipadapter.bench.bundle_files.save_file", full)
     with pytest.raises(InputError, match=r"can't write .*No space left"):
         go(source, tmp_path / "out")
-    assert list((tmp_path / "out" / "features").iterdir()) == []
+    assert not any(path.is_file() for path in (tmp_path / "out" / "features").rglob("*"))
 
 
 def test_what_a_killed_process_left_a_day_ago_is_removed(source, tmp_path):
     go(source, tmp_path / "out")
     (features,) = (tmp_path / "out" / "features").iterdir()
-    places = [features.with_name(f".{features.name}-{age}") for age in ("abcd_new", "abcd_old")]
-    notes = tmp_path / "out" / "features" / ".notes.json-old"
-    notes.touch()
-    os.utime(notes, (1e9, 1e9))
-    for place in places:
+    (features / "bundle.safetensors").unlink()
+    places = [features / f".bundle.safetensors-{age}" for age in ("abcd_new", "abcd_old")]
+    for place, seconds in zip(places, (time.time(), 1e9), strict=True):
         place.mkdir()
-        (place / "arrays").write_bytes(b"half")
-    for place in places[1::2]:
-        for path in (place / "arrays", place):
-            os.utime(path, (1e9, 1e9))
-    shutil.rmtree(features)
+        (place / "bundle.safetensors").write_bytes(b"half")
+        for path in (place / "bundle.safetensors", place):
+            os.utime(path, (seconds, seconds))
     go(source, tmp_path / "out")
-    assert [place.exists() for place in places] == [True, False] and features.is_dir() and notes.is_file()
+    assert [place.exists() for place in places] == [True, False] and (features / "bundle.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["runs.jsonl", "plans", "features", "features/x/bundle.json"])
+@pytest.mark.parametrize("name", ["runs.jsonl", "plans", "features", "features/x/bundle.safetensors"])
 def test_links_in_a_folder_of_records_are_not_followed(name, source, tmp_path):
     home, link = tmp_path / "home", tmp_path / "out" / name
     home.mkdir()

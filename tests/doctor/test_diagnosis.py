@@ -9,8 +9,7 @@ from PIL import Image
 from clipadapter import FewShotClassifier
 from clipadapter.data import load_dataset
 from clipadapter.doctor import diagnose
-from clipadapter.encoders.toy import ToyEncoder
-from clipadapter.errors import DataError, InputError, MissingExtraError, install_command
+from clipadapter.errors import DataError, MissingExtraError, install_command
 
 
 def diagnose_folder(root, encoder="toy", **options):
@@ -79,47 +78,6 @@ def test_nothing_on_disk_changes(scenes):
     assert state() == with_faults != before
 
 
-def test_names_that_the_encoder_does_not_understand_are_found(scenes):
-    for part in ("train", "test"):
-        (scenes / part / "red").rename(scenes / part / "zork")
-    (finding,) = diagnose_folder(scenes).of_kind("name")
-    assert finding.classes[0] == "zork"
-
-
-class EncoderWithoutText(ToyEncoder):
-    """The toy encoder without a text tower."""
-
-    has_text = False
-
-    def text_tower(self):
-        return None
-
-    def encode_text(self, texts, batch_size=256):
-        raise InputError("no text tower")
-
-
-def test_wrong_labels_are_found_without_a_text_tower(scenes, draw):
-    draw(50, "red").save(scenes / "train" / "blue" / "red.png")
-    diagnosis = diagnose_folder(scenes, EncoderWithoutText())
-    assert [names(finding) for finding in diagnosis.of_kind("wrong-label")] == [["train/blue/red.png"]]
-    assert diagnosis.counts == {"wrong-label": 1}
-
-
-@pytest.mark.parametrize("encoder", ["toy", EncoderWithoutText()], ids=["toy", "without text"])
-def test_a_description_of_no_class_is_an_error(scenes, encoder):
-    with pytest.raises(InputError):
-        diagnose_folder(scenes, encoder, descriptions={"no such class": ["a text"]})
-
-
-def test_one_picture_per_class_is_checked(tmp_path, draw):
-    for colour in ("red", "blue"):
-        (tmp_path / colour).mkdir()
-        draw(1 if colour == "red" else 2, colour).save(tmp_path / colour / "1.png")
-    diagnosis = diagnose_folder(tmp_path)
-    assert diagnosis.counts == {"few-shots": 2}
-    assert diagnosis.n_checked_labels == 0
-
-
 def test_pictures_without_labels_are_refused(tmp_path, draw):
     draw(0).save(tmp_path / "0.png")
     with pytest.raises(DataError, match="have no label"):
@@ -132,11 +90,6 @@ def test_a_missing_library_is_an_error_before_anything_is_computed(monkeypatch, 
     model = FewShotClassifier("no such encoder")
     with pytest.raises(MissingExtraError, match=re.escape(install_command("doctor"))):
         diagnose(load_dataset(scenes), model)
-
-
-def test_the_same_seed_gives_the_same_diagnosis(scenes, draw):
-    draw(50, "red").save(scenes / "train" / "blue" / "red.png")
-    assert diagnose_folder(scenes).to_dict() == diagnose_folder(scenes).to_dict()
 
 
 def test_the_suspected_labels_of_shots_depend_neither_on_test_pictures_nor_on_the_order(scenes, draw):

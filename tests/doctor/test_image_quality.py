@@ -1,5 +1,3 @@
-import re
-
 import imagehash
 import numpy as np
 import pytest
@@ -10,9 +8,7 @@ from clipadapter.doctor.image_quality import (
     measure_image,
     measure_images,
     measure_sharpness,
-    reduce_short_side,
 )
-from clipadapter.errors import MissingExtraError, install_command
 
 
 def test_sharpness_is_the_99th_percentile_of_the_laplacian_over_the_contrast():
@@ -24,11 +20,6 @@ def test_sharpness_is_the_99th_percentile_of_the_laplacian_over_the_contrast():
             edges.append(abs(4 * grey[i, j] - around))
     contrast = np.percentile(grey, 99) - np.percentile(grey, 1)
     assert measure_sharpness(grey) == pytest.approx(np.percentile(edges, 99) / contrast)
-
-
-def test_sharpness_does_not_depend_on_contrast():
-    grey = np.random.default_rng(0).uniform(0, 255, (20, 20))
-    assert measure_sharpness(grey / 4 + 100) == pytest.approx(measure_sharpness(grey))
 
 
 def test_the_hash_is_that_of_imagehash(tmp_path, draw):
@@ -45,12 +36,6 @@ def test_unreadable_pictures_have_no_measures(tmp_path, draw):
     first, second = measure_images([tmp_path / "a.png", tmp_path / "b.png"])
     assert (first.width, first.height) == (96, 80)
     assert second is None
-
-
-def test_a_missing_library_names_the_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "imagehash", None)
-    with pytest.raises(MissingExtraError, match=re.escape(install_command("doctor"))):
-        measure_images([tmp_path / "a.png"])
 
 
 @pytest.fixture
@@ -101,8 +86,3 @@ def test_the_finding_on_a_long_picture_has_the_lost_part(find_faults, draw):
     assert find_faults(long)["cut"].score == 0.75
     assert find_faults(long, squashes=True)["cut"].message.endswith("is squeezed to 25% of its length")
     assert find_faults(draw(0, size=(125, 50))) == {}
-
-
-def test_small_pictures_are_not_resized():
-    image = Image.new("L", (30, 20))
-    assert reduce_short_side(image, 20) is image

@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -8,8 +6,7 @@ from sklearn.model_selection import cross_val_predict
 from clipadapter.doctor import Finding
 from clipadapter.doctor.duplicates import nearest_neighbours
 from clipadapter.doctor.label_errors import downgrade_overlapping, find_label_errors
-from clipadapter.doctor.label_evidence import LabelEvidence, calibrate, collect_label_evidence
-from clipadapter.errors import MissingExtraError, install_command
+from clipadapter.doctor.label_evidence import LabelEvidence, collect_label_evidence
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
 
@@ -175,18 +172,3 @@ def test_a_few_pictures_are_checked_without_an_error(counts, make_pictures):
     text = TextFeatures(NAMES, np.random.default_rng(1).normal(size=(4, 6)))
     list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, text)))
     list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, None)))
-
-
-def test_calibration_finds_the_factor_of_the_logits():
-    rng = np.random.default_rng(0)
-    true = rng.normal(0, 1, (4000, 3))
-    p = np.exp(true) / np.exp(true).sum(1, keepdims=True)
-    labels = np.array([rng.choice(3, p=row) for row in p])
-    np.testing.assert_allclose(calibrate(true * 10, labels), p, atol=0.05)
-
-
-def test_a_missing_library_names_the_extra(monkeypatch, clusters, make_pictures):
-    X, y, text = clusters
-    monkeypatch.setitem(__import__("sys").modules, "cleanlab.filter", None)
-    with pytest.raises(MissingExtraError, match=re.escape(install_command("doctor"))):
-        list(find_label_errors(make_pictures([NAMES[i] for i in y]), collect(X, y, text)))

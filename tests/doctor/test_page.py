@@ -8,8 +8,6 @@ import pytest
 from PIL import Image
 
 from clipadapter.doctor import (
-    KINDS,
-    SEVERITIES,
     Diagnosis,
     Finding,
     Picture,
@@ -18,7 +16,6 @@ from clipadapter.doctor import (
     render_findings,
 )
 from clipadapter.doctor.findings import rank_findings
-from clipadapter.errors import InputError
 
 
 @pytest.fixture
@@ -59,11 +56,6 @@ def test_the_worst_findings_come_first():
         ("few-shots", 0.5),
         ("blurry", 0.5),
     ]
-
-
-def test_kinds_are_listed_worst_first():
-    order = [SEVERITIES.index(kind.severity) for kind in KINDS.values()]
-    assert order == sorted(order)
 
 
 def test_the_text_has_the_first_findings_of_each_kind_and_advice(diagnosis):
@@ -133,9 +125,3 @@ def test_a_diagnosis_without_findings_says_so(tmp_path):
     diagnosis = Diagnosis("pets", tmp_path, "toy", 9, 2, ("all",), 9, ())
     assert diagnosis.to_text() == "9 pictures in 2 classes, encoder toy\nno findings"
     assert "There are no findings." in diagnosis.to_html(tmp_path / "doctor.html").read_text(encoding="utf-8")
-
-
-def test_a_page_that_cannot_be_written_is_an_error(diagnosis, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="can't write .* a place you may write to"):
-        diagnosis.to_html(tmp_path / "file" / "doctor.html")

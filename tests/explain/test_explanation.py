@@ -1,6 +1,5 @@
 """Explanations of predictions: every value is computed again by hand."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -131,15 +130,6 @@ def test_a_model_without_its_shots_has_no_nearest_shots(tmp_path, model):
     assert any("--no-support" in note for note in explanation.notes)
 
 
-def test_a_saved_model_gives_the_same_explanation(tmp_path, model):
-    model.save(tmp_path / "model")
-    first = explain(model, square("red", 9)).to_dict()
-    second = explain(FewShotClassifier.load(tmp_path / "model", cache=None), square("red", 9)).to_dict()
-    assert first.keys() == second.keys()
-    for name in ("explained", "margin", "text", "shots", "text_says", "shots_say"):
-        assert first[name] == second[name]
-
-
 def test_wrong_arguments_are_errors(tmp_path, model):
     with pytest.raises(UnknownNameError, match="Did you mean 'green'"):
         explain(model, square("red"), class_name="gren")
@@ -151,22 +141,10 @@ def test_wrong_arguments_are_errors(tmp_path, model):
         explain(FewShotClassifier("toy", cache=None), square("red"))
 
 
-def test_the_explanation_is_json(model):
-    explanation = json.loads(json.dumps(explain(model, square("red", 9)).to_dict()))
-    assert explanation["prediction"]["label"] == explanation["explained"] == "red"
-    assert [set(shot) for shot in explanation["nearest_shots"]] == [{"similarity", "label", "source"}] * 5
-
-
 def test_an_encoder_without_patch_features_has_no_heat_map(model):
     explanation = explain(model, square("red", 9))
     assert (explanation.heat_map, explanation.heat_range) == (None, None)
     assert any("toy has no features of parts" in note for note in explanation.notes)
-
-
-def test_a_pair_of_encoders_has_no_heat_map():
-    explanation = explain(fitted(encoder="toy[final,toy/final]", head="svl-adapter"), square("red", 9))
-    assert explanation.heat_map is None
-    assert any("no heat map" in note for note in explanation.notes)
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +177,6 @@ def test_the_heat_map_has_the_heads_contrast_for_each_patch(tiny):
     assert (explanation.heat_map.min(), explanation.heat_map.max()) == (0.0, pytest.approx(1.0))
 
 
-def test_the_square_is_the_input_of_the_encoder(tiny):
-    image = square("red", 9)
-    explanation = explain(fitted(encoder=tiny, head="prototype"), image)
-    width, height = image.size
-    assert explanation.picture.shape == (height, width, 3)
-    np.testing.assert_array_equal(explanation.square, tiny.tower().pixels.to_square(image))
-
-
 def test_the_margin_of_a_multilabel_model_is_the_logit_of_the_class(model):
     multilabel = fitted()
     targets = np.eye(3, dtype=int)[[NAMES.index(label) for label in multilabel.support_.y]]
@@ -223,17 +193,6 @@ def test_a_head_that_runs_the_text_tower_to_predict_has_no_heat_map(tiny):
     explanation = explain(slow, square("red", 9))
     assert explanation.heat_map is None
     assert any("once for each part" in note for note in explanation.notes)
-
-
-def test_a_rejected_picture_is_explained_by_the_nearest_class(model):
-    image = square("red", 9)
-    (prediction,) = model.classify([image])
-    rejected = replace(prediction, label=None, reason="like no shot")
-    explanation = replace(explain(model, image), prediction=rejected)
-    assert explanation.sentences()[0].startswith(
-        "It is rejected as none of the classes: like no shot. The nearest class: 'red' ("
-    )
-    assert explanation.to_dict()["prediction"]["reason"] == "like no shot"
 
 
 def test_the_predicted_class_is_explained(monkeypatch, model):

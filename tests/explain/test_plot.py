@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapter import FewShotClassifier
-from clipadapter.errors import InputError
 from clipadapter.explain import Explanation, Neighbour
 from clipadapter.explain.plot import read_shot
 from clipadapter.utils.prediction import Prediction
@@ -66,16 +64,6 @@ def test_any_explanation_can_be_plotted(changes, explanation, tmp_path):
     assert opened(replace(explanation, **changes).plot(tmp_path / "why.png")).format == "PNG"
 
 
-def test_a_path_that_cannot_be_written_is_an_error(explanation, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="can't write"):
-        explanation.plot(tmp_path / "file" / "why.png")
-    (tmp_path / "why.png").mkdir()
-    with pytest.raises(InputError, match="can't write"):
-        explanation.plot(tmp_path / "why.png")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "why.png"]
-
-
 def test_a_shot_without_a_file_is_grey(tmp_path):
     path = tmp_path / "shot.png"
     Image.new("RGB", (8, 8), "red").save(path)
@@ -83,11 +71,3 @@ def test_a_shot_without_a_file_is_grey(tmp_path):
     path.unlink()
     missing = read_shot(Neighbour(0.9, "red", str(path), is_path=True))
     assert np.unique(missing).tolist() == [225]
-
-
-def test_the_explanation_of_a_fitted_model_is_plotted(tmp_path):
-    images = [Image.new("RGB", (40, 40), name) for name in ("red", "blue")]
-    model = FewShotClassifier("toy", "auto", cache=None).fit(images, ["red", "blue"])
-    from clipadapter.explain import explain
-
-    assert explain(model, images[0]).plot(tmp_path / "why.png").is_file()

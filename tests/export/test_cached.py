@@ -14,14 +14,10 @@ from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.cli.app import app
-from clipadapter.encoders import open_blocks
 from clipadapter.export import export_model
 from clipadapter.export.cached import MAX_FILES, export_to_cache
 from clipadapter.runtime import cached
 from clipadapter.uncertainty import UncertaintyOptions
-from clipadapter.utils.pixels import PixelSpec
-
-from ..tiny_encoder import NearestMeanOfAll, TinyEncoder
 
 ASK = """
 import json, sys
@@ -183,29 +179,6 @@ def test_the_oldest_files_are_removed(fitted, tmp_path, monkeypatch):
         os.utime(path.parent / f"{i}.onnx", (i, i))
     assert export_to_cache(fitted[0], folder, load_tower=True)
     assert len(list(path.parent.iterdir())) == MAX_FILES and path.exists()
-
-
-@pytest.mark.parametrize(
-    ("names", "sizes"),
-    [
-        (["final", "inner"], [32]),
-        (["final", "inner", "inner@48+mirrored", "other/final"], [32, 48]),
-    ],
-)
-def test_layers_and_passes_are_predicted_without_the_encoder(names, sizes, tmp_path):
-    paths, labels = pictures(tmp_path)
-    encoder = open_blocks(TinyEncoder(), names, [TinyEncoder("other", PixelSpec(48, (0.4,) * 3, (0.2,) * 3), 1)])
-    options = UncertaintyOptions(reject=0.1)
-    model = FewShotClassifier(encoder, NearestMeanOfAll(), cache=None, uncertainty=options, backend="torch")
-    model.fit(paths, labels)
-    # An encoder of the test has no name to be saved under.
-    folder = FewShotClassifier("toy", "knn", cache=None).fit(paths, labels).save(tmp_path / "model")
-    assert export_to_cache(model, folder, load_tower=True)
-    found = cached.open_cached(folder)
-    assert [spec.size for spec in found.inputs] == sizes
-    for answer, wanted in zip(found.classify(paths), model.classify(paths), strict=True):
-        assert (answer.label, answer.nearest) == (wanted.label, wanted.nearest)
-        assert answer.probability == pytest.approx(wanted.probability, abs=1e-4)
 
 
 def test_it_adapts_to_the_stream_as_the_model_does(saved):

@@ -68,20 +68,6 @@ def test_all_outputs_are_the_model_s(format, source, calibration, fitted, draw, 
     assert predictor.predict(pictures)[-1] is None
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_an_export_marks_the_pictures_that_its_model_marks(format, fitted, draw, write):
-    model, (pictures, _) = fitted("auto"), draw(4, seed=3)
-    pictures.append(np.full((40, 40, 3), 128, np.uint8))
-    said, wanted = Predictor(write(model, format).path).classify(pictures), model.classify(pictures)
-    assert [one.unlike_every_class for one in said] == [one.unlike_every_class for one in wanted]
-    assert (wanted[-1].unlike_every_class, wanted[0].unlike_every_class, wanted[-1].label) == (
-        True,
-        False,
-        said[-1].label,
-    )
-    assert said[-1].label is not None
-
-
 def test_any_runtime_sees_names_shapes_and_classes(fitted, write):
     model = fitted("zero-shot", reject=0.1)
     session = session_of(write(model).path)
@@ -322,12 +308,6 @@ def test_more_weights_than_a_file_holds_are_refused_before_the_work(fitted, writ
         write(fitted("auto"))
 
 
-def test_a_place_that_cant_be_written(fitted, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="can't write .*give a place you may write to"):
-        export_model(fitted("auto"), tmp_path / "file" / "model.onnx")
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of files there")
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_full_disk_leaves_the_older_file(format, fitted, write, tmp_path):
@@ -450,10 +430,3 @@ def test_more_costs_than_the_metadata_hold_are_refused(fitted, write, monkeypatc
     with pytest.raises(InputError, match="costs of 3 classes: export the model"):
         write(fitted("auto"))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_link_to_a_pair_is_opened(fitted, draw, tmp_path):
-    (tmp_path / "link.xml").symlink_to(tmp_path / "real.xml")
-    done = export_model(fitted("auto"), tmp_path / "link.xml", format="openvino")
-    assert {path.name for path in done.files} == {"real.bin", "real.xml"}
-    assert len(Predictor(done.path).predict(draw(1)[0])) == 3

@@ -21,14 +21,14 @@ def draw_features(rng, prior, m):
     return CENTRES[y] + rng.normal(size=(m, 6)) * SPREAD[y, None], np.eye(2)[y] * 0.98 + 0.01
 
 
-def p_values(runs, change=lambda Z: Z, with_odds=True, prior=0.8, m=90):
+def p_values(runs, change=lambda Z: Z, prior=0.8, m=90):
     """P-values of streams whose first class is more frequent than in a reference of 40 with equal priors."""
     values = []
     for seed in range(runs):
         rng = np.random.default_rng(seed)
         (X, P), (Z, Q) = draw_features(rng, 0.5, 40), draw_features(rng, prior, m)
         ratio = np.array([prior, 1 - prior]) / 0.5
-        odds = (P @ ratio, Q @ ratio) if with_odds else None
+        odds = (P @ ratio, Q @ ratio)
         values.append(measure_covariate_shift(X, change(Z), (P, Q), odds, draws=99, seed=seed).p_value)
     return np.array(values)
 
@@ -53,10 +53,6 @@ def test_the_width_of_the_kernel_is_the_median_distance():
     np.testing.assert_allclose(gaussian_kernel(rows), expected, atol=0.02)  # the median of squares, of an even number
 
 
-def test_equal_features_have_a_kernel_of_ones():
-    np.testing.assert_array_equal(gaussian_kernel(np.ones((3, 2))), 1)
-
-
 def test_class_residuals_are_those_of_ridge_regression():
     rng = np.random.default_rng(0)
     X, P = rng.normal(size=(20, 4)), rng.dirichlet([1, 1, 1], 20)
@@ -71,10 +67,6 @@ def test_changed_priors_alone_are_significant_no_more_often_than_by_chance():
     assert 0.39 <= values.mean() <= 0.61
 
 
-def test_changed_priors_would_be_significant_without_odds():
-    assert (p_values(30, with_odds=False) <= 0.1).mean() > 0.4
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -86,19 +78,6 @@ def test_changed_priors_would_be_significant_without_odds():
 )
 def test_changed_features_are_found_if_priors_changed_too(change):
     assert (p_values(10, change) <= 0.02).mean() >= 0.9
-
-
-def test_the_result_depends_on_the_seed_alone():
-    rng = np.random.default_rng(0)
-    X, Z = rng.normal(1, 1, (20, 3)), rng.normal(1, 1, (30, 3))
-    assert measure_covariate_shift(X, Z, seed=1) == measure_covariate_shift(X, Z, seed=1)
-    assert measure_covariate_shift(X, Z, seed=1) != measure_covariate_shift(X, Z, seed=2)
-
-
-def test_the_length_of_features_has_no_effect():
-    rng = np.random.default_rng(0)
-    X, Z = rng.normal(1, 1, (20, 3)), rng.normal(1, 1, (30, 3))
-    assert measure_covariate_shift(X, 5 * Z).p_value == measure_covariate_shift(X, Z).p_value
 
 
 def test_features_of_wrong_shapes_are_errors():
@@ -116,11 +95,6 @@ def test_each_set_is_as_frequent_as_the_product_of_its_odds(odds, m):
         in_group = np.isin(np.arange(5), group)
         expected = product / sum(products.values())
         assert abs((sets == in_group).all(axis=1).mean() - expected) < 0.015  # 4 sd
-
-
-def test_every_set_has_the_requested_size():
-    sets = draw_permutations(np.linspace(0.1, 9, 300), 120, 50, np.random.default_rng(0))
-    assert (sets.sum(axis=1) == 120).all()
 
 
 def test_a_set_may_be_empty_or_have_all_pictures():

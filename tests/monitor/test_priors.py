@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
 from scipy.stats import norm
 
 from clipadapter.errors import InputError
-from clipadapter.monitor import adjust_to_priors, estimate_priors, prior_intervals
+from clipadapter.monitor import estimate_priors, prior_intervals
 from clipadapter.monitor.reference import complete_priors, estimate_assumed_priors
 
 
@@ -31,16 +30,6 @@ def test_em_equals_that_of_the_paper_in_plain_loops():
     np.testing.assert_allclose(estimate_priors(P), priors, atol=1e-4)
 
 
-def test_no_other_priors_have_a_larger_likelihood():
-    P, assumed = draw_probabilities((0.7, 0.3), 200, 1, assumed=(0.6, 0.4)), np.array([0.6, 0.4])
-
-    def negative_log_likelihood(prior):
-        return -np.log(P / assumed @ np.array([prior[0], 1 - prior[0]])).sum()
-
-    best = minimize(negative_log_likelihood, [0.5], bounds=[(1e-6, 1 - 1e-6)]).x[0]
-    np.testing.assert_allclose(estimate_priors(P, assumed), [best, 1 - best], atol=1e-3)
-
-
 @pytest.mark.parametrize("priors", [(0.5, 0.5), (0.9, 0.1), (1.0, 0.0)])
 @pytest.mark.parametrize("assumed", [(0.5, 0.5), (0.8, 0.2)])
 def test_true_priors_are_estimated_for_any_assumed_priors(priors, assumed):
@@ -60,17 +49,6 @@ def test_the_interval_of_pictures_that_all_look_like_one_class_is_that_of_wilson
     _, low, high = prior_intervals(np.tile([1.0, 0.0], (30, 1)))
     # 30 of 30: 1 / (1 + z^2 / 30)
     np.testing.assert_allclose([*low, *high], [0.8865, 0, 1, 0.1135], atol=1e-4)
-
-
-def test_intervals_depend_on_the_seed_alone():
-    P = draw_probabilities((0.8, 0.2), 50, 0)
-    np.testing.assert_array_equal(prior_intervals(P, seed=3), prior_intervals(P, seed=3))
-    assert not np.array_equal(prior_intervals(P, seed=3), prior_intervals(P, seed=4))
-
-
-def test_adjusted_probabilities_are_those_of_bayes_theorem():
-    original, expected = (draw_probabilities((0.3, 0.7), 50, 4, assumed) for assumed in ((0.5, 0.5), (0.9, 0.1)))
-    np.testing.assert_allclose(adjust_to_priors(original, [0.5, 0.5], [0.9, 0.1]), expected)
 
 
 def test_wrong_probabilities_and_priors_are_errors():

@@ -56,11 +56,12 @@ def test_a_child_that_hangs_ends_when_the_children_are_stopped(tmp_path, monkeyp
             trial.result()
 
 
-def test_errors_name_the_path_as_it_was_given(write, tmp_path, monkeypatch):
-    write("no metadata", "m.onnx")
+def test_errors_name_the_path_as_it_was_given_whatever_the_encoding_of_streams(write, tmp_path, monkeypatch):
+    write(None, "modèle.onnx")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArtifactError, match="^the metadata of the file are damaged"):
-        try_in_child(Path("m.onnx"))
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    with pytest.raises(ArtifactError, match="^modèle.onnx was not written by 'clipadapter export'"):
+        try_in_child(Path("modèle.onnx"))
 
 
 def test_a_sound_file_opens_in_the_child_without_what_only_training_needs(write):

@@ -54,31 +54,6 @@ def test_what_pictures_are_compared_with_stays_in_the_graph():
     )
 
 
-def test_a_light_rejector_answers_by_scores_that_come_from_elsewhere():
-    full, rng = trusted(), np.random.default_rng(1)
-    features, logits = rng.standard_normal((40, 5)), rng.standard_normal((40, 3))
-    wanted = full.answer(logits, features, DecisionOptions(reject=0.2))
-    columns = full.rejector.part_scores(features, logits)
-    found = ExportMetadata.from_json(ABOUT.to_json()).uncertainty.answer(
-        logits, features, DecisionOptions(reject=0.2), columns=columns
-    )
-    np.testing.assert_allclose(found.ood_scores, wanted.ood_scores)
-    assert 0 < found.rejected.sum() < 40 and found.reasons == wanted.reasons
-
-
-def test_sets_by_cv_plus_are_left_out():
-    conformal = Conformal(
-        np.sort(np.random.default_rng(0).random(6)), np.arange(6) % 3, np.arange(6) % 2, 3, method="cv+"
-    )
-    light = Uncertainty(conformal=conformal, decisions=DecisionOptions(coverage=0.8)).without_arrays()
-    assert light.conformal is None and light.decisions.coverage is None
-
-
-def test_thresholds_are_written_for_other_readers():
-    table = json.loads(ABOUT.to_json())["reject"]
-    assert table["0.2"] == pytest.approx(ABOUT.uncertainty.rejector.threshold(0.2).value)
-
-
 @pytest.mark.parametrize("number", [0, 2, 9])
 def test_another_format_is_refused_in_one_sentence(number):
     with pytest.raises(ArtifactError, match=f"format {number}, this version reads 1: update clipadapter"):

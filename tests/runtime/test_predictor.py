@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from PIL import Image
 
 from clipadapter.errors import ArtifactError, DataWarning, ImageError, InputError, MissingExtraError, install_command
 from clipadapter.runtime import ExportMetadata, Predictor
-from clipadapter.uncertainty import Conformal, MultiLabel, Uncertainty, learn_rejector
+from clipadapter.uncertainty import Uncertainty, learn_rejector
 from clipadapter.utils.pixels import PixelSpec
 
 NAMES = ("red", "green", "blue")
@@ -45,14 +44,6 @@ def predictor(write):
 
 def test_pictures_in_names_out(predictor):
     assert predictor.predict([RED, GREEN]) == ["red", "green"]
-
-
-def test_probabilities_are_of_the_calibrator(write):
-    from clipadapter.uncertainty import Calibrator
-
-    model = Predictor(write(about(uncertainty=Uncertainty(Calibrator(temperature=10.0))).to_json()))
-    wanted = np.exp([1.0, 0.0, 0.0]) / np.exp([1.0, 0.0, 0.0]).sum()
-    np.testing.assert_allclose(model.predict_proba([RED]), wanted[None], rtol=1e-6)
 
 
 def test_no_squares_give_outputs_of_the_same_widths(predictor):
@@ -89,10 +80,6 @@ def test_squares_may_be_a_view(write):
         assert seen.logits.argmax() == NAMES.index("blue")
 
 
-def test_no_pictures_give_no_answers(predictor):
-    assert predictor.classify([]) == [] and predictor.predict_proba([]).shape == (0, 3)
-
-
 def test_animations_are_named_in_one_warning_after_the_answers(predictor, tmp_path):
     for name in ("a.gif", "b.gif"):
         frames = [Image.fromarray(pixels) for pixels in (RED, GREEN)]
@@ -112,28 +99,9 @@ def test_what_is_strange_is_rejected_by_the_graphs_score(backend, write):
     assert predictor.classify([GREY])[0].label is not None  # nothing is rejected unless asked
 
 
-def test_sets_are_made_from_held_out_scores(write):
-    scores = Conformal(np.linspace(0.0, 0.5, 20), np.arange(20) % 3, np.zeros(20, np.int64), 3)
-    model = Predictor(write(about(uncertainty=Uncertainty(conformal=scores)).to_json()))
-    assert model.classify([RED], coverage=0.8)[0].labels == ("red",)
-
-
 def test_sets_that_were_not_learned_are_refused(predictor):
     with pytest.raises(InputError, match="can't make prediction sets"):
         predictor.classify([RED], coverage=0.9)
-
-
-def test_costs_move_the_answer(predictor):
-    costs = np.where(np.eye(3) > 0, 0.0, 1.0)
-    costs[2] = [1e9, 1e9, 0.0]
-    assert predictor.predict([RED], costs=costs) == ["blue"]
-
-
-def test_several_labels_are_named(write):
-    rule = MultiLabel(np.ones(3), np.full(3, -5.0), np.full(3, 0.5))  # said from a logit of five on
-    model = Predictor(write(about(uncertainty=Uncertainty(multilabel=rule)).to_json()))
-    assert model.is_multilabel and model.metadata.task == "multilabel"
-    assert model.predict([plain([255, 255, 0]), plain([0, 0, 0])]) == [("red", "green"), ()]
 
 
 def test_a_bad_file_costs_only_its_own_answer(predictor, tmp_path):
@@ -188,23 +156,6 @@ def test_float_input_is_normalised_as_the_spec_says(write):
     spec = PixelSpec(4, (0.5,) * 3, (0.5,) * 3)
     model = Predictor(write(about(input="float", pixels=spec, uncertainty=Uncertainty()).to_json(), input="float"))
     np.testing.assert_allclose(model.run(model.preprocess(RED)[None]).features, [[1.0, -1.0, -1.0]], atol=1e-6)
-
-
-def test_threads_may_ask_at_once(predictor):
-    squares = {name: predictor.preprocess(plain(c))[None] for name, c in zip(NAMES, 255 * np.eye(3), strict=True)}
-    wrong = []
-
-    def ask(k, name):
-        for _ in range(50):
-            if predictor.run(squares[name]).logits.argmax() != k:
-                wrong.append(name)
-
-    threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(NAMES)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 3), (1, 5, 5, 3), (1, 3, 4, 4)])
@@ -376,12 +327,3 @@ def test_onnx_runtime_keeps_no_record_of_its_use(write, tmp_path):
     command = [sys.executable, "-c", code, str(write(about().to_json()))]
     subprocess.run(command, check=True, env=environment)
     assert not list(home.rglob("*")), "it writes a data base there, and sends it when it can"
-
-
-def test_a_cache_lets_pictures_change_later_answers(predictor):
-    almost, between = plain([140, 128, 0]), plain([128, 130, 0])
-    assert predictor.predict([almost, between]) == ["red", "green"]
-    assert predictor.predict([almost, between], adapt="tda") == ["red", "red"]
-    assert predictor.predict([between], adapt="tda") == ["green"]
-    cache = predictor.open_cache("tda")
-    assert [predictor.predict([one], adapt=cache) for one in (almost, between)] == [["red"], ["red"]]

@@ -11,8 +11,8 @@ from clipadapter.runtime import ExportMetadata, Outputs, RuntimeModel
 from clipadapter.uncertainty import Conformal, Uncertainty, learn_multilabel, learn_rejector
 from clipadapter.utils.pixels import PixelSpec
 
-SIDE = 4
-NAMES = ("red", "green", "blue")
+from ..runtime.conftest import NAMES, SIDE, graph
+
 PIXELS = PixelSpec(SIDE, (0.0,) * 3, (1.0,) * 3)
 
 
@@ -69,51 +69,12 @@ def base64_of(data):
 RED, BLUE, GREY = picture((255, 0, 0)), picture((0, 0, 255)), picture((20, 20, 20))
 
 
-def graph(about, names=NAMES):
-    """An ONNX model that says the same as `Colours`."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes = [
-        helper.make_node("Cast", ["squares"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["float", "full"], ["shares"]),
-        helper.make_node("ReduceMean", ["shares"], ["features"], axes=[1, 2], keepdims=0),
-        helper.make_node("MatMul", ["features", "weight"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-        helper.make_node("ReduceMax", ["features"], ["highest"], axes=[1], keepdims=1),
-        helper.make_node("Sub", ["one", "highest"], ["ood_score_parts"]),
-        helper.make_node("ReduceSum", ["ood_score_parts", "axis"], ["ood_scores"], keepdims=0),
-    ]
-    constants = {
-        "full": np.array(255, np.float32),
-        "weight": 10 * np.eye(3, len(names), dtype=np.float32),
-        "one": np.array(1, np.float32),
-        "axis": np.array([1], np.int64),
-    }
-    shapes = {
-        "features": ["n", 3],
-        "logits": ["n", len(names)],
-        "probabilities": ["n", len(names)],
-        "ood_score_parts": ["n", 1],
-        "ood_scores": ["n"],
-    }
-    made = helper.make_graph(
-        nodes,
-        "hand",
-        [helper.make_tensor_value_info("squares", TensorProto.UINT8, ["n", SIDE, SIDE, 3])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    helper.set_model_props(model, {"clipadapter": about.to_json()})
-    return model
-
-
 def write_file(path, names=NAMES):
     """An exported file of the colours, without `clipadapter.export`."""
     import onnx
 
     facts = {"encoder": {"name": "hand", "licence": "CC0-1.0"}, "head": {"name": "axes"}}
-    onnx.save(graph(ExportMetadata(names, PIXELS, learned(), **facts), names), path)
+    onnx.save(graph(ExportMetadata(names, PIXELS, learned(), **facts).to_json()), path)
     return path
 
 

@@ -12,7 +12,7 @@ from clipadapter.backends.checksum import append_checksum
 from clipadapter.errors import ArtifactError, InputError, MissingExtraError
 from clipadapter.runtime.isolated import try_in_child
 from clipadapter.serve import Limits, ServedModels
-from clipadapter.serve.model_sources import read_sources
+from clipadapter.serve.models import read_sources
 
 from .colours import RED, Colours, base64_of, refused, write_file
 from .test_batching import wait_until
@@ -67,20 +67,6 @@ def test_with_a_damaged_file_the_old_model_is_served_and_the_error_reported(serv
     refresh(client)
     assert client.get("/v1/models/colours").json()["error"] is None
     assert client.app.state.server.models.get() is loaded
-
-
-def test_a_changed_file_is_first_opened_in_a_child_process(serve, files):
-    def crash(path):
-        raise ArtifactError(f"{path} ended the process that opened it by SIGSEGV")
-
-    client = serve(model=None, isolated=crash)
-    models = client.app.state.server.models
-    models._open = None  # must not be called: the child process refuses the file
-    write_file(files / "colours.onnx", OTHER)
-    refresh(client)
-    assert label(client) == "red"
-    error = client.get("/v1/models/colours").json()["error"]
-    assert "colours.onnx ended the process that opened it by SIGSEGV" in error and str(files) not in error
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -198,12 +184,6 @@ def test_the_old_model_finishes_its_requests(serve, files):
         assert begun.result(20).json()["predictions"][0]["label"] == "red"
     first.batcher._thread.join(10)
     assert not first.batcher._thread.is_alive()
-
-
-def test_files_are_checked_regularly(serve, files):
-    client = serve(model=None, refresh_seconds=0.01)
-    write_file(files / "colours.onnx", OTHER)
-    wait_until(lambda: client.get("/v1/models/colours").json()["classes"] == list(OTHER))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from clipadapter.errors import InputError
 from clipadapter.serve import Limits
 
 from .colours import RED, base64_of, refused
@@ -46,19 +47,25 @@ def ask(app, chunks, headers=(), wait=0.0, path="/v1/predict"):
 BODY = json.dumps({"images": [base64_of(RED)]}).encode()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"queue": 0}, {"deadline": 0}, {"max_wait": -1}, {"max_pictures": 300}, {"deadline": float("nan")}]
+    + [{"formats": ()}, {"formats": ("jpg",)}],
+)
+def test_invalid_limits_are_refused(wrong):
+    with pytest.raises(InputError):
+        Limits(**wrong)
+
+
 def test_a_length_above_the_limit_is_refused_before_a_byte_is_read(serve):
     client = serve(Limits(max_bytes=1000))
     status, answer, taken = ask(client.app, [b"x" * 10], [(b"content-length", b"1001")])
     assert (status, taken) == (413, 0) and "1000 bytes" in answer["error"]
 
 
-def test_a_body_without_a_length_is_counted(serve):
-    status, _, taken = ask(serve(Limits(max_bytes=1000)).app, [b"x" * 300] * 50)
-    assert (status, taken) == (413, 4)
-
-
-def test_a_wrong_content_length_does_not_help(serve):
-    status, _, taken = ask(serve(Limits(max_bytes=1000)).app, [b"x" * 300] * 50, [(b"content-length", b"10")])
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"10")]])
+def test_a_body_without_a_length_or_with_a_wrong_one_is_counted(serve, headers):
+    status, _, taken = ask(serve(Limits(max_bytes=1000)).app, [b"x" * 300] * 50, headers)
     assert (status, taken) == (413, 4)
 
 

@@ -1,10 +1,6 @@
 import io
 import os
-import re
-import time
-from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pillow_heif
 import pytest
@@ -13,12 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipadapter.studio import Project
-from clipadapter.studio.actions import Actions
-from clipadapter.studio.contents import Contents
+from clipadapter.studio.actions import Actions, Tab
 from clipadapter.studio.panels import PANELS, Panels, suggest_next_step
-from clipadapter.studio.pictures import PictureFile
 from clipadapter.studio.session import Session
-from clipadapter.studio.tab import Tab
 
 ATTACKS = int(os.environ.get("CLIPADAPTER_ATTACKS", "1"))
 HOSTILE = ['<img src=x onerror="alert(1)">', '"><script>alert(1)</script>', "${alert(1)}", "{{7*7}}", "'\"&<b>"]
@@ -282,38 +275,6 @@ def test_each_state_of_a_project_has_its_own_next_step(actions, upload_file, png
     ]
 
 
-class Filled(HTMLParser):
-    """Collects the filled buttons of the panels, apart from that of the selection, which is hidden at first."""
-
-    def __init__(self):
-        super().__init__()
-        self.filled = []
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        if "cs-primary" in attributes.get("class", "").split() and "data-selected" not in attributes:
-            self.filled.append(attributes.get("data-class", tag))
-
-
-def test_at_most_one_button_of_the_panels_is_filled(actions, upload_file, png):
-    """The buttons for new classes, saving and downloading are no part of the panels; the status names them."""
-
-    def filled():
-        actions.session.wait_until_idle(30)
-        changed = Panels(actions.session).render_changed(Tab())
-        parser = Filled()
-        parser.feed("".join(changed.values()))
-        return re.findall('data-next="(.*?)"', changed["status"]), parser.filled
-
-    assert filled() == (["add-class"], [])
-    for name in ("cat", "dog"):
-        perform(actions, action="add-class", text=name)
-    assert filled() == (["upload"], ["label"])
-    perform(actions, action="upload", **{"class": ""}, files=[upload_file(png("red", 30))])
-    guess = next(iter(actions.session.state.guesses.values()), None) if filled() else None
-    assert filled() == (["label"], [guess[0]])
-
-
 def test_many_pictures_are_moved_and_removed_in_one_step(actions, upload_file, png):
     for name in ("cat", "dog"):
         perform(actions, action="add-class", text=name)
@@ -392,23 +353,3 @@ def test_notes_are_valid_unicode(actions, upload_file):
     assert tab.note.is_error and tab.note.text.encode()
     tab = perform(actions, action="upload", **{"class": ""}, files=[upload_file(b"x", "\udce9.jpg")])
     assert tab.note.text.encode()
-
-
-def test_a_class_of_thousands_of_pictures_is_rendered_quickly(actions):
-    many = tuple(PictureFile(f"cat/{i}.png", Path(f"cat/{i}.png"), (0, i, 0, 0)) for i in range(12000))
-    contents = Contents({"cat": many}, {"cat": "cat"})
-    state = replace(actions.session.state, unreadable={one.key: "not an image" for one in many[::2]})
-    panels = Panels(actions.session)
-    panels._thumbnails.urls = lambda pictures, side: ["" for _ in pictures]
-    start = time.process_time()
-    cards = panels._classes(Tab(), state, contents)["cards"]
-    assert time.process_time() - start < 0.5
-    assert cards[0]["count"] == len(cards[0]["unreadable"]) == 6000
-
-
-def test_a_tab_keeps_digests_instead_of_html(actions, upload_file, png):
-    perform(actions, action="add-class", text="cat")
-    perform(actions, action="upload", files=[upload_file(png("red", i)) for i in range(8)], **{"class": "cat"})
-    tab = Tab()
-    changed = Panels(actions.session).render_changed(tab)
-    assert sum(map(len, changed.values())) > 3000 and sum(map(len, tab.panel_digests.values())) < 500

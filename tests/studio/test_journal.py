@@ -35,39 +35,6 @@ def test_steps_are_undone_in_reverse_order_also_after_a_restart(root):
     assert again.undo() is None
 
 
-def test_an_interrupted_step_is_finished_at_the_next_opening(root):
-    journal = opened(root)
-    journal._make_moves = lambda step: (_ for _ in ()).throw(KeyboardInterrupt)  # killed after the line was written
-    with pytest.raises(KeyboardInterrupt):
-        journal.perform("moving", [("a", "x/a"), ("b", "x/b")])
-    (root / "x").mkdir()
-    (root / "a").rename(root / "x" / "a")  # one of the moves was made
-    again = opened(root)
-    assert (root / "x" / "a").is_file() and (root / "x" / "b").is_file()
-    assert again.undo().description == "moving" and (root / "a").is_file()
-
-
-def test_an_interrupted_undo_is_finished_at_the_next_opening(root):
-    journal = opened(root)
-    journal.perform("moving", [("a", "x/a"), ("b", "x/b")])
-    journal._reverse_moves = lambda step: (_ for _ in ()).throw(KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        journal.undo()
-    again = opened(root)
-    assert (root / "a").is_file() and (root / "b").is_file() and again.steps == []
-
-
-def test_an_incomplete_line_is_removed_before_the_next_one_is_written(root):
-    opened(root).perform("moving", [("a", "x/a")])
-    path = root / ".studio" / "journal.jsonl"
-    with path.open("a") as file:
-        file.write('{"step": 2, "wh')
-    journal = opened(root)
-    assert [step.description for step in journal.steps] == ["moving"]
-    journal.perform("again", [("b", "x/b")])
-    assert [step.description for step in opened(root).steps] == ["moving", "again"]
-
-
 @pytest.mark.parametrize("path", ["../outside", "/etc/hosts", "x/../../outside", "link/file"])
 def test_no_path_of_a_step_is_outside_the_folder(root, path, tmp_path_factory):
     (root / "link").symlink_to(tmp_path_factory.mktemp("elsewhere"))
@@ -137,23 +104,6 @@ def test_a_step_is_on_disk_before_its_first_move(root):
     journal._make_moves = lambda step: (logged.extend(lines(root)), make(step))
     journal.perform("moving", [("a", "x/a")])
     assert [line["what"] for line in logged] == ["moving"] and lines(root)[-1] == {"done": 1}
-
-
-def test_a_line_that_can_not_be_written_is_removed(root, monkeypatch):
-    journal = opened(root)
-    journal.perform("first", [("a", "x/a")])
-
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("clipadapter.studio.journal.os.fsync", full)
-        with pytest.raises(OSError, match="No space"):
-            journal.perform("second", [("b", "x/b")])
-    assert (root / "b").is_file()
-    journal.perform("third", [("b", "y/b")])
-    again = opened(root)
-    assert [step.description for step in again.steps] == ["first", "third"] and (root / "y" / "b").is_file()
 
 
 def test_an_interrupted_step_that_can_not_be_finished_is_an_error(root):

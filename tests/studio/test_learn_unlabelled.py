@@ -8,10 +8,9 @@ import pytest
 from clipadapter.errors import InputError
 from clipadapter.studio import Project
 from clipadapter.studio import session as session_module
-from clipadapter.studio.actions import Actions
+from clipadapter.studio.actions import Actions, Tab
 from clipadapter.studio.panels import Panels
 from clipadapter.studio.session import Session
-from clipadapter.studio.tab import Tab
 
 from .test_session import noisy, settle
 

@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.encoders import create_encoder
@@ -53,12 +52,6 @@ def test_accuracies_are_means_over_classes(scene):
     shares = [np.mean([c == t for c, t in zip(called, np.array(labels)[rows], strict=True) if t == n]) for n in "abc"]
     assert model.zero_shot_accuracy == pytest.approx(np.mean(shares))
     assert model.held_out_accuracy == pytest.approx(1.0) and model.shot_count == 14
-
-
-def test_the_interval_of_the_accuracy_is_wilsons(scene):
-    point = fit(scene, [*range(12), 12, 13]).held_out
-    expected = binomtest(14, 14).proportion_ci(method="wilson")
-    assert point.picture_count == 14 and point.interval == pytest.approx((expected.low, expected.high))
 
 
 def test_a_label_that_held_out_pictures_contradict_is_doubted(scene):

@@ -1,21 +1,27 @@
+import errno
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
+import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from clipadapter.data import load_dataset, read_class_names, scan
 from clipadapter.errors import InputError
 from clipadapter.studio import Project
+from clipadapter.studio.actions import Actions, Tab
 from clipadapter.studio.pictures import Upload, stored_file_name
+from clipadapter.studio.project import normalize_class_name, safe_folder_name
+from clipadapter.studio.session import Session
+
+
+def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def keys(project, name):
@@ -113,45 +119,6 @@ def test_a_picture_is_added_once_and_moved_to_another_class_only_on_request(proj
     assert project.contents.classes["dog"] == () and len(keys(project, "cat")) == 1
     project.label_pictures([result.in_other_classes[0][0]], "dog")  # moved when asked
     assert keys(project, "cat") == [] and len(keys(project, "dog")) == 1
-
-
-def test_a_labelled_picture_is_not_unlabelled_any_more(project, upload):
-    project.add_class("cat")
-    project.add_unlabelled([upload("red"), upload("blue", 1)])
-    first, second = project.contents.unlabelled
-    project.label_pictures([first.key], "cat")
-    assert [one.stamp for one in project.contents.unlabelled] == [second.stamp]
-    project.add_pictures(
-        "cat", [Upload("same", second.path.read_bytes())]
-    )  # dropped into the class: it is the same picture
-    assert project.contents.unlabelled == () and len(keys(project, "cat")) == 2
-    assert [label for _, label in project.add_unlabelled([upload("red")]).in_other_classes] == ["cat"]
-
-
-def test_every_step_can_be_undone_after_a_restart(tmp_path, upload, tree):
-    root = tmp_path / "p"
-    states = []
-    with Project(root) as project:
-        for change in (
-            lambda: project.add_class("cat"),
-            lambda: project.add_class("d/g"),
-            lambda: project.add_pictures("cat", [upload("red"), upload("blue", 1)]),
-            lambda: project.add_unlabelled([upload("green", 2)]),
-            lambda: project.label_pictures([project.contents.unlabelled[0].key], "d/g"),
-            lambda: project.label_pictures([keys(project, "cat")[0]], "d/g"),
-            lambda: project.remove_pictures([keys(project, "cat")[0]]),
-            lambda: project.rename_class("d/g", "hund"),
-            lambda: project.remove_class("cat"),
-        ):
-            states.append((tree(root), list(project.contents.classes), len(project.contents.unlabelled)))
-            change()
-    for before in reversed(states):
-        with Project(root) as project:
-            assert project.next_undo
-            project.undo()
-            assert (tree(root), list(project.contents.classes), len(project.contents.unlabelled)) == before
-    with Project(root) as project:
-        assert project.undo() == "" and project.next_undo == ""
 
 
 def test_a_class_is_renamed_with_its_folder(project, upload):
@@ -258,39 +225,6 @@ def test_concurrent_threads_lose_nothing(project, upload):
     assert keys(project, "a") == keys(project, "b") == []
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from clipadapter.studio import Project
-from clipadapter.studio.pictures import Upload
-import io
-from PIL import Image
-project = Project(sys.argv[1])
-project.add_class("cat")
-for i in range(10_000):
-    file = io.BytesIO()
-    Image.new("RGB", (10 + i, 9), (i % 256, 0, 0)).save(file, "PNG")
-    (key,) = project.add_pictures("cat", [Upload("x", file.getvalue())]).added
-    print(key, flush=True)
-"""
-
-
-def test_a_kill_loses_no_picture_that_was_reported(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "p")], stdout=subprocess.PIPE, text=True)
-    reported = [process.stdout.readline().strip() for _ in range(25)]
-    process.kill()
-    reported += process.stdout.read().split()
-    process.wait()
-    process.stdout.close()
-    with Project(tmp_path / "p") as project:
-        stored = set(keys(project, "cat"))
-        assert set(reported) <= stored and len(stored) - len(reported) <= 1
-        assert all(np.asarray(Image.open(project.root / key)).shape[0] == 9 for key in stored)
-        while project.undo():
-            pass
-        assert project.contents.classes == {}
-
-
 def test_undo_reports_what_it_could_not_move_back(project, upload):
     project.add_class("cat")
     project.add_pictures("cat", [upload("red")])
@@ -382,17 +316,6 @@ def test_a_key_given_twice_moves_its_picture_once(project, upload):
     assert len(moved) == 1 and project.remove_pictures([*moved, *moved]) == 1
 
 
-def test_all_steps_can_be_undone_if_a_picture_was_removed_and_added_to_another_class(project, upload, tree):
-    for name in ("a", "b"):
-        project.add_class(name)
-    project.add_pictures("a", [upload("red")])
-    project.remove_pictures(keys(project, "a"))
-    project.add_pictures("b", [upload("red")])
-    while project.undo():
-        pass
-    assert tree(project.root) == {} and project.contents.classes == {}
-
-
 def test_a_new_journal_uses_no_number_of_existing_files(tmp_path, upload):
     with Project(tmp_path / "p") as project:
         project.add_class("cat")
@@ -405,3 +328,87 @@ def test_a_new_journal_uses_no_number_of_existing_files(tmp_path, upload):
         project.remove_class("cat")
         assert list(project.contents.classes) == ["dog"]
         assert project.undo() == "removing the class 'cat'" and list(project.contents.classes) == ["cat", "dog"]
+
+
+# ---- Names ----
+
+
+@pytest.mark.parametrize(
+    ("name", "used", "folder"),
+    [
+        ("Tüpfel 貓 🐈", [], "Tüpfel 貓 🐈"),
+        ("../../etc/passwd", [], "__.._etc_passwd"),
+        ("CON", [], "CON_"),
+        ("test", [], "test_"),
+        ("Train", [], "Train_"),
+        ("cat", ["Cat", "cat-2"], "cat-3"),
+        ("caf\u00e9", ["cafe\u0301"], "caf\u00e9-2"),
+    ],
+)
+def test_a_folder_has_the_name_of_its_class_where_that_is_safe_and_free(name, used, folder):
+    assert safe_folder_name(name, used) == folder
+
+
+@given(st.text(max_size=300))
+def test_a_folder_name_is_one_visible_path_component(text):
+    folder = safe_folder_name(text)
+    assert folder not in ("", ".", "..") and not folder.startswith(".")
+    assert not set(folder) & set('/\\:*?"<>|\0\n')
+    assert len(folder.encode()) <= 110 and folder == folder.strip(" ") and not folder.endswith(".")
+
+
+@given(st.text(max_size=300))
+def test_a_class_name_is_one_line_of_composed_letters_or_an_error(text):
+    try:
+        name = normalize_class_name(text)
+    except InputError:
+        return
+    assert name and name == name.strip() and len(name) <= 120
+    assert name == unicodedata.normalize("NFC", name)
+    assert not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+    assert normalize_class_name(name) == name
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "\0", "x" * 121])
+def test_an_empty_or_long_class_name_is_an_error(text):
+    with pytest.raises(InputError):
+        normalize_class_name(text)
+
+
+@pytest.mark.parametrize(("name", "used"), [(" cat ", "Cat"), ("caf\u00e9", "cafe\u0301")])
+def test_a_used_class_name_is_an_error_in_any_case_and_form(name, used):
+    with pytest.raises(InputError, match=f"a class '{used}' already"):
+        normalize_class_name(name, ["dog", used])
+
+
+# ---- Faults; tests/robustness/studio_faults.py has those of every operation on files ----
+
+
+def test_a_step_whose_class_names_can_not_be_written_is_undone(tmp_path, monkeypatch):
+    session = Session(Project(tmp_path / "p"), "toy", cache=None)
+    actions, tab = Actions(session, lambda: str(tmp_path)), Tab()
+    try:
+        for classes, step in ((["a/b"], {"action": "add-class", "text": "c/d"}), (["a/b", "c/d"], {"action": "undo"})):
+            session.project.add_class(classes[-1])
+            with monkeypatch.context() as patch:
+                patch.setattr("clipadapter.utils.files.tempfile.NamedTemporaryFile", no_space)
+                actions.perform(tab, step)
+            assert tab.note.is_error and "class_names.json: No space left" in tab.note.text
+            names = json.loads((tmp_path / "p" / ".studio" / "class_names.json").read_text())
+            assert list(session.project.contents.classes) == list(names.values()) == classes
+    finally:
+        session.close()
+
+
+def test_temporary_files_of_a_killed_write_are_removed_at_the_next_opening(tmp_path, upload):
+    with Project(tmp_path / "p") as project:
+        project.add_class("cat")
+        project.add_pictures("cat", [upload("red")])
+    own = tmp_path / "p" / ".studio"
+    left = [own / ".class_names.json-abcd_123", own / "incoming" / "7" / f".{'0a' * 10}-abcdefgh"]
+    others = [own / "trash" / "9" / ".hidden", own / "incoming" / "7" / ".hidden", own / ".settings.json-old"]
+    for path in [*left, *others]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    Project(tmp_path / "p").close()
+    assert not any(path.exists() for path in left) and all(path.is_file() for path in others)

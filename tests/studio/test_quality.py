@@ -13,12 +13,9 @@ from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.errors import InputError
 from clipadapter.heads.nearest_mean import NearestMean
 from clipadapter.studio import Project
-from clipadapter.studio.actions import Actions
-from clipadapter.studio.panels import Panels
-from clipadapter.studio.pictures import Upload
-from clipadapter.studio.quality import quality_options, relative_cost, why_no_choice
-from clipadapter.studio.session import Session
-from clipadapter.studio.tab import Tab
+from clipadapter.studio.actions import Actions, Tab
+from clipadapter.studio.panels import Panels, quality_options, relative_cost
+from clipadapter.studio.session import Session, why_no_choice
 
 from .test_session import noisy, settle
 
@@ -237,18 +234,6 @@ def test_the_page_sets_the_quality(open_session, tmp_path):
     assert session.quality == "best"
 
 
-def test_a_tried_picture_is_predicted_again_by_the_model_of_another_quality(open_session, tmp_path):
-    session, tab = open_session("fast"), Tab()
-    fill(session)
-    actions = Actions(session, lambda: str(tmp_path))
-    file = tmp_path / "tried.png"
-    file.write_bytes(noisy("red", 99).data)
-    actions.try_picture(tab, file)
-    assert not actions.is_prediction_outdated(tab)
-    session.set_quality("standard")
-    assert session.wait_until_idle(30) and actions.is_prediction_outdated(tab)
-
-
 def test_unlabelled_pictures_keep_their_prediction_until_the_features_are_there(open_session):
     session = open_session("fast")
     session.project.add_unlabelled([noisy("red", i) for i in range(50, 54)])
@@ -284,10 +269,3 @@ def test_several_encoders_are_read_at_each_quality(tmp_path):
     assert fitted_blocks(session) == ["final", "toy/final"]
     assert "encoders toy, toy" in Panels(session).render_changed(Tab())["status"]
     session.close()
-
-
-def test_an_upload_with_the_name_of_the_settings_is_a_picture(open_session, png):
-    session = open_session()
-    session.project.add_class("a")
-    session.project.add_pictures("a", [Upload("../.studio/settings.json", png("red"))])
-    assert open_session().quality == "standard"

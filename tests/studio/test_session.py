@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import ClipAdapterError, ImageError, InputError, StoreError
 from clipadapter.studio import Project
 from clipadapter.studio.pictures import Upload
@@ -37,22 +36,6 @@ def settle(session):
     session.notify_change()
     assert session.wait_until_idle(30), session.state
     return session.state
-
-
-def test_a_picture_is_predicted_without_labelled_pictures(session):
-    prediction = session.predict(Image.new("RGB", (9, 9), "red"))
-    assert prediction.top[0][0] == "red" and prediction.shot_count == 0 and prediction.nearest == ()
-
-
-def test_one_class_gives_no_model(tmp_path):
-    session = Session(Project(tmp_path / "p"), "toy", cache=None)
-    session.project.add_class("red")
-    assert settle(session).model is None
-    with pytest.raises(InputError, match="a prediction needs two classes"):
-        session.predict(Image.new("RGB", (9, 9), "red"))
-    with pytest.raises(InputError, match="nothing to save yet"):
-        session.save_model()
-    session.close()
 
 
 def test_predictions_are_explained_by_labelled_pictures(session):
@@ -141,16 +124,6 @@ def test_features_are_computed_once_even_if_a_picture_is_moved(session):
     session.project.undo()
     settle(session)
     assert sum(batch_sizes) == 3
-
-
-def test_a_saved_model_is_an_ordinary_classifier(session):
-    for name in ("red", "blue"):
-        session.project.add_pictures(name, [noisy(name, i) for i in range(3)])
-    session.notify_change()
-    folder = session.save_model()  # waits for the fit
-    model = FewShotClassifier.load(folder, cache=None)
-    assert model.class_names_ == ("blue", "red") and len(model.support_) == 6
-    assert model.predict([Image.new("RGB", (9, 9), "red")]) == ["red"]
 
 
 def test_the_curve_is_measured_on_test_pictures_if_there_are_any(tmp_path):

@@ -33,21 +33,14 @@ Runner: TypeAlias = "Callable[[NDArray[np.uint8]], NDArray[np.float32]]"
 
 @dataclass(frozen=True)
 class Tower:
-    """An image tower.
+    """An image tower."""
 
-    Args:
-        name: the encoder's URI.
-        fingerprint: the encoder's, in full precision.
-        dim: width d of the features.
-        pixels: how a picture becomes its input.
-        network: a ``torch.nn.Module`` in inference mode, normalised pixels (n, 3, s, s) to (n, d); or a function that
-            returns it. The function is called to convert a tower, not to run one that was converted before.
-    """
-
-    name: str
-    fingerprint: str
-    dim: int
-    pixels: PixelSpec
+    name: str  # the encoder's URI
+    fingerprint: str  # the encoder's, in full precision
+    dim: int  # width d of the features
+    pixels: PixelSpec  # how a picture becomes its input
+    # A ``torch.nn.Module`` in inference mode, normalised pixels (n, 3, s, s) to (n, d); or a function that returns it.
+    # The function is called to convert a tower, not to run one that was converted before
     network: Any
 
     @cached_property
@@ -60,16 +53,12 @@ class Tower:
 
 @dataclass(frozen=True, eq=False)
 class Int8Calibration:
-    """Pictures that set the ranges of int8 values; the features depend on them.
+    """Pictures that set the ranges of int8 values; the features depend on them."""
 
-    Args:
-        squares: (m, s, s, 3), values 0 .. 255; None to load a tower that was converted with them before.
-        name: digest of the squares, if these are None.
-        further: those of the further passes of an encoder of several blocks, which may see squares of other sizes.
-    """
-
+    # (m, s, s, 3), values 0 .. 255; None to load a tower that was converted with them before
     squares: NDArray[np.uint8] | None
-    name: str = ""
+    name: str = ""  # digest of the squares, if these are None
+    # Those of the further passes of an encoder of several blocks, which may see squares of other sizes
     further: tuple[Int8Calibration, ...] = ()
 
     @cached_property
@@ -89,18 +78,12 @@ class Int8Calibration:
 
 @dataclass(frozen=True)
 class InferenceGraph:
-    """The graph of an open file.
+    """The graph of an open file."""
 
-    Args:
-        metadata: text under `formats.METADATA_KEY`; "" if the file has none.
-        inputs: names of its inputs, in any order.
-        widths: columns of each output by name; 0 for an output with one number per picture.
-        run: the inputs (n, ...) by name to the outputs by name; may be called from several threads.
-    """
-
-    metadata: str
-    inputs: tuple[str, ...]
-    widths: Mapping[str, int]
+    metadata: str  # text under `formats.METADATA_KEY`; "" if the file has none
+    inputs: tuple[str, ...]  # names of its inputs, in any order
+    widths: Mapping[str, int]  # columns of each output by name; 0 for an output with one number per picture
+    # The inputs (n, ...) by name to the outputs by name; may be called from several threads
     run: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
@@ -109,9 +92,6 @@ class Backend:
 
     Args:
         device: a torch device, one of ``devices``.
-
-    Raises:
-        InputError: if the backend can't run on the device.
     """
 
     title: ClassVar[str]
@@ -145,10 +125,6 @@ class Backend:
         Args:
             path: of a format that names this backend.
             threads: None for all cores.
-
-        Raises:
-            ArtifactError: if it can't be opened.
-            MissingExtraError: if the backend is not installed.
         """
         raise InputError(f"the {cls.title} backend opens no files: use another")
 
@@ -159,12 +135,7 @@ class Backend:
 
     @classmethod
     def check_available(cls, precision: str) -> None:
-        """Refuse what can't run here.
-
-        Raises:
-            InputError: if the backend does not have the precision.
-            MissingExtraError: if a package is missing.
-        """
+        """Refuse what can't run here."""
         if precision not in cls.precisions:
             raise InputError(
                 f"the {cls.title} backend runs {', '.join(cls.precisions) or 'exported models only'}, not "
@@ -185,11 +156,6 @@ class Backend:
             tower: the tower.
             precision: one of ``precisions``.
             calibration: pictures for int8; a tower that was converted with them before is loaded from the cache.
-
-        Raises:
-            InputError: if the backend does not have the precision, or int8 has no calibration.
-            MissingExtraError: if a package is missing.
-            EncoderUnavailableError: if the calibration has no pictures, and the cache no tower converted with them.
         """
         raise InputError(f"the {self.title} backend runs exported models only: use another for an image tower")
 

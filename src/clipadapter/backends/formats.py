@@ -82,46 +82,28 @@ class TorchGraph:
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format of exported models.
+    """A format of exported models."""
 
-    Args:
-        name: as in ``export --format``.
-        title: as its authors write it.
-        summary: one line for lists.
-        suffix: of the file to open, in lower case.
-        backends: names of the backends that run it, the default first.
-        convert: a graph, the path to write, and rows of each input by name that calibrate int8 or None, to a function
-            that writes the file. Raises what the converter raises, and InputError if the graph is too large for the
-            format. It may leave other files in the folder.
-        checksum_ending: bytes before and after the 64 digits of the SHA-256 at the end of a file. Other programs that
-            read the format must accept them.
-        extra: extra of this package that installs what ``convert`` needs.
-        modules: modules that ``convert`` needs.
-        distributions: packages whose versions are in the metadata of files.
-        precisions: of the image tower.
-        companion_suffixes: of further files with the same stem.
-    """
-
-    name: str
-    title: str
-    summary: str
-    suffix: str
-    backends: tuple[str, ...]
+    name: str  # as in ``export --format``
+    title: str  # as its authors write it
+    summary: str  # one line for lists
+    suffix: str  # of the file to open, in lower case
+    backends: tuple[str, ...]  # names of the backends that run it, the default first
+    # A graph, the path to write, and rows of each input by name that calibrate int8 or None, to a function that writes
+    # the file. Raises what the converter raises, and InputError if the graph is too large for the format. It may leave
+    # other files in the folder
     convert: Callable[[TorchGraph, Path, Rows | None], WriteFile]
+    # Bytes before and after the 64 digits of the SHA-256 at the end of a file. Other programs that read the format must
+    # accept them
     checksum_ending: tuple[bytes, bytes]
-    extra: str
-    modules: tuple[str, ...]
-    distributions: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = PRECISIONS
-    companion_suffixes: tuple[str, ...] = ()
+    extra: str  # extra of this package that installs what ``convert`` needs
+    modules: tuple[str, ...]  # modules that ``convert`` needs
+    distributions: tuple[str, ...] = ()  # packages whose versions are in the metadata of files
+    precisions: tuple[str, ...] = PRECISIONS  # of the image tower
+    companion_suffixes: tuple[str, ...] = ()  # of further files with the same stem
 
     def check_convertible(self, precision: str) -> None:
-        """Refuse what can't be written here.
-
-        Raises:
-            InputError: if the format does not have the precision.
-            MissingExtraError: if a package is missing.
-        """
+        """Refuse what can't be written here."""
         if precision not in self.precisions:
             raise InputError(f"precision of {self.title} is {' or '.join(self.precisions)}, not {brief(precision)}")
         for module in self.modules:
@@ -132,11 +114,7 @@ class ExportFormat:
         return next((name for name in self.backends if BACKENDS.info(name).cls.is_installed()), self.backends[0])
 
     def open_graph(self, path: Path, backend: str, threads: int | None = None) -> InferenceGraph:
-        """Open a file with one of ``backends``; see `Backend.open_file`.
-
-        Raises:
-            ArtifactError: if it can't be opened, or this package did not write it.
-        """
+        """Open a file with one of ``backends``; see `Backend.open_file`."""
         graph = BACKENDS.info(backend).cls.open_file(path, threads)
         if not graph.metadata:
             raise ArtifactError(f"{path} was not written by 'clipadapter export': it has no metadata with the classes")

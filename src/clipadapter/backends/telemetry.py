@@ -35,11 +35,7 @@ def telemetry_disabled() -> Iterator[None]:
 
 
 def require_without_telemetry(module: str, extra: str, purpose: str) -> ModuleType:
-    """`clipadapter.errors.require` with telemetry off: these packages read the switches while they are imported.
-
-    Raises:
-        MissingExtraError: if the module is not installed.
-    """
+    """`clipadapter.errors.require` with telemetry off: these packages read the switches while they are imported."""
     with telemetry_disabled():
         return require(module, extra, purpose)
 

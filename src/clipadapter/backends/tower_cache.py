@@ -41,9 +41,6 @@ def build_in_cache(folder: Path, convert: Callable[[Path], None], facts: Mapping
         folder: the folder.
         convert: writes files into an empty folder, its argument.
         facts: JSON values to store with the files.
-
-    Raises:
-        StoreError: if the folder can't be written.
     """
     if read_cache_facts(folder) is not None:
         return

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle
-from clipadapter.bench.bundle_files import ARRAYS_FILE, save_bundle
+from clipadapter.bench.bundle_files import BUNDLE_FILE, save_bundle
 from clipadapter.bench.fits import Fit, Outcome, make_missing
 from clipadapter.bench.launcher import Job, Launcher
 from clipadapter.bench.methods import clone_with_seed
@@ -96,7 +96,7 @@ def run_suite(
     for group in protocol.bundles(suite, sources, encoders):
         folder = save_bundle(group.bundle, features / _hash_bundle(group.bundle))
         fits += _plan_fits(suite, protocol, group, folder.absolute())
-        launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / ARRAYS_FILE).stat().st_size)
+        launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / BUNDLE_FILE).stat().st_size)
     if not any(fit.head.needs_tower for fit in fits):
         launcher.device = "cpu"  # one fit for each core, not for each GPU
     plan = Plan(suite=suite, entries=[entry for fit in fits for entry in fit.entries]).with_earlier_entries(out)

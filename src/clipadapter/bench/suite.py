@@ -174,7 +174,7 @@ class Suite(FrozenModel):
         variants: list[Variant] = []
         for entry in self.heads:
             if entry.head == "all":  # which imports the module of every head
-                names = [name for name in default_heads() if protocol.accepts_head(head_info(name).cls)]
+                names = [name for name in default_heads() if not protocol.why_not(head_info(name).cls)]
                 variants += [Variant(head=name) for name in names]
             elif entry.head not in list_heads():
                 raise unknown("head", entry.head, list_heads())

@@ -23,23 +23,14 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class FitTask(FrozenModel):
-    """One fit, as a worker process gets it.
+    """One fit, as a worker process gets it."""
 
-    Args:
-        folder: of the features.
-        protocol: registered name of the protocol that makes the fit.
-        options: of the protocol.
-        variant: the head.
-        device: where a method that trains through a text tower computes.
-        runs: the planned records.
-    """
-
-    folder: str
+    folder: str  # of the features
     protocol: str
     options: dict[str, int]
     variant: Variant
-    device: str
-    runs: list[Run]
+    device: str  # where a method that trains through a text tower computes
+    runs: list[Run]  # planned
 
 
 @lru_cache(maxsize=2)
@@ -68,14 +59,7 @@ def _tower(name: str, fingerprint: str, device: str) -> TextTower:
 
 
 def run_task(task: str) -> list[str]:
-    """Fit and measure. Arguments and results are JSON, so that any launcher can pass them.
-
-    Args:
-        task: a `FitTask` as JSON.
-
-    Returns:
-        A `Run` as JSON for each test part; failures are in the records, too.
-    """
+    """Fit and measure a `FitTask`. It is JSON, as is each returned `Run`, so that any launcher can pass them."""
     fit = FitTask.model_validate_json(task)
 
     def make() -> list[Run]:

@@ -17,17 +17,11 @@ SEVERITIES = ("severe", "warning", "note")
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of finding.
+    """One kind of finding."""
 
-    Args:
-        severity: one of `SEVERITIES`.
-        title: heading.
-        advice: what to do.
-    """
-
-    severity: str
-    title: str
-    advice: str
+    severity: str  # one of `SEVERITIES`
+    title: str  # heading
+    advice: str  # what to do
 
 
 KINDS: Mapping[str, Kind] = {
@@ -96,19 +90,12 @@ KINDS: Mapping[str, Kind] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a finding.
+    """A picture of a finding."""
 
-    Args:
-        path: of the file.
-        name: its path relative to the data set's root, as printable text.
-        label: its class name.
-        split: its split.
-    """
-
-    path: Path
-    name: str
-    label: str | None
-    split: str
+    path: Path  # of the file
+    name: str  # its path relative to the data set's root, as printable text
+    label: str | None  # its class name
+    split: str  # its split
 
     def to_dict(self) -> dict[str, Any]:
         """The picture as JSON values: ``path`` is relative to the root."""
@@ -127,22 +114,15 @@ class Picture:
 class Finding:
     """One fault, certain or possible.
 
-    Args:
-        kind: one of `KINDS`.
-        score: 0 to 1, how certain or how bad it is within its kind; findings of a kind are sorted by it.
-        message: a phrase.
-        pictures: the pictures with the fault; may be empty.
-        classes: the classes with the fault; may be empty.
-
     >>> Finding("few-shots", 0.5, "'cat' has 2 pictures in train", classes=("cat",)).severity
     'warning'
     """
 
-    kind: str
-    score: float
-    message: str
-    pictures: tuple[Picture, ...] = ()
-    classes: tuple[str, ...] = ()
+    kind: str  # one of `KINDS`
+    score: float  # 0 to 1, how certain or how bad it is within its kind; findings of a kind are sorted by it
+    message: str  # a phrase
+    pictures: tuple[Picture, ...] = ()  # the pictures with the fault; may be empty
+    classes: tuple[str, ...] = ()  # the classes with the fault; may be empty
 
     @property
     def severity(self) -> str:
@@ -164,27 +144,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The result of `diagnose`.
+    """The result of `diagnose`."""
 
-    Args:
-        name: of the data set.
-        root: folder of the data set.
-        encoder: name of the encoder whose features were compared.
-        n_pictures: how many pictures the data set has.
-        n_classes: how many classes.
-        splits: that have pictures.
-        n_checked_labels: how many labels were compared with the prediction of a held-out head.
-        findings: worst first: by severity, kind, score.
-    """
-
-    name: str
-    root: Path
-    encoder: str
-    n_pictures: int
-    n_classes: int
-    splits: tuple[str, ...]
-    n_checked_labels: int
-    findings: tuple[Finding, ...]
+    name: str  # of the data set
+    root: Path  # folder of the data set
+    encoder: str  # name of the encoder whose features were compared
+    n_pictures: int  # how many pictures the data set has
+    n_classes: int  # how many classes
+    splits: tuple[str, ...]  # that have pictures
+    n_checked_labels: int  # how many labels were compared with the prediction of a held-out head
+    findings: tuple[Finding, ...]  # worst first: by severity, kind, score
 
     @property
     def counts(self) -> dict[str, int]:

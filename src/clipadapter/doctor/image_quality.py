@@ -144,14 +144,7 @@ def _perceptual_hash(imagehash: ModuleType, tile: Image.Image) -> int:
 def check_image_quality(
     pictures: Sequence[Picture], measures: Sequence[ImageMeasures], input_side: int, squashes: bool
 ) -> Iterator[Finding]:
-    """Findings on single pictures. Of dark, bright, empty and blurred, each picture gets the first only.
-
-    Args:
-        pictures: n.
-        measures: of each.
-        input_side: of the encoder's input in pixels.
-        squashes: whether the encoder squeezes long pictures instead of cropping them.
-    """
+    """Findings on single pictures. Of dark, bright, empty and blurred, each picture gets the first only."""
     for picture, image in zip(pictures, measures, strict=True):
         yield from _check_tones(picture, image)
         short, long = sorted((image.width, image.height))

@@ -22,33 +22,22 @@ MAX_PICTURES_PER_FINDING = 8
 
 @dataclass(frozen=True)
 class IllustratedFinding:
-    """A finding with thumbnails.
+    """A finding with thumbnails."""
 
-    Args:
-        finding: which.
-        thumbnails: its first pictures, each with a URL that contains a small JPEG file (``data:image/jpeg;...``); the
-            URL is empty if the picture can't be read.
-    """
-
-    finding: Finding
+    finding: Finding  # which
+    # Its first pictures, each with a URL that contains a small JPEG file (``data:image/jpeg;...``); the URL is empty if
+    # the picture can't be read
     thumbnails: tuple[tuple[Picture, str], ...]
 
 
 @dataclass(frozen=True)
 class FindingGroup:
-    """Findings of one kind, worst first.
+    """Findings of one kind, worst first."""
 
-    Args:
-        name: of the kind.
-        kind: its severity, title and advice.
-        count: how many findings there are.
-        shown: the first of them.
-    """
-
-    name: str
-    kind: Kind
-    count: int
-    shown: tuple[IllustratedFinding, ...]
+    name: str  # of the kind
+    kind: Kind  # its severity, title and advice
+    count: int  # how many findings there are
+    shown: tuple[IllustratedFinding, ...]  # the first of them
 
 
 def illustrate_findings(

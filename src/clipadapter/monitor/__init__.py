@@ -6,10 +6,9 @@ whether the class priors changed (label shift), and whether more pictures show n
 
 from clipadapter.monitor.covariate_shift import CovariateShift, measure_covariate_shift
 from clipadapter.monitor.detection import MIN_PICTURES, detect_drift
-from clipadapter.monitor.drift import CHECKS, CheckResult, ClassPrior, DriftReport, Window, holm
-from clipadapter.monitor.ood_rate import OodRate
+from clipadapter.monitor.drift import CHECKS, CheckResult, ClassPrior, DriftReport, OodRate, Window, holm
 from clipadapter.monitor.order import sort_pictures
-from clipadapter.monitor.priors import adjust_to_priors, estimate_priors, prior_intervals
+from clipadapter.monitor.priors import estimate_priors, prior_intervals
 
 __all__ = [
     "CHECKS",
@@ -20,7 +19,6 @@ __all__ = [
     "DriftReport",
     "OodRate",
     "Window",
-    "adjust_to_priors",
     "detect_drift",
     "estimate_priors",
     "holm",

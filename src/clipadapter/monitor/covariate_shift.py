@@ -167,9 +167,6 @@ def draw_permutations(odds: ArrayLike, m: int, draws: int, rng: np.random.Genera
     Returns:
         (b, N), true where a picture is in the set.
 
-    Raises:
-        InputError: if the odds are not positive, or m is not between 0 and N.
-
     >>> sets = draw_permutations([1.0, 1.0, 2.0], 1, 4000, np.random.default_rng(0))
     >>> bool(abs(sets.mean(axis=0) - [0.25, 0.25, 0.5]).max() < 0.05)  # the third has half of the odds
     True

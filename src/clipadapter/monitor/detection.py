@@ -12,13 +12,27 @@ import numpy as np
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.metrics import wilson_interval
 from clipadapter.monitor.covariate_shift import CovariateShift, measure_covariate_shift
-from clipadapter.monitor.drift import CHECKS, CheckResult, ClassPrior, DriftReport, Window, holm
+from clipadapter.monitor.drift import (
+    CHECKS,
+    CheckResult,
+    ClassPrior,
+    DriftReport,
+    OodRate,
+    Window,
+    describe_covariate_shift,
+    describe_label_shift,
+    describe_ood_rate,
+    holm,
+)
 from clipadapter.monitor.label_shift import LabelShift, compare_priors_with_pictures, compare_priors_with_shots
-from clipadapter.monitor.messages import describe_covariate_shift, describe_label_shift, describe_ood_rate
 from clipadapter.monitor.observations import AnyModel, Observations, observe, rejected_mask, uncertainty_of
-from clipadapter.monitor.ood_rate import OodRate, fisher_p_value
 from clipadapter.monitor.priors import Array, estimate_priors
-from clipadapter.monitor.reference import Reference, reference_from_pictures, reference_from_shots
+from clipadapter.monitor.reference import (
+    Reference,
+    estimate_with_intervals,
+    reference_from_pictures,
+    reference_from_shots,
+)
 from clipadapter.runtime import Predictor
 
 MIN_PICTURES = 20
@@ -39,21 +53,13 @@ WINDOW_DRAWS = MIN_DRAWS
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """Options of `detect_drift` after checks.
+    """Options of `detect_drift` after checks."""
 
-    Args:
-        alpha: probability of a false alarm.
-        window: pictures per window; None divides the stream into 12 windows, of 20 pictures or more.
-        skip: names of checks that are not run.
-        reject: rate of "none of these"; None if the model can't reject.
-        seed: of all random numbers.
-    """
-
-    alpha: float
-    window: int | None
-    skip: frozenset[str]
-    reject: float | None
-    seed: int
+    alpha: float  # probability of a false alarm
+    window: int | None  # pictures per window; None divides the stream into 12 windows, of 20 pictures or more
+    skip: frozenset[str]  # names of checks that are not run
+    reject: float | None  # rate of "none of these"; None if the model can't reject
+    seed: int  # of all random numbers
 
     @property
     def draws(self) -> int:
@@ -139,7 +145,7 @@ def detect_drift(
         classes,
         ood_rate,
         tuple(_windows(expected, observed, probabilities, rejected, times, options)),
-        expected.knows_confusions,
+        expected.held_out is not None,
         not any(result.is_significant for result in checks if result.check != "label-shift"),
     )
 
@@ -215,14 +221,14 @@ def _class_priors(
     model: AnyModel, expected: Reference, observed: Observations, shift: LabelShift | None, options: DetectionOptions
 ) -> tuple[ClassPrior, ...]:
     names = getattr(model, "class_names_", None) or model.class_names  # type: ignore[union-attr]
-    estimates = expected.estimate_priors(observed, options.seed)
+    mean, low, high = estimate_with_intervals(observed, expected.held_out, expected.assumed_priors, options.seed)
     return tuple(
         ClassPrior(
             name,
             float(expected.priors[i]),
-            float(estimates.mean[i]),
-            float(estimates.low[i]),
-            float(estimates.high[i]),
+            float(mean[i]),
+            float(low[i]),
+            float(high[i]),
             None if shift is None else float(shift.class_p_values[i]),
         )
         for i, name in enumerate(names)
@@ -240,6 +246,30 @@ def _rate(rejected: Array) -> tuple[float, float, float]:
     """Share of the pictures (m,) that are rejected, and the ends of Wilson's 95 % interval."""
     share = float(rejected.mean())
     return (share, *wilson_interval(share, len(rejected)))
+
+
+def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> float:
+    """P-value of Fisher's exact test, one-sided: are more pictures of the stream rejected than of the reference?
+
+    The test also holds for shots, although the threshold is the score of one of them. Consider the pictures with the
+    highest scores, as many as are rejected in both samples together. If nothing changed, they are a random draw from
+    all m + n pictures. The p-value is the probability that ``rejected`` or more of them are of the stream.
+
+    >>> round(fisher_p_value(3, 3, 0, 3), 3)  # one of the 20 ways to choose three of six
+    0.05
+    >>> fisher_p_value(0, 10, 0, 10)
+    1.0
+    """
+    total = rejected + reference_rejected
+    log_ways = [
+        _log_binomial(m, k) + _log_binomial(n, total - k) for k in range(max(rejected, total - n), min(m, total) + 1)
+    ]
+    return min(1.0, math.fsum(math.exp(log - _log_binomial(m + n, total)) for log in log_ways))
+
+
+def _log_binomial(n: int, k: int) -> float:
+    """Logarithm of the binomial coefficient n over k."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 NOT_TESTED = {

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clipadapter.monitor.ood_rate import OodRate
-
 CHECKS = {
     "covariate-shift": "how the pictures look",
     "label-shift": "how frequent the classes are",
     "ood-rate": "none of the classes",
 }
 """Title of each check by its name; the last one is the rate of pictures of none of the classes."""
+MAX_NAMED_CLASSES = 3
 FORMAT = 1
 """Format of `DriftReport.to_dict`, which files of ``--history`` have."""
 
@@ -36,6 +35,25 @@ class CheckResult:
     corrected_p_value: float | None
     is_significant: bool
     message: str
+
+
+@dataclass(frozen=True)
+class OodRate:
+    """Share of the pictures that show none of the classes.
+
+    Args:
+        target: share of the pictures of the classes that the threshold of the model rejects.
+        reference: share of the reference.
+        current: share of the stream.
+        low: lower end of Wilson's 95 % interval of ``current``.
+        high: upper end.
+    """
+
+    target: float
+    reference: float
+    current: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -185,3 +203,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         corrected[i] = largest
     return corrected
+
+
+# ---- Results of the checks as phrases ----
+
+
+def describe_covariate_shift(p_value: float) -> str:
+    """Phrase for a change of the features."""
+    return f"the pictures look different (p = {p_value:.2g})"
+
+
+def describe_label_shift(classes: Sequence[ClassPrior], alpha: float, is_reliable: bool) -> str:
+    """Phrase for a change of the class priors; the class with the smallest p-value comes first."""
+    order = sorted(classes, key=lambda prior: (prior.p_value or 0.0, -abs(prior.current - prior.reference)))
+    changed = [prior for prior in order if prior.p_value is not None and prior.p_value <= alpha] or order[:1]
+    phrases = [_describe_class(prior, "is" if is_reliable else "seems") for prior in changed[:MAX_NAMED_CLASSES]]
+    n_unnamed = len(changed) - MAX_NAMED_CLASSES
+    return ", ".join(phrases) + (f", and {n_unnamed} more classes changed" if n_unnamed > 0 else "")
+
+
+def describe_ood_rate(rate: OodRate, reference: str) -> str:
+    """Phrase for pictures of none of the classes."""
+    expected = (
+        f"target {format_percent(rate.target)}" if reference == "shots" else f"usually {format_percent(rate.reference)}"
+    )
+    return f"{format_percent(rate.current)} are none of the classes ({expected})"
+
+
+def _describe_class(prior: ClassPrior, verb: str) -> str:
+    shares = f"({format_percent(prior.current)}, usually {format_percent(prior.reference)})"
+    if prior.current < 0.001 or prior.current < prior.reference / 20:
+        return f"'{prior.name}' {'has' if verb == 'is' else 'seems to have'} nearly vanished {shares}"
+    if prior.reference < 0.001:
+        return f"'{prior.name}' {verb} new {shares}"
+    ratio = prior.current / prior.reference
+    digits = ".2g" if ratio < 1 else ".1f"
+    return f"'{prior.name}' {verb} {ratio:{digits}} times as frequent as usual {shares}"
+
+
+def format_percent(share: float) -> str:
+    """A share in percent.
+
+    >>> format_percent(0.314), format_percent(0.004), format_percent(0.0)
+    ('31 %', '0.4 %', '0 %')
+    """
+    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"

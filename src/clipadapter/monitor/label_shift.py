@@ -31,15 +31,10 @@ SMOOTHING_SAMPLE_SIZE = 20
 
 @dataclass(frozen=True, eq=False)
 class LabelShift:
-    """How far the class priors are from those of the reference.
+    """How far the class priors are from those of the reference."""
 
-    Args:
-        p_value: share of the draws that are as far apart in all, if nothing changed.
-        class_p_values: (c,) the same for each class, corrected for their number (by the largest of all classes:
-            Westfall and Young 1993).
-    """
-
-    p_value: float
+    p_value: float  # share of the draws that are as far apart in all, if nothing changed
+    # (c,) the same for each class, corrected for their number (by the largest of all classes: Westfall and Young 1993)
     class_p_values: Array
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.errors import DataError, ImageError
-from clipadapter.runtime import DEFAULT_BATCH_SIZE, Predictor
+from clipadapter.errors import DataError
+from clipadapter.runtime import DEFAULT_BATCH_SIZE, Outputs, Predictor
 from clipadapter.uncertainty import DecisionOptions
 from clipadapter.utils.formatting import describe_unreadable
 
@@ -24,25 +24,15 @@ AnyModel: TypeAlias = "FewShotClassifier | Predictor"
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """Features, probabilities and scores of m pictures.
+    """Features, probabilities and scores of m pictures."""
 
-    Args:
-        features: (m, d) block ``final``, which is compared with that of other pictures.
-        head_features: (m, e) features that the head reads, which are those of all blocks.
-        probabilities: (m, c), calibrated.
-        ood_scores: (m,) score of "none of these"; None if the model has none.
-        indices: positions of the pictures in the given paths.
-        skipped: (name, reason) of the pictures that can't be read.
-        n_repeated: how many were left out because an earlier picture has the same features.
-    """
-
-    features: Array
-    head_features: Array
-    probabilities: Array
-    ood_scores: Array | None
-    indices: tuple[int, ...]
-    skipped: tuple[tuple[str, str], ...] = ()
-    n_repeated: int = 0
+    features: Array  # (m, d) block ``final``, which is compared with that of other pictures
+    head_features: Array  # (m, e) features that the head reads, which are those of all blocks
+    probabilities: Array  # (m, c), calibrated
+    ood_scores: Array | None  # (m,) score of "none of these"; None if the model has none
+    indices: tuple[int, ...]  # positions of the pictures in the given paths
+    skipped: tuple[tuple[str, str], ...] = ()  # (name, reason) of the pictures that can't be read
+    n_repeated: int = 0  # how many were left out because an earlier picture has the same features
 
     def __len__(self) -> int:
         """How many pictures."""
@@ -50,16 +40,7 @@ class Observations:
 
 
 def observe(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Observations:
-    """Run a model on pictures; copies of a picture count once.
-
-    Args:
-        model: fitted, or exported.
-        paths: of the pictures.
-        reject: rate of "none of these"; None if the model can't reject.
-
-    Raises:
-        DataError: if there is no picture, or none can be read.
-    """
+    """Run a model on pictures; copies of a picture count once."""
     if not paths:
         raise DataError("there are no pictures: give one or more")
     features, head_features, logits, part_scores, indices, skipped = (
@@ -108,21 +89,13 @@ def _run_fitted(model: FewShotClassifier, paths: Sequence[Path]) -> tuple[Any, .
 
 
 def _run_exported(model: Predictor, paths: Sequence[Path]) -> tuple[Any, ...]:
-    indices: list[int] = []
-    skipped: list[tuple[str, str]] = []
-    outputs, squares = [], []
-    for i, path in enumerate(paths):
-        try:
-            squares.append(model.preprocess(path))
-            indices.append(i)
-        except ImageError as error:
-            skipped.append((error.source, error.reason))
-        if squares and (len(squares) == DEFAULT_BATCH_SIZE or i + 1 == len(paths)):
-            outputs.append(model.run(np.stack(squares)))
-            squares = []
-    if not outputs:
+    pictures, batches = [], []
+    for loaded, batch in model.iter_outputs(paths, DEFAULT_BATCH_SIZE):
+        pictures += loaded
+        batches.append(batch)
+    indices = [i for i, picture in enumerate(pictures) if picture.error is None]
+    skipped = [(picture.name, picture.error) for picture in pictures if picture.error is not None]
+    if not indices:
         raise DataError(f"{describe_unreadable(len(paths))}: {skipped[0][0]}: {skipped[0][1]}")
-    part_scores = [output.ood_score_parts for output in outputs if output.ood_score_parts is not None]
-    features = np.concatenate([output.features for output in outputs])
-    logits = np.concatenate([output.logits for output in outputs])
-    return features, features, logits, np.concatenate(part_scores) if part_scores else None, indices, skipped
+    outputs = Outputs.concatenate([batch for batch in batches if len(batch)])
+    return outputs.features, outputs.features, outputs.logits, outputs.ood_score_parts, indices, skipped

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipadapter.monitor.messages import format_percent
+from clipadapter.monitor.drift import format_percent
 from clipadapter.rendering.plots import BLUE, GREY, VERMILION, create_figure, save_plot, set_title, style_axes, truncate
 
 if TYPE_CHECKING:

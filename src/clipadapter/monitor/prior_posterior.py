@@ -20,7 +20,6 @@ Letters: n shots, m pictures, c classes, g chains.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,51 +46,38 @@ CLASS_PRIOR_WEIGHT = 0.5
 """Weight, in pictures, of the prior of each class prior."""
 
 
-@dataclass(frozen=True, eq=False)
-class Confusions:
-    """How often shots of each class are predicted as each class, by fits without the shot.
+def count_confusions(predictions: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Array:
+    """How often shots (n,) of each class are predicted as each class, by fits without the shot: (c, c).
 
-    Args:
-        counts: (c, c), rows by true class.
+    >>> count_confusions(np.array([0, 1, 1]), np.array([0, 0, 1]), 2)
+    array([[1., 1.],
+           [0., 1.]])
     """
-
-    counts: Array
-
-    @classmethod
-    def from_predictions(cls, predictions: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> Confusions:
-        """Count the predicted classes (n,) of shots with labels (n,).
-
-        >>> Confusions.from_predictions(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).counts
-        array([[1., 1.],
-               [0., 1.]])
-        """
-        counts = np.zeros((classes, classes))
-        np.add.at(counts, (labels, predictions), 1)
-        return cls(counts)
+    counts = np.zeros((classes, classes))
+    np.add.at(counts, (labels, predictions), 1)
+    return counts
 
 
-def draw_priors(
-    predicted_counts: NDArray[np.int64], confusions: Confusions, *, draws: int = DRAWS, seed: int = 0
-) -> Array:
+def draw_priors(predicted_counts: NDArray[np.int64], confusions: Array, *, draws: int = DRAWS, seed: int = 0) -> Array:
     """Draw class priors (b, c) from their posterior; b is about ``draws``, fewer with many classes.
 
     Args:
         predicted_counts: (c,) how many of m pictures are predicted as each class.
-        confusions: of shots.
+        confusions: (c, c) of shots, rows by true class.
         draws: b.
         seed: of the draws.
 
-    >>> perfect = Confusions(np.diag([50.0, 50.0]))
+    >>> perfect = np.diag([50.0, 50.0])
     >>> draw_priors(np.array([30, 10]), perfect).mean(axis=0).round(2)
     array([0.75, 0.25])
-    >>> useless = Confusions(np.full((2, 2), 25.0))  # the predictions say nothing about the class
+    >>> useless = np.full((2, 2), 25.0)  # the predictions say nothing about the class
     >>> np.quantile(draw_priors(np.array([20, 20]), useless), [0.025, 0.975], axis=0).round(1)[:, 0]
     array([0., 1.])
     """
     rng, c = np.random.default_rng(seed), len(predicted_counts)
     columns = np.flatnonzero(predicted_counts)  # a class that is never predicted adds no factor to the likelihood
     chains, steps = _plan_chains(c * len(columns), draws)
-    rows = confusions.counts + _draw_row_priors(confusions.counts, chains, rng)  # (g, c, c)
+    rows = confusions + _draw_row_priors(confusions, chains, rng)  # (g, c, c)
     used = rows[:, :, columns]
     unused = np.maximum(rows.sum(axis=2) - used.sum(axis=2), 1e-12)
     C = used / rows.sum(axis=2, keepdims=True)

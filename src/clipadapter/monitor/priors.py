@@ -51,22 +51,6 @@ def estimate_priors(probabilities: ArrayLike, assumed: ArrayLike | None = None) 
     return np.asarray(_run_em(P / priors, np.ones((1, len(P))), priors[None])[0])
 
 
-def adjust_to_priors(probabilities: ArrayLike, assumed: ArrayLike, priors: ArrayLike) -> Array:
-    """Probabilities (m, c) for other priors of the classes: Saerens et al. (2002), eq. 2.4.
-
-    Args:
-        probabilities: (m, c) calibrated for the priors ``assumed``.
-        assumed: (c,).
-        priors: (c,) the other ones.
-
-    >>> adjust_to_priors([[0.5, 0.5]], [0.5, 0.5], [0.9, 0.1])
-    array([[0.9, 0.1]])
-    """
-    P, old_priors = check_probabilities(probabilities, assumed)
-    joint = P / old_priors * np.maximum(np.asarray(priors, np.float64), MIN_DENSITY)
-    return np.asarray(joint / joint.sum(axis=1, keepdims=True))
-
-
 def prior_intervals(
     probabilities: ArrayLike,
     assumed: ArrayLike | None = None,
@@ -109,11 +93,7 @@ def prior_intervals(
 
 
 def check_probabilities(probabilities: ArrayLike, assumed: ArrayLike | None) -> tuple[Array, Array]:
-    """Probabilities (m, c), and priors (c,) that add up to one.
-
-    Raises:
-        InputError: as `estimate_priors`.
-    """
+    """Probabilities (m, c), and priors (c,) that add up to one."""
     P = np.asarray(probabilities, np.float64)
     if P.ndim != 2 or not P.size or not np.isfinite(P).all() or P.min() < 0:
         raise InputError(f"probabilities must be a row for each of one or more pictures, (m, c), but are {P.shape}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipadapter.errors import InputError, brief
 from clipadapter.monitor.observations import AnyModel, Observations, count_rejected, observe
-from clipadapter.monitor.prior_posterior import Confusions, draw_priors
+from clipadapter.monitor.prior_posterior import count_confusions, draw_priors
 from clipadapter.monitor.priors import INTERVAL_QUANTILES, MIN_DENSITY, Array, estimate_priors, prior_intervals
 from clipadapter.runtime import Predictor
 
@@ -31,59 +31,28 @@ PRIOR_POWERS = np.linspace(0, 1, 21)
 
 @dataclass(frozen=True, eq=False)
 class HeldOutShots:
-    """Shots of a model, predicted by fits that did not see them.
+    """Shots of a model, predicted by fits that did not see them."""
 
-    Args:
-        rows: (n,) row of each among the shots of the model.
-        probabilities: (n, c).
-        labels: (n,) class positions.
-        predict: gives probabilities (m, c) of other pictures from features (m, d), by the same kind of fits.
-    """
-
-    rows: NDArray[np.int64]
-    probabilities: Array
-    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]  # (n,) row of each among the shots of the model
+    probabilities: Array  # (n, c)
+    labels: NDArray[np.int64]  # (n,) class positions
+    # Gives probabilities (m, c) of other pictures from features (m, d), by the same kind of fits
     predict: Callable[[NDArray[Any]], Array]
-
-    @property
-    def confusions(self) -> Confusions:
-        """How often each class is predicted as each."""
-        return Confusions.from_predictions(self.probabilities.argmax(axis=1), self.labels, self.probabilities.shape[1])
-
-
-@dataclass(frozen=True, eq=False)
-class PriorEstimates:
-    """Priors (c,) of the classes in a sample of pictures, with the ends of their 95 % intervals."""
-
-    mean: Array
-    low: Array
-    high: Array
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The pictures or shots that a stream is compared with.
+    """The pictures or shots that a stream is compared with."""
 
-    Args:
-        features: (n, d).
-        probabilities: (n, c), by fits without them.
-        labels: (n,) class positions of shots; None for pictures, which have no labels.
-        assumed_priors: (c,) priors of the classes that the model's probabilities are for.
-        priors: (c,) priors of the classes that the stream should have.
-        sample_priors: (c,) shares of the classes in the reference itself.
-        n_rejected: how many the model calls none of the classes.
-        n_scored: how many have a score of that.
-        held_out: the model's shots, held out; None if they can't be. If shots are the reference, these are its rows.
-    """
-
-    features: Array
-    probabilities: Array
-    labels: NDArray[np.int64] | None
-    assumed_priors: Array
-    priors: Array
-    sample_priors: Array
-    n_rejected: int
-    n_scored: int
+    features: Array  # (n, d)
+    probabilities: Array  # (n, c), by fits without them
+    labels: NDArray[np.int64] | None  # (n,) class positions of shots; None for pictures, which have no labels
+    assumed_priors: Array  # (c,) priors of the classes that the model's probabilities are for
+    priors: Array  # (c,) priors of the classes that the stream should have
+    sample_priors: Array  # (c,) shares of the classes in the reference itself
+    n_rejected: int  # how many the model calls none of the classes
+    n_scored: int  # how many have a score of that
+    # The model's shots, held out; None if they can't be. If shots are the reference, these are its rows
     held_out: HeldOutShots | None = None
 
     def __len__(self) -> int:
@@ -105,26 +74,9 @@ class Reference:
             return np.asarray(observations.probabilities)
         return self.held_out.predict(observations.head_features)
 
-    @property
-    def knows_confusions(self) -> bool:
-        """Whether the model's confusions are known from held-out shots, so that intervals of priors allow for them."""
-        return self.held_out is not None
-
-    def estimate_priors(self, observations: Observations, seed: int = 0) -> PriorEstimates:
-        """Priors of the classes in a sample of pictures.
-
-        With held-out shots: mean and percentiles of the posterior of `draw_priors`. Without: the EM on the model's
-        probabilities, with the intervals of `prior_intervals`, which take the probabilities to be right.
-        """
-        return _estimate_priors(observations, self.held_out, self.assumed_priors, seed)
-
 
 def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: float | None) -> Reference:
-    """Make a reference of pictures of normal operation.
-
-    Raises:
-        DataError: if none can be read.
-    """
+    """Make a reference of pictures of normal operation."""
     observations = observe(model, paths, reject)
     assumed = _priors_of_shots(model)
     held_out = None if isinstance(model, Predictor) or _why_not_held_out(model) else hold_out_shots(model)
@@ -134,7 +86,7 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
         observations.probabilities,
         None,
         assumed,
-        _estimate_priors(observations, held_out, assumed).mean,
+        estimate_with_intervals(observations, held_out, assumed)[0],
         estimate_priors(observations.probabilities, assumed),
         n_rejected,
         len(observations),
@@ -143,16 +95,7 @@ def reference_from_pictures(model: AnyModel, paths: Sequence[Path], reject: floa
 
 
 def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[str, float] | None) -> Reference:
-    """Make a reference of a model's shots.
-
-    Args:
-        model: fitted.
-        reject: rate of "none of these"; None if the model can't reject.
-        priors: of classes in normal operation; the other classes share the rest in the proportions of their shots.
-
-    Raises:
-        InputError: if the model has no shots, they can't be held out, or a prior is wrong.
-    """
+    """Make a reference of a model's shots."""
     if isinstance(model, Predictor):
         raise InputError(f"an exported file has no shots to compare with: {ADVICE}")
     if why := _why_not_held_out(model):
@@ -178,11 +121,7 @@ def reference_from_shots(model: AnyModel, reject: float | None, priors: Mapping[
 
 
 def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
-    """Predict each shot of a model by a head that was fitted without it.
-
-    Args:
-        model: fitted; its shots can be held out, see `_why_not_held_out`.
-    """
+    """Predict each shot of a model by a head that was fitted without it."""
     from clipadapter.heads import out_of_fold
 
     support, calibrator = model.support_, model.uncertainty_.calibrator
@@ -203,15 +142,21 @@ def hold_out_shots(model: FewShotClassifier) -> HeldOutShots:
     return HeldOutShots(shots.rows, calibrator.probabilities(shots.logits), shots.labels, predict)
 
 
-def _estimate_priors(
+def estimate_with_intervals(
     observations: Observations, held_out: HeldOutShots | None, assumed: Array, seed: int = 0
-) -> PriorEstimates:
+) -> tuple[Array, Array, Array]:
+    """Priors (c,) of the classes in a sample of pictures, and the ends of their 95 % intervals.
+
+    With held-out shots: mean and percentiles of the posterior of `draw_priors`. Without: the EM on the model's
+    probabilities, with the intervals of `prior_intervals`, which take the probabilities to be right.
+    """
     if held_out is None:
-        return PriorEstimates(*prior_intervals(observations.probabilities, assumed, seed=seed))
+        return prior_intervals(observations.probabilities, assumed, seed=seed)
     predictions = held_out.predict(observations.head_features).argmax(axis=1)
-    counts = np.bincount(predictions, minlength=len(assumed))
-    priors = draw_priors(counts, held_out.confusions, seed=seed)
-    return PriorEstimates(priors.mean(axis=0), *np.quantile(priors, INTERVAL_QUANTILES, axis=0))
+    confusions = count_confusions(held_out.probabilities.argmax(axis=1), held_out.labels, len(assumed))
+    priors = draw_priors(np.bincount(predictions, minlength=len(assumed)), confusions, seed=seed)
+    low, high = np.quantile(priors, INTERVAL_QUANTILES, axis=0)
+    return priors.mean(axis=0), low, high
 
 
 def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> Array:
@@ -246,9 +191,6 @@ def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> 
 
 def complete_priors(priors: Mapping[str, float] | None, names: Sequence[str], sample_priors: Array) -> Array:
     """Priors (c,) of all classes from those of some: the others share the rest in the proportions of their shots.
-
-    Raises:
-        InputError: if a name is no class, or the priors add up to more than 1.
 
     >>> complete_priors({"ok": 0.8}, ["ok", "bent", "torn"], np.array([0.5, 0.25, 0.25])).round(2).tolist()
     [0.8, 0.1, 0.1]

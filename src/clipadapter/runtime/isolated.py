@@ -42,7 +42,9 @@ def try_in_child(path: Path, backend: str = "auto", timeout_seconds: float = TIM
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # runtimes repeat the error there
-        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:surrogateescape"},  # a reason may name any file
+        encoding="utf-8",
+        errors="surrogateescape",
     )
     _children.add(child)
     with child:

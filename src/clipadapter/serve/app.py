@@ -19,7 +19,7 @@ from clipadapter.serve.body import body_schema
 from clipadapter.serve.metrics import CONTENT_TYPE
 from clipadapter.serve.middleware import RequestMiddleware, add_error_handlers
 from clipadapter.serve.models import REFRESH_SECONDS, ServedModels
-from clipadapter.serve.state import ServerState
+from clipadapter.serve.prediction_request import ServerState
 
 DESCRIPTION = (
     'Predicts the classes of pictures with models that `clipadapter export` wrote. Errors are `{"error": "why"}`.'

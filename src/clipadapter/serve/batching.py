@@ -39,14 +39,6 @@ logger = logging.getLogger(__name__)
 class Batcher:
     """Runs the pictures of one model.
 
-    Args:
-        predictor: the model.
-        limits: sizes of batches and of the queue.
-        metrics: of the server.
-        name: of the model in metrics.
-        pool: its threads load pictures.
-        slow_pool: its thread loads slow pictures; `pool` if not given.
-
     Attributes:
         slow_pending: pictures that were found to be slow and have no result yet. They have places of their own, as
             many as one request may bring, so that other pictures always find theirs.
@@ -80,11 +72,7 @@ class Batcher:
         return self._slots_taken + self.slow_pending
 
     def take_slot(self) -> QueueSlot | None:
-        """Take one slot of the queue; None if the batcher is closed.
-
-        Raises:
-            RequestRefused: if no slot is free, or the queue needs longer than the deadline.
-        """
+        """Take one slot of the queue; None if the batcher is closed."""
         with self._changed:
             if self._closed and not self.pending:
                 return None
@@ -92,15 +80,7 @@ class Batcher:
         return QueueSlot(self)
 
     def reserve_slots(self, count: int, is_long: bool = False) -> None:
-        """Take slots.
-
-        Args:
-            count: how many.
-            is_long: for the further pictures of a request. Unless it is alone it leaves a quarter of the queue free.
-
-        Raises:
-            RequestRefused: if fewer are free, or the pictures would wait longer than the deadline.
-        """
+        """Take slots; the further ones of a long request leave a quarter of the queue free, unless it is alone."""
         with self._changed:
             kept_free = self._limits.queue // 4 if is_long and self._jobs else 0
             is_full = self._slots_taken + count > self._limits.queue - kept_free
@@ -124,11 +104,7 @@ class Batcher:
         self._load_more(job)
 
     def close(self, timeout: float = 0.0) -> None:
-        """Accept no more pictures, and end when all accepted ones have a result.
-
-        Args:
-            timeout: seconds to wait for that.
-        """
+        """Accept no more pictures, and end when all accepted ones have a result; wait ``timeout`` seconds for that."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -191,11 +167,7 @@ class Batcher:
         self._changed.notify()
 
     def _move_to_slow(self, job: Job, index: int) -> None:
-        """Give a picture's slot of the queue back for a place among the slow ones.
-
-        Raises:
-            RequestRefused: if there is none.
-        """
+        """Give a picture's slot of the queue back for a place among the slow ones."""
         with self._changed:
             if self.slow_pending >= self._limits.max_pictures:
                 raise self._slow_full()
@@ -326,16 +298,7 @@ class QueueSlot:
             self._batcher.release_slot()
 
     def submit(self, loaders: Sequence[Loader], options: Mapping[str, Any], deadline: float) -> Job:
-        """Submit pictures.
-
-        Args:
-            loaders: one per picture, called in a thread of the pool.
-            options: for `RuntimeModel.answer`.
-            deadline: on the clock of `time.monotonic`; pictures that have not run by then are dropped.
-
-        Raises:
-            RequestRefused: if the queue has too few free slots.
-        """
+        """Submit pictures; those that have not run by the deadline, on the clock of `time.monotonic`, are dropped."""
         if len(loaders) > 1:
             self._batcher.reserve_slots(len(loaders) - 1, is_long=True)
         self._is_unused = False
@@ -346,11 +309,6 @@ class QueueSlot:
 
 class Job:
     """The pictures of one request.
-
-    Args:
-        count: number of pictures.
-        options: for `RuntimeModel.answer`.
-        deadline: on the clock of `time.monotonic`.
 
     Attributes:
         results: one per picture; None until it is known, and if the picture was dropped.
@@ -403,17 +361,11 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The result for a picture: one row of the batch that it ran in.
+    """The result for a picture: one row of the batch that it ran in."""
 
-    Args:
-        outputs: of the graph, for the batch.
-        answers: decisions for the batch.
-        row: of the picture.
-    """
-
-    outputs: Outputs
-    answers: Answers
-    row: int
+    outputs: Outputs  # of the graph, for the batch
+    answers: Answers  # decisions for the batch
+    row: int  # of the picture
 
 
 @dataclass(frozen=True)
@@ -432,11 +384,7 @@ Result = Answer | Unreadable | BackendFailure
 
 
 class SlowPicture(Exception):
-    """Raised by a loader whose picture is slow to decode, so that other pictures need not wait for it.
-
-    Args:
-        loader: called by the thread for slow pictures instead.
-    """
+    """Raised by a loader whose picture is slow to decode, so that other pictures need not wait for it."""
 
     def __init__(self, loader: Loader) -> None:
         super().__init__("to be loaded by the thread for slow pictures")

@@ -27,7 +27,6 @@ from clipadapter.errors import ImageError
 from clipadapter.serve.batching import SlowPicture, Square
 from clipadapter.serve.limits import Limits, RequestRefused, too_many_pictures
 from clipadapter.serve.models import ServedModel
-from clipadapter.serve.schemas import MIN_RATE
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
 CURL_HINT = "send files as curl does with -F images=@photo.jpg"
@@ -38,6 +37,8 @@ MAX_OTHER_VALUES = 256
 MAX_INLINE_BYTES = 64 << 10
 """Longer JSON bodies are parsed in a thread."""
 MAX_TOP = 1000
+MIN_RATE = 1e-6
+"""Smallest rejection rate or coverage of a request; no number of shots supports a smaller one."""
 MAX_SOURCE_CHARS = 200
 MAX_SLOW_SECONDS = 10.0
 """Processor time for a picture of a slow format, such as JPEG 2000."""
@@ -87,30 +88,16 @@ class JsonPredictionBody(PredictionOptions):
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a body asks for.
+    """What a body asks for."""
 
-    Args:
-        options: of the request.
-        names: of the pictures, as the answer repeats them.
-        files: of the pictures; texts are in base64.
-    """
-
-    options: PredictionOptions
-    names: list[str]
+    options: PredictionOptions  # of the request
+    names: list[str]  # of the pictures, as the answer repeats them
+    # Of the pictures; texts are in base64
     files: Sequence[bytes | str] = field(repr=False)  # asyncio makes the repr of a task's result, which would copy them
 
 
 async def read_pictures(headers: Headers, chunks: AsyncGenerator[bytes, None], limits: Limits) -> Pictures:
-    """Read a body.
-
-    Args:
-        headers: of the request.
-        chunks: of the body, which are counted already.
-        limits: of the server.
-
-    Raises:
-        RequestRefused: if the body is neither a form nor JSON, can't be parsed, or asks for too much.
-    """
+    """Read a body."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == MULTIPART:
         return await _read_form(headers, chunks, limits)
@@ -175,11 +162,7 @@ def _validate_fields(items: Sequence[tuple[str, str]]) -> PredictionOptions:
 
 
 def parse_json(body: bytes | bytearray, limits: Limits) -> Pictures:
-    """Parse a JSON body.
-
-    Raises:
-        RequestRefused: if it has too many values, other characters than base64 needs, or can't be parsed.
-    """
+    """Parse a JSON body."""
     allowed = 2 * limits.max_pictures + MAX_OTHER_VALUES  # a data: URL has a comma
     if sum(map(body.count, (b",", b"[", b"{"))) > allowed:
         raise RequestRefused(
@@ -199,13 +182,7 @@ def parse_json(body: bytes | bytearray, limits: Limits) -> Pictures:
 
 
 def load_picture(model: ServedModel, file: bytes | str, limits: Limits) -> Square:
-    """Decode a picture into a square.
-
-    Raises:
-        ImageError: if it can't be read.
-        RequestRefused: if its format is switched off.
-        SlowPicture: with what loads it, if its format takes long.
-    """
+    """Decode a picture into a square."""
     try:
         data = _decode(file) if isinstance(file, str) else file
     except ValueError as error:

@@ -23,15 +23,7 @@ LINGER_SECONDS = 2.0
 
 
 class LimitedProtocol(H11Protocol):
-    """A connection that is closed if a head is late, or after a body was refused.
-
-    Args:
-        config: of uvicorn.
-        server_state: of uvicorn; the connections of the server.
-        app_state: of uvicorn.
-        limits: of the server.
-        _loop: the event loop, as uvicorn names it.
-    """
+    """A connection that is closed if a head is late, or after a body was refused."""
 
     def __init__(
         self,
@@ -132,11 +124,7 @@ class ChunkLimitingParser(h11.Connection):
         self._chunk_count = self._byte_count = 0
 
     def next_event(self) -> Any:
-        """As h11's.
-
-        Raises:
-            RemoteProtocolError: if the chunks of a body are too small.
-        """
+        """As h11's."""
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._chunk_count = self._byte_count = 0

@@ -18,43 +18,31 @@ SMALL_BODY_BYTES = 1 << 20
 class Limits:
     """What is refused, and when.
 
-    Args:
-        max_bytes: largest size of a request's body. The bytes are counted while they are received, whatever the header
-            says.
-        max_pixels: largest number of pixels of a picture. Larger pictures are refused before they are decoded.
-        max_pictures: largest number of pictures of a request.
-        max_batch: largest number of pictures that run in one batch.
-        max_wait: seconds that a picture waits at most for others that are being loaded.
-        queue: largest number of pictures of a model that were accepted and have no result yet. More are refused with
-            503. Pictures that are slow to decode do not count: ``max_pictures`` of them may wait besides.
-        deadline: seconds from a request's first byte to its answer; a request that takes longer is answered with 504,
-            or with 408 if its body is not there by then.
-        header_timeout: seconds in which the headers of a request must arrive, from the start of a connection or
-            their first byte.
-        max_connections: largest number of connections that are open at a time. For one more the longest idle one is
-            closed; if none is idle, the one whose body has been arriving for the longest time.
-        formats: of pictures that are accepted, of `data.images.FORMAT_NAMES`; None for all.
-
-    Raises:
-        InputError: if one is not above zero, a request may bring more pictures than the queue holds, or a format is
-            unknown.
-
     >>> Limits(max_pictures=8, queue=4)
     Traceback (most recent call last):
     ...
     clipadapter.errors.InputError: a request may bring 8 pictures, but the queue holds 4: ...
     """
 
+    # Largest size of a request's body. The bytes are counted while they are received, whatever the header says
     max_bytes: int = 32 << 20
+    # Largest number of pixels of a picture. Larger pictures are refused before they are decoded
     max_pixels: int = 50_000_000
-    max_pictures: int = 64
-    max_batch: int = 8
-    max_wait: float = 0.005
+    max_pictures: int = 64  # largest number of pictures of a request
+    max_batch: int = 8  # largest number of pictures that run in one batch
+    max_wait: float = 0.005  # seconds that a picture waits at most for others that are being loaded
+    # Largest number of pictures of a model that were accepted and have no result yet. More are refused with 503.
+    # Pictures that are slow to decode do not count: ``max_pictures`` of them may wait besides
     queue: int = 256
+    # Seconds from a request's first byte to its answer; a request that takes longer is answered with 504, or with 408
+    # if its body is not there by then
     deadline: float = 10.0
+    # Seconds in which the headers of a request must arrive, from the start of a connection or their first byte
     header_timeout: float = 10.0
+    # Largest number of connections that are open at a time. For one more the longest idle one is closed; if none is
+    # idle, the one whose body has been arriving for the longest time
     max_connections: int = 800
-    formats: tuple[str, ...] | None = None
+    formats: tuple[str, ...] | None = None  # of pictures that are accepted, of `data.images.FORMAT_NAMES`; None for all
 
     def __post_init__(self) -> None:
         if self.formats is not None:
@@ -83,14 +71,7 @@ def _check_formats(formats: tuple[str, ...]) -> None:
 
 
 class RequestRefused(ClipAdapterError):
-    """A request that is answered with an error.
-
-    Args:
-        status: of HTTP.
-        text: what was wrong, what came, what to do.
-        reason: one word for the metrics; "" for a mistake of the client.
-        retry_after: seconds after which the client may try again; None if that would not help.
-    """
+    """A request that is answered with an error."""
 
     def __init__(self, status: int, text: str, reason: str = "", retry_after: int | None = None) -> None:
         super().__init__(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -18,48 +20,21 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.requests = Counter(
-            "clipadapter_requests", "Requests that were answered.", ["route", "model", "status"], registry=registry
+        counter = partial(Counter, namespace="clipadapter", registry=registry)
+        seconds = partial(Histogram, namespace="clipadapter", registry=registry, buckets=BUCKETS_SECONDS)
+        by_model = ["model"]
+        self.requests = counter("requests", "Requests that were answered.", ["route", "model", "status"])
+        self.seconds = seconds("request_seconds", "From a request's first byte to its answer.", ["route", "model"])
+        self.refused = counter(
+            "refused", "Requests that were refused because of load or time: queue, slow, memory, deadline.", ["reason"]
         )
-        self.seconds = Histogram(
-            "clipadapter_request_seconds",
-            "From a request's first byte to its answer.",
-            ["route", "model"],
-            buckets=BUCKETS_SECONDS,
-            registry=registry,
-        )
-        self.refused = Counter(
-            "clipadapter_refused",
-            "Requests that were refused because of load or time: queue, slow, memory, deadline.",
-            ["reason"],
-            registry=registry,
-        )
-        self.pictures = Counter("clipadapter_pictures", "Pictures that were received.", ["model"], registry=registry)
-        self.unreadable = Counter(
-            "clipadapter_picture_errors", "Pictures that could not be read.", ["model"], registry=registry
-        )
-        self.batch_pictures = Histogram(
-            "clipadapter_batch_pictures", "Pictures in a batch.", ["model"], buckets=BUCKETS_PICTURES, registry=registry
-        )
-        self.batch_seconds = Histogram(
-            "clipadapter_batch_seconds",
-            "Seconds to run a batch.",
-            ["model"],
-            buckets=BUCKETS_SECONDS,
-            registry=registry,
-        )
-        self.pending = Gauge(
-            "clipadapter_queue_pictures",
-            "Pictures that were accepted and have no result yet.",
-            ["model"],
-            registry=registry,
-        )
-        self.loads = Counter(
-            "clipadapter_model_loads",
-            "Model files that were loaded, or could not be.",
-            ["model", "outcome"],
-            registry=registry,
-        )
+        self.pictures = counter("pictures", "Pictures that were received.", by_model)
+        self.unreadable = counter("picture_errors", "Pictures that could not be read.", by_model)
+        self.batch_pictures = seconds("batch_pictures", "Pictures in a batch.", by_model, buckets=BUCKETS_PICTURES)
+        self.batch_seconds = seconds("batch_seconds", "Seconds to run a batch.", by_model)
+        text = "Pictures that were accepted and have no result yet."
+        self.pending = Gauge("queue_pictures", text, by_model, namespace="clipadapter", registry=registry)
+        self.loads = counter("model_loads", "Model files that were loaded, or could not be.", ["model", "outcome"])
 
     def render(self) -> bytes:
         """All metrics in the text format of Prometheus."""

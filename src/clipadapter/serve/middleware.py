@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clipadapter.errors import InputError
 from clipadapter.serve.limits import RequestRefused
 from clipadapter.serve.logs import log_event
-from clipadapter.serve.state import RequestContext, ServerState
+from clipadapter.serve.prediction_request import RequestContext, ServerState
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in logs and metrics of a request whose client disconnected, as nginx has it; it is never sent."""
@@ -38,13 +38,7 @@ LOCALHOST = "localhost"
 
 
 class RequestMiddleware:
-    """The outermost layer of the app.
-
-    Args:
-        app: the layers within.
-        state: of the server.
-        token: that requests must have; None for none.
-    """
+    """The outermost layer of the app."""
 
     def __init__(self, app: ASGIApp, state: ServerState, token: str | None) -> None:
         self._app, self._state = app, state

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -14,8 +15,42 @@ from starlette.requests import ClientDisconnect, Request
 from clipadapter.serve.batching import Answer, BackendFailure, Job, Loader, QueueSlot, Unreadable
 from clipadapter.serve.body import Pictures, read_pictures
 from clipadapter.serve.limits import SMALL_BODY_BYTES, Limits, RequestRefused
-from clipadapter.serve.models import ServedModel
-from clipadapter.serve.state import RequestContext, ServerState
+from clipadapter.serve.models import ServedModel, ServedModels
+
+
+@dataclass(eq=False)
+class ServerState:
+    """What all requests share."""
+
+    models: ServedModels
+    buffered_bytes: int = 0  # of all bodies in memory
+    # Names in the header Host that are answered besides this machine's; None for all
+    allowed_hosts: frozenset[str] | None = None
+    is_stopping: bool = False  # the server was asked to stop
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of a request."""
+        return self.models.limits
+
+    def release_body(self, context: RequestContext) -> None:
+        """Stop to count a request's body as buffered."""
+        self.buffered_bytes -= context.buffered_bytes
+        context.buffered_bytes = 0
+
+
+@dataclass
+class RequestContext:
+    """What the log and the metrics say about a request."""
+
+    id: str  # in logs and in the answer's header
+    started_at: float = field(default_factory=time.monotonic)  # on the clock of `time.monotonic`
+    body_bytes: int = 0  # received
+    buffered_bytes: int = 0  # of the body, as counted in the server's; 0 once the answer begins
+    model: str = ""  # its name; "" for none
+    pictures: int = 0  # in the request
+    unreadable: int = 0  # of these pictures
+    refusal_reason: str = ""  # one word, if the request was refused because of load or time
 
 
 class PredictionRequest:
@@ -23,10 +58,6 @@ class PredictionRequest:
 
     Its queue slot is taken only when the body is there, so that a slow body holds none. A full queue is nevertheless
     noticed before the body is read: see `check_queue`.
-
-    Args:
-        request: from FastAPI.
-        timeout: seconds that its client waits, if that is less than the server's deadline.
     """
 
     def __init__(self, request: Request, timeout: float | None = None) -> None:
@@ -38,21 +69,13 @@ class PredictionRequest:
         self.deadline = self.context.started_at + self.seconds
 
     def check_queue(self, name: str | None = None) -> None:
-        """Refuse a request that would get no slot, before its body is read.
-
-        Raises:
-            RequestRefused: if there is no such model, or its queue is full.
-        """
+        """Refuse a request that would get no slot, before its body is read."""
         _, slot = self.take_slot(name)
         with slot:
             pass
 
     async def read_pictures(self) -> Pictures:
-        """What the body asks for.
-
-        Raises:
-            RequestRefused: if it is too long, compressed, late, can't be parsed, or there is no memory for it now.
-        """
+        """What the body asks for."""
         limits, headers = self.state.limits, self.request.headers
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestRefused(415, "the body is packed by a Content-Encoding: send it as it is")
@@ -64,11 +87,7 @@ class PredictionRequest:
         raise RequestRefused(408, f"the body did not come within {self.seconds:g} seconds", reason="deadline")
 
     def take_slot(self, name: str | None = None) -> tuple[ServedModel, QueueSlot]:
-        """The model of a name, and a slot of its queue.
-
-        Raises:
-            RequestRefused: if there is no such model, or its queue is full.
-        """
+        """The model of a name, and a slot of its queue."""
         model, slot = self.state.models.take_slot(name)
         self.context.model = model.name
         return model, slot
@@ -76,18 +95,7 @@ class PredictionRequest:
     async def predict(
         self, slot: QueueSlot, loaders: Sequence[Loader], options: Mapping[str, Any]
     ) -> Sequence[Answer | Unreadable]:
-        """Results of the pictures.
-
-        Args:
-            slot: of the model's queue.
-            loaders: of the pictures.
-            options: for `RuntimeModel.answer`.
-
-        Raises:
-            RequestRefused: if the queue or the places for slow pictures are full, a format is switched off, or the
-                results are late.
-            ClientDisconnect: if the client disconnected.
-        """
+        """Results of the pictures."""
         job = slot.submit(loaders, options, self.deadline)
         try:
             await self._wait(job)

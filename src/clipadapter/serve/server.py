@@ -20,7 +20,7 @@ from clipadapter.errors import InputError
 from clipadapter.serve.connections import LimitedProtocol
 from clipadapter.serve.logs import log_event
 from clipadapter.serve.middleware import LOCALHOST, host_name
-from clipadapter.serve.state import ServerState
+from clipadapter.serve.prediction_request import ServerState
 
 KEEP_ALIVE_SECONDS = 75
 """An idle connection is kept longer than the 60 seconds of common proxies, which else use a closed one."""
@@ -86,14 +86,7 @@ def run(
 
 
 class Server(uvicorn.Server):
-    """As uvicorn's, but a signal ends it with exit status 0, after all requests that have begun.
-
-    Args:
-        config: of uvicorn.
-        state: of the server.
-        grace: seconds in which it still answers after the signal, though it is not ready.
-        on_listening: called with the URL once it listens.
-    """
+    """As uvicorn's, but a signal ends it with exit status 0, after all requests that have begun."""
 
     def __init__(
         self,

@@ -22,11 +22,10 @@ from clipadapter.errors import ClipAdapterError
 from clipadapter.persistence.transaction import list_history_files
 from clipadapter.rendering.html import read_asset
 from clipadapter.runtime.model_folder import HISTORY_FOLDER, MODEL_FILES
-from clipadapter.studio.actions import Actions, to_sentence
+from clipadapter.studio.actions import Actions, Note, Tab, to_sentence
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
 from clipadapter.studio.project import EXPORT_FOLDER, STUDIO_FOLDER, studio_path
 from clipadapter.studio.session import Session
-from clipadapter.studio.tab import Note, Tab
 from clipadapter.utils.files import encodable, folder_without_links, printable, quote_path
 from clipadapter.utils.formatting import format_list
 

@@ -11,15 +11,17 @@ from typing import Any
 
 from jinja2 import Environment
 
+from clipadapter.classifier.encoder import QUALITIES, blocks_of_quality, relative_cost
 from clipadapter.data.thumbnails import encode_thumbnails, thumbnail_url
+from clipadapter.encoders import Encoder
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.method_colours import method_style
+from clipadapter.studio.actions import Tab
 from clipadapter.studio.contents import Contents
 from clipadapter.studio.model import MORE_SHOTS, LearningCurve, ProjectModel
 from clipadapter.studio.pictures import PictureFile, Stamp
-from clipadapter.studio.quality import quality_options, why_no_unlabelled
-from clipadapter.studio.session import Session, SessionState
-from clipadapter.studio.tab import Tab
+from clipadapter.studio.session import Session, SessionState, why_no_unlabelled
+from clipadapter.utils.blocks import RARE_PATCHES, BlockSource
 from clipadapter.utils.files import printable
 from clipadapter.utils.formatting import format_count, format_list
 
@@ -234,12 +236,7 @@ class ThumbnailCache:
         self._urls: OrderedDict[tuple[Stamp, int], str] = OrderedDict()
 
     def urls(self, pictures: Sequence[PictureFile], max_side: int) -> list[str]:
-        """Return a data URL for each picture; empty for one that can't be read.
-
-        Args:
-            pictures: existing pictures.
-            max_side: longest side in pixels.
-        """
+        """Return a data URL for each picture; empty for one that can't be read."""
         missing = [picture for picture in pictures if (picture.stamp, max_side) not in self._urls]
         if missing:
             paths = [picture.path for picture in missing]
@@ -253,6 +250,43 @@ class ThumbnailCache:
 
 
 # ---- Texts and plots ----
+
+
+@dataclass(frozen=True)
+class QualityOption:
+    """One position of the switch."""
+
+    name: str  # "fast", "standard" or "best"
+    text: str  # what the model looks at and what that costs, in a sentence or two
+
+
+def quality_options(encoder: Encoder, others: Sequence[Encoder] = ()) -> tuple[QualityOption, ...]:
+    """Return the positions of the switch, the cheapest first.
+
+    >>> from clipadapter.encoders import create_encoder
+    >>> [option.text for option in quality_options(create_encoder("toy"))[:2]]  # doctest: +NORMALIZE_WHITESPACE
+    ['The final feature of the encoder: what is in the picture as a whole. Takes the least time.',
+     'Also its inner layers, which show textures and small parts. Takes hardly more time.']
+    """
+    fast, standard, best = (tuple(blocks_of_quality(encoder, others, quality)) for quality in QUALITIES)
+    final_of = f"each of the {len(others) + 1} encoders" if others else "the encoder"
+    its, it_takes = ("their", "the encoders take") if others else ("its", "the encoder takes")
+    texts = [f"The final feature of {final_of}: what is in the picture as a whole. Takes the least time."]
+    if standard == fast:
+        texts.append(f"The same as fast here: features of {its} inner layers are not available.")
+    else:
+        texts.append(f"Also {its} inner layers, which show textures and small parts. Takes hardly more time.")
+    if best == standard:
+        texts.append(f"The same as standard here: {it_takes} pictures of one size only.")
+    else:
+        sizes = sorted({source.size for source in map(BlockSource.parse, best) if source.size is not None})
+        ratio = relative_cost(encoder, others, best) / relative_cost(encoder, others, fast)
+        at = " or ".join(map(str, sizes))
+        cost = f"Takes about {ratio:.0f} times as long per picture."
+        has_patches = any(BlockSource.parse(name).layer == RARE_PATCHES for name in best)
+        defects = " It also looks for small, unusual parts, such as defects." if has_patches else ""
+        texts.append(f"Also the picture at {at} pixels, where details are clearer, and mirrored.{defects} {cost}")
+    return tuple(QualityOption(name, text) for name, text in zip(QUALITIES, texts, strict=True))
 
 
 @dataclass(frozen=True)

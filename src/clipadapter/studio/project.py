@@ -79,18 +79,13 @@ def prepare_uploads(root: Path) -> Path:
 
 @dataclass
 class AddResult:
-    """What happened to pictures that were added or labelled.
+    """What happened to pictures that were added or labelled."""
 
-    Args:
-        added: keys of the pictures that are there now.
-        duplicates: names of uploads that the class had before.
-        in_other_classes: (key, class) of equal pictures in another class, which stay there.
-        rejected: (name, reason) of files that are no pictures, or are test pictures.
-    """
-
-    added: list[str] = field(default_factory=list)
-    duplicates: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)  # keys of the pictures that are there now
+    duplicates: list[str] = field(default_factory=list)  # names of uploads that the class had before
+    # (key, class) of equal pictures in another class, which stay there
     in_other_classes: list[tuple[str, str]] = field(default_factory=list)
+    # (name, reason) of files that are no pictures, or are test pictures
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -179,11 +174,7 @@ class Project:
             return self._read_settings().get(name, "")
 
     def save_setting(self, name: str, value: str) -> None:
-        """Remember a setting of the page; this is no step, and `undo` does not change it.
-
-        Raises:
-            InputError: if the disk can't be written.
-        """
+        """Remember a setting of the page; this is no step, and `undo` does not change it."""
         with self._guard:
             settings = {**self._read_settings(), name: value}
             write_atomically(self._settings_file, json.dumps(settings, indent=1) + "\n")
@@ -200,11 +191,7 @@ class Project:
         return {name: value for name, value in pairs if isinstance(value, str)}
 
     def add_class(self, text: str) -> str:
-        """Make a folder for a class. Return the name of the class as it is stored.
-
-        Raises:
-            InputError: if the name is empty, too long, or used by another class.
-        """
+        """Make a folder for a class. Return the name of the class as it is stored."""
         with self._guard:
             name = normalize_class_name(text, self.contents.classes)
             folder = safe_folder_name(name, self._used_folder_names())
@@ -213,11 +200,7 @@ class Project:
             return name
 
     def rename_class(self, old: str, text: str) -> str:
-        """Rename a class and its folder. Return the new name as it is stored.
-
-        Raises:
-            InputError: if there is no such class, or the name is empty, too long, or used by another class.
-        """
+        """Rename a class and its folder. Return the new name as it is stored."""
         with self._guard:
             old_folder = self._folder_of(old)
             name = normalize_class_name(text, set(self.contents.classes) - {old})
@@ -232,11 +215,7 @@ class Project:
             return name
 
     def remove_class(self, name: str) -> None:
-        """Remove a class with its pictures.
-
-        Raises:
-            InputError: if there is no such class.
-        """
+        """Remove a class with its pictures."""
         with self._guard:
             folder = self._folder_of(name)
             names = {key: value for key, value in self._journal.names.items() if key != folder}
@@ -244,30 +223,18 @@ class Project:
             self._perform(f"removing the class '{name}'", [move], (), names)
 
     def add_pictures(self, class_name: str, uploads: Sequence[Upload]) -> AddResult:
-        """Add pictures to a class. A picture that is in another class stays there, and is reported.
-
-        Raises:
-            InputError: if there is no such class, or the disk can't be written.
-        """
+        """Add pictures to a class. A picture that is in another class stays there, and is reported."""
         with self._guard:
             target = self._class_path(self._folder_of(class_name))
             return self._add(uploads, self._batch(target, class_name), f"to '{class_name}'")
 
     def add_unlabelled(self, uploads: Sequence[Upload]) -> AddResult:
-        """Add pictures without a label. A picture that is in a class stays there, and is reported.
-
-        Raises:
-            InputError: if the disk can't be written.
-        """
+        """Add pictures without a label. A picture that is in a class stays there, and is reported."""
         with self._guard:
             return self._add(uploads, self._batch(UNLABELLED_FOLDER, None), "to be labelled")
 
     def label_pictures(self, keys: Sequence[str], class_name: str) -> AddResult:
-        """Move pictures into a class, from other classes or from the unlabelled ones.
-
-        Raises:
-            InputError: if there is no such class or picture.
-        """
+        """Move pictures into a class, from other classes or from the unlabelled ones."""
         with self._guard:
             batch = self._batch(self._class_path(self._folder_of(class_name)), class_name)
             batch.add_pictures([self.contents.picture(key) for key in dict.fromkeys(keys)])
@@ -276,11 +243,7 @@ class Project:
             return batch.result
 
     def remove_pictures(self, keys: Sequence[str]) -> int:
-        """Remove pictures and return how many. Pictures outside the project are not removed.
-
-        Raises:
-            InputError: if there is no such picture.
-        """
+        """Remove pictures and return how many. Pictures outside the project are not removed."""
         with self._guard:
             pictures = [one for one in map(self.contents.picture, dict.fromkeys(keys)) if not one.is_external]
             if pictures:

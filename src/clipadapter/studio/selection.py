@@ -49,9 +49,6 @@ def select_for_labelling(
         count: number of rows, at most u.
         labelled: (k, d) features of the labelled pictures.
 
-    Raises:
-        InputError: if there is not one weight per feature, or a weight is negative or not finite.
-
     >>> select_for_labelling([[1, 0], [1, 0.1], [0, 1]], uncertainty=[0.9, 0.8, 0.2], count=2)
     [0, 2]
     """

@@ -22,7 +22,7 @@ from clipadapter.classifier.encoder import (
     relative_cost,
 )
 from clipadapter.data.images import ImageSource
-from clipadapter.encoders import Encoder, create_encoder
+from clipadapter.encoders import Encoder, create_encoder, open_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.heads import create_head, head_info
 from clipadapter.studio.contents import Contents
@@ -37,7 +37,6 @@ from clipadapter.studio.model import (
 )
 from clipadapter.studio.pictures import PictureFile
 from clipadapter.studio.project import Project
-from clipadapter.studio.quality import why_no_choice, why_no_unlabelled
 from clipadapter.studio.selection import margins, select_for_labelling
 from clipadapter.utils.files import path_without_links, printable
 
@@ -101,6 +100,33 @@ def check_head(head: str) -> None:
         raise InputError(f"'{head}' can't be fitted again after every picture: use auto, clip-adapter or another")
 
 
+def why_no_unlabelled(head: str) -> str:
+    """Return why the head can't learn from unlabelled pictures; empty if it can.
+
+    >>> why_no_unlabelled("auto"), why_no_unlabelled("knn")
+    ('', "The head 'knn' learns from labelled pictures only.")
+    """
+    return "" if head_info(head).cls.accepts_unlabelled else f"The head '{head}' learns from labelled pictures only."
+
+
+def why_no_choice(head: str, encoder: Encoder) -> str:
+    """Return why the quality makes no difference; empty if it does.
+
+    >>> from clipadapter.encoders import create_encoder
+    >>> why_no_choice("clip-adapter", create_encoder("toy"))
+    "The head 'clip-adapter' uses the final feature only, so there is nothing to choose."
+    """
+    reads = head_info(head).cls.reads
+    if reads == "second-encoder":
+        return f"The head '{head}' uses the final features of two encoders, so there is nothing to choose."
+    if reads != "all":
+        return f"The head '{head}' uses the final feature only, so there is nothing to choose."
+    named = block_names(encoder)
+    if len(named) > 1:
+        return f"The encoder was given with the features to use ({', '.join(named)}), so there is nothing to choose."
+    return ""
+
+
 class Session:
     """Learns from a project whenever it changes.
 
@@ -137,7 +163,6 @@ class Session:
         if quality is not None and check_quality(quality, QUALITIES) != self.quality:
             project.save_setting(QUALITY_SETTING, quality)
             self.quality = quality
-        self._cache = FeatureCache(self.encoder, params.pop("backend", "auto"), params.pop("precision", "auto"), params)
         self._caches: dict[tuple[str, ...], FeatureCache] = {}
         # Those of the present model; those of another quality take their place when all labelled pictures have them.
         self._features = self._cache_of(self.quality)
@@ -305,7 +330,8 @@ class Session:
         )
         if names not in self._caches:
             cost = relative_cost(self.encoder, self.other_encoders, names)
-            self._caches[names] = self._cache.with_blocks(names, self.other_encoders, cost)
+            encoder = open_blocks(self.encoder, names, self.other_encoders)
+            self._caches[names] = FeatureCache(encoder, self._params, cost)
         return self._caches[names]
 
     # ---- The computing thread ----
@@ -378,7 +404,8 @@ class Session:
         if len(names) >= 2:
             with self._condition:
                 self._publish(activity="learning", progress=None)
-            classifier = FewShotClassifier(self._features.encoder, self.head, **self._params)
+            params = {key: value for key, value in self._params.items() if key not in ("backend", "precision")}
+            classifier = FewShotClassifier(self._features.encoder, self.head, **params)
             pictures, labels = self._labelled(contents)
             text, features = classifier.encode_classes(names), self._features
             keys = [one.key for one in pictures]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from clipadapter.bench import StreamTask, continual_metrics, learn_task_stream, stream_table
-from clipadapter.bench.continual.learning import check_learner, choose_mode
+from clipadapter.bench.continual.learning import choose_mode
+from clipadapter.bench.protocols.stream import StreamOfTasks
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import ExactIncrementalHead, TextFeatures, create_head, fidelity_of, head_info
@@ -258,7 +259,7 @@ def test_a_head_learns_as_it_can():
     with pytest.raises(InputError, match="choosy can't continue.*stream = true"):
         choose_mode("choosy", Choosy(), "stream")
     with pytest.raises(InputError, match="clip-lora tunes the encoder"):
-        check_learner("clip-lora", head_info("clip-lora").cls)
+        StreamOfTasks().check_head("clip-lora", head_info("clip-lora").cls)
 
 
 def test_the_table_marks_what_is_not_as_published(tasks, text):

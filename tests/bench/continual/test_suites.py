@@ -22,9 +22,13 @@ from clipadapter.bench import (
     write_report,
 )
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.continual.joining import DataSetFeatures, join_data_sets
+from clipadapter.bench.continual.joining import (
+    DataSetFeatures,
+    build_joined_data_sets,
+    join_data_sets,
+    plan_tasks,
+)
 from clipadapter.bench.continual.orders import ORDERS, Order, StreamRules, count_tasks, order_tasks
-from clipadapter.bench.continual.sources import build_joined_data_sets, plan_tasks
 from clipadapter.bench.continual.summary import HeadRuns
 from clipadapter.bench.costs import estimate
 from clipadapter.bench.launcher import Launcher

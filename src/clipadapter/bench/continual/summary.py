@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipadapter.bench.continual.learning import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.grids import Column, format_points, make_grid
+from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.notes import failure_messages, fidelity_mark, fidelity_notes
 from clipadapter.bench.pivot import Cell, Spot, Value
 from clipadapter.bench.run import ContinualResult, Run

@@ -296,11 +296,20 @@ def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Su
 
 def _check_data_sets(suite_name: str, cost: Estimate) -> None:
     """Refuse a stream, before any work, if one of its data sets is not on disk."""
-    from clipadapter.bench.continual.sources import missing_data_message
-
     missing = [size.spec for size in cost.sizes if not size.ready]
-    if missing:
-        raise DataError(missing_data_message(suite_name, missing, [size.spec for size in cost.sizes if size.ready]))
+    if not missing:
+        return
+    available = [size.spec for size in cost.sizes if size.ready]
+    options = " ".join(f"--data {quote_path(name)}" for name in available or ("FIRST", "SECOND"))
+    others = (
+        f"A stream of the others: clipadapter bench run {suite_name} {options}"
+        if available
+        else f"A stream of your own folders of pictures: clipadapter bench run {suite_name} {options} --order given"
+    )
+    raise DataError(
+        f"{len(missing)} of the {len(cost.sizes)} data sets of this stream are not on disk: {', '.join(missing)}. "
+        f"See where to put them: clipadapter bench run {suite_name} --dry-run. {others}"
+    )
 
 
 def _stream_facts(suite: Suite, cost: Estimate) -> list[Fact]:
