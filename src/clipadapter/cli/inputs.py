@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from clipadapter.errors import DataError, ImageError, InputError, require
+from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, require
 from clipadapter.utils.files import (
     ENCODER_KEY,
     MANIFEST_SUFFIXES,
@@ -130,6 +130,17 @@ def check_model(folder: Path) -> None:
     from clipadapter.persistence import read_config
 
     read_config(folder)
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a model is an exported file, not a folder. What is neither is refused before torch is imported."""
+    from clipadapter.backends.formats import is_exported
+    from clipadapter.runtime.model_folder import why_no_model
+
+    is_file = is_exported(path) and not path.is_dir()
+    if not is_file and (why := why_no_model(path)):
+        raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
+    return is_file
 
 
 def is_missing(path: Path) -> bool:

@@ -15,13 +15,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.inputs import is_missing, read_lines
+from clipadapter.cli.inputs import is_missing, is_model_file, read_lines
 from clipadapter.cli.output import Output
 from clipadapter.cli.uncertainty_options import DecisionArguments
-from clipadapter.errors import ArtifactError, DataError, InputError, MissingExtraError, needs_training
-from clipadapter.runtime.model_folder import why_no_model
+from clipadapter.errors import DataError, InputError, MissingExtraError, needs_training
 from clipadapter.utils.files import IMAGE_SUFFIXES, quote_path
 
 if TYPE_CHECKING:
@@ -52,11 +50,6 @@ class PredictRequest:
     tables: tuple[Path, ...] = field(default=(), kw_only=True)
     """The inputs, if they are tables of features."""
 
-    @property
-    def has_exported_file(self) -> bool:
-        """Whether the model is an exported file, not the folder of a saved model."""
-        return is_exported(self.model) and not self.model.is_dir()
-
     def options(self, uncertainty: Uncertainty, class_names: Sequence[str]) -> dict[str, Any]:
         """Return the keyword arguments of ``classify``, checked. All calls with them share one cache of ``adapt``."""
         cache = uncertainty.open_cache(self.adapt, len(class_names))
@@ -65,9 +58,8 @@ class PredictRequest:
 
 def check_model(request: PredictRequest) -> None:
     """Refuse, before torch is imported, what is no model, or can't do what is asked."""
-    if not request.has_exported_file and (why := why_no_model(request.model)):
-        raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
-    if request.tables and request.has_exported_file:
+    is_file = is_model_file(request.model)
+    if request.tables and is_file:
         raise InputError(
             f"{request.model.name} is an exported file, which takes pictures only: give the folder of the saved model"
         )
@@ -76,7 +68,7 @@ def check_model(request: PredictRequest) -> None:
             f"{request.tables[0]} has features of plain pictures, which need no encoder: leave out --views, --encoder, "
             "--device, --backend and --precision"
         )
-    if request.views > 1 and request.has_exported_file:
+    if request.views > 1 and is_file:
         raise InputError(
             f"{request.model.name} is an exported file, which looks at the plain picture only: leave --views out, or "
             "give the folder of the saved model"
@@ -105,7 +97,7 @@ def open_model(request: PredictRequest, quick: bool) -> OpenModel:
     If it may be `quick`, few picture files are answered without torch, by the cached file of the model; if none of them
     exists, no model is opened.
     """
-    if request.has_exported_file:
+    if is_model_file(request.model):
         from clipadapter.runtime import DEFAULT_BATCH_SIZE
 
         file = request.encoder.open_exported(request.model)

@@ -24,7 +24,6 @@ from clipadapter.cli.predict_models import Block, PictureAnswers, PredictRequest
 from clipadapter.cli.sorting import PictureSorter, count_answers
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
-from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
 from clipadapter.utils.files import explain_missing, printable
 from clipadapter.utils.formatting import describe_unreadable
 
@@ -236,6 +235,8 @@ def _join(blocks: list[Block]) -> list[Block]:
 
 def _describe_run(request: PredictRequest) -> dict[str, Any]:
     """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
+    from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
+
     path = request.model
     is_exported_pair = path.with_suffix(".bin").is_file()
     files = [model_path(path, CONFIG_FILE)] if path.is_dir() else [path, *[path.with_suffix(".bin")] * is_exported_pair]
