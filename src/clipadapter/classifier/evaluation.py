@@ -41,17 +41,11 @@ THUMBNAIL_QUALITY = 80
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """The score of a fitted head on a test part.
-
-    Args:
-        evaluation: metrics, metrics by class, confusions, and the predictions that they are computed from.
-        logits: (m, c), columns in the order of the evaluation's classes.
-        seconds: of the prediction.
-    """
+    """The score of a fitted head on a test part."""
 
     evaluation: Evaluation
-    logits: NDArray[np.float64] = field(repr=False)
-    seconds: float
+    logits: NDArray[np.float64] = field(repr=False)  # (m, c), columns in the order of the evaluation's classes
+    seconds: float  # of the prediction
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -67,16 +61,9 @@ class Score:
 def score(
     head: Head, test: FeatureSet, calibrator: Calibrator | None = None, among: Sequence[str] | None = None
 ) -> Score:
-    """Measure a fitted head: the only place where a fitted head meets test features.
+    """Measure a fitted head on plain features: the only place where a fitted head meets test features.
 
-    Args:
-        head: fitted.
-        test: plain features are used.
-        calibrator: turns logits into probabilities; None for their softmax.
-        among: the classes that the head predicts among; None for all.
-
-    Raises:
-        InputError: if there are no test pictures, a label is no class of the head, or a logit is not finite.
+    ``among`` are the classes that the head predicts among; None for all.
     """
     classes = [str(name) for name in head.classes_]
     check_labels(test.y, classes)
@@ -94,16 +81,7 @@ def score(
 
 
 def score_multilabel(head: Head, uncertainty: Uncertainty, test: FeatureSet) -> MultiLabelEvaluation:
-    """Measure a head that was fitted to pictures with several labels.
-
-    Args:
-        head: fitted.
-        uncertainty: has the thresholds of the classes.
-        test: with ``targets``; plain features are used.
-
-    Raises:
-        InputError: if there are no test pictures.
-    """
+    """Measure a head that was fitted to pictures with several labels."""
     if not len(test) or test.targets is None:
         raise InputError("there are no test pictures with several labels")
     answers = uncertainty.answer(head.logits(test.plain), test.final)
@@ -114,17 +92,7 @@ def score_multilabel(head: Head, uncertainty: Uncertainty, test: FeatureSet) -> 
 def measure_decisions(
     uncertainty: Uncertainty, fold_heads: Sequence[Head], test: FeatureSet, result: Score
 ) -> dict[str, float]:
-    """Metrics of a model's decisions on a test part: rejection as "none of these", sets of classes, unequal costs.
-
-    Args:
-        uncertainty: of the model, which has one label per picture.
-        fold_heads: of the model, for CV+ prediction sets.
-        test: plain features are used.
-        result: its score.
-
-    Returns:
-        Rates and means by name; empty if the model has no such options.
-    """
+    """Metrics of a model's decisions on a test part: rejection as "none of these", sets of classes, unequal costs."""
     options = uncertainty.decisions
     if options.reject is None and options.coverage is None and options.costs is None:
         return {}
@@ -150,11 +118,7 @@ def measure_answers(options: DecisionOptions, answers: Answers, result: Score) -
 
 
 def check_label_kind(uncertainty: Uncertainty, are_multilabel: bool) -> None:
-    """Refuse test pictures with several labels for a model that gives one, and the other way around.
-
-    Raises:
-        InputError: if so.
-    """
+    """Refuse test pictures with several labels for a model that gives one, and the other way around."""
     if uncertainty.multilabel is not None and not are_multilabel:
         raise InputError(
             "the model gives several labels per picture: give a list of labels for each, or a table with the column "
@@ -169,9 +133,6 @@ def check_label_kind(uncertainty: Uncertainty, are_multilabel: bool) -> None:
 
 def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:
     """Refuse a test part that is empty, or has a label that is no class of the model.
-
-    Raises:
-        InputError: if so.
 
     >>> check_labels(["cat", "cow"], ["cat", "dog"])
     Traceback (most recent call last):
@@ -374,19 +335,7 @@ def evaluate_features(
     support: FeatureSet,
     test: FeatureSet,
 ) -> EvaluationResult:
-    """Measure a fitted classifier on features of labelled pictures.
-
-    Args:
-        head: of the classifier.
-        uncertainty: of the classifier.
-        fold_heads: of the classifier.
-        support: its shots.
-        test: features and labels; its ``provenance`` may have ``data``, ``skipped`` and ``sources``.
-
-    Raises:
-        InputError: if there are no test pictures, a label is no class, or pictures have several labels and the model
-            gives one, or the other way around.
-    """
+    """Measure a fitted classifier on features of labelled pictures."""
     check_label_kind(uncertainty, test.targets is not None)
     skipped = test.provenance.get("skipped", ())  # of the shots of a loaded model it is their number
     result = None if uncertainty.multilabel is not None else score(head, test, uncertainty.calibrator)

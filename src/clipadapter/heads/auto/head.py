@@ -17,7 +17,6 @@ mixed in by `clipadapter.heads.auto.blocks`, pictures without labels by `clipada
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated
@@ -79,9 +78,6 @@ MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
 TWO_SHOT_LOGIT_GROWTH = 0.28
 """By how much logits grow from one to two shots per class, measured on development sets. From three quarters of four
 or more shots to all of them they do not grow."""
-TWO_CLASS_TEMPERATURE_RATIO = 1.5
-"""Prior of the temperature of two classes with one or two shots each, divided by that of more classes: four held-out
-shots may all be right by chance, also where the classes look alike."""
 UNUSED_REASONS = (
     "held-out shots do not gain",
     "a class has no shot",
@@ -161,16 +157,6 @@ class Auto(Head):
 
     folds: Annotated[int, at_least(2)] = 4
     seed: int = 0
-
-    def prior_temperature(self, shots_per_class: float) -> float:
-        """See `Head.prior_temperature`."""
-        prior = super().prior_temperature(shots_per_class)
-        if len(getattr(self, "classes_", ())) != 2:
-            return prior
-        # All of the ratio up to two shots per class, none of it from four on.
-        return float(
-            prior * TWO_CLASS_TEMPERATURE_RATIO ** min(1.0, max(0.0, 2 - math.log2(max(shots_per_class, 1.0))))
-        )
 
     def _fit(self, shots: SupportSet) -> None:
         self._own_out_of_fold: OutOfFold | None = None
