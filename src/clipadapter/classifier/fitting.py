@@ -16,7 +16,7 @@ from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
 from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.folds import most_targets_repeat
+from clipadapter.heads.folds import most_classes_repeat
 from clipadapter.heads.support import as_matrix, rows_without_shots
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
@@ -165,7 +165,7 @@ def learn_multilabel_thresholds(
     """
     targets = np.asarray(Y)
     # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
-    if not most_targets_repeat(torch.tensor(targets)):
+    if not most_classes_repeat(torch.tensor(targets)):
         return MultiLabel.default(targets.shape[1])
     held_out = out_of_fold(clone(head), X, targets, text, folds=4, blocks=blocks)
     if held_out is None:
