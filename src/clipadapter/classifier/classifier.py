@@ -240,6 +240,7 @@ class FewShotClassifier:
         names = list(check_names(class_names))
         if len(names) < 2:
             raise InputError(f"a classifier needs two classes or more, but got {format_list(names) or 'none'}")
+        prompts = class_prompts(names, self.templates, self.descriptions)  # wrong ones are refused before the work
         head = self._build_head()
         encoders.check_text_tower(head, self.encoder_)
         if head.tunes_encoder or self._tuned_encoder is not None:
@@ -248,8 +249,7 @@ class FewShotClassifier:
         self.prepare_encoder(head)
         if head.tunes_encoder:
             encoders.check_tuner_inputs(self.grid, unlabelled)
-            prompts, spec = class_prompts(names, self.templates, self.descriptions), self.planned_views(labels, names)
-            base = self.encoder_
+            spec, base = self.planned_views(labels, names), self.encoder_
             self._encoder, tuned = encoders.tune_encoder(head, base, images, labels, prompts, spec, self.strict)
             self._tuned_encoder = encoders.apply_backend(tuned, images, self.backend, self.precision)
 

@@ -250,7 +250,7 @@ class TableAnswers:
         self.taken: deque[Any] = deque()  # rows have no file
         tables = [(table, find_blocks(model, table)) for table in map(open_feature_table, request.tables)]
         self._files = [(table, blocks, file) for table, blocks in tables for file in table.files]
-        self._facts = [file_facts(file) for _, _, file in self._files]
+        self._facts = [file_facts(Path(file)) for _, _, file in self._files]
         self._n_rows = [table.count_rows(file) for table, _, file in self._files]
         self._firsts, self._current = [0] * len(self._files), 0
         options = request.options(model.uncertainty, self.class_names)
