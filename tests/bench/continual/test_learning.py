@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.bench import StreamTask, continual_metrics, learn_task_stream, stream_table
+from clipadapter.bench import StreamTask, continual_metrics, learn_task_stream, table
 from clipadapter.bench.continual.learning import choose_mode
 from clipadapter.bench.protocols.stream import StreamOfTasks
 from clipadapter.errors import InputError
@@ -264,23 +264,21 @@ def test_a_head_learns_as_it_can():
 
 def test_the_table_marks_what_is_not_as_published(tasks, text):
     runs = learn_task_stream({"zero-shot": ZeroShot(), "neighbours": Knn()}, tasks, text)
-    table = stream_table(runs).splitlines()
-    assert ["‡" in line.split() for line in table[1:3]] == [False, True]
-    assert f"‡ knn: {fidelity_of('knn')}" in table
+    lines = table(runs).splitlines()
+    assert ["‡" in line.split() for line in lines[2:4]] == [False, True]
+    assert f"‡ knn: {fidelity_of('knn')}" in lines
 
 
 def test_the_table_marks_the_best_of_the_incremental_heads(tasks, text):
     runs = learn_task_stream(
         {"zero-shot": ZeroShot(), "means": Means(), "last": Last(), "knn": Knn()}, tasks, text, seeds=[1, 2]
     )
-    lines = stream_table(runs).splitlines()
+    title, *lines = table(runs).splitlines()
+    assert title == "5 shots"
     assert lines[0].split() == ["head", "learns", "Transfer", "Average", "Last", "forgetting", "forward", "transfer"]
     assert [line.split()[0] for line in lines[1:5]] == ["zero-shot", "means", "last", "knn"]
     assert ["nothing" in lines[1], "task by task" in lines[2], "joint" in lines[4]] == [True] * 3
     means = next(run for run in runs if run.head == "means")
     assert f"•{100 * means.continual.metrics.last:.1f} ± 0.0" in lines[2]
     assert "•" not in lines[4]
-    assert "mean ± sd over 2 seeds" in stream_table(runs)
-    assert len(stream_table(runs, notes=False).splitlines()) == 5
-    with pytest.raises(InputError, match="no records of streams"):
-        stream_table([])
+    assert "Mean ± sample standard deviation over 2 seeds (1, 2)." in lines
