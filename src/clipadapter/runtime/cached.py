@@ -53,9 +53,9 @@ def _is_sound(folder: Path) -> bool:
     has_more = conformal.get("method") == "cv+" or rejector.get("negative_label_names")
     if config["encoder"]["precision"] != "fp32" or has_more:
         return False  # the file has the tower in fp32, no sets by CV+, and no negative labels to name
-    paths = {name: array_file(name, part["sha256"]) for name, part in files.items()}
+    paths = {name: array_file(name, sha256) for name, sha256 in files.items()}
     names = (HEAD, *({UNCERTAINTY} & set(files)))
-    are_equal = all(hashlib.sha256(_read(folder, paths[name])).hexdigest() == files[name]["sha256"] for name in names)
+    are_equal = all(hashlib.sha256(_read(folder, paths[name])).hexdigest() == files[name] for name in names)
     return are_equal and all(model_path(folder, path).is_file() for path in paths.values())  # of the shots
 
 
