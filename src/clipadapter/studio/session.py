@@ -253,8 +253,7 @@ class Session:
             saved = classifier.save(target)
         except OSError as error:  # such as a name that is too long
             raise InputError(f"can't write to {printable(target)}: {error.strerror or error}") from error
-        with self._condition:
-            self._publish(saved_revision=revision)
+        self._publish(saved_revision=revision)
         return saved
 
     def _check_model_folder(self, text: str) -> Path:
@@ -394,16 +393,14 @@ class Session:
         for done in features.compute(pictures, [*self.project.contents.classes]):
             progress = done / len(pictures) if progress_of is None else features.fraction_done(progress_of)
             unreadable = features.unreadable(self.project.contents)
-            with self._condition:
-                self._publish(activity=activity, progress=progress, unreadable=unreadable)
+            self._publish(activity=activity, progress=progress, unreadable=unreadable)
             self._check_superseded()
 
     def _fit(self, contents: Contents, quality: str) -> None:
         names, learns_unlabelled = list(contents.classes), self.learns_unlabelled
         model, pool = None, self._pool(contents)
         if len(names) >= 2:
-            with self._condition:
-                self._publish(activity="learning", progress=None)
+            self._publish(activity="learning", progress=None)
             params = {key: value for key, value in self._params.items() if key not in ("backend", "precision")}
             classifier = FewShotClassifier(self._features.encoder, self.head, **params)
             pictures, labels = self._labelled(contents)
@@ -427,17 +424,16 @@ class Session:
             is_same = is_same and self.state.pool == pool_keys
         saved = self.state.saved_revision if is_same else -1
         self._check_superseded()
-        with self._condition:
-            self._publish(
-                revision=contents.revision,
-                quality=quality,
-                learns_unlabelled=learns_unlabelled,
-                pool=pool_keys,
-                model=model,
-                queue=queue,
-                curve=None,
-                saved_revision=saved,
-            )
+        self._publish(
+            revision=contents.revision,
+            quality=quality,
+            learns_unlabelled=learns_unlabelled,
+            pool=pool_keys,
+            model=model,
+            queue=queue,
+            curve=None,
+            saved_revision=saved,
+        )
 
     def _select_queue(self, contents: Contents) -> None:
         """Predict all unlabelled pictures that have features; select a new queue if the last one is used up."""
@@ -466,8 +462,7 @@ class Session:
             selected = select_for_labelling(final[rows], [uncertainty[i] for i in rows], QUEUE_PICTURES, labelled)
             queue = tuple(unlabelled[rows[i]].key for i in selected)
         self._check_superseded()
-        with self._condition:
-            self._publish(guesses=guesses, queue=queue)
+        self._publish(guesses=guesses, queue=queue)
 
     def _measure(self, contents: Contents, test: Sequence[tuple[str, PictureFile]]) -> None:
         model = self.state.model
@@ -476,11 +471,9 @@ class Session:
         pictures, labels = self._labelled(contents)
         test = [(name, picture) for name, picture in test if self._features.has(picture)]
         test_set = (self._features.matrix([one for _, one in test]), [name for name, _ in test]) if test else None
-        with self._condition:
-            self._publish(activity="measuring", progress=None)
+        self._publish(activity="measuring", progress=None)
         curve = learning_curve(model, self._features.matrix(pictures), labels, test_set, self._check_superseded)
-        with self._condition:
-            self._publish(curve=curve)
+        self._publish(curve=curve)
 
     def _pool(self, contents: Contents) -> list[PictureFile]:
         """The unlabelled pictures that the model learns from: none if it does not."""
@@ -500,6 +493,7 @@ class Session:
             raise _Superseded
 
     def _publish(self, **changes: Any) -> None:
-        """Replace the state; the caller holds the condition."""
-        self.state = replace(self.state, version=self.state.version + 1, **changes)
-        self._condition.notify_all()
+        """Replace the state."""
+        with self._condition:
+            self.state = replace(self.state, version=self.state.version + 1, **changes)
+            self._condition.notify_all()
