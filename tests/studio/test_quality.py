@@ -190,9 +190,10 @@ def test_a_saved_model_has_no_features_that_its_answers_dont_depend_on(open_sess
     assert [block.name for block in saved.encoder_.info.blocks] == ["final", "inner"]
     assert saved.predict([Image.new("RGB", (9, 9), "red")]) == ["red"]
     assert fitted_blocks(session) == BLOCKS["best"]
-    assert session.state.saved_revision == session.project.contents.revision
+    assert session.state.is_saved(session.project.contents)
     session.set_quality("fast")
-    assert session.wait_until_idle(30) and session.state.saved_revision == -1  # another model than the saved one
+    assert session.wait_until_idle(30)
+    assert not session.state.is_saved(session.project.contents)  # another model than the saved one
 
 
 def test_a_head_that_reads_the_final_feature_has_no_choice(open_session):

@@ -79,14 +79,16 @@ class SessionState:
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
     queue: tuple[str, ...] = ()  # keys of the pictures to label next
     unreadable: dict[str, str] = field(default_factory=dict)  # why pictures can't be read, by key
-    # Revision of the contents that the saved model was fitted to; -1 if none was saved, or only one of another
-    # quality
-    saved_revision: int = -1
+    saved_model: ProjectModel | None = None  # the last one that was saved
 
     @property
     def learned_from(self) -> tuple[int, str, bool]:
         """What the model was fitted to; another model has another value."""
         return self.revision, self.quality, self.learns_unlabelled
+
+    def is_saved(self, contents: Contents) -> bool:
+        """Whether the saved model knows these contents."""
+        return self.model is not None and self.saved_model is self.model and self.revision == contents.revision
 
 
 class _Superseded(Exception):
@@ -248,12 +250,12 @@ class Session:
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Save the model, and return its folder."""
         target = self.default_model_folder if folder is None else self._check_model_folder(str(folder))
-        classifier, revision = self._current_classifier()
+        model, classifier = self._current_model()
         try:
             saved = classifier.save(target)
         except OSError as error:  # such as a name that is too long
             raise InputError(f"can't write to {printable(target)}: {error.strerror or error}") from error
-        self._publish(saved_revision=revision)
+        self._publish(saved_model=model)
         return saved
 
     def _check_model_folder(self, text: str) -> Path:
@@ -275,9 +277,9 @@ class Session:
         from clipadapter.export import export_model
 
         self._check_export_file()
-        model, _ = self._current_classifier()
+        _, classifier = self._current_model()
         paths = [picture.path for _, picture in self.project.contents.labelled()]
-        file = Path(export_model(model, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
+        file = Path(export_model(classifier, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
         self.project.save_setting(EXPORT_SETTING, check_file(file) or "")
         return file
 
@@ -301,8 +303,8 @@ class Session:
         classes = self.project.contents.classes
         return [name for name, pictures in classes.items() if not any(map(self._features.has, pictures))]
 
-    def _current_classifier(self) -> tuple[FewShotClassifier, int]:
-        """Wait until the last change is learned. Return the classifier and the revision that it was fitted to."""
+    def _current_model(self) -> tuple[ProjectModel, FewShotClassifier]:
+        """Wait until the last change is learned. Return the model and its classifier."""
         if self._is_outdated():
             self.notify_change()
         with self._condition:
@@ -310,11 +312,11 @@ class Session:
         if self._is_outdated():
             reason = self.state.error or f"{self.state.activity or 'learning'} takes long: save again when it is done"
             raise InputError(f"the last change is not learned yet ({reason})")
-        state = self.state
-        classifier = None if state.model is None else state.model.small_classifier
-        if classifier is None:
+        model = self.state.model
+        classifier = None if model is None else model.small_classifier
+        if model is None or classifier is None:
             raise InputError("there is nothing to save yet: name two classes and add pictures to them")
-        return classifier, state.revision
+        return model, classifier
 
     def _is_outdated(self) -> bool:
         """Whether the model was fitted to other contents than the present ones, or by other choices."""
@@ -419,10 +421,6 @@ class Session:
         if self.state.model is None or model is None or model.class_names != self.state.model.class_names:
             queue = ()
         pool_keys = () if model is None or model.classifier is None else tuple(one.key for one in pool)
-        is_same = (quality, learns_unlabelled) == self.state.learned_from[1:]
-        if self.state.model is not None and model is not None:
-            is_same = is_same and self.state.pool == pool_keys
-        saved = self.state.saved_revision if is_same else -1
         self._check_superseded()
         self._publish(
             revision=contents.revision,
@@ -432,7 +430,6 @@ class Session:
             model=model,
             queue=queue,
             curve=None,
-            saved_revision=saved,
         )
 
     def _select_queue(self, contents: Contents) -> None:
