@@ -25,7 +25,6 @@ from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder, open_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.heads import create_head, head_info
-from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
 from clipadapter.studio.model import (
     ExplainedPrediction,
@@ -35,7 +34,7 @@ from clipadapter.studio.model import (
     fit_project_model,
     learning_curve,
 )
-from clipadapter.studio.pictures import PictureFile
+from clipadapter.studio.pictures import Contents, PictureFile
 from clipadapter.studio.project import Project
 from clipadapter.studio.selection import margins, select_for_labelling
 from clipadapter.utils.files import path_without_links, printable
