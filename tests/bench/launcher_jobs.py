@@ -1,7 +1,6 @@
 """What the tests of the launchers have done by workers: functions that any process can import, text in, texts out."""
 
 import atexit
-import json
 import os
 import signal
 import time
@@ -46,22 +45,10 @@ def fail(text):
     raise LookupError(f"no {text}")
 
 
-def threads(text):
-    import torch
-
-    return [str(torch.get_num_threads())]
-
-
 def lock_of_bars(text):
     from tqdm import tqdm
 
     return [type(tqdm.get_lock()).__name__]
-
-
-def bundle(task):
-    """Where a task's features are, and what is in the two files."""
-    folder = Path(json.loads(task)["bundle"])
-    return [str(folder), (folder / "bundle.json").read_text(), (folder / "arrays.safetensors").read_text()]
 
 
 def see_gpu(text):

@@ -2,10 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from clipadapter.bench.bundle import UNDRAWN_ROWS, Bundle, TestPart
-from clipadapter.bench.bundle_files import load_bundle, save_bundle
+from clipadapter.bench.bundle import Bundle, TestPart
+from clipadapter.bench.bundle_files import BUNDLE_FILE, load_bundle, save_bundle
 from clipadapter.bench.fits import Draw
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.errors import DataError, InputError
@@ -68,32 +69,33 @@ def test_a_bundle_comes_back_as_it_was(full, tmp_path):
 
 def test_a_second_writer_does_not_change_an_existing_bundle(full, tmp_path):
     folder = save_bundle(full, tmp_path / "b")
-    before = (folder / "bundle.json").stat().st_mtime_ns
+    before = (folder / BUNDLE_FILE).stat().st_mtime_ns
     save_bundle(full, folder)
-    assert (folder / "bundle.json").stat().st_mtime_ns == before
-    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert (folder / BUNDLE_FILE).stat().st_mtime_ns == before
+    assert [path.name for path in tmp_path.rglob("*")] == ["b", BUNDLE_FILE]
 
 
-def damage(folder, **changes):
-    facts = json.loads((folder / "bundle.json").read_text())
-    (folder / "bundle.json").write_text(json.dumps({**facts, **changes}))
+def damage(folder, arrays=None, header=None, **changes):
+    """Write the file with other arrays, another header, or other facts in that."""
+    with safe_open(folder / BUNDLE_FILE, framework="numpy") as file:
+        facts, own = json.loads(file.metadata()["facts"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file({**own, **(arrays or {})}, folder / BUNDLE_FILE, {"facts": header or json.dumps({**facts, **changes})})
 
 
 @pytest.mark.parametrize(
     ("harm", "error"),
     [
-        (lambda f: (f / "bundle.json").unlink(), "can't read"),
-        (lambda f: (f / "bundle.json").write_text("{"), "not JSON"),
+        (lambda f: (f / BUNDLE_FILE).unlink(), "can't read"),
+        (lambda f: damage(f, header="{"), "no complete set of features"),
         (lambda f: damage(f, format=7), "format"),
         (lambda f: damage(f, surprise=1), "surprise"),
-        (lambda f: (f / "arrays.safetensors").write_bytes(b"x" * 50), "no complete set of features"),
-        (lambda f: save_file({"support": np.ones((2, 2))}, f / "arrays.safetensors"), "no array 'support.labels'"),
+        (lambda f: (f / BUNDLE_FILE).write_bytes(b"x" * 50), "no complete set of features"),
+        (lambda f: save_file({"support": np.ones((2, 2))}, f / BUNDLE_FILE), "valid dictionary"),
         (
-            lambda f: save_file(
-                {"support": np.ones((2, 2)), "support.labels": np.array([0, 9])}, f / "arrays.safetensors"
-            ),
-            "must be 0 to 2",
+            lambda f: damage(f, tests={"no": {"class_names": ["a"], "blocks": [["final", 8]]}}),
+            "no array 'test.no.labels'",
         ),
+        (lambda f: damage(f, {"support.labels": np.array([0, 9])}), "must be 0 to 2"),
     ],
 )
 def test_a_damaged_folder_is_refused(full, tmp_path, harm, error):
@@ -141,13 +143,6 @@ def test_an_adapter_takes_what_it_learned_to_new_classes(full):
     assert list(head.classes_) == list(NAMES)
 
 
-def test_without_test_parts_undrawn_rows_are_the_test_part():
-    bundle = Bundle(features(), text())
-    assert bundle.names == (UNDRAWN_ROWS,)
-    (run,) = FewShot().plan(bundle, "z", ZeroShot(), Draw(1, 1, [0, 4, 8]))
-    assert (run.n_test, run.data.protocol) == (9, "rest")
-
-
 def test_labels_and_widths_that_do_not_match_are_refused():
     with pytest.raises(InputError, match="no class text: cow"):
         Bundle(features(), text(("cat", "dog")))
@@ -191,7 +186,6 @@ def test_keys_depend_on_single_prompts_only_for_heads_that_read_them():
 
 def test_prompts_that_do_not_fit_their_classes_are_damage(tmp_path):
     folder = save_bundle(Bundle(features(), with_prompts()), tmp_path / "b")
-    path = folder / "bundle.json"
-    path.write_text(path.read_text().replace("  1,\n   2,\n   3", "  1,\n   2,\n   9"))
-    with pytest.raises(DataError, match="'text.prompts' has 6 rows, not the 12"):
+    damage(folder, text={"labels": NAMES, "logit_scale": 30.0, "prompts": [1, 2, 9]})
+    with pytest.raises(DataError, match="'support.prompts' has 6 rows, not the 12"):
         load_bundle(folder)

@@ -46,13 +46,6 @@ def test_draws_are_paired_by_key_and_not_by_place():
     assert paired_difference(a, dict(reversed(b.items()))) == paired_difference(a, b)
 
 
-def test_pairing_takes_the_luck_of_the_draw_out():
-    a, b = two_methods(10)
-    low, high = paired_difference(a, b).interval
-    assert high - low < 0.05
-    assert np.std(list(a.values())) > 0.05
-
-
 def test_groups_count_the_same_and_are_resampled_each_for_itself():
     """Constant within each set: 0.1 over three draws, 0.3 over six. No resample can differ from the mean, 0.2."""
     sets = {("a", i): 0.1 for i in range(3)} | {("b", i): 0.3 for i in range(6)}
@@ -63,26 +56,6 @@ def test_groups_count_the_same_and_are_resampled_each_for_itself():
     together = paired_difference(sets, dict.fromkeys(sets, 0.0))
     assert together.mean == pytest.approx(2.1 / 9)
     assert together.interval[1] - together.interval[0] > 0.05
-
-
-def test_groups_give_the_interval_of_their_mean():
-    """The mean of two independent groups: scipy resamples several samples each for itself too."""
-    (a, b), (c, d) = two_methods(7, seed=1), two_methods(12, seed=2, gain=0.05)
-    first, second = np.subtract(list(a.values()), list(b.values())), np.subtract(list(c.values()), list(d.values()))
-    theirs = bootstrap(
-        (first, second),
-        lambda x, y, axis: (x.mean(axis=axis) + y.mean(axis=axis)) / 2,
-        n_resamples=20_000,
-        method="percentile",
-        rng=1,
-    ).confidence_interval
-    difference = paired_difference(
-        {("x", *draw): value for draw, value in a.items()} | {("y", *draw): value for draw, value in c.items()},
-        {("x", *draw): value for draw, value in b.items()} | {("y", *draw): value for draw, value in d.items()},
-        group=lambda draw: draw[0],
-        resamples=20_000,
-    )
-    assert difference.interval == pytest.approx(tuple(theirs), abs=0.03 * (theirs.high - theirs.low))
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -113,12 +86,6 @@ def test_a_tie_is_not_above_zero():
     assert paired_difference(a, a).above_zero == 0
     difference = paired_difference({0: 0.705, 1: 0.8, 2: 0.5}, {0: 0.7, 1: 0.805, 2: 0.5}, resamples=50_000)
     assert difference.above_zero == pytest.approx(10 / 27, abs=0.01)  # 27 ways, 7 of them ties, the others even
-
-
-def test_the_seed_decides():
-    a, b = two_methods(9)
-    assert paired_difference(a, b, seed=3) == paired_difference(a, b, seed=3)
-    assert paired_difference(a, b, seed=3).interval != paired_difference(a, b, seed=4).interval
 
 
 def test_methods_that_cannot_be_compared_are_refused():

@@ -398,15 +398,15 @@ def without_prompts(model):
 
 
 @pytest.mark.parametrize(
-    ("alter", "change"),
+    ("support", "alter", "change"),
     [
-        (without_counts, lambda model: model.add_class("yellow", squares("yellow", 2, 5))),
-        (with_one_scale, lambda model: model.correct(squares("red", 1, 7), ["blue"])),
-        (without_prompts, lambda model: model.rename_class("red", "crimson")),
+        (False, without_counts, lambda model: model.add_class("yellow", squares("yellow", 2, 5))),
+        (True, with_one_scale, lambda model: model.correct(squares("red", 1, 7), ["blue"])),
+        (True, without_prompts, lambda model: model.rename_class("red", "crimson")),
     ],
 )
-def test_a_change_of_an_altered_model_is_an_error_of_the_library(alter, change, tmp_path):
-    model = FewShotClassifier.load(fitted("prototype").save(tmp_path / "model"), cache=None)
+def test_a_change_of_an_altered_model_is_an_error_of_the_library(support, alter, change, tmp_path):
+    model = FewShotClassifier.load(fitted("prototype").save(tmp_path / "model", support=support), cache=None)
     alter(model)  # as a person can do in the files, who makes the checksums again
     with pytest.raises((ArtifactError, InputError), match="fit .*again"):
         change(model)

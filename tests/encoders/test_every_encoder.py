@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from clipadapter.encoders import create_encoder, list_encoders, open_blocks, unprojected_blocks
+from clipadapter.encoders import list_encoders, open_blocks, unprojected_blocks
 from clipadapter.encoders.toy import ToyEncoder
-from clipadapter.errors import UnknownNameError
 from clipadapter.testing import ENCODER_CHECKS, check_encoder
 from clipadapter.utils.functional import unit
 
@@ -40,11 +39,6 @@ def test_all_schemes_are_found():
         "timm",
         "toy",
     ]
-
-
-def test_an_unknown_scheme_is_refused_with_the_closest_name():
-    with pytest.raises(UnknownNameError, match="Did you mean 'lite'"):
-        create_encoder("light")
 
 
 class Normalised(ToyEncoder):

@@ -3,7 +3,6 @@
 import numpy as np
 
 from clipadapter.heads import TextFeatures
-from clipadapter.testing import toy_features
 
 from .formulas import unit
 from .golden_figures import doubles, golden
@@ -35,13 +34,6 @@ def three_classes(d=6, scale=20.0):
     X = 9 * (means[labels] + rng.standard_normal((len(labels), d)))
     text = TextFeatures(["a", "b", "c"], means + rng.standard_normal(means.shape), scale)
     return X, labels, np.array(text.labels)[labels], text
-
-
-def toy_with_noisy_view():
-    """The toy's features, labels and class text, and the features with a second view that has noise."""
-    X, y, text = toy_features()
-    noise = np.random.default_rng(0).standard_normal(X.shape).astype(np.float32)
-    return X, y, text, np.stack([X, X + noise], axis=1)
 
 
 def released_shots(method):

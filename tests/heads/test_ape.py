@@ -9,11 +9,10 @@ import torch
 
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.ape import Ape, search_grid
-from clipadapter.heads.channel_selection import interclass_similarity, select_channels
+from clipadapter.heads.channel_selection import interclass_similarity
 from clipadapter.heads.tip_adapter import TipAdapter
 from clipadapter.utils.functional import unit
 
-from .formulas import dot, unit_list
 from .golden_figures import golden
 from .small_shots import released_shots
 
@@ -33,82 +32,6 @@ def draw(counts=COUNTS, seed=3):
 
 def names(labels, text):
     return np.array(text.labels)[labels]
-
-
-def plain_keys(X):
-    return [unit_list([sum(values) / len(values) for values in zip(*shot, strict=True)]) for shot in X.tolist()]
-
-
-def plain_similarity(text, keys, labels):
-    """Mean over pairs of classes of the mean product of a vector of one and a vector of the other."""
-    vectors = [[row] + [k for k, label in zip(keys, labels, strict=True) if label == i] for i, row in enumerate(text)]
-    total = [0.0] * D
-    for first, second in itertools.permutations(vectors, 2):
-        for a, b in itertools.product(first, second):
-            for k in range(D):
-                total[k] += a[k] * b[k] / (len(first) * len(second))
-    return [value / (len(text) * (len(text) - 1)) for value in total]
-
-
-def plain_channels(text, keys, labels, q, w0, w1):
-    similarity = plain_similarity(text, keys, labels)
-    criterion = []
-    for k in range(D):
-        column = [row[k] for row in text]
-        mean = sum(column) / len(column)
-        criterion.append(w1 * sum((x - mean) ** 2 for x in column) / (len(column) - 1) - w0 * similarity[k])
-    return sorted(range(D), key=lambda k: -criterion[k])[:q]
-
-
-def plain_logits(X, labels, text, query, q, w0, w1, alpha, beta, gamma):
-    rows, keys, f = [unit_list(row) for row in text.embeddings.tolist()], plain_keys(X), unit_list(query)
-    channels = plain_channels(rows, keys, labels, q, w0, w1)
-
-    def short(v):
-        return unit_list([v[k] for k in channels])
-
-    logits = [SCALE * dot(f, row) for row in rows]
-    for key, label in zip(keys, labels, strict=True):
-        odds = [math.exp(dot(short(key), short(row))) for row in rows]
-        divergence = 0.0
-        for i, value in enumerate(odds):
-            one = float(i == label)
-            divergence += one * math.log2((one + 1e-6) / (value / sum(odds) + 1e-6))
-        affinity = math.exp(-beta * (1 - dot(short(f), short(key))))
-        logits[label] += alpha * affinity * math.exp(gamma * divergence)
-    return logits
-
-
-@pytest.mark.parametrize(("w0", "w1"), [(0.7, 0.3), (0.2, 0.8)])
-@pytest.mark.parametrize(("alpha", "beta", "gamma"), [(2.0, 1.0, 0.1), (3.0, 5.5, 0.3)])
-def test_logits_are_the_published_formula(w0, w1, alpha, beta, gamma):
-    X, labels, text, Q = draw()
-    head = Ape(alpha=alpha, beta=beta, gamma=gamma, channels=5 / 8, similarity_weight=w0, variance_weight=w1)
-    expected = [plain_logits(X, labels, text, q, 5, w0, w1, alpha, beta, gamma) for q in Q.tolist()]
-    np.testing.assert_allclose(head.fit(X, names(labels, text), text=text).logits(Q), expected, rtol=1e-9)
-
-
-def test_similarity_of_classes_is_the_mean_over_all_pairs():
-    X, labels, text, _ = draw()
-    keys, rows = plain_keys(X), text.embeddings.tolist()
-    found = interclass_similarity(
-        torch.tensor(rows, dtype=torch.float64), torch.tensor(keys, dtype=torch.float64), torch.tensor(labels)
-    )
-    np.testing.assert_allclose(found, plain_similarity(rows, keys, labels), rtol=1e-9, atol=1e-12)
-
-
-def test_channels_come_best_first():
-    X, labels, text, _ = draw()
-    keys, rows = plain_keys(X), text.embeddings.tolist()
-    found = select_channels(
-        torch.tensor(rows, dtype=torch.float64),
-        torch.tensor(keys, dtype=torch.float64),
-        torch.tensor(labels),
-        1,
-        0.7,
-        0.3,
-    )
-    assert found.tolist() == plain_channels(rows, keys, labels, D, 0.7, 0.3)
 
 
 def test_all_channels_and_gamma_zero_is_tip_adapter():

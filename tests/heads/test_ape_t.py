@@ -5,9 +5,7 @@ import pytest
 
 from clipadapter.heads.ape import Ape
 from clipadapter.heads.ape_t import ApeT
-from clipadapter.heads.zero_shot import ZeroShot
 
-from .assertions import assert_loss_falls, assert_refused, assert_steps_are_epochs, assert_trains_on_views
 from .formulas import AdamW, cosine_rate, softmax, unit
 from .small_shots import three_classes
 
@@ -79,44 +77,3 @@ def test_text_and_keys_of_a_class_move_together(case):
     of_text = head.weight_.numpy()[:, channels] - unit(text.embeddings)[:, channels]
     of_keys = head.keys_.numpy() - unit(unit(X)[:, channels])
     np.testing.assert_allclose(of_keys, of_text[labels], atol=1e-12)
-
-
-def test_a_class_without_shots_has_no_votes_but_its_text_is_trained(case):
-    X, labels, y, text = case
-    kept = labels != 1
-    still, trained = (ApeT(epochs=n).fit(X[kept], y[kept], text=text) for n in (0, 20))
-    zero_shot = ZeroShot().fit(X[kept], y[kept], text=text).logits(X)[:, 1]
-    np.testing.assert_allclose(still.logits(X)[:, 1], zero_shot, rtol=1e-9)
-    np.testing.assert_allclose(trained.logits(X)[:, 1], SCALE * unit(X) @ trained.weight_.numpy()[1], rtol=1e-9)
-
-
-def test_training_lowers_the_loss_of_the_shots():
-    assert_loss_falls(ApeT)
-
-
-def test_views_are_training_rows():
-    assert_trains_on_views(lambda X, y, text: ApeT().fit(X, y, text=text).weight_.numpy())
-
-
-@pytest.mark.parametrize(("steps", "epochs"), [(70, 24), (3, 20)])
-def test_without_epochs_there_are_enough_for_the_steps(case, steps, epochs):
-    assert_steps_are_epochs(ApeT, "share_", case, steps, epochs)
-
-
-def test_presets_have_the_published_values():
-    preset = ApeT.preset("imagenet")
-    assert (preset.similarity_weight, preset.variance_weight, preset.lr) == (0.2, 0.8, 1e-4)
-
-
-@pytest.mark.parametrize(
-    ("params", "words"),
-    [
-        ({"beta": -1.0}, "beta must be 0 or more"),
-        ({"channels": 1.5}, "channels must be above 0 and up to 1"),
-        ({"similarity_weight": -1.0}, "similarity_weight must be 0 or more"),
-        ({"epochs": -1}, "epochs must be 0 or more"),
-        ({"lr": 0.0}, "lr must be positive"),
-    ],
-)
-def test_bad_parameters_are_named(params, words):
-    assert_refused(ApeT(**params), words)

@@ -73,12 +73,6 @@ def test_with_one_shot_per_class_pictures_of_few_classes_are_not_used():
     np.testing.assert_array_equal(fitted.logits(TEST[0]), Auto().fit(X[1::4], Y[1::4], TEXT).logits(TEST[0]))
 
 
-def test_a_fit_is_repeatable_and_does_not_depend_on_text():
-    for text in (TEXT, None):
-        first, second = (Auto().fit(X, Y, text, unlabelled=POOL).logits(TEST[0]) for _ in range(2))
-        np.testing.assert_array_equal(first, second)
-
-
 def test_coefficients_and_left_out_logits_equal_plain_loops(monkeypatch):
     """Weighted ridge regression by its normal equations, and a refit without each picture."""
     monkeypatch.setattr(unlabelled, "REFINEMENTS", 0)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.clip_adapter import ClipAdapter
 from clipadapter.heads.clip_adapter_replay import ClipAdapterReplay
@@ -99,12 +98,6 @@ def test_kept_shots_follow_their_classes_into_another_order():
         assert np.abs(rows - kept[name]).sum(axis=1).min() == 0
 
 
-def test_none_are_kept_without_replay():
-    pictures, text = world()
-    head = ClipAdapterReplay(replay=0, **FAST).fit(*pictures([0, 1], 5), text=text)
-    assert head.kept_.shape == (0, D)
-
-
 def test_a_class_of_before_weighs_as_much_as_a_new_one(monkeypatch):
     pictures, text = world()
     head = ClipAdapterReplay(replay=2, **FAST).fit(*pictures([0, 1, 2], 6), text=text)
@@ -147,9 +140,3 @@ def test_the_seed_says_which_shots_are_kept():
     kept = [ClipAdapterReplay(seed=seed, **FAST).fit(X, y, text=text).kept_ for seed in (0, 0, 1)]
     assert torch.equal(kept[0], kept[1])
     assert not torch.equal(kept[0], kept[2])
-
-
-def test_a_negative_replay_is_refused():
-    X, y, text = toy_features()
-    with pytest.raises(InputError, match="replay"):
-        ClipAdapterReplay(replay=-1).fit(X, y, text=text)

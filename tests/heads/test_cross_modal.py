@@ -9,10 +9,8 @@ from clipadapter.heads import TextFeatures
 from clipadapter.heads.cross_modal import CrossModal
 from clipadapter.heads.losses import LabelLoss
 
-from .assertions import assert_refused, assert_uses_views
-from .formulas import AdamW, softmax, unit
 from .golden_figures import doubles, golden
-from .small_shots import SCALE, fit_unequal_shots, unequal_shots
+from .small_shots import fit_unequal_shots, unequal_shots
 
 
 @pytest.fixture
@@ -22,39 +20,6 @@ def case():
 
 def fit(case, **params):
     return fit_unequal_shots(CrossModal(**params), case)
-
-
-def gradient(weight, f, target):
-    """Of the mean cross-entropy of a linear classifier that is not normalised."""
-    p = softmax(SCALE * f @ weight.T)
-    return SCALE * (p - np.eye(len(weight))[target]).T @ f / len(f)
-
-
-def cross_modal_by_hand(case, rates, text_share, decay):
-    X, target, text = case
-    weight, optimizer = text.copy(), AdamW(decay=decay)
-    for rate in rates:
-        g = (1 - text_share) * gradient(weight, unit(X), target) + text_share * gradient(weight, text, np.arange(4))
-        weight = optimizer.step(weight, g, rate)
-    return weight
-
-
-@pytest.mark.parametrize("text_share", [0.0, 0.4, 0.5])
-@pytest.mark.parametrize("decay", [0.0, 0.01])
-def test_steps_are_the_published_recipe(case, text_share, decay):
-    recipe = {"schedule": "constant", "warmup_steps": 0, "epochs": 20, "logit_adjustment": 0.0}
-    fitted = fit(case, text_share=text_share, weight_decay=decay, **recipe)
-    weight = cross_modal_by_hand(case, [1e-3] * 20, text_share, decay)
-    np.testing.assert_allclose(fitted.weight_.numpy(), weight, rtol=1e-9)
-    np.testing.assert_allclose(fitted.logits(case[0]), SCALE * unit(case[0]) @ weight.T, rtol=1e-9)
-
-
-def test_a_share_by_number_of_rows_is_one_mean_over_all_rows(case):
-    X, target, text = case
-    together = np.vstack([unit(X), text]), np.concatenate([target, np.arange(4)])
-    expected = gradient(text, *together)
-    mixed = 0.6 * gradient(text, unit(X), target) + 0.4 * gradient(text, text, np.arange(4))
-    np.testing.assert_allclose(mixed, expected, rtol=1e-12)  # 6 pictures, 4 rows of text
 
 
 def test_wise_mixes_the_trained_weights_with_the_text(case):
@@ -87,23 +52,6 @@ def test_many_classes_are_drawn_a_batch_at_a_time(case, monkeypatch):
     monkeypatch.setattr(LabelLoss, "__call__", counted)
     fit(case, batch_size=3, epochs=2)
     assert sizes == [3] * 8  # two steps an epoch, pictures and text in each
-
-
-def test_views_are_used_in_training():
-    assert_uses_views(CrossModal(epochs=20))
-
-
-def test_official_is_12800_steps_of_4_and_4():
-    head = CrossModal.official(weight_decay=0.0)
-    assert (head.steps, head.batch_size, head.warmup_steps, head.optimizer) == (12_800, 4, 50, "adamw")
-    assert head.weight_decay == 0.0
-
-
-@pytest.mark.parametrize(
-    ("params", "words"), [({"wise": 2.0}, "wise must be 0 to 1"), ({"text_share": -0.1}, "text_share must be 0 to 1")]
-)
-def test_bad_parameters_are_named(params, words):
-    assert_refused(CrossModal(**params), words)
 
 
 def released(prompts, monkeypatch):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from clipadapter.errors import InputError
 from clipadapter.heads import TextFeatures
@@ -12,6 +11,7 @@ from clipadapter.testing import check_head
 
 from .formulas import unit
 from .golden_figures import doubles, golden
+from .small_shots import released_shots
 
 
 def drawn(counts=(4, 4, 4, 4, 4), d=32, views=10, seed=3):
@@ -26,29 +26,6 @@ def drawn(counts=(4, 4, 4, 4, 4), d=32, views=10, seed=3):
     return X, labels, text, means[rng.integers(len(counts), size=20)] + 0.5 * rng.standard_normal((20, d))
 
 
-def released(X, labels, Q):
-    """Gaussian logits of the released code: every view a row, S by rows less one, pseudo-inverse."""
-    rows, y = unit(X).reshape(-1, X.shape[2]), np.repeat(labels, X.shape[1])
-    c, d = labels.max() + 1, X.shape[2]
-    means = np.array([rows[y == k].mean(axis=0) for k in range(c)])
-    S = np.cov((rows - means[y]).T)
-    P = d * np.linalg.pinv((len(rows) - 1) * S + np.trace(S) * np.eye(d))
-    return np.array([[q @ P @ m - m @ P @ m / 2 - np.log(c) for m in means] for q in unit(Q)])
-
-
-@pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
-def test_official_is_the_released_estimator_beside_zero_shot(alpha):
-    X, labels, text, Q = drawn()
-    expected = 30.0 * unit(Q) @ text.embeddings.T.astype(float) + alpha * released(X, labels, Q)
-    fitted = Gda.official(alpha=alpha).fit(X, labels.astype(str), text=text)
-    np.testing.assert_allclose(fitted.logits(Q), expected, rtol=1e-9, atol=1e-5)
-
-
-def test_official_without_text_is_the_estimator_alone():
-    X, labels, _, Q = drawn((5, 2, 3), views=2)
-    np.testing.assert_allclose(Gda.official().fit(X, labels).logits(Q), released(X, labels, Q), rtol=1e-9, atol=1e-9)
-
-
 def test_default_precision_is_the_inverse_of_an_average_of_covariances():
     X, labels, _, Q = drawn((3, 5, 4), d=6, views=1)
     rows = unit(X[:, 0])
@@ -61,13 +38,6 @@ def test_default_precision_is_the_inverse_of_an_average_of_covariances():
     P = np.linalg.inv(covariance) * (n / c) / (n / c + 1)
     expected = [[q @ P @ m - m @ P @ m / 2 - np.log(c) for m in means] for q in unit(Q)]
     np.testing.assert_allclose(Gda(alpha=1.0).fit(X, labels).logits(Q), expected, rtol=1e-9)
-
-
-def test_many_shots_are_told_apart_as_by_lda():
-    X, labels, _, Q = drawn((400, 400, 400), d=5, views=1)
-    rows = unit(X[:, 0])
-    expected = LinearDiscriminantAnalysis(solver="lsqr").fit(rows, labels).predict_proba(unit(Q))
-    np.testing.assert_allclose(Gda(alpha=1.0).fit(X, labels).predict_proba(Q), expected, atol=0.02)
 
 
 def test_one_shot_a_class_compares_distances_to_the_shots():
@@ -88,30 +58,22 @@ def test_equal_shots_give_finite_logits():
     assert np.isfinite(fitted.logits(np.eye(3))).all()
 
 
-def given(method):
-    """Figures of the authors' code, and the views (n, v, d), labels, class text and queries that it was given."""
-    figures, _ = golden(method)
-    views, text, queries = doubles(figures, "support_views_raw", "text_raw", "query_raw")
-    labels = [str(label) for label in figures["support_labels"]]
-    return figures, views.transpose(1, 0, 2), labels, TextFeatures([str(i) for i in range(len(text))], text), queries
-
-
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
 def test_released_code_gives_these_logits(alpha):
-    figures, X, y, text, Q = given("gda")
+    figures, X, y, text, Q = released_shots("gda")
     found = Gda.official(alpha=alpha).fit(X, y, text=text).logits(Q)
     np.testing.assert_allclose(found, figures[f"f64_logits_alpha{alpha}"], rtol=1e-10, atol=1e-10)
 
 
 def test_released_code_has_these_gaussians():
-    figures, X, y, _, _ = given("gda")
+    figures, X, y, _, _ = released_shots("gda")
     head = Gda.official().fit(X, y)
     np.testing.assert_allclose(head.weight_, figures["f64_W"].T, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(head.bias_, figures["f64_b"], rtol=1e-10)
 
 
 def test_released_search_finds_this_alpha():
-    figures, X, y, text, Q = given("gda")
+    figures, X, y, text, Q = released_shots("gda")
     val, truth = figures["val_raw"].astype(float), figures["val_labels"].astype(str)
     heads = [Gda.official(alpha=alpha).fit(X, y, text=text) for alpha in golden("gda")[1]["alpha_grid"]]
     best = max(heads, key=lambda head: (head.predict(val) == truth).sum())  # the first of the best
@@ -121,7 +83,7 @@ def test_released_search_finds_this_alpha():
 
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
 def test_released_code_gives_these_logits_of_base_and_new_classes(alpha):
-    figures, X, y, text, Q = given("gda_base_to_new")
+    figures, X, y, text, Q = released_shots("gda_base_to_new")
     new_text, new_Q = doubles(figures, "text_raw_new", "query_raw_new")
     head = Gda.base_to_new(alpha=alpha).fit(X, y, text=text)
     new = head.for_classes(TextFeatures(["a", "b", "c", "d"], new_text))
@@ -131,7 +93,7 @@ def test_released_code_gives_these_logits_of_base_and_new_classes(alpha):
 
 
 def test_released_code_has_these_gaussians_of_base_and_new_classes():
-    figures, X, y, _, _ = given("gda_base_to_new")
+    figures, X, y, _, _ = released_shots("gda_base_to_new")
     head = Gda.base_to_new().fit(X, y)
     np.testing.assert_allclose(head.weight_, figures["f64_base_W"].T, rtol=1e-10, atol=1e-8)  # up to 1500
     np.testing.assert_allclose(head.bias_, figures["f64_base_b"], rtol=1e-10)

@@ -12,12 +12,6 @@ from clipadapter.testing import toy_features
 X = np.array([[2.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
 
 
-def test_votes_by_hand():
-    found = Knn(k=2, temperature=0.5).fit(X, ["a", "b", "c"]).predict_proba([[1.0, 0.0]])[0]
-    near, far = math.exp(1 / 0.5), math.exp(0.6 / 0.5)
-    np.testing.assert_allclose(found, [near / (near + far), far / (near + far), 0], atol=2 * MIN_PROBABILITY)
-
-
 def test_text_is_mixed_into_the_probabilities():
     text = TextFeatures(["a", "b"], np.array([[1.0, 0.0], [0.6, 0.8]]), logit_scale=5.0)
     found = Knn(temperature=0.5, mix=0.25).fit(X, ["a", "b", "b"], text=text).predict_proba([[1.0, 0.0]])[0]

@@ -3,8 +3,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from clipadapter.errors import InputError
 from clipadapter.heads import linear_probe, softmax_regression
+from clipadapter.heads.folds import stratified_folds
 from clipadapter.heads.linear_probe import COARSE_GRID, LinearProbe, search_c
 from clipadapter.heads.softmax_regression import subsample
 from clipadapter.testing import toy_features
@@ -32,21 +32,6 @@ def test_equals_scikit_learn_on_the_same_features(C, input_norm, d):
     fitted = LinearProbe(C=C, input_norm=input_norm, tol=1e-7).fit(X, y)
     np.testing.assert_allclose(fitted.weight_, expected.coef_, atol=1e-3)
     np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(rows), atol=1e-3)
-
-
-def test_more_classes_than_features_equal_scikit_learn_in_single_precision():
-    X, y = clusters(30, 4, 8)
-    rows = X / np.linalg.norm(X, axis=1, keepdims=True)
-    expected = LogisticRegression(C=10.0, max_iter=50_000, tol=1e-9).fit(rows, y)
-    fitted = LinearProbe(C=10.0, tol=1e-5).fit(X.astype(np.float32), y)
-    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(rows), atol=1e-3)
-
-
-def test_two_classes_have_the_probabilities_of_scikit_learn():
-    X, y, _ = toy_features((6, 6, 0), noise=2.0)
-    expected = LogisticRegression(C=1.0, tol=1e-8).fit(X.astype(float), y)
-    fitted = LinearProbe(C=1.0, input_norm=False, tol=1e-6).fit(X.astype(float), y)
-    np.testing.assert_allclose(fitted.predict_proba(X), expected.predict_proba(X.astype(float)), atol=1e-4)
 
 
 def test_a_penalised_intercept_is_the_weight_of_a_column_of_ones():
@@ -122,12 +107,6 @@ def test_a_dear_solve_stops_at_its_bound_of_multiplications(monkeypatch):
     assert optimum < stopped < optimum + 0.25 * (model.start[0] - optimum)
 
 
-def test_the_default_tolerance_is_near_the_optimum():
-    X, y = clusters(10, 8, 32)
-    near, exact = (LinearProbe(C=10.0, tol=tol).fit(X, y).predict_proba(X) for tol in (1e-3, 1e-8))
-    np.testing.assert_allclose(near, exact, atol=1e-2)
-
-
 def test_equal_rows_leave_the_shares_of_the_classes():
     fitted = LinearProbe(logit_adjustment=0.0, C=1.0, tol=1e-6).fit(np.ones((4, 3)), ["a", "b", "b", "b"])
     np.testing.assert_allclose(fitted.predict_proba([[1.0, 1.0, 1.0]]), [[0.25, 0.75]], atol=1e-4)
@@ -137,7 +116,7 @@ def test_c_that_is_chosen_has_the_lowest_held_out_loss_of_scikit_learn():
     X, y = clusters(5, 6, 16, spread=3.0)
     rows = X / np.linalg.norm(X, axis=1, keepdims=True)
     losses = dict.fromkeys(linear_probe.GRID, 0.0)
-    for train, held in linear_probe.stratified_folds(torch.tensor(y), 3):
+    for train, held in stratified_folds(torch.tensor(y), 3):
         for C in losses:
             model = LogisticRegression(C=C, max_iter=5000).fit(rows[train], y[train])
             found = model.predict_proba(rows[held])
@@ -167,11 +146,6 @@ def test_c_chosen_on_some_of_the_classes_is_that_of_all(monkeypatch):
     monkeypatch.setattr(softmax_regression, "MAX_PASS_COST", 100_000)
     assert len(subsample(torch.tensor(y), 16, seed=0)) < len(y)
     assert LinearProbe().fit(X, y).C_ == everything.C_
-
-
-def test_auto_takes_a_weaker_penalty_for_clean_shots_than_for_noisy_ones():
-    clean, noisy = (LinearProbe().fit(*toy_features((12, 12, 12), d=8, noise=noise)[:2]).C_ for noise in (0.1, 6.0))
-    assert clean > noisy
 
 
 def test_a_class_without_a_shot_is_never_predicted():
@@ -205,12 +179,6 @@ def test_solver_of_scikit_learn_leaves_out_classes_without_a_shot():
         assert set(fitted.predict(X)) == seen
 
 
-def test_bad_solver_is_named():
-    X, y, _ = toy_features()
-    with pytest.raises(InputError, match="solver must be one of torch, sklearn, but is 'saga'"):
-        LinearProbe(solver="saga").fit(X, y)
-
-
 @pytest.mark.parametrize("run", ["shot1_seed1", "shot16_seed3"])
 def test_released_search_finds_the_same_c_and_its_probe_the_same_classes(run):
     figures, _ = golden("lpclip")
@@ -226,9 +194,3 @@ def test_released_search_finds_the_same_c_and_its_probe_the_same_classes(run):
     np.testing.assert_allclose(path, figures[f"c_path_{run}"], rtol=1e-12)
     found = LinearProbe.official(C=path[-1]).fit(X, y).predict(figures["test_features"])
     np.testing.assert_array_equal(found, figures[f"test_pred_{run}"])
-
-
-def test_pictures_that_are_all_alike_teach_nothing():
-    X, y = np.ones((15, 32), np.float32), ["a", "b", "c", "d", "e"] * 3
-    logits = LinearProbe().fit(X, y).logits(X)
-    np.testing.assert_allclose(logits, np.repeat(logits[:, :1], 5, axis=1), atol=1e-5)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from clipadapter.heads import TextFeatures, create_head, head_info, list_heads
+from clipadapter.heads import TextFeatures, TrainedHead, create_head, head_info, list_heads
 from clipadapter.testing import toy_features
 
 from .estimators import create_short
+from .formulas import softmax
 
 NAMES = [name for name in list_heads() if not head_info(name).cls.tunes_encoder]
 TRAINING_FREE = [
@@ -14,10 +15,14 @@ TRAINING_FREE = [
     "timo", "transclip", "zero-shot", "zlap",
 ]  # fmt: skip
 """Heads whose fit does not draw shots in an order."""
+TRAINED = [name for name in NAMES if issubclass(head_info(name).cls, TrainedHead)] + ["bdc-adapter"]
 AS_ZERO_SHOT = [
     ("ape", {"alpha": 0.0}),
     ("bdc-adapter", {"alpha": 0.0, "epochs": 0}),
+    ("ape-t", {"alpha": 0.0, "epochs": 0}),
     ("clip-adapter", {"alpha": 0.0}),
+    ("clip-adapter", {"branch": "text", "beta": 0.0}),
+    ("clip-adapter", {"branch": "both", "alpha": 0.0, "beta": 0.0}),
     ("cross-modal", {"wise": 1.0}),
     ("cross-modal", {"epochs": 0}),
     ("gda", {"alpha": 0.0}),
@@ -31,6 +36,7 @@ AS_ZERO_SHOT = [
     ("taskres", {"alpha": 0.0}),
     ("taskres", {"epochs": 0}),
     ("tip-adapter", {"alpha": 0.0}),
+    ("tip-adapter-f", {"alpha": 0.0, "epochs": 1}),
     ("transclip", {"prior": 1.0, "likelihood": 0.0, "smoothness": 0.0}),
     ("zs-lp", {"epochs": 0}),
 ]
@@ -63,6 +69,29 @@ def test_shots_without_weight_leave_zero_shot(name, params):
     head = create_head(name, **params).fit(X, y, text=text, unlabelled=pool_of(name, Q))
     expected = create_head("zero-shot").fit(X, y, text=text).predict_proba(Q)
     np.testing.assert_allclose(head.predict_proba(Q), expected, atol=1e-5)
+    part = head.text_logits(Q)
+    if part is not None:
+        np.testing.assert_allclose(softmax(part), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_trained_head_learns_from_all_views(name):
+    X, y, text = toy_features()
+    noise = np.random.default_rng(0).standard_normal(X.shape).astype(np.float32)
+    views = np.stack([X, X + noise, X - noise], axis=1)  # their mean, where caches start, is the plain picture
+    params = {"blend": 1.0} if name == "svl-adapter" else {}  # by default zero-shot alone is as sure here
+    plain, augmented = (
+        create_short(name).set_params(**params).fit(data, y, text=text).logits(X) for data in (X, views)
+    )
+    assert np.abs(plain - augmented).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_lowers_the_loss(name):
+    X, y, text = toy_features((8, 8, 8), noise=2.0)
+    length = "epochs" if "epochs" in create_head(name).get_params() else "steps"
+    first, last = (create_head(name, **{length: n}).fit(X, y, text=text).loss_ for n in (1, 100))
+    assert last < 0.9 * first
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if head_info(name).cls.needs_text or name in TRAINING_FREE])

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 from sklearn import config_context
-from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import VotingClassifier
-from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -24,16 +22,6 @@ def toy():
     X, y, text = toy_features((9, 9, 9), noise=1.5)
     turned = TextFeatures(text.labels[::-1], text.embeddings[::-1], 10.0)
     return X / np.linalg.norm(X, axis=1, keepdims=True), y, turned
-
-
-def test_out_of_fold_probabilities_are_those_of_fits_to_the_other_folds(toy):
-    X, names, text = toy
-    y = np.unique(names, return_inverse=True)[1]
-    head, numbered = create_head("tip-adapter"), text.numbered()
-    found = cross_val_predict(head, X, y, cv=FOLDS, method="predict_proba", params={"text": numbered})
-    for train, test in FOLDS.split(X, y):
-        fitted = create_head("tip-adapter").fit(X[train], names[train], text=text)
-        np.testing.assert_allclose(found[test], fitted.predict_proba(X[test]), rtol=1e-6)
 
 
 @config_context(enable_metadata_routing=True)
@@ -66,21 +54,6 @@ def test_numbers_that_are_no_class_names_are_refused(toy):
 def test_the_tower_of_numbered_text_is_left_out(toy):
     with pytest.raises(InputError, match="trains through the text tower"):
         create_head("coop").fit([[1.0] * 16], [0], text=toy_features()[2].numbered())
-
-
-@config_context(enable_metadata_routing=True)
-def test_calibration_in_folds_is_the_mean_of_isotonic_fits_to_the_held_out_probabilities_of_each_class(toy):
-    X, y, text = toy
-    head, every = create_head("tip-adapter").set_fit_request(text=True), []
-    for train, test in FOLDS.split(X, y):
-        fitted = create_head("tip-adapter").fit(X[train], y[train], text=text)
-        columns = []
-        for k, name in enumerate(fitted.classes_):
-            fit = IsotonicRegression(out_of_bounds="clip").fit(fitted.predict_proba(X[test])[:, k], y[test] == name)
-            columns.append(fit.predict(fitted.predict_proba(X)[:, k]))
-        every.append(np.transpose(columns) / np.sum(columns, axis=0)[:, None])
-    found = CalibratedClassifierCV(head, cv=FOLDS, method="isotonic").fit(X, y, text=text)
-    np.testing.assert_allclose(found.predict_proba(X), np.mean(every, axis=0), rtol=1e-5, atol=1e-9)
 
 
 @config_context(enable_metadata_routing=True)

@@ -1,7 +1,5 @@
 """SS-Text-U against its formulas in plain loops, and against outputs of the authors' code."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from clipadapter.heads import TextFeatures
 from clipadapter.heads.ss_text import SsText
 from clipadapter.heads.ss_text_u import SsTextU, class_marginal, labelled_part, solve_class_vectors, transport
 
-from .formulas import dot, unit_list
 from .golden_figures import doubles, golden
 
 SCALE = 12.0
@@ -32,46 +29,6 @@ def fitted(head, seed=1):
     return head.fit(X, LABELS, text=text, unlabelled=pictures)
 
 
-def plain_vectors(marginal, start, updates=3, rounds=10, support_weight=0.5):
-    """The class vectors, one picture and one class at a time."""
-    X, text, pictures, _ = drawn()
-    T, F, P = ([unit_list(row) for row in rows] for rows in (text.embeddings.astype(float), X, pictures))
-    fixed = []
-    for k in range(C):
-        own = [f for f, label in zip(F, LABELS, strict=True) if label == str(k)]
-        factor = support_weight * SCALE * len(own) / len(F)
-        fixed.append([factor * sum(f[j] for f in own) for j in range(D)])
-    supervised = [[a + t for a, t in zip(fixed[k], T[k], strict=True)] for k in range(C)]
-    W = supervised if start == "shots" or not updates else T
-    for _ in range(updates):
-        Z = [[math.exp(SCALE * dot(p, unit_list(w))) for w in W] for p in P]
-        for _ in range(rounds):
-            sums = [sum(row[k] for row in Z) for k in range(C)]
-            Z = [[row[k] * marginal[k] / sums[k] for k in range(C)] for row in Z]
-            Z = [[value / sum(row) for value in row] for row in Z]
-        Z = [[value / sum(row) for value in row] for row in Z]  # a softmax without rounds
-        W = [
-            [supervised[k][j] + SCALE / U * sum(Z[i][k] * P[i][j] for i in range(U)) for j in range(D)]
-            for k in range(C)
-        ]
-    return W
-
-
-@pytest.mark.parametrize("params", [{}, {"rounds": 0}, {"updates": 0}, {"support_weight": 1.0, "rounds": 4}])
-@pytest.mark.parametrize("start", ["shots", "text"])
-@pytest.mark.parametrize("marginal", ["0.2,0.3,0.5", "shots", "uniform"])
-def test_class_vectors_are_the_papers_formulas(marginal, start, params):
-    # 3 shots, 1 shot and none, for which the least number of shots counts a quarter.
-    r = {"shots": [3 / 4.25, 1 / 4.25, 0.25 / 4.25], "uniform": [1 / 3] * 3}.get(marginal, [0.2, 0.3, 0.5])
-    head = fitted(SsTextU(marginal=marginal, start=start, **params))
-    expected = plain_vectors(r, start, **params)
-    np.testing.assert_allclose(head.weight_, expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(head.marginal_, r)
-    q = drawn()[3]
-    logits = [[SCALE * dot(unit_list(x), unit_list(w)) for w in expected] for x in q]
-    np.testing.assert_allclose(head.logits(q), logits, rtol=1e-9)
-
-
 def test_without_updates_and_with_full_weight_of_shots_it_is_ss_text():
     X, text, _, q = drawn()
     head = fitted(SsTextU(updates=0, support_weight=1.0))
@@ -88,11 +45,6 @@ def test_a_class_of_frequency_zero_gets_no_picture():
 def test_a_marginal_is_scaled_to_sum_one():
     first, second = (fitted(SsTextU(marginal=r)).weight_ for r in ("0.2, 0.3,0.5", "2,3,5"))
     np.testing.assert_allclose(first, second, rtol=1e-12)
-
-
-def test_official_takes_the_class_frequencies_of_the_shots_and_starts_from_text():
-    expected = SsTextU(marginal="shots", start="text", missing_class_ratio=4.0, rounds=4)
-    assert SsTextU.official(rounds=4).get_params() == expected.get_params()
 
 
 def toy_pool(classes, size=60, c=6, d=24, seed=5):

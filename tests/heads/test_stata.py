@@ -73,18 +73,6 @@ def plain(
     return np.array(z[:U]), np.array(mu), np.array(v)
 
 
-@pytest.mark.parametrize(
-    "params", [{}, {"soft": True, "alpha": 4.0}, {"smoothness": 0.5, "neighbours": 2}, {"likelihood": 0.3}]
-)
-def test_official_is_the_papers_formulas(case, params):
-    prior = SCALE * unit(case["unlabelled"]) @ case["text"].T
-    head = fitted(StatA.official(**params), case)
-    z, mu, v = plain(case, prior, case["text"], **params)
-    np.testing.assert_allclose(head.means_, mu, rtol=1e-9)
-    np.testing.assert_allclose(head.variances_, v, rtol=1e-8)
-    np.testing.assert_allclose(head.predict_proba(case["unlabelled"]), z, rtol=1e-8)
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_shots_are_rows_of_the_graph_and_of_the_means(case, shared):
     prior = SCALE * unit(case["unlabelled"]) @ case["text"].T

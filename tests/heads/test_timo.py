@@ -9,7 +9,6 @@ import torch
 from clipadapter.heads import TextFeatures
 from clipadapter.heads.gda import Gda
 from clipadapter.heads.timo import GAMMAS, TextShots, Timo, guide_text, guided_gaussians
-from clipadapter.heads.zero_shot import ZeroShot
 from clipadapter.utils.functional import unit as unit_rows
 
 from .formulas import dot, unit, unit_list
@@ -142,13 +141,6 @@ def test_without_prompt_rows_and_with_one_prompt_it_is_gda():
     np.testing.assert_allclose(Timo(alpha=30.0, beta=0).fit(X, y, text=plain).logits(Q), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_large_alpha_with_one_prompt_is_zero_shot():
-    X, y, text, Q = drawn()
-    plain = text.with_prompts(None)
-    fitted = Timo(alpha=1e9).fit(X, y, text=plain).logits(Q) / 1e9 * 30.0
-    np.testing.assert_allclose(fitted, ZeroShot().fit(X, y, text=plain).logits(Q), atol=1e-5)
-
-
 def test_gamma_zero_is_the_plain_mean_and_a_large_gamma_the_best_prompt():
     X, y, text, _ = drawn()
     X, labels = torch.from_numpy(X), torch.from_numpy(y.astype(int))
@@ -156,13 +148,6 @@ def test_gamma_zero_is_the_plain_mean_and_a_large_gamma_the_best_prompt():
     np.testing.assert_allclose(guide_text(shots, 0.0)[0], text.embeddings, rtol=1e-9)
     sharp, scores = guide_text(shots, 1e7)
     np.testing.assert_allclose(sharp, [p[s.argmax()] for p, s in zip(text.prompts, scores, strict=True)], rtol=1e-9)
-
-
-def test_one_shot_and_one_view_a_class_are_enough():
-    X, y, text, Q = drawn((1, 1, 1), views=1)
-    logits = Timo(search=True).fit(X, y, text=text).logits(Q)
-    assert np.isfinite(logits).all()
-    np.testing.assert_array_equal(logits, Timo().fit(X, y, text=text).logits(Q))
 
 
 def test_equal_rows_have_no_variance_and_leave_the_text():

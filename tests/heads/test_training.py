@@ -72,6 +72,16 @@ def test_steps_are_counted_with_the_incomplete_batch():
     assert len(record(10, steps=100, drop_last=False)[0]) == 3 * 34
 
 
+@pytest.mark.parametrize("steps", [7, 9])
+def test_without_whole_epochs_training_ends_after_the_steps_and_the_rate_falls_over_them(steps):
+    changes = {"steps": steps, "min_epochs": 1, "drop_last": False, "whole_epochs": False}
+    seen, _ = record(10, **changes)
+    assert [len(batch) for batch, _ in seen] == [4, 4, 2, 4, 4, 2, 4, 4, 2][:steps]
+    made = config(schedule="cosine", lr=1.0, **changes)
+    rates = [made.learning_rate(step, 3, 3) for step in range(steps)]
+    assert rates == pytest.approx([0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)])
+
+
 def test_few_rows_are_one_batch():
     assert record(3, epochs=2)[0] == [([0, 1, 2], [0, 0, 0])] * 2
 

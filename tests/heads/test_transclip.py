@@ -80,11 +80,6 @@ def test_assignments_are_the_papers_formulas(case, prior, weight):
     np.testing.assert_allclose(head.predict_proba(case["unlabelled"]), z, rtol=1e-9)
 
 
-def test_official_is_the_zero_shot_mode(case):
-    z, _, _ = plain(case, prior=1.0, weight=0.0)
-    np.testing.assert_allclose(fitted(TransClip.official(), case).predict_proba(case["unlabelled"]), z, rtol=1e-9)
-
-
 def test_without_support_weight_the_shots_are_not_looked_at(case):
     head = fitted(TransClip(support_weight=0), case).logits(case["unlabelled"])
     other = {**case, "X": case["X"][::-1] * 3, "y": ["c", "b", "c"]}

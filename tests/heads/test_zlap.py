@@ -91,10 +91,6 @@ def test_stretched_cosines_reach_from_the_weakest_edge_of_the_graph_to_one(case)
     np.testing.assert_allclose(head.predict_proba(new), shares(np.array(edges) @ scores), atol=1e-8)
 
 
-def test_official_is_the_method_without_shots():
-    assert Zlap.official(power=3.0).get_params() == Zlap(support_weight=0.0, power=3.0).get_params()
-
-
 def test_without_support_weight_the_shots_are_not_looked_at(case):
     scores = fitted(Zlap(support_weight=0), case).logits(case["unlabelled"])
     other = {**case, "X": case["X"][::-1] * 2, "y": ["c", "d", "c"]}
@@ -106,13 +102,6 @@ def test_a_picture_beside_a_shot_follows_its_label_against_the_text(case):
     case |= {"y": ["d", "b", "b"], "unlabelled": np.concatenate([case["unlabelled"], beside])}
     before, after = (fitted(Zlap(support_weight=weight), case).predict(beside)[0] for weight in (0, 100))
     assert (before, after) == ("a", "d")
-
-
-def test_alpha_zero_spreads_nothing(case):
-    # Without spreading only class nodes have a score, so that a new picture's is its own text edges.
-    new = unit(np.random.default_rng(8).standard_normal((6, D)) + 0.4)
-    expected = shares(np.array([chosen(x, case["text"], 5, 5.0) for x in new]))
-    np.testing.assert_allclose(fitted(Zlap(alpha=0), case).predict_proba(new), expected, atol=1e-7)
 
 
 def test_a_picture_without_any_edge_has_finite_logits(case):

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 FUZZING = __name__ == "__main__"
 atheris: Any = importlib.import_module("atheris") if FUZZING else None
 
 # Only code of this package counts as covered: torch's would hide it.
 with atheris.instrument_imports(include=["clipadapter"]) if FUZZING else nullcontext():
-    from clipadapter.bench.bundle_files import load_bundle
+    from clipadapter.bench.bundle_files import BUNDLE_FILE, load_bundle
     from clipadapter.bench.records import parse_run
     from clipadapter.bench.suite import load_suite
     from clipadapter.data import load_dataset, read_class_names, read_descriptions
@@ -83,12 +84,16 @@ SOUND: tuple[tuple[str, Reader, tuple[bytes, ...]], ...] = (
         lambda path: read_split(path, path.parent),
         (b'{"train": [["a.jpg", 0, "a"]], "test": [["b", 1, "b"]]}',),
     ),
-    ("a.toml", load_suite, (b'title = "t"\nheads = ["knn"]\nshots = [1]', b'title = "t"\n[[vary]]\nhead = "knn"\n')),
+    ("a.toml", load_suite, (b'title = "t"\nheads = ["knn"]\nshots = [1]', b'title = "t"\n[[heads]]\nhead = "knn"\n')),
     ("a.jsonl", load_dataset, (b'{"path": "a.jpg", "label": "a"}\n{"path": "b", "labels": ["a"], "split": "val"}\n',)),
     ("a.csv", load_dataset, (b'path,label,split\n"a,b",c,test\n', b"\xef\xbb\xbfpath,labels\na,b|c\n")),
     ("a.csv", lambda path: read_costs(path, ["a", "b"]), (b"true,a,b\na,0,1\nb,2.5,0\n",)),
     ("a.json", lambda path: parse_run("a.json", path.read_bytes()), (b'{"format": 2}', b'{"format": 99}')),
-    ("bundle.json", lambda path: load_bundle(path.parent), (b'{"format": 1, "support": {"class_names": ["a"]}}',)),
+    (
+        BUNDLE_FILE,
+        lambda path: load_bundle(path.parent),
+        (save({"support": np.ones((1, 2))}, {"facts": '{"format": 1, "support": {"class_names": ["a"]}}'}),),
+    ),
     (
         "journal.jsonl",
         journal,

@@ -1,8 +1,8 @@
 """Puts links, pipes and odd names into copies of the program's own folders, and opens these by commands.
 
-Usage: link_trees.py FOLDER COUNT SEED. Beside each copy is a folder that links lead to. A command, drawn from those
-that take such a folder, opens each copy. It writes how many copies were made, how often each command worked or refused,
-and what was wrong: a byte or name that changed outside, or an error that is not of the program.
+Usage: link_trees.py FOLDER COUNT SEED. Beside each copy is a folder that links lead to. Each command that takes such a
+folder opens a copy. It writes how many trees were made, how often each command worked or refused, and what was
+wrong: a byte or name that changed outside, or an error that is not of the program.
 """
 
 import json
@@ -120,11 +120,9 @@ def stop(*_):
     raise TimeoutError("a pipe was opened, or it takes too long")
 
 
-def attack(base, kind, rng):
-    """How often each command worked and refused in a tree, and errors that are not of the program."""
-    counts, faults = Counter(trees=1), []
-    lines = [line.strip() for line in COMMANDS[kind].splitlines() if line]
-    line = rng.choice(lines)
+def attack(line):
+    """How often a command worked and refused, and an error that is not of the program."""
+    counts, faults = Counter(openings=1), []
     signal.alarm(60)
     try:
         has_worked = run(line)
@@ -133,9 +131,6 @@ def attack(base, kind, rng):
     except Exception as error:
         faults.append(f"{line}: {type(error).__name__}: {error}"[:300])
     signal.alarm(0)
-    if kind == "store":
-        with suppress(ClipAdapterError):
-            open_shards(base)
     return counts, faults
 
 
@@ -143,7 +138,7 @@ def main(folder, count, seed):
     signal.signal(signal.SIGALRM, stop)
     prepare_commands(folder)
     make_templates(folder)
-    rng, faults, counts, outside = random.Random(seed), [], Counter(), {}
+    rng, faults, counts, outside = random.Random(seed), [], Counter(trees=count), {}
     for number in range(count):
         kind = list(OWN_FOLDERS)[number % len(OWN_FOLDERS)]
         base, home, template = folder / f"tree-{kind}", folder / f"home-{kind}", folder / "templates" / kind
@@ -151,18 +146,24 @@ def main(folder, count, seed):
             shutil.rmtree(home, ignore_errors=True)
             make_home(home, template / OWN_FOLDERS[kind])
             outside[kind] = listing(home)
-        shutil.rmtree(base, ignore_errors=True)
-        enter(folder, kind)
-        shutil.copytree(template, base, symlinks=True, dirs_exist_ok=True)
-        mutate(base, kind, home, rng)
-        more, errors = attack(base, kind, rng)
+        tree = rng.random()
+        for line in [line.strip() for line in COMMANDS[kind].splitlines() if line]:
+            shutil.rmtree(base, ignore_errors=True)
+            enter(folder, kind)
+            shutil.copytree(template, base, symlinks=True, dirs_exist_ok=True)
+            mutate(base, kind, home, random.Random(tree))
+            more, errors = attack(line)
+            counts += more
+            faults += [f"{kind} {number}: {error}" for error in errors]
+        if kind == "store":
+            with suppress(ClipAdapterError):
+                open_shards(base)
         os.chdir(folder)
-        counts += more
         now, before = listing(home), outside[kind]
         if now != before:
-            errors += [f"{path} changed" for path in now.keys() | before if now.get(path) != before.get(path)][:3]
+            paths = [path for path in now.keys() | before if now.get(path) != before.get(path)]
+            faults += [f"{kind} {number}: {path} changed" for path in paths[:3]]
             del outside[kind]
-        faults += [f"{kind} {number}: {error}" for error in errors]
     sys.stdout.write(json.dumps({"faults": faults, "counts": counts}, indent=1))
 
 

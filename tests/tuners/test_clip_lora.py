@@ -237,17 +237,6 @@ def test_a_bad_picture_is_left_out_or_told(model, tmp_path):
         model(ClipLora(steps=4), strict=True).fit([tmp_path / "bad.jpg", *images], ["red", *labels])
 
 
-def test_other_classes_are_answered_by_their_text(model):
-    fitted = model(templates="a {} square").fit(*squares())
-    other = fitted.head_.for_classes(
-        encode_classes(fitted.encoder_, {"red": ["a red square"], "blue": ["a blue square"]})
-    )
-    queries, truth = squares(seed=1)
-    rows = [i for i, name in enumerate(truth) if name != "green"]
-    features = fitted.extract_features([queries[i] for i in rows], [truth[i] for i in rows], ["blue", "red"]).plain
-    assert list(other.predict(features)) == [truth[i] for i in rows]
-
-
 def test_a_tower_that_stays_runs_once(model, monkeypatch):
     runs = []
     run = ImageFeatures._run

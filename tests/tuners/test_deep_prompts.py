@@ -1,18 +1,13 @@
 """Tuners of prompts inside both towers: where prompts stand, and from pictures to files and back."""
 
-import math
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from PIL import Image
-from torch.nn.functional import gelu, layer_norm
 
 from clipadapter import FewShotClassifier
 from clipadapter.backends.formats import get_format
-from clipadapter.cli.app import app
 from clipadapter.encoders import create_encoder, open_tunable_copy
 from clipadapter.encoders.prompted_layers import FixedPrompts
 from clipadapter.errors import InputError
@@ -76,69 +71,6 @@ def inserted(encoder, text, image, words="a photo of a"):
     sources = [[FixedPrompts(each) for each in values] for values in (text, image)]
     places.insert(*sources, places.token_ids(words)[: text.shape[1]])
     return copy
-
-
-def run_block(block, x, causal):
-    """A block of CLIP's transformer on the tokens (l, w) of one row."""
-
-    def norm(layer, x):
-        return layer_norm(x, x.shape[-1:], layer.weight, layer.bias, layer.eps)
-
-    attention, heads = block.attn, block.attn.num_heads
-    q, k, v = (norm(block.ln_1, x) @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, dim=-1)
-    mixed = []
-    for head in range(heads):
-        columns = slice(head * x.shape[1] // heads, (head + 1) * x.shape[1] // heads)
-        scores = q[:, columns] @ k[:, columns].T / math.sqrt(x.shape[1] // heads)
-        for i in range(len(x) if causal else 0):
-            scores[i, i + 1 :] = -math.inf
-        mixed.append(scores.softmax(dim=-1) @ v[:, columns])
-    x = x + torch.cat(mixed, dim=1) @ attention.out_proj.weight.T + attention.out_proj.bias
-    hidden = gelu(norm(block.ln_2, x) @ block.mlp.c_fc.weight.T + block.mlp.c_fc.bias)
-    return x + hidden @ block.mlp.c_proj.weight.T + block.mlp.c_proj.bias
-
-
-def image_feature(visual, pixels, prompts):
-    patches = visual.conv1(pixels[None]).flatten(2)[0].T
-    x = torch.cat([visual.class_embedding[None], patches]) + visual.positional_embedding
-    x = visual.ln_pre(torch.cat([x, prompts[0]]))
-    for i, block in enumerate(visual.transformer.resblocks):
-        if 0 < i < len(prompts):
-            x[-prompts.shape[1] :] = prompts[i]
-        x = run_block(block, x, causal=False)
-    return visual.ln_post(x[0]) @ visual.proj
-
-
-def text_feature(model, ids, prompts):
-    """Ids with start and end tokens; places for prompts follow the start token."""
-    n = prompts.shape[1]
-    x = model.token_embedding(torch.tensor(ids))
-    x[1 : 1 + n] = prompts[0]
-    x = x + model.positional_embedding[: len(ids)]
-    for i, block in enumerate(model.transformer.resblocks):
-        if 0 < i < len(prompts):
-            x[1 : 1 + n] = prompts[i]
-        x = run_block(block, x, causal=True)
-    return model.ln_final(x[-1]) @ model.text_projection
-
-
-def test_features_are_those_of_plain_loops(opened):
-    encoder = opened("ViT-B-32")
-    text, image = noise(2, 3, 64), noise(3, 5, 128, seed=1)
-    changed, model = inserted(encoder, text, image), encoder._model
-    pixels = noise(2, 3, 224, 224, seed=2)
-    with torch.no_grad():
-        expected = torch.stack([image_feature(model.visual, one, image) for one in pixels])
-        torch.testing.assert_close(changed.encode_pixels(pixels), expected, rtol=1e-4, atol=1e-5)
-        start, *first, end = (encoder.text_tower().tokenize(["a photo of a"]))[0]
-        cat = encoder.text_tower().tokenize(["cat."])[0][1:-1]
-        rows = {
-            "a photo of a cat.": [start, 0, 0, 0, first[3], *cat, end],  # three of four words are replaced
-            "cat.": [start, 0, 0, 0, *cat, end],  # other texts keep all words
-            "a cat.": [start, 0, 0, 0, first[0], *cat, end],
-        }
-        expected = torch.stack([text_feature(model, ids, text) for ids in rows.values()])
-    torch.testing.assert_close(changed.encode_text(list(rows)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_prompts_that_are_the_words_change_no_text(opened):
@@ -251,26 +183,6 @@ def test_an_exported_model_has_the_prompts(format, method, fitted_to_colours, tm
         np.testing.assert_allclose(found, fitted.predict_proba(queries[:n]), atol=1e-5)
 
 
-def test_the_command_line_fits_and_predicts(expressive, tmp_path):
-    for name in ("train", "test"):
-        for i, (image, label) in enumerate(zip(*squares(seed=int(name == "test")), strict=True)):
-            path = tmp_path / name / label / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-
-    def run(*args):
-        result = CliRunner().invoke(app, [str(arg) for arg in args])
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    train, model, params = tmp_path / "train", tmp_path / "model", ("--set", "lr=0.03", "--set", "epochs=10")
-    run("fit", train, "--encoder", expressive.info.name, "--head", "maple", *params, "--out", model)
-    again = FewShotClassifier.load(model, cache=None)
-    queries, truth = squares(seed=1)
-    assert again.predict(queries) == truth
-    assert "100.0" in run("eval", model, tmp_path / "test")
-
-
 def test_new_classes_are_answered_by_the_prompted_text_tower(model, tuner):
     fitted = model(tuner(epochs=2)).fit(*squares())
     text = encode_classes(fitted.encoder_, {"owl": ["a photo of a owl."], "red": ["a photo of a red."]})
@@ -296,30 +208,6 @@ def test_other_precision_and_views_learn_something_else(params, model, tuner):
     other = model(tuner(epochs=3, **of_head), **of_model).fit(*squares()).head_
     assert other.image_prompts_.dtype == torch.float32
     assert 0 < (plain.image_prompts_ - other.image_prompts_).norm() < 0.5 * plain.image_prompts_.norm()
-
-
-RECIPE = {"batch_size": 4, "depth": 9, "ctx_init": "a photo of a", "warmup_epochs": 1, "schedule": "cosine-epoch"}
-"""What both configuration files of the authors have; momentum and weight decay are the defaults of their library."""
-OWN = {
-    "maple": {"n_ctx": 2, "lr": 0.0035, "epochs": 5},
-    "prompt-src": {"n_ctx": 4, "n_ctx_image": 4, "lr": 0.0025, "epochs": 50, "text_weight": 25, "image_weight": 10}
-    | {"average_mean": 30, "average_std": 30},
-}
-
-
-def test_official_is_the_configuration_of_the_authors(tuner, method):
-    expected = {**RECIPE, **OWN[method], "weight_decay": 5e-4}
-    found = tuner.official().get_params()
-    assert {name: found[name] for name in expected} == expected
-    assert list(tuner.recipes) == ["official"]
-
-
-def test_presets_change_the_average_alone_but_for_base_to_new():
-    plain = PromptSrc().get_params()
-    for name in PromptSrc.presets:
-        changed = {key for key, value in PromptSrc.preset(name).get_params().items() if value != plain[key]}
-        assert changed - {"epochs"} == {"average_mean", "average_std"}
-        assert ("epochs" in changed) == (name == "base-to-new")
 
 
 def test_few_shots_are_trained_for_as_many_steps_as_the_recipe_has():

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from clipadapter.errors import InputError
+from clipadapter.heads.checkpoint import Checkpoint, digest_of
 from clipadapter.heads.training import EarlyStopping, TrainConfig, train
 from clipadapter.testing import toy_features
-from clipadapter.tuners.checkpoint import Checkpoint, digest_of
 from clipadapter.tuners.coop import CoOp
 from clipadapter.utils.cache import default_cache_dir
 
@@ -47,14 +47,6 @@ def test_a_checkpoint_changes_no_bit(optimizer, cache):
     last = train([with_checkpoint], loss, 10, 3, config(optimizer), checkpoint=Checkpoint("a", 0.0))
     assert last == train([without], same_loss, 10, 3, config(optimizer))
     assert torch.equal(with_checkpoint, without)
-
-
-def test_min_epochs_may_be_one():
-    weight, loss = problem()
-    seen = []
-    made = config(epochs=None, steps=5, min_epochs=1)
-    train([weight], lambda *rows: seen.append(1) or loss(*rows), 10, 3, made)
-    assert len(seen) == 6
 
 
 class Killed(BaseException):

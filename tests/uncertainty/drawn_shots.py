@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipadapter.uncertainty.ood_scores import unit_rows
+from clipadapter.utils.prediction import unit_rows
 
 D = 12
 

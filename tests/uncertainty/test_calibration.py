@@ -57,6 +57,15 @@ def test_right_answers_alone_give_no_certainty():
     assert 0.85 < p.max(axis=1).mean() < 0.995
 
 
+def test_few_held_out_shots_leave_a_share_of_equal_probabilities():
+    for n, share in ((4, 1 / 17), (16, 1 / 257)):
+        y = np.arange(n) % 2
+        calibrator = learn_calibrator(np.eye(2)[y] * 5.0, y)
+        sure = np.array([[1e6, 0.0]])
+        np.testing.assert_allclose(calibrator.probabilities(sure), [[1 - share / 2, share / 2]])
+        np.testing.assert_allclose(np.exp(calibrator.log_probabilities(sure)), calibrator.probabilities(sure))
+
+
 def test_logits_of_another_unit_give_the_same_probabilities():
     z, y = answers(60)
     p = learn_calibrator(z, y, prior_temperature=1.0).probabilities(z)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 from clipadapter.uncertainty.class_gaussians import fit_class_gaussians
-from clipadapter.uncertainty.ood_scores import unit_rows
+from clipadapter.utils.prediction import unit_rows
 
 from .drawn_shots import D, world
 

@@ -207,7 +207,7 @@ def test_order_of_shots_does_not_matter():
 @pytest.mark.parametrize(("coverage", "needed"), [(0.5, 1), (0.8, 4), (0.85, 6), (0.9, 9), (0.95, 19), (0.99, 99)])
 @pytest.mark.parametrize("how", ["split", "cross", "cv+"])
 def test_too_few_is_arithmetic(coverage, needed, how):
-    """r shots attain r / (r + 1): below it sets have all classes, and the words say so."""
+    """r shots attain r / (r + 1): below it shots decide about no class, and the words say so."""
     for r in (needed - 1, needed):
         p, y = draw(r, 3) if r else (np.zeros((0, 3)), np.zeros(0, int))
         folds = np.zeros(r, int) if how == "cv+" else None
@@ -216,15 +216,23 @@ def test_too_few_is_arithmetic(coverage, needed, how):
             continue  # no fold, so no fit to ask
         strange = np.array([[1 - 2e-9, 1e-9, 1e-9]])
         everything = model.sets(strange[None] if how == "cv+" else strange, coverage).all()
-        assert (model.explain_shortage(coverage) is not None) == (r < needed) == everything
+        assert (model.explain_shortage(coverage) is not None) == (r < needed)
+        assert everything == (r < needed and how != "cross")
+
+
+def test_without_enough_shots_a_set_sums_to_the_rate():
+    p, y = draw(8, 3)
+    rows = [[0.5, 0.3, 0.2], [0.05, 0.91, 0.04], [0.45, 0.1, 0.45], [1 / 3, 1 / 3, 1 / 3]]
+    sets = learn_conformal(p, y).sets(rows, 0.9)
+    np.testing.assert_array_equal(sets, [[1, 1, 1], [0, 1, 0], [1, 0, 1], [1, 1, 1]])
 
 
 def test_a_shortage_of_shots_says_what_to_do():
     p, y = draw(5, 3)
     text = learn_conformal(p, y).explain_shortage(0.9)
     assert text == (
-        "90 % coverage needs 9 held-out shots, there are 5: every set has all classes. Give more shots, or set a "
-        "coverage of at most 0.833"
+        "90 % coverage needs 9 held-out shots, there are 5: a set has the classes that make up 90 % of the "
+        "probability, which no shots confirm. Give more shots, or set a coverage of at most 0.833"
     )
 
 
@@ -248,7 +256,7 @@ def test_the_described_guarantee_is_what_is_proven():
     assert "No theorem" in cross and "higher" not in cross
     assert "proven is a little less than 80 %" in plus
     few = learn_conformal(p[:5], y[:5])
-    # All classes are in every set, so no guarantee is described.
+    # No shots confirm the sets, so no guarantee is described.
     assert few.describe_guarantee(0.9) == f"{few.explain_shortage(0.9)}."
     assert "each class's pictures" in learn_conformal(p, y, by_class=True).describe_guarantee(0.9)
 

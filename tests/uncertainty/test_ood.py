@@ -12,7 +12,8 @@ from clipadapter.metrics.detection import auroc
 from clipadapter.uncertainty import class_gaussians, ood
 from clipadapter.uncertainty.negative_labels import select_negative_labels
 from clipadapter.uncertainty.ood import Rejector, _normal_tail_bound, learn_rejector
-from clipadapter.uncertainty.ood_scores import SCORES, MemoryBank, unit_rows
+from clipadapter.uncertainty.ood_scores import SCORES, MemoryBank
+from clipadapter.utils.prediction import unit_rows
 
 from .drawn_shots import D, world
 

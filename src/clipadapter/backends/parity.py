@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.utils.blocks import Block, column_slices
+from clipadapter.utils.prediction import unit_rows
 
 MIN_COSINES = {"fp32": (0.99999, 0.99999), "bf16": (0.999, 0.9995), "int8": (0.98, 0.995)}
 """Smallest and mean cosine that each precision must reach."""
@@ -50,7 +51,7 @@ def measure_parity(
     1.0
     """
     parts = list(column_slices(blocks).values()) or [slice(None)]
-    pairs = [[_normalize(rows[:, part]) for rows in (reference, features)] for part in parts]
+    pairs = [[unit_rows(rows[:, part]) for rows in (reference, features)] for part in parts]
     cosines = np.min([(a * b).sum(axis=1) for a, b in pairs], axis=0)
     agreement = None
     if text is not None:
@@ -59,10 +60,5 @@ def measure_parity(
     return Parity(float(cosines.min()), float(cosines.mean()), agreement)
 
 
-def _normalize(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    rows = rows.astype(np.float64)
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30))
-
-
 def _zero_shot_classes(rows: NDArray[np.float64], text: NDArray[np.floating]) -> NDArray[np.intp]:
-    return (rows[:, : text.shape[1]] @ _normalize(text).T).argmax(axis=1)
+    return (rows[:, : text.shape[1]] @ unit_rows(text).T).argmax(axis=1)

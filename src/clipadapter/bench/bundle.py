@@ -114,22 +114,12 @@ class Bundle:
         return [str(template) for template in self.support.provenance.get("templates", ())]
 
     def text_digest(self, name: str, with_prompts: bool = True) -> str:
-        """Hash of the class text that is used on a test part.
-
-        Args:
-            name: of the test part.
-            with_prompts: whether the features of single prompts count; only some heads read them (`reads_prompts`).
-        """
+        """Hash of the class text used on a test part; only heads with `reads_prompts` read single prompts."""
         parts = [self.text, *([self.tests[name].text] if name in self.tests else [])]
         return digest(*(part for text in parts if text is not None for part in _text_parts(text, with_prompts)))
 
     def data(self, name: str, rows: Sequence[int]) -> RunData:
-        """The part of a record about its data; the digest covers the shots and the test part, and no other rows.
-
-        Args:
-            name: of the test part.
-            rows: the drawn rows of the data set.
-        """
+        """The part of a record about its data; the digest covers the drawn rows and the test part alone."""
         own = self.support_name
         if name not in self.tests:
             return RunData(support=own, test=own, protocol="rest", digest=self._digests[UNDRAWN_ROWS])
@@ -155,14 +145,7 @@ class Bundle:
         return {**own, **{name: digest(*_bytes(part.features)) for name, part in self.tests.items()}}
 
     def shots(self, rows: Sequence[int]) -> FeatureSet:
-        """The features of drawn rows.
-
-        Args:
-            rows: rows of the data set.
-
-        Raises:
-            InputError: if there are no features of a row.
-        """
+        """The features of drawn rows of the data set."""
         if self.rows is None:
             return self.support.take(rows)
         try:
@@ -186,11 +169,7 @@ class Bundle:
         return len((part.text if part is not None and part.text is not None else self.text).labels)
 
     def test(self, name: str, drawn: Sequence[int]) -> TestPart:
-        """A test part.
-
-        Raises:
-            InputError: if every row was drawn, so that no test picture is left.
-        """
+        """A test part; refuses a draw of every row, which leaves no test picture."""
         if name in self.tests:
             return self.tests[name]
         drawn_rows = set(drawn)
@@ -210,12 +189,9 @@ def count_epochs(head: Head, labels: Sequence[str], text_shape: tuple[int, int] 
 
 
 def select_views(head: Head, shots: FeatureSet) -> FeatureSet:
-    """The views that a head takes: the plain one, and one for each of its epochs.
+    """The views that a head takes: the plain one, and one for each of its epochs; it is refused if there are fewer.
 
-    A head without epochs gets only plain pictures. Features without a view for each epoch are returned as they are.
-
-    Raises:
-        InputError: if there are fewer views than the head needs.
+    Features without a view for each epoch are returned as they are.
     """
     if shots.provenance.get("views") != PER_EPOCH:
         return shots

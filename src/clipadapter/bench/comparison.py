@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import attempt, draw_each, finish_run, run_fits, score_part
+from clipadapter.bench.fits import attempt, finish_run, run_fits, score_part
 from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds
 from clipadapter.bench.plots import learning_curve_figure
-from clipadapter.bench.protocols.cross_validation import CrossValidation
+from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import extract_dataset
 from clipadapter.bench.summary import Reference, table
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.classifier.deduplicate import find_duplicates
 from clipadapter.classifier.evaluation import check_labels
 from clipadapter.data import Dataset, draw_shots
 from clipadapter.errors import InputError
@@ -30,11 +31,7 @@ from clipadapter.heads.estimator import clone
 from clipadapter.metrics import metrics_shown
 from clipadapter.rendering.plots import save_plots
 from clipadapter.utils.files import path_without_links, write_atomically
-from clipadapter.utils.functional import unit
 from clipadapter.utils.progress import shows_progress
-
-SAME_IMAGE_DISTANCE = 1e-4
-"""Unit features closer than this are of the same picture: another batch changes a feature by 1e-5 at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +132,7 @@ def compare(
     Args:
         model: computes the features and the class text; it is not fitted.
         train: pictures that the shots are drawn from; its classes are the classes.
-        test: the test part; None for stratified cross-validation of ``train``, see `cross_validate`.
+        test: the test part; None for stratified cross-validation of ``train``, see `few_shot`.
         heads: by their name in tables.
         shots: shots per class.
         seeds: of the draws.
@@ -153,38 +150,36 @@ def compare(
     names = train.class_names
     if test is None:
         _check_folds(train, heads, folds)  # before the pictures are encoded
-        model.prepare_encoder(*heads.values())
-        text, pictures = model.encode_classes(names), extract_dataset(model, train, names)
-        by_folds, bundle = CrossValidation(), Bundle(pictures, text)
-        by_folds.options = {"folds": folds}
-        draws = draw_each(lambda n, seed: by_folds.draw(bundle, n, seed), shots, seeds, heads)
-        runs, outcome = run_fits(by_folds, bundle, heads, draws, records=records, progress=progress)
-        return Comparison(runs, outcome.n_made, pictures, pictures, text, warnings, count_folds(pictures.y, folds))
-    check_labels(test.labels, names)
+    else:
+        check_labels(test.labels, names)
     model.prepare_encoder(*heads.values())
     text = model.encode_classes(names)
-    pool, planned = train, np.arange(len(train.samples))
+    if test is None:
+        protocol, support = create_protocol("cross-validation", {"folds": folds}), extract_dataset(model, train, names)
+        bundle = Bundle(support, text)
+        draws = protocol.draws(bundle, shots, seeds)
+        runs, outcome = run_fits(protocol, bundle, heads, draws, records=records, progress=progress)
+        return Comparison(runs, outcome.n_made, support, support, text, warnings, count_folds(support.y, folds))
+    drawn, rows = None, None
     if drawn_only:
-        planned = np.unique([row for n in shots for seed in seeds for row in draw_shots(train.labels, n, seed)])
-        pool = replace(train, samples=tuple(train.samples[row] for row in planned))
-    support = extract_dataset(model, pool, names)
-    tested = extract_dataset(model, test, names).mark_for_evaluation()
-    rows = planned[support.provenance["rows"]] if drawn_only else None
-    bundle = Bundle(support, text, {"test": TestPart(tested)}, rows)
-    readable = None if rows is None else set(rows.tolist())
+        drawn = {(n, seed): draw_shots(train.labels, n, seed) for n in shots for seed in seeds}
+        planned = np.unique([row for own in drawn.values() for row in own])
+        support = extract_dataset(model, replace(train, samples=tuple(train.samples[row] for row in planned)), names)
+        rows = planned[support.provenance["rows"]]
+        readable = set(rows.tolist())
+        drawn = {key: [row for row in own if row in readable] for key, own in drawn.items()}
+    else:
+        support = extract_dataset(model, train, names)
+    bundle = Bundle(support, text, {"test": TestPart(extract_dataset(model, test, names))}, rows)
+    tested, few_shot = bundle.tests["test"].features, FewShot()
 
-    def draw(n: int, seed: int) -> list[int]:
-        if readable is None:
-            return draw_shots(support.y, n, seed)
-        return [row for row in draw_shots(train.labels, n, seed) if row in readable]
-
-    def make(head: Head, runs: Sequence[Run]) -> list[Run]:
+    def measure(head: Head, runs: Sequence[Run]) -> list[Run]:
         if head.tunes_encoder:
             return attempt(runs, lambda: [run_tuned(model, train, test, bundle, head, run) for run in runs])
-        return FewShot().measure(bundle, head, runs)
+        return few_shot.measure(bundle, head, runs)
 
-    draws = draw_each(draw, shots, seeds, heads)
-    runs, outcome = run_fits(FewShot(), bundle, heads, draws, make=make, records=records, progress=progress)
+    draws = few_shot.draws(bundle, shots, seeds, drawn)
+    runs, outcome = run_fits(few_shot, bundle, heads, draws, measure=measure, records=records, progress=progress)
     warnings += _warnings(train.labels if drawn_only else support.y, support, tested, max(shots))
     return Comparison(runs, outcome.n_made, support, tested, text, warnings, rows=rows)
 
@@ -192,11 +187,7 @@ def compare(
 def _leave_out_without_text(
     model: FewShotClassifier, heads: Mapping[str, Head]
 ) -> tuple[Mapping[str, Head], list[str]]:
-    """The heads without those that need class text, if the encoder has none, and a sentence that names those.
-
-    Raises:
-        InputError: if no head is left.
-    """
+    """The heads without those that need class text, if the encoder has none, and a sentence that names those."""
     names = [name for name, head in heads.items() if head.needs_text]
     if model.encoder_.has_text or not names:
         return heads, []
@@ -210,11 +201,7 @@ def _leave_out_without_text(
 
 
 def _check_folds(dataset: Dataset, heads: Mapping[str, Head], folds: int) -> None:
-    """Refuse a cross-validation that is not possible.
-
-    Raises:
-        InputError: if a head tunes the encoder, or a class has a single picture.
-    """
+    """Refuse a cross-validation that is not possible."""
     tuners = [name for name, head in heads.items() if head.tunes_encoder]
     if tuners:
         raise InputError(
@@ -226,15 +213,8 @@ def _check_folds(dataset: Dataset, heads: Mapping[str, Head], folds: int) -> Non
 def run_tuned(model: FewShotClassifier, train: Dataset, test: Dataset, bundle: Bundle, head: Head, run: Run) -> Run:
     """Tune the encoder on the drawn pictures, and measure with the tuned encoder.
 
-    The feature store is not used: no other run has this encoder.
-
-    Args:
-        model: has the encoder to tune, and the templates.
-        train: pictures that the shots are drawn from.
-        test: the test part.
-        bundle: features of both by the encoder before tuning; their rows are the pictures that can be read.
-        head: unfitted.
-        run: the planned run.
+    The feature store is not used: no other run has this encoder. ``bundle`` has the features by the encoder before
+    tuning; their rows are the pictures that can be read.
     """
     names = train.class_names
     readable = bundle.support.provenance["rows"] if bundle.rows is None else range(len(train.samples))
@@ -258,23 +238,10 @@ def run_tuned(model: FewShotClassifier, train: Dataset, test: Dataset, bundle: B
     return finish_run(run, tuned.head_, seconds, score_part(tuned.head_, part))
 
 
-def find_shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
-    """Find the test rows that are the same picture as a row of the support, by their features."""
-    import torch
-
-    shots = unit(torch.from_numpy(support.final).double())
-    rows: list[int] = []
-    for start in range(0, len(test) if len(support) else 0, 1024):
-        part = unit(torch.from_numpy(test.final[start : start + 1024]).double())
-        distance = (2 - 2 * (part @ shots.T).max(dim=1).values).clamp_min(0).sqrt()
-        rows += [start + int(i) for i in torch.nonzero(distance < SAME_IMAGE_DISTANCE).flatten()]
-    return rows
-
-
 def _warnings(labels: Sequence[str], support: FeatureSet, test: FeatureSet, max_shots: int) -> list[str]:
     counts = Counter(labels)
     small_classes = [name for name in support.class_names if counts[name] < max_shots]
-    shared = find_shared_rows(support, test)
+    shared = sum(bool(rows) for rows in find_duplicates(support.final, test.final))
     sentences = []
     if small_classes:
         sentences.append(
@@ -282,5 +249,5 @@ def _warnings(labels: Sequence[str], support: FeatureSet, test: FeatureSet, max_
             f"from and give all they have, such as {small_classes[0]} ({counts[small_classes[0]]})"
         )
     if shared:
-        sentences.append(f"{len(shared)} of {len(test)} test pictures are also among those that shots are drawn from")
+        sentences.append(f"{shared} of {len(test)} test pictures are also among those that shots are drawn from")
     return sentences

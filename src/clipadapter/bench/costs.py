@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from clipadapter.bench.continual.learning import choose_mode
-from clipadapter.bench.continual.orders import count_tasks
 from clipadapter.bench.plan import plan_views
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.sources import FEATURES, DataSetSize, find_size
@@ -21,9 +19,6 @@ from clipadapter.data.sets import data_root
 from clipadapter.errors import ClipAdapterError
 from clipadapter.heads import Head
 from clipadapter.tuners.prompt_tuner import PromptTuner
-
-if TYPE_CHECKING:
-    from clipadapter.bench.protocols.base import Protocol
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,13 +45,7 @@ def _measured() -> dict[str, list[float]]:
 
 
 def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> float:
-    """Seconds of one fit on two cores, by a power law through the two timed sizes.
-
-    Args:
-        head: registered name.
-        shots: of all classes together.
-        classes: number of classes.
-        width: of the features.
+    """Seconds of one fit to all shots on two cores, by a power law through the two timed sizes.
 
     >>> 30 < estimate_fit_seconds("auto", 16_000, 1000, 1024) < 90
     True
@@ -67,14 +56,7 @@ def estimate_fit_seconds(head: str, shots: int, classes: int, width: int) -> flo
 
 
 def estimate_tower_seconds(head: Head, shots: int, classes: int, predictions: int, encoder: str) -> float:
-    """Seconds that one fit and its predictions spend in the text tower, on two cores; 0 for most heads.
-
-    Args:
-        head: unfitted.
-        shots: per class.
-        classes: number of classes.
-        predictions: number of test pictures.
-        encoder: as the user named it.
+    """Seconds that one fit to some shots per class and its predictions spend in the text tower; 0 for most heads.
 
     >>> from clipadapter.heads import create_head
     >>> estimate_tower_seconds(create_head("knn"), 16, 100, 1000, "lite")
@@ -127,19 +109,26 @@ def estimate(
     sizes = [_size(suite, spec, root) for spec in data]
     protocol = create_protocol(suite.protocol, suite.options)
     used = [protocol.used_size(size) for size in sizes]
-    groups = [used] if protocol.combines_data_sets else [[size] for size in used]
-    if suite.is_stream:
-        fits, seconds = _streams(suite, used, encoders, width)
-    else:
-        fits, seconds = _fits(suite, protocol, groups, encoders, width)
-    shots_per_class = len(suite.seeds) * sum(suite.shots)
-    pictured = [size for size in used if not size.spec.startswith(FEATURES)]
-    shots = 0
-    for size in (first for first, *_ in groups if first in pictured):
-        # All pictures of an undivided set were counted once as test pictures, and all have views.
-        views = _views(suite, size)
-        shots += min(size.train, shots_per_class * size.classes) * views if size.divided else size.train * (views - 1)
-    pictures = len(encoders) * (sum(size.test for size in pictured) + shots)
+    draws = len(suite.seeds) * len(suite.prompts) * (len(suite.stream.orders) if suite.is_stream else 1)
+    # An epoch takes one view, however many there are.
+    views = suite.views if isinstance(suite.views, int) else 1
+    fits, seconds = 0, 0.0
+    for group in [used] if protocol.combines_data_sets or suite.is_stream else [[size] for size in used]:
+        givers = group if suite.is_stream else group[:1]
+        classes, tests = sum(size.classes for size in givers), sum(size.test for size in group)
+        for variant in suite.all_variants():
+            head = make_head(variant)
+            fractions = protocol.fits_of_draw(suite, group, variant, head)
+            fits += draws * len(suite.shots) * len(encoders) * (1 if suite.is_stream else len(fractions))
+            for shots, encoder, fraction in product(suite.shots, encoders, fractions):
+                rows = sum(min(shots * size.classes, size.train) for size in givers)
+                own_classes = round(classes * fraction)
+                tower_seconds = estimate_tower_seconds(head, rows // max(classes, 1), own_classes, tests, encoder)
+                own_rows = round(rows * views * fraction)
+                fit_seconds = tower_seconds or estimate_fit_seconds(variant.head, own_rows, classes, width)
+                seconds += draws * (fit_seconds + OVERHEAD_SECONDS_PER_RUN)
+    givers = used[:1] if protocol.combines_data_sets else used
+    pictures = len(encoders) * _count_pictures(suite, used, givers)
     return Estimate(
         sizes=sizes,
         fits=fits,
@@ -150,10 +139,16 @@ def estimate(
     )
 
 
-def _views(suite: Suite, size: DataSetSize) -> int:
-    """Views of each picture that shots are drawn from."""
-    names = [str(i) for i in range(size.classes)]
-    return plan_views(suite, (shots * names for shots in suite.shots)).count
+def _count_pictures(suite: Suite, sizes: Sequence[DataSetSize], givers: Sequence[DataSetSize]) -> int:
+    """Test pictures of all data sets, and those that shots are drawn from in all their views."""
+    count = sum(size.test for size in sizes if not size.spec.startswith(FEATURES))
+    for size in (size for size in givers if not size.spec.startswith(FEATURES)):
+        names = [str(i) for i in range(size.classes)]
+        views = plan_views(suite, (shots * names for shots in suite.shots)).count
+        shots = len(suite.seeds) * sum(suite.shots) * size.classes
+        # All pictures of an undivided set were counted once as test pictures, and all have views.
+        count += min(size.train, shots) * views if size.divided else size.train * (views - 1)
+    return count
 
 
 def _size(suite: Suite, spec: str, root: Path | None) -> DataSetSize:
@@ -166,54 +161,3 @@ def _size(suite: Suite, spec: str, root: Path | None) -> DataSetSize:
         folder = data_root(root) / spec
         hint = f"put its pictures into {folder / 'train' / 'CLASS'} and {folder / 'test' / 'CLASS'}"
         return DataSetSize(spec, 0, 0, 0, True, False, f"'{spec}' is not ready: there is no folder {folder}; {hint}")
-
-
-def _fits(
-    suite: Suite, protocol: Protocol, groups: Sequence[Sequence[DataSetSize]], encoders: Sequence[str], width: int
-) -> tuple[int, float]:
-    """The number of fits, and their seconds; each group of data sets is fitted together."""
-    heads = [(variant, make_head(variant)) for variant in suite.all_variants()]
-    draws = len(suite.seeds) * len(suite.prompts)
-    fits, seconds = 0, 0.0
-    for group in groups:
-        size = group[0]
-        for variant, head in heads:
-            n = draws * protocol.fits_per_draw(group, head.transductive)
-            for shots in suite.shots:
-                # An epoch takes one view, however many there are.
-                rows = min(shots * size.classes, size.train) * (suite.views if isinstance(suite.views, int) else 1)
-                fits += n * len(encoders)
-                tests = sum(one.test for one in group)
-                for encoder in encoders:
-                    own_shots = min(shots, size.train // max(size.classes, 1))
-                    tower_seconds = estimate_tower_seconds(head, own_shots, size.classes, tests, encoder)
-                    seconds += n * (
-                        (tower_seconds or estimate_fit_seconds(variant.head, rows, size.classes, width))
-                        + OVERHEAD_SECONDS_PER_RUN
-                    )
-    return fits, seconds
-
-
-def _streams(suite: Suite, sizes: Sequence[DataSetSize], encoders: Sequence[str], width: int) -> tuple[int, float]:
-    """The number of streams, and seconds of all their fits; joint fits grow with the number of tasks."""
-    tasks = sum(count_tasks(size.classes, suite.stream.classes_per_task) for size in sizes)
-    classes = sum(size.classes for size in sizes)
-    repeats = len(suite.seeds) * len(suite.stream.orders) * len(suite.prompts)
-    streams, seconds = 0, 0.0
-    for shots in suite.shots:
-        views = suite.views if isinstance(suite.views, int) else 1
-        rows = sum(min(shots * size.classes, size.train) for size in sizes) * views
-        for variant in suite.all_variants():
-            head = make_head(variant)
-            joint = choose_mode(variant.title, head, variant.mode) == "joint"
-            fractions = [(t + 1) / tasks if joint else 1 / tasks for t in range(tasks)]
-            tests = sum(size.test for size in sizes)
-            for encoder in encoders:
-                stream_seconds = sum(
-                    estimate_tower_seconds(head, rows // max(classes, 1), round(classes * fraction), tests, encoder)
-                    or estimate_fit_seconds(variant.head, round(rows * fraction), classes, width)
-                    for fraction in fractions
-                )
-                seconds += repeats * (stream_seconds + OVERHEAD_SECONDS_PER_RUN * tasks)
-            streams += repeats * len(encoders)
-    return streams, seconds

@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.fits import Draw, draw_each, fit_and_score, run_fits
+from clipadapter.bench.fits import Draw, fit_and_score, run_fits
 from clipadapter.bench.folds import DEFAULT_FOLDS, draw_folds, score_folds
 from clipadapter.bench.methods import BASELINES, registered_name
 from clipadapter.bench.plots import learning_curve_figure
@@ -20,7 +21,7 @@ from clipadapter.bench.run import Metrics, Run, library_versions
 from clipadapter.bench.sources import extract_dataset
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.evaluation import Score, check_labels
-from clipadapter.data import Dataset, draw_shots
+from clipadapter.data import Dataset
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head
@@ -30,6 +31,9 @@ from clipadapter.rendering.heat_map import confusion_figure
 from clipadapter.rendering.plots import save_plots
 from clipadapter.utils.blocks import FINAL
 from clipadapter.utils.files import path_without_links, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Scored = TypeVar("Scored", Score, MultiLabelEvaluation)
 
@@ -60,7 +64,17 @@ class EvaluationWithBaselines(Generic[Scored]):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        raise NotImplementedError
+        model, baselines = self.model, self.baselines.items()
+        figures = {
+            name: Metrics.of_score(own).model_dump() if isinstance(own, Score) else own.to_dict()
+            for name, own in baselines
+        }
+        whole = model.evaluation.to_dict() if isinstance(model, Score) else model.to_dict()
+        return {"model": whole, "baselines": figures, **self.facts}
+
+    def figures(self, title: str) -> dict[str, Figure]:
+        """The plots by the names of their files; by default their title is what they show."""
+        return {}
 
     def write(self, folder: Path, title: str = "", plot_formats: Sequence[str] = ("png",)) -> list[Path]:
         """Write ``metrics.json``, and the plots of an evaluation that has some.
@@ -73,8 +87,12 @@ class EvaluationWithBaselines(Generic[Scored]):
         Raises:
             InputError: if the folder can't be written.
         """
+        figures = self.figures(title)
         path = path_without_links(folder, "metrics.json")
-        return [write_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")]
+        files = [write_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")]
+        for name, figure in figures.items():
+            files += save_plots(figure, folder / name, plot_formats)
+        return files
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,10 +111,11 @@ class TestPictureEvaluation(EvaluationWithBaselines[Scored]):
     n_test: int
     skipped: list[tuple[str, str]]
 
-    def test_fields(self) -> dict[str, Any]:
-        """The first fields of ``metrics.json``."""
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         skipped = [{"path": name, "reason": reason} for name, reason in self.skipped]
-        return {"head": self.head, "data": self.data, "n_test": self.n_test, "skipped": skipped}
+        first = {"head": self.head, "data": self.data, "n_test": self.n_test, "skipped": skipped}
+        return {**first, **super().to_dict()}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -118,31 +137,16 @@ class ModelEvaluation(TestPictureEvaluation[Score]):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            **self.test_fields(),
-            "among_shots": self.among_shots,
-            "model": self.model.evaluation.to_dict(),
-            "baselines": {name: Metrics.of_score(baseline).model_dump() for name, baseline in self.baselines.items()},
-            "curve": [run.model_dump() for run in self.curve],
-            **self.facts,
-        }
+        return {**super().to_dict(), "among_shots": self.among_shots, "curve": [run.model_dump() for run in self.curve]}
 
-    def write(self, folder: Path, title: str = "", plot_formats: Sequence[str] = ("png",)) -> list[Path]:
-        """Write ``metrics.json``, the plot ``confusion``, and ``learning-curve`` where shots vary.
-
-        Raises:
-            InputError: if the folder can't be written.
-        """
-        evaluation = self.model.evaluation
+    def figures(self, title: str) -> dict[str, Figure]:
+        """``confusion``, and ``learning-curve`` where shots vary."""
         heading = title or f"{self.head} on {self.data}: {_accuracy_text(self.model, self.n_test)}"
-        figures = {"confusion": confusion_figure(evaluation, heading)}
+        figures = {"confusion": confusion_figure(self.model.evaluation, heading)}
         if self.curve:
             heading = title or f"{self.data}: draws from the model's own shots"
             figures["learning-curve"] = learning_curve_figure(self.curve, heading)
-        files = super().write(folder)
-        for name, figure in figures.items():
-            files += save_plots(figure, folder / name, plot_formats)
-        return files
+        return figures
 
 
 def evaluate_model(
@@ -231,27 +235,14 @@ class CrossValidation(EvaluationWithBaselines[Score]):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "head": self.head,
-            "protocol": "cross-validation",
-            "folds": self.folds,
-            "n_pictures": self.n_pictures,
-            "accuracy_interval": list(self.accuracy_interval),
-            "model": self.model.evaluation.to_dict(),
-            "baselines": {name: Metrics.of_score(baseline).model_dump() for name, baseline in self.baselines.items()},
-            **self.facts,
-        }
+        first = {"head": self.head, "protocol": "cross-validation", "folds": self.folds, "n_pictures": self.n_pictures}
+        return {**first, "accuracy_interval": list(self.accuracy_interval), **super().to_dict()}
 
-    def write(self, folder: Path, title: str = "", plot_formats: Sequence[str] = ("png",)) -> list[Path]:
-        """Write ``metrics.json`` and the plot ``confusion``.
-
-        Raises:
-            InputError: if the folder can't be written.
-        """
+    def figures(self, title: str) -> dict[str, Figure]:
+        """``confusion``."""
         text = _accuracy_text(self.model, self.n_pictures)
         heading = title or f"{self.head}, cross-validation over {self.folds} folds: {text}"
-        figure = confusion_figure(self.model.evaluation, heading)
-        return [*super().write(folder), *save_plots(figure, folder / "confusion", plot_formats)]
+        return {"confusion": confusion_figure(self.model.evaluation, heading)}
 
 
 def cross_validate_model(model: FewShotClassifier, folds: int = DEFAULT_FOLDS, seed: int = 1) -> CrossValidation:
@@ -295,15 +286,6 @@ class MultiLabelModelEvaluation(TestPictureEvaluation[MultiLabelEvaluation]):
 
     A model that was saved without its shots has no baselines.
     """
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            **self.test_fields(),
-            "model": self.model.to_dict(),
-            "baselines": {name: baseline.to_dict() for name, baseline in self.baselines.items()},
-            **self.facts,
-        }
 
 
 def evaluate_multilabel_model(model: FewShotClassifier, dataset: Dataset) -> MultiLabelModelEvaluation:
@@ -382,13 +364,10 @@ def _learning_curve(
     shots = [2**i for i in range(max_shots.bit_length()) if 2**i < max_shots]
     text = model.refit_text()
     bundle = Bundle(support, text, {"test": TestPart(test)})
-    protocol, unlabelled = FewShot(), model.head_.kept_pictures
-    draws = draw_each(lambda n, seed: draw_shots(support.y, n, seed), shots, seeds, heads) if shots else ()
-
-    def make(head: Head, runs: Sequence[Run]) -> list[Run]:
-        return protocol.measure(bundle, head, runs, unlabelled)
-
-    fewer, _ = run_fits(protocol, bundle, heads, draws, make=make, progress=progress)
+    protocol = FewShot()
+    measure = partial(protocol.measure, bundle, unlabelled=model.head_.kept_pictures)
+    draws = protocol.draws(bundle, shots, seeds)
+    fewer = run_fits(protocol, bundle, heads, draws, measure=measure, progress=progress)[0]
     whole = Draw(max_shots, seeds[0], range(len(support)))
     complete = [
         run.model_copy(update={"metrics": Metrics.of_score(its_score)})

@@ -7,9 +7,10 @@ picture, and the test part is opened only after the fit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +36,7 @@ from clipadapter.bench.run import (
 from clipadapter.classifier.evaluation import Score, score
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, TextFeatures
+from clipadapter.heads import Head, IncrementalHead, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import evaluate
 from clipadapter.utils.formatting import format_count
@@ -47,33 +48,20 @@ Features = NDArray[Any]
 
 
 class Draw(NamedTuple):
-    """Drawn shots.
+    """Drawn shots."""
 
-    Args:
-        shots: requested per class.
-        seed: of the draw.
-        rows: the drawn rows of the support; of a stream in the order of its tasks.
-        tests: names of what the heads are measured on, in tables; there is a record for each.
-        tasks: of a stream.
-    """
-
-    shots: int
+    shots: int  # requested per class
     seed: int
-    rows: Sequence[int]
-    tests: Sequence[str] = ()
-    tasks: Sequence[Task] = ()
+    rows: Sequence[int]  # of the support; of a stream in the order of its tasks
+    tests: Sequence[str] = ()  # what the heads are measured on, in tables; there is a record for each
+    tasks: Sequence[Task] = ()  # of a stream
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A head to be fitted to a draw.
+    """A head to be fitted to a draw, and its planned records."""
 
-    Args:
-        head: unfitted, with the seed of the draw.
-        runs: its planned records.
-    """
-
-    head: Head
+    head: Head  # unfitted, with the seed of the draw
     runs: Sequence[Run]
 
     @property
@@ -84,21 +72,89 @@ class Fit:
 
 @dataclass
 class Outcome:
-    """What `make_missing` did.
+    """What `make_missing` did."""
+
+    runs: list[list[Run]] = field(default_factory=list)  # of each fit, in the order of the fits
+    n_made: int = 0  # those of failed fits were made again
+    n_existing: int = 0  # not made, because all records of their fit are successful
+    n_failed: int = 0  # of those made
+    seconds: float = 0.0  # from the first fit to the last
+
+
+# ---- From a fit to its figures ----
+
+
+class Measured(NamedTuple):
+    """A fitted head, the seconds of its fit, and its score on each test part."""
+
+    head: Head
+    seconds: float
+    scores: Sequence[Score]
+
+
+def fit_head(
+    head: Head,
+    shots: FeatureSet,
+    parts: Sequence[TestPart],
+    text: TextFeatures,
+    unlabelled: Features | None = None,
+    continues: bool = False,
+) -> tuple[Head, float]:
+    """Fit a clone of a head. Returns it, and the seconds that the fit took.
 
     Args:
-        runs: the records of each fit, in the order of the fits.
-        n_made: number of runs that were made; those of failed fits were made again.
-        n_existing: number of runs that were not made, because all records of their fit are successful.
-        n_failed: how many of the runs made failed.
-        seconds: from the first fit to the last.
+        head: unfitted; it stays so.
+        shots: what it is fitted to.
+        parts: a transductive head is fitted to the pictures of the first, so it takes one; others see none.
+        text: class text of the shots.
+        unlabelled: (u, d) features of pictures without labels, for a head that ``accepts_unlabelled``.
+        continues: the head is fitted, and learns these shots too.
     """
+    shots = select_views(head, shots)
+    if head.transductive:
+        unlabelled = parts[0].features.plain
+    elif not head.accepts_unlabelled:
+        unlabelled = None
+    start = time.perf_counter()
+    if continues:
+        assert isinstance(head, IncrementalHead)
+        fitted: Head = head.partial_fit(shots.X, shots.y, text=text)
+    else:
+        fitted = clone(head).fit(shots.X, shots.y, text=text, unlabelled=unlabelled, blocks=shots.blocks)
+    return fitted, time.perf_counter() - start
 
-    runs: list[list[Run]] = field(default_factory=list)
-    n_made: int = 0
-    n_existing: int = 0
-    n_failed: int = 0
-    seconds: float = 0.0
+
+def fit_and_score(
+    head: Head,
+    shots: FeatureSet,
+    parts: Sequence[TestPart],
+    text: TextFeatures,
+    unlabelled: Features | None = None,
+    continues: bool = False,
+) -> Measured:
+    """Fit a head, and then measure it on test parts; arguments as for `fit_head`."""
+    fitted, seconds = fit_head(head, shots, parts, text, unlabelled, continues)
+    return Measured(fitted, seconds, [score_part(fitted, part) for part in parts])
+
+
+def score_part(head: Head, part: TestPart) -> Score:
+    """Measure a fitted head on a test part. On a shifted part it predicts among the part's own classes."""
+    among = part.features.class_names if part.kind == "shift" else None
+    return score(head if part.text is None else head.for_classes(part.text), part.features, among=among)
+
+
+def pool_scores(scores: Sequence[Score]) -> Score:
+    """One score of several test parts of the same classes, such as folds; each picture counts the same."""
+    classes = [item.name for item in scores[0].evaluation.classes]
+    if any([item.name for item in part.evaluation.classes] != classes for part in scores):
+        raise InputError("scores of different classes can't be pooled")
+    logits = np.concatenate([part.logits for part in scores])
+    labels = [classes[i] for part in scores for i in part.labels]
+    log_probabilities = np.concatenate([part.evaluation.predictions.log_probabilities for part in scores])
+    return Score(evaluate(labels, log_probabilities, classes), logits, sum(part.seconds for part in scores))
+
+
+# ---- Records ----
 
 
 def plan_run(
@@ -113,19 +169,7 @@ def plan_run(
     n_test: int,
     stream: TaskStream | None = None,
 ) -> Run:
-    """A record before its fit is made.
-
-    Args:
-        bundle: features and class text.
-        label: name of the head in tables.
-        head: unfitted.
-        draw: the shots.
-        data: what the head is measured on.
-        text_of: name of a test part, whose class text counts.
-        n_classes: see `Run`.
-        n_test: see `Run`.
-        stream: see `Run`.
-    """
+    """The record of an unfitted head before its fit is made; ``text_of`` names a test part, whose class text counts."""
     params = head.get_params(deep=False)
     plain = {key: v if v is None or isinstance(v, bool | int | float | str) else repr(v) for key, v in params.items()}
     return Run(
@@ -151,89 +195,8 @@ def plan_run(
     )
 
 
-class Measured(NamedTuple):
-    """A fitted head, the seconds of its fit, and its score on each test part."""
-
-    head: Head
-    seconds: float
-    scores: Sequence[Score]
-
-
-def fit_and_score(
-    head: Head,
-    shots: FeatureSet,
-    parts: Sequence[TestPart],
-    text: TextFeatures,
-    unlabelled: Features | None = None,
-    fit: Callable[[FeatureSet], Head] | None = None,
-) -> Measured:
-    """Fit a head, and then measure it on test parts; arguments as for `fit_head`."""
-    fitted, seconds = fit_head(head, shots, parts, text, unlabelled, fit)
-    return Measured(fitted, seconds, [score_part(fitted, part) for part in parts])
-
-
-def fit_head(
-    head: Head,
-    shots: FeatureSet,
-    parts: Sequence[TestPart],
-    text: TextFeatures,
-    unlabelled: Features | None = None,
-    fit: Callable[[FeatureSet], Head] | None = None,
-) -> tuple[Head, float]:
-    """Fit a head. Returns the fitted head, and the seconds that the fit took.
-
-    Args:
-        head: unfitted; it stays so.
-        shots: what it is fitted to.
-        parts: a head that is transductive is fitted to the pictures of the first, so it takes one; others see none.
-        text: class text of the shots.
-        unlabelled: (u, d) features of pictures without labels, for a head that ``accepts_unlabelled``.
-        fit: fits in another way; None for a clone of the head that is fitted to the shots.
-    """
-    shots = select_views(head, shots)
-    if head.transductive:
-        unlabelled = parts[0].features.plain
-    elif not head.accepts_unlabelled:
-        unlabelled = None
-    start = time.perf_counter()
-    if fit is not None:
-        fitted = fit(shots)
-    else:
-        fitted = clone(head).fit(shots.X, shots.y, text=text, unlabelled=unlabelled, blocks=shots.blocks)
-    return fitted, time.perf_counter() - start
-
-
-def score_part(head: Head, part: TestPart) -> Score:
-    """Measure a fitted head on a test part. On a shifted part it predicts among the part's own classes."""
-    among = part.features.class_names if part.kind == "shift" else None
-    return score(head if part.text is None else head.for_classes(part.text), part.features, among=among)
-
-
-def pool_scores(scores: Sequence[Score]) -> Score:
-    """One score of several test parts, such as folds; each picture counts the same.
-
-    Raises:
-        InputError: if the parts have different classes.
-    """
-    classes = [item.name for item in scores[0].evaluation.classes]
-    if any([item.name for item in part.evaluation.classes] != classes for part in scores):
-        raise InputError("scores of different classes can't be pooled")
-    logits = np.concatenate([part.logits for part in scores])
-    labels = [classes[i] for part in scores for i in part.labels]
-    log_probabilities = np.concatenate([part.evaluation.predictions.log_probabilities for part in scores])
-    return Score(evaluate(labels, log_probabilities, classes), logits, sum(part.seconds for part in scores))
-
-
 def finish_run(run: Run, head: Head, seconds: float, result: Score, **changes: Any) -> Run:
-    """The record of a planned run whose head was fitted and measured.
-
-    Args:
-        run: planned.
-        head: fitted.
-        seconds: of its fit.
-        result: its score.
-        changes: other fields.
-    """
+    """The record of a planned run whose head was fitted in some seconds and measured; ``changes`` are other fields."""
     fields = {
         "seconds": Seconds(fit=seconds, predict=result.seconds),
         "metrics": Metrics.of_score(result),
@@ -269,6 +232,9 @@ def record_failure(run: Run, error: BaseException, note: str = "") -> Run:
     return run.model_copy(update={"error": f"{type(error).__name__}: {error}{note}"})
 
 
+# ---- The loop over all fits ----
+
+
 def make_missing(
     fits: Sequence[Fit],
     make: Callable[[list[Fit]], Generator[tuple[Fit, list[Run]], None, None]],
@@ -282,9 +248,6 @@ def make_missing(
         make: makes some of them, and yields each with its records as soon as it is finished.
         records: JSONL file. A new run is appended as soon as it is finished; None to keep no records.
         progress: show a bar on stderr.
-
-    Raises:
-        InputError: if the file can't be written; says how many runs are stored.
     """
     known = {key: run for key, run in read_existing_runs(records).items() if run.error is None}
     missing = [fit for fit in fits if not set(fit.keys) <= known.keys()]
@@ -316,65 +279,38 @@ def run_fits(
     protocol: Protocol,
     bundle: Bundle,
     heads: Mapping[str, Head],
-    draws: Iterable[Draw],
+    draws: Sequence[Draw],
     *,
-    make: Callable[[Head, Sequence[Run]], list[Run]] | None = None,
+    measure: Callable[[Head, Sequence[Run]], list[Run]] | None = None,
     records: str | Path | None = None,
     progress: bool = False,
 ) -> tuple[list[Run], Outcome]:
-    """Fit and measure every head on the same draws, in this process.
+    """Fit and measure every head on the same draws, in this process. Returns a record for each draw and head.
 
     Args:
         protocol: plans and makes the runs; for each fit one.
         bundle: features and class text.
         heads: by their name in tables; they stay unfitted. A head that has a parameter ``seed`` gets that of the draw.
         draws: the shots.
-        make: makes a fit in another way than the protocol.
+        measure: makes the runs of a head in another way than the protocol.
         records: see `make_missing`.
         progress: see `make_missing`.
-
-    Returns:
-        A record for each draw and head, in this order.
     """
-    labelled = []
+    if not heads or not draws:
+        raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
+    measure = measure or partial(protocol.measure, bundle)
+    labels, fits = [], []
     for draw in draws:
         for label, head in heads.items():
             own = clone_with_seed(head, draw.seed)
-            labelled.append((label, Fit(own, protocol.plan(bundle, label, own, draw))))
+            labels.append(label)
+            fits.append(Fit(own, protocol.plan(bundle, label, own, draw)))
 
     def results(missing: list[Fit]) -> Generator[tuple[Fit, list[Run]], None, None]:
         for fit in missing:
-            yield fit, make(fit.head, fit.runs) if make else protocol.measure(bundle, fit.head, fit.runs)
+            yield fit, measure(fit.head, fit.runs)
 
-    outcome = make_missing([fit for _, fit in labelled], results, records, progress)
+    outcome = make_missing(fits, results, records, progress)
     # Another call may have named the heads otherwise.
-    runs = [
-        run.model_copy(update={"head": label})
-        for (label, _), own in zip(labelled, outcome.runs, strict=True)
-        for run in own
-    ]
-    return runs, outcome
-
-
-def draw_each(
-    draw_rows: Callable[[int, int], Sequence[int]],
-    shots: Sequence[int],
-    seeds: Sequence[int],
-    heads: Mapping[str, Head],
-) -> Iterator[Draw]:
-    """The draws of a comparison.
-
-    Args:
-        draw_rows: draws rows from shots per class and a seed.
-        shots: shots per class.
-        seeds: of the draws.
-        heads: that are compared.
-
-    Raises:
-        InputError: if there is nothing to run.
-    """
-    if not heads or not shots or not seeds:
-        raise InputError("there is nothing to run: give at least one head, one number of shots and one seed")
-    if min(shots) < 1:
-        raise InputError(f"shots must be 1 or more, but are {', '.join(map(str, shots))}")
-    return (Draw(n, seed, draw_rows(n, seed)) for n in shots for seed in seeds)
+    named = zip(labels, outcome.runs, strict=True)
+    return [run.model_copy(update={"head": label}) for label, runs in named for run in runs], outcome

@@ -24,9 +24,6 @@ Split = tuple[list[int], list[int]]
 def count_folds(labels: Sequence[str], folds: int) -> int:
     """The number of folds: as requested, but at most the number of pictures of the smallest class.
 
-    Raises:
-        InputError: if a class has a single picture, or fewer than two folds are requested.
-
     >>> count_folds(["cat"] * 3 + ["dog"] * 9, 5)
     3
     """

@@ -23,21 +23,14 @@ INTERVAL = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of cells.
+    """A column of cells."""
 
-    Args:
-        header: above it.
-        cells: one for each row.
-        format: a number as text.
-        best: `max` or `min` if the best number is marked; None for a column without.
-        format_sd: a standard deviation as text, if it differs.
-    """
-
-    header: str
-    cells: Sequence[Cell]
-    format: Callable[[float], str]
+    header: str  # above it
+    cells: Sequence[Cell]  # one for each row
+    format: Callable[[float], str]  # a number as text
+    # `max` or `min` if the best number is marked; None for a column without
     best: Callable[[Iterable[float]], float] | None = None
-    format_sd: Callable[[float], str] | None = None
+    format_sd: Callable[[float], str] | None = None  # a standard deviation as text, if it differs
 
     @classmethod
     def of_metric(cls, header: str, cells: Sequence[Cell], metric: str) -> Column:
@@ -73,18 +66,7 @@ def make_grid(
     common: Sequence[str] = (),
     minor: bool = False,
 ) -> Grid:
-    """A table of heads.
-
-    Args:
-        title: above it.
-        names: of the heads.
-        columns: the numbers.
-        takes_part: whether a head can be the best of a column; None for all.
-        texts: header and cells of columns of text, between the names and the numbers.
-        notes: see `Grid`.
-        common: see `Grid`.
-        minor: see `Grid`.
-    """
+    """A table of heads."""
     first = 1 + len(texts)
     rows = zip(names, *(cells for _, cells in texts), *(column.texts() for column in columns), strict=True)
     eligible = takes_part if takes_part is not None else [True] * len(names)

@@ -14,6 +14,8 @@ from clipadapter.heads.registry import head_name
 
 BASELINES = ("zero-shot", "linear-probe")
 """Heads that every comparison includes."""
+HEAD_WITHOUT_SHOTS = "zero-shot"
+"""It learns nothing, so it needs no stored features of shots."""
 
 
 def default_heads() -> dict[str, Head]:

@@ -22,29 +22,17 @@ Rows = Mapping[tuple[int, int], Sequence[int]]
 
 
 class Entry(FrozenModel):
-    """One planned record of a suite.
+    """One planned record of a suite."""
 
-    Args:
-        key: of the record.
-        label: the suite's name for the head.
-        prompts: the suite's name for the prompts; empty if there is one kind.
-        data: the data set that gives the shots, as the user named it.
-        encoder: the encoder, as the user named it.
-        test: name of the test part; for a stream the order of its tasks.
-        shots: shots per class.
-        seed: of the draw.
-        value: the value of the varied parameter, if there is one.
-    """
-
-    key: str
-    label: str
-    prompts: str = ""
-    data: str
-    encoder: str
-    test: str
+    key: str  # of the record
+    label: str  # the suite's name for the head
+    prompts: str = ""  # the suite's name for the prompts; empty if there is one kind
+    data: str  # the data set that gives the shots, as the user named it
+    encoder: str  # likewise
+    test: str  # name of the test part; for a stream the order of its tasks
     shots: int
     seed: int
-    value: float | str | None = None
+    value: float | str | None = None  # of the parameter that varies, if one does
 
 
 class Plan(FrozenModel):
@@ -70,11 +58,7 @@ class Plan(FrozenModel):
 
 
 def load_plan(folder: Path, name: str, missing_ok: bool = False) -> Plan | None:
-    """Read a plan.
-
-    Raises:
-        DataError: if it can't be read.
-    """
+    """Read a plan; with ``missing_ok`` None if there is none."""
     path = plan_file(folder, name)
     try:
         return Plan.model_validate(json.loads(path.read_bytes()))
@@ -94,10 +78,8 @@ def draw_all_shots(suite: Suite, labels: Sequence[str]) -> dict[tuple[int, int],
 def plan_views(suite: Suite, draws: Iterable[Sequence[str]], text_shape: tuple[int, int] | None = None) -> ViewSpec:
     """The views of each picture for a suite; with "per-epoch" as many as the head with the most epochs needs.
 
-    Args:
-        suite: its variants determine the number of epochs.
-        draws: labels of the shots of each draw.
-        text_shape: (c, d) of the class text; None, if it is not known, for as many views as a head needs at most.
+    ``draws`` are the labels of the shots of each draw. Without the shape (c, d) of the class text there are as many
+    views as a head needs at most.
     """
     if isinstance(suite.views, int):
         return ViewSpec.from_crop(suite.crop, count=suite.views)

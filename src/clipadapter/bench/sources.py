@@ -19,8 +19,8 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
 from clipadapter.data.sets import data_root, get_set, list_sets
 from clipadapter.errors import ClipAdapterError, DataError, InputError
-from clipadapter.features import PER_EPOCH, FeatureSet, ViewCost, ViewSpec
-from clipadapter.features.shards import FeatureShards, holds_shards
+from clipadapter.features import PER_EPOCH, FeatureSet, FeatureTable, ViewCost, ViewSpec, open_feature_table
+from clipadapter.features.shards import holds_shards
 from clipadapter.utils.files import safe_file_name
 
 FEATURES = "features:"
@@ -85,97 +85,49 @@ def _templates(spec: str) -> str:
 
 @dataclass(frozen=True)
 class DataSetSize:
-    """The size of a data set.
+    """The size of a data set."""
 
-    Args:
-        spec: as the user named it.
-        classes: number of classes.
-        train: pictures to draw shots from.
-        test: test pictures; all pictures if the set is not divided.
-        divided: whether test pictures are separate. Then only the drawn training pictures are encoded.
-        ready: whether it is on disk.
-        missing: which files are missing; else empty.
-        smallest_class: training pictures of the class with the fewest; None if unknown.
-        test_parts: number of test parts; the pictures that are not drawn are one.
-    """
-
-    spec: str
+    spec: str  # as the user named it
     classes: int
-    train: int
-    test: int
-    divided: bool
-    ready: bool
-    missing: str = ""
-    smallest_class: int | None = None
-    test_parts: int = 1
+    train: int  # pictures to draw shots from
+    test: int  # test pictures; all pictures if the set is not divided
+    divided: bool  # whether test pictures are separate. Then only the drawn training pictures are encoded.
+    ready: bool  # whether it is on disk
+    missing: str = ""  # which files are missing
+    smallest_class: int | None = None  # training pictures of the class with the fewest; None if unknown
+    test_parts: int = 1  # the pictures that are not drawn are one
 
 
 def find_size(spec: str, root: Path | None = None) -> DataSetSize:
-    """The size of a data set; for a named one that is not on disk, the size that its papers state.
-
-    Raises:
-        DataError: if there is no such data set.
-    """
+    """The size of a data set; for a named one that is not on disk, the size that its papers state."""
     if shards := open_feature_shards(spec):
         support, tested = _split_shards(shards)
-        labels = shards.labels(support)
-        return DataSetSize(
-            spec,
-            len(set(labels) | set(shards.labels(tested))),
-            len(support),
-            len(tested) or len(support),
-            bool(len(tested)),
-            True,
-            smallest_class=_count_smallest_class(labels),
-        )
+        labels, test_labels = shards.labels(support), shards.labels(tested)
+        return _count(spec, len({*labels, *test_labels}), labels, len(test_labels) if len(tested) else None)
     if spec.startswith(FEATURES):
         bundle = load_feature_bundle(spec)
-        tests = sum(len(part.features) for part in bundle.tests.values())
-        divided = bool(bundle.tests)
-        return DataSetSize(
-            spec,
-            len(bundle.text.labels),
-            len(bundle.support),
-            tests or len(bundle.support),
-            divided,
-            True,
-            smallest_class=_count_smallest_class(bundle.support.y),
-            test_parts=len(bundle.names),
-        )
+        tests = sum(len(part.features) for part in bundle.tests.values()) if bundle.tests else None
+        return _count(spec, len(bundle.text.labels), bundle.support.y, tests, len(bundle.names))
     try:
         source = open_source(spec, root)
     except ClipAdapterError as error:
         if spec not in list_sets():
             raise
         known = get_set(spec)
-        counts = known.counts
-        return DataSetSize(
-            spec, known.n_classes, counts.get("train", 0), counts.get("test", 0), True, False, str(error)
-        )
-    tests = len(source.train.samples) if source.test is None else len(source.test.samples)
-    train, divided = len(source.train.samples), source.test is not None
-    return DataSetSize(
-        spec,
-        len(source.train.class_names),
-        train,
-        tests,
-        divided,
-        True,
-        smallest_class=_count_smallest_class(source.train.labels),
-    )
+        train, test = (known.counts.get(part, 0) for part in ("train", "test"))
+        return DataSetSize(spec, known.n_classes, train, test, True, False, str(error))
+    tests = None if source.test is None else len(source.test.samples)
+    return _count(spec, len(source.train.class_names), source.train.labels, tests)
 
 
-def _count_smallest_class(labels: Sequence[str]) -> int:
-    """Pictures of the class with the fewest, among the classes that have any."""
-    return min(Counter(labels).values(), default=0)
+def _count(spec: str, classes: int, labels: Sequence[str], tests: int | None, parts: int = 1) -> DataSetSize:
+    smallest = min(Counter(labels).values(), default=0)
+    n, divided = len(labels), tests is not None
+    return DataSetSize(spec, classes, n, tests or n, divided, True, smallest_class=smallest, test_parts=parts)
 
 
 def require_test_part(suite: Suite, source: Source) -> Dataset:
-    """The test part of a data set, for a protocol that needs one.
-
-    Raises:
-        InputError: if the data set is not divided into train and test.
-    """
+    """The test part of a data set, for a protocol that needs one."""
     if source.test is None:
         why = f"protocol '{suite.protocol}' needs that"
         raise InputError(f"'{source.spec}' is not divided into train and test; {why}")
@@ -222,11 +174,7 @@ def apply_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, sour
 def extract_dataset(
     model: FewShotClassifier, dataset: Dataset, names: Sequence[str], views: ViewSpec = PLAIN_VIEW
 ) -> FeatureSet:
-    """Features of a data set: of the plain pictures, or of several views of each. Their provenance names the data set.
-
-    Raises:
-        DataError: if a picture has no label, or none can be read.
-    """
+    """Features of the plain pictures, or of several views of each. Their provenance names the data set."""
     features = model.extract_features(dataset.paths, dataset.labels, names, views=1 if views.count == 1 else views)
     named = {"data": dataset.name, "templates": get_templates(model.templates)}
     return replace(features, provenance={**features.provenance, **named})
@@ -235,18 +183,7 @@ def extract_dataset(
 def extract_training_views(
     suite: Suite, model: FewShotClassifier, dataset: Dataset, names: Sequence[str], draws: Iterable[Sequence[int]]
 ) -> FeatureSet:
-    """Features of pictures that shots are drawn from, in the views of a suite.
-
-    Args:
-        suite: its views.
-        model: computes the features.
-        dataset: the pictures.
-        names: all classes in order.
-        draws: rows of each draw.
-
-    Raises:
-        InputError: if views for each epoch take too much memory.
-    """
+    """Features of pictures that shots are drawn from, in the views of a suite; ``draws`` are the rows of each draw."""
     text_shape = len(names), model.encoder_.info.text_dim
     spec = plan_views(suite, ([dataset.labels[row] for row in rows] for rows in draws), text_shape)
     if suite.views != PER_EPOCH:
@@ -257,33 +194,24 @@ def extract_training_views(
     return replace(features, provenance={**features.provenance, "views": PER_EPOCH})
 
 
-def open_feature_shards(spec: str) -> FeatureShards | None:
+def open_feature_shards(spec: str) -> FeatureTable | None:
     """Open the shards of ``features:FOLDER``, a folder or URI of `extract_with_ray`; None if it has another form."""
     folder = spec[len(FEATURES) :] if spec.startswith(FEATURES) else None
-    return FeatureShards(folder) if folder and holds_shards(folder) else None
+    return open_feature_table(folder) if folder and holds_shards(folder) else None
 
 
-def _split_shards(shards: FeatureShards) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split_shards(shards: FeatureTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that shots are drawn from, and those of the test part; none if the data set is not divided."""
     if {"train", "test"} <= set(shards.splits):
         return shards.rows("train"), shards.rows("test")
     return shards.rows(), np.empty(0, np.int64)
 
 
-def build_shard_bundle(suite: Suite, shards: FeatureShards, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
-    """The bundle of a folder of shards. Class text comes from the encoder that made them.
+def build_shard_bundle(suite: Suite, shards: FeatureTable, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
+    """The bundle of a folder of shards, and the rows of the draws. Class text comes from the encoder that made them.
 
-    Args:
-        suite: its draws and templates.
-        shards: the opened folder.
-        only_drawn: read only those rows of the training part that a draw takes, if the test part is separate.
-
-    Returns:
-        The features, and the rows of the draws; None if all rows are read.
-
-    Raises:
-        DataError: if a picture has no label, or the encoder of this machine is another one.
-        EncoderUnavailableError: if it can't be opened.
+    With ``only_drawn`` and a separate test part only those rows of the training part are read that a draw takes. Else
+    the rows are None.
     """
     train, test = _split_shards(shards)
     labels = shards.labels(train)
@@ -292,10 +220,10 @@ def build_shard_bundle(suite: Suite, shards: FeatureShards, *, only_drawn: bool 
     positions = None if rows is None else np.array(sorted({row for draw in rows.values() for row in draw}), np.int64)
     templates = suite.prompts[0].templates
     templates = "default" if templates == "own" else templates
-    model = FewShotClassifier(shards.plan.encoder, templates=templates, quality="fast", precision="fp32")
-    if model.encoder_.info.fingerprint != shards.plan.fingerprint:
+    model = FewShotClassifier(str(shards.encoder), templates=templates, quality="fast", precision="fp32")
+    if model.encoder_.info.fingerprint != shards.fingerprint:
         raise DataError(
-            f"'{shards.folder}' is of the encoder '{shards.plan.encoder}' with other weights than on this machine, so "
+            f"'{shards.path}' is of the encoder '{shards.encoder}' with other weights than on this machine, so "
             "that class text would not match: install those weights, or extract the features again"
         )
     named = {"templates": get_templates(templates)}
@@ -310,16 +238,7 @@ def build_shard_bundle(suite: Suite, shards: FeatureShards, *, only_drawn: bool 
 
 
 def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle:
-    """Load the bundle of ``features:FOLDER``.
-
-    Args:
-        spec: the data set as the user named it.
-        suite: for which it is read; None if that is unknown.
-
-    Raises:
-        DataError: if the folder has no bundle.
-        InputError: if the suite needs views, and those of the folder have another crop scale.
-    """
+    """Load the bundle of ``features:FOLDER``, for a suite if that is known."""
     if suite is not None and (shards := open_feature_shards(spec)):
         _check_views(suite, spec, {})
         return build_shard_bundle(suite, shards)[0]
@@ -330,12 +249,7 @@ def load_feature_bundle(spec: str, suite: Suite | None = None) -> Bundle:
 
 
 def check_features(spec: str, suite: Suite) -> None:
-    """Refuse ``features:FOLDER`` that a suite can't use, before the features of shards are read.
-
-    Raises:
-        DataError: if they can't be read, or a picture of shards has no label.
-        InputError: if the suite needs views that they do not have.
-    """
+    """Refuse ``features:FOLDER`` that a suite can't use, before the features of shards are read."""
     shards = open_feature_shards(spec)
     if shards is None:
         load_feature_bundle(spec, suite)
@@ -379,10 +293,17 @@ def split_in_halves(dataset: Dataset) -> tuple[Dataset, Dataset]:
     >>> [str(path) for path in second.paths]
     ['cat/1.jpg', 'dog/1.jpg']
     """
+    first, second = (
+        replace(dataset, samples=tuple(dataset.samples[row] for row in rows)) for rows in halve(dataset.labels)
+    )
+    return first, second
+
+
+def halve(labels: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Rows of the first, third, fifth ... of every class, and the other rows."""
     counts: Counter[str] = Counter()
     parts: tuple[list[int], list[int]] = ([], [])
-    for row, label in enumerate(dataset.labels):
+    for row, label in enumerate(labels):
         parts[counts[label] % 2].append(row)
         counts[label] += 1
-    first, second = (replace(dataset, samples=tuple(dataset.samples[row] for row in rows)) for rows in parts)
-    return first, second
+    return parts

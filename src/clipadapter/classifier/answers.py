@@ -31,14 +31,9 @@ def predict_columns(
     top: int,
     ordered: bool,
 ) -> PredictionColumns:
-    """Predictions from features, in blocks of rows.
+    """Predictions from features (m, d) of plain pictures, in blocks of rows.
 
-    Args:
-        answer: gives the answers to features (m, 1, d).
-        features: (m, d), of the plain pictures.
-        class_names: in the order of the logits.
-        top: number of classes to name.
-        ordered: whether a block must wait for the one before, since answers depend on earlier ones.
+    ``ordered`` lets a block wait for the one before, since answers depend on earlier ones.
     """
     if not len(features):  # no head predicts none
         return PredictionColumns.empty(class_names)
@@ -62,20 +57,9 @@ def answer_features(
     decision: Mapping[str, Any],
     adapt: Adapt = None,
 ) -> Answers:
-    """Probabilities and decisions for pictures.
+    """Probabilities and decisions for pictures, from (m, v, d) features of v views, of which the first is plain.
 
-    Args:
-        head: fitted head.
-        fold_heads: heads without one fold each, for CV+ prediction sets.
-        uncertainty: of the model.
-        features: (m, v, d) of v views of each picture, of which the first one is the plain picture.
-        width: of the block ``final``, the first columns.
-        decision: decisions for these pictures in place of the default ones.
-        adapt: test-time adaptation; see `FewShotClassifier.classify`.
-
-    Raises:
-        ArtifactError: if a logit is not finite.
-        InputError: if a decision needs what was not learned, or the model can't be adapted.
+    The block ``final`` is the first ``width`` columns.
     """
     plain, final = features[:, 0], features[..., :width]
     options = uncertainty.decisions.with_changes(decision)
@@ -100,14 +84,7 @@ def predict_batches(
     class_names: Sequence[str],
     top: int,
 ) -> Iterator[Prediction]:
-    """One prediction per picture, in order.
-
-    Args:
-        batches: pictures with their (v, d) features, or with the error that says why there are none.
-        answer: gives the answers to features (m, v, d).
-        class_names: in the order of the logits.
-        top: number of classes to name.
-    """
+    """One prediction per picture, in order, from its (v, d) features or the error that says why there are none."""
     for batch in batches:
         features = [values for _, values in batch if not isinstance(values, ImageError)]
         answers, row = answer(np.stack(features)) if features else None, 0
@@ -120,11 +97,7 @@ def predict_batches(
 
 
 def finite_logits(head: Head, features: NDArray[Any]) -> NDArray[Any]:
-    """Compute the logits (m, c) of features (m, d).
-
-    Raises:
-        ArtifactError: if one is not finite. Finite weights of a damaged model may overflow.
-    """
+    """Logits (m, c) of features (m, d). Finite weights of a damaged model may overflow, which is refused."""
     logits = head.logits(features)
     if not np.isfinite(logits).all():
         raise ArtifactError(
@@ -138,9 +111,6 @@ def prediction_views(count: int, seed: int) -> ViewSpec:
 
     Their crops are larger than those of the papers, from 8 % of the area: on development sets heads that were fitted to
     shots lose by votes of such small crops, and gain by these.
-
-    Raises:
-        InputError: if the number is below 1.
     """
     if type(count) is not int or count < 1:
         raise InputError(f"views of a prediction must be 1 (the plain picture) or more, but got {brief(count)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,58 +14,13 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from clipadapter.adaptation import Adapt
-from clipadapter.classifier import edit, hub
-from clipadapter.classifier.answers import (
-    answer_features,
-    finite_logits,
-    predict_batches,
-    predict_columns,
-    prediction_views,
-)
+from clipadapter.classifier import answers, edit, fitting, inputs
+from clipadapter.classifier import encoder as encoders
 from clipadapter.classifier.deduplicate import ConflictRule
 from clipadapter.classifier.description import describe_as_html, describe_in_a_line
-from clipadapter.classifier.encoder import (
-    DEFAULT_QUALITY,
-    NamedEncoders,
-    apply_backend,
-    as_encoder_list,
-    backend_for_many,
-    block_names,
-    blocks_to_read,
-    check_quality,
-    check_text_tower,
-    check_tuner_inputs,
-    info_of_base,
-    open_saved_encoders,
-    put_text_first,
-    tune_encoder,
-    views_after_tuning,
-)
+from clipadapter.classifier.encoder import DEFAULT_QUALITY, NamedEncoders
 from clipadapter.classifier.evaluation import EvaluationResult, check_label_kind, check_labels, evaluate_features
-from clipadapter.classifier.fitting import (
-    FIT_KEY,
-    FitSettings,
-    Negatives,
-    build_head,
-    check_options,
-    embed_negative_labels,
-    fit_settings,
-    fit_with_uncertainty,
-)
-from clipadapter.classifier.inputs import (
-    Label,
-    build_feature_set,
-    check_task,
-    collect_class_names,
-    is_multilabel,
-    label_names,
-    measure_encoding_rate,
-    note_skipped,
-    open_store,
-    parse_views,
-    plan_views,
-    read_labelled,
-)
+from clipadapter.classifier.inputs import Label
 from clipadapter.classifier.second_look import choose_quality
 from clipadapter.data import class_prompts, get_templates
 from clipadapter.data.images import ImageSource
@@ -92,7 +48,7 @@ from clipadapter.features import (
 )
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
-from clipadapter.persistence import History, Model, load_model, push, save_model
+from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
 from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
 from clipadapter.utils.formatting import check_names, format_list
 from clipadapter.utils.prediction import Prediction, PredictionColumns
@@ -203,7 +159,7 @@ class FewShotClassifier:
         self.grid = grid
         self.task = task
         self.uncertainty = uncertainty
-        self.quality = check_quality(quality)
+        self.quality = encoders.check_quality(quality)
         self.templates = templates
         self.descriptions = descriptions
         self.views = views
@@ -233,10 +189,10 @@ class FewShotClassifier:
         if self._tuned_encoder is not None:
             return self._tuned_encoder
         if not hasattr(self, "_encoder"):
-            named = as_encoder_list(self.encoder)
-            encoders = [create_encoder(each, self.device) if isinstance(each, str) else each for each in named]
-            self._encoder, *self._other_encoders = put_text_first(encoders)
-            self._named_blocks = block_names(self._encoder)
+            named = encoders.as_encoder_list(self.encoder)
+            opened = [create_encoder(each, self.device) if isinstance(each, str) else each for each in named]
+            self._encoder, *self._other_encoders = encoders.put_text_first(opened)
+            self._named_blocks = encoders.block_names(self._encoder)
         return self._encoder
 
     get_params, set_params = Estimator.get_params, Estimator.set_params  # for GridSearchCV and other tools
@@ -276,31 +232,32 @@ class FewShotClassifier:
             DataError: if no picture can be read.
             EncoderUnavailableError: if the weights of the encoder are not available.
         """
-        images, labels, dataset = read_labelled(images, labels, default_split="train")
+        images, labels, dataset = inputs.read_labelled(images, labels, default_split="train")
         unlabelled = None if unlabelled is None else list_pictures(unlabelled)
-        check_task(self.task, labels)
+        inputs.check_task(self.task, labels)
         if class_names is None:
-            class_names = collect_class_names(labels) if dataset is None else dataset.class_names
+            class_names = inputs.collect_class_names(labels) if dataset is None else dataset.class_names
         names = list(check_names(class_names))
         if len(names) < 2:
             raise InputError(f"a classifier needs two classes or more, but got {format_list(names) or 'none'}")
+        prompts = class_prompts(names, self.templates, self.descriptions)  # wrong ones are refused before the work
         head = self._build_head()
-        check_text_tower(head, self.encoder_)
+        encoders.check_text_tower(head, self.encoder_)
         if head.tunes_encoder or self._tuned_encoder is not None:
             self.__dict__.pop("head_", None)  # a head of before belongs to another encoder, should this fit fail
         self._tuned_encoder = None
         self.prepare_encoder(head)
         if head.tunes_encoder:
-            check_tuner_inputs(self.grid, unlabelled)
-            prompts, spec = class_prompts(names, self.templates, self.descriptions), self.planned_views(labels, names)
-            self._encoder, tuned = tune_encoder(head, self.encoder_, images, labels, prompts, spec, self.strict)
-            self._tuned_encoder = apply_backend(tuned, images, self.backend, self.precision)
+            encoders.check_tuner_inputs(self.grid, unlabelled)
+            spec, base = self.planned_views(labels, names), self.encoder_
+            self._encoder, tuned = encoders.tune_encoder(head, base, images, labels, prompts, spec, self.strict)
+            self._tuned_encoder = encoders.apply_backend(tuned, images, self.backend, self.precision)
 
         def fit_to_pictures() -> None:
-            support, pool = self.extract_features(images, labels, names, views=views_after_tuning(head)), None
+            support, pool = self.extract_features(images, labels, names, views=encoders.views_after_tuning(head)), None
             if unlabelled is not None:
                 extraction = self._extract(unlabelled, ViewSpec(), strict=self.strict)
-                pool, support = extraction.features[:, 0], note_skipped(support, extraction)
+                pool, support = extraction.features[:, 0], inputs.note_skipped(support, extraction)
             outlier_features = None if outliers is None else self._extract_plain(list_pictures(outliers))
             self.fit_features(support, self.encode_classes(names), head, pool, outlier_features)
 
@@ -309,14 +266,10 @@ class FewShotClassifier:
         return self.drop_unused_blocks()
 
     def prepare_encoder(self, *heads: Head) -> None:
-        """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself.
-
-        Raises:
-            InputError: if a head reads what the encoder does not have, such as the input of a final projection.
-        """
+        """Make the encoder give the blocks of features that the heads read at this quality. `fit` does this itself."""
         encoder = self.encoder_
-        named = self._named_blocks = block_names(encoder) if self._named_blocks is None else self._named_blocks
-        names = blocks_to_read(encoder, self._other_encoders, heads, self.quality, named)
+        named = self._named_blocks = encoders.block_names(encoder) if self._named_blocks is None else self._named_blocks
+        names = encoders.blocks_to_read(encoder, self._other_encoders, heads, self.quality, named)
         self._encoder = open_blocks(encoder, names, self._other_encoders)
 
     def fit_features(
@@ -337,7 +290,7 @@ class FewShotClassifier:
             unlabelled: (u, d) features of pictures without labels, for heads that learn from them.
             outliers: (b, d) features of pictures of none of the classes.
         """
-        options, text = check_options(self.uncertainty), text.with_order("given")
+        options, text = fitting.check_options(self.uncertainty), text.with_order("given")
         head = self._build_head() if head is None else head
         self.selection_ = None
         if self.grid:
@@ -353,17 +306,17 @@ class FewShotClassifier:
             )
             head = self.selection_.best
         outliers = None if outliers is None else outliers[:, : support.blocks[0].width]
-        negatives = Negatives(outliers)
+        negatives = fitting.Negatives(outliers)
         if options.negative_labels:
-            with open_store(self.cache) as store:
-                negatives = embed_negative_labels(self.encoder_, text, self.templates, store, outliers)
-        fitted = fit_with_uncertainty(head, support, text, unlabelled, options, negatives, self.seed)
+            with inputs.open_store(self.cache) as store:
+                negatives = fitting.embed_negative_labels(self.encoder_, text, self.templates, store, outliers)
+        fitted = fitting.fit_with_uncertainty(head, support, text, unlabelled, options, negatives, self.seed)
         self.head_, self.uncertainty_, self.fold_heads_ = fitted.head, fitted.uncertainty, fitted.fold_heads
-        views = parse_views(self.views, self.seed)
+        views = inputs.parse_views(self.views, self.seed)
         if isinstance(views, PerEpochViews):
             views = views.for_epochs(support.X.shape[1] - 1 if support.X.ndim == 3 else 0)
-        settings = FitSettings(get_templates(self.templates), views, options, self.seed)
-        self.support_ = replace(support, provenance={**support.provenance, FIT_KEY: settings.to_json()})
+        settings = fitting.FitSettings(get_templates(self.templates), views, options, self.seed)
+        self.support_ = replace(support, provenance={**support.provenance, fitting.FIT_KEY: settings.to_json()})
         self.text_, self.class_names_, self._history = text, tuple(text.labels), None
         self.evaluation_ = None
         return self
@@ -372,9 +325,6 @@ class FewShotClassifier:
         """Keep only the blocks of features that the answers depend on, so that a prediction needs no others.
 
         `fit` does this itself. After `fit_features` it makes a saved model smaller and faster; it changes no answer.
-
-        Raises:
-            InputError: if the classifier is not fitted.
         """
         self._check_fitted()
         self.dropped_blocks_ = ()
@@ -384,14 +334,9 @@ class FewShotClassifier:
         names = complete_passes(self.encoder_, used)
         self.dropped_blocks_ = tuple(block.name for block in self.support_.blocks if block.name not in names)
         self._encoder = select_encoder_blocks(self.encoder_, names)
-        self.support_ = replace(
-            self.support_.select_blocks(names),
-            provenance={
-                **self.support_.provenance,
-                "encoder": self._encoder.info.name,
-                "fingerprint": self._encoder.info.fingerprint,
-            },
-        )
+        info = {"encoder": self._encoder.info.name, "fingerprint": self._encoder.info.fingerprint}
+        provenance = {**self.support_.provenance, **info}
+        self.support_ = replace(self.support_.select_blocks(names), provenance=provenance)
         self.head_ = self.head_.restrict_blocks(names)
         self.fold_heads_ = tuple(head.restrict_blocks(names) for head in self.fold_heads_)
         return self
@@ -414,12 +359,8 @@ class FewShotClassifier:
 
         Returns:
             The features. ``provenance["skipped"]`` names the unreadable pictures.
-
-        Raises:
-            DataError: if no picture can be read.
-            InputError: if per-epoch views are wanted, but the head has no epochs, or they take too much memory.
         """
-        is_per_epoch = views is None and isinstance(parse_views(self.views, self.seed), PerEpochViews)
+        is_per_epoch = views is None and isinstance(inputs.parse_views(self.views, self.seed), PerEpochViews)
         if views is None:
             spec = self.planned_views(labels, class_names)
         else:
@@ -434,7 +375,7 @@ class FewShotClassifier:
             if needed.count > spec.count:
                 spec = needed
                 extraction = self._extract(images, spec, self.strict)
-        return build_feature_set(extraction, images, labels, class_names, spec, self.encoder_.info)
+        return inputs.build_feature_set(extraction, images, labels, class_names, spec, self.encoder_.info)
 
     def planned_views(self, labels: Sequence[Label], class_names: Sequence[str] | None = None) -> ViewSpec:
         """Return the views that `fit` will make of each shot. The encoder is opened, but no picture.
@@ -443,17 +384,14 @@ class FewShotClassifier:
             labels: class name of each shot, or all its class names.
             class_names: all classes in order; if None, those of the labels, sorted.
 
-        Raises:
-            InputError: if views are "per-epoch", but the head has no epochs.
-
         >>> FewShotClassifier("toy", "clip-adapter", views="per-epoch").planned_views(["cat", "dog"]).count
         201
         """
-        views = parse_views(self.views, self.seed)
+        views = inputs.parse_views(self.views, self.seed)
         if isinstance(views, ViewSpec):
             return views
-        names = collect_class_names(labels) if class_names is None else class_names
-        return plan_views(views, self._build_head(), labels, names, self.grid, self.encoder_.info.text_dim)
+        names = inputs.collect_class_names(labels) if class_names is None else class_names
+        return inputs.plan_views(views, self._build_head(), labels, names, self.grid, self.encoder_.info.text_dim)
 
     def view_cost(
         self,
@@ -470,16 +408,13 @@ class FewShotClassifier:
             labels: class name of each picture, or all its class names.
             class_names: all classes in order; if None, those of the labels, sorted.
             measure: encode a few views of two pictures to estimate the time. They stay in the feature store.
-
-        Raises:
-            InputError: if views are "per-epoch", but the head has no epochs.
         """
         spec = self.planned_views(labels, class_names)
         cost = self._view_cost(len(images), spec)
         if not measure:
             return cost
-        self._choose_backend(images, collect_class_names(labels) if class_names is None else class_names)
-        rate = measure_encoding_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
+        self._choose_backend(images, inputs.collect_class_names(labels) if class_names is None else class_names)
+        rate = inputs.measure_encoding_rate(lambda pictures, views: self._extract(pictures, views, False), images, spec)
         return replace(self._view_cost(len(images), spec), rate=rate)
 
     def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
@@ -490,37 +425,22 @@ class FewShotClassifier:
     def refit_text(self) -> TextFeatures:
         """Return ``text_`` with the single prompts for a head that reads them: those of a loaded model are encoded."""
         self._check_fitted()
-        return self._with_read_prompts(self.text_, self.prompts_) if self.head_.reads_prompts else self.text_
+        return self._with_read_prompts(self.text_, self.prompts_)
 
     # ---- Predict ----
     # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
     # of an answer does not depend on whether a path is a file or a folder, or on how many pictures a folder has.
 
     def logits(self, images: Pictures) -> NDArray[Any]:
-        """Compute the logits (m, c) of m pictures; columns are in the order of ``class_names_``.
-
-        Args:
-            images: as for `predict`; one picture gives (1, c).
-
-        Raises:
-            ImageError: if a picture can't be read.
-            ArtifactError: if a logit is not finite.
-        """
+        """Compute the logits (m, c) of m pictures, given as for `predict`, in the order of ``class_names_``."""
         self._check_fitted()
         pictures = list_pictures(images)
         if not pictures:
             return np.zeros((0, len(self.class_names_)), np.float32)
-        return finite_logits(self.head_, self._extract_plain(pictures))
+        return answers.finite_logits(self.head_, self._extract_plain(pictures))
 
     def predict_proba(self, images: Pictures) -> NDArray[Any]:
-        """Compute the calibrated probabilities (m, c) of m pictures; columns are in the order of ``class_names_``.
-
-        Args:
-            images: as for `predict`; one picture gives (1, c).
-
-        Raises:
-            ImageError: if a picture can't be read.
-        """
+        """Compute the calibrated probabilities (m, c) of m pictures, in the form of `logits`."""
         return self.uncertainty_.probabilities(self.logits(images))
 
     def predict(self, images: Pictures, *, adapt: Adapt = None, views: int = 1, **decision: Any) -> list[Any]:
@@ -551,14 +471,14 @@ class FewShotClassifier:
         pictures = list_pictures(images)
         if not pictures:
             return []
-        spec = prediction_views(views, self.seed)
+        spec = answers.prediction_views(views, self.seed)
         if views > 1:
             self._view_cost(len(pictures), spec).check(FEWER_PREDICTION_VIEWS)
-        answers = self._answerer(decision, adapt)(self._extract(pictures, spec, strict=True).features)
+        answer = self._answerer(decision, adapt)(self._extract(pictures, spec, strict=True).features)
         names = self.class_names_
-        if answers.multilabel and answers.sets is not None:
-            return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answers.sets]
-        return [None if no else names[i] for i, no in zip(answers.best, answers.rejected, strict=True)]
+        if answer.multilabel and answer.sets is not None:
+            return [tuple(name for name, has in zip(names, row, strict=True) if has) for row in answer.sets]
+        return [None if no else names[i] for i, no in zip(answer.best, answer.rejected, strict=True)]
 
     def classify(
         self, images: Pictures, top: int = 5, *, adapt: Adapt = None, views: int = 1, **decision: Any
@@ -572,9 +492,6 @@ class FewShotClassifier:
             views: of each picture, the plain one included. Confident ones vote, or are averaged with ``adapt``.
             decision: ``reject``, ``coverage`` or ``costs`` for these pictures, instead of those of
                 `UncertaintyOptions`; None turns one off.
-
-        Raises:
-            InputError: if a decision needs a threshold that could not be learned from the shots.
         """
         pictures = list_pictures(images)
         predictions = self.iter_predictions(pictures, top, adapt=adapt, views=views, **decision)
@@ -601,15 +518,15 @@ class FewShotClassifier:
             decision: see `classify`.
         """
         self._check_fitted()
-        spec = prediction_views(views, self.seed)
+        spec = answers.prediction_views(views, self.seed)
         self._view_cost(1, spec).check(FEWER_PREDICTION_VIEWS)
         cache = self.uncertainty_.open_cache(adapt, len(self.class_names_))
         pictures = images if isinstance(images, Iterator) else list_pictures(images)
-        with open_store(self.cache) as store:
+        with inputs.open_store(self.cache) as store:
             if isinstance(pictures, list) and self._tuned_encoder is None and self.backend == "auto":
-                self._encoder = backend_for_many(self.encoder_, pictures, store, shows_progress(self.progress))
+                self._encoder = encoders.backend_for_many(self.encoder_, pictures, store, shows_progress(self.progress))
             batches = stream_features(self.encoder_, pictures, store=store, views=spec, batch_size=self.batch_size)
-            yield from predict_batches(batches, self._answerer(decision, cache), self.class_names_, top)
+            yield from answers.predict_batches(batches, self._answerer(decision, cache), self.class_names_, top)
 
     def classify_features(
         self, features: NDArray[Any], top: int = 5, *, adapt: Adapt = None, **decision: Any
@@ -627,13 +544,10 @@ class FewShotClassifier:
             top: see `classify`.
             adapt: see `classify`.
             decision: see `classify`.
-
-        Raises:
-            InputError: as `classify`; or if the width of the features is not that of the encoder.
         """
         self._check_fitted()
         cache, names = self.uncertainty_.open_cache(adapt, len(self.class_names_)), self.class_names_
-        return predict_columns(self._answerer(decision, cache), features, names, top, ordered=cache is not None)
+        return answers.predict_columns(self._answerer(decision, cache), features, names, top, ordered=cache is not None)
 
     # ---- Evaluate ----
 
@@ -646,10 +560,6 @@ class FewShotClassifier:
         Args:
             images: as for `evaluate`.
             labels: as for `evaluate`.
-
-        Raises:
-            ImageError: if a picture can't be read; `evaluate` leaves it out and names it.
-            InputError: as `evaluate`.
         """
         result = self.evaluate(images, labels)
         if result.skipped:
@@ -680,10 +590,10 @@ class FewShotClassifier:
             DataError: if the data set or all pictures can't be read.
         """
         self._check_fitted()
-        pictures, labels, dataset = read_labelled(images, labels, default_split="test")
-        check_label_kind(self.uncertainty_, is_multilabel(labels))
-        names = [str(name) for label in labels for name in label_names(label)]
-        if names or not is_multilabel(labels):  # no picture needs to have a label if there may be several
+        pictures, labels, dataset = inputs.read_labelled(images, labels, default_split="test")
+        check_label_kind(self.uncertainty_, inputs.is_multilabel(labels))
+        names = [str(name) for label in labels for name in inputs.label_names(label)]
+        if names or not inputs.is_multilabel(labels):  # no picture needs to have a label if there may be several
             check_labels(names, self.class_names_)
         test = self.extract_features(pictures, labels, self.class_names_, views=1)
         data = {} if dataset is None else {"data": dataset.name}
@@ -694,10 +604,6 @@ class FewShotClassifier:
 
         Args:
             test: features from the encoder of this classifier (see `extract_features`), with its classes.
-
-        Raises:
-            InputError: if there are no pictures, a label is no class, or pictures have several labels and the model
-                gives one, or the other way around.
         """
         self._check_fitted()
         self.evaluation_ = evaluate_features(
@@ -706,8 +612,7 @@ class FewShotClassifier:
         return self.evaluation_
 
     # ---- Edit ----
-    # Each edit makes a new version, and needs no picture of the fit. Heads with a closed form then equal a fit from
-    # scratch; other heads continue training (`Head.fit_from`). See edit.py.
+    # Each edit makes a new version, and needs no picture of the fit. See edit.py.
 
     @property
     def history_(self) -> History:
@@ -728,15 +633,11 @@ class FewShotClassifier:
                 it.
             descriptions: sentences about the class, used instead of the templates.
             by: author of the change, for the history.
-
-        Raises:
-            InputError: if the class exists, or the model can't be edited.
-            DataError: if no picture can be read.
         """
         change = edit.add_class(self._to_model(), name, descriptions, self._encode_prompts)
         rule: ConflictRule = "replace" if self.support_.targets is None else "merge"
         images = list_pictures(images)
-        return self._add_shots(change, images, [name] * len(images), rule, "add-class", {"class": name}, by)
+        return edit.add_shots(self, change, images, [name] * len(images), rule, "add-class", {"class": name}, by)
 
     def add_examples(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
         """Add shots to existing classes. Pictures that are shots with these labels already are left out.
@@ -745,13 +646,11 @@ class FewShotClassifier:
             images: as for `fit`.
             labels: as for `fit`.
             by: author of the change, for the history.
-
-        Raises:
-            InputError: if a label is unknown, a picture is a shot of another class, or the model can't be edited.
-            DataError: if no picture can be read.
         """
-        images, labels, _ = read_labelled(images, labels, default_split="train")
-        return self._add_shots(edit.keep_classes(self._to_model()), images, labels, "refuse", "add-examples", {}, by)
+        images, labels, _ = inputs.read_labelled(images, labels, default_split="train")
+        return edit.add_shots(
+            self, edit.keep_classes(self._to_model()), images, labels, "refuse", "add-examples", {}, by
+        )
 
     def correct(self, images: Pictures, labels: Sequence[Label] | None = None, *, by: str = "") -> Self:
         """Correct the labels of shots. Pictures that are no shots are added.
@@ -762,31 +661,19 @@ class FewShotClassifier:
             images: as for `fit`.
             labels: correct class name of each picture, or all its class names; None: those of the data set.
             by: author of the change, for the history.
-
-        Raises:
-            InputError: if a label is unknown, or the model can't be edited.
-            DataError: if no picture can be read.
         """
-        images, labels, _ = read_labelled(images, labels, default_split="train")
-        return self._add_shots(edit.keep_classes(self._to_model()), images, labels, "replace", "correct", {}, by)
+        images, labels, _ = inputs.read_labelled(images, labels, default_split="train")
+        return edit.add_shots(self, edit.keep_classes(self._to_model()), images, labels, "replace", "correct", {}, by)
 
     def remove_class(self, name: str, *, by: str = "") -> Self:
-        """Remove a class and its shots. Multi-label shots stay, without this label.
-
-        Raises:
-            InputError: if the class is unknown, fewer than two would be left, or the model can't be edited.
-        """
+        """Remove a class and its shots. Multi-label shots stay, without this label."""
         change = edit.remove_class(self._to_model(), name)
-        return self._apply(change, "remove-class", {"class": name, "pictures": len(change.removed_rows)}, by)
+        return edit.apply(self, change, "remove-class", {"class": name, "pictures": len(change.removed_rows)}, by)
 
     def rename_class(self, name: str, new: str, *, by: str = "") -> Self:
-        """Rename a class. Its text features change if its prompts come from templates; descriptions are kept.
-
-        Raises:
-            InputError: if the class is unknown, or there is a class with the new name.
-        """
+        """Rename a class. Its text features change if its prompts come from templates; descriptions are kept."""
         change = edit.rename_class(self._to_model(), name, new, self._encode_prompts)
-        return self._apply(change, "rename-class", {"class": name, "to": new}, by)
+        return edit.apply(self, change, "rename-class", {"class": name, "to": new}, by)
 
     def undo(self, to: int | None = None, *, by: str = "") -> Self:
         """Undo the last change, or restore version ``to``. This is a new version too.
@@ -850,7 +737,8 @@ class FewShotClassifier:
         return model
 
     # ---- Hugging Face hub ----
-    # The methods of `huggingface_hub.ModelHubMixin`. See hub.py.
+    # The methods of `huggingface_hub.ModelHubMixin`, which is no base: it would write the parameters of the constructor
+    # into config.json, which describes the fitted model, and its import would make every command slower.
 
     def save_pretrained(
         self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options: Any
@@ -865,10 +753,6 @@ class FewShotClassifier:
 
         Returns:
             URL of the commit, if uploaded.
-
-        Raises:
-            ArtifactError: if the folder can't be written, or the upload fails.
-            InputError: if the classifier is not fitted.
         """
         folder = self.save(save_directory)
         return push(folder, repo_id or folder.resolve().name, **options).url if push_to_hub else None
@@ -895,20 +779,22 @@ class FewShotClassifier:
             local_files_only: use the cache only, no network.
             revision: branch, tag or commit; "main" if None.
             params: see `load`, such as ``device``, ``uncertainty``, or ``encoder`` if its weights were moved.
-
-        Raises:
-            ArtifactError: if the model is not available, altered or of a later format.
-            FingerprintError: if the encoder is not the one that the model was fitted with.
-            InputError: if the name is neither a folder nor a repository.
         """
-        folder = hub.resolve_pretrained(
-            pretrained_model_name_or_path,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_file():
+            raise InputError(
+                f"{folder} is a file: give the model's folder; what 'clipadapter export' wrote is opened by "
+                "clipadapter.runtime.Predictor"
+            )
+        if not folder.is_dir():
+            folder = fetch(
+                str(pretrained_model_name_or_path),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
         return cls.load(folder, **params)
 
     def push_to_hub(
@@ -924,28 +810,29 @@ class FewShotClassifier:
 
         Returns:
             URL of the commit.
-
-        Raises:
-            ArtifactError: if the upload fails.
-            InputError: if the classifier is not fitted, or an exported file is missing or no export.
         """
-        return hub.upload_model(self._to_model(), repo_id, support=support, exported=exported, **options)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = save_model(Path(parent) / "model", self._to_model(), keep_support=support)
+            return push(folder, repo_id, exported=exported, **options).url
 
     def generate_model_card(self) -> ModelCard:
         """Return the model card that `save` writes."""
-        return hub.load_card(self._to_model())
+        from huggingface_hub import ModelCard
+
+        with tempfile.TemporaryDirectory() as parent:
+            return ModelCard.load(save_model(Path(parent) / "model", self._to_model()) / "README.md")
 
     # ---- Internal ----
 
     def _build_head(self) -> Head:
-        return build_head(self.head, self.head_params, self.seed, shows_progress(self.progress))
+        return fitting.build_head(self.head, self.head_params, self.seed, shows_progress(self.progress))
 
     def _choose_backend(self, images: Sequence[ImageSource], class_names: Sequence[str]) -> None:
         """Choose backend and precision once, on the first pictures; an encoder that a head has tuned keeps its own."""
         if self._is_backend_chosen or self._tuned_encoder is not None:
             return
         self._is_backend_chosen = True
-        with open_store(self.cache) as store:
+        with inputs.open_store(self.cache) as store:
             self._encoder = choose_backend(
                 self.encoder_,
                 images,
@@ -957,7 +844,7 @@ class FewShotClassifier:
             )
 
     def _extract(self, images: Sequence[ImageSource], views: ViewSpec, strict: bool) -> Extraction:
-        with open_store(self.cache) as store:
+        with inputs.open_store(self.cache) as store:
             return extract(
                 self.encoder_,
                 images,
@@ -980,7 +867,7 @@ class FewShotClassifier:
         return ViewCost(n_pictures, spec.count, self.encoder_.info.dim, cached=self.cache is not None)
 
     def _encode_prompts(self, prompts: Mapping[str, Sequence[str]]) -> TextFeatures:
-        with open_store(self.cache) as store:
+        with inputs.open_store(self.cache) as store:
             return encode_classes(self.encoder_, prompts, store)
 
     def _with_read_prompts(self, text: TextFeatures, prompts: Mapping[str, Sequence[str]]) -> TextFeatures:
@@ -992,41 +879,8 @@ class FewShotClassifier:
         """Answers features (m, v, d) any number of times."""
         head, fold_heads, width = self.head_, self.fold_heads_, self.encoder_.info.text_dim
         return partial(
-            answer_features, head, fold_heads, self.uncertainty_, width=width, decision=decision, adapt=adapt
+            answers.answer_features, head, fold_heads, self.uncertainty_, width=width, decision=decision, adapt=adapt
         )
-
-    def _add_shots(
-        self,
-        change: edit.Edit,
-        images: Sequence[ImageSource],
-        labels: Sequence[Label],
-        rule: ConflictRule,
-        action: str,
-        facts: Mapping[str, Any],
-        by: str,
-    ) -> Self:
-        """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
-        model = self._to_model()
-        labels = edit.check_labels(model, change, images, labels)
-        n_views = self.support_.X.shape[1] if self.support_.X.ndim == 3 else 1
-        views = replace(fit_settings(model).views, count=n_views)
-        extraction = self._extract(images, views, self.strict)
-        self.skipped_ = tuple((name, reason) for _, name, reason in extraction.skipped)
-        examples = build_feature_set(extraction, images, labels, change.text.labels, views, self.encoder_.info)
-        change, counts = edit.with_examples(model, change, examples, rule)
-        if not change.changes(model):
-            return self
-        return self._apply(change, action, {**facts, **counts}, by)
-
-    def _apply(self, change: edit.Edit, action: str, facts: Mapping[str, Any], by: str) -> Self:
-        before = self._to_model()
-        text = change.text.with_tower(self._open_text_tower())
-        text = self._with_read_prompts(text, change.prompts)
-        after = edit.apply_edit(before, replace(change, text=text))
-        history = self.history_.with_change(before, after, action, facts, by)
-        self._set_model(after)
-        self._history = history
-        return self
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "head_"):
@@ -1037,14 +891,14 @@ class FewShotClassifier:
         self._check_fitted()
         info = self.encoder_.info
         if self._tuned_encoder is not None:
-            info = info_of_base(self._encoder.info, info)
+            info = encoders.info_of_base(self._encoder.info, info)
         return Model(self.head_, self.text_, self.support_, self.prompts_, info, self.uncertainty_, self.fold_heads_)
 
     def _set_model(self, model: Model, encoder: NamedEncoders | None = None) -> None:
         """Take over the fitted state; the encoder is opened if the model needs another one than the open one."""
         if not hasattr(self, "_encoder") or self._to_model().encoder.fingerprint != model.encoder.fingerprint:
-            encoders = open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
-            self._encoder, self._tuned_encoder = encoders
+            opened = encoders.open_saved_encoders(model, encoder, self.device, self.backend, self.precision)
+            self._encoder, self._tuned_encoder = opened
             self._is_backend_chosen = True
         self.text_ = model.text.with_tower(self._open_text_tower())
         self.head_, self.support_ = model.head.attach(self.text_), model.support

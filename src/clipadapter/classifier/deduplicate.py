@@ -25,31 +25,15 @@ ConflictRule = Literal["refuse", "replace", "merge"]
 
 @dataclass(frozen=True, eq=False)
 class Deduplicated:
-    """Labelled pictures, separated into new ones and shots.
+    """Labelled pictures, separated into new ones and shots."""
 
-    Args:
-        added: pictures that are no shots.
-        labels: new labels of shots, by row of the support set.
-        facts: counts and sources, for the history.
-    """
-
-    added: FeatureSet
-    labels: dict[int, Label]
-    facts: dict[str, Any]
+    added: FeatureSet  # pictures that are no shots
+    labels: dict[int, Label]  # new labels of shots, by row of the support set
+    facts: dict[str, Any]  # counts and sources, for the history
 
 
 def deduplicate(support: FeatureSet, examples: FeatureSet, rule: ConflictRule) -> Deduplicated:
-    """Separate labelled pictures into new ones and ones that are shots already.
-
-    Args:
-        support: features of the shots.
-        examples: features and labels of the pictures.
-        rule: what to do with a shot that has another label.
-
-    Raises:
-        InputError: if a picture is a shot of another class and the rule is "refuse", or two equal pictures have
-            different labels.
-    """
+    """Separate labelled pictures into new ones and ones that are shots already."""
     is_multilabel, sources = support.targets is not None, examples.provenance["sources"]
     duplicates = find_duplicates(support.final, examples.final)
     new_labels, new_rows, n_known = dict[int, Label](), list[int](), 0
@@ -90,14 +74,7 @@ def deduplicate(support: FeatureSet, examples: FeatureSet, rule: ConflictRule) -
 
 
 def find_duplicates(shots: NDArray[Any], features: NDArray[Any]) -> list[list[int]]:
-    """For each feature, find the rows of shots that are the same picture, up to the rounding of backends.
-
-    Args:
-        shots: (n, d) features.
-        features: (m, d) features.
-
-    Returns:
-        m lists of rows.
+    """For each of (m, d) features, the rows of (n, d) shots that are the same picture, up to rounding of backends.
 
     >>> find_duplicates(np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 2.0]]), np.array([[0.0, 2.0001], [1.0, 1.0]]))
     [[1, 2], []]

@@ -4,7 +4,7 @@
 
 1. `add_class`, `remove_class`, `rename_class` or `keep_classes` makes an `Edit` that describes the classes afterwards.
 2. `with_examples` adds labelled pictures to it, without those that are shots already.
-3. `apply_edit` makes the new model.
+3. `apply_edit` makes the new model, and `apply` the classifier's next version.
 
 Everything works on features, so that no picture of the fit is needed. `clipadapter.persistence.History` undoes edits.
 """
@@ -15,7 +15,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,7 @@ from clipadapter.classifier.fitting import (
 )
 from clipadapter.classifier.inputs import (
     Label,
+    build_feature_set,
     check_any_readable,
     check_task,
     collect_class_names,
@@ -39,14 +40,18 @@ from clipadapter.data import class_prompts, label_matrix
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, UnknownNameError, brief
 from clipadapter.features import FeatureSet
-from clipadapter.heads import ExactIncrementalHead, Head, IncrementalHead, TextFeatures
+from clipadapter.heads import ExactIncrementalHead, IncrementalHead, TextFeatures
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.registry import refuse_update
 from clipadapter.persistence import Model
-from clipadapter.uncertainty import Calibrator, DecisionOptions, Uncertainty
+from clipadapter.uncertainty import DecisionOptions, Uncertainty
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.registry import unknown
 
+if TYPE_CHECKING:
+    from clipadapter.classifier.classifier import FewShotClassifier
+
+C = TypeVar("C", bound="FewShotClassifier")
 Prompts = Mapping[str, Sequence[str]]
 EncodePrompts = Callable[[Prompts], TextFeatures]
 PER_FIT_FACTS = ("rows", "computed")
@@ -55,22 +60,13 @@ PER_FIT_FACTS = ("rows", "computed")
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A model's classes after an edit, and the changes of its support set.
+    """A model's classes after an edit, and the changes of its support set."""
 
-    Args:
-        text: text features of the classes; their order is that of the logits.
-        old_positions: position of each class before the edit, -1 for a new class.
-        prompts: prompts by class.
-        removed_rows: rows of shots to remove. They include all single-label shots of a removed class.
-        new_labels: corrected labels, by row of the support set.
-        added: features and labels of new shots.
-    """
-
-    text: TextFeatures
-    old_positions: tuple[int, ...]
+    text: TextFeatures  # their order is that of the logits
+    old_positions: tuple[int, ...]  # position of each class before the edit, -1 for a new class
     prompts: Prompts
-    removed_rows: frozenset[int] = frozenset()
-    new_labels: Mapping[int, Label] = field(default_factory=dict)
+    removed_rows: frozenset[int] = frozenset()  # of shots; all single-label shots of a removed class are among them
+    new_labels: Mapping[int, Label] = field(default_factory=dict)  # corrected labels, by row of the support set
     added: FeatureSet | None = None
 
     def changes(self, model: Model) -> bool:
@@ -114,17 +110,7 @@ def keep_classes(model: Model) -> Edit:
 
 @_refusing_damage()
 def add_class(model: Model, name: str, descriptions: Sequence[str] | None, encode: EncodePrompts) -> Edit:
-    """Make an edit that adds a class behind the others.
-
-    Args:
-        model: fitted model.
-        name: name of the class.
-        descriptions: sentences about it, used instead of the templates of the fit.
-        encode: encodes prompts.
-
-    Raises:
-        InputError: if the name is invalid or taken.
-    """
+    """Make an edit that adds a class behind the others."""
     _check_name(name)
     names = model.text.labels
     if name in names:
@@ -137,11 +123,7 @@ def add_class(model: Model, name: str, descriptions: Sequence[str] | None, encod
 
 
 def remove_class(model: Model, name: str) -> Edit:
-    """Make an edit that removes a class and its shots; multi-label shots stay, without this label.
-
-    Raises:
-        InputError: if there is no such class.
-    """
+    """Make an edit that removes a class and its shots; multi-label shots stay, without this label."""
     removed = _position(model, name)
     names = model.text.labels
     old_positions = tuple(i for i in range(len(names)) if i != removed)
@@ -153,11 +135,7 @@ def remove_class(model: Model, name: str) -> Edit:
 
 @_refusing_damage()
 def rename_class(model: Model, name: str, new: str, encode: EncodePrompts) -> Edit:
-    """Make an edit that renames a class. Prompts from templates get the new name, descriptions are kept.
-
-    Raises:
-        InputError: if there is no such class, or the new name is invalid or taken.
-    """
+    """Make an edit that renames a class. Prompts from templates get the new name, descriptions are kept."""
     renamed = _position(model, name)
     _check_name(new)
     if new in model.text.labels:
@@ -179,11 +157,7 @@ def _position(model: Model, name: str) -> int:
 
 
 def _check_name(name: object) -> None:
-    """Check that a name can be the name of a class.
-
-    Raises:
-        InputError: if not.
-    """
+    """Check that a name can be the name of a class."""
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"a class needs a name that is a text, and not blank; got {brief(name)}")
     try:
@@ -211,16 +185,7 @@ def _edit_text(
 
 
 def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels: Sequence[Label]) -> Sequence[Label]:
-    """Check labelled pictures before they are encoded.
-
-    Returns:
-        The labels; as tuples for a multi-label model.
-
-    Raises:
-        InputError: if counts differ, labels don't match the task of the model, or it can't be edited.
-        DataError: if there are no pictures.
-        UnknownNameError: if a label is no class.
-    """
+    """The labels, checked before the pictures are encoded; as tuples for a multi-label model."""
     check_editable(model, edit)
     if len(images) != len(labels):
         raise InputError(f"{format_count(len(images), 'picture')} but {format_count(len(labels), 'label')}")
@@ -237,20 +202,7 @@ def check_labels(model: Model, edit: Edit, images: Sequence[ImageSource], labels
 
 @_refusing_damage()
 def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: ConflictRule) -> tuple[Edit, dict[str, Any]]:
-    """Add labelled pictures to an edit, without those that are shots with these labels already.
-
-    Args:
-        model: fitted model.
-        edit: edit of its classes.
-        examples: features and labels of the pictures.
-        rule: what to do with a picture that is a shot with another label.
-
-    Returns:
-        The edit, and counts for the history.
-
-    Raises:
-        InputError: if a picture is a shot of another class and the rule is "refuse".
-    """
+    """Add labelled pictures to an edit, without those that are shots with these labels already; and counts of them."""
     result = deduplicate(model.support, examples, rule)
     added = result.added if len(result.added) else None
     return replace(edit, new_labels=result.labels, added=added), result.facts
@@ -260,11 +212,7 @@ def with_examples(model: Model, edit: Edit, examples: FeatureSet, rule: Conflict
 
 
 def check_editable(model: Model, edit: Edit) -> None:
-    """Refuse an edit of a model whose head can't be updated.
-
-    Raises:
-        InputError: if so.
-    """
+    """Refuse an edit of a model whose head can't be updated."""
     head = model.head
     if not len(model.support):
         can_change_classes = isinstance(head, ExactIncrementalHead) or (
@@ -284,11 +232,8 @@ def check_editable(model: Model, edit: Edit) -> None:
 def apply_edit(model: Model, edit: Edit) -> Model:
     """Return the edited model, as if it had been fitted to the new classes and shots.
 
-    Heads with a closed form (`heads.ExactIncrementalHead`) give the logits of a fit from scratch, up to rounding. Other
-    heads continue from their weights (`Head.fit_from`). Calibration, thresholds and prediction sets are learned again.
-
-    Raises:
-        InputError: if the head can't be updated, or fewer than two classes or no shot would be left.
+    The head is fitted again to all shots; a trained one continues from its weights (`Head.fit_from`). Calibration,
+    thresholds and prediction sets are learned again.
     """
     if len(edit.text.labels) < 2:
         raise InputError("a classifier needs two classes or more: add a class before you remove this one")
@@ -342,9 +287,7 @@ def _refit(model: Model, edit: Edit, support: FeatureSet) -> FitResult:
     if options.sets == "split":  # the head is fitted to half of the shots, and which half depends on all of them
         pictures = model.head.kept_pictures
         return fit_with_uncertainty(unfitted, support, edit.text, pictures, options, negatives, settings.seed)
-    head = _update_in_closed_form(model, edit)
-    if head is None:
-        head = unfitted.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks)
+    head = unfitted.fit_from(model.head, support.X, support.labels, text=edit.text, blocks=support.blocks)
     return learn_uncertainty(head, support, edit.text, options, negatives, settings.seed)
 
 
@@ -360,36 +303,6 @@ def _edit_costs(costs: ArrayLike | None, old_positions: Sequence[int]) -> NDArra
     return after
 
 
-def _update_in_closed_form(model: Model, edit: Edit) -> Head | None:
-    """Update the sums that a closed-form head keeps of its shots; None if it must be fitted to all shots."""
-    head, support = model.head, model.support
-    if not isinstance(head, ExactIncrementalHead) or not head.is_updatable or support.targets is not None:
-        return None
-    unlearned = sorted({*edit.removed_rows, *edit.new_labels})
-    if len(unlearned) == len(support):
-        return None
-    updated = copy.deepcopy(head)
-    if unlearned:
-        old_text = _text_for(head, model.text)
-        updated.unlearn(support.X[unlearned], [support.y[i] for i in unlearned], text=old_text)
-    text = _text_for(head, edit.text)
-    relabelled = {i: next(iter(label_names(label))) for i, label in edit.new_labels.items()}
-    has_added = edit.added is not None and len(edit.added) > 0
-    # `partial_fit` adds new classes itself, in the order of the text.
-    is_partial_fit_enough = text is not None and (relabelled or has_added)
-    if not is_partial_fit_enough or edit.removes_class(model.text) or edit.renames_class(model.text):
-        updated.remap_classes(edit.text.labels, edit.old_positions, text)
-    if relabelled:
-        updated.partial_fit(support.X[list(relabelled)], list(relabelled.values()), text=text)
-    if edit.added is not None and has_added:
-        updated.partial_fit(edit.added.X, edit.added.y, text=text)
-    return updated
-
-
-def _text_for(head: IncrementalHead, text: TextFeatures) -> TextFeatures | None:
-    return text if head.has_text else None
-
-
 def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
     """Edit a model that was saved without shots: only its head can be updated.
 
@@ -397,7 +310,7 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
     """
     head, names = model.head, edit.text.labels
     assert isinstance(head, IncrementalHead)
-    updated, text = copy.deepcopy(head), _text_for(head, edit.text)
+    updated, text = copy.deepcopy(head), edit.text if head.has_text else None
     if isinstance(updated, ExactIncrementalHead):
         updated.remap_classes(names, edit.old_positions, text)
     if edit.added is not None:
@@ -411,6 +324,41 @@ def _edit_without_support(edited: Model, model: Model, edit: Edit) -> Model:
         counts[name] += 1
     provenance = {**model.support.provenance, "shots": counts}
     support = FeatureSet(model.support.X, (), names, provenance, blocks=model.support.blocks)
-    calibrator = Calibrator(model.uncertainty.calibrator.temperature, n=model.uncertainty.calibrator.n)
+    calibrator = replace(model.uncertainty.calibrator, weight=None, bias=None)
     uncertainty = Uncertainty(calibrator, decisions=DecisionOptions())
     return replace(edited, head=updated, support=support, uncertainty=uncertainty, fold_heads=())
+
+
+# ---- Edits of a classifier ----
+
+
+def add_shots(
+    classifier: C,
+    edit: Edit,
+    images: Sequence[ImageSource],
+    labels: Sequence[Label],
+    rule: ConflictRule,
+    action: str,
+    facts: Mapping[str, Any],
+    by: str,
+) -> C:
+    """Apply an edit with labelled pictures. Nothing changes if all are shots with these labels already."""
+    model, support = classifier._to_model(), classifier.support_
+    labels = check_labels(model, edit, images, labels)
+    views = replace(fit_settings(model).views, count=support.X.shape[1] if support.X.ndim == 3 else 1)
+    extraction = classifier._extract(images, views, classifier.strict)
+    classifier.skipped_ = tuple((name, reason) for _, name, reason in extraction.skipped)
+    examples = build_feature_set(extraction, images, labels, edit.text.labels, views, classifier.encoder_.info)
+    edit, counts = with_examples(model, edit, examples, rule)
+    return apply(classifier, edit, action, {**facts, **counts}, by) if edit.changes(model) else classifier
+
+
+def apply(classifier: C, edit: Edit, action: str, facts: Mapping[str, Any], by: str) -> C:
+    """Make an edit the next version of a classifier."""
+    before = classifier._to_model()
+    text = classifier._with_read_prompts(edit.text.with_tower(classifier._open_text_tower()), edit.prompts)
+    after = apply_edit(before, replace(edit, text=text))
+    history = classifier.history_.with_change(before, after, action, facts, by)
+    classifier._set_model(after)
+    classifier._history = history
+    return classifier

@@ -51,11 +51,7 @@ MAX_PIXEL_BYTES_IN_MEMORY = 2**30
 
 
 def check_quality(quality: str, known: Sequence[str] = (DEFAULT_QUALITY, *QUALITIES)) -> str:
-    """Return the quality.
-
-    Raises:
-        InputError: if it is none of those that are known.
-    """
+    """Return the quality."""
     if quality not in known:
         raise InputError(f"quality must be {', '.join(known)}, but is {brief(quality)}")
     return quality
@@ -71,15 +67,7 @@ def blocks_to_read(
 ) -> list[str]:
     """Names of the blocks of features that some heads read, ``final`` first.
 
-    Args:
-        encoder: gives the class text.
-        others: further encoders that were named.
-        heads: fitted or not.
-        quality: how much heads read that read all blocks; see `FewShotClassifier`.
-        named: blocks that were named one by one. If there are several, heads that read all blocks read these.
-
-    Raises:
-        InputError: if a head reads the input of the projection, and the image tower has none.
+    Heads that read all blocks read those that the user named one by one, if there are several.
     """
     reads = {head.reads for head in heads}
     names = [FINAL]
@@ -96,14 +84,7 @@ def blocks_to_read(
 def blocks_of_quality(
     encoder: Encoder, others: Sequence[Encoder], quality: str, named: Sequence[str] = ()
 ) -> list[str]:
-    """Names of all blocks of a quality; of an encoder that was given with several blocks, these blocks.
-
-    Args:
-        encoder: gives the class text.
-        others: further encoders.
-        quality: see `FewShotClassifier`.
-        named: the blocks that the first encoder was given with.
-    """
+    """Names of all blocks of a quality; of an encoder that was given with several blocks, these blocks."""
     names: list[str] = []
     for one in (encoder, *others):
         plain = plain_encoder(one)
@@ -122,14 +103,9 @@ def blocks_of_quality(
 
 
 def relative_cost(encoder: Encoder, others: Sequence[Encoder], names: Sequence[str]) -> float:
-    """Return the cost per picture of some blocks, in passes of one encoder at its own size.
+    """The cost per picture of some blocks, in passes of one encoder at its own size.
 
     The cost of a pass grows with the number of pixels. All encoders count the same.
-
-    Args:
-        encoder: gives the class text.
-        others: further encoders.
-        names: names of the blocks.
 
     >>> relative_cost(create_encoder("toy"), (), ["final", "inner", "final@64+mirrored"])  # 1 + 2 * (64 / 32)**2
     9.0
@@ -156,15 +132,7 @@ def put_text_first(encoders: Sequence[Encoder]) -> list[Encoder]:
 
 
 def check_text_tower(head: Head, encoder: Encoder) -> None:
-    """Refuse a head that needs class text, before the work begins, if no encoder has a text tower.
-
-    Args:
-        head: not fitted.
-        encoder: the first one; it has a text tower if any has.
-
-    Raises:
-        InputError: if so.
-    """
+    """Refuse a head that needs class text, before the work begins, if no encoder has a text tower."""
     if head.needs_text and not encoder.has_text:
         raise InputError(
             f"{type(head).__name__} needs class text, but {encoder.info.name} has no text tower: name an encoder that "
@@ -174,11 +142,7 @@ def check_text_tower(head: Head, encoder: Encoder) -> None:
 
 
 def check_tuner_inputs(grid: Mapping[str, Sequence[Any]] | None, unlabelled: Sequence[ImageSource] | None) -> None:
-    """Refuse, before the work begins, arguments that a head which tunes the encoder does not take.
-
-    Raises:
-        InputError: if there is a grid, each value of which would need its own encoder, or unlabelled pictures.
-    """
+    """Refuse, before the work begins, arguments that a head which tunes the encoder does not take."""
     if grid:
         raise InputError("a grid is chosen on features, but this head tunes the encoder: set head_params instead")
     if unlabelled is not None:
@@ -199,24 +163,7 @@ def tune_encoder(
     views: ViewSpec,
     strict: bool,
 ) -> tuple[Encoder, Encoder]:
-    """Tune an encoder with a head from `clipadapter.tuners`.
-
-    Args:
-        head: a `TowerTuner`.
-        encoder: with or without a backend.
-        images: paths, PIL images or arrays; unreadable ones are left out.
-        labels: class name of each picture.
-        prompts: prompts by class.
-        views: views of each picture.
-        strict: raise for an unreadable picture.
-
-    Returns:
-        The plain encoder and the tuned one.
-
-    Raises:
-        DataError: if no picture can be read, or one can't and ``strict``.
-        InputError: if the encoder can't be tuned.
-    """
+    """The plain encoder, and the one that a head from `clipadapter.tuners` has tuned."""
     assert isinstance(head, TowerTuner)
     plain = plain_encoder(encoder)
     tunable = open_tunable_copy(plain)
@@ -245,23 +192,10 @@ def info_of_base(base: EncoderInfo, tuned: EncoderInfo) -> EncoderInfo:
 def open_saved_encoders(
     model: Model, encoder: NamedEncoders | None, device: str, backend: str = "auto", precision: str = "auto"
 ) -> tuple[Encoder, Encoder | None]:
-    """Open the encoder of a saved model, and tune it with the saved weights if the head is a tuner.
+    """Open the encoder of a saved model; if the head is a tuner, also the encoder that is tuned with its weights.
 
-    Args:
-        model: the saved model.
-        encoder: URI, or an open encoder; or all of them if the model has more than one. If None, the name in the model.
-        device: torch device, if the encoder must be opened.
-        backend: "auto" takes one that is ready on this machine.
-        precision: "auto" is the precision of the fit. Another one gives features that are close, but not equal.
-
-    Returns:
-        The encoder, and the tuned encoder or None.
-
-    Raises:
-        FingerprintError: if it is another encoder.
-        InputError: if more encoders are given than the model has.
-        MissingExtraError: if the backend is not installed.
-        ArtifactError: if the saved weights do not fit the encoder.
+    "auto" takes a backend that is ready on this machine and the precision of the fit: another precision gives features
+    that are close, but not equal.
     """
     saved, is_tuned = model.encoder, isinstance(model.head, TowerTuner)
     if isinstance(encoder, Encoder) and not is_tuned and encoder.info.fingerprint == saved.fingerprint:
@@ -294,12 +228,6 @@ def backend_for_many(
 
     A model that was fitted to few pictures runs in torch, since a trial of other backends would have taken longer than
     the fit. Many pictures to predict are worth the trial. The precision stays: another one gives other features.
-
-    Args:
-        encoder: of a fitted model.
-        images: pictures to predict.
-        store: if their features are in it, nothing is tried.
-        progress: whether to show what is tried.
     """
     if (encoder.info.backend, encoder.info.precision) != ("torch", "fp32"):
         return encoder
@@ -310,14 +238,6 @@ def find_blocks(model: Model, table: FeatureTable) -> tuple[str, ...]:
     """Names of the blocks of a table of features that a saved model needs.
 
     No encoder is opened, unless a model of several blocks needs some of the blocks of the table.
-
-    Args:
-        model: the saved model.
-        table: if it does not state its encoder, only the widths are compared.
-
-    Raises:
-        InputError: if the table lacks a block, or the model has tuned its encoder.
-        FingerprintError: if the features are from another encoder.
     """
     saved, widths = model.encoder, dict(table.blocks)
     advice = f"extract them again: clipadapter embed PICTURES --encoder '{saved.name}' --precision {saved.precision}"
@@ -364,11 +284,7 @@ def _restore_blocks(saved: EncoderInfo, opened: Sequence[Encoder]) -> Encoder:
 
 
 def _check_fingerprint(saved: EncoderInfo, opened: EncoderInfo) -> None:
-    """Check that a plain encoder is the one that a model was fitted with.
-
-    Raises:
-        FingerprintError: if it is another.
-    """
+    """Check that a plain encoder is the one that a model was fitted with."""
     if (
         precision_fingerprint(opened.fingerprint, saved.backend, saved.precision, saved.int8_calibration_digest)
         != saved.fingerprint
@@ -403,11 +319,7 @@ def _restore_precision(saved: EncoderInfo, encoder: Encoder, backend: str, preci
 def _read_views(
     images: Sequence[ImageSource], views: ViewSpec, pixels: PixelSpec, strict: bool
 ) -> tuple[NDArray[np.uint8], list[int]]:
-    """Read each picture once and make its views.
-
-    Returns:
-        Pixels (n, v, s, s, 3) of the readable pictures, and their positions among the images.
-    """
+    """Pixels (n, v, s, s, 3) of the views of all readable pictures, and their positions among the images."""
     shape = (len(images), views.count, pixels.size, pixels.size, 3)
     squares: NDArray[np.uint8]
     if math.prod(shape) <= MAX_PIXEL_BYTES_IN_MEMORY:

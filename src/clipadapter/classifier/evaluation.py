@@ -41,17 +41,11 @@ THUMBNAIL_QUALITY = 80
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """The score of a fitted head on a test part.
-
-    Args:
-        evaluation: metrics, metrics by class, confusions, and the predictions that they are computed from.
-        logits: (m, c), columns in the order of the evaluation's classes.
-        seconds: of the prediction.
-    """
+    """The score of a fitted head on a test part."""
 
     evaluation: Evaluation
-    logits: NDArray[np.float64] = field(repr=False)
-    seconds: float
+    logits: NDArray[np.float64] = field(repr=False)  # (m, c), columns in the order of the evaluation's classes
+    seconds: float  # of the prediction
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -67,16 +61,9 @@ class Score:
 def score(
     head: Head, test: FeatureSet, calibrator: Calibrator | None = None, among: Sequence[str] | None = None
 ) -> Score:
-    """Measure a fitted head: the only place where a fitted head meets test features.
+    """Measure a fitted head on plain features: the only place where a fitted head meets test features.
 
-    Args:
-        head: fitted.
-        test: plain features are used.
-        calibrator: turns logits into probabilities; None for their softmax.
-        among: the classes that the head predicts among; None for all.
-
-    Raises:
-        InputError: if there are no test pictures, a label is no class of the head, or a logit is not finite.
+    ``among`` are the classes that the head predicts among; None for all.
     """
     classes = [str(name) for name in head.classes_]
     check_labels(test.y, classes)
@@ -94,16 +81,7 @@ def score(
 
 
 def score_multilabel(head: Head, uncertainty: Uncertainty, test: FeatureSet) -> MultiLabelEvaluation:
-    """Measure a head that was fitted to pictures with several labels.
-
-    Args:
-        head: fitted.
-        uncertainty: has the thresholds of the classes.
-        test: with ``targets``; plain features are used.
-
-    Raises:
-        InputError: if there are no test pictures.
-    """
+    """Measure a head that was fitted to pictures with several labels."""
     if not len(test) or test.targets is None:
         raise InputError("there are no test pictures with several labels")
     answers = uncertainty.answer(head.logits(test.plain), test.final)
@@ -111,29 +89,8 @@ def score_multilabel(head: Head, uncertainty: Uncertainty, test: FeatureSet) -> 
     return evaluate_multilabel(test.targets, answers.probabilities, answers.sets, test.class_names)
 
 
-def measure_decisions(
-    uncertainty: Uncertainty, fold_heads: Sequence[Head], test: FeatureSet, result: Score
-) -> dict[str, float]:
-    """Metrics of a model's decisions on a test part: rejection as "none of these", sets of classes, unequal costs.
-
-    Args:
-        uncertainty: of the model, which has one label per picture.
-        fold_heads: of the model, for CV+ prediction sets.
-        test: plain features are used.
-        result: its score.
-
-    Returns:
-        Rates and means by name; empty if the model has no such options.
-    """
-    options = uncertainty.decisions
-    if options.reject is None and options.coverage is None and options.costs is None:
-        return {}
-    folds = [head.logits(test.plain) for head in fold_heads]
-    return measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
-
-
 def measure_answers(options: DecisionOptions, answers: Answers, result: Score) -> dict[str, float]:
-    """Metrics of answers by some options; see `measure_decisions`."""
+    """Rates and means of decisions: rejection as "none of these", sets of classes, unequal costs; none by default."""
     rows = np.arange(len(result.labels))
     shares: dict[str, float] = {}
     if options.reject is not None:
@@ -150,11 +107,7 @@ def measure_answers(options: DecisionOptions, answers: Answers, result: Score) -
 
 
 def check_label_kind(uncertainty: Uncertainty, are_multilabel: bool) -> None:
-    """Refuse test pictures with several labels for a model that gives one, and the other way around.
-
-    Raises:
-        InputError: if so.
-    """
+    """Refuse test pictures with several labels for a model that gives one, and the other way around."""
     if uncertainty.multilabel is not None and not are_multilabel:
         raise InputError(
             "the model gives several labels per picture: give a list of labels for each, or a table with the column "
@@ -169,9 +122,6 @@ def check_label_kind(uncertainty: Uncertainty, are_multilabel: bool) -> None:
 
 def check_labels(labels: Sequence[str], classes: Sequence[str]) -> None:
     """Refuse a test part that is empty, or has a label that is no class of the model.
-
-    Raises:
-        InputError: if so.
 
     >>> check_labels(["cat", "cow"], ["cat", "dog"])
     Traceback (most recent call last):
@@ -374,22 +324,14 @@ def evaluate_features(
     support: FeatureSet,
     test: FeatureSet,
 ) -> EvaluationResult:
-    """Measure a fitted classifier on features of labelled pictures.
-
-    Args:
-        head: of the classifier.
-        uncertainty: of the classifier.
-        fold_heads: of the classifier.
-        support: its shots.
-        test: features and labels; its ``provenance`` may have ``data``, ``skipped`` and ``sources``.
-
-    Raises:
-        InputError: if there are no test pictures, a label is no class, or pictures have several labels and the model
-            gives one, or the other way around.
-    """
+    """Measure a fitted classifier on features of labelled pictures."""
     check_label_kind(uncertainty, test.targets is not None)
     skipped = test.provenance.get("skipped", ())  # of the shots of a loaded model it is their number
     result = None if uncertainty.multilabel is not None else score(head, test, uncertainty.calibrator)
+    decisions, options = dict[str, float](), uncertainty.decisions
+    if result is not None and any(each is not None for each in (options.reject, options.coverage, options.costs)):
+        folds = [each.logits(test.plain) for each in fold_heads]
+        decisions = measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
     return EvaluationResult(
         data=str(test.provenance.get("data", "")),
         class_names=test.class_names,
@@ -397,7 +339,7 @@ def evaluate_features(
         n_test=len(test),
         skipped=() if isinstance(skipped, int) else tuple(skipped),
         among_shots=sum(bool(rows) for rows in find_duplicates(support.final, test.final)),
-        decisions={} if result is None else measure_decisions(uncertainty, fold_heads, test, result),
+        decisions=decisions,
         sources=tuple(test.provenance.get("sources", ())),
         score=result,
     )
@@ -419,7 +361,7 @@ def format_confusions(evaluation: Evaluation | MultiLabelEvaluation) -> list[str
 
 
 def describe_decisions(measured: Mapping[str, float]) -> list[str]:
-    """Describe what `measure_decisions` measured."""
+    """Describe what `measure_answers` measured."""
     lines = []
     if "rejected" in measured:
         share, rate = _percent(measured["rejected"]), _percent(measured["reject"])

@@ -16,7 +16,7 @@ from clipadapter.errors import InputError, TooFewShotsError
 from clipadapter.features import FeatureSet, FeatureStore, ViewSpec, encode_classes
 from clipadapter.heads import Head, OutOfFold, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.folds import most_targets_repeat
+from clipadapter.heads.folds import most_classes_repeat
 from clipadapter.heads.support import as_matrix, rows_without_shots
 from clipadapter.persistence import Model
 from clipadapter.uncertainty import (
@@ -38,6 +38,7 @@ from clipadapter.uncertainty.calibration import (
     LOG_TEMPERATURE_DEVIATION,
     LOG_TEMPERATURE_DEVIATION_OF_TEXT,
     Method,
+    equal_share,
 )
 from clipadapter.uncertainty.costs import check_costs
 from clipadapter.uncertainty.decisions import NO_HELD_OUT_SHOTS
@@ -52,47 +53,24 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Negatives:
-    """Features and names of what is none of the classes.
+    """Features and names of what is none of the classes."""
 
-    Args:
-        outliers: (b, d) features of pictures of none of the classes, or None.
-        label_names: k negative labels: class names of ImageNet that are no synonyms of the classes.
-        label_embeddings: (k, d) their text features, or None.
-    """
-
-    outliers: Array | None = None
-    label_names: tuple[str, ...] = ()
-    label_embeddings: Array | None = None
+    outliers: Array | None = None  # (b, d) features of pictures
+    label_names: tuple[str, ...] = ()  # k class names of ImageNet that are no synonyms of the classes
+    label_embeddings: Array | None = None  # (k, d) their text features
 
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """A fitted head with its uncertainty.
-
-    Args:
-        head: fitted head.
-        uncertainty: learned from held-out shots.
-        fold_heads: heads that were each fitted without one fold, for CV+ prediction sets.
-    """
+    """A fitted head with its uncertainty."""
 
     head: Head
     uncertainty: Uncertainty
-    fold_heads: tuple[Head, ...] = ()
+    fold_heads: tuple[Head, ...] = ()  # heads that were each fitted without one fold, for CV+ prediction sets
 
 
 def build_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, progress: bool) -> Head:
-    """Return the head itself, or create one by name.
-
-    Args:
-        head: a head, or a registered name.
-        params: parameters of a head that is given by name.
-        seed: for a head by name that has this parameter, unless ``params`` sets it.
-        progress: likewise.
-
-    Raises:
-        InputError: if there are parameters beside a head object, or the head has no such parameter.
-        UnknownNameError: if no head has the name.
-    """
+    """The head itself, or one by name, whose seed and progress are these unless ``params`` sets them."""
     if isinstance(head, Head):
         if params:
             raise InputError(
@@ -109,11 +87,7 @@ def build_head(head: str | Head, params: Mapping[str, Any] | None, seed: int, pr
 
 
 def check_options(uncertainty: UncertaintyOptions | None) -> UncertaintyOptions:
-    """Return the options, or the default ones for None.
-
-    Raises:
-        InputError: if they have another type.
-    """
+    """The options, or the default ones for None."""
     if uncertainty is not None and not isinstance(uncertainty, UncertaintyOptions):
         raise InputError(
             "uncertainty must be UncertaintyOptions(reject=0.05, ...) of clipadapter.uncertainty, but is "
@@ -129,18 +103,7 @@ def embed_negative_labels(
     store: FeatureStore | None,
     outliers: Array | None = None,
 ) -> Negatives:
-    """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024).
-
-    Args:
-        encoder: encoder of the text features.
-        text: text features of the classes.
-        templates: prompt templates of the classes.
-        store: stores the text features; None stores nothing.
-        outliers: (b, d) features of pictures of none of the classes.
-
-    Raises:
-        InputError: if the encoder has no text tower.
-    """
+    """Select the ImageNet class names that are no synonyms of the classes, as in NegLabel (Jiang et al. 2024)."""
     if not encoder.has_text:
         raise InputError(
             f"negative_labels compares pictures with class names, but {encoder.info.name} has no text tower: leave it "
@@ -161,20 +124,7 @@ def fit_with_uncertainty(
     negatives: Negatives,
     seed: int = 0,
 ) -> FitResult:
-    """Fit a head, and learn its uncertainty from held-out shots.
-
-    Args:
-        head: head to fit.
-        support: features and labels of the shots.
-        text: text features of the classes.
-        unlabelled: features of pictures without labels, for heads that learn from them.
-        options: what to learn.
-        negatives: what is none of the classes, to detect out-of-distribution pictures.
-        seed: decides which shots are held out.
-
-    Raises:
-        InputError: if there are too few shots for the options, or the head can't be fitted twice.
-    """
+    """Fit a head, and learn its uncertainty from held-out shots."""
     if options.costs is not None:
         check_costs(options.costs, text.labels)  # before the long work
     if support.targets is None and options.sets == "split":
@@ -196,7 +146,7 @@ def learn_uncertainty(
     """Learn the uncertainty of a head that is fitted to all shots; arguments as of `fit_with_uncertainty`."""
     if support.targets is not None:
         _check_multilabel_options(support, options, negatives)
-        multilabel = learn_multilabel_thresholds(head, support.X, support.labels, text, blocks=support.blocks)
+        multilabel = learn_multilabel_thresholds(head, support.X, support.labels, text, support.blocks)
         return FitResult(head, Uncertainty(multilabel=multilabel, held_out_by="folds" if multilabel.n else ""))
     held_out = _predict_out_of_fold(head, support, text, options, seed)
     return _learn_single_label(head, held_out, support, text, options, negatives)
@@ -207,38 +157,20 @@ def learn_multilabel_thresholds(
     X: ArrayLike,
     Y: ArrayLike,
     text: TextFeatures | None,
-    *,
-    folds: int = 4,
-    seed: int = 0,
-    precision: float | None = None,
     blocks: Sequence[tuple[str, int]] | None = None,
 ) -> MultiLabel:
-    """Learn calibrated probabilities and one threshold per class from out-of-fold logits.
+    """Calibrated probabilities and the threshold per class with the highest F1, learned from out-of-fold logits.
 
-    Args:
-        head: fitted or not; it is not changed.
-        X: (n, d) or (n, v, d) raw features of the shots.
-        Y: (n, c) zeros and ones; see `data.multilabel.label_matrix`.
-        text: text features of the classes.
-        folds: number of folds.
-        seed: of the folds.
-        precision: required precision; None selects the thresholds with the highest F1.
-        blocks: name and width of each block of columns of X; None for ``final`` alone.
-
-    Returns:
-        The learned thresholds; the default ones if most classes have one shot only.
-
-    Raises:
-        InputError: if the head is not multi-label, or shapes don't match.
+    The default ones if most classes have one shot only.
     """
     targets = np.asarray(Y)
     # A class with one shot keeps it in training: all its held-out logits would be of pictures without the class.
-    if not most_targets_repeat(torch.tensor(targets)):
+    if not most_classes_repeat(torch.tensor(targets)):
         return MultiLabel.default(targets.shape[1])
-    held_out = out_of_fold(clone(head), X, targets, text, folds=folds, seed=seed, blocks=blocks)
+    held_out = out_of_fold(clone(head), X, targets, text, folds=4, blocks=blocks)
     if held_out is None:
         raise InputError(f"{type(head).__name__} can't be evaluated on held-out shots")
-    return learn_multilabel(held_out.logits, held_out.labels, precision=precision)
+    return learn_multilabel(held_out.logits, held_out.labels)
 
 
 def _check_multilabel_options(support: FeatureSet, options: UncertaintyOptions, negatives: Negatives) -> None:
@@ -267,7 +199,7 @@ def _learn_single_label(
 ) -> FitResult:
     costs = None if options.costs is None else check_costs(options.costs, text.labels)
     decision = DecisionOptions(options.reject, options.coverage, costs)
-    calibrator = _fit_calibrator(head, support, held_out, options)
+    calibrator = _fit_calibrator(head, support, text, held_out, options)
     rejector = _fit_rejector(head, support, text, held_out, negatives)
     for name, needed in (("reject", rejector), ("coverage", held_out)):
         if getattr(options, name) is not None and needed is None:
@@ -348,7 +280,7 @@ def _without_shots(head: Head, support: FeatureSet, unlabelled: Array | None) ->
 
 
 def _fit_calibrator(
-    head: Head, support: FeatureSet, held_out: OutOfFold | None, options: UncertaintyOptions
+    head: Head, support: FeatureSet, text: TextFeatures, held_out: OutOfFold | None, options: UncertaintyOptions
 ) -> Calibrator:
     if options.calibration == "none":
         return Calibrator()
@@ -356,7 +288,8 @@ def _fit_calibrator(
     shots = held_out.shots_per_class if held_out is not None and is_split else mean_shots_per_class(support.y)
     prior = head.prior_temperature(shots)
     if held_out is None:
-        return Calibrator(prior)
+        # As of two shots of each class at least: with one, none can be held out.
+        return Calibrator(prior, equal_share=equal_share(max(len(support.y), 2 * len(text.labels))))
     method: Method = "vector" if options.calibration == "vector" else "temperature"
     n_shots = len(np.unique(held_out.rows))  # a shot has one row of logits for each repetition of the folds
     # Heads without this parameter are judged by the mean over classes too.
@@ -426,19 +359,12 @@ def _fit_rejector(
 
 @dataclass(frozen=True, eq=False)
 class FitSettings:
-    """What a fit depends on beside the shots and the head. It is saved, so that an edited model is fitted the same way.
-
-    Args:
-        templates: prompt templates of class names.
-        views: views of each shot.
-        uncertainty: what is learned from held-out shots, and the default decisions.
-        seed: decides which shots are held out.
-    """
+    """What a fit depends on beside the shots and the head, saved so that an edited model is fitted the same way."""
 
     templates: tuple[str, ...] = ("a photo of a {}.",)
     views: ViewSpec = ViewSpec()
     uncertainty: UncertaintyOptions = UncertaintyOptions()
-    seed: int = 0
+    seed: int = 0  # decides which shots are held out
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as a JSON object."""
@@ -452,11 +378,7 @@ class FitSettings:
 
 
 def fit_settings(model: Model) -> FitSettings:
-    """Read how a model was fitted.
-
-    Raises:
-        InputError: if the settings are missing or damaged.
-    """
+    """Read how a model was fitted."""
     decisions = model.uncertainty.decisions
     decision: dict[str, Any] = {"reject": decisions.reject, "coverage": decisions.coverage, "costs": decisions.costs}
     try:
@@ -471,12 +393,7 @@ def fit_settings(model: Model) -> FitSettings:
 
 
 def negatives_of(model: Model, text: TextFeatures) -> Negatives:
-    """Return the negatives that a model was fitted with, without labels that are synonyms of a new class.
-
-    Args:
-        model: model before an edit.
-        text: text features of the classes after the edit.
-    """
+    """The negatives that a model was fitted with, without labels that are synonyms of a class after an edit."""
     rejector = model.uncertainty.rejector
     if rejector is None:
         return Negatives()

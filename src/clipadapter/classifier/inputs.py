@@ -39,19 +39,9 @@ MIN_TIMED_VIEWS = 8
 def read_labelled(
     images: Pictures, labels: Sequence[Label] | None, default_split: str
 ) -> tuple[list[ImageSource], Sequence[Label], Dataset | None]:
-    """Read labelled pictures that are given as pictures and labels, or as a data set that has the labels.
+    """Pictures and labels that are given as such or as a data set, and the data set.
 
-    Args:
-        images: pictures; or, without labels, a `Dataset`, or a folder, table or name as `load_dataset` takes it.
-        labels: class name of each picture, or all its class names; None: those of the data set.
-        default_split: the split of a folder, table or name that is taken, if it has that split.
-
-    Returns:
-        Pictures, labels, and the data set, if one was given.
-
-    Raises:
-        DataError: if the data set can't be read, or a picture has no label.
-        InputError: if the numbers of pictures and labels differ, or labels are missing.
+    The default split is that of a folder, table or name, if it has it.
     """
     if isinstance(images, FeatureSet):
         raise InputError("features and their labels go to fit_features or evaluate_features, but pictures are needed")
@@ -93,11 +83,7 @@ def collect_class_names(labels: Sequence[Label]) -> list[str]:
 
 
 def check_task(task: str, labels: Sequence[Label]) -> None:
-    """Check that the labels match the task.
-
-    Raises:
-        InputError: if they do not, or the task is unknown.
-    """
+    """Check that the labels match the task."""
     if task not in TASKS:
         raise InputError(f"the task is one of {', '.join(TASKS)}, not {brief(task)}")
     if task == "multilabel" and not is_multilabel(labels):
@@ -107,16 +93,7 @@ def check_task(task: str, labels: Sequence[Label]) -> None:
 
 
 def check_any_readable(rows: Sequence[int], skipped: Sequence[Skipped], count: int) -> None:
-    """Check that at least one picture could be read.
-
-    Args:
-        rows: positions of the readable pictures.
-        skipped: the unreadable pictures.
-        count: number of all pictures.
-
-    Raises:
-        DataError: if none could be read; the message has the first reasons.
-    """
+    """Check that at least one of so many pictures could be read."""
     if not len(rows):
         reasons = "; ".join(f"{name}: {reason}" for _, name, reason in skipped[:3])
         raise DataError(f"{describe_unreadable(count)}: {reasons or 'there are none'}")
@@ -133,11 +110,7 @@ def open_store(cache: str | Path | None) -> Iterator[FeatureStore | None]:
 
 
 def note_skipped(support: FeatureSet, extraction: Extraction) -> FeatureSet:
-    """The shots, whose record also names the pictures of another list that could not be read.
-
-    Raises:
-        DataError: if none of these could be read.
-    """
+    """The shots, whose record also names the pictures of another list that could not be read."""
     check_any_readable(extraction.rows, extraction.skipped, len(extraction.rows) + len(extraction.skipped))
     skipped = [*support.provenance["skipped"], *((name, reason) for _, name, reason in extraction.skipped)]
     return replace(support, provenance={**support.provenance, "skipped": skipped})
@@ -151,19 +124,7 @@ def build_feature_set(
     views: ViewSpec,
     info: EncoderInfo,
 ) -> FeatureSet:
-    """Join extracted features with their labels; the provenance records the encoder and the skipped pictures.
-
-    Args:
-        extraction: features of the readable pictures.
-        images: all pictures.
-        labels: class name of each picture, or all its class names.
-        class_names: all classes in order.
-        views: views that were extracted.
-        info: facts of the encoder.
-
-    Raises:
-        DataError: if no picture could be read.
-    """
+    """Join extracted features with their labels; the provenance records the encoder and the skipped pictures."""
     check_any_readable(extraction.rows, extraction.skipped, len(images))
     provenance = {
         "encoder": info.name,
@@ -184,11 +145,7 @@ def build_feature_set(
 
 
 def parse_views(views: int | str | ViewSpec | PerEpochViews, seed: int) -> ViewSpec | PerEpochViews:
-    """Convert ``views`` of `FewShotClassifier` to a `ViewSpec` or `PerEpochViews`.
-
-    Raises:
-        InputError: if it has another type or value.
-    """
+    """Convert ``views`` of `FewShotClassifier` to a `ViewSpec` or `PerEpochViews`."""
     if isinstance(views, ViewSpec | PerEpochViews):
         return views
     if views == PER_EPOCH:
@@ -206,19 +163,7 @@ def plan_views(
     grid: Mapping[str, Sequence[Any]] | None,
     text_width: int,
 ) -> ViewSpec:
-    """Return the plain picture and one view for each epoch that a head will train.
-
-    Args:
-        views: crop scale and seed of the views.
-        head: an unfitted head.
-        labels: labels of the shots.
-        class_names: all classes in order.
-        grid: values to try, by parameter of the head; the combination with most epochs decides.
-        text_width: width of the class text.
-
-    Raises:
-        InputError: if the head has no epochs, or its parameters are wrong.
-    """
+    """The plain picture and one view for each epoch that a head will train, the most of all values of the grid."""
     if is_multilabel(labels) and not head.multilabel:
         return views.for_epochs(0)  # `fit` refuses these labels and says which heads take them
     if is_multilabel(labels):
@@ -248,17 +193,9 @@ def _list_heads_with_epochs() -> list[str]:
 def measure_encoding_rate(
     extract: Callable[[Sequence[ImageSource], ViewSpec], Extraction], images: Sequence[ImageSource], spec: ViewSpec
 ) -> float | None:
-    """Measure how many views are encoded per second.
+    """How many views are encoded per second; None if the features of these pictures were in the store.
 
     The last pictures are taken: after an interrupted run they are the ones that the store lacks.
-
-    Args:
-        extract: computes features, or takes them from the store.
-        images: all pictures.
-        spec: views to make.
-
-    Returns:
-        Views per second; None if the features of these pictures were in the store.
     """
     start = time.perf_counter()
     extraction = extract(images[-TIMED_PICTURES:], replace(spec, count=min(spec.count, 1 + TIMED_VIEWS_PER_PICTURE)))

@@ -38,21 +38,13 @@ shots too; sets of small defects have 0.09 to 0.36."""
 
 @dataclass(frozen=True)
 class SecondLook:
-    """Whether a model looks twice, and why.
-
-    Args:
-        is_taken: whether it does.
-        cost: how many times as long a prediction takes with a second look.
-        gain: held-out accuracy with it less that without it; None if nothing was tried.
-        shots: number of held-out shots.
-        why_not_tried: why there was no trial; empty if there was one.
-    """
+    """Whether a model looks twice, and why."""
 
     is_taken: bool
-    cost: float
-    gain: float | None = None
+    cost: float  # how many times as long a prediction takes with a second look
+    gain: float | None = None  # held-out accuracy with it less that without it; None if nothing was tried
     shots: int = 0
-    why_not_tried: str = ""
+    why_not_tried: str = ""  # why there was no trial; empty if there was one
 
     def __str__(self) -> str:
         if self.gain is None:
@@ -74,13 +66,7 @@ def choose_quality(
 ) -> FeatureSet:
     """Fit a classifier again with a second look if that is worth its price.
 
-    Args:
-        classifier: fitted to the pictures, with the quality "auto" at "standard".
-        images: these pictures.
-        fit_again: fits it to them with the blocks that its encoder then gives.
-
-    Returns:
-        Its shots, whose provenance has the quality and why it was chosen; nothing if the head reads ``final`` only.
+    Its shots, whose provenance has the quality and why it was chosen; nothing if the head reads ``final`` only.
     """
     if classifier.head_.reads != "all":
         return classifier.support_
@@ -96,9 +82,8 @@ def choose_quality(
 def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource]) -> SecondLook | None:
     """Find out whether a second look is worth its price. If it is, the encoder gives its blocks afterwards.
 
-    Returns:
-        None if there is nothing to choose: the encoder has no second size or its blocks were named, pictures have
-        several labels, or the precision excludes rare patches.
+    None if there is nothing to choose: the encoder has no second size or its blocks were named, pictures have several
+    labels, or the precision excludes rare patches.
     """
     support, head, others = classifier.support_, classifier.head_, classifier._other_encoders
     if support.targets is not None or classifier.precision not in ("auto", "fp32"):
@@ -125,13 +110,7 @@ def _try_second_look(classifier: FewShotClassifier, images: Sequence[ImageSource
 
 
 def why_no_trial(head: Head, support: FeatureSet, text: TextFeatures) -> str:
-    """Why a trial of the second look would be in vain; empty if it would not.
-
-    Args:
-        head: fitted to the shots at the quality "standard".
-        support: these shots.
-        text: text features of the classes.
-    """
+    """Why a trial of the second look would be in vain; empty if it would not."""
     counts = [count for count in support.counts.values() if count]
     if np.median(counts) < 2:
         return "most classes have one shot, so too few can be held out"
@@ -156,15 +135,7 @@ def draw_trial_shots(support: FeatureSet, seed: int) -> NDArray[np.int64]:
 
 
 def compare_looks(head: Head, features: FeatureSet, once: Sequence[str], text: TextFeatures, cost: float) -> SecondLook:
-    """Compare the held-out answers of a head for the same shots with and without the second look.
-
-    Args:
-        head: fitted or not; it does not change.
-        features: of the shots of the trial, with all blocks of the quality "best".
-        once: names of the blocks of the quality "standard".
-        text: text features of all classes.
-        cost: see `SecondLook`.
-    """
+    """Compare the held-out answers of a head for the same shots with and without the second look."""
     names = [name for name, count in features.counts.items() if count]
     rows = text.embeddings[[text.labels.index(name) for name in names]]
     text = TextFeatures.of_stored_rows(names, rows, text.logit_scale, text.logit_bias, order="given")
@@ -179,10 +150,7 @@ def compare_looks(head: Head, features: FeatureSet, once: Sequence[str], text: T
 
 
 def is_worth_its_price(differences: NDArray[Any]) -> bool:
-    """The rule: the mean gain, less its standard error, is at least `MIN_GAIN`.
-
-    Args:
-        differences: (n,) how much more often each held-out shot is right with a second look, -1 to 1.
+    """The rule: the mean of n gains of held-out shots, -1 to 1, less its standard error, is at least `MIN_GAIN`.
 
     >>> is_worth_its_price(np.array([1.0] * 3 + [0.0] * 9)), is_worth_its_price(np.array([1.0] + [0.0] * 11))
     (True, False)

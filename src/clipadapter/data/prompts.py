@@ -15,6 +15,8 @@ from clipadapter.utils.formatting import MAX_NAME_LETTERS
 from clipadapter.utils.parsing import read_json
 from clipadapter.utils.registry import unknown
 
+MAX_SENTENCES = 1_000
+"""Sentences that describe a class. Published lists have 50; each takes as long to encode as a class name."""
 _PHOTO = ("a photo of a {}.",)
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
@@ -157,6 +159,12 @@ def _match_descriptions(class_names: Sequence[str], descriptions: Mapping[str, S
         if isinstance(sentences, str) or not sentences:
             raise InputError(f"the descriptions of '{key}' must be a list of at least one sentence")
         described.setdefault(known[key], []).extend(sentences)
+    for name, texts in described.items():
+        if len(texts) > MAX_SENTENCES:
+            raise InputError(
+                f"the class '{name}' has {len(texts):,} descriptions, but at most {MAX_SENTENCES:,} are encoded: leave "
+                "some out"
+            )
     return described
 
 

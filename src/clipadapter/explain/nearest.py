@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.features import FeatureSet
+from clipadapter.utils.prediction import unit_rows
 
 Array = NDArray[Any]
 CHUNK_ROWS = 1024
@@ -27,10 +28,10 @@ def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]
     """
     k = min(count, len(rows))
     nearest, cosines = np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k))
-    units = _unit_rows(rows).T
+    units = unit_rows(rows).T
     for start in range(0, len(queries) if k else 0, CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
-        similarity = np.clip(_unit_rows(queries[part]) @ units, -1, 1)
+        similarity = np.clip(unit_rows(queries[part]) @ units, -1, 1)
         nearest[part] = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         cosines[part] = np.take_along_axis(similarity, nearest[part], axis=1)
     return nearest, cosines
@@ -50,8 +51,3 @@ def name_shot(support: FeatureSet, i: int) -> tuple[str, bool]:
 def label_of(support: FeatureSet, i: int) -> str:
     """The class of a shot; several are separated by commas."""
     return ", ".join(support.class_names_of(i)) or "none of the classes"
-
-
-def _unit_rows(X: Array) -> Array:
-    wide = X.astype(np.float64)
-    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float64).tiny))

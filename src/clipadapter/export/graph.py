@@ -79,6 +79,7 @@ class Probabilities(nn.Module):
             weight, bias, temperature = multilabel.slope, multilabel.bias, 1.0
         self.is_multilabel, self.temperature = multilabel is not None, float(temperature)
         self.has_vector = weight is not None
+        self.equal_share = 0.0 if self.is_multilabel else calibrator.equal_share
         for name, values in (("weight", weight), ("bias", bias)):
             self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32))
 
@@ -87,7 +88,10 @@ class Probabilities(nn.Module):
         z = logits / self.temperature
         if self.has_vector:
             z = z * self.weight + self.bias
-        return z.sigmoid() if self.is_multilabel else z.softmax(dim=1)
+        probabilities = z.sigmoid() if self.is_multilabel else z.softmax(dim=1)
+        if not self.equal_share:
+            return probabilities
+        return probabilities * (1 - self.equal_share) + self.equal_share / z.shape[1]
 
 
 def export_towers(encoder: Encoder) -> tuple[Tower, ...]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from clipadapter.uncertainty import Rejector
 from clipadapter.uncertainty.class_gaussians import ClassGaussians
-from clipadapter.uncertainty.ood_scores import unit_rows
 from clipadapter.utils.functional import unit
+from clipadapter.utils.prediction import unit_rows
 
 
 class OodScores(nn.Module):

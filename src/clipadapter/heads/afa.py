@@ -186,13 +186,9 @@ class Afa(IncrementalHead):
     ) -> None:
         """Train B of the classes that the task has shots x (n, d) of.
 
-        Args:
-            gaussians: of every class.
-            x: (n, d) shots.
-            labels: (n,) their classes.
-            shot_logits: (n, c) their leave-one-out logits, without the new adapter.
-            current: weight (c, d) and bias (c,) of the logits without any adapter.
-            previous: weight and bias of the previous model; None in the first task.
+        ``shot_logits`` (n, c) are leave-one-out logits of these shots without the new adapter, ``current`` has weight
+        (c, d) and bias (c,) of the logits without any adapter, ``previous`` those of the previous model; None in the
+        first task.
         """
         assert self.penalty is not None
         pseudo = self._pseudo_features(gaussians, x, labels)
@@ -295,9 +291,7 @@ class ClassGaussians:
     def leave_one_out(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (b, d), variance (b,) and weight of the shots (b,) of each shot's class without that shot.
 
-        Args:
-            rows: (b, d) unit features of shots that are among the sums.
-            labels: (b,) class positions.
+        The rows (b, d) are unit features of shots that are among the sums, of classes (b,).
         """
         counts = self.counts[labels] - 1
         return *self._estimates(counts, self.sums[labels] - rows, self.text_means[labels]), self._shot_weights(counts)

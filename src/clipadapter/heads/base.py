@@ -115,7 +115,9 @@ class Head(Estimator, ABC):
     feature_names_in_: Array
     """(d,) names of the columns of X if `fit` got a data frame; not saved."""
 
-    _kept_pictures: Array | None = None
+    kept_pictures: Array | None = None
+    """(u, d) features of pictures without labels, as for `fit`, that fits after an edit use again. They are no part of
+    `state`: a saved model has them beside the shots."""
     _previous: Head | None = None
     """The earlier head, while `fit_from` runs."""
     _full_fit: Head | None = None
@@ -177,18 +179,6 @@ class Head(Estimator, ABC):
                 as many epochs as the head makes at most.
         """
         return None
-
-    @property
-    def kept_pictures(self) -> Array | None:
-        """(u, d) features of pictures without labels, as for `fit`, that fits after an edit use again.
-
-        They are no part of `state`: a saved model has them beside the shots.
-        """
-        return self._kept_pictures
-
-    @kept_pictures.setter
-    def kept_pictures(self, features: Array | None) -> None:
-        self._kept_pictures = features
 
     # Construct
 
@@ -287,6 +277,7 @@ class Head(Estimator, ABC):
         self.__dict__.pop(MULTILABEL, None)
         if shots.targets is not None:
             setattr(self, MULTILABEL, 1)
+        self._own_out_of_fold = None
         self._fit(shots)
         return self
 
@@ -307,18 +298,9 @@ class Head(Estimator, ABC):
     ) -> tuple[SupportSet, Array]:
         """The arguments of `fit` and the head's parameters, checked, and the classes in order.
 
-        Text features are returned in the order of the classes, so that everything that is learned is in that order.
-
-        Args:
-            X: as for `fit`.
-            y: as for `fit`.
-            text: as for `fit`.
-            unlabelled: as for `fit`.
-            classes: their order where it is fixed already; by default all classes of the text, or all labels.
-            blocks: checked blocks of X; by default those of the last `fit`, or ``final`` alone.
-
-        Raises:
-            InputError: if shapes, widths or labels do not match, or the head needs more, or takes less.
+        Text features are returned in the order of the classes, so that everything that is learned is in that order. The
+        order is that of ``classes`` if they are given, else of all classes of the text, or all labels. Blocks are those
+        of the last `fit`, or ``final`` alone, if they are not given.
         """
         self.check_parameters()
         views = as_views(X)
@@ -575,16 +557,8 @@ class Head(Estimator, ABC):
         >>> head.logits([[0.6, 0.8]]).round(2), head.text_logits([[0.6, 0.8]]).round(2)
         (array([[2.6, 0.8]]), array([[0.6, 0.8]]))
         """
-        is_sum = True
-
-        def text_part(rows: Tensor) -> Tensor:
-            nonlocal is_sum
-            logits = self._text_logits(rows)
-            is_sum = is_sum and logits is not None
-            return torch.zeros(len(rows), 1) if logits is None else logits
-
-        logits = self._map_logits(X, lambda part: part, text_part)
-        return logits if is_sum else None
+        scores: Any = self._text_logits
+        return None if self._of_one_row(scores) is None else self._map_logits(X, lambda part: part, scores)
 
     def block_logits(self, X: ArrayLike) -> dict[str, Array] | None:
         """The part of `logits` that comes from each block of features; class text belongs to ``final``.
@@ -608,20 +582,23 @@ class Head(Estimator, ABC):
         >>> {name: part.shape for name, part in head.block_logits(np.hstack([X, X])).items()}
         {'final': (12, 3), 'inner': (12, 3)}
         """
-        names: list[str] = []
-
-        def parts(rows: Tensor) -> Tensor:
-            logits = self._block_logits(rows)
-            names[:] = [] if logits is None else logits
-            return torch.zeros(len(rows), 0) if logits is None else torch.stack(list(logits.values()), dim=1)
-
-        logits = self._map_logits(X, lambda part: part, parts)
-        return {name: logits[:, i] for i, name in enumerate(names)} or None
+        scores: Any = self._block_logits
+        names = self._of_one_row(scores)
+        if names is None:
+            return None
+        logits = self._map_logits(X, lambda part: part, lambda rows: torch.stack([*scores(rows).values()], dim=1))
+        return {name: logits[:, i] for i, name in enumerate(names)}
 
     def prior_temperature(self, shots_per_class: float) -> float:
         """`temperature_prior` at any number of shots per class, by linear interpolation of its logarithms."""
         log_shots, values = np.log(PRIOR_SHOTS_PER_CLASS), np.log(self.temperature_prior)
         return float(np.exp(np.interp(np.log(max(shots_per_class, 1.0)), log_shots, values)))
+
+    def _of_one_row(self, scores: Callable[[Tensor], Any]) -> Any:
+        """Scores of a row that only show which there are."""
+        check_is_fitted(self)
+        with torch.inference_mode():
+            return scores(torch.ones(1, self.read_width))
 
     def _map_logits(
         self, X: ArrayLike, function: Callable[[Array], Array], scores: Callable[[Tensor], Tensor] | None = None
@@ -679,11 +656,7 @@ class Head(Estimator, ABC):
     def _load_state_dict(
         self, state: Mapping[str, Array], classes: Sequence[Any], width: int, blocks: Sequence[tuple[str, int]] = ()
     ) -> None:
-        """Set saved arrays as attributes without checking them; arrays without axes become numbers, others tensors.
-
-        Raises:
-            ArtifactError: if an array has a name that is no learned attribute.
-        """
+        """Set saved arrays as attributes without checking them; arrays without axes become numbers, others tensors."""
         for name, value in state.items():
             if not name.endswith("_") or name.startswith("_") or hasattr(type(self), name):
                 raise ArtifactError(f"the saved head has an array called {brief(name)}, which no head learns")
@@ -693,11 +666,7 @@ class Head(Estimator, ABC):
         self.blocks_ = check_blocks(width, blocks or None)
 
     def _check_state(self) -> None:
-        """Predict one row with loaded arrays.
-
-        Raises:
-            ArtifactError: if the result is not finite logits (1, c).
-        """
+        """Predict one row with loaded arrays, which must give finite logits (1, c)."""
         name, c = type(self).__name__, len(self.classes_)
         try:
             logits = self.logits(np.ones((1, self.n_features_in_), dtype=np.float32))

@@ -158,16 +158,10 @@ def _centred(squares: Tensor, sums: Tensor) -> Tensor:
 
 
 def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Cosine between the centred distance matrix of each query and the sum of those of each class.
+    """Cosine (m, c) between the centred distance matrix of each query (m, d) and the sum of those of a class.
 
-    Args:
-        x: (m, d).
-        rows: (n, d) shots in the order of their classes, each as long as it should weigh.
-        labels: (n,) ascending.
-        n_classes: c.
-
-    Returns:
-        (m, c) in 0 to 1; 0 for a class without a shot.
+    The rows (n, d) are shots in the order of their classes (n,), each as long as it should weigh. A class without a
+    shot has 0.
 
     >>> x = torch.tensor([[1.0, 2.0, 4.0]])
     >>> correlations(x, 3 * x, torch.tensor([1]), 2).round()
@@ -199,11 +193,7 @@ def correlations(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Ten
 
 
 def correlations_as_graph(x: Tensor, rows: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """`correlations` for a trace: the matrices of the prototypes are constants of the graph, d^2 / 2 numbers per class.
-
-    Raises:
-        InputError: if they are too many.
-    """
+    """`correlations` for a trace: the prototypes' matrices are constants of the graph, d^2 / 2 numbers per class."""
     r, y = rows.double().numpy(), labels.numpy()
     d = r.shape[1]
     left, right = np.triu_indices(d, 1)  # each pair of channels once

@@ -115,18 +115,9 @@ def affinity_(cosines: Tensor, beta: float) -> Tensor:
 def cache_logits(
     queries: Tensor, keys: Tensor, labels: Tensor, n_classes: int, beta: float, shot_weights: Tensor | None = None
 ) -> Tensor:
-    """Cache logits of queries, a block of queries at a time.
+    """Cache logits (m, c) of unit queries (m, d), a block of queries at a time.
 
-    Args:
-        queries: (m, d), unit rows.
-        keys: (n, d).
-        labels: (n,) class positions.
-        n_classes: c.
-        beta: sharpness.
-        shot_weights: (n,) factors of the affinities; None for 1.
-
-    Returns:
-        (m, c).
+    The keys (n, d) have class positions (n,); ``shot_weights`` (n,) are factors of the affinities, None for 1.
 
     >>> cache_logits(torch.eye(2), torch.eye(2), torch.tensor([0, 0]), n_classes=2, beta=0.0)
     tensor([[2., 0.],

@@ -26,18 +26,9 @@ def interclass_similarity(text: Tensor, keys: Tensor, labels: Tensor) -> Tensor:
 def select_channels(
     text: Tensor, keys: Tensor, labels: Tensor, fraction: float, similarity_weight: float, variance_weight: float
 ) -> Tensor:
-    """Channels with a low interclass similarity and a high variance of class text, the best first.
+    """Channels (q,) with a low interclass similarity and a high variance of class text, the best first.
 
-    Args:
-        text: (c, d) unit class text.
-        keys: (n, d) unit rows.
-        labels: (n,) class positions.
-        fraction: of the channels to keep, above 0 and up to 1.
-        similarity_weight: weight of the interclass similarity, which is subtracted.
-        variance_weight: weight of the variance of class text over the classes.
-
-    Returns:
-        (q,) channel numbers.
+    Of unit class text (c, d) and unit rows (n, d) with class positions (n,); ``fraction`` of the channels is kept.
 
     >>> text = torch.tensor([[0.8, 0.0, 0.6], [0.8, 0.6, 0.0]])
     >>> select_channels(text, text, torch.tensor([0, 1]), 0.67, 0.5, 0.5)

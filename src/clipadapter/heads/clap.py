@@ -13,17 +13,15 @@ With unequal shots the default adjusts logits in training (`heads.label_loss`), 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import SupportSet
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text_residual import text_confidence
 from clipadapter.heads.zs_lp import ZsLp
-
-MULTIPLIERS = ("class", "relative", "constant")
 
 
 @register_head(
@@ -55,16 +53,8 @@ class Clap(ZsLp):
     temperature_prior = (0.6, 0.67, 0.55, 0.6, 0.81)
     warm_start_share: ClassVar[float] = 1.0  # the penalty keeps the weights near the text
 
-    strength: float = 1.0
-    multipliers: str = "class"
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.multipliers not in MULTIPLIERS:
-            raise InputError(f"multipliers must be one of {', '.join(MULTIPLIERS)}, but is {brief(self.multipliers)}")
-        if not self.strength >= 0:
-            raise InputError(f"strength must be 0 or more, but is {self.strength}")
+    strength: Annotated[float, NOT_NEGATIVE] = 1.0
+    multipliers: Annotated[str, OneOf("class", "relative", "constant")] = "class"
 
     def _multipliers(self, shots: SupportSet) -> Tensor:
         confidence = text_confidence(shots)

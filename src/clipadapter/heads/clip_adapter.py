@@ -35,8 +35,8 @@ from clipadapter.errors import InputError
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.clip_adapter_recipes import OFFICIAL, PAPER, PRESET_NOTE, PRESETS
 from clipadapter.heads.folds import hyperparameter_folds, some_rows
-from clipadapter.heads.label_loss import class_counts, class_mean
-from clipadapter.heads.losses import LabelLoss, Loss
+from clipadapter.heads.label_loss import class_mean
+from clipadapter.heads.losses import Loss
 from clipadapter.heads.multilabel import add_bias, mean_bias, sigmoid_bias
 from clipadapter.heads.out_of_fold import join_folds
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, Within
@@ -77,8 +77,8 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
 
     Args:
         branch: "visual", "text" or "both".
-        alpha: weight of the adapted picture feature, 0 (zero-shot) to 1. "auto" trains at 0.4 and takes the ratio that
-            zero-shot's likelihood on the shots suggests, corrected by the likelihood of held-out shots.
+        alpha: weight of the adapted picture feature, 0 (zero-shot) to 1; "auto" trains at 0.4, and chooses it by the
+            likelihoods of the shots by zero-shot and of held-out shots.
         beta: the same for class text.
         reduction: bottleneck width is d divided by this.
         centre: subtract the mean of the shots' features before the adapter, each class weighing the same.
@@ -87,8 +87,6 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         final_relu: a second ReLU at the end of the adapter.
         epochs: passes over the shots; None for as many as make ``steps`` steps, and at least 20; "coop" for what CoOp's
             scripts take: 50 at one shot per class, 100 at two to five, 200 above.
-        steps: fewest optimizer steps if ``epochs`` is None; where 20 epochs cost more than 10^12 multiplications, as
-            with 10,000 classes x 4 shots, there are fewer at a higher rate.
         seed: of initialisation, shuffling, noise and folds.
 
     >>> from clipadapter.testing import toy_features
@@ -115,8 +113,6 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
     optimizer: str = "adamw"
     lr: float = 2e-3
     weight_decay: float = 0.0
-    batch_size: int = 256
-    schedule: str = "cosine"
     epochs: Annotated[int | str | None, NOT_NEGATIVE, OneOf("coop")] = None
     steps: int = 200
 
@@ -136,8 +132,6 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         return self.blend(f, layers.get("visual"), ratios["visual"]) @ weights.T
 
     def _fit(self, shots: SupportSet) -> None:
-        self._choose_gce_q(shots)
-        self._own_out_of_fold = None
         rows = torch.arange(len(shots.views))
         some = some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
         zero_shot = shots.scale * unit(shots.X[some]) @ shots.class_text.T
@@ -157,7 +151,7 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
             # A fold has the ratio that the others choose: by its own shots, they would look better than new pictures.
             by_fit = [auto, *(choose_ratio(tables[:i] + tables[i + 1 :], expected) for i in range(len(folds)))]
             logits = partial(self._logits_of_shots, shots)
-            self._own_out_of_fold = join_folds(shots, folds, lambda i, rows: logits(fits[i], by_fit[i], rows))
+            self._own_out_of_fold = join_folds(shots, folds, lambda i, rows: logits(fits[i], rows, by_fit[i]))
         self._store(shots, fits[0], self._ratios(auto))
 
     def _train(self, shots: SupportSet, part: TrainingPart) -> tuple[dict[str, Layers], float]:
@@ -165,8 +159,8 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         views, text = unit(shots.views[part.rows]), shots.class_text
         generator = torch.Generator().manual_seed(self.seed)  # of the start and the noise; `train` has another one
         layers = self._start(shots, part, generator)
-        loss_of = Loss.of_support_set(shots, part.rows, self._loss_with_chosen_q(class_counts(shots, part.rows)))
-        scale = shots.scale / (self.temperature if shots.targets is None else 1.0)
+        loss_of, scale = self._loss_of(shots, part.rows), shots.scale
+        scale = scale / self.temperature if shots.targets is None else scale
 
         def loss(batch: Tensor, view: Tensor) -> Tensor:
             f = gather_views(views, batch, view)
@@ -195,15 +189,15 @@ class ClipAdapter(TrainedHead, ScheduleParameters):
         own = {"visual": self.alpha, "text": self.beta}
         return {part: auto if ratio == "auto" else float(ratio) for part, ratio in own.items()}
 
-    def _logits_of_shots(self, shots: SupportSet, layers: Any, auto: float, rows: Tensor) -> Tensor:
+    def _logits_of_shots(self, shots: SupportSet, layers: Any, rows: Tensor, auto: float) -> Tensor:
         cosines = self.cosines(unit(shots.X[rows]), shots.class_text, layers, self._ratios(auto))
         return add_bias(self, shots.scale * cosines)
 
     def _losses_by_ratio(self, shots: SupportSet, layers: Any, rows: Tensor) -> Tensor:
         """(r, t) losses of shots that a fit did not see, at each candidate ratio and temperature."""
         rows = some_rows(rows, MAX_HELD_OUT_LOGITS // shots.n_classes, self.seed)
-        loss = Loss.of_support_set(shots, rows, LabelLoss(self._log_prior(class_counts(shots, rows))))
-        return held_out_loss_table(lambda ratio: self._logits_of_shots(shots, layers, ratio, rows), loss)
+        logits = partial(self._logits_of_shots, shots, layers, rows)
+        return held_out_loss_table(logits, self._loss_of(shots, rows))
 
     def _store(self, shots: SupportSet, layers: Mapping[str, Layers], ratios: Mapping[str, float]) -> None:
         self.alpha_, self.beta_, self.scale_ = ratios["visual"], ratios["text"], shots.scale

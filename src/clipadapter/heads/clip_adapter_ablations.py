@@ -120,9 +120,7 @@ def gate_inputs(x: Tensor, text: Tensor, scale: float) -> Tensor:
 def ratio_from_gate(gate: Tensor, inputs: Tensor) -> Tensor:
     """A ratio (n, 1) as a function of inputs (n, k): the sigmoid of a linear map.
 
-    Args:
-        gate: (1 + k,), the constant first; or (1,) for a ratio that is one number.
-        inputs: (n, k), not used for one number.
+    The gate (1 + k,) has the constant first; a gate (1,) is a ratio that is one number, without inputs.
 
     >>> ratio_from_gate(torch.tensor([0.0, 1.0]), torch.tensor([[0.0], [100.0]]))
     tensor([[0.5000],
@@ -162,7 +160,6 @@ class Hoso(ClipAdapter):
     beta: float | str = field(default="auto", init=False)
 
     def _fit(self, shots: SupportSet) -> None:
-        self._choose_gce_q(shots)
         self.bias_ = None
         train_rows, held_out = hold_out_one_per_class(shots.labels, self.seed)
         warm_start = find_warm_start(self, shots, self.warm_start_share)

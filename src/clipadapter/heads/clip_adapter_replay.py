@@ -78,7 +78,6 @@ class ClipAdapterReplay(IncrementalHead, ClipAdapter):
         self.down_ = self.up_ = self.centre_ = None
         self.kept_, self.kept_labels_ = shots.X[:0], shots.labels[:0]
         self.losses_ = torch.zeros(len(CANDIDATE_RATIOS), len(CANDIDATE_TEMPERATURES))
-        self._choose_gce_q(shots)
         self._train_task(shots)
 
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:

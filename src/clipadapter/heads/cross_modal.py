@@ -11,13 +11,14 @@ With unequal shots the default adjusts logits in training (`heads.label_loss`), 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.losses import CROSS_ENTROPY
+from clipadapter.heads.parameters import Within
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.utils.functional import unit
@@ -60,8 +61,8 @@ class CrossModal(TrainedHead):
     }
     """The authors' recipe at one point of their grid: 12,800 steps of 4 pictures and 4 rows of text."""
 
-    text_share: float = 0.5
-    wise: float = 0.0
+    text_share: Annotated[float, Within(0, 1)] = 0.5
+    wise: Annotated[float, Within(0, 1)] = 0.0
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     schedule: str = "cosine"
@@ -70,8 +71,7 @@ class CrossModal(TrainedHead):
     steps: int = 300
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
-        weight, generator = shots.text.clone(), torch.Generator().manual_seed(self.seed)
+        weight, generator = shots.class_text.clone(), torch.Generator().manual_seed(self.seed)
         text, labels = self._text_rows(shots)
         text = shots.scale * unit(text)
 
@@ -92,19 +92,11 @@ class CrossModal(TrainedHead):
             row_cost=2 * weight.numel(),
             can_continue=self.wise == 0,  # a mix can't be taken apart
         )
-        self.weight_, self.scale_ = (1 - self.wise) * weight + self.wise * shots.text, shots.scale
+        self.weight_, self.scale_ = (1 - self.wise) * weight + self.wise * shots.class_text, shots.scale
 
     def _logits(self, X: Tensor) -> Tensor:
         return self.scale_ * unit(X) @ self.weight_.T.to(X.dtype)
 
     def _text_rows(self, shots: SupportSet) -> tuple[Tensor, Tensor]:
         """Text samples (r, d) and their class positions (r,)."""
-        assert shots.text is not None
-        return shots.text, torch.arange(shots.n_classes)
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        for name in ("text_share", "wise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be 0 to 1, but is {brief(getattr(self, name))}")
+        return shots.class_text, torch.arange(shots.n_classes)

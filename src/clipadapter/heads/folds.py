@@ -10,20 +10,12 @@ from clipadapter.heads.support import SupportSet
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Stratified folds over the shots, in which every class always keeps a shot to train on.
+    """Stratified folds over labels (n,), in which every class keeps a shot: training and held-out rows of each.
 
     With equal shots per class every fold takes equally many rows of each class, so that no class is rarer in training
     than in use: to leave out a row of some classes only would teach that these are rare, and count against their held
     out shots. So there are at most as many folds as the most frequent class has shots. A class with one shot is never
-    held out.
-
-    Args:
-        labels: (n,) class positions.
-        folds: number of folds, at least 2.
-        seed: of the random assignment.
-
-    Returns:
-        (training rows, held-out rows) of each fold; empty if every class has a single shot.
+    held out; there is no fold if every class has a single shot.
 
     >>> [(len(train), len(held_out)) for train, held_out in stratified_folds(torch.tensor([0, 0, 0, 0, 1, 1, 2]), 2)]
     [(4, 3), (4, 3)]
@@ -48,19 +40,11 @@ def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> list[tuple[Te
 
 
 def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Folds over multi-label pictures, in which every class that has a shot always keeps one to train on.
+    """Folds over multi-label targets (n, c), in which every class that has a shot always keeps one to train on.
 
     Classes are visited from the rarest to the most frequent, and each assigns its pictures to the folds that have the
     fewest of it (Sechidis et al., ECML 2011). If all pictures of a class are in one fold, one of them is never held
-    out.
-
-    Args:
-        targets: (n, c) zeros and ones.
-        folds: number of folds, at least 2.
-        seed: of the random assignment.
-
-    Returns:
-        (training rows, held-out rows) of each fold; empty if nothing can be held out.
+    out. There is no fold if nothing can be held out.
 
     >>> targets = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 0], [0, 0], [0, 1]])
     >>> [(len(train), len(held_out)) for train, held_out in iterative_stratification(targets, 2)]
@@ -88,12 +72,17 @@ def iterative_stratification(targets: Tensor, folds: int, seed: int = 0) -> list
     return [(train, held_out) for train, held_out in splits if len(held_out) and len(train)]
 
 
+def make_folds(truth: Tensor, folds: int, seed: int = 0, repeats: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Folds over labels (n,) by `stratified_folds`, or over targets (n, c) by `iterative_stratification`.
+
+    Each repeat divides all rows again, by the next seed.
+    """
+    divide = stratified_folds if truth.ndim == 1 else iterative_stratification
+    return [split for i in range(repeats) for split in divide(truth, folds, seed + i)]
+
+
 def hold_out_one_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Rows to train on, and held-out rows: a random one of each class that has two or more.
-
-    Args:
-        labels: (n,) class positions.
-        seed: of the draw.
 
     >>> [len(rows) for rows in hold_out_one_per_class(torch.tensor([0, 0, 0, 1, 1, 2]))]
     [4, 2]
@@ -112,16 +101,9 @@ def hyperparameter_folds(
 ) -> list[tuple[Tensor, Tensor]]:
     """Folds to choose a hyperparameter on, single-label or multi-label; none if most classes have one shot.
 
-    Args:
-        shots: of the fit.
-        folds: how many parts the shots are divided into.
-        seed: of the random assignment.
-        enough: number of held-out shots that suffice: no further fold is returned. None for all folds.
+    After ``enough`` held-out shots no further fold is returned; None for all folds.
     """
-    if shots.targets is not None:
-        splits = iterative_stratification(shots.targets, folds, seed) if most_targets_repeat(shots.targets) else []
-    else:
-        splits = stratified_folds(shots.labels, folds, seed) if most_labels_repeat(shots.labels) else []
+    splits = make_folds(shots.truth, folds, seed) if most_classes_repeat(shots.truth) else []
     if enough is None:
         return splits
     n_held_out = torch.tensor([len(held_out) for _, held_out in splits]).cumsum(0)
@@ -141,22 +123,16 @@ def some_rows(rows: Tensor, n: int, seed: int) -> Tensor:
     return rows[order[: max(1, n)].sort().values]
 
 
-def most_labels_repeat(labels: Tensor) -> bool:
-    """Whether at least half of the classes that have shots have two or more.
+def most_classes_repeat(truth: Tensor) -> bool:
+    """Whether at least half of the classes that have shots have two or more, by labels (n,) or targets (n, c).
 
     If not, the few classes that can be held out say little about the others: with a wrong label among single shots they
     may even be just the two classes that it concerns.
 
-    >>> most_labels_repeat(torch.tensor([0, 0, 1, 2])), most_labels_repeat(torch.tensor([0, 0, 1]))
+    >>> most_classes_repeat(torch.tensor([0, 0, 1, 2])), most_classes_repeat(torch.tensor([0, 0, 1]))
     (False, True)
     """
-    counts = torch.bincount(labels)
-    return bool(2 * (counts > 1).sum() >= (counts > 0).sum())
-
-
-def most_targets_repeat(targets: Tensor) -> bool:
-    """As `most_labels_repeat`, for multi-label targets (n, c)."""
-    counts = targets.sum(dim=0)
+    counts = torch.bincount(truth) if truth.ndim == 1 else truth.sum(dim=0)
     return bool(2 * (counts > 1).sum() >= (counts > 0).sum()) and bool((counts > 0).any())
 
 

@@ -95,13 +95,9 @@ def average_class_covariance(rows: Tensor, labels: Tensor, moments: GaussianMome
 def gaussians_from_text(views: Tensor, text: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """Means and shared precision of classes that have text and no images (GDA's base-to-new mode).
 
-    The mean of a class is that of the views nearest to its text and of copies of the text. Its covariance is that of
-    these views about the text. The precision is the mean of the classes' precisions, each shrunk as by `Gda.official`.
-
-    Args:
-        views: (r, d) unit features of images of other classes.
-        text: (c, d) unit class text, float64.
-        neighbours: k, views to take for each class; all views if there are fewer.
+    The mean of a class is that of the views (r, d) nearest to its text (c, d), at most ``neighbours`` of them, and of
+    copies of the text. Its covariance is that of these views about the text. The precision is the mean of the classes'
+    precisions, each shrunk as by `Gda.official`.
 
     >>> gaussians_from_text(torch.eye(2), torch.eye(2).double(), neighbours=1)[0]
     tensor([[1., 0.],

@@ -66,11 +66,9 @@ class IncrementalHead(Head):
 
     @abstractmethod
     def _partial_fit_next(self, shots: SupportSet, origin: Tensor) -> None:
-        """Learn from further shots.
+        """Learn from further shots, labelled by positions among all classes, the new ones included.
 
-        Args:
-            shots: their labels are positions among all classes, the new ones included.
-            origin: (c,) earlier position of each of these classes, -1 for a new class.
+        The origin (c,) of each class is its earlier position, -1 for a new class.
         """
 
     def _fit(self, shots: SupportSet) -> None:
@@ -167,20 +165,14 @@ class ExactIncrementalHead(IncrementalHead):
 
     @abstractmethod
     def _remap_sums(self, origin: Tensor) -> None:
-        """Bring the sums into another order of classes.
+        """Bring the sums into another order of classes, from their earlier positions (c,), -1 for a new class.
 
-        Args:
-            origin: (c,) earlier position of each class, -1 for a new class. A class that is left out has no shots.
+        A class that is left out has no shots.
         """
 
     @abstractmethod
     def _solve_from_sums(self, text: Tensor | None, scale: float) -> None:
-        """Compute the weights from the sums.
-
-        Args:
-            text: (c, d) unit text features, or None.
-            scale: the encoder's logit scale.
-        """
+        """Compute the weights from the sums, with unit text features (c, d) or None."""
 
     def _partial_fit_first(self, shots: SupportSet) -> None:
         self._init_sums(shots)
@@ -286,9 +278,6 @@ def find_remaining_rows(rows: Tensor, labels: Tensor, removed: Tensor, removed_l
     """Row numbers (k,) of stored unit rows (n, d) that remain when others (m, d), equal up to rounding, are removed.
 
     Of equal rows of a class one per removed row goes.
-
-    Raises:
-        InputError: if a row to remove is not among the stored ones of its class.
 
     >>> rows, labels = torch.eye(3), torch.tensor([0, 0, 1])
     >>> find_remaining_rows(rows, labels, rows[1:2], labels[1:2])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.folds import hyperparameter_folds
-from clipadapter.heads.losses import LabelLoss, probabilities_at_temperatures
+from clipadapter.heads.losses import LabelLoss, Loss, probabilities_at_temperatures
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf, Within
 from clipadapter.utils.functional import unit
 
 ROBUST_Q = 0.7
@@ -36,13 +36,7 @@ class LogitAdjustedHead(Head):
             as frequent as in the shots. No effect with equal shots per class, and for multi-label pictures.
     """
 
-    logit_adjustment: float = 1.0
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if isinstance(self.logit_adjustment, str) or not self.logit_adjustment >= 0:
-            raise InputError(f"logit_adjustment must be 0 or more, but is {brief(self.logit_adjustment)}")
+    logit_adjustment: Annotated[float, NOT_NEGATIVE] = 1.0
 
     def _log_prior(self, counts: Tensor) -> Tensor | None:
         """(c,) tau times the logarithm of each class's share of the shots; None if there is nothing to adjust.
@@ -71,13 +65,7 @@ class LabelLossHead(LogitAdjustedHead):
             well, and takes what predicts held-out shots better. Not used for multi-label pictures.
     """
 
-    gce_q: float | str = 0.0
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.gce_q != "auto" and (isinstance(self.gce_q, str) or not 0 <= self.gce_q <= 1):
-            raise InputError(f"gce_q must be 0 to 1 or 'auto', but is {brief(self.gce_q)}")
+    gce_q: Annotated[float | str, Within(0, 1), OneOf("auto")] = 0.0
 
     def _label_loss(self, shots: SupportSet) -> LabelLoss:
         """The loss for training on all shots; q is chosen here if it is "auto"."""
@@ -87,6 +75,10 @@ class LabelLossHead(LogitAdjustedHead):
     def _loss_with_chosen_q(self, counts: Tensor) -> LabelLoss:
         """The loss for training on shots of these counts (c,), after `_choose_gce_q`."""
         return LabelLoss(self._log_prior(counts), float(self.gce_q_ if self.gce_q == "auto" else self.gce_q))
+
+    def _loss_of(self, shots: SupportSet, rows: Tensor) -> Loss:
+        """The loss of some of the shots, labels or targets, after `_choose_gce_q`."""
+        return Loss.of_support_set(shots, rows, self._loss_with_chosen_q(class_counts(shots, rows)))
 
     def _choose_gce_q(self, shots: SupportSet) -> None:
         """If q is "auto", choose it and store it as ``gce_q_``."""
@@ -123,15 +115,11 @@ class LabelLossHead(LogitAdjustedHead):
 
 
 def estimate_wrong_share(logits: Tensor, labels: Tensor) -> float:
-    """Share of the labels that are wrong, as out-of-fold logits of a head suggest it.
+    """Share of the labels (n,) that are wrong, as out-of-fold logits (n, c) of a head suggest it.
 
     The estimate maximises the likelihood of the labels, where this share of them is drawn from all classes, each as
     likely, and the others from the softmax of the logits at the best temperature. So it is slightly higher than the
     share of labels that differ from the truth.
-
-    Args:
-        logits: (n, c) of shots that the head was not fitted to.
-        labels: (n,) class positions.
 
     >>> truth = torch.arange(100) // 25
     >>> labels = torch.where(torch.arange(100) % 4 == 0, (truth + 1) % 4, truth)  # 25 of 100 are wrong

@@ -32,22 +32,13 @@ def descend(
     max_evaluations: int | None = None,
     precondition: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, int]:
-    """Minimise a smooth function until its gradient is short.
+    """Minimise a smooth function until its gradient is shorter than ``tolerance``: the last point, and the iterations.
 
-    Args:
-        evaluate: from a point to the value and the gradient, of the point's shape.
-        point: (1, ...) start. Or (2, ...): coordinates in a basis that is not orthonormal, and their products with the
-            Gram matrix of the basis, so that no length or angle needs a further product.
-        first: value and gradient there; the gradient is not zero.
-        step: of the first iteration, along the gradient, which is preconditioned if there is a preconditioner.
-        tolerance: length of the gradient at which to stop.
-        max_iter: iterations at most.
-        max_evaluations: no iteration is started after so many evaluations; None for no bound.
-        precondition: the product of a vector, of the point's shape, and a guess of the inverse Hessian; only for a
-            (1, ...) start. None for a multiple of the identity.
-
-    Returns:
-        The last point, and the iterations.
+    ``evaluate`` gives value and gradient of a point. The start is (1, ...); or (2, ...): coordinates in a basis that is
+    not orthonormal, and their products with the Gram matrix of the basis, so that no length or angle needs a further
+    product. ``first`` has value and gradient there, which is not zero; ``step`` is that of the first iteration along
+    the gradient, preconditioned if there is a preconditioner: the product with a guess of the inverse Hessian, for a
+    (1, ...) start only. No iteration is started after ``max_evaluations``.
 
     >>> goal = torch.tensor([1.0, -2.0])
     >>> def evaluate(x):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import SupportSet
 from clipadapter.heads.losses import trained_cosines
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.trained_head import TrainedHead
 from clipadapter.heads.training import TrainConfig
 from clipadapter.utils.functional import unit
@@ -39,16 +40,11 @@ class LinearAdapterHead(TrainedHead):
     # The penalty holds the map near its optimum, and Adam's first steps are as long as the rate allows.
     warm_start_rate = 0.3
 
-    penalty: float | str = "auto"
+    penalty: Annotated[float | str, NOT_NEGATIVE, OneOf("auto", "1/n")] = "auto"
     schedule: str = "cosine"
     steps: int = 300
     batch_size: int | None = 256  # type: ignore[assignment] # other heads have no use for None
     cycle_views: bool = False
-
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        check_penalty(self.penalty)
 
     def _shift_shape(self, shots: SupportSet) -> tuple[int, int]:
         """Rows and columns of the matrix that is trained."""
@@ -60,18 +56,17 @@ class LinearAdapterHead(TrainedHead):
         return TrainConfig.from_estimator(self, optimizer="adam", batch_size=batch_size, min_epochs=1, eps=ADAM_EPS)
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
-        self.weight_, self.scale_ = shots.text, shots.scale
+        self.weight_, self.scale_ = shots.class_text, shots.scale
         self.penalty_ = penalty_strength(self.penalty, shots)
         # The change is trained, not the map: the penalty is its square, and it stays exact where it is small.
-        shift = torch.zeros(self._shift_shape(shots), dtype=shots.text.dtype)
+        shift = torch.zeros(self._shift_shape(shots), dtype=self.weight_.dtype)
         self._learn(
             shots,
             unit(shots.views),
             {"shift_": shift},
             lambda x: shots.scale * trained_cosines(_shift(x, shift), self.weight_),
             penalty=lambda: self.penalty_ * shift.square().sum(),
-            row_cost=shift.numel() + shots.text.numel(),
+            row_cost=shift.numel() + self.weight_.numel(),
         )
 
     def _for_text(self, text: Tensor, scale: float) -> None:
@@ -105,19 +100,11 @@ def _shift(x: Tensor, shift: Tensor) -> Tensor:
     return x[..., :d] + unprojected @ shift.T
 
 
-def check_penalty(penalty: float | str) -> None:
-    """Refuse a penalty that is neither "auto", "1/n" nor a number from 0."""
-    if penalty not in ("auto", "1/n") and (isinstance(penalty, str) or not penalty >= 0):
-        raise InputError(f"penalty must be 'auto', '1/n' or a number from 0, but is {brief(penalty)}")
-
-
 def penalty_strength(penalty: float | str, shots: SupportSet) -> float:
     """What the penalty is multiplied by.
 
-    Args:
-        penalty: a number; "1/n" for one over the mean number of shots of the classes that have any; "auto" for the same
-            times (logit scale / 100) squared: one on the change of the logits, which means the same at any scale.
-        shots: what a head is fitted to.
+    "1/n" is one over the mean number of shots of the classes that have any; "auto" the same times (logit scale / 100)
+    squared: one on the change of the logits, which means the same at any scale.
     """
     if penalty in ("auto", "1/n"):
         reciprocal = float((shots.counts > 0).sum() / shots.counts.sum())

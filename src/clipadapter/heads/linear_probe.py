@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.folds import iterative_stratification, most_labels_repeat, most_targets_repeat, stratified_folds
+from clipadapter.heads.folds import make_folds, most_classes_repeat
 from clipadapter.heads.label_loss import LogitAdjustedHead
 from clipadapter.heads.multilabel import binary_losses
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
@@ -125,7 +125,7 @@ class LinearProbe(LogitAdjustedHead):
     solver: Annotated[str, OneOf(*SOLVERS)] = "torch"
 
     def _fit(self, shots: SupportSet) -> None:
-        X, y = self._input(shots.X), shots.labels if shots.targets is None else shots.targets
+        X, y = self._input(shots.X), shots.truth
         if shots.targets is not None and self.solver != "torch":
             raise InputError(f"with multi-label images the solver is 'torch', but is {brief(self.solver)}")
         warm_start = find_warm_start(self, shots)
@@ -177,14 +177,11 @@ class LinearProbe(LogitAdjustedHead):
         if y.ndim == 1:
             rows = subsample(y, X.shape[1], self.seed)
             X, y = X[rows], y[rows].unique(return_inverse=True)[1]
-            can_hold_out, n_classes = most_labels_repeat(y), int(y.max()) + 1
-            splits = stratified_folds(y, self.folds, self.seed)
-        else:
-            can_hold_out = most_targets_repeat(y)
-            y = some_classes(y, X.shape[1], self.seed)
-            n_classes, splits = y.shape[1], iterative_stratification(y, self.folds, self.seed)
-        if not can_hold_out:
+        if not most_classes_repeat(y):
             return ONE_SHOT_C
+        y = y if y.ndim == 1 else some_classes(y, X.shape[1], self.seed)
+        n_classes = int(y.max()) + 1 if y.ndim == 1 else y.shape[1]
+        splits = make_folds(y, self.folds, self.seed)
         regressions = [_make_regression(X[train], y[train]) for train, _ in splits]
         losses: list[float] = []
         for C in GRID:

@@ -72,10 +72,7 @@ class _Problem:
     def residual(self, products: Tensor, bias: Tensor, alpha: Tensor) -> Tensor:
         """(n, p) gradient of the mean cross-entropy by the logits: probability minus target, over n.
 
-        Args:
-            products: (n, p) of features and class weights; overwritten.
-            bias: (p,).
-            alpha: (p,) text weights.
+        The products (n, p) of features and class weights are overwritten.
         """
         logits = products.add_(bias).addcmul_(self.similarity, alpha)
         logits = logits if self.offset is None else logits.add_(self.offset)
@@ -122,12 +119,11 @@ class LpPlusPlus(LogitAdjustedHead):
     progress: bool = False
 
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
-        present = torch.nonzero(shots.counts).flatten()
+        text, present = shots.class_text, torch.nonzero(shots.counts).flatten()
         X = unit(shots.X)
         log_prior = self._log_prior(shots.counts)
         offset = None if log_prior is None else log_prior[present]
-        problem = _Problem(X, X @ shots.text[present].T, shots.onehot[:, present], offset)
+        problem = _Problem(X, X @ text[present].T, shots.onehot[:, present], offset)
         start = problem.initial_weight(), self._initial_bias(problem), problem.initial_alpha()
         # With the gradients' sum since the start, as released, a fit can't go on from where another one ended.
         warm_start = (
@@ -144,7 +140,7 @@ class LpPlusPlus(LogitAdjustedHead):
         visual = weight.mean(dim=0).repeat(c, 1).index_copy(0, present, weight)
         self.bias_ = bias.mean().repeat(c).index_copy(0, present, bias)
         self.alpha_ = alpha.mean().repeat(c).index_copy(0, present, alpha)
-        self.weight_, self.text_ = visual + self.alpha_[:, None] * shots.text, shots.text
+        self.weight_, self.text_ = visual + self.alpha_[:, None] * text, text
 
     def _text_logits(self, X: Tensor) -> Tensor | None:
         text = getattr(self, "text_", None)

@@ -60,14 +60,9 @@ class MixtureHead(TransductiveHead):
     def _assign(
         self, pictures: Tensor, shots: SupportSet, prior: Tensor, start: Tensor, update: Callable[[Tensor], None]
     ) -> Tensor:
-        """Final assignments (b, c) of pictures as logits.
+        """Final assignments of pictures, unit rows (b, d), as logits, from log-priors and first assignments (b, c).
 
-        Args:
-            pictures: (b, d) unit rows.
-            shots: whose unit rows are the last of ``rows_``.
-            prior: (b, c).
-            start: (b, c) first assignments.
-            update: sets the Gaussians from assignments (b, c).
+        The unit rows of the shots are the last of ``rows_``; ``update`` sets the Gaussians from assignments (b, c).
         """
         b, support = len(pictures), self.rows_[len(self.rows_) - len(shots.labels) :]
         graph = symmetric_graph(torch.cat([pictures, support]), b, self.neighbours, self.smoothness)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
-from clipadapter.heads.folds import iterative_stratification, some_rows, stratified_folds
+from clipadapter.heads.folds import make_folds, some_rows
 from clipadapter.heads.support import (
     Array,
     SupportSet,
@@ -169,7 +169,7 @@ def join_folds(
     ratio = _logit_scale_ratio(spreads[0], spreads[1:])
     rows = [some_rows(held_out, n, 0) for _, held_out in folds]
     joined = ratio * torch.cat([logits(i, part) for i, part in enumerate(rows, 1)])
-    truth = (shots.labels if shots.targets is None else shots.targets).numpy()
+    truth = shots.truth.numpy()
     seen = float(np.mean([mean_shots_per_class(truth[train.numpy()]) for train, _ in folds]))
     held_out = torch.cat(rows).numpy()
     return OutOfFold(joined.numpy(), truth[held_out], held_out, "own", seen, ratio)
@@ -201,8 +201,7 @@ def _from_folds(
     folds = folds or (FOLDS_OF_FITTED if is_fitted else FOLDS)
     # Enough shots are held out of a fitted head; of an unfitted one, each shot once.
     repeats = max(1, min(MAX_REPEATS, SUFFICIENT_HELD_OUT_SHOTS // len(y))) if is_fitted and not keep_heads else 1
-    make_folds = stratified_folds if truth.ndim == 1 else iterative_stratification
-    parts = [part for i in range(repeats) for part in make_folds(torch.from_numpy(truth), folds, seed + i)]
+    parts = make_folds(torch.from_numpy(truth), folds, seed, repeats)
     splits = [(train.numpy(), held_out.numpy()) for train, held_out in parts]
     if not splits:
         return None

@@ -91,13 +91,6 @@ ANY_NUMBER = Within(-math.inf, math.inf, closed="neither")
 def check_bounds(cls: Any, parameters: Mapping[str, Any]) -> None:
     """Refuse numbers that are not finite, and values outside the bounds that a class declares.
 
-    Args:
-        cls: whose annotations have the bounds.
-        parameters: their values by name.
-
-    Raises:
-        InputError: if there is one. The message has the accepted values.
-
     >>> from clipadapter.heads import head_info
     >>> check_bounds(head_info("prototype").cls, {"mix": 2})
     Traceback (most recent call last):
@@ -121,13 +114,12 @@ def check_bounds(cls: Any, parameters: Mapping[str, Any]) -> None:
 
 @functools.cache
 def declared_bounds(cls: Any) -> Mapping[str, tuple[tuple[type, ...], tuple[Any, ...]]]:
-    """By parameter of a class or of its bases, its types and its bounds; without those that have no bounds."""
+    """By parameter, its types and bounds, without those that have none; a class inherits those of its bases."""
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         own = inspect.get_annotations(base)
         # Only these are evaluated: other annotations may have names that are imported for type checkers alone.
         bounded = SimpleNamespace(__annotations__={key: text for key, text in own.items() if "Annotated" in str(text)})
-        evaluated = get_type_hints(bounded, vars(sys.modules[base.__module__]), include_extras=True)
-        hints = {key: hint for key, hint in hints.items() if key not in own} | evaluated
+        hints |= get_type_hints(bounded, vars(sys.modules[base.__module__]), include_extras=True)
     parts = {name: get_args(hint) for name, hint in hints.items()}
     return MappingProxyType({name: (get_args(kind) or (kind,), tuple(rest)) for name, (kind, *rest) in parts.items()})

@@ -179,16 +179,7 @@ def fidelity_of(name: str, params: Mapping[str, Any] | None = None) -> Fidelity:
 
 
 def refuse_update(head: str, *, transductive: bool, tunes_encoder: bool, model: object = "this model") -> None:
-    """Refuse to change a model whose head needs pictures for every change that models do not store.
-
-    Args:
-        head: its name.
-        transductive: what the class of the head declares: it learns from pictures without labels.
-        tunes_encoder: the same: it trains through the encoder.
-        model: what the message calls the model.
-
-    Raises:
-        InputError: if the head needs such pictures.
+    """Refuse to change a model whose head, by what its class declares, needs pictures that models do not store.
 
     >>> refuse_update("gda", transductive=False, tunes_encoder=False)
     """

@@ -36,9 +36,6 @@ Reads = Literal["final", "unprojected", "second-encoder", "all"]
 def check_blocks(width: int, blocks: Sequence[tuple[str, int]] | None) -> Blocks:
     """The blocks of features of this width; ``final`` alone for None.
 
-    Raises:
-        InputError: if their widths do not add up to it.
-
     >>> check_blocks(3, None)
     (Block(name='final', width=3),)
     """
@@ -79,11 +76,7 @@ def take_columns(X: Tensor, blocks: Blocks, read: Blocks) -> Tensor:
 
 
 def check_text(head: Head, text: TextFeatures | None, blocks: Blocks) -> None:
-    """Refuse class text that is missing where the head needs it, or as wide as no feature.
-
-    Raises:
-        InputError: if so.
-    """
+    """Refuse class text that is missing where the head needs it, or as wide as no feature."""
     name = type(head).__name__
     if text is not None and not hasattr(text, "embeddings"):
         raise InputError(
@@ -112,11 +105,7 @@ def check_text(head: Head, text: TextFeatures | None, blocks: Blocks) -> None:
 
 
 def check_unlabelled(head: Head, unlabelled: ArrayLike | None, views: Tensor, blocks: Blocks) -> Tensor | None:
-    """Features of pictures without labels in the dtype of the shots; None if the head takes none.
-
-    Raises:
-        InputError: if the head needs such pictures and got none, or takes none, or if their width differs.
-    """
+    """Features of pictures without labels in the dtype of the shots; None if the head takes none."""
     name = type(head).__name__
     if not head.transductive and unlabelled is None:
         return None

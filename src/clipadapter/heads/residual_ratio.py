@@ -70,12 +70,7 @@ def expected_ratio(zero_shot: Tensor, loss: Loss) -> float:
 
 
 def held_out_loss_table(logits: Callable[[float], Tensor], loss: Loss) -> Tensor:
-    """Summed losses of held-out shots at each ratio and temperature, (r, t) float32.
-
-    Args:
-        logits: (h, c) of the held-out shots at a ratio.
-        loss: of their labels.
-    """
+    """Summed losses (r, t), at each ratio and temperature, of held-out shots with logits (h, c) at a ratio; float32."""
     sums = []
     for ratio in CANDIDATE_RATIOS:
         z = logits(ratio)
@@ -87,9 +82,8 @@ def held_out_loss_table(logits: Callable[[float], Tensor], loss: Loss) -> Tensor
 def choose_ratio(tables: Sequence[Tensor], expected: float) -> float:
     """Posterior mean of the ratio, each ratio evaluated at its best temperature.
 
-    Args:
-        tables: (r, t) summed losses of the held-out shots of each fold; none if no shot was held out.
-        expected: mean of the prior, which is normal.
+    The tables have the summed losses (r, t) of the held-out shots of each fold. The prior is normal around the expected
+    ratio.
 
     >>> choose_ratio([], 0.3)
     0.3

@@ -9,19 +9,21 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
 from clipadapter.heads.estimator import clone
 from clipadapter.heads.multilabel import binary_losses
-from clipadapter.heads.out_of_fold import OutOfFold, out_of_fold
+from clipadapter.heads.out_of_fold import out_of_fold
 from clipadapter.heads.registry import create_head
 from clipadapter.heads.support import Array
 from clipadapter.heads.text import TextFeatures
@@ -52,11 +54,11 @@ class Candidate:
     name: str
     head: Head
     loss: float
-    excess_loss: float
-    standard_error: float
     accuracy: float
     temperature: float
     seconds: float
+    excess_loss: float = 0.0
+    standard_error: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +122,30 @@ def select(
     """
     start = time.perf_counter()
     candidates = _make_candidates(heads, grid or {})
-    results: dict[str, OutOfFold] = {}
-    seconds: dict[str, float] = {}
+    tried: list[tuple[Candidate, Array]] = []
     for name, head in progress_bar(candidates.items(), desc="held-out shots", shown=progress, leave=False):
         start_of_candidate = time.perf_counter()
         result = out_of_fold(head, X, y, text, folds=folds, seed=seed, blocks=blocks)
         if result is None:
             raise InputError(_why_nothing_is_held_out(head))
-        results[name], seconds[name] = result, time.perf_counter() - start_of_candidate
-    ranked = _rank(candidates, results, seconds)
-    best = results[ranked[0].name]
-    return Selection(ranked, best.strategy, len(best.rows), time.perf_counter() - start)
+        logits, truth = torch.from_numpy(result.logits), torch.from_numpy(result.labels)
+        losses, temperature = losses_at_best_temperature(logits, truth)
+        is_right = logits.argmax(dim=1) == truth if truth.ndim == 1 else (logits > 0) == (truth > 0)
+        seconds = time.perf_counter() - start_of_candidate
+        accuracy = float(is_right.double().mean())
+        tried.append((Candidate(name, head, float(losses.mean()), accuracy, temperature, seconds), losses.numpy()))
+        strategy, n_held_out = result.strategy, len(result.rows)  # the same for all
+    tried.sort(key=lambda each: each[0].loss)
+    best = tried[0][1]
+    ranked = [tried[0][0], *(_compare(candidate, losses - best) for candidate, losses in tried[1:])]
+    return Selection(tuple(ranked), strategy, n_held_out, time.perf_counter() - start)
+
+
+def _compare(candidate: Candidate, excess: Array) -> Candidate:
+    """The candidate with the mean of its paired losses (r,) less those of the best one, and its standard error."""
+    n = len(excess)
+    standard_error = float(excess.std()) / (n - 1) ** 0.5 if n > 1 else float("nan")
+    return replace(candidate, excess_loss=float(excess.mean()), standard_error=standard_error)
 
 
 def _why_nothing_is_held_out(head: Head) -> str:
@@ -164,53 +179,17 @@ def _make_candidates(heads: str | Head | Mapping[str, Head], grid: Mapping[str, 
     return candidates
 
 
-def _rank(
-    candidates: Mapping[str, Head], results: Mapping[str, OutOfFold], seconds: Mapping[str, float]
-) -> tuple[Candidate, ...]:
-    scored = {name: _losses(result) for name, result in results.items()}
-    order = sorted(scored, key=lambda name: float(scored[name][0].mean()))
-    best_losses = scored[order[0]][0]
-    ranked = []
-    for name in order:
-        losses, temperature = scored[name]
-        excess = losses - best_losses
-        standard_error = float(excess.std()) / max(len(excess) - 1, 1) ** 0.5 if len(excess) > 1 else float("nan")
-        ranked.append(
-            Candidate(
-                name=name,
-                head=candidates[name],
-                loss=float(losses.mean()),
-                excess_loss=float(excess.mean()),
-                standard_error=standard_error if name != order[0] else 0.0,
-                accuracy=float(_is_right(results[name]).mean()),
-                temperature=temperature,
-                seconds=seconds[name],
-            )
-        )
-    return tuple(ranked)
-
-
-def _losses(result: OutOfFold) -> tuple[Array, float]:
-    losses, temperature = losses_at_best_temperature(torch.from_numpy(result.logits), torch.from_numpy(result.labels))
-    return losses.numpy(), temperature
-
-
 def losses_at_best_temperature(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """Log-losses (r,) in nats at the temperature out of `TEMPERATURES` that makes their mean smallest.
+    """Log-losses (r,) in nats at the one of `TEMPERATURES` that makes their mean smallest, and that temperature.
 
-    Args:
-        logits: (r, c).
-        labels: (r,) class positions, or (r, c) multi-label targets.
-
-    Returns:
-        The losses, and that temperature.
+    Of logits (r, c), with class positions (r,) or multi-label targets (r, c).
 
     >>> losses, temperature = losses_at_best_temperature(torch.eye(2) * 9, torch.tensor([0, 0]))
     >>> temperature  # one right and one wrong prediction: the least confident is best
     100.0
     """
     logits = logits.double()
-    log_loss = _log_loss if labels.ndim == 1 else binary_losses
+    log_loss = partial(cross_entropy, reduction="none") if labels.ndim == 1 else binary_losses
     losses_by_index: dict[int, Tensor] = {}
 
     def losses(i: int) -> Tensor:
@@ -227,14 +206,3 @@ def losses_at_best_temperature(logits: Tensor, labels: Tensor) -> tuple[Tensor, 
         else:
             low = middle + 1
     return losses(low), float(TEMPERATURES[low])
-
-
-def _is_right(result: OutOfFold) -> Array:
-    """Whether each prediction is right: (r,), or (r, c) if multi-label."""
-    if result.labels.ndim == 1:
-        return np.asarray(result.logits.argmax(axis=1) == result.labels)
-    return np.asarray((result.logits > 0) == (result.labels > 0))
-
-
-def _log_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")

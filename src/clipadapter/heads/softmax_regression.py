@@ -127,16 +127,11 @@ class SoftmaxRegression:
         self.first_norm = _squared_norm(self.start[1]) ** 0.5
 
     def solve(self, C: float, tol: float, max_iter: int, max_cost: int = MAX_SOLVE_COST) -> int:
-        """Minimise the loss, from the solution of the last call if there was one.
+        """Minimise the loss, from the solution of the last call if there was one; returns the number of iterations.
 
-        Args:
-            C: inverse strength of the penalty, as in scikit-learn.
-            tol: stop when the norm of the gradient is this share of its norm at zero weights.
-            max_iter: bound on iterations.
-            max_cost: bound on multiplications, above `MAX_EXACT_PASS_COST` only.
-
-        Returns:
-            Number of iterations.
+        C is the inverse strength of the penalty, as in scikit-learn. Iterations stop when the norm of the gradient is
+        ``tol`` times its norm at zero weights. ``max_cost`` bounds the multiplications, above `MAX_EXACT_PASS_COST`
+        only.
         """
         penalty = self._penalty(C)
         first = value, gradient = self._value(self.point, penalty) if self.point[0].any() else self.start

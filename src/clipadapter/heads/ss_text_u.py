@@ -28,7 +28,7 @@ from torch import Tensor
 from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import Head, SupportSet
 from clipadapter.heads.class_frequencies import balancing_bias, estimate_frequencies
-from clipadapter.heads.folds import most_labels_repeat
+from clipadapter.heads.folds import most_classes_repeat
 from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.select import losses_at_best_temperature
@@ -36,7 +36,6 @@ from clipadapter.heads.ss_text import SsText
 from clipadapter.utils.functional import cosine_logits, unit
 
 MARGINALS = ("estimated", "shots", "uniform")
-STARTS = ("shots", "text")
 MAX_BIAS_LOGITS = 2**22
 """Most logits of held-out shots that `held_out_bias` computes."""
 
@@ -77,7 +76,7 @@ class SsTextU(Head):
 
     marginal: str = "estimated"
     missing_class_ratio: Annotated[float, POSITIVE] = 4.0
-    start: Annotated[str, OneOf(*STARTS)] = "shots"
+    start: Annotated[str, OneOf("shots", "text")] = "shots"
     updates: Annotated[int, NOT_NEGATIVE] = 3
     rounds: Annotated[int, NOT_NEGATIVE] = 10
     support_weight: Annotated[float, NOT_NEGATIVE] = 0.5
@@ -85,11 +84,6 @@ class SsTextU(Head):
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""
         super().check_parameters()
-        for name in ("updates", "rounds", "support_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative, but is {brief(getattr(self, name))}")
-        if self.start not in STARTS:
-            raise InputError(f"start must be one of {', '.join(STARTS)}, but is {brief(self.start)}")
         if self.marginal not in MARGINALS:
             parse_marginal(self.marginal)
 
@@ -170,7 +164,7 @@ def held_out_calibration(shots: SupportSet) -> tuple[float, Tensor]:
     held_out = held_out_logits(shots)
     if held_out is None:
         return 1.0, shots.X.new_zeros(shots.n_classes)
-    has_evidence = most_labels_repeat(shots.labels)
+    has_evidence = most_classes_repeat(shots.labels)
     temperature = losses_at_best_temperature(held_out, shots.labels)[1] if has_evidence else 1.0
     return temperature, balancing_bias(held_out / temperature, shots.labels)
 
@@ -186,9 +180,6 @@ def labelled_part(rows: Tensor, labels: Tensor, n_classes: int, scale: float) ->
 
 def parse_marginal(marginal: str) -> list[float]:
     """The numbers of a marginal.
-
-    Raises:
-        InputError: if it is no text of such numbers, one is negative, or none is above 0.
 
     >>> parse_marginal("1,2")
     [1.0, 2.0]

@@ -77,6 +77,11 @@ class SupportSet:
         return self.text
 
     @property
+    def truth(self) -> Tensor:
+        """The class positions (n,), or the targets (n, c) of multi-label pictures."""
+        return self.labels if self.targets is None else self.targets
+
+    @property
     def X(self) -> Tensor:
         """(n, d) raw features of the plain pictures."""
         return self.views[:, 0]
@@ -113,11 +118,7 @@ class SupportSet:
 
 
 def rows_without_shots(pictures: Tensor, shots: Tensor) -> Tensor:
-    """Rows (u',) of the pictures that are no shots; see `SAME_PICTURE_COSINE`.
-
-    Args:
-        pictures: (u, d) features of the block ``final``.
-        shots: (n, d) the same of the shots.
+    """Rows (u',) of the pictures (u, d) that are no shots (n, d), by the block ``final``; see `SAME_PICTURE_COSINE`.
 
     >>> rows_without_shots(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.001]])).tolist()
     [1]
@@ -172,11 +173,7 @@ def check_feature_names(head: Any, X: ArrayLike, *, reset: bool = False) -> None
 
 
 def check_width(head: Any, width: int) -> None:
-    """Check that features are as wide as those of the fit.
-
-    Raises:
-        InputError: if not, in scikit-learn's wording, which its conformance checks expect.
-    """
+    """Check that features are as wide as those of the fit."""
     if width != head.n_features_in_:
         raise InputError(
             f"X has {width} features, but {type(head).__name__} is expecting {head.n_features_in_} features as input"
@@ -197,11 +194,7 @@ def map_blocks(rows: Array, block_size: int, function: Callable[[Array], Array])
 
 
 def as_views(X: ArrayLike) -> Array:
-    """Checked (n, v, d) float array of shots from (n, d) or (n, v, d).
-
-    Raises:
-        InputError: if the features are marked for evaluation.
-    """
+    """Checked (n, v, d) float array of shots from (n, d) or (n, v, d)."""
     if isinstance(X, EvaluationFeatures):
         raise InputError(
             "these features are marked for evaluation: fit and select on shots, and measure with "
@@ -252,11 +245,7 @@ def is_multilabel(y: ArrayLike) -> bool:
 
 
 def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, NDArray[np.int8]]:
-    """Classes in order, and checked (n, c) multi-label targets with one column per class.
-
-    Raises:
-        InputError: if y has values other than zero and one, or the numbers of rows or classes differ.
-    """
+    """Classes in order, and checked (n, c) multi-label targets with one column per class."""
     targets = np.asarray(y.detach().cpu().numpy() if isinstance(y, Tensor) else y)
     if targets.dtype.kind not in "biuf" or not ((targets == 0) | (targets == 1)).all():
         raise InputError("multi-label targets are (n, c) zeros and ones, but y has something else in it")
@@ -270,11 +259,7 @@ def as_targets(y: ArrayLike, n: int, text: TextFeatures | None) -> tuple[Array, 
 
 
 def class_positions(labels: Array, text: TextFeatures | None) -> tuple[Array, NDArray[np.int64]]:
-    """Classes in order, and the position (n,) of each label among them.
-
-    Raises:
-        InputError: if there are fewer than two classes, or a label has no text features.
-    """
+    """Classes in order, and the position (n,) of each label among them."""
     if text is None:
         classes, positions = np.unique(labels, return_inverse=True)
         if len(classes) < 2:

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import SupportSet
-from clipadapter.heads.parameters import at_least
+from clipadapter.heads.parameters import OneOf, Within, at_least
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.trained_head import TrainedHead, draw_linear
 from clipadapter.utils.functional import cosine_logits, unit
@@ -32,14 +31,9 @@ TENSORS = ("down_", "down_bias_", "up_", "up_bias_")
 def star_blend(features: Tensor, text: Tensor, scale: float, raw: bool = False) -> float:
     """Weight of the network in SVL*: one minus the mean of zero-shot's highest probability over pictures.
 
-    The released code took the test pictures, without their labels, and with RN50 the features as they came, which makes
-    zero-shot look surer than it is. To repeat its figures, give what this returns as ``blend``.
-
-    Args:
-        features: (m, d) raw features of the first encoder.
-        text: (c, d), unit rows.
-        scale: CLIP's ``exp(logit_scale)``.
-        raw: take features as they came, as with RN50 there; else bring them to unit length.
+    The released code took the test pictures, without their labels, and with RN50 the features as they came (``raw``),
+    which makes zero-shot look surer than it is. To repeat its figures, give what this returns as ``blend``. The
+    features (m, d) are those of the first encoder.
 
     >>> features, text = torch.tensor([[3.0, 0.0]]), torch.eye(2)
     >>> round(star_blend(features, text, 1.0), 3), round(star_blend(features, text, 1.0, raw=True), 3)
@@ -93,24 +87,17 @@ class SvlAdapter(TrainedHead):
     """The recipe of the authors' released code: raw features of the second encoder, incomplete batches too. Blend was
     the first of the best of 0, 0.05 ... 1 on up to four validation shots per class, or `star_blend`."""
 
-    blend: float | str = "auto"
+    blend: Annotated[float | str, Within(0, 1), OneOf("auto")] = "auto"
     hidden: Annotated[int, at_least(1)] = 256
     input_norm: bool = True
     epochs: int = 50
     batch_size: int = 32
     drop_last: bool = True
 
-    def check_parameters(self) -> None:
-        """See `Head.check_parameters`."""
-        super().check_parameters()
-        if self.blend != "auto" and (isinstance(self.blend, str) or not 0 <= self.blend <= 1):
-            raise InputError(f"blend must be 0 to 1 or 'auto', but is {brief(self.blend)}")
-
     def _fit(self, shots: SupportSet) -> None:
-        assert shots.text is not None
-        self.weight_, self.scale_ = shots.text, shots.scale
-        first = shots.X[:, : shots.text.shape[1]]
-        self.blend_ = star_blend(first, shots.text, shots.scale) if self.blend == "auto" else float(self.blend)
+        self.weight_, self.scale_ = text, scale = shots.class_text, shots.scale
+        first = shots.X[:, : text.shape[1]]
+        self.blend_ = star_blend(first, text, scale) if self.blend == "auto" else float(self.blend)
         self.present_ = shots.counts > 0  # (c,)
         inputs = self._second(shots.views)  # (n, v, k)
         start = dict(zip(TENSORS, self._initial(inputs.shape[2], shots.n_classes, inputs.dtype), strict=True))

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from clipadapter.errors import InputError, brief
 from clipadapter.heads.base import Preset, SupportSet
+from clipadapter.heads.parameters import NOT_NEGATIVE, OneOf
 from clipadapter.heads.registry import register_head
 from clipadapter.heads.text_residual import check_text_norm, scale_text
 from clipadapter.heads.trained_head import TrainedHead
@@ -100,7 +100,7 @@ class TaskRes(TrainedHead, ScheduleParameters):
     optimizer: str = "adam"
     lr: float = 2e-3
     weight_decay: float = 5e-4
-    epochs: int | str | None = None
+    epochs: Annotated[int | str | None, NOT_NEGATIVE, OneOf("official")] = None
     steps: int = 200
     batch_size: int = 1024
 
@@ -108,8 +108,6 @@ class TaskRes(TrainedHead, ScheduleParameters):
         """See `Head.check_parameters`."""
         super().check_parameters()
         check_text_norm(self.text_norm)
-        if isinstance(self.epochs, str) and self.epochs != "official":
-            raise InputError(f"epochs must be a number, None or 'official', but is {brief(self.epochs)}")
 
     def _fit(self, shots: SupportSet) -> None:
         base = scale_text(shots, self.text_norm)

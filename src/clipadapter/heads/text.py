@@ -244,16 +244,9 @@ class TextFeatures:
 def _unit_prompts(
     prompts: Sequence[ArrayLike], names: Sequence[str], absent: Array, embeddings: Array
 ) -> tuple[Array, ...]:
-    """Checked unit rows (p_k, d) of each class in the dtype of the embeddings; unit rows of it are not copied.
+    """Checked unit rows (p_k, d) of each class in the dtype of the embeddings (c, d); unit rows of it are not copied.
 
-    Args:
-        prompts: rows of any length of each class.
-        names: class names.
-        absent: (c,) whether a class has no text; it has no prompt.
-        embeddings: (c, d).
-
-    Raises:
-        InputError: if counts or widths differ, a class with text has no row, or a row is zero or not finite.
+    A class without text, marked in ``absent`` (c,), has no prompt.
     """
     if len(prompts) != len(names):
         raise InputError(f"prompts are one array for each of {len(names)} classes, but are {len(prompts)} arrays")

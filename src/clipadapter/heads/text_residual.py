@@ -27,29 +27,20 @@ def check_text_norm(text_norm: float | str | Sequence[float]) -> None:
 
 
 def scale_text(shots: SupportSet, text_norm: float | str | Sequence[float]) -> Tensor:
-    """Class text (c, d) with the length that steps and penalties are relative to.
-
-    Args:
-        shots: of the fit.
-        text_norm: one length, one per class, or "auto" for a tenth of the encoder's logit scale.
-
-    Raises:
-        InputError: if there is another number of lengths than of classes.
-    """
-    assert shots.text is not None
+    """Class text (c, d) with the length that steps and penalties are relative to; see ``text_norm`` of the heads."""
+    text = shots.class_text
     if isinstance(text_norm, str):
-        return shots.text * (TEXT_NORM * shots.scale)
-    lengths = torch.as_tensor(text_norm, dtype=shots.text.dtype).flatten()
+        return text * (TEXT_NORM * shots.scale)
+    lengths = torch.as_tensor(text_norm, dtype=text.dtype).flatten()
     if len(lengths) not in (1, shots.n_classes):
         raise InputError(f"text_norm has {len(lengths)} numbers, but there are {shots.n_classes} classes")
-    return shots.text * lengths[:, None]
+    return text * lengths[:, None]
 
 
 def text_confidence(shots: SupportSet) -> Tensor:
     """(c,) mean zero-shot probability of the right class over all views of a class's shots; 0 without any."""
-    assert shots.text is not None
-    total = torch.zeros(shots.n_classes, dtype=shots.text.dtype)
+    total = torch.zeros(shots.n_classes, dtype=shots.class_text.dtype)
     for view in shots.views.unbind(dim=1):  # one at a time: (n, c) is large for many classes
-        probability = (shots.scale * unit(view) @ shots.text.T).softmax(dim=1)
+        probability = (shots.scale * unit(view) @ shots.class_text.T).softmax(dim=1)
         total.index_add_(0, shots.labels, probability.gather(1, shots.labels[:, None])[:, 0])
     return total / (shots.counts * shots.views.shape[1]).clamp_min(1)

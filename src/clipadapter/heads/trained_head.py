@@ -100,16 +100,10 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
     ) -> None:
         """Train tensors in place, and store them and the loss of the last step (``loss_``).
 
-        Args:
-            shots: of the fit.
-            inputs: (n, v, k) what `logits` gets a view of.
-            start: the tensors that are trained, by the name of the attribute that they become, as they are in a fit
-                from scratch.
-            logits: (b, k) inputs to (b, c) logits by these tensors.
-            penalty: added to the loss of a step; None for nothing.
-            label_weight: what the loss of the labels is multiplied by.
-            row_cost: multiplications of `logits` for one row.
-            can_continue: whether a fit can start where another one ended.
+        The inputs (n, v, k) are what ``logits`` gets a view of, (b, k) to (b, c). ``start`` has the tensors that are
+        trained, by the name of the attribute that they become, as they are in a fit from scratch. The loss is
+        ``label_weight`` times that of the labels, plus ``penalty``. ``can_continue`` says whether a fit can start where
+        another one ended.
         """
         label_loss = self._label_loss(shots)
         warm_start = None
@@ -129,13 +123,11 @@ class TrainedHead(LabelLossHead, TrainingParameters, _CommonParameters):
         vars(self).update(start)
 
     def _train_on_each(self, shots: SupportSet, parts: Sequence[Tensor], warm_start: WarmStart | None) -> list[Any]:
-        """`_train` of each of some sets of shots, in parallel under one progress bar.
+        """`_train` of each of some sets of shots (n_i,), in parallel under one progress bar.
 
-        Args:
-            shots: of the fit.
-            parts: (n_i,) row numbers of each set; the first is that of the fit itself, the others are of folds.
-            warm_start: of the first.
+        The first set is that of the fit itself, which may have a warm start; the others are of folds.
         """
+        self._choose_gce_q(shots)
         starts = [warm_start, *[None] * (len(parts) - 1)]
         configs = [self._config_of(shots, rows, start) for rows, start in zip(parts, starts, strict=True)]
         steps = sum(config.count_steps(len(rows)) for config, rows in zip(configs, parts, strict=True))

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from clipadapter.errors import InputError, brief
+from clipadapter.errors import InputError
 from clipadapter.heads.base import Head
 from clipadapter.heads.memory import keep_freed_memory
 from clipadapter.heads.optimizers import Optimizer
+from clipadapter.heads.parameters import NOT_NEGATIVE, POSITIVE, OneOf, check_bounds, declared_bounds
 from clipadapter.utils.devices import full_float32
 from clipadapter.utils.formatting import format_count
 from clipadapter.utils.parallel import limit_threads
 from clipadapter.utils.progress import BRIEF_SECONDS, DurationEstimate, progress_bar
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
-SCHEDULES = ("cosine", "cosine-epoch", "constant")
+if TYPE_CHECKING:
+    from clipadapter.heads.checkpoint import Checkpoint
+
 MAX_RATE_FACTOR = 5.0
 """Largest factor of the learning rate where a training has fewer epochs: docs/decisions/0040 measured no larger one."""
 WARMUP_LR = 1e-5
@@ -47,6 +49,7 @@ class TrainConfig:
             the length of all steps, as in the code of cross-modal adaptation.
         min_lr: learning rate at the end of a cosine.
         eps: of Adam and AdamW, added to the root of the second moment.
+        whole_epochs: complete the last epoch; False to stop after ``steps`` steps, wherever in an epoch that is.
         drop_last: leave out the last batch of an epoch if it is incomplete; False to train on it, as a smaller batch.
         view_per_epoch: with more views than epochs, epoch e (from 0) takes view 1 + e of every row, and the plain view
             0 is not trained on. False to draw a view for each row and step in any case.
@@ -55,18 +58,19 @@ class TrainConfig:
         progress: show a bar on stderr.
     """
 
-    optimizer: str
-    lr: float
-    batch_size: int
-    epochs: int | None = None
-    steps: int = 1
+    optimizer: Annotated[str, OneOf("adamw", "adam", "sgd")]
+    lr: Annotated[float, POSITIVE]
+    batch_size: Annotated[int, POSITIVE]
+    epochs: Annotated[int | None, NOT_NEGATIVE] = None
+    steps: Annotated[int, POSITIVE] = 1
     min_epochs: int = 20
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    warmup_epochs: int = 0
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    schedule: Annotated[str, OneOf("cosine", "cosine-epoch", "constant")] = "cosine"
+    warmup_epochs: Annotated[int, NOT_NEGATIVE] = 0
     warmup_steps: int = 0
     min_lr: float = 0.0
     eps: float = 1e-8
+    whole_epochs: bool = True
     drop_last: bool = True
     view_per_epoch: bool = True
     cycle_views: bool = False
@@ -75,12 +79,7 @@ class TrainConfig:
 
     @classmethod
     def from_estimator(cls, estimator: object, **changes: Any) -> Self:
-        """The configuration of an estimator whose constructor has parameters of these names.
-
-        Args:
-            estimator: has some of the fields as attributes.
-            changes: fields that it has not, or that differ.
-        """
+        """The configuration of an estimator that has parameters of these names; ``changes`` are fields that differ."""
         # Not `hasattr`: a head looks up what it does not have in scikit-learn, whose import takes a second.
         absent = object()
         names = [
@@ -89,7 +88,7 @@ class TrainConfig:
         return cls(**{**{name: getattr(estimator, name) for name in names}, **changes})
 
     def __post_init__(self) -> None:
-        check_training(self)
+        check_bounds(TrainConfig, vars(self))
 
     def steps_per_epoch(self, n: int) -> int:
         """Steps of one pass over n rows. Fewer rows than a batch are one step."""
@@ -122,7 +121,8 @@ class TrainConfig:
 
     def count_steps(self, n: int) -> int:
         """Optimizer steps of a training on n rows."""
-        return self.count_epochs(n) * self.steps_per_epoch(n)
+        steps = self.count_epochs(n) * self.steps_per_epoch(n)
+        return steps if self.whole_epochs else min(steps, self.steps)
 
     def describe(self, n: int) -> str:
         """What a training on n pictures does, in words.
@@ -134,6 +134,7 @@ class TrainConfig:
 
     def learning_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Learning rate of one step, counted from 0."""
+        steps = steps_per_epoch * epochs if self.whole_epochs else self.steps
         epoch = step // steps_per_epoch
         if epoch < self.warmup_epochs:
             return min(self.lr, WARMUP_LR)
@@ -142,37 +143,11 @@ class TrainConfig:
         if self.schedule == "constant":
             return self.lr
         if self.schedule == "cosine":
-            progress = (step - self.warmup_steps) / (steps_per_epoch * epochs)
+            progress = (step - self.warmup_steps) / steps
         else:
             progress = (epoch - self.warmup_epochs) / epochs
         min_lr = min(self.min_lr, self.lr)
         return min_lr + (self.lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    def make_optimizer(self, parameters: Sequence[Tensor]) -> Optimizer:
-        """A new optimizer of the parameters."""
-        return Optimizer(self.optimizer, parameters, weight_decay=self.weight_decay, eps=self.eps)
-
-
-def check_training(settings: object) -> None:
-    """Refuse settings with which there is no training.
-
-    Args:
-        settings: has some of the fields of `TrainConfig`. Values that are no numbers, as in "official", pass.
-
-    Raises:
-        InputError: if one is unknown or out of range.
-    """
-    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-        if (choice := vars(settings).get(name, known[0])) not in known:
-            raise InputError(f"{name} must be one of {', '.join(known)}, but is {brief(choice)}")
-    for name in ("lr", "steps", "batch_size"):
-        value = vars(settings).get(name)
-        if isinstance(value, int | float) and not value > 0:
-            raise InputError(f"{name} must be positive, but is {value}")
-    for name in ("epochs", "weight_decay", "warmup_epochs"):
-        value = vars(settings).get(name)
-        if isinstance(value, int | float) and not value >= 0:
-            raise InputError(f"{name} must be 0 or more, but is {value}")
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -196,7 +171,11 @@ class TrainingParameters(Head):
     def check_parameters(self) -> None:
         """See `Head.check_parameters`."""
         super().check_parameters()
-        check_training(self)
+        # A named number of epochs, or no size of a batch, becomes a number in the configuration.
+        own = {name: vars(self)[name] for name in declared_bounds(TrainConfig) if name in vars(self)}
+        numbers = {name: value for name, value in own.items() if isinstance(value, int | float)}
+        choices = {name: own[name] for name in ("optimizer", "schedule") if name in own}
+        check_bounds(TrainConfig, numbers | choices)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -225,26 +204,6 @@ class EarlyStopping:
     patience: int
 
 
-class CheckpointStore(Protocol):
-    """Where a long training keeps its state until it is done; see `clipadapter.tuners.checkpoint`."""
-
-    def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """The state that was written, if it has the tensors of `like`."""
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to write."""
-
-    def write(self, state: Mapping[str, Tensor]) -> None:
-        """Replace the state."""
-
-    def finish(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
-        """The training is done: delete the state, or keep the last one, which the argument returns."""
-
-    def remove(self) -> None:
-        """Delete the state: the training failed."""
-
-
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A loss of a batch. It gets row numbers (b,) and the number of each row's view (b,)."""
 
@@ -262,7 +221,7 @@ def train(
     generator: torch.Generator | None = None,
     early_stopping: EarlyStopping | None = None,
     epoch_weights: Sequence[float] = (),
-    checkpoint: CheckpointStore | None = None,
+    checkpoint: Checkpoint | None = None,
     bar: Any = None,
 ) -> float:
     """Change parameters in place so that a loss over rows falls.
@@ -294,9 +253,9 @@ def train(
     keep_freed_memory()
     steps_per_epoch, epochs = config.steps_per_epoch(n), config.count_epochs(n)
     generator = generator or torch.Generator().manual_seed(config.seed)
-    state = _TrainingState(parameters, config.make_optimizer(parameters), generator, n, epoch_weights)
+    state = _TrainingState(parameters, config, generator, n, n_views, epoch_weights)
     start = state.resume(checkpoint)
-    steps = epochs * steps_per_epoch
+    steps = config.count_steps(n)
     own_bar = training_bar(steps, shown=config.progress and bar is None, initial=start)
     bar = own_bar if bar is None else bar
     # Only the tuners, whose training may take hours, keep checkpoints; many fits of other heads make one model.
@@ -306,16 +265,15 @@ def train(
     # To read a number waits for a GPU: of one it is read once per epoch.
     reads_each_step = device == "cpu" or config.progress or checkpoint is not None
     rates = [config.learning_rate(step, steps_per_epoch, epochs) for step in range(steps)]
-    batches = _Batches(config, n, n_views, state)
     with own_bar, work, full_float32(device):
         for step in range(start, steps):
             epoch, i = divmod(step, steps_per_epoch)
             if i == 0 and early_stopping is not None and state.epochs_since_best >= early_stopping.patience:
                 break
-            value = loss(*batches.draw(epoch, i))
+            value = loss(*state.draw_batch(epoch, i))
             backward(value)
             state.optimizer.step(rates[step])
-            if reads_each_step or i == steps_per_epoch - 1:
+            if reads_each_step or i == steps_per_epoch - 1 or step == steps - 1:
                 # Not always a scalar: `loss` may return several terms that `backward` treats differently (ProGrad).
                 state.loss = float(value.detach().sum())
             if config.progress:
@@ -349,18 +307,36 @@ class _TrainingState:
     def __init__(
         self,
         parameters: Sequence[Tensor],
-        optimizer: Optimizer,
+        config: TrainConfig,
         generator: torch.Generator,
         n: int,
-        epoch_weights: Sequence[float] = (),
+        n_views: int,
+        epoch_weights: Sequence[float],
     ) -> None:
-        self.parameters, self.optimizer, self.generator = parameters, optimizer, generator
-        self.order = torch.arange(n)
-        self.loss = 0.0
-        self.best_loss, self.epochs_since_best = math.inf, 0
+        self.parameters, self.config, self.generator = parameters, config, generator
+        self.optimizer = Optimizer(config.optimizer, parameters, weight_decay=config.weight_decay, eps=config.eps)
+        self.order, self.n_views = torch.arange(n), n_views
+        self.view_per_epoch = config.view_per_epoch and n_views > max(config.count_epochs(n), 1)
+        self.loss, self.best_loss, self.epochs_since_best = 0.0, math.inf, 0
         self.best_parameters: list[Tensor] = []
         self.epoch_weights = epoch_weights
         self.epoch_sum = [torch.zeros_like(parameter) for parameter in parameters if epoch_weights]
+
+    def draw_batch(self, epoch: int, i: int) -> tuple[Tensor, Tensor]:
+        """Numbers (b,) of the rows of step i of an epoch, and of their views. Steps are drawn in their order."""
+        rows, n = self.order, len(self.order)
+        size = min(self.config.batch_size, n)
+        if size < n:
+            if i == 0:
+                self.order = torch.randperm(n, generator=self.generator)
+            rows = self.order[i * size : (i + 1) * size]
+        if self.n_views == 1:
+            return rows, torch.zeros_like(rows)
+        if self.config.cycle_views:
+            return rows, torch.full_like(rows, (epoch * self.config.steps_per_epoch(n) + i + 1) % self.n_views)
+        if self.view_per_epoch:
+            return rows, torch.full_like(rows, 1 + epoch)
+        return rows, torch.randint(self.n_views, rows.shape, generator=self.generator)
 
     def end_epoch(self, epoch: int, early_stopping: EarlyStopping | None) -> None:
         """Compare the parameters after an epoch with those of others, and add them to the sum over epochs."""
@@ -395,14 +371,14 @@ class _TrainingState:
         state |= {f"epoch_sum.{i}": total for i, total in enumerate(self.epoch_sum)}
         return state | {f"best.{i}": best for i, best in enumerate(self.best_parameters)}
 
-    def close(self, checkpoint: CheckpointStore | None, steps: int) -> None:
+    def close(self, checkpoint: Checkpoint | None, steps: int) -> None:
         """End the use of a checkpoint after all steps, or after a loss that is not finite."""
         if checkpoint is not None and math.isfinite(self.loss):
             checkpoint.finish(lambda: self.state_dict(steps))
         elif checkpoint is not None:
             checkpoint.remove()
 
-    def resume(self, checkpoint: CheckpointStore | None) -> int:
+    def resume(self, checkpoint: Checkpoint | None) -> int:
         """Load what a checkpoint has, and return the next step; 0 if there is none."""
         state = None if checkpoint is None else checkpoint.read(self.state_dict(0))
         if state is None:
@@ -424,40 +400,10 @@ class _TrainingState:
         return int(step)
 
 
-class _Batches:
-    """The row numbers (b,) of each step, in a new order in each epoch, and the numbers (b,) of their views."""
-
-    def __init__(self, config: TrainConfig, n: int, n_views: int, state: _TrainingState) -> None:
-        self.n, self.n_views, self.state = n, n_views, state
-        self.size = min(config.batch_size, n)
-        self.config, self.steps_per_epoch = config, config.steps_per_epoch(n)
-        self.view_per_epoch = config.view_per_epoch and n_views > max(config.count_epochs(n), 1)
-        self.first_views = torch.zeros(self.size, dtype=torch.int64)
-
-    def draw(self, epoch: int, i: int) -> tuple[Tensor, Tensor]:
-        """Draw the batch of one step of an epoch. Steps are drawn in their order."""
-        state = self.state
-        rows = state.order
-        if self.size < self.n:
-            if i == 0:
-                state.order = torch.randperm(self.n, generator=state.generator)
-            rows = state.order[i * self.size : (i + 1) * self.size]
-        if self.n_views == 1:
-            return rows, self.first_views[: len(rows)]
-        if self.config.cycle_views:
-            return rows, torch.full((len(rows),), (epoch * self.steps_per_epoch + i + 1) % self.n_views)
-        if self.view_per_epoch:
-            return rows, torch.full((len(rows),), 1 + epoch)
-        return rows, torch.randint(self.n_views, (len(rows),), generator=state.generator)
-
-
 def coop_epochs(labels: Tensor) -> int:
     """Epochs of CoOp's scripts by the mean number of shots per class: 50 for 1, 100 for 2 and 4, 200 for 8 and 16.
 
     Numbers in between take those of the nearest; the scripts take 50 for ImageNet at any number of shots.
-
-    Args:
-        labels: (n,) class positions.
 
     >>> [coop_epochs(torch.arange(5).repeat(shots)) for shots in (1, 2, 4, 8, 16)]
     [50, 100, 100, 200, 200]
@@ -467,15 +413,9 @@ def coop_epochs(labels: Tensor) -> int:
 
 
 def gather_views(views: Tensor, rows: Tensor, view: Tensor) -> Tensor:
-    """One view of each of some rows, as the loss of `train` gets their numbers.
+    """One view (b, d) of each of some rows of views (n, v, d), by the numbers (b,) of the rows and of their views.
 
-    Args:
-        views: (n, v, d).
-        rows: (b,) row numbers.
-        view: (b,) numbers of views.
-
-    Returns:
-        (b, d), in a third of the time of ``views[rows, view]``.
+    It takes a third of the time of ``views[rows, view]``.
 
     >>> gather_views(torch.arange(6.0).view(3, 2, 1), torch.tensor([2, 0]), torch.tensor([0, 1])).flatten()
     tensor([4., 1.])

@@ -111,11 +111,7 @@ def _is_compatible(head: Head, previous: Any, shots: SupportSet, initial: dict[s
 
 
 def remap_rows(rows: Tensor, origin: Tensor) -> Tensor:
-    """Rows (k, ...) of classes in another order; zeros for new classes.
-
-    Args:
-        rows: (c, ...) one per class, in the earlier order.
-        origin: (k,) earlier position of each class, -1 for a new class.
+    """Rows (k, ...) of classes in another order, from their earlier positions (k,); zeros for new classes (-1).
 
     >>> remap_rows(torch.tensor([[1.0], [2.0]]), torch.tensor([1, -1, 0])).flatten()
     tensor([2., 0., 1.])

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.utils.prediction import unit_rows
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -76,7 +77,7 @@ def measure_covariate_shift(
     >>> measure_covariate_shift(before, after).p_value > 0.05, measure_covariate_shift(before, after + 2).p_value
     (True, 0.001)
     """
-    X, Z = _unit_rows(reference), _unit_rows(current)
+    X, Z = unit_rows(reference), unit_rows(current)
     if X.ndim != 2 or Z.ndim != 2 or X.shape[1:] != Z.shape[1:] or min(len(X), len(Z)) < 2:
         raise InputError(f"features {X.shape} and {Z.shape}: give two or more pictures of each, by one encoder")
     rows = np.concatenate([X, Z])
@@ -202,8 +203,3 @@ def _log_symmetric_sums(log_odds: Array, m: int) -> Array:
 def _standardise(values: Array) -> Array:
     """Standard deviations from the mean, of the observed value and the draws alike."""
     return np.asarray((values - values.mean()) / max(float(values.std()), 1e-12))
-
-
-def _unit_rows(features: ArrayLike) -> Array:
-    wide = np.asarray(features, np.float64)
-    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-12))

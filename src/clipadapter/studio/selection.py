@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.utils.prediction import unit_rows
 
 Array = NDArray[Any]
 
@@ -52,10 +53,10 @@ def select_for_labelling(
     >>> select_for_labelling([[1, 0], [1, 0.1], [0, 1]], uncertainty=[0.9, 0.8, 0.2], count=2)
     [0, 2]
     """
-    rows, weights = _normalize(features), np.asarray(uncertainty, np.float64)
+    rows, weights = unit_rows(features), np.asarray(uncertainty, np.float64)
     if weights.shape != (len(rows),) or not (np.isfinite(weights) & (weights >= 0)).all():
         raise InputError(f"uncertainty must be {len(rows)} finite weights of 0 or more, one per picture")
-    centres = _normalize(labelled) if labelled is not None and len(np.asarray(labelled)) else None
+    centres = unit_rows(labelled) if labelled is not None and len(np.asarray(labelled)) else None
     distance = np.full(len(rows), 2.0) if centres is None else _distance_to_nearest(rows, centres)
     is_free = np.ones(len(rows), bool)
     selected: list[int] = []
@@ -65,11 +66,6 @@ def select_for_labelling(
         is_free[best] = False
         distance = np.minimum(distance, _distance(rows @ rows[best]))
     return selected
-
-
-def _normalize(features: ArrayLike) -> Array:
-    rows = np.asarray(features, np.float64)
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny))
 
 
 def _distance(cosine: Array) -> Array:

@@ -22,6 +22,7 @@ from clipadapter.testing.assertions import assert_raises, save_and_load
 from clipadapter.testing.incremental import INCREMENTAL_CHECKS
 from clipadapter.testing.multilabel import MULTILABEL_CHECKS
 from clipadapter.testing.toy import CLASSES, Array, toy_features
+from clipadapter.utils.prediction import unit_rows
 
 NUMBER_NAMES = ("10", "9", "2")
 """Class names that are numbers, in another order as numbers than as text."""
@@ -162,26 +163,20 @@ def check_picture_features_are_declared(head: Head) -> None:
     X, y, text = toy_features(d=32, noise=2.0)
     pool = toy_features(d=32, noise=2.0, seed=2)[0] if head.transductive else None
     state = head.fit(X, y, text=text, unlabelled=pool).state()
-    shots = _unit_rows(X)
+    shots = unit_rows(X)
     class_means = [shots[y == name].mean(axis=0) for name in CLASSES]
     known = np.concatenate(
-        [shots, *(_unit_rows(shots - mean) for mean in (shots.mean(axis=0), np.mean(class_means, 0)))]
+        [shots, *(unit_rows(shots - mean) for mean in (shots.mean(axis=0), np.mean(class_means, 0)))]
     )
     for name in state.keys() - set(head.picture_features):
         array = np.asarray(state[name], dtype=np.float64)
         for rows in (array, array.T):
             if rows.ndim > 1 and rows.shape[-1] == X.shape[1]:
-                stored = (np.abs(_unit_rows(rows.reshape(-1, X.shape[1])) @ known.T) > MIN_SAME_COSINE).any(axis=1)
+                stored = (np.abs(unit_rows(rows.reshape(-1, X.shape[1])) @ known.T) > MIN_SAME_COSINE).any(axis=1)
                 # A class vector can have the direction of one shot after a few steps of training.
                 assert stored.sum() <= len(CLASSES), (
                     f"{name} has features of shots as {stored.sum()} rows: name it in picture_features"
                 )
-
-
-def _unit_rows(rows: Array) -> Array:
-    """The rows at length 1, in float64; rows of zeros stay."""
-    X = rows.astype(np.float64)
-    return np.asarray(X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12))
 
 
 def check_unfitted_raises(head: Head) -> None:

@@ -47,8 +47,7 @@ class ProLip(LinearAdapterHead):
     """The recipe of the authors' released code: 300 full-batch steps through the views in turn."""
 
     def _shift_shape(self, shots: SupportSet) -> tuple[int, int]:
-        assert shots.text is not None
-        width, d = shots.views.shape[2], shots.text.shape[1]
+        width, d = shots.views.shape[2], shots.class_text.shape[1]
         return d, width - d or d  # without unprojected columns W is (d, d)
 
     def _text_width(self) -> int:

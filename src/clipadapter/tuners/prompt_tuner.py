@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet, TextFeatures
+from clipadapter.heads.checkpoint import Checkpoint, digest_of_fit
 from clipadapter.heads.folds import hold_out_one_per_class
 from clipadapter.heads.parameters import POSITIVE, OneOf, at_least
 from clipadapter.heads.training import (
@@ -26,7 +27,6 @@ from clipadapter.heads.training import (
     train,
 )
 from clipadapter.heads.warm_start import WarmStart, find_warm_start
-from clipadapter.tuners.checkpoint import Checkpoint, digest_of_fit
 from clipadapter.tuners.prompts import CLASS_TOKENS, PRECISIONS, Prompts, context_from_words, random_context
 from clipadapter.utils.functional import cosine_logits, unit
 from clipadapter.utils.towers import TextTower

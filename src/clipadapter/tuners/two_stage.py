@@ -8,8 +8,7 @@ stay frozen: its walk over the modules visits them twice, and the second visit t
 ``norms="all"`` tunes them too. Weight decay draws the tuned weights of the norms towards 0, not 1.
 
 Differs from the code in precision (fp32 by default, not mixed), in the views of pictures (as many as there are, not new
-ones each step), in prompts (those of the classifier, not the first template of a data set), and in that training is of
-whole epochs: where the code stops in the middle of an epoch, ours ends it.
+ones each step), and in prompts (those of the classifier, not the first template of a data set).
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from typing_extensions import Self
 from clipadapter.encoders import Encoder, attention_layers
 from clipadapter.errors import InputError
 from clipadapter.heads import SupportSet, TextFeatures, register_head
+from clipadapter.heads.checkpoint import Checkpoint, KeptCheckpoint
 from clipadapter.heads.parameters import OneOf, Within
 from clipadapter.heads.training import TrainConfig, gather_views, train
-from clipadapter.tuners.checkpoint import Checkpoint, KeptCheckpoint
 from clipadapter.tuners.tower_tuner import PartTuner, Trainable
 from clipadapter.utils.functional import unit
 
@@ -39,10 +38,11 @@ NORMS = ("blocks", "all")
 
 @register_head(
     "two-stage",
+    version=2,
     paper="https://arxiv.org/abs/2503.11609",
     compare=False,
     fidelity="verified: Both stages, their losses, gradients and what they learn, are those of the authors' code on a "
-    "tiny tower. Views are drawn from a fixed number, and training is of whole epochs.",
+    "tiny tower, and so is the step at which each ends. Views are drawn from a fixed number.",
 )
 @dataclass(eq=False, repr=False, kw_only=True)
 class TwoStage(PartTuner):
@@ -95,9 +95,10 @@ class TwoStage(PartTuner):
         return self._stage_config(self._stage_steps(shots_per_class)[0])
 
     def _stage_config(self, steps: int) -> TrainConfig:
-        return TrainConfig.from_estimator(
-            self, optimizer="adamw", steps=steps, min_epochs=1, min_lr=1e-6, drop_last=False, view_per_epoch=False
-        )
+        fixed = {"optimizer": "adamw", "min_epochs": 1, "min_lr": 1e-6}
+        # The released code stops in the middle of an epoch, where its number of steps is reached.
+        whole = {"whole_epochs": False, "drop_last": False, "view_per_epoch": False}
+        return TrainConfig.from_estimator(self, steps=steps, **fixed, **whole)
 
     def _stage_steps(self, shots_per_class: int) -> tuple[int, int]:
         """Steps of the two stages, each of which needs one."""

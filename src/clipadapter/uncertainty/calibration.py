@@ -9,6 +9,9 @@ in favour of the next most probable class. And the temperature has a log-normal 
 usually needs at this number of shots; it is wider for heads that need class text, which agrees with the pictures of one
 data set and not with those of another. The quarter and the widths are the best of those tried on development sets
 (docs/decisions/0016-calibration.md).
+
+Four shots may all be right by luck. No temperature says so where pictures of two classes look alike, and the class of
+a picture may then get a probability near zero. So probabilities are mixed with equal ones, the more the fewer shots.
 """
 
 from __future__ import annotations
@@ -43,13 +46,14 @@ MAX_LOGITS = 2_000_000
 
 @dataclass(frozen=True, eq=False)
 class Calibrator:
-    """Turns logits into probabilities: softmax of ``weight * logits / temperature + bias``.
+    """Turns logits into probabilities: softmax of ``weight * logits / temperature + bias``, mixed with equal ones.
 
     Args:
         temperature: 1 leaves the logits as they are.
         weight: (c,) factor of each class, or None.
         bias: (c,) added to each class, or None.
         n: number of held-out shots that it was fitted to; 0 if it is the prior alone.
+        equal_share: share of equal probabilities in the mixture; see `equal_share`.
 
     >>> Calibrator(temperature=2.0).probabilities(np.array([[np.log(9.0), 0.0]])).round(3)
     array([[0.75, 0.25]])
@@ -59,17 +63,22 @@ class Calibrator:
     weight: Array | None = None
     bias: Array | None = None
     n: int = 0
+    equal_share: float = 0.0
 
     def log_probabilities(self, logits: NDArray[Any]) -> Array:
         """Logits (m, c) to log-probabilities (m, c)."""
-        return _log_softmax(self._scale(logits))
+        logs = _log_softmax(self._scale(logits))
+        if not self.equal_share:
+            return logs
+        return np.asarray(np.logaddexp(logs + np.log1p(-self.equal_share), np.log(self.equal_share / logs.shape[1])))
 
     def probabilities(self, logits: NDArray[Any]) -> Array:
         """Logits (m, c) to probabilities (m, c), rows sum to one."""
         z = self._scale(logits)  # a new array: with many classes its exponential takes as long as the head's product
         z -= z.max(axis=1, keepdims=True)
         np.exp(z, out=z)
-        z /= z.sum(axis=1, keepdims=True)
+        z *= (1 - self.equal_share) / z.sum(axis=1, keepdims=True)
+        z += self.equal_share / z.shape[1]
         return z
 
     def _scale(self, logits: NDArray[Any]) -> Array:
@@ -79,7 +88,7 @@ class Calibrator:
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Facts for JSON, and arrays by name."""
         arrays = {} if self.weight is None or self.bias is None else {"weight": self.weight, "bias": self.bias}
-        return {"temperature": self.temperature, "n": self.n}, arrays
+        return {"temperature": self.temperature, "n": self.n, "equal_share": self.equal_share}, arrays
 
     @classmethod
     def from_state(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], classes: int) -> Calibrator:
@@ -92,7 +101,8 @@ class Calibrator:
         vectors = {name: saved.array(name, (classes,)) for name in ("weight", "bias") if name in arrays}
         saved.require(len(vectors) != 1, "it has a weight or a bias alone")
         temperature, n = saved.fact("temperature", float, lambda x: x > 0), saved.fact("n", int, lambda x: x >= 0)
-        return cls(temperature, vectors.get("weight"), vectors.get("bias"), n)
+        share = saved.fact("equal_share", float, lambda x: 0 <= x < 1)
+        return cls(temperature, vectors.get("weight"), vectors.get("bias"), n, share)
 
 
 def learn_calibrator(
@@ -143,12 +153,21 @@ def learn_calibrator(
     z = z.astype(np.float64)
     targets = _soft_targets(z, y, count)
     temperature = _fit_temperature(z / prior_temperature, targets, count, prior_deviation) * prior_temperature
-    calibrator = Calibrator(temperature, n=count)
+    calibrator = Calibrator(temperature, n=count, equal_share=equal_share(count))
     if method == "vector":
         row_weights = _balance(y, z.shape[1], logit_adjustment)
         weight, bias = _fit_vector(z / temperature, targets, row_weights, count)
         calibrator = replace(calibrator, weight=weight, bias=bias)
     return calibrator
+
+
+def equal_share(n: int) -> float:
+    """Share of equal probabilities after n held-out shots: 6 % for four shots, 1.5 % for eight, 0.4 % for sixteen.
+
+    It falls as the square: more shots show by their answers how alike the classes are
+    (docs/decisions/0016-calibration.md).
+    """
+    return 1 / (1 + n**2)
 
 
 def _soft_targets(z: Array, y: NDArray[Any], n: int) -> tuple[NDArray[Any], NDArray[Any], float]:

@@ -70,7 +70,8 @@ class Conformal:
             best: (m,) positions of the predicted classes, if they are not the most probable ones.
 
         Returns:
-            (m, c); all classes where shots are too few for the rate, see `explain_shortage`.
+            (m, c). Where shots are too few for the rate, see `explain_shortage`: for "cross" the classes whose
+            probabilities make up that share; for the others, and for a class with a threshold of its own, all classes.
 
         Raises:
             InputError: if the coverage, the shape or a probability is invalid.
@@ -80,7 +81,12 @@ class Conformal:
         if p.ndim != (3 if self.method == "cv+" else 2) or p.shape[-1] != self.n_classes:
             expected = f"(k, m, {self.n_classes})" if self.method == "cv+" else f"(m, {self.n_classes})"
             raise InputError(f"probabilities must be {expected} for {brief(self.method)}, got {p.shape}")
-        sets = self._cv_plus(p, rate) if self.method == "cv+" else nonconformity(p, self.score) <= self.thresholds(rate)
+        if self.method == "cv+":
+            sets = self._cv_plus(p, rate)
+        elif self._is_by_probability(rate):
+            sets = _most_probable(p, rate)
+        else:
+            sets = nonconformity(p, self.score) <= self.thresholds(rate)
         if not empty and len(sets):
             overall = p.mean(axis=0) if self.method == "cv+" else p
             sets[np.arange(len(sets)), overall.argmax(axis=1) if best is None else np.asarray(best)] = True
@@ -120,8 +126,12 @@ class Conformal:
             r = np.bincount(self.labels, minlength=self.n_classes)
         return np.asarray(n_below < np.round(rate * (r + 1), RANK_DECIMALS))
 
+    def _is_by_probability(self, rate: float) -> bool:
+        """Whether sets follow from the probabilities alone, since no score of a shot is high enough for the rate."""
+        return self.method == "cross" and not self.by_class and len(self.scores) < _shots_needed(rate)
+
     def explain_shortage(self, coverage: float = 0.9) -> str | None:
-        """Why all or some classes are in every set, with advice; None if there are enough shots.
+        """Why the shots don't decide which classes are in a set, with advice; None if there are enough shots.
 
         With r held-out shots no coverage above r / (r + 1) can be guaranteed: a new picture has a higher score than
         all of them once in r + 1 times. So 90 % needs 9 shots, and 9 of each class if each has its own threshold.
@@ -130,14 +140,19 @@ class Conformal:
             InputError: if the rate is not between 0 and 1.
         """
         rate = _check_coverage(coverage)
-        needed = math.ceil(round(rate / (1 - rate), RANK_DECIMALS))
+        needed = _shots_needed(rate)
         if not self.by_class:
             r = len(self.scores)
             if r >= needed:
                 return None
+            sets = (
+                f"a set has the classes that make up {100 * rate:.4g} % of the probability, which no shots confirm"
+                if self._is_by_probability(rate)
+                else "every set has all classes"
+            )
             return (
                 f"{100 * rate:.4g} % coverage needs {needed} held-out shots, there {'is' if r == 1 else 'are'} {r}: "
-                f"every set has all classes. Give more shots{_attainable_coverage(r)}"
+                f"{sets}. Give more shots{_attainable_coverage(r)}"
             )
         counts = np.bincount(self.labels, minlength=self.n_classes)
         n_short_classes = int((counts < needed).sum())
@@ -304,6 +319,20 @@ def check_probabilities(probabilities: ArrayLike) -> Array:
     if not (np.isfinite(p).all() and (p >= 0).all() and (np.abs(p.sum(axis=-1) - 1) < 1e-3).all()):
         raise InputError("probabilities must be finite, at least 0 and sum to one in each row; logits are not accepted")
     return p
+
+
+def _most_probable(p: Array, rate: float) -> NDArray[np.bool_]:
+    """The fewest classes of each row whose probabilities sum to the rate."""
+    order = np.argsort(-p, axis=1, kind="stable")
+    ranked = np.take_along_axis(p, order, axis=1)
+    sets = np.empty(p.shape, bool)
+    np.put_along_axis(sets, order, np.cumsum(ranked, axis=1) - ranked < rate, axis=1)
+    return sets
+
+
+def _shots_needed(rate: float) -> int:
+    """The fewest held-out shots of which one has a score of rank (r + 1) x rate."""
+    return math.ceil(round(rate / (1 - rate), RANK_DECIMALS))
 
 
 def _quantile(scores: Array, rate: float, interpolate: bool) -> float:

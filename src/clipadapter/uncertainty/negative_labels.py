@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import InputError
-from clipadapter.uncertainty.ood_scores import unit_rows
+from clipadapter.utils.prediction import unit_rows
 
 Array = NDArray[Any]
 _STOP_WORDS = {"a", "an", "and", "in", "of", "on", "or", "the", "with"}

@@ -34,10 +34,9 @@ from clipadapter.uncertainty.ood_scores import (
     MemoryBank,
     compare_with_shots,
     leave_one_out_outlier_scores,
-    unit_rows,
 )
 from clipadapter.uncertainty.saved_state import SavedState
-from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE, unit_rows
 
 Array = NDArray[Any]
 MARK_RATE = 0.04

@@ -13,22 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.uncertainty.class_gaussians import ClassGaussians, fit_class_gaussians
-from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE
+from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE, unit_rows
 
 Array = NDArray[Any]
 Scores = NDArray[np.float64]
-
-
-def unit_rows(features: Array) -> NDArray[np.float64]:
-    """Rows (m, d) scaled to length one, float64; a row of zeros stays zero.
-
-    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
-    array([[0.6, 0.8],
-           [0. , 0. ]])
-    """
-    rows = np.asarray(features, dtype=np.float64)
-    norm = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.asarray(rows / np.where(norm > 0, norm, 1.0))
 
 
 def log_sum_exp(x: Array) -> Scores:

@@ -37,15 +37,10 @@ NAME_PATTERN = re.compile(
 
 
 class Block(NamedTuple):
-    """Some columns of a feature matrix.
+    """Some columns of a feature matrix."""
 
-    Args:
-        name: where they come from; see the module.
-        width: how many they are.
-    """
-
-    name: str
-    width: int
+    name: str  # where they come from; see the module
+    width: int  # how many they are
 
 
 Blocks = tuple[Block, ...]
@@ -56,30 +51,20 @@ Blocks = tuple[Block, ...]
 class BlockSource:
     """What the name of a block says.
 
-    Args:
-        encoder: URI of the encoder; "" for the first one, which has the class text.
-        layer: layer of its image tower.
-        size: side of the square in pixels; None for the encoder's own.
-        is_mirrored: whether it is the mean of the picture and its mirror image.
-
     >>> BlockSource.parse("timm:vit_small/final@384")
     BlockSource(encoder='timm:vit_small', layer='final', size=384, is_mirrored=False)
     >>> BlockSource.parse("final+mirrored").name
     'final+mirrored'
     """
 
-    encoder: str
-    layer: str
-    size: int | None = None
-    is_mirrored: bool = False
+    encoder: str  # URI of the encoder; "" for the first one, which has the class text
+    layer: str  # layer of its image tower
+    size: int | None = None  # side of the square in pixels; None for the encoder's own
+    is_mirrored: bool = False  # whether it is the mean of the picture and its mirror image
 
     @classmethod
     def parse(cls, name: str) -> BlockSource:
-        """Parse the name of a block.
-
-        Raises:
-            InputError: if it is none.
-        """
+        """Parse the name of a block."""
         match = NAME_PATTERN.fullmatch(name)
         if match is None:
             raise InputError(
@@ -103,13 +88,6 @@ class BlockSource:
 
 def as_blocks(pairs: Iterable[tuple[str, int]], *, needs_final: bool = True) -> Blocks:
     """Checked blocks from pairs of name and width.
-
-    Args:
-        pairs: name and width of each block.
-        needs_final: whether the first block must be ``final``; it is not in further passes of an encoder.
-
-    Raises:
-        InputError: if a name or a width is wrong, two names are equal, or the first block is not ``final``.
 
     >>> as_blocks([("final", 2), ("stage3", 3)])
     (Block(name='final', width=2), Block(name='stage3', width=3))
@@ -147,9 +125,6 @@ def column_slices(blocks: Sequence[Block]) -> dict[str, slice]:
 
 def select_blocks(blocks: Sequence[Block], names: Iterable[str]) -> tuple[Blocks, list[int] | slice]:
     """Some of the blocks in their order, and their columns: a slice if they lie side by side, which copies nothing.
-
-    Raises:
-        InputError: if there is no block of one of the names.
 
     >>> select_blocks([Block("final", 2), Block("stage3", 1), Block("stage4", 1)], ["stage4", "final"])
     ((Block(name='final', width=2), Block(name='stage4', width=1)), [0, 1, 3])

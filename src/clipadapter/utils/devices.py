@@ -18,17 +18,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def check_device(device: str) -> str:
-    """The name of a device that this machine has.
-
-    Args:
-        device: "cpu", "cuda", "mps" or "xpu", or one of several such as "cuda:1"; or "auto" for the first GPU that
-            torch finds, or else the CPU.
-
-    Returns:
-        The same name; for "auto" that of the device.
-
-    Raises:
-        InputError: if there is no such device, or torch can't use it here. The message says why.
+    """The same name, if this machine has the device; for "auto" that of the first GPU that torch finds, or "cpu".
 
     >>> check_device("cpu")
     'cpu'
@@ -190,9 +180,6 @@ def full_float32(device: str) -> Iterator[None]:
 
     TF32 has 10 bits of each factor. By torch's defaults convolutions use it, and a program can switch it on for
     matrix products too.
-
-    Args:
-        device: nothing is changed for other devices than CUDA.
     """
     if not device.startswith("cuda"):
         yield

@@ -37,6 +37,10 @@ IMAGE_SUFFIXES = frozenset(
 """Lower-case suffixes of the pictures that are read from folders."""
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of the tables that list pictures."""
+SHARDS_FILE = "shards.json"
+"""The file that makes a folder one of feature shards."""
+ENCODER_KEY = "clipadapter.encoder"
+"""Key of the encoder in the metadata of a Parquet file of features."""
 
 LOCAL_WEIGHTS = re.compile(
     r"(?:open_clip:|timm:)?local-dir:|simclr:|(?:open_clip|timm):[^:\[,]+:|hf:(?=[/\\~.]|[A-Za-z]:)"
@@ -93,10 +97,6 @@ def printable(path: str | Path) -> str:
 def safe_file_name(text: str, default: str = "_") -> str:
     """The nearest name of a file or folder that every system allows, that is not hidden and is no path.
 
-    Args:
-        text: any text.
-        default: the name if nothing is left.
-
     >>> safe_file_name("a/b"), safe_file_name(".."), safe_file_name("aux")
     ('a_b', '_', 'aux_')
     """
@@ -116,9 +116,6 @@ def check_file_name(name: str) -> str:
 
     Every name that a file from elsewhere states goes through this function or `safe_file_name` before it is joined to a
     folder.
-
-    Raises:
-        InputError: if it is empty, a path, hidden, reserved, too long, or has characters that file names can't have.
 
     >>> check_file_name("few-shot")
     'few-shot'
@@ -157,11 +154,7 @@ def has_local_weights(name: str) -> bool:
 
 
 def suggest_path(missing: Path) -> str:
-    """A question that names an existing path of a similar name, after a space; "" if there is none.
-
-    Args:
-        missing: a path that does not exist. If its folder does not exist either, folders of similar names are tried.
-    """
+    """A question that names an existing path of a similar name, after a space; "" if there is none."""
     steps = [missing, *missing.parents]
     try:
         first = next((step for step in reversed(steps) if not step.exists()), missing)
@@ -177,11 +170,7 @@ def suggest_path(missing: Path) -> str:
 
 
 def explain_missing(missing: Path, wanted: str = "") -> str:
-    """What follows "there is no PATH" in a message: the path that was probably meant, and what to give.
-
-    Args:
-        missing: a path that does not exist.
-        wanted: what to give, with its article; "" to leave it out.
+    """What follows "there is no PATH" in a message: the path that was probably meant, and what to give if wanted.
 
     >>> explain_missing(Path("nowhere/at/all"), "a folder with pictures")
     ': give a folder with pictures'
@@ -219,15 +208,8 @@ def without_paths(name: str) -> str:
 def path_without_links(base: str | Path, *names: str, error: type[ClipAdapterError] = InputError) -> Path:
     """The path of a file or folder of this program, which need not exist.
 
-    Windows can open no file without following links, so each step is looked at before anything is opened.
-
-    Args:
-        base: what a person named, which may be a link.
-        names: the way from there, no step of which may be a link.
-        error: what is raised.
-
-    Raises:
-        ClipAdapterError: if a step is a link, is neither a file nor a folder, or has something below it but is a file.
+    ``base`` is what a person named, which may be a link; no step from there may be one. Windows can open no file
+    without following links, so each step is looked at before anything is opened.
     """
     path = Path(base)
     for i, name in enumerate(names, start=1):
@@ -262,12 +244,8 @@ def folder_without_links(base: str | Path, *names: str, error: type[ClipAdapterE
 def remove_abandoned(folder: Path, pattern: str, min_age: float = ABANDONED_SECONDS) -> None:
     """Remove temporary files and folders that a killed process left behind, once they are a day old.
 
-    Where many processes write into one folder without locks, only age shows that no process uses a file any more.
-
-    Args:
-        folder: to search, see `path_without_links`; it need not exist.
-        pattern: regular expression of their whole names.
-        min_age: in seconds; 0 where a lock shows that no process uses them.
+    Where many processes write into one folder without locks, only age shows that no process uses a file any more. An
+    age of 0 is for folders with a lock.
     """
     try:
         paths = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
@@ -293,9 +271,6 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     can come from anybody. Such a text gets an apostrophe in front, which makes the spreadsheet show it as text. Numbers
     are written unchanged, also negative ones.
 
-    Args:
-        rows: of strings, numbers and booleans; the first may be the header.
-
     >>> csv_text([("head", "gain"), ("=1+1", -0.5), ("a,b", True)])
     'head,gain\n\'=1+1,-0.5\n"a,b",True\n'
     """
@@ -313,11 +288,7 @@ def _cell(value: object) -> object:
 
 
 def is_number_list(kind: Any) -> bool:
-    """Whether a column of a Parquet file has lists of numbers, such as features.
-
-    Args:
-        kind: type of the column, as pyarrow gives it.
-    """
+    """Whether a column of a Parquet file has lists of numbers, such as features."""
     types = require("pyarrow.types", "parquet", "Reading Parquet")
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return is_list and (types.is_floating(kind.value_type) or types.is_integer(kind.value_type))
@@ -325,10 +296,6 @@ def is_number_list(kind: Any) -> bool:
 
 def describe_parquet_error(error: Exception, path: str | Path | None = None) -> str:
     """What is wrong with a Parquet file that can't be read; messages of pyarrow are not for users.
-
-    Args:
-        error: of pyarrow, of the file system, or of a check of what the file has.
-        path: of a local file, whose first and last bytes tell more.
 
     >>> describe_parquet_error(ValueError("there is no column 'path'"))
     "there is no column 'path'"
@@ -359,19 +326,9 @@ def read_ends(path: str | Path) -> tuple[bytes, bytes]:
 
 
 def write_atomically(path: str | Path, data: str | bytes, sync: bool = True) -> Path:
-    """Write a file and its folder. If the write fails, an older file stays as it was. Links are followed.
+    """Write a file and its folder, and return the path. If the write fails, an older file stays. Links are followed.
 
-    Args:
-        path: to write.
-        data: bytes, or text that is encoded as UTF-8.
-        sync: wait until the data are on the disk. False for files that can be made again, such as caches: syncing takes
-            milliseconds a file.
-
-    Returns:
-        The path, as it was given.
-
-    Raises:
-        InputError: if it can't be written.
+    ``sync`` waits until the data are on the disk, which takes milliseconds a file: caches need it not.
     """
     target, temporary = Path(path).resolve(), None
     try:
@@ -404,11 +361,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a file to read bytes. Pipes, devices and the like are refused: reading them could block or never end.
+    """Open a file to read bytes. Pipes and devices are refused (OSError): reading them could block or never end.
 
-    Raises:
-        OSError: if it does not exist, can't be opened, or is not a regular file.
-        ValueError: if the path has a null character.
+    ValueError means that the path has a null character.
     """
     if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a device can already have an effect
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -424,9 +379,5 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def open_text(path: str | Path, newline: str | None = None) -> TextIO:
-    """Open a regular file as `open_regular` does, to read UTF-8 text, with or without a byte order mark.
-
-    Raises:
-        OSError: if it does not exist, can't be opened, or is not a regular file.
-    """
+    """Open a regular file as `open_regular` does, to read UTF-8 text, with or without a byte order mark."""
     return io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline=newline)

@@ -35,11 +35,7 @@ def format_list(items: Iterable[object], limit: int = 5) -> str:
 
 
 def check_names(names: Iterable[Any]) -> tuple[Any, ...]:
-    """Class names as a tuple, once each is known to be a name: a text, a number or the like.
-
-    Raises:
-        InputError: if one is an array or a list.
-    """
+    """Class names as a tuple, once each is known to be a name: a text, a number or the like."""
     every = tuple(names)
     for i, name in enumerate(every):
         if getattr(name, "ndim", 0) or isinstance(name, list | tuple | set | dict):
@@ -100,10 +96,6 @@ def describe_classes(names: Sequence[str], limit: int = 3) -> str:
 def describe_shots(shots: Mapping[str, int], total: int) -> str:
     """Describe the numbers of shots.
 
-    Args:
-        shots: number by class.
-        total: number of pictures, each counted once.
-
     >>> describe_shots({"cat": 4, "dog": 4}, 8), describe_shots({"cat": 4, "dog": 5}, 9)
     ('4 per class', '4 to 5 per class, 9 in total')
     """
@@ -114,12 +106,8 @@ def describe_shots(shots: Mapping[str, int], total: int) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], text_columns: Collection[int] | None = None) -> str:
     """Format rows as aligned columns. Columns of numbers are right-aligned, also of numbers that are formatted already.
 
-    Long cells are shortened, except those of the last column, which have no column beside them.
-
-    Args:
-        header: names of the columns.
-        rows: as many cells each.
-        text_columns: columns of text; None: those with a cell that is no number.
+    Long cells are shortened, except those of the last column, which have no column beside them. ``text_columns`` None:
+    those with a cell that is no number.
 
     >>> print(table(["class", "all"], [["cat", 12], ["zebra", 3]]))
     class  all
@@ -176,11 +164,7 @@ def html_block(title: str, *parts: str) -> str:
 
 
 def html_images(thumbnails: Iterable[str]) -> Markup:
-    """Pictures in a cell of `html_table`.
-
-    Args:
-        thumbnails: JPEG files in base64; empty ones are left out.
-    """
+    """Pictures, JPEG files in base64, in a cell of `html_table`; empty ones are left out."""
     images = (
         f'<img src="data:image/jpeg;base64,{data}" alt="" style="display:inline-block;margin:1px 3px 1px 0;">'
         for data in thumbnails

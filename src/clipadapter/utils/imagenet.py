@@ -20,13 +20,9 @@ PURPOSE = "Reading the names of ImageNet classes"
 def imagenet_names(source: Literal["wordnet", "torchvision", "clip"]) -> tuple[str, ...]:
     """The names of the 1,000 ImageNet classes, in the order of a classifier's outputs.
 
-    Args:
-        source: "wordnet" gives all lemmas of each synset, such as ``tench, Tinca tinca``; ``crane`` comes twice.
-            "torchvision" gives the names of torchvision's classifiers. "clip" gives the names that CLIP was evaluated
-            with; two pairs of classes share a name there, and get the first lemma of WordNet instead.
-
-    Raises:
-        MissingExtraError: if the package with the names is not installed.
+    "wordnet" gives all lemmas of each synset, such as ``tench, Tinca tinca``; ``crane`` comes twice. "torchvision" has
+    the names of torchvision's classifiers, "clip" those that CLIP was evaluated with; two pairs of classes
+    share a name there, and get the first lemma of WordNet instead.
 
     >>> [imagenet_names(source)[7] for source in ("wordnet", "torchvision", "clip")]
     ['cock', 'cock', 'rooster']
@@ -46,9 +42,6 @@ def imagenet_names(source: Literal["wordnet", "torchvision", "clip"]) -> tuple[s
 
 def imagenet_synsets() -> tuple[str, ...]:
     """The synsets of the 1,000 ImageNet classes, in ascending order, which is that of a classifier's outputs.
-
-    Raises:
-        MissingExtraError: if timm is not installed.
 
     >>> imagenet_synsets()[0]
     'n01440764'

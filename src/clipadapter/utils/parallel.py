@@ -58,14 +58,6 @@ def run_in_batches(run: Callable[[Tensor], Tensor], network: nn.Module, pixels: 
 
     On a CPU a convolutional tower gets small batches, one per thread. Threads that shared one layer would wait whenever
     the threads that read pictures take the core of one of them.
-
-    Args:
-        run: the tower, from pixels to one row per picture.
-        network: the module with its layers.
-        pixels: (n, ...) on the tower's device, n at least 1. On a GPU a tower in float32 computes without TF32.
-
-    Returns:
-        (n, d).
     """
     import torch
 
@@ -89,11 +81,8 @@ def parallel_map(tasks: Sequence[Callable[[], T]], workers: int | None = None, *
     A task must depend neither on the others nor on torch's global generator. With as many tasks as threads, each task
     has one thread. So results depend on the number of threads as little as one matrix product does.
 
-    Args:
-        tasks: functions without arguments.
-        workers: tasks at the same time, at most the number of torch's threads; None: all of these.
-        work: multiplications of the products of a task. Tasks with small products spend their time in Python, so they
-            run one after the other on one thread. None: the products are large.
+    ``work`` is the number of multiplications of the products of a task. Tasks with small products spend their time in
+    Python, so they run one after the other on one thread. None: the products are large.
 
     >>> parallel_map([lambda: 1, lambda: 2], workers=1)
     [1, 2]
@@ -122,11 +111,7 @@ def parallel_map(tasks: Sequence[Callable[[], T]], workers: int | None = None, *
 
 @contextmanager
 def limit_threads(work: int) -> Iterator[None]:
-    """Run small products on one thread, on which they are faster, above all if other programs use the cores.
-
-    Args:
-        work: multiplications of one step. From 50 million on the number of threads is not changed.
-    """
+    """Run steps of few multiplications on one thread: that is faster, above all on a busy machine."""
     import torch
 
     before = torch.get_num_threads()

@@ -33,15 +33,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
-    """Read the text of a UTF-8 file, with or without a byte order mark.
-
-    Args:
-        path: the file.
-        max_bytes: larger files are refused.
-
-    Raises:
-        DataError: if it can't be read, is too large, or is not UTF-8.
-    """
+    """Read the text of a UTF-8 file, with or without a byte order mark; a larger file is refused."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -63,31 +55,14 @@ def read_text(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> str:
 
 
 def read_json(path: str | Path, expected: str = "") -> Any:
-    """Parse a JSON file.
-
-    Args:
-        path: the file, in UTF-8.
-        expected: the expected content, for the message, such as ``expected {"cup": "coffee cup"}``.
-
-    Raises:
-        DataError: as `read_text` and `parse_json`.
-    """
+    """Parse a JSON file."""
     return parse_json(read_text(path), printable(path), expected)
 
 
 def parse_json(text: str, where: str, expected: str = "", surrogates: bool = False, line: int = 0) -> Any:
-    """Parse a JSON text.
+    """Parse a JSON text, whose place and expected content messages name.
 
-    Args:
-        text: the JSON.
-        where: name of the place in error messages.
-        expected: the expected content, for the message.
-        surrogates: accept lone surrogates, which file names contain if their bytes are not UTF-8.
-        line: number of the line, if the place is a file of several.
-
-    Raises:
-        DataError: if it is not JSON, is nested more than `MAX_DEPTH` deep, or has a number of thousands of digits, NaN,
-            infinity, or a lone surrogate.
+    Lone surrogates are accepted for file names, which contain them if their bytes are not UTF-8.
 
     >>> parse_json('{"cup": [1, 2]}', "names.json")
     {'cup': [1, 2]}
@@ -107,16 +82,20 @@ def parse_json(text: str, where: str, expected: str = "", surrogates: bool = Fal
         raise _nesting_error(location) from error
     except ValueError as error:
         raise DataError(f"{location}: {_reason(error)}{advice}") from error
-    _check_value(value, location, strings=not surrogates and _SURROGATE.search(text) is not None)
+    _check_depth(value, location)
+    if not surrogates and _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            near = printable(error.object[max(error.start - 20, 0) : error.end + 20])
+            raise DataError(
+                f"{location}: '{near}' has a lone surrogate (half of a character): write the whole character"
+            ) from error
     return value
 
 
 def read_lines(file: TextIO, where: str) -> Iterator[str]:
-    """The lines of a file. A line is in memory at once, and its values take many times as much.
-
-    Raises:
-        DataError: if a line is longer than `MAX_LINE_CHARACTERS`.
-    """
+    """The lines of a file. A line is in memory at once, and its values take many times as much."""
     while line := file.readline(MAX_LINE_CHARACTERS + 1):
         if len(line) > MAX_LINE_CHARACTERS:
             raise DataError(f"{where}: a line has more than {MAX_LINE_CHARACTERS:,} characters, the most that are read")
@@ -125,14 +104,6 @@ def read_lines(file: TextIO, where: str) -> Iterator[str]:
 
 def parse_json_lines(lines: Iterator[str], where: str, surrogates: bool = False) -> Iterator[tuple[int, Any]]:
     r"""Parse JSON lines: the values with their line numbers from 1. Empty lines are skipped.
-
-    Args:
-        lines: of the file.
-        where: name of the file in error messages.
-        surrogates: as for `parse_json`.
-
-    Raises:
-        DataError: as `parse_json`, with the number of the line.
 
     >>> list(parse_json_lines(iter(['{"path": "1.jpg"}\n', "\n", "[]"]), "pictures.jsonl"))
     [(1, {'path': '1.jpg'}), (3, [])]
@@ -144,13 +115,6 @@ def parse_json_lines(lines: Iterator[str], where: str, surrogates: bool = False)
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """Parse a TOML text.
-
-    Args:
-        text: the TOML.
-        where: name of the place in error messages.
-
-    Raises:
-        DataError: if it is not TOML, or has content that `parse_json` refuses.
 
     >>> parse_toml("shots = [1, 2]", "my.toml")
     {'shots': [1, 2]}
@@ -172,38 +136,18 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise _nesting_error(where) from error
     except ValueError as error:
         raise DataError(f"{where}: {_reason(error)}") from error
-    _check_value(value, where, strings=False)  # TOML's parser refuses lone surrogates
+    _check_depth(value, where)
     return value
 
 
-def _check_value(value: Any, where: str, strings: bool) -> None:
-    """Refuse values that are nested too deep and, with ``strings``, texts with lone surrogates."""
+def _check_depth(value: Any, where: str) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        if strings:
-            _check_strings(level, where)
         inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
         if not inner:
             return
         level = [value for values in inner for value in values]
     raise _nesting_error(where)
-
-
-def _check_strings(level: list[Any], where: str) -> None:
-    """Refuse texts and object keys with lone surrogates."""
-    for text in (text for each in level for text in (each if isinstance(each, dict) else [each])):
-        if isinstance(text, str) and not _is_encodable(text):
-            raise DataError(
-                f"{where}: '{printable(text)}' has a lone surrogate (half of a character): write the whole character"
-            )
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _nesting_error(where: str) -> DataError:

@@ -1,4 +1,4 @@
-"""The prediction for one picture, those for many pictures as columns, and the softmax."""
+"""The prediction for one picture, those for many pictures as columns, the softmax, and unit rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 DEFAULT_LOGIT_SCALE = 100.0
 """Logit scale if none is given: that of CLIP's released checkpoints."""
@@ -166,6 +166,18 @@ class PredictionColumns:
 def unreadable(source: str, error: str | None) -> Prediction:
     """The prediction for a picture that can't be read."""
     return Prediction(source, None, None, (), error)
+
+
+def unit_rows(features: ArrayLike) -> NDArray[np.float64]:
+    """Rows (..., d) scaled to length one, float64; a row of zeros stays zero.
+
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[0.6, 0.8],
+           [0. , 0. ]])
+    """
+    rows = np.asarray(features, dtype=np.float64)
+    norm = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.where(norm > 0, norm, 1.0))
 
 
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:

@@ -30,11 +30,7 @@ _report_estimate: ContextVar[Callable[[float, int, int], None] | None] = Context
 
 @contextmanager
 def estimates_reported_to(report: Callable[[float, int, int], None]) -> Iterator[None]:
-    """Have the durations of long trainings reported after their first steps.
-
-    Args:
-        report: gets the seconds that are left, the steps that are left, and those that an earlier process made.
-    """
+    """Have the durations of long trainings reported after their first steps: seconds left, steps left, steps before."""
     token = _report_estimate.set(report)
     try:
         yield
@@ -43,11 +39,9 @@ def estimates_reported_to(report: Callable[[float, int, int], None]) -> Iterator
 
 
 class DurationEstimate:
-    """Measures the first steps of a training, and reports how long the others will take; see `estimates_reported_to`.
+    """Measures the first steps of a training, and reports how long the others will take.
 
-    Args:
-        steps: that are left.
-        steps_before: that were made before the training was stopped and started again.
+    Without those that were made before the training was stopped and started again.
     """
 
     def __init__(self, steps: int, steps_before: int = 0) -> None:
@@ -78,22 +72,12 @@ def in_notebook() -> bool:
 
 
 def shows_progress(progress: bool | None) -> bool:
-    """Whether progress bars are shown.
-
-    Args:
-        progress: what the user chose; None for the default, which is to show them in notebooks only.
-    """
+    """Whether progress bars are shown; None shows them in notebooks only."""
     return in_notebook() if progress is None else progress
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool, **options: Any) -> tqdm[Any]:
-    """A bar of tqdm: a widget in a notebook that has ipywidgets, else text on stderr.
-
-    Args:
-        iterable: what the bar counts; None for a bar that is updated by its methods.
-        shown: False for a bar that writes nothing.
-        options: of tqdm, such as ``total``, ``desc`` and ``unit``.
-    """
+    """A bar of tqdm: a widget in a notebook that has ipywidgets, else text on stderr."""
     if shown and in_notebook() and importlib.util.find_spec("ipywidgets") is not None:
         from tqdm.notebook import tqdm as notebook_tqdm
 

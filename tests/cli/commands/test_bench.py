@@ -179,7 +179,7 @@ def test_what_the_command_line_changes(bench):
         (("run", "bottleneck"), "there is no data set"),
         (("run", "bottleneck", "--data", "nowhere"), "nowhere"),
         (("run", "bottleneck", "--data", "{data}", "--heads", "knn"), "no head called knn; its heads: clip-adapter"),
-        (("run", "bottleneck", "--data", "features:{data}"), "bundle.json"),
+        (("run", "bottleneck", "--data", "features:{data}"), "bundle.safetensors"),
         (("status", "few-shot", "--out", "{data}"), "has no runs of suite 'few-shot'; it has: none"),
         (("report", "few-shot", "--out", "{data}"), "has no runs of suite"),
     ],

@@ -1,100 +1,148 @@
-"""Joins the data sets of a stream: their features in one matrix, and one class text over all class names."""
+"""Joins the data sets of a stream: their features in one matrix, one class text over all class names, and its tasks."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.plan import Rows
-from clipadapter.errors import InputError
+from clipadapter.bench.continual.orders import Order, order_tasks
+from clipadapter.bench.plan import Rows, draw_all_shots
+from clipadapter.bench.run import Task
+from clipadapter.bench.sources import (
+    FEATURES,
+    Source,
+    apply_prompts,
+    extract_dataset,
+    extract_drawn_shots,
+    halve,
+    load_feature_bundle,
+    split_in_halves,
+)
+from clipadapter.bench.suite import Prompts, Suite
+from clipadapter.classifier import FewShotClassifier
+from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
 from clipadapter.heads import TextFeatures
 
 
 @dataclass(frozen=True, eq=False)
 class DataSetFeatures:
-    """A data set of a stream.
+    """A data set of a stream."""
 
-    Args:
-        name: its name in tables.
-        support: features that shots are drawn from.
-        test: test part.
-        text: text of its classes.
-        rows: (n,) for each row of the support, its row in the data set.
-        n_rows: number of rows of the data set.
-        draws: drawn rows of the data set by (shots, seed).
-    """
-
-    name: str
-    support: FeatureSet
+    name: str  # in tables
+    support: FeatureSet  # what shots are drawn from
     test: FeatureSet
-    text: TextFeatures
-    rows: NDArray[np.int64]
-    n_rows: int
-    draws: Rows
+    text: TextFeatures  # of its classes
+    rows: NDArray[np.int64]  # (n,) for each row of the support, its row in the data set
+    n_rows: int  # of the data set
+    draws: Rows  # drawn rows of the data set
 
 
 @dataclass(frozen=True, eq=False)
 class JoinedDataSets:
-    """The data sets of a stream as one.
+    """The data sets of a stream as one."""
+
+    bundle: Bundle  # a test part for each data set
+    classes: Mapping[str, tuple[str, ...]]  # labels of each data set, as in the bundle
+    draws: Mapping[str, Rows]  # drawn rows of each data set, as rows of the joined data set
+
+
+def build_joined_data_sets(
+    suite: Suite, sources: Sequence[Source | str], model: FewShotClassifier | None, prompts: Prompts
+) -> JoinedDataSets:
+    """Compute the features of a stream: of all test pictures, and of those training pictures that a draw takes.
+
+    If a data set is not divided, every second picture of a class is a test picture.
 
     Args:
-        bundle: a test part for each data set.
-        classes: labels of each data set, as in the bundle.
-        draws: drawn rows of each data set by (shots, seed), as rows of the joined data set.
+        suite: of protocol "stream".
+        sources: data sets; a text is ``features:FOLDER``.
+        model: makes features and class text; None if all are features.
+        prompts: how the class text is made.
     """
+    data_sets = []
+    for source in sources:
+        if isinstance(source, str):
+            data_sets.append(_from_features(suite, source))
+        else:
+            assert model is not None
+            data_sets.append(_from_pictures(suite, source, model, prompts))
+    names = Counter(data_set.name for data_set in data_sets)
+    specs = [source if isinstance(source, str) else source.spec for source in sources]
+    data_sets = [
+        replace(data_set, name=spec) if names[data_set.name] > 1 else data_set
+        for data_set, spec in zip(data_sets, specs, strict=True)
+    ]
+    return join_data_sets(data_sets, suite.stream.same_names)
 
-    bundle: Bundle
-    classes: Mapping[str, tuple[str, ...]]
-    draws: Mapping[str, Rows]
+
+def stream_name(sources: Sequence[Source | str]) -> str:
+    """The name of the data sets of a stream in tables.
+
+    >>> stream_name(["features:sets/pets", "features:sets/cars"])
+    'pets + cars'
+    """
+    return " + ".join(_name(source) for source in sources)
+
+
+def _name(source: Source | str) -> str:
+    return Path(source[len(FEATURES) :]).name if isinstance(source, str) else source.name
+
+
+def _from_pictures(suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> DataSetFeatures:
+    model = apply_prompts(suite, model, prompts, source)
+    train, test = (source.train, source.test) if source.test is not None else split_in_halves(source.train)
+    names = train.class_names
+    support, rows, draws = extract_drawn_shots(suite, model, train, names)
+    tested = extract_dataset(model, test, names)
+    return DataSetFeatures(source.name, support, tested, model.encode_classes(names), rows, len(train.samples), draws)
+
+
+def _from_features(suite: Suite, spec: str) -> DataSetFeatures:
+    bundle = load_feature_bundle(spec, suite)
+    support = bundle.support
+    test = next((part.features for part in bundle.tests.values() if part.kind == "given"), None)
+    if test is None:
+        support, test = (support.take(rows) for rows in halve(support.y))
+    rows = np.arange(len(support)) if bundle.rows is None else bundle.rows
+    draws = {key: [int(rows[i]) for i in draw] for key, draw in draw_all_shots(suite, support.y).items()}
+    return DataSetFeatures(_name(spec), support, test, bundle.text, rows, int(rows.max()) + 1, draws)
 
 
 def join_data_sets(data_sets: Sequence[DataSetFeatures], same_names: Literal["share", "apart"]) -> JoinedDataSets:
-    """Join several data sets.
-
-    Args:
-        data_sets: the data sets; rows of the joined data set are numbered in this order.
-        same_names: see `orders.StreamRules`.
-
-    Raises:
-        InputError: if two data sets have the same name, or their features come from different encoders.
-    """
+    """Join several data sets, whose rows are numbered in this order; ``same_names`` as in `orders.StreamRules`."""
     names = [data_set.name for data_set in data_sets]
     if len(set(names)) < len(names):
         raise InputError(f"data sets of a stream need different names, but are called {', '.join(names)}")
     _check_goes_together([data_set.support for data_set in data_sets])
-    label_counts = Counter(label for data_set in data_sets for label in data_set.text.labels)
-    data_sets = [
-        _renamed(data_set, {label for label, count in label_counts.items() if count > 1}, same_names)
-        for data_set in data_sets
-    ]
+    if same_names == "apart":
+        counts = Counter(label for data_set in data_sets for label in data_set.text.labels)
+        data_sets = [_rename(one, {label for label in one.text.labels if counts[label] > 1}) for one in data_sets]
     text = _text_of_all([data_set.text for data_set in data_sets])
-    starts = np.cumsum([0, *(data_set.n_rows for data_set in data_sets)])
+    starts = np.cumsum([0, *(data_set.n_rows for data_set in data_sets)]).tolist()
+    placed = list(zip(data_sets, starts, strict=False))
     bundle = Bundle(
         join_features([data_set.support for data_set in data_sets], text.labels),
         text,
         {data_set.name: TestPart(join_features([data_set.test], text.labels)) for data_set in data_sets},
-        np.concatenate([data_set.rows + start for data_set, start in zip(data_sets, starts, strict=False)]),
+        np.concatenate([data_set.rows + start for data_set, start in placed]),
     )
     draws = {
-        data_set.name: {key: [int(start) + row for row in rows] for key, rows in data_set.draws.items()}
-        for data_set, start in zip(data_sets, starts, strict=False)
+        data_set.name: {key: [start + row for row in rows] for key, rows in data_set.draws.items()}
+        for data_set, start in placed
     }
     return JoinedDataSets(bundle, {data_set.name: data_set.text.labels for data_set in data_sets}, draws)
 
 
 def join_features(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> FeatureSet:
-    """Concatenate the rows of several sets.
-
-    Raises:
-        InputError: if they come from different encoders, or differ in width, views or crop scale.
-    """
+    """Concatenate the rows of several sets of one encoder."""
     _check_goes_together(sets)
     first = sets[0]
     provenance = dict(first.provenance)
@@ -104,12 +152,12 @@ def join_features(sets: Sequence[FeatureSet], class_names: Sequence[str]) -> Fea
     if len(sets) > 1:
         provenance["data"] = " + ".join(str(features.provenance.get("data", "unnamed")) for features in sets)
     y = tuple(label for features in sets for label in features.y)
-    return FeatureSet(
-        np.concatenate([features.X for features in sets]), y, tuple(class_names), provenance, blocks=first.blocks
-    )
+    X = np.concatenate([features.X for features in sets])
+    return FeatureSet(X, y, tuple(class_names), provenance, blocks=first.blocks)
 
 
 def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
+    """Refuse features of several encoders, or that differ in width, views or crop scale."""
     first = sets[0]
     for other in sets[1:]:
         if other.X.shape[1:] != first.X.shape[1:] or other.blocks != first.blocks:
@@ -122,48 +170,50 @@ def _check_goes_together(sets: Sequence[FeatureSet]) -> None:
             raise InputError(f"the data sets of a stream need views of one crop scale, but have {' and '.join(crops)}")
 
 
-def _renamed(data_set: DataSetFeatures, shared_labels: set[str], same_names: str) -> DataSetFeatures:
+def _rename(data_set: DataSetFeatures, shared_labels: set[str]) -> DataSetFeatures:
     """The data set; its name follows those of its labels that other data sets have, too."""
-    if same_names == "share" or not shared_labels & set(data_set.text.labels):
-        return data_set
-    new_labels = {
-        label: f"{label} ({data_set.name})" if label in shared_labels else label for label in data_set.text.labels
-    }
-    text = data_set.text
-    labels = tuple(new_labels[label] for label in text.labels)
-    sets = [
-        replace(features, y=tuple(new_labels[label] for label in features.y), class_names=labels)
+    new = {label: f"{label} ({data_set.name})" if label in shared_labels else label for label in data_set.text.labels}
+    text, labels = data_set.text, tuple(new.values())
+    support, test = (
+        replace(features, y=tuple(new[label] for label in features.y), class_names=labels)
         for features in (data_set.support, data_set.test)
-    ]
+    )
     renamed = TextFeatures.of_stored_rows(
         labels, text.embeddings, text.logit_scale, text.logit_bias, text.tower, prompts=text.prompts
     )
-    return replace(data_set, support=sets[0], test=sets[1], text=renamed)
+    return replace(data_set, support=support, test=test, text=renamed)
 
 
 def _text_of_all(texts: Sequence[TextFeatures]) -> TextFeatures:
     """Text of all classes; a class of several data sets gets the mean of its unit vectors."""
-    rows_by_label: dict[str, list[NDArray[np.float32]]] = {}
-    for text in texts:
-        for label, row in zip(text.labels, text.embeddings, strict=True):
-            if label not in text.absent:
-                rows_by_label.setdefault(label, []).append(row)
-            else:
-                rows_by_label.setdefault(label, [])
-    width = texts[0].embeddings.shape[1]
-    embeddings = np.array(
-        [
-            np.mean(label_rows, axis=0) if label_rows else np.full(width, np.nan)
-            for label_rows in rows_by_label.values()
-        ],
-        texts[0].embeddings.dtype,
-    )
     first = texts[0]
-    joined = TextFeatures(list(rows_by_label), embeddings, first.logit_scale, first.logit_bias, first.tower)
+    rows: dict[str, list[NDArray[np.float32]]] = {}
+    prompts: dict[str, list[NDArray[np.float32]]] = {}
+    for text in texts:
+        for label, row, own_prompts in zip(text.labels, text.embeddings, text.prompt_rows, strict=True):
+            rows.setdefault(label, []).extend([] if label in text.absent else [row])
+            prompts.setdefault(label, []).append(own_prompts)
+    none = np.full(first.embeddings.shape[1], np.nan)
+    means = np.array([np.mean(own, axis=0) if own else none for own in rows.values()], first.embeddings.dtype)
+    joined = TextFeatures(list(rows), means, first.logit_scale, first.logit_bias, first.tower)
     if all(text.prompts is None for text in texts):
         return joined
-    prompts: dict[str, list[NDArray[np.float32]]] = {label: [] for label in rows_by_label}
-    for text in texts:
-        for label, rows in zip(text.labels, text.prompt_rows, strict=True):
-            prompts[label].append(rows)
     return joined.with_prompts([np.concatenate(parts) for parts in prompts.values()])
+
+
+def plan_tasks(
+    suite: Suite, union: JoinedDataSets, order: Order, shots: int, seed: int
+) -> tuple[list[int], list[Task]]:
+    """The drawn rows of one stream in the order of its tasks, and the tasks."""
+    rows: list[int] = []
+    tasks = []
+    drawn = {name: union.draws[name][shots, seed] for name in union.classes}
+    labels = {name: list(zip(own, union.bundle.shots(own).y, strict=True)) for name, own in drawn.items()}
+    for name, part, classes in order_tasks(union.classes, suite.stream, order, seed):
+        task_rows = [row for row, label in labels[part] if label in set(classes)]
+        if not task_rows or not set(union.bundle.tests[part].features.y) & set(classes):
+            what = "to learn from" if not task_rows else "to test on"
+            raise DataError(f"the task '{name}' has no picture {what}: {', '.join(classes[:5])}")
+        rows += task_rows
+        tasks.append(Task(name=name, part=part, classes=classes, shots=len(task_rows)))
+    return rows, tasks

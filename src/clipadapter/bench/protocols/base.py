@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import Draw, Features, attempt, finish_run, fit_head, plan_run, record_failure, score_part
-from clipadapter.bench.plan import Rows, draw_all_shots
+from clipadapter.bench.plan import Rows
 from clipadapter.bench.run import Run
 from clipadapter.bench.sources import DataSetSize, Source, apply_prompts, check_features, load_feature_bundle
-from clipadapter.bench.suite import Prompts, Suite
+from clipadapter.bench.suite import Prompts, Suite, Variant
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.data import draw_shots
 from clipadapter.errors import InputError
 from clipadapter.heads import Head
 
@@ -22,23 +22,14 @@ SEPARATE_PART_TEXT = "given: the test part stands apart from what the shots are 
 NEW_CLASSES_TEXT = "new: other classes than those of the shots, known by their text alone"
 
 
-@dataclass(frozen=True, eq=False)
-class BundleOfDraws:
-    """Features, and the draws of a suite on them.
-
-    Args:
-        bundle: features and class text.
-        draws: the draws.
-        data: the data set as the user named it.
-        encoder: the encoder as the user named it.
-        prompts: how the class text was made.
-    """
+class BundleOfDraws(NamedTuple):
+    """Features, and the draws of a suite on them."""
 
     bundle: Bundle
     draws: Sequence[Draw]
-    data: str
-    encoder: str
-    prompts: Prompts
+    data: str  # the data set as the user named it
+    encoder: str  # likewise
+    prompts: Prompts  # how the class text was made
 
 
 class Protocol:
@@ -61,55 +52,26 @@ class Protocol:
     options: Mapping[str, int] = {}
     """Options that ``[options]`` of a suite may set, with their defaults."""
 
-    def check_suite(self, suite: Suite) -> None:
-        """Refuse a suite with settings that do not suit the protocol.
+    # ---- What it refuses ----
 
-        Raises:
-            ValueError: if so.
-        """
+    def check_suite(self, suite: Suite) -> None:
+        """Raise a ValueError for a suite with settings that do not suit the protocol."""
         known = type(self).options
         if unknown := sorted(suite.options.keys() - known.keys()):
             listed = ", ".join(known) or "none"
             raise ValueError(f"options of protocol '{suite.protocol}' are {listed}, not {', '.join(unknown)}")
 
-    def accepts_head(self, cls: type[Head]) -> bool:
-        """Whether ``heads = ["all"]`` includes a head."""
-        return True
+    def why_not(self, cls: type[Head]) -> str:
+        """Why the protocol can't measure a head; empty if it can. ``heads = ["all"]`` leaves such heads out."""
+        return ""
 
     def check_head(self, name: str, cls: type[Head]) -> None:
-        """Refuse a head that the protocol cannot measure.
-
-        Raises:
-            InputError: if so.
-        """
-
-    def used_size(self, size: DataSetSize) -> DataSetSize:
-        """The size of what the protocol uses of a data set, for estimates of the cost."""
-        return size
-
-    def fits_per_draw(self, sizes: Sequence[DataSetSize], transductive: bool) -> int:
-        """Number of fits of a head for one draw of shots, for estimates of the cost.
-
-        Args:
-            sizes: of the data sets that the bundle is built from; shots are drawn from the first.
-            transductive: whether the head is fitted again for each test part.
-
-        Raises:
-            InputError: if the protocol cannot use data sets of these sizes.
-        """
-        return sizes[0].test_parts if transductive else 1
+        """Refuse a head that the protocol can't measure."""
+        if why := self.why_not(cls):
+            raise InputError(f"{name} {why}: leave it out")
 
     def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
-        """Refuse data sets that the protocol can't use, before any feature is computed.
-
-        Args:
-            suite: the suite.
-            sources: the data sets; a text is ``features:FOLDER``.
-
-        Raises:
-            InputError: if the protocol needs other data sets.
-            DataError: if classes do not match, or stored features can't be read.
-        """
+        """Refuse data sets that the protocol can't use, before features are computed; a text is ``features:FOLDER``."""
         for spec in (source for source in sources if isinstance(source, str)):
             if not self.accepts_features or len(suite.prompts) > 1:
                 raise InputError(
@@ -118,32 +80,42 @@ class Protocol:
                 )
             check_features(spec, suite)
 
+    # ---- What it costs, from the sizes of the data sets that a bundle is built from ----
+
+    def used_size(self, size: DataSetSize) -> DataSetSize:
+        """The size of what the protocol uses of a data set."""
+        return size
+
+    def fits_of_draw(self, suite: Suite, sizes: Sequence[DataSetSize], variant: Variant, head: Head) -> list[float]:
+        """For each fit of a head to one draw, to which part of the shots it is fitted.
+
+        A transductive head is fitted again for each test part.
+        """
+        return [1.0] * (self.count_test_parts(sizes) if head.transductive else 1)
+
+    def count_test_parts(self, sizes: Sequence[DataSetSize]) -> int:
+        """Number of test parts."""
+        return sizes[0].test_parts
+
+    # ---- From data sets to shots ----
+
     def bundles(
         self, suite: Suite, sources: Sequence[Source | str], encoders: Mapping[str, FewShotClassifier]
     ) -> Iterator[BundleOfDraws]:
-        """Compute the features of a suite, and draw from them.
-
-        Args:
-            suite: the suite.
-            sources: data sets; a text is ``features:FOLDER``.
-            encoders: by the name that tables show; they make features and class text.
-
-        Raises:
-            InputError: if the protocol needs other data sets.
-            DataError: if data can't be read.
-        """
+        """Compute the features of a suite by each encoder, and draw from them. A text is ``features:FOLDER``."""
         self.check_sources(suite, sources)
         for spec in (source for source in sources if isinstance(source, str)):
             bundle, rows = self.load_features(suite, spec)
-            data = Path(spec.partition(":")[2]).name
-            yield BundleOfDraws(bundle, self.draws(suite, bundle, rows), data, bundle.encoder.name, suite.prompts[0])
+            draws, data = self.draws(bundle, suite.shots, suite.seeds, rows), Path(spec.partition(":")[2]).name
+            yield BundleOfDraws(bundle, draws, data, bundle.encoder.name, suite.prompts[0])
         pictures = [source for source in sources if not isinstance(source, str)]
         for group in [pictures] if self.combines_data_sets and pictures else [[source] for source in pictures]:
             for name, model in encoders.items():
                 for prompts in suite.prompts:
                     prompted = apply_prompts(suite, model, prompts, group[0])
                     bundle, rows = self.build(suite, group, prompted, prompts)
-                    yield BundleOfDraws(bundle, self.draws(suite, bundle, rows), group[0].name, name, prompts)
+                    draws = self.draws(bundle, suite.shots, suite.seeds, rows)
+                    yield BundleOfDraws(bundle, draws, group[0].name, name, prompts)
 
     def load_features(self, suite: Suite, spec: str) -> tuple[Bundle, Rows | None]:
         """Load the features of ``features:FOLDER``, and the rows of the draws; None to draw from the support."""
@@ -162,61 +134,49 @@ class Protocol:
 
         Returns:
             The features, and the drawn rows; None for the latter if they are drawn from the bundle's support.
-
-        Raises:
-            InputError: if the protocol needs other data sets.
-            DataError: if labels do not match, or no picture can be read.
         """
         raise NotImplementedError
 
-    def draws(self, suite: Suite, bundle: Bundle, rows: Rows | None) -> list[Draw]:
-        """The draws of a suite; rows are those that were drawn before, None to draw from the support of the bundle."""
-        rows = draw_all_shots(suite, bundle.support.y) if rows is None else rows
-        return [Draw(n, seed, rows[n, seed], bundle.names) for n in suite.shots for seed in suite.seeds]
-
-    def plan(self, bundle: Bundle, label: str, head: Head, draw: Draw) -> list[Run]:
-        """The records of a fit before it is made, one for each test part.
-
-        Args:
-            bundle: features and class text.
-            label: name of the head in tables.
-            head: unfitted.
-            draw: the shots.
-        """
+    def draws(self, bundle: Bundle, shots: Sequence[int], seeds: Sequence[int], rows: Rows | None = None) -> list[Draw]:
+        """A draw for each number of shots and seed; rows are those that were drawn before."""
+        if shots and min(shots) < 1:
+            raise InputError(f"shots must be 1 or more, but are {', '.join(map(str, shots))}")
         return [
-            plan_run(
-                bundle,
-                label,
-                head,
-                draw,
-                data=bundle.data(name, draw.rows),
-                text_of=name,
-                n_classes=bundle.n_classes(name),
-                n_test=bundle.n_test(name, len(draw.rows)),
-            )
-            for name in bundle.names
+            Draw(n, seed, self.draw_rows(bundle, n, seed) if rows is None else rows[n, seed], self.test_names(bundle))
+            for n in shots
+            for seed in seeds
         ]
 
+    def draw_rows(self, bundle: Bundle, shots: int, seed: int) -> list[int]:
+        """Draw from the support of a bundle."""
+        return draw_shots(bundle.support.y, shots, seed)
+
+    def test_names(self, bundle: Bundle) -> Sequence[str]:
+        """What heads are measured on; each has a record."""
+        return bundle.names
+
+    # ---- From shots to records ----
+
+    def plan(self, bundle: Bundle, label: str, head: Head, draw: Draw) -> list[Run]:
+        """The records of a fit before it is made, one for each test part."""
+        runs = []
+        for name in bundle.names:
+            data, n_classes = bundle.data(name, draw.rows), bundle.n_classes(name)
+            n_test = bundle.n_test(name, len(draw.rows))
+            runs.append(
+                plan_run(bundle, label, head, draw, data=data, text_of=name, n_classes=n_classes, n_test=n_test)
+            )
+        return runs
+
     def measure(self, bundle: Bundle, head: Head, runs: Sequence[Run], unlabelled: Features | None = None) -> list[Run]:
-        """Fit a head and measure it. A transductive head is fitted again for each test part.
+        """Fit a head and measure it: the planned records of one fit with their metrics, or the reason why it failed.
 
-        Args:
-            bundle: features and class text.
-            head: unfitted.
-            runs: planned runs of one fit.
-            unlabelled: see `fit_and_score`. The records do not name these pictures.
-
-        Returns:
-            The planned records with their metrics, or with the reason why the head failed.
-
-        Raises:
-            InputError: if no row is left to test on.
+        A transductive head is fitted again for each test part. The records do not name the pictures without labels.
         """
         names = {bundle.data(name, runs[0].rows): name for name in bundle.names}
         shots, finished = bundle.shots(runs[0].rows), []
         for group in [[run] for run in runs] if head.transductive else [runs]:
             parts = [bundle.test(names[run.data], run.rows) for run in group]
-
             try:
                 fitted, seconds = fit_head(head, shots, parts, bundle.text, unlabelled)
             except Exception as error:  # of any head, also of plug-ins: the other heads must still run

@@ -24,28 +24,25 @@ class BaseToNew(Protocol):
     has_harmonic_mean = True
 
     def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
-        """As `Protocol.check_sources`; each data set needs a test part."""
+        """Each data set needs a test part."""
         super().check_sources(suite, sources)
         for source in (source for source in sources if isinstance(source, Source)):
             require_test_part(suite, source)
 
-    def fits_per_draw(self, sizes: Sequence[DataSetSize], transductive: bool) -> int:
-        """As `Protocol.fits_per_draw`; the two halves of the classes are two test parts."""
-        return 2 if transductive else 1
+    def count_test_parts(self, sizes: Sequence[DataSetSize]) -> int:
+        """The two halves of the classes."""
+        return 2
 
     def build(
         self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
     ) -> tuple[Bundle, Rows | None]:
-        """As `Protocol.build`."""
+        """The features of one data set."""
         (source,) = sources
-        test = require_test_part(suite, source)
-        names = source.train.class_names
-        n_base = math.ceil(len(names) / 2)
-        base, new = names[:n_base], names[n_base:]
-        train = replace(
-            source.train, samples=tuple(sample for sample in source.train.samples if sample.label in set(base))
-        )
-        support, positions, drawn = extract_drawn_shots(suite, model, train, base)
+        test, names = require_test_part(suite, source), source.train.class_names
+        half = math.ceil(len(names) / 2)
+        base, new = names[:half], names[half:]
+        of_base = tuple(sample for sample in source.train.samples if sample.label in set(base))
+        support, positions, drawn = extract_drawn_shots(suite, model, replace(source.train, samples=of_base), base)
         features = extract_dataset(model, test, names)
         tests = {
             "base": TestPart(_of_classes(features, base)),

@@ -6,20 +6,30 @@ from collections.abc import Sequence
 
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.plan import Rows
-from clipadapter.bench.protocols.base import Protocol
-from clipadapter.bench.sources import DataSetSize, Source, extract_dataset, extract_drawn_shots, require_test_part
+from clipadapter.bench.protocols import register_protocol
+from clipadapter.bench.protocols.base import NEW_CLASSES_TEXT, SEPARATE_PART_TEXT, Protocol
+from clipadapter.bench.sources import (
+    DataSetSize,
+    Source,
+    apply_prompts,
+    extract_dataset,
+    extract_drawn_shots,
+    require_test_part,
+)
 from clipadapter.bench.suite import Prompts, Suite
 from clipadapter.classifier import FewShotClassifier
-from clipadapter.errors import InputError
+from clipadapter.errors import DataError, InputError
 
 
-class Transfer(Protocol):
-    """Shots from the first data set; a test part from its test pictures, and one from each of the other data sets."""
+@register_protocol("cross-dataset")
+class CrossDataset(Protocol):
+    """The first data set gives the shots and a test part, the others have other classes."""
 
+    test_kinds = {"given": SEPARATE_PART_TEXT, "new": NEW_CLASSES_TEXT}
     combines_data_sets = True
 
     def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
-        """As `Protocol.check_sources`; the first data set needs a test part, and there must be another one."""
+        """The first data set needs a test part, and there must be another one."""
         super().check_sources(suite, sources)
         if len(sources) < 2:
             raise InputError(
@@ -29,14 +39,14 @@ class Transfer(Protocol):
         for first in (source for source in sources[:1] if isinstance(source, Source)):
             require_test_part(suite, first)
 
-    def fits_per_draw(self, sizes: Sequence[DataSetSize], transductive: bool) -> int:
-        """As `Protocol.fits_per_draw`; each data set has a test part."""
-        return len(sizes) if transductive else 1
+    def count_test_parts(self, sizes: Sequence[DataSetSize]) -> int:
+        """Each data set has one."""
+        return len(sizes)
 
     def build(
         self, suite: Suite, sources: Sequence[Source], model: FewShotClassifier, prompts: Prompts
     ) -> tuple[Bundle, Rows | None]:
-        """As `Protocol.build`."""
+        """The shots of the first data set, and the test parts of all."""
         first, *others = sources
         test, names = require_test_part(suite, first), first.train.class_names
         support, positions, drawn = extract_drawn_shots(suite, model, first.train, names)
@@ -46,5 +56,29 @@ class Transfer(Protocol):
         return Bundle(support, model.encode_classes(names), tests, positions), drawn
 
     def build_part(self, suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> TestPart:
-        """The test part of a data set that gives no shots; arguments as for `build`."""
-        raise NotImplementedError
+        """The test part of a data set that gives no shots; the class text is that of the data set itself."""
+        own, names = apply_prompts(suite, model, prompts, source), source.any_test.class_names
+        return TestPart(extract_dataset(own, source.any_test, names), "new", own.encode_classes(names))
+
+
+@register_protocol("shift")
+class Shift(CrossDataset):
+    """The first data set gives the shots, the others show its classes in another way."""
+
+    test_kinds = {
+        "given": SEPARATE_PART_TEXT,
+        "shift": "shift: pictures from elsewhere that show classes of the shots, among which alone a head chooses",
+    }
+
+    def check_sources(self, suite: Suite, sources: Sequence[Source | str]) -> None:
+        """The first data set needs all classes of the others."""
+        super().check_sources(suite, sources)
+        first, *others = [source for source in sources if isinstance(source, Source)]
+        for source in others:
+            unknown = sorted(set(source.any_test.class_names) - set(first.train.class_names))
+            if unknown:
+                raise DataError(f"'{source.spec}' has classes that '{first.spec}' has not: {', '.join(unknown[:5])}")
+
+    def build_part(self, suite: Suite, source: Source, model: FewShotClassifier, prompts: Prompts) -> TestPart:
+        """The class text is that of the first data set."""
+        return TestPart(extract_dataset(model, source.any_test, source.any_test.class_names), "shift")

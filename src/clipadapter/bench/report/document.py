@@ -39,23 +39,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report.
+    """A report."""
 
-    Args:
-        name: of the suite and of the files.
-        title: of the suite.
-        question: the question that the suite answers.
-        source: the paper's table or figure.
-        summary: sentences on what was run.
-        sections: the rest.
-    """
-
-    name: str
-    title: str
-    question: str
-    source: str
-    summary: tuple[str, ...]
-    sections: Sequence[Section]
+    name: str  # of the suite and of the files
+    title: str  # of the suite
+    question: str  # the question that the suite answers
+    source: str  # the paper's table or figure
+    summary: tuple[str, ...]  # sentences on what was run
+    sections: Sequence[Section]  # the rest
 
     def plot_names(self) -> dict[int, str]:
         """File names of the plots without suffix, by the id of the plot; they are numbered."""

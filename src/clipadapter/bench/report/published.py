@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from clipadapter.bench.continual.summary import HeadRuns, metric_columns
 from clipadapter.bench.grids import format_cell, format_head, format_points
+from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.notes import device_notes
 from clipadapter.bench.pivot import HARMONIC, Cell, Pivot, Row, format_shots, make_mean_tables, make_spot, make_tables
 from clipadapter.bench.published import (
@@ -41,8 +42,6 @@ NO_PUBLISHED_FIGURE = (
     "one. Only the papers' data sets with all of their classes, and weights of which a paper or open_clip published "
     "results, are compared."
 )
-HEAD_WITHOUT_SHOTS = "zero-shot"
-"""Takes no shots: published with none, measured with any."""
 TAKES_NO_SHOTS = "takes none"
 NOT_MEASURED = "not measured"
 
@@ -218,13 +217,7 @@ STREAM_METRICS = ("transfer", "average", "last")
 
 
 def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Grid | None:
-    """A table of measured metrics of a stream, and published ones below them; None if there are no published ones.
-
-    Args:
-        title: of the stream.
-        shots: shots per class of the measured heads.
-        heads: heads with results.
-    """
+    """A table of measured metrics of a stream, and published ones below them; None if there are no published ones."""
     runs = [run for head in heads for run in head.runs]
     streams = [
         head for head in find_published_streams() if all(_is_same(run.stream, run.encoder.name, head) for run in runs)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from clipadapter.bench.continual.summary import METRIC_DEFINITIONS, HeadRuns, by_task, format_metric, stream_grid
+from clipadapter.bench.continual.summary import (
+    BEST_NOTE,
+    JOINT,
+    METRIC_DEFINITIONS,
+    HeadRuns,
+    by_task,
+    format_metric,
+    stream_grid,
+)
 from clipadapter.bench.grids import Column, make_grid
 from clipadapter.bench.notes import failure_messages, fidelity_notes, stream_notes
 from clipadapter.bench.pivot import Cell, format_shots, make_spot
@@ -19,10 +27,6 @@ from clipadapter.utils.formatting import shorten_name
 
 MAX_LISTED_TASKS = 15
 """More tasks are not listed."""
-JOINT = (
-    "Learns task by task: the head gets the shots of each task once; the best of these heads is bold. Joint: it is "
-    "fitted again to the shots of all tasks so far, whose features must all be stored."
-)
 SIZE_NOTE = (
     "Numbers that must be stored to predict and to learn the next task; for joint fits they include the features of "
     "all shots so far."
@@ -40,12 +44,7 @@ def group_streams(study: Study) -> dict[Setting, list[HeadRuns]]:
 
 
 def stream_sections(study: Study, published: bool) -> list[Section]:
-    """A section for each stream.
-
-    Args:
-        study: the records of a suite of protocol "stream".
-        published: whether published results of the same stream are below the measured ones.
-    """
+    """A section for each stream."""
     sections = []
     for group, heads in group_streams(study).items():
         if any(head.results for head in heads):
@@ -161,6 +160,6 @@ def _grid(heads: Sequence[HeadRuns], title: str, runs: Sequence[Run], common: Se
             Column("all fits in s", fits, "{:.3g}".format),
             Column("stored numbers, first → last task", stored, "{:,.0f}".format),
         ],
-        notes=["In %. " + " ".join(METRIC_DEFINITIONS), JOINT, *fidelity_notes(runs), *failures],
+        notes=[" ".join([f"In %. Bold: {BEST_NOTE}", *METRIC_DEFINITIONS]), JOINT, *fidelity_notes(runs), *failures],
         common=common,
     )

@@ -17,7 +17,6 @@ mixed in by `clipadapter.heads.auto.blocks`, pictures without labels by `clipada
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated
@@ -57,7 +56,7 @@ from clipadapter.heads.auto.stacking import (
 )
 from clipadapter.heads.auto.unlabelled import MAX_SHOTS, MIN_PICTURES, fit_unlabelled, select_pictures
 from clipadapter.heads.base import Head, SupportSet
-from clipadapter.heads.folds import most_labels_repeat, stratified_folds
+from clipadapter.heads.folds import make_folds, most_classes_repeat
 from clipadapter.heads.out_of_fold import OutOfFold
 from clipadapter.heads.parameters import at_least
 from clipadapter.heads.registry import register_head
@@ -79,9 +78,6 @@ MAX_REPEATS, MIN_HELD_OUT_ROWS = 5, 300
 TWO_SHOT_LOGIT_GROWTH = 0.28
 """By how much logits grow from one to two shots per class, measured on development sets. From three quarters of four
 or more shots to all of them they do not grow."""
-TWO_CLASS_TEMPERATURE_RATIO = 1.5
-"""Prior of the temperature of two classes with one or two shots each, divided by that of more classes: four held-out
-shots may all be right by chance, also where the classes look alike."""
 UNUSED_REASONS = (
     "held-out shots do not gain",
     "a class has no shot",
@@ -162,18 +158,7 @@ class Auto(Head):
     folds: Annotated[int, at_least(2)] = 4
     seed: int = 0
 
-    def prior_temperature(self, shots_per_class: float) -> float:
-        """See `Head.prior_temperature`."""
-        prior = super().prior_temperature(shots_per_class)
-        if len(getattr(self, "classes_", ())) != 2:
-            return prior
-        # All of the ratio up to two shots per class, none of it from four on.
-        return float(
-            prior * TWO_CLASS_TEMPERATURE_RATIO ** min(1.0, max(0.0, 2 - math.log2(max(shots_per_class, 1.0))))
-        )
-
     def _fit(self, shots: SupportSet) -> None:
-        self._own_out_of_fold: OutOfFold | None = None
         self.block_centre_ = self.block_weight_ = self.block_share_ = None
         self.unlabelled_share_ = self.unlabelled_reason_ = self.unlabelled_gain_ = self.kept_pictures = None
         if shots.targets is not None:
@@ -234,7 +219,7 @@ class Auto(Head):
         rows = subsample(inputs.labels, inputs.z.shape[1], self.seed)
         part = take_with_classes(inputs, rows)
         text_weight = TEXT_WEIGHT * inputs.inverse_temperature
-        if not most_labels_repeat(part.labels):
+        if not most_classes_repeat(part.labels):
             # The weights are constants, and only noise can be measured.
             with limit_threads(inputs.cost):
                 noise_of_one = leave_one_out_ridge_noise(part if inputs.has_many_logits else inputs)
@@ -246,10 +231,9 @@ class Auto(Head):
             return Mixture(inputs, text_weight, factors, None), None
         # With few shots the weights depend much on how the folds are drawn: draw them several times.
         repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(inputs.z)))
-        drawn = [split for i in range(repeats) for split in stratified_folds(part.labels, self.folds, self.seed + i)]
         splits = [
             (_balance_training_rows(part.labels, train, held_out, self.seed + i), held_out)
-            for i, (train, held_out) in enumerate(drawn)
+            for i, (train, held_out) in enumerate(make_folds(part.labels, self.folds, self.seed, repeats))
         ]
         names = [name for name in EXPERTS if name != "kernel-ridge" or len(inputs.z) <= MAX_KERNEL_SHOTS]
         logits = {name: centre_logits(each) for name, each in _out_of_fold_logits(part, splits, names).items()}

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from clipadapter.heads.auto.blocks import MIN_NOISE_STD, spread_shares, unit_blocks, unit_centred
 from clipadapter.heads.auto.experts import leave_one_out_ridge, ridge_map
-from clipadapter.heads.auto.stacking import Split, fit_multilabel_stacking, mix_logits, noise_std, predict_held_out
-from clipadapter.heads.folds import iterative_stratification, most_targets_repeat
+from clipadapter.heads.auto.stacking import fit_multilabel_stacking, mix_logits, noise_std, predict_held_out
+from clipadapter.heads.folds import make_folds, most_classes_repeat
 from clipadapter.heads.multilabel import binary_losses, fit_bias
 from clipadapter.heads.support import SupportSet
 from clipadapter.utils.blocks import column_slices
@@ -70,7 +70,8 @@ def fit_multilabel(shots: SupportSet, folds: int, seed: int) -> dict[str, Any]:
         zero_shot = (zero_shot - mean) / spread
         slope = _fit_slope(zero_shot, targets)
     ratios = [1.0, *[BLOCKS_RIDGE_RATIO / max(len(further), 1)] * len(further)]
-    splits, repeats = _draw_folds(targets, folds, seed)
+    repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(targets)))
+    splits = make_folds(targets, folds, seed, repeats) if most_classes_repeat(targets) else []
 
     def predict(train: Tensor, rows: Tensor) -> list[Tensor]:
         maps = [fit_multilabel_ridge(each[train], targets[train]) for each in z]
@@ -131,14 +132,6 @@ def _fit_slope(zero_shot: Tensor, targets: Tensor) -> float:
             torch.tensor(log_posterior, dtype=torch.float64).softmax(dim=0) @ SLOPES.to(zero_shot.device).double().log()
         ).exp()
     )
-
-
-def _draw_folds(targets: Tensor, folds: int, seed: int) -> tuple[list[Split], int]:
-    """The folds, none if most classes have one shot, and how often each row is held out."""
-    if not most_targets_repeat(targets):
-        return [], 0
-    repeats = max(1, min(MAX_REPEATS, MIN_HELD_OUT_ROWS // len(targets)))
-    return [split for i in range(repeats) for split in iterative_stratification(targets, folds, seed + i)], repeats
 
 
 def _fill_missing_text(text: Tensor) -> Tensor:

@@ -85,20 +85,12 @@ def fit_unlabelled(
     zero_shot: Tensor | None,
     held_out: HeldOut | None,
 ) -> UnlabelledMixture | float | None:
-    """Fit the regression, and weight it beside the teacher.
+    """Fit the regression, and weight it beside the teacher, of which ``held_out`` has out-of-fold logits if any can be.
 
-    Args:
-        shots: (n, d) centred unit features of each block of the shots, ``final`` first.
-        pictures: the same (u, d) of the pictures.
-        is_used: whether the teacher uses a block; the regression does not use the others either.
-        teacher: the mixture without pictures.
-        picture_logits: (u, c) of the pictures by the teacher that is fitted to all shots.
-        zero_shot: (u, c) zero-shot logits of the pictures, of unit spread, or None.
-        held_out: out-of-fold logits of the teacher for all shots; None if most classes have one shot.
-
-    Returns:
-        The mixture; or what the log posterior would gain, in nats, if that is too little; or None if no shot can be
-        held out and few of the classes are among the pictures.
+    Shots (n, d) and pictures (u, d) are centred unit features of each block, ``final`` first. A block that the teacher
+    does not use (``is_used``) is not used here either. ``picture_logits`` (u, c) are the teacher's, ``zero_shot`` (u,
+    c) of unit spread. The result is what the log posterior would gain, in nats, if that is too little, and None if no
+    shot can be held out and few of the classes are among the pictures.
     """
     if held_out is None and count_classes(picture_logits) < MIN_CLASS_RATIO * min(picture_logits.shape):
         return None
