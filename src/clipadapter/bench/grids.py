@@ -113,9 +113,9 @@ def format_points(difference: float) -> str:
 def format_difference(difference: Difference | None) -> str:
     """A difference in points with its interval.
 
-    >>> format_difference(Difference(0.012, (0.003, 0.021), 0.99, 5, 1, 0))
+    >>> format_difference(Difference(0.012, (0.003, 0.021), 5))
     '+1.2 [+0.3, +2.1]'
-    >>> format_difference(Difference(-0.012, None, None, 2, 1, 0)), format_difference(None)
+    >>> format_difference(Difference(-0.012, None, 2)), format_difference(None)
     ('-1.2 (2 draws)', 'no common draw')
     """
     if difference is None:
