@@ -32,12 +32,6 @@ class Column:
     best: Callable[[Iterable[float]], float] | None = None
     format_sd: Callable[[float], str] | None = None  # a standard deviation as text, if it differs
 
-    @classmethod
-    def of_metric(cls, header: str, cells: Sequence[Cell], metric: str) -> Column:
-        """A column of a metric of records."""
-        info = METRICS[metric]
-        return cls(header, cells, info.format, max if info.higher_is_better else min)
-
     def texts(self) -> list[str]:
         """The cells as text."""
         return [format_cell(cell, self.format, self.format_sd) for cell in self.cells]
@@ -144,10 +138,11 @@ def format_column(column: Part) -> str:
 
 def metric_columns(table: Pivot, metric: str) -> list[Column]:
     """The columns of a table for a metric."""
-    value = metric_value(metric)
+    value, info = metric_value(metric), METRICS[metric]
+    best = max if info.higher_is_better else min
     return [
-        Column.of_metric(format_column(column), [table.cell(row, column, value) for row in table.rows], metric)
-        for column in table.columns(metric)
+        Column(format_column(part), [table.cell(row, part, value) for row in table.rows], info.format, best)
+        for part in table.columns(metric)
     ]
 
 
