@@ -27,7 +27,6 @@ from .evaluation import (
     evaluate_multilabel_model as evaluate_multilabel_model,
 )
 from .from_features import StreamTask as StreamTask
-from .from_features import cross_validate as cross_validate
 from .from_features import few_shot as few_shot
 from .from_features import learn_task_stream as learn_task_stream
 from .launch import run_suite as run_suite

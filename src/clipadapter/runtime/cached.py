@@ -13,7 +13,7 @@ from pathlib import Path
 from clipadapter.backends.checksum import check_file
 from clipadapter.backends.formats import get_format, list_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD_FILE, UNCERTAINTY_FILE, model_path
+from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD, UNCERTAINTY, array_file, model_path
 from clipadapter.runtime.predictor import Predictor
 from clipadapter.utils.cache import default_cache_dir
 
@@ -53,9 +53,10 @@ def _is_sound(folder: Path) -> bool:
     has_more = conformal.get("method") == "cv+" or rejector.get("negative_label_names")
     if config["encoder"]["precision"] != "fp32" or has_more:
         return False  # the file has the tower in fp32, no sets by CV+, and no negative labels to name
-    names = (HEAD_FILE, *({UNCERTAINTY_FILE} & set(files)))
-    are_equal = all(hashlib.sha256(_read(folder, name)).hexdigest() == files[name]["sha256"] for name in names)
-    return are_equal and all(model_path(folder, name).is_file() for name in files)  # of the shots that they exist
+    paths = {name: array_file(name, part["sha256"]) for name, part in files.items()}
+    names = (HEAD, *({UNCERTAINTY} & set(files)))
+    are_equal = all(hashlib.sha256(_read(folder, paths[name])).hexdigest() == files[name]["sha256"] for name in names)
+    return are_equal and all(model_path(folder, path).is_file() for path in paths.values())  # of the shots
 
 
 def _read(folder: Path, name: str) -> bytes:

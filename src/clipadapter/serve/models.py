@@ -278,7 +278,7 @@ class ModelSource:
         """The files of the model."""
         if is_exported(self.path):
             return (self.path, *companion_files(self.path))
-        return self.path / CONFIG_FILE, *sorted(path for path in self.path.iterdir() if path.is_file())
+        return (self.path / CONFIG_FILE,)  # it has the hashes of the others
 
     def stamp(self) -> FileStamp | None:
         """Changes when the files do; None if one is gone."""
