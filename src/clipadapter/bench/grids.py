@@ -32,12 +32,6 @@ class Column:
     best: Callable[[Iterable[float]], float] | None = None
     format_sd: Callable[[float], str] | None = None  # a standard deviation as text, if it differs
 
-    @classmethod
-    def of_metric(cls, header: str, cells: Sequence[Cell], metric: str) -> Column:
-        """A column of a metric of records."""
-        info = METRICS[metric]
-        return cls(header, cells, info.format, max if info.higher_is_better else min)
-
     def texts(self) -> list[str]:
         """The cells as text."""
         return [format_cell(cell, self.format, self.format_sd) for cell in self.cells]
@@ -113,9 +107,9 @@ def format_points(difference: float) -> str:
 def format_difference(difference: Difference | None) -> str:
     """A difference in points with its interval.
 
-    >>> format_difference(Difference(0.012, (0.003, 0.021), 0.99, 5, 1, 0))
+    >>> format_difference(Difference(0.012, (0.003, 0.021), 5))
     '+1.2 [+0.3, +2.1]'
-    >>> format_difference(Difference(-0.012, None, None, 2, 1, 0)), format_difference(None)
+    >>> format_difference(Difference(-0.012, None, 2)), format_difference(None)
     ('-1.2 (2 draws)', 'no common draw')
     """
     if difference is None:
@@ -144,10 +138,11 @@ def format_column(column: Part) -> str:
 
 def metric_columns(table: Pivot, metric: str) -> list[Column]:
     """The columns of a table for a metric."""
-    value = metric_value(metric)
+    value, info = metric_value(metric), METRICS[metric]
+    best = max if info.higher_is_better else min
     return [
-        Column.of_metric(format_column(column), [table.cell(row, column, value) for row in table.rows], metric)
-        for column in table.columns(metric)
+        Column(format_column(part), [table.cell(row, part, value) for row in table.rows], info.format, best)
+        for part in table.columns(metric)
     ]
 
 

@@ -10,7 +10,7 @@ from clipadapter.bench.plan import Entry
 from clipadapter.bench.report import compare_studies, write_report
 from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.record_csv import format_csv
-from clipadapter.bench.run import Flags, Machine, Metrics, RunData, RunEncoder
+from clipadapter.bench.run import Flags, Metrics, RunData, RunEncoder
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError
@@ -99,11 +99,6 @@ def test_every_table_says_how_it_was_measured(study):
             "torch 1",
         ):
             assert fact in notes
-
-
-def test_a_fingerprint_is_cut_to_twelve_digits(make_run):
-    run = make_run(encoder=RunEncoder(name="toy", fingerprint="0123456789abcdef"))
-    assert "toy (fingerprint 0123456789ab)" in " ".join(grids(joined(suite(), [run]))["Accuracy: pets"].common)
 
 
 def test_differences_are_paired(study):
@@ -419,18 +414,6 @@ def test_published_figures_are_in_a_separate_section(make_run):
     assert any(note.startswith("S1: Tip-Adapter") for note in beside.notes)
     assert "65.96" not in " ".join(cell for grid in tables.values() for line in grid.rows for cell in line)
     assert "Accuracy beside published results" not in grids(study)
-
-
-def test_published_figures_are_beside_the_device_of_the_measured_ones(make_run):
-    def notes(*devices):
-        machines = [Machine(cpus=2, platform="here", device=device) for device in devices]
-        runs = [published_run(make_run, seed=i, machine=machine) for i, machine in enumerate(machines)]
-        return grids(joined(suite(), runs), published=True)["Accuracy beside published results"].notes
-
-    assert not any("heads computed" in note for note in notes("cpu", "cpu"))
-    assert "Of the measured results: heads computed on cuda." in notes("cuda", "cuda")
-    both = "Of the measured results: heads computed on several devices: cpu (2 runs); cuda (1 run)."
-    assert any(note.startswith(both) for note in notes("cpu", "cuda", "cpu"))
 
 
 @pytest.mark.parametrize(
