@@ -597,9 +597,7 @@ class FewShotClassifier:
             test: features from the encoder of this classifier (see `extract_features`), with its classes.
         """
         self._check_fitted()
-        self.evaluation_ = evaluate_features(
-            self.head_, self.uncertainty_, self.fold_heads_, self.support_, test.mark_for_evaluation()
-        )
+        self.evaluation_ = evaluate_features(self, test.mark_for_evaluation())
         return self.evaluation_
 
     # ---- Edit ----
