@@ -88,7 +88,7 @@ def test_prediction_sets_contain_the_best_class_and_survive_saving(sets, tmp_pat
     again = FewShotClassifier.load(model.save(tmp_path / "model"), cache=None)
     assert again.classify(queries) == before
     assert again.uncertainty_.conformal.method == sets
-    assert (tmp_path / "model" / "folds.safetensors").exists() == (sets == "cv+")
+    assert ("folds" in read_config(tmp_path / "model").files) == (sets == "cv+")
 
 
 def test_split_sets_fit_on_half_of_the_shots_and_calibrate_on_the_others():

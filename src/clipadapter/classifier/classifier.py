@@ -416,7 +416,7 @@ class FewShotClassifier:
     def refit_text(self) -> TextFeatures:
         """Return ``text_`` with the single prompts for a head that reads them: those of a loaded model are encoded."""
         self._check_fitted()
-        return self._with_read_prompts(self.text_, self.prompts_)
+        return self._with_read_prompts(self.text_, self.prompts_) if self.head_.reads_prompts else self.text_
 
     # ---- Predict ----
     # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
