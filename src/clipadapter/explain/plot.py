@@ -127,7 +127,7 @@ def draw_rare_patches(axes: Axes, explanation: Explanation) -> AxesImage:
 def _draw_map(
     axes: Axes, square: Any, values: Any, limits: tuple[float, float], borders: tuple[float, float] = (0.0, 0.0)
 ) -> AxesImage:
-    """Draw a grid (h, w) over a square (s, s, 3) with borders above and left, below and right, as shares of its side."""
+    """Draw a grid (h, w) over a square (s, s, 3) with borders above and left, below and right: shares of its side."""
     side = len(square)
     grey = square.astype(np.float64) @ GREY_WEIGHTS
     # The picture is drawn in pale grey, so that all colour is that of the map.
