@@ -8,9 +8,6 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from clipadapter.errors import StoreError
 from clipadapter.features import FeatureStore, feature_key
@@ -41,14 +38,6 @@ def test_stored_vectors_are_there_after_opening_again(path):
     with FeatureStore(path) as store:
         assert len(store) == 1200
         same(store.get_many([*items, b"missing"], dim=4), items)
-
-
-@given(values=arrays(np.float32, (3, 5), elements=st.floats(width=32, allow_nan=False)))
-def test_every_finite_float_comes_back_bit_for_bit(values):
-    with FeatureStore(":memory:") as store:
-        store.put_many({bytes([i]): row for i, row in enumerate(values)})
-        result = store.get_many([bytes([i]) for i in range(3)], dim=5)
-    assert np.stack([result[bytes([i])] for i in range(3)]).tobytes() == values.tobytes()
 
 
 def test_an_existing_entry_is_kept(path):
