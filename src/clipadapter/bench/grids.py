@@ -23,27 +23,14 @@ INTERVAL = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of cells.
+    """A column of cells."""
 
-    Args:
-        header: above it.
-        cells: one for each row.
-        format: a number as text.
-        best: `max` or `min` if the best number is marked; None for a column without.
-        format_sd: a standard deviation as text, if it differs.
-    """
-
-    header: str
-    cells: Sequence[Cell]
-    format: Callable[[float], str]
+    header: str  # above it
+    cells: Sequence[Cell]  # one for each row
+    format: Callable[[float], str]  # a number as text
+    # `max` or `min` if the best number is marked; None for a column without
     best: Callable[[Iterable[float]], float] | None = None
-    format_sd: Callable[[float], str] | None = None
-
-    @classmethod
-    def of_metric(cls, header: str, cells: Sequence[Cell], metric: str) -> Column:
-        """A column of a metric of records."""
-        info = METRICS[metric]
-        return cls(header, cells, info.format, max if info.higher_is_better else min)
+    format_sd: Callable[[float], str] | None = None  # a standard deviation as text, if it differs
 
     def texts(self) -> list[str]:
         """The cells as text."""
@@ -73,18 +60,7 @@ def make_grid(
     common: Sequence[str] = (),
     minor: bool = False,
 ) -> Grid:
-    """A table of heads.
-
-    Args:
-        title: above it.
-        names: of the heads.
-        columns: the numbers.
-        takes_part: whether a head can be the best of a column; None for all.
-        texts: header and cells of columns of text, between the names and the numbers.
-        notes: see `Grid`.
-        common: see `Grid`.
-        minor: see `Grid`.
-    """
+    """A table of heads."""
     first = 1 + len(texts)
     rows = zip(names, *(cells for _, cells in texts), *(column.texts() for column in columns), strict=True)
     eligible = takes_part if takes_part is not None else [True] * len(names)
@@ -131,9 +107,9 @@ def format_points(difference: float) -> str:
 def format_difference(difference: Difference | None) -> str:
     """A difference in points with its interval.
 
-    >>> format_difference(Difference(0.012, (0.003, 0.021), 0.99, 5, 1, 0))
+    >>> format_difference(Difference(0.012, (0.003, 0.021), 5))
     '+1.2 [+0.3, +2.1]'
-    >>> format_difference(Difference(-0.012, None, None, 2, 1, 0)), format_difference(None)
+    >>> format_difference(Difference(-0.012, None, 2)), format_difference(None)
     ('-1.2 (2 draws)', 'no common draw')
     """
     if difference is None:
@@ -162,10 +138,11 @@ def format_column(column: Part) -> str:
 
 def metric_columns(table: Pivot, metric: str) -> list[Column]:
     """The columns of a table for a metric."""
-    value = metric_value(metric)
+    value, info = metric_value(metric), METRICS[metric]
+    best = max if info.higher_is_better else min
     return [
-        Column.of_metric(format_column(column), [table.cell(row, column, value) for row in table.rows], metric)
-        for column in table.columns(metric)
+        Column(format_column(part), [table.cell(row, part, value) for row in table.rows], info.format, best)
+        for part in table.columns(metric)
     ]
 
 

@@ -425,18 +425,14 @@ class FewShotClassifier:
     def refit_text(self) -> TextFeatures:
         """Return ``text_`` with the single prompts for a head that reads them: those of a loaded model are encoded."""
         self._check_fitted()
-        return self._with_read_prompts(self.text_, self.prompts_)
+        return self._with_read_prompts(self.text_, self.prompts_) if self.head_.reads_prompts else self.text_
 
     # ---- Predict ----
     # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
     # of an answer does not depend on whether a path is a file or a folder, or on how many pictures a folder has.
 
     def logits(self, images: Pictures) -> NDArray[Any]:
-        """Compute the logits (m, c) of m pictures; columns are in the order of ``class_names_``.
-
-        Args:
-            images: as for `predict`; one picture gives (1, c).
-        """
+        """Compute the logits (m, c) of m pictures, given as for `predict`, in the order of ``class_names_``."""
         self._check_fitted()
         pictures = list_pictures(images)
         if not pictures:
@@ -444,11 +440,7 @@ class FewShotClassifier:
         return answers.finite_logits(self.head_, self._extract_plain(pictures))
 
     def predict_proba(self, images: Pictures) -> NDArray[Any]:
-        """Compute the calibrated probabilities (m, c) of m pictures; columns are in the order of ``class_names_``.
-
-        Args:
-            images: as for `predict`; one picture gives (1, c).
-        """
+        """Compute the calibrated probabilities (m, c) of m pictures, in the form of `logits`."""
         return self.uncertainty_.probabilities(self.logits(images))
 
     def predict(self, images: Pictures, *, adapt: Adapt = None, views: int = 1, **decision: Any) -> list[Any]:

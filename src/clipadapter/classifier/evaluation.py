@@ -89,19 +89,8 @@ def score_multilabel(head: Head, uncertainty: Uncertainty, test: FeatureSet) -> 
     return evaluate_multilabel(test.targets, answers.probabilities, answers.sets, test.class_names)
 
 
-def measure_decisions(
-    uncertainty: Uncertainty, fold_heads: Sequence[Head], test: FeatureSet, result: Score
-) -> dict[str, float]:
-    """Metrics of a model's decisions on a test part: rejection as "none of these", sets of classes, unequal costs."""
-    options = uncertainty.decisions
-    if options.reject is None and options.coverage is None and options.costs is None:
-        return {}
-    folds = [head.logits(test.plain) for head in fold_heads]
-    return measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
-
-
 def measure_answers(options: DecisionOptions, answers: Answers, result: Score) -> dict[str, float]:
-    """Metrics of answers by some options; see `measure_decisions`."""
+    """Rates and means of decisions: rejection as "none of these", sets of classes, unequal costs; none by default."""
     rows = np.arange(len(result.labels))
     shares: dict[str, float] = {}
     if options.reject is not None:
@@ -339,6 +328,10 @@ def evaluate_features(
     check_label_kind(uncertainty, test.targets is not None)
     skipped = test.provenance.get("skipped", ())  # of the shots of a loaded model it is their number
     result = None if uncertainty.multilabel is not None else score(head, test, uncertainty.calibrator)
+    decisions, options = dict[str, float](), uncertainty.decisions
+    if result is not None and any(each is not None for each in (options.reject, options.coverage, options.costs)):
+        folds = [each.logits(test.plain) for each in fold_heads]
+        decisions = measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
     return EvaluationResult(
         data=str(test.provenance.get("data", "")),
         class_names=test.class_names,
@@ -346,7 +339,7 @@ def evaluate_features(
         n_test=len(test),
         skipped=() if isinstance(skipped, int) else tuple(skipped),
         among_shots=sum(bool(rows) for rows in find_duplicates(support.final, test.final)),
-        decisions={} if result is None else measure_decisions(uncertainty, fold_heads, test, result),
+        decisions=decisions,
         sources=tuple(test.provenance.get("sources", ())),
         score=result,
     )
@@ -368,7 +361,7 @@ def format_confusions(evaluation: Evaluation | MultiLabelEvaluation) -> list[str
 
 
 def describe_decisions(measured: Mapping[str, float]) -> list[str]:
-    """Describe what `measure_decisions` measured."""
+    """Describe what `measure_answers` measured."""
     lines = []
     if "rejected" in measured:
         share, rate = _percent(measured["rejected"]), _percent(measured["reject"])

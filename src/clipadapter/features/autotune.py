@@ -350,12 +350,13 @@ def measure(
     squares: NDArray[np.uint8],
     reference: Measured | None = None,
     text: NDArray[Any] | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> Measured:
     """Encode squares (n, s, s, 3) by a result of `with_backend`, and measure the time.
 
     The features are compared with the measurement of the plain encoder, and by their answers to text (c, d).
     """
-    batches = torch.from_numpy(squares).split(BATCH_SIZE)
+    batches = torch.from_numpy(squares).split(batch_size)
     encoder.encode_pixels(batches[0][:WARMUP_SIZE])
     rows, rate = [], 0.0
     for batch in batches:

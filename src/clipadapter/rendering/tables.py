@@ -37,27 +37,16 @@ COMMENT_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as text.
-
-    Args:
-        title: above it.
-        header: names of the columns.
-        rows: as many cells each.
-        best: (row, column) of the cells in bold.
-        notes: sentences about this table.
-        common: sentences on how it was measured, which other tables of the section share.
-        minor: whether a page may collapse it.
-        text_columns: columns of text; the others are numbers.
-    """
+    """A table as text."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    best: frozenset[tuple[int, int]] = frozenset()
-    notes: tuple[str, ...] = ()
-    common: tuple[str, ...] = ()
-    minor: bool = False
-    text_columns: frozenset[int] = frozenset({0})
+    best: frozenset[tuple[int, int]] = frozenset()  # (row, column) of the cells in bold
+    notes: tuple[str, ...] = ()  # sentences about this table
+    common: tuple[str, ...] = ()  # sentences on how it was measured, which other tables of the section share
+    minor: bool = False  # whether a page may collapse it
+    text_columns: frozenset[int] = frozenset({0})  # the others are numbers
 
     def cells(self, escape: Callable[[str], str], before: str, after: str = "") -> list[list[str]]:
         """The rows, escaped; the best of a column stands between two texts."""

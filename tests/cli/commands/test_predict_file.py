@@ -212,15 +212,6 @@ def test_a_picture_of_equal_size_and_time_is_predicted_again(replace, stopped, p
     near(read(path), printed(run, probe, folder))
 
 
-@pytest.mark.parametrize("size", [0, 100])
-def test_a_part_that_was_cut_short_is_made_anew(size, stopped, probe, run):
-    folder, path, command = stopped
-    part = sorted(path.with_name("answers.parquet.parts").glob("*.parquet"))[1]
-    part.write_bytes(part.read_bytes()[:size])
-    assert json.loads(run(*command).stdout)["from_earlier_run"] == 2
-    near(read(path), printed(run, probe, folder))
-
-
 def test_a_run_continues_by_its_own_rules_for_what_cannot_be_read(stopped, run, monkeypatch):
     folder, path, command = stopped
     shutil.rmtree(path.with_name("answers.parquet.parts"))

@@ -25,10 +25,6 @@ MAX_DOT_COLUMNS = 7
 def build_report(study: Study, published: bool = False) -> Document:
     """The report of a study.
 
-    Args:
-        study: the records.
-        published: whether a section compares published results with the measured ones.
-
     Raises:
         InputError: if there is no record yet.
     """

@@ -1,12 +1,16 @@
-"""A report, independent of Markdown, LaTeX and HTML: sections with tables and plots."""
+"""A report: sections with tables and plots, as Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.rendering.tables import Grid, escape_markdown
+from clipadapter import __version__
+from clipadapter.rendering.html import create_environment
+from clipadapter.rendering.plots import render_plot
+from clipadapter.rendering.tables import WIDE_CELL_CHARACTERS, Grid, escape_markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -39,23 +43,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report.
+    """A report."""
 
-    Args:
-        name: of the suite and of the files.
-        title: of the suite.
-        question: the question that the suite answers.
-        source: the paper's table or figure.
-        summary: sentences on what was run.
-        sections: the rest.
-    """
-
-    name: str
-    title: str
-    question: str
-    source: str
-    summary: tuple[str, ...]
-    sections: Sequence[Section]
+    name: str  # of the suite and of the files
+    title: str  # of the suite
+    question: str  # the question that the suite answers
+    source: str  # the paper's table or figure
+    summary: tuple[str, ...]  # sentences on what was run
+    sections: Sequence[Section]  # the rest
 
     def plot_names(self) -> dict[int, str]:
         """File names of the plots without suffix, by the id of the plot; they are numbered."""
@@ -83,3 +78,26 @@ class Document:
                 notes = [*block.notes, " ".join(block.common)]
                 parts += [f"### {escape(block.title)}", block.to_markdown(), *(escape(note) for note in notes if note)]
         return "\n\n".join(parts) + "\n"
+
+    def to_html(self) -> str:
+        """One page without other files: plots are embedded as SVG, and all text is escaped."""
+        environment = create_environment("clipadapter.bench.report")
+        environment.tests["plot"] = lambda block: isinstance(block, Plot)
+        environment.filters["address"] = _address
+        environment.filters["numbered"] = _numbered
+        return environment.get_template("report.html").render(document=self, version=__version__)
+
+
+def _address(plot: Plot) -> str:
+    """A plot as a data URL. As an image, its ids can't clash with those of another plot."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(render_plot(plot.figure, 'svg')).decode()}"
+
+
+def _numbered(grid: Grid) -> list[list[tuple[str, str]]]:
+    """(text, CSS classes) of each cell."""
+    return [[(cell, _classes(grid, i, j, cell)) for j, cell in enumerate(row)] for i, row in enumerate(grid.rows)]
+
+
+def _classes(grid: Grid, i: int, j: int, cell: str) -> str:
+    conditions = {"best": (i, j) in grid.best, "word": j in grid.text_columns, "long": len(cell) > WIDE_CELL_CHARACTERS}
+    return " ".join(name for name, applies in conditions.items() if applies)
