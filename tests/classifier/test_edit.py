@@ -13,19 +13,7 @@ from clipadapter.persistence import load_model, read_config
 from clipadapter.uncertainty import UncertaintyOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "yellow": (230, 230, 20)}
-CLOSED = [
-    "zero-shot",
-    "nearest-mean",
-    "prototype",
-    "gda",
-    "rail",
-    "knn",
-    "tip-adapter",
-    "ape",
-    "proker",
-    "ss-text",
-    "timo",
-]
+CLOSED = ["zero-shot", "gda", "knn", "proker", "timo"]
 TRAINED = {
     "auto": {},
     "linear-probe": {"C": 10.0},

@@ -81,7 +81,7 @@ def test_outliers_improve_rejection():
 
 @pytest.mark.parametrize("sets", ["cross", "cv+", "split"])
 def test_prediction_sets_contain_the_best_class_and_survive_saving(sets, tmp_path):
-    model = fitted(coverage=0.8, sets=sets)
+    model = fitted(coverage=0.8, sets=sets, head="linear-probe")
     queries, truth = squares(seed=1)
     before = model.classify(queries)
     assert all(said.label in said.labels for said in before)

@@ -39,20 +39,24 @@ def open_cached(folder: Path) -> Predictor | None:
     """Open the exported file of a saved model; None if it is not there or can't answer, or if the model was altered."""
     try:
         path = next((path for name in list_formats() if (path := cached_export(folder, name)).exists()), None)
-        return Predictor(path) if path is not None and _is_sound(folder) else None
+        return Predictor(path) if path is not None and can_answer(folder) and _is_sound(folder) else None
     except (ClipAdapterError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logging.getLogger(__name__).info("no prediction of %s without torch: %s", folder, error)
         return None
 
 
-def _is_sound(folder: Path) -> bool:
-    """Whether the other files have the hashes that the config states, and a file can answer as the model does."""
+def can_answer(folder: Path) -> bool:
+    """Whether an exported file can answer as a saved model does."""
+    # It has the tower in fp32, no sets by CV+, and no negative labels to name.
     config = json.loads(_read(folder, CONFIG_FILE))
-    parts, files = config["uncertainty"], config["files"]
-    conformal, rejector = parts.get("conformal") or {}, parts.get("rejector") or {}
+    conformal, rejector = (config["uncertainty"].get(name) or {} for name in ("conformal", "rejector"))
     has_more = conformal.get("method") == "cv+" or rejector.get("negative_label_names")
-    if config["encoder"]["precision"] != "fp32" or has_more:
-        return False  # the file has the tower in fp32, no sets by CV+, and no negative labels to name
+    return config["encoder"]["precision"] == "fp32" and not has_more
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether the other files have the hashes that the config states."""
+    files = json.loads(_read(folder, CONFIG_FILE))["files"]
     paths = {name: array_file(name, sha256) for name, sha256 in files.items()}
     names = (HEAD, *({UNCERTAINTY} & set(files)))
     are_equal = all(hashlib.sha256(_read(folder, paths[name])).hexdigest() == files[name] for name in names)
