@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipadapter import FeatureSet, FewShotClassifier, TextFeatures, create_encoder, create_head, load_dataset
-from clipadapter.data import class_prompts, draw_shots, draw_splits, label_matrix, read_image
+from clipadapter.data import class_prompts, draw_shots, label_matrix, read_image
 from clipadapter.errors import brief
 from clipadapter.features import ViewSpec, encode_classes, parse_shard
 from clipadapter.heads import head_info, select
@@ -112,7 +112,6 @@ FUNCTIONS = {
     "picture": read_image,
     "shots": lambda wrong: draw_shots(LABELS, wrong, 0),
     "labels of shots": lambda wrong: draw_shots(wrong, 600, 0),
-    "splits": lambda wrong: draw_splits(LABELS, wrong),
     "prompts": lambda wrong: class_prompts(LABELS, wrong, None),
     "names of prompts": lambda wrong: class_prompts(wrong, "default", None),
     "label matrix": lambda wrong: label_matrix(wrong, LABELS),

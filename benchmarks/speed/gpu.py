@@ -35,9 +35,9 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch.utils.flop_counter import FlopCounterMode
 
 from clipadapter.backends.pytorch import TorchBackend
+from clipadapter.bench.speed import count_gflop
 from clipadapter.data import read_image
 from clipadapter.encoders import Encoder, create_encoder, with_backend
 from clipadapter.errors import InputError
@@ -269,20 +269,6 @@ def write_pictures(count: int, folder: Path) -> list[str]:
         return list(pool.map(write, range(count)))
 
 
-def count_flops(encoder: Encoder) -> int:
-    """Of one picture. The fused kernel of attention is switched off, since torch does not count it."""
-    tower = encoder.tower()
-    assert tower is not None
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            tower.module(torch.zeros(1, 3, tower.pixels.size, tower.pixels.size, device=encoder.device))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-    return counter.get_total_flops()
-
-
 def measure_tower(report: Report, encoder: Encoder, precision: str, paths: list[str], row: Row) -> None:
     """Fill the row of one tower in one precision."""
     meter, size, tower = report.meter, report.size, encoder.tower()
@@ -294,7 +280,7 @@ def measure_tower(report: Report, encoder: Encoder, precision: str, paths: list[
     rate = size.batch / min(meter.seconds(lambda: run(squares)) for _ in range(5))
     row["squares/s"], row["GiB"] = rate, meter.peak()
     if precision in report.limits:
-        row["share"] = rate * count_flops(encoder) / 1e12 / report.limits[precision]
+        row["share"] = rate * count_gflop(encoder) / 1e3 / report.limits[precision]
     run(squares[:1])
     row["one square, ms"] = 1000 * min(meter.seconds(lambda: run(squares[:1])) for _ in range(10))
     prepared = with_backend(encoder, "torch", precision)

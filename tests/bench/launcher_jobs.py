@@ -45,12 +45,6 @@ def fail(text):
     raise LookupError(f"no {text}")
 
 
-def threads(text):
-    import torch
-
-    return [str(torch.get_num_threads())]
-
-
 def lock_of_bars(text):
     from tqdm import tqdm
 

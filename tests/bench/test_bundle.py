@@ -5,7 +5,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from clipadapter.bench.bundle import UNDRAWN_ROWS, Bundle, TestPart
+from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.bundle_files import BUNDLE_FILE, load_bundle, save_bundle
 from clipadapter.bench.fits import Draw
 from clipadapter.bench.protocols.few_shot import FewShot
@@ -141,13 +141,6 @@ def test_an_adapter_takes_what_it_learned_to_new_classes(full):
     plain = ZeroShot().fit(full.support.X, full.support.y, text=full.text).for_classes(full.tests["birds"].text)
     assert not np.allclose(other.logits(Q), plain.logits(Q), atol=0.1)
     assert list(head.classes_) == list(NAMES)
-
-
-def test_without_test_parts_undrawn_rows_are_the_test_part():
-    bundle = Bundle(features(), text())
-    assert bundle.names == (UNDRAWN_ROWS,)
-    (run,) = FewShot().plan(bundle, "z", ZeroShot(), Draw(1, 1, [0, 4, 8]))
-    assert (run.n_test, run.data.protocol) == (9, "rest")
 
 
 def test_labels_and_widths_that_do_not_match_are_refused():

@@ -1,15 +1,12 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from clipadapter.bench import compare, split_in_halves, split_train_test
-from clipadapter.bench.comparison import find_shared_rows
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, Sample, load_dataset
 from clipadapter.errors import DataError, InputError
-from clipadapter.features import FeatureSet
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
 
@@ -86,16 +83,3 @@ def test_halves_share_no_picture_and_are_of_one_size_in_every_class():
 def test_an_undivided_data_set_is_refused(colour_folder):
     with pytest.raises(DataError, match="'train' is not divided into train and test; it has: all"):
         split_train_test(load_dataset(colour_folder("train", 1)))
-
-
-def test_the_same_picture_is_found_by_its_feature():
-    rng = np.random.default_rng(0)
-    shots, others = rng.random((5, 16)), rng.random((4, 16))
-    almost = shots[2] * (1 + 1e-6 * rng.normal(size=16))  # another batch, another rounding
-    test = FeatureSet(np.stack([others[0], shots[4], others[1], almost, shots[0] + 0.01]), "ababa", "ab")
-    assert find_shared_rows(FeatureSet(shots, "aabba", "ab"), test) == [1, 3]
-
-
-def test_without_shots_nothing_is_shared():
-    test = FeatureSet([[1.0, 0.0]], ("a",), ("a", "b"))
-    assert find_shared_rows(test.take([]), test) == []

@@ -7,16 +7,14 @@ from sklearn.model_selection import StratifiedKFold
 from clipadapter.bench import (
     FEATURES,
     Bundle,
-    cross_validate,
     cross_validate_model,
+    few_shot,
     load_study,
-    read_runs,
     run_suite,
     save_bundle,
     write_report,
 )
 from clipadapter.bench.launcher import Launcher
-from clipadapter.bench.protocols.cross_validation import draw_folds
 from clipadapter.bench.suite import ALL, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
@@ -52,22 +50,15 @@ def predictions(features, text, shots, folds, seed):
 @pytest.mark.parametrize("shots", [2, ALL])
 def test_each_picture_is_answered_by_a_head_fitted_to_the_other_folds(pictures, shots):
     features, text = pictures
-    (run,) = cross_validate({"p": Prototype()}, features, text, [shots], [3], folds=4)
+    (run,) = few_shot({"p": Prototype()}, features, None, text, [shots], [3], folds=4)
     right = predictions(features, text, shots, 4, 3) == np.array(features.y)
     assert run.metrics.accuracy == pytest.approx(right.mean())
     assert (run.n_test, run.data.test, run.data.protocol) == (21, "4 folds", "folds")
 
 
-def test_every_picture_is_in_one_fold(pictures):
-    features, _ = pictures
-    folds = draw_folds(features.y, 5, seed=1)
-    assert sorted(row for _, fold in folds for row in fold) == list(range(21))
-    assert all(set(shots) | set(fold) == set(range(21)) for shots, fold in folds)
-
-
 def test_there_are_no_more_folds_than_pictures_of_the_smallest_class(pictures):
     features, text = pictures
-    (run,) = cross_validate({"p": Prototype()}, features, text, [1], [1], folds=50)
+    (run,) = few_shot({"p": Prototype()}, features, None, text, [1], [1], folds=50)
     assert run.data.test == "6 folds"
 
 
@@ -75,22 +66,7 @@ def test_a_class_with_one_picture_cannot_be_cross_validated(pictures):
     features, text = pictures
     rows = [*range(6), 6, *range(14, 21)]
     with pytest.raises(InputError, match="needs two pictures of each class, but has one of"):
-        cross_validate({"p": Prototype()}, features.take(rows), text, [1], [1])
-
-
-def test_a_recorded_cross_validation_is_not_made_again(pictures, tmp_path):
-    features, text = pictures
-    for folds in (3, 3, 4):
-        cross_validate({"p": Prototype()}, features, text, [1], [1], folds=folds, records=tmp_path / "runs.jsonl")
-    assert [run.data.test for run in read_runs(tmp_path / "runs.jsonl")] == ["3 folds", "4 folds"]
-
-
-def test_a_head_that_fails_is_recorded_with_the_reason(pictures):
-    from clipadapter.heads.clip_adapter import ClipAdapter
-
-    features, text = pictures
-    (run,) = cross_validate({"bad": ClipAdapter(branch="none")}, features, text, [1], [1])
-    assert run.metrics is None and "branch must be one of" in run.error
+        few_shot({"p": Prototype()}, features.take(rows), None, text, [1], [1], folds=5)
 
 
 def test_a_suite_is_cross_validated(pictures, tmp_path):
@@ -115,11 +91,6 @@ def test_a_suite_is_cross_validated(pictures, tmp_path):
 def test_options_of_a_suite_are_checked(options, message):
     with pytest.raises(DataError, match=message):
         parse_suite("cv", f"{SUITE}\noptions = {options}")
-
-
-def test_a_protocol_that_does_not_exist_is_named():
-    with pytest.raises(DataError, match="Did you mean 'cross-validation'"):
-        parse_suite("cv", SUITE.replace("cross-validation", "cross-validaton"))
 
 
 def test_a_model_is_cross_validated_on_its_own_shots(colour_folder, tmp_path):

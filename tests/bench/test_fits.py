@@ -7,7 +7,7 @@ import torch
 from clipadapter.bench import BASELINES, default_heads, few_shot, read_runs
 from clipadapter.errors import InputError
 from clipadapter.features import FeatureSet
-from clipadapter.heads import Head, TextFeatures, head_info, list_heads
+from clipadapter.heads import Head, head_info, list_heads
 from clipadapter.heads.linear_probe import LinearProbe
 from clipadapter.heads.zero_shot import ZeroShot
 
@@ -213,12 +213,6 @@ def test_nothing_to_run_is_an_error(support, test_part, text, shots, seeds):
 def test_no_shots_is_an_error(support, test_part, text):
     with pytest.raises(InputError, match="shots must be 1 or more, but are 0, 2"):
         few_shot({"spy": SpyHead()}, support, test_part, text, [0, 2], [1])
-
-
-def test_features_of_another_width_than_the_text_are_refused(support, test_part):
-    wide = TextFeatures(["cat", "dog"], np.eye(3)[:2])
-    with pytest.raises(InputError, match="features of the shots have width 2 but class text has width 3"):
-        few_shot({"spy": SpyHead()}, support, test_part, wide, [1], [1])
 
 
 def test_a_test_label_that_is_no_class_is_refused_before_any_fit(support, text):

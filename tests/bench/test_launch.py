@@ -73,33 +73,6 @@ def test_every_run_is_a_record_and_none_is_made_twice(source, tmp_path):
     assert {entry.key for entry in second.plan.entries} == {run.key for run in runs}
 
 
-def test_a_run_has_what_the_head_gives_on_the_drawn_shots(source, tmp_path):
-    from clipadapter.heads.prototype import Prototype
-
-    go(source, tmp_path / "out")
-    bundle = load_bundle(source[len(FEATURES) :])
-    run = next(
-        r for r in read_runs(tmp_path / "out" / "runs.jsonl") if (r.head, r.shots, r.seed) == ("prototype", 2, 1)
-    )
-    rows = draw_shots(bundle.support.y, 2, 1)
-    assert run.rows == rows
-    test = bundle.tests["test"].features
-    own = bundle.support.take(rows)
-    predicted = Prototype().fit(own.X, own.y, text=bundle.text).predict(test.X)
-    assert run.metrics.accuracy == pytest.approx((predicted == np.array(test.y)).mean())
-
-
-def test_what_was_lost_is_made_again_and_no_more(source, tmp_path):
-    go(source, tmp_path / "out")
-    log = tmp_path / "out" / "runs.jsonl"
-    whole = log.read_bytes()
-    log.write_bytes(whole[:-9])  # as if the process had been killed while it wrote
-    assert go(source, tmp_path / "out").n_made == 1
-    assert len(read_runs(log)) == 8
-    log.write_bytes(b"".join(whole.splitlines(True)[:3]))
-    assert go(source, tmp_path / "out").n_made == 5
-
-
 def test_a_run_that_failed_is_a_record_and_is_tried_again(source, tmp_path):
     heads = '[{ head = "clip-adapter", params = { branch = "none" } }, { head = "knn" }]'
     text = f'title = "t"\nheads = {heads}\nshots = [1]'
@@ -247,28 +220,6 @@ def test_features_have_views_for_each_epoch_only_if_they_were_made_so(pictures, 
     assert "have 6 views of each picture, but ClipAdapter makes 7 epochs" in errors[0]
 
 
-def test_the_estimate_counts_views_for_each_epoch_once_per_picture_of_the_draws(pictures):
-    cost = estimate(parse_suite("own", PER_EPOCH), [str(pictures)], encoders=["lite"])
-    # 3 classes x (1 + 2) shots of one seed, the plain view and 5 others of each; 9 test pictures.
-    assert cost.pictures == 9 * 6 + 9
-
-
-def test_the_estimate_of_a_set_that_is_not_divided_counts_all_views_of_all_pictures(pictures):
-    cost = estimate(parse_suite("own", f"{SUITE}\nviews = 4"), [str(pictures / "train")], encoders=["lite"])
-    assert cost.pictures == 12 * 4
-
-
-def test_other_seeds_do_not_change_existing_records(pictures, toy, tmp_path):
-    def again(seeds):
-        suite = parse_suite("own", SUITE.replace("seeds = [1, 2]", f"seeds = {seeds}"))
-        launcher = Launcher(workers=1)
-        return run_suite(suite, [open_source(str(pictures))], {"toy": toy}, tmp_path / "out", launcher)
-
-    assert again([1]).n_made == 4
-    result = again([1, 2, 3])
-    assert (result.n_made, result.n_existing) == (8, 4)
-
-
 def test_a_drawn_picture_that_cannot_be_read_is_left_out(pictures, toy):
     suite = parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[4]\nseeds = [1]"))
     broken = open_source(str(pictures)).train.paths[5]
@@ -329,27 +280,43 @@ def test_prompt_styles_give_other_text(pictures, toy):
         build_bundle(load_suite("prompts-cupl"), [source], toy, Prompts(label="d", descriptions=True))
 
 
-def test_the_estimate_counts_fits_and_pictures(source, pictures):
-    cost = estimate(parse_suite("own", SUITE), [source, str(pictures)], encoders=["lite", "toy"])
-    assert cost.fits == 2 * 2 * 2 * 2 * 2
-    # Of the pictures of 3 classes 2 x (1 + 2) are drawn at most, and 12 are there.
-    assert cost.pictures == 2 * (12 + 9)
-    one_shot_cost = estimate(
-        parse_suite("own", SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1]")), [str(pictures)], ["lite"]
-    )
-    assert one_shot_cost.pictures == 3 + 9
+FOLDS = SUITE.replace("heads", 'protocol = "cross-validation"\nheads')
+ONE_SHOT = SUITE.replace("[1, 2]\nseeds = [1, 2]", "[1]\nseeds = [1]")
+
+
+def one_shot_of(protocol):
+    return f'title = "t"\nprotocol = "{protocol}"\nheads = ["zero-shot", "transclip"]\nshots = [1]\nseeds = [1]'
+
+
+@pytest.mark.parametrize(
+    ("text", "data", "encoders", "fits", "pictures_to_encode"),
+    [
+        # 2 heads, 2 numbers of shots, 2 seeds. Of the 12 pictures of 3 classes 2 x 3 x (1 + 2) are drawn at most.
+        (SUITE, ["source", "pictures"], 2, 2 * 2 * 2 * 2 * 2, 2 * (12 + 9)),
+        (ONE_SHOT, ["pictures"], 1, 2, 3 + 9),
+        # Not divided: all views of all pictures.
+        (f"{SUITE}\nviews = 4", ["pictures/train"], 1, 8, 12 * 4),
+        # 3 classes x (1 + 2) shots of one seed, the plain view and 5 others of each.
+        (PER_EPOCH, ["pictures"], 1, 6, 9 * 6 + 9),
+        # Each class has 4 training pictures, so there are 4 folds, not 5. The test part is not used.
+        (FOLDS, ["pictures"], 1, 8 * 4, 12),
+        # A transductive head is fitted for each test part, other heads once.
+        (one_shot_of("few-shot"), ["pictures"], 1, 1 + 1, 3 + 9),
+        (one_shot_of("base-to-new"), ["pictures"], 1, 1 + 2, 3 + 9),
+        (one_shot_of("shift"), ["pictures"] * 3, 1, 1 + 3, 3 + 3 * 9),
+    ],
+)
+def test_the_estimate_counts_fits_and_pictures(source, pictures, text, data, encoders, fits, pictures_to_encode):
+    paths = {"source": source, "pictures": str(pictures), "pictures/train": str(pictures / "train")}
+    cost = estimate(parse_suite("own", text), [paths[name] for name in data], ["lite", "toy"][:encoders])
+    assert (cost.fits, cost.pictures, cost.fits_are_upper_bound) == (fits, pictures_to_encode, False)
     assert cost.encode_seconds == pytest.approx(cost.pictures / 25)
     assert all(size.ready for size in cost.sizes)
 
 
-FOLDS = SUITE.replace("heads", 'protocol = "cross-validation"\nheads')
-
-
-def test_the_estimate_counts_no_more_folds_than_the_smallest_class_has_pictures(pictures):
-    cost = estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=["lite"])
-    # 2 heads, 2 numbers of shots, 2 seeds; each class has 4 training pictures, so there are 4 folds, not 5.
-    assert (cost.fits, cost.fits_are_upper_bound) == (2 * 2 * 2 * 4, False)
-    assert cost.pictures == 12  # all training pictures once; the test part is not used
+def test_folds_of_a_set_that_is_not_on_disk_are_an_upper_bound(tmp_path):
+    cost = estimate(parse_suite("own", FOLDS), ["dtd"], encoders=["lite"], root=tmp_path)
+    assert (cost.fits, cost.fits_are_upper_bound) == (8 * 5, True)
 
 
 def test_the_estimate_refuses_to_cross_validate_a_class_with_one_picture(pictures):
@@ -357,18 +324,6 @@ def test_the_estimate_refuses_to_cross_validate_a_class_with_one_picture(picture
         path.unlink()
     with pytest.raises(InputError, match="needs two pictures of each class, but a class of '.*' has one"):
         estimate(parse_suite("own", FOLDS), [str(pictures)], encoders=["lite"])
-
-
-def test_folds_of_a_set_that_is_not_on_disk_are_an_upper_bound(tmp_path):
-    cost = estimate(parse_suite("own", FOLDS), ["dtd"], encoders=["lite"], root=tmp_path)
-    assert (cost.fits, cost.fits_are_upper_bound) == (2 * 2 * 2 * 5, True)
-
-
-@pytest.mark.parametrize(("suite", "n_sets", "fits"), [("base-to-new", 1, 2), ("shift", 3, 3), ("few-shot", 1, 1)])
-def test_the_estimate_counts_a_fit_of_a_transductive_head_for_each_test_part(pictures, suite, n_sets, fits):
-    text = f'title = "t"\nprotocol = "{suite}"\nheads = ["zero-shot", "transclip"]\nshots = [1]\nseeds = [1]'
-    cost = estimate(parse_suite("own", text), [str(pictures)] * n_sets, encoders=["lite"])
-    assert cost.fits == 1 + fits
 
 
 def test_a_set_that_is_not_on_disk_is_estimated_from_its_papers(tmp_path):

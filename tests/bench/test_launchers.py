@@ -12,7 +12,7 @@ import torch
 
 from clipadapter.bench import FEATURES, read_runs, run_suite, save_bundle
 from clipadapter.bench.bundle import Bundle, TestPart
-from clipadapter.bench.launcher import Job, Launcher
+from clipadapter.bench.launcher import Launcher, WorkerDiedError
 from clipadapter.bench.suite import parse_suite
 from clipadapter.features import FeatureSet
 from clipadapter.testing import toy_features
@@ -28,9 +28,8 @@ SUITE = 'title = "t"\nheads = ["zero-shot", "prototype", "tip-adapter"]\nshots =
 
 def run(launcher, function, tasks):
     """Results by task."""
-    results = list(launcher.run(function, [Job(i, task) for i, task in enumerate(tasks)]))
-    assert sorted(one.job.number for one in results) == list(range(len(tasks)))
-    return {one.job.task: one for one in results}
+    results = dict(launcher.run(function, tasks))
+    return {task: results[i] for i, task in enumerate(tasks)}
 
 
 def until(condition, seconds):
@@ -73,7 +72,7 @@ def forked(local, monkeypatch):
 
 def test_one_worker_is_this_process():
     results = run(Launcher(workers=1), lambda text: [text, str(os.getpid())], ["a", "b"])
-    assert [one.result for one in results.values()] == [["a", str(os.getpid())], ["b", str(os.getpid())]]
+    assert list(results.values()) == [["a", str(os.getpid())], ["b", str(os.getpid())]]
     with pytest.raises(LookupError, match="no a"):
         run(Launcher(workers=1), launcher_jobs.fail, ["a"])
 
@@ -93,45 +92,35 @@ def test_workers_are_as_many_as_memory_lets(monkeypatch):
     assert Launcher(workers=3).count_workers(2) == 2
 
 
-def check_deaths(launcher, folder):
+@pytest.mark.slow
+def test_a_worker_has_no_semaphore_that_it_could_leave_behind(forked):
+    results = run(forked, launcher_jobs.lock_of_bars, ["a", "b"])
+    assert list(results.values()) == [["RLock"]] * 2
+
+
+@pytest.mark.slow
+def test_killed_workers_lose_nothing(forked, tmp_path):
     """A worker that is killed once loses nothing, and a job that kills its worker each time fails alone."""
-    once, bad = f"once|{folder / 'mark'}", f"bad|{folder}"
-    results = run(launcher, launcher_jobs.kill, [once, bad, "a", "b"])
-    assert (folder / "mark").exists()
-    assert {name: results[task].result for name, task in (("once", once), ("a", "a"), ("b", "b"))} == {
+    once, bad = f"once|{tmp_path / 'mark'}", f"bad|{tmp_path}"
+    results = run(forked, launcher_jobs.kill, [once, bad, "a", "b"])
+    assert (tmp_path / "mark").exists()
+    assert {name: results[task] for name, task in (("once", once), ("a", "a"), ("b", "b"))} == {
         "once": ["once"],
         "a": ["a"],
         "b": ["b"],
     }
     # The local launcher can't tell who died, so that one of the three may have been its neighbour's death.
-    assert (folder / "deaths").read_text() in ("xx", "xxx")
-    assert results[bad].result is None
-    assert "died 3 times" in results[bad].error
-
-
-def check_close(launcher, folder, busy):
-    """Workers go on while an outcome is looked at, as many as are awaited here; closing the iterator ends them."""
-    results = launcher.run(launcher_jobs.linger, [Job(0, f"{folder}|first"), *(Job(i, str(folder)) for i in (1, 2, 3))])
-    assert next(results).result == ["first"]
-    assert until(lambda: len(numbers(folder)) >= busy, 120)
-    results.close()
-    assert until(lambda: not any(map(alive, numbers(folder))), 60)
-
-
-@pytest.mark.slow
-def test_a_worker_has_no_semaphore_that_it_could_leave_behind(forked):
-    results = run(forked, launcher_jobs.lock_of_bars, ["a", "b"])
-    assert [each.result for each in results.values()] == [["RLock"]] * 2
-
-
-@pytest.mark.slow
-def test_killed_workers_lose_nothing(forked, tmp_path):
-    check_deaths(forked, tmp_path)
+    assert (tmp_path / "deaths").read_text() in ("xx", "xxx")
+    assert isinstance(results[bad], WorkerDiedError) and "died 3 times" in str(results[bad])
 
 
 @pytest.mark.slow
 def test_workers_continue_while_a_result_is_processed_until_the_iterator_is_closed(forked, tmp_path):
-    check_close(forked, tmp_path, 2)
+    results = forked.run(launcher_jobs.linger, [f"{tmp_path}|first", *[str(tmp_path)] * 3])
+    assert next(results) == (0, ["first"])
+    assert until(lambda: len(numbers(tmp_path)) >= 2, 120)
+    results.close()
+    assert until(lambda: not any(map(alive, numbers(tmp_path))), 60)
     assert until(lambda: not multiprocessing.active_children(), 60)
 
 
@@ -141,7 +130,7 @@ def test_each_worker_sees_a_gpu_of_its_own(forked, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     forked.device = "cuda"
     seen = run(forked, launcher_jobs.see_gpu, [f"{tmp_path}|a", f"{tmp_path}|b"])
-    assert sorted(each.result[0] for each in seen.values()) == ["4", "6"]
+    assert sorted(each[0] for each in seen.values()) == ["4", "6"]
 
 
 @pytest.mark.slow
@@ -162,10 +151,9 @@ def test_a_study_does_not_wait_for_its_workers_to_unload(forked):
 @pytest.mark.slow
 def test_workers_of_a_killed_parent_leave(tmp_path, monkeypatch):
     code = (
-        "import launcher_jobs, sys\nfrom clipadapter.bench.launcher import Job, Launcher\n"
+        "import launcher_jobs, sys\nfrom clipadapter.bench.launcher import Launcher\n"
         "if __name__ == '__main__':\n"
-        "    jobs = [Job(i, sys.argv[1]) for i in range(2)]\n"
-        "    list(Launcher(workers=2).run(launcher_jobs.linger, jobs))\n"
+        "    list(Launcher(workers=2).run(launcher_jobs.linger, [sys.argv[1]] * 2))\n"
     )
     (tmp_path / "parent.py").write_text(code)
     (tmp_path / "workers").mkdir()

@@ -60,7 +60,6 @@ def test_prompts_keep_class_order_and_keys():
         ("water_lilly", ["a water lilly.", "the water lilly."]),
         ("AnnualCrop", ["a Annual Crop.", "the Annual Crop."]),
     ]
-    assert class_prompts(["a_b"], clean=False) == {"a_b": ["a photo of a a_b."]}
     assert class_prompts(["{}", "%s"], "x {}") == {"{}": ["x {}"], "%s": ["x %s"]}
 
 
@@ -79,6 +78,9 @@ def test_descriptions_stand_instead_of_templates():
     for wrong in ([], "a text"):
         with pytest.raises(InputError, match="'cup' must be a list of at least one sentence"):
             class_prompts(["cup"], descriptions={"cup": wrong})
+    for many in ({"a cup": ["x"] * 1001}, {"a cup": ["x"] * 600, "a_cup": ["x"] * 401}):
+        with pytest.raises(InputError, match="'a_cup' has 1,001 descriptions, but at most 1,000 are encoded"):
+            class_prompts(["a_cup"], descriptions=many)
 
 
 def test_class_names_must_be_unique_and_not_empty():

@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from clipadapter.data import Dataset, draw_splits, read_draw
 from clipadapter.data.split_file import missing_pictures, read_split
 from clipadapter.errors import DataError
 
@@ -11,27 +10,11 @@ SPLIT = {
     "val": [["b/3.jpg", 1, "ant"]],
     "test": [["a/4.jpg", 0, "zebra"], ["c d/5.jpg", 2, "Big cat"]],
 }
-DRAW = {
-    "train": {
-        "indices": [2, 0],
-        "data": [
-            {"impath": "./data/set/a/0.jpg", "label": 0, "classname": "zebra"},
-            {"impath": ".\\data\\set\\b\\2.jpg", "label": 1, "classname": "ant"},
-        ],
-    },
-    "val": {"indices": [0], "data": [{"impath": "/x/b/3.jpg", "label": 1, "classname": "ant"}]},
-}
 
 
 def written(path, content):
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return path
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    samples, names = read_split(written(tmp_path / "split.json", SPLIT), tmp_path)
-    return Dataset("set", tmp_path, samples, names)
 
 
 def test_rows_keep_their_order_and_classes_the_order_of_their_labels(tmp_path):
@@ -93,49 +76,6 @@ def test_a_missing_or_too_large_file_is_refused(tmp_path):
         file.truncate(300 << 20)
     with pytest.raises(DataError, match="has 300 MiB, but at most 256 MiB are read"):
         read_split(tmp_path / "large.json", tmp_path)
-
-
-def test_a_published_draw_gives_its_rows(tmp_path, dataset):
-    assert read_draw(written(tmp_path / "draw.json", DRAW), dataset) == ([2, 0], [0])
-    assert read_draw(written(tmp_path / "draw.json", {"train": DRAW["train"]}), dataset) == ([2, 0], [])
-
-
-def test_our_own_draw_written_as_published_comes_back(tmp_path, dataset):
-    parts = {part: dataset.split(part) for part in ("train", "val")}
-    rows = draw_splits(parts["train"].labels, parts["val"].labels, shots=1, seed=3)
-    draw = {}
-    for part, own in zip(parts, rows, strict=True):
-        picked = [parts[part].samples[row] for row in own]
-        data = [{"impath": f"./data/{s.path.name}", "label": 0, "classname": s.label} for s in picked]
-        draw[part] = {"indices": own, "data": data}
-    assert read_draw(written(tmp_path / "draw.json", draw), dataset) == rows
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"indices": [2, 9]}, "train: row 9 is not one of the 3 rows of 'set'"),
-        ({"indices": [2, -1]}, "train: row -1 is not one of the 3"),
-        ({"indices": [2, True]}, "train: row True is not one of the 3"),
-        ({"indices": [2]}, "two lists of equal length"),
-        ({"indices": None}, "must have 'indices' and 'data'"),
-        ({"data": [7, 7]}, "row 2 is '0.jpg' of class 'zebra' in 'set', but '"),
-        (
-            {"indices": [1, 0]},
-            "row 1 is '1.jpg' of class 'zebra' in 'set', but '0.jpg' of class 'zebra' in the draw",
-        ),
-    ],
-)
-def test_a_draw_from_other_data_is_refused(tmp_path, dataset, change, message):
-    path = written(tmp_path / "draw.json", {**DRAW, "train": {**DRAW["train"], **change}})
-    with pytest.raises(DataError, match=message):
-        read_draw(path, dataset)
-
-
-def test_a_draw_of_another_form_is_refused(tmp_path, dataset):
-    for content in ([], {"test": {}}, {"train": {}, "test": {}}):
-        with pytest.raises(DataError, match="expected an object with train and val"):
-            read_draw(written(tmp_path / "draw.json", content), dataset)
 
 
 def test_a_link_that_leads_out_is_no_picture(tmp_path, put):

@@ -8,7 +8,7 @@ import pytest
 
 from clipadapter.encoders import auto, create_encoder, hub
 from clipadapter.encoders.open_clip_sources import weights_files
-from clipadapter.errors import EncoderUnavailableError, InputError, MissingExtraError, install_command
+from clipadapter.errors import EncoderUnavailableError, MissingExtraError, install_command
 
 
 @pytest.fixture
@@ -58,11 +58,6 @@ def test_without_both_it_names_both_remedies(no_weights, monkeypatch):
         create_encoder("auto")
     assert install_command("lite") in str(error.value)
     assert "open_clip:local-dir:PATH" in str(error.value)
-
-
-def test_there_are_no_variants():
-    with pytest.raises(InputError, match="say 'auto'"):
-        create_encoder("auto:large")
 
 
 def test_a_dead_network_is_no_answer():

@@ -14,7 +14,7 @@ from clipadapter.encoders import (
     with_backend,
 )
 from clipadapter.encoders.backend import BackendEncoder
-from clipadapter.errors import FingerprintError, InputError, UnknownNameError
+from clipadapter.errors import FingerprintError, InputError
 from clipadapter.features import FeatureStore, extract
 
 
@@ -63,21 +63,11 @@ def test_a_pass_in_int8_keeps_all_its_layers(opened):
     assert select_encoder_blocks(whole, ["final", "inner-mean"]) is calibrated
 
 
-def test_the_blocks_have_the_fingerprints_of_their_encoders(pair, opened):
-    assert [block.name for block in pair.info.blocks] == ["final", "lite/final"]
-    assert pair.block_fingerprints() == (opened("toy").info.fingerprint, opened("lite").info.fingerprint)
-
-
 def test_some_blocks_need_the_passes_of_these_only(pair, opened):
     assert select_encoder_blocks(pair, ["final"]) is opened("toy")
     assert select_encoder_blocks(pair, ["lite/final", "final"]) is pair
     with pytest.raises(InputError, match="has no block 'inner'; it has final, lite/final"):
         select_encoder_blocks(pair, ["inner"])
-
-
-def test_an_unknown_first_encoder_is_refused_with_the_closest_name():
-    with pytest.raises(UnknownNameError, match="Did you mean 'lite'"):
-        create_encoder("light[final,toy/final]")
 
 
 def squares():

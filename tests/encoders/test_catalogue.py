@@ -155,15 +155,21 @@ def test_every_scheme_but_that_of_the_tests_is_listed():
         ("open_clip:ViT-B-32/opnai", UnknownNameError, "Did you mean 'openai'"),
         ("open_clip:ViT-B-32-quickgelu/opnai", UnknownNameError, "Did you mean 'openai'"),
         ("open_clip:ViT-L-14", InputError, "say open_clip:MODEL/TAG, such as open_clip:ViT-L-14/openai"),
+        ("open_clip:/openai", InputError, "say open_clip:MODEL/TAG"),
+        ("open_clip:own.pt", InputError, "say open_clip:MODEL:own.pt"),
         ("open_clip:ViT-B-32:none.pt", EncoderUnavailableError, "there is no file 'none.pt'"),
+        ("open_clip:ViT-B-32:tests", InputError, "say open_clip:local-dir:"),
+        ("open_clip:ViT-B-32:pyproject.toml", InputError, "must end in .safetensors"),
         ("open_clip:local-dir:none", EncoderUnavailableError, "there is no folder 'none'"),
-        ("hf-hub:bioclip", InputError, "names no repository"),
-        ("hf:siglip", InputError, "say hf:ORG/MODEL"),
+        ("open_clip:local-dir:", EncoderUnavailableError, "there is no folder ''"),
+        *((f"hf-hub:{name}", InputError, "names no repository") for name in ("", "bioclip", "a/b@", "a/b/c", "a b/c")),
+        *((f"hf:{name}", InputError, "say hf:ORG/MODEL") for name in ("", "siglip", "a/b/c", "a b/c")),
         ("hf:./none", EncoderUnavailableError, "there is no folder './none'"),
         ("light[final,inner]", UnknownNameError, "Did you mean 'lite'"),
     ],
 )
-def test_a_wrong_name_is_refused_without_importing_torch(uri, kind, message):
+def test_a_wrong_name_is_refused_without_importing_torch(uri, kind, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with recorded("torch", "open_clip", "timm", "transformers") as tried, pytest.raises(kind, match=message):
         check_uri(uri)
     assert tried == []

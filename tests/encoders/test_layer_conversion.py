@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 
@@ -14,7 +13,6 @@ from clipadapter.backends.telemetry import telemetry_disabled
 from clipadapter.backends.tracing import SquareTower, example_squares, trace
 from clipadapter.encoders.block_encoder import MirroredMean
 from clipadapter.encoders.open_clip_layers import TowerLayers
-from clipadapter.encoders.toy import ToyEncoder
 from clipadapter.utils.pixels import PixelSpec
 
 
@@ -25,11 +23,9 @@ def random_tower(make):
 
 
 TOWERS = {
-    "toy": ToyEncoder,
     "transformer": lambda: TowerLayers(
         random_tower(lambda: VisionTransformer(32, 16, 32, 2, 2, 4, output_dim=8)), 8, 32
     ),
-    "resnet": lambda: TowerLayers(random_tower(lambda: ModifiedResNet([1] * 4, 8, 2, 32, 8)), 8, 32),
     "timm transformer": lambda: TowerLayers(
         random_tower(lambda: TimmModel("test_vit3", 96, 160, "map", "none")), 96, 160
     ),
@@ -43,11 +39,14 @@ def square_tower(request):
     layers = TOWERS[request.param]()
     size = layers.second_size()
     assert size is not None
-    widths = layers.layers() if request.param == "toy" else layers.widths()
+    widths = layers.widths()
     names = [name for name in widths if name == "final" or name.startswith("inner")]
-    make = layers.layer_network if request.param == "toy" else layers.network
     pixels = PixelSpec(size, (0.5,) * 3, (0.5,) * 3)
-    return SquareTower(MirroredMean(make(names, size)), pixels).eval(), pixels, sum(widths[name] for name in names)
+    return (
+        SquareTower(MirroredMean(layers.network(names, size)), pixels).eval(),
+        pixels,
+        sum(widths[name] for name in names),
+    )
 
 
 @pytest.fixture
@@ -73,6 +72,7 @@ def test_onnx_gives_the_same_layers_for_any_number_of_pictures(square_tower, squ
     check(session.run(None, {"squares": squares})[0], square_tower, squares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("square_tower", ["timm convolutions"], indirect=True)
 def test_openvino_gives_the_same_layers_for_any_number_of_pictures(square_tower, squares):
     pytest.importorskip("openvino")

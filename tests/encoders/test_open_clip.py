@@ -5,19 +5,13 @@ import pickle
 import shutil
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 
 from clipadapter.encoders import check_encoder, create_encoder, hub
-from clipadapter.encoders.open_clip import OpenClipEncoder
 from clipadapter.encoders.open_clip_sources import find_pretrained, hub_source
-from clipadapter.errors import EncoderUnavailableError, InputError, UnknownNameError
-
-from ..conftest import CLIP
+from clipadapter.errors import EncoderUnavailableError, InputError
 
 FAMILIES = ["RN50", "ViT-B-32", "SigLIP"]
 TEXTS = ["a photo of a cat.", "A Photo of the BMW-X5!", "  two  spaces ", "word " * 100]
@@ -62,16 +56,18 @@ def test_scale_and_bias_are_the_models(name, dim, bias, opened):
     assert info.logit_scale == pytest.approx(37.5)
 
 
-def test_siglip_texts_lose_case_and_marks_and_are_padded(opened):
-    rows = opened("SigLIP").encode_text(["A Photo, of a CAT!", "a photo of a cat", "a photo of a dog"])
-    torch.testing.assert_close(rows[0], rows[1])
-    assert not torch.allclose(rows[1], rows[2])
-
-
-def test_siglip_pictures_are_squashed(opened):
-    left = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 100, axis=0).repeat(200, axis=1)).convert("RGB")
-    pixels = opened("SigLIP").preprocess(left)
-    assert pixels[0, 100, 0] == -1 and pixels[0, 100, -1] == 1
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_backends_see_the_pixels_of_open_clips_transform(mode, interpolation, change, picture):
+    facts = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "resize_mode": mode, "interpolation": interpolation}
+    encoder = create_encoder(change(preprocess_cfg=facts))
+    transform = open_clip.image_transform(32, is_train=False, **facts)
+    spec = encoder.tower().pixels
+    for image in (picture(301, 200), picture(90, 400), picture(32, 32)):
+        expected = transform(image)
+        torch.testing.assert_close(encoder.preprocess(image), expected, rtol=0, atol=0)
+        squares = spec.to_square(image)[None]
+        torch.testing.assert_close(torch.from_numpy(spec.normalize(squares))[0], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
@@ -145,14 +141,6 @@ def test_a_tag_brings_its_own_preprocessing(monkeypatch):
     assert source.preprocess["mean"] == (0.5, 0.5, 0.5)
 
 
-def test_without_weights_and_hub_it_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(hub, "hub_answers", lambda repo, name: False)
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: None)
-    with pytest.raises(EncoderUnavailableError) as error:
-        create_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")
-    assert all(word in str(error.value) for word in ("hub", "open_clip:local-dir:PATH", "lite"))
-
-
 @pytest.mark.parametrize(
     ("uri", "error"),
     [
@@ -177,6 +165,21 @@ def test_a_check_refuses_what_cannot_be_opened_without_opening_it(uri, error, mo
         check_encoder(uri)
 
 
+@pytest.mark.parametrize(
+    ("uri", "parts"),
+    [
+        ("open_clip:ViT-B-32/laion2b_s34b_b79k", ("open_clip_model.safetensors of laion/", "local-dir:PATH", "lite")),
+        ("hf-hub:imageomics/bioclip", ("open_clip_config.json of imageomics/bioclip", "no such repository")),
+        ("hf:openai/clip-vit-base-patch32", ("say open_clip:ViT-B-32/openai for these weights", "say hf:FOLDER")),
+        ("timm:test_vit", ("of timm/test_vit.r160_in1k, which timm:test_vit needs, is not on this", "local-dir")),
+    ],
+)
+def test_weights_out_of_reach_say_what_to_do(uri, parts, hub_cache):
+    with pytest.raises(EncoderUnavailableError) as error:
+        create_encoder(uri)
+    assert [part for part in parts if part not in str(error.value)] == []
+
+
 def test_a_check_passes_what_can_be_opened_and_loads_nothing(folders, monkeypatch):
     monkeypatch.setattr(hub, "cached_file", lambda *_: None)
     monkeypatch.setattr(hub, "hub_answers", lambda repo, name: True)
@@ -191,35 +194,6 @@ def test_a_check_passes_what_can_be_opened_and_loads_nothing(folders, monkeypatc
         check_encoder(uri)
 
 
-def test_a_failed_download_says_what_to_do(monkeypatch):
-    def fail(repo, name, revision):
-        raise FileNotFoundError("disk full")
-
-    monkeypatch.setattr(hub, "hub_answers", lambda repo, name: True)
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: None)
-    monkeypatch.setattr(hub, "download_file", fail)
-    with pytest.raises(EncoderUnavailableError, match=r"disk full.*open_clip:local-dir:PATH"):
-        create_encoder("open_clip:RN50/openai")
-
-
-@pytest.mark.parametrize(
-    ("uri", "hint"),
-    [
-        ("open_clip:ViT-B-23/openai", "Did you mean 'ViT-B-32'"),
-        ("open_clip:ViT-B-32/laion2b_s34b_b97k", "Did you mean 'laion2b_s34b_b79k'"),
-    ],
-)
-def test_unknown_names_are_refused_with_the_closest_name(uri, hint):
-    with pytest.raises(UnknownNameError, match=hint):
-        create_encoder(uri)
-
-
-@pytest.mark.parametrize("uri", ["open_clip", "open_clip:ViT-B-32", "open_clip:/openai", "open_clip:ViT-B-32/"])
-def test_a_name_without_weights_is_refused(uri):
-    with pytest.raises(InputError, match="say open_clip:MODEL/TAG"):
-        create_encoder(uri)
-
-
 def test_every_model_has_the_activation_of_its_weights(monkeypatch):
     monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: "weights.safetensors")
     for model, tag in open_clip.list_pretrained():
@@ -229,7 +203,7 @@ def test_every_model_has_the_activation_of_its_weights(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["ViT-B-32/openai", "RN50/openai", "ViT-B-16/dfn2b", "ViT-L-14/metaclip_400m", "ViT-H-14-378/dfn5b"]
+    "name", ["ViT-B-32/openai", "ViT-B-32/laion2b_s34b_b79k", "ViT-B-16/dfn2b", "ViT-H-14-378/dfn5b"]
 )
 def test_both_names_of_quick_gelu_are_one_source(name, monkeypatch):
     monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: f"{repo}/{names[0]}")
@@ -237,40 +211,6 @@ def test_both_names_of_quick_gelu_are_one_source(name, monkeypatch):
     source = find_pretrained(model, tag)
     assert source == find_pretrained(f"{model}-quickgelu", tag)
     assert source.uri == f"open_clip:{name}"
-
-
-def test_both_names_of_quick_gelu_have_the_same_features(
-    narrow_clip, write_model, picture, tmp_path, monkeypatch, recwarn
-):
-    config = {**narrow_clip["ViT-B-32"], "quick_gelu": True}
-    folder = write_model(tmp_path / "openai", config, CLIP)
-    weights = str(folder / "open_clip_model.safetensors")
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision=None: weights)
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", config)
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", narrow_clip["ViT-B-32"])
-    plain, quick = (create_encoder(f"open_clip:ViT-B-32{form}/openai") for form in ("", "-quickgelu"))
-    assert plain.info == quick.info
-    assert not [warning for warning in recwarn if "QuickGELU" in str(warning.message)]
-    model, transform = open_clip.create_model_from_pretrained("ViT-B-32-quickgelu", pretrained=weights)
-    with torch.no_grad():
-        expected = model.eval().encode_image(transform(picture(90, 70))[None])
-    for encoder in (plain, quick):
-        torch.testing.assert_close(encoder.encode_images([picture(90, 70)]), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_weights_without_quick_gelu_are_opened_without_it(monkeypatch):
-    monkeypatch.setattr(hub, "cached_file", lambda repo, names, revision: f"{repo}/{names[0]}")
-    source = find_pretrained("ViT-B-32-quickgelu", "laion2b_s34b_b79k")
-    assert source == find_pretrained("ViT-B-32", "laion2b_s34b_b79k")
-    assert not source.config.get("quick_gelu")
-
-
-def test_listing_names_each_encoder_once_by_its_short_name():
-    lines = {line.name: line for line in OpenClipEncoder.listing()}
-    assert lines["open_clip:ViT-B-32/laion2b_s34b_b79k"].dim == 512
-    assert lines["open_clip:ViT-B-16-SigLIP/webli"].licence == "Apache-2.0"
-    assert lines["open_clip:RN50/openai"].licence == "MIT"
-    assert "open_clip:RN50-quickgelu/openai" not in lines
 
 
 class Evil:
@@ -293,21 +233,6 @@ def test_a_malicious_checkpoint_is_not_run(folders, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def test_a_checkpoint_in_torchs_format_is_read(folders, opened, tmp_path):
-    folder = tmp_path / "old"
-    folder.mkdir()
-    shutil.copy(folders["tiny"] / "open_clip_config.json", folder)
-    torch.save(load_file(folders["tiny"] / "open_clip_model.safetensors"), folder / "open_clip_pytorch_model.bin")
-    fingerprint = create_encoder(f"open_clip:local-dir:{folder}").info.fingerprint
-    assert fingerprint == opened("tiny").info.fingerprint
-
-
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    for path in (tmp_path / "none", ""):
-        with pytest.raises(EncoderUnavailableError, match="there is no folder"):
-            create_encoder(f"open_clip:local-dir:{path}")
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -324,19 +249,6 @@ def test_an_incomplete_folder_is_refused(text, message, tmp_path):
         (tmp_path / "open_clip_config.json").write_text(text)
     with pytest.raises(EncoderUnavailableError, match=message):
         create_encoder(f"open_clip:local-dir:{tmp_path}")
-
-
-def test_cut_weights_are_refused(change):
-    uri = change()
-    path = Path(uri.removeprefix("open_clip:local-dir:")) / "open_clip_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(EncoderUnavailableError, match="can't be loaded"):
-        create_encoder(uri)
-
-
-def test_weights_of_another_shape_are_refused(change):
-    with pytest.raises(EncoderUnavailableError, match="can't be loaded"):
-        create_encoder(change(model_cfg={"embed_dim": 64}))
 
 
 def test_a_vocabulary_without_its_tokenizer_is_refused(folders, tmp_path):

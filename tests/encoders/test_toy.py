@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipadapter.encoders import create_encoder, open_blocks
+from clipadapter.encoders import open_blocks
 from clipadapter.encoders.inputs import to_tensor
 from clipadapter.encoders.toy import COLOURS
 from clipadapter.errors import InputError
@@ -22,11 +22,6 @@ def test_zero_shot_finds_the_colour(opened):
 def test_a_colour_counts_only_as_a_word(opened):
     reddish, red = opened("toy").encode_text(["a credit card", "a red card"])
     assert torch.cosine_similarity(reddish, red, dim=0) < 0.9
-
-
-def test_there_are_no_variants():
-    with pytest.raises(InputError, match="say 'toy'"):
-        create_encoder("toy:big")
 
 
 @pytest.mark.parametrize("size", [32, 48])
@@ -59,13 +54,6 @@ def test_blocks_of_two_sizes_and_of_mirrored_pictures_lie_side_by_side(opened, p
     expected = (network(plain) + network(plain.flip(3)))[0] / 2
     torch.testing.assert_close(features[0, -32:], expected)
     assert encoder.tower() is None and [tower.dim for tower in encoder.towers()] == [32 + 144, 32]
-
-
-def test_the_network_of_the_final_layer_gives_the_encoders_feature(opened, picture):
-    image = picture(32, 32)
-    pixels = opened("toy").preprocess(image)[None]
-    (final,) = opened("toy").layer_network(["final"], 32)(pixels)
-    torch.testing.assert_close(final, opened("toy").encode_images([image])[0])
 
 
 def test_a_size_that_the_grid_does_not_divide_is_refused(opened):

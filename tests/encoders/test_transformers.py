@@ -206,11 +206,6 @@ def test_a_repository_opens_from_the_cache_without_a_request(written, opened, hu
     assert f"hf:facebook/dinov2-small@{'a' * 40}" in info.note
 
 
-def test_a_repository_out_of_reach_says_what_to_do(hub_cache):
-    with pytest.raises(EncoderUnavailableError, match=r"say open_clip:ViT-B-32/openai for these weights.*hf:FOLDER"):
-        create_encoder("hf:openai/clip-vit-base-patch32")
-
-
 def change(folder, target, name, **facts):
     """A copy of a folder with other values in one of its JSON files."""
     copy = shutil.copytree(folder, target)
@@ -285,12 +280,6 @@ def test_other_weights_or_preprocessing_have_another_fingerprint(written, opened
     assert expected not in fingerprints[:2] and fingerprints[2] == expected
 
 
-@pytest.mark.parametrize("name", ["", "siglip", "a/b/c", "a b/c"])
-def test_what_names_nothing_is_refused(name):
-    with pytest.raises(InputError, match="say hf:ORG/MODEL"):
-        create_encoder(f"hf:{name}")
-
-
 def blocks_of(vision):
     """The layers of an image tower of the library."""
     parent = getattr(vision, "encoder", None) or getattr(vision, "model", vision)
@@ -350,7 +339,7 @@ def test_the_projection_of_clip_can_be_taken_apart(opened, picture):
     assert opened("siglip").projection() is None and opened("dinov2").projection() is None
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", ["clip", "dinov2"])
 def test_inner_layers_run_in_another_backend(name, opened, picture):
     encoder = open_blocks(opened(name), ["inner-mean", f"final@{opened(name).second_size()}"])
     images = [picture(90, 60)]

@@ -5,24 +5,25 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from clipadapter import FewShotClassifier
 from clipadapter.backends import cache_root
 from clipadapter.backends.openvino import OpenVinoBackend
 from clipadapter.backends.parity import Parity, measure_parity
-from clipadapter.encoders import create_encoder, with_backend
+from clipadapter.encoders import create_encoder
 from clipadapter.errors import FingerprintError, InputError, MissingExtraError, UnknownNameError, install_command
 from clipadapter.features import FeatureStore, ViewSpec, autotune, choose_backend, embed
-from clipadapter.features.autotune import Measured, Record, choose_measured, source_key
+from clipadapter.features.autotune import Measured, choose_measured, read_record, source_key, write_record
+
+from ..tiny_encoder import TinyEncoder
 
 NEAR, FAR = Parity(0.9999, 0.9999, 1.0), Parity(0.9, 0.99, 1.0)
 EXACT = Parity(1.0, 1.0, 1.0)
 
 
-@pytest.fixture(scope="module")
-def lite():
-    return create_encoder("lite")
+@pytest.fixture
+def tiny():
+    return TinyEncoder()
 
 
 @pytest.fixture
@@ -30,12 +31,12 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_few_pictures_are_encoded_by_the_plain_encoder(lite, pictures, own_cache):
-    assert choose_backend(lite, pictures) is lite
+def test_few_pictures_are_encoded_by_the_plain_encoder(tiny, pictures, own_cache):
+    assert choose_backend(tiny, pictures) is tiny
     assert not cache_root().exists()
 
 
-def test_a_trial_must_not_take_longer_than_the_pictures(lite, pictures, own_cache, monkeypatch):
+def test_a_trial_must_not_take_longer_than_the_pictures(tiny, pictures, own_cache, monkeypatch):
     requested = []
 
     def measured(encoder, squares, *_):
@@ -44,28 +45,28 @@ def test_a_trial_must_not_take_longer_than_the_pictures(lite, pictures, own_cach
 
     monkeypatch.setattr(autotune, "measure", measured)
     # Two seconds and three times 64 pictures, at 100 pictures a second.
-    assert choose_backend(lite, [pictures[i % 12] for i in range(391)]) is lite
+    assert choose_backend(tiny, [pictures[i % 12] for i in range(391)]) is tiny
     assert requested == [8]
-    choose_backend(lite, [pictures[i % 12] for i in range(392)])
+    choose_backend(tiny, [pictures[i % 12] for i in range(392)])
     assert len(requested) > 2
 
 
-def test_measurements_are_noted_and_saved(lite, pictures, monkeypatch):
+def test_measurements_are_noted_and_saved(tiny, pictures, monkeypatch):
     monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
     requested = []
-    text = FewShotClassifier(lite).encode_classes
+    text = FewShotClassifier(tiny).encode_classes
 
     def class_text():
         requested.append(1)
         return text(["red", "blue"])
 
-    first = choose_backend(lite, pictures, text=class_text)
+    first = choose_backend(tiny, pictures, text=class_text)
     assert requested
-    if first is not lite:  # a machine may be fastest with torch
+    if first is not tiny:  # a machine may be fastest with torch
         assert f"{first.info.backend} {first.info.precision}" in first.info.note
         assert "cosine to fp32" in first.info.note and "zero-shot" in first.info.note
     monkeypatch.setattr(autotune, "measure", None)  # anything measured again would fail
-    again = choose_backend(lite, pictures[:9], text=class_text)
+    again = choose_backend(tiny, pictures[:9], text=class_text)
     assert (again.info.backend, again.info.precision) == (first.info.backend, first.info.precision)
 
 
@@ -77,12 +78,12 @@ def test_other_pictures_are_measured_anew(opened, pictures, own_cache, monkeypat
         choose_backend(opened("tiny"), pictures[4:])
 
 
-def test_stored_features_are_not_computed_in_another_precision(lite, pictures, own_cache, monkeypatch):
+def test_stored_features_are_not_computed_in_another_precision(tiny, pictures, own_cache, monkeypatch):
     monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
     monkeypatch.setattr(autotune, "measure", None)
     with FeatureStore(":memory:") as store:
-        embed(lite, pictures, store, views=ViewSpec())
-        assert choose_backend(lite, pictures, store=store) is lite
+        embed(tiny, pictures, store, views=ViewSpec())
+        assert choose_backend(tiny, pictures, store=store) is tiny
 
 
 @pytest.mark.parametrize(
@@ -126,20 +127,19 @@ def test_cosines_and_answers_are_those_of_a_plain_loop():
     assert result.agreement == pytest.approx(sum(same) / 7)
 
 
-def test_a_sample_hardly_changes_when_pictures_are_added():
+def test_a_sample_hardly_changes_when_pictures_are_added(tmp_path):
     names = [f"class/{i}.jpg" for i in range(1610)]
     before, after = (sorted(source_key(name, i) for i, name in enumerate(some))[:64] for some in (names[:1600], names))
     assert len(set(before) & set(after)) >= 60
-    assert Record(tuple(before)).covers(after)
-    assert not Record(tuple(before)).covers(sorted(source_key(f"other/{i}.jpg", i) for i in range(64)))
+    write_record(tmp_path / "record.json", before, [Measured("torch", "fp32", 10, EXACT)])
+    assert read_record(tmp_path / "record.json", after) == [Measured("torch", "fp32", 10, EXACT)]
+    assert read_record(tmp_path / "record.json", sorted(source_key(f"other/{i}.jpg", i) for i in range(64))) == []
 
 
-def test_a_fixed_backend_and_precision_need_no_measurement(lite, pictures, monkeypatch):
+def test_a_fixed_backend_and_precision_need_no_measurement(tiny, pictures, monkeypatch):
     monkeypatch.setattr(autotune, "measure", None)
-    result = choose_backend(lite, pictures, backend="openvino", precision="bf16").info
+    result = choose_backend(tiny, pictures, backend="openvino", precision="bf16").info
     assert (result.backend, result.precision) == ("openvino", "bf16")
-    assert choose_backend(lite, pictures, precision="bf16").info.precision == "bf16"
-    assert choose_backend(lite, pictures, backend="openvino").info.backend == "openvino"
 
 
 def test_an_encoder_that_can_not_be_converted_says_so(pictures):
@@ -157,30 +157,30 @@ def test_an_encoder_that_can_not_be_converted_says_so(pictures):
         ({"backend": "torch", "precision": "int8"}, InputError, "Torch backend runs fp32, bf16, not int8"),
     ],
 )
-def test_wrong_backends_and_precisions_are_refused(lite, pictures, wish, error, words):
+def test_wrong_backends_and_precisions_are_refused(tiny, pictures, wish, error, words):
     with pytest.raises(error, match=words):
-        choose_backend(lite, pictures, **wish)
+        choose_backend(tiny, pictures, **wish)
 
 
-def test_a_backend_that_is_not_installed_names_its_extra(lite, pictures, monkeypatch):
+def test_a_backend_that_is_not_installed_names_its_extra(tiny, pictures, monkeypatch):
     monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
     with pytest.raises(MissingExtraError, match=re.escape(install_command("openvino"))):
-        choose_backend(lite, pictures, backend="openvino")
-    assert choose_backend(lite, pictures) is lite
+        choose_backend(tiny, pictures, backend="openvino")
+    assert choose_backend(tiny, pictures) is tiny
 
 
 def test_without_openvino_the_note_recommends_it(pictures, own_cache, monkeypatch):
     monkeypatch.setattr(OpenVinoBackend, "missing_package", classmethod(lambda cls: "openvino"))
     monkeypatch.setattr(autotune, "is_trial_worthwhile", lambda *_: True)
-    result = choose_backend(create_encoder("lite"), pictures, backend="torch")
+    result = choose_backend(TinyEncoder(), pictures, backend="torch")
     assert result.info.backend == "torch"
     assert install_command("openvino") in result.info.note
 
 
-def test_int8_needs_pictures_that_can_be_read(lite, tmp_path):
+def test_int8_needs_pictures_that_can_be_read(tiny, tmp_path):
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(InputError, match="int8 needs pictures"):
-        choose_backend(lite, [tmp_path / "no.png"], backend="openvino", precision="int8")
+        choose_backend(tiny, [tmp_path / "no.png"], backend="openvino", precision="int8")
 
 
 def test_a_saved_model_remembers_its_precision(opened, pictures, tmp_path):
@@ -197,14 +197,18 @@ def test_a_saved_model_remembers_its_precision(opened, pictures, tmp_path):
     assert exact.predict(pictures) == labels
 
 
-def test_an_int8_model_predicts_in_fp32_where_its_tower_is_missing(opened, pictures, own_cache, tmp_path):
-    labels = ["red", "blue"] * 6
-    model = FewShotClassifier(opened("tiny").info.name, "linear-probe", precision="int8").fit(pictures, labels)
+def test_an_int8_model_predicts_in_fp32_where_its_tower_is_missing(tiny, pictures, own_cache, tmp_path):
+    labels, options = ["red", "blue"] * 6, {"backend": "onnxruntime", "precision": "int8"}
+    model = FewShotClassifier(tiny, "linear-probe", cache=None, **options).fit(pictures, labels)
     assert model.encoder_.info.int8_calibration_digest
     model.save(tmp_path / "model")
-    assert FewShotClassifier.load(tmp_path / "model").encoder_.info.precision == "int8"
+
+    def load():
+        return FewShotClassifier.load(tmp_path / "model", encoder=TinyEncoder(), cache=None)
+
+    assert load().encoder_.info.precision == "int8"
     shutil.rmtree(cache_root())
-    loaded = FewShotClassifier.load(tmp_path / "model")
+    loaded = load()
     assert loaded.encoder_.info.precision == "fp32"
     assert "fitted on int8 features" in loaded.encoder_.info.note
     assert loaded.predict(pictures) == labels
@@ -217,13 +221,6 @@ def test_another_encoder_is_refused_whatever_its_precision(opened, pictures, tmp
     model.save(tmp_path / "model")
     with pytest.raises(FingerprintError):
         FewShotClassifier.load(tmp_path / "model", encoder="toy")
-
-
-def test_the_plain_backend_gives_the_plain_features(lite, pictures):
-    images = [Image.open(path) for path in pictures]
-    np.testing.assert_allclose(
-        with_backend(lite).encode_images(images), lite.encode_images(images), rtol=1e-4, atol=1e-4
-    )
 
 
 def test_many_pictures_to_predict_choose_the_backend_but_not_the_precision(opened, pictures, own_cache, monkeypatch):

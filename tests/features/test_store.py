@@ -2,15 +2,14 @@ import os
 import sqlite3
 import struct
 import threading
+from hashlib import blake2b
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from clipadapter.errors import InputError, StoreError
+from clipadapter.errors import StoreError
 from clipadapter.features import FeatureStore, feature_key
 from clipadapter.utils.cache import default_cache_dir
 
@@ -32,24 +31,13 @@ def same(found, expected):
         np.testing.assert_array_equal(found[key], vector.astype(np.float32))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_stored_vectors_are_there_after_opening_again(path, dtype):
-    items = vectors(1200, dtype=dtype)
+def test_stored_vectors_are_there_after_opening_again(path):
+    items = vectors(1200)
     with FeatureStore(path) as store:
         assert store.put_many(items) == 1200
     with FeatureStore(path) as store:
         assert len(store) == 1200
         same(store.get_many([*items, b"missing"], dim=4), items)
-        same(dict(store.items()), items)
-        assert store.contains_many([b"key 0", b"missing"], dim=4) == {b"key 0"}
-
-
-@given(values=arrays(np.float32, (3, 5), elements=st.floats(width=32, allow_nan=False)))
-def test_every_finite_float_comes_back_bit_for_bit(values):
-    with FeatureStore(":memory:") as store:
-        store.put_many({bytes([i]): row for i, row in enumerate(values)})
-        result = store.get_many([bytes([i]) for i in range(3)], dim=5)
-    assert np.stack([result[bytes([i])] for i in range(3)]).tobytes() == values.tobytes()
 
 
 def test_an_existing_entry_is_kept(path):
@@ -70,6 +58,7 @@ def test_an_existing_entry_is_kept(path):
         "checksum = NULL",
         "dtype = 'int8'",
         "dtype = 'float16'",
+        "value = substr(value, 1, 12)",  # of another width
     ],
 )
 def test_a_damaged_entry_counts_as_missing_and_is_replaced(path, damage):
@@ -80,40 +69,10 @@ def test_a_damaged_entry_counts_as_missing_and_is_replaced(path, damage):
         db.execute(f"UPDATE feature SET {damage} WHERE key = ?", (b"key 0",))
     db.close()
     with FeatureStore(path) as store:
-        assert store.contains_many([b"key 0"], dim=4) == set()
         assert store.get_many([b"key 0"], dim=4) == {}
-        assert store.contains_many(list(items), dim=4) == {b"key 1"}
         same(store.get_many(list(items), dim=4), {b"key 1": items[b"key 1"]})
         assert store.put_many(items) == 1
         same(store.get_many(list(items), dim=4), items)
-
-
-def test_one_changed_bit_among_many_entries_is_found(path):
-    items = vectors(500, dim=64, dtype="float16")
-    bits = items[b"key 123"].view(np.uint8).copy()
-    bits[77] ^= 1
-    with FeatureStore(path) as store:
-        store.put_many(items)
-        store._db.execute("UPDATE feature SET value = ? WHERE key = ?", (bits.tobytes(), b"key 123"))
-        rest = {key: vector for key, vector in items.items() if key != b"key 123"}
-        same(store.get_many(list(items), dim=64), rest)
-        same(dict(store.items()), rest)
-        assert store.contains_many(list(items), dim=64) == rest.keys()
-
-
-def test_the_same_change_in_every_entry_is_found(path):
-    items = vectors(300)
-    with FeatureStore(path) as store:
-        store.put_many(items)
-        store._db.execute("UPDATE feature SET value = zeroblob(16)")
-        assert store.get_many(list(items), dim=4) == {}
-        assert list(store.items()) == []
-
-
-def test_an_entry_of_another_width_counts_as_missing(path):
-    with FeatureStore(path) as store:
-        store.put_many(vectors(1))
-        assert store.get_many([b"key 0"], dim=3) == {}
 
 
 def test_more_keys_than_one_statement_takes_in_any_order_and_several_times():
@@ -122,71 +81,27 @@ def test_more_keys_than_one_statement_takes_in_any_order_and_several_times():
     with FeatureStore(":memory:") as store:
         store.put_many(items)
         same(store.get_many(keys, dim=4), items)
-        assert store.contains_many(keys, dim=4) == set(items)
 
 
-def test_a_vector_may_be_empty():
-    with FeatureStore(":memory:") as store:
-        store.put_many({b"key": np.zeros(0, np.float16)})
-        assert store.get_many([b"key"], dim=0)[b"key"].shape == (0,)
-
-
-def test_two_dtypes_and_widths_may_be_in_one_store():
-    items = vectors(120, dim=8, dtype="float16") | vectors(90, dtype="float16") | vectors(50)
-    mixed = dict(sorted(items.items()))  # by name, so that the kinds alternate
+def test_two_widths_may_be_in_one_store():
+    mixed = dict(sorted((vectors(90) | {b"wide " + key: row for key, row in vectors(50, dim=8).items()}).items()))
     with FeatureStore(":memory:") as store:
         store.put_many(mixed)
         four = {key: vector for key, vector in mixed.items() if len(vector) == 4}
         assert len(four) == 90
         same(store.get_many(list(mixed), dim=4), four)
-        assert [key for key, _ in store.items()] == list(mixed)
-        same(dict(store.items()), mixed)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_vectors_of_two_widths_may_be_neighbours(dtype):  # 4 numbers of float32 and 8 of float16 have as many bytes
-    four = vectors(3, dtype=dtype)
-    eight = {b"wide " + key: vector for key, vector in vectors(3, dim=8, dtype="float16").items()}
-    with FeatureStore(":memory:") as store:
-        store.put_many(four | eight)
-        same(store.get_many([*four, *eight], dim=4), four)
-        same(store.get_many([*four, *eight], dim=8), eight)
-        same(dict(store.items()), four | eight)
-
-
-def test_every_float16_comes_back_as_the_same_number():
-    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    expected = [struct.unpack("<e", value.tobytes())[0] for value in values]
-    with FeatureStore(":memory:") as store:
-        store.put_many({b"key": values})
-        result = store.get_many([b"key"], dim=len(values))[b"key"]
-    np.testing.assert_array_equal(result, expected)
-    np.testing.assert_array_equal(np.signbit(result[~np.isnan(result)]), np.signbit(values[~np.isnan(values)]))
-
-
-@pytest.mark.parametrize("dtype", [">f4", ">f2"])
-def test_the_order_of_bytes_in_memory_does_not_matter(dtype):
-    items = vectors(3, dtype=dtype)
-    with FeatureStore(":memory:") as store:
-        store.put_many(items)
-        same(store.get_many(list(items), dim=4), items)
-
-
-def test_another_dtype_is_refused(path):
-    with FeatureStore(path) as store, pytest.raises(InputError, match="float32 or float16, not as float64"):
-        store.put_many(vectors(1, dtype="float64"))
-
-
-def test_every_part_of_the_key_counts():
-    parts = [
-        (b"d", "f", "v", "float32"),
-        (b"e", "f", "v", "float32"),
-        (b"d", "g", "v", "float32"),
-        (b"d", "f", "w", "float32"),
-        (b"d", "f", "v", "float16"),
-        (b"d", "fv", "", "float32"),
-    ]
-    assert len({feature_key(*part) for part in parts}) == len(parts)
+def test_keys_and_checksums_are_those_of_existing_stores(path):
+    """A change would make all stored features useless."""
+    key = feature_key(bytes(32), "fingerprint", "plain")
+    facts = b"1\0fingerprint\0plain\0float32\0" + bytes(32)
+    assert key == blake2b(facts, digest_size=32).digest()
+    with FeatureStore(path) as store:
+        store.put_many({key: np.float32([1, 2])})
+        value = struct.pack("<2f", 1, 2)
+        (row,) = store._db.execute("SELECT * FROM feature").fetchall()
+    assert row == (key, b"float32", crc32(b"float32" + key + value), value)
 
 
 @pytest.mark.parametrize("content", [b"a note", b"no database\n" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
@@ -249,25 +164,6 @@ def test_an_index_that_leads_to_another_entry_gives_nothing(path):
     with FeatureStore(path) as store:
         for keys in (list(items), [second], [second, third]):
             same(store.get_many(keys, dim=4), {key: items[key] for key in keys if key != second})
-            assert store.contains_many(keys, dim=4) == set(keys) - {second}
-
-
-def test_rows_out_of_order_are_named(path, monkeypatch):
-    with FeatureStore(path) as store:
-        store.put_many(vectors(3))
-
-        class Damaged:
-            def execute(self, *_):
-                return self
-
-            def fetchall(self):
-                return [(b"key", b"float32", 0, b"", 5), (b"key", b"float32", 0, b"", 5)]
-
-        real, store._db = store._db, Damaged()
-        with pytest.raises(StoreError, match="not in order"):
-            list(store.items())
-        real.close()
-        monkeypatch.setattr(store, "close", lambda: None)
 
 
 @pytest.mark.parametrize("name", ["folder", "file/features.sqlite"])
@@ -334,15 +230,6 @@ def test_several_processes_may_create_one_store_at_the_same_time(path):
     assert not failures
     with FeatureStore(path) as store:
         assert len(store) == 40
-
-
-def test_only_writes_of_others_are_foreign(path):
-    with FeatureStore(path) as store, FeatureStore(path) as other:
-        store.put_many(vectors(1))
-        assert not store.has_foreign_writes()
-        other.put_many(vectors(2))
-        assert store.has_foreign_writes()
-        assert not store.has_foreign_writes()
 
 
 @pytest.mark.parametrize("ending", ["-wal", "-shm", "-journal"])

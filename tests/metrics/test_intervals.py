@@ -26,12 +26,6 @@ def test_wilson_is_that_of_scipy(right, m):
     assert wilson_interval(right / m, m) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@pytest.mark.parametrize(("right", "n", "interval"), [(81, 263, (0.2553, 0.3662)), (1, 29, (0.0061, 0.1718))])
-def test_wilson_is_that_of_the_textbook(right, n, interval):
-    # Newcombe, Statistics in Medicine 17:857-872 (1998), table I
-    assert wilson_interval(right / n, n) == pytest.approx(interval, abs=5e-5)
-
-
 def test_metrics_of_weighted_pictures_are_those_of_repeated_pictures(answers):
     p, labels = answers
     predicted = p.argmax(axis=1)

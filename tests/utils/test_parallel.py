@@ -77,15 +77,6 @@ def test_no_thread_keeps_a_gradient(threads, pixels):
     assert kept == [False] * 6
 
 
-def test_an_error_in_a_batch_is_raised(threads, pixels):
-    def fail(piece):
-        raise ValueError("no such picture")
-
-    with pytest.raises(ValueError, match="no such picture"):
-        run_in_batches(fail, Watched(MAX_TRANSFORMER_CONVOLUTIONS + 1), pixels)
-    assert torch.get_num_threads() == threads
-
-
 def test_results_come_in_the_order_of_the_tasks(threads):
     def slow_first(i):
         time.sleep(0.05 * (i == 0))

@@ -6,7 +6,6 @@ from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .continual.metrics import ContinualMetrics as ContinualMetrics
 from .continual.metrics import continual_metrics as continual_metrics
-from .continual.summary import stream_table as stream_table
 from .costs import Estimate as Estimate
 from .costs import estimate as estimate
 from .evaluation import (
@@ -28,7 +27,6 @@ from .evaluation import (
     evaluate_multilabel_model as evaluate_multilabel_model,
 )
 from .from_features import StreamTask as StreamTask
-from .from_features import cross_validate as cross_validate
 from .from_features import few_shot as few_shot
 from .from_features import learn_task_stream as learn_task_stream
 from .launch import run_suite as run_suite
@@ -37,8 +35,6 @@ from .methods import default_heads as default_heads
 from .methods import method_version as method_version
 from .pivot import pivot_runs as pivot_runs
 from .plan import Plan as Plan
-from .plots import draw_confusion_matrix as draw_confusion_matrix
-from .plots import draw_learning_curve as draw_learning_curve
 from .problems import find_problems as find_problems
 from .protocols import (
     create_protocol as create_protocol,

@@ -21,6 +21,7 @@ from clipadapter.bench.run import Run
 from clipadapter.bench.sources import extract_dataset
 from clipadapter.bench.summary import Reference, table
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.classifier.deduplicate import find_duplicates
 from clipadapter.classifier.evaluation import check_labels
 from clipadapter.data import Dataset, draw_shots
 from clipadapter.errors import InputError
@@ -30,11 +31,7 @@ from clipadapter.heads.estimator import clone
 from clipadapter.metrics import metrics_shown
 from clipadapter.rendering.plots import save_plots
 from clipadapter.utils.files import path_without_links, write_atomically
-from clipadapter.utils.functional import unit
 from clipadapter.utils.progress import shows_progress
-
-SAME_IMAGE_DISTANCE = 1e-4
-"""Unit features closer than this are of the same picture: another batch changes a feature by 1e-5 at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +132,7 @@ def compare(
     Args:
         model: computes the features and the class text; it is not fitted.
         train: pictures that the shots are drawn from; its classes are the classes.
-        test: the test part; None for stratified cross-validation of ``train``, see `cross_validate`.
+        test: the test part; None for stratified cross-validation of ``train``, see `few_shot`.
         heads: by their name in tables.
         shots: shots per class.
         seeds: of the draws.
@@ -241,23 +238,10 @@ def run_tuned(model: FewShotClassifier, train: Dataset, test: Dataset, bundle: B
     return finish_run(run, tuned.head_, seconds, score_part(tuned.head_, part))
 
 
-def find_shared_rows(support: FeatureSet, test: FeatureSet) -> list[int]:
-    """Find the test rows that are the same picture as a row of the support, by their features."""
-    import torch
-
-    shots = unit(torch.from_numpy(support.final).double())
-    rows: list[int] = []
-    for start in range(0, len(test) if len(support) else 0, 1024):
-        part = unit(torch.from_numpy(test.final[start : start + 1024]).double())
-        distance = (2 - 2 * (part @ shots.T).max(dim=1).values).clamp_min(0).sqrt()
-        rows += [start + int(i) for i in torch.nonzero(distance < SAME_IMAGE_DISTANCE).flatten()]
-    return rows
-
-
 def _warnings(labels: Sequence[str], support: FeatureSet, test: FeatureSet, max_shots: int) -> list[str]:
     counts = Counter(labels)
     small_classes = [name for name in support.class_names if counts[name] < max_shots]
-    shared = find_shared_rows(support, test)
+    shared = sum(bool(rows) for rows in find_duplicates(support.final, test.final))
     sentences = []
     if small_classes:
         sentences.append(
@@ -265,5 +249,5 @@ def _warnings(labels: Sequence[str], support: FeatureSet, test: FeatureSet, max_
             f"from and give all they have, such as {small_classes[0]} ({counts[small_classes[0]]})"
         )
     if shared:
-        sentences.append(f"{len(shared)} of {len(test)} test pictures are also among those that shots are drawn from")
+        sentences.append(f"{shared} of {len(test)} test pictures are also among those that shots are drawn from")
     return sentences

@@ -10,7 +10,6 @@ from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.continual.joining import join_features
 from clipadapter.bench.continual.learning import choose_mode
 from clipadapter.bench.fits import Draw, run_fits
-from clipadapter.bench.folds import DEFAULT_FOLDS
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.protocols.stream import StreamOfTasks
@@ -29,6 +28,7 @@ def few_shot(
     shots: Sequence[int],
     seeds: Sequence[int],
     *,
+    folds: int | None = None,
     records: str | Path | None = None,
     progress: bool = False,
 ) -> list[Run]:
@@ -45,6 +45,9 @@ def few_shot(
         text: class text of all classes.
         shots: shots per class; a class with fewer rows gives all of them.
         seeds: of the draws.
+        folds: with a number of folds, at most as many as the smallest class has rows, the support is cut into
+            stratified folds, in place of a test part. For each fold, shots are drawn from the other folds, each head
+            is fitted to them, and predicts the fold. Metrics are over all rows.
         records: JSONL file. Its successful runs are not repeated, failed ones are made again. A new run is appended as
             soon as it is finished.
         progress: show a bar on stderr.
@@ -53,7 +56,8 @@ def few_shot(
         A record for each number of shots, seed and head, in this order.
 
     Raises:
-        InputError: if there is nothing to run, labels or widths do not match, or no row is left to test on.
+        InputError: if there is nothing to run, labels or widths do not match, no row is left to test on, or a class has
+            a single row for the folds.
         DataError: if the file of records is damaged.
 
     >>> from clipadapter.heads.zero_shot import ZeroShot
@@ -62,47 +66,14 @@ def few_shot(
     >>> run, = few_shot({"zero-shot": ZeroShot()}, features, None, text, shots=[1], seeds=[1])
     >>> run.n_test, run.metrics.accuracy
     (2, 1.0)
-    """
-    protocol, bundle = FewShot(), Bundle(support, text, {} if test is None else {"test": TestPart(test)})
-    draws = protocol.draws(bundle, shots, seeds)
-    return run_fits(protocol, bundle, heads, draws, records=records, progress=progress)[0]
-
-
-def cross_validate(
-    heads: Mapping[str, Head],
-    support: FeatureSet,
-    text: TextFeatures,
-    shots: Sequence[int],
-    seeds: Sequence[int],
-    *,
-    folds: int = DEFAULT_FOLDS,
-    records: str | Path | None = None,
-    progress: bool = False,
-) -> list[Run]:
-    """Fit and measure heads by stratified cross-validation, for pictures without a test part.
-
-    For each seed the pictures are cut into folds. For each fold, shots are drawn from the other folds, each head is
-    fitted to them, and predicts the fold. The record of each number of shots, seed and head has metrics over all
-    pictures.
-
-    Args:
-        heads: by their name in tables; they stay unfitted.
-        support: all pictures.
-        text: class text of all classes.
-        shots: shots per class; a class with fewer pictures in the other folds gives all of them.
-        seeds: of the folds and the draws.
-        folds: number of folds; at most as many as the smallest class has pictures.
-        records: JSONL file; as for `few_shot`, also what is raised.
-        progress: show a bar on stderr.
-
-    >>> from clipadapter.heads.zero_shot import ZeroShot
-    >>> text = TextFeatures(["cat", "dog"], [[1, 0], [0, 1]])
-    >>> features = FeatureSet([[1, 0], [2, 1], [0, 1], [1, 2]], ("cat", "cat", "dog", "dog"), ("cat", "dog"))
-    >>> run, = cross_validate({"zero-shot": ZeroShot()}, features, text, shots=[1], seeds=[1])
+    >>> run, = few_shot({"zero-shot": ZeroShot()}, features, None, text, shots=[1], seeds=[1], folds=5)
     >>> run.data.test, run.n_test, run.metrics.accuracy
     ('2 folds', 4, 1.0)
     """
-    protocol, bundle = create_protocol("cross-validation", {"folds": folds}), Bundle(support, text)
+    if folds is not None and test is not None:
+        raise InputError("give a test part or a number of folds, not both")
+    protocol = FewShot() if folds is None else create_protocol("cross-validation", {"folds": folds})
+    bundle = Bundle(support, text, {} if test is None else {"test": TestPart(test)})
     draws = protocol.draws(bundle, shots, seeds)
     return run_fits(protocol, bundle, heads, draws, records=records, progress=progress)[0]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import BUNDLE_FILE, save_bundle
-from clipadapter.bench.fits import Fit, Outcome, make_missing
-from clipadapter.bench.launcher import Job, Launcher
+from clipadapter.bench.fits import Fit, Outcome, make_missing, record_failure
+from clipadapter.bench.launcher import Launcher, WorkerDiedError
 from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.plan import Entry, Plan
 from clipadapter.bench.protocols import create_protocol
@@ -34,30 +34,19 @@ WORKER_BYTES_PER_BUNDLE_BYTE = 3
 
 @dataclass
 class SuiteResult(Outcome):
-    """What `run_suite` did; see also `Outcome`.
+    """What `run_suite` did; see also `Outcome`."""
 
-    Args:
-        plan: all planned records; `runs` has those of this call.
-        figures: plots of features, if the suite has any.
-    """
-
-    plan: Plan = field(kw_only=True)
-    figures: list[Path] = field(default_factory=list)
+    plan: Plan = field(kw_only=True)  # all planned records; `runs` has those of this call
+    figures: list[Path] = field(default_factory=list)  # plots of features, if the suite has any
 
 
 @dataclass(frozen=True, eq=False)
 class SuiteFit(Fit):
-    """A fit of a suite.
+    """A fit of a suite."""
 
-    Args:
-        variant: the head, from which a worker makes it.
-        folder: of the features.
-        entries: of the plan, one for each record.
-    """
-
-    variant: Variant
-    folder: Path
-    entries: Sequence[Entry]
+    variant: Variant  # the head, from which a worker makes it
+    folder: Path  # of the features
+    entries: Sequence[Entry]  # of the plan, one for each record
 
 
 def run_suite(
@@ -104,6 +93,7 @@ def run_suite(
 
     def make(missing: list[Fit]) -> Generator[tuple[Fit, list[Run]], None, None]:
         own = [fit for fit in missing if isinstance(fit, SuiteFit)]
+        own.sort(key=lambda fit: -fit.runs[0].shots)  # long fits first: at the end no worker waits for one
         tasks = [
             FitTask(
                 folder=str(fit.folder),
@@ -115,16 +105,12 @@ def run_suite(
             )
             for fit in own
         ]
-        jobs = [Job(i, task.model_dump_json()) for i, task in enumerate(tasks)]
-        jobs.sort(key=lambda job: -own[job.number].runs[0].shots)  # long fits first: at the end no worker waits for one
-        with closing(launcher.run(run_task, jobs)) as results:
-            for result in results:
-                fit = own[result.job.number]
-                if result.result is None:
-                    error = f"LauncherError: {result.error}"
-                    yield fit, [run.model_copy(update={"error": error}) for run in fit.runs]
+        with closing(launcher.run(run_task, tasks)) as results:
+            for i, result in results:
+                if isinstance(result, WorkerDiedError):
+                    yield own[i], [record_failure(run, result) for run in own[i].runs]
                 else:
-                    yield fit, [Run.model_validate_json(text) for text in result.result]
+                    yield own[i], result
 
     outcome = SuiteResult(**vars(make_missing(fits, make, records, progress)), plan=plan)
     if suite.figure == "projection":

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -27,76 +28,47 @@ PROCESS_BYTES = 700 << 20
 """Bytes of Python, torch and a fit of typical size, besides the features."""
 MEMORY_FRACTION = 0.8
 """How much of the free memory is used."""
-
-
 MAX_ATTEMPTS = 3
-"""How often a job is tried whose worker dies."""
+"""How often a task is tried whose worker dies."""
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One task of a launcher.
-
-    Args:
-        number: its position in the plan.
-        task: the argument of the function, as JSON.
-    """
-
-    number: int
-    task: str
+class WorkerDiedError(Exception):
+    """Every worker that tried a task died."""
 
 
-@dataclass(frozen=True)
-class JobResult:
-    """The result of a job.
-
-    Args:
-        job: the job.
-        result: what the function returned; None if every worker that tried it died.
-        error: the reason if there is no result.
-    """
-
-    job: Job
-    result: list[str] | None
-    error: str | None = None
-
-
+@dataclass
 class Launcher:
-    """Runs one function on many tasks, in any order, in processes on this machine. It survives the death of a worker.
+    """Runs one function on many tasks in processes on this machine. It survives the death of a worker.
 
     A single worker is this process.
 
-    Args:
-        workers: number of workers; None for as many as cores and memory allow.
-        memory: bytes that one worker needs.
-        device: where fits compute, such as "cpu" or "cuda". With a GPU there is one worker per GPU by default.
-
-    >>> list(Launcher(workers=1).run(lambda text: [text.upper()], [Job(0, "a")]))
-    [JobResult(job=Job(number=0, task='a'), result=['A'], error=None)]
+    >>> list(Launcher(workers=1).run(str.upper, ["a"]))
+    [(0, 'A')]
     """
 
-    def __init__(self, workers: int | None = None, memory: int = 0, device: str = "cpu") -> None:
-        self.workers = workers
-        self.memory = memory
-        self.device = device
+    workers: int | None = None  # None: as many as cores and memory allow
+    memory: int = 0  # bytes that one worker needs
+    device: str = "cpu"  # where fits compute; with a GPU there is one worker per GPU by default
 
-    def run(self, function: Callable[[str], list[str]], jobs: Sequence[Job]) -> Generator[JobResult, None, None]:
-        """Yield results as they are finished; closing the iterator stops the work.
+    def run(
+        self, function: Callable[[Task], Result], tasks: Sequence[Task]
+    ) -> Generator[tuple[int, Result | WorkerDiedError], None, None]:
+        """Yield the position of a task and its result as they are finished; closing the iterator stops the work.
 
-        Args:
-            function: importable by its name; it takes a text and returns texts.
-            jobs: the jobs.
+        The function can be imported by its name; tasks and results can be pickled.
         """
-        workers = self.count_workers(len(jobs))
+        workers = self.count_workers(len(tasks))
         if workers > 1:
-            yield from _pool(function, jobs, workers, max(1, count_cores() // workers), list_gpus(self.device))
+            yield from _pool(function, tasks, workers, max(1, count_cores() // workers), list_gpus(self.device))
             return
-        for job in jobs:
-            yield JobResult(job, function(job.task))
+        for i, task in enumerate(tasks):
+            yield i, function(task)
 
-    def count_workers(self, jobs: int) -> int:
-        """The number of workers: as requested, or as many as jobs, memory, and GPUs or else cores allow."""
-        count = min(self.workers or count_gpus(self.device) or count_cores(), max(jobs, 1))
+    def count_workers(self, tasks: int) -> int:
+        """The number of workers: as requested, or as many as tasks, memory, and GPUs or else cores allow."""
+        count = min(self.workers or count_gpus(self.device) or count_cores(), max(tasks, 1))
         if self.workers is not None:
             return count
         return max(1, min(count, int(MEMORY_FRACTION * free_memory() // (PROCESS_BYTES + self.memory))))
@@ -127,21 +99,21 @@ def list_gpus(device: str) -> list[str]:
 
 
 def _pool(
-    function: Callable[[str], list[str]], jobs: Sequence[Job], workers: int, threads: int, gpus: Sequence[str]
-) -> Generator[JobResult, None, None]:
-    """Run jobs in a pool of processes. The pool is started again if a worker dies, and its jobs are tried again.
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, threads: int, gpus: Sequence[str]
+) -> Generator[tuple[int, Result | WorkerDiedError], None, None]:
+    """Run tasks in a pool of processes. The pool is started again if a worker dies, and its tasks are tried again.
 
     Each worker gets the next of ``gpus``, from the first one again if there are more workers.
     """
-    queue, tries = deque(jobs), Counter[int]()
+    queue, tries = deque(range(len(tasks))), Counter[int]()
 
     def can_submit() -> bool:
-        """Whether the next job may be submitted.
+        """Whether the next task may be submitted.
 
-        At most one job per worker is submitted: if a worker dies, each submitted job counts a failed attempt. The last
-        attempt of a job is made alone, so that a job whose worker always dies does not fail others three times.
+        At most one task per worker is submitted: if a worker dies, each submitted task counts a failed attempt. The
+        last attempt of a task is made alone, so that a task whose worker always dies does not fail others three times.
         """
-        if any(tries[job.number] == MAX_ATTEMPTS - 1 for job in (queue[0], *running.values())):
+        if any(tries[i] == MAX_ATTEMPTS - 1 for i in (queue[0], *running.values())):
             return not running
         return len(running) < workers
 
@@ -150,22 +122,27 @@ def _pool(
         worker_end, parent_end = context.Pipe(duplex=False)
         initargs = threads, worker_end, _assign_gpus(gpus, workers, context)
         pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=initargs)
-        running: dict[Future[list[str]], Job] = {}
-        results: list[JobResult] = []
+        running: dict[Future[Result], int] = {}
+        results: list[tuple[int, Result | WorkerDiedError]] = []
         try:
             while queue or running or results:
                 # Before results are yielded: the caller writes them, and the workers continue meanwhile.
                 while queue and can_submit():
-                    job = queue.popleft()
-                    running[pool.submit(function, job.task)] = job
+                    i = queue.popleft()
+                    running[pool.submit(function, tasks[i])] = i
                 while results:
                     yield results.pop()
                 if running:
                     future = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
-                    job = running.pop(future)
-                    results.append(JobResult(job, future.result()))
+                    i = running.pop(future)
+                    results.append((i, future.result()))
         except BrokenProcessPool:
-            yield from [*results, *_requeue([job, *running.values()], queue, tries)]
+            yield from results
+            lost = [i, *running.values()]
+            tries.update(lost)
+            queue.extend(task for task in lost if tries[task] < MAX_ATTEMPTS)
+            reason = f"its process died {MAX_ATTEMPTS} times, as when memory runs out"
+            yield from ((task, WorkerDiedError(reason)) for task in lost if tries[task] >= MAX_ATTEMPTS)
         finally:
             # Workers exit at once, also during a fit; unloading torch would take each of them another second.
             parent_end.close()
@@ -183,26 +160,11 @@ def _assign_gpus(gpus: Sequence[str], workers: int, context: SpawnContext) -> Si
     return free_gpus
 
 
-def _requeue(jobs: Sequence[Job], queue: deque[Job], tries: Counter[int]) -> list[JobResult]:
-    """Put jobs whose worker died back into the queue; return the failure of those tried `MAX_ATTEMPTS` times."""
-    failures = []
-    for job in jobs:
-        tries[job.number] += 1
-        if tries[job.number] < MAX_ATTEMPTS:
-            queue.append(job)
-        else:
-            failures.append(JobResult(job, None, f"its process died {MAX_ATTEMPTS} times, as when memory runs out"))
-    return failures
-
-
 def _init_worker(threads: int, worker_end: Connection, free_gpus: SimpleQueue[str] | None) -> None:
     """Prepare a worker process: only the parent handles Ctrl-C, and a worker without a parent exits.
 
-    Args:
-        threads: number of threads to compute with.
-        worker_end: a pipe whose other end only the parent has. It ends when the parent closes it, or dies. An event
-            is no alternative: one that a killed process waits for can never be set again.
-        free_gpus: as many GPUs as there are workers; None if workers need not share several.
+    Only the parent has the other end of the pipe, which ends when the parent closes it, or dies. An event is no
+    alternative: one that a killed process waits for can never be set again.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -40,19 +40,12 @@ ACCURACY = metric_value("accuracy")
 
 @dataclass(frozen=True)
 class Cell:
-    """One head in one column.
+    """One head in one column."""
 
-    Args:
-        values: of each seed whose run did not fail, by rising seed.
-        failed: number of failed runs.
-        missing: number of planned runs that do not exist yet.
-        remark: text in place of a number.
-    """
-
-    values: tuple[float, ...] = ()
-    failed: int = 0
-    missing: int = 0
-    remark: str = ""
+    values: tuple[float, ...] = ()  # of each seed whose run did not fail, by rising seed
+    failed: int = 0  # number of failed runs
+    missing: int = 0  # number of planned runs that do not exist yet
+    remark: str = ""  # text in place of a number
 
     @property
     def mean(self) -> float:
@@ -110,23 +103,15 @@ class Pivot:
     """Heads by columns, of one data set or several.
 
     With several data sets a value is their mean, seed by seed; a head without results for every one has none.
-
-    Args:
-        title: above the table.
-        fixed: fields of `Setting` that all its runs share.
-        axis: the field of `Setting` that the columns are.
-        rows: heads.
-        parts: the columns that were measured.
-        spots: the runs by row and column, of each data set.
-        derived: columns behind them that are computed from them, by title.
     """
 
-    title: str
-    fixed: Mapping[str, str | int]
-    axis: Axis
-    rows: tuple[Row, ...]
-    parts: tuple[Part, ...]
-    spots: Mapping[tuple[Row, Part], Sequence[Spot]]
+    title: str  # above the table
+    fixed: Mapping[str, str | int]  # fields of `Setting` that all its runs share
+    axis: Axis  # the field of `Setting` that the columns are
+    rows: tuple[Row, ...]  # heads
+    parts: tuple[Part, ...]  # the columns that were measured
+    spots: Mapping[tuple[Row, Part], Sequence[Spot]]  # the runs by row and column, of each data set
+    # columns behind them that are computed from them, by title
     derived: Mapping[str, Derived] = field(default_factory=dict)
 
     def columns(self, metric: str = "accuracy") -> tuple[Part, ...]:

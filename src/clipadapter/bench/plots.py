@@ -1,9 +1,8 @@
-"""Learning curves and confusion matrices as PNG, PDF and SVG files."""
+"""Learning curves of records: a metric over the number of shots, with bands of one standard deviation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,43 +11,18 @@ from clipadapter.bench.grids import head_names
 from clipadapter.bench.pivot import Pivot, Row, metric_value, pivot_runs
 from clipadapter.bench.run import Run
 from clipadapter.bench.summary import Reference, check_runs
-from clipadapter.metrics import METRICS, Evaluation
-from clipadapter.rendering.heat_map import confusion_figure
-from clipadapter.rendering.learning_curve import ShotSeries, learning_curve
-from clipadapter.rendering.plots import save_plot
+from clipadapter.metrics import METRICS
+from clipadapter.rendering.curves import MAX_COLOURED_LINES, Curve, draw_curves
+from clipadapter.rendering.method_colours import assign_styles
+from clipadapter.rendering.plots import GREY, create_figure, format_greek, label_axes, truncate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-def draw_learning_curve(runs: Sequence[Run], path: str | Path, title: str = "", metric: str = "accuracy") -> Path:
-    """Draw a metric over the number of shots: lines with bands of one standard deviation, and zero-shot as a star.
-
-    Args:
-        runs: records of one comparison.
-        path: PNG, PDF or SVG file to write.
-        title: above the plot.
-        metric: name of the metric.
-
-    Raises:
-        InputError: if there are no records, or the file can't be written.
-    """
-    return save_plot(learning_curve_figure(runs, title, metric), path)
-
-
-def draw_confusion_matrix(evaluation: Evaluation, path: str | Path, title: str = "", limit: int = 25) -> Path:
-    """Draw which classes are predicted as which. Of many classes only those with most mistakes are drawn.
-
-    Args:
-        evaluation: of the predictions.
-        path: PNG, PDF or SVG file to write.
-        title: above the plot.
-        limit: maximum number of drawn classes.
-
-    Raises:
-        InputError: if the file can't be written.
-    """
-    return save_plot(confusion_figure(evaluation, title, limit), path)
+NAMED_METHODS = ("clip-adapter", "auto", "linear-probe")
+"""Always among the lines in colour, if they take part."""
+WITHOUT_SHOTS = "zero-shot"
+"""Drawn as a star at 0 shots, as in the papers."""
 
 
 def learning_curve_figure(
@@ -58,11 +32,10 @@ def learning_curve_figure(
     size: tuple[float, float] = (8.0, 4.8),
     reference: Reference | None = None,
 ) -> Figure:
-    """The figure of `draw_learning_curve`; its size is in inches, and a reference is a grey level."""
+    """The learning curve of the records of one comparison; its size is in inches, and a reference is a grey level."""
     check_runs(runs, metric)
-    level = None if reference is None else (reference.name, reference.metrics[metric])
     table = pivot_runs(runs)
-    return pivot_curve(table, head_names(table), title, metric=metric, size=size, level=level)
+    return pivot_curve(table, head_names(table), title, metric=metric, size=size, reference=reference)
 
 
 def pivot_curve(
@@ -72,18 +45,53 @@ def pivot_curve(
     *,
     metric: str = "accuracy",
     size: tuple[float, float] = (9.0, 5.2),
-    level: tuple[str, float] | None = None,
+    reference: Reference | None = None,
     front: Row | None = None,
 ) -> Figure:
-    """A learning curve of a table whose columns are shots; the row in front is always in colour."""
-    factor, value, series = METRICS[metric].scale, metric_value(metric), []
+    """The learning curve of a table of shots, on a log axis with 0 at its left if zero-shot takes part.
+
+    At most five lines are in colour, with their name at their end: the row in front, the method of the paper, ``auto``,
+    the linear probe, and the best of the others. The rest is thin and grey.
+    """
+    info, shots, points = METRICS[metric], [int(n) for n in table.parts], {}
     for row in table.rows:
-        cells = [(n, cell) for n in table.parts if (cell := table.cell(row, n, value)).values]
+        cells = [(n, cell) for n in shots if (cell := table.cell(row, n, metric_value(metric))).values]
         if cells:
-            x, mean, sd = np.array([(n, factor * cell.mean, factor * cell.sd) for n, cell in cells]).T
-            series.append(ShotSeries(names[row], method_of(table, row), x, mean, sd, row == front))
-    shots, note = [int(n) for n in table.parts], describe_spread(table.runs())
-    return learning_curve(series, shots, note, metric=metric, title=title, size=size, level=level)
+            points[row] = np.array([(n, info.scale * cell.mean, info.scale * cell.sd) for n, cell in cells])
+    methods = {row: method_of(table, row) for row in points}
+    levels = [row for row in points if methods[row] == WITHOUT_SHOTS]
+    by_mean = sorted(points, key=lambda row: float(points[row][:, 1].mean()), reverse=info.higher_is_better)
+    lines = [row for row in by_mean if row not in levels]
+    named = [row for row in lines if row == front or (row.label in NAMED_METHODS and not row.prompts)]
+    chosen = [*named, *(row for row in lines if row not in named)][:MAX_COLOURED_LINES]
+    # The method of the paper is drawn above the others.
+    shown = [*levels[:2], *(row for row in lines if row in chosen)]
+    shown.sort(key=lambda row: methods[row] != NAMED_METHODS[0])
+    zero, curves = np.log2(shots[0]) - 1, []
+    for row, style in zip(shown, assign_styles([methods[row] for row in shown]), strict=True):
+        n, y, band = points[row].T
+        x, is_level = np.log2(n), row in levels
+        if is_level:
+            # Shots change nothing; with test pictures that depend on the draw, the figures differ slightly.
+            x, y = np.array([zero, np.log2(shots[-1])]), np.full(2, y.mean())
+        label = format_greek(f"{truncate(names[row])}  {info.format(y[-1] / info.scale)}")
+        curves.append(Curve(label, x, y, None if is_level else band, style.colour, style.marker, is_level=is_level))
+    if reference is not None:
+        value = reference.metrics[metric]
+        ends = np.array([zero if levels else np.log2(shots[0]), np.log2(shots[-1])])
+        label = f"{reference.name}  {info.format(value)}"
+        curves.append(Curve(label, ends, np.full(2, info.scale * value), None, GREY, marker="", is_level=True))
+    others = [(np.log2(own[:, 0]), own[:, 1]) for row, own in points.items() if row not in (*levels, *chosen)]
+    ticks, tick_names = [zero] * bool(levels) + list(np.log2(shots)), ["0"] * bool(levels) + [str(n) for n in shots]
+    figure = create_figure(*size)
+    axes = figure.add_subplot()
+    axes.set_xticks(ticks, tick_names)
+    margin = 0.04 * max(ticks[-1] - ticks[0], 1)
+    axes.set_xlim(ticks[0] - margin, ticks[-1] + margin)
+    draw_curves(axes, curves, others)
+    note = describe_spread(table.runs()) + (f"; grey: {len(others)} other heads" if others else "")
+    label_axes(axes, title, note, "shots per class", info.title_with_unit)
+    return figure
 
 
 def method_of(table: Pivot, row: Row) -> str:

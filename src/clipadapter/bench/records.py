@@ -20,11 +20,7 @@ RECORD_START = b'{"format":'
 
 
 def records_file(folder: Path) -> Path:
-    """The file of the records of a folder.
-
-    Raises:
-        DataError: if it is a link.
-    """
+    """The file of the records of a folder, which is no link."""
     return path_without_links(folder, "runs.jsonl", error=DataError)
 
 
@@ -76,15 +72,7 @@ def read_existing_runs(path: str | Path | None) -> dict[str, Run]:
 
 
 def parse_run(where: str, line: bytes) -> Run:
-    """Parse a record.
-
-    Args:
-        where: its place for messages, such as "runs.jsonl, line 3".
-        line: the JSON.
-
-    Raises:
-        DataError: if it is no record, or one of another format.
-    """
+    """Parse a record; ``where`` is its place for messages, such as "runs.jsonl, line 3"."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -59,43 +59,28 @@ class RunEncoder(FrozenModel):
 
 
 class RunData(FrozenModel):
-    """The data.
+    """The data, and in ``protocol`` what the test pictures are; that is not the name of a registered protocol.
 
-    Args:
-        support: name of the data set that the shots were drawn from.
-        test: name of the test part; the same as ``support`` if the rows that were not drawn are the test part.
-        protocol: what the test pictures are, which is not the name of a registered protocol.
-            ``"given"`` if the test part is separate, ``"rest"`` if it is the rows that were not drawn, ``"shift"`` if
-            its pictures are of another data set with classes of the support, ``"new"`` if it has other classes, of
-            which the head has only the text, ``"stream"`` for the test parts of a stream of tasks, ``"folds"`` if it is
-            all rows, each predicted by a fit to other folds.
-        digest: hash of features and labels of both.
+    ``"given"`` if the test part is separate, ``"rest"`` if it is the rows that were not drawn, ``"shift"`` if its
+    pictures are of another data set with classes of the support, ``"new"`` if it has other classes, of which the head
+    has only the text, ``"stream"`` for the test parts of a stream of tasks, ``"folds"`` if it is all rows, each
+    predicted by a fit to other folds.
     """
 
-    support: str
-    test: str
+    support: str  # name of the data set that the shots were drawn from
+    test: str  # name of the test part; that of the support if the rows that were not drawn are the test part
     protocol: str
-    digest: str
+    digest: str  # of features and labels of both
 
 
 class Flags(FrozenModel):
-    """What qualifies the metrics of a record.
+    """What qualifies the metrics of a record."""
 
-    Args:
-        transductive: whether the head uses the unlabelled test pictures.
-    """
-
-    transductive: bool = False
+    transductive: bool = False  # the head uses the unlabelled test pictures
 
 
 class Metrics(RootModel[dict[str, float]]):
-    """Metrics on the test part by their name in `clipadapter.metrics.METRICS`.
-
-    Records may lack metrics that are optional.
-
-    >>> Metrics(accuracy=0.5, macro_f1=0.4, log_loss=0.7)["macro_f1"]
-    0.4
-    """
+    """Metrics on the test part by their name in `clipadapter.metrics.METRICS`. Optional ones may be absent."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -129,60 +114,32 @@ class Seconds(FrozenModel):
 
 
 class Machine(FrozenModel):
-    """The machine.
+    """The machine."""
 
-    Args:
-        cpus: number of its cores.
-        platform: system and kind of processor.
-        peak_memory_mb: of the process so far, without the memory of a GPU; None if the system does not report it.
-        device: where the head computed: the CPU, or for a method that trains through a text tower the device of the
-            tower; see `devices.describe_device`.
-    """
-
-    cpus: int
-    platform: str
-    peak_memory_mb: int | None = None
-    device: str = "cpu"
+    cpus: int  # its cores
+    platform: str  # system and kind of processor
+    peak_memory_mb: int | None = None  # of the process so far, without that of a GPU; None if it is unknown
+    device: str = "cpu"  # where the head computed; see `devices.describe_device`
 
 
 class Task(FrozenModel):
-    """One task of a stream.
+    """One task of a stream."""
 
-    Args:
-        name: its name in tables.
-        part: name of the test part that has its test pictures.
-        classes: its classes; a class may be in several tasks.
-        shots: number of its shots, of all its classes together.
-    """
-
-    name: str
-    part: str
-    classes: list[str] = Field(min_length=1)
-    shots: int = Field(ge=0)
+    name: str  # in tables
+    part: str  # name of the test part that has its test pictures
+    classes: list[str] = Field(min_length=1)  # a class may be in several tasks
+    shots: int = Field(ge=0)  # of all its classes together
 
 
 class TaskStream(FrozenModel):
-    """A stream of tasks, and how a head learns it.
+    """A stream of tasks, in the order in which they are learned, and how a head learns it."""
 
-    Args:
-        task_known: whether the head predicts among the classes of the picture's task, which is given (MTIL); else it
-            predicts among the classes of all tasks (X-TAIL).
-        joint: whether the head is fitted again to the shots of all tasks so far; else it continues from its state, and
-            gets only the shots of the new task.
-        tasks: the tasks in the order in which they are learned.
-    """
-
-    task_known: bool
-    joint: bool
+    task_known: bool  # the head predicts among the classes of the picture's task (MTIL); else of all tasks (X-TAIL)
+    joint: bool  # the head is fitted again to all shots so far; else it continues, and gets those of the new task only
     tasks: list[Task] = Field(min_length=1)
 
     def split_rows(self, rows: Sequence[int]) -> list[list[int]]:
-        """Split the drawn rows, which are in the order of the tasks, by task.
-
-        >>> tasks = [Task(name=name, part="test", classes=[name], shots=n) for name, n in (("a", 1), ("b", 2))]
-        >>> TaskStream(task_known=False, joint=False, tasks=tasks).split_rows([7, 8, 9])
-        [[7], [8, 9]]
-        """
+        """Split the drawn rows, which are in the order of the tasks, by task."""
         rows_of_tasks, start = [], 0
         for task in self.tasks:
             rows_of_tasks.append(list(rows[start : start + task.shots]))
@@ -191,30 +148,18 @@ class TaskStream(FrozenModel):
 
 
 class Step(FrozenModel):
-    """The result of learning one task.
+    """The result of learning one task."""
 
-    Args:
-        seconds: of this fit.
-        size: how many numbers are stored to predict and to learn the next task: the state of the head, and for a joint
-            head the features of all shots so far.
-        metrics: metrics on every task, learned or not, in the order of the tasks.
-    """
-
-    seconds: float
-    size: int
-    metrics: list[Metrics]
+    seconds: float  # of this fit
+    size: int  # numbers that are stored to predict and to learn on: the state, and for a joint head all shots so far
+    metrics: list[Metrics]  # on every task, learned or not, in the order of the tasks
 
 
 class ContinualResult(FrozenModel):
-    """The result of a stream of T tasks.
+    """The result of a stream of T tasks."""
 
-    Args:
-        zero_shot: accuracy of the class text alone on each task; None if a class has no text.
-        steps: T, one after each task.
-    """
-
-    zero_shot: list[float] | None = None
-    steps: list[Step]
+    zero_shot: list[float] | None = None  # accuracy of the class text alone on each task; None if a class has no text
+    steps: list[Step]  # T, one after each task
 
     @property
     def accuracy(self) -> list[list[float]]:
@@ -351,11 +296,7 @@ def _peak_memory() -> int | None:
 
 
 def digest(*parts: bytes | Sequence[str]) -> str:
-    """Hash of bytes and lists of texts.
-
-    >>> digest(b"ab", ["c"]) == digest(b"a", ["bc"])
-    False
-    """
+    """Hash of bytes and lists of texts, and of where each ends."""
     total = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part if isinstance(part, bytes) else "\0".join(part).encode(errors="surrogatepass")

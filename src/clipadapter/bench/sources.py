@@ -19,8 +19,8 @@ from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import Dataset, get_templates, load_dataset, textiles
 from clipadapter.data.sets import data_root, get_set, list_sets
 from clipadapter.errors import ClipAdapterError, DataError, InputError
-from clipadapter.features import PER_EPOCH, FeatureSet, ViewCost, ViewSpec
-from clipadapter.features.shards import FeatureShards, holds_shards
+from clipadapter.features import PER_EPOCH, FeatureSet, FeatureTable, ViewCost, ViewSpec, open_feature_table
+from clipadapter.features.shards import holds_shards
 from clipadapter.utils.files import safe_file_name
 
 FEATURES = "features:"
@@ -194,20 +194,20 @@ def extract_training_views(
     return replace(features, provenance={**features.provenance, "views": PER_EPOCH})
 
 
-def open_feature_shards(spec: str) -> FeatureShards | None:
+def open_feature_shards(spec: str) -> FeatureTable | None:
     """Open the shards of ``features:FOLDER``, a folder or URI of `extract_with_ray`; None if it has another form."""
     folder = spec[len(FEATURES) :] if spec.startswith(FEATURES) else None
-    return FeatureShards(folder) if folder and holds_shards(folder) else None
+    return open_feature_table(folder) if folder and holds_shards(folder) else None
 
 
-def _split_shards(shards: FeatureShards) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _split_shards(shards: FeatureTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows that shots are drawn from, and those of the test part; none if the data set is not divided."""
     if {"train", "test"} <= set(shards.splits):
         return shards.rows("train"), shards.rows("test")
     return shards.rows(), np.empty(0, np.int64)
 
 
-def build_shard_bundle(suite: Suite, shards: FeatureShards, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
+def build_shard_bundle(suite: Suite, shards: FeatureTable, *, only_drawn: bool = False) -> tuple[Bundle, Rows | None]:
     """The bundle of a folder of shards, and the rows of the draws. Class text comes from the encoder that made them.
 
     With ``only_drawn`` and a separate test part only those rows of the training part are read that a draw takes. Else
@@ -220,10 +220,10 @@ def build_shard_bundle(suite: Suite, shards: FeatureShards, *, only_drawn: bool 
     positions = None if rows is None else np.array(sorted({row for draw in rows.values() for row in draw}), np.int64)
     templates = suite.prompts[0].templates
     templates = "default" if templates == "own" else templates
-    model = FewShotClassifier(shards.plan.encoder, templates=templates, quality="fast", precision="fp32")
-    if model.encoder_.info.fingerprint != shards.plan.fingerprint:
+    model = FewShotClassifier(str(shards.encoder), templates=templates, quality="fast", precision="fp32")
+    if model.encoder_.info.fingerprint != shards.fingerprint:
         raise DataError(
-            f"'{shards.folder}' is of the encoder '{shards.plan.encoder}' with other weights than on this machine, so "
+            f"'{shards.path}' is of the encoder '{shards.encoder}' with other weights than on this machine, so "
             "that class text would not match: install those weights, or extract the features again"
         )
     named = {"templates": get_templates(templates)}

@@ -7,16 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipadapter.backends import Int8Calibration, backend_info, list_backends
-from clipadapter.backends.parity import Parity, measure_parity
-from clipadapter.data.images import ImageSource, image_bytes, read_image
+from clipadapter.backends.parity import Parity
+from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, with_backend
-from clipadapter.errors import ImageError, InputError
+from clipadapter.errors import InputError
+from clipadapter.features.autotune import Measured, measure, read_squares
 from clipadapter.utils.formatting import describe_unreadable
 
 MATRIX_SIDE = 2048
@@ -26,42 +25,25 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class BackendSpeed:
-    """The speed of one backend and precision.
+    """The speed of one backend and precision."""
 
-    Args:
-        backend: registered name.
-        precision: in which it ran.
-        rate: pictures per second, from squares in memory; the median of the rounds.
-        share: fraction of the processor's limit in this precision; None if the limit was not measured.
-        ready: seconds until its first run is finished.
-        parity: of its features to those of the plain encoder.
-    """
-
-    backend: str
-    precision: str
-    rate: float
-    share: float | None
-    ready: float
-    parity: Parity
+    backend: str  # registered name
+    precision: str  # in which it ran
+    rate: float  # pictures per second, of the fastest batch of squares in memory; the median of the rounds
+    share: float | None  # fraction of the processor's limit in this precision; None if the limit was not measured
+    ready: float  # seconds until its first run is finished
+    parity: Parity  # of its features to those of the plain encoder
 
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """The speeds of all backends, and what they are compared with.
+    """The speeds of all backends, and what they are compared with."""
 
-    Args:
-        limits: GFLOP/s of a matrix product by precision.
-        gflop: of one picture in the plain tower; a multiplication and an addition count as two.
-        decode: milliseconds to read one picture and make it a square, in one thread.
-        pictures: number of pictures that were used.
-        speeds: one entry per backend and precision.
-    """
-
-    limits: dict[str, float]
-    gflop: float
-    decode: float
-    pictures: int
-    speeds: tuple[BackendSpeed, ...]
+    limits: dict[str, float]  # GFLOP/s of a matrix product by precision
+    gflop: float  # of one picture in the plain tower; a multiplication and an addition count as two
+    decode: float  # milliseconds to read one picture and make it a square, in one thread
+    pictures: int  # number of pictures that were used
+    speeds: tuple[BackendSpeed, ...]  # one entry per backend and precision
 
 
 def measure_speed(
@@ -72,16 +54,9 @@ def measure_speed(
     rounds: int = 5,
     on_step: Callable[[str], None] = lambda name: None,
 ) -> SpeedReport:
-    """Time every backend and precision that runs on this machine.
+    """Time every backend and precision that runs on this machine, on two batches of pictures or more.
 
     Each round times all of them in turn, so that changes of the machine's speed affect all alike.
-
-    Args:
-        encoder: whose tower is timed.
-        pictures: for the comparison of features and the calibration of int8; two batches are enough.
-        batch_size: pictures per batch.
-        rounds: how often each is timed.
-        on_step: called with the name of each step before it starts.
 
     Raises:
         InputError: if the encoder can't be converted, or no picture can be read.
@@ -92,7 +67,11 @@ def measure_speed(
     on_step("matrix products")
     limits = {name: _limit(dtype, encoder.device) for name, dtype in DTYPES.items()}
     on_step("reading pictures")
-    squares, decode = _squares(encoder, pictures)
+    start = time.perf_counter()
+    squares = read_squares(pictures, tower.pixels)
+    seconds_to_read = time.perf_counter() - start
+    if not len(squares):
+        raise InputError(describe_unreadable(len(pictures)))
     encoders: list[tuple[Encoder, float]] = []
     for backend in sorted(list_backends(), reverse=True):
         cls = backend_info(backend).cls
@@ -101,28 +80,21 @@ def measure_speed(
         for precision in cls.precisions:
             on_step(f"{backend} {precision}")
             start = time.perf_counter()
-            converted = with_backend(
-                encoder, backend, precision, Int8Calibration(squares) if precision == "int8" else None
-            )
+            calibration = Int8Calibration(squares) if precision == "int8" else None
+            converted = with_backend(encoder, backend, precision, calibration)
             converted.encode_pixels(torch.from_numpy(squares[:1]))
             encoders.append((converted, time.perf_counter() - start))
-    rates, features = _timed([converted for converted, _ in encoders], squares, batch_size, rounds, on_step)
-    gflop = _gflop(encoder)
-    speeds = []
-    for i, (converted, seconds_to_ready) in enumerate(encoders):
-        precision = converted.info.precision
-        fraction = rates[i] * gflop / limits[precision] if precision in limits else None
-        speeds.append(
-            BackendSpeed(
-                converted.info.backend,
-                precision,
-                rates[i],
-                fraction,
-                seconds_to_ready,
-                measure_parity(features[0], features[i]),
-            )
-        )
-    return SpeedReport(limits, gflop, decode, len(squares), tuple(speeds))
+    measured: list[list[Measured]] = [[] for _ in encoders]
+    for turn in range(rounds):
+        on_step(f"round {turn + 1} of {rounds}")
+        for own, (converted, _) in zip(measured, encoders, strict=True):
+            own.append(measure(converted, squares, measured[0][0] if measured[0] else None, batch_size=batch_size))
+    gflop, speeds = count_gflop(encoder), []
+    for own, (_, seconds_to_ready) in zip(measured, encoders, strict=True):
+        rate, one = statistics.median(each.rate for each in own), own[0]
+        share = rate * gflop / limits[one.precision] if one.precision in limits else None
+        speeds.append(BackendSpeed(one.backend, one.precision, rate, share, seconds_to_ready, one.parity))
+    return SpeedReport(limits, gflop, 1000 * seconds_to_read / len(squares), len(squares), tuple(speeds))
 
 
 def _limit(dtype: torch.dtype, device: str) -> float:
@@ -136,47 +108,7 @@ def _limit(dtype: torch.dtype, device: str) -> float:
     return 2 * MATRIX_SIDE**3 / best / 1e9
 
 
-def _squares(encoder: Encoder, pictures: Sequence[ImageSource]) -> tuple[NDArray[np.uint8], float]:
-    tower = encoder.tower()
-    assert tower is not None
-    squares, times = [], []
-    for source in pictures:
-        start = time.perf_counter()
-        try:
-            image = read_image(source, data=image_bytes(source) if isinstance(source, str) else None)
-        except ImageError:
-            continue
-        squares.append(tower.pixels.to_square(image))
-        times.append(time.perf_counter() - start)
-    if not squares:
-        raise InputError(describe_unreadable(len(pictures)))
-    return np.stack(squares), 1000 * statistics.median(times)
-
-
-def _timed(
-    encoders: Sequence[Encoder],
-    squares: NDArray[np.uint8],
-    batch_size: int,
-    rounds: int,
-    on_step: Callable[[str], None],
-) -> tuple[list[float], list[NDArray[np.float32]]]:
-    """Median pictures per second of each encoder, and its features of the squares."""
-    batches = torch.from_numpy(squares).split(batch_size)
-    seconds: list[list[float]] = [[] for _ in encoders]
-    features: list[NDArray[np.float32]] = []
-    for turn in range(rounds + 1):  # the first warms up
-        on_step(f"round {turn} of {rounds}" if turn else "warming up")
-        for i, encoder in enumerate(encoders):
-            start = time.perf_counter()
-            rows = [encoder.encode_pixels(batch) for batch in batches]
-            if turn:
-                seconds[i].append(time.perf_counter() - start)
-            else:
-                features.append(torch.cat(rows).numpy())
-    return [len(squares) / statistics.median(each) for each in seconds], features
-
-
-def _gflop(encoder: Encoder) -> float:
+def count_gflop(encoder: Encoder) -> float:
     """GFLOP of one picture, by torch's own count."""
     tower = encoder.tower()
     assert tower is not None

@@ -18,22 +18,13 @@ REFERENCE = "clip-adapter"
 
 
 class Setting(NamedTuple):
-    """What the runs of one cell of a table share; they differ in the seed.
+    """What the runs of one cell of a table share; they differ in the seed."""
 
-    Args:
-        data: the data set that gives the shots, as the user named it.
-        encoder: the encoder, as the user named it.
-        prompts: the suite's name for the prompts.
-        test: name of the test part.
-        label: the suite's name for the head.
-        shots: shots per class.
-    """
-
-    data: str
-    encoder: str
-    prompts: str
-    test: str
-    label: str
+    data: str  # the data set that gives the shots, as the user named it
+    encoder: str  # likewise
+    prompts: str  # the suite's name for the prompts
+    test: str  # name of the test part
+    label: str  # the suite's name for the head
     shots: int
 
 
@@ -143,12 +134,7 @@ def get_setting(entry: Entry) -> Setting:
 
 
 def distinct_values(settings: Sequence[Setting], field: str) -> list[str | int]:
-    """The distinct values of one field in order; shots are sorted.
-
-    >>> settings = [Setting("pets", "toy", "", "test", "a", shots) for shots in (4, 1)]
-    >>> distinct_values(settings, "shots")
-    [1, 4]
-    """
+    """The distinct values of one field in order; shots are sorted."""
     values = list(dict.fromkeys(getattr(setting, field) for setting in settings))
     return sorted(values) if field == "shots" else values
 

@@ -199,11 +199,7 @@ class Suite(FrozenModel):
 
 
 def make_head(variant: Variant) -> Head:
-    """The unfitted head of a variant.
-
-    Raises:
-        InputError: if it has no such parameter, preset or recipe, or has both a preset and a recipe.
-    """
+    """The unfitted head of a variant."""
     variant = variant.for_data("")
     cls = head_info(variant.head).cls
     params = {**variant.params, **{name: value for name, (value,) in variant.vary.items()}}
@@ -220,27 +216,20 @@ def make_head(variant: Variant) -> Head:
 
 
 def load_suite(name: str | Path) -> Suite:
-    """A suite by its name, or from a file.
-
-    Args:
-        name: of a suite of the package, or the path of a ``.toml`` file.
+    """A suite of the package by its name, or from the path of a ``.toml`` file.
 
     Raises:
         UnknownNameError: if there is no such suite.
         DataError: if the file is damaged, or has an unknown field.
 
-    >>> load_suite("bottleneck").vary[0].parameter
-    'reduction'
+    >>> load_suite("bottleneck").heads[1].vary["reduction"]
+    [1, 2, 4, 8, 16, 32]
     """
     return _make_suite(*read_suite(name))
 
 
 def parse_suite(name: str, text: str) -> Suite:
-    """A suite from TOML.
-
-    Raises:
-        DataError: if it is no TOML, or no suite; the message says where.
-    """
+    """A suite from TOML; an error says where it is wrong."""
     return _make_suite(name, parse_toml(text, f"suite '{name}'"))
 
 

@@ -52,11 +52,7 @@ def list_planned_suites(folder: Path) -> list[str]:
 
 
 def check_study(folder: Path, name: str) -> None:
-    """Refuse a suite that was not run in a folder.
-
-    Raises:
-        DataError: if so.
-    """
+    """Refuse a suite that was not run in a folder."""
     if name not in list_planned_suites(folder):
         raise missing_study(folder, name)
 

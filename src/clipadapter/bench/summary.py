@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipadapter.bench.continual.summary import HeadRuns, stream_text
 from clipadapter.bench.grids import Column, head_names, make_grid, metric_columns
 from clipadapter.bench.notes import device_notes, failure_messages, fidelity_notes, lead_notes, number_range
-from clipadapter.bench.pivot import Cell, Pivot, Row, fit_seconds, metric_value, pivot_runs
+from clipadapter.bench.pivot import Cell, Pivot, Row, fit_seconds, format_shots, metric_value, pivot_runs
 from clipadapter.bench.run import Run
 from clipadapter.errors import InputError
 from clipadapter.heads import fidelity_of
@@ -32,12 +33,7 @@ class Reference:
 
 
 def check_runs(runs: Sequence[Run], metric: str) -> None:
-    """Refuse to summarise no runs, or by a metric that records do not have.
-
-    Raises:
-        InputError: if there are no records.
-        UnknownNameError: if records have no such metric.
-    """
+    """Refuse to summarise no runs, or by a metric that records do not have."""
     if metric not in metrics_shown("record"):
         raise unknown("metric of records", metric, list(metrics_shown("record")))
     if not runs:
@@ -90,6 +86,8 @@ def table(
 ) -> str:
     """Mean ± sd (the mean alone for one seed) by head and shots, with the best of each column marked, and notes below.
 
+    Of runs of a stream, its metrics as plain text, whatever the metric.
+
     Args:
         runs: records of one comparison.
         metric: name of the metric.
@@ -102,6 +100,9 @@ def table(
     """
     check_runs(runs, metric)
     pivot = pivot_runs(runs)
+    if runs[0].stream is not None:
+        heads = {int(n): [HeadRuns(row.label, pivot.spots[row, n][0]) for row in pivot.rows] for n in pivot.parts}
+        return stream_text({format_shots(n): own for n, own in heads.items()})
     most = pivot.parts[-1]
     columns = metric_columns(pivot, metric)
     if beside is None:

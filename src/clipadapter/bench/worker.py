@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from clipadapter.bench.bundle import Bundle
@@ -11,7 +11,7 @@ from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.fits import attempt
 from clipadapter.bench.methods import clone_with_seed
 from clipadapter.bench.protocols import create_protocol
-from clipadapter.bench.run import FrozenModel, Run
+from clipadapter.bench.run import Run
 from clipadapter.bench.suite import Variant, make_head
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
@@ -22,15 +22,16 @@ from clipadapter.utils.towers import TextTower
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-class FitTask(FrozenModel):
+@dataclass(frozen=True)
+class FitTask:
     """One fit, as a worker process gets it."""
 
     folder: str  # of the features
-    protocol: str
-    options: dict[str, int]
-    variant: Variant
+    protocol: str  # registered name
+    options: dict[str, int]  # of the protocol
+    variant: Variant  # the head
     device: str  # where a method that trains through a text tower computes
-    runs: list[Run]  # planned
+    runs: list[Run]  # the planned records
 
 
 @lru_cache(maxsize=2)
@@ -58,9 +59,8 @@ def _tower(name: str, fingerprint: str, device: str) -> TextTower:
     return open_text_tower(encoder)
 
 
-def run_task(task: str) -> list[str]:
-    """Fit and measure a `FitTask`. It is JSON, as is each returned `Run`, so that any launcher can pass them."""
-    fit = FitTask.model_validate_json(task)
+def run_task(fit: FitTask) -> list[Run]:
+    """Fit and measure: a record for each test part. Failures are in the records, too."""
 
     def make() -> list[Run]:
         head = clone_with_seed(make_head(fit.variant), fit.runs[0].seed)
@@ -72,7 +72,7 @@ def run_task(task: str) -> list[str]:
     if head_info(fit.variant.head).cls.needs_tower:
         device = {"device": describe_device(fit.device)}
         runs = [run.model_copy(update={"machine": run.machine.model_copy(update=device)}) for run in runs]
-    return [run.model_dump_json() for run in runs]
+    return runs
 
 
 def set_gpu(number: str) -> None:

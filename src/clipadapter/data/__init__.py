@@ -14,8 +14,7 @@ from clipadapter.data.prompts import (
     read_descriptions,
 )
 from clipadapter.data.scan import ScanReport, scan
-from clipadapter.data.split_file import read_draw
-from clipadapter.data.splits import draw_shots, draw_splits
+from clipadapter.data.splits import draw_shots
 from clipadapter.data.textiles import textiles
 from clipadapter.utils.files import IMAGE_SUFFIXES
 
@@ -29,7 +28,6 @@ __all__ = [
     "clean_name",
     "draw_multilabel_shots",
     "draw_shots",
-    "draw_splits",
     "get_templates",
     "image_bytes",
     "label_matrix",
@@ -38,7 +36,6 @@ __all__ = [
     "load_dataset",
     "read_class_names",
     "read_descriptions",
-    "read_draw",
     "read_image",
     "scan",
     "set_max_pixels",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def _parquet_rows(path: Path) -> _NumberedRows:
         with open_regular(path) as file:
             metadata = parquet.read_metadata(file)
             names = metadata.schema.to_arrow_schema().names
-            texts = check_parquet_sizes(path, metadata, len(names))
+            texts = _check_parquet_sizes(path, metadata, len(names))
             # As dictionaries, since a file of 1 kB can repeat a text a million times. Threads of pyarrow that still
             # read when the process ends because of an error would abort it.
             table = parquet.ParquetFile(file, metadata=metadata, read_dictionary=texts, pre_buffer=False)
@@ -189,25 +189,13 @@ def _parquet_rows(path: Path) -> _NumberedRows:
         raise DataError(f"{printable(path)} can't be read as a Parquet table: {reason}; {_PARQUET_ADVICE}") from error
 
 
-def check_parquet_sizes(
-    path: str | Path, metadata: Any, n_columns: int, read_columns: Sequence[str] = _READ_COLUMNS
-) -> list[str]:
-    """Refuse a table that is too large, by its metadata. Returns the paths of the columns of texts that are read.
-
-    Args:
-        path: of the file, for messages.
-        metadata: of the file.
-        n_columns: of the table.
-        read_columns: those that are read; lists in them are labels.
-
-    Raises:
-        DataError: if it is too large.
-    """
+def _check_parquet_sizes(path: str | Path, metadata: Any, n_columns: int) -> list[str]:
+    """Refuse a table that is too large, by its metadata. Returns the paths of the columns of texts that are read."""
     check_size(path, "columns", n_columns, MAX_COLUMNS)
     check_size(path, "rows", metadata.num_rows, MAX_ROWS)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in read_columns]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in _READ_COLUMNS]
     check_size(path, "labels", sum(one.num_values for one in chunks if "." in one.path_in_schema), MAX_ROWS)
     check_size(path, "bytes", sum(chunk.total_uncompressed_size for chunk in chunks), MAX_TABLE_CHARACTERS)
     return sorted({chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"})

@@ -15,6 +15,8 @@ from clipadapter.utils.formatting import MAX_NAME_LETTERS
 from clipadapter.utils.parsing import read_json
 from clipadapter.utils.registry import unknown
 
+MAX_SENTENCES = 1_000
+"""Sentences that describe a class. Published lists have 50; each takes as long to encode as a class name."""
 _PHOTO = ("a photo of a {}.",)
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
@@ -119,15 +121,13 @@ def class_prompts(
     class_names: Sequence[str],
     templates: str | Sequence[str] = "default",
     descriptions: Mapping[str, Sequence[str]] | None = None,
-    clean: bool = True,
 ) -> dict[str, list[str]]:
-    """Make the prompts of each class: its descriptions if it has any, else every template with its name.
+    """Make the prompts of each class: its descriptions if it has any, else every template with its cleaned name.
 
     Args:
         class_names: unique names.
         templates: as for `get_templates`.
         descriptions: sentences by class name or cleaned class name.
-        clean: whether to put `clean_name` of the class into the templates.
 
     Raises:
         UnknownNameError: if a key of the descriptions is not a class, or a template set is unknown.
@@ -142,9 +142,8 @@ def class_prompts(
         if count > 1 or not name.strip():
             raise InputError(f"class names must be unique and not empty; got '{name}' {count} times")
     described = _match_descriptions(class_names, descriptions or {})
-    clean_names = {name: clean_name(name) if clean else name for name in class_names}
     return {
-        name: described.get(name) or [text.replace("{}", clean_names[name]) for text in texts] for name in class_names
+        name: described.get(name) or [text.replace("{}", clean_name(name)) for text in texts] for name in class_names
     }
 
 
@@ -157,6 +156,12 @@ def _match_descriptions(class_names: Sequence[str], descriptions: Mapping[str, S
         if isinstance(sentences, str) or not sentences:
             raise InputError(f"the descriptions of '{key}' must be a list of at least one sentence")
         described.setdefault(known[key], []).extend(sentences)
+    for name, texts in described.items():
+        if len(texts) > MAX_SENTENCES:
+            raise InputError(
+                f"the class '{name}' has {len(texts):,} descriptions, but at most {MAX_SENTENCES:,} are encoded: leave "
+                "some out"
+            )
     return described
 
 

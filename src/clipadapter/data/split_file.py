@@ -1,7 +1,7 @@
-"""CoOp's split files, and published few-shot draws from them.
+"""CoOp's split files.
 
 A split file is a JSON object with ``train``, ``val`` and ``test``, each a list of ``[path, label, class name]``.
-Its rows keep their order, because a published draw refers to rows by number.
+Its rows keep their order, since the draw of the shots refers to rows by number.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 
-from clipadapter.data.dataset import Dataset, Sample
+from clipadapter.data.dataset import Sample
 from clipadapter.errors import DataError
 from clipadapter.utils.files import printable
 from clipadapter.utils.formatting import format_list
@@ -50,29 +50,6 @@ def read_split(path: Path, image_folder: Path) -> tuple[tuple[Sample, ...], tupl
     if duplicates:
         raise DataError(f"{where}: two labels have the same class name: {format_list(duplicates)}")
     return tuple(samples), class_names
-
-
-def read_draw(path: str | Path, dataset: Dataset) -> tuple[list[int], list[int]]:
-    """Read the row numbers of a published few-shot draw, a file such as ``shot_1-seed_1.json``.
-
-    Args:
-        path: a JSON file ``{"train": {"indices": [...], "data": [{"impath", "label", "classname"}, ...]},
-            "val": {...}}``.
-        dataset: the data that the shots were drawn from, with the splits train and val.
-
-    Returns:
-        Row numbers in ``dataset.split("train")`` and ``dataset.split("val")``. The second list is empty if the file has
-        no validation shots.
-
-    Raises:
-        DataError: if the file is damaged, or a row has another picture or class than the file says: the draw was then
-            made from other data or another split file.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"train"} <= set(content) <= {"train", "val"}:
-        raise DataError(f"{printable(path)}: expected an object with train and val, each with data and indices")
-    train, val = (list(_read_rows(content.get(split), split, path, dataset)) for split in ("train", "val"))
-    return train, val
 
 
 def is_inside(name: str) -> bool:
@@ -122,26 +99,6 @@ def _parse_row(row: object, where: str) -> tuple[str, int, str]:
     if not isinstance(class_name, str) or not class_name.strip():
         raise DataError(f"{where}: the class name must be a string that is not empty, got {_shorten(class_name)}")
     return path, label, class_name
-
-
-def _read_rows(draw: object, split: str, path: str | Path, dataset: Dataset) -> Iterator[int]:
-    if draw is None:
-        return
-    where = f"{printable(path)}: {split}"
-    rows, data = (draw.get("indices"), draw.get("data")) if isinstance(draw, dict) else (None, None)
-    if not isinstance(rows, list) or not isinstance(data, list) or len(rows) != len(data):
-        raise DataError(f"{where} must have 'indices' and 'data', two lists of equal length")
-    samples = dataset.split(split).samples
-    for row, item in zip(rows, data, strict=True):
-        if type(row) is not int or not 0 <= row < len(samples):
-            raise DataError(f"{where}: row {_shorten(row)} is not one of the {len(samples)} rows of '{dataset.name}'")
-        sample = samples[row]
-        fields = item if isinstance(item, dict) else {}
-        drawn = str(fields.get("impath")).replace("\\", "/").rpartition("/")[2], fields.get("classname")
-        if drawn != (sample.path.name, sample.label):
-            expected = f"'{sample.path.name}' of class '{sample.label}' in '{dataset.name}'"
-            raise DataError(f"{where}: row {row} is {expected}, but '{drawn[0]}' of class '{drawn[1]}' in the draw")
-        yield row
 
 
 def _shorten(value: object) -> str:

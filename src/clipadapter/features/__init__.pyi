@@ -1,9 +1,5 @@
 from .autotune import choose_backend as choose_backend
 from .autotune import restore_backend as restore_backend
-from .export import FeatureRow as FeatureRow
-from .export import extract_rows as extract_rows
-from .export import read_parquet as read_parquet
-from .export import write_parquet as write_parquet
 from .extraction import (
     EmbedResult as EmbedResult,
 )
@@ -24,8 +20,13 @@ from .store import FeatureStore as FeatureStore
 from .store import feature_key as feature_key
 from .stream import stream_features as stream_features
 from .tables import FeatureBatch as FeatureBatch
+from .tables import FeatureRow as FeatureRow
 from .tables import FeatureTable as FeatureTable
+from .tables import extract_rows as extract_rows
+from .tables import import_shards as import_shards
 from .tables import open_feature_table as open_feature_table
+from .tables import read_features as read_features
+from .tables import write_parquet as write_parquet
 from .text import encode_classes as encode_classes
 from .views import (
     FEWER_PREDICTION_VIEWS as FEWER_PREDICTION_VIEWS,

@@ -200,30 +200,28 @@ def _choose(
 ) -> Encoder:
     """As `choose_backend`, for an encoder of one pass with a tower that can be converted."""
     candidates = _candidates(plain.device, backend, precision)
-    is_precision_fixed = precision != "auto"
     positions = {source_key(source, i): i for i, source in enumerate(sources)}
     keys = sorted(positions)[:SAMPLE_SIZE]
-    sample = [sources[positions[key]] for key in keys]
-    record = read_record(plain.info.fingerprint, plain.device)
+    path = _record_path(plain)
+    measured = read_record(path, keys)
     # int8 may be missing where it was not worthwhile.
-    required = {each for each in candidates if each[1] != "int8" or is_precision_fixed}
-    if not (record.covers(keys) and required <= {(each.backend, each.precision) for each in record.measured}):
-        new = _measure_all(plain, sample, len(sources), candidates, text, store, progress)
-        if not new:
+    required = {each for each in candidates if each[1] != "int8" or precision == "int8"}
+    if required - {(each.backend, each.precision) for each in measured}:
+        sample = [sources[positions[key]] for key in keys]
+        measured = _measure_all(plain, sample, len(sources), candidates, text, store, progress)
+        if not measured:
             return _open_first(plain, candidates)
-        record = record.update(keys, new)
-        write_record(plain.info.fingerprint, plain.device, record)
-    measured = [each for each in record.measured if (each.backend, each.precision) in candidates]
-    choice = choose_measured(measured, is_precision_fixed)
+        write_record(path, keys, measured)
+    choice = choose_measured([m for m in measured if (m.backend, m.precision) in candidates], precision != "auto")
     if choice is None or (choice.backend, choice.precision) == ("torch", "fp32"):
-        return _add_hint(_open_first(plain, candidates))
-    calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
-    chosen = with_backend(plain, choice.backend, choice.precision, calibration)
-    return _add_hint(
-        _add_note(
-            chosen, f"{choice.backend} {choice.precision}, {choice.rate:.0f} pictures/s, {choice.parity.summary()}"
-        )
-    )
+        chosen = _open_first(plain, candidates)
+    else:
+        calibration = Int8Calibration(None, choice.calibration) if choice.calibration else None
+        chosen = with_backend(plain, choice.backend, choice.precision, calibration)
+        facts = f"{choice.backend} {choice.precision}, {choice.rate:.0f} pictures/s, {choice.parity.summary()}"
+        _add_note(chosen, facts)
+    lacks_openvino = plain.device == "cpu" and backend_info("openvino").cls.missing_package()
+    return _add_note(chosen, OPENVINO_HINT) if lacks_openvino else chosen
 
 
 def _open_first(plain: Encoder, candidates: Sequence[tuple[str, str]]) -> Encoder:
@@ -241,16 +239,16 @@ def _measure_all(
     progress: bool,
 ) -> list[Measured]:
     """Measurements of the plain encoder and of the worthwhile candidates; none if no trial is worthwhile."""
-    tower, is_int8_only = plain.tower(), candidates[0][1] == "int8"
+    tower, needs_int8 = plain.tower(), candidates[0][1] == "int8"
     assert tower is not None
-    if not is_int8_only and _are_features_stored(plain, sample[:FIRST_SAMPLE_SIZE], store):
+    if not needs_int8 and _are_features_stored(plain, sample[:FIRST_SAMPLE_SIZE], store):
         return []
     squares = read_squares(sample[:FIRST_SAMPLE_SIZE], tower.pixels)
     if not len(squares):
-        if is_int8_only:
+        if needs_int8:
             raise InputError("int8 needs pictures to calibrate with, but none of those given can be read")
         return []
-    if not is_int8_only and not is_trial_worthwhile(n_images, measure(with_backend(plain), squares).rate):
+    if not needs_int8 and not is_trial_worthwhile(n_images, measure(with_backend(plain), squares).rate):
         return []
     squares = read_squares(sample, tower.pixels)
     reference = measure(with_backend(plain), squares)
@@ -259,13 +257,12 @@ def _measure_all(
     with progress_bar(total=len(candidates), desc="backend", shown=progress, leave=False) as bar:
         for backend, precision in candidates:
             seconds = n_images / max(each.rate for each in measured)
-            is_slow = precision == "int8" and not is_int8_only and seconds < MIN_SECONDS_FOR_INT8
-            if (backend, precision) == ("torch", "fp32") or is_slow:
-                continue
-            bar.set_postfix_str(f"{backend} {precision}")
-            calibration = Int8Calibration(squares) if precision == "int8" else None
-            candidate = with_backend(plain, backend, precision, calibration)
-            measured.append(measure(candidate, squares, reference, text_embeddings))
+            is_needless = precision == "int8" and not needs_int8 and seconds < MIN_SECONDS_FOR_INT8
+            if (backend, precision) != ("torch", "fp32") and not is_needless:
+                bar.set_postfix_str(f"{backend} {precision}")
+                calibration = Int8Calibration(squares) if precision == "int8" else None
+                candidate = with_backend(plain, backend, precision, calibration)
+                measured.append(measure(candidate, squares, reference, text_embeddings))
             bar.update()
     return measured
 
@@ -281,20 +278,15 @@ def _are_features_stored(plain: Encoder, sample: Sequence[ImageSource], store: F
     view = ViewSpec().key(0)
     for fingerprint, block in zip(plain.block_fingerprints(), plain.info.blocks, strict=True):
         keys = {feature_key(digest, fingerprint, view) for digest in digests}
-        if len(store.contains_many(list(keys), block.width)) < len(keys):
+        if len(store.get_many(list(keys), block.width)) < len(keys):
             return False
     return True
 
 
 def _add_note(encoder: Encoder, note: str) -> Encoder:
-    encoder.info = replace(encoder.info, note="; ".join(part for part in (encoder.info.note, note) if part))
+    notes = dict.fromkeys([*filter(None, encoder.info.note.split("; ")), note])
+    encoder.info = replace(encoder.info, note="; ".join(notes))
     return encoder
-
-
-def _add_hint(encoder: Encoder) -> Encoder:
-    """Note the package whose installation would make the encoder faster."""
-    is_missing = encoder.device == "cpu" and backend_info("openvino").cls.missing_package()
-    return _add_note(encoder, OPENVINO_HINT) if is_missing and OPENVINO_HINT not in encoder.info.note else encoder
 
 
 def _check(backend: str, precision: str) -> None:
@@ -344,24 +336,6 @@ class Measured:
     features: NDArray[np.float32] | None = field(default=None, compare=False)  # (n, d) of the sample; not saved
 
 
-@dataclass(frozen=True)
-class Record:
-    """Measurements of one encoder on one machine."""
-
-    sample: tuple[str, ...] = ()  # keys of the pictures
-    measured: tuple[Measured, ...] = ()  # one per candidate
-
-    def covers(self, sample: Collection[str]) -> bool:
-        """Whether at least half of these pictures were among those of the measurements."""
-        return bool(sample) and 2 * len(set(sample) & set(self.sample)) >= len(sample)
-
-    def update(self, sample: Collection[str], measured: Sequence[Measured]) -> Record:
-        """The record with newer measurements; older ones stay if they were made on these pictures."""
-        latest = {(each.backend, each.precision): each for each in self.measured} if self.covers(sample) else {}
-        latest |= {(each.backend, each.precision): each for each in measured}
-        return Record(tuple(sample), tuple(sorted(latest.values(), key=lambda each: PRECISIONS.index(each.precision))))
-
-
 def source_key(source: ImageSource, position: int) -> str:
     """Sort key that puts pictures in a random order, which does not change when pictures are added."""
     try:
@@ -376,12 +350,13 @@ def measure(
     squares: NDArray[np.uint8],
     reference: Measured | None = None,
     text: NDArray[Any] | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> Measured:
     """Encode squares (n, s, s, 3) by a result of `with_backend`, and measure the time.
 
     The features are compared with the measurement of the plain encoder, and by their answers to text (c, d).
     """
-    batches = torch.from_numpy(squares).split(BATCH_SIZE)
+    batches = torch.from_numpy(squares).split(batch_size)
     encoder.encode_pixels(batches[0][:WARMUP_SIZE])
     rows, rate = [], 0.0
     for batch in batches:
@@ -416,32 +391,30 @@ def choose_measured(measured: Sequence[Measured], is_precision_fixed: bool) -> M
     return choice
 
 
-def read_record(fingerprint: str, device: str) -> Record:
-    """The saved measurements of an encoder on this machine; empty if there are none."""
+def read_record(path: Path, keys: Collection[str]) -> list[Measured]:
+    """The saved measurements, if at least half of these pictures were among those of the measurements; else none."""
     try:
-        content = json.loads(_record_path(fingerprint, device).read_text(encoding="utf-8"))
-        measured = [Measured(**{**row, "parity": Parity(**row["parity"])}) for row in content["measured"]]
-        return Record(tuple(content["sample"]), tuple(measured))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if 2 * len(set(keys) & set(content["sample"])) < max(1, len(keys)):
+            return []
+        return [Measured(**{**row, "parity": Parity(**row["parity"])}) for row in content["measured"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return Record()
+        return []
 
 
-def write_record(fingerprint: str, device: str, record: Record) -> None:
+def write_record(path: Path, keys: Sequence[str], measured: Sequence[Measured]) -> None:
     """Save measurements. A folder that can't be written only means that the next call measures again."""
-    rows = []
-    for each in record.measured:
-        row = asdict(replace(each, features=None))
-        del row["features"]
-        rows.append(row)
-    content = json.dumps({"sample": record.sample, "measured": rows}, indent=1)
+    rows = [asdict(replace(each, features=None)) for each in measured]
+    content = {"sample": list(keys), "measured": rows}
     with suppress(InputError):
-        write_atomically(_record_path(fingerprint, device), content, sync=False)
+        write_atomically(path, json.dumps(content, indent=1), sync=False)
 
 
-def _record_path(fingerprint: str, device: str) -> Path:
+def _record_path(plain: Encoder) -> Path:
     """Path of the measurements; other machines and other versions have another one."""
-    facts = [RECORD_FORMAT, fingerprint, device, platform.machine(), platform.processor(), torch.get_num_threads()]
-    facts += [_version(name) for name in ("torch", "openvino", "onnxruntime")]
+    fingerprint = plain.info.fingerprint
+    facts = [RECORD_FORMAT, fingerprint, plain.device, platform.machine(), platform.processor()]
+    facts += [torch.get_num_threads(), *map(_version, ("torch", "openvino", "onnxruntime"))]
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
     return cache_root() / f"{fingerprint}-measured-{digest}.json"
 

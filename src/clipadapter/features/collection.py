@@ -27,6 +27,7 @@ from clipadapter.utils.files import IMAGE_SUFFIXES, describe_parquet_error, path
 MAX_IMAGE_BYTES = 1 << 30
 """Larger files are refused."""
 TOO_LARGE = "too large: over {} MiB"
+NOT_OPENED = "can't be opened"
 MAX_SAMPLE_BYTES = 256 << 20
 """Bytes of all pictures of a sample of an archive, which are in memory together; a picture alone may have more."""
 MAX_SAMPLE_MEMBERS = 1000
@@ -97,19 +98,17 @@ class WorkUnit:
         files = self.files
         return f"'{files[0][0]}' and {len(files) - 1} more pictures"
 
-    def images(self, filesystem: Any) -> Iterator[ImageRef]:
-        """The pictures of the unit, in order.
+    def images(self, filesystem: Any, is_last_try: bool) -> Iterator[ImageRef]:
+        """The pictures of the unit, in order. At the last try a file that a storage does not give is unreadable.
 
         Raises:
             StorageError: while they are read, if the storage does not answer, or can't read the archive or table.
         """
         if self.packed:
-            return (ImageRef(*file, partial(_read_file, filesystem, file[0])) for file in self.files)
-        return (
-            _table_images(filesystem, self.path, self.group)
-            if self.group >= 0
-            else _archive_images(filesystem, self.path)
-        )
+            return (ImageRef(*file, partial(_read_file, filesystem, file[0], is_last_try)) for file in self.files)
+        if self.group >= 0:
+            return _table_images(filesystem, self.path, self.group, is_last_try)
+        return _archive_images(filesystem, self.path)
 
 
 def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, str]:
@@ -260,12 +259,14 @@ def describe_storage_error(error: Exception) -> str:
     return re.sub(r"\.? (To create buckets, .*|\(Request ID: \w*\))", "", first)
 
 
-def _read_file(filesystem: Any, path: str) -> bytes:
+def _read_file(filesystem: Any, path: str, is_last_try: bool) -> bytes:
     """Read a single file. Other storages than local disks try again by themselves.
 
     Raises:
-        ImageError: if there is no such file, it is too large, or a local one can't be read.
-        StorageError: if another storage does not give it. Else an outage would make pictures unreadable for good.
+        ImageError: if there is no such file, it is too large, a local one can't be read, or at the last try a storage
+            lists it and does not give it.
+        StorageError: if another storage does not give it before. Else an outage would make pictures unreadable for
+            good.
     """
     parts: list[bytes] = []
     try:
@@ -277,9 +278,13 @@ def _read_file(filesystem: Any, path: str) -> bytes:
         # fsspec says "not found" for every file while a server does not answer.
         if isinstance(error, FileNotFoundError) and not is_file(filesystem, path):
             raise ImageError(path, "no such file") from error
-        if isinstance(error, OSError) and filesystem.type_name != "local":
+        if (
+            isinstance(error, OSError)
+            and filesystem.type_name != "local"
+            and not (is_last_try and is_file(filesystem, path))
+        ):
             raise _storage_error(path, error) from error
-        raise ImageError(path, f"can't be opened: {describe_storage_error(error)}") from error
+        raise ImageError(path, f"{NOT_OPENED}: {describe_storage_error(error)}") from error
     if sum(map(len, parts)) > MAX_IMAGE_BYTES:
         raise ImageError(path, TOO_LARGE.format(MAX_IMAGE_BYTES >> 20))
     return b"".join(parts)
@@ -330,7 +335,7 @@ def _open_table(filesystem: Any, path: str) -> Any:
     return table
 
 
-def _table_images(filesystem: Any, path: str, group: int) -> Iterator[ImageRef]:
+def _table_images(filesystem: Any, path: str, group: int, is_last_try: bool) -> Iterator[ImageRef]:
     table = _open_table(filesystem, path)
     columns = [name for name in ("path", "bytes", "label", "split") if name in table.schema_arrow.names]
     chunks = table.metadata.row_group(group)
@@ -351,7 +356,7 @@ def _table_images(filesystem: Any, path: str, group: int) -> Iterator[ImageRef]:
             label = None if row.get("label") is None else str(row["label"])
             split = SPLIT_ALIASES.get(str(row.get("split")).lower(), "all")
             if "bytes" not in columns:
-                read = partial(_read_file, filesystem, posixpath.join(posixpath.dirname(path), name))
+                read = partial(_read_file, filesystem, posixpath.join(posixpath.dirname(path), name), is_last_try)
             elif isinstance(row["bytes"], bytes):
                 read = partial(_return_bytes, row["bytes"])
             else:

@@ -1,7 +1,7 @@
 """Features of pictures: computed once, then taken from the store.
 
 Threads read and prepare pictures; the main thread encodes each batch and stores its features at once. No memory grows
-with the number of pictures: the queue of positions consists of a few ranges, and only a window of pictures is loaded.
+with the number of pictures, of which only a window is loaded.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Self
 
 from clipadapter.data.image_notes import ImageNotes, find_image_notes
 from clipadapter.data.images import ImageSource, image_bytes, read_image_shrunk, source_name
@@ -35,9 +34,6 @@ from clipadapter.features.views import ViewSpec, augment
 from clipadapter.utils.blocks import column_slices
 from clipadapter.utils.pixels import min_jpeg_side
 from clipadapter.utils.progress import progress_bar
-
-Dtype = Literal["float32", "float16"]
-
 
 Skipped = tuple[int, str, str]
 """Position, name and reason of a picture that can't be read."""
@@ -94,7 +90,6 @@ def extract(
     workers: int | None = None,
     progress: bool = False,
     strict: bool = False,
-    dtype: Dtype = "float32",
 ) -> Extraction:
     """Extract the features of pictures; features in the store are not computed again.
 
@@ -109,7 +104,6 @@ def extract(
         workers: threads that read pictures; None takes one a core, at most 8.
         progress: show a bar on stderr.
         strict: raise for a picture that can't be read instead of skipping it.
-        dtype: number type in the store; float16 halves it and rounds the features.
 
     Raises:
         ImageError: if ``strict`` and a picture can't be read.
@@ -128,7 +122,7 @@ def extract(
         features[position], is_readable[position] = vectors, True
 
     with nullcontext(store) if store is not None else FeatureStore(":memory:") as opened_store:
-        job = ExtractionJob(encoder, sources, opened_store, views, dtype, batch_size, workers)
+        job = ExtractionJob(encoder, sources, opened_store, views, batch_size, workers)
         skipped, computed = _run_to_end(job, range(n), progress, strict, collect)
     if not is_readable.all():
         features = features[is_readable]
@@ -146,13 +140,11 @@ def embed(
     workers: int | None = None,
     progress: bool = False,
     strict: bool = False,
-    dtype: Dtype = "float32",
     shard: tuple[int, int] | None = None,
 ) -> EmbedResult:
     """Extract features into a store. Memory does not grow with the number of pictures.
 
-    Several processes may fill one store at once, with or without shards: a process that meets another one at the same
-    pictures continues with other pictures.
+    Several processes may fill one store at once. Each needs a shard of its own: else all compute the same pictures.
 
     Args:
         encoder: computes the features.
@@ -163,7 +155,6 @@ def embed(
         workers: threads that read pictures; None takes one a core, at most 8.
         progress: show a bar on stderr.
         strict: raise for a picture that can't be read instead of skipping it.
-        dtype: number type in the store.
         shard: (i, n) takes every n-th picture, starting with the i-th; see `parse_shard`.
 
     Raises:
@@ -179,7 +170,7 @@ def embed(
     """
     i, n = _check_shard(shard or (1, 1))
     positions = range(i - 1, _count(sources), n)
-    job = ExtractionJob(encoder, sources, store, views, dtype, batch_size, workers)
+    job = ExtractionJob(encoder, sources, store, views, batch_size, workers)
     skipped, computed = _run_to_end(job, positions, progress, strict)
     stored = len(positions) - len(skipped)
     return EmbedResult(stored, skipped, computed, stored * views.count - computed)
@@ -228,8 +219,7 @@ def _run_to_end(
     skipped: list[Skipped] = []
     notes = ImageNotes()
     computed = 0
-    queue = _PositionQueue(positions)
-    with job.open_threads() as threads, closing(run_job(job, queue, threads, queue.move_away)) as batches:
+    with job.open_threads() as threads, closing(run_job(job, iter(positions), threads)) as batches:
         pictures = (picture for batch in batches for picture in batch)
         for extracted in progress_bar(pictures, total=len(positions), desc="features", unit="img", shown=progress):
             if not isinstance(extracted.values, ImageError):
@@ -257,10 +247,6 @@ class NoStore:
         """How many features came."""
         return len(items)
 
-    def has_foreign_writes(self) -> bool:
-        """Whether another process writes: never."""
-        return False
-
 
 @dataclass(frozen=True)
 class ExtractionJob:
@@ -274,7 +260,6 @@ class ExtractionJob:
     sources: Sequence[ImageSource] | Mapping[int, ImageSource] | Mapping[int, ImageRef]  # all, or those of a window
     store: FeatureStore | NoStore
     views: ViewSpec = ViewSpec()  # noqa: RUF009 - frozen
-    dtype: str = "float32"  # in the store
     batch_size: int = 32  # views encoded at a time
     workers: int | None = None  # threads that read pictures
     lock: threading.Lock = field(default_factory=threading.Lock)  # two threads must not load one PIL image at once
@@ -284,8 +269,6 @@ class ExtractionJob:
             raise InputError(
                 f"batch_size and workers must be 1 or more, but are {self.batch_size} and {self.n_threads}"
             )
-        if self.dtype not in ("float32", "float16"):
-            raise InputError(f"features are stored as float32 or float16, not as {self.dtype}")
 
     def open_threads(self) -> ThreadPoolExecutor:
         """Threads that read pictures."""
@@ -360,35 +343,10 @@ class PreparedImage:
         return sum(any(key in keys for key in view) for view in self.keys)
 
 
-class _PositionQueue:
-    """Iterates over positions that are not extracted yet, in order until `move_away` is called."""
-
-    def __init__(self, positions: range) -> None:
-        self._ranges: deque[Sequence[int]] = deque([positions])
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> int:
-        while self._ranges:
-            positions = self._ranges.popleft()
-            if positions:
-                self._ranges.appendleft(positions[1:])
-                return positions[0]
-        raise StopIteration
-
-    def move_away(self, returned: list[int]) -> None:
-        """Continue in the middle of the next range, since another process works here. The rest comes later."""
-        next_range, *tail = self._ranges or [range(0)]
-        middle = len(next_range) // 2
-        self._ranges = deque([next_range[middle:], *tail, next_range[:middle], returned])
-
-
 def run_job(
     job: ExtractionJob,
     positions: Iterator[int | None],
     threads: Executor,
-    move_away: Callable[[list[int]], None] | None = None,
 ) -> Generator[list[ExtractedImage], None, None]:
     """Extract pictures in the order of their positions, of which a window is in memory.
 
@@ -398,12 +356,10 @@ def run_job(
         job: the other arguments.
         positions: of the pictures. None says that the next one is not there yet: all before it are given first.
         threads: that read pictures.
-        move_away: called with the positions of the window if another process works on the same pictures. It makes
-            `positions` give others first.
     """
     max_waiting, batch_passes = job.max_waiting, job.batch_passes
     max_pictures = max(1, MAX_STORED_BATCHES * job.batch_size // job.views.count)
-    window: deque[tuple[int, Future[PreparedImage | ExtractedImage]]] = deque()
+    window: deque[Future[PreparedImage | ExtractedImage]] = deque()
     batch: list[PreparedImage | ExtractedImage] = []
     is_paused = is_over = False
     try:
@@ -412,26 +368,19 @@ def run_job(
                 position = next(positions, END)
                 is_over, is_paused = position is END, position is None
                 if isinstance(position, int):
-                    window.append((position, threads.submit(prepare_image, job, position)))
+                    window.append(threads.submit(prepare_image, job, position))
             if window:
-                batch.append(window.popleft()[1].result())
+                batch.append(window.popleft().result())
             prepared = [picture for picture in batch if isinstance(picture, PreparedImage)]
             is_full = sum(len(picture.pixels) for picture in prepared) >= batch_passes or len(batch) >= max_pictures
             if not (is_full or (not window and (is_paused or is_over))):
                 continue
-            extracted, is_contended = encode_batch(job, prepared) if prepared else ([], False)
-            encoded = iter(extracted)
+            encoded = iter(encode_batch(job, prepared) if prepared else [])
             if batch:
                 yield [next(encoded) if isinstance(picture, PreparedImage) else picture for picture in batch]
             batch, is_paused = [], is_paused and bool(window)
-            if is_contended and move_away is not None:
-                for _, future in window:
-                    future.cancel()
-                move_away([position for position, _ in window])
-                window.clear()
-                is_over = False
     finally:
-        for _, future in window:  # else each picture waits for a server that does not answer
+        for future in window:  # else each picture waits for a server that does not answer
             future.cancel()
 
 
@@ -443,7 +392,7 @@ def prepare_image(job: ExtractionJob, position: int) -> PreparedImage | Extracte
             data = source.read() if isinstance(source, ImageRef) else image_bytes(source)
         digest = blake2b(data, digest_size=32).digest()
         views = [
-            [_PassOfView(p, _block_keys(each, digest, job.views.key(i), job.dtype)) for p, each in enumerate(passes)]
+            [_PassOfView(p, _block_keys(each, digest, job.views.key(i))) for p, each in enumerate(passes)]
             for i in range(job.views.count)
         ]
         keys = [[key for one in view for key in one.keys] for view in views]
@@ -466,9 +415,9 @@ def prepare_image(job: ExtractionJob, position: int) -> PreparedImage | Extracte
     return picture
 
 
-def _block_keys(encoder: Encoder, digest: bytes, view: str, dtype: str) -> tuple[bytes, ...]:
+def _block_keys(encoder: Encoder, digest: bytes, view: str) -> tuple[bytes, ...]:
     """The keys of the blocks of one pass over one view."""
-    return tuple(feature_key(digest, fingerprint, view, dtype) for fingerprint in encoder.block_fingerprints())
+    return tuple(feature_key(digest, fingerprint, view) for fingerprint in encoder.block_fingerprints())
 
 
 def _look_up(job: ExtractionJob, passes: Sequence[_PassOfView]) -> Vectors:
@@ -501,18 +450,13 @@ def _decode(
     return {each: images[min_side] for each, min_side in min_sides.items()}
 
 
-def encode_batch(job: ExtractionJob, batch: list[PreparedImage]) -> tuple[list[ExtractedImage], bool]:
-    """Run the missing passes and store their blocks.
-
-    Returns:
-        The extracted pictures, and whether another process works on the same ones.
-    """
+def encode_batch(job: ExtractionJob, batch: list[PreparedImage]) -> list[ExtractedImage]:
+    """Run the missing passes and store their blocks."""
     pixels = {one: value for picture in batch for one, value in picture.pixels.items()}
     # Pictures that came twice, or that another process stored since they were looked up.
     known = _look_up(job, list(pixels))
     lacking = [one for one in pixels if not known.keys() >= set(one.keys)]
-    is_contended = job.store.has_foreign_writes() and len(lacking) < len(pixels)
-    new: dict[bytes, NDArray[Any]] = {}
+    new: Vectors = {}
     for number, encoder in enumerate(job.encoder.passes()):
         own = [one for one in lacking if one.encoder == number]
         slices = column_slices(encoder.info.blocks).values()
@@ -521,8 +465,8 @@ def encode_batch(job: ExtractionJob, batch: list[PreparedImage]) -> tuple[list[E
                 if key not in known and np.isfinite(vectors[columns]).all():
                     new[key] = vectors[columns]
     if new:
-        is_contended |= job.store.put_many(new) < len(new)
-    values = known | {key: vector.astype(np.float32) for key, vector in new.items()}
+        job.store.put_many(new)
+    values = known | new
     extracted, uncounted = [], set(lacking)
     for picture in batch:
         if all(key in values or key in picture.stored for view in picture.keys for key in view):
@@ -533,11 +477,11 @@ def encode_batch(job: ExtractionJob, batch: list[PreparedImage]) -> tuple[list[E
         else:
             error = ImageError(source_name(picture.source), "its feature is not finite")
             extracted.append(ExtractedImage(picture.position, error, digest=picture.digest))
-    return extracted, is_contended
+    return extracted
 
 
-def _encode_pass(job: ExtractionJob, encoder: Encoder, pixels: list[Tensor]) -> NDArray[Any]:
-    """(n, d) features of one pass over n prepared pictures, in the dtype of the store."""
+def _encode_pass(job: ExtractionJob, encoder: Encoder, pixels: list[Tensor]) -> NDArray[np.float32]:
+    """(n, d) features of one pass over n prepared pictures."""
     # Not torch's stack and cat: these wake threads that keep spinning, on cores that other threads need.
     rows = [
         encoder.encode_pixels(
@@ -545,8 +489,7 @@ def _encode_pass(job: ExtractionJob, encoder: Encoder, pixels: list[Tensor]) -> 
         ).numpy()
         for i in range(0, len(pixels), job.batch_size)
     ]
-    with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite, and is refused
-        return np.concatenate(rows).astype(job.dtype) if rows else np.empty((0, 0))
+    return np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 
 def _lock_image(job: ExtractionJob, source: ImageSource | ImageRef) -> AbstractContextManager[Any]:

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import math
 import posixpath
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from clipadapter.data.images import get_max_pixels, set_max_pixels
 from clipadapter.encoders import Encoder, create_encoder
-from clipadapter.errors import ClipAdapterError, DataError, FingerprintError, InputError, require
+from clipadapter.errors import ClipAdapterError, DataError, FingerprintError, ImageError, InputError, require
 from clipadapter.features.cluster import connect_ray
-from clipadapter.features.collection import StorageError, WorkUnit, divide_collection, is_file, open_filesystem
+from clipadapter.features.collection import (
+    NOT_OPENED,
+    STORAGE_ADVICE,
+    ImageRef,
+    StorageError,
+    WorkUnit,
+    divide_collection,
+    is_file,
+    open_filesystem,
+)
+from clipadapter.features.extraction import ExtractionJob, NoStore, run_job
 from clipadapter.features.shards import (
     ShardPlan,
-    count_pictures,
     create_folder,
-    encode_pictures,
     list_shards,
     make_plan,
     remove_abandoned_parts,
-    shard_name,
+    write_object,
     write_plan,
-    write_shard,
 )
+from clipadapter.features.tables import FeatureRow, open_table, write_rows
 
 MAX_ATTEMPTS = 3
 """How often a shard is tried whose worker or node dies, the first time included."""
@@ -67,7 +79,7 @@ def extract_with_ray(
 ) -> ShardReport:
     """Extract the features of a collection with tasks of Ray, into a folder of Parquet files.
 
-    Existing files are not written again, so an interrupted call can be repeated. `read_feature_shards` and
+    Existing files are not written again, so an interrupted call can be repeated. `read_features` and
     `import_shards` read the folder.
 
     Args:
@@ -164,21 +176,71 @@ def write_unit(job: RayJob, unit: WorkUnit) -> tuple[int, int]:
     set_max_pixels(job.max_pixels)
     for seconds in STORAGE_RETRY_SECONDS:
         try:
-            return _try_to_write(job, unit)
+            return _try_to_write(job, unit, is_last_try=False)
         except StorageError:
             time.sleep(seconds)
-    return _try_to_write(job, unit)
+    return _try_to_write(job, unit, is_last_try=True)
 
 
-def _try_to_write(job: RayJob, unit: WorkUnit) -> tuple[int, int]:
-    readers = job.cores if job.source.type_name == "local" else max(job.cores, REMOTE_READERS)
+def _try_to_write(job: RayJob, unit: WorkUnit, is_last_try: bool) -> tuple[int, int]:
+    is_local = job.source.type_name == "local"
+    readers = job.cores if is_local else max(job.cores, REMOTE_READERS)
     encoder, pool = _open_worker(job.plan.encoder, job.plan.fingerprint, job.device, job.cores, readers)
     path = posixpath.join(job.folder, shard_name(unit, job.plan.fingerprint))
     if is_file(job.target, path):
         return count_pictures(job.target, path)
-    rows = list(encode_pictures(encoder, unit.images(job.source), pool, readers, job.batch_size))
+    rows = list(encode_pictures(encoder, unit.images(job.source, is_last_try), pool, readers, job.batch_size))
+    lost = next((row for row in rows if row.error and row.error.startswith(NOT_OPENED)), None)
+    if lost and not is_local and all(row.digest is None for row in rows):
+        # One picture that can't be read is its own fault. If none can, the fault is the storage's, for a time only.
+        raise StorageError(
+            f"no picture of {unit.describe()} can be read: '{lost.path}' {lost.error}; {STORAGE_ADVICE}, then call "
+            "again: the written shards are kept"
+        )
     write_shard(job.target, path, rows, job.plan)
     return len(rows), sum(row.error is not None for row in rows)
+
+
+def shard_name(unit: WorkUnit, fingerprint: str) -> str:
+    """File name of the features of a unit."""
+    facts = json.dumps([1, fingerprint, unit.stamp, unit.group]).encode()
+    return blake2b(facts, digest_size=16).hexdigest() + ".parquet"
+
+
+def encode_pictures(
+    encoder: Encoder, pictures: Iterable[ImageRef], threads: Executor, n_threads: int, batch_size: int
+) -> Iterator[FeatureRow]:
+    """Features of pictures in order. These threads read and prepare pictures while the encoder works.
+
+    Raises:
+        StorageError: if the storage of the pictures does not answer.
+    """
+    window: dict[int, ImageRef] = {}
+    job = ExtractionJob(encoder, window, NoStore(), batch_size=batch_size, workers=n_threads)
+    positions = (i for i, picture in enumerate(pictures) if window.setdefault(i, picture))
+    with closing(run_job(job, positions, threads)) as batches:
+        for extracted in chain.from_iterable(batches):
+            picture, values = window.pop(extracted.position), extracted.values
+            error, feature = (values.reason, None) if isinstance(values, ImageError) else (None, values[0])
+            yield FeatureRow(picture.path, picture.label, picture.split, feature, error, extracted.digest)
+
+
+def write_shard(filesystem: Any, path: str, rows: Sequence[FeatureRow], plan: ShardPlan) -> None:
+    """Write a file of features atomically."""
+    pa = require("pyarrow", "parquet", "Feature shards")
+    sink, fingerprints = pa.BufferOutputStream(), [block.fingerprint for block in plan.blocks]
+    write_rows(sink, rows, plan.encoder, plan.fingerprint, plan.feature_blocks(), fingerprints, with_errors=True)
+    write_object(filesystem, path, sink.getvalue())
+
+
+def count_pictures(filesystem: Any, path: str) -> tuple[int, int]:
+    """Count the pictures of a shard, and those that could not be read. Only the metadata of the file is read."""
+    with open_table(filesystem, path, advice="delete it and call extract_with_ray again") as reader:
+        metadata = reader.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+        readable = sum(chunk.statistics.null_count for chunk in chunks if chunk.path_in_schema == "error")
+        return metadata.num_rows, metadata.num_rows - readable
 
 
 def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int | None, gpus: float) -> tuple[int, int]:

@@ -14,10 +14,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from clipadapter.errors import InputError, StoreError
+from clipadapter.errors import StoreError
 from clipadapter.utils.cache import default_cache_dir
 from clipadapter.utils.files import path_without_links, read_ends
 
@@ -45,25 +44,24 @@ CREATE_TABLE = "CREATE TABLE feature (key BLOB PRIMARY KEY, dtype TEXT, checksum
 
 Row = tuple[Any, ...]
 """Key, dtype, checksum and value as SQLite gives them, texts as bytes. A damaged row may hold anything."""
-Vector = NDArray[np.floating[Any]]
+DTYPE = "float32"
+"""Type of the stored numbers, in little-endian order; part of each key and checksum."""
+NUMBER = np.dtype("<f4")
+CHECKSUM_START = crc32(DTYPE.encode())
 
-STORED_DTYPES: dict[bytes, np.dtype[Any]] = {b"float32": np.dtype("<f4"), b"float16": np.dtype("<f2")}
-DTYPE_CHECKSUMS = {name: crc32(name) for name in STORED_DTYPES}
 
-
-def feature_key(digest: bytes, fingerprint: str, view: str, dtype: str = "float32") -> bytes:
+def feature_key(digest: bytes, fingerprint: str, view: str) -> bytes:
     """The key of a feature vector.
 
     Args:
         digest: hash of the picture's bytes.
         fingerprint: fingerprint of the encoder.
         view: name of the view, ``ViewSpec.key(i)``.
-        dtype: dtype of the stored vector.
 
     >>> feature_key(b"digest", "fingerprint", "plain") == feature_key(b"digest", "fingerprint", "a view")
     False
     """
-    facts = f"{FORMAT}\0{fingerprint}\0{view}\0{dtype}\0".encode()
+    facts = f"{FORMAT}\0{fingerprint}\0{view}\0{DTYPE}\0".encode()
     return blake2b(facts + digest, digest_size=32).digest()
 
 
@@ -91,7 +89,6 @@ class FeatureStore:
         self.path = Path(path) if path is not None else default_cache_dir() / "features.sqlite"
         self._lock = threading.RLock()
         self._timeout = timeout
-        self._data_version = 0
         if str(self.path) != ":memory:":
             self._check_files_of_sqlite()
             try:
@@ -118,26 +115,23 @@ class FeatureStore:
         Returns:
             Key to float32 vector (d,), without the missing ones.
         """
-        return _decode(self._valid_rows(keys, dim))
+        rows = self._valid_rows(keys, dim)
+        return {key: np.frombuffer(value, NUMBER).astype(np.float32) for key, _, _, value in rows}
 
-    def contains_many(self, keys: Sequence[bytes], dim: int) -> set[bytes]:
-        """The keys that have a valid vector; see `get_many`."""
-        return {row[0] for row in self._valid_rows(keys, dim)}
-
-    def put_many(self, items: Mapping[bytes, Vector]) -> int:
+    def put_many(self, items: Mapping[bytes, NDArray[np.float32]]) -> int:
         """Store vectors in one transaction; valid entries that exist already are kept.
 
         Args:
-            items: key to vector (d,), in the dtype in which it is stored: float32 or float16.
+            items: key to vector (d,), float32.
 
         Returns:
             How many were new. Fewer than given means that another process stored some of them meanwhile.
 
         Raises:
-            InputError: if a vector has another dtype.
             StoreError: if the file can't be written; then no item is stored.
         """
-        rows = encode_rows(items)
+        values = ((key, np.asarray(vector, NUMBER).tobytes()) for key, vector in items.items())
+        rows = [(key, DTYPE, checksum(key, value), value) for key, value in values]
         insert = "INSERT OR IGNORE INTO feature VALUES (?, ?, ?, ?)"
         with self._lock, self._translate_errors(), self._transaction():
             new = self._db.executemany(insert, rows).rowcount
@@ -147,34 +141,9 @@ class FeatureStore:
                 new += self._db.executemany("REPLACE INTO feature VALUES (?, ?, ?, ?)", damaged).rowcount
         return new
 
-    def has_foreign_writes(self) -> bool:
-        """Whether another process wrote since the last call."""
-        with self._lock, self._translate_errors():
-            before, self._data_version = self._data_version, self._db.execute("PRAGMA data_version").fetchone()[0]
-        return self._data_version != before
-
     def __len__(self) -> int:
         with self._lock, self._translate_errors():
             return int(self._db.execute("SELECT count(*) FROM feature").fetchone()[0])
-
-    def items(self) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
-        """All valid entries, oldest first. Other processes may write meanwhile.
-
-        Raises:
-            StoreError: if the file is damaged in a way that its rows are not in order.
-        """
-        last = 0
-        while True:
-            query = f"SELECT *, rowid FROM feature WHERE rowid > ? ORDER BY rowid LIMIT {ROWS_PER_STATEMENT}"
-            with self._lock, self._translate_errors():
-                rows = self._db.execute(query, (last,)).fetchall()
-            if not rows:
-                return
-            row_ids = [last, *(row[-1] for row in rows)]
-            if any(row_id >= following for row_id, following in pairwise(row_ids)):  # the loop would not end
-                raise self._damaged_error("its rows are not in order")
-            last = row_ids[-1]
-            yield from _decode(row for row in rows if _is_valid(row, None)).items()
 
     def close(self) -> None:
         """Close the file; everything that was stored is in it already."""
@@ -232,7 +201,6 @@ class FeatureStore:
         # A file that can't be written fails now, not after the first batch.
         for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {FORMAT}", "ROLLBACK"):
             self._db.execute(statement)
-        self.has_foreign_writes()
 
     def _is_empty(self) -> bool:
         return self._pragma("application_id") == 0 and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -298,39 +266,15 @@ class FeatureStore:
         )
 
 
-def encode_rows(items: Mapping[bytes, Vector]) -> list[Row]:
-    """Vectors (d,) as rows.
-
-    Raises:
-        InputError: if a vector has another dtype than float32 or float16.
-    """
-    rows = []
-    for key, vector in items.items():
-        name = vector.dtype.name.encode()
-        if name not in STORED_DTYPES:
-            names = " or ".join(known.decode() for known in STORED_DTYPES)
-            raise InputError(f"features are stored as {names}, not as {vector.dtype.name}")
-        value = vector.astype(STORED_DTYPES[name], copy=False).tobytes()
-        rows.append((key, name.decode(), checksum(key, name, value), value))
-    return rows
-
-
-def checksum(key: bytes, dtype: bytes, value: bytes) -> int:
+def checksum(key: bytes, value: bytes) -> int:
     """The checksum of an entry."""
-    return crc32(value, crc32(key, DTYPE_CHECKSUMS[dtype]))
+    return crc32(value, crc32(key, CHECKSUM_START))
 
 
 def _is_valid(row: Row, dim: int | None) -> bool:
     """Whether the checksum is right and, if `dim` is given, the vector has this width."""
-    key, dtype, expected, value, *_ = row
-    kind = STORED_DTYPES.get(dtype)
-    if kind is None or type(key) is not bytes or type(value) is not bytes:
+    key, dtype, expected, value = row
+    if dtype != DTYPE.encode() or type(key) is not bytes or type(value) is not bytes:
         return False
-    is_whole = len(value) % kind.itemsize == 0 if dim is None else len(value) == dim * kind.itemsize
-    return is_whole and checksum(key, dtype, value) == expected
-
-
-def _decode(rows: Iterable[Row]) -> dict[bytes, NDArray[np.float32]]:
-    """Key to vector (d,) of valid rows."""
-    with np.errstate(invalid="ignore"):  # some bit patterns of float16 are NaN
-        return {key: np.frombuffer(value, STORED_DTYPES[dtype]).astype(np.float32) for key, dtype, _, value, *_ in rows}
+    is_whole = len(value) % NUMBER.itemsize == 0 if dim is None else len(value) == dim * NUMBER.itemsize
+    return is_whole and checksum(key, value) == expected

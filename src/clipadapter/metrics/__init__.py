@@ -6,7 +6,7 @@ from clipadapter.metrics.calibration import (
     log_loss,
     reliability,
 )
-from clipadapter.metrics.detection import aurc, auroc, excess_aurc, fpr_at, risk_coverage
+from clipadapter.metrics.detection import aurc, auroc, fpr_at, risk_coverage
 from clipadapter.metrics.evaluation import ClassReport, Evaluation, Predictions, evaluate, mean_sd
 from clipadapter.metrics.extrapolation import AccuracyForecast, forecast_accuracy
 from clipadapter.metrics.intervals import (
@@ -43,7 +43,6 @@ __all__ = [
     "check_metrics",
     "evaluate",
     "evaluate_multilabel",
-    "excess_aurc",
     "expected_calibration_error",
     "forecast_accuracy",
     "fpr_at",

@@ -99,18 +99,6 @@ def aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
     return float(risk_coverage(confidence, correct)[1].mean())
 
 
-def excess_aurc(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """`aurc` minus that of the best order, all correct predictions before all wrong ones (Geifman et al., 2019).
-
-    It measures the order of the confidences, independently of the accuracy; 0 is best. Arguments and errors are those
-    of `risk_coverage`.
-
-    >>> excess_aurc([0.9, 0.8, 0.1], [True, True, False])
-    0.0
-    """
-    return aurc(confidence, correct) - aurc(np.asarray(correct, dtype=float), correct)
-
-
 def _check_scores(values: ArrayLike, what: str) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):

@@ -5,7 +5,7 @@ Letters: m pictures, c classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -137,11 +137,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            **{name: value for name, value in self.metrics.items() if "metrics.json" in METRICS[name].shown},
-            "classes": [vars(report) for report in self.classes],
-            "confusions": self.confusions(),
-        }
+        return {**metrics_for_json(self.metrics, self.classes), "confusions": self.confusions()}
 
 
 def evaluate(labels: Sequence[str], log_probabilities: NDArray[np.float64], class_names: Sequence[str]) -> Evaluation:
@@ -164,22 +160,33 @@ def evaluate(labels: Sequence[str], log_probabilities: NDArray[np.float64], clas
     predictions = Predictions(np.array([position[label] for label in labels], np.int64), log_probabilities)
     confusion = np.zeros((len(class_names),) * 2, dtype=np.int64)
     np.add.at(confusion, (predictions.labels, predictions.predicted), 1)
-    true_positives, true, predicted = predictions.true_positives, predictions.true_counts, predictions.predicted_counts
-    precision, recall = true_positives / np.maximum(predicted, 1), true_positives / np.maximum(true, 1)
-    f1 = 2 * true_positives / np.maximum(true + predicted, 1)
     return Evaluation(
         metrics={
             name: float(metric.function(predictions) or 0.0)
             for name, metric in METRICS.items()
             if "single-label" in metric.tasks
         },
-        classes=tuple(
-            ClassReport(name, int(true[i]), float(precision[i]), float(recall[i]), float(f1[i]))
-            for i, name in enumerate(class_names)
-        ),
+        classes=tuple(report_classes(class_names, predictions)),
         confusion=confusion,
         predictions=predictions,
     )
+
+
+def report_classes(names: Sequence[str], predictions: Any) -> list[ClassReport]:
+    """Metrics of each class, from predictions that have the counts of `Predictions`."""
+    true_positives, true, predicted = predictions.true_positives, predictions.true_counts, predictions.predicted_counts
+    precision, recall = true_positives / np.maximum(predicted, 1), true_positives / np.maximum(true, 1)
+    f1 = 2 * true_positives / np.maximum(true + predicted, 1)
+    return [
+        ClassReport(name, int(true[i]), float(precision[i]), float(recall[i]), float(f1[i]))
+        for i, name in enumerate(names)
+    ]
+
+
+def metrics_for_json(metrics: Mapping[str, float | None], classes: Sequence[ClassReport]) -> dict[str, Any]:
+    """The metrics that JSON output has, and those of each class."""
+    shown = {name: value for name, value in metrics.items() if "metrics.json" in METRICS[name].shown}
+    return {**shown, "classes": [vars(report) for report in classes]}
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clipadapter.errors import InputError
+from clipadapter.metrics.evaluation import ClassReport, metrics_for_json, report_classes
 from clipadapter.metrics.table import METRICS
 
 
@@ -73,24 +74,10 @@ class MultiLabelPredictions:
 
 
 @dataclass(frozen=True)
-class LabelReport:
-    """Metrics of one class.
+class LabelReport(ClassReport):
+    """Metrics of one class; the average precision is None if no picture has the class."""
 
-    Args:
-        name: class name.
-        count: pictures that have the class.
-        average_precision: None if no picture has the class.
-        precision: TP / (TP + FP); 0 if the class was never predicted.
-        recall: TP / (TP + FN); 0 if no picture has the class.
-        f1: 2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall.
-    """
-
-    name: str
-    count: int
     average_precision: float | None
-    precision: float
-    recall: float
-    f1: float
 
 
 @dataclass(frozen=True)
@@ -109,11 +96,7 @@ class MultiLabelEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            **{name: value for name, value in self.metrics.items() if "metrics.json" in METRICS[name].shown},
-            "classes": [vars(report) for report in self.classes],
-            "without": list(self.without),
-        }
+        return {**metrics_for_json(self.metrics, self.classes), "without": list(self.without)}
 
 
 def average_precision(truth: ArrayLike, scores: ArrayLike) -> float | None:
@@ -167,23 +150,14 @@ def evaluate_multilabel(
         )
     if not np.isfinite(predictions.scores).all():
         raise InputError("a score is not finite")
-    true_positives, true, predicted = predictions.true_positives, predictions.true_counts, predictions.predicted_counts
-    precision, recall = true_positives / np.maximum(predicted, 1), true_positives / np.maximum(true, 1)
-    f1 = 2 * true_positives / np.maximum(true + predicted, 1)
+    reports = report_classes(class_names, predictions)
     return MultiLabelEvaluation(
         metrics={
             name: metric.function(predictions) for name, metric in METRICS.items() if "multilabel" in metric.tasks
         },
         classes=tuple(
-            LabelReport(
-                name,
-                int(true[k]),
-                predictions.average_precisions[k],
-                float(precision[k]),
-                float(recall[k]),
-                float(f1[k]),
-            )
-            for k, name in enumerate(class_names)
+            LabelReport(**vars(report), average_precision=value)
+            for report, value in zip(reports, predictions.average_precisions, strict=True)
         ),
-        without=tuple(name for name, count in zip(class_names, true, strict=True) if not count),
+        without=tuple(report.name for report in reports if not report.count),
     )

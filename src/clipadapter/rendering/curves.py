@@ -24,36 +24,23 @@ MAX_LABEL_CHARACTERS = 34
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A line of a plot.
-
-    Args:
-        label: written at its right end.
-        x: (n,) rising.
-        y: (n,)
-        sd: (n,) half of the width of the band; None for no band.
-        colour: of line, band and label.
-        marker: of matplotlib.
-        linestyle: of matplotlib.
-        is_level: a value that does not depend on x: a star at the first x, and a dotted line through all others.
-    """
+    """A line of a plot, with its name at its right end."""
 
     label: str
-    x: Array
-    y: Array
-    sd: Array | None
+    x: Array  # (n,) rising
+    y: Array  # (n,)
+    sd: Array | None  # (n,) half of the width of the band; None for no band
     colour: str
     marker: str = "o"
     linestyle: str = "-"
-    is_level: bool = False
+    is_level: bool = False  # does not depend on x: a star at the first x, and a dotted line through all others
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve], others: Sequence[tuple[Array, Array]] = ()) -> None:
-    """Draw lines with bands, and write the name of each at its right end.
+    """Draw lines with bands, earlier ones above later ones, and write the name of each at its right end.
 
-    Args:
-        axes: with scale and ticks. Its limits are set here, so that all bands are seen.
-        curves: lines in colour, at most `MAX_COLOURED_LINES` and levels. Earlier ones are drawn above later ones.
-        others: (x, y) of lines that are thin and grey, without a name.
+    The axes have their scale and ticks; limits are set here, so that all bands are seen. Others, (x, y), are thin and
+    grey, without a name.
     """
     for x, y in others:
         axes.plot(x, y, color=PALE_GREY, linewidth=0.9, zorder=1)
@@ -94,11 +81,9 @@ def _value_range(curves: Sequence[Curve], others: Sequence[tuple[Array, Array]])
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
-    """Write names at the right of the axes, each as near to the height of its line as the others allow.
+    """Write names at the right of axes with final y limits, each as near to its line as the others allow.
 
-    Args:
-        axes: with its final y limits.
-        ends: (name, x, y, colour) of the last point of each line.
+    Ends are (name, x, y, colour) of the last point of each line.
     """
     low, high = axes.get_ylim()
     # In points, before the layout is made, which changes the height a little.

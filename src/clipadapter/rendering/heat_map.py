@@ -37,19 +37,10 @@ def draw_cells(
     size: float = 8.5,
     rotation: float = 0.0,
 ) -> Any:
-    """Draw coloured cells with a text in each, and the names of columns and rows.
+    """Draw coloured cells with a text in each, and the names of columns and rows, the first at the top.
 
-    Args:
-        axes: empty.
-        layers: masked values of all cells, and their colour map with its limits; masked cells are left out.
-        columns: names.
-        rows: names; the first is at the top.
-        text: of the cell in a row and a column; empty for none.
-        size: of the text.
-        rotation: of the names of columns, in degrees.
-
-    Returns:
-        What a colour bar of the last layer is made of.
+    A layer is masked values of all cells, and their colour map with its limits; masked cells are left out. Returns what
+    a colour bar of the last layer is made of.
     """
     lightness, mesh = np.ones((len(rows), len(columns))), None
     for values, colours, low, high in layers:
@@ -77,13 +68,7 @@ def add_colour_bar(figure: Figure, mesh: Any, axes: Any, label: str, **options: 
 
 
 def confusion_figure(evaluation: Evaluation, title: str = "", limit: int = 25) -> Figure:
-    """Which classes are predicted as which. Of many classes only those with most mistakes are drawn.
-
-    Args:
-        evaluation: of the predictions.
-        title: above the plot.
-        limit: maximum number of drawn classes.
-    """
+    """Which classes are predicted as which. Of many classes only those with most mistakes are drawn."""
     classes = worst_classes(evaluation.confusion, limit)
     counts, columns = evaluation.confusion[np.ix_(classes, classes)], [evaluation.classes[i].name for i in classes]
     rows, n_others = list(columns), len(evaluation.classes) - len(classes)

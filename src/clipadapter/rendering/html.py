@@ -12,9 +12,6 @@ def create_environment(package: str) -> Environment:
     """An environment for the templates of a package, and those that all pages share (``base.css``).
 
     All values are escaped, and a name that is not defined is an error. The filter ``short`` is `shorten_name`.
-
-    Args:
-        package: its folder ``templates`` has the templates.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("clipadapter.rendering")]),

@@ -9,17 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How the figures of a method are drawn.
+    """How the figures of a method are drawn."""
 
-    Args:
-        colour: on white, such as "#0072B2".
-        dark: the same hue for dark pages.
-        marker: of matplotlib.
-    """
-
-    colour: str
-    dark: str
-    marker: str = "o"
+    colour: str  # on white, such as "#0072B2"
+    dark: str  # the same hue for dark pages
+    marker: str = "o"  # of matplotlib
 
     @property
     def css(self) -> str:
@@ -88,10 +82,7 @@ paper and the methods that most plots show have colours of their own."""
 
 
 def method_style(method: str) -> MethodStyle:
-    """The style of a method; that of a method without an entry depends on its name alone.
-
-    Args:
-        method: registered name of a head.
+    """The style of a method by its registered name; that of a method without an entry depends on its name alone.
 
     >>> method_style("clip-adapter").colour, method_style("my-head") == method_style("my-head")
     ('#0072B2', True)
@@ -105,11 +96,8 @@ def method_style(method: str) -> MethodStyle:
 def assign_styles(methods: Sequence[str]) -> list[MethodStyle]:
     """Styles of the lines of one plot.
 
-    A method has its own style. If a method has several lines, such as one per value of a parameter, the first has the
-    style of the method, and the others get other colours.
-
-    Args:
-        methods: registered name of the head of each line.
+    A method has its own style. If a method has more than one line, such as one per value of a parameter, the first has
+    the style of the method, and the others get other colours.
 
     >>> [style.colour for style in assign_styles(["clip-adapter", "auto", "clip-adapter"])]
     ['#0072B2', '#D55E00', '#CC79A7']

@@ -80,6 +80,15 @@ def set_subtitle(axes: Axes, text: str) -> None:
     axes.set_title("\n".join(lines), loc="left", fontsize=9, color=GREY, parse_math=False)
 
 
+def label_axes(axes: Axes, title: str, note: str, x: str = "", y: str = "") -> None:
+    """Style axes, and write the names of both, a note above them, and the title of the figure."""
+    style_axes(axes)
+    axes.set_xlabel(x, parse_math=False)
+    axes.set_ylabel(y)
+    set_subtitle(axes, note)
+    set_title(axes.figure, title)  # type: ignore[arg-type]
+
+
 def truncate(name: str, length: int = MAX_NAME_CHARACTERS) -> str:
     """A name for a plot: of a long one the beginning and the end, as `shorten_name` in tables.
 
@@ -101,9 +110,6 @@ def format_greek(text: str) -> str:
 def parse_plot_formats(text: str) -> tuple[str, ...]:
     """The formats in a text such as "png,pdf", each once, in the order of the text.
 
-    Raises:
-        InputError: if there is none, or one is unknown.
-
     >>> parse_plot_formats("PDF, png,pdf")
     ('pdf', 'png')
     """
@@ -117,9 +123,6 @@ def save_plot(figure: Figure, path: str | Path) -> Path:
     """Write a figure as a PNG, PDF or SVG file, completely or not at all. The suffix of the path says which.
 
     Text is text in PDF and SVG files, and these contain the font. A figure that is drawn again gives the same bytes.
-
-    Raises:
-        InputError: if the suffix is another one, or the file can't be written.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
@@ -130,13 +133,7 @@ def save_plot(figure: Figure, path: str | Path) -> Path:
 
 
 def save_plots(figure: Figure, path: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
-    """Write a figure in each of some formats, see `save_plot`.
-
-    Args:
-        figure: what to write.
-        path: of the files, without a suffix.
-        formats: of `PLOT_FORMATS`.
-    """
+    """Write a figure in each of some formats, see `save_plot`."""
     path = Path(path)
     return [save_plot(figure, path_without_links(path.parent, f"{path.name}.{kind}")) for kind in formats]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clipadapter import __version__
 from clipadapter.bench import pivot_runs
+from clipadapter.bench.plots import WITHOUT_SHOTS
 from clipadapter.bench.summary import plain_name
 from clipadapter.classifier.evaluation import Score
 from clipadapter.data.thumbnails import encode_thumbnails
@@ -18,7 +19,6 @@ from clipadapter.doctor import FindingGroup, illustrate_findings, read_findings_
 from clipadapter.metrics import metrics_shown, reliability
 from clipadapter.metrics.detection import aurc, risk_coverage
 from clipadapter.rendering.html import create_environment, read_asset
-from clipadapter.rendering.learning_curve import WITHOUT_SHOTS
 from clipadapter.rendering.method_colours import method_style
 from clipadapter.utils.formatting import shorten_name
 from clipadapter.utils.prediction import softmax

@@ -25,12 +25,9 @@ class Projection:
 
 
 def project_features(test: Array, shots: Array, seed: int = 0) -> Projection:
-    """PCA, and t-SNE (van der Maaten and Hinton 2008) of features of unit length.
+    """PCA and t-SNE of (m, d) test features and (n, d) shots, which are rows m to m + n - 1.
 
-    Args:
-        test: (m, d) features.
-        shots: (n, d) features; rows m to m + n - 1 of the projection.
-        seed: of t-SNE, and of the sample if there are more than 2,000 points: of both parts in proportion.
+    Of more than 2,000 rows a sample of both in proportion is drawn.
 
     >>> rng = np.random.default_rng(0)
     >>> projection = project_features(rng.normal(size=(20, 8)), rng.normal(size=(5, 8)))

@@ -66,13 +66,7 @@ def measure_uncertainty(
 ) -> UncertaintyResults:
     """Predict with rejection and prediction sets, as far as the model has learned them from its shots.
 
-    Args:
-        model: fitted.
-        features: (m, d) of the test pictures, all blocks.
-        result: score of the model on them.
-        reject: rate; that of the model if not given, else 5 %.
-        coverage: rate; that of the model if not given, else 90 %.
-        outliers: (b, d) features of pictures of none of the classes, all blocks.
+    Features have all blocks. A rate that is not given is that of the model, else 5 % rejection and 90 % coverage.
     """
     uncertainty, defaults = model.uncertainty_, model.uncertainty_.decisions
     reject_rate = None if uncertainty.rejector is None else reject or defaults.reject or DEFAULT_REJECT_RATE

@@ -82,7 +82,15 @@ def parse_json(text: str, where: str, expected: str = "", surrogates: bool = Fal
         raise _nesting_error(location) from error
     except ValueError as error:
         raise DataError(f"{location}: {_reason(error)}{advice}") from error
-    _check_value(value, location, strings=not surrogates and _SURROGATE.search(text) is not None)
+    _check_depth(value, location)
+    if not surrogates and _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            near = printable(error.object[max(error.start - 20, 0) : error.end + 20])
+            raise DataError(
+                f"{location}: '{near}' has a lone surrogate (half of a character): write the whole character"
+            ) from error
     return value
 
 
@@ -128,38 +136,18 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise _nesting_error(where) from error
     except ValueError as error:
         raise DataError(f"{where}: {_reason(error)}") from error
-    _check_value(value, where, strings=False)  # TOML's parser refuses lone surrogates
+    _check_depth(value, where)
     return value
 
 
-def _check_value(value: Any, where: str, strings: bool) -> None:
-    """Refuse values that are nested too deep and, with ``strings``, texts with lone surrogates."""
+def _check_depth(value: Any, where: str) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        if strings:
-            _check_strings(level, where)
         inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
         if not inner:
             return
         level = [value for values in inner for value in values]
     raise _nesting_error(where)
-
-
-def _check_strings(level: list[Any], where: str) -> None:
-    """Refuse texts and object keys with lone surrogates."""
-    for text in (text for each in level for text in (each if isinstance(each, dict) else [each])):
-        if isinstance(text, str) and not _is_encodable(text):
-            raise DataError(
-                f"{where}: '{printable(text)}' has a lone surrogate (half of a character): write the whole character"
-            )
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _nesting_error(where: str) -> DataError:

@@ -71,7 +71,6 @@ def test_what_is_no_accuracy_before_the_first_task_is_refused(before):
         (np.empty((0, 0)), "shape"),
         ([1.0, 2.0], "shape"),
         (np.ones((3, 2)), r"\(3, 2\), but must be \(T, T\)"),
-        ([[1.0, 2.0], [3.0]], "no matrix of numbers"),
         ([["a", "b"], ["c", "d"]], "no matrix of numbers"),
         ([[1.0, np.nan], [3.0, 4.0]], "on task 1 after task 0 is nan"),
         ([[1.0, 2.0], [-np.inf, 4.0]], "on task 0 after task 1 is -inf"),

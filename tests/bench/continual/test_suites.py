@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from clipadapter.bench import (
     FEATURES,
@@ -36,8 +35,7 @@ from clipadapter.bench.pivot import Spot
 from clipadapter.bench.published import find_published_streams
 from clipadapter.bench.report.published import make_published_grid
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
-from clipadapter.bench.suite import ALL, Prompts, Variant, parse_suite
-from clipadapter.bench.suite_files import list_suites
+from clipadapter.bench.suite import ALL, Prompts, parse_suite
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError
@@ -213,33 +211,6 @@ def test_a_suite_gives_what_the_function_gives(sets, tmp_path):
     assert run.continual.zero_shot == expected.continual.zero_shot
 
 
-def test_a_stream_with_a_record_is_not_made_again(sets, tmp_path):
-    text = SUITE.replace('"knn"]', '"knn", { head = "prototype", mode = "joint" }]')
-    assert go(sets, tmp_path / "out", text).n_made == 6
-    again = go(sets, tmp_path / "out", text)
-    assert (again.n_made, again.n_existing) == (0, 6)
-    log = tmp_path / "out" / "runs.jsonl"
-    log.write_bytes(b"".join(log.read_bytes().splitlines(True)[1:]))
-    assert go(sets, tmp_path / "out", text).n_made == 1
-    extended = go(sets, tmp_path / "out", text.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
-    assert (extended.n_made, extended.n_existing) == (3, 6)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "[stream]\ntask_known = true",
-        "[stream]\nclasses_per_task = 2",
-        '[stream]\nsame_names = "apart"',
-        '[stream]\norders = [{ name = "other", data = ["farm", "zoo"] }]',
-    ],
-)
-def test_what_shapes_a_stream_makes_another_run(change, sets, tmp_path):
-    go(sets, tmp_path / "out")
-    result = go(sets, tmp_path / "out", SUITE + change)
-    assert (result.n_made, result.n_existing) == (4, 0)
-
-
 def test_the_name_of_an_order_makes_no_other_run(sets, tmp_path):
     go(sets, tmp_path / "out")
     result = go(sets, tmp_path / "out", SUITE + '[stream]\norders = [{ name = "mine", data = ["zoo", "farm"] }]')
@@ -272,21 +243,6 @@ def test_pictures_and_features_make_streams(tmp_path, colour_folder, sets):
         run_suite(suite, [sources[0], sets[0]], {"toy": toy}, tmp_path / "other", launcher)
 
 
-def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, colour_folder):
-    colour_folder("first/train", 2)
-    colour_folder("first/test", 2, seed=1)
-    next((tmp_path / "first" / "train" / "red").iterdir()).write_bytes(b"no picture")
-    toy, suite = FewShotClassifier("toy", cache=None), parse_suite("own", SUITE)
-    source = open_source(str(tmp_path / "first"))
-    union = build_joined_data_sets(suite, [source], toy, Prompts(label=""))
-    assert plan_tasks(suite, union, ORDERS["given"], 2, 1)[1][0].shots == 5
-    for path in (tmp_path / "first" / "test").rglob("*.png"):
-        if path.parent.name == "red":
-            Image.new("RGB", (4, 4)).save(path.with_name("x.bmp"))
-            path.write_bytes(b"no picture")
-    assert open_source(str(tmp_path / "first")).train.class_names == ("blue", "green", "red")
-
-
 def test_a_task_without_shots_is_refused(sets):
     suite = parse_suite("own", SUITE + "[stream]\nclasses_per_task = 2")
     union = build_joined_data_sets(suite, sets[:1], None, Prompts(label=""))
@@ -296,15 +252,6 @@ def test_a_task_without_shots_is_refused(sets):
 
 
 # Suites
-
-
-def test_stream_suites_come_with_the_package():
-    assert {"x-tail", "mtil", "class-incremental"} <= set(list_suites())
-    tail, mtil, classes = (load_suite(name) for name in ("x-tail", "mtil", "class-incremental"))
-    assert (len(tail.data), tail.stream.task_known, tail.prompts[0].templates) == (10, False, ["a photo of a {}."])
-    assert (len(mtil.data), mtil.stream.task_known, mtil.stream.same_names) == (11, True, "apart")
-    assert (classes.data, classes.stream.classes_per_task) == ([], 20)
-    assert "clip-adapter (joint)" in {variant.title for variant in tail.heads}
 
 
 @pytest.mark.parametrize(
@@ -331,16 +278,6 @@ def test_the_estimate_counts_streams(sets):
     cost = estimate(suite, sets, ["lite"])
     assert cost.fits == 2 * 2
     assert cost.fit_seconds > 4 * 4 * 0.1
-
-
-def test_a_folder_beside_the_named_sets_is_a_data_set(tmp_path, colour_folder):
-    colour_folder("root/mnist/train", 2)
-    colour_folder("root/mnist/test", 1)
-    assert open_source("mnist", tmp_path / "root").name == "mnist"
-    suite = load_suite("mtil").model_copy(update={"heads": [Variant(head="knn")]})
-    sizes = {size.spec: size for size in estimate(suite, suite.data, ["lite"], root=tmp_path / "root").sizes}
-    assert (sizes["mnist"].ready, sizes["mnist"].classes) == (True, 3)
-    assert not sizes["cifar100"].ready and "put its pictures into" in sizes["cifar100"].missing
 
 
 # Report

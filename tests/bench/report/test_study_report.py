@@ -1,5 +1,6 @@
 import csv
 import re
+from collections import defaultdict
 from html.parser import HTMLParser
 
 import pytest
@@ -9,8 +10,8 @@ from clipadapter.bench.pivot import HARMONIC, Row, make_mean_tables, make_tables
 from clipadapter.bench.plan import Entry
 from clipadapter.bench.report import compare_studies, write_report
 from clipadapter.bench.report.build import build_report
-from clipadapter.bench.report.record_csv import format_record_csv
-from clipadapter.bench.run import Flags, Machine, Metrics, RunData, RunEncoder
+from clipadapter.bench.report.record_csv import format_csv
+from clipadapter.bench.run import Flags, Metrics, RunData, RunEncoder
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError
@@ -24,19 +25,18 @@ def suite(**changes):
     )
 
 
-def joined(study_suite, runs, missing=(), label=None, value=None, prompts=""):
-    """A study of records; their data and test part say where they stand."""
+def joined(study_suite, runs, missing=(), axis=None):
+    """A study of records; their data and test part say where they stand, and a parameter is the varied one."""
     entries = [
         Entry(
             key=run.key,
             shots=run.shots,
             seed=run.seed,
-            label=label or run.head,
-            prompts=prompts,
+            label=run.head,
             data=run.data.support,
             encoder=run.encoder.name,
             test=run.data.test if run.data.protocol in ("shift", "new") else "test",
-            value=value,
+            value=run.params.get(axis),
         )
         for run in [*runs, *missing]
     ]
@@ -86,29 +86,19 @@ def test_a_table_has_mean_and_deviation_and_the_best_of_each_column(study):
     assert grid.best == {(1, 1), (1, 2)}
 
 
-def test_of_the_log_loss_the_lowest_is_best(study):
-    assert grids(study)["Log-loss: pets"].best == {(1, 1), (1, 2)}
-
-
-def test_every_table_says_how_it_was_measured(study):
-    for grid in grids(study).values():
-        notes = " ".join(grid.common)
-        for fact in (
-            "over 3 seeds (1, 2, 3)",
-            "40 of 2 classes",
-            "given: the test part stands apart",
-            "toy (fingerprint f)",
-            "preprocessing",
-            "“a photo of a {}.”",
-            "No head is transductive",
-            "torch 1",
-        ):
-            assert fact in notes
-
-
-def test_a_fingerprint_is_cut_to_twelve_digits(make_run):
-    run = make_run(encoder=RunEncoder(name="toy", fingerprint="0123456789abcdef"))
-    assert "toy (fingerprint 0123456789ab)" in " ".join(grids(joined(suite(), [run]))["Accuracy: pets"].common)
+def test_a_section_says_once_how_its_tables_were_measured(study):
+    document = build_report(study)
+    for fact in (
+        "over 3 seeds (1, 2, 3)",
+        "40 of 2 classes",
+        "given: the test part stands apart",
+        "toy (fingerprint f)",
+        "preprocessing",
+        "“a photo of a {}.”",
+        "No head is transductive",
+        "torch 1",
+    ):
+        assert [text.count(fact) for text in (document.to_markdown(defaultdict(str)), document.to_html())] == [1, 1]
 
 
 def test_differences_are_paired(study):
@@ -147,29 +137,21 @@ def test_nothing_to_report_is_an_error(make_run):
         build_report(joined(suite(), [], [make_run()]))
 
 
-def test_transductive_heads_are_marked_and_never_the_best(make_run):
-    runs = [
-        make_run("plain", accuracy=0.5),
-        make_run("whole", accuracy=0.9, flags=Flags(transductive=True)),
-    ]
-    grid = grids(joined(suite(), runs))["Accuracy: pets"]
-    assert [row[0] for row in grid.rows] == ["plain", "whole *"]
-    assert grid.best == {(0, 1)}
-    assert "* transductive" in " ".join(grid.common)
-
-
-def test_heads_that_are_not_as_published_are_marked_and_may_be_the_best(make_run):
+def test_only_transductive_heads_are_never_the_best_and_every_mark_is_explained(make_run):
     runs = [
         make_run("clap", accuracy=0.5),
         make_run("mine", accuracy=0.9, method="auto"),
-        make_run("zlap", accuracy=0.8, flags=Flags(transductive=True)),
+        make_run("zlap", accuracy=0.95, flags=Flags(transductive=True)),
     ]
-    grid = grids(joined(suite(), runs))["Accuracy: pets"]
+    study = joined(suite(), runs)
+    grid, common = grids(study)["Accuracy: pets"], build_report(study).sections[0].common
     assert [row[0] for row in grid.rows] == ["clap", "mine ‡", "zlap *‡"]
     assert grid.best == {(1, 1)}
     for name in ("auto", "zlap"):
-        assert f"‡ {name}: {fidelity_of(name)}" in grid.common
-    assert not any(line.startswith("‡ clap") for line in grid.common)
+        assert f"‡ {name}: {fidelity_of(name)}" in common
+    assert not any(line.startswith("‡ clap") for line in common)
+    assert "* transductive" in " ".join(common)
+    assert r"* transductive; $\ddagger$ not the published method.}" in build_report(study).to_latex()
 
 
 def test_the_mean_over_data_sets_is_made_seed_by_seed(make_run):
@@ -281,7 +263,7 @@ def test_a_study_shows_every_metric_that_its_records_have(study, make_run):
     assert titles <= grids(extended).keys()
     balanced = {row[0]: row[1] for row in grids(extended)["Balanced accuracy: pets"].rows}
     assert balanced == {"zero-shot": "-", "clip-adapter": "-", "tip-adapter": "25.0"}
-    lines = list(csv.DictReader(format_record_csv(extended).splitlines()))
+    lines = list(csv.DictReader(format_csv(extended).splitlines()))
     assert {line["label"]: line["balanced_accuracy"] for line in lines} == {
         **{run.head: "" for run in study.runs},
         "tip-adapter": "0.25",
@@ -290,7 +272,7 @@ def test_a_study_shows_every_metric_that_its_records_have(study, make_run):
 
 def test_a_name_that_is_a_formula_is_text_in_the_csv(make_run):
     named = joined(suite(), [make_run("=1+1", error="-x")])
-    (line,) = csv.DictReader(format_record_csv(named).splitlines())
+    (line,) = csv.DictReader(format_csv(named).splitlines())
     assert (line["label"], line["error"]) == ("'=1+1", "'-x")
 
 
@@ -335,24 +317,12 @@ def test_names_are_escaped_in_every_format(make_run, tmp_path):
 
 def test_a_latex_table_is_one_of_booktabs(study, tmp_path):
     text = write_report(study, tmp_path)[2].read_text(encoding="utf-8")
+    captions = re.findall(r"^\\caption.*$", text, re.MULTILINE)
+    assert captions[0] == r"\caption{Accuracy: pets. Accuracy in \%. \textbf{Bold}: best of a column.}"
+    assert "fingerprint" in text and not any("fingerprint" in caption for caption in captions)  # in comments
     assert r"\begin{tabular}{lrr}" in text and r"\toprule" in text
     assert r"clip-adapter & \textbf{53.0 $\pm$ 1.0} & \textbf{70.0 $\pm$ 10.0} \\" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(grids(study))
-
-
-def test_a_latex_caption_is_short_and_provenance_is_a_comment(study, tmp_path):
-    lines = write_report(study, tmp_path)[2].read_text(encoding="utf-8").splitlines()
-    captions = [line for line in lines if line.startswith(r"\caption")]
-    assert captions[0] == r"\caption{Accuracy: pets. Accuracy in \%. \textbf{Bold}: best of a column.}"
-    assert all("fingerprint" not in caption and "Libraries" not in caption for caption in captions)
-    assert all(len(line) <= 102 for line in lines if line.startswith("%"))
-    assert any("fingerprint" in line for line in lines if line.startswith("% "))
-
-
-def test_a_latex_caption_explains_the_marks_of_its_table(make_run, tmp_path):
-    runs = [make_run("zero-shot", flags=Flags()), make_run("transclip", flags=Flags(transductive=True))]
-    text = write_report(joined(suite(), runs), tmp_path)[2].read_text(encoding="utf-8")
-    assert r"* transductive; $\ddagger$ not the published method.}" in text
 
 
 @pytest.mark.parametrize(
@@ -379,45 +349,14 @@ def test_plots_in_another_format_replace_those_of_the_last_report(study, tmp_pat
 @pytest.mark.parametrize("values", [(0.0, 0.2), (1.0, 2.0, 4.0), ("visual", "text")])
 def test_a_parameter_is_the_axis_of_a_picture(make_run, tmp_path, values):
     runs = [make_run(f"alpha={value}", n, params={"alpha": value}) for value in values for n in (1, 4)]
-    entries = [
-        Entry(
-            key=run.key,
-            shots=run.shots,
-            seed=run.seed,
-            label=run.head,
-            data="pets",
-            encoder="toy",
-            test="test",
-            value=run.params["alpha"],
-        )
-        for run in runs
-    ]
-    level = make_run("zero-shot", 1)
-    entries.append(Entry(key=level.key, shots=1, seed=1, label="zero-shot", data="pets", encoder="toy", test="test"))
-    study = Study(suite(figure="axis"), tuple(entries), {run.key: run for run in [*runs, level]})
+    study = joined(suite(figure="axis"), [*runs, make_run("zero-shot", 1, params={})], axis="alpha")
     assert write_report(study, tmp_path)[4].name == "mine-1-axis.png"
 
 
 def test_an_axis_plot_has_a_line_style_per_level_and_its_subtitle_on_the_page(make_run):
     runs = [make_run(f"alpha={value}", 1, params={"alpha": value}) for value in (0.0, 1.0)]
-    levels = [make_run(f"a head with a rather long name, number {i}", 1, accuracy=i / 20) for i in range(8)]
-    entries = [
-        Entry(
-            key=run.key,
-            shots=run.shots,
-            seed=run.seed,
-            label=run.head,
-            data="pets",
-            encoder="toy",
-            test="test",
-            value=run.params["alpha"],
-        )
-        for run in runs
-    ] + [
-        Entry(key=run.key, shots=run.shots, seed=run.seed, label=run.head, data="pets", encoder="toy", test="test")
-        for run in levels
-    ]
-    study = Study(suite(figure="axis"), tuple(entries), {run.key: run for run in [*runs, *levels]})
+    levels = [make_run(f"a head with a rather long name, number {i}", accuracy=i / 20, params={}) for i in range(8)]
+    study = joined(suite(figure="axis"), [*runs, *levels], axis="alpha")
     figure = build_report(study).sections[0].plots[0].figure
     (axes,) = figure.axes
     figure.canvas.draw()
@@ -475,18 +414,6 @@ def test_published_figures_are_in_a_separate_section(make_run):
     assert any(note.startswith("S1: Tip-Adapter") for note in beside.notes)
     assert "65.96" not in " ".join(cell for grid in tables.values() for line in grid.rows for cell in line)
     assert "Accuracy beside published results" not in grids(study)
-
-
-def test_published_figures_are_beside_the_device_of_the_measured_ones(make_run):
-    def notes(*devices):
-        machines = [Machine(cpus=2, platform="here", device=device) for device in devices]
-        runs = [published_run(make_run, seed=i, machine=machine) for i, machine in enumerate(machines)]
-        return grids(joined(suite(), runs), published=True)["Accuracy beside published results"].notes
-
-    assert not any("heads computed" in note for note in notes("cpu", "cpu"))
-    assert "Of the measured results: heads computed on cuda." in notes("cuda", "cuda")
-    both = "Of the measured results: heads computed on several devices: cpu (2 runs); cuda (1 run)."
-    assert any(note.startswith(both) for note in notes("cpu", "cuda", "cpu"))
 
 
 @pytest.mark.parametrize(

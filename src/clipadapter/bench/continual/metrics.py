@@ -89,47 +89,38 @@ def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> C
     >>> continual_metrics([[80, 50], [70, 90]], before=[40, 45]).forward_transfer
     5.0
     """
-    cells = _square(accuracy)
-    tasks = range(len(cells))
-    first = None if before is None else _row(before, len(cells))
-    return ContinualMetrics(
-        transfer_per_task=tuple(float(cells[:i, i].mean()) for i in tasks[1:]),
-        average_per_task=tuple(float(value) for value in cells.mean(axis=0)),
-        last_per_task=tuple(float(value) for value in cells[-1]),
-        forgetting_per_task=tuple(float(cells[i:-1, i].max() - cells[-1, i]) for i in tasks[:-1]),
-        forward_transfer_per_task=None
-        if first is None
-        else tuple(float(cells[i - 1, i] - first[i]) for i in tasks[1:]),
-    )
-
-
-def _square(accuracy: ArrayLike) -> NDArray[np.float64]:
-    try:
-        cells = np.asarray(accuracy, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the accuracies are no matrix of numbers: {error}; give T rows of T numbers") from error
+    cells = _numbers(accuracy, "the accuracies")
     if cells.ndim != 2 or cells.shape[0] != cells.shape[1] or not cells.size:
         raise InputError(
             f"the accuracies have shape {cells.shape}, but must be (T, T) with T of 1 or more: row t, column i is the "
             "accuracy on task i after task t"
         )
     if not np.isfinite(cells).all():
-        t, i = (int(index) for index in np.argwhere(~np.isfinite(cells))[0])
+        t, i = np.argwhere(~np.isfinite(cells))[0].tolist()
         raise InputError(
             f"the accuracy on task {i} after task {t} is {cells[t, i]}: measure every task after every task, those "
             "not yet learned too"
         )
-    return cells
+    tasks, forward = range(len(cells)), None
+    if before is not None:
+        first = _numbers(before, "the accuracies before the first task")
+        if first.shape != (len(cells),) or not np.isfinite(first).all():
+            raise InputError(f"the accuracies before the first task must be {len(cells)} finite numbers, one per task")
+        forward = tuple(float(cells[i - 1, i] - first[i]) for i in tasks[1:])
+    return ContinualMetrics(
+        transfer_per_task=tuple(float(cells[:i, i].mean()) for i in tasks[1:]),
+        average_per_task=tuple(float(value) for value in cells.mean(axis=0)),
+        last_per_task=tuple(float(value) for value in cells[-1]),
+        forgetting_per_task=tuple(float(cells[i:-1, i].max() - cells[-1, i]) for i in tasks[:-1]),
+        forward_transfer_per_task=forward,
+    )
 
 
-def _row(before: ArrayLike, n: int) -> NDArray[np.float64]:
+def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
     try:
-        first = np.asarray(before, dtype=np.float64)
+        return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the accuracies before the first task are no numbers: {error}; give one per task") from error
-    if first.shape != (n,) or not np.isfinite(first).all():
-        raise InputError(f"the accuracies before the first task must be {n} finite numbers, one per task")
-    return first
+        raise InputError(f"{name} are no matrix of numbers: {error}; give one number for each") from error
 
 
 def _mean(values: Sequence[float]) -> float | None:

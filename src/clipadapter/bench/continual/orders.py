@@ -71,16 +71,7 @@ def count_tasks(classes: int, classes_per_task: int) -> int:
 def order_tasks(
     sets: Mapping[str, Sequence[str]], rules: StreamRules, order: Order, seed: int
 ) -> list[tuple[str, str, list[str]]]:
-    """The tasks of a stream: (name, data set, classes).
-
-    Args:
-        sets: classes by data set, in the order in which the user named them.
-        rules: how they are divided.
-        order: of the tasks.
-        seed: of the shuffles.
-
-    Raises:
-        InputError: if the order lacks a data set.
+    """The tasks of a stream: (name, data set, classes). ``sets`` has classes by data set, in the order of the user.
 
     >>> rules = StreamRules(classes_per_task=2)
     >>> sets = {"pets": ["ant", "cat", "cow", "dog"], "cars": ["bus", "van"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from clipadapter.bench.grids import Column, format_points, make_grid
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
-from clipadapter.bench.notes import failure_messages, fidelity_mark, fidelity_notes
+from clipadapter.bench.notes import failure_messages, fidelity_mark, fidelity_notes, seeds_note
 from clipadapter.bench.pivot import Cell, Spot, Value
 from clipadapter.bench.run import ContinualResult, Run
-from clipadapter.errors import InputError
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.marks import BEST
 from clipadapter.rendering.tables import Grid
@@ -36,7 +35,11 @@ METRIC_DEFINITIONS = (
     "Forward transfer: accuracy on a task just before it was learned, minus zero-shot's.",
 )
 """Definitions of the metrics; each is then averaged over the tasks that have it."""
-JOINT_DEFINITION = "Joint: fitted again to the shots of all tasks so far, whose features must all be stored."
+BEST_NOTE = "best of the heads that learn task by task."
+JOINT = (
+    "Learns task by task: the head gets the shots of each task once. Joint: it is fitted again to the shots of all "
+    "tasks so far, whose features must all be stored."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +99,7 @@ def _of_result(value: Callable[[ContinualResult], float | None]) -> Value:
 
 
 def by_task(metric: str) -> Callable[[ContinualResult], list[float | None]]:
-    """A metric of each task in the order of learning; None where a task has none.
-
-    Args:
-        metric: one of `CONTINUAL_METRICS`, or "learned": just after the task was learned.
-    """
+    """A metric of each task in the order of learning, or "learned": just after it was learned. None without one."""
 
     def values(result: ContinualResult) -> list[float | None]:
         if metric == "learned":
@@ -110,14 +109,6 @@ def by_task(metric: str) -> Callable[[ContinualResult], list[float | None]]:
         return [*own, *padding] if metric == "forgetting" else [*padding, *own]
 
     return values
-
-
-def group_by_head(runs: Sequence[Run]) -> list[HeadRuns]:
-    """The heads of some records of streams, in the order of the records."""
-    runs_by_label: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        runs_by_label.setdefault(run.head, []).append(run)
-    return [HeadRuns(label, Spot(runs_by_label[label])) for label in dict.fromkeys(run.head for run in runs)]
 
 
 def format_metric(metric: str) -> Callable[[float], str]:
@@ -151,12 +142,6 @@ def stream_grid(
     """Transfer, Average, Last, forgetting and forward transfer of each head.
 
     The best are among the heads that learn task by task: joint heads keep all shots.
-
-    Args:
-        heads: the heads.
-        title: of the table.
-        costs: columns behind the metrics.
-        more: notes, see `make_grid`.
     """
     learns = [head.learns for head in heads]
     takes_part = [own == "task by task" for own in learns]
@@ -165,22 +150,11 @@ def stream_grid(
     return make_grid(title, names, columns, takes_part=takes_part, texts=[("learns", learns)], **more)  # type: ignore[arg-type]
 
 
-def stream_table(runs: Sequence[Run], notes: bool = True) -> str:
-    """Transfer, Average, Last, forgetting and forward transfer of each head, as plain text.
-
-    Args:
-        runs: records of one stream, as `learn_task_stream` returns them: several heads, several seeds.
-        notes: whether definitions of the metrics follow the table.
-
-    Raises:
-        InputError: if there are no records, or none is of a stream.
-    """
-    runs = [run for run in runs if run.stream is not None]
-    if not runs:
-        raise InputError("there are no records of streams to make a table of")
-    heads, seeds = group_by_head(runs), len({run.seed for run in runs})
-    spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
-    best = f"in %, {spread}; {BEST}: best of the heads that learn task by task"
-    below = [best, *METRIC_DEFINITIONS, JOINT_DEFINITION, *fidelity_notes(runs)] if notes else []
-    below += failure_messages({head.label: head.runs for head in heads})
-    return "\n".join([stream_grid(heads).to_text(), *([""] if below else []), *below])
+def stream_text(streams: Mapping[str, Sequence[HeadRuns]]) -> str:
+    """The tables of streams by their titles as plain text, with what the metrics mean below."""
+    heads = [head for own in streams.values() for head in own]
+    runs = [run for head in heads for run in head.runs]
+    notes = [f"In %; {BEST}: {BEST_NOTE}", seeds_note(runs), *METRIC_DEFINITIONS, JOINT, *fidelity_notes(runs)]
+    notes += [text for own in streams.values() for text in failure_messages({head.label: head.runs for head in own})]
+    tables = [f"{title}\n{stream_grid(own).to_text()}" for title, own in streams.items()]
+    return "\n\n".join([*tables, "\n".join(notes)])

@@ -33,8 +33,7 @@ def write_report(
         InputError: if there is no record yet, or the folder can't be written.
     """
     from clipadapter.bench.report.build import build_report
-    from clipadapter.bench.report.html import render_html
-    from clipadapter.bench.report.record_csv import format_record_csv, format_stream_csv
+    from clipadapter.bench.report.record_csv import format_csv
     from clipadapter.rendering.plots import PLOT_FORMATS, save_plots, set_title
 
     document = build_report(study, published)
@@ -48,9 +47,9 @@ def write_report(
     shown = next((kind for kind in ("png", "svg") if kind in plot_formats), plot_formats[0])
     texts = {
         "md": document.to_markdown({plot: f"{stem}.{shown}" for plot, stem in names.items()}),
-        "csv": format_stream_csv(study) if study.suite.is_stream else format_record_csv(study),
+        "csv": format_csv(study),
         "tex": document.to_latex(),
-        "html": render_html(document),
+        "html": document.to_html(),
     }
     written = [write_atomically(reports / f"{name}.{ending}", text) for ending, text in texts.items()]
     for section in document.sections:

@@ -21,9 +21,8 @@ from clipadapter.rendering.plots import (
     PALE_GREY,
     create_figure,
     format_greek,
-    set_subtitle,
+    label_axes,
     set_title,
-    style_axes,
     truncate,
 )
 
@@ -60,11 +59,6 @@ def draw_parameter_axes(
 ) -> list[tuple[str, Figure]]:
     """Accuracy over the values of a parameter: one line per number of shots. Heads without a value are level lines.
 
-    Args:
-        table: its columns are shots.
-        names: names of the heads in the plot.
-        values: the value of the parameter, by label.
-
     Returns:
         A figure for each parameter, with its name.
     """
@@ -87,7 +81,6 @@ def _axis_figure(
     figure = create_figure(9.0, 5.2)
     axes = figure.add_subplot()
     positions = _axis_positions(axes, [values[row.label] for row in rows])
-    style_axes(axes)
     curves: list[Curve] = []
     colours = _shot_colours(len(table.columns()))
     # The coloured lines are the largest numbers of shots; there are rarely more than five.
@@ -105,10 +98,8 @@ def _axis_figure(
     dashes = [f"{kind}: {truncate(names[row])}" for row, kind in zip(level, LEVEL_STYLES, strict=False)]
     if n_others := max(0, len(level) - len(LEVEL_STYLES)):
         dashes.append(f"and {n_others} more head{'s' * (n_others > 1)} in the table")
-    axes.set_ylabel("accuracy in %")
-    axes.set_xlabel(format_greek(parameter), parse_math=False)
-    set_subtitle(axes, "; ".join([describe_spread(table.runs()), *map(format_greek, dashes)]))
-    set_title(figure, table.title)
+    note = "; ".join([describe_spread(table.runs()), *map(format_greek, dashes)])
+    label_axes(axes, table.title, note, format_greek(parameter), "accuracy in %")
     return figure
 
 
@@ -169,16 +160,13 @@ def draw_dots(table: Pivot, names: Mapping[Row, str]) -> Figure:
         parse_math=False,
     )
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    style_axes(axes)
+    label_axes(axes, table.title, describe_spread(table.runs()), "accuracy in %")
     for y in range(1, len(rows)):
         axes.axhline(y - 0.5, color="#f0f0f0", linewidth=0.8, zorder=0)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("accuracy in %")
-    set_subtitle(axes, describe_spread(table.runs()))
     if n > 1:
         _legend(figure, handles, labels)
-    set_title(figure, table.title)
     return figure
 
 
@@ -203,15 +191,7 @@ def draw_heat_map(
     reference: Row,
     title: str,
 ) -> Figure:
-    """Accuracy of each head on each data set; the colour is the difference to the reference.
-
-    Args:
-        spots: for each column its name, and the table and column of its figures.
-        rows: heads.
-        names: names of the heads in the plot.
-        reference: the head that colours are relative to.
-        title: above the plot.
-    """
+    """Accuracy of each head on each data set; the colour is the difference to the reference."""
     cells = [[table.cell(row, column) for _, table, column in spots] for row in rows]
     values = np.array([[100 * cell.mean if cell.values else np.nan for cell in line] for line in cells])
     above = values - (values[list(rows).index(reference)] if reference in rows else np.nan)
@@ -258,7 +238,6 @@ def draw_efficiency(table: Pivot, names: Mapping[Row, str]) -> Figure:
             fill = "white" if transductive_mark(runs) else style.colour
             axes.vlines(seconds, accuracy - sd, accuracy + sd, color=style.colour, alpha=0.25, linewidth=6)
             axes.plot(seconds, accuracy, color=style.colour, marker=style.marker, markerfacecolor=fill, markersize=7)
-    style_axes(axes)
     axes.set_xscale("log")
     if points:
         x, y = [point[0] for point in points], [point[1] for point in points]
@@ -267,11 +246,8 @@ def draw_efficiency(table: Pivot, names: Mapping[Row, str]) -> Figure:
         axes.set_ylim(min(y) - margin, max(y) + 3 * margin)
         axes.set_xlim(min(x) / span**0.05, max(x) * span**0.2)  # space for names at the right
         _name_points(axes, points)
-    axes.set_ylabel("accuracy in %")
-    axes.set_xlabel("seconds to fit")
     hollow = "; hollow: sees more than the shots and class text" if transductive_mark(table.runs()) else ""
-    set_subtitle(axes, describe_spread(table.runs()) + hollow)
-    set_title(figure, table.title)
+    label_axes(axes, table.title, describe_spread(table.runs()) + hollow, "seconds to fit", "accuracy in %")
     return figure
 
 
@@ -314,12 +290,7 @@ MAX_TASKS_WITH_NUMBERS = 12
 def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: str) -> Figure:
     """One heat map per head: accuracy on each task (columns) after each task (rows).
 
-    Cells before a task was learned are hatched, and above the stairs.
-
-    Args:
-        heads: heads with figures.
-        tasks: names of the tasks in order.
-        title: above the plot.
+    Cells before a task was learned are above the stairs.
     """
     panels = [(head, 100 * head.matrix) for head in heads]
     low = min(float(matrix.min()) for _, matrix in panels)
@@ -336,7 +307,9 @@ def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: s
         mesh = _panel(axes, panels[i][1], tasks, low, has_row_names=i % across == 0)
         axes.set_title(_named(panels[i][0]), fontsize=9, loc="left", parse_math=False)
     add_colour_bar(figure, mesh, grid, "accuracy in %", shrink=0.7, aspect=30, pad=0.01)
-    set_title(figure, f"{title}\nrow: after this task; column: measured on this task; hatched: before it was learned")
+    set_title(
+        figure, f"{title}\nrow: after this task; column: measured on this task; above the line: before it was learned"
+    )
     return figure
 
 
@@ -359,9 +332,6 @@ def _panel(axes: Axes, matrix: Any, tasks: Sequence[str], low: float, has_row_na
         size=7.5,
         rotation=40,
     )
-    for t, i in np.ndindex(matrix.shape):
-        if t < i:
-            axes.add_patch(_hatched(i, t))
     stairs = [(k + step, k + 0.0) for k in range(n) for step in (0, 1)]
     axes.plot(*zip(*stairs, (n, n), strict=True), color=INK, linewidth=1.4)
     axes.tick_params(labelsize=7.5)
@@ -369,19 +339,8 @@ def _panel(axes: Axes, matrix: Any, tasks: Sequence[str], low: float, has_row_na
     return mesh
 
 
-def _hatched(x: int, y: int) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), 1, 1, fill=False, hatch="////", edgecolor="#00000030", linewidth=0)
-
-
 def draw_learned_tasks(heads: Sequence[HeadRuns], title: str) -> Figure:
-    """Mean accuracy on the tasks learned so far, after each task: one line per head, dashed for joint heads.
-
-    Args:
-        heads: heads with figures; the five that are best at the end are in colour.
-        title: above the plot.
-    """
+    """Mean accuracy on the tasks learned so far, after each task: one line per head, dashed for joint heads."""
     figure = create_figure(9.0, 4.8)
     axes = figure.add_subplot()
     best = sorted(heads, key=lambda head: -head.so_far[-1].mean)
@@ -395,16 +354,12 @@ def draw_learned_tasks(heads: Sequence[HeadRuns], title: str) -> Figure:
         x = np.arange(1, len(y) + 1)
         curves.append(Curve(format_greek(label), x, y, sd, style.colour, style.marker.replace("*", "o"), dashes))
     others = [(np.arange(1, len(head.so_far) + 1), _so_far(head)[0]) for head in best[MAX_COLOURED_LINES:]]
-    style_axes(axes)
     axes.set_xticks(range(1, len(best[0].so_far) + 1))
     draw_curves(axes, curves, others)
-    axes.set_xlabel("tasks learned")
-    axes.set_ylabel("accuracy on them in %")
     grey = f"; grey: {len(others)} other heads" if others else ""
-    set_subtitle(
-        axes, f"{describe_spread(run for head in heads for run in head.runs)}; dashed: joint, or learns nothing{grey}"
-    )
-    set_title(figure, title)
+    spread = describe_spread(run for head in heads for run in head.runs)
+    note = f"{spread}; dashed: joint, or learns nothing{grey}"
+    label_axes(axes, title, note, "tasks learned", "accuracy on them in %")
     return figure
 
 

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipadapter.bench.continual.summary import CONTINUAL_METRICS, METRIC_DEFINITIONS, stream_grid
+from clipadapter.bench.continual.summary import CONTINUAL_METRICS, stream_text
 from clipadapter.bench.grids import measured_grid
-from clipadapter.bench.notes import column_notes, failure_messages, fidelity_notes, seeds_note, transductive_mark
+from clipadapter.bench.notes import column_notes, fidelity_notes, seeds_note, transductive_mark
 from clipadapter.bench.pivot import format_shots, make_mean_tables, make_spot, make_tables
-from clipadapter.bench.report.streams import JOINT, group_streams
+from clipadapter.bench.report.streams import group_streams
 from clipadapter.bench.study import Study
 from clipadapter.rendering.marks import BEST, TRANSDUCTIVE
 
 
 def study_text(study: Study) -> str:
     """The accuracy of each head, or the metrics of each stream, with what the marks mean below."""
-    runs, parts, notes = study.runs, [], []
     if study.suite.is_stream:
-        for setting, heads in group_streams(study).items():
-            title = f"{setting.data}, {format_shots(setting.shots)}, tasks {setting.test}"
-            parts.append(f"{title}\n{stream_grid(heads).to_text()}")
-            notes += failure_messages({head.label: head.runs for head in heads})
-        notes = [f"In %; {BEST}: best.", *METRIC_DEFINITIONS, JOINT.replace(" is bold", f" has {BEST}"), *notes]
-    else:
-        tables = make_tables(study)
-        for table in (*make_mean_tables(tables), *tables):
-            grid = measured_grid(table)
-            parts.append(f"{grid.title}\n{grid.to_text()}")
-        best = f"Accuracy in %; {BEST}: best of a column"
-        marked = f", of the heads without {TRANSDUCTIVE}, which use the unlabelled test pictures"
-        notes = [best + (marked if transductive_mark(runs) else "") + "."]
-        notes += [*dict.fromkeys(note for table in tables for note in column_notes(table)), *study.failures()]
-    return "\n\n".join([*parts, "\n".join([notes[0], seeds_note(runs), *notes[1:], *fidelity_notes(runs)])])
+        return stream_text(
+            {
+                f"{setting.data}, {format_shots(setting.shots)}, tasks {setting.test}": heads
+                for setting, heads in group_streams(study).items()
+            }
+        )
+    runs, tables = study.runs, make_tables(study)
+    parts = [f"{grid.title}\n{grid.to_text()}" for grid in map(measured_grid, (*make_mean_tables(tables), *tables))]
+    marked = f", of the heads without {TRANSDUCTIVE}, which use the unlabelled test pictures"
+    notes = [
+        f"Accuracy in %; {BEST}: best of a column{marked if transductive_mark(runs) else ''}.",
+        seeds_note(runs),
+        *dict.fromkeys(note for table in tables for note in column_notes(table)),
+        *study.failures(),
+        *fidelity_notes(runs),
+    ]
+    return "\n\n".join([*parts, "\n".join(notes)])
 
 
 def study_data(study: Study) -> dict[str, Any]:

@@ -9,9 +9,21 @@ import pytest
 from clipadapter.data import Sample
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import DataError, InputError, MissingExtraError, install_command
-from clipadapter.features import FeatureRow, FeatureStore, extract, extract_rows, read_parquet, write_parquet
+from clipadapter.features import (
+    FeatureRow,
+    FeatureStore,
+    extract,
+    extract_rows,
+    open_feature_table,
+    read_features,
+    write_parquet,
+)
+from clipadapter.features.collection import open_filesystem
+from clipadapter.features.ray_extract import write_shard
+from clipadapter.features.shards import make_plan, remove_abandoned_parts, write_plan
 from clipadapter.utils.blocks import MAX_BLOCK_WIDTH
 
+pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
 
@@ -110,45 +122,101 @@ def test_each_block_is_a_column_and_is_read_again(samples, tmp_path):
     assert table.column_names[3:] == ["feature", "feature:inner", "feature:final@48"]
     alone = extract(create_encoder("toy"), [sample.path for sample in labelled]).features[:, 0]
     np.testing.assert_allclose(np.array(table["feature"].to_pylist(), np.float32), alone, rtol=1e-5, atol=1e-6)
-    features = read_parquet(path)
+    features = read_features(path)
     np.testing.assert_array_equal(features.X, extract(encoder, [s.path for s in labelled]).features[:, 0])
     assert (features.blocks, features.y) == (encoder.info.blocks, ("cat", "dog", "cat"))
     assert features.provenance["fingerprint"] == encoder.info.fingerprint
     with pytest.raises(DataError, match="has no features of the split"):
-        read_parquet(path, "test")
+        read_features(path, "test")
 
 
 @pytest.mark.parametrize(
-    ("columns", "why"),
+    ("n_rows", "why"),
     [
-        ({"label": ["b" * 8000] * 100_000}, "800,800,000 characters or more, but at most 536,870,912"),
-        ({"path": ["a"] * 4_000_001}, "4,000,001 rows or more, but at most 4,000,000"),
-        ({"path": ["a"] * 3000}, "3,000 features of 1,048,576 numbers, but at most 8 GiB"),
+        (4001, "4,001 rows or more, but at most 4,000"),
+        (3000, "3,000 features of 1,048,576 numbers, but at most 8 GiB"),
     ],
 )
-def test_a_small_table_that_would_fill_the_memory_is_refused(toy, tmp_path, columns, why):
-    n_rows, pa = len(next(iter(columns.values()))), pytest.importorskip("pyarrow")
-    width = MAX_BLOCK_WIDTH if n_rows == 3000 else 1
-    columns = {name: columns.get(name, ["aaaa"] * n_rows) for name in ("path", "label", "split")}
-    columns["feature"] = pa.nulls(n_rows, pa.list_(pa.float32()))
-    facts = {"clipadapter.encoder": "toy", "clipadapter.fingerprint": "f"}
-    facts["clipadapter.blocks"] = json.dumps([["final", width]])
+def test_a_small_table_that_would_fill_the_memory_is_refused(tmp_path, n_rows, why, monkeypatch):
+    monkeypatch.setattr("clipadapter.features.tables.MAX_ROWS", 4000)
+    facts = {"clipadapter.blocks": json.dumps([["final", MAX_BLOCK_WIDTH]])}
+    columns = {name: pa.nulls(n_rows, pa.string()).fill_null("all") for name in ("path", "label", "split")}
+    table = pa.table(columns | {"feature": pa.nulls(n_rows, pa.list_(pa.float32()))})
     path = tmp_path / "f.parquet"
-    parquet.write_table(pa.table(columns).replace_schema_metadata(facts), path, compression="zstd")
+    parquet.write_table(table.replace_schema_metadata(facts), path, compression="zstd")
     assert path.stat().st_size < 2_000_000
     with pytest.raises(DataError, match=why):
-        read_parquet(path)
+        read_features(path)
 
 
 def test_a_table_that_is_none_of_features_or_has_no_labels_is_refused(toy, tmp_path):
     write_parquet(tmp_path / "c.parquet", rows_of(toy, 2), toy.info)
-    table = parquet.read_table(tmp_path / "c.parquet")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    parquet.write_table(table.select(["path"]), tmp_path / "b.parquet")
-    parquet.write_table(table.replace_schema_metadata({}), tmp_path / "d.parquet")
-    whys = {"a": "its end is missing", "b": "it lacks", "d": "not state the encoder", "missing": "No such file"}
+    parquet.write_table(parquet.read_table(tmp_path / "c.parquet").select(["path"]), tmp_path / "b.parquet")
+    whys = {"a": "its end is missing", "b": "there is no column 'feature'", "missing": "No such file"}
     for name, why in whys.items():
         with pytest.raises(DataError, match=f"is no table of features: .*{why}.*; give a file that 'clipadapter embed"):
-            read_parquet(tmp_path / f"{name}.parquet")
+            read_features(tmp_path / f"{name}.parquet")
     with pytest.raises(DataError, match="2 of 2 pictures .* have no label"):
-        read_parquet(tmp_path / "c.parquet")
+        read_features(tmp_path / "c.parquet")
+
+
+def write_shards(folder, rows):
+    encoder, name = create_encoder("toy"), "0" * 32 + ".parquet"
+    system, path = open_filesystem(folder)
+    plan = make_plan("toy", encoder, [name])
+    write_plan(system, path, plan)
+    write_shard(system, f"{path}/{name}", rows, plan)
+
+
+def row(i, **changes):
+    feature = np.full(create_encoder("toy").info.dim, i, np.float32)
+    return FeatureRow(str(i), "a", "all", feature, digest=b"d")._replace(**changes)
+
+
+def test_rows_are_read_in_any_order_and_unreadable_pictures_have_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipadapter.features.tables.ROWS_PER_GROUP", 3)
+    monkeypatch.setattr("clipadapter.features.tables.ROWS_PER_BATCH", 2)
+    bad = {4: row(4, error="bad"), 5: row(5, feature=None, digest=None, error="worse")}
+    write_shards(tmp_path, [bad.get(i) or row(i, split="test" if i > 6 else "train") for i in range(9)])
+    table = open_feature_table(tmp_path)
+    assert (table.rows().tolist(), table.rows("test").tolist()) == ([0, 1, 2, 3, 6, 7, 8], [7, 8])
+    assert table.splits == ("test", "train")
+    features = table.take(np.array([8, 0, 6, 8]), with_sources=True)
+    assert features.X[:, 0].tolist() == [8, 0, 6, 8]
+    assert features.provenance["sources"] == ["8", "0", "6", "8"]
+    with pytest.raises(DataError, match="row 4: bad"):
+        table.take(np.array([4]))
+
+
+def test_a_file_that_can_not_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / ("0" * 32 + ".parquet") / "x").mkdir(parents=True)
+    with pytest.raises(DataError, match="can't be written"):
+        write_shards(tmp_path, [row(0)])
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_partial_files_of_killed_workers_are_removed_after_a_day(tmp_path):
+    new, old = (f".{letter * 32}.partial" for letter in "ab")
+    for name in (new, old, "old.parquet", ".mine.partial"):
+        (tmp_path / name).touch()
+    for name in (old, "old.parquet", ".mine.partial"):
+        os.utime(tmp_path / name, (0, 0))
+    remove_abandoned_parts(*open_filesystem(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {new, "old.parquet", ".mine.partial"}
+
+
+@pytest.mark.parametrize("name", ["shards.json", "0" * 32 + ".parquet"])
+def test_links_among_shards_are_not_followed(name, tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write_shards(folder, [row(0)])
+    path = folder / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(DataError, match="is a link"):
+        open_feature_table(folder)
+    with pytest.raises(DataError, match="is a link"):
+        write_shards(folder, [row(1)])
+    assert (tmp_path / "elsewhere").read_bytes() == before
