@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from clipadapter.bench.notes import failure_messages, fidelity_mark, measurement_notes, transductive_mark
+from clipadapter.bench.notes import failure_messages, fidelity_mark, transductive_mark
 from clipadapter.bench.pivot import Cell, Part, Pivot, Row, Value, fit_seconds, format_shots, metric_value
 from clipadapter.bench.run import Machine, Run
 from clipadapter.bench.statistics import Difference
@@ -57,7 +57,6 @@ def make_grid(
     takes_part: Sequence[bool] | None = None,
     texts: Sequence[tuple[str, Sequence[str]]] = (),
     notes: Iterable[str] = (),
-    common: Sequence[str] = (),
     minor: bool = False,
 ) -> Grid:
     """A table of heads."""
@@ -70,7 +69,6 @@ def make_grid(
         tuple(rows),
         frozenset((i, j) for j, column in enumerate(columns, first) for i in column.best_rows(eligible)),
         tuple(notes),
-        tuple(common),
         minor,
         frozenset(range(first)),
     )
@@ -160,7 +158,6 @@ def measured_grid(table: Pivot, metric: str = "accuracy") -> Grid:
         columns,
         takes_part=[not transductive_mark(table.runs(row)) for row in table.rows],
         notes=[*notes, *failure_messages({name: table.runs(row) for row, name in names.items()})],
-        common=measurement_notes(table),
         minor=metric != "accuracy",
     )
 
@@ -181,7 +178,6 @@ def difference_grid(table: Pivot, reference: Row) -> Grid:
         ("head", *(title for title, _ in columns)),
         tuple(rows),
         notes=(INTERVAL,),
-        common=measurement_notes(table),
     )
 
 
@@ -221,7 +217,6 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
             "largest of the draws. Over several test parts or data sets, all but the memory are means.",
             f"Machine: {'; '.join(machines)}.",
         ),
-        common=measurement_notes(table),
         minor=minor,
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clipadapter import __version__
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.plots import render_plot
-from clipadapter.rendering.tables import WIDE_CELL_CHARACTERS, Grid, escape_markdown
+from clipadapter.rendering.tables import WIDE_CELL_CHARACTERS, Grid, escape_markdown, latex_comment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -34,6 +34,7 @@ class Section:
     title: str
     blocks: tuple[Grid | Plot, ...]
     text: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()  # sentences on how all tables were measured
 
     @property
     def plots(self) -> list[Plot]:
@@ -58,10 +59,17 @@ class Document:
         return {id(picture): f"{self.name}-{i}-{picture.kind}" for i, picture in enumerate(pictures, 1)}
 
     def to_latex(self) -> str:
-        """The tables, with short captions. How they were measured is a comment above each. Plots are not included."""
+        """The tables, with short captions. How those of a section were measured is a comment above them."""
         head = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(self.title.split())}"]
-        grids = [block.to_latex() for section in self.sections for block in section.blocks if isinstance(block, Grid)]
-        return "\n\n".join([*head, *grids]) + "\n"
+        parts = [
+            part
+            for section in self.sections
+            for part in (
+                "\n".join(latex_comment(section.common)),
+                *(block.to_latex() for block in section.blocks if isinstance(block, Grid)),
+            )
+        ]
+        return "\n\n".join([*head, *filter(None, parts)]) + "\n"
 
     def to_markdown(self, names: Mapping[int, str]) -> str:
         """The page; names are those of the files of the plots, by the id of the plot."""
@@ -75,8 +83,9 @@ class Document:
                 if isinstance(block, Plot):
                     parts.append(f"![{escape(block.title)}]({names[id(block)]})")
                     continue
-                notes = [*block.notes, " ".join(block.common)]
-                parts += [f"### {escape(block.title)}", block.to_markdown(), *(escape(note) for note in notes if note)]
+                parts += [f"### {escape(block.title)}", block.to_markdown(), *map(escape, block.notes)]
+            if section.common:
+                parts += ["### How it was measured", escape(" ".join(section.common))]
         return "\n\n".join(parts) + "\n"
 
     def to_html(self) -> str:

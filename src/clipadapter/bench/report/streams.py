@@ -63,10 +63,10 @@ def _title(study: Study, group: Setting) -> str:
 def _section(study: Study, where: Setting, heads: Sequence[HeadRuns], published: bool) -> Section:
     title, measured = _title(study, where), [head for head in heads if head.results]
     runs = [run for head in heads for run in head.runs]
-    tasks, common = _task_names(runs), stream_notes(runs)
+    tasks = _task_names(runs)
     published_grid = make_published_grid(title, where.shots, measured) if published else None
     matrices = f"Accuracy on each task after each: {title}"
-    blocks: list[Grid | Plot] = [_grid(heads, title, runs, common), *([published_grid] if published_grid else [])]
+    blocks: list[Grid | Plot] = [_grid(heads, title, runs), *([published_grid] if published_grid else [])]
     blocks.append(Plot("matrix", matrices, plots.draw_task_matrices(measured, tasks, matrices)))
     if len(tasks) > 1:
         name = f"Tasks learned so far: {title}"
@@ -88,12 +88,11 @@ def _section(study: Study, where: Setting, heads: Sequence[HeadRuns], published:
             columns,
             texts=[("learns", learns)] if is_cost else (),
             notes=[note],
-            common=common[:1],
             minor="(Last)" not in name,
         )
         blocks.append(grid)
     text = [_story(runs), *([NO_PUBLISHED_STREAM] if published and published_grid is None else [])]
-    return Section(title, tuple(blocks), tuple(text))
+    return Section(title, tuple(blocks), tuple(text), stream_notes(runs))
 
 
 def _sizes(result: ContinualResult) -> list[float]:
@@ -146,7 +145,7 @@ def _story(runs: Sequence[Run]) -> str:
     )
 
 
-def _grid(heads: Sequence[HeadRuns], title: str, runs: Sequence[Run], common: Sequence[str]) -> Grid:
+def _grid(heads: Sequence[HeadRuns], title: str, runs: Sequence[Run]) -> Grid:
     sizes, seconds = ([head.by_step(values) for head in heads] for values in (_sizes, _seconds))
     fits = [Cell((sum(cell.mean for cell in own),) if own else ()) for own in seconds]
     stored = [Cell(remark=f"{own[0].mean:,.0f} → {own[-1].mean:,.0f}" if own else "-") for own in sizes]
@@ -159,5 +158,4 @@ def _grid(heads: Sequence[HeadRuns], title: str, runs: Sequence[Run], common: Se
             Column("stored numbers, first → last task", stored, "{:,.0f}".format),
         ],
         notes=[" ".join([f"In %. Bold: {BEST_NOTE}", *METRIC_DEFINITIONS]), JOINT, *fidelity_notes(runs), *failures],
-        common=common,
     )
