@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle
@@ -21,8 +22,8 @@ from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
 from clipadapter.bench.records import records_file
 from clipadapter.bench.run import Run, digest
 from clipadapter.bench.sources import Source
-from clipadapter.bench.suite import Suite, Variant, make_head
-from clipadapter.bench.worker import FitTask, run_task
+from clipadapter.bench.suite import Suite, make_head
+from clipadapter.bench.worker import run_fit
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError
 from clipadapter.utils.devices import check_device
@@ -38,15 +39,6 @@ class SuiteResult(Outcome):
 
     plan: Plan = field(kw_only=True)  # all planned records; `runs` has those of this call
     figures: list[Path] = field(default_factory=list)  # plots of features, if the suite has any
-
-
-@dataclass(frozen=True, eq=False)
-class SuiteFit(Fit):
-    """A fit of a suite."""
-
-    variant: Variant  # the head, from which a worker makes it
-    folder: Path  # of the features
-    entries: Sequence[Entry]  # of the plan, one for each record
 
 
 def run_suite(
@@ -84,7 +76,7 @@ def run_suite(
     protocol, fits = create_protocol(suite.protocol, suite.options), []
     for group in protocol.bundles(suite, sources, encoders):
         folder = save_bundle(group.bundle, features / _hash_bundle(group.bundle))
-        fits += _plan_fits(suite, protocol, group, folder.absolute())
+        fits += _plan_fits(suite, protocol, group, str(folder.absolute()))
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / BUNDLE_FILE).stat().st_size)
     if not any(fit.head.needs_tower for fit in fits):
         launcher.device = "cpu"  # one fit for each core, not for each GPU
@@ -92,20 +84,9 @@ def run_suite(
     plan.save(out)
 
     def make(missing: list[Fit]) -> Generator[tuple[Fit, list[Run]], None, None]:
-        own = [fit for fit in missing if isinstance(fit, SuiteFit)]
-        own.sort(key=lambda fit: -fit.runs[0].shots)  # long fits first: at the end no worker waits for one
-        tasks = [
-            FitTask(
-                folder=str(fit.folder),
-                protocol=suite.protocol,
-                options=suite.options,
-                variant=fit.variant,
-                device=launcher.device,
-                runs=list(fit.runs),
-            )
-            for fit in own
-        ]
-        with closing(launcher.run(run_task, tasks)) as results:
+        # Long fits first: at the end no worker waits for one.
+        own = sorted(missing, key=lambda fit: -fit.runs[0].shots)
+        with closing(launcher.run(partial(run_fit, protocol, launcher.device), own)) as results:
             for i, result in results:
                 if isinstance(result, WorkerDiedError):
                     yield own[i], [record_failure(run, result) for run in own[i].runs]
@@ -118,7 +99,7 @@ def run_suite(
     return outcome
 
 
-def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: Path) -> list[SuiteFit]:
+def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: str) -> list[Fit]:
     """Every fit of a suite on some features."""
     data = str(group.bundle.support.provenance.get("data", ""))
     variants = [variant.for_data(data) for variant in suite.all_variants()]
@@ -141,7 +122,7 @@ def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: P
                 )
                 for run, test in zip(runs, draw.tests, strict=True)
             ]
-            fits.append(SuiteFit(own, runs, variant, folder, entries))
+            fits.append(Fit(own, runs, folder, entries))
     return fits
 
 
@@ -156,7 +137,7 @@ def _hash_bundle(bundle: Bundle) -> str:
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
-def _draw_features(fits: Sequence[SuiteFit], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
+def _draw_features(fits: Sequence[Fit], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
     """Plots of the features of each bundle: with the most shots and the first seed."""
     from clipadapter.bench.projection import draw_adapted_features
 
@@ -164,8 +145,9 @@ def _draw_features(fits: Sequence[SuiteFit], folder: Path, plot_formats: Sequenc
     return [
         path
         for fit in fits
-        if (fit.runs[0].shots, fit.runs[0].seed) == (max_shots, seed)
+        for entry in fit.entries[:1]
+        if (entry.shots, entry.seed) == (max_shots, seed)
         for path in draw_adapted_features(
-            fit.head, fit.folder, fit.runs[0].rows, f"{fit.entries[0].data}-{fit.variant.title}", folder, plot_formats
+            fit.head, Path(fit.folder), fit.runs[0].rows, f"{entry.data}-{entry.label}", folder, plot_formats
         )
     ]

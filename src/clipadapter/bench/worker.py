@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.fits import attempt
-from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.fits import Fit, attempt
+from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run
-from clipadapter.bench.suite import Variant, make_head
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
-from clipadapter.heads import head_info
 from clipadapter.utils.devices import describe_device
 from clipadapter.utils.towers import TextTower
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class FitTask:
-    """One fit, as a worker process gets it."""
-
-    folder: str  # of the features
-    protocol: str  # registered name
-    options: dict[str, int]  # of the protocol
-    variant: Variant  # the head
-    device: str  # where a method that trains through a text tower computes
-    runs: list[Run]  # the planned records
 
 
 @lru_cache(maxsize=2)
@@ -59,19 +44,21 @@ def _tower(name: str, fingerprint: str, device: str) -> TextTower:
     return open_text_tower(encoder)
 
 
-def run_task(fit: FitTask) -> list[Run]:
-    """Fit and measure: a record for each test part. Failures are in the records, too."""
+def run_fit(protocol: Protocol, device: str, fit: Fit) -> list[Run]:
+    """Fit and measure: a record for each test part. Failures are in the records, too.
+
+    A method that trains through a text tower does so on the device.
+    """
 
     def make() -> list[Run]:
-        head = clone_with_seed(make_head(fit.variant), fit.runs[0].seed)
-        bundle = _with_towers(fit.folder, fit.device) if head.needs_tower else _bundle(fit.folder)
-        return create_protocol(fit.protocol, fit.options).measure(bundle, head, fit.runs)
+        bundle = _with_towers(fit.folder, device) if fit.head.needs_tower else _bundle(fit.folder)
+        return protocol.measure(bundle, fit.head, fit.runs)
 
     # Also failures outside of the head are recorded, such as no row left to test on.
     runs = attempt(fit.runs, make)
-    if head_info(fit.variant.head).cls.needs_tower:
-        device = {"device": describe_device(fit.device)}
-        runs = [run.model_copy(update={"machine": run.machine.model_copy(update=device)}) for run in runs]
+    if fit.head.needs_tower:
+        changes = {"device": describe_device(device)}
+        runs = [run.model_copy(update={"machine": run.machine.model_copy(update=changes)}) for run in runs]
     return runs
 
 
