@@ -21,11 +21,9 @@ from ..configs import rewrite_config
 COMMANDS = app.list_commands(click.Context(app))
 HELLO = """
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import output_options
 
 
 @cli_command("clipadapter hello")
-@output_options
 def command(out):
     "Greet."
     out.note("a note")
@@ -51,20 +49,27 @@ def test_the_help_imports_no_command_and_fits_80_columns(monkeypatch, run):
     assert max(map(len, run("--help").stdout.splitlines())) < 80
 
 
-def test_the_help_of_fit_begins_with_the_options_that_a_person_needs_first(run):
-    text = run("fit", "--help").stdout
-    first = text[text.index("Options:") : text.index("Encoder:")]
-    assert re.findall(r"^  (?:-h, )?(--[a-z-]+)", first, re.MULTILINE) == [
-        "--out", "--encoder", "--quality", "--head", "--shots", "--test-fraction", "--reject", "--class-names",
-        "--json", "--help",
-    ]  # fmt: skip
-    options = {option for param in app.get_command(None, "fit").params for option in param.opts if option[:2] == "--"}
-    assert all(f"{option} " in text for option in options)
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        ("fit", "--out --encoder --quality --head --shots --test-fraction --reject --class-names --json --help"),
+        ("bench run", "--data --encoder --heads --shots --seeds --out --workers --device --dry-run --json --help"),
+    ],
+)
+def test_a_long_help_begins_with_the_options_that_a_person_needs_first_and_has_all(words, first, run):
+    text = run(*words.split(), "--help").stdout
+    listed = text.split("Options:\n")[1].split("\n\n")[0]
+    assert re.findall(r"^  (?:-\w, )?(--[a-z-]+)", listed, re.MULTILINE) == first.split()
+    command = app
+    for word in words.split():
+        command = command.get_command(None, word)
+    assert all(f"{option} " in text for param in command.params for option in param.opts if option[:2] == "--")
 
 
 def test_modules_of_the_package_are_the_commands():
-    files = {path.stem.replace("_", "-") for path in Path(commands.__file__).parent.glob("[!_]*")}
-    assert set(COMMANDS) == files
+    files = {path.stem for path in Path(commands.__file__).parent.glob("[!_]*")}
+    assert {commands.SHARED_MODULES.get(name, name) for name in COMMANDS} == files
+    assert all(app.get_command(None, name).name == name for name in commands.SHARED_MODULES)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -3,13 +3,14 @@
 import getpass
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.cli.edit import _describe_change
+from clipadapter.cli.edit import describe_change
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_an_added_class_is_predicted(model, yellow, run):
     ],
 )
 def test_one_picture_is_a_picture_and_two_are_pictures(action, details, text):
-    assert _describe_change(action, details).endswith(text)
+    assert describe_change(SimpleNamespace(action=action, facts=details)).endswith(text)
 
 
 def test_class_names_rename_folders_as_in_fit(noisy_squares, yellow, tmp_path, run):

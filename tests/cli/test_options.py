@@ -7,8 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from clipadapter.cli.encoder_options import EncoderOptions, ModelEncoderOptions
-from clipadapter.cli.option_types import LateChoice
-from clipadapter.cli.options import field_option, option, option_group
+from clipadapter.cli.options import field_option, late_choice, option, option_group
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def test_the_names_of_a_late_choice_are_listed_only_when_they_are_needed():
         listings.append(1)
         return ["red", "blue"]
 
-    decorator = click.option("--colour", type=LateChoice(list_names), default="red")
+    decorator = click.option("--colour", type=late_choice(list_names), default="red")
     assert not listings
     assert call(decorator, "--colour", "blue") == {"colour": "blue"}
     assert "--colour [red|blue]" in call(decorator, "--help")

@@ -97,14 +97,6 @@ def test_one_shot_per_class_can_not_be_held_out(scene):
     assert [point.shots_per_class for point in curve.points] == [0] and curve.forecast is None
 
 
-def test_a_class_without_pictures_is_predicted_by_its_name(scene):
-    X, labels, _ = scene
-    model = fit(scene, [0, 1, 12, 13])
-    assert model.class_names == ("a", "b", "c")
-    p = model.probabilities(X[6:12])
-    assert p.shape == (6, 3) and (p.argmax(axis=1) == 1).all()
-
-
 def test_the_curve_is_measured_on_pictures_that_each_fit_did_not_see(scene):
     X, labels, text = scene
     points = learning_curve(fit(scene), X, labels).points

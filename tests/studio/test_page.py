@@ -142,14 +142,13 @@ def test_only_our_own_temporary_files_are_removed(tmp_path):
 def test_an_archive_has_the_files_of_a_model_only(tmp_path):
     from clipadapter.studio.page import _write_archive
 
-    for name in ("config.json", "history/log.json", "history/mine.txt", "mine.txt"):
+    own = ("config.json", f"arrays/head-{16 * '0'}.safetensors", f"history/log-{16 * '0'}.json")
+    for name in (*own, "history/mine.txt", "mine.txt"):
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_text(name)
     _write_archive(tmp_path / "model", tmp_path / "model.zip")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
-        assert {name: archive.read(name).decode() for name in archive.namelist()} == {
-            name: name for name in ("config.json", "history/log.json")
-        }
+        assert {name: archive.read(name).decode() for name in archive.namelist()} == {name: name for name in own}
 
 
 def test_a_picture_to_try_is_passed_on_as_it_was_uploaded(page, tmp_path):

@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from clipadapter import __version__
-from clipadapter.cli.commands import SECTIONS
+from clipadapter.cli.commands import SECTIONS, SHARED_MODULES
 from clipadapter.cli.groups import Command, SuggestingGroup
 from clipadapter.cli.output import KEPT_KEY, Failure, echo, escape_lines
 from clipadapter.errors import ClipAdapterError, LayoutError, needs_training
@@ -47,11 +47,12 @@ class Commands(SuggestingGroup):
         return sorted(name for members in SECTIONS.values() for name in members)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a module and return its object ``command``."""
+        """Import a module and return its object ``command``; of several in one module that with its name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = cmd_name.replace("-", "_")
-        command: click.Command = importlib.import_module(f"clipadapter.cli.commands.{module}").command
+        own = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"clipadapter.cli.commands.{SHARED_MODULES.get(cmd_name, own)}")
+        command: click.Command = getattr(module, own if cmd_name in SHARED_MODULES else "command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

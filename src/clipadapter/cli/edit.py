@@ -15,8 +15,8 @@ import click
 
 from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.options import Command, option_group, output_options, strict_option
-from clipadapter.cli.output import Output, facts, note_kept
+from clipadapter.cli.options import Command, Decorator, option_group
+from clipadapter.cli.output import Fact, Output, note_kept
 from clipadapter.cli.uncertainty_options import describe_accuracy
 from clipadapter.errors import ArtifactError, DataError
 from clipadapter.utils.files import explain_missing, quote_path
@@ -24,6 +24,7 @@ from clipadapter.utils.formatting import describe_shots, format_count
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
+    from clipadapter.persistence import Change
 
 author_option = click.option(
     "--by", "author", metavar="NAME", help="Author of the change, for the history; by default the login name."
@@ -32,14 +33,7 @@ author_option = click.option(
 
 @dataclass(frozen=True)
 class ModelEdit:
-    """One change of a model in a folder.
-
-    Args:
-        author: for the history; None for the login name.
-        encoder: how the encoder of the model runs.
-        out: where the change is reported.
-        strict: fail at a picture that can't be read.
-    """
+    """One change of a model in a folder, and where it is reported."""
 
     author: str | None
     encoder: ModelEncoderOptions
@@ -47,15 +41,7 @@ class ModelEdit:
     strict: bool = False
 
     def apply(self, folder: Path, change: Callable[[FewShotClassifier, str], Any]) -> None:
-        """Load a model, change it, save it as its next version, and report the change.
-
-        Args:
-            folder: of the model.
-            change: called with the model and the name of the author.
-
-        Raises:
-            ArtifactError: if there is no valid model, or somebody else changed it meanwhile.
-        """
+        """Load a model, change it (with the name of the author), save it as its next version, and report the change."""
         if is_exported(folder) and folder.is_file():
             raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
         _check_head(folder)
@@ -82,21 +68,24 @@ class ModelEdit:
                 self.out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
 
 
-def edit_options(function: Command) -> Command:
-    """Add the options of all commands that learn from new pictures. The command gets them as ``edit``.
+def edit_options(*others: Decorator) -> Decorator:
+    """Return the decorator that adds the options of all commands that change a model, and others before ``--encoder``.
 
-    These are ``--by``, ``--strict``, those of the encoder, ``--json`` and ``--quiet``. Put it right above the function.
+    The command gets them as ``edit``. Put it right above the function.
     """
 
-    @author_option
-    @strict_option
-    @option_group("encoder", ModelEncoderOptions)
-    @output_options
-    @functools.wraps(function)
-    def wrapped(author: str | None, strict: bool, encoder: ModelEncoderOptions, out: Output, **values: Any) -> None:
-        function(edit=ModelEdit(author, encoder, out, strict), **values)
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def wrapped(author: str | None, encoder: ModelEncoderOptions, out: Output, **values: Any) -> None:
+            strict = values.pop("strict", False)
+            function(edit=ModelEdit(author, encoder, out, strict), **values)
 
-    return wrapped
+        command: Command = option_group("encoder", ModelEncoderOptions)(wrapped)
+        for other in others:
+            command = other(command)
+        return author_option(command)
+
+    return decorate
 
 
 def find_author(name: str | None) -> str:
@@ -110,11 +99,7 @@ def find_author(name: str | None) -> str:
 
 
 def collect_pictures(inputs: Sequence[Path]) -> list[Path]:
-    """Collect the pictures of files and folders.
-
-    Raises:
-        DataError: if a file does not exist, or a folder has no picture.
-    """
+    """Collect the pictures of files and folders."""
     from clipadapter.data import list_images
 
     expected = "pictures, or folders with pictures"
@@ -130,59 +115,54 @@ def collect_pictures(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _check_head(folder: Path) -> None:
-    """Refuse, before an encoder is opened, a model whose head can't be updated. Torch is not imported.
-
-    Raises:
-        ArtifactError: if there is no valid model.
-        InputError: if it can't be updated.
-    """
+    """Refuse, before an encoder is opened, a model whose head can't be updated. Torch is not imported."""
     from clipadapter.heads.registry import HEADS, refuse_update
     from clipadapter.persistence import read_config
 
     name = read_config(folder).head.name
     declared = HEADS.declared_attributes(name)
-    facts = {fact: bool(declared.get(fact)) for fact in ("transductive", "tunes_encoder")}
-    refuse_update(name, **facts, model=folder)
+    traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
+    refuse_update(name, **traits, model=folder)
 
 
 def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
-    change = model.history_.changes[-1]
-    details = dict(change.facts)
-    shots, accuracy = model.support_.counts, model.uncertainty_.accuracy
-    lines: list[tuple[str, object]] = [
-        ("model", f"{folder}, version {change.version}"),
-        ("change", _describe_change(change.action, details)),
-        ("classes", len(model.class_names_)),
-        ("shots", describe_shots(shots, len(model.support_))),
-        ("seconds", f"{seconds:.1f}"),
-        ("accuracy", describe_accuracy(model)),
-        ("undo", f"clipadapter undo {quote_path(folder)}"),
-    ]
+    change, shots, accuracy = model.history_.changes[-1], model.support_.counts, model.uncertainty_.accuracy
+    stored, described = describe_shots(shots, len(model.support_)), describe_accuracy(model)
     if not len(model.support_):
-        removed = "not stored: rejection, prediction sets and accuracy were learned for other classes, and are removed"
-        lines = [(key, removed if key == "shots" else value) for key, value in lines if key != "accuracy"]
-    data = {
-        "model": str(folder),
-        "version": change.version,
-        "changed": True,
-        "action": change.action,
-        **details,
-        "classes": list(model.class_names_),
-        "shots": shots,
-        "accuracy": None if accuracy is None else accuracy.to_dict(),
-        "seconds": round(seconds, 2),
-    }
-    out.result(data, facts(lines))
+        stored = "not stored: rejection, prediction sets and accuracy were learned for other classes, and are removed"
+    out.facts(
+        [
+            Fact("model", str(folder), f"{folder}, version {change.version}"),
+            Fact("version", change.version),
+            Fact("changed", True),
+            Fact("action", change.action, describe_change(change), "change"),
+            *(Fact(key, value) for key, value in change.facts.items()),
+            Fact("classes", list(model.class_names_), len(model.class_names_)),
+            Fact("shots", shots, stored),
+            Fact("seconds", round(seconds, 2), f"{seconds:.1f}"),
+            Fact("accuracy", accuracy and accuracy.to_dict(), described if len(model.support_) else None),
+            Fact("", text=f"clipadapter undo {quote_path(folder)}", name="undo"),
+        ]
+    )
 
 
-def _describe_change(action: str, details: dict[str, Any]) -> str:
-    parts = [format_count(details["pictures"], "new picture")] if details.get("pictures") else []
-    parts += [f"{format_count(details['relabelled'], 'shot')} relabelled"] if details.get("relabelled") else []
-    parts += [f"{details['known']} already known"] if details.get("known") else []
-    counts = ", ".join(parts)
-    if action == "rename-class":
-        return f"{action} '{details['class']}' to '{details['to']}'"
-    if action == "remove-class":
-        shots = f" and its {format_count(details['pictures'], 'shot')}" if details["pictures"] else ""
-        return f"{action} '{details['class']}'{shots}"
-    return f"{action} '{details['class']}': {counts}" if "class" in details else f"{action}: {counts}"
+def describe_change(change: Change) -> str:
+    """Describe what was changed in a few words."""
+    facts, action = dict(change.facts), change.action
+    text = action + (f" '{facts['class']}'" if "class" in facts else "")
+    if action == "fit":
+        recorded = facts.get("recorded", True)
+        text += f" {facts.get('head', '')}".rstrip() + ("" if recorded else " (found in the folder, without a record)")
+    elif action == "undo":
+        text += f" of version {facts['undone']}" if "undone" in facts else f", to version {facts.get('to', '?')}"
+    elif action == "rename-class":
+        text += f" to '{facts.get('to', '?')}'"
+    elif action == "pull":
+        text += f" {facts.get('repo', '')}"
+    elif action == "remove-class" and facts.get("pictures"):
+        return f"{text} and its {format_count(facts['pictures'], 'shot')}"
+    noun = "picture" if action == "fit" else "new picture"
+    counts = [format_count(facts["pictures"], noun)] if facts.get("pictures") else []
+    counts += [f"{format_count(facts['relabelled'], 'shot')} relabelled"] if facts.get("relabelled") else []
+    counts += [f"{facts['known']} already known"] if facts.get("known") else []
+    return f"{text}: {', '.join(counts)}" if counts else text

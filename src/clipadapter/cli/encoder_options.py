@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE
-from clipadapter.cli.options import MAX_PIXELS_ATTRIBUTES, field_option, option
+from clipadapter.backends import PRECISIONS, list_backends
+from clipadapter.cli.options import COUNT, ENCODER_URI, FILE, MAX_PIXELS_ATTRIBUTES, field_option, late_choice, option
 from clipadapter.cli.output import CONTINUE, START_AGAIN, Output
 from clipadapter.errors import InputError
 from clipadapter.utils.devices import check_device, describe_device
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
     from clipadapter.encoders import Encoder
     from clipadapter.runtime import Predictor
 
-BACKENDS = click.Choice(["auto", "torch", "openvino", "onnxruntime"])
 QUALITIES = click.Choice(["fast", "standard", "best"])
-PRECISIONS = click.Choice(["auto", "fp32", "bf16", "int8"])
 
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """How an encoder runs."""
+    """Which encoders are used, and how they run."""
 
     HEADING: ClassVar[str] = "Encoder"
+    uris: tuple[str, ...] = ()
     device: str = option(
         "--device",
         default="cpu",
@@ -38,13 +37,13 @@ class BackendOptions:
     backend: str = option(
         "--backend",
         default="auto",
-        type=BACKENDS,
+        type=late_choice(lambda: ["auto", *list_backends()]),
         help="Runtime of the image tower. auto: the fastest here.",
     )
     precision: str = option(
         "--precision",
         default="auto",
-        type=PRECISIONS,
+        type=click.Choice(["auto", *PRECISIONS]),
         help="Precision of the image tower. auto: the fastest that is close enough to fp32 on your pictures.",
     )
     batch_size: int = option(
@@ -67,19 +66,14 @@ class BackendOptions:
     @property
     def run_parameters(self) -> dict[str, Any]:
         """The parameters of `FewShotClassifier` that say how an encoder runs, without the device."""
-        return {
-            "backend": self.backend,
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-            "cache": self.store,
-        }
+        names = ("backend", "precision", "batch_size")
+        return {**{name: getattr(self, name) for name in names}, "cache": self.store}
 
 
 @dataclass(frozen=True)
-class NamedEncoders:
-    """Which encoders are used, and how much of what they see."""
+class EncoderOptions(BackendOptions):
+    """The encoders of a new model, and how much of what they see is used."""
 
-    HEADING: ClassVar[str] = "Encoder"
     uris: tuple[str, ...] = option(
         "--encoder",
         default=("auto",),
@@ -98,17 +92,8 @@ class NamedEncoders:
         "where held-out shots gain much by it; else it is standard.",
     )
 
-
-@dataclass(frozen=True)
-class EncoderOptions(BackendOptions, NamedEncoders):
-    """Which encoders are used, and how they run."""
-
     def open(self, out: Output) -> list[Encoder]:
-        """Open the encoders. A note prints which one "auto" took.
-
-        Raises:
-            InputError: if the device can't be used.
-        """
+        """Open the encoders. A note prints which one "auto" took."""
         from clipadapter.encoders import create_encoder
 
         device = find_device(self.device)
@@ -118,25 +103,13 @@ class EncoderOptions(BackendOptions, NamedEncoders):
         return encoders
 
     def open_first(self, out: Output) -> Encoder:
-        """Open the encoder, for commands that use one.
-
-        Raises:
-            InputError: if several are named, or the device can't be used.
-        """
+        """Open the encoder, for commands that use one."""
         if len(self.uris) > 1:
             raise InputError(f"this command uses one encoder, but {len(self.uris)} are named: {', '.join(self.uris)}")
         return self.open(out)[0]
 
     def create_classifier(self, out: Output, **params: Any) -> FewShotClassifier:
-        """Open the encoders, and create a classifier with them.
-
-        Args:
-            out: for notes and progress bars.
-            params: further parameters of `FewShotClassifier`.
-
-        Raises:
-            InputError: if the device can't be used.
-        """
+        """Open the encoders, and create a classifier with them and further parameters of `FewShotClassifier`."""
         from clipadapter.classifier import FewShotClassifier
 
         encoders = self.open(out)
@@ -144,10 +117,9 @@ class EncoderOptions(BackendOptions, NamedEncoders):
 
 
 @dataclass(frozen=True)
-class MovedEncoder:
-    """Where the encoders of a fitted model are."""
+class ModelEncoderOptions(BackendOptions):
+    """Where the encoders of a fitted model are, and how they run."""
 
-    HEADING: ClassVar[str] = "Encoder"
     uris: tuple[str, ...] = option(
         "--encoder",
         default=(),
@@ -157,27 +129,13 @@ class MovedEncoder:
         help="Where the encoder of the model is now, if its weights were moved; all of them, if it has several.",
     )
 
-
-@dataclass(frozen=True)
-class ModelEncoderOptions(BackendOptions, MovedEncoder):
-    """How the encoder of a fitted model runs."""
-
     @property
     def is_default(self) -> bool:
         """Whether no option requires the full model: predictions without torch are possible."""
         return (self.uris, self.device, self.backend, self.precision) == ((), "cpu", "auto", "auto")
 
     def load(self, folder: Path, **params: Any) -> FewShotClassifier:
-        """Load the model in a folder.
-
-        Args:
-            folder: written by ``fit``.
-            params: further parameters of `FewShotClassifier`.
-
-        Raises:
-            ArtifactError: if there is no valid model, or it was fitted with another encoder.
-            InputError: if the device can't be used.
-        """
+        """Load the model in a folder, with further parameters of `FewShotClassifier`."""
         from clipadapter.persistence import read_config
 
         read_config(folder)  # refuses a wrong folder before torch is imported
@@ -187,11 +145,7 @@ class ModelEncoderOptions(BackendOptions, MovedEncoder):
         return FewShotClassifier.load(folder, encoder=encoder, device=device, **{**self.run_parameters, **params})
 
     def open_exported(self, path: Path) -> Predictor:
-        """Open an exported file.
-
-        Raises:
-            InputError: if an option requires the full model.
-        """
+        """Open an exported file, unless an option requires the full model."""
         from clipadapter.runtime import Predictor
 
         if (self.uris, self.device, self.precision) != ((), "cpu", "auto"):
@@ -203,11 +157,7 @@ class ModelEncoderOptions(BackendOptions, MovedEncoder):
 
 
 def find_device(name: str) -> str:
-    """Return the device of a name. A note prints what "auto" takes.
-
-    Raises:
-        InputError: if the device can't be used.
-    """
+    """Return the device of a name. A note prints what "auto" takes."""
     device = check_device(name)
     context = click.get_current_context(silent=True)
     if name == "auto" and context is not None:
@@ -226,11 +176,7 @@ def note_encoders(encoders: Sequence[Encoder], out: Output) -> None:
 def note_backend(opened: Encoder, used: Encoder, out: Output, changed: str = "image tower") -> None:
     """Note which backend runs the image tower, or how it was tuned, if it is not the encoder that was opened.
 
-    Args:
-        opened: the encoder before.
-        used: the encoder after.
-        out: where it is noted.
-        changed: what differs. A tuned encoder may differ in the text tower only.
+    A tuned encoder may differ in the text tower only, so that the caller says what changed.
     """
     if used.info.note != opened.info.note:
         out.note(f"{changed}: {used.info.note.removeprefix(opened.info.note).lstrip('; ')}")

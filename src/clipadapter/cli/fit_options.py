@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from clipadapter.cli.option_types import COUNT, FILE, HEAD
-from clipadapter.cli.options import field_option, option
+from clipadapter.cli.options import COUNT, FILE, HEAD, Parsed, field_option, option
 from clipadapter.errors import DataError, InputError
 from clipadapter.heads.registry import HEADS
 from clipadapter.utils.parsing import parse_json
@@ -48,11 +47,7 @@ class PromptOptions:
         return rename_classes(dataset, self.class_names)
 
     def classifier_parameters(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """Return the parameters of `FewShotClassifier` about prompts, checked.
-
-        Raises:
-            InputError: if a template or a class in the descriptions is wrong.
-        """
+        """Return the parameters of `FewShotClassifier` about prompts, checked."""
         from clipadapter.data import class_prompts, read_descriptions
 
         class_prompts(class_names, self.templates)
@@ -74,6 +69,15 @@ def rename_classes(dataset: Dataset, class_names: Path | None) -> Dataset:
     return dataset.rename(read_class_names(class_names)) if class_names else dataset
 
 
+def _parse_views(text: Any) -> int | str:
+    if text == "per-epoch":
+        return text
+    try:
+        return int(COUNT.convert(text, None, None))
+    except click.BadParameter:
+        raise click.BadParameter(f"{text!r} is neither a number of 1 or more nor per-epoch") from None
+
+
 @dataclass(frozen=True)
 class ViewOptions:
     """Views of each picture: how many, and how large a part of the picture a random crop shows."""
@@ -92,34 +96,15 @@ class ViewOptions:
     )
 
     def spec(self, seed: int) -> ViewSpec:
-        """Return a fixed number of views, as the extraction takes it.
-
-        Raises:
-            InputError: if both a name and a scale are given, or the scale is out of range.
-        """
+        """Return the views; where each epoch has its own, one of them."""
         from clipadapter.features import ViewSpec
 
-        count = self.views if isinstance(self.views, int) else 1
-        if self.view_scale is None:
-            return ViewSpec.from_crop(self.crop or "tip", count=count, seed=seed)
-        if self.crop is not None:
+        if self.crop is not None and self.view_scale is not None:
             raise InputError("--crop and --view-scale both set the area of the crops: give one of them")
-        return ViewSpec(count=count, scale=self.view_scale, seed=seed)
-
-
-class ViewCount(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A number of views, or "per-epoch"."""
-
-    name = "views"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """Return the number or the text; anything else is an error of usage."""
-        if str(value) == "per-epoch":
-            return "per-epoch"
-        try:
-            return int(COUNT.convert(value, param, ctx))
-        except click.BadParameter:
-            self.fail(f"{value!r} is neither a number of 1 or more nor per-epoch", param, ctx)
+        count = self.views if isinstance(self.views, int) else 1
+        if self.view_scale is not None:
+            return ViewSpec(count=count, scale=self.view_scale, seed=seed)
+        return ViewSpec.from_crop(self.crop or "tip", count=count, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -129,22 +114,17 @@ class TrainingViewOptions(ViewOptions):
     views: int | str = option(
         "--views",
         default=1,
-        type=ViewCount(),
+        type=Parsed(_parse_views),
         metavar="N|per-epoch",
         help="Views per picture: the plain one and N - 1 random crops; each training step uses one of them. "
         "per-epoch: a new crop in each epoch, as in the papers; the cost is printed before the fit starts.",
     )
 
     def training_spec(self, seed: int) -> ViewSpec | PerEpochViews:
-        """Return a fixed number of views, or one view per epoch.
-
-        Raises:
-            InputError: as `spec`.
-        """
+        """Return a fixed number of views, or one view per epoch."""
         from clipadapter.features import PER_EPOCH, PerEpochViews
 
-        spec = self.spec(seed)
-        return PerEpochViews(spec) if self.views == PER_EPOCH else spec
+        return PerEpochViews(self.spec(seed)) if self.views == PER_EPOCH else self.spec(seed)
 
 
 @dataclass(frozen=True)
@@ -177,51 +157,24 @@ class HeadOptions:
         help="Published parameters for one data set, such as dtd. 'clipadapter heads NAME' says how they were chosen.",
     )
 
-    def classifier_parameters(self) -> dict[str, Any]:
-        """Return the parameters of `FewShotClassifier` about the head, checked.
-
-        Raises:
-            InputError: as `parameters` and `grid`.
-            UnknownNameError: as `parameters` and `grid`.
-        """
-        self.check_values()
-        return {"head": self.name, "head_params": self.parameters(), "grid": self.grid()}
-
     def check_names(self) -> None:
-        """Refuse a parameter in ``--set`` or ``--grid`` that the head does not take, without an import of torch.
-
-        A value of another type than the parameter has is refused too.
-
-        Raises:
-            InputError: as `parameters` and `grid`.
-            UnknownNameError: as `parameters` and `grid`.
-        """
-        grids = [(key, value) for key, text in self._grids() for value in text.split(",")]
-        for key, text in (*self._settings(), *grids):
+        """Refuse, without an import of torch, parameters that the head does not take, and values of another type."""
+        grids = [(key, value) for key, values in self.grid().items() for value in values]
+        for key, value in (*self._settings().items(), *grids):
             HEADS.check_parameter(self.name, key)
-            HEADS.check_value(self.name, key, parse_value(text))
+            HEADS.check_value(self.name, key, value)
 
-    def check_values(self) -> None:
-        """Refuse values in ``--set`` or ``--grid`` with which the head can't be fitted, before pictures are read.
-
-        Raises:
-            InputError: as `Head.check_parameters`.
-        """
-        from clipadapter.heads import create_head
-
-        parameters = self.parameters()
-        choices = [{}, *({key: value} for key, values in self.grid().items() for value in values)]
-        for choice in choices:
-            create_head(self.name, **{**parameters, **choice}).check_parameters()
+    def classifier_parameters(self) -> dict[str, Any]:
+        """Return the parameters of `FewShotClassifier` about the head, with which it can be fitted."""
+        grid = self.grid()
+        for choice in ({}, *({key: value} for key, values in grid.items() for value in values)):
+            self.create(**choice)
+        return {"head": self.name, "head_params": self.parameters(), "grid": grid}
 
     def check_encoders(self, uris: Sequence[str]) -> None:
-        """Refuse an encoder that the head can't train, as far as its name shows, without an import of torch.
+        """Refuse, without an import of torch, an encoder that the head can't train, as far as its name shows.
 
-        Args:
-            uris: of the encoders. Of several, the one that is trained is known only when they are open.
-
-        Raises:
-            InputError: if so.
+        Of several encoders, the one that is trained is known only when they are open.
         """
         from clipadapter.encoders.registry import check_trainable
 
@@ -231,98 +184,56 @@ class HeadOptions:
         elif len(uris) == 1 and declared.get("needs_tower"):
             check_trainable(uris[0], "text_tower")
 
-    def check_unlabelled(self, is_given: bool, *, early: bool = False) -> None:
-        """Refuse a head that lacks pictures without labels, or takes none.
-
-        Args:
-            is_given: whether there are such pictures.
-            early: refuse what the source of the head declares, without an import of torch; other heads pass.
-
-        Raises:
-            InputError: if it does.
-        """
-        if early:
-            declared = HEADS.declared_attributes(self.name)
-            if not declared:
-                return
-            needs, takes = (bool(declared.get(name)) for name in ("transductive", "accepts_unlabelled"))
-        else:
-            cls = HEADS.info(self.name).cls
-            needs, takes = cls.transductive, cls.accepts_unlabelled
+    def check_unlabelled(self, is_given: bool) -> None:
+        """Refuse a head that lacks pictures without labels, or takes none."""
+        declared = HEADS.declared_attributes(self.name)
+        needs, takes = (bool(declared.get(name)) for name in ("transductive", "accepts_unlabelled"))
         if needs and not is_given:
             raise InputError(f"{self.name} is transductive: give the pictures to classify with --unlabelled FOLDER")
         if is_given and not (needs or takes):
             raise InputError(f"{self.name} learns from labelled pictures only: leave --unlabelled out")
 
     def parameters(self) -> dict[str, Any]:
-        """Return the parameters of the head: those of the preset or recipe, overridden by the settings.
-
-        Raises:
-            InputError: if a setting is not ``key=value``, or both a preset and a recipe are given.
-            UnknownNameError: if there is no such head, or it has no such parameter, preset or recipe.
-        """
+        """Return the parameters of the head: those of the preset or recipe, overridden by the settings."""
         from clipadapter.heads import head_info
 
-        self.check_names()
-        cls = head_info(self.name).cls
-        if self.preset is not None and self.preset not in cls.presets:
-            raise unknown(f"preset of {self.name}", self.preset, sorted(cls.presets))
-        if self.recipe is not None and self.recipe not in cls.recipes:
-            raise unknown(f"recipe of {self.name}", self.recipe, list(cls.recipes))
+        cls, chosen = head_info(self.name).cls, dict[str, Any]()
+        for kind, name, known in (("preset", self.preset, cls.presets), ("recipe", self.recipe, cls.recipes)):
+            if name is not None and name not in known:
+                raise unknown(f"{kind} of {self.name}", name, sorted(known))
+            chosen.update({} if name is None else known[name])
         if self.preset is not None and self.recipe is not None:
             raise InputError(f"give --preset or --recipe, not both. {cls.preset_note}")
-        params = dict(cls.presets[self.preset]) if self.preset is not None else {}
-        if self.recipe is not None:
-            defaults = cls().get_params(deep=False)
-            of_recipe = cls.from_recipe(self.recipe).get_params(deep=False)
-            params = {key: value for key, value in of_recipe.items() if value != defaults[key]}
-        return {**params, **{key: parse_value(text) for key, text in self._settings()}}
+        return {**chosen, **self._settings()}
 
     def grid(self) -> dict[str, list[Any]]:
-        """Return the values to try, by parameter.
+        """Return the values to try, by parameter."""
+        texts = split_pairs(self.grids, "--grid takes key=value,value,... such as alpha=0.5,1,2")
+        return {key: [parse_value(value) for value in text.split(",")] for key, text in texts}
 
-        Raises:
-            InputError: if a grid is not ``key=value,value,...``.
-            UnknownNameError: if the head has no such parameter.
-        """
-        self.check_names()
-        return {key: [parse_value(value) for value in text.split(",")] for key, text in self._grids()}
+    def _settings(self) -> dict[str, Any]:
+        texts = split_pairs(self.settings, "--set takes key=value, such as seed=1")
+        return {key: parse_value(text) for key, text in texts}
 
-    def _settings(self) -> list[tuple[str, str]]:
-        return split_pairs(self.settings, "--set takes key=value, such as seed=1")
-
-    def _grids(self) -> list[tuple[str, str]]:
-        return split_pairs(self.grids, "--grid takes key=value,value,... such as alpha=0.5,1,2")
-
-    def create(self) -> Head:
-        """Create the head.
-
-        Raises:
-            UnknownNameError: as `parameters`.
-        """
+    def create(self, **changes: Any) -> Head:
+        """Create the head, with some parameters changed."""
         from clipadapter.heads import create_head
 
-        head = create_head(self.name, **self.parameters())
+        head = create_head(self.name, **{**self.parameters(), **changes})
         head.check_parameters()
         return head
 
 
 def split_pairs(texts: Sequence[str], rule: str) -> list[tuple[str, str]]:
-    """Split texts at their first "=".
+    """Split texts at their first "="; the rule begins the message about a text that has none.
 
     >>> split_pairs(["alpha=0.2"], "--set takes key=value")
     [('alpha', '0.2')]
-
-    Raises:
-        InputError: if a text has none; the message begins with the rule.
     """
-    pairs = []
-    for pair in texts:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise InputError(f"{rule}, but got '{pair}'")
-        pairs.append((key, text))
-    return pairs
+    for text in texts:
+        if "=" not in text:
+            raise InputError(f"{rule}, but got '{text}'")
+    return [(key, value) for key, _, value in (text.partition("=") for text in texts)]
 
 
 def parse_value(text: str) -> Any:

@@ -1,45 +1,42 @@
-"""The classes of commands: options under headings in the help, and groups that suggest a name after a typo."""
+"""The classes of commands: what every command has, options under headings in the help, and groups of commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from clipadapter.cli.output import CONTINUE, KEPT_KEY, START_AGAIN, Output
+from clipadapter.cli.output import CONTINUE, KEPT_KEY, START_AGAIN, Output, collect_warnings, silence_libraries
 from clipadapter.utils.registry import unknown
 
 
-class GroupedOption(click.Option):
-    """An option that the help lists under a heading.
-
-    Args:
-        args: as of ``click.Option``.
-        heading: in the help.
-        attributes: as of ``click.Option``.
-    """
-
-    def __init__(self, *args: Any, heading: str = "", **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self.heading = heading
+def output_options() -> list[click.Parameter]:
+    """The options that every command has."""
+    return [
+        click.Option(["--json", "as_json"], is_flag=True, help="Write JSON to stdout."),
+        click.Option(["-q", "--quiet"], is_flag=True, help="Write only errors to stderr."),
+    ]
 
 
 class Command(click.Command):
-    """A command that says what it needs, and whose help begins with the options that a person needs first.
+    """A command with ``--json`` and ``--quiet``, which its function gets as ``out``, unless it declares these itself.
 
     Args:
         args: as of ``click.Command``.
         extra: extra of the package that the command needs. "lite" installs the extra ``train`` and an encoder.
-        first: the options that the help lists first, in their order; by default those without a heading.
+        first: names of the options that the help lists first, in their order; by default those without a heading.
         attributes: as of ``click.Command``.
     """
 
-    def __init__(self, *args: Any, extra: str = "lite", first: Sequence[str] = (), **attributes: Any) -> None:
+    def __init__(self, *args: Any, extra: str = "lite", first: str = "", **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         self.extra = extra
-        self.first = (*first, "--help") if first else ()
+        self.first = (*first.split(), "--help") if first else ()
+        self.takes_output = not any(parameter.name == "as_json" for parameter in self.params)
+        if self.takes_output:
+            self.params += output_options()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings."""
@@ -77,7 +74,14 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. What an interrupted one keeps is that of its feature store, unless the command says it."""
         ctx.meta.setdefault(KEPT_KEY, describe_store(ctx.params))
-        return super().invoke(ctx)
+        if not self.takes_output or self.callback is None:
+            return super().invoke(ctx)
+        values = {name: value for name, value in ctx.params.items() if name not in ("as_json", "quiet")}
+        out = Output(ctx.params["as_json"], ctx.params["quiet"])
+        if ctx.find_root().params.get("debug"):
+            return ctx.invoke(self.callback, out=out, **values)
+        with silence_libraries(show_bars=out.progress), collect_warnings(out):
+            return ctx.invoke(self.callback, out=out, **values)
 
 
 def describe_store(parameters: Mapping[str, Any]) -> str:
@@ -98,16 +102,18 @@ def describe_store(parameters: Mapping[str, Any]) -> str:
 
 
 def cli_command(
-    example: str, *, extra: str = "lite", first: Sequence[str] = ()
+    example: str, *, name: str | None = None, extra: str = "lite", first: str = ""
 ) -> Callable[[Callable[..., None]], Command]:
     """Return the decorator that makes a function a command.
 
     Args:
         example: command line that is shown at the end of the help.
+        name: of the command in its group; by default that of the function.
         extra: as of `Command`.
         first: as of `Command`.
     """
-    return click.command(cls=Command, epilog=f"Example: {example}", extra=extra, first=first)
+    epilog = f"Example: {example}" if example else None
+    return click.command(name, cls=Command, epilog=epilog, extra=extra, first=first)
 
 
 class SuggestingGroup(click.Group):
@@ -122,6 +128,17 @@ class SuggestingGroup(click.Group):
             ctx.fail(str(unknown("command", args[0], known)))
         return super().resolve_command(ctx, args)
 
-    def share_output_options(self, ctx: click.Context, out: Output) -> None:
-        """Make ``--json`` and ``--quiet`` before the subcommand the defaults of the subcommand."""
-        ctx.default_map = dict.fromkeys(self.commands, {"as_json": out.as_json, "quiet": out.quiet})
+
+def command_group(example: str, help: str, *commands: Command) -> click.Group:
+    """A group of commands; its ``--json`` and ``--quiet`` are the defaults of those of its commands."""
+
+    def share_output_options(as_json: bool, quiet: bool) -> None:
+        context = click.get_current_context()
+        context.default_map = dict.fromkeys(group.commands, {"as_json": as_json, "quiet": quiet})
+
+    group = SuggestingGroup(
+        callback=share_output_options, params=output_options(), epilog=f"Example: {example}", help=help
+    )
+    for command in commands:
+        group.add_command(command)
+    return group

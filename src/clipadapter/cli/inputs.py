@@ -9,35 +9,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from clipadapter.errors import DataError, ImageError, InputError, require
-from clipadapter.utils.files import explain_missing, is_number_list
+from clipadapter.errors import ArtifactError, DataError, ImageError, InputError, require
+from clipadapter.utils.files import (
+    ENCODER_KEY,
+    MANIFEST_SUFFIXES,
+    SHARDS_FILE,
+    explain_missing,
+    is_number_list,
+    printable,
+)
 
 if TYPE_CHECKING:
     from clipadapter.data import Dataset, Sample
 
 
 def open_dataset(source: Path, split: str | None, default: str | None = None) -> Dataset:
-    """Open labelled pictures: one split of a data set, or all of it.
-
-    Args:
-        source: folder or table.
-        split: the split that the user named, or None.
-        default: the split that is taken if the user named none; all pictures if the data set has no such split.
-
-    Raises:
-        DataError: if there are no pictures, one class, no labels, or no such split.
-    """
+    """Open labelled pictures: one split of a data set, or all of it. See `clipadapter.data.load.load_labelled`."""
     from clipadapter.data.load import load_labelled
 
     return load_labelled(source, split, default)
 
 
 def read_samples(source: Path, split: str | None) -> Sequence[Sample]:
-    """Read the pictures of a folder or table, which needs no classes.
-
-    Raises:
-        DataError: if there are no pictures, or no such split.
-    """
+    """Read the pictures of a folder or table, which needs no classes."""
     from clipadapter.data import load_dataset
     from clipadapter.data.load import read_listing
 
@@ -47,44 +41,25 @@ def read_samples(source: Path, split: str | None) -> Sequence[Sample]:
     return (dataset.split(split) if split else dataset).samples
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """List all pictures below a folder.
+def list_pictures(source: Path, option: str = "") -> list[Path]:
+    """List the pictures of a folder, at any depth, or of a table or named data set. They need no labels.
 
-    Raises:
-        DataError: if there is no such folder, or it has no pictures.
-    """
-    from clipadapter.data import list_images
-
-    if not folder.is_dir():
-        if folder.exists():
-            raise DataError(f"'{folder}' is a file: give a folder with pictures")
-        raise DataError(f"there is no folder '{folder}'{explain_missing(folder, 'a folder with pictures')}")
-    pictures = list(list_images(folder))
-    if not pictures:
-        raise DataError(f"there are no pictures in '{folder}': give a folder with pictures")
-    return pictures
-
-
-def list_unlabelled(source: Path) -> list[Path]:
-    """List the pictures without labels of a folder, at any depth, or of a table or named data set.
-
-    Raises:
-        DataError: if there are none, or it is none of these.
+    Errors name the option, if one is given.
     """
     from clipadapter.data.folders import list_images
     from clipadapter.data.load import read_listing
     from clipadapter.data.manifests import is_manifest
-    from clipadapter.utils.files import MANIFEST_SUFFIXES, printable
 
     expected = f"give a folder with pictures, or a table ({', '.join(MANIFEST_SUFFIXES)}) with the column path"
+    about = f"{option}: " if option else ""
     if not source.is_dir() and source.exists() and not is_manifest(source):
-        raise DataError(f"--unlabelled: '{printable(source)}' is neither a folder nor a table: {expected}")
+        raise DataError(f"{about}'{printable(source)}' is neither a folder nor a table: {expected}")
     try:
         pictures = list_images(source) if source.is_dir() else read_listing(source).dataset.paths
     except DataError as error:
-        raise DataError(f"--unlabelled: {error}") from error
+        raise DataError(f"{about}{error}") from error
     if not pictures:
-        raise DataError(f"--unlabelled: there are no pictures in '{printable(source)}': {expected}")
+        raise DataError(f"{about}there are no pictures in '{printable(source)}': {expected}")
     return list(pictures)
 
 
@@ -92,9 +67,6 @@ def is_feature_table(path: Path) -> bool:
     """Whether a path is a folder of feature shards, or a Parquet file with lists of numbers in a column ``feature``.
 
     Torch is not imported. A column ``feature`` of other values does not make a list of pictures a table of features.
-
-    Raises:
-        MissingExtraError: if it is a Parquet file and pyarrow is not installed.
     """
     try:
         if path.is_dir():
@@ -110,22 +82,14 @@ def is_feature_table(path: Path) -> bool:
 
 
 def is_embedded_table(path: Path) -> bool:
-    """Whether a file is a table of features that ``embed --to`` wrote.
-
-    Raises:
-        MissingExtraError: if pyarrow is not installed.
-    """
+    """Whether a file is a table of features that ``embed --to`` wrote."""
     parquet = require("pyarrow.parquet", "parquet", "Reading Parquet")
     try:
-        return ENCODER_KEY in (parquet.read_schema(path).metadata or {})
+        return ENCODER_KEY.encode() in (parquet.read_schema(path).metadata or {})
     except (OSError, ValueError):
         return False
 
 
-ENCODER_KEY = b"clipadapter.encoder"
-"""`clipadapter.features.tables.ENCODER_KEY`, whose import takes seconds."""
-SHARDS_FILE = "shards.json"
-"""`clipadapter.features.shards.PLAN_FILE`, whose import takes seconds."""
 READ_BYTES = 1 << 16
 MAX_LINE_WAIT = 0.05
 """Seconds to wait for the next line before what has come is processed: a person hardly notices them."""
@@ -162,14 +126,21 @@ def _is_ready(descriptor: int) -> bool:
 
 
 def check_model(folder: Path) -> None:
-    """Refuse, before torch is imported, a folder without a model.
-
-    Raises:
-        ArtifactError: if there is none, or it is damaged.
-    """
+    """Refuse, before torch is imported, a folder without a model."""
     from clipadapter.persistence import read_config
 
     read_config(folder)
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a model is an exported file, not a folder. What is neither is refused before torch is imported."""
+    from clipadapter.backends.formats import is_exported
+    from clipadapter.runtime.model_folder import why_no_model
+
+    is_file = is_exported(path) and not path.is_dir()
+    if not is_file and (why := why_no_model(path)):
+        raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
+    return is_file
 
 
 def is_missing(path: Path) -> bool:
@@ -184,11 +155,7 @@ def is_missing(path: Path) -> bool:
 
 
 def check_picture(path: Path) -> None:
-    """Refuse, before torch is imported, a picture that does not exist.
-
-    Raises:
-        ImageError: if so.
-    """
+    """Refuse, before torch is imported, a picture that does not exist."""
     if is_missing(path):
         raise ImageError(str(path), f"no such file{explain_missing(path)}")
 
@@ -204,16 +171,7 @@ def path_beside(folder: Path, ending: str) -> Path:
 
 
 def check_output_file(path: Path | None, *inputs: Path, suffixes: Sequence[str] = ()) -> None:
-    """Refuse, before the work, a file that must not be written.
-
-    Args:
-        path: to write; None for none.
-        inputs: files that are read.
-        suffixes: allowed suffixes; none if all are.
-
-    Raises:
-        InputError: if it is one of the inputs, not a regular file, has another suffix, or its folder can't be written.
-    """
+    """Refuse, before the work, a file that is an input or no regular file, has another suffix, or can't be written."""
     if path is None:
         return
     if suffixes and path.suffix.lower() not in suffixes:
@@ -227,21 +185,13 @@ def check_output_file(path: Path | None, *inputs: Path, suffixes: Sequence[str] 
 
 
 def check_output_parent(path: Path) -> None:
-    """Refuse, before the work, a file in a folder that can't be written.
-
-    Raises:
-        InputError: if so.
-    """
+    """Refuse, before the work, a file in a folder that can't be written."""
     if blocked := find_unwritable_parent(path.parent):
         raise InputError(f"can't write {path}: {blocked} is not a folder that you may write to; give another name")
 
 
 def check_output_folder(folder: Path) -> Path:
-    """Return the folder. Refuse, before the work, one that can't be written.
-
-    Raises:
-        InputError: if so.
-    """
+    """Return the folder. Refuse, before the work, one that can't be written."""
     if blocked := find_unwritable_parent(folder):
         raise InputError(f"can't write {folder}: {blocked} is not a folder that you may write to; give another --out")
     return folder

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -57,16 +57,27 @@ class Failure(click.ClickException):
 
 
 @dataclass(frozen=True)
-class Output:
-    """Where a command writes.
+class Fact:
+    """One fact of a result."""
 
-    Args:
-        as_json: write only JSON to stdout.
-        quiet: write only errors to stderr.
-    """
+    key: str
+    """In JSON; "" for a fact that is for people only."""
+    value: Any = None
+    """In JSON."""
+    text: object = None
+    """For people; None for a fact that is in JSON only."""
+    name: str = ""
+    """For people; by default the key."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command writes."""
 
     as_json: bool = False
+    """Only JSON to stdout."""
     quiet: bool = False
+    """Only errors to stderr."""
 
     @property
     def progress(self) -> bool:
@@ -76,6 +87,12 @@ class Output:
     def result(self, data: Any, text: str) -> None:
         """Write the result: `data` as one JSON document, or `text`."""
         echo(json.dumps(data, indent=1) if self.as_json else text)
+
+    def facts(self, result: Sequence[Fact], *more: str) -> None:
+        """Write facts as one JSON object, or as lines of names and texts with further paragraphs after them."""
+        pairs = [(fact.name or fact.key.replace("_", " "), fact.text) for fact in result if fact.text is not None]
+        data = {fact.key: fact.value for fact in result if fact.key}
+        self.result(data, "\n\n".join([facts(pairs), *filter(None, more)]))
 
     def row(self, data: Any, text: str) -> None:
         """Write one of many results: `data` as a line of JSON, or `text`."""
@@ -98,6 +115,11 @@ class Output:
             self.warn(f"skipped {len(pictures) - MAX_LISTED} more")
 
 
+def plain_facts(result: Mapping[str, Any]) -> list[Fact]:
+    """Facts whose text is their value: of a list the number, and none if there is no value."""
+    return [Fact(key, value, len(value) if isinstance(value, list) else value) for key, value in result.items()]
+
+
 def facts(pairs: Sequence[tuple[str, object]]) -> str:
     """Format names and values, one pair per line.
 
@@ -111,11 +133,7 @@ def facts(pairs: Sequence[tuple[str, object]]) -> str:
 
 @contextmanager
 def silence_libraries(show_bars: bool) -> Iterator[None]:
-    """Keep log lines, warnings and progress bars of other libraries off the terminal.
-
-    Args:
-        show_bars: let the client of the Hugging Face hub show the progress of a download.
-    """
+    """Keep log lines, warnings and progress bars of other libraries off the terminal, but for bars of downloads."""
     if not show_bars:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read once, when the client is imported
     before = logging.root.manager.disable

@@ -10,23 +10,17 @@ from typing import TYPE_CHECKING
 from clipadapter.cli.encoder_options import EncoderOptions
 from clipadapter.cli.fit_options import HeadOptions, TrainingViewOptions
 from clipadapter.errors import DataError, InputError
+from clipadapter.utils.files import SHARDS_FILE
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.data import Dataset
     from clipadapter.features import FeatureTable
 
-PLAN_FILE = "shards.json"
-"""As `clipadapter.features.shards.PLAN_FILE`, whose import takes seconds."""
-
 
 def open_shards(source: Path | str) -> ShardInput | None:
-    """Open a folder of shards; None if the source has another form.
-
-    Raises:
-        DataError: if it is a URI without shards, or shards are missing or damaged.
-    """
-    if isinstance(source, Path) and not (source / PLAN_FILE).is_file():
+    """Open a folder of shards; None if the source has another form."""
+    if isinstance(source, Path) and not (source / SHARDS_FILE).is_file():
         return None
     from clipadapter.features import open_feature_table
 
@@ -34,21 +28,13 @@ def open_shards(source: Path | str) -> ShardInput | None:
 
 
 class ShardInput:
-    """A folder of shards that a classifier is fitted to.
-
-    Args:
-        shards: the opened folder.
-    """
+    """A folder of shards that a classifier is fitted to."""
 
     def __init__(self, shards: FeatureTable) -> None:
         self._shards = shards
 
     def list_dataset(self, split: str | None) -> Dataset:
-        """The pictures of a split; without a name of "train", if there is one, else of all.
-
-        Raises:
-            DataError: if there is no such split, a picture has no label, or there is one class only.
-        """
+        """The pictures of a split; without a name of "train", if there is one, else of all."""
         from clipadapter.data import Dataset, Sample
 
         shards = self._shards
@@ -70,11 +56,7 @@ class ShardInput:
         unlabelled: Path | None,
         outliers: Path | None,
     ) -> EncoderOptions:
-        """Refuse what needs pictures. Returns the options with the encoder of the shards, unless another is named.
-
-        Raises:
-            InputError: if an option needs pictures.
-        """
+        """Refuse what needs pictures. Returns the options with the encoder of the shards, unless another is named."""
         used = {"--views": views.views != 1, "--unlabelled": unlabelled is not None, "--outliers": outliers is not None}
         names = [name for name, is_used in used.items() if is_used]
         if names:
@@ -85,17 +67,7 @@ class ShardInput:
         return replace(encoder, uris=(str(self._shards.encoder),)) if encoder.uris == ("auto",) else encoder
 
     def fit(self, model: FewShotClassifier, positions: Sequence[int], labels: list[str], names: Sequence[str]) -> None:
-        """Fit a classifier to some rows.
-
-        Args:
-            model: its encoder gives the class text.
-            positions: of the shots in the data set.
-            labels: class names of the shots.
-            names: all classes in order.
-
-        Raises:
-            InputError: if the encoder is not the one of the shards.
-        """
+        """Fit a classifier, whose encoder gives the class text, to the shots at some positions in the data set."""
         shards, info = self._shards, model.encoder_.info
         if info.fingerprint != shards.fingerprint:
             raise InputError(

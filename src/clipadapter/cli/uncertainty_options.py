@@ -12,18 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from clipadapter.cli.inputs import list_pictures
-from clipadapter.cli.option_types import FILE, FOLDER, FRACTION
-from clipadapter.cli.options import option
-from clipadapter.cli.output import Output
+from clipadapter.cli.options import FILE, FOLDER, FRACTION, option
+from clipadapter.cli.output import Fact, Output
 from clipadapter.errors import InputError
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.uncertainty import MultiLabel, Uncertainty, UncertaintyOptions
 
-CALIBRATIONS = click.Choice(["auto", "temperature", "vector", "none"])
-SPLITS = click.Choice(["cross", "cv+", "split"])
 FEW_HELD_OUT_SHOTS = 10
 """With fewer held-out shots a person is told that they say little of the calibration."""
 
@@ -56,32 +52,20 @@ class DecisionArguments:
     )
 
     def decisions(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """Return the decisions as `FewShotClassifier.classify` takes them.
-
-        Raises:
-            InputError: if both costs and a mistake are given, or they do not fit the classes.
-        """
+        """Return the decisions as `FewShotClassifier.classify` takes them."""
         from clipadapter.uncertainty import parse_costs, read_costs
 
         if self.cost is not None and self.minimise is not None:
             raise InputError("--cost and --minimise both set the costs of mistakes: give one of them")
-        decisions: dict[str, Any] = {"reject": self.reject, "coverage": self.coverage}
-        if self.cost is not None:
-            decisions["costs"] = read_costs(self.cost, class_names)
-        if self.minimise is not None:
-            decisions["costs"] = parse_costs(self.minimise, class_names)
+        costs = None if self.cost is None else read_costs(self.cost, class_names)
+        costs = costs if self.minimise is None else parse_costs(self.minimise, class_names)
+        decisions = {"reject": self.reject, "coverage": self.coverage, "costs": costs}
         return {name: value for name, value in decisions.items() if value is not None}
 
     def check(self, uncertainty: Uncertainty, class_names: Sequence[str], out: Output) -> dict[str, Any]:
-        """Return the decisions, and warn of rates that the shots can't guarantee.
-
-        Raises:
-            InputError: as `decisions`.
-        """
-        decisions = self.decisions(class_names)
-        for text in rate_warnings(uncertainty, self.reject, self.coverage):
-            out.warn(text)
-        return decisions
+        """Return the decisions, and warn of rates that the shots can't guarantee."""
+        warn_about_rates(uncertainty, self.reject, self.coverage, out)
+        return self.decisions(class_names)
 
 
 @dataclass(frozen=True)
@@ -89,12 +73,15 @@ class UncertaintyArguments(DecisionArguments):
     """The default decisions of a model, and how it learns them."""
 
     calibration: str = option(
-        "--calibration", default="auto", type=CALIBRATIONS, help="How held-out shots turn logits into probabilities."
+        "--calibration",
+        default="auto",
+        type=click.Choice(["auto", "temperature", "vector", "none"]),
+        help="How held-out shots turn logits into probabilities.",
     )
     sets: str = option(
         "--sets",
         default="cross",
-        type=SPLITS,
+        type=click.Choice(["cross", "cv+", "split"]),
         help="How shots are held out for --coverage. cv+ stores one head per fold; split holds out half of the shots.",
     )
     by_class: bool = option("--by-class", default=False, is_flag=True, help="Promise the coverage for each class.")
@@ -106,78 +93,33 @@ class UncertaintyArguments(DecisionArguments):
     )
 
     def options(self, class_names: Sequence[str]) -> UncertaintyOptions:
-        """Return the options as `FewShotClassifier` takes them.
-
-        Raises:
-            InputError: as `decisions`.
-        """
+        """Return the options as `FewShotClassifier` takes them."""
         from clipadapter.uncertainty import UncertaintyOptions
 
-        return UncertaintyOptions(
-            calibration=self.calibration,
-            sets=self.sets,
-            by_class=self.by_class,
-            negative_labels=self.negative_labels,
-            **self.decisions(class_names),
-        )
-
-    def outlier_pictures(self) -> list[Path] | None:
-        """List the outlier pictures.
-
-        Raises:
-            DataError: if the folder has none.
-        """
-        return None if self.outliers is None else list_pictures(self.outliers)
+        names = ("calibration", "sets", "by_class", "negative_labels")
+        return UncertaintyOptions(**{name: getattr(self, name) for name in names}, **self.decisions(class_names))
 
 
-def rate_warnings(uncertainty: Uncertainty, reject: float | None, coverage: float | None) -> list[str]:
-    """Return warnings about rates that the held-out shots can't guarantee.
-
-    Args:
-        uncertainty: of a fitted model.
-        reject: rate of "none of these", or None.
-        coverage: rate of the sets of classes, or None.
-    """
-    warnings = []
+def warn_about_rates(uncertainty: Uncertainty, reject: float | None, coverage: float | None, out: Output) -> None:
+    """Warn of rates of "none of these" and of sets that the held-out shots can't guarantee."""
     if reject is not None and uncertainty.rejector is not None:
         threshold = uncertainty.rejector.threshold(reject)
         if not threshold.is_attainable:
-            warnings.append(
+            out.warn(
                 f"{threshold.shots} held-out shots can't set a rate of {100 * reject:g} %: the smallest rate is "
                 f"{100 * threshold.min_rate:.2g} %. Beyond that, a normal tail is assumed"
             )
         if threshold.rate_is_upper_bound:
-            warnings.append("with one shot per class, fewer pictures than this rate will be called none of these")
-    if coverage is not None and uncertainty.conformal is not None:
-        too_few = uncertainty.conformal.explain_shortage(coverage)
-        warnings += [too_few] if too_few else []
-    return warnings
+            out.warn("with one shot per class, fewer pictures than this rate will be called none of these")
+    conformal = uncertainty.conformal
+    if coverage is not None and conformal is not None and (too_few := conformal.explain_shortage(coverage)):
+        out.warn(too_few)
 
 
-@dataclass(frozen=True)
-class UncertaintyReport:
-    """What a fitted model learned about its uncertainty.
-
-    Args:
-        data: for machines.
-        lines: names and texts for people.
-        warnings: what people should know.
-    """
-
-    data: dict[str, Any]
-    lines: list[tuple[str, str]]
-    warnings: list[str]
-
-
-def report_uncertainty(uncertainty: Uncertainty, calibration: str) -> UncertaintyReport:
-    """Describe calibration, rejection and prediction sets of a fitted model.
-
-    Args:
-        uncertainty: of the model.
-        calibration: as given by the user.
-    """
+def uncertainty_facts(uncertainty: Uncertainty, calibration: str) -> list[Fact]:
+    """Calibration, rejection and prediction sets of a fitted model; `calibration` is as the user gave it."""
     if uncertainty.multilabel is not None:
-        return _report_thresholds(uncertainty.multilabel)
+        return _threshold_facts(uncertainty.multilabel)
     calibrator, decisions = uncertainty.calibrator, uncertainty.decisions
     method = "temperature" if calibrator.weight is None else "vector scaling, temperature"
     source = (
@@ -188,22 +130,23 @@ def report_uncertainty(uncertainty: Uncertainty, calibration: str) -> Uncertaint
     if 0 < calibrator.n < FEW_HELD_OUT_SHOTS:
         source += ". These are few: probabilities are mostly those that are usual for this head"
     fitted = f"{method} {calibrator.temperature:.3g}, {source}"
-    lines = [("calibration", "none: the softmax of the logits" if calibration == "none" else fitted)]
-    data: dict[str, Any] = {
-        "temperature": calibrator.temperature,
-        "held_out": calibrator.n,
-        "held_out_by": uncertainty.held_out_by,
-    }
+    text = "none: the softmax of the logits" if calibration == "none" else fitted
+    facts = [
+        Fact("temperature", calibrator.temperature, text, "calibration"),
+        Fact("held_out", calibrator.n),
+        Fact("held_out_by", uncertainty.held_out_by),
+    ]
     if decisions.reject is not None and uncertainty.rejector is not None:
         threshold = uncertainty.rejector.threshold(decisions.reject)
         value = threshold.value if threshold.shots > 2 else None
-        data["reject"] = {"rate": decisions.reject, "threshold": value, "is_attainable": threshold.is_attainable}
-        lines.append(("none of these", f"about {100 * decisions.reject:g} % of pictures of the classes"))
+        data = {"rate": decisions.reject, "threshold": value, "is_attainable": threshold.is_attainable}
+        text = f"about {100 * decisions.reject:g} % of pictures of the classes"
+        facts.append(Fact("reject", data, text, "none of these"))
     if decisions.coverage is not None and uncertainty.conformal is not None:
         guarantee = uncertainty.conformal.describe_guarantee(decisions.coverage)
-        data["coverage"] = {"rate": decisions.coverage, "guarantee": guarantee}
-        lines.append(("sets", uncertainty.conformal.explain_shortage(decisions.coverage) or guarantee.split(". ")[0]))
-    return UncertaintyReport(data, lines, rate_warnings(uncertainty, decisions.reject, decisions.coverage))
+        text = uncertainty.conformal.explain_shortage(decisions.coverage) or guarantee.split(". ")[0]
+        facts.append(Fact("coverage", {"rate": decisions.coverage, "guarantee": guarantee}, text, "sets"))
+    return facts
 
 
 def describe_accuracy(model: FewShotClassifier) -> str:
@@ -221,8 +164,7 @@ def describe_accuracy(model: FewShotClassifier) -> str:
     return f"not known: {head_name(type(model.head_))} is not fitted again without some of the shots"
 
 
-def _report_thresholds(rule: MultiLabel) -> UncertaintyReport:
+def _threshold_facts(rule: MultiLabel) -> list[Fact]:
     source = f"from {rule.n} held-out pictures" if rule.n else "the default, since no shot could be held out"
     text = f"{rule.thresholds.min():.2f} to {rule.thresholds.max():.2f}, {source}"
-    data = {"held_out": rule.n, "thresholds": rule.thresholds.tolist()}
-    return UncertaintyReport(data, [("thresholds", text)], [])
+    return [Fact("held_out", rule.n), Fact("thresholds", rule.thresholds.tolist(), text)]

@@ -97,6 +97,13 @@ def load_labelled(
     Raises:
         DataError: as `load_dataset`; or if a picture has no label, or there is no such split.
     """
+    return load_with_splits(source, split, default, one_class=one_class)[0]
+
+
+def load_with_splits(
+    source: str | Path, split: str | None, default: str | None, *, one_class: bool = False
+) -> tuple[Dataset, tuple[str, ...]]:
+    """The same, with the names of all splits of the data set."""
     try:
         dataset = load_dataset(source, one_class=one_class)
     except LayoutError as error:
@@ -107,7 +114,7 @@ def load_labelled(
     name = split or (default if default in dataset.splits else None)
     pictures = dataset.split(name) if name else dataset
     pictures.label_sets  # noqa: B018 - raises for pictures without a label
-    return pictures
+    return pictures, dataset.splits
 
 
 def read_listing(source: str | Path, root: str | Path | None = None) -> Listing:

@@ -28,12 +28,11 @@ from clipadapter.features.collection import (
     refuse_links,
 )
 from clipadapter.utils.blocks import MAX_BLOCK_WIDTH, MAX_BLOCKS, Blocks, as_blocks
-from clipadapter.utils.files import ABANDONED_SECONDS
+from clipadapter.utils.files import ABANDONED_SECONDS, SHARDS_FILE
 
-PLAN_FILE = "shards.json"
 FORMAT: Final = 1
 """Format number of a folder of shards."""
-OWN_NAMES = rf"{re.escape(PLAN_FILE)}|.*\.(parquet|partial)"
+OWN_NAMES = rf"{re.escape(SHARDS_FILE)}|.*\.(parquet|partial)"
 MAX_PLAN_BYTES = 256 << 20
 
 
@@ -92,7 +91,7 @@ def create_folder(filesystem: Any, folder: str) -> None:
 def write_plan(filesystem: Any, folder: str, plan: ShardPlan) -> None:
     """Create the folder and write ``shards.json``."""
     create_folder(filesystem, folder)
-    write_object(filesystem, posixpath.join(folder, PLAN_FILE), plan.model_dump_json(indent=1).encode())
+    write_object(filesystem, posixpath.join(folder, SHARDS_FILE), plan.model_dump_json(indent=1).encode())
 
 
 def list_shards(filesystem: Any, folder: str) -> set[str]:
@@ -134,13 +133,13 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
     Raises:
         DataError: if it is missing or damaged.
     """
-    path = posixpath.join(folder, PLAN_FILE)
+    path = posixpath.join(folder, SHARDS_FILE)
     try:
         refuse_links(filesystem, folder, OWN_NAMES)
         with filesystem.open_input_stream(path) as stream:
             data = stream.read(MAX_PLAN_BYTES + 1)
     except OSError as error:
-        raise DataError(f"'{folder}' holds no feature shards: {PLAN_FILE} can't be read ({error})") from error
+        raise DataError(f"'{folder}' holds no feature shards: {SHARDS_FILE} can't be read ({error})") from error
     try:
         if len(data) > MAX_PLAN_BYTES:
             raise ValueError(f"it has more than {MAX_PLAN_BYTES >> 20} MB")
@@ -163,9 +162,9 @@ def read_plan(filesystem: Any, folder: str) -> ShardPlan:
 def holds_shards(folder: str | Path) -> bool:
     """Whether a path or URI is a folder of shards."""
     if "://" not in str(folder):
-        return (Path(folder) / PLAN_FILE).is_file()
+        return (Path(folder) / SHARDS_FILE).is_file()
     system, path = open_filesystem(folder)
-    return is_file(system, posixpath.join(path, PLAN_FILE))
+    return is_file(system, posixpath.join(path, SHARDS_FILE))
 
 
 def find_shards(filesystem: Any, folder: str, plan: ShardPlan) -> list[str]:

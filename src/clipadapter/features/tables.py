@@ -31,12 +31,12 @@ from clipadapter.features.feature_set import FeatureSet
 from clipadapter.features.shards import find_shards, read_plan
 from clipadapter.features.store import FeatureStore, feature_key
 from clipadapter.utils.blocks import FINAL, Blocks, as_blocks, column_slices, total_width
-from clipadapter.utils.files import describe_parquet_error, is_number_list, path_without_links
+from clipadapter.utils.files import ENCODER_KEY, describe_parquet_error, is_number_list, path_without_links
 
 PURPOSE = "A table of features"
 TABLE_ADVICE = "give a file that 'clipadapter embed --to' wrote"
 READ_ADVICE = "copy it, or write the features, again"
-ENCODER_KEY, FINGERPRINT_KEY = "clipadapter.encoder", "clipadapter.fingerprint"
+FINGERPRINT_KEY = "clipadapter.fingerprint"
 BLOCKS_KEY = "clipadapter.blocks"
 """Key of the blocks in the metadata of a table."""
 BLOCK_FINGERPRINTS_KEY = "clipadapter.block_fingerprints"

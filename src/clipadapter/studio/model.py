@@ -25,8 +25,8 @@ from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, TextFeatures, create_head, mean_shots_per_class, out_of_fold
 from clipadapter.heads.estimator import clone
 from clipadapter.metrics import AccuracyForecast, forecast_accuracy, wilson_interval
-from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
+from clipadapter.studio.pictures import Contents
 from clipadapter.utils.blocks import FINAL, Blocks
 from clipadapter.utils.prediction import softmax
 

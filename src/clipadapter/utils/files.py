@@ -37,6 +37,10 @@ IMAGE_SUFFIXES = frozenset(
 """Lower-case suffixes of the pictures that are read from folders."""
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of the tables that list pictures."""
+SHARDS_FILE = "shards.json"
+"""The file that makes a folder one of feature shards."""
+ENCODER_KEY = "clipadapter.encoder"
+"""Key of the encoder in the metadata of a Parquet file of features."""
 
 LOCAL_WEIGHTS = re.compile(
     r"(?:open_clip:|timm:)?local-dir:|simclr:|(?:open_clip|timm):[^:\[,]+:|hf:(?=[/\\~.]|[A-Za-z]:)"

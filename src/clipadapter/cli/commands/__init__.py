@@ -1,4 +1,4 @@
-"""The commands of the program, one module each."""
+"""The commands of the program: one module each, or for a few short ones of the same kind."""
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Start": {
@@ -43,3 +43,10 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
 }
 """The commands in the sections and the order of ``clipadapter --help``, each with a line that fits 80 columns."""
+
+SHARED_MODULES = {
+    **dict.fromkeys(("add-class", "add-examples", "correct", "rename-class", "remove-class"), "edit"),
+    **dict.fromkeys(("history", "undo"), "versions"),
+    **dict.fromkeys(("push", "pull"), "hub"),
+}
+"""The modules of commands that are not alone in one."""

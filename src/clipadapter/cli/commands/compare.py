@@ -13,11 +13,11 @@ from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_folder, open_dataset
-from clipadapter.cli.option_types import FOLDER, parse_heads
 from clipadapter.cli.options import (
+    FOLDER,
+    HEADS,
     folds_option,
     option_group,
-    output_options,
     plot_format_option,
     seeds_option,
     shots_option,
@@ -37,10 +37,7 @@ if TYPE_CHECKING:
 @click.argument("shots_from", metavar="SHOTS", type=FOLDER)
 @click.argument("test_from", metavar="[TEST]", type=FOLDER, required=False)
 @click.option(
-    "--heads",
-    metavar="NAME,...",
-    callback=parse_heads,
-    help="Heads to compare, see 'clipadapter heads'; by default 'all'.",
+    "--heads", metavar="NAME,...", type=HEADS, help="Heads to compare, see 'clipadapter heads'; by default 'all'."
 )
 @click.option(
     "--set",
@@ -50,7 +47,7 @@ if TYPE_CHECKING:
     help="Parameter of a head, such as clip-adapter.alpha=0.2; with one head in --heads also alpha=0.2. May be "
     "repeated.",
 )
-@shots_option
+@shots_option("1,2,4,8,16")
 @seeds_option
 @folds_option
 @click.option(
@@ -60,7 +57,6 @@ if TYPE_CHECKING:
 @plot_format_option
 @option_group("encoder_options", EncoderOptions)
 @option_group("prompts", PromptOptions)
-@output_options
 def command(
     shots_from: Path,
     test_from: Path | None,
@@ -127,52 +123,33 @@ def _create_heads(names: Sequence[str] | None, settings: Sequence[str]) -> dict[
     from clipadapter.bench import BASELINES, default_heads
     from clipadapter.bench.suite import Variant
 
-    selected = list(default_heads()) if names is None else list(names)
-    own_options = {options.name: options for options in _head_options(selected, settings)}
-    heads = {}
-    for name in dict.fromkeys([*BASELINES, *selected] if names is not None else selected):
-        options = own_options.get(name) or HeadOptions(name)
-        heads[Variant(head=name, params=options.parameters()).title] = options.create()
-    return heads
+    selected = list(default_heads() if names is None else names)
+    options = {name: HeadOptions(name) for name in (selected if names is None else (*BASELINES, *names))}
+    options |= _head_options(selected, settings)
+    return {Variant(head=one.name, params=one.parameters()).title: one.create() for one in options.values()}
 
 
-def _head_options(names: Sequence[str], settings: Sequence[str]) -> list[HeadOptions]:
-    """Return the names of heads with their settings, checked without importing torch.
-
-    Raises:
-        InputError: if a setting names no head of the comparison, or a parameter is set twice.
-        UnknownNameError: if there is no such head or parameter.
-    """
-    own_settings = _split_settings(settings, names)
-    heads = [HeadOptions(name, settings=own_settings.get(name, ())) for name in names]
-    for head in heads:
-        head.check_names()
-    return heads
-
-
-def _split_settings(settings: Sequence[str], selected: Sequence[str]) -> dict[str, list[str]]:
-    """Return the settings of each head, as ``KEY=VALUE``.
-
-    Raises:
-        InputError: if a setting names no head of the comparison, or a parameter is set twice.
-    """
-    own_settings: dict[str, list[str]] = {}
-    known: set[tuple[str, str]] = set()
+def _head_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, HeadOptions]:
+    """Return heads with their settings by name, checked without importing torch."""
+    texts: dict[tuple[str, str], str] = {}
     for setting in settings:
         path, equals, value = setting.partition("=")
         name, dot, key = path.rpartition(".")
-        if not equals or (not dot and len(selected) != 1):
+        if not equals or (not dot and len(names) != 1):
             raise InputError(f"--set takes HEAD.KEY=VALUE, such as clip-adapter.alpha=0.2, but got '{setting}'")
-        name = name or selected[0]
-        if name not in selected:
-            raise unknown("head of this comparison", name, list(selected))
-        if (name, key) in known:
+        name = name or names[0]
+        if name not in names:
+            raise unknown("head of this comparison", name, list(names))
+        if (name, key) in texts:
             raise InputError(
                 f"{name}.{key} is set twice: several values are compared by a suite with 'vary', see docs/studies.md"
             )
-        known.add((name, key))
-        own_settings.setdefault(name, []).append(f"{key}={value}")
-    return own_settings
+        texts[name, key] = f"{key}={value}"
+    own = {name: [text for (head, _), text in texts.items() if head == name] for name in names}
+    heads = {name: HeadOptions(name, settings=own[name]) for name in names}
+    for head in heads.values():
+        head.check_names()
+    return heads
 
 
 def note_comparison(result: Comparison, out: Output) -> None:

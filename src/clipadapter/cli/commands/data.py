@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.cli.groups import SuggestingGroup
-from clipadapter.cli.options import output_options
+from clipadapter.cli.groups import cli_command, command_group
 from clipadapter.cli.output import Failure, Output, facts, table
 from clipadapter.errors import DataError
 from clipadapter.rendering.marks import UNVERIFIED
@@ -23,20 +22,8 @@ root_option = click.option(
 )
 
 
-@click.group(cls=SuggestingGroup, epilog="Example: clipadapter data list")
-@output_options
-@click.pass_context
-def command(ctx: click.Context, out: Output) -> None:
-    """List, explain and prepare the benchmark data sets of the few-shot papers.
-
-    Other commands take the name of a prepared data set in place of DATA.
-    """
-    command.share_output_options(ctx, out)
-
-
-@command.command("list", epilog="Example: clipadapter data list --root /data")
+@cli_command("clipadapter data list --root /data", name="list")
 @root_option
-@output_options
 def list_(root: Path | None, out: Output) -> None:
     """List the data sets, and the files that are missing.
 
@@ -62,10 +49,9 @@ def list_(root: Path | None, out: Output) -> None:
     )
 
 
-@command.command(epilog="Example: clipadapter data info dtd")
+@cli_command("clipadapter data info dtd")
 @click.argument("name")
 @root_option
-@output_options
 def info(name: str, root: Path | None, out: Output) -> None:
     """Describe the data set NAME: classes, prompts, licence, and where its files belong."""
     from clipadapter.data.sets import get_set
@@ -89,10 +75,9 @@ def info(name: str, root: Path | None, out: Output) -> None:
     out.result(description, "\n".join(lines))
 
 
-@command.command(epilog="Example: clipadapter data prepare dtd eurosat --root data/")
+@cli_command("clipadapter data prepare dtd eurosat --root data/")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @root_option
-@output_options
 def prepare(names: tuple[str, ...], root: Path | None, out: Output) -> None:
     """Download the data sets NAME..., as far as possible, and check their files.
 
@@ -172,3 +157,15 @@ def _problems(dataset: BenchmarkSet, root: Path | None) -> list[str]:
         return dataset.differences(dataset.load(root))
     except DataError as error:
         return [str(error)]
+
+
+command = command_group(
+    "clipadapter data list",
+    """List, explain and prepare the benchmark data sets of the few-shot papers.
+
+    Other commands take the name of a prepared data set in place of DATA.
+    """,
+    list_,
+    info,
+    prepare,
+)

@@ -12,8 +12,7 @@ from clipadapter.cli.commands.compare import comparison_record, note_comparison
 from clipadapter.cli.encoder_options import EncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.option_types import ENCODER_URI, FOLDER, parse_counts
-from clipadapter.cli.options import option, option_group, output_options, seeds_option
+from clipadapter.cli.options import ENCODER_URI, FOLDER, option, option_group, seeds_option, shots_option
 from clipadapter.cli.output import Output, note_kept
 from clipadapter.utils.files import path_without_links, quote_path
 
@@ -49,14 +48,11 @@ class DemoEncoderOptions(EncoderOptions):
     "pictures of fabric, without network.",
 )
 @option_group("encoder_options", DemoEncoderOptions, only=("uris", "quality", "cache", "max_pixels"))
-@click.option(
-    "--shots", default="1,4,16", metavar="N,...", callback=parse_counts, help="Numbers of shots per class to compare."
-)
+@shots_option("1,4,16")
 @seeds_option
 @click.option(
     "--out", "folder", type=FOLDER, default="clipadapter-demo", help="Folder for table, plots, records and a model."
 )
-@output_options
 def command(
     data: Path | None, encoder_options: EncoderOptions, shots: list[int], seeds: int, folder: Path, out: Output
 ) -> None:

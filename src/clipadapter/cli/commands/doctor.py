@@ -11,8 +11,7 @@ from clipadapter.cli.encoder_options import EncoderOptions, ModelEncoderOptions,
 from clipadapter.cli.fit_options import PromptOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_file, open_dataset
-from clipadapter.cli.option_types import FILE, FOLDER
-from clipadapter.cli.options import option_group, output_options, seed_option, split_option
+from clipadapter.cli.options import FILE, FOLDER, option_group, seed_option, split_option
 from clipadapter.cli.output import MAX_LISTED, Failure, Output
 from clipadapter.errors import InputError, require_installed
 from clipadapter.utils.files import printable
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 @seed_option
 @option_group("encoder_options", EncoderOptions, without=["quality"])
 @option_group("prompts", PromptOptions)
-@output_options
 def command(
     data: Path,
     split: str | None,

@@ -10,9 +10,8 @@ from clipadapter.cli.encoder_options import EncoderOptions, note_backend
 from clipadapter.cli.fit_options import ViewOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_parent, is_embedded_table, read_samples
-from clipadapter.cli.option_types import FILE, FOLDER
-from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
-from clipadapter.cli.output import Output, facts, note_kept
+from clipadapter.cli.options import FILE, FOLDER, option_group, seed_option, split_option, strict_option
+from clipadapter.cli.output import Output, note_kept, plain_facts
 from clipadapter.errors import DataError, InputError, require
 from clipadapter.utils.formatting import describe_unreadable
 
@@ -28,7 +27,6 @@ from clipadapter.utils.formatting import describe_unreadable
 )
 @click.option("--to", type=FILE, help="Parquet file for the features of the plain pictures.")
 @strict_option
-@output_options
 def command(
     data: Path,
     encoder_options: EncoderOptions,
@@ -97,7 +95,7 @@ def command(
             "cache": str(store.path),
             "table": None if to is None else str(to),
         }
-    out.result(result, facts([(key, _count_or_value(value)) for key, value in result.items() if value is not None]))
+    out.facts(plain_facts(result))
 
 
 def _check_table(path: Path) -> None:
@@ -110,7 +108,3 @@ def _check_table(path: Path) -> None:
     check_output_parent(path)
     if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or is_embedded_table(path))):
         raise InputError(f"{path} exists and is no table that embed wrote: give another name, or remove it")
-
-
-def _count_or_value(value: object) -> object:
-    return len(value) if isinstance(value, list) else value

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ FACTS_OF_NONE = {"own"}
 
 @cli_command("clipadapter encoders 'open_clip:ViT-B*'")
 @click.argument("pattern", default="")
-@output_options
 def command(pattern: str, out: Output) -> None:
     """List the encoders by what they are good for, or all whose URI matches PATTERN, such as '*siglip2*'.
 

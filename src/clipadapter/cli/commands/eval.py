@@ -14,12 +14,11 @@ from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option, rename_classes
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_model, check_output_folder, open_dataset, path_beside
-from clipadapter.cli.option_types import FOLDER
 from clipadapter.cli.options import (
+    FOLDER,
     curve_option,
     folds_option,
     option_group,
-    output_options,
     plot_format_option,
     seeds_option,
     split_option,
@@ -59,7 +58,6 @@ VALIDATION_BIAS = (
 @title_option
 @plot_format_option
 @option_group("encoder", ModelEncoderOptions)
-@output_options
 def command(
     model: Path,
     data: Path | None,
@@ -101,30 +99,29 @@ def command(
         return
     if record:
         check_output_folder(model)
+    recorded = model if record else None
     if data is None:
         if split is not None or class_names is not None or record:
             raise click.UsageError("--split, --class-names and --record need DATA")
-        check_model(model)
+        classifier = encoder.load(model, progress=out.progress)
         from clipadapter.bench import cross_validate_model
 
-        validation = cross_validate_model(encoder.load(model, progress=out.progress), folds)
+        validation = cross_validate_model(classifier, folds)
         _finish(validation, validation.write(target, title, plot_formats), _validation_text(validation), None, out)
         return
     check_model(model)
     dataset = rename_classes(open_dataset(data, split, default="test"), class_names)
-    from clipadapter.bench import evaluate_model, evaluate_multilabel_model  # imports torch, so only after the checks
-
     classifier = encoder.load(model, progress=out.progress)
+    from clipadapter.bench import evaluate_model, evaluate_multilabel_model
+
     if dataset.multilabel:
         multilabel = evaluate_multilabel_model(classifier, dataset)
         out.skipped(multilabel.skipped)
-        _finish(multilabel, multilabel.write(target), _multilabel_text(multilabel), model if record else None, out)
+        _finish(multilabel, multilabel.write(target), _multilabel_text(multilabel), recorded, out)
         return
     result = evaluate_model(classifier, dataset, curve=curve, seeds=range(1, seeds + 1), progress=out.progress)
     warn_about(result, out)
-    _finish(
-        result, result.write(target, title, plot_formats), describe_evaluation(result), model if record else None, out
-    )
+    _finish(result, result.write(target, title, plot_formats), describe_evaluation(result), recorded, out)
 
 
 def _measure_file(
@@ -186,41 +183,25 @@ def describe_evaluation(result: ModelEvaluation) -> str:
     from clipadapter.classifier.evaluation import describe_decisions, format_classes, format_confusions
 
     evaluation = result.model.evaluation
-    return "\n\n".join(
-        [
-            f"{result.n_test} pictures of {result.data}",
-            _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label"),
-            *describe_decisions(result.facts["decisions"]),
-            format_classes(evaluation),
-            *format_confusions(evaluation),
-        ]
-    )
+    scores = _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label")
+    parts = [*describe_decisions(result.facts["decisions"]), format_classes(evaluation), *format_confusions(evaluation)]
+    return "\n\n".join([f"{result.n_test} pictures of {result.data}", scores, *parts])
 
 
 def _validation_text(result: CrossValidation) -> str:
+    """The scores, the interval of the accuracy, and its bias if there are few shots."""
     from clipadapter.classifier.evaluation import format_classes
 
     head = (
         f"cross-validation over {result.folds} folds of the {result.n_pictures} pictures that the model was fitted to: "
         "each is classified by a head fitted to the other folds; the model itself is not measured"
     )
-    return "\n\n".join(
-        [
-            head,
-            _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label"),
-            _validation_uncertainty(result),
-            format_classes(result.model.evaluation),
-        ]
-    )
-
-
-def _validation_uncertainty(result: CrossValidation) -> str:
-    """The interval of the accuracy, and its bias if there are few shots."""
     low, high = (f"{100 * end:.1f}" for end in result.accuracy_interval)
-    text = f"accuracy of this head: {low} to {high} % (Wilson's 95 % interval for {result.n_pictures} pictures)"
+    interval = f"accuracy of this head: {low} to {high} % (Wilson's 95 % interval for {result.n_pictures} pictures)"
     if result.shots_per_class < MIN_UNBIASED_SHOTS:
-        text += f"\n{VALIDATION_BIAS}"
-    return text
+        interval += f"\n{VALIDATION_BIAS}"
+    scores = _scores({name: score.evaluation for name, score in result.scores.items()}, "single-label")
+    return "\n\n".join([head, scores, interval, format_classes(result.model.evaluation)])
 
 
 def _multilabel_text(result: MultiLabelModelEvaluation) -> str:

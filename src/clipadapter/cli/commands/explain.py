@@ -10,8 +10,7 @@ import click
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_model, check_output_file, check_picture
-from clipadapter.cli.option_types import FILE, FOLDER, PLOT_SUFFIXES
-from clipadapter.cli.options import option_group, output_options, title_option
+from clipadapter.cli.options import FILE, FOLDER, PLOT_SUFFIXES, option_group, title_option
 from clipadapter.cli.output import Output, table
 from clipadapter.utils.files import printable
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     "--neighbours", type=click.IntRange(0), metavar="K", default=5, help="How many of the nearest shots to list."
 )
 @option_group("encoder", ModelEncoderOptions)
-@output_options
 def command(
     model: Path,
     photo: Path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,20 +10,16 @@ from clipadapter.backends.formats import DEFAULT_FORMAT, INPUT_NAMES, PRECISIONS
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_parent, path_beside
-from clipadapter.cli.option_types import FOLDER, LateChoice
-from clipadapter.cli.options import option_group, output_options
-from clipadapter.cli.output import Output, facts
+from clipadapter.cli.options import FOLDER, late_choice, option_group
+from clipadapter.cli.output import Fact, Output
 from clipadapter.errors import InputError
 from clipadapter.utils.files import quote_path
-
-if TYPE_CHECKING:
-    from clipadapter.export import ExportResult
 
 
 @cli_command("clipadapter export model/ --format onnx --out model.onnx", extra="lite,onnx")
 @click.argument("model", type=FOLDER)
 @click.option(
-    "--format", "format_name", type=LateChoice(list_formats), default=DEFAULT_FORMAT, help="Format of the file."
+    "--format", "format_name", type=late_choice(list_formats), default=DEFAULT_FORMAT, help="Format of the file."
 )
 @click.option(
     "--out",
@@ -53,7 +48,6 @@ if TYPE_CHECKING:
     help="Folder or table of pictures to compare the two models on, and to calibrate int8 with; by default the shots.",
 )
 @option_group("encoder", ModelEncoderOptions, only=("uris", "max_pixels"))
-@output_options
 def command(
     model: Path,
     format_name: str,
@@ -87,7 +81,20 @@ def command(
         out.note(
             "compared on random pictures, since the shots of the model are not on this machine: give --pictures DATA"
         )
-    out.result(_record(done), _text(done))
+    files = list(map(str, done.files))
+    out.facts(
+        [
+            Fact("path", str(done.path)),
+            Fact("files", files, ", ".join(files), "wrote"),
+            Fact("format", done.format),
+            Fact("precision", done.precision),
+            Fact("input", done.input),
+            Fact("size", done.size_bytes, f"{done.size_bytes / 1e6:.1f} MB, {done.precision}"),
+            Fact("parity", dict(done.parity), done.parity_summary, "compared"),
+            Fact("notes", list(done.notes)),
+        ],
+        f"to use it: clipadapter predict {quote_path(done.path)} photo.jpg\nwithout this package: see docs/export.md",
+    )
 
 
 def _target(model: Path, path: Path | None, format_name: str) -> Path:
@@ -102,31 +109,3 @@ def _target(model: Path, path: Path | None, format_name: str) -> Path:
         advice = f"give --format {other.name}" if other else f"give a name that ends with {suffix}"
         raise InputError(f"{path} does not end with {suffix}: {advice}")
     return path
-
-
-def _text(done: ExportResult) -> str:
-    files = ", ".join(map(str, done.files))
-    return (
-        facts(
-            [
-                ("wrote", files),
-                ("size", f"{done.size_bytes / 1e6:.1f} MB, {done.precision}"),
-                ("compared", done.parity_summary),
-            ]
-        )
-        + f"\n\nto use it: clipadapter predict {quote_path(done.path)} photo.jpg\n"
-        + "without this package: see docs/export.md"
-    )
-
-
-def _record(done: ExportResult) -> dict[str, Any]:
-    return {
-        "path": str(done.path),
-        "files": [str(path) for path in done.files],
-        "format": done.format,
-        "precision": done.precision,
-        "input": done.input,
-        "size": done.size_bytes,
-        "parity": dict(done.parity),
-        "notes": list(done.notes),
-    }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,12 +18,25 @@ from clipadapter.cli.commands.eval import describe_evaluation, warn_about
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend, note_encoders
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import find_unwritable_parent, list_unlabelled, open_dataset
-from clipadapter.cli.option_types import COUNT, FOLDER, FOLDER_OR_URI, FRACTION
-from clipadapter.cli.options import option_group, output_options, seed_option, split_option, strict_option
-from clipadapter.cli.output import Output, facts, note_kept
+from clipadapter.cli.inputs import find_unwritable_parent, list_pictures
+from clipadapter.cli.options import (
+    COUNT,
+    FOLDER,
+    FOLDER_OR_URI,
+    FRACTION,
+    option_group,
+    seed_option,
+    split_option,
+    strict_option,
+)
+from clipadapter.cli.output import Fact, Output, note_kept
 from clipadapter.cli.shard_inputs import open_shards
-from clipadapter.cli.uncertainty_options import UncertaintyArguments, describe_accuracy, report_uncertainty
+from clipadapter.cli.uncertainty_options import (
+    UncertaintyArguments,
+    describe_accuracy,
+    uncertainty_facts,
+    warn_about_rates,
+)
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.utils.formatting import describe_shots, format_count, format_list, format_seconds
 from clipadapter.utils.progress import estimates_reported_to
@@ -38,17 +51,7 @@ MAX_NAMED_CLASSES = 5
 
 @cli_command(
     "clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2",
-    first=(
-        "--out",
-        "--encoder",
-        "--quality",
-        "--head",
-        "--shots",
-        "--test-fraction",
-        "--reject",
-        "--class-names",
-        "--json",
-    ),
+    first="--out --encoder --quality --head --shots --test-fraction --reject --class-names --json",
 )
 @click.argument("data", type=FOLDER_OR_URI)
 @click.option(
@@ -88,7 +91,6 @@ MAX_NAMED_CLASSES = 5
     ),
 )
 @strict_option
-@output_options
 def command(
     data: Path | str,
     folder: Path,
@@ -115,37 +117,32 @@ def command(
     started = time.monotonic()
     head.check_names()
     head.check_encoders(encoder_options.uris)
-    head.check_unlabelled(unlabelled is not None, early=True)
-    unlabelled_pictures = None if unlabelled is None else list_unlabelled(unlabelled)
+    head.check_unlabelled(unlabelled is not None)
+    unlabelled_pictures = None if unlabelled is None else list_pictures(unlabelled, "--unlabelled")
     version_before = _check_folder(folder)
     before = "no model was saved" if version_before is None else f"the model in {folder} is as it was"
     note_kept(f"{before}; {encoder_options.kept}")
-    shards = open_shards(data)
-    pictures = open_dataset(Path(data), split, default="train") if shards is None else shards.list_dataset(split)
-    if shards is not None:
+    shards, has_test = open_shards(data), False
+    if shards is None:
+        from clipadapter.data.load import load_with_splits
+
+        pictures, splits = load_with_splits(Path(data), split, "train")
+        has_test = split is None and "test" in splits
+    else:
+        pictures = shards.list_dataset(split)
         encoder_options = shards.check_options(encoder_options, head, views, unlabelled, uncertainty.outliers)
-    has_test = split is None and shards is None and _has_test_pictures(data)
     dataset, held_back = prompts.rename_classes(pictures), None
     if test_fraction is not None:
-        if has_test or shards is not None:
-            has = (
-                "test pictures: leave it out, and measure with 'clipadapter eval'"
-                if has_test
-                else "features, no pictures: leave it out"
-            )
-            raise InputError(f"--test-fraction is for pictures without a split, but '{data}' has {has}")
-        if dataset.multilabel:
-            raise InputError(
-                f"--test-fraction divides pictures by their class, but pictures of '{data}' have several labels: leave "
-                "it out"
-            )
-        dataset, held_back = _hold_back(dataset, test_fraction, seed)
+        if has_test:
+            _refuse_fraction(data, "test pictures: leave it out, and measure with 'clipadapter eval'")
+        if shards is not None:
+            _refuse_fraction(data, "features, no pictures: leave it out")
+        dataset, held_back = _hold_back(dataset, test_fraction, seed, data)
     labels: Sequence[str] | Sequence[tuple[str, ...]] = dataset.label_sets if dataset.multilabel else dataset.labels
     rows = _draw_rows(dataset, shots, seed, out)
     prompt_parameters, spec = prompts.classifier_parameters(dataset.class_names), views.training_spec(seed)
     head_parameters = head.classifier_parameters()
-    head.check_unlabelled(unlabelled is not None)
-    outliers = uncertainty.outlier_pictures()
+    outliers = None if uncertainty.outliers is None else list_pictures(uncertainty.outliers)
     uncertainty_options = uncertainty.options(dataset.class_names)
     parameters = {"uncertainty": uncertainty_options, "views": spec, "seed": seed, "strict": strict}
     model = encoder_options.create_classifier(out, **head_parameters, **prompt_parameters, **parameters)
@@ -178,10 +175,19 @@ def command(
     _report(model, head, uncertainty.calibration, folder, versions, n_unlabelled, seconds, measured, following, out)
 
 
-def _hold_back(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+def _refuse_fraction(data: Path | str, has: str) -> None:
+    raise InputError(f"--test-fraction is for pictures without a split, but '{data}' has {has}")
+
+
+def _hold_back(dataset: Dataset, fraction: float, seed: int, data: Path | str) -> tuple[Dataset, Dataset]:
     """Divide pictures into those to learn from and test pictures, whose name says how they were drawn."""
     from clipadapter.data.splits import hold_back
 
+    if dataset.multilabel:
+        raise InputError(
+            f"--test-fraction divides pictures by their class, but pictures of '{data}' have several labels: leave it "
+            "out"
+        )
     train, test = hold_back(dataset.labels, fraction, seed)
     if not test:
         raise InputError("--test-fraction needs two pictures of a class or more, but each class has one")
@@ -239,11 +245,7 @@ def _report_cost(
 def _report_training(head: HeadOptions, counts: Sequence[int], before: str, out: Output) -> None:
     """Note how many steps a head makes through a tower, which may take hours, before the first one.
 
-    Args:
-        head: with its parameters.
-        counts: shots of each class.
-        before: what an interrupted command leaves in the folder of the model.
-        out: where it is noted.
+    `before` is what an interrupted command leaves in the folder of the model.
     """
     kind = head.create()
     if not (kind.needs_tower or kind.tunes_encoder):
@@ -274,11 +276,7 @@ def _warn_if_all_are_shots(paths: Sequence[Path], unlabelled: Sequence[Path], ou
 
 
 def _check_folder(folder: Path) -> int | None:
-    """Refuse, before the work, a folder that saving would refuse after it.
-
-    Returns:
-        The version of the model in the folder; None if there is none.
-    """
+    """Refuse, before the work, a folder that saving would refuse after it. The version of the model in it, if any."""
     from clipadapter.persistence import History, check_target_folder
 
     try:
@@ -317,163 +315,103 @@ def _report(
     quality = provenance.get("quality")
     if quality and quality["why"]:
         out.note(f"the model {quality['why']}")
-    uncertainty = report_uncertainty(model.uncertainty_, calibration)
-    for text in uncertainty.warnings:
-        out.warn(text)
-    accuracy = model.uncertainty_.accuracy
-    result: dict[str, Any] = {
-        "model": str(folder),
-        "version": versions[1],
-        "previous_version": versions[0],
-        "classes": list(shots),
-        "shots": shots,
-        "head": {"name": head.name, "params": model.head_.get_params(deep=False)},
-        "selection": _selection_record(model),
-        "chosen": _chosen_values(model),
-        "unlabelled": _unlabelled_record(model, n_unlabelled),
-        "encoder": {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
-        "quality": quality,
-        "blocks": _block_records(model),
-        "passes": [{"image_size": one.info.image_size} for one in model.encoder_.passes()],
-        "uncertainty": uncertainty.data,
-        "accuracy": None if accuracy is None else accuracy.to_dict(),
-        "evaluation": None if measured is None else measured.to_dict(),
-        "descriptions": _descriptions_record(model),
-        "views": provenance["views"],
-        "crop": provenance.get("crop"),
-        "computed": provenance["computed"],
-        "skipped": [{"source": name, "reason": reason} for name, reason in skipped],
-        "seconds": round(seconds, 2),
-    }
-    lines = [
-        ("model", folder if versions[0] is None else f"{folder}, version {versions[1]} (was {versions[0]})"),
-        ("classes", len(shots)),
-        ("pictures", describe_shots(shots, len(support))),
-        ("skipped", len(skipped)),
-        ("head", head.name + _describe_selection(model)),
-        *_describe_chosen(model),
-        *_describe_unlabelled(model, n_unlabelled),
-        *_describe_descriptions(model),
-        *uncertainty.lines,
-        ("encoder", f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})"),
-        *_describe_blocks(model),
-        ("seconds", f"{seconds:.1f}"),
-        ("accuracy", describe_accuracy(model)),
-        ("next", shlex.join(["clipadapter", *following])),
+    uncertainty, accuracy = model.uncertainty_, model.uncertainty_.accuracy
+    warn_about_rates(uncertainty, uncertainty.decisions.reject, uncertainty.decisions.coverage, out)
+    learned = uncertainty_facts(uncertainty, calibration)
+    changed = "" if versions[0] is None else f", version {versions[1]} (was {versions[0]})"
+    facts = [
+        Fact("model", str(folder), f"{folder}{changed}"),
+        Fact("version", versions[1]),
+        Fact("previous_version", versions[0]),
+        Fact("classes", list(shots), len(shots)),
+        Fact("shots", shots, describe_shots(shots, len(support)), "pictures"),
+        Fact("skipped", [{"source": name, "reason": reason} for name, reason in skipped], len(skipped)),
+        *_head_facts(model, head.name),
+        _unlabelled_fact(model, n_unlabelled),
+        _descriptions_fact(model),
+        Fact("uncertainty", {fact.key: fact.value for fact in learned}),
+        *(Fact("", text=fact.text, name=fact.name or fact.key) for fact in learned),
+        Fact(
+            "encoder",
+            {"name": info.name, "dim": info.dim, "licence": info.licence, "fingerprint": info.fingerprint},
+            f"{split_blocks(info.name)[0]} (width {info.dim}, licence {info.licence})",
+        ),
+        Fact("quality", quality),
+        *_block_facts(model),
+        Fact("views", provenance["views"]),
+        Fact("crop", provenance.get("crop")),
+        Fact("computed", provenance["computed"]),
+        Fact("seconds", round(seconds, 2), f"{seconds:.1f}"),
+        Fact("accuracy", accuracy and accuracy.to_dict(), describe_accuracy(model)),
+        Fact("evaluation", measured and measured.to_dict()),
+        Fact("", text=shlex.join(["clipadapter", *following]), name="next"),
     ]
-    out.result(result, facts(lines) + ("" if measured is None else f"\n\n{describe_evaluation(measured)}"))
+    out.facts(facts, "" if measured is None else describe_evaluation(measured))
 
 
-def _has_test_pictures(data: Path | str) -> bool:
-    """Whether a data set has test pictures, which `clipadapter eval` takes."""
-    from clipadapter.data.folders import find_split_folders
-    from clipadapter.data.load import read_listing
+def _head_facts(model: FewShotClassifier, name: str) -> list[Fact]:
+    """The head, the losses of the values of a grid on held-out shots, and the numbers that it chose itself."""
+    text, record, parameters, state = name, None, model.head_.get_params(deep=False), model.head_.state()
+    if selection := model.selection_:
+        keys = ("name", "loss", "excess_loss", "standard_error", "accuracy", "seconds")
+        record = {
+            "strategy": selection.strategy,
+            "held_out": selection.n_held_out,
+            "seconds": selection.seconds,
+            "candidates": [{key: getattr(one, key) for key in keys} for one in selection.candidates],
+        }
+        best, *others = selection.candidates
+        text += (
+            f", {best.name}: best of {len(selection.candidates)} on {selection.n_held_out} held-out shots by "
+            f"{selection.strategy}, {selection.seconds:.1f} s"
+        )
+        text += "".join(
+            f"; next {second.name} (log-loss {second.excess_loss:+.3f} ± {second.standard_error:.3f})"
+            for second in others[:1]
+        )
+    # A number that is "auto" is stored as NAME_ once it is chosen.
+    found = {key: state.get(f"{key}_") for key, value in parameters.items() if value == "auto"}
+    chosen = {key: float(value) for key, value in found.items() if value is not None and value.ndim == 0}
+    values = ", ".join(f"{key} {value:.3g}" for key, value in chosen.items())
+    return [
+        Fact("head", {"name": name, "params": parameters}, text),
+        Fact("selection", record),
+        Fact("chosen", chosen, f"{values} (set to auto)" if values else None),
+    ]
 
-    source = Path(data)
-    if not source.is_dir():
-        return "test" in read_listing(source).dataset.splits
-    return "test" in find_split_folders([path.name for path in source.iterdir() if path.is_dir()]).values()
+
+def _unlabelled_fact(model: FewShotClassifier, n_unlabelled: int) -> Fact:
+    """What the pictures without labels contributed."""
+    if not n_unlabelled:
+        return Fact("unlabelled")
+    state, summary = model.head_.state(), model.head_.describe_unlabelled()
+    found = {name: state.get(f"unlabelled_{name}_") for name in ("share", "gain")}
+    numbers = {name: None if value is None else float(value) for name, value in found.items()}
+    text = format_count(n_unlabelled, "picture") + (f", {summary}" if summary else "")
+    return Fact("unlabelled", {"pictures": n_unlabelled, **numbers, "summary": summary}, text)
 
 
-def _chosen_values(model: FewShotClassifier) -> dict[str, float]:
-    """Return the numbers that the head chose for its parameters that are "auto"; it stores them as ``NAME_``."""
-    state, parameters = model.head_.state(), model.head_.get_params(deep=False)
-    chosen = {name: state.get(f"{name}_") for name, value in parameters.items() if value == "auto"}
-    return {name: float(value) for name, value in chosen.items() if value is not None and value.ndim == 0}
-
-
-def _describe_chosen(model: FewShotClassifier) -> list[tuple[str, str]]:
-    """Describe the same for people."""
-    values = [f"{name} {value:.3g}" for name, value in _chosen_values(model).items()]
-    return [("chosen", f"{', '.join(values)} (set to auto)")] if values else []
-
-
-def _descriptions_record(model: FewShotClassifier) -> dict[str, int] | None:
-    """Return how many classes have sentences in place of templates, and how many sentences; None without any."""
+def _descriptions_fact(model: FewShotClassifier) -> Fact:
+    """How many classes have sentences in place of templates, and how many sentences."""
     from clipadapter.data import clean_name
 
     if not model.descriptions:
-        return None
-    classes = {clean_name(name) for name in model.descriptions}
-    return {"classes": len(classes), "sentences": sum(map(len, model.descriptions.values()))}
+        return Fact("descriptions")
+    n_classes, n = len(set(map(clean_name, model.descriptions))), sum(map(len, model.descriptions.values()))
+    text = f"{format_count(n, 'sentence')} for {n_classes} of {len(model.class_names_)} classes"
+    return Fact("descriptions", {"classes": n_classes, "sentences": n}, text)
 
 
-def _describe_descriptions(model: FewShotClassifier) -> list[tuple[str, str]]:
-    """Describe the same for people."""
-    record = _descriptions_record(model)
-    if record is None:
-        return []
-    text = (
-        f"{format_count(record['sentences'], 'sentence')} for {record['classes']} of {len(model.class_names_)} classes"
-    )
-    return [("descriptions", text)]
-
-
-def _unlabelled_record(model: FewShotClassifier, n_unlabelled: int) -> dict[str, Any] | None:
-    """Return what the pictures without labels contributed, as JSON; None without any."""
-    if not n_unlabelled:
-        return None
-    state = model.head_.state()
-    facts = {name: state.get(f"unlabelled_{name}_") for name in ("share", "gain")}
-    numbers = {name: None if value is None else float(value) for name, value in facts.items()}
-    return {"pictures": n_unlabelled, **numbers, "summary": model.head_.describe_unlabelled()}
-
-
-def _describe_unlabelled(model: FewShotClassifier, n_unlabelled: int) -> list[tuple[str, str]]:
-    """Describe the same for people."""
-    if not n_unlabelled:
-        return []
-    how = model.head_.describe_unlabelled()
-    return [("unlabelled", format_count(n_unlabelled, "picture") + (f", {how}" if how else ""))]
-
-
-def _block_records(model: FewShotClassifier) -> list[dict[str, Any]]:
-    """Return the blocks of features that the model reads, with their shares in the logits, as JSON."""
-    shares = model.head_.block_shares() or {}
-    return [
-        {"name": block.name, "width": block.width, "share": shares.get(block.name)} for block in model.head_.read_blocks
-    ]
-
-
-def _describe_blocks(model: FewShotClassifier) -> list[tuple[str, str]]:
-    """Describe for people what the model looks at, and what a prediction costs."""
+def _block_facts(model: FewShotClassifier) -> list[Fact]:
+    """The blocks of features that the model reads, with their shares in the logits, and what a prediction costs."""
     from clipadapter.encoders import describe_passes
 
-    dropped, shares = model.dropped_blocks_, model.head_.block_shares() or {}
-    names = [block.name for block in model.head_.read_blocks]
-    if len(names) == 1 and not dropped:
-        return []
-    listed = ", ".join(f"{name} {shares[name]:.0%}" if name in shares else name for name in names)
-    unused = f"; not used: {', '.join(dropped)}" if dropped else ""
-    return [("looks at", f"{listed}{unused}"), ("prediction", describe_passes(model.encoder_))]
-
-
-def _selection_record(model: FewShotClassifier) -> dict[str, Any] | None:
-    """Return the losses of the values of a grid on held-out shots, as JSON."""
-    selection = model.selection_
-    if selection is None:
-        return None
-    keys = ("name", "loss", "excess_loss", "standard_error", "accuracy", "seconds")
-    candidates = [{key: getattr(candidate, key) for key in keys} for candidate in selection.candidates]
-    return {
-        "strategy": selection.strategy,
-        "held_out": selection.n_held_out,
-        "seconds": selection.seconds,
-        "candidates": candidates,
-    }
-
-
-def _describe_selection(model: FewShotClassifier) -> str:
-    """Describe the same for people."""
-    selection = model.selection_
-    if selection is None:
-        return ""
-    best, *others = selection.candidates
-    runner_up = ""
-    if others:
-        second = others[0]
-        runner_up = f"; next {second.name} (log-loss {second.excess_loss:+.3f} ± {second.standard_error:.3f})"
-    return (
-        f", {best.name}: best of {len(selection.candidates)} on {selection.n_held_out} held-out shots by "
-        f"{selection.strategy}, {selection.seconds:.1f} s{runner_up}"
-    )
+    shares, blocks = model.head_.block_shares() or {}, model.head_.read_blocks
+    records = [{"name": block.name, "width": block.width, "share": shares.get(block.name)} for block in blocks]
+    passes = [{"image_size": one.info.image_size} for one in model.encoder_.passes()]
+    listed = cost = None
+    if len(blocks) > 1 or model.dropped_blocks_:
+        names = (f"{one.name} {shares[one.name]:.0%}" if one.name in shares else one.name for one in blocks)
+        unused = f"; not used: {', '.join(model.dropped_blocks_)}" if model.dropped_blocks_ else ""
+        listed, cost = f"{', '.join(names)}{unused}", describe_passes(model.encoder_)
+    return [Fact("blocks", records, listed, "looks at"), Fact("passes", passes, cost, "prediction")]

@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import output_options
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.rendering.marks import NOT_AS_PUBLISHED
 from clipadapter.utils.registry import unknown
@@ -26,7 +25,6 @@ MARKS = {
 
 @cli_command("clipadapter heads 'clip-*'")
 @click.argument("pattern", default="*")
-@output_options
 def command(pattern: str, out: Output) -> None:
     """List the heads, or those whose name matches PATTERN or, if none does, contains it.
 

@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import check_output_file, list_pictures
-from clipadapter.cli.option_types import COUNT, FILE, FOLDER, FRACTION, PLOT_SUFFIXES
-from clipadapter.cli.options import option, option_group, output_options, seed_option, title_option
+from clipadapter.cli.inputs import check_output_file, is_model_file, list_pictures
+from clipadapter.cli.options import (
+    COUNT,
+    FILE,
+    FOLDER,
+    FRACTION,
+    PLOT_SUFFIXES,
+    option,
+    option_group,
+    seed_option,
+    title_option,
+)
 from clipadapter.cli.output import Output, table
-from clipadapter.errors import ArtifactError, InputError
-from clipadapter.runtime.model_folder import why_no_model
+from clipadapter.errors import InputError
 from clipadapter.utils.files import path_without_links, printable
 
 if TYPE_CHECKING:
@@ -69,7 +76,6 @@ class CheckOptions:
 @click.option("--history", type=FILE, help="File to which each run adds a line of JSON.")
 @seed_option
 @option_group("encoder", ModelEncoderOptions)
-@output_options
 def command(
     model: Path,
     stream: Path,
@@ -99,7 +105,7 @@ def command(
     for path, suffixes in ((plot, PLOT_SUFFIXES), (history, ())):
         check_output_file(path, suffixes=suffixes)
     reference_priors = _parse_shares(usual)
-    opened = _open_model(model, encoder, out)
+    opened: Any = encoder.open_exported(model) if is_model_file(model) else encoder.load(model, progress=out.progress)
     paths, times = sort_pictures(list_pictures(stream), by)  # type: ignore[arg-type]
     if last is not None:
         paths, times = paths[-last:], None if times is None else times[-last:]
@@ -121,15 +127,6 @@ def command(
     out.result({**result, "files": files}, text)
     if report.has_drift:
         click.get_current_context().exit(DRIFT_EXIT_CODE)
-
-
-def _open_model(model: Path, encoder: ModelEncoderOptions, out: Output) -> Any:
-    """Open the model in a folder, or an exported file."""
-    if not is_exported(model) or model.is_dir():
-        if why := why_no_model(model):
-            raise ArtifactError(f"{why}, or a file that 'clipadapter export' wrote")
-        return encoder.load(model, progress=out.progress)
-    return encoder.open_exported(model)
 
 
 def _parse_shares(options: tuple[str, ...]) -> dict[str, float]:

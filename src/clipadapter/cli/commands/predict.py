@@ -6,34 +6,30 @@ import hashlib
 import os
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.inputs import is_feature_table, is_missing, read_lines
-from clipadapter.cli.option_types import COUNT, COUNT_OR_ALL, FILE, FOLDER
-from clipadapter.cli.options import option_group, output_options, strict_option
-from clipadapter.cli.output import START_AGAIN, Output, facts, note_kept
-from clipadapter.cli.predict_models import PredictRequest, check_model, open_cached_model, open_model, open_table_model
+from clipadapter.cli.inputs import is_feature_table, is_missing
+from clipadapter.cli.options import COUNT, COUNT_OR_ALL, FILE, FOLDER, option_group, strict_option
+from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
+from clipadapter.cli.predict_models import Block, PictureAnswers, PredictRequest, TableAnswers, check_model
 from clipadapter.cli.sorting import PictureSorter, count_answers
 from clipadapter.cli.uncertainty_options import DecisionArguments
 from clipadapter.errors import DataError, ImageError, InputError
-from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
 from clipadapter.utils.files import explain_missing, printable
 from clipadapter.utils.formatting import describe_unreadable
 
 if TYPE_CHECKING:
-    from clipadapter.cli.prediction_files import AnsweredRows, PredictionFile
     from clipadapter.utils.prediction import Prediction
 
-T = TypeVar("T")
 MAX_NAMED_INPUTS = 3
 PICTURES_PER_PART, ROWS_PER_PART = 1024, 1 << 16
 """Pictures, or rows of a table of features, of each part of --out."""
@@ -43,7 +39,7 @@ MAX_PART_SECONDS = 60.0
 
 @cli_command(
     "clipadapter predict model/ photo.jpg more/ --top 3 --json",
-    first=("--top", "--out", "--sort-into", "--reject", "--coverage", "--json"),
+    first="--top --out --sort-into --reject --coverage --json",
 )
 @click.argument("model", type=FOLDER)
 @click.argument("inputs", metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True)
@@ -80,7 +76,6 @@ MAX_PART_SECONDS = 60.0
 @strict_option
 @option_group("decisions", DecisionArguments)
 @option_group("encoder", ModelEncoderOptions)
-@output_options
 def command(
     model: Path,
     inputs: tuple[str, ...],
@@ -131,18 +126,21 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
     if request.tables:
         note_kept(START_AGAIN)
     answers: Counter[tuple[str | None, bool]] = Counter()
-    taken: deque[Path] = deque()
-    for prediction, class_names in _predict(request, taken):
-        n_pictures += 1
-        width = width or max(map(len, class_names), default=0)
-        path = taken.popleft() if taken else None  # rows of a table have no file
-        _report(prediction, request)
-        if prediction.error is None or out.as_json:
-            out.row(prediction.record(), _format_prediction(prediction, width))
-        if prediction.error is None:
-            answers[prediction.label, prediction.label is not None and prediction.unlike_every_class] += 1
-            if sorter is not None and path is not None:
-                sorter.add(path, prediction.label, class_names)
+    check_model(request)
+    source = TableAnswers(request) if request.tables else PictureAnswers(request, Path, quick=True)
+    with _bar(source, request) as bar:
+        for prediction in chain.from_iterable(map(_predictions, chain.from_iterable(source.groups()))):
+            n_pictures += 1
+            width = width or max(map(len, source.class_names), default=0)
+            path = source.taken.popleft() if source.taken else None  # rows of a table have no file
+            _report(prediction, request)
+            if prediction.error is None or out.as_json:
+                out.row(prediction.record(), _format_prediction(prediction, width))
+            if prediction.error is None:
+                answers[prediction.label, prediction.label is not None and prediction.unlike_every_class] += 1
+                if sorter is not None and path is not None:
+                    sorter.add(path, prediction.label, source.class_names)
+            bar.update()
     if not answers:
         raise DataError(describe_unreadable(n_pictures) if n_pictures else _describe_empty(request.inputs))
     if answers.total() < n_pictures:
@@ -153,12 +151,12 @@ def _predict_to_output(request: PredictRequest, sorter: PictureSorter | None) ->
         out.note(sorter.describe())
 
 
-def _report(prediction: Prediction, request: PredictRequest) -> None:
-    """Warn of a picture that can't be read.
+def _predictions(rows: Block) -> Iterator[Prediction]:
+    return iter(rows) if isinstance(rows, list) else rows.predictions()
 
-    Raises:
-        ImageError: if the command is strict.
-    """
+
+def _report(prediction: Prediction, request: PredictRequest) -> None:
+    """Warn of a picture that can't be read, or end a strict command."""
     if prediction.error is None:
         return
     path, reason = Path(prediction.source), prediction.error
@@ -175,35 +173,8 @@ def _describe_empty(inputs: Sequence[str]) -> str:
     return f"there are no pictures in {names}{more}"
 
 
-def _pictures(inputs: Sequence[str]) -> Iterator[Path | None]:
-    """The pictures of all inputs; None where the next line of standard input is not there yet."""
-    for text in inputs:
-        if text == "-":
-            yield from (None if line is None else Path(line) for line in read_lines(sys.stdin) if line != "")
-        else:
-            yield from _expand(Path(text))
-
-
-def _expand(path: Path) -> Iterable[Path]:
-    """List the pictures of one input."""
-    from clipadapter.data import list_images
-    from clipadapter.data.load import read_listing
-    from clipadapter.data.manifests import is_manifest
-
-    try:
-        if path.is_dir():
-            return list_images(path)
-        return read_listing(path).dataset.paths if is_manifest(path) else [path]
-    except OSError:  # a name too long, or no permission: reported when the picture is read
-        return [path]
-
-
 def _tables(inputs: Sequence[str]) -> tuple[Path, ...]:
-    """The inputs, if they are tables of features.
-
-    Raises:
-        InputError: if only some of them are.
-    """
+    """The inputs, if they are tables of features."""
     paths = [Path(text) for text in inputs]
     tables = tuple(path for path in paths if is_feature_table(path))
     if tables and len(tables) < len(paths):
@@ -212,60 +183,60 @@ def _tables(inputs: Sequence[str]) -> tuple[Path, ...]:
     return tables
 
 
-def _predict(request: PredictRequest, taken: deque[Path]) -> Iterator[tuple[Prediction, Sequence[str]]]:
-    """Yield the predictions, each with the class names. `taken` gets the paths of the pictures."""
-    check_model(request)
-    if request.tables:
-        table_model = open_table_model(request)
-        with _bar(None, request, "rows") as bar:
-            for rows in chain.from_iterable(map(table_model.answer_file, range(len(table_model.files)))):
-                yield from ((prediction, table_model.class_names) for prediction in rows.predictions())
-                bar.update(len(rows))
-        return
-    if not request.has_exported_file:
-        cached = open_cached_model(request)
-        if cached is not None:
-            options = request.options(cached.uncertainty, cached.class_names)
-            taken.extend(map(Path, request.inputs))
-            yield from ((prediction, cached.class_names) for prediction in cached.classify(list(taken), **options))
-            return
-        if all(text != "-" and is_missing(Path(text)) for text in request.inputs):
-            from clipadapter.utils.prediction import unreadable  # imports numpy but not torch
-
-            taken.extend(map(Path, request.inputs))
-            yield from ((unreadable(text, "no such file"), ()) for text in request.inputs)
-            return
-    model = open_model(request)
-    pictures = _list_pictures(request.inputs)
-    with _bar(_count(pictures), request) as bar:
-        for prediction in model.predict(_note_taken(pictures, taken, Path)):
-            yield prediction, model.class_names
-            bar.update()
-    model.finish()
-
-
 def _predict_to_file(request: PredictRequest, path: Path) -> None:
     """Write the predictions to a file, in parts, so that a run that was stopped continues."""
-    from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file
+    from clipadapter.cli.prediction_files import PredictionFile, check_prediction_file, file_facts
 
     check_prediction_file(path)
     check_model(request)
     with PredictionFile(path, _describe_run(request), keep_unreadable=not request.strict) as file:
         if request.adapt is not None:
             file.drop_rest()  # the answers depend on those before, which the parts do not have
-        write = _write_table_predictions if request.tables else _write_picture_predictions
-        n_earlier = write(request, file)
+        source = TableAnswers(request) if request.tables else PictureAnswers(request, file_facts)
+        source.skip_answered(file)
+        n_earlier = file.n_rows
+        with _bar(source, request, n_earlier, prints_rows=False) as bar:
+            for blocks in source.groups():
+                for part in _gather(blocks, request, bar):
+                    file.write(part, source.stamp(sum(map(len, part))))
         n_rows, n_unreadable = file.n_rows, file.n_unreadable
         if n_unreadable == n_rows:
             file.remove_parts()
             raise DataError(describe_unreadable(n_rows) if n_rows else _describe_empty(request.inputs))
         file.finish()
     result = {"file": str(path), "pictures": n_rows, "unreadable": n_unreadable, "from_earlier_run": n_earlier}
-    request.out.result(result, facts([(key.replace("_", " "), value) for key, value in result.items()]))
+    request.out.facts(plain_facts(result))
+
+
+def _gather(blocks: Iterator[Block], request: PredictRequest, bar: tqdm[Any]) -> Iterator[list[Block]]:
+    """Blocks that together are a part of the file. Of pictures that can't be read is warned; strict commands end."""
+    started, waiting, n = time.monotonic(), list[Block](), 0
+    for rows in blocks:
+        if isinstance(rows, list):
+            _report(rows[0], request)
+        elif request.strict and rows.n_unreadable:
+            row = next(i for i, error in enumerate(rows.errors) if error is not None)
+            raise ImageError(rows.sources[row], str(rows.errors[row]))
+        waiting.append(rows)
+        n += len(rows)
+        bar.update(len(rows))
+        is_full = n >= (ROWS_PER_PART if request.tables else PICTURES_PER_PART)
+        if is_full or time.monotonic() - started > MAX_PART_SECONDS:
+            yield _join(waiting)
+            started, waiting, n = time.monotonic(), [], 0
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(blocks: list[Block]) -> list[Block]:
+    """Pictures as one block; tables are blocks of many rows already."""
+    return [list(chain.from_iterable(map(_predictions, blocks)))] if isinstance(blocks[0], list) else blocks
 
 
 def _describe_run(request: PredictRequest) -> dict[str, Any]:
     """What must be equal so that a run continues an earlier one. Each part says which pictures it answers."""
+    from clipadapter.runtime.model_folder import CONFIG_FILE, model_path
+
     path = request.model
     is_exported_pair = path.with_suffix(".bin").is_file()
     files = [model_path(path, CONFIG_FILE)] if path.is_dir() else [path, *[path.with_suffix(".bin")] * is_exported_pair]
@@ -286,141 +257,17 @@ def _describe_run(request: PredictRequest) -> dict[str, Any]:
     }
 
 
-def _write_picture_predictions(request: PredictRequest, file: PredictionFile) -> int:
-    """Write the predictions of pictures. Returns how many are from an earlier run."""
-    from clipadapter.cli.prediction_files import file_facts, stamp_files
-
-    pictures = _list_pictures(request.inputs)
-    total, unanswered = _count(pictures), _skip_answered(file, pictures)
-    n_earlier = file.n_rows
-    remaining = unanswered if total is None else list(unanswered)
-    if not remaining:
-        return n_earlier
-    taken: deque[bytes] = deque()
-    model = open_model(request)
-    rows: list[Prediction] = []
-    started = time.monotonic()
-    with _bar(total, request, initial=n_earlier, prints_rows=False) as bar:
-        for prediction in model.predict(_note_taken(remaining, taken, file_facts)):  # a later change is noticed
-            _report(prediction, request)
-            rows.append(prediction)
-            bar.update()
-            if len(rows) == PICTURES_PER_PART or time.monotonic() - started > MAX_PART_SECONDS:
-                file.write([rows], stamp_files(taken.popleft() for _ in rows))
-                rows, started = [], time.monotonic()
-    if rows:
-        file.write([rows], stamp_files(taken.popleft() for _ in rows))
-    model.finish()
-    return n_earlier
-
-
-def _skip_answered(file: PredictionFile, pictures: Iterable[Path | None]) -> Iterator[Path | None]:
-    """The pictures after those that the parts of an earlier run answer."""
-    from clipadapter.cli.prediction_files import file_facts, stamp_files
-
-    remaining = iter(pictures)
-    while (length := file.next_length()) is not None:
-        block = list(islice((path for path in remaining if path is not None), length))
-        if len(block) < length or not file.keep_next(stamp_files(map(file_facts, block))):
-            file.drop_rest()
-            return chain(block, remaining)
-    return remaining
-
-
-def _note_taken(
-    pictures: list[Path] | list[Path | None] | Iterator[Path | None], taken: deque[T], note: Callable[[Path], T]
-) -> list[Path] | Iterator[Path | None]:
-    """The pictures. `taken` gets what `note` returns of each, before the picture is read."""
-    if isinstance(pictures, list):
-        paths = [path for path in pictures if path is not None]
-        taken.extend(map(note, paths))
-        return paths
-
-    def noted() -> Iterator[Path | None]:
-        for path in pictures:
-            if path is not None:
-                taken.append(note(path))
-            yield path
-
-    return noted()
-
-
-def _write_table_predictions(request: PredictRequest, file: PredictionFile) -> int:
-    """Write the predictions for tables of features. Returns how many are from an earlier run."""
-    from clipadapter.cli.prediction_files import file_facts, stamp_files
-
-    model = open_table_model(request)
-    first_rows: list[int] = []
-    facts = [file_facts(path) for _, _, path in model.files]
-    n_rows = [table.count_rows(str(path)) for table, _, path in model.files]
-    for own, n in zip(facts, n_rows, strict=True):
-        first = 0
-        while first < n and (length := file.next_length()) and file.keep_next(stamp_files([own], first, length)):
-            first += length
-        first_rows.append(first)
-    n_earlier = file.n_rows
-    with _bar(None, request, "rows", n_earlier, prints_rows=False) as bar:
-        for position, (first, n) in enumerate(zip(first_rows, n_rows, strict=True)):
-            for part in _gather(_without_unreadable(model.answer_file(position, first), request), ROWS_PER_PART):
-                length = sum(map(len, part))
-                file.write(part, stamp_files([facts[position]], first, length))
-                first += length
-                bar.update(length)
-            if first != n:
-                path = model.files[position][2]
-                raise DataError(f"{path} had {n} rows and gave {first}: it was changed meanwhile; start again")
-    return n_earlier
-
-
-def _without_unreadable(blocks: Iterator[AnsweredRows], request: PredictRequest) -> Iterator[AnsweredRows]:
-    """The rows as they are.
-
-    Raises:
-        ImageError: if the command is strict and a row has no prediction.
-    """
-    for rows in blocks:
-        if request.strict and rows.n_unreadable:
-            row = next(i for i, error in enumerate(rows.errors) if error is not None)
-            raise ImageError(rows.sources[row], str(rows.errors[row]))
-        yield rows
-
-
-def _gather(blocks: Iterator[AnsweredRows], n_rows: int) -> Iterator[list[AnsweredRows]]:
-    """Blocks that together have at least this number of rows, but the last ones."""
-    waiting: list[AnsweredRows] = []
-    for rows in blocks:
-        waiting.append(rows)
-        if sum(map(len, waiting)) >= n_rows:
-            yield waiting
-            waiting = []
-    if waiting:
-        yield waiting
-
-
-def _list_pictures(inputs: Sequence[str]) -> list[Path] | Iterator[Path | None]:
-    """The pictures; an iterator if some come from standard input, whose number is not known.
-
-    The number decides whether it is worthwhile to look for a faster backend.
-    """
-    pictures = _pictures(inputs)
-    return pictures if "-" in inputs else [path for path in pictures if path is not None]
-
-
-def _count(pictures: list[Path] | Iterator[Path | None]) -> int | None:
-    return len(pictures) if isinstance(pictures, list) else None
-
-
 def is_terminal() -> bool:
     """Whether the output is read by a person."""
     return sys.stdout.isatty()
 
 
 def _bar(
-    total: int | None, request: PredictRequest, what: str = "pictures", initial: int = 0, prints_rows: bool = True
+    source: PictureAnswers | TableAnswers, request: PredictRequest, initial: int = 0, prints_rows: bool = True
 ) -> tqdm[Any]:
     """A progress bar, which is not shown between predictions on a terminal."""
     is_hidden = not request.out.progress or (prints_rows and is_terminal())
-    return tqdm(total=total, initial=initial, desc=what, unit="img", disable=is_hidden)
+    return tqdm(total=source.total, initial=initial, desc=source.what, unit="img", disable=is_hidden)
 
 
 def _format_prediction(prediction: Prediction, width: int) -> str:

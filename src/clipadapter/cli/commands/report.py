@@ -18,8 +18,16 @@ from clipadapter.cli.inputs import (
     open_dataset,
     path_beside,
 )
-from clipadapter.cli.option_types import FILE, FOLDER, FRACTION
-from clipadapter.cli.options import curve_option, option_group, output_options, seed_option, seeds_option, split_option
+from clipadapter.cli.options import (
+    FILE,
+    FOLDER,
+    FRACTION,
+    curve_option,
+    option_group,
+    seed_option,
+    seeds_option,
+    split_option,
+)
 from clipadapter.cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -44,7 +52,6 @@ if TYPE_CHECKING:
 @seed_option
 @class_names_option
 @option_group("encoder", ModelEncoderOptions)
-@output_options
 def command(
     model: Path,
     data: Path,

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.option_types import FOLDER
-from clipadapter.cli.options import max_pixels_option, output_options
+from clipadapter.cli.options import FOLDER, max_pixels_option
 from clipadapter.cli.output import MAX_LISTED, Failure, Output, table
 from clipadapter.utils.files import printable
 from clipadapter.utils.formatting import format_count
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 @click.argument("data", type=FOLDER)
 @click.option("--strict", is_flag=True, help="Exit with 1 if a picture can't be read.")
 @max_pixels_option
-@output_options
 def command(data: Path, strict: bool, out: Output) -> None:
     """List the contents of DATA: classes, counts, unreadable files, duplicates.
 

@@ -11,9 +11,8 @@ import click
 from clipadapter.cli.fit_options import class_names_option, rename_classes
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_file, find_unwritable_parent
-from clipadapter.cli.option_types import FILE, FOLDER
-from clipadapter.cli.options import output_options
-from clipadapter.cli.output import Output, echo, facts, table
+from clipadapter.cli.options import FILE, FOLDER
+from clipadapter.cli.output import Fact, Output, echo, plain_facts, table
 from clipadapter.errors import DataError, InputError
 from clipadapter.utils.files import quote_path, write_atomically
 
@@ -36,7 +35,6 @@ NAMES_SUFFIX = ".txt"
 @click.option("--out", "file", type=FILE, help="JSON file for the sentences; by default they are printed.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 @click.option("--list-domains", is_flag=True, help="Only list the domains.")
-@output_options
 def command(
     source: Path | None,
     domains: tuple[str, ...],
@@ -75,13 +73,9 @@ def command(
         echo(text)
         return
     write_atomically(file, f"{text}\n")
-    result = {
-        "file": str(file),
-        "domains": list(domains),
-        "classes": len(by_class),
-        "sentences": sum(map(len, by_class.values())),
-    }
-    out.result(result, facts([(key, ", ".join(v) if isinstance(v, list) else v) for key, v in result.items()]))
+    counts = {"classes": len(by_class), "sentences": sum(map(len, by_class.values()))}
+    stated = Fact("domains", list(domains), ", ".join(domains))
+    out.facts([Fact("file", str(file), file), stated, *plain_facts(counts)])
     folder = quote_path(source) if source is not None and has_pictures else "shots/"
     out.note(f"edit the file, then compare: clipadapter compare {folder} --descriptions {quote_path(file)}")
 

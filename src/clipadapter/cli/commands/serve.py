@@ -4,63 +4,63 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import click
 
 from clipadapter.backends.formats import list_inference_backends
-from clipadapter.cli.groups import GroupedOption, cli_command
-from clipadapter.cli.option_types import COUNT, FILE, LateChoice
-from clipadapter.cli.options import Command, Decorator
+from clipadapter.cli.groups import cli_command
+from clipadapter.cli.options import COUNT, FILE, LOOPBACK_HOSTS, late_choice, option, option_group
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 
 TOKEN_VARIABLE = "CLIPADAPTER_TOKEN"
-BACKENDS = LateChoice(lambda: ["auto", *list_inference_backends()])
-LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+BACKENDS = late_choice(lambda: ["auto", *list_inference_backends()])
 POSITIVE = click.FloatRange(0, min_open=True)
 
 
-def _limit(
-    name: str, number: click.IntRange | click.FloatRange, default: float, text: str, metavar: str | None = None
-) -> Decorator:
-    """The option of a limit; its default is that of `clipadapter.serve.Limits`, which ``--help`` does not import."""
-    return click.option(
-        name,
-        cls=GroupedOption,
-        heading="Limits",
-        type=number,
-        default=default,
-        metavar=metavar,
-        show_default=True,
-        help=text,
+@dataclass(frozen=True)
+class LimitOptions:
+    """The limits that `clipadapter.serve.Limits` describes, with its defaults. ``--help`` does not import it."""
+
+    HEADING: ClassVar[str] = "Limits"
+    max_batch: int = option("--max-batch", type=COUNT, default=8, help="Pictures in a batch.")
+    max_wait_ms: float = option(
+        "--max-wait-ms",
+        type=click.FloatRange(0),
+        default=5.0,
+        help="How long a picture waits for others that are being loaded.",
     )
-
-
-LIMIT_OPTIONS = (
-    _limit("--max-batch", COUNT, 8, "Pictures in a batch."),
-    _limit("--max-wait-ms", click.FloatRange(0), 5.0, "How long a picture waits for others that are being loaded."),
-    _limit("--queue", COUNT, 256, "Pictures of a model that may wait; more are refused with 503."),
-    _limit("--deadline", POSITIVE, 10.0, "A request without an answer by then is dropped with 504.", "SECONDS"),
-    _limit("--max-bytes", COUNT, 32 << 20, "Of a request."),
-    _limit("--max-pixels", COUNT, 50_000_000, "Of a picture."),
-    _limit("--max-pictures", COUNT, 64, "Of a request."),
-    _limit("--header-timeout", POSITIVE, 10.0, "In which the headers of a request must arrive.", "SECONDS"),
-    _limit("--max-connections", COUNT, 800, "Open at a time; for one more the longest idle is closed."),
-)
-
-
-def limit_options(command: Command) -> Command:
-    """Add an option for each limit."""
-    for option in reversed(LIMIT_OPTIONS):
-        command = option(command)
-    return command
+    queue: int = option(
+        "--queue", type=COUNT, default=256, help="Pictures of a model that may wait; more are refused with 503."
+    )
+    deadline: float = option(
+        "--deadline",
+        type=POSITIVE,
+        default=10.0,
+        metavar="SECONDS",
+        help="A request without an answer by then is dropped with 504.",
+    )
+    max_bytes: int = option("--max-bytes", type=COUNT, default=32 << 20, help="Of a request.")
+    max_pixels: int = option("--max-pixels", type=COUNT, default=50_000_000, help="Of a picture.")
+    max_pictures: int = option("--max-pictures", type=COUNT, default=64, help="Of a request.")
+    header_timeout: float = option(
+        "--header-timeout",
+        type=POSITIVE,
+        default=10.0,
+        metavar="SECONDS",
+        help="In which the headers of a request must arrive.",
+    )
+    max_connections: int = option(
+        "--max-connections", type=COUNT, default=800, help="Open at a time; for one more the longest idle is closed."
+    )
 
 
 @cli_command(
     "clipadapter serve pets.onnx other=model/ --port 8080",
-    first=("--host", "--port", "--token-file", "--allow-host", "--json", "--quiet"),
+    first="--host --port --token-file --allow-host --json --quiet",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is all.")
@@ -68,7 +68,7 @@ def limit_options(command: Command) -> Command:
 @click.option("--token-file", type=FILE, help=f"Has a token that requests must send; or set {TOKEN_VARIABLE}.")
 @click.option("--backend", type=BACKENDS, default="auto", show_default=True)
 @click.option("--threads", type=COUNT, metavar="N", help="That run a model; by default as many as cores.")
-@limit_options
+@option_group("limits", LimitOptions)
 @click.option(
     "--formats",
     metavar="NAMES",
@@ -99,13 +99,12 @@ def command(
     token_file: Path | None,
     backend: str,
     threads: int | None,
-    max_wait_ms: float,
     formats: str | None,
     allowed_hosts: tuple[str, ...],
     grace: float,
     as_json: bool,
     quiet: bool,
-    **limits: Any,
+    limits: LimitOptions,
 ) -> None:
     """Serve exported models over HTTP.
 
@@ -127,7 +126,8 @@ def command(
             "anyone who reaches this address may send requests: give --token-file, or let a proxy check who sends them"
         )
     names = None if formats is None else tuple(name.strip().lower() for name in formats.split(","))
-    all_limits = Limits(max_wait=max_wait_ms / 1000, formats=names, **limits)
+    values = dict(vars(limits))
+    all_limits = Limits(max_wait=values.pop("max_wait_ms") / 1000, formats=names, **values)
     served = ServedModels(models, all_limits, backend=backend, threads=threads)
     out = Output(as_json, quiet)
 
@@ -139,22 +139,13 @@ def command(
 
 
 def _read_token(path: Path | None) -> str | None:
-    """The token, from a file or the environment: on a command line every user of the machine could read it.
-
-    Raises:
-        InputError: if the file can't be read, or has no token.
-    """
-    if path is None:
-        text = os.environ.get(TOKEN_VARIABLE)
-        if text is None:
-            return None
-        source = TOKEN_VARIABLE
-    else:
-        try:
-            text, source = path.read_text(encoding="utf-8"), str(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} can't be read for a token: {error}") from error
-    token = text.strip()
+    """The token, from a file or the environment: on a command line every user of the machine could read it."""
+    if path is None and TOKEN_VARIABLE not in os.environ:
+        return None
+    try:
+        token = (os.environ[TOKEN_VARIABLE] if path is None else path.read_text(encoding="utf-8")).strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read for a token: {error}") from error
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise InputError(f"{source} holds no token: write one line of letters and digits")
+        raise InputError(f"{path or TOKEN_VARIABLE} holds no token: write one line of letters and digits")
     return token

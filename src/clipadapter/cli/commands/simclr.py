@@ -11,9 +11,8 @@ import click
 from clipadapter.cli.encoder_options import device_option, find_device
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import read_samples
-from clipadapter.cli.option_types import COUNT, FOLDER
-from clipadapter.cli.options import max_pixels_option, option, option_group, output_options, seed_option, split_option
-from clipadapter.cli.output import Output, facts, note_kept
+from clipadapter.cli.options import COUNT, FOLDER, max_pixels_option, option, option_group, seed_option, split_option
+from clipadapter.cli.output import Output, note_kept, plain_facts
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class TrainingOptions:
 @split_option
 @device_option
 @max_pixels_option
-@output_options
 def command(
     pictures: Path,
     folder: Path,
@@ -79,6 +77,4 @@ def command(
         "loss": round(done.loss, 4),
         "seconds": round(time.monotonic() - started, 2),
     }
-    out.result(
-        result, facts([(key, len(value) if isinstance(value, list) else value) for key, value in result.items()])
-    )
+    out.facts(plain_facts(result))

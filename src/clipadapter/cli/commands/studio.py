@@ -11,15 +11,13 @@ import click
 
 from clipadapter.cli.encoder_options import QUALITIES, EncoderOptions
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.option_types import FOLDER, HEAD
-from clipadapter.cli.options import option_group, output_options
+from clipadapter.cli.options import FOLDER, HEAD, LOOPBACK_HOSTS, option_group
 from clipadapter.cli.output import Output
 from clipadapter.errors import InputError, require
 
 if TYPE_CHECKING:
     from clipadapter.studio.page import Page
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 USER = "studio"
 
 
@@ -36,7 +34,7 @@ USER = "studio"
 )
 @click.option("--head", type=HEAD, metavar="NAME", default="auto", help="Head to fit; it must be quick.")
 @click.option("--unlabelled", type=FOLDER, help="Folder of pictures to label; it is not changed.")
-@click.option("--host", default=LOOPBACK[0], help="Address to listen on; 0.0.0.0 is open to other machines.")
+@click.option("--host", default=LOOPBACK_HOSTS[0], help="Address to listen on; 0.0.0.0 is open to other machines.")
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="By default the first free port from 7860.")
 @click.option(
     "--password",
@@ -44,7 +42,6 @@ USER = "studio"
     help=f"Password of the page, for the user '{USER}'; or set CLIPADAPTER_STUDIO_PASSWORD.",
 )
 @click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
-@output_options
 def command(
     project: Path,
     encoder_options: EncoderOptions,
@@ -63,7 +60,7 @@ def command(
     is created if it does not exist, and every label is written there at once. The studio stores its own files in
     PROJECT/.studio. Ctrl-C ends it; nothing is lost.
     """
-    if host not in LOOPBACK and not password:
+    if host not in LOOPBACK_HOSTS and not password:
         out.warn(f"everybody who can reach {host} can see and change the pictures: give --password")
     page = _build_page(project, encoder_options, quality, head, unlabelled, out)
     try:

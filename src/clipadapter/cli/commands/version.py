@@ -5,14 +5,12 @@ from __future__ import annotations
 import platform
 
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import output_options
-from clipadapter.cli.output import Output, facts
+from clipadapter.cli.output import Fact, Output
 
 PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", "onnxruntime", "openvino")
 
 
 @cli_command("clipadapter version --json")
-@output_options
 def command(out: Output) -> None:
     """Show the versions of the main packages, and the cache folder."""
     from clipadapter.utils.cache import default_cache_dir
@@ -20,7 +18,7 @@ def command(out: Output) -> None:
     versions = {name: _version(name) for name in PACKAGES}
     versions = {"clipadapter": versions.pop("clipadapter"), "python": platform.python_version(), **versions}
     versions["cache"] = str(default_cache_dir())
-    out.result(versions, facts(list(versions.items())))
+    out.facts([Fact(name, value, value, name) for name, value in versions.items()])
 
 
 def _version(name: str) -> str:

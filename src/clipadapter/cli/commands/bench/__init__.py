@@ -4,43 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from clipadapter.bench.suite_files import check_study, list_planned_suites, list_suites, read_suite
 from clipadapter.cli.commands.bench.run import folder_option, run
 from clipadapter.cli.commands.bench.speed import speed
-from clipadapter.cli.groups import SuggestingGroup
+from clipadapter.cli.groups import cli_command, command_group
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.option_types import FOLDER
-from clipadapter.cli.options import output_options, plot_format_option, title_option
+from clipadapter.cli.options import FOLDER, plot_format_option, title_option
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.utils.files import printable
 
-if TYPE_CHECKING:
-    from clipadapter.bench import Study
 
-
-@click.group(cls=SuggestingGroup, epilog="Example: clipadapter bench list")
-@output_options
-@click.pass_context
-def command(ctx: click.Context, out: Output) -> None:
-    """Run the studies of the papers: few-shot curves, ablations, shift, cost.
-
-    A study is described by a suite: a short TOML file. The suites of this package have names; your own are paths. Every
-    run is stored as one record and is not repeated unless it failed, so that a study can be
-    stopped and continued at any time.
-    """
-    command.share_output_options(ctx, out)
-
-
-command.add_command(run)
-command.add_command(speed)
-
-
-@command.command("list")
-@output_options
+@cli_command("", name="list")
 def list_(out: Output) -> None:
     """List the suites of this package."""
     suites = [{"name": name, "protocol": "few-shot", **read_suite(name)[1]} for name in list_suites()]
@@ -59,10 +37,9 @@ def _count_heads(suite: Mapping[str, Any]) -> str:
     return f"all and {count}" if count else "all"
 
 
-@command.command()
+@cli_command("")
 @click.argument("suite", required=False)
 @folder_option
-@output_options
 def status(suite: str | None, folder: Path, out: Output) -> None:
     """Show the progress of the suites in a folder."""
     names = [suite] if suite else list_planned_suites(folder)
@@ -74,33 +51,23 @@ def status(suite: str | None, folder: Path, out: Output) -> None:
     from clipadapter.bench import load_study  # imports torch, so only after the checks
 
     studies = [load_study(folder, name) for name in names]
-    counts = [_counts(study) for study in studies]
-    rows = [[row["suite"], row["planned"], row["done"], row["failed"], row["open"]] for row in counts]
+    counts = []
+    for study in studies:
+        planned, failed = len(study.entries), sum(run.error is not None for run in study.runs)
+        done = len(study.runs) - failed
+        row = {"planned": planned, "done": done, "failed": failed, "open": planned - len(study.runs)}
+        counts.append({"suite": study.suite.name, **row})
     failures = [printable(f"{study.suite.name}: {text}") for study in studies for text in study.failures()]
-    text = table(["suite", "planned", "done", "failed", "open"], rows)
+    text = table(["suite", "planned", "done", "failed", "open"], [list(row.values()) for row in counts])
     out.result(counts, "\n".join([text, *failures]))
 
 
-def _counts(study: Study) -> dict[str, int | str]:
-    failed = sum(run.error is not None for run in study.runs)
-    planned = len(study.entries)
-    done = len(study.runs) - failed
-    return {
-        "suite": study.suite.name,
-        "planned": planned,
-        "done": done,
-        "failed": failed,
-        "open": planned - done - failed,
-    }
-
-
-@command.command()
+@cli_command("")
 @click.argument("suite")
 @folder_option
 @click.option("--published", is_flag=True, help="Add the published results beside the measured ones.")
 @title_option
 @plot_format_option
-@output_options
 def report(suite: str, folder: Path, published: bool, title: str, plot_formats: tuple[str, ...], out: Output) -> None:
     """Write the tables and plots of a suite: Markdown, CSV, LaTeX and one HTML page."""
     check_study(folder, suite)
@@ -110,20 +77,34 @@ def report(suite: str, folder: Path, published: bool, title: str, plot_formats: 
     files = write_report(
         study, check_output_folder(folder), published=published, plot_formats=plot_formats, title=title
     )
-    out.result(
-        {"suite": suite, "files": [str(path) for path in files]},
-        facts([(path.suffix[1:], path) for path in files]),
-    )
+    record = {"suite": suite, "files": [str(path) for path in files]}
+    out.result(record, facts([(path.suffix[1:], path) for path in files]))
 
 
-@command.command()
+@cli_command("")
 @click.argument("first", type=FOLDER)
 @click.argument("second", type=FOLDER)
 @click.option("--suite", required=True, help="Suite that both folders have.")
-@output_options
 def compare(first: Path, second: Path, suite: str, out: Output) -> None:
     """Compare two folders of records, cell by cell, with confidence intervals over the same draws."""
     from clipadapter.bench import compare_studies, load_study
 
     text = compare_studies(load_study(first, suite), load_study(second, suite))
     out.result({"suite": suite, "text": text}, text)
+
+
+command = command_group(
+    "clipadapter bench list",
+    """Run the studies of the papers: few-shot curves, ablations, shift, cost.
+
+    A study is described by a suite: a short TOML file. The suites of this package have names; your own are paths. Every
+    run is stored as one record and is not repeated unless it failed, so that a study can be
+    stopped and continued at any time.
+    """,
+    run,
+    speed,
+    list_,
+    status,
+    report,
+    compare,
+)

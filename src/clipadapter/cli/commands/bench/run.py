@@ -10,10 +10,19 @@ import click
 
 from clipadapter.bench.suite_files import read_suite
 from clipadapter.cli.encoder_options import device_option, find_device
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.option_types import COUNT, ENCODER_URI, FILE, FOLDER, parse_counts
-from clipadapter.cli.options import max_pixels_option, output_options, plot_format_option
-from clipadapter.cli.output import Output, facts, note_kept
+from clipadapter.cli.options import (
+    COUNT,
+    ENCODER_URI,
+    FILE,
+    FOLDER,
+    Parsed,
+    max_pixels_option,
+    parse_counts,
+    plot_format_option,
+)
+from clipadapter.cli.output import Fact, Output, note_kept
 from clipadapter.errors import DataError, InputError
 from clipadapter.utils.files import quote_path
 
@@ -22,28 +31,26 @@ if TYPE_CHECKING:
     from clipadapter.bench.launch import SuiteResult
     from clipadapter.classifier import FewShotClassifier
 
-EXAMPLE = "Example: clipadapter bench run residual-ratio --data pictures/ --encoder lite --seeds 3"
-
 folder_option = click.option("--out", "folder", type=FOLDER, default="clipadapter-bench", help="Folder of the records.")
 
 
-def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value: str | None) -> list[int] | None:
-    """Return the numbers of a text such as ``4,16,all``, sorted. The callback of an option.
+def parse_shots(text: str) -> list[int]:
+    """Return the numbers of a text such as ``4,16,all``, sorted.
 
-    >>> parse_shots(None, None, "16,4"), len(parse_shots(None, None, "16,all"))
+    >>> parse_shots("16,4"), len(parse_shots("16,all"))
     ([4, 16], 2)
     """
-    if not value:
-        return None
     from clipadapter.bench.suite import ALL
 
-    texts = [text.strip() for text in value.split(",")]
-    numbers = [text for text in texts if text != "all"]
-    counts = parse_counts(ctx, param, ",".join(numbers)) if numbers else []
-    return [*counts, *([ALL] if "all" in texts else [])]
+    texts = [part.strip() for part in text.split(",")]
+    numbers = [part for part in texts if part != "all"]
+    return [*(parse_counts(",".join(numbers)) if numbers else []), *([ALL] if "all" in texts else [])]
 
 
-@click.command(epilog=EXAMPLE)
+@cli_command(
+    "clipadapter bench run residual-ratio --data pictures/ --encoder lite --seeds 3",
+    first="--data --encoder --heads --shots --seeds --out --workers --device --dry-run --json",
+)
 @click.argument("suite")
 @click.option(
     "--data",
@@ -57,7 +64,7 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 @click.option(
     "--shots",
     metavar="N,...",
-    callback=parse_shots,
+    type=Parsed(parse_shots),
     help="Numbers of shots in place of the suite's; for streams also all.",
 )
 @click.option("--seeds", type=COUNT, metavar="N", help="Seeds 1 to N in place of the suite's.")
@@ -78,7 +85,6 @@ def parse_shots(ctx: click.Context | None, param: click.Parameter | None, value:
 @plot_format_option
 @click.option("--dry-run", is_flag=True, help="Only print what would be done, its cost, and why it can't be done.")
 @max_pixels_option
-@output_options
 def run(
     suite: str,
     data: tuple[str, ...],
@@ -123,8 +129,8 @@ def run(
     cost = estimate(study, specs, encoders, root=root)
     problems = find_problems(study, cost.sizes, encoders, root, has_descriptions=sentences is not None)
     if dry_run:
-        plan = {**_cost_data(study, specs, encoders, cost), "problems": problems}
-        out.result(plan, _cost_text(study, encoders, cost, problems))
+        text = "\n".join(["problems:", *problems]) if problems else ""
+        out.facts([*_cost_facts(study, encoders, cost), Fact("problems", problems)], text)
     elif study.is_stream:
         _check_data_sets(suite, cost)
     if problems:
@@ -151,8 +157,12 @@ def run(
         plot_formats=plot_formats,
         progress=out.progress,
     )
-    data_of_runs, text = _results(study, outcome, folder)
-    out.result({**_outcome_data(outcome, folder), **data_of_runs}, f"{text}\n\n{_outcome_text(outcome, study, folder)}")
+    from clipadapter.bench import load_study
+    from clipadapter.bench.report.terminal import study_data, study_text
+
+    done = load_study(folder, study.name).select({run.key for runs in outcome.runs for run in runs})
+    record = {**_outcome_data(outcome, folder), **study_data(done)}
+    out.result(record, f"{study_text(done)}\n\n{_outcome_text(outcome, study, folder)}")
     if outcome.n_failed:
         click.get_current_context().exit(1)
 
@@ -189,41 +199,28 @@ def _create_models(
     }
 
 
-def _cost_data(suite: Suite, specs: Sequence[str], encoders: Sequence[str], cost: Estimate) -> dict[str, object]:
-    return {
-        "suite": suite.name,
-        "heads": [variant.title for variant in suite.all_variants()],
-        "shots": suite.shots,
-        "seeds": suite.seeds,
-        "data": [vars(size) for size in cost.sizes],
-        "encoders": list(encoders),
-        "fits": cost.fits,
-        "fits_are_upper_bound": cost.fits_are_upper_bound,
-        "pictures": cost.pictures,
-        "fit_seconds": round(cost.fit_seconds, 1),
-        "encode_seconds": round(cost.encode_seconds, 1),
-    }
-
-
-def _cost_text(suite: Suite, encoders: Sequence[str], cost: Estimate, problems: Sequence[str]) -> str:
+def _cost_facts(suite: Suite, encoders: Sequence[str], cost: Estimate) -> list[Fact]:
     titles = [variant.title for variant in suite.all_variants()]
-    lines = [
-        ("suite", f"{suite.name}: {suite.title}"),
-        ("heads", f"{len(titles)}: {', '.join(titles)}"),
-        *_stream_facts(suite, cost),
-        ("shots", ", ".join(map(_format_shots, suite.shots))),
-        ("seeds", ", ".join(map(str, suite.seeds))),
-        ("encoders", ", ".join(encoders)),
-        ("streams" if suite.is_stream else "fits", f"{'at most ' if cost.fits_are_upper_bound else ''}{cost.fits}"),
-        ("pictures", _pictures_text(cost)),
-        ("fitting", f"about {_time(cost.fit_seconds)} on two cores"),
-        ("encoding", _encoding_time(cost)),
-    ]
+    at_most = "at most " if cost.fits_are_upper_bound else ""
+    states = []
     for size in cost.sizes:
-        state = "ready" if size.ready else "NOT ON DISK"
         known = f"{size.classes} classes, {size.train:,} + {size.test:,} pictures" if size.classes else "unknown size"
-        lines.append(("data", f"{size.spec}: {known}, {state}"))
-    return "\n".join([facts(lines), *(["", "problems:", *problems] if problems else [])])
+        states.append(f"{size.spec}: {known}, {'ready' if size.ready else 'NOT ON DISK'}")
+    return [
+        Fact("suite", suite.name, f"{suite.name}: {suite.title}"),
+        Fact("heads", titles, f"{len(titles)}: {', '.join(titles)}"),
+        *_stream_facts(suite, cost),
+        Fact("shots", suite.shots, ", ".join(map(_format_shots, suite.shots))),
+        Fact("seeds", suite.seeds, ", ".join(map(str, suite.seeds))),
+        Fact("encoders", list(encoders), ", ".join(encoders)),
+        Fact("fits", cost.fits, f"{at_most}{cost.fits}", "streams" if suite.is_stream else ""),
+        Fact("fits_are_upper_bound", cost.fits_are_upper_bound),
+        Fact("pictures", cost.pictures, _pictures_text(cost)),
+        Fact("fit_seconds", round(cost.fit_seconds, 1), f"about {_time(cost.fit_seconds)} on two cores", "fitting"),
+        Fact("encode_seconds", round(cost.encode_seconds, 1), _encoding_time(cost), "encoding"),
+        Fact("data", [vars(size) for size in cost.sizes]),
+        *(Fact("", text=state, name="data") for state in states),
+    ]
 
 
 def _pictures_text(cost: Estimate) -> str:
@@ -276,11 +273,7 @@ def _format_shots(shots: int) -> str:
 
 
 def _change_streams(suite: Suite, order: str | None, per_task: int | None) -> Suite:
-    """Return the suite with the changes of the command line to its streams.
-
-    Raises:
-        InputError: if it has no streams, or there is no such order.
-    """
+    """Return the suite with the changes of the command line to its streams."""
     from clipadapter.bench.continual.orders import ORDERS
     from clipadapter.bench.protocols import create_protocol
     from clipadapter.bench.suite import ALL
@@ -319,24 +312,14 @@ def _check_data_sets(suite_name: str, cost: Estimate) -> None:
     )
 
 
-def _stream_facts(suite: Suite, cost: Estimate) -> list[tuple[str, str]]:
+def _stream_facts(suite: Suite, cost: Estimate) -> list[Fact]:
     """Describe the tasks of a suite; empty if it has no stream."""
     from clipadapter.bench.continual.orders import count_tasks
 
     if not suite.is_stream:
         return []
-    counts = [count_tasks(size.classes, suite.stream.classes_per_task) for size in cost.sizes]
-    task_of_picture = "the task of a test picture is " + ("known" if suite.stream.task_known else "not known")
-    return [
-        ("tasks", f"{sum(counts)}, learned one after the other; all are measured after each; {task_of_picture}"),
-        ("order", ", ".join(suite.stream.title(order) for order in suite.stream.orders)),
-    ]
-
-
-def _results(suite: Suite, outcome: SuiteResult, folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the figures of what was run, as JSON and as tables."""
-    from clipadapter.bench import load_study
-    from clipadapter.bench.report.terminal import study_data, study_text
-
-    study = load_study(folder, suite.name).select({run.key for runs in outcome.runs for run in runs})
-    return study_data(study), study_text(study)
+    count = sum(count_tasks(size.classes, suite.stream.classes_per_task) for size in cost.sizes)
+    known = "known" if suite.stream.task_known else "not known"
+    rule = f"learned one after the other; all are measured after each; the task of a test picture is {known}"
+    orders = ", ".join(suite.stream.title(order) for order in suite.stream.orders)
+    return [Fact("", text=f"{count}, {rule}", name="tasks"), Fact("", text=orders, name="order")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,9 @@ import click
 from tqdm import tqdm
 
 from clipadapter.cli.encoder_options import EncoderOptions
+from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import list_pictures
-from clipadapter.cli.option_types import COUNT, FOLDER
-from clipadapter.cli.options import option_group, output_options
+from clipadapter.cli.options import COUNT, FOLDER, option_group
 from clipadapter.cli.output import Output, facts, table
 
 if TYPE_CHECKING:
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
     from clipadapter.bench.speed import SpeedReport
 
 
-@click.command(epilog="Example: clipadapter bench speed pictures/ --encoder lite")
+@cli_command("clipadapter bench speed pictures/ --encoder lite")
 @click.argument("pictures", type=FOLDER, required=False)
 @option_group("encoder", EncoderOptions, only=("uris", "device", "batch_size", "max_pixels"))
 @click.option("--rounds", type=COUNT, metavar="N", default=5, help="Number of measurements of each.")
 @click.option("--count", type=COUNT, metavar="N", default=64, help="Number of pictures.")
-@output_options
 def speed(pictures: Path | None, encoder: EncoderOptions, rounds: int, count: int, out: Output) -> None:
     """Time all backends and precisions on this machine.
 
@@ -42,7 +42,7 @@ def speed(pictures: Path | None, encoder: EncoderOptions, rounds: int, count: in
         result = measure_speed(
             opened, sources, batch_size=encoder.batch_size, rounds=rounds, on_step=bar.set_description_str
         )
-    out.result(_record(result, opened.info.name), _text(result))
+    out.result({"encoder": opened.info.name, **asdict(result)}, _text(result))
 
 
 def _sources(folder: Path | None, count: int) -> Sequence[Path | NDArray[Any]]:
@@ -73,18 +73,10 @@ def _text(result: SpeedReport) -> str:
     ]
     head = ["backend", "precision", "img/s", "ratio", "of limit", "mean cosine", "least", "ready in s"]
     limits = ", ".join(f"{name} {value:.0f}" for name, value in result.limits.items())
-    about = facts(
-        [
-            ("matrix product, GFLOP/s", limits),
-            ("one picture, GFLOP", f"{result.gflop:.2f}"),
-            ("reading one picture, ms", f"{result.decode:.1f}"),
-            ("pictures", result.pictures),
-        ]
-    )
-    return f"{about}\n\n{table(head, rows)}"
-
-
-def _record(result: SpeedReport, encoder: str) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {"encoder": encoder, **asdict(result)}
+    about = {
+        "matrix product, GFLOP/s": limits,
+        "one picture, GFLOP": f"{result.gflop:.2f}",
+        "reading one picture, ms": f"{result.decode:.1f}",
+        "pictures": result.pictures,
+    }
+    return f"{facts(list(about.items()))}\n\n{table(head, rows)}"

@@ -1,4 +1,4 @@
-"""``clipadapter push``."""
+"""``clipadapter push`` and ``clipadapter pull``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.option_types import FILE, FOLDER
-from clipadapter.cli.options import output_options
-from clipadapter.cli.output import Output
+from clipadapter.cli.inputs import check_output_folder
+from clipadapter.cli.options import FILE, FOLDER
+from clipadapter.cli.output import Output, plain_facts
 
 
 @cli_command("clipadapter push model/ org/name --private --exported model.onnx")
@@ -17,8 +17,7 @@ from clipadapter.cli.output import Output
 @click.argument("name", metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="Create a private repository; by default as set in your account.")
 @click.option("--exported", type=FILE, multiple=True, help="File written by 'clipadapter export', to upload too.")
-@output_options
-def command(model: Path, name: str, private: bool, exported: tuple[Path, ...], out: Output) -> None:
+def push(model: Path, name: str, private: bool, exported: tuple[Path, ...], out: Output) -> None:
     """Upload MODEL and its card to the Hugging Face hub. The repository is created if there is none.
 
     The token is that of 'hf auth login', or in HF_TOKEN or in the file that HF_TOKEN_PATH names. Paths of this machine
@@ -38,5 +37,23 @@ def command(model: Path, name: str, private: bool, exported: tuple[Path, ...], o
         out.note("the card has no figures: run 'clipadapter eval MODEL TEST --record', then push again")
     if done.others:
         out.note(f"not changed in {done.repo}: {', '.join(done.others)}")
-    facts = {"repo": done.repo, "url": done.url, "files": list(done.files), "others": list(done.others)}
-    out.result(facts, f"{done.url}\n{', '.join(done.files)}")
+    record = {"repo": done.repo, "url": done.url, "files": list(done.files), "others": list(done.others)}
+    out.result(record, f"{done.url}\n{', '.join(done.files)}")
+
+
+@cli_command("clipadapter pull org/name --out model/")
+@click.argument("name", metavar="ORG/NAME")
+@click.option("--out", "folder", type=FOLDER, required=True, help="Folder for the model.")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit; by default main.")
+def pull(name: str, folder: Path, revision: str | None, out: Output) -> None:
+    """Download a model from the Hugging Face hub into a folder, and check it.
+
+    Only the files of a model are downloaded, and nothing is unpickled. The weights of the encoder are not included.
+    """
+    from clipadapter.persistence import pull, read_config
+
+    check_output_folder(folder)
+    pull(name, folder, revision=revision)
+    config = read_config(folder)
+    record = {"model": str(folder), "head": config.head.name, "encoder": config.encoder.name}
+    out.facts(plain_facts({**record, "classes": config.class_names}))
