@@ -64,7 +64,7 @@ class Fit:
 
     head: Head  # unfitted, with the seed of the draw
     runs: Sequence[Run]
-    folder: str = ""  # of the features, for a worker
+    folder: Path = Path()  # of the features, for a worker
     entries: Sequence[Entry] = ()  # of the plan of a suite, one for each record
 
     @property

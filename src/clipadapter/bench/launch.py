@@ -76,7 +76,7 @@ def run_suite(
     protocol, fits = create_protocol(suite.protocol, suite.options), []
     for group in protocol.bundles(suite, sources, encoders):
         folder = save_bundle(group.bundle, features / _hash_bundle(group.bundle))
-        fits += _plan_fits(suite, protocol, group, str(folder.absolute()))
+        fits += _plan_fits(suite, protocol, group, folder.absolute())
         launcher.memory = max(launcher.memory, WORKER_BYTES_PER_BUNDLE_BYTE * (folder / BUNDLE_FILE).stat().st_size)
     if not any(fit.head.needs_tower for fit in fits):
         launcher.device = "cpu"  # one fit for each core, not for each GPU
@@ -86,7 +86,8 @@ def run_suite(
     def make(missing: list[Fit]) -> Generator[tuple[Fit, list[Run]], None, None]:
         # Long fits first: at the end no worker waits for one.
         own = sorted(missing, key=lambda fit: -fit.runs[0].shots)
-        with closing(launcher.run(partial(run_fit, protocol, launcher.device), own)) as results:
+        work = partial(run_fit, protocol=protocol, device=launcher.device)
+        with closing(launcher.run(work, own)) as results:
             for i, result in results:
                 if isinstance(result, WorkerDiedError):
                     yield own[i], [record_failure(run, result) for run in own[i].runs]
@@ -99,7 +100,7 @@ def run_suite(
     return outcome
 
 
-def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: str) -> list[Fit]:
+def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: Path) -> list[Fit]:
     """Every fit of a suite on some features."""
     data = str(group.bundle.support.provenance.get("data", ""))
     variants = [variant.for_data(data) for variant in suite.all_variants()]
@@ -145,9 +146,6 @@ def _draw_features(fits: Sequence[Fit], folder: Path, plot_formats: Sequence[str
     return [
         path
         for fit in fits
-        for entry in fit.entries[:1]
-        if (entry.shots, entry.seed) == (max_shots, seed)
-        for path in draw_adapted_features(
-            fit.head, Path(fit.folder), fit.runs[0].rows, f"{entry.data}-{entry.label}", folder, plot_formats
-        )
+        if (fit.runs[0].shots, fit.runs[0].seed) == (max_shots, seed)
+        for path in draw_adapted_features(fit, folder, plot_formats)
     ]

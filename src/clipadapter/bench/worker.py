@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
@@ -20,12 +21,12 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 @lru_cache(maxsize=2)
-def _bundle(folder: str) -> Bundle:
+def _bundle(folder: Path) -> Bundle:
     return load_bundle(folder)
 
 
 @lru_cache(maxsize=2)
-def _with_towers(folder: str, device: str) -> Bundle:
+def _with_towers(folder: Path, device: str) -> Bundle:
     """The bundle, whose class text can open the text tower of its encoder on a device."""
     bundle = _bundle(folder)
     tower = partial(_tower, bundle.encoder.name, bundle.encoder.fingerprint, device)
@@ -44,10 +45,10 @@ def _tower(name: str, fingerprint: str, device: str) -> TextTower:
     return open_text_tower(encoder)
 
 
-def run_fit(protocol: Protocol, device: str, fit: Fit) -> list[Run]:
+def run_fit(fit: Fit, protocol: Protocol, device: str) -> list[Run]:
     """Fit and measure: a record for each test part. Failures are in the records, too.
 
-    A method that trains through a text tower does so on the device.
+    A method that trains through a text tower computes on the device.
     """
 
     def make() -> list[Run]:
@@ -57,8 +58,8 @@ def run_fit(protocol: Protocol, device: str, fit: Fit) -> list[Run]:
     # Also failures outside of the head are recorded, such as no row left to test on.
     runs = attempt(fit.runs, make)
     if fit.head.needs_tower:
-        changes = {"device": describe_device(device)}
-        runs = [run.model_copy(update={"machine": run.machine.model_copy(update=changes)}) for run in runs]
+        described = {"device": describe_device(device)}
+        runs = [run.model_copy(update={"machine": run.machine.model_copy(update=described)}) for run in runs]
     return runs
 
 
