@@ -1,4 +1,4 @@
-"""Configs of saved models that are changed, with a checksum that is right."""
+"""Saved models whose config or arrays are changed, with hashes that are right."""
 
 import hashlib
 import json
@@ -11,3 +11,23 @@ def rewrite_config(path, change):
     change(config)
     config["checksum"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(config))
+
+
+def array_path(folder, name):
+    """The file of a model's arrays, such as "head"."""
+    sha256 = json.loads((folder / "config.json").read_bytes())["files"][name]["sha256"]
+    return folder / "arrays" / f"{name}-{sha256[:16]}.safetensors"
+
+
+def replace_arrays(folder, name, data):
+    """Replace a file of a model's arrays, and its hash in the config."""
+    digest = hashlib.sha256(data).hexdigest()
+    rewrite_config(folder / "config.json", lambda config: config["files"][name].update(sha256=digest))
+    array_path(folder, name).write_bytes(data)
+
+
+def flip_last_bit(path):
+    """Damage a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)

@@ -99,5 +99,11 @@ def test_links_lead_somewhere():  # those of docs/ are followed in the built sit
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize(("page", "folder"), [("SECURITY.md", ""), ("docs/architecture.md", "src/clipadapter")])
+def test_named_files_exist(page, folder):
+    for name in re.findall(r"`([a-z_0-9/]+\.py)`", read_page(page)):
+        assert (ROOT / folder / name).is_file() or (ROOT / name).is_file(), f"{page} names {name}"
+
+
 def test_instructions_for_agents_stay_short():
     assert len((ROOT / "AGENTS.md").read_text(encoding="utf-8").splitlines()) <= 30

@@ -3,23 +3,17 @@
 Both sides take turns on files of their own; "of plain" is the median over the rounds, so that other work on the
 machine slows both. Plain sqlite3 puts rows that are made already, and gives bytes; the store makes the rows and their
 checksums, tests every checksum it reads, gives float32, and has a page cache of 8 MB in place of SQLite's 2. "One a
-call" is what a picture with one view costs. The last lines are about the whole store: time to open it, to count it, and
-the peak memory of a process that goes through all of it.
+call" is what a picture with one view costs. The last lines are the times to open the store and to count it.
 
     python benchmarks/speed/store_speed.py                                     # 30,000 vectors of 512 float32
     python benchmarks/speed/store_speed.py --rows 1000000 --repeats 1 --folder /tmp    # 4.5 GB on disk meanwhile
 """
 
 import argparse
-import json
 import random
-import resource
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
-from collections import deque
 from pathlib import Path
 from statistics import median
 from zlib import crc32
@@ -53,9 +47,6 @@ class Plain:
             marks = ",".join("?" * len(chunk))
             self.db.execute(f"SELECT * FROM feature WHERE key IN ({marks})", chunk).fetchall()
 
-    def scan(self):
-        deque(self.db.execute("SELECT * FROM feature"), maxlen=0)
-
 
 def batches(rows: int, dim: int):
     """Key to vector, a transaction's at a time; made anew each time, since a million would not fit into memory."""
@@ -82,38 +73,26 @@ def one_round(folder: Path, rows: int, dim: int) -> dict[str, tuple[float, float
             keys += items
         shuffled = random.Random(0).sample(keys, len(keys))
         for order, wanted in (("in order", keys), ("shuffled", shuffled)):
-            for method in (store.get_many, store.contains_many):
-                both = times[f"{method.__name__}, {order}"] = [0.0, 0.0]
-                for i in range(0, len(wanted), 5000):
-                    both[0] += seconds(plain.get, wanted[i : i + 5000])
-                    both[1] += seconds(method, wanted[i : i + 5000], dim)
+            both = times[f"get_many, {order}"] = [0.0, 0.0]
+            for i in range(0, len(wanted), 5000):
+                both[0] += seconds(plain.get, wanted[i : i + 5000])
+                both[1] += seconds(store.get_many, wanted[i : i + 5000], dim)
         times["get_many, one a call"] = [
             seconds(lambda: [plain.get([key]) for key in shuffled]),
             seconds(lambda: [store.get_many([key], dim) for key in shuffled]),
         ]
-        times["items"] = [seconds(plain.scan), seconds(lambda: deque(store.items(), maxlen=0))]
     plain.db.close()
     return {name: (both[0], both[1]) for name, both in times.items()}
 
 
-def peak_mb() -> float:
-    """Highest resident memory of this process so far."""
-    if sys.platform == "linux":  # ru_maxrss begins with that of the process that started this one
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def inside(path: Path) -> None:
-    """In a process of its own: open, count, go through all."""
-    before, start = peak_mb(), time.perf_counter()
+def measure_opening(path: Path) -> dict[str, float]:
+    """Milliseconds to open a store and to count its rows."""
+    start = time.perf_counter()
     with FeatureStore(path) as store:
         opened = time.perf_counter()
         count = len(store)
         counted = time.perf_counter()
-        deque(store.items(), maxlen=0)
-    whole = {"open_ms": 1e3 * (opened - start), "len_ms": 1e3 * (counted - opened), "rows": count}
-    print(json.dumps(whole | {"imports_mb": before, "items_mb": peak_mb() - before}))
+    return {"open_ms": 1e3 * (opened - start), "len_ms": 1e3 * (counted - opened), "rows": count}
 
 
 def main() -> None:
@@ -123,11 +102,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the files are made and deleted; the system's one by default")
     add_json(parser)
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.inside:
-        inside(args.inside)
-        return
     rounds, rows = [], []
     print("| work | plain rows/s | store rows/s | of plain |\n|---|---:|---:|---:|")
     for last in reversed(range(args.repeats)):
@@ -140,11 +115,9 @@ def main() -> None:
                 ratio = ratios(*([times[name][side] for times in rounds] for side in (0, 1)))
                 print(f"| {name} | {plain:,.0f} | {store:,.0f} | {ratio['median']:.0%} |", flush=True)
                 rows.append({"work": name, "plain": plain, "store": store, "ratio": ratio})
-            command = [sys.executable, __file__, "--inside", str(Path(folder) / "store.sqlite")]
-            whole = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            whole = measure_opening(Path(folder) / "store.sqlite")
             print(f"| open | | {whole['open_ms']:.1f} ms | |")
             print(f"| len, {whole['rows']:,} rows | | {whole['len_ms']:.1f} ms | |")
-            print(f"| peak memory of items | | {whole['items_mb']:.1f} MB above {whole['imports_mb']:.0f} | |")
     write_json(
         args.json, vectors=args.rows, width=args.dim, dtype="float32", rounds=args.repeats, rows=rows, whole=whole
     )

@@ -11,7 +11,6 @@ import pytest
 from clipadapter.backends import backend_info
 from clipadapter.backends.formats import (
     PRECISIONS,
-    companion_files,
     export_suffixes,
     find_format,
     get_format,
@@ -49,11 +48,6 @@ def test_an_exported_file_is_recognised_by_its_suffix(name, tmp_path):
     assert is_exported(tmp_path / f"model{suffix}") and is_exported(tmp_path / f"MODEL{suffix.upper()}")
     assert not is_exported(tmp_path / "model.bin") and not is_exported(tmp_path / suffix.removeprefix("."))
     assert find_format(tmp_path / f"model{suffix}") is get_format(name)
-
-
-def test_only_openvino_has_a_second_file():
-    assert companion_files(Path("a/model.xml")) == (Path("a/model.bin"),)
-    assert companion_files(Path("a/model.onnx")) == companion_files(Path("a/model.txt")) == ()
 
 
 def test_weights_beside_the_target_of_a_link_are_found(tmp_path):

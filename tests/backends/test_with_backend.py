@@ -60,22 +60,6 @@ def test_texts_are_the_encoder_s_own(lite, fast):
     assert torch.equal(fast.encode_text(["a cat"]), lite.encode_text(["a cat"]))
 
 
-@pytest.mark.parametrize(
-    "pixels",
-    [
-        torch.zeros(1, 224, 224, 3),
-        torch.zeros(1, 3, 224, 224, dtype=torch.uint8),
-        torch.zeros(1, 224, 223, 3, dtype=torch.uint8),
-        torch.zeros(224, 224, 3, dtype=torch.uint8),
-        torch.zeros(1, 224, 224, 3, dtype=torch.int8),
-    ],
-    ids=["float", "channels first", "too narrow", "no batch", "signed"],
-)
-def test_wrong_pixels(pixels, fast):
-    with pytest.raises(InputError, match=r"takes pixels \(n, 224, 224, 3\) of uint8, but got"):
-        fast.encode_pixels(pixels)
-
-
 def test_wrong_names(lite):
     with pytest.raises(
         UnknownNameError, match="no backend is called 'onnx'. Known: litert, onnxruntime, openvino, torch"

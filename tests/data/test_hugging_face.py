@@ -75,13 +75,6 @@ def test_an_interrupted_run_continues_and_a_complete_one_is_not_repeated(package
     assert load_dataset(f"hf:{tmp_path / 'saved'}") == first
 
 
-def test_a_picture_that_was_deleted_is_written_again(package, folder, tmp_path):
-    table(package, folder).save_to_disk(tmp_path / "saved")
-    path = load_dataset(f"hf:{tmp_path / 'saved'}").paths[3]
-    path.unlink()
-    assert load_dataset(f"hf:{tmp_path / 'saved'}").paths[3].is_file()
-
-
 def test_other_data_under_the_same_name_get_other_files(package, folder, tmp_path):
     table(package, folder).save_to_disk(tmp_path / "saved")
     before = load_dataset(f"hf:{tmp_path / 'saved'}")

@@ -60,7 +60,6 @@ def test_prompts_keep_class_order_and_keys():
         ("water_lilly", ["a water lilly.", "the water lilly."]),
         ("AnnualCrop", ["a Annual Crop.", "the Annual Crop."]),
     ]
-    assert class_prompts(["a_b"], clean=False) == {"a_b": ["a photo of a a_b."]}
     assert class_prompts(["{}", "%s"], "x {}") == {"{}": ["x {}"], "%s": ["x %s"]}
 
 

@@ -56,6 +56,20 @@ def test_scale_and_bias_are_the_models(name, dim, bias, opened):
     assert info.logit_scale == pytest.approx(37.5)
 
 
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_backends_see_the_pixels_of_open_clips_transform(mode, interpolation, change, picture):
+    facts = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "resize_mode": mode, "interpolation": interpolation}
+    encoder = create_encoder(change(preprocess_cfg=facts))
+    transform = open_clip.image_transform(32, is_train=False, **facts)
+    spec = encoder.tower().pixels
+    for image in (picture(301, 200), picture(90, 400), picture(32, 32)):
+        expected = transform(image)
+        torch.testing.assert_close(encoder.preprocess(image), expected, rtol=0, atol=0)
+        squares = spec.to_square(image)[None]
+        torch.testing.assert_close(torch.from_numpy(spec.normalize(squares))[0], expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_a_strip_is_cropped_before_it_is_scaled(mode, interpolation, change, picture, resized_to):

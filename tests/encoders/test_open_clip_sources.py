@@ -148,6 +148,59 @@ def test_code_of_a_tokenizer_is_never_run(scheme, hub_cache, folders, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "cat", "##s", "."]
+
+
+def word_tokenizer():
+    """A tokenizer of words as BERT's: lower case, parts of words, marks at both ends."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    words.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+def test_biomedclip_opens_from_the_hubs_cache_with_a_text_tower_of_transformers(hub_cache, tmp_path, picture):
+    """Its repository names another one, which has the configuration of BERT and the tokenizer."""
+    from open_clip import CustomTextCLIP
+    from safetensors.torch import save_file
+
+    bert = {"model_type": "bert", "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1}
+    bert |= {"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 256, "pad_token_id": 0}
+    language = hub_cache("microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract")
+    (language / "config.json").write_text(json.dumps(bert))
+    word_tokenizer().save_pretrained(language)
+    name = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+    text = {"hf_model_name": name, "hf_tokenizer_name": name, "hf_proj_type": "mlp", "context_length": 256}
+    text |= {"hf_pooler_type": "cls_last_hidden_state_pooler"}
+    vision = {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16, "head_width": 16}
+    config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
+    model = CustomTextCLIP(**config | {"text_cfg": text | {"hf_model_pretrained": False}}).eval()
+    repo = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+    snapshot = hub_cache(repo)
+    (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": CLIP}))
+    save_file(model.state_dict(), snapshot / "open_clip_model.safetensors")
+
+    encoder = create_encoder(f"hf-hub:{repo}")
+    assert (encoder.info.dim, encoder.info.licence) == (8, "MIT")
+    tokens = encoder._tokenizer(["A photo of cats."])
+    assert tokens.tolist() == [[2, 5, 6, 7, 8, 9, 10, 3] + [0] * 248]
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode_text(["A photo of cats."]), model.encode_text(tokens))
+        pixels = encoder.preprocess(picture(40, 50))
+        torch.testing.assert_close(encoder.encode_images([picture(40, 50)]), model.encode_image(pixels[None]))
+
+    shutil.rmtree(language.parents[1])
+    with pytest.raises(EncoderUnavailableError, match=f"{name}, which the text tower of hf-hub:{repo} needs"):
+        create_encoder(f"hf-hub:{repo}")
+
+
 # Files
 
 

@@ -31,16 +31,8 @@ def test_encoder_keeps_the_rule(check, encoder):
     check(encoder)
 
 
-@pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
-def test_beside_one_with_text_it_keeps_every_rule(check, folder):
-    check(create_encoder(f"toy[final,simclr:{folder}/final]"))
-
-
-def test_text_is_refused_with_a_suitable_encoder(encoder, folder):
-    with pytest.raises(InputError, match="no text tower: name one that has beside it, such as --encoder lite"):
-        encoder.encode_text(["a cat"])
-    text = FewShotClassifier(f"simclr:{folder}", cache=None).encode_classes(["cat", "dog"])
-    assert text.absent == ("cat", "dog")
+def test_class_text_beside_it_is_absent(encoder):
+    assert FewShotClassifier(encoder, cache=None).encode_classes(["cat", "dog"]).absent == ("cat", "dog")
 
 
 def test_a_relative_folder_gets_an_absolute_name(folder, monkeypatch):

@@ -62,17 +62,6 @@ def test_the_parts_add_up_and_that_of_text_is_zero_shot(model):
     assert explanation.text_margin == pytest.approx(text_logits[0] - text_logits[1], rel=1e-3)
 
 
-def test_the_margin_of_zero_shot_is_that_of_text():
-    explanation = explain(fitted("zero-shot"), square("red", 9))
-    assert explanation.shots_margin == pytest.approx(0, abs=1e-4)
-    assert (explanation.text_label, explanation.shots_label) == ("red", None)
-
-
-def test_the_margin_of_a_linear_probe_is_that_of_the_shots():
-    explanation = explain(fitted("linear-probe"), square("red", 9))
-    assert (explanation.text_margin, explanation.text_label, explanation.shots_label) == (0.0, None, "red")
-
-
 def test_a_head_whose_logits_are_not_a_sum_has_no_parts():
     explanation = explain(fitted("cross-modal"), square("red", 9))
     parts = (explanation.text_margin, explanation.shots_margin, explanation.text_label, explanation.shots_label)

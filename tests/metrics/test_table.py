@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from clipadapter.errors import InputError
-from clipadapter.metrics import METRICS, MetricInfo, check_metrics, evaluate, metrics_shown
+from clipadapter.metrics import METRICS, check_metrics, evaluate, metrics_shown
 
 NAMES = ["a", "b", "c", "unused"]
 
@@ -46,17 +46,6 @@ def test_a_name_that_is_no_metric_is_refused():
 def test_a_value_that_a_metric_cannot_have_is_refused(name, value):
     with pytest.raises(InputError, match=f"{METRICS[name].title} can't be"):
         check_metrics({name: value})
-
-
-def test_a_metric_may_have_another_lowest_value_than_zero():
-    correlation = MetricInfo("correlation", lambda predictions: -0.5, unit="", lowest=-1.0)
-    assert correlation.is_in_range(-1.0) and not correlation.is_in_range(-1.1)
-    assert not METRICS["log_loss"].is_in_range(-0.5)
-
-
-def test_a_metric_of_the_terminal_is_in_the_report_too():
-    with pytest.raises(InputError, match="shown in the terminal and not in the report"):
-        MetricInfo("correlation", lambda predictions: 0.0, shown=frozenset({"terminal"}))
 
 
 def test_only_metrics_that_earlier_versions_did_not_know_may_be_missing():

@@ -1,6 +1,7 @@
 """The model card: its metadata, its text and the recorded evaluation."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -15,7 +16,6 @@ from clipadapter.data import load_dataset
 from clipadapter.errors import ArtifactError, InputError
 from clipadapter.metrics import metrics_shown
 from clipadapter.persistence import load_model, read_config, record_evaluation
-from clipadapter.persistence import save as record
 from clipadapter.persistence.card import GENERATED_MARK, code, escape, hub_repositories, render_card
 
 from .colours import COLOURS, squares
@@ -54,6 +54,10 @@ def metrics(fitted, data):
 
 def read(folder):
     return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def card_columns(task):
@@ -142,7 +146,7 @@ def test_figures_do_not_go_to_another_fit(folder, metrics, tmp_path):
 def test_figures_of_other_files_are_not_shown(folder, metrics):
     record_evaluation(folder, metrics)
     config = read_config(folder)
-    config.provenance["evaluation"]["files"]["head.safetensors"] = "0" * 64
+    config.provenance["evaluation"]["files"]["head"] = "0" * 64
     assert "No evaluation is recorded" in render_card(config)
 
 
@@ -158,21 +162,21 @@ def test_figures_of_other_files_are_not_shown(folder, metrics):
     ],
 )
 def test_other_figures_are_refused_and_nothing_is_written(change, words, folder, metrics):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = tree(folder)
     with pytest.raises(InputError, match=words):
         record_evaluation(folder, {**metrics, **change})
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert tree(folder) == before
 
 
 def test_a_write_that_fails_records_nothing(folder, metrics, monkeypatch):
-    def full(path, data):
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(record, "write_and_sync", full)
+    before = tree(folder)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ArtifactError, match="No space left"):
         record_evaluation(folder, metrics)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert tree(folder) == before
 
 
 def test_a_card_that_a_person_has_written_stays(folder, metrics):

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import stat
 import tempfile
 import threading
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -23,18 +23,19 @@ from clipadapter.heads import create_head
 from clipadapter.persistence import (
     History,
     Model,
-    history_files,
     load_model,
     read_config,
     record_evaluation,
     restore_version,
     save_model,
-    transaction,
 )
+from clipadapter.persistence import history as history_module
+from clipadapter.persistence import save as save_module
+from clipadapter.persistence.history import history_file
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
 
-from ..configs import rewrite_config
+from ..configs import array_path, flip_last_bit, rewrite_config
 
 INFO = create_encoder("toy").info
 
@@ -114,11 +115,11 @@ def test_the_log_has_author_action_and_time(folder):
 
 def test_undo_restores_the_same_bytes(tmp_path, undo):
     place = save_model(tmp_path / "model", make(0))
-    before = {name: data for name, data in tree(place).items() if not name.startswith("history")}
+    before = tree(place)
     change(place, 1)
     assert which(load_model(place)) == 1
     undo(place)
-    assert {name: data for name, data in tree(place).items() if not name.startswith("history")} == before
+    assert {name: data for name, data in tree(place).items() if name in before} == before
 
 
 def test_repeated_undo_goes_back_to_the_first_version_and_then_fails(folder, undo):
@@ -237,7 +238,7 @@ def test_the_first_and_the_last_twenty_snapshots_stay_in_memory():
 
 
 def test_the_first_and_the_last_snapshots_stay_on_disk_and_can_be_restored(tmp_path, monkeypatch, undo):
-    monkeypatch.setattr(history_files, "MAX_SNAPSHOTS", 4)
+    monkeypatch.setattr(history_module, "MAX_SNAPSHOTS", 4)
     place = save_model(tmp_path / "model", make(0))
     for i in range(1, 8):
         change(place, i)
@@ -247,19 +248,15 @@ def test_the_first_and_the_last_snapshots_stay_on_disk_and_can_be_restored(tmp_p
         assert which(load_model(place)) == wanted
     with pytest.raises(InputError, match="version 4 is no longer stored"):
         undo(place)
-    numbered = [path.stem for path in (place / "history").iterdir() if path.stem.isdigit()]
-    assert sorted(numbered) == ["0001", "0006", "0007", "0008"]  # version 5 lies in the model's own files
-    arrays = {path.stem for path in (place / "history").glob("*.safetensors")}
-    named = {
-        part["sha256"]
-        for number in numbered
-        for part in json.loads((place / "history" / f"{number}.json").read_bytes())["files"].values()
-    }
-    assert arrays == named
+    configs = [place / "config.json", *(place / "history").glob("config-*.json")]
+    assert len(configs) == 5  # versions 1, 6, 7 and 8, and the model itself, which is version 5
+    parts = [part for path in configs for part in json.loads(path.read_bytes())["files"].items()]
+    named = {f"{name}-{part['sha256'][:16]}.safetensors" for name, part in parts}
+    assert {path.name for path in (place / "arrays").glob("*.safetensors")} == named
 
 
 def test_the_current_snapshot_is_retained_at_any_age(tmp_path, monkeypatch, undo):
-    monkeypatch.setattr(history_files, "MAX_SNAPSHOTS", 2)
+    monkeypatch.setattr(history_module, "MAX_SNAPSHOTS", 2)
     place = save_model(tmp_path / "model", make(0))
     for i in range(1, 4):
         change(place, i)
@@ -273,24 +270,8 @@ def test_equal_arrays_are_stored_once(folder):
     before = load_model(folder)
     renamed = replace(before, prompts={**before.prompts, "cat": ["a photo of a tabby."]})
     save_model(folder, renamed, history=History.load(folder).with_change(before, renamed, "rename-class", {}))
-    config = read_config(folder)
-    for name, part in config.files.items():
-        kept = folder / "history" / f"{part.sha256}.safetensors"
-        assert kept.stat().st_ino == (folder / name).stat().st_ino
-
-
-def test_a_file_system_without_links_holds_copies(folder, monkeypatch, undo):
-    def refuse(*_, **__):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    (folder / "notes.txt").write_text("years of work")
-    (folder / "README.md").write_text("# Mine")
-    change(folder, 5)
-    undo(folder)
-    undo(folder, to=1)
-    assert which(load_model(folder)) == 0 and (folder / "notes.txt").read_text() == "years of work"
-    assert (folder / "README.md").read_text() == "# Mine"
+    names = [path.name.split("-")[0] for path in (folder / "arrays").glob("*.safetensors")]
+    assert (names.count("head"), names.count("support")) == (3, 3)  # of four versions
 
 
 def test_leaving_the_shots_out_leaves_them_out_of_every_version(folder, tmp_path, undo):
@@ -391,32 +372,13 @@ def test_no_change_is_lost_when_many_processes_save_at_once(tmp_path):
 
 
 def test_waiting_for_a_locked_folder_times_out(folder, monkeypatch):
-    monkeypatch.setattr(transaction, "LOCK_TIMEOUT_SECONDS", 0.05)
-    with transaction.lock_folder(folder), pytest.raises(ArtifactError, match="is being changed by another process"):
+    monkeypatch.setattr(save_module, "LOCK_TIMEOUT_SECONDS", 0.05)
+    with FileLock(folder / "arrays" / ".lock"), pytest.raises(ArtifactError, match="changed by another process"):
         change(folder, 5)
     change(folder, 5)
 
 
-def test_a_lock_file_is_used_where_folders_cannot_be_locked(folder, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
-    flock = fcntl.flock
-
-    def refuse(handle, how):
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            raise OSError(errno.EBADF, "Bad file descriptor")
-        flock(handle, how)
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(transaction, "LOCK_TIMEOUT_SECONDS", 0.05)
-    held = transaction._acquire_file_lock(folder)
-    with pytest.raises(ArtifactError, match="is being changed by another process"):
-        change(folder, 5)
-    held()
-    change(folder, 5)
-    assert which(load_model(folder)) == 5
-
-
-@pytest.mark.parametrize("call", ["fsync", "link", "replace", "mkdir"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeypatch):
     history, before = History.load(folder).with_change(load_model(folder), make(5), "correct", {}), tree(tmp_path)
 
@@ -424,7 +386,6 @@ def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, call, full)
-    monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(ArtifactError, match="No space left"):
         save_model(folder, make(5), history=history)
     monkeypatch.undo()
@@ -434,7 +395,6 @@ def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeyp
 def test_files_of_an_earlier_version_that_are_copied_in_are_a_change(folder, tmp_path, undo):
     old = tree(save_model(tmp_path / "old", make(0)))
     for name, data in old.items():
-        (folder / name).unlink()  # what the history links to must not be written into
         (folder / name).write_bytes(data)
     assert log(folder)[-1] == (4, "fit", 4)
     assert History.load(folder).changes[-1].facts["recorded"] is False
@@ -451,7 +411,6 @@ def test_the_first_versions_own_files_copied_back_are_a_change_too(tmp_path):
     old = tree(place)
     change(place, 1)
     for name, data in old.items():
-        (place / name).unlink()
         (place / name).write_bytes(data)
     change(place, 2)
     assert log(place) == [(1, "fit", 1), (2, "correct", 2), (3, "fit", 3), (4, "correct", 4)]
@@ -483,7 +442,7 @@ def bad_logs():
 
 @pytest.mark.parametrize(("words", "spoil"), list(bad_logs()))
 def test_a_damaged_log_is_named_and_nothing_is_written_over_it(words, spoil, folder):
-    path = folder / "history" / "log.json"
+    (path,) = (folder / "history").glob("log-*.json")
     path.write_text(spoil(path.read_text()))
     before = tree(folder)
     assert which(load_model(folder)) == 2  # who wants answers only is not bothered
@@ -498,24 +457,23 @@ def test_a_damaged_log_is_named_and_nothing_is_written_over_it(words, spoil, fol
 
 
 def test_a_log_that_is_too_large_is_not_read(folder, monkeypatch):
-    monkeypatch.setattr("clipadapter.persistence.history_files.MAX_LOG_BYTES", 10)
+    monkeypatch.setattr("clipadapter.persistence.history.MAX_LOG_BYTES", 10)
     with pytest.raises(ArtifactError, match="is larger than"):
         History.load(folder).check()
 
 
 def test_no_name_in_a_history_leads_out_of_it(folder, tmp_path):
-    path = folder / "history" / "0001.json"
+    path = folder / history_file("config", History.load(folder).changes[0].config)
     for name in ("../../secret", "/etc/passwd", "0" * 63 + "/"):
-        rewrite_config(path, lambda raw, name=name: raw["files"]["head.safetensors"].update(sha256=name))
+        rewrite_config(path, lambda raw, name=name: raw["files"]["head"].update(sha256=name))
         with pytest.raises(ArtifactError, match="sha256"):
             History.load(folder).undo(to=1)
 
 
-@pytest.mark.parametrize("name", ["0001.json", "log.json", "arrays", ""])
+@pytest.mark.parametrize("name", ["history/config-*", "history/log-*", "arrays/support-*", "arrays", "history"])
 def test_links_to_elsewhere_are_not_followed(name, folder, tmp_path):
-    if name == "arrays":
-        name = next(path.name for path in (folder / "history").glob("*.safetensors"))
-    path = folder / "history" / name
+    current = set(read_config(folder).files["support"].sha256[:16].split())
+    path = next(path for path in folder.glob(name) if path.stem.partition("-")[2] not in current)
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError, match="links are not followed"):
@@ -523,13 +481,13 @@ def test_links_to_elsewhere_are_not_followed(name, folder, tmp_path):
             History.load(folder).undo(to)
 
 
-@pytest.mark.parametrize("name", [".clipadapter-save", ".clipadapter-save/history", ".clipadapter-save/README.md"])
+@pytest.mark.parametrize("name", ["arrays/.lock", "arrays/new-config.json", "arrays/new-file"])
 @pytest.mark.parametrize("name_of_home", ["folder", "file", "nothing"])
 def test_no_save_writes_through_a_link(name, name_of_home, folder, tmp_path):
     home, link = tmp_path / "home", folder / name
     (home / "folder").mkdir(parents=True)
     (home / "file").write_text("thesis")
-    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
     link.symlink_to(home / name_of_home)
     with pytest.raises(ArtifactError, match="links are not followed"):
         save_model(folder, make(5))
@@ -537,10 +495,11 @@ def test_no_save_writes_through_a_link(name, name_of_home, folder, tmp_path):
     assert (home / "file").read_text() == "thesis"
 
 
-@pytest.mark.parametrize("name", ["config.json", "head.safetensors", "README.md"])
+@pytest.mark.parametrize("name", ["config.json", "head", "README.md"])
 def test_a_file_of_a_model_that_is_a_link_is_refused(name, folder, tmp_path):
-    (folder / name).rename(tmp_path / "elsewhere")
-    (folder / name).symlink_to(tmp_path / "elsewhere")
+    path = array_path(folder, name) if name == "head" else folder / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError, match="links are not followed"):
         save_model(folder, make(5))
     if name != "README.md":
@@ -550,22 +509,19 @@ def test_a_file_of_a_model_that_is_a_link_is_refused(name, folder, tmp_path):
 
 def test_arrays_that_were_altered_are_refused_and_the_model_stays(folder, undo):
     before = (folder / "config.json").read_bytes()
-    for path in (folder / "history").glob("*.safetensors"):
-        data = bytearray(path.read_bytes())
-        data[-1] ^= 1
-        path.write_bytes(data)
+    current = {array_path(folder, name) for name in read_config(folder).files}
+    for path in set((folder / "arrays").glob("*.safetensors")) - current:
+        flip_last_bit(path)
     with pytest.raises(ArtifactError, match="was altered"):
         undo(folder)
     assert (folder / "config.json").read_bytes() == before
 
 
-def test_own_files_that_were_altered_do_not_become_part_of_the_history(folder):
-    history, loaded = History.load(folder), load_model(folder)
-    data = bytearray((folder / "head.safetensors").read_bytes())
-    data[-1] ^= 1
-    (folder / "head.safetensors").write_bytes(data)
-    save_model(folder, make(5), history=history.with_change(loaded, make(5), "correct", {}))
-    assert History.load(folder).stored_versions() == [1, 2, 4]
+def test_altered_arrays_are_written_anew_by_a_save_of_the_same_model(folder):
+    loaded = load_model(folder)
+    flip_last_bit(array_path(folder, "head"))
+    save_model(folder, loaded, history=History.load(folder))
+    assert which(load_model(folder)) == 2
 
 
 def test_a_damaged_config_does_not_keep_a_new_fit_out(folder):
@@ -614,11 +570,16 @@ class Versions(RuleBasedStateMachine):
         super().__init__()
         self.place = tempfile.TemporaryDirectory()
         self.folder = Path(self.place.name) / "model"
-        self.versions, self.gone, self.history = [], set(), None
+        self.versions, self.gone, self.made = [], set(), 0
         self.fit(0)
 
     def teardown(self):
         self.place.cleanup()
+
+    def model(self, number):
+        """Model `number`; no two versions have the same files."""
+        self.made += 1
+        return replace(MODELS[number], prompts={**MODELS[number].prompts, "cat": [f"cat {self.made}."]})
 
     def added(self, content, number):
         self.versions.append((content, number))
@@ -627,21 +588,22 @@ class Versions(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 5))
     def fit(self, number):
-        save_model(self.folder, MODELS[number])
+        save_model(self.folder, self.model(number))
         self.added(len(self.versions) + 1, number)
 
     @rule(number=st.integers(0, 5))
     def change(self, number):
-        history, before = History.load(self.folder), load_model(self.folder)
-        save_model(self.folder, MODELS[number], history=history.with_change(before, MODELS[number], "correct", {}))
+        history, before, after = History.load(self.folder), load_model(self.folder), self.model(number)
+        save_model(self.folder, after, history=history.with_change(before, after, "correct", {}))
         self.added(len(self.versions) + 1, number)
 
     @rule(steps=st.lists(st.integers(0, 5), min_size=2, max_size=3))
     def several_changes_then_save(self, steps):
         history, before = History.load(self.folder), load_model(self.folder)
         for number in steps:
-            history = history.with_change(before, MODELS[number], "correct", {})
-            before = MODELS[number]
+            after = self.model(number)
+            history = history.with_change(before, after, "correct", {})
+            before = after
             self.added(len(self.versions) + 1, number)
         save_model(self.folder, before, history=history)
 
@@ -677,7 +639,7 @@ class Versions(RuleBasedStateMachine):
     def the_folder_is_as_the_list_says(self):
         history = History.load(self.folder)
         assert [one.content for one in history.changes] == [content for content, _ in self.versions]
-        X = load_file(self.folder / "support.safetensors")["X"]
+        X = load_file(array_path(self.folder, "support"))["X"]
         np.testing.assert_array_equal(X, MODELS[self.versions[-1][1]].support.X)
         stays = [i for i, (content, _) in enumerate(self.versions, start=1) if content not in self.gone]
         assert history.stored_versions() == stays
@@ -687,7 +649,7 @@ MODELS = [make(i) for i in range(6)]
 
 
 def test_random_sequences_of_saves_and_undos_match_a_plain_list(monkeypatch):
-    monkeypatch.setattr(history_files, "MAX_SNAPSHOTS", 3)
+    monkeypatch.setattr(history_module, "MAX_SNAPSHOTS", 3)
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     run_state_machine_as_test(
         Versions,
@@ -707,5 +669,5 @@ def test_the_arrays_of_a_version_are_those_that_were_saved(folder, undo):
     for to, number in ((1, 0), (2, 1), (3, 2)):
         if to != 3:
             undo(folder, to)
-            found = load_file(folder / "support.safetensors")["X"]
+            found = load_file(array_path(folder, "support"))["X"]
             np.testing.assert_array_equal(found, make(number).support.X)

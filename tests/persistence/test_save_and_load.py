@@ -1,6 +1,5 @@
 """Saving writes a model as a whole or not at all; loading checks everything and executes nothing."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -8,18 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from clipadapter import FewShotClassifier
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import ArtifactError, InputError, MethodWarning
 from clipadapter.features import FeatureSet
 from clipadapter.heads import Head, create_head, head_info, list_heads
-from clipadapter.persistence import Model, load_model, read_config, save_model, transaction
+from clipadapter.persistence import Model, load_model, read_config, save_model
+from clipadapter.persistence import save as module
 from clipadapter.persistence.save import HEADS_WITHOUT_PICTURES, count_stored_pictures
 from clipadapter.testing import toy_features
 
-from ..configs import rewrite_config
+from ..configs import array_path, flip_last_bit, replace_arrays, rewrite_config
 from ..heads.estimators import short_training
 
 
@@ -63,7 +63,7 @@ def test_the_config_records_classes_shots_and_versions(tmp_path):
 
 def test_the_shots_can_be_left_out(tmp_path):
     folder = save_model(tmp_path / "model", make()[0], keep_support=False)
-    assert not (folder / "support.safetensors").exists()
+    assert not list((folder / "arrays").glob("support-*"))
     assert len(load_model(folder).support) == 0
 
 
@@ -129,21 +129,19 @@ def test_a_failing_write_keeps_the_old_model(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("config.json", "holds no model"), ("head.safetensors", "is missing"), ("support.safetensors", "is missing")],
+    [("config.json", "holds no model"), ("head", r"head-\w+.safetensors is missing"), ("support", "is missing")],
 )
 def test_a_missing_file_is_named(name, words, tmp_path):
     folder = save_model(tmp_path / "model", make()[0])
-    (folder / name).unlink()
+    (folder / name if name == "config.json" else array_path(folder, name)).unlink()
     with pytest.raises(ArtifactError, match=words):
         load_model(folder)
 
 
-@pytest.mark.parametrize("name", ["head.safetensors", "support.safetensors"])
+@pytest.mark.parametrize("name", ["head", "support"])
 def test_an_altered_file_is_refused(name, tmp_path):
     folder = save_model(tmp_path / "model", make()[0])
-    data = bytearray((folder / name).read_bytes())
-    data[-1] ^= 1
-    (folder / name).write_bytes(bytes(data))
+    flip_last_bit(array_path(folder, name))
     with pytest.raises(ArtifactError, match="was altered"):
         load_model(folder)
 
@@ -189,7 +187,8 @@ def test_no_other_format_or_checksum_lets_an_altered_config_pass(change, tmp_pat
         (lambda c: c["encoder"].update(logit_scale=float("inf")), "encoder.logit_scale"),
         (lambda c: c["encoder"].update(name="a\0b"), "encoder.name"),
         (lambda c: c["uncertainty"]["calibrator"].update(n=float("inf")), "calibration is damaged: its 'n' is inf"),
-        (lambda c: c["files"].pop("head.safetensors"), "without head.safetensors"),
+        (lambda c: c["files"].pop("head"), "without the arrays of its head"),
+        (lambda c: c["files"].update({"../head": c["files"]["head"]}), "files"),
     ],
 )
 def test_a_wrong_config_is_refused(change, words, tmp_path):
@@ -220,12 +219,10 @@ class Bomb:
 def test_a_pickle_in_place_of_the_arrays_is_never_run(tmp_path):
     folder, mark = save_model(tmp_path / "model", make()[0]), tmp_path / "executed"
     data = pickle.dumps(Bomb(mark))
-    (folder / "head.safetensors").write_bytes(data)
+    array_path(folder, "head").write_bytes(data)
     with pytest.raises(ArtifactError, match="was altered"):
         load_model(folder)
-    rewrite_config(
-        folder / "config.json", lambda c: c["files"]["head.safetensors"].update(sha256=hashlib.sha256(data).hexdigest())
-    )
+    replace_arrays(folder, "head", data)
     with pytest.raises(ArtifactError, match="no safetensors file"):
         load_model(folder)
     assert not mark.exists()
@@ -233,11 +230,9 @@ def test_a_pickle_in_place_of_the_arrays_is_never_run(tmp_path):
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     folder = save_model(tmp_path / "model", make("zero-shot")[0])
-    arrays = load_file(folder / "head.safetensors")
+    arrays = load_file(array_path(folder, "head"))
     arrays["weight_"][0, 0] = np.nan
-    save_file(arrays, folder / "head.safetensors")
-    digest = hashlib.sha256((folder / "head.safetensors").read_bytes()).hexdigest()
-    rewrite_config(folder / "config.json", lambda c: c["files"]["head.safetensors"].update(sha256=digest))
+    replace_arrays(folder, "head", save(arrays))
     with pytest.raises(ArtifactError, match="not finite"):
         load_model(folder)
 
@@ -273,8 +268,8 @@ def test_other_files_beside_a_model_stay(tmp_path):
     (folder / ".git").mkdir()
     (folder / ".git" / "HEAD").write_text("main")
     save_model(folder, make("zero-shot")[0], keep_support=False)
-    names = {"notes.txt", ".git", "README.md", "config.json", "head.safetensors"}
-    assert names <= set(os.listdir(folder)) and "support.safetensors" not in os.listdir(folder)
+    assert set(os.listdir(folder)) == {"notes.txt", ".git", "README.md", "config.json", "arrays", "history"}
+    assert not list((folder / "arrays").glob("support-*"))
     assert (folder / "notes.txt").read_text() == "years of work" and (folder / ".git" / "HEAD").is_file()
     assert load_model(folder).head.get_params() == create_head("zero-shot").get_params()
     assert os.listdir(tmp_path) == ["model"]
@@ -291,11 +286,12 @@ def test_a_config_of_something_else_makes_no_model(tmp_path):
 
 def test_new_files_are_on_disk_before_the_config_that_names_them(tmp_path, monkeypatch):
     events = []
-    sync, rename = transaction.sync_folder, Path.replace
-    monkeypatch.setattr(transaction, "sync_folder", lambda path: (events.append(f"sync {Path(path).name}"), sync(path)))
+    sync, rename = module.sync_folder, Path.replace
+    monkeypatch.setattr(module, "sync_folder", lambda path: (events.append(f"sync {Path(path).name}"), sync(path)))
     monkeypatch.setattr(Path, "replace", lambda old, new: (events.append(f"rename {new.name}"), rename(old, new))[1])
     save_model(tmp_path / "model", make()[0])
-    assert events.index(f"sync {transaction.STAGING_FOLDER}") < events.index("rename config.json")
+    moments = [events.index(next(e for e in events if e.startswith(f"rename {name}"))) for name in ("head-", "config")]
+    assert moments[0] < events.index("sync arrays") < moments[1]
 
 
 def test_a_config_that_cannot_be_renamed_leaves_everything_as_it_was(tmp_path, monkeypatch):

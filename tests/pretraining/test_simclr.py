@@ -81,16 +81,15 @@ def test_the_encoder_opens_and_has_learned_something(whole):
     assert create_encoder(whole[1].encoder).info.image_size == 16
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(epochs, whole, pictures, tmp_path, monkeypatch):
-    killed_after(epochs, monkeypatch)
+def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(whole, pictures, tmp_path, monkeypatch):
+    killed_after(2, monkeypatch)
     with pytest.raises(KilledError):
         train_simclr(pictures, tmp_path / "encoder", **TINY)
     for name in (".checkpoint.safetensors-abcd_123", ".mine.safetensors"):
         (tmp_path / "encoder" / name).write_bytes(b"half-written")
     monkeypatch.undo()
     done = train_simclr(pictures[::-1], tmp_path / "encoder", **TINY)
-    assert done.resumed == epochs
+    assert done.resumed == 2
     assert done.loss == whole[1].loss
     assert (tmp_path / "encoder" / "encoder.safetensors").read_bytes() == (
         whole[0] / "encoder.safetensors"
@@ -115,10 +114,6 @@ def test_a_finished_encoder_is_not_trained_again(whole, pictures, monkeypatch):
 def test_pictures_that_do_not_fit_into_memory_give_the_same_loss(whole, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(simclr, "MAX_CACHED_BYTES", 5000)
     assert train_simclr(pictures, tmp_path / "encoder", **TINY).loss == whole[1].loss
-
-
-def test_another_seed_gives_another_encoder(whole, pictures, tmp_path):
-    assert train_simclr(pictures, tmp_path / "encoder", **TINY, seed=1).loss != whole[1].loss
 
 
 def test_global_randomness_and_threads_are_untouched(pictures, tmp_path):

@@ -26,9 +26,9 @@ OWN_NAMES = {
     "studio": f"""lock journal.jsonl class_names.json settings.json incoming incoming/1 incoming/9 unlabelled trash
         trash/9 unlabelled/1.png uploads uploads/{HEX}{HEX} export export/{HEX} .settings.json-{RANDOM} ../train
         ../train/red incoming/9/.{HEX[:20]}-{RANDOM}""",
-    "model": """config.json README.md head.safetensors support.safetensors uncertainty.safetensors history mine
-        history/log.json history/0001.json .clipadapter-save .clipadapter-save/config.json .clipadapter-save/history
-        .clipadapter-save/save.json .clipadapter-save/README.md""",
+    "model": """config.json README.md arrays history mine arrays/.lock arrays/new-config.json arrays/new-README.md
+        arrays/new-file arrays/head-0000000000000000.safetensors history/log-0000000000000000.json
+        history/config-0000000000000000.json""",
     "parts": f"""run.json lock 00000000-1-0-{HEX}-{HEX}.csv .00000000-1-0-{HEX}.csv .joined.csv mine
         .run.json-{RANDOM}""",
     "bench": f"""runs.jsonl .runs.jsonl.lock plans plans/own.json features mine reports

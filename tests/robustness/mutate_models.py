@@ -116,9 +116,11 @@ def write(folder, config, files):
     """A model's folder with sound hashes."""
     for name, arrays in files.items():
         blob = save({key: np.asarray(array, order="C") for key, array in arrays.items()})
-        (folder / name).write_bytes(blob)
+        digest = hashlib.sha256(blob).hexdigest()
+        (folder / "arrays").mkdir(exist_ok=True)
+        (folder / "arrays" / f"{name}-{digest[:16]}.safetensors").write_bytes(blob)
         tensors = {key: [str(array.dtype), list(array.shape)] for key, array in arrays.items()}
-        config["files"][name] = {"sha256": hashlib.sha256(blob).hexdigest(), "tensors": tensors}
+        config["files"][name] = {"sha256": digest, "tensors": tensors}
 
 
 def write_config(folder, config):
@@ -175,7 +177,10 @@ def main(root, seed, models):
         fitted = FewShotClassifier("toy", head, cache=None, uncertainty=uncertainty).fit(images, labels)
         folder = fitted.save(root / "whole" / head)
         config = (folder / "config.json").read_text()
-        whole[head] = config, {path.name: load(path.read_bytes()) for path in folder.glob("*.safetensors")}
+        whole[head] = (
+            config,
+            {path.name.split("-")[0]: load(path.read_bytes()) for path in folder.glob("arrays/*.safetensors")},
+        )
     counts, faults, folder = collections.Counter(), [], root / "altered"
     for i in range(models):
         shutil.rmtree(folder, ignore_errors=True)

@@ -64,9 +64,6 @@ def use(path, items, rng):
         for size in (1, 17, N):
             asked = rng.sample(keys, size)
             check(store.get_many(asked, DIM), asked)
-            if not store.contains_many(asked, DIM) <= set(asked):
-                faults.append("contains a key that was not asked for")
-        check(dict(store.items()), keys)
         store.put_many(items)
         check(store.get_many(keys, DIM), keys)
     return faults

@@ -42,10 +42,6 @@ def predictor(write):
     return Predictor(write(about().to_json()))
 
 
-def test_pictures_in_names_out(predictor):
-    assert predictor.predict([RED, GREEN]) == ["red", "green"]
-
-
 def test_no_squares_give_outputs_of_the_same_widths(predictor):
     some, none = (predictor.run(np.zeros((n, 4, 4, 3), np.uint8)) for n in (1, 0))
     for name in ("logits", "features", "ood_score_parts", "probabilities", "ood_scores"):
@@ -69,15 +65,6 @@ def test_one_picture_gives_one_row_in_every_form(form, predictor, tmp_path):
 def test_a_batch_of_none_is_refused(predictor):
     with pytest.raises(InputError, match="batch_size must be 1 or more"):
         list(predictor.iter_predictions([RED], batch_size=0))
-
-
-def test_squares_may_be_a_view(write):
-    pytest.importorskip("openvino")
-    path = write(about().to_json())
-    square = Predictor(path).preprocess(RED)
-    for backend in ("onnxruntime", "openvino"):
-        seen = Predictor(path, backend=backend).run(square[None, ..., ::-1])  # blue first
-        assert seen.logits.argmax() == NAMES.index("blue")
 
 
 def test_animations_are_named_in_one_warning_after_the_answers(predictor, tmp_path):

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 from PIL import Image
 
-from clipadapter.runtime import ExportMetadata, Outputs, RuntimeModel
+from clipadapter.runtime import ExportMetadata, Outputs, Predictor
 from clipadapter.uncertainty import Conformal, Uncertainty, learn_multilabel, learn_rejector
 from clipadapter.utils.pixels import PixelSpec
 
@@ -31,16 +31,13 @@ def several():
     return Uncertainty(multilabel=learn_multilabel(12 * targets - 6 + rng.standard_normal((60, 3)), targets))
 
 
-class Colours(RuntimeModel):
+class Colours(Predictor):
     """Features are the mean of each channel, logits ten times these; a run waits for `go`."""
 
     def __init__(self, uncertainty=None):
-        self.class_names, self.pixels, self.uncertainty, self.precision = (
-            NAMES,
-            PIXELS,
-            uncertainty or learned(),
-            "fp32",
-        )
+        self.metadata, self.backend = ExportMetadata(NAMES, PIXELS, uncertainty or learned()), "none"
+        self.class_names, self.pixels, self.further_inputs = NAMES, PIXELS, ()
+        self.uncertainty, self.precision = self.metadata.uncertainty, "fp32"
         self.go, self.running, self.batches = threading.Event(), threading.Event(), []
         self.go.set()
 

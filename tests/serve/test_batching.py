@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from clipadapter.serve import Limits
-from clipadapter.serve.batching import Job, SlowPicture
 
 from .colours import BLUE, GREY, RED, base64_of, refused
 
@@ -65,23 +64,6 @@ def test_on_an_idle_server_nothing_waits(serve, post_later):
     began = time.monotonic()
     assert label_of(post_later(client, RED)) == "red"
     assert time.monotonic() - began < 5
-
-
-def test_a_slow_picture_that_comes_when_the_server_has_stopped_is_dropped_as_others_are(serve):
-    one = batcher(serve())
-    one._slow_pool.shutdown()
-
-    async def load():
-        job = Job(1, {}, time.monotonic() + 60)
-        one.reserve_slots(1)
-        one._load(job, 0, slow)
-
-    def slow():
-        raise SlowPicture(slow)
-
-    asyncio.run(load())
-    assert one.slow_pending == 1  # as one of the other pool keeps its place
-    one.slow_pending = 0  # closing waits for none
 
 
 def test_requests_of_one_batch_keep_their_own_options(serve, colours, post_later):
@@ -228,7 +210,6 @@ def test_a_backend_failure_affects_its_batch_only(serve, colours):
 
 
 def test_pictures_of_a_disconnected_client_do_not_run(colours, files):
-    import asyncio
 
     from clipadapter.serve import ServedModels, create_app
 

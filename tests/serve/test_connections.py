@@ -171,26 +171,6 @@ def test_a_refused_body_that_does_not_end_closes_the_connection(monkeypatch):
     assert Server(refuse).run(send_until_closed(b"1\r\na\r\n" * 10, CHUNKED)).startswith(b"HTTP/1.1 413")
 
 
-def test_a_refused_body_that_ends_leaves_the_connection_open(monkeypatch):
-    async def work(server):
-        reader, writer = await server.connect()
-        for _ in range(2):
-            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"a" * 100_000)
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413")
-        return True
-
-    assert Server(refuse).run(work)
-
-
-def test_pipelined_requests_are_all_answered():
-    async def work(server):
-        reader, writer = await server.connect()
-        writer.write(GET_REQUEST * 3)
-        return [await reader.readuntil(b"\r\n\r\n0") for _ in range(3)]
-
-    assert all(one.startswith(b"HTTP/1.1 200") for one in Server().run(work))
-
-
 def test_for_a_new_connection_the_longest_idle_is_closed():
     async def work(server):
         oldest, _ = await server.connect()

@@ -65,20 +65,6 @@ def test_the_switch_is_off_at_first_and_gives_the_pictures_to_the_fit_when_it_is
     np.testing.assert_array_equal(after, before)
 
 
-def test_pictures_that_come_later_are_used_too_and_of_many_some(open_session, monkeypatch):
-    session = open_session()
-    fill(session)
-    session.learn_unlabelled(True)
-    settle(session)
-    session.project.add_unlabelled([noisy("red", i) for i in range(20, 26)])
-    settle(session)
-    assert pool_of(session) == 16
-    monkeypatch.setattr(session_module, "MAX_UNLABELLED", 5)
-    session.project.add_unlabelled([noisy("red", 30)])
-    settle(session)
-    assert pool_of(session) == 5
-
-
 def test_of_more_pictures_than_are_used_those_that_come_later_are_used_too(open_session, monkeypatch):
     """The pictures are read in parts: the first fit knows some of them only, the last one is to know them all."""
     for name in ("MAX_UNLABELLED", "FIRST_PICTURES"):

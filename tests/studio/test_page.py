@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from clipadapter import studio
 from clipadapter.errors import InputError
 from clipadapter.studio import build_page
 from clipadapter.studio.project import prepare_uploads
@@ -142,14 +143,13 @@ def test_only_our_own_temporary_files_are_removed(tmp_path):
 def test_an_archive_has_the_files_of_a_model_only(tmp_path):
     from clipadapter.studio.page import _write_archive
 
-    for name in ("config.json", "history/log.json", "history/mine.txt", "mine.txt"):
+    own = ("config.json", f"arrays/head-{16 * '0'}.safetensors", f"history/log-{16 * '0'}.json")
+    for name in (*own, "history/mine.txt", "mine.txt"):
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_text(name)
     _write_archive(tmp_path / "model", tmp_path / "model.zip")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
-        assert {name: archive.read(name).decode() for name in archive.namelist()} == {
-            name: name for name in ("config.json", "history/log.json")
-        }
+        assert {name: archive.read(name).decode() for name in archive.namelist()} == {name: name for name in own}
 
 
 def test_a_picture_to_try_is_passed_on_as_it_was_uploaded(page, tmp_path):
@@ -264,6 +264,24 @@ def test_uploads_from_pages_of_other_hosts_are_refused(served, local):
     assert post() == post(Sec_Fetch_Site="same-origin") == post(Origin=own) == 200
     assert post(Sec_Fetch_Site="same-origin", Origin="https://name-of-a-proxy.example") == 200
     assert post(Origin="https://proxy.example", X_Forwarded_Host="proxy.example") == 200
+
+
+@pytest.mark.parametrize(("theme", "background"), [("body {", "#ffffff"), ("body.dark {", "#27272a")])
+def test_the_mark_of_a_picture_unlike_every_class_has_a_warning_colour_that_can_be_read(theme, background):
+    templates = Path(studio.__file__).parent / "templates"
+    assert '<p class="cs-unlike" role="note">' in (templates / "prediction.html").read_text()
+    style = (templates / "studio.css").read_text()
+    assert re.search(r"\.cs-unlike strong\) \{ color: var\(--cs-bad\);", style)
+    colour = re.search(re.escape(theme) + r".*--cs-bad: (#\w{6})", style)[1]
+    light, dark = sorted((_luminance(colour), _luminance(background)), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2.2, 1.4.3
+
+
+def _luminance(colour):
+    """Of WCAG 2.2."""
+    shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("head", ["autoo", "transclip"])

@@ -33,19 +33,6 @@ def test_it_equals_the_greedy_rule_in_plain_loops(u, k, count, seed):
     )
 
 
-def test_without_labelled_pictures_the_first_is_the_most_uncertain():
-    assert select_for_labelling(np.eye(3), [0.1, 0.9, 0.5], 3) == [1, 2, 0]
-
-
-def test_similar_pictures_are_not_selected_together():
-    features = [[1, 0], [1, 0.001], [1, 0.002], [0, 1]]
-    assert select_for_labelling(features, [1.0, 0.99, 0.98, 0.2], 2) == [0, 3]
-
-
-def test_a_picture_like_a_labelled_one_is_not_selected():
-    assert select_for_labelling([[1, 0], [0, 1]], [1.0, 0.5], 1, labelled=[[2, 0]]) == [1]
-
-
 def test_each_row_is_selected_once_even_if_all_are_equal():
     assert sorted(select_for_labelling(np.ones((5, 2)), np.ones(5), 9)) == [0, 1, 2, 3, 4]
     assert sorted(select_for_labelling(np.ones((3, 2)), np.zeros(3), 2, np.ones((1, 2)))) == [0, 1]

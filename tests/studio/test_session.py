@@ -42,7 +42,7 @@ def test_predictions_are_explained_by_labelled_pictures(session):
     for name in ("red", "blue"):
         session.project.add_pictures(name, [noisy(name, i) for i in range(5)])
     state = settle(session)
-    assert state.model.shot_count == 10 and state.model.held_out_accuracy == 1.0
+    assert state.model.shot_count == 10 and state.model.held_out.accuracy == 1.0
     assert state.revision == session.project.contents.revision
     assert state.curve.points[0].shots_per_class == 0 and not state.curve.is_on_test
     assert state.activity == state.error == ""
@@ -213,11 +213,11 @@ def test_a_model_is_saved_beside_the_project_or_where_a_person_says(session, tmp
         session.project.add_pictures(name, [noisy(name, 0)])
     session.notify_change()
     assert session.save_model() == root.with_name(f"{root.name}-model") == session.default_model_folder
-    assert session.state.saved_revision == session.project.contents.revision
+    assert session.state.is_saved(session.project.contents)
     for text, folder in (("mine", root.parent / "mine"), (f" {tmp_path}/a/b ", tmp_path / "a" / "b")):
         assert session.save_model(text) == folder and (folder / "config.json").is_file()
     session.project.add_class("green")
-    assert session.state.saved_revision != session.project.contents.revision
+    assert not session.state.is_saved(session.project.contents)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("text")
     for text, reason in (

@@ -54,7 +54,7 @@ def test_the_rule_costs_least_over_many_pictures():
 def test_false_and_missed_by_hand():
     names = ["a", "b", "c"]
     np.testing.assert_array_equal(parse_costs("false b", names), [[0, 10, 1], [1, 0, 1], [1, 10, 0]])
-    np.testing.assert_array_equal(parse_costs("missed b", names, weight=4), [[0, 1, 1], [4, 0, 4], [1, 1, 0]])
+    np.testing.assert_array_equal(parse_costs("missed b", names), [[0, 1, 1], [10, 0, 10], [1, 1, 0]])
     both = parse_costs("missed a=20, false c=7.5", names)
     np.testing.assert_array_equal(both, [[0, 20, 20], [1, 0, 7.5], [1, 1, 0]])
     np.testing.assert_array_equal(both, parse_costs("false c=7.5,missed a=20", names))

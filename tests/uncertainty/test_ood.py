@@ -208,16 +208,6 @@ def test_shots_that_are_not_all_compared_at_once_give_the_same_rejector(monkeypa
     assert len(learn_rejector(X, y, 5, text=text).held_out_scores) == 12
 
 
-def test_a_covariance_of_some_of_the_classes_is_like_that_of_all(monkeypatch):
-    X, y, known, _, _, _ = world(c=40, counts=(8,) * 40)
-    expected, _ = class_gaussians.fit_class_gaussians(unit_rows(X), y, 40)
-    monkeypatch.setattr(class_gaussians, "MAX_COVARIANCE_NUMBERS", X.size // 2)
-    found, _ = class_gaussians.fit_class_gaussians(unit_rows(X), y, 40)
-    assert found.floor != expected.floor
-    new = unit_rows(known)
-    assert np.corrcoef(found.distances(new).ravel(), expected.distances(new).ravel())[0, 1] > 0.98
-
-
 @pytest.mark.parametrize("small", range(5))
 def test_a_covariance_of_some_shots_has_contrasts_whichever_class_is_small(small, monkeypatch):
     counts = np.full(5, 60)

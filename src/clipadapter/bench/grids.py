@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from clipadapter.bench.notes import failure_messages, fidelity_mark, measurement_notes, transductive_mark
+from clipadapter.bench.notes import failure_messages, fidelity_mark, transductive_mark
 from clipadapter.bench.pivot import Cell, Part, Pivot, Row, Value, fit_seconds, format_shots, metric_value
 from clipadapter.bench.run import Machine, Run
 from clipadapter.bench.statistics import Difference
@@ -32,12 +32,6 @@ class Column:
     best: Callable[[Iterable[float]], float] | None = None
     format_sd: Callable[[float], str] | None = None  # a standard deviation as text, if it differs
 
-    @classmethod
-    def of_metric(cls, header: str, cells: Sequence[Cell], metric: str) -> Column:
-        """A column of a metric of records."""
-        info = METRICS[metric]
-        return cls(header, cells, info.format, max if info.higher_is_better else min)
-
     def texts(self) -> list[str]:
         """The cells as text."""
         return [format_cell(cell, self.format, self.format_sd) for cell in self.cells]
@@ -63,7 +57,6 @@ def make_grid(
     takes_part: Sequence[bool] | None = None,
     texts: Sequence[tuple[str, Sequence[str]]] = (),
     notes: Iterable[str] = (),
-    common: Sequence[str] = (),
     minor: bool = False,
 ) -> Grid:
     """A table of heads."""
@@ -76,7 +69,6 @@ def make_grid(
         tuple(rows),
         frozenset((i, j) for j, column in enumerate(columns, first) for i in column.best_rows(eligible)),
         tuple(notes),
-        tuple(common),
         minor,
         frozenset(range(first)),
     )
@@ -113,9 +105,9 @@ def format_points(difference: float) -> str:
 def format_difference(difference: Difference | None) -> str:
     """A difference in points with its interval.
 
-    >>> format_difference(Difference(0.012, (0.003, 0.021), 0.99, 5, 1, 0))
+    >>> format_difference(Difference(0.012, (0.003, 0.021), 5))
     '+1.2 [+0.3, +2.1]'
-    >>> format_difference(Difference(-0.012, None, None, 2, 1, 0)), format_difference(None)
+    >>> format_difference(Difference(-0.012, None, 2)), format_difference(None)
     ('-1.2 (2 draws)', 'no common draw')
     """
     if difference is None:
@@ -144,10 +136,11 @@ def format_column(column: Part) -> str:
 
 def metric_columns(table: Pivot, metric: str) -> list[Column]:
     """The columns of a table for a metric."""
-    value = metric_value(metric)
+    value, info = metric_value(metric), METRICS[metric]
+    best = max if info.higher_is_better else min
     return [
-        Column.of_metric(format_column(column), [table.cell(row, column, value) for row in table.rows], metric)
-        for column in table.columns(metric)
+        Column(format_column(part), [table.cell(row, part, value) for row in table.rows], info.format, best)
+        for part in table.columns(metric)
     ]
 
 
@@ -165,7 +158,6 @@ def measured_grid(table: Pivot, metric: str = "accuracy") -> Grid:
         columns,
         takes_part=[not transductive_mark(table.runs(row)) for row in table.rows],
         notes=[*notes, *failure_messages({name: table.runs(row) for row, name in names.items()})],
-        common=measurement_notes(table),
         minor=metric != "accuracy",
     )
 
@@ -186,7 +178,6 @@ def difference_grid(table: Pivot, reference: Row) -> Grid:
         ("head", *(title for title, _ in columns)),
         tuple(rows),
         notes=(INTERVAL,),
-        common=measurement_notes(table),
     )
 
 
@@ -226,7 +217,6 @@ def cost_grid(table: Pivot, minor: bool = True) -> Grid:
             "largest of the draws. Over several test parts or data sets, all but the memory are means.",
             f"Machine: {'; '.join(machines)}.",
         ),
-        common=measurement_notes(table),
         minor=minor,
     )
 

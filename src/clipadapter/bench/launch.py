@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle
@@ -21,8 +22,8 @@ from clipadapter.bench.protocols.base import BundleOfDraws, Protocol
 from clipadapter.bench.records import records_file
 from clipadapter.bench.run import Run, digest
 from clipadapter.bench.sources import Source
-from clipadapter.bench.suite import Suite, Variant, make_head
-from clipadapter.bench.worker import FitTask, run_task
+from clipadapter.bench.suite import Suite, make_head
+from clipadapter.bench.worker import SuiteFit, run_fit
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError
 from clipadapter.utils.devices import check_device
@@ -38,15 +39,6 @@ class SuiteResult(Outcome):
 
     plan: Plan = field(kw_only=True)  # all planned records; `runs` has those of this call
     figures: list[Path] = field(default_factory=list)  # plots of features, if the suite has any
-
-
-@dataclass(frozen=True, eq=False)
-class SuiteFit(Fit):
-    """A fit of a suite."""
-
-    variant: Variant  # the head, from which a worker makes it
-    folder: Path  # of the features
-    entries: Sequence[Entry]  # of the plan, one for each record
 
 
 def run_suite(
@@ -94,18 +86,8 @@ def run_suite(
     def make(missing: list[Fit]) -> Generator[tuple[Fit, list[Run]], None, None]:
         own = [fit for fit in missing if isinstance(fit, SuiteFit)]
         own.sort(key=lambda fit: -fit.runs[0].shots)  # long fits first: at the end no worker waits for one
-        tasks = [
-            FitTask(
-                folder=str(fit.folder),
-                protocol=suite.protocol,
-                options=suite.options,
-                variant=fit.variant,
-                device=launcher.device,
-                runs=list(fit.runs),
-            )
-            for fit in own
-        ]
-        with closing(launcher.run(run_task, tasks)) as results:
+        work = partial(run_fit, protocol=protocol, device=launcher.device)
+        with closing(launcher.run(work, own)) as results:
             for i, result in results:
                 if isinstance(result, WorkerDiedError):
                     yield own[i], [record_failure(run, result) for run in own[i].runs]
@@ -141,7 +123,7 @@ def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: P
                 )
                 for run, test in zip(runs, draw.tests, strict=True)
             ]
-            fits.append(SuiteFit(own, runs, variant, folder, entries))
+            fits.append(SuiteFit(own, runs, folder, entries))
     return fits
 
 
@@ -165,7 +147,5 @@ def _draw_features(fits: Sequence[SuiteFit], folder: Path, plot_formats: Sequenc
         path
         for fit in fits
         if (fit.runs[0].shots, fit.runs[0].seed) == (max_shots, seed)
-        for path in draw_adapted_features(
-            fit.head, fit.folder, fit.runs[0].rows, f"{fit.entries[0].data}-{fit.variant.title}", folder, plot_formats
-        )
+        for path in draw_adapted_features(fit, folder, plot_formats)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,6 +29,9 @@ from clipadapter.rendering.projection import (
     unit_rows,
 )
 from clipadapter.utils.files import safe_file_name
+
+if TYPE_CHECKING:
+    from clipadapter.bench.worker import SuiteFit
 
 N_NEIGHBOURS = 10
 
@@ -82,15 +86,15 @@ def separation(features: ArrayLike, labels: Sequence[str]) -> tuple[float, float
     return float(silhouette_score(rows, truth, metric="cosine")), float(purity)
 
 
-def draw_adapted_features(
-    head: Head, features: Path, rows: Sequence[int], name: str, folder: Path, plot_formats: Sequence[str] = ("png",)
-) -> list[Path]:
-    """Draw features of a test part, in the folder of a bundle, before and after a head that is fitted to drawn shots.
+def draw_adapted_features(fit: SuiteFit, folder: Path, plot_formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Draw features of a test part before and after the head of a fit.
 
     The second t-SNE starts from the points of the first, and is rotated and mirrored to match it. A head that does not
     adapt features gives no file.
     """
-    bundle = load_bundle(features)
+    head, rows = fit.head, fit.runs[0].rows
+    name = f"{fit.entries[0].data}-{fit.entries[0].label}"
+    bundle = load_bundle(fit.folder)
     part = bundle.test(bundle.names[0], rows).features
     part = part.take(np.unique(np.linspace(0, len(part) - 1, min(len(part), MAX_POINTS)).astype(int)))
     shots = select_views(head, bundle.shots(rows))

@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
-from clipadapter.bench.fits import attempt
-from clipadapter.bench.methods import clone_with_seed
-from clipadapter.bench.protocols import create_protocol
+from clipadapter.bench.fits import Fit, attempt
+from clipadapter.bench.plan import Entry
+from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run
-from clipadapter.bench.suite import Variant, make_head
 from clipadapter.encoders import create_encoder, open_text_tower
 from clipadapter.errors import InputError
-from clipadapter.heads import head_info
 from clipadapter.utils.devices import describe_device
 from clipadapter.utils.towers import TextTower
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-@dataclass(frozen=True)
-class FitTask:
-    """One fit, as a worker process gets it."""
+@dataclass(frozen=True, eq=False)
+class SuiteFit(Fit):
+    """A fit of a suite, as a worker process gets it."""
 
-    folder: str  # of the features
-    protocol: str  # registered name
-    options: dict[str, int]  # of the protocol
-    variant: Variant  # the head
-    device: str  # where a method that trains through a text tower computes
-    runs: list[Run]  # the planned records
+    folder: Path  # of the features
+    entries: Sequence[Entry]  # of the plan, one for each record
 
 
 @lru_cache(maxsize=2)
-def _bundle(folder: str) -> Bundle:
+def _bundle(folder: Path) -> Bundle:
     return load_bundle(folder)
 
 
 @lru_cache(maxsize=2)
-def _with_towers(folder: str, device: str) -> Bundle:
+def _with_towers(folder: Path, device: str) -> Bundle:
     """The bundle, whose class text can open the text tower of its encoder on a device."""
     bundle = _bundle(folder)
     tower = partial(_tower, bundle.encoder.name, bundle.encoder.fingerprint, device)
@@ -59,19 +55,21 @@ def _tower(name: str, fingerprint: str, device: str) -> TextTower:
     return open_text_tower(encoder)
 
 
-def run_task(fit: FitTask) -> list[Run]:
-    """Fit and measure: a record for each test part. Failures are in the records, too."""
+def run_fit(fit: SuiteFit, protocol: Protocol, device: str) -> list[Run]:
+    """Fit and measure: a record for each test part. Failures are in the records, too.
+
+    A method that trains through a text tower computes on the device.
+    """
 
     def make() -> list[Run]:
-        head = clone_with_seed(make_head(fit.variant), fit.runs[0].seed)
-        bundle = _with_towers(fit.folder, fit.device) if head.needs_tower else _bundle(fit.folder)
-        return create_protocol(fit.protocol, fit.options).measure(bundle, head, fit.runs)
+        bundle = _with_towers(fit.folder, device) if fit.head.needs_tower else _bundle(fit.folder)
+        return protocol.measure(bundle, fit.head, fit.runs)
 
     # Also failures outside of the head are recorded, such as no row left to test on.
     runs = attempt(fit.runs, make)
-    if head_info(fit.variant.head).cls.needs_tower:
-        device = {"device": describe_device(fit.device)}
-        runs = [run.model_copy(update={"machine": run.machine.model_copy(update=device)}) for run in runs]
+    if fit.head.needs_tower:
+        described = {"device": describe_device(device)}
+        runs = [run.model_copy(update={"machine": run.machine.model_copy(update=described)}) for run in runs]
     return runs
 
 

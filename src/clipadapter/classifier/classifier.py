@@ -49,7 +49,7 @@ from clipadapter.features import (
 from clipadapter.heads import Head, Selection, TextFeatures, select
 from clipadapter.heads.estimator import Estimator
 from clipadapter.persistence import History, Model, fetch, load_model, push, save_model
-from clipadapter.uncertainty import Answers, Uncertainty, UncertaintyOptions
+from clipadapter.uncertainty import Answers, UncertaintyOptions
 from clipadapter.utils.formatting import check_names, format_list
 from clipadapter.utils.prediction import Prediction, PredictionColumns
 from clipadapter.utils.progress import progress_bar, shows_progress
@@ -119,15 +119,6 @@ class FewShotClassifier:
         skipped_: pictures that the last edit could not read, each with the reason.
         dropped_blocks_: blocks of features that the last `fit` tried, and that the answers do not depend on.
     """
-
-    head_: Head
-    class_names_: tuple[str, ...]
-    text_: TextFeatures
-    prompts_: Mapping[str, Sequence[str]]
-    support_: FeatureSet
-    uncertainty_: Uncertainty
-    fold_heads_: tuple[Head, ...]
-    selection_: Selection | None
 
     # ---- Construct ----
 
@@ -292,7 +283,7 @@ class FewShotClassifier:
         """
         options, text = fitting.check_options(self.uncertainty), text.with_order("given")
         head = self._build_head() if head is None else head
-        self.selection_ = None
+        self.selection_: Selection | None = None
         if self.grid:
             self.selection_ = select(
                 head,
@@ -419,13 +410,13 @@ class FewShotClassifier:
 
     def encode_classes(self, class_names: Sequence[str]) -> TextFeatures:
         """Encode prompts from the templates and descriptions of the constructor; stores the prompts as ``prompts_``."""
-        self.prompts_ = class_prompts(class_names, self.templates, self.descriptions)
+        self.prompts_: Mapping[str, Sequence[str]] = class_prompts(class_names, self.templates, self.descriptions)
         return self._encode_prompts(self.prompts_)
 
     def refit_text(self) -> TextFeatures:
         """Return ``text_`` with the single prompts for a head that reads them: those of a loaded model are encoded."""
         self._check_fitted()
-        return self._with_read_prompts(self.text_, self.prompts_)
+        return self._with_read_prompts(self.text_, self.prompts_) if self.head_.reads_prompts else self.text_
 
     # ---- Predict ----
     # One picture gives an answer for one picture, a list of length 1 or an array (1, c), as in scikit-learn: the type
@@ -606,9 +597,7 @@ class FewShotClassifier:
             test: features from the encoder of this classifier (see `extract_features`), with its classes.
         """
         self._check_fitted()
-        self.evaluation_ = evaluate_features(
-            self.head_, self.uncertainty_, self.fold_heads_, self.support_, test.mark_for_evaluation()
-        )
+        self.evaluation_ = evaluate_features(self, test.mark_for_evaluation())
         return self.evaluation_
 
     # ---- Edit ----

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from clipadapter.metrics import (
 from clipadapter.metrics.table import Task
 from clipadapter.uncertainty import Answers, Calibrator, DecisionOptions, Uncertainty
 from clipadapter.utils.formatting import Markup, format_count, format_list, html_block, html_images, html_table, table
+
+if TYPE_CHECKING:
+    from clipadapter.classifier.classifier import FewShotClassifier
 
 MAX_LISTED_CLASSES = 20
 """How many classes are listed for a person, the worst first; `EvaluationResult.to_dict` has all of them."""
@@ -317,20 +320,15 @@ class EvaluationResult:
         return html_block("most confident errors", html_table(header, rows))
 
 
-def evaluate_features(
-    head: Head,
-    uncertainty: Uncertainty,
-    fold_heads: Sequence[Head],
-    support: FeatureSet,
-    test: FeatureSet,
-) -> EvaluationResult:
+def evaluate_features(classifier: FewShotClassifier, test: FeatureSet) -> EvaluationResult:
     """Measure a fitted classifier on features of labelled pictures."""
+    head, uncertainty = classifier.head_, classifier.uncertainty_
     check_label_kind(uncertainty, test.targets is not None)
     skipped = test.provenance.get("skipped", ())  # of the shots of a loaded model it is their number
     result = None if uncertainty.multilabel is not None else score(head, test, uncertainty.calibrator)
     decisions, options = dict[str, float](), uncertainty.decisions
     if result is not None and any(each is not None for each in (options.reject, options.coverage, options.costs)):
-        folds = [each.logits(test.plain) for each in fold_heads]
+        folds = [each.logits(test.plain) for each in classifier.fold_heads_]
         decisions = measure_answers(options, uncertainty.answer(result.logits, test.final, None, folds), result)
     return EvaluationResult(
         data=str(test.provenance.get("data", "")),
@@ -338,7 +336,7 @@ def evaluate_features(
         evaluation=score_multilabel(head, uncertainty, test) if result is None else result.evaluation,
         n_test=len(test),
         skipped=() if isinstance(skipped, int) else tuple(skipped),
-        among_shots=sum(bool(rows) for rows in find_duplicates(support.final, test.final)),
+        among_shots=sum(bool(rows) for rows in find_duplicates(classifier.support_.final, test.final)),
         decisions=decisions,
         sources=tuple(test.provenance.get("sources", ())),
         score=result,

@@ -25,12 +25,11 @@ _COMPLETE_MARKER = "whole"  # an empty file, written after all pictures of a spl
 _LABEL_COLUMNS = ("label", "labels")
 
 
-def read_hugging_face(name: str, cache: Path | None = None) -> Listing:
+def read_hugging_face(name: str) -> Listing:
     """Read a data set of the Hugging Face hub, or a folder that the package ``datasets`` reads.
 
     Args:
         name: ``NAME`` or ``NAME@CONFIG``, with the name on the hub or a path.
-        cache: folder for pictures; None: ``hf`` in the user's cache folder.
 
     Returns:
         The splits train, val and test. Other splits are left out, unless there are only others.
@@ -53,9 +52,7 @@ def read_hugging_face(name: str, cache: Path | None = None) -> Listing:
     samples: list[Sample] = []
     for part, split in split_by_part.items():
         table = tables[part]
-        paths = _write_pictures(
-            package, table, image, (cache or default_cache_dir() / "hf") / _folder_name(name, part, table)
-        )
+        paths = _write_pictures(package, table, image, default_cache_dir() / "hf" / _folder_name(name, part, table))
         labels = [class_names[row] if row is not None and row >= 0 else None for row in table[label]]
         samples += [Sample(path, text, split) for path, text in zip(paths, labels, strict=True)]
     return Listing(Dataset(f"{PREFIX}{name}", Path(), tuple(samples), class_names), left_out)

@@ -121,15 +121,13 @@ def class_prompts(
     class_names: Sequence[str],
     templates: str | Sequence[str] = "default",
     descriptions: Mapping[str, Sequence[str]] | None = None,
-    clean: bool = True,
 ) -> dict[str, list[str]]:
-    """Make the prompts of each class: its descriptions if it has any, else every template with its name.
+    """Make the prompts of each class: its descriptions if it has any, else every template with its cleaned name.
 
     Args:
         class_names: unique names.
         templates: as for `get_templates`.
         descriptions: sentences by class name or cleaned class name.
-        clean: whether to put `clean_name` of the class into the templates.
 
     Raises:
         UnknownNameError: if a key of the descriptions is not a class, or a template set is unknown.
@@ -144,9 +142,8 @@ def class_prompts(
         if count > 1 or not name.strip():
             raise InputError(f"class names must be unique and not empty; got '{name}' {count} times")
     described = _match_descriptions(class_names, descriptions or {})
-    clean_names = {name: clean_name(name) if clean else name for name in class_names}
     return {
-        name: described.get(name) or [text.replace("{}", clean_names[name]) for text in texts] for name in class_names
+        name: described.get(name) or [text.replace("{}", clean_name(name)) for text in texts] for name in class_names
     }
 
 

@@ -67,12 +67,11 @@ class ScanReport:
         return asdict(self)
 
 
-def scan(source: str | Path, max_pixels: int | None = None) -> ScanReport:
+def scan(source: str | Path) -> ScanReport:
     """Read every picture of a folder or manifest completely, and report on the data set.
 
     Args:
         source: as for `load_dataset`. No pictures, or only one class, is reported and not an error.
-        max_pixels: larger pictures count as unreadable; None: see `set_max_pixels`.
 
     Raises:
         DataError: if there is no such path, or a manifest is invalid.
@@ -83,7 +82,7 @@ def scan(source: str | Path, max_pixels: int | None = None) -> ScanReport:
     def read_sample(sample: Sample) -> tuple[bytes, str | None, list[str]]:
         try:
             data = image_bytes(sample.path)
-            read_image(sample.path, max_pixels, data)
+            read_image(sample.path, data=data)
         except ImageError as error:
             return b"", error.reason, []
         return blake2b(data, digest_size=16).digest(), None, find_image_notes(data)

@@ -12,7 +12,7 @@ from clipadapter.errors import InputError, MissingExtraError
 from clipadapter.export.exporter import export_model
 from clipadapter.export.parity import MIN_ROWS
 from clipadapter.export.pictures import draw_pictures
-from clipadapter.runtime.cached import cached_export, is_intact
+from clipadapter.runtime.cached import cached_export, can_answer, is_intact
 
 MAX_WEIGHTS = 32_000_000
 """Models with larger image towers are exported by `serve` only: that takes many seconds, and a second copy of them."""
@@ -27,10 +27,8 @@ def export_to_cache(model: FewShotClassifier, folder: str | Path, *, load_tower:
 
     Image towers that are not in memory, because all features were stored ones, are only loaded with ``load_tower``.
     """
-    conformal, rejector = model.uncertainty_.conformal, model.uncertainty_.rejector
-    has_more = (conformal is not None and conformal.method == "cv+") or (rejector and rejector.negative_label_names)
-    if model.encoder_.info.precision != "fp32" or has_more or model.head_.tunes_encoder:
-        return False  # see `clipadapter.runtime.cached`: the file could not answer as the model does
+    if model.head_.tunes_encoder or not can_answer(Path(folder)):
+        return False
     for name in list_formats():
         path = cached_export(Path(folder), name)
         refused = path.with_suffix(REFUSED_SUFFIX)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,14 +31,13 @@ from clipadapter.backends.formats import (
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.data.images import ImageSource
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, brief
-from clipadapter.export.atomic import move_into_place, working_folder
 from clipadapter.export.graph import ModelGraph, export_towers
 from clipadapter.export.parity import ExportParity, check_parity
 from clipadapter.export.pictures import ExportPictures, choose_pictures, load_squares
 from clipadapter.persistence.model import registered_name
 from clipadapter.runtime import ExportMetadata, Predictor
 from clipadapter.runtime.metadata import MAX_METADATA_CHARACTERS
-from clipadapter.utils.files import without_paths
+from clipadapter.utils.files import remove_abandoned, without_paths
 from clipadapter.utils.pixels import PixelSpec
 
 VERSIONED_DISTRIBUTIONS = ("clipadapter", "torch", "open_clip_torch")
@@ -295,3 +296,41 @@ def _json_value(value: object) -> object:
     except (TypeError, ValueError):
         return repr(value)
     return value
+
+
+# ---- Files beside the target, which are renamed when they are complete ----
+
+
+@contextmanager
+def working_folder(target: Path) -> Iterator[Path]:
+    """Create a folder beside the target, so on the same file system, and remove it after use.
+
+    Folders of exports to the same target that were killed are removed once they are a day old.
+    """
+    prefix = f".{target.name[:100]}-export-"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(target.parent, re.escape(prefix) + "[a-z0-9_]{8}")
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix, ignore_cleanup_errors=True) as name:
+            yield Path(name)
+    except OSError as error:
+        if isinstance(error, ClipAdapterError):
+            raise
+        raise ArtifactError(
+            f"can't write {target}: {error.strerror or error}; give a place you may write to, with room for the model"
+        ) from error
+
+
+def move_into_place(written: Sequence[Path], target: Path) -> tuple[Path, ...]:
+    """Rename files to the target, the one that is opened last. A failure leaves the older files, or none."""
+    older = written[0].with_name("before")
+    if len(written) > 1 and target.exists():  # a graph must not meet the weights of another
+        target.replace(older)
+    try:
+        for path in written:
+            path.replace(target.with_suffix(path.suffix))
+    except BaseException:
+        if older.exists() and written[0].exists():  # the older weights are still in place
+            older.replace(target)
+        raise
+    return tuple(target.with_suffix(path.suffix) for path in written)

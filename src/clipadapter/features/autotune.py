@@ -278,7 +278,7 @@ def _are_features_stored(plain: Encoder, sample: Sequence[ImageSource], store: F
     view = ViewSpec().key(0)
     for fingerprint, block in zip(plain.block_fingerprints(), plain.info.blocks, strict=True):
         keys = {feature_key(digest, fingerprint, view) for digest in digests}
-        if len(store.contains_many(list(keys), block.width)) < len(keys):
+        if len(store.get_many(list(keys), block.width)) < len(keys):
             return False
     return True
 

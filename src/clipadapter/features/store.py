@@ -14,10 +14,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -116,11 +115,8 @@ class FeatureStore:
         Returns:
             Key to float32 vector (d,), without the missing ones.
         """
-        return _decode(self._valid_rows(keys, dim))
-
-    def contains_many(self, keys: Sequence[bytes], dim: int) -> set[bytes]:
-        """The keys that have a valid vector; see `get_many`."""
-        return {row[0] for row in self._valid_rows(keys, dim)}
+        rows = self._valid_rows(keys, dim)
+        return {key: np.frombuffer(value, NUMBER).astype(np.float32) for key, _, _, value in rows}
 
     def put_many(self, items: Mapping[bytes, NDArray[np.float32]]) -> int:
         """Store vectors in one transaction; valid entries that exist already are kept.
@@ -148,25 +144,6 @@ class FeatureStore:
     def __len__(self) -> int:
         with self._lock, self._translate_errors():
             return int(self._db.execute("SELECT count(*) FROM feature").fetchone()[0])
-
-    def items(self) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
-        """All valid entries, oldest first. Other processes may write meanwhile.
-
-        Raises:
-            StoreError: if the file is damaged in a way that its rows are not in order.
-        """
-        last = 0
-        while True:
-            query = f"SELECT *, rowid FROM feature WHERE rowid > ? ORDER BY rowid LIMIT {ROWS_PER_STATEMENT}"
-            with self._lock, self._translate_errors():
-                rows = self._db.execute(query, (last,)).fetchall()
-            if not rows:
-                return
-            row_ids = [last, *(row[-1] for row in rows)]
-            if any(row_id >= following for row_id, following in pairwise(row_ids)):  # the loop would not end
-                raise self._damaged_error("its rows are not in order")
-            last = row_ids[-1]
-            yield from _decode(row for row in rows if _is_valid(row, None)).items()
 
     def close(self) -> None:
         """Close the file; everything that was stored is in it already."""
@@ -296,13 +273,8 @@ def checksum(key: bytes, value: bytes) -> int:
 
 def _is_valid(row: Row, dim: int | None) -> bool:
     """Whether the checksum is right and, if `dim` is given, the vector has this width."""
-    key, dtype, expected, value, *_ = row
+    key, dtype, expected, value = row
     if dtype != DTYPE.encode() or type(key) is not bytes or type(value) is not bytes:
         return False
     is_whole = len(value) % NUMBER.itemsize == 0 if dim is None else len(value) == dim * NUMBER.itemsize
     return is_whole and checksum(key, value) == expected
-
-
-def _decode(rows: Iterable[Row]) -> dict[bytes, NDArray[np.float32]]:
-    """Key to vector (d,) of valid rows."""
-    return {key: np.frombuffer(value, NUMBER).astype(np.float32) for key, _, _, value, *_ in rows}

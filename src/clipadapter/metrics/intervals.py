@@ -152,4 +152,4 @@ def _estimate(value: float, metric: MetricInfo, resampled: NDArray[np.float64] |
         return percentile_interval(value, resampled)
     # A resample has fewer different pictures, which alone lowers F1 and recall. So it is centred on the value.
     centred = percentile_interval(value, resampled + (value - resampled.mean()))
-    return Estimate(value, max(metric.lowest, centred.low or 0.0), min(1.0, centred.high or 0.0))
+    return Estimate(value, max(0.0, centred.low or 0.0), min(1.0, centred.high or 0.0))

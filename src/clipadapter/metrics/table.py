@@ -50,10 +50,6 @@ class MetricInfo:
             metrics that are biased by duplicates in a resample; or none.
         hub_type: identifier of the metric on the Hugging Face hub, if it is not the name.
         optional: whether files of earlier versions lack it. A new metric sets this.
-        lowest: smallest possible value.
-
-    Raises:
-        InputError: if it is shown in the terminal and not in the report, whose figures `clipadapter report` prints.
     """
 
     title: str
@@ -65,11 +61,6 @@ class MetricInfo:
     interval: Literal["wilson", "bootstrap", "centred bootstrap"] | None = None
     hub_type: str | None = None
     optional: bool = False
-    lowest: float = 0.0
-
-    def __post_init__(self) -> None:
-        if "single-label" in self.tasks and "terminal" in self.shown and "report" not in self.shown:
-            raise InputError(f"the metric '{self.title}' is shown in the terminal and not in the report: add 'report'")
 
     @property
     def heading(self) -> str:
@@ -101,7 +92,7 @@ class MetricInfo:
 
     def is_in_range(self, value: float) -> bool:
         """Whether the metric can have this value."""
-        return isfinite(value) and value >= self.lowest - ROUNDING_TOLERANCE and (value <= 1 or self.unit != "%")
+        return isfinite(value) and value >= -ROUNDING_TOLERANCE and (value <= 1 or self.unit != "%")
 
 
 def accuracy(predictions: Any) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipadapter.errors import DataError, InputError, brief
 from clipadapter.metrics import wilson_interval
@@ -51,25 +53,6 @@ WINDOW_DRAWS = MIN_DRAWS
 """Draws per window: these give the limit of a plot, and no p-value is reported."""
 
 
-@dataclass(frozen=True)
-class DetectionOptions:
-    """Options of `detect_drift` after checks."""
-
-    alpha: float  # probability of a false alarm
-    window: int | None  # pictures per window; None divides the stream into 12 windows, of 20 pictures or more
-    skip: frozenset[str]  # names of checks that are not run
-    reject: float | None  # rate of "none of these"; None if the model can't reject
-    seed: int  # of all random numbers
-
-    @property
-    def draws(self) -> int:
-        """Draws per test.
-
-        The smallest p-value is then a twentieth of alpha; Holm's correction multiplies the smallest of three by 3.
-        """
-        return max(MIN_DRAWS, min(MAX_DRAWS, math.ceil(20 / self.alpha) - 1))
-
-
 def detect_drift(
     model: AnyModel,
     current: Sequence[Path],
@@ -108,7 +91,7 @@ def detect_drift(
         report = detect_drift(model, list_images("today"), reference=list_images("normal"))
         report.has_drift, report.summary()
     """
-    options = _check_options(model, reject, alpha, window, skip, seed)
+    rate = _check_options(model, reject, alpha, window, skip)
     if reference is not None and reference_priors:
         raise InputError(
             "class frequencies are estimated from the pictures of a reference: give usual frequencies (--usual, "
@@ -118,22 +101,17 @@ def detect_drift(
         if pictures is not None:
             _check_size(len(pictures), subject)  # before the encoder reads any of them
     expected = (
-        reference_from_shots(model, options.reject, reference_priors)
+        reference_from_shots(model, rate, reference_priors)
         if reference is None
-        else reference_from_pictures(model, reference, options.reject)
+        else reference_from_pictures(model, reference, rate)
     )
-    observed = observe(model, current, options.reject)
+    observed = observe(model, current, rate)
     _check_size(len(observed), "the stream has")
     _check_size(len(expected), "the reference has" if reference is not None else "the model has kept shots of")
-    probabilities = expected.comparable_probabilities(observed)
-    rejected = rejected_mask(model, observed, options.reject)
-    label_shift = _measure_label_shift(expected, probabilities, options)
-    covariate_shift = None
-    if "covariate-shift" not in options.skip:
-        covariate_shift = _measure_covariate_shift(expected, observed.features, probabilities, options, options.draws)
-    classes = _class_priors(model, expected, observed, label_shift, options)
-    ood_rate = _ood_rate(expected, rejected, options)
-    checks = _check_results(expected, covariate_shift, label_shift, classes, ood_rate, rejected, options)
+    run = _Detection(model, expected, observed, alpha, frozenset(skip), rate, seed)
+    label_shift = run.label_shift()
+    classes, ood_rate = run.class_priors(label_shift), run.ood_rate()
+    checks = run.results(run.covariate_shift(slice(None), run.draws), label_shift, classes, ood_rate)
     return DriftReport(
         len(observed),
         observed.n_repeated,
@@ -144,15 +122,16 @@ def detect_drift(
         checks,
         classes,
         ood_rate,
-        tuple(_windows(expected, observed, probabilities, rejected, times, options)),
+        tuple(run.windows(window, times)),
         expected.held_out is not None,
         not any(result.is_significant for result in checks if result.check != "label-shift"),
     )
 
 
 def _check_options(
-    model: AnyModel, reject: float | None, alpha: float, window: int | None, skip: Collection[str], seed: int
-) -> DetectionOptions:
+    model: AnyModel, reject: float | None, alpha: float, window: int | None, skip: Collection[str]
+) -> float | None:
+    """Return the rate of "none of these"; None if the model can't reject."""
     uncertainty = uncertainty_of(model) if isinstance(model, Predictor) or hasattr(model, "uncertainty_") else None
     if uncertainty is None:
         raise InputError("this FewShotClassifier is not fitted: call fit(images, labels), or load(folder)")
@@ -169,7 +148,7 @@ def _check_options(
     rate = None if uncertainty.rejector is None else reject or uncertainty.decisions.reject or DEFAULT_REJECT_RATE
     if rate is not None and math.isinf(uncertainty.rejector.threshold(rate).value):
         rate = None  # so few shots were held out that the model never rejects a picture
-    return DetectionOptions(alpha, window, frozenset(skip), rate, seed)
+    return rate
 
 
 def _check_size(count: int, subject: str) -> None:
@@ -179,36 +158,149 @@ def _check_size(count: int, subject: str) -> None:
         )
 
 
-def _measure_label_shift(expected: Reference, probabilities: Array, options: DetectionOptions) -> LabelShift | None:
-    if "label-shift" in options.skip or expected.shots_per_class() < MIN_SHOTS_PER_CLASS:
-        return None
-    draws, seed = options.draws, options.seed
-    if expected.labels is None:
-        return compare_priors_with_pictures(expected.probabilities, probabilities, draws=draws, seed=seed)
-    return compare_priors_with_shots(
-        expected.probabilities, expected.labels, expected.priors, probabilities, draws=draws, seed=seed
-    )
+NOT_TESTED = {
+    "label-shift": f"it takes {MIN_SHOTS_PER_CLASS} shots per class or more, or pictures of the usual situation",
+    "ood-rate": "the model can't reject pictures of none of its classes, that takes two shots per class or more",
+}
 
 
-def _measure_covariate_shift(
-    expected: Reference, features: Array, probabilities: Array, options: DetectionOptions, draws: int
-) -> CovariateShift:
-    (m, c), n = probabilities.shape, len(expected)
-    priors = estimate_priors(probabilities, expected.assumed_priors)
-    # One picture more of each class, in the reference's proportions: a class that is missing in the stream needs odds
-    # above zero.
-    ratio = ((m * priors + c * expected.sample_priors) / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
-    rng = np.random.default_rng(options.seed)
-    rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
-    P, Q = expected.probabilities[rows], probabilities[current_rows]
-    return measure_covariate_shift(
-        expected.features[rows],
-        features[current_rows],
-        (P, Q),
-        (_odds(P, expected, ratio), _odds(Q, expected, ratio)),
-        draws=draws,
-        seed=options.seed,
-    )
+@dataclass(frozen=True, eq=False)
+class _Detection:
+    """The reference and the stream of one run, which each check compares."""
+
+    model: AnyModel
+    expected: Reference
+    observed: Observations
+    alpha: float  # probability of a false alarm
+    skip: frozenset[str]  # names of checks that are not run
+    reject: float | None  # rate of "none of these"; None if the model can't reject
+    seed: int  # of all random numbers
+
+    @property
+    def draws(self) -> int:
+        """Draws per test.
+
+        The smallest p-value is then a twentieth of alpha; Holm's correction multiplies the smallest of three by 3.
+        """
+        return max(MIN_DRAWS, min(MAX_DRAWS, math.ceil(20 / self.alpha) - 1))
+
+    @cached_property
+    def probabilities(self) -> Array:
+        """(m, c) of the stream, by the same kind of fits as those of the reference."""
+        return self.expected.comparable_probabilities(self.observed)
+
+    @cached_property
+    def rejected(self) -> NDArray[np.bool_] | None:
+        """(m,) which pictures of the stream the model calls none of the classes; None if it can't reject."""
+        return rejected_mask(self.model, self.observed, self.reject)
+
+    def label_shift(self) -> LabelShift | None:
+        """Whether the class priors changed; None if the check is skipped or can't be run."""
+        if "label-shift" in self.skip or self.expected.shots_per_class() < MIN_SHOTS_PER_CLASS:
+            return None
+        reference, labels, stream = self.expected.probabilities, self.expected.labels, self.probabilities
+        if labels is None:
+            return compare_priors_with_pictures(reference, stream, draws=self.draws, seed=self.seed)
+        priors = self.expected.priors
+        return compare_priors_with_shots(reference, labels, priors, stream, draws=self.draws, seed=self.seed)
+
+    def covariate_shift(self, part: slice | NDArray[np.intp], draws: int) -> CovariateShift | None:
+        """Whether the features of a part of the stream changed; None if the check is skipped."""
+        if "covariate-shift" in self.skip:
+            return None
+        expected, probabilities = self.expected, self.probabilities[part]
+        (m, c), n = probabilities.shape, len(expected)
+        priors = estimate_priors(probabilities, expected.assumed_priors)
+        # One picture more of each class, in the reference's proportions: a class that is missing in the stream needs
+        # odds above zero.
+        ratio = ((m * priors + c * expected.sample_priors) / (m + c)) / np.maximum(expected.sample_priors, 1 / (n + c))
+        rng = np.random.default_rng(self.seed)
+        rows, current_rows = (np.sort(rng.permutation(size)[:MAX_COMPARED_PICTURES]) for size in (n, m))
+        P, Q = expected.probabilities[rows], probabilities[current_rows]
+        return measure_covariate_shift(
+            expected.features[rows],
+            self.observed.features[part][current_rows],
+            (P, Q),
+            (_odds(P, expected, ratio), _odds(Q, expected, ratio)),
+            draws=draws,
+            seed=self.seed,
+        )
+
+    def class_priors(self, shift: LabelShift | None) -> tuple[ClassPrior, ...]:
+        """How frequent each class is."""
+        model, expected = self.model, self.expected
+        names = getattr(model, "class_names_", None) or model.class_names  # type: ignore[union-attr]
+        mean, low, high = estimate_with_intervals(self.observed, expected.held_out, expected.assumed_priors, self.seed)
+        return tuple(
+            ClassPrior(
+                name,
+                float(expected.priors[i]),
+                float(mean[i]),
+                float(low[i]),
+                float(high[i]),
+                None if shift is None else float(shift.class_p_values[i]),
+            )
+            for i, name in enumerate(names)
+        )
+
+    def ood_rate(self) -> OodRate | None:
+        """How many pictures show none of the classes; None if the model can't reject."""
+        expected = self.expected
+        if self.rejected is None or self.reject is None:
+            return None
+        reference = expected.n_rejected / expected.n_scored if expected.n_scored else self.reject
+        return OodRate(self.reject, reference, *_rate(self.rejected))
+
+    def results(
+        self,
+        covariate_shift: CovariateShift | None,
+        label_shift: LabelShift | None,
+        classes: tuple[ClassPrior, ...],
+        ood_rate: OodRate | None,
+    ) -> tuple[CheckResult, ...]:
+        """The result of each check, with p-values that are corrected for their number."""
+        p_values: dict[str, float] = {}
+        if covariate_shift is not None:
+            p_values["covariate-shift"] = covariate_shift.p_value
+        if label_shift is not None:
+            p_values["label-shift"] = label_shift.p_value
+        if self.rejected is not None and "ood-rate" not in self.skip:
+            n_rejected, reference = int(self.rejected.sum()), self.expected
+            p_values["ood-rate"] = fisher_p_value(
+                n_rejected, len(self.rejected), reference.n_rejected, reference.n_scored
+            )
+        corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+        is_significant = {check: p <= self.alpha for check, p in corrected.items()}
+        # Estimates of priors assume that pictures of a class look as before, and can't be trusted otherwise.
+        is_reliable = not (is_significant.get("covariate-shift") or is_significant.get("ood-rate"))
+        messages = {
+            "covariate-shift": describe_covariate_shift(corrected.get("covariate-shift", 1.0)),
+            "label-shift": describe_label_shift(classes, self.alpha, is_reliable),
+            "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, self.expected.kind),
+        }
+        return tuple(
+            CheckResult(check, p_values[check], corrected[check], is_significant[check], messages[check])
+            if check in p_values
+            else CheckResult(check, None, None, False, "skipped" if check in self.skip else NOT_TESTED[check])
+            for check in CHECKS
+        )
+
+    def windows(self, window: int | None, times: Sequence[float] | None) -> Iterator[Window]:
+        """The stream over time."""
+        m, rejected = len(self.observed), self.rejected
+        size = window or max(MIN_PICTURES, math.ceil(m / DEFAULT_WINDOWS))
+        for rows in np.array_split(np.arange(m), max(1, m // size)):
+            shift, P = self.covariate_shift(rows, WINDOW_DRAWS), self.observed.probabilities[rows]
+            yield Window(
+                int(rows[0]),
+                int(rows[-1]) + 1,
+                None if times is None else float(times[self.observed.indices[rows[0]]]),
+                None if rejected is None else _rate(rejected[rows]),
+                float(P.max(axis=1).mean()),
+                None if shift is None else shift.distance,
+                None if shift is None else shift.distance_limit,
+                tuple(float(prior) for prior in estimate_priors(P, self.expected.assumed_priors)),
+            )
 
 
 def _odds(probabilities: Array, expected: Reference, ratio: Array) -> Array:
@@ -217,32 +309,7 @@ def _odds(probabilities: Array, expected: Reference, ratio: Array) -> Array:
     return np.asarray(joint @ ratio / joint.sum(axis=1))
 
 
-def _class_priors(
-    model: AnyModel, expected: Reference, observed: Observations, shift: LabelShift | None, options: DetectionOptions
-) -> tuple[ClassPrior, ...]:
-    names = getattr(model, "class_names_", None) or model.class_names  # type: ignore[union-attr]
-    mean, low, high = estimate_with_intervals(observed, expected.held_out, expected.assumed_priors, options.seed)
-    return tuple(
-        ClassPrior(
-            name,
-            float(expected.priors[i]),
-            float(mean[i]),
-            float(low[i]),
-            float(high[i]),
-            None if shift is None else float(shift.class_p_values[i]),
-        )
-        for i, name in enumerate(names)
-    )
-
-
-def _ood_rate(expected: Reference, rejected: Array | None, options: DetectionOptions) -> OodRate | None:
-    if rejected is None or options.reject is None:
-        return None
-    reference = expected.n_rejected / expected.n_scored if expected.n_scored else options.reject
-    return OodRate(options.reject, reference, *_rate(rejected))
-
-
-def _rate(rejected: Array) -> tuple[float, float, float]:
+def _rate(rejected: NDArray[np.bool_]) -> tuple[float, float, float]:
     """Share of the pictures (m,) that are rejected, and the ends of Wilson's 95 % interval."""
     share = float(rejected.mean())
     return (share, *wilson_interval(share, len(rejected)))
@@ -270,76 +337,3 @@ def fisher_p_value(rejected: int, m: int, reference_rejected: int, n: int) -> fl
 def _log_binomial(n: int, k: int) -> float:
     """Logarithm of the binomial coefficient n over k."""
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-
-NOT_TESTED = {
-    "label-shift": f"it takes {MIN_SHOTS_PER_CLASS} shots per class or more, or pictures of the usual situation",
-    "ood-rate": "the model can't reject pictures of none of its classes, that takes two shots per class or more",
-}
-
-
-def _check_results(
-    expected: Reference,
-    covariate_shift: CovariateShift | None,
-    label_shift: LabelShift | None,
-    classes: tuple[ClassPrior, ...],
-    ood_rate: OodRate | None,
-    rejected: Array | None,
-    options: DetectionOptions,
-) -> tuple[CheckResult, ...]:
-    p_values: dict[str, float] = {}
-    if covariate_shift is not None:
-        p_values["covariate-shift"] = covariate_shift.p_value
-    if label_shift is not None:
-        p_values["label-shift"] = label_shift.p_value
-    if rejected is not None and "ood-rate" not in options.skip:
-        n_rejected = int(rejected.sum())
-        p_values["ood-rate"] = fisher_p_value(n_rejected, len(rejected), expected.n_rejected, expected.n_scored)
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    is_significant = {check: p <= options.alpha for check, p in corrected.items()}
-    # Estimates of priors assume that pictures of a class look as before, and can't be trusted otherwise.
-    is_reliable = not (is_significant.get("covariate-shift") or is_significant.get("ood-rate"))
-    messages = {
-        "covariate-shift": describe_covariate_shift(corrected.get("covariate-shift", 1.0)),
-        "label-shift": describe_label_shift(classes, options.alpha, is_reliable),
-        "ood-rate": "" if ood_rate is None else describe_ood_rate(ood_rate, expected.kind),
-    }
-    return tuple(
-        CheckResult(check, p_values[check], corrected[check], is_significant[check], messages[check])
-        if check in p_values
-        else CheckResult(check, None, None, False, "skipped" if check in options.skip else NOT_TESTED[check])
-        for check in CHECKS
-    )
-
-
-def _windows(
-    expected: Reference,
-    observed: Observations,
-    probabilities: Array,
-    rejected: Array | None,
-    times: Sequence[float] | None,
-    options: DetectionOptions,
-) -> list[Window]:
-    m = len(observed)
-    size = options.window or max(MIN_PICTURES, math.ceil(m / DEFAULT_WINDOWS))
-    windows = []
-    for rows in np.array_split(np.arange(m), max(1, m // size)):
-        shift = None
-        if "covariate-shift" not in options.skip:
-            shift = _measure_covariate_shift(
-                expected, observed.features[rows], probabilities[rows], options, WINDOW_DRAWS
-            )
-        P = observed.probabilities[rows]
-        windows.append(
-            Window(
-                int(rows[0]),
-                int(rows[-1]) + 1,
-                None if times is None else float(times[observed.indices[rows[0]]]),
-                None if rejected is None else _rate(rejected[rows]),
-                float(P.max(axis=1).mean()),
-                None if shift is None else shift.distance,
-                None if shift is None else shift.distance_limit,
-                tuple(float(prior) for prior in estimate_priors(P, expected.assumed_priors)),
-            )
-        )
-    return windows

@@ -10,8 +10,8 @@ from .format import (
 from .format import (
     read_config as read_config,
 )
+from .history import Change as Change
 from .history import History as History
-from .history_files import Change as Change
 from .hub import PushResult as PushResult
 from .hub import fetch as fetch
 from .hub import pull as pull

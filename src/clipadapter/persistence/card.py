@@ -6,18 +6,18 @@ Layout of the metadata: https://github.com/huggingface/hub-docs/blob/main/modelc
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipadapter.encoders import split_blocks
-from clipadapter.errors import ArtifactError
 from clipadapter.heads.registry import HEADS, Fidelity
 from clipadapter.metrics import metrics_shown, wilson_interval
 from clipadapter.persistence.evaluation import ClassScores, Evaluation, Scores, read_evaluation
-from clipadapter.persistence.format import ModelConfig
-from clipadapter.runtime.model_folder import CARD_FILE, SUPPORT_FILE, UNLABELLED_FILE, model_path
+from clipadapter.persistence.format import ModelConfig, read_file
+from clipadapter.runtime.model_folder import ARRAYS_FOLDER, CARD_FILE, SUPPORT, UNLABELLED
 from clipadapter.uncertainty import HeldOutAccuracy
 from clipadapter.utils.blocks import BlockSource
 from clipadapter.utils.files import LOCAL_WEIGHTS, has_local_weights, printable
@@ -42,16 +42,18 @@ CARD_METRICS = metrics_shown("card")
 FOLDER_PLACEHOLDER = "path/to/this/folder"
 
 
-def make_card(folder: str | Path, config: ModelConfig, repo: str = "") -> str | None:
+def make_card(folder: str | Path, config: ModelConfig, repo: str = "") -> bytes | None:
     """Make the card of a saved model again; None if a person has edited the card in the folder."""
-    path = model_path(folder, CARD_FILE)
-    try:
-        if path.is_file() and path.stat().st_size > MAX_CARD_BYTES:
-            raise ArtifactError(f"{path} is larger than {MAX_CARD_BYTES >> 20} MiB: it is no card")
-        is_edited = path.is_file() and GENERATED_MARK not in path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ArtifactError(f"can't read {path}: {error.strerror or error}") from error
-    return None if is_edited else render_card(config, repo)
+    card = read_card(folder)
+    is_edited = card is not None and GENERATED_MARK.encode() not in card
+    return None if is_edited else render_card(config, repo).encode()
+
+
+def read_card(folder: str | Path) -> bytes | None:
+    """The card in the folder of a model, if there is one."""
+    if not os.path.lexists(Path(folder) / CARD_FILE):
+        return None
+    return read_file(folder, CARD_FILE, MAX_CARD_BYTES, "it is no card")
 
 
 def render_card(config: ModelConfig, repo: str = "") -> str:
@@ -339,13 +341,15 @@ def _describe_limits(config: ModelConfig, evaluation: Evaluation | None) -> str:
         limits.append(
             "Its encoder `lite` is small and made for trying out; what it reaches by class names alone is above."
         )
-    if SUPPORT_FILE in config.files:
+    if SUPPORT in config.files:
         limits.append(
-            f"`{SUPPORT_FILE}` holds the features of the shots: no pictures, but they show whether a given "
-            "picture was one of the shots."
+            f"`{ARRAYS_FOLDER}/{SUPPORT}-...` holds the features of the shots: no pictures, but they show whether a "
+            "given picture was one of the shots."
         )
-    if UNLABELLED_FILE in config.files:
-        limits.append(f"`{UNLABELLED_FILE}` holds the features of pictures without labels in the same way.")
+    if UNLABELLED in config.files:
+        limits.append(
+            f"`{ARRAYS_FOLDER}/{UNLABELLED}-...` holds the features of pictures without labels in the same way."
+        )
     return "\n".join(f"- {line}" for line in limits)
 
 

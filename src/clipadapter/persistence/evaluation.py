@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from clipadapter.errors import InputError
 from clipadapter.metrics import check_metrics, metrics_shown
 from clipadapter.persistence.format import ArrayFile, ModelConfig
-from clipadapter.runtime.model_folder import HEAD_FILE, UNCERTAINTY_FILE
+from clipadapter.runtime.model_folder import HEAD, UNCERTAINTY
 from clipadapter.utils.files import printable
 
 EVALUATION_KEY = "evaluation"
@@ -106,4 +106,4 @@ def read_evaluation(config: ModelConfig) -> Evaluation | None:
 
 def _evaluated_files(files: Mapping[str, ArrayFile]) -> dict[str, str]:
     """Hashes of the files that decide the scores: the head, and what makes probabilities of its logits."""
-    return {name: files[name].sha256 for name in (HEAD_FILE, UNCERTAINTY_FILE) if name in files}
+    return {name: files[name].sha256 for name in (HEAD, UNCERTAINTY) if name in files}

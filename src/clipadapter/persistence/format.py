@@ -1,17 +1,19 @@
-"""The files of a saved model: their layout, and how they are read and checked. `model_folder` has their names.
+"""What is in the folder of a saved model, and how it is read and checked. `model_folder` has the names; `save` writes.
 
 | file | content |
 |---|---|
-| ``config.json`` | `ModelConfig`: all that is no array, with the hashes of the other files and a checksum of itself |
+| ``config.json`` | `ModelConfig`: all that is no array, with the hashes of the arrays' files and a checksum of itself |
 | ``README.md`` | model card |
-| ``head.safetensors`` | weights of the head, and the text features of the classes |
-| ``support.safetensors`` | features and labels of the shots; missing if the model was saved without them |
-| ``unlabelled.safetensors`` | features of pictures without labels, if the head learned from some; not without shots |
-| ``uncertainty.safetensors`` | arrays of the uncertainty, if any |
-| ``folds.safetensors`` | weights of the fold heads, if prediction sets are CV+ |
+| ``arrays/head-HASH.safetensors`` | weights of the head, and the text features of the classes |
+| ``arrays/support-HASH.safetensors`` | features and labels of the shots; missing if the model was saved without them |
+| ``arrays/unlabelled-HASH.safetensors`` | features of pictures without labels, if the head learned from some |
+| ``arrays/uncertainty-HASH.safetensors`` | arrays of the uncertainty, if any |
+| ``arrays/folds-HASH.safetensors`` | weights of the fold heads, if prediction sets are CV+ |
+| ``history/`` | log and configs of earlier versions, see `history`; their arrays are beside those of the model |
 
-Nothing in them is executed or unpickled. Sizes, types, shapes and hashes are checked before anything is used.
-`transaction` writes them.
+HASH is the start of the SHA-256 of the file, so versions share equal arrays, and no save overwrites a file that a
+reader may need. Nothing in the files is executed or unpickled. Sizes, types, shapes and hashes are checked before
+anything is used.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +35,17 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from clipadapter.errors import ArtifactError
-from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD_FILE, STAGING_FOLDER, model_path, why_no_model
+from clipadapter.runtime.model_folder import (
+    ARRAY_NAMES,
+    ARRAYS_FOLDER,
+    CONFIG_FILE,
+    array_file,
+    list_own_files,
+    model_path,
+    why_no_model,
+)
 from clipadapter.utils.blocks import MAX_BLOCKS
+from clipadapter.utils.files import open_regular
 
 FORMAT: Final = 1
 CHECKSUM_KEY = "checksum"
@@ -46,7 +58,11 @@ MAX_IMAGE_SIZE = 1 << 16
 """Largest side in pixels."""
 MAX_NAME_LENGTH = 8192
 """Characters. The name of an encoder may contain paths."""
+MAX_READS = 100
+"""Reads of a folder that a save interrupts, before it is an error."""
 Arrays = dict[str, NDArray[Any]]
+ArrayName = Annotated[str, Field(pattern=f"^({'|'.join(ARRAY_NAMES)})$")]
+T = TypeVar("T")
 
 
 class _FrozenModel(BaseModel):
@@ -101,7 +117,7 @@ class ModelConfig(_FrozenModel):
         uncertainty: state of `clipadapter.uncertainty.Uncertainty` without arrays.
         sources: paths of the pictures of the shots, in the order of their features.
         provenance: number of shots per class, hash of their features, versions of packages, time.
-        files: files of arrays by name.
+        files: files of arrays by their name, such as "head".
     """
 
     format: Literal[1] = FORMAT
@@ -112,7 +128,16 @@ class ModelConfig(_FrozenModel):
     uncertainty: dict[str, Any] = Field(default_factory=dict)
     sources: list[str] = Field(default_factory=list)
     provenance: dict[str, Any] = Field(default_factory=dict)
-    files: dict[str, ArrayFile] = Field(default_factory=dict)
+    files: dict[ArrayName, ArrayFile] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of a model as files."""
+
+    config: ModelConfig
+    raw: bytes  # content of ``config.json``
+    read: Callable[[str], bytes]  # bytes of a file of arrays by its name, checked against the config
 
 
 def pack_arrays(files: Mapping[str, Mapping[str, NDArray[Any]]]) -> tuple[dict[str, bytes], dict[str, ArrayFile]]:
@@ -143,20 +168,11 @@ def check_target_folder(folder: str | Path) -> Path:
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file; give a folder for the model")
-    # Many programs write a config.json, and a save replaces files. A first save that was killed leaves only STAGING.
-    names = {path.name for path in target.iterdir()} - {STAGING_FOLDER} if target.is_dir() else set()
-    has_arrays = any((target / subfolder / HEAD_FILE).is_file() for subfolder in (".", STAGING_FOLDER))
-    if names and not (has_arrays and (target / CONFIG_FILE).is_file()):
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    # Many programs write a config.json, and a save replaces it. A first save that was killed leaves ARRAYS_FOLDER only.
+    if not names <= {ARRAYS_FOLDER} and not (CONFIG_FILE in names and list_own_files(target)):
         raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
     return target
-
-
-def write_and_sync(path: Path, data: bytes) -> None:
-    """Write a file and sync it to the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _describe_arrays(blob: bytes, arrays: Mapping[str, NDArray[Any]]) -> ArrayFile:
@@ -170,9 +186,41 @@ def read_config(folder: str | Path) -> ModelConfig:
     Raises:
         ArtifactError: if there is no model, or its config is damaged or of another format.
     """
+    return read_snapshot(folder).config
+
+
+def read_snapshot(folder: str | Path, name: str = CONFIG_FILE) -> Snapshot:
+    """Read and check a config in a folder; its arrays are read when they are needed."""
     if why := why_no_model(folder):
         raise ArtifactError(why)
-    return read_config_file(Path(folder) / CONFIG_FILE)
+    raw = read_file(folder, name, MAX_CONFIG_BYTES, "it is no model's config")
+    config = parse_config(Path(folder) / name, raw)
+    return Snapshot(config, raw, partial(read_array_bytes, folder, config))
+
+
+def read_consistently(folder: str | Path, read: Callable[[], T]) -> T:
+    """Call a function that reads the folder of a model, again if another process saved a model meanwhile."""
+    for _ in range(MAX_READS):
+        before, error = _config_stamp(folder), None
+        try:
+            content = read()
+        except (ArtifactError, OSError) as raised:
+            error = raised
+        if _config_stamp(folder) != before:
+            continue
+        if error is not None:
+            raise error
+        return content
+    raise ArtifactError(f"{folder} is being changed all the time: try again when the other process has ended")
+
+
+def _config_stamp(folder: str | Path) -> tuple[int, int, int] | None:
+    """What changes with each save; None if there is no config."""
+    try:
+        stat = (Path(folder) / CONFIG_FILE).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def check_format(path: Path, raw: object, expected: int) -> None:
@@ -182,11 +230,6 @@ def check_format(path: Path, raw: object, expected: int) -> None:
         raise ArtifactError(
             f"{path} has format {number}, this version reads {expected}: update clipadapter, or fit again"
         )
-
-
-def read_config_file(path: Path) -> ModelConfig:
-    """Read and check a config file."""
-    return parse_config(path, read_at_most(path, MAX_CONFIG_BYTES, "it is no model's config"))
 
 
 def parse_config(path: Path, data: bytes) -> ModelConfig:
@@ -212,15 +255,16 @@ def _verify_checksum(path: Path, raw: dict[str, Any]) -> None:
         )
 
 
-def read_at_most(path: Path, limit: int, why_not: str) -> bytes:
-    """Read a file."""
+def read_file(folder: str | Path, name: str, limit: int, why_not: str) -> bytes:
+    """Read a file below the folder of a model. No link in the folder is followed."""
+    path = model_path(folder, name)
     try:
-        if not model_path(path.parent, path.name).is_file():
-            raise ArtifactError(f"{path} is no file, or a file that can't be read")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > limit:
                 raise ArtifactError(f"{path} is larger than {limit >> 20} MiB: {why_not}")
             return file.read()
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: copy the whole folder, or fit again") from None
     except (OSError, MemoryError) as error:
         raise ArtifactError(f"{path} can't be read: {str(error) or type(error).__name__}") from error
 
@@ -232,39 +276,26 @@ def describe_first_error(error: ValidationError) -> str:
 
 
 def read_arrays(folder: str | Path, config: ModelConfig, name: str) -> Arrays:
-    """Read the arrays of one file of a model, checked against its config.
+    """Read the arrays of one file of a model, such as "head", checked against its config.
 
     Raises:
         ArtifactError: if the file is missing, altered, or does not hold what the config says.
     """
-    return unpack_arrays(Path(folder) / name, read_array_bytes(folder, config, name), config.files[name])
+    data = read_array_bytes(folder, config, name)
+    return unpack_arrays(Path(folder) / array_file(name, config.files[name].sha256), data, config.files[name])
 
 
 def read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> bytes:
     """Read the bytes of one file of arrays, checked against the hash in the config."""
     if name not in config.files:
-        raise ArtifactError(f"{Path(folder)} was saved without {name}")
-    path, sha256 = Path(folder) / name, config.files[name].sha256
-    staged = model_path(folder, STAGING_FOLDER, name)  # before its place: it may be moved there meanwhile
-    if staged.is_file():
-        with suppress(ArtifactError):
-            return read_verified(staged, sha256)
-    return read_verified(path, sha256)
-
-
-def read_array_file(path: Path, part: ArrayFile) -> Arrays:
-    """Read the arrays in a file, checked against its entry in a config."""
-    return unpack_arrays(path, read_verified(path, part.sha256), part)
-
-
-def read_verified(path: Path, sha256: str) -> bytes:
-    """Read a file and check its hash."""
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing: copy the whole folder, or fit again")
-    data = read_at_most(path, MAX_TENSOR_BYTES, "it is no model of this program")
+        raise ArtifactError(f"{Path(folder)} was saved without the arrays of its {name}")
+    sha256 = config.files[name].sha256
+    file = array_file(name, sha256)
+    data = read_file(folder, file, MAX_TENSOR_BYTES, "it is no model of this program")
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ArtifactError(
-            f"{path} was altered since the model was saved: its hash differs. Copy it again, or fit again"
+            f"{Path(folder) / file} was altered since the model was saved: its hash differs. Copy it again, or fit "
+            "again"
         )
     return data
 

@@ -1,29 +1,89 @@
-"""The history of a model: its versions, who made them, and undo."""
+"""The history of a model: its versions, who made them, and undo.
+
+The folder ``history`` has ``log-HASH.json`` with one `Change` per version, and ``config-HASH.json`` for each earlier
+version that is stored. HASH is the start of a `config_digest`. The log has that of the current model: the replacement
+of ``config.json`` makes the log beside it valid that the save has written before.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.persistence.format import read_config
-from clipadapter.persistence.history_files import (
-    Change,
-    SavedHistory,
+from clipadapter.persistence.evaluation import EVALUATION_KEY
+from clipadapter.persistence.format import (
+    ModelConfig,
     Snapshot,
-    count_shots,
-    infer_change,
-    new_change,
-    retained_snapshots,
-    utc_now,
+    check_format,
+    describe_first_error,
+    read_arrays,
+    read_config,
+    read_consistently,
+    read_file,
+    read_snapshot,
 )
-from clipadapter.persistence.transaction import lock_folder
+from clipadapter.runtime.model_folder import HISTORY_FOLDER, list_own_files
 
 if TYPE_CHECKING:
     from clipadapter.persistence.model import Model
+
+LOG_FORMAT = 1
+MAX_LOG_BYTES = 256 << 20
+MAX_SNAPSHOTS = 20
+"""Snapshots that are stored besides the first one: the latest ones."""
+TIME_PATTERN = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+Log = tuple["Change", ...]
+
+
+class Change(BaseModel):
+    """One version of a model.
+
+    Args:
+        version: number of the version, from 1.
+        action: what was done: "fit", "add-class", "undo" ...
+        facts: details: names of classes and pictures, counts.
+        by: author of the change, if known.
+        when: UTC time.
+        content: number of the snapshot of this version: the version itself; after an undo, the restored version.
+        key: random key; no other change has it, in whatever folder.
+        classes: number of classes after the change.
+        pictures: number of shots after the change.
+        config: digest of the config (see `config_digest`), if it was written.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = Field(ge=1)
+    action: str = Field(min_length=1, max_length=100)
+    facts: dict[str, Any] = Field(default_factory=dict)
+    by: str = Field(default="", max_length=200)
+    when: str = Field(pattern=TIME_PATTERN)
+    content: int = Field(ge=1)
+    key: str = Field(pattern="^[0-9a-f]{32}$")
+    classes: int = Field(default=0, ge=0)
+    pictures: int = Field(default=0, ge=0)
+    config: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+
+
+class _LogFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    changes: list[Change] = Field(min_length=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +109,7 @@ class History:
     ['fit', 'rename-class', 'undo']
     """
 
-    changes: tuple[Change, ...]
+    changes: Log
     folder: Path | None = None
     models: Mapping[int, Model] = field(default_factory=dict, repr=False)
     damage: str = ""
@@ -71,12 +131,15 @@ class History:
         Raises:
             ArtifactError: if there is no model.
         """
-        config, target = read_config(folder), Path(os.path.realpath(folder))
+        return read_consistently(folder, lambda: cls._load(folder))
+
+    @classmethod
+    def _load(cls, folder: str | Path) -> History:
+        current, target = read_snapshot(folder), Path(os.path.realpath(folder))
         try:
-            saved = SavedHistory.read(target)
+            return cls(read_changes(target, current), target)
         except ArtifactError as error:
-            return cls((infer_change(config, (), utc_now()),), target, damage=str(error))
-        return cls(saved.changes if saved is not None else (infer_change(config, (), utc_now()),), target)
+            return cls((_infer_change(current.config, ()),), target, damage=str(error))
 
     @property
     def version(self) -> int:
@@ -116,28 +179,30 @@ class History:
             InputError: if there is nothing to undo, no such version, or its snapshot is not stored.
             ArtifactError: if the snapshot or the log is damaged.
         """
-        self.check()
         target = self.undo_target(to)
         model = self.models.get(target)
+        if model is None and self.folder is not None:
+            model = read_consistently(self.folder, partial(self._read_model, target))
         if model is None:
-            model = self._read_model(target)
-        return self.with_undo(to, target, _count(model), by, model), model
+            raise self.not_stored(target)
+        return self.with_undo(to, target, by, {target: model}), model
 
     def with_undo(
-        self, to: int | None, target: int, counts: Mapping[str, int], by: str = "", model: Model | None = None
+        self, to: int | None, target: int, by: str = "", models: Mapping[int, Model] | None = None
     ) -> History:
         """Return the history with an undo as one more version.
 
         Args:
             to: version that the user named, or None.
             target: number of the snapshot that is restored.
-            counts: numbers of classes and pictures of the snapshot.
             by: author of the change.
-            model: the restored model, if it is in memory.
+            models: the restored model by this number, if it is in memory.
         """
         facts = {"undone": self.changes[-1].content} if to is None else {"to": to}
+        restored = self.changes[target - 1]
+        counts = {"classes": restored.classes, "pictures": restored.pictures}
         change = new_change("undo", facts, by, version=self.version + 1, content=target, **counts)
-        return self._append(change, {} if model is None else {target: model})
+        return self._append(change, models or {})
 
     def not_stored(self, number: int) -> InputError:
         """The error about a version whose snapshot is not stored."""
@@ -158,7 +223,9 @@ class History:
 
         Raises:
             InputError: if there is nothing to undo, or no such version.
+            ArtifactError: if the log is damaged.
         """
+        self.check()
         current = self.changes[-1].content
         if to is None:
             if current == 1:
@@ -172,49 +239,27 @@ class History:
 
     def stored_versions(self) -> list[int]:
         """Return the versions that can be restored, in ascending order."""
-        saved, offset = self.locate() or (None, 0)
-        in_memory = {self.changes[-1].content, *self.models}
-        on_disk = {
-            change.content for change in self.changes if saved is not None and saved.has(change.content + offset)
-        }
-        return [change.version for change in self.changes if change.content in in_memory | on_disk]
+        stored = {self.changes[-1].content, *self.models}
+        if self.folder is not None:
+            current = ""
+            with suppress(ArtifactError):
+                current = config_digest(read_config(self.folder))
+            stored |= {
+                change.version
+                for change in self.changes
+                if change.config
+                and (change.config == current or (self.folder / history_file("config", change.config)).is_file())
+            }
+        return [change.version for change in self.changes if change.content in stored]
 
-    def locate(self) -> tuple[SavedHistory, int] | None:
-        """Find this history in its folder, which may hold other changes before it.
-
-        Returns:
-            The history in the folder, and how much higher its version numbers are. None if it belongs to another model.
-        """
-        saved = None if self.folder is None else SavedHistory.read(self.folder)
-        keys = [] if saved is None else [change.key for change in saved.changes]
-        if saved is None or self.changes[0].key not in keys:
-            return None
-        return saved, keys.index(self.changes[0].key)
-
-    def read_snapshot(self, number: int) -> Snapshot | None:
-        """Return a snapshot from the folder; None if it is not stored there.
-
-        Raises:
-            ArtifactError: if it is damaged.
-        """
-        saved, offset = self.locate() or (None, 0)
-        if saved is None:
-            return None
-        saved_number = number + offset
-        # Another process may have saved other versions with the same numbers: the keys tell them apart.
-        if saved_number > len(saved.changes) or saved.changes[saved_number - 1].key != self.changes[number - 1].key:
-            return None
-        return saved.snapshot(saved_number)
-
-    def _read_model(self, number: int) -> Model:
+    def _read_model(self, number: int) -> Model | None:
         from clipadapter.persistence.model import from_files
 
-        if self.folder is not None and self.folder.is_dir():
-            with lock_folder(self.folder):
-                snapshot = self.read_snapshot(number)
-                if snapshot is not None:
-                    return from_files(snapshot.config, snapshot.arrays, self.folder)
-        raise self.not_stored(number)
+        assert self.folder is not None
+        stored = find_snapshot(self.folder, self.changes[number - 1].config)
+        if stored is None:
+            return None
+        return from_files(stored.config, partial(read_arrays, self.folder, stored.config), self.folder)
 
     def _append(self, change: Change, models: Mapping[int, Model]) -> History:
         changes = (*self.changes, change)
@@ -226,3 +271,167 @@ class History:
 def _count(model: Model) -> dict[str, int]:
     pictures = len(model.support) or count_shots(model.support.provenance)
     return {"classes": len(model.text.labels), "pictures": pictures}
+
+
+# ---- Snapshots ----
+
+
+def history_file(kind: str, digest: str) -> str:
+    """Where the log or a config is below the folder of a model."""
+    return f"{HISTORY_FOLDER}/{kind}-{digest[:16]}.json"
+
+
+def find_snapshot(folder: str | Path, digest: str) -> Snapshot | None:
+    """The current or an earlier version of the model in a folder, by its digest; None if it is not stored.
+
+    Raises:
+        ArtifactError: if it is damaged.
+    """
+    with suppress(ArtifactError):
+        current = read_snapshot(folder)
+        if config_digest(current.config) == digest:
+            return current
+    return read_version(folder, digest)
+
+
+def read_version(folder: str | Path, digest: str) -> Snapshot | None:
+    """An earlier version; see `find_snapshot`."""
+    file = history_file("config", digest)
+    return read_snapshot(folder, file) if digest and os.path.lexists(Path(folder) / file) else None
+
+
+def retained_snapshots(changes: Sequence[Change]) -> list[int]:
+    """Numbers of the stored snapshots, ascending: the first one and those that the model had last.
+
+    >>> changes = [new_change("fit", {}, "", version=i, content=i) for i in range(1, 31)]
+    >>> retained_snapshots(changes)[:3]
+    [1, 11, 12]
+    """
+    latest_first = dict.fromkeys(change.content for change in reversed(changes))
+    return sorted({changes[0].content, *list(latest_first)[:MAX_SNAPSHOTS]})
+
+
+def config_digest(config: ModelConfig) -> str:
+    """SHA-256 of a config without its evaluation, which may be recorded later."""
+    content = config.model_dump(mode="json", exclude_defaults=True)
+    content.get("provenance", {}).pop(EVALUATION_KEY, None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# ---- The log ----
+
+
+def read_changes(folder: Path, current: Snapshot | None) -> Log:
+    """All changes of the model in a folder. The last one is inferred if the log does not know the current model."""
+    digest = "" if current is None else config_digest(current.config)
+    log = _read_log(folder, digest)
+    if current is None or (log and log[-1].config == digest):
+        return log
+    return (*log, _infer_change(current.config, log))
+
+
+def _read_log(folder: Path, digest: str) -> Log:
+    """Read and check the log of the model with a digest.
+
+    If there is none, as when the files of an earlier version were copied into the folder, it is the longest log, and ()
+    if there is no log.
+    """
+    files = {file for file in list_own_files(folder) if file.startswith(f"{HISTORY_FOLDER}/log-")}
+    if not files:
+        return ()
+    file = history_file("log", digest)
+    if file not in files:
+        file = max(files, key=lambda each: ((folder / each).stat().st_size, each))
+    path = folder / file
+    todo = f"move the folder {folder / HISTORY_FOLDER} away to continue without the history"
+    data = read_file(folder, file, MAX_LOG_BYTES, f"it is no history; {todo}")
+    try:
+        raw = json.loads(data)
+        check_format(path, raw, LOG_FORMAT)
+        changes = tuple(_LogFile.model_validate(raw).changes)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is damaged: {describe_first_error(error)}; {todo}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} can't be read: {error}; {todo}") from error
+    if not _is_consistent(changes):
+        raise ArtifactError(f"{path} is damaged: its versions don't follow each other; {todo}")
+    return changes
+
+
+def _is_consistent(changes: Log) -> bool:
+    """Whether versions count up, keys are unique, and undos name the version that first had their snapshot."""
+    if [change.version for change in changes] != list(range(1, len(changes) + 1)):
+        return False
+    has_origins = all(
+        change.content <= change.version and changes[change.content - 1].content == change.content for change in changes
+    )
+    return has_origins and len({change.key for change in changes}) == len(changes)
+
+
+def log_bytes(changes: Sequence[Change]) -> bytes:
+    """Content of the log file."""
+    # Not the JSON of pydantic, which refuses file names that are not valid UTF-8.
+    lines = ",\n".join(json.dumps(change.model_dump(mode="python")) for change in changes)
+    return f'{{"format": {LOG_FORMAT}, "changes": [\n{lines}\n]}}\n'.encode()
+
+
+def merge_logs(on_disk: Sequence[Change], ours: Sequence[Change]) -> Log:
+    """Merge the log in a folder with the changes of the model that is saved into it.
+
+    A model that was loaded from the folder appends its new changes. Another model appends all its changes.
+    """
+    keys = [change.key for change in on_disk]
+    offset = keys.index(ours[0].key) if ours[0].key in keys else len(keys)
+    shared = keys[offset:]
+    if shared != [change.key for change in ours[: len(shared)]]:
+        raise ArtifactError("was changed by someone else since it was loaded: load it again")
+    added = [
+        change.model_copy(update={"version": change.version + offset, "content": change.content + offset})
+        for change in ours[len(shared) :]
+    ]
+    return (*on_disk, *added)
+
+
+def new_change(action: str, facts: Mapping[str, Any], by: str, **fields: Any) -> Change:
+    """Make a change with the current time and a new key."""
+    try:
+        json_facts = json.loads(json.dumps(dict(facts), allow_nan=False))
+        return Change(action=action, facts=json_facts, by=by, when=_utc_now(), key=uuid4().hex, **fields)
+    except ValidationError as error:
+        raise InputError(f"the history can't hold this: {describe_first_error(error)}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the history can't hold these facts: {error}") from error
+
+
+def _infer_change(config: ModelConfig, log: Log) -> Change:
+    """Infer the change behind a model that the log does not know. Repeated calls give the same key."""
+    version = len(log) + 1
+    digest, created = config_digest(config), str(config.provenance.get("created", ""))
+    facts = {"head": config.head.name, "encoder": config.encoder.name}
+    return Change(
+        version=version,
+        action="fit",
+        facts={**facts, "recorded": False} if log else facts,
+        when=created if re.fullmatch(TIME_PATTERN, created) else _utc_now(),
+        content=version,
+        # The key depends on the last change too: files of an earlier version that were copied back are a new change.
+        key=hashlib.sha256(f"{log[-1].key if log else ''} {digest}".encode()).hexdigest()[:32],
+        classes=len(config.class_names),
+        pictures=count_shots(config.provenance),
+        config=digest,
+    )
+
+
+def count_shots(provenance: Mapping[str, Any]) -> int:
+    """Number of shots that a provenance names.
+
+    >>> count_shots({"shots": {"cat": 2, "dog": 3}})
+    5
+    """
+    shots = provenance.get("shots")
+    counts = shots.values() if isinstance(shots, Mapping) else ()
+    return sum(count for count in counts if isinstance(count, int) and count > 0)
+
+
+def _utc_now() -> str:
+    return time.strftime(TIME_FORMAT, time.gmtime())

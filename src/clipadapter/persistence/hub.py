@@ -9,20 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from clipadapter.backends.formats import companion_files, export_suffixes, get_format, list_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
-from clipadapter.persistence.card import make_card
-from clipadapter.persistence.format import ModelConfig, check_target_folder, config_bytes, read_array_bytes, read_config
-from clipadapter.persistence.history_files import Snapshot
+from clipadapter.persistence.card import make_card, read_card
+from clipadapter.persistence.format import (
+    ModelConfig,
+    check_target_folder,
+    config_bytes,
+    read_consistently,
+    read_snapshot,
+)
 from clipadapter.persistence.model import load_model
 from clipadapter.persistence.save import SaveOptions, write_snapshot
-from clipadapter.persistence.transaction import read_consistently
-from clipadapter.runtime.model_folder import CARD_FILE, CONFIG_FILE, MODEL_FILES
+from clipadapter.runtime.model_folder import ARRAY_NAMES, ARRAYS_FOLDER, CARD_FILE, CONFIG_FILE, array_file
 from clipadapter.utils.files import without_paths
 
+MODEL_PATTERNS = (
+    CONFIG_FILE,
+    CARD_FILE,
+    *(f"{ARRAYS_FOLDER}/{name}-{16 * '[0-9a-f]'}.safetensors" for name in ARRAY_NAMES),
+)
+"""Which files of a repository are those of a model. The history stays on its machine."""
 DEFAULT_COMMIT_MESSAGE = "A model of clipadapter"
 
 
@@ -85,10 +96,12 @@ def push(
         card = make_card(folder, config, repo)
         files |= {
             CONFIG_FILE: config_bytes(config),
-            CARD_FILE: Path(folder) / CARD_FILE if card is None else card.encode(),
+            CARD_FILE: Path(folder) / CARD_FILE if card is None else card,
         }
         old_files = set(api.list_repo_files(repo, revision=branch))
-        stale = sorted(old_files & set(MODEL_FILES) - set(files))
+        stale = sorted(
+            file for file in old_files - set(files) if any(fnmatchcase(file, each) for each in MODEL_PATTERNS)
+        )
         commit = api.create_commit(
             repo,
             [
@@ -136,7 +149,7 @@ def fetch(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            allow_patterns=list(MODEL_FILES),
+            allow_patterns=list(MODEL_PATTERNS),
         )
     folder = Path(downloaded)
     if not (folder / CONFIG_FILE).is_file():
@@ -159,12 +172,8 @@ def pull(repo_id: str, folder: str | Path, **options: Any) -> Path:
     check_target_folder(folder)
     source = fetch(repo_id, **options)
     load_model(source)
-    config = read_config(source)
-    parts = {name: part for name, part in config.files.items() if name in MODEL_FILES}
-    blobs = {part.sha256: (source / name).read_bytes() for name, part in parts.items()}
-    snapshot = Snapshot(config.model_copy(update={"files": parts}), (source / CONFIG_FILE).read_bytes(), {}, blobs)
-    card = (source / CARD_FILE).read_bytes() if (source / CARD_FILE).is_file() else None
-    return write_snapshot(folder, snapshot, SaveOptions(action="pull", facts={"repo": repo_id}, card=card))
+    saved = SaveOptions(action="pull", facts={"repo": repo_id}, card=read_card(source))
+    return write_snapshot(folder, read_snapshot(source), saved)
 
 
 def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
@@ -173,13 +182,11 @@ def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
     The paths of the shots are left out. The folder of an encoder keeps its last part only.
     """
     load_model(folder)
-    config = read_config(folder)
-    unknown = sorted(set(config.files) - set(MODEL_FILES))
-    if unknown:
-        raise ArtifactError(f"{folder} names files that no model has: {', '.join(unknown)}")
+    snapshot = read_snapshot(folder)
+    config = snapshot.config
     name = without_paths(config.encoder.name)
     public = config.model_copy(update={"sources": [], "encoder": config.encoder.model_copy(update={"name": name})})
-    return public, {name: read_array_bytes(folder, config, name) for name in config.files}
+    return public, {array_file(name, part.sha256): snapshot.read(name) for name, part in config.files.items()}
 
 
 def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:

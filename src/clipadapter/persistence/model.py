@@ -29,9 +29,9 @@ from clipadapter.persistence.format import (
     pack_arrays,
     read_arrays,
     read_config,
+    read_consistently,
 )
-from clipadapter.persistence.transaction import read_consistently
-from clipadapter.runtime.model_folder import FOLD_HEADS_FILE, HEAD_FILE, SUPPORT_FILE, UNCERTAINTY_FILE, UNLABELLED_FILE
+from clipadapter.runtime.model_folder import FOLD_HEADS, HEAD, SUPPORT, UNCERTAINTY, UNLABELLED
 from clipadapter.uncertainty import Uncertainty
 from clipadapter.utils.blocks import as_blocks
 from clipadapter.utils.formatting import format_list
@@ -86,16 +86,16 @@ def _read_model(folder: str | Path) -> Model:
 def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict[str, bytes]]:
     """Convert a model to its config and its files of arrays."""
     info, names, support = model.encoder, model.text.labels, model.support
-    files: dict[str, dict[str, NDArray[Any]]] = {HEAD_FILE: {**model.head.state(), TEXT_KEY: model.text.embeddings}}
+    files: dict[str, dict[str, NDArray[Any]]] = {HEAD: {**model.head.state(), TEXT_KEY: model.text.embeddings}}
     if keep_support and len(support):
         position = {name: i for i, name in enumerate(names)}
         y = np.array([position[label] for label in support.y], dtype=np.int64)
         X = support.plain if support.X.ndim == 3 and support.X.shape[1] == 1 else support.X
-        files[SUPPORT_FILE] = {"X": X, **({"y": y} if support.targets is None else {"targets": support.targets})}
+        files[SUPPORT] = {"X": X, **({"y": y} if support.targets is None else {"targets": support.targets})}
         if model.head.kept_pictures is not None:
-            files[UNLABELLED_FILE] = {UNLABELLED_KEY: _halve_exactly(model.head.kept_pictures)}
-    uncertainty_facts, files[UNCERTAINTY_FILE] = model.uncertainty.state()
-    files[FOLD_HEADS_FILE] = {
+            files[UNLABELLED] = {UNLABELLED_KEY: _halve_exactly(model.head.kept_pictures)}
+    uncertainty_facts, files[UNCERTAINTY] = model.uncertainty.state()
+    files[FOLD_HEADS] = {
         f"{i}.{key}": value for i, head in enumerate(model.fold_heads) for key, value in head.state().items()
     }
     blobs, parts = pack_arrays({name: arrays for name, arrays in files.items() if arrays})
@@ -108,7 +108,7 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         ),
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         uncertainty=uncertainty_facts,
-        sources=list(support.provenance.get("sources", ())) if SUPPORT_FILE in files else [],
+        sources=list(support.provenance.get("sources", ())) if SUPPORT in files else [],
         provenance={**_make_provenance(support), **({EVALUATION_KEY: evaluation} if evaluation else {})},
         files=parts,
     )
@@ -124,13 +124,13 @@ def _halve_exactly(array: NDArray[Any]) -> NDArray[Any]:
 
 def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | Path) -> Model:
     """Convert a config and checked arrays to a model."""
-    arrays = read(HEAD_FILE)
+    arrays = read(HEAD)
     encoder, names = config.encoder, tuple(config.class_names)
     if config.head.name not in list_heads():
         known = ", ".join(list_heads())
         raise ArtifactError(f"the model's head '{config.head.name}' is not installed; known: {known}")
     if TEXT_KEY not in arrays:
-        raise ArtifactError(f"{Path(path) / HEAD_FILE} has no class text")
+        raise ArtifactError(f"{Path(path) / HEAD} has no class text")
     try:
         blocks = as_blocks(encoder.blocks)
         scale, bias = encoder.logit_scale, encoder.logit_bias
@@ -140,17 +140,17 @@ def from_files(config: ModelConfig, read: Callable[[str], Arrays], path: str | P
             raise InputError(f"there is no class text of {format_list(text.absent)}")
         head = head.load_state(arrays, names, encoder.dim, blocks)
         X, y, targets = np.empty((0, encoder.dim), np.float32), (), None
-        if SUPPORT_FILE in config.files:
-            shots = read(SUPPORT_FILE)
+        if SUPPORT in config.files:
+            shots = read(SUPPORT)
             X, y, targets = shots["X"], tuple(names[i] for i in shots.get("y", ())), shots.get("targets")
-        if UNLABELLED_FILE in config.files:
-            head.kept_pictures = _check_pictures(read(UNLABELLED_FILE)[UNLABELLED_KEY], encoder.dim)
+        if UNLABELLED in config.files:
+            head.kept_pictures = _check_pictures(read(UNLABELLED)[UNLABELLED_KEY], encoder.dim)
         support = FeatureSet(X, y, names, {**config.provenance, "sources": config.sources}, targets, blocks)
-        learned = read(UNCERTAINTY_FILE) if UNCERTAINTY_FILE in config.files else {}
+        learned = read(UNCERTAINTY) if UNCERTAINTY in config.files else {}
         uncertainty = (
             Uncertainty.from_state(config.uncertainty, learned, len(names)) if config.uncertainty else Uncertainty()
         )
-        fold_heads = _read_fold_heads(read(FOLD_HEADS_FILE), config) if FOLD_HEADS_FILE in config.files else ()
+        fold_heads = _read_fold_heads(read(FOLD_HEADS), config) if FOLD_HEADS in config.files else ()
         info = EncoderInfo(**{**encoder.model_dump(), "blocks": blocks})
     except InputError as error:
         raise ArtifactError(f"{Path(path)} is damaged: {error}") from error

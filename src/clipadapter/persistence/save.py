@@ -1,35 +1,65 @@
-"""Save a model and its history into a folder, in one transaction (see `transaction`)."""
+"""Save a model and its history into a folder: one process at a time; the replacement of ``config.json`` is the commit.
+
+A save first writes the files that the folder lacks: arrays, configs of earlier versions, the log. Their names have
+their hashes, so the old model and its history stay complete. Then ``config.json`` is replaced, and names the new ones.
+At last the model card is replaced, and files that neither the new config nor its history names are removed. A process
+that is killed before the replacement leaves the old model, and after it the new one; the next save removes what is left
+over. A reader whose files were removed meanwhile reads again (`read_consistently`).
+
+Only files with names of our own are written or removed, one by one, and none of them may be a link. Other files in the
+folder are never touched, so no moment exists in which they could be lost.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from clipadapter.errors import ArtifactError, MethodWarning
 from clipadapter.persistence.card import make_card
 from clipadapter.persistence.evaluation import EVALUATION_KEY, make_evaluation
-from clipadapter.persistence.format import ModelConfig, config_bytes, read_config, write_and_sync
-from clipadapter.persistence.history import History
-from clipadapter.persistence.history_files import (
-    LOG_FILE,
-    Log,
-    SavedHistory,
+from clipadapter.persistence.format import (
+    ModelConfig,
     Snapshot,
+    check_target_folder,
+    config_bytes,
+    read_config,
+    read_snapshot,
+)
+from clipadapter.persistence.history import (
+    Change,
+    History,
+    Log,
     config_digest,
     count_shots,
-    has_content,
+    find_snapshot,
+    history_file,
     log_bytes,
     merge_logs,
     new_change,
+    read_changes,
+    read_version,
     retained_snapshots,
-    stage_snapshots,
 )
-from clipadapter.persistence.transaction import Staging, link_or_copy, lock_folder, replace_model, stage_files
-from clipadapter.runtime.model_folder import CARD_FILE, CONFIG_FILE, HISTORY_FOLDER
+from clipadapter.runtime.model_folder import (
+    ARRAYS_FOLDER,
+    CARD_FILE,
+    CONFIG_FILE,
+    HISTORY_FOLDER,
+    SUPPORT,
+    UNLABELLED,
+    array_file,
+    list_own_files,
+    model_path,
+)
+from clipadapter.utils.files import folder_without_links, sync_folder
 from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
@@ -38,6 +68,9 @@ if TYPE_CHECKING:
 
 HEADS_WITHOUT_PICTURES = ("linear-probe", "clip-adapter", "gda")
 """Heads that a warning recommends to whoever wants no features of pictures in the model."""
+LOCK_FILE = ".lock"
+"""In the folder of the arrays. The lock is released when its process ends; the file stays."""
+LOCK_TIMEOUT_SECONDS = 60.0
 
 
 def save_model(folder: str | Path, model: Model, *, keep_support: bool = True, history: History | None = None) -> Path:
@@ -79,19 +112,11 @@ def restore_version(folder: str | Path, to: int | None = None, by: str = "") -> 
         ArtifactError: if the snapshot or the log is damaged, or the folder can't be written.
     """
     history = History.load(folder)
-    history.check()
     target = history.undo_target(to)
-    with lock_folder(Path(os.path.realpath(folder))):
-        stored = history.read_snapshot(target)
-        snapshot = None if stored is None else stored.load()
+    snapshot = find_snapshot(folder, history.changes[target - 1].config)
     if snapshot is None:
         raise history.not_stored(target)
-    for name, part in snapshot.config.files.items():
-        if part.sha256 not in snapshot.blobs:
-            raise ArtifactError(f"version {target} of {folder} can't be restored: its {name} is missing or was altered")
-    original = history.changes[target - 1]
-    counts = {"classes": original.classes, "pictures": original.pictures}
-    restored = history.with_undo(to, target, counts, by)
+    restored = history.with_undo(to, target, by)
     write_snapshot(folder, snapshot, SaveOptions(restored))
     return restored
 
@@ -115,16 +140,13 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
         InputError: if these are no metrics, or metrics of another model.
     """
     read_config(folder)
-    with lock_folder(folder):
+    with _lock_folder(folder) as target:
         config = read_config(folder)  # again: another process may have saved a model before the lock was ours
         evaluation = make_evaluation(metrics, config)
         provenance = {**config.provenance, EVALUATION_KEY: evaluation.model_dump(exclude_none=True)}
         updated = config.model_copy(update={"provenance": provenance})
         card = make_card(folder, updated)
-        with stage_files(folder) as staging:
-            if card is not None:
-                write_and_sync(staging.path / CARD_FILE, card.encode())
-            write_and_sync(staging.path / CONFIG_FILE, config_bytes(updated))
+        _commit(target, config_bytes(updated), card)
     return [Path(folder) / name for name in ([] if card is None else [CARD_FILE]) + [CONFIG_FILE]]
 
 
@@ -141,28 +163,167 @@ class SaveOptions:
 
 def write_snapshot(folder: str | Path, snapshot: Snapshot, options: SaveOptions) -> Path:
     """Write a snapshot into a folder, as a new version if there is a model."""
-    history = options.history
-    elsewhere = {} if history is None else _load_snapshots_elsewhere(history, folder)
-    with replace_model(folder) as staging:
-        saved = SavedHistory.read(staging.target)
-        changes, offset = _merge_changes(folder, saved, snapshot, options)
-
-        def find(number: int, in_memory: bool = True) -> Snapshot | None:
-            stored = _snapshot_on_disk(saved, number) or elsewhere.get(number - offset)
-            if stored is None and in_memory and history is not None and number - offset in history.models:
-                stored = _snapshot_of(history.models[number - offset], options.keep_support)
-            return stored if stored is None or options.keep_support else stored.without_shots()
-
-        if changes:
-            before = find(changes[-1].content, in_memory=False)
-            if before is not None and is_same_model(before.config, snapshot.config):
-                # A restored version keeps its time and its evaluation.
-                snapshot = replace(snapshot, config=before.config, raw=before.raw)
-            stage_snapshots(staging, changes, find)
-            last = changes[-1].model_copy(update={"config": config_digest(snapshot.config)})
-            write_and_sync(staging.path / HISTORY_FOLDER / LOG_FILE, log_bytes([*changes[:-1], last]))
-        _stage_model_files(staging, snapshot, folder if options.card is None else options.card)
+    with _lock_folder(folder) as target:
+        current = None
+        with suppress(ArtifactError):  # a damaged config does not keep a new model out
+            current = read_snapshot(target)
+        changes = _merge_changes(folder, current, read_changes(target, current), snapshot, options)
+        new = _NewFiles(target)
+        try:
+            if changes:
+                snapshot = _write_history(new, changes, snapshot, current, options)
+            new.write_arrays(snapshot, check=True)
+            _commit(target, snapshot.raw, make_card(folder, snapshot.config) if options.card is None else options.card)
+        except BaseException:
+            if not _is_committed(target, snapshot.raw):  # Ctrl-C may come after the commit
+                new.remove()
+            raise
+        # The save is done. What can't be removed now is removed by the next one.
+        with suppress(OSError):
+            for file in set(list_own_files(target)) - new.named:
+                (target / file).unlink(missing_ok=True)
     return Path(folder)
+
+
+@dataclass
+class _NewFiles:
+    """The files that the new config and its history name. Those that the folder lacks are written."""
+
+    target: Path
+    named: set[str] = field(default_factory=set)
+    added: list[Path] = field(default_factory=list)
+
+    def write_arrays(self, snapshot: Snapshot, check: bool = False) -> None:
+        """Those of earlier versions are not read again: one that was altered since is noticed by who restores it."""
+        for name, part in snapshot.config.files.items():
+            file = array_file(name, part.sha256)
+            self.named.add(file)
+            if check or not (self.target / file).exists():
+                self.write(file, snapshot.read(name))
+
+    def write(self, file: str, data: bytes) -> None:
+        self.named.add(file)
+        path = self.target / file
+        is_new = not path.exists()
+        if not is_new and path.read_bytes() == data:
+            return
+        path.parent.mkdir(exist_ok=True)
+        # In one step: a damaged file, and the log of an equal config, are replaced while others may read them.
+        temporary = self.target / ARRAYS_FOLDER / "new-file"
+        _write_and_sync(temporary, data)
+        temporary.replace(path)
+        self.added += [path] if is_new else []
+
+    def remove(self) -> None:
+        with suppress(OSError):
+            for path in self.added:
+                path.unlink(missing_ok=True)
+            (self.target / HISTORY_FOLDER).rmdir()  # if it is empty
+
+
+def _write_history(
+    new: _NewFiles, changes: Log, snapshot: Snapshot, current: Snapshot | None, options: SaveOptions
+) -> Snapshot:
+    """Write the log, and the configs and arrays of earlier versions. Returns the snapshot of the current version."""
+    current_digest = "" if current is None else config_digest(current.config)
+    source = None if options.history is None else options.history.folder
+
+    def find(change: Change) -> Snapshot | None:
+        stored = None
+        with suppress(ArtifactError):  # a damaged version can't be restored, so nothing is lost without it
+            stored = current if change.config == current_digest else read_version(new.target, change.config)
+        if stored is None and source is not None and source != new.target:
+            with suppress(ArtifactError):
+                stored = find_snapshot(source, change.config)
+        return stored if stored is None or options.keep_support else _without_shots(stored)
+
+    number = changes[-1].content
+    before = find(changes[number - 1])
+    if before is not None and is_same_model(before.config, snapshot.config):
+        # A restored version keeps its time and its evaluation.
+        snapshot = replace(snapshot, config=before.config, raw=before.raw)
+    digest = config_digest(snapshot.config)
+    changed = {changes[-1].version: digest, number: digest}
+    for i in retained_snapshots(changes):
+        stored = None if i == number else find(changes[i - 1]) or _find_in_memory(changes[i - 1], options)
+        if stored is None:
+            continue
+        with suppress(ArtifactError):
+            new.write_arrays(stored)
+            changed[i] = config_digest(stored.config)
+            new.write(history_file("config", changed[i]), stored.raw)
+    log = [each.model_copy(update={"config": changed.get(each.version, each.config)}) for each in changes]
+    new.write(history_file("log", digest), log_bytes(log))
+    return snapshot
+
+
+def _find_in_memory(change: Change, options: SaveOptions) -> Snapshot | None:
+    history = options.history
+    number = next((each.version for each in history.changes if each.key == change.key), 0) if history else 0
+    model = history.models.get(number) if history else None
+    return None if model is None else _snapshot_of(model, options.keep_support)
+
+
+def _commit(target: Path, config: bytes, card: bytes | None) -> None:
+    """Replace the config and the card. What the config names was written before."""
+    files = {CONFIG_FILE: config, **({} if card is None else {CARD_FILE: card})}
+    temporary = {name: target / ARRAYS_FOLDER / f"new-{name}" for name in files}
+    for name, data in files.items():
+        _write_and_sync(temporary[name], data)
+    for folder in (ARRAYS_FOLDER, HISTORY_FOLDER):
+        sync_folder(target / folder)
+    temporary[CONFIG_FILE].replace(target / CONFIG_FILE)
+    with suppress(OSError):  # the save is done; the next one makes the card again
+        sync_folder(target)
+        if card is not None:
+            temporary[CARD_FILE].replace(target / CARD_FILE)
+
+
+def _is_committed(target: Path, config: bytes) -> bool:
+    path = target / CONFIG_FILE
+    return path.exists() and path.read_bytes() == config
+
+
+def _write_and_sync(path: Path, data: bytes) -> None:
+    """Write a new file; what a killed save left there is removed, and a link is not followed."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _lock_folder(folder: str | Path) -> Iterator[Path]:
+    """Lock the folder of a model, and give its path without links. A folder that is made for it goes if this fails."""
+    target = Path(os.path.realpath(folder))
+    check_target_folder(folder)
+    is_new = not target.exists()
+    for name in (CONFIG_FILE, CARD_FILE):
+        model_path(target, name)
+    for name in (ARRAYS_FOLDER, HISTORY_FOLDER):
+        folder_without_links(target, name, error=ArtifactError)
+    arrays, lock = target / ARRAYS_FOLDER, target / ARRAYS_FOLDER / LOCK_FILE
+    try:
+        arrays.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=LOCK_TIMEOUT_SECONDS):
+            try:
+                yield target
+            except BaseException:
+                with suppress(OSError):
+                    for path in arrays.glob("new-*"):
+                        path.unlink()
+                    if not (target / CONFIG_FILE).exists():
+                        lock.unlink()
+                        arrays.rmdir()
+                        if is_new:
+                            target.rmdir()
+                raise
+    except Timeout:
+        raise ArtifactError(f"{folder} is being changed by another process: try again when it has ended") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ArtifactError(f"can't write {folder}: {reason}; give a folder you may write to") from error
 
 
 def is_same_model(one: ModelConfig, other: ModelConfig) -> bool:
@@ -200,71 +361,34 @@ def _snapshot_of(model: Model, keep_support: bool) -> Snapshot:
     from clipadapter.persistence.model import to_files  # late: to restore a version needs no torch
 
     config, blobs = to_files(model, keep_support)
-    by_hash = {config.files[name].sha256: blob for name, blob in blobs.items()}
-    return Snapshot(config, config_bytes(config), {}, by_hash)
+    return Snapshot(config, config_bytes(config), blobs.__getitem__)
 
 
-def _snapshot_on_disk(saved: SavedHistory | None, number: int) -> Snapshot | None:
-    try:
-        return None if saved is None else saved.snapshot(number)
-    except ArtifactError:  # a damaged snapshot can't be restored, so nothing is lost without it
-        return None
-
-
-def _load_snapshots_elsewhere(history: History, folder: str | Path) -> dict[int, Snapshot]:
-    """Load the snapshots of a model that is saved to another folder than it was loaded from, by version."""
-    source = history.folder
-    if source is None or not source.is_dir() or source == Path(os.path.realpath(folder)):
-        return {}
-    with lock_folder(source):
-        numbers = [number for number in retained_snapshots(history.changes) if number not in history.models]
-        saved, offset = history.locate() or (None, 0)
-        snapshots = {number: _snapshot_on_disk(saved, number + offset) for number in numbers}
-        return {number: snapshot.load() for number, snapshot in snapshots.items() if snapshot is not None}
+def _without_shots(snapshot: Snapshot) -> Snapshot:
+    """The snapshot without the features and names of the shots and of pictures without labels."""
+    files = {name: part for name, part in snapshot.config.files.items() if name not in (SUPPORT, UNLABELLED)}
+    config = snapshot.config.model_copy(update={"files": files, "sources": []})
+    return replace(snapshot, config=config, raw=config_bytes(config))
 
 
 def _merge_changes(
-    folder: str | Path, saved: SavedHistory | None, snapshot: Snapshot, options: SaveOptions
-) -> tuple[Log, int]:
-    """Merge the log in the folder with the history of the model."""
-    config, on_disk = snapshot.config, () if saved is None else saved.changes
-    facts: dict[str, Any] = {"head": config.head.name, "encoder": config.encoder.name}
+    folder: str | Path, current: Snapshot | None, on_disk: Log, snapshot: Snapshot, options: SaveOptions
+) -> Log:
+    """Merge the log in the folder with the history of the model; () if there is no earlier version."""
+    config, number = snapshot.config, len(on_disk) + 1
+    facts = {"head": config.head.name, "encoder": config.encoder.name}
     counts = {"classes": len(config.class_names), "pictures": count_shots(config.provenance)}
-    number = len(on_disk) + 1
     if options.history is None:
         change = new_change(options.action, options.facts or facts, "", version=number, content=number, **counts)
-        return ((*on_disk, change) if on_disk else ()), 0
+        return (*on_disk, change) if on_disk else ()
     try:
-        merged, offset = merge_logs(on_disk, options.history.changes)
+        merged = merge_logs(on_disk, options.history.changes)
     except ArtifactError as error:
         raise ArtifactError(f"{folder} {error}") from None
-    if saved is not None and len(merged) == len(on_disk):
+    if current is not None and len(merged) == len(on_disk):
         # The history has no new change. If the model differs all the same, it was changed by other means.
-        current = _snapshot_on_disk(saved, on_disk[-1].content)
-        if current is not None and not options.keep_support:
-            current = current.without_shots()
-        if current is not None and not is_same_model(current.config, config):
-            unrecorded = {**facts, "recorded": False}
-            merged = (*merged, new_change("fit", unrecorded, "", version=number, content=number, **counts))
-    return merged, offset
-
-
-def _stage_model_files(staging: Staging, snapshot: Snapshot, card: bytes | str | Path) -> None:
-    """Stage the files of the model that change. Arrays that are in the history are linked."""
-    for name, part in snapshot.config.files.items():
-        blob, history_name = snapshot.blobs[part.sha256], f"{part.sha256}.safetensors"
-        if has_content(staging.target / name, blob):
-            continue
-        candidates = [
-            staging.path / HISTORY_FOLDER / history_name,
-            staging.target / HISTORY_FOLDER / history_name,
-        ]
-        same = next((path for path in candidates if has_content(path, blob)), None)
-        if same is None:
-            write_and_sync(staging.path / name, blob)
-        else:
-            link_or_copy(same, staging.path / name)
-    text = card if isinstance(card, bytes) else make_card(card, snapshot.config)
-    if text is not None:
-        write_and_sync(staging.path / CARD_FILE, text if isinstance(text, bytes) else text.encode())
-    write_and_sync(staging.path / CONFIG_FILE, snapshot.raw)
+        before = current if options.keep_support else _without_shots(current)
+        if not is_same_model(before.config, config):
+            unrecorded = new_change("fit", {**facts, "recorded": False}, "", version=number, content=number, **counts)
+            return (*merged, unrecorded)
+    return merged

@@ -123,9 +123,6 @@ def save_plot(figure: Figure, path: str | Path) -> Path:
     """Write a figure as a PNG, PDF or SVG file, completely or not at all. The suffix of the path says which.
 
     Text is text in PDF and SVG files, and these contain the font. A figure that is drawn again gives the same bytes.
-
-    Raises:
-        InputError: if the suffix is another one, or the file can't be written.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from clipadapter.rendering.marks import BEST, NOT_AS_PUBLISHED, TRANSDUCTIVE
@@ -44,7 +44,6 @@ class Grid:
     rows: tuple[tuple[str, ...], ...]
     best: frozenset[tuple[int, int]] = frozenset()  # (row, column) of the cells in bold
     notes: tuple[str, ...] = ()  # sentences about this table
-    common: tuple[str, ...] = ()  # sentences on how it was measured, which other tables of the section share
     minor: bool = False  # whether a page may collapse it
     text_columns: frozenset[int] = frozenset({0})  # the others are numbers
 
@@ -66,10 +65,9 @@ class Grid:
 
     def to_latex(self) -> str:
         """A table for booktabs, with a short caption. The notes are a comment above it."""
-        wrapped = (textwrap.wrap(" ".join(note.split()), COMMENT_CHARACTERS) for note in (*self.notes, *self.common))
         columns = "".join(self._latex_column(j) for j in range(len(self.header)))
         lines = [
-            *(f"% {line}" for lines in wrapped for line in lines),
+            *latex_comment(self.notes),
             r"\begin{table}",
             r"\centering",
             r"\small",
@@ -126,6 +124,12 @@ def escape_markdown(text: str) -> str:
     """
     text = " ".join(text.split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"[*_`\[\]]", r"\\\g<0>", text)
+
+
+def latex_comment(sentences: Iterable[str]) -> list[str]:
+    """Lines of a comment."""
+    wrapped = (textwrap.wrap(" ".join(text.split()), COMMENT_CHARACTERS) for text in sentences)
+    return [f"% {line}" for lines in wrapped for line in lines]
 
 
 def escape_latex(text: str) -> str:

@@ -1,10 +1,9 @@
-"""Predict without torch: with a file that `clipadapter export` wrote, or with the quick entry of a saved model.
+"""Predict without torch, with a file that `clipadapter export` wrote.
 
 Needs numpy, Pillow, and ONNX Runtime or OpenVINO.
 """
 
 from clipadapter.runtime.metadata import ExportMetadata
-from clipadapter.runtime.model import DEFAULT_BATCH_SIZE, Outputs, RuntimeModel
-from clipadapter.runtime.predictor import Predictor
+from clipadapter.runtime.predictor import DEFAULT_BATCH_SIZE, Outputs, Predictor
 
-__all__ = ["DEFAULT_BATCH_SIZE", "ExportMetadata", "Outputs", "Predictor", "RuntimeModel"]
+__all__ = ["DEFAULT_BATCH_SIZE", "ExportMetadata", "Outputs", "Predictor"]

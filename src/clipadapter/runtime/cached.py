@@ -13,7 +13,7 @@ from pathlib import Path
 from clipadapter.backends.checksum import check_file
 from clipadapter.backends.formats import get_format, list_formats
 from clipadapter.errors import ArtifactError, ClipAdapterError
-from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD_FILE, UNCERTAINTY_FILE, model_path
+from clipadapter.runtime.model_folder import CONFIG_FILE, HEAD, UNCERTAINTY, array_file, model_path
 from clipadapter.runtime.predictor import Predictor
 from clipadapter.utils.cache import default_cache_dir
 
@@ -39,23 +39,28 @@ def open_cached(folder: Path) -> Predictor | None:
     """Open the exported file of a saved model; None if it is not there or can't answer, or if the model was altered."""
     try:
         path = next((path for name in list_formats() if (path := cached_export(folder, name)).exists()), None)
-        return Predictor(path) if path is not None and _is_sound(folder) else None
+        return Predictor(path) if path is not None and can_answer(folder) and _is_sound(folder) else None
     except (ClipAdapterError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logging.getLogger(__name__).info("no prediction of %s without torch: %s", folder, error)
         return None
 
 
-def _is_sound(folder: Path) -> bool:
-    """Whether the other files have the hashes that the config states, and a file can answer as the model does."""
+def can_answer(folder: Path) -> bool:
+    """Whether an exported file can answer as a saved model does."""
+    # It has the tower in fp32, no sets by CV+, and no negative labels to name.
     config = json.loads(_read(folder, CONFIG_FILE))
-    parts, files = config["uncertainty"], config["files"]
-    conformal, rejector = parts.get("conformal") or {}, parts.get("rejector") or {}
+    conformal, rejector = (config["uncertainty"].get(name) or {} for name in ("conformal", "rejector"))
     has_more = conformal.get("method") == "cv+" or rejector.get("negative_label_names")
-    if config["encoder"]["precision"] != "fp32" or has_more:
-        return False  # the file has the tower in fp32, no sets by CV+, and no negative labels to name
-    names = (HEAD_FILE, *({UNCERTAINTY_FILE} & set(files)))
-    are_equal = all(hashlib.sha256(_read(folder, name)).hexdigest() == files[name]["sha256"] for name in names)
-    return are_equal and all(model_path(folder, name).is_file() for name in files)  # of the shots that they exist
+    return config["encoder"]["precision"] == "fp32" and not has_more
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether the other files have the hashes that the config states."""
+    files = json.loads(_read(folder, CONFIG_FILE))["files"]
+    paths = {name: array_file(name, part["sha256"]) for name, part in files.items()}
+    names = (HEAD, *({UNCERTAINTY} & set(files)))
+    are_equal = all(hashlib.sha256(_read(folder, paths[name])).hexdigest() == files[name]["sha256"] for name in names)
+    return are_equal and all(model_path(folder, path).is_file() for path in paths.values())  # of the shots
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 
 from clipadapter.backends.formats import is_exported
@@ -15,30 +16,52 @@ from clipadapter.errors import ArtifactError
 from clipadapter.utils.files import path_without_links
 
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
-HEAD_FILE, SUPPORT_FILE, UNLABELLED_FILE, UNCERTAINTY_FILE, FOLD_HEADS_FILE = (
-    "head.safetensors",
-    "support.safetensors",
-    "unlabelled.safetensors",
-    "uncertainty.safetensors",
-    "folds.safetensors",
+ARRAY_NAMES = HEAD, SUPPORT, UNLABELLED, UNCERTAINTY, FOLD_HEADS = (
+    "head",
+    "support",
+    "unlabelled",
+    "uncertainty",
+    "folds",
 )
-MODEL_FILES = (
-    CONFIG_FILE,
-    CARD_FILE,
-    HEAD_FILE,
-    SUPPORT_FILE,
-    UNLABELLED_FILE,
-    UNCERTAINTY_FILE,
-    FOLD_HEADS_FILE,
-)
-"""All files that the folder of a model can have."""
-HISTORY_FOLDER = "history"
-"""Subfolder with earlier versions."""
-STAGING_FOLDER = ".clipadapter-save"
-"""Subfolder with the files of a save in progress."""
+"""Names of the files of arrays that a model can have, without their hashes."""
+ARRAYS_FOLDER, HISTORY_FOLDER = "arrays", "history"
+"""Subfolders with the arrays of all versions, and with the log and the configs of earlier versions."""
+OWN_FILES = {
+    ARRAYS_FOLDER: re.compile(
+        rf"(?:{'|'.join(ARRAY_NAMES)})-[0-9a-f]{{16}}\.safetensors|new-(?:file|config\.json|README\.md)"
+    ),
+    HISTORY_FOLDER: re.compile(r"(?:log|config)-[0-9a-f]{16}\.json"),
+}
+"""Names of the program's own files in the subfolders. Other files there belong to a person."""
 
 
-def model_path(folder: str | Path, *names: str) -> Path:
+def list_own_files(folder: Path) -> list[str]:
+    """The program's own files in the subfolders of a model's folder, as ``SUBFOLDER/NAME``."""
+    return [
+        f"{subfolder}/{path.name}"
+        for subfolder, pattern in OWN_FILES.items()
+        if (folder / subfolder).is_dir()
+        for path in (folder / subfolder).iterdir()
+        if pattern.fullmatch(path.name) and path.is_file()
+    ]
+
+
+def array_file(name: str, sha256: str) -> str:
+    """Where a file of arrays is below the folder of a model. Its name has its hash, so that no save overwrites it.
+
+    Raises:
+        ArtifactError: if there is no such name, or the hash is none; both come from a config.
+
+    >>> array_file("head", 64 * "0")
+    'arrays/head-0000000000000000.safetensors'
+    """
+    file = f"{name}-{sha256[:16]}.safetensors"
+    if name not in ARRAY_NAMES or not OWN_FILES[ARRAYS_FOLDER].fullmatch(file):
+        raise ArtifactError(f"{CONFIG_FILE} names arrays {file!r}, which no model has: copy the model again")
+    return f"{ARRAYS_FOLDER}/{file}"
+
+
+def model_path(folder: str | Path, name: str) -> Path:
     """The path of a file of a model: the folder may be a link, but nothing in it; see `files.path_without_links`.
 
     In the cache of the hub, whose client made them, files are links into its folder ``blobs``.
@@ -46,11 +69,11 @@ def model_path(folder: str | Path, *names: str) -> Path:
     Raises:
         ArtifactError: if it is a link.
     """
-    path, snapshots = Path(folder, *names), Path(os.path.realpath(folder)).parent
+    path, snapshots = Path(folder, name), Path(os.path.realpath(folder)).parent
     blobs = snapshots.with_name("blobs")
     if path.is_symlink() and snapshots.name == "snapshots" and Path(os.path.realpath(path)).parent == blobs:
         return path
-    return path_without_links(folder, *names, error=ArtifactError)
+    return path_without_links(folder, *name.split("/"), error=ArtifactError)
 
 
 def why_no_model(path: str | Path) -> str:

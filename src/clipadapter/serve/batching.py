@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipadapter.errors import ImageError
-from clipadapter.runtime import Outputs, RuntimeModel
+from clipadapter.runtime import Outputs, Predictor
 from clipadapter.serve.limits import Limits, RequestRefused
 from clipadapter.serve.metrics import Metrics
 from clipadapter.uncertainty import Answers
@@ -46,7 +46,7 @@ class Batcher:
 
     def __init__(
         self,
-        predictor: RuntimeModel,
+        predictor: Predictor,
         limits: Limits,
         metrics: Metrics,
         name: str,

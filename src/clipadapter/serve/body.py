@@ -72,7 +72,7 @@ class PredictionOptions(BaseModel):
     )
 
     def model_options(self) -> dict[str, float | None]:
-        """For `RuntimeModel.answer`."""
+        """For `Predictor.answer`."""
         return {name: getattr(self, name) for name in ("reject", "coverage") if name in self.model_fields_set}
 
 

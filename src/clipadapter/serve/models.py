@@ -24,7 +24,7 @@ from clipadapter.backends.checksum import add_bytes, check_file, open_model
 from clipadapter.backends.formats import DEFAULT_FORMAT, companion_files, export_suffixes, get_format, is_exported
 from clipadapter.data.images import stop_decoding
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError, MissingExtraError, needs_training
-from clipadapter.runtime import ExportMetadata, Predictor, RuntimeModel
+from clipadapter.runtime import Predictor
 from clipadapter.runtime.cached import cached_export, is_intact
 from clipadapter.runtime.isolated import stop_children, try_in_child
 from clipadapter.runtime.model_folder import CONFIG_FILE
@@ -37,7 +37,7 @@ from clipadapter.utils.parallel import count_cores
 
 REFRESH_SECONDS = 1.0
 """Time between two checks of the files."""
-Opener = Callable[[Path], RuntimeModel]
+Opener = Callable[[Path], Predictor]
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION_CHARS = 12
 FileStamp = tuple[tuple[str, int, int, int], ...]
@@ -233,7 +233,7 @@ class ServedModel:
         error: why its newer file could not be loaded; None if there is none.
     """
 
-    def __init__(self, source: ModelSource, version: str, predictor: RuntimeModel, batcher: Batcher) -> None:
+    def __init__(self, source: ModelSource, version: str, predictor: Predictor, batcher: Batcher) -> None:
         self.source, self.version, self.predictor, self.batcher = source, version, predictor, batcher
         self.loaded_at = datetime.now(timezone.utc)
         self.error: str | None = None
@@ -243,12 +243,6 @@ class ServedModel:
     def name(self) -> str:
         """Its name in addresses."""
         return self.source.name
-
-    @property
-    def metadata(self) -> ExportMetadata | None:
-        """The description in its file."""
-        metadata: ExportMetadata | None = getattr(self.predictor, "metadata", None)
-        return metadata
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options that it does not support, before its pictures run."""
@@ -278,7 +272,7 @@ class ModelSource:
         """The files of the model."""
         if is_exported(self.path):
             return (self.path, *companion_files(self.path))
-        return self.path / CONFIG_FILE, *sorted(path for path in self.path.iterdir() if path.is_file())
+        return (self.path / CONFIG_FILE,)  # it has the hashes of the others
 
     def stamp(self) -> FileStamp | None:
         """Changes when the files do; None if one is gone."""

@@ -207,8 +207,8 @@ def _predictions(
 
 def describe_model(model: ServedModel) -> ModelDescription:
     """The description of a model."""
-    metadata, predictor = model.metadata, model.predictor
-    encoder = {} if metadata is None else metadata.encoder
+    predictor = model.predictor
+    metadata = predictor.metadata
     address = f"/v1/models/{model.name}/predict"
     return ModelDescription(
         name=model.name,
@@ -217,11 +217,11 @@ def describe_model(model: ServedModel) -> ModelDescription:
         error=model.error,
         classes=list(predictor.class_names),
         task="multilabel" if predictor.is_multilabel else "single-label",
-        encoder=encoder.get("name"),
-        licence=encoder.get("licence"),
-        head=None if metadata is None else metadata.head.get("name"),
+        encoder=metadata.encoder.get("name"),
+        licence=metadata.encoder.get("licence"),
+        head=metadata.head.get("name"),
         precision=predictor.precision,
-        backend=getattr(predictor, "backend", None),
+        backend=predictor.backend,
         can=ModelCapabilities(
             reject=predictor.uncertainty.rejector is not None, coverage=predictor.uncertainty.conformal is not None
         ),

@@ -83,9 +83,9 @@ class Actions:
             "move-pictures": self._move_pictures,
             "remove-pictures": self._remove_pictures,
             "add-tried-picture": self._add_tried_picture,
-            "skip-picture": self._skip_picture,
-            "set-quality": self._set_quality,
-            "learn-unlabelled": self._learn_unlabelled,
+            "skip-picture": lambda tab, data: session.skip_picture(_get_text(data, "picture")),
+            "set-quality": lambda tab, data: session.set_quality(_get_text(data, "quality")),
+            "learn-unlabelled": lambda tab, data: session.learn_unlabelled(bool(_get_text(data, "on"))),
             "undo": self._undo,
             "open": self._open,
         }
@@ -203,15 +203,6 @@ class Actions:
         name = _get_text(data, "class")
         upload = Upload(tab.tried_file.name, tab.tried_file.read_bytes())
         return _describe_result(self.project.add_pictures(name, [upload]), name)
-
-    def _skip_picture(self, tab: Tab, data: Data) -> None:
-        self.session.skip_picture(_get_text(data, "picture"))
-
-    def _set_quality(self, tab: Tab, data: Data) -> None:
-        self.session.set_quality(_get_text(data, "quality"))
-
-    def _learn_unlabelled(self, tab: Tab, data: Data) -> None:
-        self.session.learn_unlabelled(bool(_get_text(data, "on")))
 
     def _undo(self, tab: Tab, data: Data) -> Note:
         undone = self.project.undo()

@@ -13,8 +13,7 @@ from clipadapter.data import class_prompts
 from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder
 from clipadapter.features import FeatureStore, choose_backend, encode_classes, extract
-from clipadapter.studio.contents import Contents
-from clipadapter.studio.pictures import PictureFile, Stamp
+from clipadapter.studio.pictures import Contents, PictureFile, Stamp
 from clipadapter.utils.blocks import Blocks, total_width
 
 Array = NDArray[Any]

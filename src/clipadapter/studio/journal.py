@@ -62,6 +62,7 @@ class Journal:
 
     Attributes:
         names: class names by folder after the last step.
+        next_number: of the next step.
         steps: steps that were not undone.
     """
 
@@ -76,13 +77,8 @@ class Journal:
         self.root, self.path = Path(os.path.realpath(root)), path_without_links(root, *path.relative_to(root).parts)
         self.names, self._write_names = dict(names or {}), write_names
         self.steps: list[Step] = []
-        self._next_number = first_number
+        self.next_number = first_number
         self._replay()
-
-    @property
-    def next_number(self) -> int:
-        """Number of the next step."""
-        return self._next_number
 
     def perform(
         self,
@@ -93,7 +89,7 @@ class Journal:
     ) -> Step:
         """Log a step and make its moves; it is on the disk when this returns. If that fails, all is as it was."""
         after = self.names if names is None else dict(names)
-        step = Step(self._next_number, description, tuple(moves), tuple(folders), self.names, after)
+        step = Step(self.next_number, description, tuple(moves), tuple(folders), self.names, after)
         self._check_paths(step)
         with self._logged(step.to_line(), step, self._reverse_moves):
             self._push(step)
@@ -217,7 +213,7 @@ class Journal:
 
     def _push(self, step: Step) -> None:
         self.steps.append(step)
-        self._next_number, self.names = max(self._next_number, step.number + 1), dict(step.names_after)
+        self.next_number, self.names = max(self.next_number, step.number + 1), dict(step.names_after)
 
     def _pop(self) -> Step:
         step = self.steps.pop()

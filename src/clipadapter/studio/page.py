@@ -19,9 +19,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipadapter.errors import ClipAdapterError
-from clipadapter.persistence.transaction import list_history_files
 from clipadapter.rendering.html import read_asset
-from clipadapter.runtime.model_folder import HISTORY_FOLDER, MODEL_FILES
+from clipadapter.runtime.model_folder import CARD_FILE, CONFIG_FILE, list_own_files
 from clipadapter.studio.actions import Actions, Note, Tab, to_sentence
 from clipadapter.studio.panels import PACKAGE, PANELS, Panels
 from clipadapter.studio.project import EXPORT_FOLDER, STUDIO_FOLDER, studio_path
@@ -240,9 +239,8 @@ class Page(gr.Blocks):  # type: ignore[misc, unused-ignore]
 
 def _write_archive(folder: Path, path: Path) -> None:
     """Write the files of a model as a ZIP file. Other files in its folder are left out."""
-    history = [f"{HISTORY_FOLDER}/{name}" for name in list_history_files(folder / HISTORY_FOLDER)]
     with ZipFile(path, "w", ZIP_DEFLATED) as archive:
-        for name in [*MODEL_FILES, *history]:
+        for name in [CONFIG_FILE, CARD_FILE, *list_own_files(folder)]:
             if (folder / name).is_file():
                 archive.write(folder / name, name)
 

@@ -17,9 +17,8 @@ from clipadapter.encoders import Encoder
 from clipadapter.rendering.html import create_environment
 from clipadapter.rendering.method_colours import method_style
 from clipadapter.studio.actions import Tab
-from clipadapter.studio.contents import Contents
 from clipadapter.studio.model import MORE_SHOTS, LearningCurve, ProjectModel
-from clipadapter.studio.pictures import PictureFile, Stamp
+from clipadapter.studio.pictures import Contents, PictureFile, Stamp
 from clipadapter.studio.session import Session, SessionState, why_no_unlabelled
 from clipadapter.utils.blocks import RARE_PATCHES, BlockSource
 from clipadapter.utils.files import printable
@@ -56,10 +55,18 @@ class Panels:
         """Return the HTML of the panels that differ from what the tab shows."""
         state, contents = self.session.state, self.session.project.contents
         self._close_removed(tab, contents)
-        changed = {}
+        changed, common = (
+            {},
+            {
+                "tab": tab,
+                "state": state,
+                "class_names": list(contents.classes),
+                "next_step": self._next_step(state, contents),
+            },
+        )
         for name in PANELS:
             values = getattr(self, f"_{name}")(tab, state, contents)
-            html = _template_environment().get_template(f"{name}.html").render(values)
+            html = _template_environment().get_template(f"{name}.html").render(common | values)
             digest = blake2b(html.encode(), digest_size=16).digest()
             if tab.panel_digests.get(name) != digest:
                 changed[name], tab.panel_digests[name] = html, digest
@@ -80,28 +87,19 @@ class Panels:
         tab.open_class = tab.open_class if tab.open_class in contents.classes else ""
         tab.renamed_class = tab.renamed_class if tab.renamed_class in contents.classes else ""
 
-    def _status(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+    def _status(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         return {
-            "next_step": self._next_step(state, contents),
             "summary": _summarize(contents, state),
             "encoders": [one.info.name for one in (self.session.encoder, *self.session.other_encoders)],
-            "activity": state.activity,
-            "progress": state.progress,
-            "error": state.error,
-            "note": tab.note,
-            "note_count": tab.note_count,
-            "upload_count": tab.upload_count,
-            "rejected_name_count": tab.rejected_name_count,
             "undo": self.session.project.next_undo,
         }
 
     def _next_step(self, state: SessionState, contents: Contents) -> NextStep:
         first = self.session.pending_queue()[:1]
         has_guess = any(key in state.guesses and state.guesses[key][0] in contents.classes for key in first)
-        is_saved = state.saved_revision == contents.revision
-        return suggest_next_step(contents, has_guess, is_saved)
+        return suggest_next_step(contents, has_guess, state.is_saved(contents))
 
-    def _classes(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+    def _classes(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         doubts = state.model.doubts if state.model is not None else {}
         max_pictures = max(1, min(CLASS_PICTURES, PAGE_PICTURES // max(len(contents.classes), 1)))
         cards = []
@@ -129,8 +127,6 @@ class Panels:
             )
         return {
             "cards": cards,
-            "class_names": list(contents.classes),
-            "next_step": self._next_step(state, contents),
             "has_pictures": any(contents.classes.values()) or bool(contents.unlabelled),
         }
 
@@ -147,23 +143,19 @@ class Panels:
             "doubt": doubts.get(picture.key, ""),
         }
 
-    def _queue(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+    def _queue(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         queue = [contents.picture(key) for key in self.session.pending_queue() if contents.has(key)]
         first = queue[0] if queue else None
         groups = self._unlabelled_groups(state, contents) if tab.shows_unlabelled else []
         return {
-            "next_step": self._next_step(state, contents),
             "groups": groups,
             "hidden_count": len(contents.unlabelled) - sum(len(pictures) for _, pictures in groups),
-            "shows_unlabelled": tab.shows_unlabelled,
             "unlabelled_count": len(contents.unlabelled),
-            "class_names": list(contents.classes),
             "number_keys": NUMBER_KEYS,
             "first_key": first.key if first else "",
             "first_url": self._thumbnails.urls(queue[:1], LARGE_PIXELS)[0] if queue else "",
             "guess": state.guesses.get(first.key) if first else None,
             "next_urls": self._thumbnails.urls(queue[1:], SMALL_PIXELS),
-            "activity": state.activity,
         }
 
     def _unlabelled_groups(
@@ -183,20 +175,13 @@ class Panels:
             groups += [(name, cells)] if cells else []
         return groups
 
-    def _prediction(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+    def _prediction(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         nearest = [one for one in tab.prediction.nearest if contents.has(one.source)] if tab.prediction else []
         urls = self._thumbnails.urls([contents.picture(one.source) for one in nearest], SMALL_PIXELS)
-        return {
-            "prediction": tab.prediction,
-            "nearest": list(zip(nearest, urls, strict=True)),
-            "class_names": list(contents.classes),
-            "can_predict": state.model is not None,
-        }
+        return {"nearest": list(zip(nearest, urls, strict=True))}
 
-    def _accuracy(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+    def _accuracy(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         return {
-            "model": state.model,
-            "curve": state.curve,
             "plot": None if state.curve is None else plot_curve(state.curve),
             "more_shots": MORE_SHOTS,
             "width": PLOT_WIDTH,
@@ -206,7 +191,7 @@ class Panels:
             "method_style": method_style(self.session.head),
         }
 
-    def _quality(self, tab: Tab, state: SessionState, contents: Contents) -> Mapping[str, Any]:
+    def _quality(self, tab: Tab, state: SessionState, contents: Contents) -> dict[str, Any]:
         chosen = self.session.quality
         is_waiting = state.quality not in ("", chosen) and state.model is not None
         return {

@@ -13,7 +13,7 @@ import threading
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from typing_extensions import Self
@@ -22,10 +22,10 @@ from clipadapter.data.dataset import SPLIT_ALIASES
 from clipadapter.data.folders import list_images
 from clipadapter.data.images import image_bytes
 from clipadapter.errors import ImageError, InputError
-from clipadapter.studio.contents import Contents, read_contents
 from clipadapter.studio.journal import Journal, Move
 from clipadapter.studio.pictures import (
     UPLOAD_NAME,
+    Contents,
     DuplicateFinder,
     PictureFile,
     Upload,
@@ -33,6 +33,7 @@ from clipadapter.studio.pictures import (
     fold_name,
     free_name,
     list_picture_files,
+    read_contents,
     stored_file_name,
     write_upload,
 )
@@ -100,6 +101,7 @@ class Project:
 
     Attributes:
         contents: what is in the project.
+        duplicates: finds files with equal bytes.
 
     Raises:
         InputError: if the path is not a folder, can't be written, has links in ``.studio``, or is open in another
@@ -119,7 +121,7 @@ class Project:
         self.root = Path(root).absolute()
         self.external_folder = None if unlabelled is None else Path(unlabelled).absolute()
         self._guard = threading.RLock()
-        self._duplicates = DuplicateFinder()
+        self.duplicates = DuplicateFinder()
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{root} is not a folder: give a folder with one folder of pictures per class")
         own, lock_file = studio_path(self.root), studio_path(self.root, "lock")
@@ -225,18 +227,17 @@ class Project:
     def add_pictures(self, class_name: str, uploads: Sequence[Upload]) -> AddResult:
         """Add pictures to a class. A picture that is in another class stays there, and is reported."""
         with self._guard:
-            target = self._class_path(self._folder_of(class_name))
-            return self._add(uploads, self._batch(target, class_name), f"to '{class_name}'")
+            return self._add(uploads, self._class_path(self._folder_of(class_name)), class_name, f"to '{class_name}'")
 
     def add_unlabelled(self, uploads: Sequence[Upload]) -> AddResult:
         """Add pictures without a label. A picture that is in a class stays there, and is reported."""
         with self._guard:
-            return self._add(uploads, self._batch(UNLABELLED_FOLDER, None), "to be labelled")
+            return self._add(uploads, UNLABELLED_FOLDER, None, "to be labelled")
 
     def label_pictures(self, keys: Sequence[str], class_name: str) -> AddResult:
         """Move pictures into a class, from other classes or from the unlabelled ones."""
         with self._guard:
-            batch = self._batch(self._class_path(self._folder_of(class_name)), class_name)
+            batch = _Batch(self, self._class_path(self._folder_of(class_name)), class_name)
             batch.add_pictures([self.contents.picture(key) for key in dict.fromkeys(keys)])
             if batch.moves:
                 self._perform(f"labelling {format_count(len(batch.moves), 'picture')} '{class_name}'", batch.moves)
@@ -271,17 +272,17 @@ class Project:
 
     # ---- Steps ----
 
-    def _batch(self, folder: str, class_name: str | None) -> _Batch:
-        # Each step has its own incoming folder, so that its undo finds the old paths of its pictures free.
-        incoming = f"{INCOMING_FOLDER}/{self._journal.next_number}"
-        return _Batch(self.root, incoming, self.contents, self._duplicates, folder, class_name)
-
-    def _add(self, uploads: Sequence[Upload], batch: _Batch, target: str) -> AddResult:
+    def _add(self, uploads: Sequence[Upload], folder: str, class_name: str | None, target: str) -> AddResult:
+        batch = _Batch(self, folder, class_name)
         for upload in uploads:
             batch.add_upload(upload)
         if batch.moves:
             self._perform(f"adding {format_count(len(batch.moves), 'picture')} {target}", batch.moves)
         return batch.result
+
+    def incoming_folder(self) -> str:
+        """The folder of uploads of the next step: its own, so that its undo finds their old paths free."""
+        return f"{INCOMING_FOLDER}/{self._journal.next_number}"
 
     def _perform(
         self,
@@ -304,9 +305,9 @@ class Project:
             self._read()
 
     def _read(self) -> Contents:
-        new = read_contents(self.root, self._journal.names, UNLABELLED_FOLDER, self._external, self._duplicates)
+        new = read_contents(self.root, self._journal.names, UNLABELLED_FOLDER, self._external, self.duplicates)
         if new != self.contents:
-            self.contents = new.with_revision(self.contents.revision + 1)
+            self.contents = replace(new, revision=self.contents.revision + 1)
         return self.contents
 
     def _trash_folder(self) -> str:
@@ -324,8 +325,7 @@ class Project:
         return f"{self.contents.class_root}/{folder}" if self.contents.class_root else folder
 
     def _used_folder_names(self) -> set[str]:
-        class_root = self.root / self.contents.class_root
-        return {path.name for path in class_root.iterdir()} if class_root.is_dir() else set()
+        return _list_names(self.root / self.contents.class_root)
 
     def _names_with(self, folder: str, name: str, removed: str = "") -> dict[str, str]:
         """Class names by folder after one folder got a name; a folder with its own name needs no entry."""
@@ -377,21 +377,13 @@ class Project:
 class _Batch:
     """Pictures to be moved into one folder: collects the moves of one step, and the result to report."""
 
-    def __init__(
-        self,
-        root: Path,
-        incoming: str,
-        contents: Contents,
-        duplicates: DuplicateFinder,
-        target: str,
-        class_name: str | None,
-    ) -> None:
+    def __init__(self, project: Project, target: str, class_name: str | None) -> None:
         self.moves: list[Move] = []
         self.result = AddResult()
-        self._root, self._incoming, self._contents, self._duplicates = root, incoming, contents, duplicates
-        self._target, self._class_name = target, class_name
+        self._root, self._incoming, self._contents = project.root, project.incoming_folder(), project.contents
+        self._duplicates, self._target, self._class_name = project.duplicates, target, class_name
         self._new_uploads: set[bytes] = set()
-        self._used_names = _list_used_names(root / target)
+        self._used_names = {fold_name(name) for name in _list_names(self._root / target)}
 
     def add_upload(self, upload: Upload) -> None:
         """Decide about an upload. The bytes of an upload to add are on the disk after this."""
@@ -447,9 +439,8 @@ def _moves_into(root: Path, pictures: Sequence[PictureFile], folder: str, used: 
     return moves
 
 
-def _list_used_names(folder: Path) -> set[str]:
-    """Return the names of the entries of a folder, in the form of `fold_name`."""
-    return {fold_name(entry.name) for entry in folder.iterdir()} if folder.is_dir() else set()
+def _list_names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _relative_path(root: Path, picture: PictureFile) -> str:

@@ -25,7 +25,6 @@ from clipadapter.data.images import ImageSource
 from clipadapter.encoders import Encoder, create_encoder, open_blocks
 from clipadapter.errors import ArtifactError, ClipAdapterError, InputError
 from clipadapter.heads import create_head, head_info
-from clipadapter.studio.contents import Contents
 from clipadapter.studio.features import FeatureCache
 from clipadapter.studio.model import (
     ExplainedPrediction,
@@ -35,7 +34,7 @@ from clipadapter.studio.model import (
     fit_project_model,
     learning_curve,
 )
-from clipadapter.studio.pictures import PictureFile
+from clipadapter.studio.pictures import Contents, PictureFile
 from clipadapter.studio.project import Project
 from clipadapter.studio.selection import margins, select_for_labelling
 from clipadapter.utils.files import path_without_links, printable
@@ -79,14 +78,16 @@ class SessionState:
     guesses: dict[str, tuple[str, float]] = field(default_factory=dict)
     queue: tuple[str, ...] = ()  # keys of the pictures to label next
     unreadable: dict[str, str] = field(default_factory=dict)  # why pictures can't be read, by key
-    # Revision of the contents that the saved model was fitted to; -1 if none was saved, or only one of another
-    # quality
-    saved_revision: int = -1
+    saved_model: ProjectModel | None = None  # the last one that was saved
 
     @property
     def learned_from(self) -> tuple[int, str, bool]:
         """What the model was fitted to; another model has another value."""
         return self.revision, self.quality, self.learns_unlabelled
+
+    def is_saved(self, contents: Contents) -> bool:
+        """Whether the saved model knows these contents."""
+        return self.model is not None and self.saved_model is self.model and self.revision == contents.revision
 
 
 class _Superseded(Exception):
@@ -248,13 +249,12 @@ class Session:
     def save_model(self, folder: str | Path | None = None) -> Path:
         """Save the model, and return its folder."""
         target = self.default_model_folder if folder is None else self._check_model_folder(str(folder))
-        classifier, revision = self._current_classifier()
+        model, classifier = self._current_model()
         try:
             saved = classifier.save(target)
         except OSError as error:  # such as a name that is too long
             raise InputError(f"can't write to {printable(target)}: {error.strerror or error}") from error
-        with self._condition:
-            self._publish(saved_revision=revision)
+        self._publish(saved_model=model)
         return saved
 
     def _check_model_folder(self, text: str) -> Path:
@@ -276,9 +276,9 @@ class Session:
         from clipadapter.export import export_model
 
         self._check_export_file()
-        model, _ = self._current_classifier()
+        _, classifier = self._current_model()
         paths = [picture.path for _, picture in self.project.contents.labelled()]
-        file = Path(export_model(model, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
+        file = Path(export_model(classifier, self.export_file, pictures=paths[:MAX_PARITY_PICTURES]).path)
         self.project.save_setting(EXPORT_SETTING, check_file(file) or "")
         return file
 
@@ -302,8 +302,8 @@ class Session:
         classes = self.project.contents.classes
         return [name for name, pictures in classes.items() if not any(map(self._features.has, pictures))]
 
-    def _current_classifier(self) -> tuple[FewShotClassifier, int]:
-        """Wait until the last change is learned. Return the classifier and the revision that it was fitted to."""
+    def _current_model(self) -> tuple[ProjectModel, FewShotClassifier]:
+        """Wait until the last change is learned. Return the model and its classifier."""
         if self._is_outdated():
             self.notify_change()
         with self._condition:
@@ -311,11 +311,11 @@ class Session:
         if self._is_outdated():
             reason = self.state.error or f"{self.state.activity or 'learning'} takes long: save again when it is done"
             raise InputError(f"the last change is not learned yet ({reason})")
-        state = self.state
-        classifier = None if state.model is None else state.model.small_classifier
-        if classifier is None:
+        model = self.state.model
+        classifier = None if model is None else model.small_classifier
+        if model is None or classifier is None:
             raise InputError("there is nothing to save yet: name two classes and add pictures to them")
-        return classifier, state.revision
+        return model, classifier
 
     def _is_outdated(self) -> bool:
         """Whether the model was fitted to other contents than the present ones, or by other choices."""
@@ -394,16 +394,14 @@ class Session:
         for done in features.compute(pictures, [*self.project.contents.classes]):
             progress = done / len(pictures) if progress_of is None else features.fraction_done(progress_of)
             unreadable = features.unreadable(self.project.contents)
-            with self._condition:
-                self._publish(activity=activity, progress=progress, unreadable=unreadable)
+            self._publish(activity=activity, progress=progress, unreadable=unreadable)
             self._check_superseded()
 
     def _fit(self, contents: Contents, quality: str) -> None:
         names, learns_unlabelled = list(contents.classes), self.learns_unlabelled
         model, pool = None, self._pool(contents)
         if len(names) >= 2:
-            with self._condition:
-                self._publish(activity="learning", progress=None)
+            self._publish(activity="learning", progress=None)
             params = {key: value for key, value in self._params.items() if key not in ("backend", "precision")}
             classifier = FewShotClassifier(self._features.encoder, self.head, **params)
             pictures, labels = self._labelled(contents)
@@ -422,22 +420,16 @@ class Session:
         if self.state.model is None or model is None or model.class_names != self.state.model.class_names:
             queue = ()
         pool_keys = () if model is None or model.classifier is None else tuple(one.key for one in pool)
-        is_same = (quality, learns_unlabelled) == self.state.learned_from[1:]
-        if self.state.model is not None and model is not None:
-            is_same = is_same and self.state.pool == pool_keys
-        saved = self.state.saved_revision if is_same else -1
         self._check_superseded()
-        with self._condition:
-            self._publish(
-                revision=contents.revision,
-                quality=quality,
-                learns_unlabelled=learns_unlabelled,
-                pool=pool_keys,
-                model=model,
-                queue=queue,
-                curve=None,
-                saved_revision=saved,
-            )
+        self._publish(
+            revision=contents.revision,
+            quality=quality,
+            learns_unlabelled=learns_unlabelled,
+            pool=pool_keys,
+            model=model,
+            queue=queue,
+            curve=None,
+        )
 
     def _select_queue(self, contents: Contents) -> None:
         """Predict all unlabelled pictures that have features; select a new queue if the last one is used up."""
@@ -466,8 +458,7 @@ class Session:
             selected = select_for_labelling(final[rows], [uncertainty[i] for i in rows], QUEUE_PICTURES, labelled)
             queue = tuple(unlabelled[rows[i]].key for i in selected)
         self._check_superseded()
-        with self._condition:
-            self._publish(guesses=guesses, queue=queue)
+        self._publish(guesses=guesses, queue=queue)
 
     def _measure(self, contents: Contents, test: Sequence[tuple[str, PictureFile]]) -> None:
         model = self.state.model
@@ -476,11 +467,9 @@ class Session:
         pictures, labels = self._labelled(contents)
         test = [(name, picture) for name, picture in test if self._features.has(picture)]
         test_set = (self._features.matrix([one for _, one in test]), [name for name, _ in test]) if test else None
-        with self._condition:
-            self._publish(activity="measuring", progress=None)
+        self._publish(activity="measuring", progress=None)
         curve = learning_curve(model, self._features.matrix(pictures), labels, test_set, self._check_superseded)
-        with self._condition:
-            self._publish(curve=curve)
+        self._publish(curve=curve)
 
     def _pool(self, contents: Contents) -> list[PictureFile]:
         """The unlabelled pictures that the model learns from: none if it does not."""
@@ -500,6 +489,7 @@ class Session:
             raise _Superseded
 
     def _publish(self, **changes: Any) -> None:
-        """Replace the state; the caller holds the condition."""
-        self.state = replace(self.state, version=self.state.version + 1, **changes)
-        self._condition.notify_all()
+        """Replace the state."""
+        with self._condition:
+            self.state = replace(self.state, version=self.state.version + 1, **changes)
+            self._condition.notify_all()

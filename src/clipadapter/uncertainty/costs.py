@@ -24,6 +24,8 @@ from clipadapter.utils.registry import unknown
 
 Array = NDArray[Any]
 
+DEFAULT_WEIGHT = 10.0
+"""Cost of named errors without a weight of their own."""
 PART_SEPARATOR = re.compile(r",\s*(?=(?:false|missed)\s)", re.IGNORECASE)
 """Separator of the parts in `parse_costs`. Class names can contain commas too."""
 
@@ -66,8 +68,8 @@ def read_costs(path: str | Path, class_names: Sequence[str]) -> Array:
         raise DataError(f"{path}: {error}") from error
 
 
-def parse_costs(text: str, class_names: Sequence[str], weight: float = 10.0) -> Array:
-    """Read the cost of each error from a text: named errors cost ``weight``, others 1, correct predictions nothing.
+def parse_costs(text: str, class_names: Sequence[str]) -> Array:
+    """Read the cost of each error from a text: named errors cost 10, others 1, correct predictions nothing.
 
     "false NAME" are predictions of this class for pictures of others. "missed NAME" are predictions of others for
     pictures of this class. Commas separate the parts, and a part can have its own weight: ``"missed crack=50, false
@@ -76,7 +78,6 @@ def parse_costs(text: str, class_names: Sequence[str], weight: float = 10.0) -> 
     Args:
         text: the expensive errors.
         class_names: the c classes of the model, in order.
-        weight: cost of named errors without their own weight.
 
     Returns:
         (c, c) float64: rows are true classes, columns are predicted classes.
@@ -91,7 +92,7 @@ def parse_costs(text: str, class_names: Sequence[str], weight: float = 10.0) -> 
     """
     costs = 1 - np.eye(len(class_names))
     for part in PART_SEPARATOR.split(text):
-        kind, position, cost = _parse_part(part, class_names, weight)
+        kind, position, cost = _parse_part(part, class_names)
         cells = costs[:, position] if kind == "false" else costs[position]
         np.maximum(cells, cost, out=cells, where=np.arange(len(cells)) != position)
     return costs
@@ -199,10 +200,10 @@ def _parse_cost(path: str | Path, true: str, answer: str, text: str) -> float:
     return cost
 
 
-def _parse_part(text: str, class_names: Sequence[str], weight: float) -> tuple[str, int, float]:
+def _parse_part(text: str, class_names: Sequence[str]) -> tuple[str, int, float]:
     """Whether "false" or "missed", the class's position, and the cost."""
     kind, _, name = text.strip().partition(" ")
-    kind, name = kind.lower(), name.strip()
+    kind, name, weight = kind.lower(), name.strip(), DEFAULT_WEIGHT
     if kind not in ("false", "missed") or not name:
         raise InputError(
             f"{brief(text.strip())} is neither 'false CLASS' nor 'missed CLASS', such as 'missed defect=20'"

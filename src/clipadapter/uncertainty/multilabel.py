@@ -85,17 +85,15 @@ class MultiLabel:
         return cls(slope, bias, thresholds, saved.fact("n", int, lambda x: x >= 0))
 
 
-def learn_multilabel(logits: ArrayLike, targets: ArrayLike, *, precision: float | None = None) -> MultiLabel:
+def learn_multilabel(logits: ArrayLike, targets: ArrayLike) -> MultiLabel:
     """Learn slopes, biases and thresholds from out-of-fold logits of the shots.
 
     Args:
         logits: (r, c).
         targets: (r, c) zeros and ones.
-        precision: required share of correct predictions of each class. The threshold is the lowest one that reaches
-            it, or 1 if none does. None: thresholds maximise F1.
 
     Raises:
-        InputError: if shapes don't match, a value is not finite, or the precision is not between 0 and 1.
+        InputError: if shapes don't match, or a value is not finite.
 
     >>> rng = np.random.default_rng(0)
     >>> targets = rng.random((400, 2)) < 0.2
@@ -108,11 +106,9 @@ def learn_multilabel(logits: ArrayLike, targets: ArrayLike, *, precision: float 
         raise InputError(f"held-out logits {x.shape} and labels {y.shape} don't match")
     if not np.isfinite(x).all() or not np.isin(y, (0, 1)).all():
         raise InputError("held-out logits must be finite, and labels zeros and ones")
-    if precision is not None and not 0 < precision < 1:
-        raise InputError(f"precision must be between 0 and 1, but is {precision}")
     slope, bias = _fit_sigmoids(x, y)
     probabilities = _sigmoid(x * slope + bias)
-    thresholds = [_best_threshold(column, precision) for column in probabilities.T]
+    thresholds = [_best_threshold(column) for column in probabilities.T]
     return MultiLabel(slope, bias, _shrink_thresholds(np.array(thresholds), y.sum(axis=0)), len(x))
 
 
@@ -151,15 +147,12 @@ def _fit_sigmoids(x: Array, y: Array) -> tuple[Array, Array]:
     return unpack(solution)
 
 
-def _best_threshold(probabilities: Array, precision: float | None) -> float:
-    """The threshold of one class, with expected counts computed from the calibrated probabilities themselves."""
+def _best_threshold(probabilities: Array) -> float:
+    """The threshold of one class that maximises F1, with expected counts from the calibrated probabilities."""
     p = np.sort(probabilities)[::-1]
     expected_correct, n_predicted = np.cumsum(p), np.arange(1, len(p) + 1)
-    if precision is None:
-        # F1 if the class is predicted down to each picture: 2 TP / (positives + predicted), in expectation.
-        return float((2 * expected_correct / (expected_correct[-1] + n_predicted)).max()) / 2
-    reaching = np.flatnonzero(expected_correct / n_predicted >= precision)
-    return float(p[reaching[-1]]) if len(reaching) else 1.0
+    # F1 if the class is predicted down to each picture: 2 TP / (positives + predicted), in expectation.
+    return float((2 * expected_correct / (expected_correct[-1] + n_predicted)).max()) / 2
 
 
 def _shrink_thresholds(thresholds: Array, counts: Array) -> Array:

@@ -7,8 +7,9 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from clipadapter.errors import InputError, brief
@@ -102,12 +103,16 @@ def describe_device(device: str) -> str:
     return f"cuda, {torch.cuda.get_device_name(device)}"
 
 
+Setting = tuple[Callable[[], Any], Callable[[Any], None], Any]
+"""What reads a setting, what sets it, and the value without TF32."""
+
+
 class _FullFloat32:
     """Products of float32 in float32, not in TF32, while anyone needs it; torch has one such setting per process."""
 
     def __init__(self) -> None:
         self.lock, self.users = threading.Lock(), 0
-        self.before: list[tuple[Any, str, Any]] = []
+        self.before: list[Setting] = []
 
     def enter(self) -> None:
         with self.lock:
@@ -115,37 +120,21 @@ class _FullFloat32:
             if self.users > 1:
                 return
             settings = _tf32_settings()
-            self.before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
-            for owner, name, value in settings:
-                setattr(owner, name, value)
+            self.before = [(read, write, read()) for read, write, _ in settings]
+            for _, write, value in settings:
+                write(value)
 
     def leave(self) -> None:
         with self.lock:
             self.users -= 1
             if not self.users:
-                for owner, name, value in self.before:
-                    if getattr(owner, name) != value:  # one that inherits its value keeps doing so
-                        setattr(owner, name, value)
+                for read, write, value in self.before:
+                    if read() != value:  # one that inherits its value keeps doing so
+                        write(value)
 
 
-class _MatmulPrecision:
-    """torch's older setting of matrix products as an attribute."""
-
-    @property
-    def precision(self) -> str:
-        import torch
-
-        return torch.get_float32_matmul_precision()
-
-    @precision.setter
-    def precision(self, value: str) -> None:
-        import torch
-
-        torch.set_float32_matmul_precision(value)
-
-
-def _tf32_settings() -> list[tuple[Any, str, Any]]:
-    """Owner, name, and the value without TF32 of each setting, in the order in which they are set and restored.
+def _tf32_settings() -> list[Setting]:
+    """The settings in the order in which they are set and restored.
 
     torch 2.9 has new settings beside the older ones. It refuses to read an older one that contradicts them, so both are
     set. To set an older one changes the new ones, so these come after it.
@@ -155,17 +144,22 @@ def _tf32_settings() -> list[tuple[Any, str, Any]]:
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
     if not hasattr(matmul, "fp32_precision"):
-        return [(each, "allow_tf32", False) for each in (matmul, cudnn)]
+        return [_attribute(each, "allow_tf32", False) for each in (matmul, cudnn)]
     mkldnn: Any = torch.backends.mkldnn
-    old = [(_MatmulPrecision(), "precision", "highest"), (cudnn, "allow_tf32", False)]
-    new = [(each, "fp32_precision", "ieee") for each in (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)]
-    return [setting for setting in old if _is_readable(*setting[:2])] + new
+    precision = (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest")
+    old: list[Setting] = [precision, _attribute(cudnn, "allow_tf32", False)]
+    new = (matmul, mkldnn.matmul, cudnn.conv, cudnn.rnn)
+    return [each for each in old if _is_readable(each)] + [_attribute(each, "fp32_precision", "ieee") for each in new]
 
 
-def _is_readable(owner: Any, name: str) -> bool:
+def _attribute(owner: Any, name: str, value: Any) -> Setting:
+    return partial(getattr, owner, name), partial(setattr, owner, name), value
+
+
+def _is_readable(setting: Setting) -> bool:
     """Whether an older setting does not contradict the new ones of this program."""
     try:
-        getattr(owner, name)
+        setting[0]()
     except RuntimeError:
         return False
     return True

@@ -1,5 +1,6 @@
 import csv
 import re
+from collections import defaultdict
 from html.parser import HTMLParser
 
 import pytest
@@ -10,7 +11,7 @@ from clipadapter.bench.plan import Entry
 from clipadapter.bench.report import compare_studies, write_report
 from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.record_csv import format_csv
-from clipadapter.bench.run import Flags, Machine, Metrics, RunData, RunEncoder
+from clipadapter.bench.run import Flags, Metrics, RunData, RunEncoder
 from clipadapter.bench.study import Study
 from clipadapter.bench.suite import Suite
 from clipadapter.errors import InputError
@@ -85,25 +86,19 @@ def test_a_table_has_mean_and_deviation_and_the_best_of_each_column(study):
     assert grid.best == {(1, 1), (1, 2)}
 
 
-def test_every_table_says_how_it_was_measured(study):
-    for grid in grids(study).values():
-        notes = " ".join(grid.common)
-        for fact in (
-            "over 3 seeds (1, 2, 3)",
-            "40 of 2 classes",
-            "given: the test part stands apart",
-            "toy (fingerprint f)",
-            "preprocessing",
-            "“a photo of a {}.”",
-            "No head is transductive",
-            "torch 1",
-        ):
-            assert fact in notes
-
-
-def test_a_fingerprint_is_cut_to_twelve_digits(make_run):
-    run = make_run(encoder=RunEncoder(name="toy", fingerprint="0123456789abcdef"))
-    assert "toy (fingerprint 0123456789ab)" in " ".join(grids(joined(suite(), [run]))["Accuracy: pets"].common)
+def test_a_section_says_once_how_its_tables_were_measured(study):
+    document = build_report(study)
+    for fact in (
+        "over 3 seeds (1, 2, 3)",
+        "40 of 2 classes",
+        "given: the test part stands apart",
+        "toy (fingerprint f)",
+        "preprocessing",
+        "“a photo of a {}.”",
+        "No head is transductive",
+        "torch 1",
+    ):
+        assert [text.count(fact) for text in (document.to_markdown(defaultdict(str)), document.to_html())] == [1, 1]
 
 
 def test_differences_are_paired(study):
@@ -149,13 +144,13 @@ def test_only_transductive_heads_are_never_the_best_and_every_mark_is_explained(
         make_run("zlap", accuracy=0.95, flags=Flags(transductive=True)),
     ]
     study = joined(suite(), runs)
-    grid = grids(study)["Accuracy: pets"]
+    grid, common = grids(study)["Accuracy: pets"], build_report(study).sections[0].common
     assert [row[0] for row in grid.rows] == ["clap", "mine ‡", "zlap *‡"]
     assert grid.best == {(1, 1)}
     for name in ("auto", "zlap"):
-        assert f"‡ {name}: {fidelity_of(name)}" in grid.common
-    assert not any(line.startswith("‡ clap") for line in grid.common)
-    assert "* transductive" in " ".join(grid.common)
+        assert f"‡ {name}: {fidelity_of(name)}" in common
+    assert not any(line.startswith("‡ clap") for line in common)
+    assert "* transductive" in " ".join(common)
     assert r"* transductive; $\ddagger$ not the published method.}" in build_report(study).to_latex()
 
 
@@ -419,18 +414,6 @@ def test_published_figures_are_in_a_separate_section(make_run):
     assert any(note.startswith("S1: Tip-Adapter") for note in beside.notes)
     assert "65.96" not in " ".join(cell for grid in tables.values() for line in grid.rows for cell in line)
     assert "Accuracy beside published results" not in grids(study)
-
-
-def test_published_figures_are_beside_the_device_of_the_measured_ones(make_run):
-    def notes(*devices):
-        machines = [Machine(cpus=2, platform="here", device=device) for device in devices]
-        runs = [published_run(make_run, seed=i, machine=machine) for i, machine in enumerate(machines)]
-        return grids(joined(suite(), runs), published=True)["Accuracy beside published results"].notes
-
-    assert not any("heads computed" in note for note in notes("cpu", "cpu"))
-    assert "Of the measured results: heads computed on cuda." in notes("cuda", "cuda")
-    both = "Of the measured results: heads computed on several devices: cpu (2 runs); cuda (1 run)."
-    assert any(note.startswith(both) for note in notes("cpu", "cuda", "cpu"))
 
 
 @pytest.mark.parametrize(

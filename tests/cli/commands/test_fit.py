@@ -191,7 +191,7 @@ def test_a_description_of_no_class_is_refused_with_the_name_of_the_file(squares,
 
 def test_no_support_keeps_no_shots(squares, tmp_path, fit):
     fit(squares, "--no-support")
-    assert not (tmp_path / "model" / "support.safetensors").exists()
+    assert not list((tmp_path / "model").glob("arrays/support-*"))
 
 
 def test_the_crop_scale_of_views_is_saved_with_the_model(squares, tmp_path, fit):
@@ -333,7 +333,7 @@ def test_data_that_can_teach_nothing(tmp_path, write_squares, fit):
 
 
 @pytest.mark.parametrize(
-    "where", ["clipadapter.features.extraction.read_image_shrunk", "clipadapter.persistence.format.os.fsync"]
+    "where", ["clipadapter.features.extraction.read_image_shrunk", "clipadapter.persistence.save.os.fsync"]
 )
 def test_ctrl_c_leaves_nothing_half_written(where, squares, tmp_path, monkeypatch, fit):
     def interrupt(*args, **kwargs):
@@ -355,7 +355,7 @@ def test_a_failed_save_leaves_the_old_model(squares, tmp_path, monkeypatch, fit)
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipadapter.persistence.format.os.fsync", full)
+    monkeypatch.setattr("clipadapter.persistence.save.os.fsync", full)
     result = fit(squares, head="linear-probe")
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

@@ -86,7 +86,7 @@ def test_a_path_that_is_no_model_is_refused(command, run, tmp_path):
 
 @pytest.mark.parametrize("command", ["history", "undo"])
 def test_a_damaged_log_is_refused_with_advice(command, changed, run):
-    (changed / "history" / "log.json").write_text("{")
+    next((changed / "history").glob("log-*")).write_text("{")
     result = run(command, changed)
     assert result.exit_code == 1 and "move the folder" in result.stderr
 

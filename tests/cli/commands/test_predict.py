@@ -7,7 +7,7 @@ from PIL import Image
 from clipadapter.cli.commands import predict
 from clipadapter.cli.sorting import PictureSorter
 
-from ...configs import rewrite_config
+from ...configs import array_path, flip_last_bit, rewrite_config
 
 
 def records(result):
@@ -123,12 +123,12 @@ def test_strict_fails_at_the_first(squares, model, tmp_path, run):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda folder: (folder / "head.safetensors").unlink(), "head.safetensors is missing"),
-        (lambda folder: (folder / "support.safetensors").unlink(), "support.safetensors is missing"),
+        (lambda folder: array_path(folder, "head").unlink(), ".safetensors is missing"),
+        (lambda folder: array_path(folder, "support").unlink(), ".safetensors is missing"),
         (lambda folder: (folder / "config.json").unlink(), "holds no model"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json can't be read"),
         (lambda folder: (folder / "config.json").write_text('{"format": 99}'), "update clipadapter"),
-        (lambda folder: flip(folder / "head.safetensors"), "was altered"),
+        (lambda folder: flip_last_bit(array_path(folder, "head")), "was altered"),
     ],
 )
 def test_a_damaged_model_is_refused(damage, words, squares, model, tmp_path, run):
@@ -138,12 +138,6 @@ def test_a_damaged_model_is_refused(damage, words, squares, model, tmp_path, run
     result = run("predict", folder, squares / "red" / "0.png")
     assert (result.exit_code, result.stdout) == (1, "")
     assert words in result.stderr and result.stderr.count("\n") == 1
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
 
 
 def test_what_is_no_model_is_refused(squares, tmp_path, run):

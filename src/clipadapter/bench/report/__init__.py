@@ -33,7 +33,6 @@ def write_report(
         InputError: if there is no record yet, or the folder can't be written.
     """
     from clipadapter.bench.report.build import build_report
-    from clipadapter.bench.report.html import render_html
     from clipadapter.bench.report.record_csv import format_csv
     from clipadapter.rendering.plots import PLOT_FORMATS, save_plots, set_title
 
@@ -50,7 +49,7 @@ def write_report(
         "md": document.to_markdown({plot: f"{stem}.{shown}" for plot, stem in names.items()}),
         "csv": format_csv(study),
         "tex": document.to_latex(),
-        "html": render_html(document),
+        "html": document.to_html(),
     }
     written = [write_atomically(reports / f"{name}.{ending}", text) for ending, text in texts.items()]
     for section in document.sections:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clipadapter.bench.grids import cost_grid, difference_grid, format_head, head_names, measured_grid
-from clipadapter.bench.notes import column_notes
+from clipadapter.bench.notes import column_notes, measurement_notes
 from clipadapter.bench.pivot import Part, Pivot, format_shots, make_mean_tables, make_tables
 from clipadapter.bench.plots import pivot_curve
 from clipadapter.bench.report import plots
@@ -57,7 +57,7 @@ def _section(study: Study, table: Pivot, metrics: Sequence[str]) -> Section:
         blocks.append(difference_grid(table, table.reference_row(study.reference)))
     blocks += [measured_grid(table, metric) for metric in metrics[1:]]
     blocks += [] if costs_first else [cost]
-    return Section(table.title, tuple(blocks), column_notes(table))
+    return Section(table.title, tuple(blocks), column_notes(table), measurement_notes(table))
 
 
 def _pictures(study: Study, table: Pivot) -> list[Plot]:

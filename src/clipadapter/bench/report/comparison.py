@@ -89,29 +89,29 @@ def _settings(a: Study, b: Study, shared: Sequence[Setting]) -> list[str]:
 
 
 def _changes(label: str, a: Run, b: Run) -> Iterator[str]:
-    named = [
-        ("encoder", a.encoder.name, b.encoder.name),
-        ("encoder fingerprint", a.encoder.fingerprint[:12], b.encoder.fingerprint[:12]),
-        ("code", a.code[:12], b.code[:12]),
-        ("templates", _quoted(a), _quoted(b)),
-        ("platform", a.machine.platform, b.machine.platform),
-        ("device of the head", a.machine.device, b.machine.device),
-    ]
-    named += [
-        (f"version of {name}", a.versions.get(name, "none"), b.versions.get(name, "none"))
-        for name in sorted(a.versions.keys() | b.versions.keys())
-    ]
-    named += [
-        (f"{name} of {label}", str(a.params.get(name, "none")), str(b.params.get(name, "none")))
-        for name in sorted(a.params.keys() | b.params.keys())
-    ]
-    yield from (f"{name}: {before} to {after}" for name, before, after in named if before != after)
+    before, after = _facts(label, a), _facts(label, b)
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name, "none") != after.get(name, "none"):
+            yield f"{name}: {before.get(name, 'none')} to {after.get(name, 'none')}"
     if a.text != b.text:
         yield "class text: other embeddings"
     if a.data.digest != b.data.digest:
         yield "data: other features or labels"
     if a.rows != b.rows:
         yield "rows: other shots were drawn"
+
+
+def _facts(label: str, run: Run) -> dict[str, str]:
+    return {
+        "encoder": run.encoder.name,
+        "encoder fingerprint": run.encoder.fingerprint[:12],
+        "code": run.code[:12],
+        "templates": _quoted(run),
+        "platform": run.machine.platform,
+        "device of the head": run.machine.device,
+        **{f"version of {name}": number for name, number in sorted(run.versions.items())},
+        **{f"{name} of {label}": str(value) for name, value in sorted(run.params.items())},
+    }
 
 
 def _quoted(run: Run) -> str:

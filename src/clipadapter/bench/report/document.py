@@ -1,12 +1,16 @@
-"""A report, independent of Markdown, LaTeX and HTML: sections with tables and plots."""
+"""A report: sections with tables and plots, as Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipadapter.rendering.tables import Grid, escape_markdown
+from clipadapter import __version__
+from clipadapter.rendering.html import create_environment
+from clipadapter.rendering.plots import render_plot
+from clipadapter.rendering.tables import WIDE_CELL_CHARACTERS, Grid, escape_markdown, latex_comment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -30,6 +34,7 @@ class Section:
     title: str
     blocks: tuple[Grid | Plot, ...]
     text: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()  # sentences on how all tables were measured
 
     @property
     def plots(self) -> list[Plot]:
@@ -54,10 +59,17 @@ class Document:
         return {id(picture): f"{self.name}-{i}-{picture.kind}" for i, picture in enumerate(pictures, 1)}
 
     def to_latex(self) -> str:
-        """The tables, with short captions. How they were measured is a comment above each. Plots are not included."""
+        """The tables, with short captions. How those of a section were measured is a comment above them."""
         head = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}", f"% {' '.join(self.title.split())}"]
-        grids = [block.to_latex() for section in self.sections for block in section.blocks if isinstance(block, Grid)]
-        return "\n\n".join([*head, *grids]) + "\n"
+        parts = [
+            part
+            for section in self.sections
+            for part in (
+                "\n".join(latex_comment(section.common)),
+                *(block.to_latex() for block in section.blocks if isinstance(block, Grid)),
+            )
+        ]
+        return "\n\n".join([*head, *filter(None, parts)]) + "\n"
 
     def to_markdown(self, names: Mapping[int, str]) -> str:
         """The page; names are those of the files of the plots, by the id of the plot."""
@@ -71,6 +83,30 @@ class Document:
                 if isinstance(block, Plot):
                     parts.append(f"![{escape(block.title)}]({names[id(block)]})")
                     continue
-                notes = [*block.notes, " ".join(block.common)]
-                parts += [f"### {escape(block.title)}", block.to_markdown(), *(escape(note) for note in notes if note)]
+                parts += [f"### {escape(block.title)}", block.to_markdown(), *map(escape, block.notes)]
+            if section.common:
+                parts += ["### How it was measured", escape(" ".join(section.common))]
         return "\n\n".join(parts) + "\n"
+
+    def to_html(self) -> str:
+        """One page without other files: plots are embedded as SVG, and all text is escaped."""
+        environment = create_environment("clipadapter.bench.report")
+        environment.tests["plot"] = lambda block: isinstance(block, Plot)
+        environment.filters["address"] = _address
+        environment.filters["numbered"] = _numbered
+        return environment.get_template("report.html").render(document=self, version=__version__)
+
+
+def _address(plot: Plot) -> str:
+    """A plot as a data URL. As an image, its ids can't clash with those of another plot."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(render_plot(plot.figure, 'svg')).decode()}"
+
+
+def _numbered(grid: Grid) -> list[list[tuple[str, str]]]:
+    """(text, CSS classes) of each cell."""
+    return [[(cell, _classes(grid, i, j, cell)) for j, cell in enumerate(row)] for i, row in enumerate(grid.rows)]
+
+
+def _classes(grid: Grid, i: int, j: int, cell: str) -> str:
+    conditions = {"best": (i, j) in grid.best, "word": j in grid.text_columns, "long": len(cell) > WIDE_CELL_CHARACTERS}
+    return " ".join(name for name, applies in conditions.items() if applies)

@@ -290,7 +290,7 @@ MAX_TASKS_WITH_NUMBERS = 12
 def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: str) -> Figure:
     """One heat map per head: accuracy on each task (columns) after each task (rows).
 
-    Cells before a task was learned are hatched, and above the stairs.
+    Cells before a task was learned are above the stairs.
     """
     panels = [(head, 100 * head.matrix) for head in heads]
     low = min(float(matrix.min()) for _, matrix in panels)
@@ -307,7 +307,9 @@ def draw_task_matrices(heads: Sequence[HeadRuns], tasks: Sequence[str], title: s
         mesh = _panel(axes, panels[i][1], tasks, low, has_row_names=i % across == 0)
         axes.set_title(_named(panels[i][0]), fontsize=9, loc="left", parse_math=False)
     add_colour_bar(figure, mesh, grid, "accuracy in %", shrink=0.7, aspect=30, pad=0.01)
-    set_title(figure, f"{title}\nrow: after this task; column: measured on this task; hatched: before it was learned")
+    set_title(
+        figure, f"{title}\nrow: after this task; column: measured on this task; above the line: before it was learned"
+    )
     return figure
 
 
@@ -330,20 +332,11 @@ def _panel(axes: Axes, matrix: Any, tasks: Sequence[str], low: float, has_row_na
         size=7.5,
         rotation=40,
     )
-    for t, i in np.ndindex(matrix.shape):
-        if t < i:
-            axes.add_patch(_hatched(i, t))
     stairs = [(k + step, k + 0.0) for k in range(n) for step in (0, 1)]
     axes.plot(*zip(*stairs, (n, n), strict=True), color=INK, linewidth=1.4)
     axes.tick_params(labelsize=7.5)
     axes.set_xlim(0, n)
     return mesh
-
-
-def _hatched(x: int, y: int) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), 1, 1, fill=False, hatch="////", edgecolor="#00000030", linewidth=0)
 
 
 def draw_learned_tasks(heads: Sequence[HeadRuns], title: str) -> Figure:

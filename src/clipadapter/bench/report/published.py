@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from clipadapter.bench.continual.summary import HeadRuns, metric_columns
 from clipadapter.bench.grids import format_cell, format_head, format_points
@@ -46,8 +46,7 @@ TAKES_NO_SHOTS = "takes none"
 NOT_MEASURED = "not measured"
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """A measured accuracy that may have a published counterpart."""
 
     dataset: str
@@ -64,12 +63,9 @@ def make_published_section(study: Study) -> Section:
     heads = list(dict.fromkeys(ours.head for ours in measured))
     measured.sort(key=lambda ours: (order.index(ours.dataset), heads.index(ours.head), ours.shots))
     pairs = [(ours, theirs) for ours in measured for theirs in _matches(ours)]
-    rows = list(dict.fromkeys([*(_row(ours, theirs) for ours, theirs in pairs), *_zero_shot_not_measured(measured)]))
+    rows = [_row(ours, theirs) for ours, theirs in pairs] + list(_zero_shot_not_measured(measured))
     if not rows:
         return Section(TITLE, (), (NO_PUBLISHED_FIGURE,))
-    known_sources = published_sources()
-    tags = sorted({row[SOURCE_COLUMN] for row in rows}, key=lambda tag: (len(tag), tag))
-    source_notes = [f"{tag}: {known_sources[tag].title}, {known_sources[tag].where}." for tag in tags]
     header = (
         *("head", "data set", "backbone", "shots", "measured", "published", "measured - published", "source"),
         *("published variant", "protocol of the source", "checked"),
@@ -79,11 +75,17 @@ def make_published_section(study: Study) -> Section:
         "tuned with labels beyond the shots. So the difference is in points, without an interval, and no target.",
         "Unverified: backbone, shots or source are inferred, or sources contradict each other.",
         *_measured_device_notes(run for ours, _ in pairs for run in ours.runs),
-        *source_notes,
+        *_source_notes(row[SOURCE_COLUMN] for row in rows),
     )
-    return Section(
-        TITLE, (Grid("Accuracy beside published results", header, tuple(rows), notes=notes, text_columns=TEXT_COLUMNS),)
-    )
+    title, rows = "Accuracy beside published results", list(dict.fromkeys(rows))
+    return Section(TITLE, (Grid(title, header, tuple(rows), notes=notes, text_columns=TEXT_COLUMNS),))
+
+
+def _source_notes(tags: Iterable[str]) -> list[str]:
+    sources = published_sources()
+    return [
+        f"{tag}: {sources[tag].title}, {sources[tag].where}." for tag in sorted(set(tags), key=lambda t: (len(t), t))
+    ]
 
 
 def _measured_device_notes(runs: Iterable[Run]) -> list[str]:
@@ -143,26 +145,21 @@ def _matches(ours: Measured) -> list[PublishedAccuracy]:
 def _published(method: str, dataset: str, encoder: str, shots: set[int]) -> list[PublishedAccuracy]:
     backbones = {backbone_of(encoder), encoder.replace(f"{QUICK_GELU}/", "/")}
     return [
-        published
-        for published in find_published()
-        if (published.method, published.dataset) == (method, dataset)
-        and published.backbone in backbones
-        and published.shots in shots
+        one
+        for one in find_published()
+        if (one.method, one.dataset) == (method, dataset) and one.backbone in backbones and one.shots in shots
     ]
 
 
-def _zero_shot_not_measured(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
+def _zero_shot_not_measured(measured: Sequence[Measured]) -> Iterator[tuple[str, ...]]:
     """Rows of published zero-shot accuracies of the data sets and encoders on which zero-shot was not measured."""
-    settings: dict[tuple[str, str], bool] = {}
+    methods: dict[tuple[str, str], set[str]] = {}
     for ours in measured:
-        key = ours.dataset, ours.runs[0].encoder.name
-        settings[key] = settings.get(key, False) or ours.runs[0].method == HEAD_WITHOUT_SHOTS
-    return [
-        _cells(HEAD_WITHOUT_SHOTS, TAKES_NO_SHOTS, NOT_MEASURED, "-", theirs)
-        for (dataset, encoder), is_measured in settings.items()
-        if not is_measured
-        for theirs in _published(HEAD_WITHOUT_SHOTS, dataset, encoder, {0})
-    ]
+        methods.setdefault((ours.dataset, ours.runs[0].encoder.name), set()).add(ours.runs[0].method)
+    for (dataset, encoder), own in methods.items():
+        if HEAD_WITHOUT_SHOTS not in own:
+            for theirs in _published(HEAD_WITHOUT_SHOTS, dataset, encoder, {0}):
+                yield _cells(HEAD_WITHOUT_SHOTS, TAKES_NO_SHOTS, NOT_MEASURED, "-", theirs)
 
 
 def backbone_of(encoder: str) -> str | None:
@@ -224,28 +221,17 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
     ]
     if not streams:
         return None
-    known_sources = published_sources()
-    rows = [
-        (
-            head.label,
-            format_shots(shots),
-            *(text for column in metric_columns([head], STREAM_METRICS) for text in column.texts()),
-            "measured",
-        )
-        for head in heads
-    ]
+    columns = metric_columns(heads, STREAM_METRICS)
+    measured = zip(*(column.texts() for column in columns), strict=True)
+    rows = [(head.label, format_shots(shots), *texts, "measured") for head, texts in zip(heads, measured, strict=True)]
     rows += [
         (
             head.method,
             TAKES_NO_SHOTS if head.method == HEAD_WITHOUT_SHOTS else head.protocol,
-            *_format_metrics(head),
+            *(f"{getattr(head, metric):.1f}" for metric in STREAM_METRICS),
             head.source,
         )
         for head in streams
-    ]
-    source_notes = [
-        f"{tag}: {known_sources[tag].title}, {known_sources[tag].where}."
-        for tag in sorted({head.source for head in streams})
     ]
     return Grid(
         f"Beside published results: {title}",
@@ -254,14 +240,10 @@ def make_published_grid(title: str, shots: int, heads: Sequence[HeadRuns]) -> Gr
         notes=(
             "In %. Published methods learned from other pictures, and train more than a head: no target.",
             *_measured_device_notes(runs),
-            *source_notes,
+            *_source_notes(head.source for head in streams),
         ),
         text_columns=frozenset({0, 1, 5}),
     )
-
-
-def _format_metrics(stream: PublishedStream) -> tuple[str, ...]:
-    return tuple(f"{getattr(stream, metric):.1f}" for metric in STREAM_METRICS)
 
 
 def _is_same(stream: TaskStream | None, encoder: str, theirs: PublishedStream) -> bool:

@@ -63,51 +63,36 @@ def _title(study: Study, group: Setting) -> str:
 def _section(study: Study, where: Setting, heads: Sequence[HeadRuns], published: bool) -> Section:
     title, measured = _title(study, where), [head for head in heads if head.results]
     runs = [run for head in heads for run in head.runs]
-    tasks, common = _task_names(runs), stream_notes(runs)
+    tasks = _task_names(runs)
     published_grid = make_published_grid(title, where.shots, measured) if published else None
     matrices = f"Accuracy on each task after each: {title}"
-    blocks: list[Grid | Plot] = [_grid(heads, title, runs, common), *([published_grid] if published_grid else [])]
+    blocks: list[Grid | Plot] = [_grid(heads, title, runs), *([published_grid] if published_grid else [])]
     blocks.append(Plot("matrix", matrices, plots.draw_task_matrices(measured, tasks, matrices)))
     if len(tasks) > 1:
         name = f"Tasks learned so far: {title}"
         blocks.append(Plot("learned", name, plots.draw_learned_tasks(measured, name)))
 
-    def by_step(
-        name: str,
-        values: Callable[[ContinualResult], Sequence[float | None]],
-        form: Callable[[float], str],
-        note: str,
-        minor: bool = True,
-    ) -> Grid:
-        """A column for each task; costs are means without a deviation, and say how the head learns."""
+    names, learns = [shorten_name(head.label) for head in measured], [head.learns for head in measured]
+    for name, values, form, note in BY_TASK:
         cells = list(zip(*(head.by_step(values) for head in measured), strict=True))
-        texts = []
-        if note != ACCURACY_NOTE:
+        is_cost = note != ACCURACY_NOTE
+        if is_cost:  # means without a deviation
             cells = [tuple(Cell((cell.mean,)) for cell in column) for column in cells]
-            texts = [("learns", [head.learns for head in measured])]
         columns = [
             Column(task, own, form, format_sd=METRICS["accuracy"].format)
             for task, own in zip(tasks, cells, strict=True)
         ]
-        names = [shorten_name(head.label) for head in measured]
-        return make_grid(f"{name}: {title}", names, columns, texts=texts, notes=[note], common=common[:1], minor=minor)
-
-    blocks += [
-        by_step(name, by_task(metric), format_metric(metric), ACCURACY_NOTE, metric != "last")
-        for metric, name in (
-            ("last", "By task, after the last one (Last)"),
-            ("learned", "By task, just after it was learned"),
-            ("transfer", "By task, before it was learned (Transfer)"),
-            ("average", "By task, over the whole stream (Average)"),
+        grid = make_grid(
+            f"{name}: {title}",
+            names,
+            columns,
+            texts=[("learns", learns)] if is_cost else (),
+            notes=[note],
+            minor="(Last)" not in name,
         )
-    ]
-    blocks.append(by_step("Numbers kept after each task", _sizes, "{:,.0f}".format, SIZE_NOTE))
-    blocks.append(by_step("Seconds to learn each task", _seconds, "{:.3g}".format, SECONDS_NOTE))
+        blocks.append(grid)
     text = [_story(runs), *([NO_PUBLISHED_STREAM] if published and published_grid is None else [])]
-    return Section(title, tuple(blocks), tuple(text))
-
-
-ACCURACY_NOTE = "Accuracy in %."
+    return Section(title, tuple(blocks), tuple(text), stream_notes(runs))
 
 
 def _sizes(result: ContinualResult) -> list[float]:
@@ -116,6 +101,18 @@ def _sizes(result: ContinualResult) -> list[float]:
 
 def _seconds(result: ContinualResult) -> list[float]:
     return [step.seconds for step in result.steps]
+
+
+ACCURACY_NOTE = "Accuracy in %."
+BY_TASK: tuple[tuple[str, Callable[[ContinualResult], Sequence[float | None]], Callable[[float], str], str], ...] = (
+    ("By task, after the last one (Last)", by_task("last"), format_metric("last"), ACCURACY_NOTE),
+    ("By task, just after it was learned", by_task("learned"), format_metric("learned"), ACCURACY_NOTE),
+    ("By task, before it was learned (Transfer)", by_task("transfer"), format_metric("transfer"), ACCURACY_NOTE),
+    ("By task, over the whole stream (Average)", by_task("average"), format_metric("average"), ACCURACY_NOTE),
+    ("Numbers kept after each task", _sizes, "{:,.0f}".format, SIZE_NOTE),
+    ("Seconds to learn each task", _seconds, "{:.3g}".format, SECONDS_NOTE),
+)
+"""Tables with a column for each task: title, values of a result, format of a value, and note."""
 
 
 def _task_names(runs: Sequence[Run]) -> list[str]:
@@ -148,7 +145,7 @@ def _story(runs: Sequence[Run]) -> str:
     )
 
 
-def _grid(heads: Sequence[HeadRuns], title: str, runs: Sequence[Run], common: Sequence[str]) -> Grid:
+def _grid(heads: Sequence[HeadRuns], title: str, runs: Sequence[Run]) -> Grid:
     sizes, seconds = ([head.by_step(values) for head in heads] for values in (_sizes, _seconds))
     fits = [Cell((sum(cell.mean for cell in own),) if own else ()) for own in seconds]
     stored = [Cell(remark=f"{own[0].mean:,.0f} → {own[-1].mean:,.0f}" if own else "-") for own in sizes]
@@ -161,5 +158,4 @@ def _grid(heads: Sequence[HeadRuns], title: str, runs: Sequence[Run], common: Se
             Column("stored numbers, first → last task", stored, "{:,.0f}".format),
         ],
         notes=[" ".join([f"In %. Bold: {BEST_NOTE}", *METRIC_DEFINITIONS]), JOINT, *fidelity_notes(runs), *failures],
-        common=common,
     )
