@@ -53,7 +53,7 @@ class PictureSorter:
             self._folders[name] = safe_folder_name(NONE_OF_THESE if name is None else name, self._folders.values())
 
     def add(self, picture: Path, label: str | None, class_names: Sequence[str]) -> None:
-        """Copy a picture; a name that another picture has gets a number. A picture that is there is not copied again."""
+        """Copy a picture; a name that another picture has gets a number. A picture that is there is left."""
         if not self._folders:
             self._name_folders(class_names)
         folder = self.root / self._folders[label]
