@@ -82,21 +82,6 @@ def test_a_full_disk_is_one_line():
     assert done.stderr == "error: the output can't be written: No space left on device\n"
 
 
-@pytest.mark.parametrize(("args", "code"), [(["--version"], 0), (["scan", "no/such/folder"], 1), (["scna"], 2)])
-def test_exit_codes(args, code, start):
-    process = start(*args)
-    _, stderr = process.communicate()
-    assert process.returncode == code
-    assert "Traceback" not in stderr
-
-
-@pytest.mark.parametrize("group", ["data", "bench"])
-def test_a_group_without_a_command_shows_its_help(group, start):
-    process = start(group)
-    shown = "".join(process.communicate())
-    assert "Commands:" in shown and "Error" not in shown
-
-
 def test_a_name_that_the_terminal_cannot_show_ends_nothing(tmp_path, monkeypatch, start):
     (tmp_path / "data" / "żaba").mkdir(parents=True)
     (tmp_path / "data" / "żaba" / "ą.jpg").touch()

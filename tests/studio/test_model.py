@@ -35,7 +35,7 @@ def test_without_labelled_pictures_the_class_names_predict(scene):
     X, _, text = scene
     model = fit(scene, [])
     assert model.classifier is None and model.shot_count == 0
-    assert model.zero_shot_accuracy is None and model.held_out_accuracy is None
+    assert model.zero_shot_accuracy is None and model.held_out is None
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
     best = (unit @ text.embeddings.T).argmax(axis=1)
     p = model.probabilities(X)
@@ -51,7 +51,7 @@ def test_accuracies_are_means_over_classes(scene):
     called = np.array(text.labels)[(unit @ text.embeddings.T).argmax(axis=1)]
     shares = [np.mean([c == t for c, t in zip(called, np.array(labels)[rows], strict=True) if t == n]) for n in "abc"]
     assert model.zero_shot_accuracy == pytest.approx(np.mean(shares))
-    assert model.held_out_accuracy == pytest.approx(1.0) and model.shot_count == 14
+    assert model.held_out.accuracy == pytest.approx(1.0) and model.shot_count == 14
 
 
 def test_a_label_that_held_out_pictures_contradict_is_doubted(scene):
@@ -85,14 +85,14 @@ def test_classes_in_an_order_that_is_not_sorted_keep_their_columns(scene):
         np.testing.assert_array_equal(p.argmax(axis=1), wanted.argmax(axis=1))
     assert (
         model.zero_shot_accuracy == expected.zero_shot_accuracy
-        and model.held_out_accuracy == expected.held_out_accuracy
+        and model.held_out.accuracy == expected.held_out.accuracy
     )
     assert min(point.accuracy for point in learning_curve(model, X, labels).points) > 0.9
 
 
 def test_one_shot_per_class_can_not_be_held_out(scene):
     model = fit(scene, [0, 6, 12])
-    assert model.held_out_accuracy is None and model.classifier is not None
+    assert model.held_out is None and model.classifier is not None
     curve = learning_curve(model, scene[0][[0, 6, 12]], ["a", "b", "c"])
     assert [point.shots_per_class for point in curve.points] == [0] and curve.forecast is None
 
@@ -101,7 +101,7 @@ def test_the_curve_is_measured_on_pictures_that_each_fit_did_not_see(scene):
     X, labels, text = scene
     points = learning_curve(fit(scene), X, labels).points
     assert [point.shots_per_class for point in points[:3]] == [0, 1, 2]
-    assert points[0].accuracy == fit(scene).zero_shot_accuracy and points[-1].accuracy == fit(scene).held_out_accuracy
+    assert points[0].accuracy == fit(scene).zero_shot_accuracy and points[-1].accuracy == fit(scene).held_out.accuracy
     saw = [np.isnan(point.correct).sum(axis=1).tolist() for point in points]
     assert saw[:3] == [[0], [3, 3, 3], [6, 6, 6]]  # of three classes
     # Noise that no fit can know: right on what it saw, by chance on all else.
@@ -133,7 +133,7 @@ def test_a_class_without_pictures_is_left_out_of_the_accuracy(scene):
     for measured_on in (None, test):
         accuracies = [[point.accuracy for point in learning_curve(model, *few, measured_on).points] for model in models]
         assert accuracies[0] == pytest.approx(accuracies[1])
-    assert models[0].held_out_accuracy == models[1].held_out_accuracy
+    assert models[0].held_out.accuracy == models[1].held_out.accuracy
     assert not any("empty" in doubt for doubt in models[1].doubts.values())
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from clipadapter import studio
 from clipadapter.errors import InputError
 from clipadapter.studio import build_page
 from clipadapter.studio.project import prepare_uploads
@@ -263,6 +264,24 @@ def test_uploads_from_pages_of_other_hosts_are_refused(served, local):
     assert post() == post(Sec_Fetch_Site="same-origin") == post(Origin=own) == 200
     assert post(Sec_Fetch_Site="same-origin", Origin="https://name-of-a-proxy.example") == 200
     assert post(Origin="https://proxy.example", X_Forwarded_Host="proxy.example") == 200
+
+
+@pytest.mark.parametrize(("theme", "background"), [("body {", "#ffffff"), ("body.dark {", "#27272a")])
+def test_the_mark_of_a_picture_unlike_every_class_has_a_warning_colour_that_can_be_read(theme, background):
+    templates = Path(studio.__file__).parent / "templates"
+    assert '<p class="cs-unlike" role="note">' in (templates / "prediction.html").read_text()
+    style = (templates / "studio.css").read_text()
+    assert re.search(r"\.cs-unlike strong\) \{ color: var\(--cs-bad\);", style)
+    colour = re.search(re.escape(theme) + r".*--cs-bad: (#\w{6})", style)[1]
+    light, dark = sorted((_luminance(colour), _luminance(background)), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG 2.2, 1.4.3
+
+
+def _luminance(colour):
+    """Of WCAG 2.2."""
+    shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("head", ["autoo", "transclip"])

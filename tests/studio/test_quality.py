@@ -87,7 +87,7 @@ def test_the_model_is_fitted_to_the_blocks_of_the_quality_and_again_when_another
         state = session.state
         assert (state.quality, state.error, state.revision) == (quality, "", session.project.contents.revision)
         assert fitted_blocks(session) == BLOCKS[quality]
-        assert state.model.held_out_accuracy is not None and len(state.curve.points) >= 2
+        assert state.model.held_out is not None and len(state.curve.points) >= 2
         assert session.predict(Image.new("RGB", (9, 9), "red")).top[0][0] == "red"
 
 

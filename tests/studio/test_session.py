@@ -42,7 +42,7 @@ def test_predictions_are_explained_by_labelled_pictures(session):
     for name in ("red", "blue"):
         session.project.add_pictures(name, [noisy(name, i) for i in range(5)])
     state = settle(session)
-    assert state.model.shot_count == 10 and state.model.held_out_accuracy == 1.0
+    assert state.model.shot_count == 10 and state.model.held_out.accuracy == 1.0
     assert state.revision == session.project.contents.revision
     assert state.curve.points[0].shots_per_class == 0 and not state.curve.is_on_test
     assert state.activity == state.error == ""

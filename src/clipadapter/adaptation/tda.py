@@ -224,14 +224,7 @@ class _Items:
         return int(self.used.sum())
 
     def add(self, k: int, own_entropy: float, key: Array, against: Sequence[int] | Array = ()) -> None:
-        """Add an item to class k; the last one leaves. Refused if its entropy is not below that of the last one.
-
-        Args:
-            k: position of the class.
-            own_entropy: of the picture.
-            key: (d,) its feature.
-            against: positions of the classes that it speaks against.
-        """
+        """Add an item to class k; the last one leaves. Refused if its entropy is not below that of the last one."""
         positions = np.full(self._against.shape[2], len(self.keys), np.int32)
         positions[: len(against)] = against
         place = int(np.searchsorted(self._entropies[k], own_entropy, side="right"))

@@ -46,14 +46,10 @@ class DuplicatePair:
 
 
 def nearest_neighbours(X: NDArray[np.float32], k: int = MAX_NEIGHBOURS) -> Neighbours:
-    """The k nearest pictures of each by the cosine of centred features.
+    """The k nearest pictures of each by the cosine of centred features (n, d).
 
     The features are centred because encoders differ in the similarity of unrelated pictures. (Few cosines of CLIP are
     below a half.) Cosines of centred features of unrelated pictures are near 0 for every encoder.
-
-    Args:
-        X: (n, d) raw features.
-        k: n - 1 if it is larger.
 
     >>> nearest_neighbours(np.array([[1, 0], [0.9, 0.1], [-1, 0], [-1, 0.1]], np.float32), 1).index.ravel()
     array([1, 0, 3, 2])

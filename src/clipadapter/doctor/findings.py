@@ -191,19 +191,18 @@ class Diagnosis:
         """
         return "\n".join(self._lines(max_per_kind))
 
-    def to_html(self, path: str | Path, *, per_kind: int = 60) -> Path:
+    def to_html(self, path: str | Path) -> Path:
         """Write an HTML page with thumbnails. It loads no other file.
 
         Args:
             path: of the file; its folder is created.
-            per_kind: findings of a kind at most.
 
         Raises:
             InputError: if it can't be written.
         """
         from clipadapter.doctor.page import write_page
 
-        return write_page(self, Path(path), per_kind)
+        return write_page(self, Path(path))
 
     @property
     def summary(self) -> str:

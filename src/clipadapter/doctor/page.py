@@ -84,8 +84,8 @@ def read_findings_css() -> Markup:
     return read_asset(PACKAGE, "findings.css")
 
 
-def write_page(diagnosis: Diagnosis, path: Path, per_kind: int) -> Path:
+def write_page(diagnosis: Diagnosis, path: Path) -> Path:
     """Write the page of a diagnosis; see `Diagnosis.to_html`."""
-    groups = illustrate_findings(diagnosis, per_kind=per_kind)
+    groups = illustrate_findings(diagnosis)
     template = create_environment(PACKAGE).get_template("doctor.html")
     return write_atomically(path, template.render(diagnosis=diagnosis, groups=groups, findings=render_findings(groups)))

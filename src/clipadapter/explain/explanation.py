@@ -386,13 +386,6 @@ def compute_heat_map(encoder: Encoder, head: Head, picture: Image.Image, k: int,
     Of several blocks it is the contrast of the part of the logits that comes from ``final``, for which alone there are
     features of each part of a picture.
 
-    Args:
-        encoder: the one that the head was fitted with.
-        head: fitted.
-        picture: RGB.
-        k: position of the class.
-        feature: (1, d) of the whole picture, all blocks.
-
     Returns:
         (h, w) in 0..1, the contrast scaled from its minimum to its maximum; these two; and "" or a note on it. Or None,
         None, and why there is no heat map.

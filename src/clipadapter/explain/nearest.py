@@ -18,11 +18,6 @@ CHUNK_ROWS = 1024
 def nearest_rows(queries: Array, rows: Array, count: int) -> tuple[Array, Array]:
     """(m, k) rows with the largest cosine to each query, the nearest first, and these cosines; k is at most n.
 
-    Args:
-        queries: (m, d) of any length.
-        rows: (n, d) of any length.
-        count: k, if there are so many rows.
-
     >>> nearest_rows(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8], [3.0, 0.0]]), 2)
     (array([[2, 1]]), array([[1. , 0.6]]))
     """

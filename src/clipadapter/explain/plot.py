@@ -127,15 +127,7 @@ def draw_rare_patches(axes: Axes, explanation: Explanation) -> AxesImage:
 def _draw_map(
     axes: Axes, square: Any, values: Any, limits: tuple[float, float], borders: tuple[float, float] = (0.0, 0.0)
 ) -> AxesImage:
-    """Draw a grid over a square picture, which has a border above and below, and one left and right, without values.
-
-    Args:
-        axes: empty.
-        square: (s, s, 3) uint8.
-        values: (h, w).
-        limits: values of the first and the last colour.
-        borders: widths of the two borders, as shares of the side.
-    """
+    """Draw a grid (h, w) over a square (s, s, 3) with borders above and left, below and right: shares of its side."""
     side = len(square)
     grey = square.astype(np.float64) @ GREY_WEIGHTS
     # The picture is drawn in pale grey, so that all colour is that of the map.

@@ -91,14 +91,7 @@ def check_parity(model: FewShotClassifier, predictor: Predictor, pictures: Expor
 def compare_outputs(
     uncertainty: Uncertainty, features: Array, logits: Array, outputs: Outputs, blocks: Sequence[Block] = ()
 ) -> dict[str, Any]:
-    """Numbers of a comparison; their names are keys in the metadata of files.
-
-    Args:
-        uncertainty: of the model.
-        features: (n, d) of the model.
-        logits: (n, c) of the model.
-        outputs: those of the file for the same pictures.
-        blocks: of the columns of features; by default one.
+    """Numbers of a comparison of a model with its file, whose names are keys in the metadata of files.
 
     Returns:
         ``n``; ``cosine_least`` and ``cosine_mean`` of features, for each picture in its worst block; with several

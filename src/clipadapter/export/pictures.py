@@ -75,9 +75,9 @@ def load_squares(sources: Sequence[ImageSource], pixels: PixelSpec) -> NDArray[n
     return np.stack(squares)
 
 
-def draw_pictures(n: int, size: int, seed: int = 0) -> list[ImageSource]:
+def draw_pictures(n: int, size: int) -> list[ImageSource]:
     """Synthetic pictures (s, s, 3): smooth coloured spots, coarse and fine."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     pictures: list[ImageSource] = []
     for i in range(n):
         n_cells = 2 + i % 7

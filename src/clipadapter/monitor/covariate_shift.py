@@ -124,10 +124,7 @@ def gaussian_kernel(rows: Array) -> NDArray[np.float32]:
 def discrepancy(kernel: NDArray[np.float32], is_current: Mask, weights: Array | None = None) -> Array:
     """Squared discrepancy (b,) of each division (b, N) by a kernel (N, N): Gretton et al. (2012), eq. 3, unbiased.
 
-    Args:
-        kernel: ones on its diagonal.
-        is_current: true where a picture is of the stream.
-        weights: (N,) of the pictures that are of the reference; equal if not given.
+    Those of the N pictures that are of the reference may have weights (N,).
 
     >>> rows = np.array([[0.0], [0.0], [9.0], [9.0]])
     >>> discrepancy(gaussian_kernel(rows), np.array([[True, True, False, False], [True, False, True, False]])).round(2)

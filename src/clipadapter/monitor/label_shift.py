@@ -39,13 +39,7 @@ class LabelShift:
 
 
 def compare_priors_with_pictures(reference: Array, current: Array, *, draws: int = 999, seed: int = 0) -> LabelShift:
-    """Compare two samples of pictures.
-
-    Args:
-        reference: (n, c) probabilities.
-        current: (m, c) of the pictures of the stream.
-        draws: b.
-        seed: of the draws.
+    """Compare the probabilities of two samples of pictures, (n, c) and (m, c).
 
     >>> rng = np.random.default_rng(0)
     >>> half, rare = np.eye(2)[rng.integers(2, size=200)], np.eye(2)[rng.integers(8, size=200) // 7]
@@ -69,15 +63,7 @@ def compare_priors_with_pictures(reference: Array, current: Array, *, draws: int
 def compare_priors_with_shots(
     shots: Array, labels: NDArray[np.int64], priors: Array, current: Array, *, draws: int = 999, seed: int = 0
 ) -> LabelShift:
-    """Compare pictures with shots.
-
-    Args:
-        shots: (n, c) probabilities by fits without the shot.
-        labels: (n,) class positions.
-        priors: (c,) of the classes in the reference.
-        current: (m, c) probabilities of the pictures of the stream.
-        draws: b.
-        seed: of the draws.
+    """Compare pictures (m, c) with shots (n, c), predicted by fits without the shot, for priors (c,) of the reference.
 
     >>> shots, y = np.eye(2)[[0, 0, 0, 1, 1, 1]], np.array([0, 0, 0, 1, 1, 1])
     >>> even = np.eye(2)[[0, 1] * 30]

@@ -59,13 +59,7 @@ def count_confusions(predictions: NDArray[np.int64], labels: NDArray[np.int64], 
 
 
 def draw_priors(predicted_counts: NDArray[np.int64], confusions: Array, *, draws: int = DRAWS, seed: int = 0) -> Array:
-    """Draw class priors (b, c) from their posterior; b is about ``draws``, fewer with many classes.
-
-    Args:
-        predicted_counts: (c,) how many of m pictures are predicted as each class.
-        confusions: (c, c) of shots, rows by true class.
-        draws: b.
-        seed: of the draws.
+    """Draw class priors (b, c) from the number of predictions of each class (c,); b is fewer with many classes.
 
     >>> perfect = np.diag([50.0, 50.0])
     >>> draw_priors(np.array([30, 10]), perfect).mean(axis=0).round(2)

@@ -160,15 +160,11 @@ def estimate_with_intervals(
 
 
 def estimate_assumed_priors(probabilities: Array, labels: NDArray[np.int64]) -> Array:
-    """Estimate the priors (c,) that probabilities are for, from pictures with labels.
+    """Estimate the priors (c,) that probabilities (n, c) are for, from pictures with labels (n,).
 
     Some heads learn the class frequencies of unequal shots, some treat all classes alike, some are between. So the
     frequencies are raised to a power between 0 (all alike) and 1 (as in the sample). The power with the largest
     likelihood of the labels is taken. It does not matter if all classes have the same number of pictures.
-
-    Args:
-        probabilities: (n, c) by fits without the picture.
-        labels: (n,) class positions.
 
     >>> estimate_assumed_priors(np.array([[0.5, 0.5]] * 4), np.array([0, 0, 0, 1]))  # uninformative, equal priors
     array([0.5, 0.5])

@@ -137,9 +137,9 @@ class Predictor:
         """Whether a picture may have several labels."""
         return self.uncertainty.multilabel is not None
 
-    def grey_pictures(self, n: int, value: int = 128) -> NDArray[np.uint8]:
+    def grey_pictures(self, n: int) -> NDArray[np.uint8]:
         """What `preprocess` returns for n pictures of one grey."""
-        return np.full((n, *packed_shape(self.inputs)), value, np.uint8)
+        return np.full((n, *packed_shape(self.inputs)), 128, np.uint8)
 
     def preprocess(
         self,

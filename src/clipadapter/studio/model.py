@@ -7,7 +7,6 @@ correctly, so that its name would only lower the accuracy of the others until it
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,12 +60,6 @@ class ProjectModel:
     held_out: CurvePoint | None = None  # accuracy on held-out labelled pictures; None if none can be held out
     # Why the label of a picture may be wrong, as a sentence, by key
     doubts: Mapping[str, str] = field(default_factory=dict)
-    fit_seconds: float = 0.0  # duration of the fit
-
-    @property
-    def held_out_accuracy(self) -> float | None:
-        """Accuracy on held-out labelled pictures, mean over classes; None if none can be held out."""
-        return None if self.held_out is None else self.held_out.accuracy
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -98,18 +91,8 @@ def fit_project_model(
     blocks: Blocks = (),
     unlabelled: Array | None = None,
 ) -> ProjectModel:
-    """Fit to all labelled pictures.
-
-    Args:
-        classifier: not fitted; its encoder made the features.
-        text: text features of all classes; some may have no picture.
-        keys: keys of the n pictures.
-        features: (n, d).
-        labels: class of each picture.
-        blocks: name and width of each block of the features; empty for ``final`` alone.
-        unlabelled: (u, d) of unlabelled pictures, for a head that learns from them.
-    """
-    start, text = time.perf_counter(), text.with_order("given")
+    """Fit to all labelled pictures (n, d), and for some heads to unlabelled ones (u, d). Classes may be empty."""
+    text = text.with_order("given")
     # The zero-shot head uses no shots, but a fit needs some: the text features themselves have the right width.
     zero_shot = create_head("zero-shot").fit(text.embeddings, text.labels, text=text)
     if not len(labels):
@@ -130,7 +113,6 @@ def fit_project_model(
     present = np.unique(label_indices)  # a class without pictures would only lower the accuracy of the others
     best = present[name_logits[:, present].argmax(axis=1)]
     zero_shot_accuracy = mean_class_accuracy(best == label_indices, label_indices)
-    fit_seconds = time.perf_counter() - start
     held_out = out_of_fold(classifier.head_, features, np.asarray(labels), text, strategies=("own", "folds"))
     point = None
     doubts = {
@@ -158,19 +140,14 @@ def fit_project_model(
         zero_shot_accuracy,
         held_out=point,
         doubts=doubts,
-        fit_seconds=fit_seconds,
     )
 
 
 def find_unlike_names(logits: Array, labels: Array) -> Array:
-    """(m,) whether a class name fits a picture of its class no better than pictures of the other classes.
+    """(m,) whether the logits (m, c) of class names fit a picture no better than pictures of the other classes.
 
     Held-out predictions don't find pictures of no class of the project: they are alike, so that each confirms the label
     of the others. A name counts only if it clearly fits a quarter of the pictures of its class.
-
-    Args:
-        logits: (m, c) of the class names alone.
-        labels: (m,) positions of the classes.
 
     >>> logits = np.array([[5.0, 0], [4, 1], [5, 1], [0, 1], [1, 5], [0, 4], [1, 4]])
     >>> find_unlike_names(logits, np.array([0, 0, 0, 0, 1, 1, 1])).nonzero()[0]
@@ -238,15 +215,8 @@ def learning_curve(
     """Measure the accuracy of fits to fewer shots, on pictures that they did not see, and forecast that of more shots.
 
     The first point is that of the class names alone. The last one is `ProjectModel.held_out`, or that of the model on
-    the test pictures.
-
-    Args:
-        model: fitted to all labelled pictures.
-        features: (n, d) of the labelled pictures.
-        labels: class of each.
-        test: (m, d) and m class names of the part "test"; no choice depends on them. Those of classes without labelled
-            pictures are left out.
-        on_step: called between two fits; may raise.
+    the test pictures, on which no choice depends; those of classes without labelled pictures are left out. ``on_step``
+    is called between two fits, and may raise.
     """
     assert model.classifier is not None
     fitted = model.classifier.head_
@@ -298,11 +268,7 @@ def learning_curve(
 
 
 def mean_class_accuracy(correct: Array, labels: Array) -> float:
-    """Return the mean over classes of the share of correct predictions.
-
-    Args:
-        correct: (m,) 1 or True for a correct prediction; NaN for a picture that is left out.
-        labels: (m,) class of each picture.
+    """Return the mean over classes of the share of correct predictions (m,), where NaN is a picture that is left out.
 
     >>> mean_class_accuracy(np.array([1, 1, np.nan, 0]), np.array([0, 0, 0, 1]))
     0.5

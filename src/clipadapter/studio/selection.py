@@ -18,6 +18,7 @@ from clipadapter.errors import InputError
 from clipadapter.utils.prediction import unit_rows
 
 Array = NDArray[Any]
+BLOCK_ROWS = 1024
 
 
 def margins(probabilities: ArrayLike) -> Array:
@@ -73,7 +74,7 @@ def _distance(cosine: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(2 - 2 * cosine, 0)))
 
 
-def _distance_to_nearest(rows: Array, centres: Array, block: int = 1024) -> Array:
+def _distance_to_nearest(rows: Array, centres: Array) -> Array:
     """(u,) distance of each row to the nearest centre, computed in blocks of rows."""
-    parts = [(rows[i : i + block] @ centres.T).max(axis=1) for i in range(0, len(rows), block)]
+    parts = [(rows[i : i + BLOCK_ROWS] @ centres.T).max(axis=1) for i in range(0, len(rows), BLOCK_ROWS)]
     return _distance(np.concatenate(parts)) if parts else np.empty(0)
