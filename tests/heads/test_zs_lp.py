@@ -1,13 +1,16 @@
-"""ZS-LP against gradient descent on a cosine classifier, written out in numpy."""
+"""ZS-LP against its authors' code, and what a class without shots does to the training of others."""
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import normalize
 
 from clipadapter.heads import TextFeatures
+from clipadapter.heads.taskres import TaskRes
 from clipadapter.heads.zs_lp import ZsLp
 
 from .golden_figures import doubles, golden
-from .small_shots import fit_unequal_shots, unequal_shots
+from .small_shots import SCALE, fit_unequal_shots, unequal_shots
 
 
 @pytest.fixture
@@ -22,6 +25,28 @@ def fit(case, **params):
 def test_text_norm_auto_is_a_tenth_of_the_scale(case):
     auto, four = (fit(case, text_norm=norm).logits(case[0]) for norm in ("auto", 4.0))
     np.testing.assert_allclose(auto, four, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("head", "optimizer"),
+    [
+        (ZsLp(), lambda weight: torch.optim.SGD([weight], lr=0.1, momentum=0.9)),
+        (TaskRes(alpha=1.0, weight_decay=0.0, gce_q=0.0), lambda weight: torch.optim.Adam([weight], lr=2e-3)),
+    ],
+)
+def test_in_training_a_class_without_shots_stays_at_its_text_as_in_a_plain_torch_loop(head, optimizer, case):
+    head.set_params(text_norm=10.0, schedule="constant", epochs=20, logit_adjustment=0.0)
+    X, target, text = (torch.as_tensor(each) for each in case)
+    weight = (10 * text).clone().requires_grad_()
+    steps = optimizer(weight)
+    for _ in range(20):
+        steps.zero_grad()
+        logits = SCALE * normalize(X) @ normalize(weight).T
+        torch.nn.functional.cross_entropy(logits, target).backward()
+        weight.grad[2] = 0  # the third class has no shot
+        steps.step()
+    found = normalize(fit_unequal_shots(head, case).weight_)
+    torch.testing.assert_close(found, normalize(weight.detach()), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("run", "length"), [("zslp_raw", None), ("zslp_unit", 1.0)])

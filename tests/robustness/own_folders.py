@@ -22,7 +22,8 @@ from clipadapter.cli.app import app
 from clipadapter.cli.commands import predict
 from clipadapter.encoders import create_encoder
 from clipadapter.errors import ClipAdapterError
-from clipadapter.features import shards
+from clipadapter.features import FeatureRow, shards
+from clipadapter.features.ray_extract import write_shard
 from clipadapter.studio import Project
 
 HEX = "0a" * 16
@@ -118,8 +119,8 @@ def open_shards(base):
     local, feature = pyarrow.fs.LocalFileSystem(), np.ones(encoder.info.dim, np.float32)
     plan = shards.make_plan("toy", encoder, [f"{HEX}.parquet"])
     shards.write_plan(local, str(folder), plan)
-    rows = [shards.ShardRow(name, name, "all", name.encode(), feature) for name in ("red", "green")]
-    shards.write_shard(local, f"{folder}/{HEX}.parquet", rows, plan)
+    rows = [FeatureRow(name, name, "all", feature, digest=name.encode()) for name in ("red", "green")]
+    write_shard(local, f"{folder}/{HEX}.parquet", rows, plan)
     shards.remove_abandoned_parts(local, str(folder))
 
 

@@ -367,14 +367,9 @@ class FitSettings:
     seed: int = 0  # decides which shots are held out
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as a JSON object."""
+        """The settings as a JSON object."""
         learned = {name: getattr(self.uncertainty, name) for name in LEARNED_OPTIONS}
-        return {
-            "templates": list(self.templates),
-            "views": asdict(self.views),
-            "uncertainty": learned,
-            "seed": self.seed,
-        }
+        return {**asdict(self), "templates": list(self.templates), "uncertainty": learned}
 
 
 def fit_settings(model: Model) -> FitSettings:

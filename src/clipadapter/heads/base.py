@@ -115,9 +115,7 @@ class Head(Estimator, ABC):
     feature_names_in_: Array
     """(d,) names of the columns of X if `fit` got a data frame; not saved."""
 
-    kept_pictures: Array | None = None
-    """(u, d) features of pictures without labels, as for `fit`, that fits after an edit use again. They are no part of
-    `state`: a saved model has them beside the shots."""
+    _kept_pictures: Array | None = None
     _previous: Head | None = None
     """The earlier head, while `fit_from` runs."""
     _full_fit: Head | None = None
@@ -179,6 +177,19 @@ class Head(Estimator, ABC):
                 as many epochs as the head makes at most.
         """
         return None
+
+    @property
+    def kept_pictures(self) -> Array | None:
+        """(u, d) features of pictures without labels, as for `fit`, that fits after an edit use again.
+
+        They are no part of `state`: a saved model has them beside the shots. A property, since scikit-learn lets `fit`
+        add no public attribute.
+        """
+        return self._kept_pictures
+
+    @kept_pictures.setter
+    def kept_pictures(self, features: Array | None) -> None:
+        self._kept_pictures = features
 
     # Construct
 

@@ -119,11 +119,8 @@ def replace_linear(
 ) -> None:
     """Replace the linear layers that hold some matrices of a layer by other modules.
 
-    Args:
-        layer: is changed.
-        changes: what is done to each matrix, by its letter.
-        make: makes a module from weight, bias and the changes of the matrices in it; the output projection of
-            ``nn.MultiheadAttention`` may have none.
+    These are made from weight, bias and the changes of the matrices in it, by their letters; the output projection of
+    ``nn.MultiheadAttention`` may have none.
     """
 
     def replacement(owner: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:

@@ -24,15 +24,10 @@ MIN_BF16_COSINE = 0.999
 
 
 class Prompts:
-    """The prompts of some classes, with places left open for the context.
+    """The prompts of some classes (c), with places left open for M context vectors.
 
-    Args:
-        tower: the text tower.
-        names: of the classes (c); a prompt that is longer than the tower's context is refused.
-        n_ctx: context vectors M.
-        class_token: where the name stands: "end", "middle" (after the first half of the context) or "front".
-        memory: bytes that the tower may keep for its gradient.
-        precision: of the tower: "fp32" or "bf16".
+    The name stands at the "end", in the "middle" (after the first half of the context) or in "front". ``memory`` is the
+    bytes that the tower may keep for its gradient. A prompt that is longer than the tower's context is refused.
     """
 
     def __init__(

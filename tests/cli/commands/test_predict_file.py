@@ -27,8 +27,6 @@ from clipadapter.utils.prediction import Prediction
 PART = f"00000000-1-0-{'0' * 32}-{'1' * 32}"
 """Name of a part."""
 OPTIONS = [
-    [],
-    ["--top", 3],
     ["--top", 2, "--reject", 0.2],
     ["--coverage", 0.8],
     ["--minimise", "false red=50"],
@@ -93,7 +91,7 @@ def mixed(noisy_squares, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(map(str, options)) or "default")
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(map(str, options)))
 def test_the_file_and_predictions_from_features_have_what_is_printed(options, mixed, probe, tmp_path, run):
     expected = printed(run, probe, mixed, *options)
     facts, records = written(run, tmp_path / "answers.parquet", probe, mixed, *options)
