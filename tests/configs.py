@@ -15,14 +15,14 @@ def rewrite_config(path, change):
 
 def array_path(folder, name):
     """The file of a model's arrays, such as "head"."""
-    sha256 = json.loads((folder / "config.json").read_bytes())["files"][name]["sha256"]
+    sha256 = json.loads((folder / "config.json").read_bytes())["files"][name]
     return folder / "arrays" / f"{name}-{sha256[:16]}.safetensors"
 
 
 def replace_arrays(folder, name, data):
     """Replace a file of a model's arrays, and its hash in the config."""
     digest = hashlib.sha256(data).hexdigest()
-    rewrite_config(folder / "config.json", lambda config: config["files"][name].update(sha256=digest))
+    rewrite_config(folder / "config.json", lambda config: config["files"].update({name: digest}))
     array_path(folder, name).write_bytes(data)
 
 

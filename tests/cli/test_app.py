@@ -96,6 +96,12 @@ def test_help_without_arguments_is_wrong_usage(run):
     assert "Usage:" in result.output
 
 
+@pytest.mark.parametrize("group", ["data", "bench"])
+def test_a_group_without_a_command_shows_its_help(group, run):
+    shown = run(group).output
+    assert "Commands:" in shown and "Error" not in shown
+
+
 def test_version_option(run):
     assert run("--version").stdout.split()[-1] == __version__
 

@@ -251,7 +251,7 @@ def test_the_first_and_the_last_snapshots_stay_on_disk_and_can_be_restored(tmp_p
     configs = [place / "config.json", *(place / "history").glob("config-*.json")]
     assert len(configs) == 5  # versions 1, 6, 7 and 8, and the model itself, which is version 5
     parts = [part for path in configs for part in json.loads(path.read_bytes())["files"].items()]
-    named = {f"{name}-{part['sha256'][:16]}.safetensors" for name, part in parts}
+    named = {f"{name}-{sha256[:16]}.safetensors" for name, sha256 in parts}
     assert {path.name for path in (place / "arrays").glob("*.safetensors")} == named
 
 
@@ -392,6 +392,17 @@ def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeyp
     assert tree(tmp_path) == before and os.listdir(tmp_path) == ["model"]
 
 
+def test_ctrl_c_after_the_commit_leaves_the_new_model(folder, monkeypatch):
+    def interrupt(path):
+        if path == folder:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(save_module, "sync_folder", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        change(folder, 5)
+    assert which(load_model(folder)) == 5 and log(folder)[-1] == (4, "correct", 4)
+
+
 def test_files_of_an_earlier_version_that_are_copied_in_are_a_change(folder, tmp_path, undo):
     old = tree(save_model(tmp_path / "old", make(0)))
     for name, data in old.items():
@@ -465,14 +476,14 @@ def test_a_log_that_is_too_large_is_not_read(folder, monkeypatch):
 def test_no_name_in_a_history_leads_out_of_it(folder, tmp_path):
     path = folder / history_file("config", History.load(folder).changes[0].config)
     for name in ("../../secret", "/etc/passwd", "0" * 63 + "/"):
-        rewrite_config(path, lambda raw, name=name: raw["files"]["head"].update(sha256=name))
-        with pytest.raises(ArtifactError, match="sha256"):
+        rewrite_config(path, lambda raw, name=name: raw["files"].update(head=name))
+        with pytest.raises(ArtifactError, match="files.head"):
             History.load(folder).undo(to=1)
 
 
 @pytest.mark.parametrize("name", ["history/config-*", "history/log-*", "arrays/support-*", "arrays", "history"])
 def test_links_to_elsewhere_are_not_followed(name, folder, tmp_path):
-    current = set(read_config(folder).files["support"].sha256[:16].split())
+    current = {read_config(folder).files["support"][:16]}
     path = next(path for path in folder.glob(name) if path.stem.partition("-")[2] not in current)
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
@@ -482,17 +493,13 @@ def test_links_to_elsewhere_are_not_followed(name, folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["arrays/.lock", "arrays/new-config.json", "arrays/new-file"])
-@pytest.mark.parametrize("name_of_home", ["folder", "file", "nothing"])
-def test_no_save_writes_through_a_link(name, name_of_home, folder, tmp_path):
-    home, link = tmp_path / "home", folder / name
-    (home / "folder").mkdir(parents=True)
-    (home / "file").write_text("thesis")
-    link.unlink(missing_ok=True)
-    link.symlink_to(home / name_of_home)
+def test_no_save_writes_through_a_link(name, folder, tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "thesis")
     with pytest.raises(ArtifactError, match="links are not followed"):
         save_model(folder, make(5))
-    assert sorted(path.name for path in home.rglob("*")) == ["file", "folder"]
-    assert (home / "file").read_text() == "thesis"
+    assert (tmp_path / "thesis").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("name", ["config.json", "head", "README.md"])
@@ -547,17 +554,6 @@ def test_a_folder_that_is_a_link_stays_one(folder, tmp_path):
     (tmp_path / "current").symlink_to(folder)
     change(tmp_path / "current", 5)
     assert (tmp_path / "current").is_symlink() and which(load_model(folder)) == 5
-
-
-def test_other_folders_beside_a_model_are_not_touched(folder, undo):
-    (folder / "logs").mkdir()
-    (folder / "logs" / "one.txt").write_text("1")
-    inode = (folder / "logs").stat().st_ino
-    with (folder / "logs" / "two.txt").open("w") as file:
-        change(folder, 5)
-        file.write("2")
-    assert {path.name: path.read_text() for path in (folder / "logs").iterdir()} == {"one.txt": "1", "two.txt": "2"}
-    assert (folder / "logs").stat().st_ino == inode
 
 
 # -- Every order of things, against a plain list
@@ -663,11 +659,3 @@ def test_random_sequences_of_saves_and_undos_match_a_plain_list(monkeypatch):
             suppress_health_check=checks,
         ),
     )
-
-
-def test_the_arrays_of_a_version_are_those_that_were_saved(folder, undo):
-    for to, number in ((1, 0), (2, 1), (3, 2)):
-        if to != 3:
-            undo(folder, to)
-            found = load_file(array_path(folder, "support"))["X"]
-            np.testing.assert_array_equal(found, make(number).support.X)

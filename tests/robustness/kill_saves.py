@@ -239,7 +239,7 @@ def left_over(folder):
     """Files of the program that neither the config nor its history names."""
     configs = [folder / "config.json", *folder.glob("history/config-*.json")]
     parts = [part for config in configs for part in json.loads(config.read_bytes())["files"].items()]
-    named = {f"{name}-{facts['sha256'][:16]}.safetensors" for name, facts in parts} | {".lock"}
+    named = {f"{name}-{sha256[:16]}.safetensors" for name, sha256 in parts} | {".lock"}
     found = {path.name for path in (folder / "arrays").iterdir()}
     stored = set(History.load(folder).stored_versions())
     kept = {one.config[:16] for one in History.load(folder).changes if one.version in stored}

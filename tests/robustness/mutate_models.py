@@ -119,8 +119,7 @@ def write(folder, config, files):
         digest = hashlib.sha256(blob).hexdigest()
         (folder / "arrays").mkdir(exist_ok=True)
         (folder / "arrays" / f"{name}-{digest[:16]}.safetensors").write_bytes(blob)
-        tensors = {key: [str(array.dtype), list(array.shape)] for key, array in arrays.items()}
-        config["files"][name] = {"sha256": digest, "tensors": tensors}
+        config["files"][name] = digest
 
 
 def write_config(folder, config):

@@ -18,7 +18,7 @@ from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
 from clipadapter.bench.run import Run
-from clipadapter.bench.sources import extract_dataset
+from clipadapter.bench.sources import extract_dataset, keep_drawn
 from clipadapter.bench.summary import Reference, table
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.classifier.deduplicate import find_duplicates
@@ -125,13 +125,13 @@ def compare(
     folds: int = DEFAULT_FOLDS,
     records: Path | None = None,
     progress: bool = False,
-    drawn_only: bool = False,
 ) -> Comparison:
     """Compare heads on pictures. A head that tunes the encoder tunes it on each draw, from plain pictures.
 
     Args:
         model: computes the features and the class text; it is not fitted.
-        train: pictures that the shots are drawn from; its classes are the classes.
+        train: pictures that the shots are drawn from; its classes are the classes. With a test part only those are
+            encoded that a draw takes.
         test: the test part; None for stratified cross-validation of ``train``, see `few_shot`.
         heads: by their name in tables.
         shots: shots per class.
@@ -139,7 +139,6 @@ def compare(
         folds: number of folds, if there is no test part.
         records: JSONL file; see `clipadapter.bench.few_shot`.
         progress: show a bar on stderr.
-        drawn_only: encode only the pictures of ``train`` that a draw takes, which gives the same runs in less time.
 
     Raises:
         InputError: if a test label is no class, or there is nothing to run; without a test part if a class has a
@@ -160,27 +159,19 @@ def compare(
         draws = protocol.draws(bundle, shots, seeds)
         runs, outcome = run_fits(protocol, bundle, heads, draws, records=records, progress=progress)
         return Comparison(runs, outcome.n_made, support, support, text, warnings, count_folds(support.y, folds))
-    drawn, rows = None, None
-    if drawn_only:
-        drawn = {(n, seed): draw_shots(train.labels, n, seed) for n in shots for seed in seeds}
-        planned = np.unique([row for own in drawn.values() for row in own])
-        support = extract_dataset(model, replace(train, samples=tuple(train.samples[row] for row in planned)), names)
-        rows = planned[support.provenance["rows"]]
-        readable = set(rows.tolist())
-        drawn = {key: [row for row in own if row in readable] for key, own in drawn.items()}
-    else:
-        support = extract_dataset(model, train, names)
+    planned = {(n, seed): draw_shots(train.labels, n, seed) for n in shots for seed in seeds}
+    support, rows, drawn = keep_drawn(train, planned, lambda part, _: extract_dataset(model, part, names))
     bundle = Bundle(support, text, {"test": TestPart(extract_dataset(model, test, names))}, rows)
     tested, few_shot = bundle.tests["test"].features, FewShot()
 
     def measure(head: Head, runs: Sequence[Run]) -> list[Run]:
         if head.tunes_encoder:
-            return attempt(runs, lambda: [run_tuned(model, train, test, bundle, head, run) for run in runs])
+            return attempt(runs, lambda: [run_tuned(model, train, test, head, run) for run in runs])
         return few_shot.measure(bundle, head, runs)
 
     draws = few_shot.draws(bundle, shots, seeds, drawn)
     runs, outcome = run_fits(few_shot, bundle, heads, draws, measure=measure, records=records, progress=progress)
-    warnings += _warnings(train.labels if drawn_only else support.y, support, tested, max(shots))
+    warnings += _warnings(bundle.shots(drawn[max(shots), seeds[0]]), support, tested, max(shots))
     return Comparison(runs, outcome.n_made, support, tested, text, warnings, rows=rows)
 
 
@@ -210,14 +201,11 @@ def _check_folds(dataset: Dataset, heads: Mapping[str, Head], folds: int) -> Non
     count_folds(dataset.labels, folds)
 
 
-def run_tuned(model: FewShotClassifier, train: Dataset, test: Dataset, bundle: Bundle, head: Head, run: Run) -> Run:
+def run_tuned(model: FewShotClassifier, train: Dataset, test: Dataset, head: Head, run: Run) -> Run:
     """Tune the encoder on the drawn pictures, and measure with the tuned encoder.
 
-    The feature store is not used: no other run has this encoder. ``bundle`` has the features by the encoder before
-    tuning; their rows are the pictures that can be read.
+    The feature store is not used: no other run has this encoder.
     """
-    names = train.class_names
-    readable = bundle.support.provenance["rows"] if bundle.rows is None else range(len(train.samples))
     tuner = clone(head)
     if "progress" in tuner.get_params(deep=False):
         tuner.set_params(progress=shows_progress(model.progress))
@@ -229,17 +217,15 @@ def run_tuned(model: FewShotClassifier, train: Dataset, test: Dataset, bundle: B
         cache=None,
         batch_size=model.batch_size,
     )
-    drawn_rows = [readable[row] for row in run.rows]
-    paths, labels = [train.paths[i] for i in drawn_rows], [train.labels[i] for i in drawn_rows]
-    start = time.perf_counter()
-    tuned.fit(paths, labels, names)
+    names, start = train.class_names, time.perf_counter()
+    tuned.fit([train.paths[i] for i in run.rows], [train.labels[i] for i in run.rows], names)
     seconds = time.perf_counter() - start
     part = TestPart(tuned.extract_features(test.paths, test.labels, names, views=1))
     return finish_run(run, tuned.head_, seconds, score_part(tuned.head_, part))
 
 
-def _warnings(labels: Sequence[str], support: FeatureSet, test: FeatureSet, max_shots: int) -> list[str]:
-    counts = Counter(labels)
+def _warnings(largest: FeatureSet, support: FeatureSet, test: FeatureSet, max_shots: int) -> list[str]:
+    counts = Counter(largest.y)
     small_classes = [name for name in support.class_names if counts[name] < max_shots]
     shared = sum(bool(rows) for rows in find_duplicates(support.final, test.final))
     sentences = []
@@ -249,5 +235,5 @@ def _warnings(labels: Sequence[str], support: FeatureSet, test: FeatureSet, max_
             f"from and give all they have, such as {small_classes[0]} ({counts[small_classes[0]]})"
         )
     if shared:
-        sentences.append(f"{shared} of {len(test)} test pictures are also among those that shots are drawn from")
+        sentences.append(f"{shared} of {len(test)} test pictures are also among the shots")
     return sentences

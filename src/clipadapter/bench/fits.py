@@ -42,6 +42,7 @@ from clipadapter.metrics import evaluate
 from clipadapter.utils.formatting import format_count
 
 if TYPE_CHECKING:
+    from clipadapter.bench.plan import Entry
     from clipadapter.bench.protocols.base import Protocol
 
 Features = NDArray[Any]
@@ -59,10 +60,12 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A head to be fitted to a draw, and its planned records."""
+    """A head to be fitted to a draw, and its planned records. It is what a worker process gets."""
 
     head: Head  # unfitted, with the seed of the draw
     runs: Sequence[Run]
+    folder: Path = Path()  # of the features, for a worker
+    entries: Sequence[Entry] = ()  # of the plan of a suite, one for each record
 
     @property
     def keys(self) -> list[str]:

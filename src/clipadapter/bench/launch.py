@@ -23,7 +23,7 @@ from clipadapter.bench.records import records_file
 from clipadapter.bench.run import Run, digest
 from clipadapter.bench.sources import Source
 from clipadapter.bench.suite import Suite, make_head
-from clipadapter.bench.worker import SuiteFit, run_fit
+from clipadapter.bench.worker import run_fit
 from clipadapter.classifier import FewShotClassifier
 from clipadapter.errors import DataError
 from clipadapter.utils.devices import check_device
@@ -84,8 +84,8 @@ def run_suite(
     plan.save(out)
 
     def make(missing: list[Fit]) -> Generator[tuple[Fit, list[Run]], None, None]:
-        own = [fit for fit in missing if isinstance(fit, SuiteFit)]
-        own.sort(key=lambda fit: -fit.runs[0].shots)  # long fits first: at the end no worker waits for one
+        # Long fits first: at the end no worker waits for one.
+        own = sorted(missing, key=lambda fit: -fit.runs[0].shots)
         work = partial(run_fit, protocol=protocol, device=launcher.device)
         with closing(launcher.run(work, own)) as results:
             for i, result in results:
@@ -100,7 +100,7 @@ def run_suite(
     return outcome
 
 
-def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: Path) -> list[SuiteFit]:
+def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: Path) -> list[Fit]:
     """Every fit of a suite on some features."""
     data = str(group.bundle.support.provenance.get("data", ""))
     variants = [variant.for_data(data) for variant in suite.all_variants()]
@@ -123,7 +123,7 @@ def _plan_fits(suite: Suite, protocol: Protocol, group: BundleOfDraws, folder: P
                 )
                 for run, test in zip(runs, draw.tests, strict=True)
             ]
-            fits.append(SuiteFit(own, runs, folder, entries))
+            fits.append(Fit(own, runs, folder, entries))
     return fits
 
 
@@ -138,7 +138,7 @@ def _hash_bundle(bundle: Bundle) -> str:
     return digest([bundle.encoder.fingerprint, *bundle.names, *map(str, every), *parts])
 
 
-def _draw_features(fits: Sequence[SuiteFit], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
+def _draw_features(fits: Sequence[Fit], folder: Path, plot_formats: Sequence[str]) -> list[Path]:
     """Plots of the features of each bundle: with the most shots and the first seed."""
     from clipadapter.bench.projection import draw_adapted_features
 

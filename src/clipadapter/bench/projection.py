@@ -31,7 +31,7 @@ from clipadapter.rendering.projection import (
 from clipadapter.utils.files import safe_file_name
 
 if TYPE_CHECKING:
-    from clipadapter.bench.worker import SuiteFit
+    from clipadapter.bench.fits import Fit
 
 N_NEIGHBOURS = 10
 
@@ -86,7 +86,7 @@ def separation(features: ArrayLike, labels: Sequence[str]) -> tuple[float, float
     return float(silhouette_score(rows, truth, metric="cosine")), float(purity)
 
 
-def draw_adapted_features(fit: SuiteFit, folder: Path, plot_formats: Sequence[str] = ("png",)) -> list[Path]:
+def draw_adapted_features(fit: Fit, folder: Path, plot_formats: Sequence[str] = ("png",)) -> list[Path]:
     """Draw features of a test part before and after the head of a fit.
 
     The second t-SNE starts from the points of the first, and is rotated and mirrored to match it. A head that does not

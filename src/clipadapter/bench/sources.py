@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,15 +139,20 @@ def extract_drawn_shots(
 ) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
     """Features of the rows that some draw takes, these rows, and the draws without unreadable pictures."""
     draws = draw_all_shots(suite, dataset.labels)
+    return keep_drawn(dataset, draws, lambda part, rows: extract_training_views(suite, model, part, names, rows))
+
+
+def keep_drawn(
+    dataset: Dataset, draws: Rows, extract: Callable[[Dataset, list[list[int]]], FeatureSet]
+) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
+    """As `extract_drawn_shots`; ``extract`` gets the drawn pictures, and which of them each draw takes."""
     drawn_rows = sorted({row for draw in draws.values() for row in draw})
+    position = {row: i for i, row in enumerate(drawn_rows)}
     part = replace(dataset, samples=tuple(dataset.samples[row] for row in drawn_rows))
-    part_rows = {row: i for i, row in enumerate(drawn_rows)}
-    features = extract_training_views(
-        suite, model, part, names, [[part_rows[row] for row in draw] for draw in draws.values()]
-    )
-    positions = np.array([drawn_rows[i] for i in features.provenance["rows"]], np.int64)
-    readable = set(positions.tolist())
-    return features, positions, {key: [row for row in draw if row in readable] for key, draw in draws.items()}
+    features = extract(part, [[position[row] for row in draw] for draw in draws.values()])
+    rows = np.array([drawn_rows[i] for i in features.provenance["rows"]], np.int64)
+    readable = set(rows.tolist())
+    return features, rows, {key: [row for row in draw if row in readable] for key, draw in draws.items()}
 
 
 def apply_prompts(suite: Suite, model: FewShotClassifier, prompts: Prompts, source: Source) -> FewShotClassifier:

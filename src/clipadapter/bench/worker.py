@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 from clipadapter.bench.bundle import Bundle
 from clipadapter.bench.bundle_files import load_bundle
 from clipadapter.bench.fits import Fit, attempt
-from clipadapter.bench.plan import Entry
 from clipadapter.bench.protocols.base import Protocol
 from clipadapter.bench.run import Run
 from clipadapter.encoders import create_encoder, open_text_tower
@@ -20,14 +18,6 @@ from clipadapter.utils.devices import describe_device
 from clipadapter.utils.towers import TextTower
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-@dataclass(frozen=True, eq=False)
-class SuiteFit(Fit):
-    """A fit of a suite, as a worker process gets it."""
-
-    folder: Path  # of the features
-    entries: Sequence[Entry]  # of the plan, one for each record
 
 
 @lru_cache(maxsize=2)
@@ -55,7 +45,7 @@ def _tower(name: str, fingerprint: str, device: str) -> TextTower:
     return open_text_tower(encoder)
 
 
-def run_fit(fit: SuiteFit, protocol: Protocol, device: str) -> list[Run]:
+def run_fit(fit: Fit, protocol: Protocol, device: str) -> list[Run]:
     """Fit and measure: a record for each test part. Failures are in the records, too.
 
     A method that trains through a text tower computes on the device.

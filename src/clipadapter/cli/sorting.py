@@ -34,12 +34,8 @@ def count_answers(answers: Counter[tuple[str | None, bool]]) -> str:
 class PictureSorter:
     """Copies pictures into the folder of their class. Nothing is moved or overwritten, and no link is followed there.
 
-    Args:
-        root: folder of the class folders; it is made with the first picture.
-        inputs: folders that pictures are read from.
-
-    Raises:
-        InputError: if the root can't be written, or is in one of the inputs: its copies would be read the next time.
+    The root is made with the first picture. It must not be in a folder of the inputs: its copies would be read the next
+    time.
     """
 
     def __init__(self, root: Path, inputs: Sequence[Path]) -> None:
@@ -57,17 +53,7 @@ class PictureSorter:
             self._folders[name] = safe_folder_name(NONE_OF_THESE if name is None else name, self._folders.values())
 
     def add(self, picture: Path, label: str | None, class_names: Sequence[str]) -> None:
-        """Copy a picture; a name that another picture has gets a number. A picture that is there is not copied again.
-
-        Args:
-            picture: its file.
-            label: its class; None for none of them.
-            class_names: of the model, the same for each picture.
-
-        Raises:
-            InputError: if the folder of the class is a link.
-            OSError: if the picture can't be read, or the copy can't be written.
-        """
+        """Copy a picture; a name that another picture has gets a number. A picture that is there is left."""
         if not self._folders:
             self._name_folders(class_names)
         folder = self.root / self._folders[label]

@@ -30,23 +30,14 @@ TEXTILE_TASK = (
 
 @dataclass(frozen=True)
 class DemoData:
-    """The pictures of the demo, and what a reader must know of them.
+    """The pictures of the demo, and what a reader must know of them."""
 
-    Args:
-        name: for titles.
-        task: what is to be told apart, in words; empty if only the class names say it.
-        train: pictures that shots are drawn from.
-        test: pictures that heads are measured on.
-        rule: how both were chosen, a sentence.
-        templates: name of the prompt templates.
-    """
-
-    name: str
-    task: str
-    train: Dataset
-    test: Dataset
-    rule: str
-    templates: str = "default"
+    name: str  # for titles
+    task: str  # what is to be told apart, in words; empty if only the class names say it
+    train: Dataset  # pictures that shots are drawn from
+    test: Dataset  # pictures that heads are measured on
+    rule: str  # how both were chosen, a sentence
+    templates: str = "default"  # name of the prompt templates
 
     @cached_property
     def test_counts(self) -> dict[str, int]:
@@ -132,14 +123,7 @@ def open_demo_data(source: Path | None, note: Callable[[str], None], *, progress
     If the data has the splits train and test, shots are drawn from train; else every other picture of each class is a
     test picture.
 
-    Args:
-        source: folder, table, or name of a data set; None for the pictures of fabric.
-        note: is called with what the user should know before a download.
-        progress: show a bar on stderr while pictures are downloaded.
-
-    Raises:
-        MissingExtraError: if the pictures of fabric are not installed.
-        DataError: if there is no such data set, it can't be downloaded, or a picture has no label.
+    `note` is called with what the user should know before a download.
     """
     if source is None:
         return _divide(textiles(), "fabric", TEXTILE_TASK)

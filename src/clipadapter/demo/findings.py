@@ -21,25 +21,15 @@ Z_95 = 2.0
 
 @dataclass(frozen=True)
 class Results:
-    """The figures of the demo.
+    """The figures of the demo; those of a head are by its name and the number of shots per class."""
 
-    Args:
-        metric: name of the metric of `values`: "accuracy" or "balanced_accuracy".
-        shots: numbers of shots per class, rising.
-        values: by head and number of shots, the metric of each draw, in the order of the seeds; 0 to 1.
-        correct: by head and number of shots, and by seed, (m,) whether each test picture is right.
-        labels: (m,) class of each test picture.
-        n_classes: number of classes.
-        test_counts: test pictures of each class, the largest class first.
-    """
-
-    metric: str
-    shots: Sequence[int]
-    values: Mapping[tuple[str, int], Sequence[float]]
-    correct: Mapping[tuple[str, int], Mapping[int, NDArray[np.bool_]]]
-    labels: Sequence[str]
+    metric: str  # "accuracy" or "balanced_accuracy"
+    shots: Sequence[int]  # rising
+    values: Mapping[tuple[str, int], Sequence[float]]  # the metric of each draw, in the order of the seeds; 0 to 1
+    correct: Mapping[tuple[str, int], Mapping[int, NDArray[np.bool_]]]  # by seed, (m,) whether a test picture is right
+    labels: Sequence[str]  # (m,) class of each test picture
     n_classes: int
-    test_counts: Mapping[str, int]
+    test_counts: Mapping[str, int]  # test pictures of each class, the largest class first
 
     @classmethod
     def from_runs(cls, runs: Sequence[Run], data: DemoData, labels: Sequence[str]) -> Results:

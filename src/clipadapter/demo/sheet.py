@@ -37,16 +37,10 @@ PLACE_COLOUR = "#f0e442"
 
 @dataclass(frozen=True, eq=False)
 class SheetAnswer:
-    """The answer for one picture of the sheet.
-
-    Args:
-        path: of the picture.
-        truth: its class.
-        explanation: of the answer.
-    """
+    """The answer for one picture of the sheet."""
 
     path: Path
-    truth: str
+    truth: str  # its class
     explanation: Explanation
 
     @property
@@ -69,10 +63,7 @@ class SheetAnswer:
 def explain_some(model: FewShotClassifier, test: Dataset, count: int = SHEET_PICTURES) -> list[SheetAnswer]:
     """Explain the answers for pictures that are drawn at random, the same number of each class as far as possible.
 
-    Args:
-        model: fitted.
-        test: test pictures; those that can't be read are passed over.
-        count: how many to explain, if there are so many.
+    Pictures that can't be read are passed over.
     """
     samples = _draw_by_class(test.samples)
     answers: list[SheetAnswer] = []
@@ -98,16 +89,7 @@ def _draw_by_class(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def draw_sheet(answers: Sequence[SheetAnswer], path: str | Path, title: str) -> Path:
-    """Draw pictures with answers, and beside each its place to look at (`Explanation.place`), enlarged.
-
-    Args:
-        answers: at least one.
-        path: PNG, PDF or SVG file to write.
-        title: above the sheet.
-
-    Raises:
-        InputError: if the file can't be written.
-    """
+    """Draw pictures with answers, and beside each its place to look at (`Explanation.place`), enlarged."""
     across, rows = 2 if any(answer.explanation.place for answer in answers) else 1, -(-len(answers) // COLUMNS)
     # All positions are given: captions are wider than the pictures, and the automatic layout would make room for them.
     cell_width, cell_height = across * (SQUARE_INCHES + BORDER_INCHES) + GAP_INCHES, SQUARE_INCHES + CAPTION_INCHES

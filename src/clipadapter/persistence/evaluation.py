@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from clipadapter.errors import InputError
 from clipadapter.metrics import check_metrics, metrics_shown
-from clipadapter.persistence.format import ArrayFile, ModelConfig
+from clipadapter.persistence.format import ModelConfig
 from clipadapter.runtime.model_folder import HEAD, UNCERTAINTY
 from clipadapter.utils.files import printable
 
@@ -89,7 +89,7 @@ def make_evaluation(metrics: Mapping[str, Any], config: ModelConfig) -> Evaluati
     return evaluation
 
 
-def validate_evaluation(raw: object, files: Mapping[str, ArrayFile]) -> dict[str, Any] | None:
+def validate_evaluation(raw: object, files: Mapping[str, str]) -> dict[str, Any] | None:
     """Return an evaluation from a provenance as a JSON object; None if it is invalid or belongs to other files."""
     try:
         evaluation = Evaluation.model_validate(raw)
@@ -104,6 +104,6 @@ def read_evaluation(config: ModelConfig) -> Evaluation | None:
     return None if raw is None else Evaluation.model_validate(raw)
 
 
-def _evaluated_files(files: Mapping[str, ArrayFile]) -> dict[str, str]:
+def _evaluated_files(files: Mapping[str, str]) -> dict[str, str]:
     """Hashes of the files that decide the scores: the head, and what makes probabilities of its logits."""
-    return {name: files[name].sha256 for name in (HEAD, UNCERTAINTY) if name in files}
+    return {name: files[name] for name in (HEAD, UNCERTAINTY) if name in files}

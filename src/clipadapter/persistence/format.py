@@ -12,8 +12,8 @@
 | ``history/`` | log and configs of earlier versions, see `history`; their arrays are beside those of the model |
 
 HASH is the start of the SHA-256 of the file, so versions share equal arrays, and no save overwrites a file that a
-reader may need. Nothing in the files is executed or unpickled. Sizes, types, shapes and hashes are checked before
-anything is used.
+reader may need. Nothing in the files is executed or unpickled. Sizes and hashes are checked before anything is used,
+types and shapes by what takes the arrays.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ MAX_READS = 100
 """Reads of a folder that a save interrupts, before it is an error."""
 Arrays = dict[str, NDArray[Any]]
 ArrayName = Annotated[str, Field(pattern=f"^({'|'.join(ARRAY_NAMES)})$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 T = TypeVar("T")
 
 
@@ -98,13 +99,6 @@ class SavedHead(_FrozenModel):
     params: dict[str, bool | int | float | str | list[float] | None]
 
 
-class ArrayFile(_FrozenModel):
-    """Hash of a file of arrays, and the dtype and shape of each array."""
-
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    tensors: dict[str, tuple[str, list[int]]]
-
-
 class ModelConfig(_FrozenModel):
     """Content of ``config.json``.
 
@@ -117,7 +111,7 @@ class ModelConfig(_FrozenModel):
         uncertainty: state of `clipadapter.uncertainty.Uncertainty` without arrays.
         sources: paths of the pictures of the shots, in the order of their features.
         provenance: number of shots per class, hash of their features, versions of packages, time.
-        files: files of arrays by their name, such as "head".
+        files: hashes of the files of arrays by their name, such as "head".
     """
 
     format: Literal[1] = FORMAT
@@ -128,7 +122,7 @@ class ModelConfig(_FrozenModel):
     uncertainty: dict[str, Any] = Field(default_factory=dict)
     sources: list[str] = Field(default_factory=list)
     provenance: dict[str, Any] = Field(default_factory=dict)
-    files: dict[ArrayName, ArrayFile] = Field(default_factory=dict)
+    files: dict[ArrayName, Sha256] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,12 +134,12 @@ class Snapshot:
     read: Callable[[str], bytes]  # bytes of a file of arrays by its name, checked against the config
 
 
-def pack_arrays(files: Mapping[str, Mapping[str, NDArray[Any]]]) -> tuple[dict[str, bytes], dict[str, ArrayFile]]:
-    """Convert arrays by file and name to the bytes of each safetensors file, and its entry in the config."""
+def pack_arrays(files: Mapping[str, Mapping[str, NDArray[Any]]]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Convert arrays by file and name to the bytes of each safetensors file, and its hash."""
     blobs = {
         name: save_tensors({k: np.asarray(v, order="C") for k, v in arrays.items()}) for name, arrays in files.items()
     }
-    return blobs, {name: _describe_arrays(blobs[name], files[name]) for name in files}
+    return blobs, {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
 
 
 def config_bytes(config: ModelConfig) -> bytes:
@@ -173,11 +167,6 @@ def check_target_folder(folder: str | Path) -> Path:
     if not names <= {ARRAYS_FOLDER} and not (CONFIG_FILE in names and list_own_files(target)):
         raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
     return target
-
-
-def _describe_arrays(blob: bytes, arrays: Mapping[str, NDArray[Any]]) -> ArrayFile:
-    tensors = {name: (str(array.dtype), list(array.shape)) for name, array in arrays.items()}
-    return ArrayFile(sha256=hashlib.sha256(blob).hexdigest(), tensors=tensors)
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -275,24 +264,13 @@ def describe_first_error(error: ValidationError) -> str:
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
-def read_arrays(folder: str | Path, config: ModelConfig, name: str) -> Arrays:
-    """Read the arrays of one file of a model, such as "head", checked against its config.
-
-    Raises:
-        ArtifactError: if the file is missing, altered, or does not hold what the config says.
-    """
-    data = read_array_bytes(folder, config, name)
-    return unpack_arrays(Path(folder) / array_file(name, config.files[name].sha256), data, config.files[name])
-
-
 def read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> bytes:
     """Read the bytes of one file of arrays, checked against the hash in the config."""
     if name not in config.files:
         raise ArtifactError(f"{Path(folder)} was saved without the arrays of its {name}")
-    sha256 = config.files[name].sha256
-    file = array_file(name, sha256)
+    file = array_file(name, config.files[name])
     data = read_file(folder, file, MAX_TENSOR_BYTES, "it is no model of this program")
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != config.files[name]:
         raise ArtifactError(
             f"{Path(folder) / file} was altered since the model was saved: its hash differs. Copy it again, or fit "
             "again"
@@ -300,15 +278,18 @@ def read_array_bytes(folder: str | Path, config: ModelConfig, name: str) -> byte
     return data
 
 
-def unpack_arrays(path: Path, data: bytes, part: ArrayFile) -> Arrays:
-    """Parse the content of a file of arrays, checked against its entry in a config."""
+def read_arrays(folder: str | Path, config: ModelConfig, name: str) -> Arrays:
+    """Read the arrays of one file of a model, such as "head".
+
+    Raises:
+        ArtifactError: if the file is missing, altered, or has values that are not finite.
+    """
+    data = read_array_bytes(folder, config, name)
+    path = Path(folder) / array_file(name, config.files[name])
     try:
-        arrays = load_tensors(data)
+        arrays: Arrays = load_tensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(f"{path} is no safetensors file: {error}") from error
-    actual = {key: (str(array.dtype), list(array.shape)) for key, array in arrays.items()}
-    if actual != {key: (dtype, list(shape)) for key, (dtype, shape) in part.tensors.items()}:
-        raise ArtifactError(f"{path} does not hold the arrays that {CONFIG_FILE} names")
     for key, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ArtifactError(f"{path}: the array {key} has values that are not finite")

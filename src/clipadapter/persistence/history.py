@@ -190,14 +190,7 @@ class History:
     def with_undo(
         self, to: int | None, target: int, by: str = "", models: Mapping[int, Model] | None = None
     ) -> History:
-        """Return the history with an undo as one more version.
-
-        Args:
-            to: version that the user named, or None.
-            target: number of the snapshot that is restored.
-            by: author of the change.
-            models: the restored model by this number, if it is in memory.
-        """
+        """The history with an undo as one more version; see `undo_target`. A model in memory is given in `models`."""
         facts = {"undone": self.changes[-1].content} if to is None else {"to": to}
         restored = self.changes[target - 1]
         counts = {"classes": restored.classes, "pictures": restored.pictures}
@@ -210,21 +203,12 @@ class History:
         return InputError(f"version {number} is no longer stored, only its description; stored versions: {stored}")
 
     def check(self) -> None:
-        """Check that the log could be read.
-
-        Raises:
-            ArtifactError: if not.
-        """
+        """Raise ArtifactError if the log can't be read."""
         if self.damage:
             raise ArtifactError(self.damage)
 
     def undo_target(self, to: int | None = None) -> int:
-        """Return the number of the snapshot that `undo` restores, which is the version that first had it.
-
-        Raises:
-            InputError: if there is nothing to undo, or no such version.
-            ArtifactError: if the log is damaged.
-        """
+        """The number of the snapshot that `undo` restores, which is the version that first had it."""
         self.check()
         current = self.changes[-1].content
         if to is None:
@@ -282,11 +266,7 @@ def history_file(kind: str, digest: str) -> str:
 
 
 def find_snapshot(folder: str | Path, digest: str) -> Snapshot | None:
-    """The current or an earlier version of the model in a folder, by its digest; None if it is not stored.
-
-    Raises:
-        ArtifactError: if it is damaged.
-    """
+    """The current or an earlier version of the model in a folder, by its digest; None if it is not stored."""
     with suppress(ArtifactError):
         current = read_snapshot(folder)
         if config_digest(current.config) == digest:

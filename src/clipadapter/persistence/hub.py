@@ -186,7 +186,7 @@ def _read_public(folder: str | Path) -> tuple[ModelConfig, dict[str, bytes]]:
     config = snapshot.config
     name = without_paths(config.encoder.name)
     public = config.model_copy(update={"sources": [], "encoder": config.encoder.model_copy(update={"name": name})})
-    return public, {array_file(name, part.sha256): snapshot.read(name) for name, part in config.files.items()}
+    return public, {array_file(name, sha256): snapshot.read(name) for name, sha256 in config.files.items()}
 
 
 def _collect_exports(exported: Sequence[str | Path]) -> list[Path]:

@@ -195,8 +195,8 @@ class _NewFiles:
 
     def write_arrays(self, snapshot: Snapshot, check: bool = False) -> None:
         """Those of earlier versions are not read again: one that was altered since is noticed by who restores it."""
-        for name, part in snapshot.config.files.items():
-            file = array_file(name, part.sha256)
+        for name, sha256 in snapshot.config.files.items():
+            file = array_file(name, sha256)
             self.named.add(file)
             if check or not (self.target / file).exists():
                 self.write(file, snapshot.read(name))
@@ -366,7 +366,7 @@ def _snapshot_of(model: Model, keep_support: bool) -> Snapshot:
 
 def _without_shots(snapshot: Snapshot) -> Snapshot:
     """The snapshot without the features and names of the shots and of pictures without labels."""
-    files = {name: part for name, part in snapshot.config.files.items() if name not in (SUPPORT, UNLABELLED)}
+    files = {name: sha256 for name, sha256 in snapshot.config.files.items() if name not in (SUPPORT, UNLABELLED)}
     config = snapshot.config.model_copy(update={"files": files, "sources": []})
     return replace(snapshot, config=config, raw=config_bytes(config))
 

@@ -57,9 +57,9 @@ def can_answer(folder: Path) -> bool:
 def _is_sound(folder: Path) -> bool:
     """Whether the other files have the hashes that the config states."""
     files = json.loads(_read(folder, CONFIG_FILE))["files"]
-    paths = {name: array_file(name, part["sha256"]) for name, part in files.items()}
+    paths = {name: array_file(name, sha256) for name, sha256 in files.items()}
     names = (HEAD, *({UNCERTAINTY} & set(files)))
-    are_equal = all(hashlib.sha256(_read(folder, paths[name])).hexdigest() == files[name]["sha256"] for name in names)
+    are_equal = all(hashlib.sha256(_read(folder, paths[name])).hexdigest() == files[name] for name in names)
     return are_equal and all(model_path(folder, path).is_file() for path in paths.values())  # of the shots
 
 

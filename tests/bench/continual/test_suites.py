@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from clipadapter.bench import (
     FEATURES,
@@ -33,10 +34,12 @@ from clipadapter.bench.costs import estimate
 from clipadapter.bench.launcher import Launcher
 from clipadapter.bench.pivot import Spot
 from clipadapter.bench.published import find_published_streams
+from clipadapter.bench.report.build import build_report
 from clipadapter.bench.report.published import make_published_grid
 from clipadapter.bench.run import RunEncoder, Task, TaskStream
 from clipadapter.bench.suite import ALL, Prompts, parse_suite
 from clipadapter.classifier import FewShotClassifier
+from clipadapter.cli.app import app
 from clipadapter.data import draw_shots
 from clipadapter.errors import DataError, InputError
 from clipadapter.features import FeatureSet
@@ -327,28 +330,35 @@ def test_the_csv_has_each_cell(report):
     assert (cell["after_task"], cell["task_name"], cell["learned"]) == ("zoo 2/3", "farm", "False")
 
 
-def test_where_a_task_differs_by_seed_it_is_called_by_its_number(sets, tmp_path):
-    order = 'orders = [{ name = "by seed", shuffle = "all" }]'
-    go(sets, tmp_path / "out", SUITE + f"[stream]\nclasses_per_task = 2\n{order}")
-    page = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")[0].read_text()
-    assert "| head | task 1 | task 2 | task 3 | task 4 |" in page
-    assert "their order depends on the seed" in page
+def page_of(study):
+    document = build_report(study)
+    return document.to_markdown(document.plot_names())
 
 
-def test_a_single_task_is_a_stream_without_transfer(sets, tmp_path):
-    go(sets[1:], tmp_path / "out")
-    page = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")[0].read_text()
-    row = next(line for line in page.splitlines() if line.startswith("| knn ‡ | joint |"))
-    assert [cell.strip() for cell in row.split("|")][3] == "-"
-    assert "1 task: farm (2 classes)" in page
-
-
-def test_a_stream_that_failed_is_in_the_report(sets, tmp_path):
-    text = SUITE.replace('"knn"]', '"knn", { head = "clip-adapter", params = { branch = "none" } }]')
-    assert go(sets, tmp_path / "out", text).n_failed == 2
-    files = write_report(load_study(tmp_path / "out", "own"), tmp_path / "out")
-    assert "failed 2 times: InputError: branch must be one of" in files[0].read_text()
-    assert "after 0 of 2 tasks" in files[1].read_text()
+@pytest.mark.parametrize(
+    ("text", "first", "lines"),
+    [
+        (
+            SUITE + '[stream]\nclasses_per_task = 2\norders = [{ name = "by seed", shuffle = "all" }]',
+            0,
+            ["| head | task 1 | task 2 | task 3 | task 4 |", "their order depends on the seed"],
+        ),
+        (SUITE, 1, ["1 task: farm (2 classes)", "| knn ‡ | joint | - |"]),  # no Transfer
+        (
+            SUITE.replace('"knn"]', '"knn", { head = "clip-adapter", params = { branch = "none" } }]'),
+            0,
+            ["failed 2 times: InputError: branch must be one of"],
+        ),
+    ],
+)
+def test_a_report_says_what_is_special_about_a_stream(sets, tmp_path, text, first, lines):
+    go(sets[first:], tmp_path / "out", text)
+    study = load_study(tmp_path / "out", "own")
+    page = page_of(study)
+    for line in lines:
+        assert line in page
+    failed = [run.error for run in study.runs if run.error]
+    assert all(error.endswith("(after 0 of 2 tasks)") for error in failed)
 
 
 def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path):
@@ -383,59 +393,44 @@ def test_published_figures_are_compared_with_the_same_stream_only(sets, tmp_path
 # The command
 
 
-def test_the_command_prints_a_table_with_its_definitions(sets, tmp_path):
-    from click.testing import CliRunner
+@pytest.fixture
+def command(tmp_path):
+    """A function that runs a command on a suite file."""
 
-    from clipadapter.cli.app import app
+    def run(*args, text=SUITE):
+        (tmp_path / "own.toml").write_text(text)
+        place = ["bench", "run", str(tmp_path / "own.toml"), "--workers", "1", "--out", str(tmp_path / "out")]
+        return CliRunner().invoke(app, [*place, *map(str, args)])
 
-    (tmp_path / "own.toml").write_text(SUITE)
+    return run
 
-    def run(*args):
-        command = [
-            "bench",
-            "run",
-            str(tmp_path / "own.toml"),
-            "--workers",
-            "1",
-            "--out",
-            str(tmp_path / "out"),
-            *args,
-        ]
-        return CliRunner().invoke(app, command)
 
+def test_the_command_prints_a_table_with_its_definitions(sets, command):
     data = [word for spec in sets for word in ("--data", spec)]
-    result = run(*data, "--per-task", "2", "--order", "classes")
+    result = command(*data, "--per-task", "2", "--order", "classes")
     assert result.exit_code == 0, result.output
     assert "zoo + farm, 2 shots, tasks classes by seed, about 2 classes a task" in result.stdout
     assert "Last: accuracy on a task after the last one was learned." in result.stdout
     assert "4 streams finished" in result.stdout
-    data_of_run = json.loads(run(*data, "--shots", "all", "--seeds", "1", "--heads", "knn", "--json").stdout)
+    data_of_run = json.loads(command(*data, "--shots", "all", "--seeds", "1", "--heads", "knn", "--json").stdout)
     assert [(one["head"], one["learns"], one["shots"]) for one in data_of_run["streams"]] == [("knn", "joint", ALL)]
-    plan = run(*data, "--per-task", "2", "--dry-run").stdout
-    assert (
-        "tasks     4, learned one after the other; all are measured after each; the task of a test picture is not known"
-        in plan
-    )
-    wrong = run(*data, "--order", "backwards")
+    tasks = "4, learned one after the other; all are measured after each; the task of a test picture is not known"
+    assert f"tasks     {tasks}" in command(*data, "--per-task", "2", "--dry-run").stdout
+    wrong = command(*data, "--order", "backwards")
     assert wrong.exit_code == 1 and "no order is called 'backwards'" in wrong.stderr
 
 
-def test_the_command_names_missing_data_sets(tmp_path, colour_folder):
-    from click.testing import CliRunner
-
-    from clipadapter.cli.app import app
-
+def test_the_command_names_missing_data_sets(tmp_path, colour_folder, command):
     colour_folder("root/mnist/train", 2)
     colour_folder("root/mnist/test", 1)
-    (tmp_path / "tail.toml").write_text(SUITE + 'data = ["dtd", "mnist", "cifar100"]\n')
-    command = ["bench", "run", str(tmp_path / "tail.toml"), "--root", str(tmp_path / "root"), "--encoder", "toy"]
-    result = CliRunner().invoke(app, command)
+    options, text = ("--root", tmp_path / "root", "--encoder", "toy"), SUITE + 'data = ["dtd", "mnist", "cifar100"]\n'
+    result = command(*options, text=text)
     assert result.exit_code == 1
     assert "2 of the 3 data sets of this stream are not on disk: dtd, cifar100." in result.stderr
-    plan = CliRunner().invoke(app, [*command, "--dry-run"]).stdout
-    assert "the data set 'dtd' is not ready" in plan
+    assert "own.toml --data mnist" in result.stderr
+    plan = command(*options, "--dry-run", text=text).stdout
+    assert "the data set 'dtd' is not ready" in plan and "mnist: 3 classes, 6 + 3 pictures, ready" in plan
     assert "'cifar100' is not ready" in plan and "put its pictures into" in plan
     assert "cifar100: unknown size, NOT ON DISK" in plan
-    assert "tail.toml --data mnist" in result.stderr
     few_shot_result = CliRunner().invoke(app, ["bench", "run", "few-shot", "--data", "x", "--order", "seed"])
     assert "suite 'few-shot' has no stream of tasks: leave --order out" in few_shot_result.stderr

@@ -4,7 +4,6 @@ import pytest
 
 from clipadapter.bench import default_heads, read_runs
 from clipadapter.heads.linear_probe import LinearProbe
-from clipadapter.metrics import metrics_shown
 
 HEADS = ("--heads", "linear-probe", "--encoder", "toy")
 
@@ -17,21 +16,6 @@ def compare(tmp_path, run):
         return run("compare", *args, "--out", tmp_path / "out")
 
     return call
-
-
-def test_one_table_of_heads_and_shots(noisy_squares, tmp_path, compare):
-    result = compare(noisy_squares, *HEADS, "--shots", "1,2", "--seeds", 2)
-    assert result.exit_code == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[0].split() == ["head", "1", "shot", "2", "shots", "fit", "at", "2"]
-    assert lines[1].split()[:4] == ["zero-shot", "•100.0", "±", "0.0"]
-    assert lines[2].split()[:4] == ["linear-probe", "•100.0", "±", "0.0"]
-    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {"runs.jsonl", "table.md", "accuracy.png"}
-    assert len(read_runs(tmp_path / "out" / "runs.jsonl")) == 2 * 2 * 2
-    text = (tmp_path / "out" / "table.md").read_text()
-    assert text.startswith(f"# {noisy_squares.name} with toy\n")  # names no folder above it
-    for metric in metrics_shown("comparison").values():
-        assert f"{metric.title_with_unit}, mean ± sd" in text
 
 
 def test_all_heads_without_heads_and_with_all(noisy_squares, tmp_path, compare):
@@ -89,7 +73,7 @@ def test_small_classes_and_test_pictures_among_the_shots_are_warnings(noisy_squa
     train = noisy_squares / "train"
     result = compare(train, train, *HEADS, "--shots", 8, "--seeds", 1)
     assert "warning: 3 of 3 classes have fewer than 8 pictures" in result.stderr
-    assert "warning: 12 of 12 test pictures are also among those that shots are drawn from" in result.stderr
+    assert "warning: 12 of 12 test pictures are also among the shots" in result.stderr
 
 
 def test_an_undivided_folder_alone_is_cross_validated(noisy_squares, tmp_path, compare):
@@ -119,11 +103,6 @@ def test_cross_validation_makes_at_most_twice_the_fits_of_a_comparison_on_a_test
 def test_a_head_that_tunes_the_encoder_is_not_cross_validated(noisy_squares, compare):
     result = compare(noisy_squares / "train", "--heads", "clip-lora", "--encoder", "toy", "--shots", 1)
     assert result.exit_code == 1 and "clip-lora tunes the encoder" in result.stderr
-
-
-def test_an_unknown_head_gets_a_suggestion(noisy_squares, compare):
-    result = compare(noisy_squares, "--heads", "linear-prob", "--encoder", "toy")
-    assert result.exit_code == 1 and "Did you mean 'linear-probe'?" in result.stderr
 
 
 @pytest.mark.parametrize("shots", ["0", "1,x", ""])

@@ -4,32 +4,11 @@ import shutil
 import pytest
 from scipy.stats import binomtest
 
-from clipadapter.metrics import metrics_shown
-
 
 @pytest.fixture
 def test_copy(tmp_path, noisy_squares):
     """The test part alone, to be changed."""
     return shutil.copytree(noisy_squares / "test", tmp_path / "new")
-
-
-def test_baselines_are_measured_too(probe, noisy_squares, tmp_path, run):
-    result = run("eval", probe, noisy_squares, "--out", tmp_path / "report", "--seeds", 1)
-    assert result.exit_code == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[0] == "6 pictures of noisy"
-    metrics = metrics_shown("terminal", "single-label")
-    assert lines[2].strip().split("  ") == [metric.heading for metric in metrics.values()]
-    assert lines[3].split()[:4] == ["this", "model", "(linear-probe)", "100.0"]
-    values = dict(zip(metrics, lines[3].split()[3:], strict=True))
-    scores = {name: metric for name, metric in metrics.items() if metric.higher_is_better}
-    assert {name: values[name] for name in scores} == {name: metric.format(1) for name, metric in scores.items()}
-    assert [line.split()[0] for line in lines[4:6]] == ["zero-shot", "linear-probe"]
-    assert lines[7].split() == ["class", "pictures", "precision", "%", "recall", "%", "F1", "%"]
-    assert lines[8].split() == ["blue", "2", "100.0", "100.0", "100.0"]
-    assert result.stderr == ""
-    written = {path.name for path in (tmp_path / "report").iterdir()}
-    assert written == {"metrics.json", "confusion.png", "learning-curve.png"}
 
 
 def test_without_test_pictures_the_head_is_cross_validated_on_the_shots_of_the_model(probe, tmp_path, run):
@@ -65,18 +44,6 @@ def test_mistakes_are_listed(probe, test_copy, tmp_path, run):
     assert evaluation["model"]["accuracy"] == 4 / 6
     assert evaluation["model"]["confusions"] == [["green", "red", 2]]
     assert not (tmp_path / "report" / "learning-curve.png").exists()
-
-
-def test_json(probe, noisy_squares, tmp_path, run):
-    result = run("eval", probe, noisy_squares, "--split", "test", "--out", tmp_path / "r", "--no-curve", "--json")
-    evaluation = json.loads(result.stdout)
-    best = {
-        name: float(metric.higher_is_better) for name, metric in metrics_shown("metrics.json", "single-label").items()
-    }
-    assert {name: evaluation["model"][name] for name in best} == pytest.approx(best, abs=0.2)
-    assert evaluation["baselines"]["zero-shot"].keys() == metrics_shown("record", "single-label").keys()
-    assert evaluation["baselines"].keys() == {"zero-shot", "linear-probe"}
-    assert evaluation["files"] == [str(tmp_path / "r" / name) for name in ("metrics.json", "confusion.png")]
 
 
 def test_the_default_report_folder_is_beside_the_model(probe, noisy_squares, run):

@@ -1,32 +1,6 @@
 import json
-from pathlib import Path
 
 from PIL import Image
-
-
-def test_the_text_has_the_leading_class_and_the_nearest_shots(squares, model, tmp_path, run):
-    path = squares / "red" / "0.png"
-    result = run("explain", model, path)
-    assert result.exit_code == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[0] == str(path)
-    assert lines[1].startswith("It is classified as 'red'")
-    assert lines[2].startswith("'red' leads '")
-    assert lines[3].startswith("Of that, class text gives +")
-    assert "nearest shot" in result.stdout
-    assert "heat map" not in result.stderr  # none is drawn
-    drawn = run("explain", model, path, "--out", tmp_path / "why.png")
-    assert "no heat map: toy has no features of parts of a picture" in drawn.stderr
-
-
-def test_json(squares, model, run):
-    result = run("explain", model, squares / "green" / "1.png", "--json", "--neighbours", 2, "-q")
-    found = json.loads(result.stdout)
-    assert (found["prediction"]["label"], found["explained"], len(found["nearest_shots"])) == ("green", "green", 2)
-    near = found["nearest_shots"][0]
-    assert (near["label"], Path(near["source"]).parent) == ("green", squares / "green")
-    assert "files" not in found
-    assert result.stderr == ""
 
 
 def test_a_picture_is_written(squares, model, tmp_path, run):
@@ -38,11 +12,6 @@ def test_a_picture_is_written(squares, model, tmp_path, run):
         assert image.format == "PNG"
     found = json.loads(run("explain", model, squares / "red" / "0.png", "--out", target, "--json").stdout)
     assert found["files"] == [str(target)]
-
-
-def test_another_class(squares, model, run):
-    result = run("explain", model, squares / "red" / "0.png", "--class", "blue")
-    assert "'blue' is behind 'red'" in result.stdout
 
 
 def test_an_unknown_class_gets_a_suggestion(squares, model, run):

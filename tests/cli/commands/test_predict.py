@@ -14,36 +14,6 @@ def records(result):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_one_picture(squares, model, run):
-    path = squares / "red" / "0.png"
-    result = run("predict", model, path)
-    assert result.exit_code == 0
-    label, probability, source = result.stdout.split()
-    assert (label, source) == ("red", str(path))
-    assert 1 / 3 < float(probability) <= 1
-
-
-def test_json_lines(squares, model, run):
-    path = squares / "green" / "1.png"
-    (found,) = records(run("predict", model, path, "--top", 2, "--json"))
-    assert list(found) == [
-        "source",
-        "label",
-        "probability",
-        "top",
-        "nearest",
-        "unlike_every_class",
-        "ood_score",
-        "reason",
-        "labels",
-        "error",
-    ]
-    assert (found["source"], found["label"], found["error"]) == (str(path), "green", None)
-    assert [set(one) for one in found["top"]] == [{"label", "score"}] * 2
-    assert found["top"][0] == {"label": "green", "score": found["probability"]}
-    assert found["top"][0]["score"] >= found["top"][1]["score"]
-
-
 def test_a_picture_unlike_every_class_is_marked_beside_its_answer(probe, noisy_squares, tmp_path, run):
     like, unlike = noisy_squares / "test" / "red" / "0.png", tmp_path / "grey.png"
     Image.new("RGB", (12, 12), "grey").save(unlike)

@@ -96,7 +96,6 @@ def command(
         range(1, seeds + 1),
         records=records,
         progress=out.progress,
-        drawn_only=True,
     )
     note_comparison(result, out)
     title = f"{pictures.name} with {encoders[0].info.name}"

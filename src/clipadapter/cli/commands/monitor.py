@@ -144,11 +144,7 @@ def _parse_shares(options: tuple[str, ...]) -> dict[str, float]:
 
 
 def _append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a line of JSON to a file.
-
-    Raises:
-        InputError: if it is a link, which could lead to a file of another program, or can't be written.
-    """
+    """Append a line of JSON to a file, unless it is a link, which could lead to a file of another program."""
     path = path_without_links(path.parent, path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
