@@ -319,7 +319,7 @@ def measure_tuner(report: Report, encoder: Encoder, name: str, precision: str | 
     def fit(count: int) -> None:
         if precision is None:
             head = create_head(name, epochs=count, checkpoint=None, batch_size=batch)
-            head.to(meter.device).fit(X, labels, text=text)
+            head.fit(X, labels, text=text)  # computes where the text tower of the encoder is
         else:
             head = create_head(name, steps=count, checkpoint=None, batch_size=batch, precision=precision)
             head.tune(encoder, squares, labels, prompts)

@@ -32,7 +32,8 @@ from clipadapter.cli.app import app
 runner = CliRunner()
 for args in [[], *([name] for name in app.list_commands(None))]:
     assert runner.invoke(app, [*args, "--help"]).exit_code == 0, args
-print(*{"torch", "numpy", "sklearn", "PIL", "open_clip", "matplotlib", "pydantic"} & set(sys.modules))
+heavy = {"torch", "numpy", "sklearn", "PIL", "open_clip", "matplotlib", "pydantic", "fastapi", "uvicorn"}
+print(*heavy & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

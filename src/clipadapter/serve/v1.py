@@ -16,7 +16,7 @@ from clipadapter.serve.batching import Answer, Unreadable
 from clipadapter.serve.body import JSON, load_picture
 from clipadapter.serve.models import ServedModel
 from clipadapter.serve.prediction_request import PredictionRequest, ServerState
-from clipadapter.utils.prediction import Prediction, unreadable
+from clipadapter.utils.prediction import unreadable
 
 router = APIRouter(prefix="/v1")
 MAX_INLINE_SCORES = 2000
@@ -188,21 +188,16 @@ async def _predict(request: PredictionRequest, name: str | None) -> Response:
 def _prediction_response(
     model: ServedModel, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
 ) -> Response:
-    predictions = [prediction.record() for prediction in _predictions(model, results, sources, top)]
-    content = {"model": model.name, "version": model.version, "predictions": predictions}
-    return Response(to_json(content), media_type=JSON)
-
-
-def _predictions(
-    model: ServedModel, results: Sequence[Answer | Unreadable], sources: Sequence[str], top: int
-) -> list[Prediction]:
     class_names = model.predictor.class_names
-    return [
+    predictions = [
         unreadable(source, result.reason)
         if isinstance(result, Unreadable)
         else result.answers.prediction(result.row, source, class_names, top)
         for result, source in zip(results, sources, strict=True)
     ]
+    records = [prediction.record() for prediction in predictions]
+    content = {"model": model.name, "version": model.version, "predictions": records}
+    return Response(to_json(content), media_type=JSON)
 
 
 def describe_model(model: ServedModel) -> ModelDescription:

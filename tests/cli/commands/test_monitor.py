@@ -67,15 +67,13 @@ def test_drift_is_exit_code_3_and_a_sentence(place, run):
     assert result.exit_code == 3 and "drift: the pictures look different (p = " in result.stdout
 
 
-@pytest.mark.parametrize("reference", [(), ("--reference", "usual")])
-def test_a_model_that_reads_several_blocks_is_monitored(place, run, tmp_path, reference):
+def test_a_model_that_reads_several_blocks_is_monitored(place, run, tmp_path):
     fit = ("fit", place / "shots", "--out", tmp_path / "m", "--encoder", "toy[final,inner]", "--head", "auto")
     assert run(*fit).exit_code == 0
-    result = run(
-        "monitor", tmp_path / "m", place / "same", *(place / text if text == "usual" else text for text in reference)
-    )
-    assert result.exit_code == 0, result.stderr
-    assert "no drift was found" in result.stdout
+    for reference in ((), ("--reference", place / "usual")):
+        result = run("monitor", tmp_path / "m", place / "same", *reference)
+        assert result.exit_code == 0, result.stderr
+        assert "no drift was found" in result.stdout
 
 
 def test_usual_class_frequencies_can_be_given(place, run):

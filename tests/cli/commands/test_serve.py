@@ -71,13 +71,3 @@ main()
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 1 and install_command("serve") in found.stderr
-
-
-def test_help_loads_nothing_of_it():
-    code = """
-import sys
-from clipadapter.cli.app import app
-app(["serve", "--help"], standalone_mode=False)
-assert not {"fastapi", "uvicorn", "numpy"} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

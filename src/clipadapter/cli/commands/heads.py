@@ -70,22 +70,16 @@ def _list_heads(pattern: str) -> str:
     """Return the table of the heads. Their source is read; torch, which takes seconds, is not imported."""
     from clipadapter.heads.registry import HEADS, Fidelity
 
-    heads = HEADS.declarations(pattern)
-    marks = [
-        "*" if head.attributes.get("transductive") else "+" if head.attributes.get("accepts_unlabelled") else ""
-        for head in heads
-    ]
-    stated = [Fidelity.of(head.facts) for head in heads]
-    marks = [
-        f"{mark}{'' if own.is_as_published else NOT_AS_PUBLISHED}" for mark, own in zip(marks, stated, strict=True)
-    ]
-    kinds = [own.kind for own in stated]
-    rows = [
-        [f"{head.name} {mark}".strip(), kind, head.summary]
-        for head, mark, kind in zip(heads, marks, kinds, strict=True)
-    ]
+    rows, kinds, marks = [], [], ""
+    for head in HEADS.declarations(pattern):
+        stated, traits = Fidelity.of(head.facts), head.attributes
+        mark = "*" if traits.get("transductive") else "+" if traits.get("accepts_unlabelled") else ""
+        mark += "" if stated.is_as_published else NOT_AS_PUBLISHED
+        rows.append([f"{head.name} {mark}".strip(), stated.kind, head.summary])
+        kinds.append(stated.kind)
+        marks += mark
     text = f"{table(['head', 'fidelity', 'summary'], rows)}\n\n{_describe_kinds(kinds)}"
-    notes = "\n".join(f"{mark} {note}" for mark, note in MARKS.items() if mark in "".join(marks))
+    notes = "\n".join(f"{mark} {note}" for mark, note in MARKS.items() if mark in marks)
     return f"{text}\n\n{notes}" if notes else text
 
 

@@ -25,6 +25,7 @@ from clipadapter.cli.options import (
 from clipadapter.cli.output import Fact, Output, note_kept
 from clipadapter.errors import DataError, InputError
 from clipadapter.utils.files import quote_path
+from clipadapter.utils.formatting import format_seconds
 
 if TYPE_CHECKING:
     from clipadapter.bench import Estimate, Suite
@@ -216,7 +217,12 @@ def _cost_facts(suite: Suite, encoders: Sequence[str], cost: Estimate) -> list[F
         Fact("fits", cost.fits, f"{at_most}{cost.fits}", "streams" if suite.is_stream else ""),
         Fact("fits_are_upper_bound", cost.fits_are_upper_bound),
         Fact("pictures", cost.pictures, _pictures_text(cost)),
-        Fact("fit_seconds", round(cost.fit_seconds, 1), f"about {_time(cost.fit_seconds)} on two cores", "fitting"),
+        Fact(
+            "fit_seconds",
+            round(cost.fit_seconds, 1),
+            f"about {format_seconds(cost.fit_seconds)} on two cores",
+            "fitting",
+        ),
         Fact("encode_seconds", round(cost.encode_seconds, 1), _encoding_time(cost), "encoding"),
         Fact("data", [vars(size) for size in cost.sizes]),
         *(Fact("", text=state, name="data") for state in states),
@@ -228,14 +234,7 @@ def _pictures_text(cost: Estimate) -> str:
 
 
 def _encoding_time(cost: Estimate) -> str:
-    return f"about {_time(cost.encode_seconds)} at 25 pictures a second; a GPU takes a tenth or less"
-
-
-def _time(seconds: float) -> str:
-    """Format a time, such as 40 s, 12 min, 3.5 h."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+    return f"about {format_seconds(cost.encode_seconds)} at 25 pictures a second; a GPU takes a tenth or less"
 
 
 def _outcome_data(outcome: SuiteResult, folder: Path) -> dict[str, object]:
@@ -253,7 +252,7 @@ def _outcome_data(outcome: SuiteResult, folder: Path) -> dict[str, object]:
 def _outcome_text(outcome: SuiteResult, suite: Suite, folder: Path) -> str:
     rate = f", {outcome.n_made / outcome.seconds:.1f} a second" if outcome.n_made and outcome.seconds else ""
     noun = "stream" if suite.is_stream else "run"
-    text = f"{outcome.n_made} {noun}{'s' * (outcome.n_made != 1)} finished in {_time(outcome.seconds)}{rate}"
+    text = f"{outcome.n_made} {noun}{'s' * (outcome.n_made != 1)} finished in {format_seconds(outcome.seconds)}{rate}"
     text += f"; {outcome.n_existing} were in the records"
     if outcome.n_failed:
         command = f"clipadapter bench status {suite.name} --out {quote_path(folder)}"
