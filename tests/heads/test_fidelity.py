@@ -60,7 +60,7 @@ def forget():
     before = set(HEADS._entries)
     yield
     # A head of the package that a test was the first to import stays: its module registers it but once.
-    for name in [name for name in HEADS._entries if name not in before and name not in HEADS._source.modules]:
+    for name in [name for name in HEADS._entries if name not in before and name not in HEADS._modules]:
         del HEADS._entries[name]
 
 
@@ -95,8 +95,8 @@ def test_a_docstring_describes_each_parameter_once_its_own_before_inherited_ones
     described = re.findall(r"^    (\w+): (.*)$", Trained.__doc__, re.MULTILINE)
     assert [name for name, _ in described[:2]] == ["width", "lr"]
     assert sorted(name for name, _ in described) == sorted(inspect.signature(Trained).parameters)
-    assert dict(described)["lr"] == "a rate of another meaning. Default: 0.001."
-    assert dict(described)["batch_size"] == "shots per step. Default: 256."
+    assert dict(described)["lr"] == "a rate of another meaning."
+    assert dict(described)["batch_size"] == "shots per step."
     assert Trained.__doc__.endswith("\n\nThe end.\n\nFidelity: Not stated.\n")
 
 
