@@ -85,7 +85,8 @@ class FewShotClassifier:
             The fits of this search get no pictures without labels; only the last one does.
         task: "single-label"; "multilabel" for pictures with any number of labels; "auto" infers it from the labels.
         uncertainty: what is learned from held-out shots and which decisions are the default. None: calibrated
-            probabilities only. `UncertaintyOptions(reject=0.05)` answers None for out-of-distribution pictures.
+            probabilities, and marks on pictures that are unlike every class. `UncertaintyOptions(reject=0.05)` answers
+            None for such pictures.
         quality: how much of a picture ``auto`` looks at. "fast": the final feature of each encoder. "standard": inner
             layers of the same pass too. "best": a second look too, larger and mirrored, at several times the cost; what
             held-out shots do not need is dropped. "auto": "best" in `fit` if held-out shots gain much, else "standard".
