@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import tempfile
 import threading
 from dataclasses import replace
@@ -31,7 +32,8 @@ from clipadapter.persistence import (
 )
 from clipadapter.persistence import history as history_module
 from clipadapter.persistence import save as save_module
-from clipadapter.persistence.history import history_file
+from clipadapter.persistence.history import history_file, read_version
+from clipadapter.runtime.model_folder import array_file
 from clipadapter.testing import toy_features
 from clipadapter.uncertainty import DecisionOptions, Uncertainty
 
@@ -390,6 +392,45 @@ def test_a_full_disk_leaves_everything_as_it_was(call, folder, tmp_path, monkeyp
         save_model(folder, make(5), history=history)
     monkeypatch.undo()
     assert tree(tmp_path) == before and os.listdir(tmp_path) == ["model"]
+
+
+def test_a_failed_save_removes_no_file_of_a_person(folder, tmp_path, monkeypatch):
+    mine = folder / "arrays" / "new-notes.txt"
+    mine.touch()
+    monkeypatch.setattr(save_module, "_commit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        change(folder, 5)
+    assert mine.exists()
+    other = tmp_path / "other" / "arrays" / "new-run.npy"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    with pytest.raises(ArtifactError, match="holds other files than a model"):
+        save_model(tmp_path / "other", make(0))
+
+
+def test_a_change_that_was_killed_before_its_commit_is_in_no_log(tmp_path, monkeypatch):
+    place, killed = save_model(tmp_path / "model", make(0)), tmp_path / "killed"
+    monkeypatch.setattr(save_module, "_commit", lambda *_: shutil.copytree(place, killed) and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        change(place, 1)
+    assert (log(killed), which(load_model(killed))) == ([(1, "fit", 1)], 0)
+
+
+def test_what_a_save_could_not_read_stays(folder, tmp_path, undo):
+    first = read_version(folder, History.load(folder).changes[0].config)
+    arrays = folder / array_file("head", first.config.files["head"])
+    arrays.rename(tmp_path / "away")
+    change(folder, 5)
+    (tmp_path / "away").rename(arrays)
+    undo(folder, 1)
+    assert which(load_model(folder)) == 0
+
+
+def test_a_config_of_another_version_is_not_taken_for_one(folder, undo):
+    first, second = (folder / history_file("config", each.config) for each in History.load(folder).changes[:2])
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ArtifactError, match="was altered"):
+        undo(folder, 1)
 
 
 def test_ctrl_c_after_the_commit_leaves_the_new_model(folder, monkeypatch):

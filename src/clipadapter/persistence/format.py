@@ -39,6 +39,7 @@ from clipadapter.runtime.model_folder import (
     ARRAY_NAMES,
     ARRAYS_FOLDER,
     CONFIG_FILE,
+    LOCK_FILE,
     array_file,
     list_own_files,
     model_path,
@@ -163,8 +164,11 @@ def check_target_folder(folder: str | Path) -> Path:
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file; give a folder for the model")
     names = {path.name for path in target.iterdir()} if target.is_dir() else set()
-    # Many programs write a config.json, and a save replaces it. A first save that was killed leaves ARRAYS_FOLDER only.
-    if not names <= {ARRAYS_FOLDER} and not (CONFIG_FILE in names and list_own_files(target)):
+    own = list_own_files(target)
+    arrays = {path.name for path in (target / ARRAYS_FOLDER).iterdir()} if names == {ARRAYS_FOLDER} else set()
+    # A first save that was killed leaves ARRAYS_FOLDER only, with files of its own.
+    is_killed_save = names <= {ARRAYS_FOLDER} and arrays <= {LOCK_FILE, *(file.rpartition("/")[2] for file in own)}
+    if not is_killed_save and not (CONFIG_FILE in names and own):  # many programs write a config.json
         raise ArtifactError(f"{target} holds other files than a model; give a new or empty folder")
     return target
 

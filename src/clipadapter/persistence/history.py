@@ -277,7 +277,12 @@ def find_snapshot(folder: str | Path, digest: str) -> Snapshot | None:
 def read_version(folder: str | Path, digest: str) -> Snapshot | None:
     """An earlier version; see `find_snapshot`."""
     file = history_file("config", digest)
-    return read_snapshot(folder, file) if digest and os.path.lexists(Path(folder) / file) else None
+    if not digest or not os.path.lexists(Path(folder) / file):
+        return None
+    stored = read_snapshot(folder, file)
+    if config_digest(stored.config) != digest:
+        raise ArtifactError(f"{Path(folder) / file} was altered: it is not the config that the history names")
+    return stored
 
 
 def retained_snapshots(changes: Sequence[Change]) -> list[int]:

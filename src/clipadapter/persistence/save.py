@@ -53,6 +53,7 @@ from clipadapter.runtime.model_folder import (
     CARD_FILE,
     CONFIG_FILE,
     HISTORY_FOLDER,
+    LOCK_FILE,
     SUPPORT,
     UNLABELLED,
     array_file,
@@ -68,8 +69,6 @@ if TYPE_CHECKING:
 
 HEADS_WITHOUT_PICTURES = ("linear-probe", "clip-adapter", "gda")
 """Heads that a warning recommends to whoever wants no features of pictures in the model."""
-LOCK_FILE = ".lock"
-"""In the folder of the arrays. The lock is released when its process ends; the file stays."""
 LOCK_TIMEOUT_SECONDS = 60.0
 
 
@@ -164,13 +163,16 @@ class SaveOptions:
 def write_snapshot(folder: str | Path, snapshot: Snapshot, options: SaveOptions) -> Path:
     """Write a snapshot into a folder, as a new version if there is a model."""
     with _lock_folder(folder) as target:
-        current = None
-        with suppress(ArtifactError):  # a damaged config does not keep a new model out
-            current = read_snapshot(target)
-        changes = _merge_changes(folder, current, read_changes(target, current), snapshot, options)
-        new = _NewFiles(target)
+        current, new = None, _NewFiles(target)
+        if (target / CONFIG_FILE).exists():
+            with new.tolerant():  # a damaged config does not keep a new model out
+                current = read_snapshot(target)
+        on_disk = read_changes(target, current)
+        changes = _merge_changes(folder, current, on_disk, snapshot, options)
         try:
             if changes:
+                if current is not None:  # else a log whose config is never committed would be taken for its log
+                    new.write(history_file("log", config_digest(current.config)), log_bytes(on_disk), stays=False)
                 snapshot = _write_history(new, changes, snapshot, current, options)
             new.write_arrays(snapshot, check=True)
             _commit(target, snapshot.raw, make_card(folder, snapshot.config) if options.card is None else options.card)
@@ -178,10 +180,12 @@ def write_snapshot(folder: str | Path, snapshot: Snapshot, options: SaveOptions)
             if not _is_committed(target, snapshot.raw):  # Ctrl-C may come after the commit
                 new.remove()
             raise
-        # The save is done. What can't be removed now is removed by the next one.
-        with suppress(OSError):
+        # The save is done. What can't be removed now is removed by the next one. What could not be read may be readable
+        # again, so everything stays, unless the shots must go.
+        if new.has_read_all or not options.keep_support:
             for file in set(list_own_files(target)) - new.named:
-                (target / file).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (target / file).unlink(missing_ok=True)
     return Path(folder)
 
 
@@ -192,6 +196,15 @@ class _NewFiles:
     target: Path
     named: set[str] = field(default_factory=set)
     added: list[Path] = field(default_factory=list)
+    has_read_all: bool = True
+
+    @contextmanager
+    def tolerant(self) -> Iterator[None]:
+        """Continue without a version that can't be read."""
+        try:
+            yield
+        except ArtifactError:
+            self.has_read_all = False
 
     def write_arrays(self, snapshot: Snapshot, check: bool = False) -> None:
         """Those of earlier versions are not read again: one that was altered since is noticed by who restores it."""
@@ -201,11 +214,11 @@ class _NewFiles:
             if check or not (self.target / file).exists():
                 self.write(file, snapshot.read(name))
 
-    def write(self, file: str, data: bytes) -> None:
-        self.named.add(file)
+    def write(self, file: str, data: bytes, stays: bool = True) -> None:
+        self.named |= {file} if stays else set()
         path = self.target / file
         is_new = not path.exists()
-        if not is_new and path.read_bytes() == data:
+        if not is_new and path.stat().st_size == len(data) and path.read_bytes() == data:
             return
         path.parent.mkdir(exist_ok=True)
         # In one step: a damaged file, and the log of an equal config, are replaced while others may read them.
@@ -230,10 +243,10 @@ def _write_history(
 
     def find(change: Change) -> Snapshot | None:
         stored = None
-        with suppress(ArtifactError):  # a damaged version can't be restored, so nothing is lost without it
+        with new.tolerant():
             stored = current if change.config == current_digest else read_version(new.target, change.config)
         if stored is None and source is not None and source != new.target:
-            with suppress(ArtifactError):
+            with new.tolerant():
                 stored = find_snapshot(source, change.config)
         return stored if stored is None or options.keep_support else _without_shots(stored)
 
@@ -248,7 +261,7 @@ def _write_history(
         stored = None if i == number else find(changes[i - 1]) or _find_in_memory(changes[i - 1], options)
         if stored is None:
             continue
-        with suppress(ArtifactError):
+        with new.tolerant():
             new.write_arrays(stored)
             changed[i] = config_digest(stored.config)
             new.write(history_file("config", changed[i]), stored.raw)
@@ -311,8 +324,8 @@ def _lock_folder(folder: str | Path) -> Iterator[Path]:
                 yield target
             except BaseException:
                 with suppress(OSError):
-                    for path in arrays.glob("new-*"):
-                        path.unlink()
+                    for name in ("file", CONFIG_FILE, CARD_FILE):
+                        (arrays / f"new-{name}").unlink(missing_ok=True)
                     if not (target / CONFIG_FILE).exists():
                         lock.unlink()
                         arrays.rmdir()

@@ -26,6 +26,8 @@ ARRAY_NAMES = HEAD, SUPPORT, UNLABELLED, UNCERTAINTY, FOLD_HEADS = (
 """Names of the files of arrays that a model can have, without their hashes."""
 ARRAYS_FOLDER, HISTORY_FOLDER = "arrays", "history"
 """Subfolders with the arrays of all versions, and with the log and the configs of earlier versions."""
+LOCK_FILE = ".lock"
+"""In the folder of arrays: a save locks it."""
 OWN_FILES = {
     ARRAYS_FOLDER: re.compile(
         rf"(?:{'|'.join(ARRAY_NAMES)})-[0-9a-f]{{16}}\.safetensors|new-(?:file|config\.json|README\.md)"
