@@ -70,7 +70,7 @@ def install(folder, monkeypatch):
     (place / "entry_points.txt").write_text("".join(groups))
     monkeypatch.syspath_prepend(str(folder))
     for registry in (HEADS, ENCODERS):
-        monkeypatch.setattr(registry, "_loaded", False)
+        monkeypatch.setattr(registry, "_has_plug_ins", False)
 
 
 @pytest.fixture

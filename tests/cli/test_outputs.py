@@ -52,7 +52,8 @@ def shape(value, key=""):
     if key in CHANGING or isinstance(value, float):
         return "#" if value is not None else None
     if isinstance(value, dict):
-        return {name: shape(item, name) for name, item in sorted(value.items())}
+        items = dict.fromkeys(value, "#") if key == "versions" else {name: shape(value[name], name) for name in value}
+        return dict(sorted(items.items()))
     if isinstance(value, list):
         return [shape(value[0])] if value else []
     return mask(value) if isinstance(value, str) else value

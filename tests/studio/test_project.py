@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipadapter.data import load_dataset, read_class_names, scan
+from clipadapter.data import IMAGE_SUFFIXES, load_dataset, read_class_names, scan
 from clipadapter.errors import InputError
 from clipadapter.studio import Project
 from clipadapter.studio.actions import Actions, Tab
@@ -92,7 +92,7 @@ def test_a_name_from_a_browser_becomes_one_visible_file_of_the_class(project, pn
 def test_every_name_is_stored_as_one_short_path_component(name):
     stored = stored_file_name(Upload(name, b"\x89PNG\r\n\x1a\n"))
     assert not set(stored) & set('/\\:*?"<>|\0\n') and not stored.startswith(".") and len(stored.encode()) <= 110
-    assert Path(stored).suffix.lower() == ".png" and stored == stored.strip()
+    assert Path(stored).suffix.lower() in IMAGE_SUFFIXES and stored == stored.strip()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from clipadapter.bench.bundle import Bundle, TestPart
 from clipadapter.bench.fits import attempt, finish_run, run_fits, score_part
 from clipadapter.bench.folds import DEFAULT_FOLDS, count_folds
+from clipadapter.bench.plan import Rows
 from clipadapter.bench.plots import learning_curve_figure
 from clipadapter.bench.protocols import create_protocol
 from clipadapter.bench.protocols.few_shot import FewShot
@@ -159,8 +160,7 @@ def compare(
         draws = protocol.draws(bundle, shots, seeds)
         runs, outcome = run_fits(protocol, bundle, heads, draws, records=records, progress=progress)
         return Comparison(runs, outcome.n_made, support, support, text, warnings, count_folds(support.y, folds))
-    planned = {(n, seed): draw_shots(train.labels, n, seed) for n in shots for seed in seeds}
-    support, rows, drawn = keep_drawn(train, planned, lambda part, _: extract_dataset(model, part, names))
+    support, rows, drawn = _encode_drawn(model, train, [(n, seed) for n in shots for seed in seeds])
     bundle = Bundle(support, text, {"test": TestPart(extract_dataset(model, test, names))}, rows)
     tested, few_shot = bundle.tests["test"].features, FewShot()
 
@@ -173,6 +173,26 @@ def compare(
     runs, outcome = run_fits(few_shot, bundle, heads, draws, measure=measure, records=records, progress=progress)
     warnings += _warnings(bundle.shots(drawn[max(shots), seeds[0]]), support, tested, max(shots))
     return Comparison(runs, outcome.n_made, support, tested, text, warnings, rows=rows)
+
+
+def _encode_drawn(
+    model: FewShotClassifier, train: Dataset, keys: Sequence[tuple[int, int]]
+) -> tuple[FeatureSet, NDArray[np.int64], Rows]:
+    """As `keep_drawn`, for numbers of shots and seeds; pictures that can't be read are replaced by others."""
+    names, unreadable = train.class_names, set[int]()
+    skipped: list[tuple[str, str]] = []
+    while True:
+        left = [row for row in range(len(train.paths)) if row not in unreadable]
+        labels = [train.labels[row] for row in left]
+        planned = {key: [left[i] for i in draw_shots(labels, *key)] for key in keys}
+        support, rows, drawn = keep_drawn(
+            train, planned, lambda part, _: extract_dataset(model, part, train.class_names)
+        )
+        missing = {row for draw in planned.values() for row in draw} - set(rows.tolist())
+        skipped += support.provenance["skipped"]
+        if not missing:
+            return replace(support, provenance={**support.provenance, "skipped": skipped}), rows, drawn
+        unreadable |= missing
 
 
 def _leave_out_without_text(
