@@ -185,9 +185,7 @@ def _encode_drawn(
         left = [row for row in range(len(train.paths)) if row not in unreadable]
         labels = [train.labels[row] for row in left]
         planned = {key: [left[i] for i in draw_shots(labels, *key)] for key in keys}
-        support, rows, drawn = keep_drawn(
-            train, planned, lambda part, _: extract_dataset(model, part, train.class_names)
-        )
+        support, rows, drawn = keep_drawn(train, planned, lambda part, _: extract_dataset(model, part, names))
         missing = {row for draw in planned.values() for row in draw} - set(rows.tolist())
         skipped += support.provenance["skipped"]
         if not missing:
