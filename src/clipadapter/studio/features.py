@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -69,7 +69,7 @@ class FeatureCache:
         """Return why pictures can't be read, by key."""
         return {one.key: self._errors[one.stamp] for one in contents.pictures() if one.stamp in self._errors}
 
-    def compute(self, pictures: Sequence[PictureFile], class_names: Sequence[str]) -> Iterator[int]:
+    def compute(self, pictures: Sequence[PictureFile], class_names: Sequence[str]) -> Generator[int, None, None]:
         """Compute missing features in steps. Yield the number of pictures that are done after each step."""
         missing = self._missing(pictures)
         if not missing:

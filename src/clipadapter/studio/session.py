@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -391,11 +392,13 @@ class Session:
         features: FeatureCache | None = None,
     ) -> None:
         features = self._features if features is None else features
-        for done in features.compute(pictures, [*self.project.contents.classes]):
-            progress = done / len(pictures) if progress_of is None else features.fraction_done(progress_of)
-            unreadable = features.unreadable(self.project.contents)
-            self._publish(activity=activity, progress=progress, unreadable=unreadable)
-            self._check_superseded()
+        # The error of what was superseded would keep the steps, and they the store, open.
+        with closing(features.compute(pictures, [*self.project.contents.classes])) as steps:
+            for done in steps:
+                progress = done / len(pictures) if progress_of is None else features.fraction_done(progress_of)
+                unreadable = features.unreadable(self.project.contents)
+                self._publish(activity=activity, progress=progress, unreadable=unreadable)
+                self._check_superseded()
 
     def _fit(self, contents: Contents, quality: str) -> None:
         names, learns_unlabelled = list(contents.classes), self.learns_unlabelled
