@@ -308,12 +308,16 @@ def test_a_full_disk_leaves_the_older_file(format, fitted, write, tmp_path):
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
 
 
-def test_a_link_is_followed_and_the_folder_made(fitted, tmp_path):
-    (tmp_path / "link.onnx").symlink_to(tmp_path / "new" / "real.onnx")
-    done = export_model(fitted("auto"), tmp_path / "link.onnx")
-    assert (tmp_path / "link.onnx").is_symlink()
-    assert done.files == (tmp_path / "new" / "real.onnx",)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["real.onnx"]
+def test_a_link_is_followed_to_a_file_that_is_there(fitted, tmp_path):
+    real, link = tmp_path / "new" / "real.onnx", tmp_path / "link.onnx"
+    link.symlink_to(real)
+    with pytest.raises(InputError, match="link to a file that is not there"):
+        export_model(fitted("auto"), link)
+    assert os.listdir(tmp_path) == ["link.onnx"]
+    real.parent.mkdir()
+    real.touch()
+    assert export_model(fitted("auto"), link).files == (real,)
+    assert link.is_symlink() and os.listdir(real.parent) == ["real.onnx"]
 
 
 def test_what_a_killed_export_left_goes_after_a_day_at_the_next_one_to_that_file(tmp_path):

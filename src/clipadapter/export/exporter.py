@@ -177,6 +177,8 @@ def _check_target(path: Path, export_format: ExportFormat) -> Path:
         with suppress(FileNotFoundError, NotADirectoryError):
             path.stat()  # Path.resolve raises no error for a link to itself from Python 3.13 on
         target = path.resolve()
+        if path.is_symlink() and not target.exists():  # it may lead to where no folder of this person should be made
+            raise InputError(f"{path} is a link to a file that is not there: remove it, or give another name")
         for file in (target, *export_format.companions(target)):
             if file.exists() and not file.is_file():
                 raise InputError(f"{file} is not a regular file: give another name")
