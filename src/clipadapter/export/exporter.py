@@ -168,7 +168,7 @@ def _check_options(format: str, precision: str, input_kind: str) -> ExportFormat
 
 
 def _check_target(path: Path, export_format: ExportFormat) -> Path:
-    """The file to write; a link is followed."""
+    """The file to write; a link to a file that is there is followed."""
     suffix, companions = export_format.suffix, export_format.companion_suffixes
     # Formats with two files make the name of the second from the suffix, in lower case only.
     if (path.suffix if companions else path.suffix.lower()) != suffix:
