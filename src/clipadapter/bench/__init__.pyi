@@ -9,22 +9,13 @@ from .continual.metrics import continual_metrics as continual_metrics
 from .costs import Estimate as Estimate
 from .costs import estimate as estimate
 from .evaluation import (
-    CrossValidation as CrossValidation,
-)
-from .evaluation import (
     ModelEvaluation as ModelEvaluation,
-)
-from .evaluation import (
-    MultiLabelModelEvaluation as MultiLabelModelEvaluation,
 )
 from .evaluation import (
     cross_validate_model as cross_validate_model,
 )
 from .evaluation import (
     evaluate_model as evaluate_model,
-)
-from .evaluation import (
-    evaluate_multilabel_model as evaluate_multilabel_model,
 )
 from .from_features import StreamTask as StreamTask
 from .from_features import few_shot as few_shot

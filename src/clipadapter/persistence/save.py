@@ -128,7 +128,7 @@ def record_evaluation(folder: str | Path, metrics: Mapping[str, Any]) -> list[Pa
 
     Args:
         folder: a saved model.
-        metrics: ``evaluate_model(...).to_dict()`` or ``evaluate_multilabel_model(...).to_dict()``, or the content of
+        metrics: ``evaluate_model(...).to_dict()``, or the content of
             ``metrics.json``.
 
     Returns:
