@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import getpass
 import shlex
 import time
@@ -11,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from clipadapter.backends.formats import is_exported
 from clipadapter.cli.encoder_options import ModelEncoderOptions
-from clipadapter.cli.options import Command, Decorator, option_group
+from clipadapter.cli.options import option, strict_option
 from clipadapter.cli.output import Fact, Output, note_kept
 from clipadapter.cli.uncertainty_options import describe_accuracy
 from clipadapter.errors import ArtifactError, DataError
@@ -26,66 +23,44 @@ if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
     from clipadapter.persistence import Change
 
-author_option = click.option(
-    "--by", "author", metavar="NAME", help="Author of the change, for the history; by default the login name."
+author_option = option(
+    "--by", metavar="NAME", help="Author of the change, for the history; by default the login name.", heading=""
 )
 
 
 @dataclass(frozen=True)
-class ModelEdit:
-    """One change of a model in a folder, and where it is reported."""
+class EditOptions(ModelEncoderOptions):
+    """The options of the commands that change a model."""
 
-    author: str | None
-    encoder: ModelEncoderOptions
-    out: Output
-    strict: bool = False
+    author: str | None = author_option
+    strict: bool = strict_option
 
-    def apply(self, folder: Path, change: Callable[[FewShotClassifier, str], Any]) -> None:
+    def apply(self, folder: Path, out: Output, change: Callable[[FewShotClassifier, str], Any]) -> None:
         """Load a model, change it (with the name of the author), save it as its next version, and report the change."""
         if is_exported(folder) and folder.is_file():
             raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
         _check_head(folder)
-        note_kept(f"the model in {folder} is as it was; {self.encoder.kept}")
+        note_kept(f"the model in {folder} is as it was; {self.kept}")
         started = time.monotonic()
-        model = self.encoder.load(folder, strict=self.strict, progress=self.out.progress)
+        model = self.load(folder, strict=self.strict, progress=out.progress)
         version, has_shots = model.history_.version, bool(len(model.support_))
         shots_before = model.support_.counts
         change(model, find_author(self.author))
-        self.out.skipped(model.skipped_)
+        out.skipped(model.skipped_)
         if model.history_.version == version:
             data = {"model": str(folder), "version": version, "changed": False}
-            self.out.result(data, f"{folder}: nothing changed")
+            out.result(data, f"{folder}: nothing changed")
             return
         from clipadapter.export.cached import export_to_cache
 
         model.save(folder, support=has_shots)
         note_kept(f"the change is saved in {folder}")
         export_to_cache(model, folder)
-        _report_change(model, folder, time.monotonic() - started, self.out)
+        _report_change(model, folder, time.monotonic() - started, out)
         for name, count in model.support_.counts.items():
             if not count and shots_before.get(name):
                 remove = shlex.join(["clipadapter", "remove-class", str(folder), name])
-                self.out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
-
-
-def edit_options(*others: Decorator) -> Decorator:
-    """Return the decorator that adds the options of all commands that change a model, and others before ``--encoder``.
-
-    The command gets them as ``edit``. Put it right above the function.
-    """
-
-    def decorate(function: Command) -> Command:
-        @functools.wraps(function)
-        def wrapped(author: str | None, encoder: ModelEncoderOptions, out: Output, **values: Any) -> None:
-            strict = values.pop("strict", False)
-            function(edit=ModelEdit(author, encoder, out, strict), **values)
-
-        command: Command = option_group("encoder", ModelEncoderOptions)(wrapped)
-        for other in others:
-            command = other(command)
-        return author_option(command)
-
-    return decorate
+                out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
 
 
 def find_author(name: str | None) -> str:

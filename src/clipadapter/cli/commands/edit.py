@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from clipadapter.cli.edit import ModelEdit, collect_pictures, edit_options
+from clipadapter.cli.edit import EditOptions, collect_pictures
 from clipadapter.cli.fit_options import class_names_option
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import FOLDER, strict_option
+from clipadapter.cli.options import FOLDER, argument, option, options_of
+from clipadapter.cli.output import Output
 from clipadapter.errors import InputError
 from clipadapter.utils.files import MANIFEST_SUFFIXES
 
@@ -23,35 +22,39 @@ Labels = Sequence[str] | Sequence[tuple[str, ...]]
 
 
 @cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")
-@click.argument("model", type=FOLDER)
-@click.argument("name")
-@click.argument("inputs", metavar="PICTURES...", type=FOLDER, nargs=-1, required=True)
-@click.option(
-    "--text",
-    "sentences",
-    multiple=True,
-    metavar="SENTENCE",
-    help="Description of the class in place of the templates. May be repeated.",
-)
-@edit_options(strict_option)
-def add_class(model: Path, name: str, inputs: tuple[Path, ...], sentences: tuple[str, ...], edit: ModelEdit) -> None:
+def add_class(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    name: str = argument(),
+    inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
+    sentences: tuple[str, ...] = option(
+        "--text",
+        default=(),
+        multiple=True,
+        metavar="SENTENCE",
+        help="Description of the class in place of the templates. May be repeated.",
+    ),
+    edit: EditOptions = options_of(EditOptions),
+) -> None:
     """Add a class to a model, from pictures or folders of pictures.
 
     The pictures that the model was fitted to are not needed, since the model stores their features. The new class is
     the last one. The folder then has a new version of the model; 'clipadapter undo' goes back.
     """
     pictures = collect_pictures(inputs)
-    edit.apply(model, lambda m, author: m.add_class(name, pictures, descriptions=sentences or None, by=author))
+    edit.apply(model, out, lambda m, author: m.add_class(name, pictures, descriptions=sentences or None, by=author))
 
 
 @cli_command("clipadapter add-examples model/ more/    or: ... model/ a.jpg b.jpg --label lynx")
-@click.argument("model", type=FOLDER)
-@click.argument("inputs", metavar="DATA...", type=FOLDER, nargs=-1, required=True)
-@click.option("--label", metavar="NAME", help="Class of all pictures, whatever their folders are called.")
-@class_names_option
-@edit_options(strict_option)
 def add_examples(
-    model: Path, inputs: tuple[Path, ...], label: str | None, class_names: Path | None, edit: ModelEdit
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    inputs: tuple[Path, ...] = argument(metavar="DATA...", type=FOLDER, nargs=-1, required=True),
+    label: str | None = option(
+        "--label", metavar="NAME", help="Class of all pictures, whatever their folders are called."
+    ),
+    class_names: Path | None = class_names_option,
+    edit: EditOptions = options_of(EditOptions),
 ) -> None:
     """Add pictures of its classes to a model.
 
@@ -59,7 +62,7 @@ def add_examples(
     Pictures that the model has already are left out, so that a growing folder can be given again.
     """
     paths, labels = _read_labelled(inputs, label, class_names)
-    edit.apply(model, lambda m, author: m.add_examples(paths, labels, by=author))
+    edit.apply(model, out, lambda m, author: m.add_examples(paths, labels, by=author))
 
 
 def _read_labelled(inputs: Sequence[Path], label: str | None, class_names: Path | None) -> tuple[list[Path], Labels]:
@@ -88,18 +91,20 @@ def _read_labelled(inputs: Sequence[Path], label: str | None, class_names: Path 
 
 
 @cli_command("clipadapter correct model/ photo.jpg --label lynx")
-@click.argument("model", type=FOLDER)
-@click.argument("inputs", metavar="PICTURES...", type=FOLDER, nargs=-1, required=True)
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    required=True,
-    metavar="NAME",
-    help="Right class of the pictures. May be repeated if pictures may have several labels.",
-)
-@edit_options(strict_option)
-def correct(model: Path, inputs: tuple[Path, ...], labels: tuple[str, ...], edit: ModelEdit) -> None:
+def correct(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    inputs: tuple[Path, ...] = argument(metavar="PICTURES...", type=FOLDER, nargs=-1, required=True),
+    labels: tuple[str, ...] = option(
+        "--label",
+        default=(),
+        multiple=True,
+        required=True,
+        metavar="NAME",
+        help="Right class of the pictures. May be repeated if pictures may have several labels.",
+    ),
+    edit: EditOptions = options_of(EditOptions),
+) -> None:
     """Correct the labels of pictures, and refit the model.
 
     A picture among the shots of the model gets the new label, even if its file was moved. Any other picture becomes a
@@ -113,29 +118,33 @@ def correct(model: Path, inputs: tuple[Path, ...], labels: tuple[str, ...], edit
             raise InputError(f"a picture has one class in this model, but got {' and '.join(labels)}")
         classifier.correct(pictures, [labels if is_multilabel else labels[0]] * len(pictures), by=author)
 
-    edit.apply(model, relabel)
+    edit.apply(model, out, relabel)
 
 
 @cli_command("clipadapter rename-class model/ lynx 'Eurasian lynx'")
-@click.argument("model", type=FOLDER)
-@click.argument("name")
-@click.argument("new")
-@edit_options()
-def rename_class(model: Path, name: str, new: str, edit: ModelEdit) -> None:
+def rename_class(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    name: str = argument(),
+    new: str = argument(),
+    edit: EditOptions = options_of(EditOptions, without=["strict"]),
+) -> None:
     """Rename a class of a model from NAME to NEW.
 
     The model is refitted with prompts of the new name. Sentences that were written for the class stay as they are.
     """
-    edit.apply(model, lambda m, author: m.rename_class(name, new, by=author))
+    edit.apply(model, out, lambda m, author: m.rename_class(name, new, by=author))
 
 
 @cli_command("clipadapter remove-class model/ fox")
-@click.argument("model", type=FOLDER)
-@click.argument("name")
-@edit_options()
-def remove_class(model: Path, name: str, edit: ModelEdit) -> None:
+def remove_class(
+    out: Output,
+    model: Path = argument(type=FOLDER),
+    name: str = argument(),
+    edit: EditOptions = options_of(EditOptions, without=["strict"]),
+) -> None:
     """Remove a class and its shots from a model.
 
     Where pictures may have several labels, they remain shots of their other classes.
     """
-    edit.apply(model, lambda m, author: m.remove_class(name, by=author))
+    edit.apply(model, out, lambda m, author: m.remove_class(name, by=author))

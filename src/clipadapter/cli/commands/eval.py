@@ -15,9 +15,11 @@ from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import check_model, check_output_folder, open_dataset, path_beside
 from clipadapter.cli.options import (
     FOLDER,
+    argument,
     curve_option,
     folds_option,
-    option_group,
+    option,
+    options_of,
     plot_format_option,
     seeds_option,
     split_option,
@@ -40,36 +42,27 @@ VALIDATION_BIAS = (
 
 
 @cli_command("clipadapter eval model/ test/ --out report/")
-@click.argument("model", type=FOLDER)
-@click.argument("data", metavar="[DATA]", type=FOLDER, required=False)
-@split_option
-@click.option("--out", "folder", type=FOLDER, help="Folder for the results; by default MODEL-eval beside MODEL.")
-@click.option(
-    "--parity", "original", metavar="MODEL", type=FOLDER, help="Compare an exported file with the model it comes from."
-)
-@click.option("--record", is_flag=True, help="Also write the figures into MODEL and its card.")
-@curve_option
-@seeds_option
-@folds_option
-@class_names_option
-@title_option
-@plot_format_option
-@option_group("encoder", ModelEncoderOptions)
 def command(
-    model: Path,
-    data: Path | None,
-    split: str | None,
-    folder: Path | None,
-    original: Path | None,
-    record: bool,
-    curve: bool,
-    seeds: int,
-    folds: int,
-    class_names: Path | None,
-    title: str,
-    plot_formats: tuple[str, ...],
-    encoder: ModelEncoderOptions,
     out: Output,
+    model: Path = argument(type=FOLDER),
+    data: Path | None = argument(metavar="[DATA]", type=FOLDER, required=False),
+    split: str | None = split_option,
+    folder: Path | None = option(
+        "--out", type=FOLDER, help="Folder for the results; by default MODEL-eval beside MODEL."
+    ),
+    original: Path | None = option(
+        "--parity", metavar="MODEL", type=FOLDER, help="Compare an exported file with the model it comes from."
+    ),
+    record: bool = option(
+        "--record", default=False, is_flag=True, help="Also write the figures into MODEL and its card."
+    ),
+    curve: bool = curve_option,
+    seeds: int = seeds_option,
+    folds: int = folds_option,
+    class_names: Path | None = class_names_option,
+    title: str = title_option,
+    plot_formats: tuple[str, ...] = plot_format_option,
+    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
 ) -> None:
     """Measure MODEL on the labelled pictures in DATA, beside zero-shot and a linear probe fitted to the same shots.
 

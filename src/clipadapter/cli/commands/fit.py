@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from clipadapter.cli.commands.eval import describe_evaluation, warn_about
 from clipadapter.cli.encoder_options import EncoderOptions, note_backend, note_encoders
 from clipadapter.cli.fit_options import HeadOptions, PromptOptions, TrainingViewOptions
@@ -24,7 +22,9 @@ from clipadapter.cli.options import (
     FOLDER,
     FOLDER_OR_URI,
     FRACTION,
-    option_group,
+    argument,
+    option,
+    options_of,
     seed_option,
     split_option,
     strict_option,
@@ -53,60 +53,46 @@ MAX_NAMED_CLASSES = 5
     "clipadapter fit shots/ --out model/ --shots 16 --set alpha=0.2",
     first="--out --encoder --quality --head --shots --test-fraction --reject --class-names --json",
 )
-@click.argument("data", type=FOLDER_OR_URI)
-@click.option(
-    "--out",
-    "folder",
-    type=FOLDER,
-    default="model",
-    show_default=True,
-    help="Folder for the model; a model that is in it stays as an earlier version.",
-)
-@option_group("encoder_options", EncoderOptions)
-@option_group("head", HeadOptions)
-@click.option("--shots", type=COUNT, metavar="K", help="Draw K pictures per class; by default all are used.")
-@click.option(
-    "--test-fraction",
-    type=FRACTION,
-    metavar="F",
-    help="Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws them.",
-)
-@seed_option
-@split_option
-@option_group("views", TrainingViewOptions)
-@option_group("prompts", PromptOptions)
-@click.option(
-    "--unlabelled",
-    type=FOLDER,
-    help="Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
-    "zlap need them; no other head takes them.",
-)
-@option_group("uncertainty", UncertaintyArguments)
-@click.option(
-    "--no-support",
-    is_flag=True,
-    help=(
-        "Do not store the features of the shots beside the head, nor the names of their files. Heads that compare with "
-        "shots, such as auto and tip-adapter, may have features of their own: then a warning says so."
-    ),
-)
-@strict_option
 def command(
-    data: Path | str,
-    folder: Path,
-    encoder_options: EncoderOptions,
-    head: HeadOptions,
-    shots: int | None,
-    test_fraction: float | None,
-    seed: int,
-    split: str | None,
-    views: TrainingViewOptions,
-    prompts: PromptOptions,
-    unlabelled: Path | None,
-    uncertainty: UncertaintyArguments,
-    no_support: bool,
-    strict: bool,
     out: Output,
+    data: Path | str = argument(type=FOLDER_OR_URI),
+    folder: Path = option(
+        "--out",
+        type=FOLDER,
+        default="model",
+        help="Folder for the model; a model that is in it stays as an earlier version.",
+    ),
+    encoder_options: EncoderOptions = options_of(EncoderOptions),
+    head: HeadOptions = options_of(HeadOptions),
+    shots: int | None = option(
+        "--shots", type=COUNT, metavar="K", help="Draw K pictures per class; by default all are used."
+    ),
+    test_fraction: float | None = option(
+        "--test-fraction",
+        type=FRACTION,
+        metavar="F",
+        help="Keep this fraction of the pictures of each class, such as 0.2, to measure the model on. --seed draws "
+        "them.",
+    ),
+    seed: int = seed_option,
+    split: str | None = split_option,
+    views: TrainingViewOptions = options_of(TrainingViewOptions),
+    prompts: PromptOptions = options_of(PromptOptions),
+    unlabelled: Path | None = option(
+        "--unlabelled",
+        type=FOLDER,
+        help="Folder of pictures without labels. The default head, auto, can use them; ss-text-u, stata, transclip and "
+        "zlap need them; no other head takes them.",
+    ),
+    uncertainty: UncertaintyArguments = options_of(UncertaintyArguments),
+    no_support: bool = option(
+        "--no-support",
+        default=False,
+        is_flag=True,
+        help="Do not store the features of the shots beside the head, nor the names of their files. Heads that compare "
+        "with shots, such as auto and tip-adapter, may have features of their own: then a warning says so.",
+    ),
+    strict: bool = strict_option,
 ) -> None:
     """Fit a classifier to the pictures in DATA and save it.
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.inputs import is_feature_table, is_missing
-from clipadapter.cli.options import COUNT, COUNT_OR_ALL, FILE, FOLDER, option_group, strict_option
+from clipadapter.cli.options import COUNT, COUNT_OR_ALL, FILE, FOLDER, argument, option, options_of, strict_option
 from clipadapter.cli.output import START_AGAIN, Output, note_kept, plain_facts
 from clipadapter.cli.predict_models import Block, PictureAnswers, PredictRequest, TableAnswers, check_model
 from clipadapter.cli.sorting import PictureSorter, count_answers
@@ -41,53 +41,47 @@ MAX_PART_SECONDS = 60.0
     "clipadapter predict model/ photo.jpg more/ --top 3 --json",
     first="--top --out --sort-into --reject --coverage --json",
 )
-@click.argument("model", type=FOLDER)
-@click.argument("inputs", metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True)
-@click.option(
-    "--top", type=COUNT_OR_ALL, metavar="K|all", default=1, help="Number of classes to print for each picture, or all."
-)
-@click.option(
-    "--adapt",
-    type=click.Choice(["tda"]),
-    help="Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order matters.",
-)
-@click.option(
-    "--views",
-    type=COUNT,
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
-)
-@click.option(
-    "--out",
-    "file",
-    type=FILE,
-    help="File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped continues "
-    "if it is started again.",
-)
-@click.option(
-    "--sort-into",
-    "sorted_folder",
-    type=FOLDER,
-    help='Copy each picture into the folder of its class in this folder, or into "none of these". Of several labels '
-    "the most probable counts. Nothing is moved or overwritten.",
-)
-@strict_option
-@option_group("decisions", DecisionArguments)
-@option_group("encoder", ModelEncoderOptions)
 def command(
-    model: Path,
-    inputs: tuple[str, ...],
-    top: int,
-    adapt: str | None,
-    views: int,
-    file: Path | None,
-    sorted_folder: Path | None,
-    strict: bool,
-    decisions: DecisionArguments,
-    encoder: ModelEncoderOptions,
     out: Output,
+    model: Path = argument(type=FOLDER),
+    inputs: tuple[str, ...] = argument(
+        metavar="INPUT...", type=click.Path(allow_dash=True, path_type=str), nargs=-1, required=True
+    ),
+    top: int = option(
+        "--top",
+        type=COUNT_OR_ALL,
+        metavar="K|all",
+        default=1,
+        help="Number of classes to print for each picture, or all.",
+    ),
+    adapt: str | None = option(
+        "--adapt",
+        type=click.Choice(["tda"]),
+        help="Let earlier pictures change the answers to later ones, for many pictures of one kind. Their order "
+        "matters.",
+    ),
+    views: int = option(
+        "--views",
+        type=COUNT,
+        metavar="N",
+        default=1,
+        help="Look at N crops of each picture; the most confident ones vote. N times as slow; not for exported files.",
+    ),
+    file: Path | None = option(
+        "--out",
+        type=FILE,
+        help="File for the predictions, in place of the output: .parquet, .jsonl or .csv. A run that was stopped "
+        "continues if it is started again.",
+    ),
+    sorted_folder: Path | None = option(
+        "--sort-into",
+        type=FOLDER,
+        help='Copy each picture into the folder of its class in this folder, or into "none of these". Of several '
+        "labels the most probable counts. Nothing is moved or overwritten.",
+    ),
+    strict: bool = strict_option,
+    decisions: DecisionArguments = options_of(DecisionArguments),
+    encoder: ModelEncoderOptions = options_of(ModelEncoderOptions),
 ) -> None:
     """Predict the class of each picture.
 
