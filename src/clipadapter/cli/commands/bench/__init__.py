@@ -81,20 +81,6 @@ def report(
     out.result(record, facts([(path.suffix[1:], path) for path in files]))
 
 
-@cli_command("")
-def compare(
-    out: Output,
-    first: Path = argument(type=FOLDER),
-    second: Path = argument(type=FOLDER),
-    suite: str = option("--suite", required=True, help="Suite that both folders have."),
-) -> None:
-    """Compare two folders of records, cell by cell, with confidence intervals over the same draws."""
-    from clipadapter.bench import compare_studies, load_study
-
-    text = compare_studies(load_study(first, suite), load_study(second, suite))
-    out.result({"suite": suite, "text": text}, text)
-
-
 command = command_group(
     "clipadapter bench list",
     """Run the studies of the papers: few-shot curves, ablations, shift, cost.
@@ -108,5 +94,4 @@ command = command_group(
     list_,
     status,
     report,
-    compare,
 )
