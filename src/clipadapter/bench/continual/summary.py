@@ -76,7 +76,7 @@ class HeadRuns:
 
     def cell(self, metric: str) -> Cell:
         """One of `CONTINUAL_METRICS` over the seeds."""
-        return self.spot.cell(_of_result(lambda result: getattr(result.metrics, metric)))
+        return self.spot.cell(_of_result(lambda result: result.metrics.mean(metric)))
 
     def by_step(self, values: Callable[[ContinualResult], Sequence[float | None]]) -> list[Cell]:
         """One value for each step or task over the seeds."""
@@ -100,15 +100,9 @@ def _of_result(value: Callable[[ContinualResult], float | None]) -> Value:
 
 def by_task(metric: str) -> Callable[[ContinualResult], list[float | None]]:
     """A metric of each task in the order of learning, or "learned": just after it was learned. None without one."""
-
-    def values(result: ContinualResult) -> list[float | None]:
-        if metric == "learned":
-            return [row[t] for t, row in enumerate(result.accuracy)]
-        own = list(getattr(result.metrics, f"{metric}_per_task") or ())
-        padding: list[float | None] = [None] * (len(result.steps) - len(own))
-        return [*own, *padding] if metric == "forgetting" else [*padding, *own]
-
-    return values
+    if metric == "learned":
+        return lambda result: [row[t] for t, row in enumerate(result.accuracy)]
+    return lambda result: list(result.metrics.per_task[metric])
 
 
 def format_metric(metric: str) -> Callable[[float], str]:

@@ -11,7 +11,7 @@ from clipadapter.cli.commands.bench.run import folder_option, run
 from clipadapter.cli.commands.bench.speed import speed
 from clipadapter.cli.groups import cli_command, command_group
 from clipadapter.cli.inputs import check_output_folder
-from clipadapter.cli.options import FOLDER, argument, option, plot_format_option, title_option
+from clipadapter.cli.options import argument, option, plot_format_option, title_option
 from clipadapter.cli.output import Output, facts, table
 from clipadapter.utils.files import printable
 
