@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from clipadapter import FewShotClassifier
-from clipadapter.cli.edit import describe_change
+from clipadapter.cli.commands.edit import describe_change
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from .continual.metrics import ContinualMetrics as ContinualMetrics
 from .continual.metrics import continual_metrics as continual_metrics
 from .costs import Estimate as Estimate
 from .costs import estimate as estimate
+from .costs import find_problems as find_problems
 from .evaluation import (
     ModelEvaluation as ModelEvaluation,
 )
@@ -26,7 +27,6 @@ from .methods import default_heads as default_heads
 from .methods import method_version as method_version
 from .pivot import pivot_runs as pivot_runs
 from .plan import Plan as Plan
-from .problems import find_problems as find_problems
 from .protocols import (
     create_protocol as create_protocol,
 )

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from clipadapter.cli.commands import predict
-from clipadapter.cli.sorting import PictureSorter
+from clipadapter.cli.commands.predict import PictureSorter
 
 from ...configs import array_path, flip_last_bit, rewrite_config
 

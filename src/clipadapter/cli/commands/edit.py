@@ -2,23 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import getpass
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clipadapter.cli.edit import EditOptions, collect_pictures
+from clipadapter.backends.formats import is_exported
+from clipadapter.cli.encoder_options import ModelEncoderOptions
 from clipadapter.cli.fit_options import class_names_option
 from clipadapter.cli.groups import cli_command
-from clipadapter.cli.options import FOLDER, argument, option, options_of
-from clipadapter.cli.output import Output
-from clipadapter.errors import InputError
-from clipadapter.utils.files import MANIFEST_SUFFIXES
+from clipadapter.cli.options import FOLDER, argument, option, options_of, strict_option
+from clipadapter.cli.output import Fact, Output, note_kept
+from clipadapter.cli.uncertainty_options import describe_accuracy
+from clipadapter.errors import ArtifactError, DataError, InputError
+from clipadapter.utils.files import MANIFEST_SUFFIXES, explain_missing, quote_path
+from clipadapter.utils.formatting import describe_shots, format_count
 
 if TYPE_CHECKING:
     from clipadapter.classifier import FewShotClassifier
+    from clipadapter.persistence import Change
 
 NO_LABEL = "a picture alone has no label: give --label NAME, or one folder per class"
 Labels = Sequence[str] | Sequence[tuple[str, ...]]
+
+
+author_option = option(
+    "--by", metavar="NAME", help="Author of the change, for the history; by default the login name.", heading=""
+)
+
+
+@dataclass(frozen=True)
+class EditOptions(ModelEncoderOptions):
+    """The options of the commands that change a model."""
+
+    author: str | None = author_option
+    strict: bool = strict_option
+
+    def apply(self, folder: Path, out: Output, change: Callable[[FewShotClassifier, str], Any]) -> None:
+        """Load a model, change it (with the name of the author), save it as its next version, and report the change."""
+        if is_exported(folder) and folder.is_file():
+            raise ArtifactError(f"{folder} is an exported file, which can't be changed: give the folder of its model")
+        _check_head(folder)
+        note_kept(f"the model in {folder} is as it was; {self.kept}")
+        started = time.monotonic()
+        model = self.load(folder, strict=self.strict, progress=out.progress)
+        version, has_shots = model.history_.version, bool(len(model.support_))
+        shots_before = model.support_.counts
+        change(model, find_author(self.author))
+        out.skipped(model.skipped_)
+        if model.history_.version == version:
+            data = {"model": str(folder), "version": version, "changed": False}
+            out.result(data, f"{folder}: nothing changed")
+            return
+        from clipadapter.export.cached import export_to_cache
+
+        model.save(folder, support=has_shots)
+        note_kept(f"the change is saved in {folder}")
+        export_to_cache(model, folder)
+        _report_change(model, folder, time.monotonic() - started, out)
+        for name, count in model.support_.counts.items():
+            if not count and shots_before.get(name):
+                remove = shlex.join(["clipadapter", "remove-class", str(folder), name])
+                out.warn(f"class '{name}' has no shots left: undo the change, or remove the class with: {remove}")
 
 
 @cli_command("clipadapter add-class model/ 'snow leopard' photos/snow-leopard/")
@@ -148,3 +196,83 @@ def remove_class(
     Where pictures may have several labels, they remain shots of their other classes.
     """
     edit.apply(model, out, lambda m, author: m.remove_class(name, by=author))
+
+
+def find_author(name: str | None) -> str:
+    """Return the name, or the login name if it is None."""
+    if name is not None:
+        return name
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # nobody is logged in, as in a container
+        return ""
+
+
+def collect_pictures(inputs: Sequence[Path]) -> list[Path]:
+    """Collect the pictures of files and folders."""
+    from clipadapter.data import list_images
+
+    expected = "pictures, or folders with pictures"
+    pictures: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise DataError(f"{path} does not exist{explain_missing(path, expected)}")
+        new = list_images(path) if path.is_dir() else [path]
+        if not new:
+            raise DataError(f"{path} has no pictures: give {expected}")
+        pictures += new
+    return pictures
+
+
+def _check_head(folder: Path) -> None:
+    """Refuse, before an encoder is opened, a model whose head can't be updated. Torch is not imported."""
+    from clipadapter.heads.registry import HEADS, refuse_update
+    from clipadapter.persistence import read_config
+
+    name = read_config(folder).head.name
+    declared = HEADS.declared_attributes(name)
+    traits = {trait: bool(declared.get(trait)) for trait in ("transductive", "tunes_encoder")}
+    refuse_update(name, **traits, model=folder)
+
+
+def _report_change(model: FewShotClassifier, folder: Path, seconds: float, out: Output) -> None:
+    change, shots, accuracy = model.history_.changes[-1], model.support_.counts, model.uncertainty_.accuracy
+    stored, described = describe_shots(shots, len(model.support_)), describe_accuracy(model)
+    if not len(model.support_):
+        stored = "not stored: rejection, prediction sets and accuracy were learned for other classes, and are removed"
+    out.facts(
+        [
+            Fact("model", str(folder), f"{folder}, version {change.version}"),
+            Fact("version", change.version),
+            Fact("changed", True),
+            Fact("action", change.action, describe_change(change), "change"),
+            *(Fact(key, value) for key, value in change.facts.items()),
+            Fact("classes", list(model.class_names_), len(model.class_names_)),
+            Fact("shots", shots, stored),
+            Fact("seconds", round(seconds, 2), f"{seconds:.1f}"),
+            Fact("accuracy", accuracy and accuracy.to_dict(), described if len(model.support_) else None),
+            Fact("", text=f"clipadapter undo {quote_path(folder)}", name="undo"),
+        ]
+    )
+
+
+def describe_change(change: Change) -> str:
+    """Describe what was changed in a few words."""
+    facts, action = dict(change.facts), change.action
+    text = action + (f" '{facts['class']}'" if "class" in facts else "")
+    if action == "fit":
+        recorded = facts.get("recorded", True)
+        text += f" {facts.get('head', '')}".rstrip() + ("" if recorded else " (found in the folder, without a record)")
+    elif action == "undo":
+        text += f" of version {facts['undone']}" if "undone" in facts else f", to version {facts.get('to', '?')}"
+    elif action == "rename-class":
+        text += f" to '{facts.get('to', '?')}'"
+    elif action == "pull":
+        text += f" {facts.get('repo', '')}"
+    elif action == "remove-class" and facts.get("pictures"):
+        return f"{text} and its {format_count(facts['pictures'], 'shot')}"
+    noun = "picture" if action == "fit" else "new picture"
+    counts = [format_count(facts["pictures"], noun)] if facts.get("pictures") else []
+    counts += [f"{format_count(facts['relabelled'], 'shot')} relabelled"] if facts.get("relabelled") else []
+    counts += [f"{facts['known']} already known"] if facts.get("known") else []
+    return f"{text}: {', '.join(counts)}" if counts else text

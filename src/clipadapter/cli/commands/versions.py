@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipadapter.cli.edit import author_option, describe_change, find_author
+from clipadapter.cli.commands.edit import author_option, describe_change, find_author
 from clipadapter.cli.groups import cli_command
 from clipadapter.cli.options import COUNT, FOLDER, argument, option
 from clipadapter.cli.output import Fact, Output, table
