@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from clipadapter.bench.grids import Column, format_points, make_grid
 from clipadapter.bench.methods import HEAD_WITHOUT_SHOTS
 from clipadapter.bench.notes import failure_messages, fidelity_mark, fidelity_notes, seeds_note
-from clipadapter.bench.pivot import Cell, Spot, Value
 from clipadapter.bench.run import ContinualResult, Run
+from clipadapter.bench.study import Cell, Spot, Value
 from clipadapter.metrics import METRICS
 from clipadapter.rendering.marks import BEST
 from clipadapter.rendering.tables import Grid
