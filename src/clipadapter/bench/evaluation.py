@@ -267,9 +267,8 @@ def _learning_curve(
 ) -> list[Run]:
     """Records of the model's head and the baselines on 1, 2, 4 ... shots per class, and of the model itself.
 
-    All fits of the head get the pictures without labels that the model was fitted to. With all shots every draw is the
-    same. A new fit would differ from the model only by its seed, or because the model learned its shots one after the
-    other. So the last records are of the heads that were measured before.
+    All fits of the head get the pictures without labels of the model. With all shots a new fit would differ by its seed
+    only, or because the model learned its shots one by one: the last records are of heads that were measured before.
     """
     support = model.support_
     max_shots = max(Counter(support.y).values())

@@ -55,10 +55,7 @@ class Launcher:
     def run(
         self, function: Callable[[Task], Result], tasks: Sequence[Task]
     ) -> Generator[tuple[int, Result | WorkerDiedError], None, None]:
-        """Yield the position of a task and its result as they are finished; closing the iterator stops the work.
-
-        The function can be imported by its name; tasks and results can be pickled.
-        """
+        """Yield the position of a task and its result as they are finished; closing the iterator stops the work."""
         workers = self.count_workers(len(tasks))
         if workers > 1:
             yield from _pool(function, tasks, workers, max(1, count_cores() // workers), list_gpus(self.device))

@@ -112,10 +112,7 @@ class Pivot:
         }
 
     def difference(self, row: Row, reference: Row, columns: Sequence[Part]) -> Difference | None:
-        """The difference of accuracy to the reference on the draws of some columns; None if they share no draw.
-
-        Draws are resampled within a data set and a column.
-        """
+        """The difference of accuracy to the reference on the draws of some columns; None if they share no draw."""
         ours, theirs = (
             {draw: accuracy for column in columns for draw, accuracy in self.draws(one, column).items()}
             for one in (row, reference)

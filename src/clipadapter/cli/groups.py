@@ -24,11 +24,8 @@ def output_options() -> list[click.Parameter]:
 class Command(click.Command):
     """A command with ``--json`` and ``--quiet``, which its function gets as ``out``, unless it declares these itself.
 
-    Args:
-        args: as of ``click.Command``.
-        extra: extra of the package that the command needs. "lite" installs the extra ``train`` and an encoder.
-        first: names of the options that the help lists first, in their order; by default those without a heading.
-        attributes: as of ``click.Command``.
+    ``extra`` is that of the package that the command needs; "lite" installs the extra ``train`` and an encoder. The
+    help lists the options ``first`` first.
     """
 
     def __init__(self, *args: Any, extra: str = "lite", first: str = "", **attributes: Any) -> None:

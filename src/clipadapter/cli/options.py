@@ -42,10 +42,8 @@ def argument(**attributes: Any) -> Any:
 def options_of(cls: type[Any], only: Collection[str] = (), without: Collection[str] = ()) -> Any:
     """Declare the options of a dataclass, as the default of a parameter, which gets their values as one object.
 
-    Args:
-        cls: a dataclass with fields that `option` declares, in the order of the help. Its ``HEADING`` is above them.
-        only: names of the fields that this command offers; the others keep their default. Empty means all.
-        without: names of fields that this command does not offer.
+    Fields that `option` declares are options, in the order of the help, below its ``HEADING``; with ``only`` or
+    ``without`` some of them.
     """
     declared = [part.name for part in fields(cls) if part.metadata and part.name not in without]
     return field(metadata={"group": cls, "names": [name for name in declared if not only or name in only]})

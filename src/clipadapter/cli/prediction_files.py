@@ -94,10 +94,7 @@ def check_prediction_file(path: Path) -> None:
 class PredictionFile:
     """A file of predictions that is written in parts, while no other process can. Use it as a context manager.
 
-    Args:
-        path: of the file; its suffix is the format.
-        run: what the run is: values of JSON.
-        keep_unreadable: whether parts of an earlier run are kept that have rows without a prediction.
+    ``run`` says what the run is, in values of JSON.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], keep_unreadable: bool = True) -> None:

@@ -46,27 +46,16 @@ class DoctorResults:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Measurements of a model on test pictures.
+    """Measurements of a model on test pictures."""
 
-    Args:
-        evaluation: of the model and of its baselines.
-        metrics_by_model: metrics with intervals of the model and of its baselines, by name; the model comes first.
-        uncertainty: rejection and prediction sets, as requested and as measured.
-        pictures: the test pictures and the shots one by one.
-        projection: features in the plane.
-        doctor: findings, or why there are none.
-        logits: (m, c) of the test pictures.
-        model: the fitted model.
-    """
-
-    evaluation: ModelEvaluation
-    metrics_by_model: dict[str, MetricsWithIntervals]
-    uncertainty: UncertaintyResults
-    pictures: PictureTable
-    projection: Projection
-    doctor: DoctorResults
-    logits: NDArray[Any]
-    model: FewShotClassifier
+    evaluation: ModelEvaluation  # of the model and of its baselines
+    metrics_by_model: dict[str, MetricsWithIntervals]  # of the model, which comes first, and of its baselines, by name
+    uncertainty: UncertaintyResults  # rejection and prediction sets, as requested and as measured
+    pictures: PictureTable  # the test pictures and the shots one by one
+    projection: Projection  # features in the plane
+    doctor: DoctorResults  # findings, or why there are none
+    logits: NDArray[Any]  # (m, c) of the test pictures
+    model: FewShotClassifier  # fitted
 
     def to_dict(self) -> dict[str, Any]:
         """The measurements as JSON values, without single pictures."""
@@ -82,14 +71,7 @@ class Report:
         return render_report(self)
 
     def write(self, path: str | Path) -> Path:
-        """Write the page, completely or not at all.
-
-        Args:
-            path: of the file; its folder is created.
-
-        Raises:
-            InputError: if it can't be written.
-        """
+        """Write the page, completely or not at all; its folder is created."""
         return write_atomically(path, self.to_html())
 
 

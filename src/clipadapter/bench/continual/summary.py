@@ -133,10 +133,7 @@ def metric_columns(heads: Sequence[HeadRuns], metrics: Sequence[str] = tuple(CON
 def stream_grid(
     heads: Sequence[HeadRuns], title: str = "", costs: Sequence[Column] = (), **more: Sequence[str]
 ) -> Grid:
-    """Transfer, Average, Last, forgetting and forward transfer of each head.
-
-    The best are among the heads that learn task by task: joint heads keep all shots.
-    """
+    """The metrics of each head. The best are among the heads that learn task by task: joint heads keep all shots."""
     learns = [head.learns for head in heads]
     takes_part = [own == "task by task" for own in learns]
     columns = [*metric_columns(heads), *costs]

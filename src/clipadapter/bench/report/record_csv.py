@@ -23,10 +23,7 @@ STREAM_HEADER = (
 
 
 def format_csv(study: Study) -> str:
-    """One line per record in the order of the plan; of a stream one line for each task after each task, from 1.
-
-    A failed record has one line with the reason. Missing records have no line.
-    """
+    """One line per record in the order of the plan; of a stream one line for each task after each task, from 1."""
     header, rows = (STREAM_HEADER, _stream_rows) if study.suite.is_stream else (HEADER, _rows)
     settings = ((setting, run) for setting, spot in study.spots.items() for run in spot.runs)
     lines = (row for setting, run in settings for row in rows(setting, run))
