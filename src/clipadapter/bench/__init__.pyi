@@ -6,9 +6,6 @@ from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .continual.metrics import ContinualMetrics as ContinualMetrics
 from .continual.metrics import continual_metrics as continual_metrics
-from .costs import Estimate as Estimate
-from .costs import estimate as estimate
-from .costs import find_problems as find_problems
 from .evaluation import (
     ModelEvaluation as ModelEvaluation,
 )

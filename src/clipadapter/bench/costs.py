@@ -1,4 +1,4 @@
-"""Estimates of the cost of a suite, before anything is computed."""
+"""What a suite costs, and why it can't run: known before anything is computed, for a dry run."""
 
 from __future__ import annotations
 
@@ -75,40 +75,20 @@ def estimate_tower_seconds(head: Head, shots: int, classes: int, predictions: in
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a suite.
-
-    Args:
-        sizes: of the data sets.
-        fits: number of fits; of streams of tasks for a suite of streams.
-        fits_are_upper_bound: whether there may be fewer fits, since they depend on a data set that is not on disk.
-        pictures: number of pictures to encode, views included, if none is in the feature store.
-        fit_seconds: of all fits, one after the other on two cores.
-        encode_seconds: of the pictures, at `ENCODED_IMAGES_PER_SECOND`.
-    """
+    """The cost of a suite."""
 
     sizes: list[DataSetSize]
-    fits: int
-    fits_are_upper_bound: bool
-    pictures: int
-    fit_seconds: float
-    encode_seconds: float
+    fits: int  # of streams of tasks for a suite of streams
+    fits_are_upper_bound: bool  # there may be fewer, since they depend on a data set that is not on disk
+    pictures: int  # to encode, views included, if none is in the feature store
+    fit_seconds: float  # of all fits, one after the other on two cores
+    encode_seconds: float  # of the pictures, at `ENCODED_IMAGES_PER_SECOND`
 
 
 def estimate(
     suite: Suite, data: Sequence[str], encoders: Sequence[str], width: int = 512, root: Path | None = None
 ) -> Estimate:
-    """Estimate the cost of a suite on some data sets.
-
-    Args:
-        suite: the suite.
-        data: data sets as the user named them.
-        encoders: as the user named them.
-        width: of their features.
-        root: folder of the named data sets.
-
-    Raises:
-        DataError: if a data set is unknown.
-    """
+    """Estimate the cost of a suite on data sets and encoders, as the user named them, with features of some width."""
     sizes = [_size(suite, spec, root) for spec in data]
     protocol = create_protocol(suite.protocol, suite.options)
     used = [protocol.used_size(size) for size in sizes]
@@ -173,17 +153,9 @@ def find_problems(
     root: Path | None = None,
     has_descriptions: bool = False,
 ) -> list[str]:
-    """Find why a suite can't run. Unknown heads and names of parameters are refused by `estimate` already.
+    """A sentence for each reason why a suite can't run, with what to do. No weights are loaded or downloaded.
 
-    Args:
-        suite: the suite.
-        sizes: of the data sets.
-        encoders: URIs. Their weights are neither loaded nor downloaded.
-        root: folder of the named data sets.
-        has_descriptions: whether sentences by class were given.
-
-    Returns:
-        A sentence for each problem, with what to do; empty if the suite can run.
+    Unknown heads and names of parameters are refused by `estimate` already.
     """
     problems = list(dict.fromkeys(size.missing for size in sizes if not size.ready))
     if not problems:

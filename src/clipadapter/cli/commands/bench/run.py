@@ -30,7 +30,8 @@ from clipadapter.utils.files import quote_path
 from clipadapter.utils.formatting import format_seconds
 
 if TYPE_CHECKING:
-    from clipadapter.bench import Estimate, Suite
+    from clipadapter.bench import Suite
+    from clipadapter.bench.costs import Estimate
     from clipadapter.bench.launch import SuiteResult
     from clipadapter.classifier import FewShotClassifier
 
@@ -113,7 +114,8 @@ def run(
     In a stream (x-tail, mtil, class-incremental) all data sets are tasks that are learned one after the other.
     """
     read_suite(suite)  # a wrong name or path is refused before torch is imported
-    from clipadapter.bench import FEATURES, estimate, find_problems, load_suite, open_source, run_suite
+    from clipadapter.bench import FEATURES, load_suite, open_source, run_suite
+    from clipadapter.bench.costs import estimate, find_problems
     from clipadapter.bench.launcher import Launcher
     from clipadapter.data import read_descriptions
     from clipadapter.features import PER_EPOCH
