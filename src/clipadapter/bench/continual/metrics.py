@@ -70,7 +70,8 @@ def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> C
             f"the accuracy on task {i} after task {t} is {cells[t, i]}: measure every task after every task, those "
             "not yet learned too"
         )
-    tasks, forward = range(len(cells)), None
+    tasks = range(len(cells))
+    forward: list[float | None] = [None] * len(tasks[1:])
     if before is not None:
         first = _numbers(before, "the accuracies before the first task")
         if first.shape != (len(cells),) or not np.isfinite(first).all():
@@ -82,7 +83,7 @@ def continual_metrics(accuracy: ArrayLike, before: ArrayLike | None = None) -> C
             "average": tuple(cells.mean(axis=0).tolist()),
             "last": tuple(cells[-1].tolist()),
             "forgetting": (*(float(cells[i:-1, i].max() - cells[-1, i]) for i in tasks[:-1]), None),
-            "forward_transfer": (None, *(forward or [None] * len(tasks[1:]))),
+            "forward_transfer": (None, *forward),
         }
     )
 
