@@ -48,33 +48,19 @@ RECORDED_PACKAGES = ("clipadapter", "torch", "open_clip_torch", "scikit-learn", 
 
 @dataclass(frozen=True)
 class Model:
-    """A fitted model without its encoder.
+    """A fitted model without its encoder."""
 
-    Args:
-        head: fitted head.
-        text: text features of the classes, in the order of the logits.
-        support: features and labels of the shots; empty if they were not saved.
-        prompts: prompts by class.
-        encoder: facts of the encoder that made the features.
-        uncertainty: learned from held-out shots.
-        fold_heads: heads that were each fitted without one fold, for CV+ prediction sets.
-    """
-
-    head: Head
-    text: TextFeatures
-    support: FeatureSet
-    prompts: Mapping[str, Sequence[str]]
-    encoder: EncoderInfo
-    uncertainty: Uncertainty = field(default_factory=Uncertainty)
-    fold_heads: tuple[Head, ...] = ()
+    head: Head  # fitted head
+    text: TextFeatures  # text features of the classes, in the order of the logits
+    support: FeatureSet  # features and labels of the shots; empty if they were not saved
+    prompts: Mapping[str, Sequence[str]]  # prompts by class
+    encoder: EncoderInfo  # facts of the encoder that made the features
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)  # learned from held-out shots
+    fold_heads: tuple[Head, ...] = ()  # heads that were each fitted without one fold, for CV+ prediction sets
 
 
 def load_model(folder: str | Path) -> Model:
-    """Load and check the model in a folder.
-
-    Raises:
-        ArtifactError: if it is missing, altered, of another format, or its head is not installed.
-    """
+    """Load and check the model in a folder."""
     return read_consistently(folder, lambda: _read_model(folder))
 
 

@@ -49,14 +49,7 @@ def list_own_files(folder: Path) -> list[str]:
 
 
 def array_file(name: str, sha256: str) -> str:
-    """Where a file of arrays is below the folder of a model. Its name has its hash, so that no save overwrites it.
-
-    Raises:
-        ArtifactError: if there is no such name, or the hash is none; both come from a config.
-
-    >>> array_file("head", 64 * "0")
-    'arrays/head-0000000000000000.safetensors'
-    """
+    """Where a file of arrays is below the folder of a model. Its name has its hash, so that no save overwrites it."""
     file = f"{name}-{sha256[:16]}.safetensors"
     if name not in ARRAY_NAMES or not OWN_FILES[ARRAYS_FOLDER].fullmatch(file):
         raise ArtifactError(f"{CONFIG_FILE} names arrays {file!r}, which no model has: copy the model again")
@@ -67,9 +60,6 @@ def model_path(folder: str | Path, name: str) -> Path:
     """The path of a file of a model: the folder may be a link, but nothing in it; see `files.path_without_links`.
 
     In the cache of the hub, whose client made them, files are links into its folder ``blobs``.
-
-    Raises:
-        ArtifactError: if it is a link.
     """
     path, snapshots = Path(folder, name), Path(os.path.realpath(folder)).parent
     blobs = snapshots.with_name("blobs")
