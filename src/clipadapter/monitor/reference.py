@@ -201,9 +201,7 @@ def _priors_of_shots(model: AnyModel) -> Array:
     """Shares (c,) of the classes in a model's shots, also if the model was saved without their features."""
     if isinstance(model, Predictor):
         return np.full(len(model.class_names), 1 / len(model.class_names))  # an exported file has no counts
-    support, names = model.support_, model.class_names_
-    shot_counts = support.counts if len(support) else support.provenance.get("shots", {})
-    counts = np.array([float(shot_counts.get(name, 0)) for name in names])
+    counts = np.array([float(model.support_.shot_counts[name]) for name in model.class_names_])
     counts = counts + 1 if (counts <= 0).any() else counts
     return np.asarray(counts / counts.sum())
 

@@ -95,7 +95,7 @@ def to_files(model: Model, keep_support: bool = True) -> tuple[ModelConfig, dict
         prompts={name: list(texts) for name, texts in model.prompts.items()},
         uncertainty=uncertainty_facts,
         sources=list(support.provenance.get("sources", ())) if SUPPORT in files else [],
-        provenance={**_make_provenance(support), **({EVALUATION_KEY: evaluation} if evaluation else {})},
+        provenance={**make_provenance(support), **({EVALUATION_KEY: evaluation} if evaluation else {})},
         files=parts,
     )
     return config, blobs
@@ -182,15 +182,12 @@ def _require_registered_name(head: Head) -> str:
     raise InputError(f"{type(head).__name__} is no registered head, so it can't be saved: use @register_head")
 
 
-def _make_provenance(support: FeatureSet) -> dict[str, Any]:
+def make_provenance(support: FeatureSet) -> dict[str, Any]:
     """What the model was made from, by which versions, and when."""
     old = support.provenance
-    skipped, old_counts = old.get("skipped", ()), old.get("shots")
-    counts = support.counts
-    if not len(support) and isinstance(old_counts, Mapping):  # the shots were left out by an earlier save
-        counts = {name: old_counts.get(name, 0) for name in counts}
+    skipped = old.get("skipped", ())
     return {
-        "shots": counts,
+        "shots": support.shot_counts,
         "support_sha256": hashlib.sha256(np.ascontiguousarray(support.plain).tobytes()).hexdigest(),
         "skipped": skipped if isinstance(skipped, int) else len(skipped),
         "views": old.get("views", 1),

@@ -31,9 +31,9 @@ from clipadapter.data.images import MAX_DECODE_SECONDS, ImageSource, image_bytes
 from clipadapter.data.pictures import Pictures, list_pictures
 from clipadapter.errors import ArtifactError, ImageError, InputError, brief
 from clipadapter.runtime.metadata import ExportMetadata
-from clipadapter.runtime.model_folder import suggest_model
 from clipadapter.uncertainty import Answers
 from clipadapter.utils.blocks import total_width
+from clipadapter.utils.files import explain_missing
 from clipadapter.utils.pixels import PixelSpec, min_jpeg_side, pack_squares, packed_shape, unpack_squares
 from clipadapter.utils.prediction import Prediction, labels_of, unreadable
 
@@ -419,7 +419,7 @@ def _choose_backend(path: Path, backend: str) -> tuple[ExportFormat, str]:
         suffixes = " or ".join(export_suffixes())
         raise ArtifactError(f"{path} is not an exported model: those end in {suffixes}; {hint}")
     if not is_file:
-        raise ArtifactError(f"there is no file {path}{suggest_model(path)}")
+        raise ArtifactError(f"there is no file {path}{explain_missing(path)}")
     if backend == "auto":
         return export_format, export_format.choose_backend()
     if backend not in export_format.backends:
