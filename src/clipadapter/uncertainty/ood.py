@@ -46,8 +46,8 @@ classes were marked at two shots per class, with 0.04 at most 4.9 % at any numbe
 MIN_SHOTS_TO_MARK = 10
 """Held-out shots from which on pictures are marked. With two classes of two shots 7 to 20 % of their pictures were."""
 LOGIT_WEIGHT = 0.35
-"""Part of its weight that the maximum logit gets. With the whole weight a picture of something else is not marked if the
-head is sure of its answer, however far it is from all shots; the best of 0 to 1 on the sets of docs/trust.md."""
+"""Part of its weight that the maximum logit gets. With the whole weight a picture of something else is not marked if
+the head is sure of its answer, however far it is from all shots; the best of 0 to 1 on the sets of docs/trust.md."""
 SAVED_ARRAYS = ("text", "negative_labels", "outliers")
 """Attributes of `MemoryBank` that are saved under their name."""
 MAX_OUTLIERS = 512
