@@ -1,6 +1,6 @@
 import pytest
 
-from clipadapter.data.sets.described import parse_description
+from clipadapter.data.sets.layouts import parse_description
 from clipadapter.errors import DataError, UnknownNameError
 
 BIRDS = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipadapter.data import load_dataset
-from clipadapter.data.multilabel import draw_multilabel_shots, label_matrix
+from clipadapter.data.splits import draw_multilabel_shots, label_matrix
 from clipadapter.errors import DataError, InputError
 
 SETS = [("cat", "dog"), (), ("dog",)]

@@ -16,7 +16,7 @@ from open_clip.transformer import VisionTransformer
 from timm.layers import resample_abs_pos_embed
 from torch.nn.functional import interpolate
 
-from clipadapter.encoders import create_encoder, open_blocks, unprojected_blocks
+from clipadapter.encoders import create_encoder, open_blocks
 from clipadapter.encoders.open_clip_layers import TowerLayers
 from clipadapter.errors import InputError
 
@@ -212,14 +212,10 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_refused(opened):
         opened("ViT-B-32").layer_network(["inner-mean"], 240)
 
 
-def test_padded_pictures_give_the_final_feature_only(write_model, tmp_path):
+def test_a_model_that_pads_pictures_is_refused(write_model, tmp_path):
     folder = write_model(tmp_path / "padded", TINY, {**CLIP, "resize_mode": "longest"})
-    encoder = create_encoder(f"open_clip:local-dir:{folder}")
-    assert encoder.layers() == {"final": 32} and encoder.second_size() is None
-    with pytest.raises(InputError, match="gives its final feature only, at its own size"):
-        encoder.layer_network(["inner-mean"], 32)
-    with pytest.raises(InputError, match="can't be taken apart: only the encoder itself prepares its pictures"):
-        unprojected_blocks(encoder)
+    with pytest.raises(InputError, match="pads pictures to a square, which is not supported"):
+        create_encoder(f"open_clip:local-dir:{folder}")
 
 
 def test_coca_gives_the_final_feature_only():

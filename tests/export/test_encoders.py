@@ -1,8 +1,5 @@
 """Every encoder that has image towers gives a file; one that has none says why."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 
@@ -79,16 +76,6 @@ def test_an_encoder_that_also_gives_what_it_projects(folders, draw, tmp_path):
     name = f"open_clip:local-dir:{folders['tiny']}"
     check(name, create_short("prolip"), draw, tmp_path)
     check(f"{name}[final,unprojected]", create_short("prolip"), draw, tmp_path)
-
-
-def test_a_tower_that_pads_pictures_is_none(folders, tmp_path):
-    shutil.copytree(folders["tiny"], tmp_path / "padded")
-    path = tmp_path / "padded" / "open_clip_config.json"
-    config = json.loads(path.read_text())
-    config["preprocess_cfg"]["resize_mode"] = "longest"
-    path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="can't be exported.*pad pictures to a square"):
-        export_towers(create_encoder(f"open_clip:local-dir:{tmp_path / 'padded'}"))
 
 
 def test_an_encoder_of_somebody_else_is_none_unless_it_says_so(opened):

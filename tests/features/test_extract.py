@@ -157,16 +157,6 @@ def test_a_feature_that_is_not_finite_affects_its_picture_only(toy, picture_fold
     assert extract(toy, paths, store=store).computed == 1
 
 
-def test_shards_divide_the_pictures_and_shard_i_takes_every_nth(toy, picture_folder, store):
-    paths = picture_folder(10)
-    assert embed(toy, paths, store, shard=(2, 4)).stored == 3
-
-    with FeatureStore(store.path) as other:
-        stored = [path for path in paths if embed(toy, [path], other).cached]
-    assert stored == paths[1::4]
-    assert sum(embed(toy, paths, store, shard=(i, 4)).stored for i in range(1, 5)) == len(store) == 10
-
-
 def test_a_shard_is_read_from_text():
     assert parse_shard("1/1") == (1, 1)
     assert parse_shard(" 3/8 ") == (3, 8)

@@ -94,7 +94,7 @@ def spoiled(name, **changes):
         trusted_otherwise(calibrator={"temperature": 10**400, "n": 1}),
         trusted_otherwise(calibrator={"temperature": 1.0, "n": float("inf")}),
         trusted_otherwise(logit_scale_ratio=10**400),
-        trusted_otherwise(conformal={"score": "lac", "by_class": False, "method": "cv+", "n_classes": 3}),
+        trusted_otherwise(conformal={"by_class": False, "method": "cv+", "n_classes": 3}),
         changed(input="bytes"),
         changed(precision="fp8"),
         changed(uncertainty=None),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipadapter.errors import ArtifactError, InputError
-from clipadapter.uncertainty.conformal import SCORES, Conformal, learn_conformal, nonconformity
+from clipadapter.uncertainty.conformal import Conformal, learn_conformal
 
 
 def draw(r, c, seed=0):
@@ -19,37 +19,13 @@ def draw(r, c, seed=0):
     return p, np.array([rng.choice(c, p=row) for row in p], dtype=int).reshape(r)
 
 
-def test_scores_by_hand():
-    p = [[0.2, 0.5, 0.3]]
-    np.testing.assert_allclose(nonconformity(p, "lac"), [[0.8, 0.5, 0.7]])
-    np.testing.assert_allclose(nonconformity(p, "aps"), [[0.9, 0.25, 0.65]])  # 0.5 + 0.3 + 0.1; 0.25; 0.5 + 0.15
-    np.testing.assert_allclose(nonconformity(p, "raps"), [[0.92, 0.25, 0.66]])  # 0.01 a rank after the first
-
-
-def test_aps_is_the_mean_of_the_papers_randomised_score():
-    p, _ = draw(6, 5)
-    shares = (np.arange(2000) + 0.5) / 2000
-    for row, found in zip(p, nonconformity(p, "aps"), strict=True):
-        for k in range(5):
-            above = sum(other for other in row if other > row[k])
-            assert found[k] == pytest.approx(np.mean(above + shares * row[k]))
-
-
-@pytest.mark.parametrize("score", SCORES)
-def test_a_more_probable_class_has_a_lower_nonconformity(score):
-    p, _ = draw(30, 7)
-    order = np.argsort(-p, axis=1)
-    assert (np.diff(np.take_along_axis(nonconformity(p, score), order, axis=1), axis=1) > 0).all()
-
-
-@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9])
 @pytest.mark.parametrize("by_class", [False, True])
-def test_split_sets_are_those_of_crepes(score, coverage, by_class):
+def test_split_sets_are_those_of_crepes(coverage, by_class):
     crepes = pytest.importorskip("crepes")
     p, y = draw(60, 4)
     q, _ = draw(40, 4, seed=1)
-    cal, new = nonconformity(p, score)[np.arange(60), y], nonconformity(q, score)
+    cal, new = 1 - p[np.arange(60), y], 1 - q
     expected = np.zeros((40, 4), bool)
     if by_class:
         model = crepes.ConformalClassifier().fit(cal, bins=y)
@@ -58,7 +34,7 @@ def test_split_sets_are_those_of_crepes(score, coverage, by_class):
             expected[:, k] = values > 1 - coverage + 1e-9
     else:
         expected = crepes.ConformalClassifier().fit(cal).predict_p(new, smoothing=False) > 1 - coverage + 1e-9
-    found = learn_conformal(p, y, score=score, by_class=by_class, method="split").sets(q, coverage, empty=True)
+    found = learn_conformal(p, y, by_class=by_class, method="split").sets(q, coverage, empty=True)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -117,7 +93,7 @@ def test_the_described_deviation_is_that_of_many_draws():
     assert said == pytest.approx(100 * np.std(hits), rel=0.1)
 
 
-def cv_plus(p, y, folds, fold_p, coverage, score, by_class):
+def cv_plus(p, y, folds, fold_p, coverage, by_class):
     """Barber et al., in loops: a class is in if the count of shots that are less strange is below (1 - a)(r + 1)."""
     m, c = fold_p.shape[1:]
     found = np.zeros((m, c), bool)
@@ -126,20 +102,18 @@ def cv_plus(p, y, folds, fold_p, coverage, score, by_class):
             rows = [i for i in range(len(y)) if not by_class or y[i] == k]
             less = 0
             for i in rows:
-                mine = nonconformity(p[i : i + 1], score)[0, y[i]]
-                less += mine < nonconformity(fold_p[folds[i], j : j + 1], score)[0, k]
+                less += 1 - p[i, y[i]] < 1 - fold_p[folds[i], j, k]
             found[j, k] = less < coverage * (len(rows) + 1) - 1e-9
     return found
 
 
-@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("by_class", [False, True])
-def test_cv_plus_in_loops(score, by_class):
+def test_cv_plus_in_loops(by_class):
     p, y = draw(30, 3)
     folds = np.arange(30) % 3
     fold_p = np.stack([draw(8, 3, seed)[0] for seed in (5, 6, 7)])
-    model = learn_conformal(p, y, score=score, by_class=by_class, method="cv+", folds=folds)
-    expected = cv_plus(p, y, folds, fold_p, 0.8, score, by_class)
+    model = learn_conformal(p, y, by_class=by_class, method="cv+", folds=folds)
+    expected = cv_plus(p, y, folds, fold_p, 0.8, by_class)
     np.testing.assert_array_equal(model.sets(fold_p, 0.8, empty=True), expected)
 
 
@@ -183,11 +157,11 @@ def test_no_set_is_empty_by_default():
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10_000), st.sampled_from(SCORES), st.booleans(), st.sampled_from(["split", "cross"]))
-def test_more_coverage_only_adds_classes(seed, score, by_class, how):
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from(["split", "cross"]))
+def test_more_coverage_only_adds_classes(seed, by_class, how):
     p, y = draw(40, 3, seed)
     q, _ = draw(10, 3, seed + 1)
-    model = learn_conformal(p, y, score=score, by_class=by_class, method=how)
+    model = learn_conformal(p, y, by_class=by_class, method=how)
     before = np.zeros((10, 3), bool)
     for coverage in (0.3, 0.6, 0.8, 0.9, 0.99):
         after = model.sets(q, coverage)
@@ -265,9 +239,7 @@ def test_the_described_guarantee_is_what_is_proven():
 @pytest.mark.parametrize("by_class", [False, True])
 def test_state_goes_to_json_and_back(how, by_class):
     p, y = draw(30, 3)
-    model = learn_conformal(
-        p, y, score="aps", by_class=by_class, method=how, folds=np.arange(30) % 3 if how == "cv+" else None
-    )
+    model = learn_conformal(p, y, by_class=by_class, method=how, folds=np.arange(30) % 3 if how == "cv+" else None)
     facts, arrays = model.state()
     back = Conformal.from_state(json.loads(json.dumps(facts)), arrays)
     q = np.stack([draw(9, 3, seed)[0] for seed in (1, 2, 3)])
@@ -279,7 +251,6 @@ def test_state_goes_to_json_and_back(how, by_class):
 @pytest.mark.parametrize(
     ("facts", "arrays"),
     [
-        ({"score": "margin"}, {}),
         ({"method": "guess"}, {}),
         ({"by_class": 1}, {}),
         ({"n_classes": 2}, {}),
@@ -310,7 +281,6 @@ def test_state_that_lacks_a_part_says_which():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"score": "margin"}, "no conformal score 'margin'; the scores are: lac"),
         ({"method": "guess"}, "no conformal method 'guess'"),
         ({"method": "cv+"}, "needs the fold"),
         ({"folds": [0, 1]}, "other methods take no folds"),

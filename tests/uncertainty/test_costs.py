@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipadapter.errors import DataError, InputError, UnknownNameError
-from clipadapter.uncertainty.costs import check_costs, decide, expected_cost, parse_costs, read_costs
+from clipadapter.uncertainty.costs import check_costs, decide, parse_costs, read_costs
 
 NAMES = ["defect", "nominal"]
 
@@ -19,14 +19,11 @@ def test_two_classes_have_the_threshold_of_the_textbook(false_alarm, missed):
             assert decide([[p, 1 - p]], costs)[0] == (0 if p > threshold else 1)
 
 
-def test_expected_cost_in_loops():
+def test_the_cheapest_class_in_loops():
     rng = np.random.default_rng(0)
     p, costs = rng.dirichlet(np.ones(4), 6), rng.random((4, 4)) * (1 - np.eye(4))
-    found = expected_cost(p, costs)
-    for i in range(6):
-        for answer in range(4):
-            assert found[i, answer] == pytest.approx(sum(p[i, true] * costs[true, answer] for true in range(4)))
-    np.testing.assert_array_equal(decide(p, costs), found.argmin(axis=1))
+    cheapest = [min(range(4), key=lambda k, row=row: sum(row[true] * costs[true, k] for true in range(4))) for row in p]
+    assert decide(p, costs).tolist() == cheapest
 
 
 @given(st.integers(0, 10_000))
@@ -83,10 +80,10 @@ def test_names_alike_but_for_capitals_must_be_exact():
         ("", "neither"),
         ("false nominl", "no class is called 'nominl'. Did you mean 'nominal'"),
         ("false nominl=3", "no class is called 'nominl'"),
-        ("false nominal=0.5", "must be at least 1"),
-        ("false nominal=inf", "must be at least 1"),
-        ("false nominal=nan", "must be at least 1"),
-        ("false nominal=much", "must be a number, got 'much'"),
+        ("false nominal=0.5", "must be a number of at least 1"),
+        ("false nominal=inf", "must be a number of at least 1"),
+        ("false nominal=nan", "must be a number of at least 1"),
+        ("false nominal=much", "must be a number of at least 1"),
     ],
 )
 def test_words_that_say_no_cost_are_refused(text, words):

@@ -151,7 +151,6 @@ def test_damaged_parts_are_refused(facts, words):
         ({"reject": 1.5}, "between 0 and 1"),
         ({"calibration": "isotonic"}, "vector"),
         ({"sets": "jackknife"}, "cross"),
-        ({"score": "best"}, "lac"),
     ],
 )
 def test_invalid_options_list_the_valid_ones(options, words):

@@ -75,6 +75,13 @@ def test_scores_are_the_formulas_of_their_papers():
         np.testing.assert_allclose(SCORES[name].of_pictures(bank, rows, z), scores)
 
 
+def test_a_sure_answer_does_not_hide_a_picture_that_is_far_from_every_shot():
+    rejector, known, _, text = learned("max-logit", "mahalanobis")
+    strangers = np.random.default_rng(1).standard_normal((200, D))
+    surest = np.tile(logits_of(known, text).max(), (200, 5))
+    assert (rejector.scores(strangers, surest) > rejector.threshold(0.05).value).mean() > 0.75
+
+
 # The threshold
 
 

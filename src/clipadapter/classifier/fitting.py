@@ -46,7 +46,7 @@ from clipadapter.utils.imagenet import imagenet_names
 
 FIT_KEY = "fit"
 """Key of the fit settings in the provenance of the support set."""
-LEARNED_OPTIONS = ("calibration", "sets", "by_class", "score", "negative_labels")
+LEARNED_OPTIONS = ("calibration", "sets", "by_class", "negative_labels")
 """Options that decide what is learned. `Uncertainty` saves the others."""
 Array = NDArray[Any]
 
@@ -321,7 +321,6 @@ def _fit_conformal(held_out: OutOfFold, calibrator: Calibrator, options: Uncerta
     return learn_conformal(
         calibrator.probabilities(once.logits),
         once.labels,
-        score=options.score,
         by_class=options.by_class,
         method=how,
         folds=once.folds if how == "cv+" else None,
@@ -378,8 +377,7 @@ def fit_settings(model: Model) -> FitSettings:
     decision: dict[str, Any] = {"reject": decisions.reject, "coverage": decisions.coverage, "costs": decisions.costs}
     try:
         raw = model.support.provenance[FIT_KEY]
-        views = dict(raw["views"])
-        spec = ViewSpec(**{**views, "scale": tuple(views["scale"]), "ratio": tuple(views["ratio"])})
+        spec = ViewSpec(**{**raw["views"], "scale": tuple(raw["views"]["scale"])})
         learned = {name: raw["uncertainty"][name] for name in LEARNED_OPTIONS}
         options = UncertaintyOptions(**decision, **learned)
         return FitSettings(get_templates(raw["templates"]), spec, options, int(raw["seed"]))

@@ -210,11 +210,7 @@ class Listing:
 
 
 def make_dataset(name: str, root: Path, samples: Iterable[Sample]) -> Dataset:
-    """Build a data set whose classes are the sorted labels of its samples.
-
-    Raises:
-        InputError: if a class name has a control character.
-    """
+    """Build a data set whose classes are the sorted labels of its samples."""
     samples = tuple(samples)
     labels = {sample.label for sample in samples if sample.label is not None}
     labels |= {label for sample in samples for label in sample.label_set or ()}

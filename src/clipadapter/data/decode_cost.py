@@ -92,11 +92,7 @@ def is_slow(kind: str, data: bytes) -> bool:
 
 
 def check_exif(exif: bytes) -> None:
-    """Refuse an EXIF block whose tags refer to the same bytes many times, or have millions of values.
-
-    Raises:
-        TooCostly: if they do.
-    """
+    """Refuse an EXIF block whose tags refer to the same bytes many times, or have millions of values."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     if any(_is_costly_directory(exif, is_big) for is_big in _layouts(exif)):
@@ -125,11 +121,7 @@ class _Frame:
     precise: set[tuple[int, int]] = field(default_factory=set)  # component and coefficient that have all bits
 
     def add_scan(self, components: bytes, selection: bytes) -> int:
-        """Record the coefficients of a scan: the first, the last, and bits that later scans refine.
-
-        Returns:
-            The samples that it processes.
-        """
+        """Record a scan by its first and last coefficient and the bits that later scans refine; returns its samples."""
         if len(selection) == 3 and not selection[2] & 15:
             own = range(selection[0], min(selection[1], 63) + 1)
             self.precise.update((each, i) for each in self.areas.keys() & set(components) for i in own)
@@ -139,12 +131,7 @@ class _Frame:
 def read_jpeg(data: bytes, max_scanned_samples: int = sys.maxsize) -> JpegWork:
     """Count the work of decoding a JPEG from its markers. In a file with one scan its coefficients are not read.
 
-    Args:
-        data: the whole file. Damage ends the count, as it ends the decoder.
-        max_scanned_samples: limit of the samples that all scans process.
-
-    Raises:
-        TooCostly: if there are too many scans or segments.
+    Damage ends the count, as it ends the decoder. TooCostly: there are too many scans or segments.
     """
     work, counts, exif, scans, at = JpegWork(), Counter[str](), b"", 0, 2
     frame: _Frame | None = None
@@ -215,11 +202,7 @@ def _layouts(data: bytes) -> list[bool]:
 def _is_costly_directory(data: bytes, is_big: bool, compressions: Container[int] = range(1 << 16)) -> bool:
     """Whether the tags of a TIFF or EXIF block refer to far more bytes than it has, or need a slow decoder.
 
-    Args:
-        data: the file or the block.
-        is_big: whether it is a BigTIFF.
-        compressions: values of tag Compression that have a fast decoder. If it occurs twice readers differ in which one
-            they use.
+    ``compressions`` have a fast decoder. If tag Compression occurs twice readers differ in which one they use.
     """
     total, order = 0, "little" if data[:2] == b"II" else "big"
     for count, (tag, kind, at, size) in enumerate(_iterate_tags(data, is_big)):

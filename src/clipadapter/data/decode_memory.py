@@ -19,28 +19,17 @@ BUDGET_DIVISOR = 4
 PROCESS_BYTES_PER_PIXEL = 32
 """For formats that a separate process decodes: up to 25 in that process, and 7 in the one that receives the pixels."""
 
-_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-_RGB_BYTES = 4
-"""Pillow stores a pixel with several channels in four bytes."""
-_DECODER_BYTES = {"WebP": 12, "TIFF": 4}
-"""Buffers of the decoder per pixel. WebP: two canvases and a copy. TIFF: the strip, which can be the whole picture."""
+_JPEG_BYTES, _OTHER_BYTES = 12, 20
+"""Peak bytes per pixel: the picture in the mode of the file and in RGB, of four bytes each, a copy during rotation, and
+the decoder's own buffers, which are largest for WebP: two canvases and a copy."""
 _COEFFICIENT_BYTES = 8
+"""Per pixel of the whole file, even if it is shrunk: a decoder of a JPEG with several scans keeps the coefficients."""
 
 
-def peak_bytes(kind: str, mode: str, pixels: int, shrunk_pixels: int | None = None, is_multi_scan: bool = False) -> int:
-    """Peak memory of decoding, in addition to the file itself.
-
-    It holds the picture in the mode of the file, in RGB if that is another mode, and a copy during rotation. A decoder
-    of a JPEG with several scans keeps the coefficients of the whole file, even if it is shrunk.
-
-    >>> peak_bytes("JPEG", "RGB", 12_000_000), peak_bytes("PNG", "RGBA", 12_000_000)
-    (96000000, 144000000)
-    """
-    per_pixel = _MODE_BYTES.get(mode, 4) + _DECODER_BYTES.get(kind, 0) + _RGB_BYTES
-    per_pixel += 0 if mode == "RGB" else _RGB_BYTES
-    return per_pixel * (pixels if shrunk_pixels is None else shrunk_pixels) + (
-        _COEFFICIENT_BYTES * pixels if is_multi_scan else 0
-    )
+def peak_bytes(kind: str, pixels: int, decoded_pixels: int, is_multi_scan: bool = False) -> int:
+    """Bound of the memory that decoding takes, in addition to the file itself, of which some pixels are decoded."""
+    per_pixel = _JPEG_BYTES if kind == "JPEG" else _OTHER_BYTES
+    return per_pixel * decoded_pixels + (_COEFFICIENT_BYTES * pixels if is_multi_scan else 0)
 
 
 class MemoryBudget:

@@ -84,11 +84,7 @@ class DecoderProcesses:
         self._timer: threading.Timer | None = None
 
     def decode(self, data: bytes, name: str, max_pixels: int, max_seconds: float) -> Image.Image:
-        """Decode a file into an upright picture in mode RGB.
-
-        Raises:
-            ImageError: if it can't be read, needs more processor time than ``max_seconds``, or was stopped.
-        """
+        """Decode a file into an upright picture in mode RGB."""
         from PIL import Image
 
         process = self._take()

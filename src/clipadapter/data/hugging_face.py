@@ -26,17 +26,9 @@ _LABEL_COLUMNS = ("label", "labels")
 
 
 def read_hugging_face(name: str) -> Listing:
-    """Read a data set of the Hugging Face hub, or a folder that the package ``datasets`` reads.
+    """Read ``NAME`` or ``NAME@CONFIG`` of the Hugging Face hub, or a folder that the package ``datasets`` reads.
 
-    Args:
-        name: ``NAME`` or ``NAME@CONFIG``, with the name on the hub or a path.
-
-    Returns:
-        The splits train, val and test. Other splits are left out, unless there are only others.
-
-    Raises:
-        MissingExtraError: if the extra ``hf`` is not installed.
-        DataError: if the set can't be loaded, or does not have one column of pictures and one of labels.
+    Other splits than train, val and test are left out, unless there are only others.
     """
     package = require("datasets", "hf", "A data set of Hugging Face")
     tables = _load_tables(package, name)

@@ -24,11 +24,7 @@ _MAX_GIF_PARTS = 65_536
 
 
 def find_image_notes(data: bytes) -> list[str]:
-    r"""Find what a user should know about a file that `read_image` reads; usually nothing.
-
-    >>> find_image_notes(b"\xff\xd8 ... \xff\xda ...")
-    ['pictures without the end marker of a JPEG, which may have been cut off but lack no pixel']
-    """
+    """Find what a user should know about a file that `read_image` reads; usually nothing."""
     if data.startswith(b"\xff\xd8"):
         return [NO_END_MARKER] if lacks_end_marker(data) else []
     return [FIRST_FRAME] if has_more_frames(data) else []
@@ -44,11 +40,7 @@ def lacks_end_marker(data: bytes) -> bool:
 
 
 def has_more_frames(data: bytes) -> bool:
-    r"""Whether a file has more than one page or frame: TIFF, GIF, PNG, WebP, AVIF or HEIC.
-
-    >>> has_more_frames(b"\0\0\0\x1cftypavis")
-    True
-    """
+    """Whether a file has more than one page or frame: TIFF, GIF, PNG, WebP, AVIF or HEIC."""
     if data.startswith(b"\x89PNG"):
         at = data.find(b"acTL", 8, max(data.find(b"IDAT"), 0))
         return at > 0 and int.from_bytes(data[at + 4 : at + 8], "big") > 1

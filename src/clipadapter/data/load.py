@@ -66,11 +66,7 @@ def load_dataset(source: str | Path, root: str | Path | None = None, *, one_clas
 
 
 def check_layout(source: Path, dataset: Dataset) -> None:
-    """Refuse folders that are hardly classes, and warn of others that may be none.
-
-    Raises:
-        LayoutError: if the classes are one level deeper.
-    """
+    """Refuse folders that are hardly classes, and warn of others that may be none."""
     fault = find_layout_fault(source, dataset)
     if fault is not None and fault.is_certain:
         raise LayoutError(fault.text, source, fault.folders)
@@ -86,17 +82,7 @@ def check_layout(source: Path, dataset: Dataset) -> None:
 def load_labelled(
     source: str | Path, split: str | None = None, default: str | None = None, *, one_class: bool = False
 ) -> Dataset:
-    """Load labelled pictures: one split of a data set, or all of it.
-
-    Args:
-        source: as for `load_dataset`.
-        split: the split to take; None for the default.
-        default: the split that is taken if the data set has it; else all pictures are.
-        one_class: as for `load_dataset`.
-
-    Raises:
-        DataError: as `load_dataset`; or if a picture has no label, or there is no such split.
-    """
+    """Load labelled pictures: one split of a data set, else its split ``default`` if there is one, else all of it."""
     return load_with_splits(source, split, default, one_class=one_class)[0]
 
 
@@ -118,11 +104,7 @@ def load_with_splits(
 
 
 def read_listing(source: str | Path, root: str | Path | None = None) -> Listing:
-    """Load a data set as `load_dataset` does, with the files that were left out. Any number of classes is allowed.
-
-    Raises:
-        DataError: if there is no such path or name, a manifest is invalid, or files of a named set are missing.
-    """
+    """Load a data set as `load_dataset` does, with the files that were left out. Any number of classes is allowed."""
     path = Path(source)
     if path.is_dir():
         return read_folder(path)

@@ -37,10 +37,6 @@ def read_manifest(path: Path) -> Listing:
     Without a column ``label`` the pictures have no labels; that is an error if there is an unknown column, which may be
     a misspelt one. A column ``labels`` has all class names of a picture, such as ``cat|dog``, or is empty. In JSONL and
     Parquet it can also be a list.
-
-    Raises:
-        DataError: if the file can't be read, a column or value is missing, or no picture exists.
-        MissingExtraError: if Parquet is read without the extra.
     """
     samples: list[Sample] = []
     n_characters = 0

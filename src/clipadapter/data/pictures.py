@@ -25,18 +25,9 @@ FEATURES_INSTEAD = "pictures are given as paths, PIL pictures or arrays (h, w, 3
 def list_pictures(images: Pictures | Iterable[ImageSource]) -> list[ImageSource]:
     """List the pictures of every form in which they can be given.
 
-    Args:
-        images: a path of a picture, a PIL picture, an array (h, w, 3) or of another shape that `read_image` takes; or
-            many: a list of these, an array (m, h, w, 3), a folder with pictures at any depth, a table (.csv, .tsv,
-            .jsonl, .parquet) with the column ``path``, or a `Dataset`.
-
-    Raises:
-        DataError: if a folder or table has no picture, or a table is invalid.
-        InputError: if it is none of these, or an array of features.
-
-    >>> import numpy as np
-    >>> len(list_pictures(np.zeros((8, 8, 3), np.uint8))), len(list_pictures(np.zeros((2, 8, 8, 3), np.uint8)))
-    (1, 2)
+    A path of a picture, a PIL picture, an array (h, w, 3) or of another shape that `read_image` takes; or many: a list
+    of these, an array (m, h, w, 3), a folder with pictures at any depth, a table (.csv, .tsv, .jsonl, .parquet) with
+    the column ``path``, or a `Dataset`.
     """
     if isinstance(images, Dataset):
         return list(images.paths)

@@ -25,9 +25,6 @@ def read_split(path: Path, image_folder: Path) -> tuple[tuple[Sample, ...], tupl
     """Read a split file: its rows as samples, and the class names in the order of their labels.
 
     Its paths are relative to `image_folder`. Those that leave it are refused. Pictures need not exist.
-
-    Raises:
-        DataError: if the file can't be read, is damaged, or two classes share a label or a name.
     """
     content = read_json(path, "download the file again")
     where = printable(path)

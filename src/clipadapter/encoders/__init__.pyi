@@ -7,6 +7,7 @@ from .base import TorchEncoder as TorchEncoder
 from .block_encoder import BlockEncoder as BlockEncoder
 from .block_encoder import LayerEncoder as LayerEncoder
 from .block_encoder import complete_passes as complete_passes
+from .block_encoder import create_encoder as create_encoder
 from .block_encoder import describe_passes as describe_passes
 from .block_encoder import open_blocks as open_blocks
 from .block_encoder import plain_encoder as plain_encoder
@@ -20,9 +21,6 @@ from .registry import (
 )
 from .registry import (
     check_uri as check_uri,
-)
-from .registry import (
-    create_encoder as create_encoder,
 )
 from .registry import (
     encoder_info as encoder_info,

@@ -24,11 +24,7 @@ class AutoEncoder(Encoder):
 
     @classmethod
     def open(cls, variant: str, device: str = "cpu") -> Encoder:
-        """Open the better one of the two that is available; ``info.note`` says which one and why.
-
-        Raises:
-            EncoderUnavailableError: if neither is available.
-        """
+        """Open the better one of the two that is available; ``info.note`` says which one and why."""
         refuse_variant("auto", variant)
         if SOURCE.cached():
             return _add_note(OpenClipEncoder.open(MODEL, device), "its weights are on this machine")

@@ -267,8 +267,8 @@ class TorchEncoder(Encoder):
     A subclass sets ``info``, ``device`` and ``pixels``, and defines `network` and, if it has texts, `encode_text`.
     """
 
-    pixels: PixelSpec | None
-    """How a picture becomes the input of the network; None if no backend can do it: then `preprocess` is overridden."""
+    pixels: PixelSpec
+    """How a picture becomes the input of the network."""
 
     sources: Any = None
     """The module that finds the weights which a variant names, by `find_source` and `hub_source`; None for others."""
@@ -300,14 +300,11 @@ class TorchEncoder(Encoder):
         return None
 
     def tower(self) -> Tower | None:
-        """The image tower for backends; None if only the encoder prepares its pictures."""
-        if self.pixels is None:
-            return None
+        """The image tower for backends."""
         return Tower(self.info.name, self.info.fingerprint, self.info.dim, self.pixels, self.network)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Scale, crop and normalize as ``pixels`` says."""
-        assert self.pixels is not None
         return to_tensor(self.pixels.to_square(image), self.pixels.mean, self.pixels.std)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -321,7 +318,7 @@ class TorchEncoder(Encoder):
     def patch_features(self, image: Image.Image) -> Tensor | None:
         """See `Encoder.patch_features` and `patches`."""
         with torch.inference_mode():
-            patches = None if self.pixels is None else self.patches(self.preprocess(image)[None].to(self.device))
+            patches = self.patches(self.preprocess(image)[None].to(self.device))
         return None if patches is None else patches.float().cpu()
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from clipadapter.backends import Tower
 from clipadapter.encoders.backend import BackendEncoder, precision_fingerprint, with_backend
 from clipadapter.encoders.base import Encoder, EncoderInfo, EncoderWrapper, TorchEncoder
-from clipadapter.encoders.registry import create_encoder, schemes_with
+from clipadapter.encoders.registry import check_uri, encoder_info, schemes_with, split_blocks
 from clipadapter.errors import InputError, brief
 from clipadapter.utils.blocks import FINAL, UNPROJECTED, Block, BlockSource
+from clipadapter.utils.devices import check_device
 
 LAYER_VERSION = 2
 """Incremented whenever the same layer of the same picture would get another feature."""
@@ -178,6 +179,30 @@ class BlockEncoder(EncoderWrapper):
         """In full precision."""
         plain = [each.plain if isinstance(each, BackendEncoder) else each for each in self._passes]
         return _digest("blocks 1", *(each.info.fingerprint for each in plain))
+
+
+def create_encoder(uri: str, device: str = "cpu") -> Encoder:
+    """Open an encoder by its URI, ``SCHEME`` or ``SCHEME:VARIANT``.
+
+    Args:
+        uri: such as ``lite``, ``open_clip:ViT-B-32/laion2b_s34b_b79k`` or ``open_clip:local-dir:PATH``; with several
+            blocks of features such as ``lite[final,stage3]`` (`clipadapter.utils.blocks`).
+        device: of the towers; see `devices.check_device`.
+
+    Raises:
+        InputError: if torch can't use the device on this machine.
+        UnknownNameError: if no encoder has the scheme.
+        EncoderUnavailableError: if the weights can't be loaded.
+        MissingExtraError: if an optional package is missing.
+
+    >>> create_encoder("toy").info.dim
+    32
+    """
+    check_uri(uri)
+    base, names = split_blocks(uri)
+    scheme, _, variant = base.partition(":")
+    encoder = encoder_info(scheme).cls.open(variant, device=check_device(device))
+    return open_blocks(encoder, names) if names else encoder
 
 
 def open_blocks(
@@ -348,11 +373,6 @@ def unprojected_blocks(encoder: Encoder) -> tuple[str, ...]:
         is_identity = torch.equal(projection.weight, torch.eye(len(projection.weight)))
         if is_identity:
             return (FINAL,)
-    if projection is not None and not plain.towers():
-        raise InputError(
-            f"the projection of {plain.info.name} can't be taken apart: only the encoder itself prepares its pictures, "
-            "which are padded to a square"
-        )
     raise InputError(
         f"the image tower of {plain.info.name} ends in no linear projection that can be taken apart; those of "
         f"{schemes_with('projection')} do, but for SigLIP and a few other models of open_clip. Use the head "

@@ -99,11 +99,7 @@ def list_timm() -> list[EncoderListing]:
 
 
 def listings_of(scheme: str) -> list[EncoderListing]:
-    """The known encoders of one scheme.
-
-    >>> [one.name for one in listings_of("simclr")]
-    ['simclr:FOLDER']
-    """
+    """The known encoders of one scheme."""
     return [one for one in list_known() if one.name.partition(":")[0] == scheme]
 
 
@@ -111,9 +107,6 @@ def match_listings(pattern: str, listings: Sequence[EncoderListing]) -> list[Enc
     """The encoders whose URI matches a shell wildcard, or that contain a text without wildcards.
 
     Upper and lower case are the same.
-
-    Raises:
-        UnknownNameError: if none matches; the message names those that come near.
     """
     wanted = pattern.lower().replace(f"{QUICK_GELU}/", "/")
     matching = [one for one in listings if fnmatch.fnmatchcase(one.name.lower(), wanted)]
@@ -138,11 +131,7 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 
 def unknown_encoder(uri: str, schemes: Sequence[str]) -> UnknownNameError:
-    """The error for a URI without a known scheme: a model of open_clip may be named without it, or a repository.
-
-    >>> print(unknown_encoder("ViT-B-32/openai", ["lite", "open_clip"]))
-    no encoder is called 'ViT-B-32/openai': say open_clip:ViT-B-32/openai. 'clipadapter encoders' lists them
-    """
+    """The error for a URI without a known scheme: a model of open_clip may be named without it, or a repository."""
     names = [one.name for one in list_known()]
     variants = {name: name.partition(":")[2].lower() for name in names}
     same = find_repository_name(uri) or next((name for name in names if variants[name] == uri.lower()), None)
@@ -163,11 +152,7 @@ def unknown_encoder(uri: str, schemes: Sequence[str]) -> UnknownNameError:
 
 
 def find_repository_name(repo: str) -> str | None:
-    """The URI by which open_clip opens the weights of a repository of the hub; None if they are not known to be there.
-
-    >>> find_repository_name("openai/clip-vit-base-patch32"), find_repository_name("apple/DFN2B-CLIP-ViT-B-16")
-    ('open_clip:ViT-B-32/openai', 'open_clip:ViT-B-16/dfn2b')
-    """
+    """The URI by which open_clip opens the weights of a repository of the hub; None if it is not known."""
     names = (
         f"open_clip:{name}/{tag}" for name, its in read_models().items() for tag in its.tags if its.tags[tag] == repo
     )
@@ -179,9 +164,6 @@ def check_pretrained(model: str, tag: str) -> None:
     """Refuse the name of pretrained weights that the installed open_clip does not have. Does not import it.
 
     Nothing is refused if another release of open_clip is installed than the one that the names are from.
-
-    Raises:
-        UnknownNameError: if there is no such model, or the model has no such weights.
     """
     known = {name: list(facts.tags) for name, facts in read_models().items() if facts.tags}
     tags = known.get(model.replace("/", "-").removesuffix(QUICK_GELU), [])
@@ -193,15 +175,9 @@ def unknown_pretrained(model: str, tag: str, models: Sequence[str], tags: Sequen
     """The error for a name of weights that open_clip does not have: it has these models, and this one these tags."""
     name = model.replace("/", "-")
     plain = name.removesuffix(QUICK_GELU)
-    if not tags:
-        return UnknownNameError(
-            f"open_clip has no pretrained model '{name}'.{suggest(plain, models)} "
-            "'clipadapter encoders \"open_clip:*\"' lists all"
-        )
-    return UnknownNameError(
-        f"'{plain}' has no weights '{tag}'.{suggest(tag, tags)} "
-        f"'clipadapter encoders \"open_clip:{plain}/*\"' lists all"
-    )
+    if tags:
+        return _unknown(f"'{plain}' has no weights '{tag}'", tag, tags, f"open_clip:{plain}/*")
+    return _unknown(f"open_clip has no pretrained model '{name}'", plain, models, "open_clip:*")
 
 
 def check_architecture(model: str) -> None:
@@ -212,54 +188,41 @@ def check_architecture(model: str) -> None:
     """
     known = list(_content(MODELS_FILE)["models"])
     if names_are_current() and model not in known:
-        raise UnknownNameError(
-            f"open_clip has no architecture '{model}'.{suggest(model, known)} "
-            "'clipadapter encoders \"open_clip:*\"' lists those with weights"
-        )
+        raise _unknown(f"open_clip has no architecture '{model}'", model, known, "open_clip:*")
 
 
 def check_timm_model(model: str, needs_weights: bool = True) -> None:
-    """Refuse the name of a model that the installed timm does not have; see `check_pretrained`.
-
-    Args:
-        model: with or without the tag of its weights.
-        needs_weights: whether timm must have pretrained weights of it.
-    """
-    if not timm_names_are_current():
-        return
+    """Refuse the name of a model that the installed timm does not have; see `check_pretrained`."""
     tagged, untrained = (_content(TIMM_MODELS_FILE)[key] for key in ("models", "untrained"))
     name, _, tag = model.partition(".")
-    plain = dict.fromkeys(one.partition(".")[0] for one in tagged)
-    if model in tagged or (name in plain and not tag):
+    weights = [one for one in tagged if one.partition(".")[0] == name]
+    is_known = model in tagged or (weights and not tag) or (not weights and name in untrained and not needs_weights)
+    if is_known or not timm_names_are_current():
         return
-    if name in plain:
-        weights = [one for one in tagged if one.partition(".")[0] == name]
-        raise UnknownNameError(
-            f"timm has no weights '{model}'.{suggest(model, weights)} "
-            f"'clipadapter encoders \"timm:{name}.*\"' lists those of {name}"
-        )
+    if weights:
+        raise _unknown(f"timm has no weights '{model}'", model, weights, f"timm:{name}.*")
     if name in untrained:
-        if needs_weights:
-            raise UnknownNameError(f"timm has no weights of '{name}': say timm:{name}:FILE")
-        return
-    known = list(plain) if needs_weights else [*plain, *untrained]
-    raise UnknownNameError(
-        f"timm has no model '{name}'.{suggest(name, known)} 'clipadapter encoders \"timm:*\"' lists all with weights"
-    )
+        raise UnknownNameError(f"timm has no weights of '{name}': say timm:{name}:FILE")
+    known = dict.fromkeys([*(one.partition(".")[0] for one in tagged), *([] if needs_weights else untrained)])
+    raise _unknown(f"timm has no model '{name}'", name, list(known), "timm:*")
+
+
+def _unknown(problem: str, name: str, known: Sequence[str], pattern: str) -> UnknownNameError:
+    listed = f"'clipadapter encoders \"{pattern}\"' lists those with weights"
+    return UnknownNameError(f"{problem}.{suggest(name, known)} {listed}")
 
 
 def timm_names_are_current() -> bool:
-    """Whether the names are those of the installed timm."""
+    """Whether the names are those of the installed timm, or none is installed."""
     return _is_installed("timm", _content(TIMM_MODELS_FILE)["timm"])
 
 
 def names_are_current() -> bool:
-    """Whether the names are those of the installed open_clip."""
+    """Whether the names are those of the installed open_clip, or none is installed."""
     return _is_installed("open_clip_torch", _content(MODELS_FILE)["open_clip"])
 
 
 def _is_installed(package: str, release: str) -> bool:
-    """Whether a release of a package is installed, or the package is not."""
     try:
         return version(package) == release
     except PackageNotFoundError:
@@ -267,11 +230,7 @@ def _is_installed(package: str, release: str) -> bool:
 
 
 def find_licence(repo: str) -> str:
-    """Licence of the weights in a repository of the hub as their makers state it, or "unknown".
-
-    >>> find_licence("laion/CLIP-ViT-B-32-laion2B-s34B-b79K"), find_licence("ann/own-clip")
-    ('MIT', 'unknown')
-    """
+    """Licence of the weights in a repository of the hub as their makers state it, or "unknown"."""
     licences = (entry["licence"] for entry in _catalogue()["licences"] if fnmatch.fnmatchcase(repo, entry["repo"]))
     return next(licences, UNKNOWN_LICENCE)
 

@@ -21,11 +21,7 @@ FOLDER_FORMS = {"timm": "timm:local-dir:FOLDER", "hf": "hf:FOLDER"}
 
 
 def advise(uri: str) -> str:
-    """What to do if the weights of an encoder can't be had.
-
-    >>> advise("hf:openai/clip-vit-base-patch32").partition(",")[0]
-    'Copy a folder with its weights here and say hf:FOLDER'
-    """
+    """What to do if the weights of an encoder can't be had."""
     form = FOLDER_FORMS.get(uri.partition(":")[0], "open_clip:local-dir:PATH")
     return (
         f"Copy a folder with its weights here and say {form}, make the hub reachable, or say lite, which needs neither"
@@ -56,11 +52,7 @@ class HubSource:
             )
 
     def path(self) -> Path:
-        """Where it is, downloaded if it is not on this machine.
-
-        Raises:
-            EncoderUnavailableError: if it can't be downloaded, or the repository has no such file.
-        """
+        """Where it is, downloaded if it is not on this machine."""
         path = self.cached()
         if path is not None:
             return path
@@ -106,11 +98,7 @@ def cached_file(repo: str, names: Sequence[str], revision: str | None = None) ->
 
 
 def download_file(repo: str, name: str, revision: str | None = None) -> str | None:
-    """Path of a file of a repository, downloaded into the hub's cache; None if the repository has no such file.
-
-    Raises:
-        OSError: if it can't be downloaded; other classes are possible.
-    """
+    """Path of a file of a repository, downloaded into the hub's cache; None if the repository has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

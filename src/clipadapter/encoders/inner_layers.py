@@ -30,9 +30,6 @@ def map_statistics(maps: Tensor) -> Tensor:
     """Mean, maximum and population standard deviation of each channel over all positions, (n, c, h, w) to (n, 3 c).
 
     They are computed in float32, whichever type the maps have: all means, then all maxima, then all deviations.
-
-    >>> map_statistics(torch.tensor([[[[0.0, 0.0], [4.0, 4.0]]]]))
-    tensor([[2., 4., 2.]])
     """
     return torch.cat(list(select_statistics(maps, (INNER_MEAN, INNER_MAX, INNER_STD)).values()), dim=1)
 
@@ -70,18 +67,9 @@ def _deviation(maps: Tensor, mean: Tensor, is_traced: bool) -> Tensor:
 class StageNetwork(nn.Module):
     """A convolutional tower that gives its final feature, statistics of its stages, and its rarest patches.
 
-    It holds the modules of the tower, not copies. Modules that the wanted layers do not need are not run.
-
-    Args:
-        stem: pixels (n, 3, s, s) to the input of the first stage.
-        stages: each takes the output of the one before it, (n, c, h, w).
-        last: the output of the last stage to the map whose means, by ``pool``, are the final feature.
-        pool: that map to the final feature.
-        layers: in this order. The maxima and deviations include those of the last map.
-        patch_stage: position of the stage whose output ``rare-patches`` reads, beside that of the stage before it, of
-            twice the resolution.
-        first_stage: position of the first stage whose statistics are taken. The maps before it are the largest, so that
-            their statistics cost most of the time of all.
+    It holds the modules of the tower, not copies, and does not run those that the layers do not need. ``rare-patches``
+    reads the output of stage ``patch_stage``, beside that of the stage before it, of twice the resolution. Statistics
+    begin at ``first_stage``: the maps before it are the largest, and cost most of the time of all.
     """
 
     def __init__(
@@ -137,9 +125,6 @@ def second_size_of(native: int, step: int) -> int | None:
     """A second, larger side: 12/7 of the first one, as 384 is of 224, rounded to a multiple of a step.
 
     None if it is not larger. The step is the side of a patch, or the product of all strides.
-
-    >>> second_size_of(224, 32), second_size_of(224, 14), second_size_of(32, 16)
-    (384, 378, 48)
     """
     size = step * round(native * 12 / 7 / step)
     return size if size > native else None

@@ -35,11 +35,7 @@ def check_pixels(pixels: Tensor, size: int) -> None:
 
 
 def to_tensor(image: ArrayLike, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """An RGB picture (h, w, 3), values 0 .. 255, to (3, h, w) float32, ``(value / 255 - mean) / std`` in each channel.
-
-    >>> to_tensor(np.full((2, 2, 3), 255), mean=(0.5,) * 3, std=(0.5,) * 3)[:, 0, 0]
-    tensor([1., 1., 1.])
-    """
+    """An RGB picture (h, w, 3) of 0 .. 255 to (3, h, w) float32, ``(value / 255 - mean) / std`` in each channel."""
     values = np.asarray(image, dtype=np.float32) / 255
     normalized = (values - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
     return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))
@@ -80,9 +76,6 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int
 
     Yields indices of ``lengths``, the numbers of tokens; each comes once. A batch has fewer than ``batch_size`` texts
     where they would have more than ``MAX_BATCH_TOKENS`` tokens.
-
-    >>> list(length_batches([9, 7, 400, 9, 300], batch_size=2))
-    [[1, 0], [3], [4], [2]]
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, but is {batch_size}: it is how many texts are encoded at once")

@@ -64,10 +64,6 @@ class LiteEncoder(TorchEncoder):
     The picture feature is the network's last pooled map: 1280 values, none negative. A feature does not
     depend on the batch that it was computed in, up to 1e-5 of its length. Each tower is built for its first picture or
     text.
-
-    Raises:
-        MissingExtraError: if a package is not installed.
-        EncoderUnavailableError: if a weights file is not the one that was published.
     """
 
     scheme = "lite"

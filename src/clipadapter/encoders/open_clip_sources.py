@@ -63,13 +63,7 @@ class ModelSource:
 
 
 def check_variant(variant: str) -> None:
-    """Refuse what `find_source` can't find, as far as names and paths show. Imports neither torch nor open_clip.
-
-    Raises:
-        InputError: if the form is none that `find_source` takes.
-        UnknownNameError: if open_clip has no such model, or the model no such weights.
-        EncoderUnavailableError: if the file or folder is missing.
-    """
+    """Refuse what `find_source` can't find, as far as names and paths show. Imports neither torch nor open_clip."""
     kind, has_path, rest = variant.partition(":")
     model, _, tag = (kind if has_path else variant).rpartition("/")
     if kind == "local-dir":
@@ -110,14 +104,9 @@ def hub_source(variant: str) -> HubSource | None:
 
 
 def find_source(variant: str) -> ModelSource:
-    """The source that follows the scheme in the URI of an encoder; files of the hub are downloaded if need be.
+    """The source of ``MODEL/TAG``, ``MODEL:FILE``, ``MODEL/TAG:FILE``, ``local-dir:FOLDER`` or ``hf-hub:ORG/MODEL``.
 
-    Args:
-        variant: ``MODEL/TAG``, ``MODEL:FILE``, ``MODEL/TAG:FILE``, ``local-dir:FOLDER``, ``hf-hub:ORG/MODEL`` or
-            ``hf-hub:ORG/MODEL@REVISION``.
-
-    Raises:
-        InputError, UnknownNameError, EncoderUnavailableError: as `check_variant`; and if the weights can't be had.
+    Files of the hub are downloaded if need be; a repository may be followed by ``@REVISION``.
     """
     check_variant(variant)
     kind, has_path, rest = variant.partition(":")
@@ -165,13 +154,7 @@ def _find_repository(uri: str) -> ModelSource:
 def find_file(model: str, path: str) -> ModelSource:
     """Weights from a file of one's own, safetensors or of ``torch.save``, for an architecture of open_clip.
 
-    Args:
-        model: name of the architecture, or ``MODEL/TAG`` for weights that were fine-tuned from those of this name:
-            then preprocessing and activation are theirs.
-        path: of the file.
-
-    Raises:
-        InputError: if the preprocessing is not known.
+    For ``MODEL/TAG`` they were fine-tuned from the weights of this name: preprocessing and activation are theirs.
     """
     import open_clip
 
@@ -208,9 +191,6 @@ def look_up(model: str, tag: str) -> tuple[str, str, dict[str, Any], dict[str, A
     """Model and tag in open_clip's spelling, its configuration of the weights, and that of the model.
 
     The model is the form of the architecture that has the activation of the weights.
-
-    Raises:
-        UnknownNameError: if open_clip has no such model, or the model no such weights.
     """
     check_pretrained(model, tag)
     import open_clip

@@ -8,7 +8,6 @@ from clipadapter.encoders import catalogue, open_clip_sources, timm_sources, tra
 from clipadapter.encoders.catalogue import EncoderListing
 from clipadapter.errors import InputError
 from clipadapter.utils.blocks import FINAL, BlockSource
-from clipadapter.utils.devices import check_device
 from clipadapter.utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -22,34 +21,6 @@ TEST_SCHEME = "toy"
 register_encoder = ENCODERS.register
 list_encoders = ENCODERS.list
 encoder_info = ENCODERS.info
-
-
-def create_encoder(uri: str, device: str = "cpu") -> Encoder:
-    """Open an encoder by its URI, ``SCHEME`` or ``SCHEME:VARIANT``.
-
-    Args:
-        uri: such as ``lite``, ``open_clip:ViT-B-32/laion2b_s34b_b79k`` or ``open_clip:local-dir:PATH``; with several
-            blocks of features such as ``lite[final,stage3]`` (`clipadapter.utils.blocks`).
-        device: of the towers; see `devices.check_device`.
-
-    Raises:
-        InputError: if torch can't use the device on this machine.
-        UnknownNameError: if no encoder has the scheme.
-        EncoderUnavailableError: if the weights can't be loaded.
-        MissingExtraError: if an optional package is missing.
-
-    >>> create_encoder("toy").info.dim
-    32
-    """
-    check_uri(uri)
-    base, names = split_blocks(uri)
-    scheme, _, variant = base.partition(":")
-    encoder = encoder_info(scheme).cls.open(variant, device=check_device(device))
-    if not names:
-        return encoder
-    from clipadapter.encoders.block_encoder import open_blocks
-
-    return open_blocks(encoder, names)
 
 
 def check_uri(uri: str) -> None:
@@ -124,17 +95,7 @@ def check_encoder(uri: str) -> None:
 
 
 def check_trainable(uri: str, method: str) -> None:
-    """Refuse an encoder without a part that a head trains, if its scheme shows that. Does not import torch.
-
-    Args:
-        uri: of the encoder.
-        method: the part, "text_tower" or "tunable_copy".
-
-    Raises:
-        InputError: as `open_text_tower` and `open_tunable_copy`.
-
-    >>> check_trainable("lite", "tunable_copy")
-    """
+    """Refuse an encoder without a part that a head trains, "text_tower" or "tunable_copy", if its scheme shows that."""
     scheme = split_blocks(uri)[0].partition(":")[0]
     if scheme != "auto" and not ENCODERS.overrides(scheme, method, "Encoder"):
         raise InputError(_describe_missing_part(uri, method))
@@ -146,10 +107,7 @@ def _describe_missing_part(name: str, method: str) -> str:
             f"prompts can't be learned with the encoder {name}: its text tower takes no token "
             f"embeddings; those of {schemes_with('text_tower')} do, except for a few models of open_clip"
         )
-    return (
-        f"the weights of the encoder {name} can't be tuned; those of {schemes_with('tunable_copy')} "
-        "can, but for models of open_clip that pad pictures to a square"
-    )
+    return f"the weights of the encoder {name} can't be tuned; those of {schemes_with('tunable_copy')} can"
 
 
 def open_text_tower(encoder: Encoder) -> TextTower:
@@ -171,7 +129,6 @@ def open_tunable_copy(encoder: Encoder) -> Encoder:
         InputError: if its weights can't be changed; the message names encoders whose weights can.
     """
     tunable = encoder.tunable_copy()
-    # A copy has no tower if no `PixelSpec` describes its preprocessing, as where open_clip pads pictures to a square.
     if tunable is None or tunable.tower() is None:
         raise InputError(_describe_missing_part(encoder.info.name, "tunable_copy"))
     return tunable

@@ -24,9 +24,6 @@ class SimClrEncoder(TorchEncoder):
     """The ResNet-18 in a folder that ``clipadapter simclr`` wrote, ``simclr:FOLDER``; pictures only.
 
     The picture feature is the network's last pooled map: 512 values, none negative.
-
-    Raises:
-        EncoderUnavailableError: if the folder holds no intact encoder.
     """
 
     has_text = False

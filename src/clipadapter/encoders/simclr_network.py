@@ -48,11 +48,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Tensors, facts and SHA-256 of a file that `write_tensors` wrote.
-
-    Raises:
-        ValueError: if it can't be read, or a later version wrote it; the message says why.
-    """
+    """Tensors, facts and SHA-256 of a file that `write_tensors` wrote."""
     try:
         data = path.read_bytes()
         tensors = load_tensors(data)
@@ -76,11 +72,7 @@ def find_file(folder: Path) -> Path:
 
 
 def load_tower(folder: Path) -> tuple[Module, int, str]:
-    """The trained tower in a folder, the side of its input in pixels, and the SHA-256 of its file.
-
-    Raises:
-        EncoderUnavailableError: if there is no tower, or it is damaged.
-    """
+    """The trained tower in a folder, the side of its input in pixels, and the SHA-256 of its file."""
     path = find_file(folder)
     try:
         tensors, facts, digest = read_tensors(path)

@@ -34,11 +34,6 @@ class TimmEncoder(VisualEncoder):
     """A model of timm: pretrained (MODEL, MODEL@SIZE), from a file (MODEL:FILE) or a folder (local-dir:FOLDER).
 
     The picture feature is what the classifier of the model gets: the pooled output. Texts are not supported.
-
-    Raises:
-        InputError: if the model takes no square pictures of three channels, or prepares them in a way that is not
-            supported, or gives no single feature per picture.
-        EncoderUnavailableError: if the weights can't be loaded.
     """
 
     has_text = False
@@ -82,11 +77,7 @@ def as_open_clip_tower(network: nn.Module, size: int) -> nn.Module:
 
 
 def read_pixels(uri: str, facts: Mapping[str, Any]) -> PixelSpec:
-    """How timm prepares pictures for a model, from its ``pretrained_cfg``.
-
-    Raises:
-        InputError: if no `PixelSpec` describes it.
-    """
+    """How timm prepares pictures for a model, from its ``pretrained_cfg``."""
     from timm.data import resolve_data_config
 
     config = resolve_data_config(pretrained_cfg=dict(facts))
@@ -104,11 +95,7 @@ def read_pixels(uri: str, facts: Mapping[str, Any]) -> PixelSpec:
 
 
 def measure_width(network: nn.Module, size: int, uri: str) -> int:
-    """Width of the features of a network for pixels (n, 3, size, size), without computing any where that is possible.
-
-    Raises:
-        InputError: if the network does not give one vector per picture.
-    """
+    """Width of the features of a network for pixels (n, 3, size, size); none is computed where that is possible."""
     with torch.inference_mode():
         try:
             # Arrays without storage; the network itself keeps its own.

@@ -58,17 +58,14 @@ class TimmSource:
     licence: str = "unknown"
 
 
-def parse_variant(variant: str) -> TimmVariant:
+def check_variant(variant: str) -> TimmVariant:
     """Parse ``MODEL``, ``MODEL@SIZE``, ``MODEL:FILE``, ``MODEL@SIZE:FILE`` or ``local-dir:FOLDER``.
 
-    Raises:
-        InputError: if it is none of these.
-
-    >>> parse_variant("vit_small_patch14_dinov2.lvd142m@224")
-    TimmVariant(model='vit_small_patch14_dinov2.lvd142m', size=224, path='')
+    What can't be found is refused, as far as names and paths show. Imports neither torch nor timm.
     """
     model, _, path = variant.partition(":")
     if model == LOCAL:
+        check_folder(path, "timm:local-dir:FOLDER")
         return TimmVariant("", None, path)
     model, has_size, size = model.partition("@")
     if has_size and not (size.isdecimal() and 0 < int(size) <= MAX_SIZE):
@@ -79,27 +76,12 @@ def parse_variant(variant: str) -> TimmVariant:
             f"'timm:{variant}' names no model of timm: say timm:MODEL, such as {EXAMPLE}, timm:MODEL:FILE or "
             "timm:local-dir:FOLDER"
         )
-    return TimmVariant(model, int(size) if has_size else None, path)
-
-
-def check_variant(variant: str) -> TimmVariant:
-    """Refuse what can't be found, as far as names and paths show. Imports neither torch nor timm.
-
-    Raises:
-        InputError: if the variant has no valid form.
-        UnknownNameError: if timm has no such model, or the model no such weights.
-        EncoderUnavailableError: if the file or folder is missing.
-    """
-    parts = parse_variant(variant)
-    if not parts.model:
-        check_folder(parts.path, "timm:local-dir:FOLDER")
-        return parts
-    if parts.model.endswith(WEIGHTS_SUFFIXES):
+    if model.endswith(WEIGHTS_SUFFIXES):
         raise InputError(f"'timm:{variant}' names a file but no model: say timm:MODEL:{variant}")
-    if parts.path:
-        check_file(parts.path, f"timm:{parts.model}:FILE", "timm:local-dir")
-    check_timm_model(parts.model, needs_weights=not parts.path)
-    return parts
+    if path:
+        check_file(path, f"timm:{model}:FILE", "timm:local-dir")
+    check_timm_model(model, needs_weights=not path)
+    return TimmVariant(model, int(size) if has_size else None, path)
 
 
 def hub_source(variant: str) -> HubSource | None:
@@ -109,11 +91,7 @@ def hub_source(variant: str) -> HubSource | None:
 
 
 def find_source(variant: str) -> TimmSource:
-    """The source that follows the scheme in the URI of an encoder; weights of the hub are downloaded if need be.
-
-    Raises:
-        InputError, UnknownNameError, EncoderUnavailableError: as `check_variant`; and if the weights can't be had.
-    """
+    """The source that follows the scheme in the URI of an encoder; weights of the hub are downloaded if need be."""
     parts = check_variant(variant)
     if not parts.model:
         return _find_folder(Path(parts.path).expanduser().resolve())
@@ -148,22 +126,14 @@ def load_model(source: TimmSource) -> Any:
 
 
 def spell_licence(facts: Mapping[str, Any]) -> str:
-    """The licence that timm states for weights, spelled as in the lists of encoders.
-
-    >>> spell_licence({"license": "apache-2.0"}), spell_licence({"license": "dinov3-license"}), spell_licence({})
-    ('Apache-2.0', 'dinov3-license', 'unknown')
-    """
+    """The licence that timm states for weights, spelled as in the lists of encoders."""
     name = str(facts.get("license") or "unknown")
     known = {"apache-2.0": "Apache-2.0", "mit": "MIT", "cc-by-nc-4.0": "CC-BY-NC-4.0", "bsd-3-clause": "BSD-3-Clause"}
     return known.get(name, name)
 
 
 def _look_up(model: str) -> dict[str, Any]:
-    """What timm knows of pretrained weights.
-
-    Raises:
-        UnknownNameError: if it has no such model or weights.
-    """
+    """What timm knows of pretrained weights."""
     timm: Any = require("timm", "train", "Encoders of timm")
     name = model.partition(".")[0]
     if not timm.is_model(name):

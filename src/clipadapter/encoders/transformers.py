@@ -34,10 +34,6 @@ class TransformersEncoder(TorchEncoder):
 
     Picture and text features are those of ``get_image_features`` and ``get_text_features``; of models without texts
     the pooled output. A feature does not depend on the batch that it was computed in, up to 1e-4 of its length.
-
-    Raises:
-        EncoderUnavailableError: if weights or tokenizer can't be loaded.
-        MissingExtraError: if transformers is not installed.
     """
 
     sources = transformers_sources

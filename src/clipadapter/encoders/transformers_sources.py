@@ -70,22 +70,13 @@ class TransformersSource:
 
 
 def as_folder(variant: str) -> Path | None:
-    """The folder that a variant names; None if it names a repository.
-
-    >>> as_folder("/models/clip"), as_folder("openai/clip-vit-base-patch32")
-    (PosixPath('/models/clip'), None)
-    """
+    """The folder that a variant names; None if it names a repository."""
     path = Path(variant).expanduser()
     return path if variant and (PATH_START.match(variant) or path.is_dir()) else None
 
 
 def check_variant(variant: str) -> None:
-    """Refuse what can't be found, as far as names and paths show. Imports neither torch nor transformers.
-
-    Raises:
-        InputError: if the variant is neither a path nor the name of a repository.
-        EncoderUnavailableError: if the folder is missing.
-    """
+    """Refuse what can't be found, as far as names and paths show. Imports neither torch nor transformers."""
     if as_folder(variant) is not None:
         check_folder(variant, "hf:FOLDER")
     elif REPOSITORY_NAME.fullmatch(variant) is None:
@@ -107,15 +98,7 @@ def hub_source(variant: str) -> HubSource | None:
 
 
 def find_source(variant: str) -> TransformersSource:
-    """The source that follows the scheme in the URI of an encoder; files of the hub are downloaded if need be.
-
-    Args:
-        variant: ``ORG/MODEL``, ``ORG/MODEL@REVISION`` or a folder.
-
-    Raises:
-        InputError: if it is none of these.
-        EncoderUnavailableError: if the files can't be had, or are those of no model that is supported.
-    """
+    """The source of ``ORG/MODEL``, ``ORG/MODEL@REVISION`` or a folder; files of the hub are downloaded if need be."""
     check_variant(variant)
     folder = as_folder(variant)
     if folder is not None:
@@ -163,12 +146,7 @@ def _without_bars(logging: Any) -> Iterator[None]:
 
 
 def open_tokenizer(source: TransformersSource) -> Any:
-    """The tokenizer in the folder.
-
-    Raises:
-        MissingExtraError: if transformers is not installed.
-        EncoderUnavailableError: if it can't be opened.
-    """
+    """The tokenizer in the folder."""
     transformers: Any = require("transformers", "transformers", f"The encoder {source.uri}")
     if not any((source.folder / name).is_file() for name in TOKENIZER_FILES):
         # The library would make an empty one.
@@ -180,16 +158,7 @@ def open_tokenizer(source: TransformersSource) -> Any:
 
 
 def read_pixels(uri: str, processor: Mapping[str, Any], family: Family) -> PixelSpec:
-    """How the image processor prepares pictures.
-
-    Args:
-        uri: name of the encoder, for messages.
-        processor: its configuration.
-        family: kind of the model, which decides what the configuration does not state.
-
-    Raises:
-        EncoderUnavailableError: if no `PixelSpec` describes it.
-    """
+    """How the image processor of this configuration prepares pictures; the family decides what is not stated."""
     geometry = _read_geometry(processor, family)
     resample = RESAMPLING_NAMES.get(_or(processor.get("resample"), family.resample), "")
     is_scaled = all(_or(processor.get(key), True) for key in ("do_resize", "do_rescale"))

@@ -61,11 +61,7 @@ def read_config(uri: str, file: Path) -> dict[str, Any]:
 
 @contextmanager
 def loading(what: str, advice: str) -> Iterator[None]:
-    """While a library loads a model: its errors are ours, and the global random generator stays as it is.
-
-    Raises:
-        EncoderUnavailableError: in place of an error of the library.
-    """
+    """While a library loads a model: its errors are ours, and the global random generator stays as it is."""
     import torch
 
     try:
@@ -78,11 +74,7 @@ def loading(what: str, advice: str) -> Iterator[None]:
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the arrays in a file of weights.
-
-    Raises:
-        EncoderUnavailableError: if the file is damaged, or holds anything but tensors, which could run code.
-    """
+    """Names and shapes of the arrays in a file of weights."""
     import torch
 
     try:

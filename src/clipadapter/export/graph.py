@@ -100,8 +100,7 @@ def export_towers(encoder: Encoder) -> tuple[Tower, ...]:
     name = encoder.info.name
     if not towers:
         raise InputError(
-            f"the image tower of {name} can't be exported: only the encoder itself can prepare its pictures or run it. "
-            "Of open_clip those are the models that pad pictures to a square"
+            f"the image tower of {name} can't be exported: only the encoder itself can prepare its pictures or run it"
         )
     return tuple(replace(tower, network=_on_cpu(tower.module)) for tower in towers)
 

@@ -15,10 +15,10 @@ from .extraction import (
 from .extraction import (
     parse_shard as parse_shard,
 )
+from .extraction import stream_features as stream_features
 from .feature_set import FeatureSet as FeatureSet
 from .store import FeatureStore as FeatureStore
 from .store import feature_key as feature_key
-from .stream import stream_features as stream_features
 from .tables import FeatureBatch as FeatureBatch
 from .tables import FeatureRow as FeatureRow
 from .tables import FeatureTable as FeatureTable

@@ -181,11 +181,7 @@ def _are_ready(encoder: Encoder, backend: type[Backend], precision: str, calibra
 
 
 def is_trial_worthwhile(n_images: int, rate: float) -> bool:
-    """Whether a trial takes no longer than the plain encoder needs for all pictures, at its pictures per second.
-
-    >>> is_trial_worthwhile(300, 100), is_trial_worthwhile(1000, 100)
-    (False, True)
-    """
+    """Whether a trial takes no longer than the plain encoder needs for all pictures, at its pictures per second."""
     return n_images >= CONVERSION_SECONDS * rate + SAMPLE_PASSES * SAMPLE_SIZE
 
 

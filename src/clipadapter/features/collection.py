@@ -99,11 +99,7 @@ class WorkUnit:
         return f"'{files[0][0]}' and {len(files) - 1} more pictures"
 
     def images(self, filesystem: Any, is_last_try: bool) -> Iterator[ImageRef]:
-        """The pictures of the unit, in order. At the last try a file that a storage does not give is unreadable.
-
-        Raises:
-            StorageError: while they are read, if the storage does not answer, or can't read the archive or table.
-        """
+        """The pictures of the unit, in order. At the last try a file that a storage does not give is unreadable."""
         if self.packed:
             return (ImageRef(*file, partial(_read_file, filesystem, file[0], is_last_try)) for file in self.files)
         if self.group >= 0:
@@ -112,14 +108,7 @@ class WorkUnit:
 
 
 def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, str]:
-    """The pyarrow file system of a path or URI, and the path in it.
-
-    With a file system of pyarrow or fsspec the source is a path in it.
-
-    Raises:
-        MissingExtraError: if pyarrow is not installed.
-        DataError: if there is no such file system.
-    """
+    """The pyarrow file system of a path or URI, and the path in it; a given file system is one of pyarrow or fsspec."""
     fs = require("pyarrow.fs", "parquet", PURPOSE)
     if filesystem is not None:
         is_pyarrow = isinstance(filesystem, fs.FileSystem)
@@ -134,11 +123,7 @@ def open_filesystem(source: str | Path, filesystem: Any = None) -> tuple[Any, st
 
 
 def list_folder(filesystem: Any, folder: str) -> list[Any]:
-    """The files in a folder. One listing, since a look at each file takes a request in S3.
-
-    Raises:
-        StorageError: if it can't be read.
-    """
+    """The files in a folder. One listing, since a look at each file takes a request in S3."""
     fs = require("pyarrow.fs", "parquet", PURPOSE)
     try:
         infos = filesystem.get_file_info(fs.FileSelector(folder))
@@ -153,11 +138,7 @@ def list_folder(filesystem: Any, folder: str) -> list[Any]:
 
 
 def refuse_links(filesystem: Any, folder: str, names: str) -> None:
-    """Refuse links among the files of a folder of this machine with such names; see `path_without_links`.
-
-    Raises:
-        DataError: if one is a link.
-    """
+    """Refuse links among the files of a folder of this machine with such names; see `path_without_links`."""
     if filesystem.type_name == "local" and Path(folder).is_dir():
         for path in Path(folder).iterdir():
             if re.fullmatch(names, path.name):
@@ -168,9 +149,6 @@ def divide_collection(filesystem: Any, path: str, size: int) -> list[WorkUnit]:
     """Divide a collection into units of work: one per archive, one per row group of a table, or one per `size` files.
 
     It is a folder of class folders, of ``.tar`` or of ``.parquet`` files, or one such file.
-
-    Raises:
-        DataError: if there are no pictures, or pictures of several kinds.
     """
     files = _list_files(filesystem, path)
     kinds = {"archives (.tar)": {".tar"}, "tables (.parquet)": {".parquet"}, "pictures": IMAGE_SUFFIXES}
@@ -262,11 +240,8 @@ def describe_storage_error(error: Exception) -> str:
 def _read_file(filesystem: Any, path: str, is_last_try: bool) -> bytes:
     """Read a single file. Other storages than local disks try again by themselves.
 
-    Raises:
-        ImageError: if there is no such file, it is too large, a local one can't be read, or at the last try a storage
-            lists it and does not give it.
-        StorageError: if another storage does not give it before. Else an outage would make pictures unreadable for
-            good.
+    Before the last try a StorageError says that another storage does not give it: an outage would make pictures
+    unreadable for good.
     """
     parts: list[bytes] = []
     try:
@@ -298,11 +273,7 @@ def _storage_error(path: str, error: Exception) -> StorageError:
 
 
 def is_file(filesystem: Any, path: str) -> bool:
-    """Whether there is a file of this name.
-
-    Raises:
-        StorageError: if the storage does not answer.
-    """
+    """Whether there is a file of this name."""
     try:
         return bool(filesystem.get_file_info(path).is_file)
     except OSError as error:
@@ -367,8 +338,7 @@ def _table_images(filesystem: Any, path: str, group: int, is_last_try: bool) -> 
 def _archive_images(filesystem: Any, path: str) -> Iterator[ImageRef]:
     """Pictures of a WebDataset archive: files with one name up to the first dot are a sample; ``.cls`` is its class.
 
-    Raises:
-        StorageError: if the archive can't be read to its end. A damaged one ends with a picture that says so.
+    A damaged archive ends with a picture that says so.
     """
     try:
         with (

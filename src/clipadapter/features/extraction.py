@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
@@ -140,11 +140,10 @@ def embed(
     workers: int | None = None,
     progress: bool = False,
     strict: bool = False,
-    shard: tuple[int, int] | None = None,
 ) -> EmbedResult:
     """Extract features into a store. Memory does not grow with the number of pictures.
 
-    Several processes may fill one store at once. Each needs a shard of its own: else all compute the same pictures.
+    Several processes may fill one store at once, each with pictures of its own: else all compute the same ones.
 
     Args:
         encoder: computes the features.
@@ -155,7 +154,6 @@ def embed(
         workers: threads that read pictures; None takes one a core, at most 8.
         progress: show a bar on stderr.
         strict: raise for a picture that can't be read instead of skipping it.
-        shard: (i, n) takes every n-th picture, starting with the i-th; see `parse_shard`.
 
     Raises:
         ImageError: if ``strict`` and a picture can't be read.
@@ -165,19 +163,73 @@ def embed(
     >>> from clipadapter.encoders import create_encoder
     >>> pictures = [np.full((8, 8, 3), grey, np.uint8) for grey in range(4)]
     >>> with FeatureStore(":memory:") as store:
-    ...     embed(create_encoder("toy"), pictures, store, shard=(1, 2)).stored
-    2
+    ...     embed(create_encoder("toy"), pictures, store).stored
+    4
     """
-    i, n = _check_shard(shard or (1, 1))
-    positions = range(i - 1, _count(sources), n)
+    n = _count(sources)
     job = ExtractionJob(encoder, sources, store, views, batch_size, workers)
-    skipped, computed = _run_to_end(job, positions, progress, strict)
-    stored = len(positions) - len(skipped)
+    skipped, computed = _run_to_end(job, range(n), progress, strict)
+    stored = n - len(skipped)
     return EmbedResult(stored, skipped, computed, stored * views.count - computed)
 
 
+def stream_features(
+    encoder: Encoder,
+    sources: Iterable[ImageSource | None],
+    *,
+    store: FeatureStore | None = None,
+    views: ViewSpec = ViewSpec(),  # noqa: B008 - frozen
+    batch_size: int = 32,
+    workers: int | None = None,
+) -> Iterator[list[tuple[ImageSource, NDArray[np.float32] | ImageError]]]:
+    """Extract the features of any number of pictures in their order, of which a window is in memory.
+
+    Threads read the next pictures while the encoder and the caller work.
+
+    Args:
+        encoder: computes the features.
+        sources: pictures: paths, PIL images or arrays. None among them says that the next one is not there yet: the
+            features of all before it are given before the iterator is asked again.
+        store: read and filled; None stores nothing.
+        views: as for `extract`.
+        batch_size: views encoded at a time.
+        workers: threads that read pictures; None takes one a core, at most 8.
+
+    Yields:
+        The pictures that are ready, each with its (v, d) features or the error that says why it can't be read.
+
+    Raises:
+        InputError: if an argument is out of range.
+        StoreError: if the store can't be written.
+
+    >>> from clipadapter.encoders import create_encoder
+    >>> pictures = (np.full((8, 8, 3), grey, np.uint8) for grey in range(3))
+    >>> [len(ready) for ready in stream_features(create_encoder("toy"), pictures, batch_size=2)]
+    [2, 1]
+    """
+    window: dict[int, ImageSource] = {}
+    job = ExtractionJob(encoder, window, store, views, batch_size, workers)
+    notes = ImageNotes()
+    with job.open_threads() as threads, closing(run_job(job, _positions(sources, window), threads)) as batches:
+        for batch in batches:
+            for extracted in batch:
+                notes.add(source_name(window[extracted.position]), extracted.notes)
+            yield [(window.pop(extracted.position), extracted.values) for extracted in batch]
+    notes.warn()
+
+
+def _positions(sources: Iterable[ImageSource | None], window: dict[int, ImageSource]) -> Iterator[int | None]:
+    """Positions of sources, which are in `window` until their features are given."""
+    for position, source in enumerate(sources):
+        if source is None:
+            yield None
+        else:
+            window[position] = source
+            yield position
+
+
 def parse_shard(text: str) -> tuple[int, int]:
-    """Parse ``i/n``, the i-th of n shards.
+    """Parse ``i/n``, the i-th of n shards: every n-th picture, starting with the i-th.
 
     Raises:
         InputError: if the text is no shard.
@@ -188,14 +240,10 @@ def parse_shard(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
     if match is None:
         raise InputError(f"a shard is written i/n, such as 2/8 for the second of eight, but is {brief(text)}")
-    return _check_shard((int(match[1]), int(match[2])))
-
-
-def _check_shard(shard: tuple[int, int]) -> tuple[int, int]:
-    i, n = shard
+    i, n = int(match[1]), int(match[2])
     if not 1 <= i <= n:
         raise InputError(f"shard i/n needs 1 <= i <= n, but is {i}/{n}")
-    return shard
+    return i, n
 
 
 def _count(sources: Sequence[ImageSource]) -> int:
@@ -211,11 +259,7 @@ def _run_to_end(
     strict: bool,
     collect: Callable[[int, NDArray[np.float32]], None] | None = None,
 ) -> tuple[list[Skipped], int]:
-    """Run a job to its end. `collect` gets the position and the (v, d) features of each picture.
-
-    Returns:
-        The pictures that can't be read, and how many features were computed.
-    """
+    """The pictures that can't be read, and how many features were computed; `collect` gets position and features."""
     skipped: list[Skipped] = []
     notes = ImageNotes()
     computed = 0
@@ -236,29 +280,13 @@ def _run_to_end(
     return sorted(skipped), computed
 
 
-class NoStore:
-    """In place of a store: nothing is kept, so that memory does not grow with the number of pictures."""
-
-    def get_many(self, keys: Sequence[bytes], dim: int) -> Vectors:
-        """Nothing: no feature is stored."""
-        return {}
-
-    def put_many(self, items: Mapping[bytes, NDArray[Any]]) -> int:
-        """How many features came."""
-        return len(items)
-
-
 @dataclass(frozen=True)
 class ExtractionJob:
-    """The arguments of an extraction.
-
-    Raises:
-        InputError: if one is out of range.
-    """
+    """The arguments of an extraction."""
 
     encoder: Encoder
     sources: Sequence[ImageSource] | Mapping[int, ImageSource] | Mapping[int, ImageRef]  # all, or those of a window
-    store: FeatureStore | NoStore
+    store: FeatureStore | None  # None: nothing is kept, so that memory does not grow with the number of pictures
     views: ViewSpec = ViewSpec()  # noqa: RUF009 - frozen
     batch_size: int = 32  # views encoded at a time
     workers: int | None = None  # threads that read pictures
@@ -331,8 +359,6 @@ class PreparedImage:
         """The picture with its features, of which some were computed for this number of its views."""
         vectors = [
             np.concatenate([self.stored[key] if key in self.stored else fresh[key] for key in keys])
-            if len(keys) > 1
-            else (self.stored if keys[0] in self.stored else fresh)[keys[0]]
             for keys in self.keys
         ]
         return ExtractedImage(self.position, np.stack(vectors), computed, self.notes, self.digest)
@@ -350,12 +376,8 @@ def run_job(
 ) -> Generator[list[ExtractedImage], None, None]:
     """Extract pictures in the order of their positions, of which a window is in memory.
 
-    Close the generator (``contextlib.closing``) to cancel what its threads would do next.
-
-    Args:
-        job: the other arguments.
-        positions: of the pictures. None says that the next one is not there yet: all before it are given first.
-        threads: that read pictures.
+    A position of None says that the next one is not there yet: all before it are given first. Close the generator
+    (``contextlib.closing``) to cancel what its threads would do next.
     """
     max_waiting, batch_passes = job.max_waiting, job.batch_passes
     max_pictures = max(1, MAX_STORED_BATCHES * job.batch_size // job.views.count)
@@ -422,6 +444,8 @@ def _block_keys(encoder: Encoder, digest: bytes, view: str) -> tuple[bytes, ...]
 
 def _look_up(job: ExtractionJob, passes: Sequence[_PassOfView]) -> Vectors:
     """The stored blocks of some passes."""
+    if job.store is None:
+        return {}
     keys_by_width: dict[int, list[bytes]] = {}
     encoders = job.encoder.passes()
     for one in passes:
@@ -464,7 +488,7 @@ def encode_batch(job: ExtractionJob, batch: list[PreparedImage]) -> list[Extract
             for key, columns in zip(one.keys, slices, strict=True):
                 if key not in known and np.isfinite(vectors[columns]).all():
                     new[key] = vectors[columns]
-    if new:
+    if new and job.store is not None:
         job.store.put_many(new)
     values = known | new
     extracted, uncounted = [], set(lacking)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import posixpath
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -20,7 +22,6 @@ from typing import Any
 from clipadapter.data.images import get_max_pixels, set_max_pixels
 from clipadapter.encoders import Encoder, create_encoder
 from clipadapter.errors import ClipAdapterError, DataError, FingerprintError, ImageError, InputError, require
-from clipadapter.features.cluster import connect_ray
 from clipadapter.features.collection import (
     NOT_OPENED,
     STORAGE_ADVICE,
@@ -31,7 +32,7 @@ from clipadapter.features.collection import (
     is_file,
     open_filesystem,
 )
-from clipadapter.features.extraction import ExtractionJob, NoStore, run_job
+from clipadapter.features.extraction import ExtractionJob, run_job
 from clipadapter.features.shards import (
     ShardPlan,
     create_folder,
@@ -51,6 +52,7 @@ REMOTE_READERS = 16
 """Threads of a process that read from a storage that is no local disk: they wait for answers most of the time."""
 CHECK_SECONDS = 5.0
 """How often the size of the cluster is looked up, so that nodes that join later work too."""
+CONNECT_TIMEOUT_SECONDS = 10.0
 MAX_SECONDS_WITHOUT_NODES = 300.0
 """After this time without any node, the call ends. An autoscaler needs minutes to start one."""
 
@@ -120,7 +122,7 @@ def extract_with_ray(
         return ShardReport(n_shards, n_shards, 0, 0)
     plan = plan.model_copy(update={"shards": []})
     job = RayJob(plan, source_system, target_system, folder, batch_size, cores, "cuda" if gpus else "cpu")
-    with connect_ray(ray, None if workers is None else workers * cores):
+    with _connect(ray, None if workers is None else workers * cores):
         pictures, unreadable = _write_units(ray, job, missing, workers, gpus)
     return ShardReport(n_shards, n_shards - n_missing, pictures, unreadable)
 
@@ -147,9 +149,6 @@ def _open_worker(
 
     The same threads for all shards: glibc keeps 40 MB of freed pixels for each thread, and new ones at each shard took
     new memory each time, up to 700 MB.
-
-    Raises:
-        FingerprintError: if the encoder of this node differs from the one that the files are named after.
     """
     import torch
 
@@ -166,12 +165,7 @@ def _open_worker(
 def write_unit(job: RayJob, unit: WorkUnit) -> tuple[int, int]:
     """Write one file, unless a worker wrote it before it died, or another call meanwhile.
 
-    Returns:
-        The number of its pictures, and of unreadable ones.
-
-    Raises:
-        DataError: if the file can't be written, or exists and is damaged.
-        FingerprintError: if the encoder of this node differs from the one that the files are named after.
+    Returns the number of its pictures, and of unreadable ones.
     """
     set_max_pixels(job.max_pixels)
     for seconds in STORAGE_RETRY_SECONDS:
@@ -210,13 +204,9 @@ def shard_name(unit: WorkUnit, fingerprint: str) -> str:
 def encode_pictures(
     encoder: Encoder, pictures: Iterable[ImageRef], threads: Executor, n_threads: int, batch_size: int
 ) -> Iterator[FeatureRow]:
-    """Features of pictures in order. These threads read and prepare pictures while the encoder works.
-
-    Raises:
-        StorageError: if the storage of the pictures does not answer.
-    """
+    """Features of pictures in order. These threads read and prepare pictures while the encoder works."""
     window: dict[int, ImageRef] = {}
-    job = ExtractionJob(encoder, window, NoStore(), batch_size=batch_size, workers=n_threads)
+    job = ExtractionJob(encoder, window, None, batch_size=batch_size, workers=n_threads)
     positions = (i for i, picture in enumerate(pictures) if window.setdefault(i, picture))
     with closing(run_job(job, positions, threads)) as batches:
         for extracted in chain.from_iterable(batches):
@@ -243,16 +233,40 @@ def count_pictures(filesystem: Any, path: str) -> tuple[int, int]:
         return metadata.num_rows, metadata.num_rows - readable
 
 
-def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int | None, gpus: float) -> tuple[int, int]:
-    """Write all shards, each by a task. A shard whose process or node died is written by another task.
+@contextmanager
+def _connect(ray: Any, n_cores: int | None) -> Iterator[None]:
+    """A connection to the Ray that runs in this process, at RAY_ADDRESS, or is started on this machine with n cores.
 
-    Returns:
-        The number of pictures, and of unreadable ones.
-
-    Raises:
-        InputError: if there is no node with enough cores or GPUs.
-        DataError: if a shard can't be written.
+    A connection that is opened here is closed at the end.
     """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics to its developers
+    options = {} if address else {"num_cpus": n_cores, "include_dashboard": False}
+    try:
+        host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+        if host and port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
+        ray.init(address or "local", ignore_reinit_error=True, log_to_driver=False, configure_logging=False, **options)
+    except Exception as error:  # a node that does not start in time is a plain one of Ray
+        location = f"at RAY_ADDRESS={address}" if address else "on this machine"
+        advice = (
+            "check the address; a cluster that asks for a token needs RAY_AUTH_MODE=token and its file "
+            "~/.ray/auth_token on every node; unset RAY_ADDRESS to use this machine"
+            if address
+            else "call again when the machine is less busy, or do without Ray"
+        )
+        raise InputError(f"no Ray could be reached {location} ({error}): {advice}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int | None, gpus: float) -> tuple[int, int]:
+    """Write all shards, each by a task. A shard whose process or node died is written by another task."""
     # Ray's own retries are off: it never stops to retry tasks that are killed because memory ran out.
     task = ray.remote(write_unit).options(
         num_cpus=job.cores, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
@@ -290,11 +304,7 @@ def _write_units(ray: Any, job: RayJob, units: Iterable[WorkUnit], workers: int 
 
 
 def _get_counts(ray: Any, reference: Any) -> tuple[int, int] | str:
-    """The result of a task, or why its process or node died.
-
-    Raises:
-        ClipAdapterError: if it raised an error itself.
-    """
+    """The result of a task, or why its process or node died; an error that it raised itself is raised."""
     try:
         counts: tuple[int, int] = ray.get(reference)
         return counts

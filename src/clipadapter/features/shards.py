@@ -58,11 +58,7 @@ class ShardPlan(BaseModel):
     shards: list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.parquet$")]]
 
     def feature_blocks(self) -> Blocks:
-        """The blocks of the features.
-
-        Raises:
-            InputError: if ``final`` is not the first.
-        """
+        """The blocks of the features."""
         return as_blocks((block.name, block.width) for block in self.blocks)
 
 
@@ -128,11 +124,7 @@ def write_object(filesystem: Any, path: str, data: Any) -> None:
 
 
 def read_plan(filesystem: Any, folder: str) -> ShardPlan:
-    """Read ``shards.json`` of a folder.
-
-    Raises:
-        DataError: if it is missing or damaged.
-    """
+    """Read ``shards.json`` of a folder."""
     path = posixpath.join(folder, SHARDS_FILE)
     try:
         refuse_links(filesystem, folder, OWN_NAMES)

@@ -168,11 +168,7 @@ def write_rows(
 
 
 def column_name(block: str) -> str:
-    """The column of a block.
-
-    >>> column_name("final"), column_name("stage3")
-    ('feature', 'feature:stage3')
-    """
+    """The column of a block."""
     return "feature" if block == FINAL else f"feature:{block}"
 
 

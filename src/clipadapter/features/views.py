@@ -24,6 +24,8 @@ CROPS: Mapping[str, tuple[float, float]] = MappingProxyType({"tip": (0.5, 1.0), 
 """Crop scales of the papers by name: "tip" in the code of Tip-Adapter, LP++ and GDA; "coop" in that of CoOp, TaskRes
 and CLIP-LoRA, which is torchvision's default."""
 
+RATIO = (3 / 4, 4 / 3)
+"""Smallest and largest width / height of a crop, in all these papers."""
 PER_EPOCH = "per-epoch"
 """Instead of a number of views: one augmented view for each epoch of the head's training."""
 MAX_FEATURE_BYTES = 4 * 2**30
@@ -44,8 +46,6 @@ class ViewSpec:
     Args:
         count: v, number of views; view 0 is the plain picture, the other v - 1 are augmented.
         scale: smallest and largest fraction of the picture's area in a crop; see `from_crop` for those of papers.
-        ratio: smallest and largest width / height of a crop.
-        flip: whether a view is mirrored with probability one half.
         seed: another seed gives other views.
 
     Raises:
@@ -57,8 +57,6 @@ class ViewSpec:
 
     count: int = 1
     scale: tuple[float, float] = CROPS["tip"]
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,8 +64,6 @@ class ViewSpec:
             raise InputError(f"views must be 1 (the plain picture alone) or more, but count is {self.count}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"the scale of views must be (low, high) with 0 < low <= high <= 1, but is {self.scale}")
-        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
-            raise InputError(f"the ratio of views must be (low, high) with 0 < low <= high, but is {self.ratio}")
 
     @classmethod
     def from_crop(cls, crop: str, count: int = 1, seed: int = 0) -> Self:
@@ -100,8 +96,8 @@ class ViewSpec:
         """Name of view i in the feature store. It includes everything that determines the view, except the picture."""
         if i == 0:
             return "plain"
-        scale, ratio = (f"{float(low)!r}-{float(high)!r}" for low, high in (self.scale, self.ratio))
-        return f"crop-1 scale={scale} ratio={ratio} flip={int(self.flip)} seed={self.seed} view={i}"
+        scale, ratio = (f"{float(low)!r}-{float(high)!r}" for low, high in (self.scale, RATIO))
+        return f"crop-1 scale={scale} ratio={ratio} flip=1 seed={self.seed} view={i}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ class PerEpochViews:
     The number of epochs depends on the head and on the number of pictures.
 
     Args:
-        base: crop scale, ratio, flip and seed of the views; its count is not used.
+        base: crop scale and seed of the views; its count is not used.
 
     >>> PerEpochViews(ViewSpec.from_crop("coop")).for_epochs(200).count
     201
@@ -213,7 +209,7 @@ def augment(image: Image.Image, spec: ViewSpec, i: int, digest: bytes, size: int
     box = _crop_box(rng, image.width, image.height, spec)
     # Not `resize(box=)`: there, pixels outside the box contribute to the edge.
     view = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-    if spec.flip and rng.random() < 0.5:
+    if rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return view
 
@@ -225,7 +221,7 @@ def _format_bytes(n_bytes: int) -> str:
 
 def _crop_box(rng: random.Random, width: int, height: int, spec: ViewSpec) -> tuple[int, int, int, int]:
     """Left, upper, right, lower: a random box, or the largest central box allowed if ten draws don't fit."""
-    low, high = spec.ratio
+    low, high = RATIO
     for _ in range(10):
         area = width * height * _uniform(rng, *spec.scale)
         aspect = math.exp(_uniform(rng, math.log(low), math.log(high)))

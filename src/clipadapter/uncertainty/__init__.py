@@ -6,7 +6,7 @@ of the shots, see `clipadapter.heads.out_of_fold`.
 
 from clipadapter.uncertainty.calibration import Calibrator, learn_calibrator
 from clipadapter.uncertainty.conformal import Conformal, learn_conformal
-from clipadapter.uncertainty.costs import decide, expected_cost, parse_costs, read_costs
+from clipadapter.uncertainty.costs import decide, parse_costs, read_costs
 from clipadapter.uncertainty.decisions import Answers, DecisionOptions, Uncertainty, UncertaintyOptions
 from clipadapter.uncertainty.held_out import HeldOutAccuracy
 from clipadapter.uncertainty.multilabel import MultiLabel, learn_multilabel
@@ -24,7 +24,6 @@ __all__ = [
     "Uncertainty",
     "UncertaintyOptions",
     "decide",
-    "expected_cost",
     "learn_calibrator",
     "learn_conformal",
     "learn_multilabel",

@@ -114,7 +114,6 @@ def learn_calibrator(
     prior_deviation: float = LOG_TEMPERATURE_DEVIATION,
     n: int | None = None,
     logit_adjustment: float = 0.0,
-    seed: int = 0,
 ) -> Calibrator:
     """Learn a calibrator of the full fit from out-of-fold logits of the shots.
 
@@ -128,7 +127,6 @@ def learn_calibrator(
         logit_adjustment: tau of the full fit's logit adjustment. "vector" then weights the rows of a class by the
             power -tau of their number: its biases would put the class shares back that the fit took out of the logits.
             No effect if the classes have equal numbers of rows.
-        seed: of the subset of the rows that is used if there are very many.
 
     Raises:
         InputError: if shapes don't match, a value is not finite, or the method is unknown.
@@ -148,7 +146,7 @@ def learn_calibrator(
     count = len(z) if n is None else n
     rows = max(1, MAX_LOGITS // z.shape[1])
     if len(z) > rows:
-        subset = np.random.default_rng(seed).choice(len(z), rows, replace=False)
+        subset = np.random.default_rng(0).choice(len(z), rows, replace=False)
         z, y = z[subset], y[subset]
     z = z.astype(np.float64)
     targets = _soft_targets(z, y, count)

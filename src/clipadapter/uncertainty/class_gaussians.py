@@ -46,16 +46,11 @@ class ClassGaussians:
         (I - V diag(g) V') / (a t),    g = (1 - a) e / ((1 - a) e + a t)
 
     so that min(n - c, d) rows are stored instead of a (d, d) matrix.
-
-    Args:
-        means: (c, d).
-        basis: (q, d) rows B with B'B = V diag(g) V'; q is 0 where no class has two shots.
-        floor: a t, the variance that every direction has; 1 where no class has two shots.
     """
 
-    means: Array
-    basis: Array
-    floor: float
+    means: Array  # (c, d)
+    basis: Array  # (q, d) rows B with B'B = V diag(g) V'; q is 0 where no class has two shots
+    floor: float  # a t, the variance that every direction has; 1 where no class has two shots
 
     def distances(self, rows: Array) -> Array:
         """Squared distances (m, c) of rows (m, d) to the means.
@@ -112,19 +107,11 @@ class ClassGaussians:
 def fit_class_gaussians(
     rows: Array, labels: Array, c: int, judged: Array | None = None
 ) -> tuple[ClassGaussians, Array]:
-    """Fit class means and the shared covariance, and compute leave-one-out distances of the shots.
+    """The Gaussians of unit features (n, d), and leave-one-out squared distances (r, c) of the ``judged`` shots (r,).
 
-    Args:
-        rows: (n, d) unit features.
-        labels: (n,) class positions; every class has a shot.
-        c: number of classes.
-        judged: (r,) the shots whose distances are computed; None for all.
-
-    Returns:
-        The Gaussians and squared distances (r, c). That of a shot to its own class is to the mean of the others, by a
-        covariance without it (a rank-one step; the shrinkage stays). A mean of one shot less is less certain: with k
-        shots the expected square is 1 + 1 / (k - 1) times the variance instead of 1 + 1 / k, so it is multiplied by
-        (k^2 - 1) / k^2. NaN for the only shot of a class.
+    The distance of a shot to its own class is to the mean of the others, by a covariance without it (a rank-one step;
+    the shrinkage stays). A mean of one shot less is less certain: with k shots the expected square is 1 + 1 / (k - 1)
+    times the variance instead of 1 + 1 / k, so it is multiplied by (k^2 - 1) / k^2. NaN for the only shot of a class.
     """
     counts = np.bincount(labels, minlength=c)
     means = np.zeros((c, rows.shape[1]))
@@ -201,11 +188,7 @@ def _contrasts(rows: Array, labels: Array) -> Array:
 
 
 def _helmert_contrasts(rows: Array) -> Array:
-    """(c, k - 1, d) of rows (c, k, d): each against the mean of those before it, orthonormal combinations of the k.
-
-    >>> _helmert_contrasts(np.array([[[1.0], [3.0]]])).round(4).tolist()
-    [[[1.4142]]]
-    """
+    """(c, k - 1, d) of rows (c, k, d): each against the mean of those before it, orthonormal combinations of the k."""
     n_before = np.arange(1, rows.shape[1])[:, None]
     means_before = rows.cumsum(axis=1)[:, :-1] / n_before
     return np.asarray(np.sqrt(n_before / (n_before + 1)) * (rows[:, 1:] - means_before))

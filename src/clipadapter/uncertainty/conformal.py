@@ -1,14 +1,11 @@
 """Conformal prediction sets: the classes that a picture may have, with guaranteed coverage of the true class.
 
-Nonconformity scores of held-out shots give a threshold; a set has every class whose score is not above it.
+Nonconformity scores of held-out shots, 1 - p of the true class (LAC: Sadinle, Lei, Wasserman, JASA 2019,
+https://arxiv.org/abs/1609.00451), give a threshold; a set has every class whose score is not above it.
 
 Split and class-conditional (Mondrian): Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005,
 chapters 4.2 and 4.5. CV+: Barber, Candès, Ramdas, Tibshirani, Annals of Statistics 2021,
 https://arxiv.org/abs/1905.02928, for classes as in https://arxiv.org/abs/2006.02544.
-
-Scores. LAC: Sadinle, Lei, Wasserman, JASA 2019, https://arxiv.org/abs/1609.00451. APS: Romano, Sesia, Candès, NeurIPS
-2020, https://arxiv.org/abs/2006.02544. RAPS: Angelopoulos, Bates, Jordan, Malik, ICLR 2021,
-https://arxiv.org/abs/2009.14193.
 """
 
 from __future__ import annotations
@@ -29,9 +26,6 @@ Array = NDArray[Any]
 CONFORMAL_METHODS = ("split", "cross", "cv+")
 RANK_DECIMALS = 9
 """Decimals of a rank: (r + 1) times a rate such as 0.9 is a little off its true value in binary."""
-SCORES = ("lac", "aps", "raps")
-RAPS_PENALTY, RAPS_FREE_RANKS = 0.01, 1
-"""RAPS: the penalty lambda of each class whose rank is above k_reg."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +37,6 @@ class Conformal:
         labels: (r,) its class position.
         folds: (r,) the fold that it was held out in; zeros unless ``method`` is "cv+".
         n_classes: c.
-        score: see `nonconformity`.
         by_class: whether each class has its own threshold (Mondrian).
         method: "split": the final fit did not see these shots. "cross": each of k fits left out a part, and a fit
             to all shots predicts. "cv+": those k fits predict together.
@@ -53,7 +46,6 @@ class Conformal:
     labels: Array
     folds: Array
     n_classes: int
-    score: str = "lac"
     by_class: bool = False
     method: str = "cross"
 
@@ -86,7 +78,7 @@ class Conformal:
         elif self._is_by_probability(rate):
             sets = _most_probable(p, rate)
         else:
-            sets = nonconformity(p, self.score) <= self.thresholds(rate)
+            sets = 1 - p <= self.thresholds(rate)
         if not empty and len(sets):
             overall = p.mean(axis=0) if self.method == "cv+" else p
             sets[np.arange(len(sets)), overall.argmax(axis=1) if best is None else np.asarray(best)] = True
@@ -113,7 +105,7 @@ class Conformal:
         if p.shape[0] != int(self.folds.max(initial=-1)) + 1:
             raise InputError(f"cv+ has {int(self.folds.max(initial=-1)) + 1} fits, but {p.shape[0]} gave probabilities")
         n_below, r = np.zeros(p.shape[1:], np.int64), np.full(self.n_classes, len(self.scores))
-        for fold, nonconformities in enumerate(nonconformity(p, self.score)):
+        for fold, nonconformities in enumerate(1 - p):
             in_fold = self.folds == fold
             if not self.by_class:
                 n_below += np.searchsorted(self.scores[in_fold], nonconformities, side="left")
@@ -197,7 +189,7 @@ class Conformal:
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Facts for JSON, and arrays by name."""
-        facts = {"score": self.score, "by_class": self.by_class, "method": self.method, "n_classes": self.n_classes}
+        facts = {"by_class": self.by_class, "method": self.method, "n_classes": self.n_classes}
         return facts, {"scores": self.scores, "labels": self.labels, "folds": self.folds}
 
     @classmethod
@@ -214,16 +206,14 @@ class Conformal:
         saved.require((np.diff(scores) >= 0).all(), "its 'scores' are not ascending")
         for name, positions, count in (("labels", labels, c), ("folds", folds, len(folds))):
             saved.require(((positions >= 0) & (positions < count)).all(), f"a value of its {name!r} is out of range")
-        score = saved.fact("score", str, lambda x: x in SCORES)
         method = saved.fact("method", str, lambda x: x in CONFORMAL_METHODS)
-        return cls(scores.astype(np.float64), labels, folds, c, score, saved.fact("by_class", bool), method)
+        return cls(scores.astype(np.float64), labels, folds, c, saved.fact("by_class", bool), method)
 
 
 def learn_conformal(
     probabilities: ArrayLike,
     labels: ArrayLike,
     *,
-    score: str = "lac",
     by_class: bool = False,
     method: str = "cross",
     folds: ArrayLike | None = None,
@@ -233,7 +223,6 @@ def learn_conformal(
     Args:
         probabilities: (r, c) calibrated, of held-out shots.
         labels: (r,) their class positions.
-        score: see `nonconformity`.
         by_class: guarantee the coverage for each class separately, from its own shots only.
         method: "split", "cross" or "cv+"; see `Conformal`.
         folds: (r,) number of the fold that each shot was held out in; for "cv+" only.
@@ -262,57 +251,14 @@ def learn_conformal(
     fold = np.zeros(len(y), np.int64) if folds is None else np.asarray(folds)
     if fold.shape != y.shape:
         raise InputError(f"folds must be one number per held-out shot, {len(y)}, got {fold.shape}")
-    nonconformities = nonconformity(p, score)[np.arange(len(y)), y.astype(np.int64)]
+    nonconformities = 1 - p[np.arange(len(y)), y.astype(np.int64)]
     order = np.argsort(nonconformities, kind="stable")
     ordered = nonconformities[order], y[order].astype(np.int64), fold[order].astype(np.int64)
-    return Conformal(*ordered, p.shape[1], score, by_class, method)
-
-
-def nonconformity(probabilities: ArrayLike, score: str = "lac") -> Array:
-    """Nonconformity score of every class for each picture; higher means that the class fits less.
-
-    "lac" is 1 - p. "aps" is the sum of the probabilities of all more probable classes, and half of the class's own. The
-    paper draws that part at random; its mean is used here, so that a picture always gets the same set (any fixed score
-    keeps the guarantee). "raps" adds 0.01 for each rank after the first, which leaves out long tails of small
-    probabilities.
-
-    Args:
-        probabilities: (..., c), rows sum to one.
-        score: "lac", "aps" or "raps".
-
-    Returns:
-        (..., c) float64.
-
-    Raises:
-        InputError: if there is no such score, or a probability is invalid.
-
-    >>> nonconformity([[0.5, 0.25, 0.25]])
-    array([[0.5 , 0.75, 0.75]])
-    >>> nonconformity([[0.5, 0.25, 0.25]], "aps")
-    array([[0.25 , 0.625, 0.875]])
-    """
-    if score not in SCORES:
-        raise InputError(f"there is no conformal score {brief(score)}; the scores are: {', '.join(SCORES)}")
-    p = check_probabilities(probabilities)
-    if score == "lac":
-        return 1 - p
-    order = np.argsort(-p, axis=-1, kind="stable")
-    ranked = np.take_along_axis(p, order, axis=-1)
-    nonconformities = np.cumsum(ranked, axis=-1) - ranked / 2
-    if score == "raps":
-        ranks = np.arange(1, p.shape[-1] + 1)
-        nonconformities = nonconformities + RAPS_PENALTY * np.maximum(0, ranks - RAPS_FREE_RANKS)
-    scores = np.empty_like(p)
-    np.put_along_axis(scores, order, nonconformities, axis=-1)
-    return scores
+    return Conformal(*ordered, p.shape[1], by_class, method)
 
 
 def check_probabilities(probabilities: ArrayLike) -> Array:
-    """Check probabilities (..., c), and return them as float64.
-
-    Raises:
-        InputError: if a row is not a distribution.
-    """
+    """Check probabilities (..., c), and return them as float64."""
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim < 2 or not p.shape[-1]:
         raise InputError(f"probabilities must be rows with one number per class, got shape {p.shape}")

@@ -61,7 +61,13 @@ def read_costs(path: str | Path, class_names: Sequence[str]) -> Array:
         if len(row) != len(rows[0]):
             raise DataError(f"{path}: the row of {brief(true)} has {len(row) - 1} costs for {len(header)} classes")
         for answer, text in zip(header, row[1:], strict=True):
-            costs[position[true], position[answer]] = _parse_cost(path, true, answer, text)
+            cost = costs[position[true], position[answer]] = _parse_number(text)
+            if not cost >= 0:
+                actual = repr(text.strip()) if text.strip() else "nothing"
+                raise DataError(
+                    f"{path}: true {brief(true)}, answer {brief(answer)}: a cost must be a number of at least 0, got "
+                    f"{actual}"
+                )
     try:
         return check_costs(costs, class_names)
     except InputError as error:
@@ -98,21 +104,6 @@ def parse_costs(text: str, class_names: Sequence[str]) -> Array:
     return costs
 
 
-def expected_cost(probabilities: ArrayLike, costs: ArrayLike) -> Array:
-    """Expected cost (m, c) of predicting each class, from calibrated probabilities (m, c) and costs (c, c).
-
-    Raises:
-        InputError: if the shapes don't match or a cost is invalid.
-
-    >>> expected_cost([[0.25, 0.75]], [[0, 10], [1, 0]])
-    array([[0.75, 2.5 ]])
-    """
-    p, matrix = np.asarray(probabilities, dtype=np.float64), check_costs(costs)
-    if p.ndim != 2 or p.shape[1] != len(matrix):
-        raise InputError(f"probabilities must be (m, {len(matrix)}) for costs of {len(matrix)} classes, got {p.shape}")
-    return np.asarray(p @ matrix)
-
-
 def decide(probabilities: ArrayLike, costs: ArrayLike) -> Array:
     """Positions (m,) of the classes with the least expected cost; among equal ones the most probable.
 
@@ -121,26 +112,21 @@ def decide(probabilities: ArrayLike, costs: ArrayLike) -> Array:
         costs: (c, c), rows are true classes, columns are predicted classes.
 
     Raises:
-        InputError: as `expected_cost`.
+        InputError: if the shapes don't match or a cost is invalid.
 
     >>> decide([[0.25, 0.75], [0.05, 0.95]], parse_costs("false nominal", ["defect", "nominal"])).tolist()
     [0, 1]
     """
-    expected = expected_cost(probabilities, costs)
+    p, matrix = np.asarray(probabilities, dtype=np.float64), check_costs(costs)
+    if p.ndim != 2 or p.shape[1] != len(matrix):
+        raise InputError(f"probabilities must be (m, {len(matrix)}) for costs of {len(matrix)} classes, got {p.shape}")
+    expected = p @ matrix
     cheapest = expected <= expected.min(axis=1, keepdims=True)
-    return np.asarray(np.where(cheapest, np.asarray(probabilities, dtype=np.float64), -1).argmax(axis=1))
+    return np.asarray(np.where(cheapest, p, -1).argmax(axis=1))
 
 
 def check_costs(costs: ArrayLike, class_names: Sequence[str] | None = None) -> Array:
-    """Check costs, and return them as (c, c) float64.
-
-    Args:
-        costs: rows are true classes, columns are predicted classes.
-        class_names: the c classes of the model, for error messages.
-
-    Raises:
-        InputError: if they are not square, negative, not finite, or an error is cheaper than the correct prediction.
-    """
+    """Check costs, and return them as (c, c) float64: rows are true classes, columns are predicted classes."""
     matrix = np.asarray(costs, dtype=np.float64)
     c = matrix.shape[0] if matrix.ndim and class_names is None else len(class_names or ())
     if matrix.shape != (c, c) or not c:
@@ -187,19 +173,6 @@ def _check_names(path: str | Path, where: str, names: Sequence[str], class_names
             )
 
 
-def _parse_cost(path: str | Path, true: str, answer: str, text: str) -> float:
-    try:
-        cost = float(text)
-    except ValueError:
-        cost = math.nan
-    if not math.isfinite(cost) or cost < 0:
-        actual = repr(text.strip()) if text.strip() else "nothing"
-        raise DataError(
-            f"{path}: true {brief(true)}, answer {brief(answer)}: a cost must be a number of at least 0, got {actual}"
-        )
-    return cost
-
-
 def _parse_part(text: str, class_names: Sequence[str]) -> tuple[str, int, float]:
     """Whether "false" or "missed", the class's position, and the cost."""
     kind, _, name = text.strip().partition(" ")
@@ -211,21 +184,23 @@ def _parse_part(text: str, class_names: Sequence[str]) -> tuple[str, int, float]
     position = _find_class(name, class_names)
     if position is None and "=" in name:
         name, _, weight_text = name.rpartition("=")
-        position, weight = _find_class(name.strip(), class_names), _parse_weight(weight_text, text)
+        position, weight = _find_class(name.strip(), class_names), _parse_number(weight_text)
     if position is None:
         raise unknown("class", name.strip(), list(class_names))
-    if not (weight >= 1 and math.isfinite(weight)):
+    if not weight >= 1:
         raise InputError(
-            f"the weight in {brief(text.strip())} must be at least 1, the cost of other errors; got {weight:g}"
+            f"the weight in {brief(text.strip())} must be a number of at least 1, the cost of other errors"
         )
     return kind, position, weight
 
 
-def _parse_weight(text: str, where: str) -> float:
+def _parse_number(text: str) -> float:
+    """NaN if it is no finite number."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise InputError(f"the weight in {brief(where.strip())} must be a number, got {brief(text.strip())}") from None
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _find_class(name: str, class_names: Sequence[str]) -> int | None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from clipadapter.adaptation import Adapt, TdaCache, create_cache, vote
 from clipadapter.errors import ArtifactError, InputError, brief
 from clipadapter.uncertainty.calibration import METHODS, Calibrator
-from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, SCORES, Conformal
+from clipadapter.uncertainty.conformal import CONFORMAL_METHODS, Conformal
 from clipadapter.uncertainty.costs import check_costs, decide
 from clipadapter.uncertainty.held_out import HeldOutAccuracy
 from clipadapter.uncertainty.multilabel import MultiLabel
@@ -53,7 +53,6 @@ class UncertaintyOptions:
         sets: how shots are held out for the sets: "cross", "cv+" which keeps the folds' heads, or "split" which fits
             on half of the shots only; see `Conformal.describe_guarantee`.
         by_class: guarantee the coverage for each class separately.
-        score: nonconformity score of the sets: "lac", "aps" or "raps".
         negative_labels: compare pictures with the 1,000 class names of ImageNet too, to detect "none of these".
 
     Raises:
@@ -69,11 +68,10 @@ class UncertaintyOptions:
     costs: ArrayLike | None = None
     sets: str = "cross"
     by_class: bool = False
-    score: str = "lac"
     negative_labels: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("calibration", CALIBRATION), ("sets", CONFORMAL_METHODS), ("score", SCORES)):
+        for name, known in (("calibration", CALIBRATION), ("sets", CONFORMAL_METHODS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, not {brief(getattr(self, name))}")
         for name in ("reject", "coverage"):

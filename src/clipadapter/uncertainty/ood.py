@@ -8,7 +8,8 @@ The score is a weighted sum of standardised scores (by mean and deviation of the
 Mahalanobis distance to the class means, the text (the score of the negative labels if there are some, else the distance
 to the nearest class text), and the outliers if there are some. The weights come from the shots: each shot is also
 scored as if its class did not exist, and the weight is how many standard deviations these scores lie above the others.
-This is a linear discriminant with a diagonal covariance.
+This is a linear discriminant with a diagonal covariance. The logits of a shot without its class are lower than those of
+pictures of other things, so that the maximum logit gets a part of its weight.
 
 If no class has two shots, scores by text are still exact, since text does not depend on the shots. Distances can only
 be computed to the shots of other classes. The threshold of the sum is then too high, never too low: fewer pictures of
@@ -18,7 +19,7 @@ the classes are rejected than the rate says (``Threshold.rate_is_upper_bound``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
@@ -41,9 +42,14 @@ from clipadapter.utils.prediction import DEFAULT_LOGIT_SCALE, unit_rows
 Array = NDArray[Any]
 MARK_RATE = 0.04
 """Rate of the threshold above which pictures are marked if none are rejected. With 0.05, 5.8 % of the pictures of the
-classes were marked at two shots per class, with 0.04 at most 4.8 % at any number of shots (docs/trust.md)."""
+classes were marked at two shots per class, with 0.04 at most 4.9 % at any number of shots (docs/trust.md)."""
 MIN_SHOTS_TO_MARK = 10
 """Held-out shots from which on pictures are marked. With two classes of two shots 7 to 20 % of their pictures were."""
+LOGIT_WEIGHT = 0.35
+"""Part of its weight that the maximum logit gets. With the whole weight a picture of something else is not marked if
+the head is sure of its answer, however far it is from all shots; the best of 0 to 1 on the sets of docs/trust.md."""
+SAVED_ARRAYS = ("text", "negative_labels", "outliers")
+"""Attributes of `MemoryBank` that are saved under their name."""
 MAX_OUTLIERS = 512
 """Outliers that are stored; of more, as many are drawn."""
 MAX_COMPARISONS = 2**25
@@ -169,7 +175,10 @@ class Rejector:
             "scale": self.memory.scale,
             "floor": self.memory.gaussians.floor if self.memory.gaussians else None,
         }
-        return facts, {"held_out_scores": self.held_out_scores, **_memory_arrays(self.memory)}
+        gaussians, memory = self.memory.gaussians, self.memory
+        arrays = {name: getattr(memory, name) for name in SAVED_ARRAYS if getattr(memory, name) is not None}
+        arrays |= {} if gaussians is None else {"means": gaussians.means, "basis": gaussians.basis}
+        return facts, {"held_out_scores": self.held_out_scores, **arrays}
 
     @classmethod
     def from_state(cls, facts: dict[str, Any], arrays: dict[str, Array], arrays_removed: bool = False) -> Rejector:
@@ -183,8 +192,30 @@ class Rejector:
         Raises:
             ArtifactError: if something is missing, or of the wrong shape or kind, or not finite.
         """
-        parts, names, memory = _read_state(facts, arrays, arrays_removed)
-        return cls(parts, arrays["held_out_scores"], facts["rate_is_upper_bound"], names, memory)
+        saved = SavedState("rejector", facts, arrays)
+        parts = tuple(_read_part(fact) for fact in saved.fact("parts", list, lambda parts: len(parts) > 0))
+        names = saved.fact("negative_label_names", list, lambda names: all(isinstance(name, str) for name in names))
+        is_bound = saved.fact("rate_is_upper_bound", bool)
+        scores = saved.array("held_out_scores", (None, len(parts)))
+        saved.require(len(scores), "it has no held-out score")
+        bank = {name: saved.array(name, (None, None)) for name in (*SAVED_ARRAYS, "means", "basis") if name in arrays}
+        # An array of another model would give wrong scores, not an error.
+        saved.require(set(arrays) == {"held_out_scores", *bank}, f"its arrays are {sorted(arrays)}")
+        widths = {array.shape[1] for array in bank.values()}
+        saved.require(len(widths) <= 1, f"its arrays are of widths {sorted(widths)}")
+        saved.require(all(len(array) or name == "basis" for name, array in bank.items()), "an array of it is empty")
+        gaussians, means, basis = None, bank.pop("means", None), bank.pop("basis", None)
+        if means is not None:
+            basis = saved.array("basis", (None, None))
+            saved.require(len(bank.get("text", means)) == len(means), "its means and class text are of other classes")
+            gaussians = ClassGaussians(means, basis, saved.fact("floor", float, lambda x: x > 0))
+        memory = MemoryBank(gaussians, **bank, scale=saved.fact("scale", float, lambda x: x > 0))
+        for part in parts:
+            has_arrays = all(getattr(memory, attribute) is not None for attribute in SCORES[part.name].arrays)
+            saved.require(arrays_removed or has_arrays, f"it lacks the arrays of {part.name!r}")
+        k = 0 if memory.negative_labels is None else len(memory.negative_labels)
+        saved.require(len(names) in (0, k), f"it has {len(names)} names of {k} negative labels")
+        return cls(parts, scores, is_bound, tuple(names), memory)
 
     def part_scores(self, features: ArrayLike, logits: ArrayLike) -> Array:
         """The score (m, p) of each part; arguments as of `scores`."""
@@ -258,7 +289,6 @@ def learn_rejector(
     negative_labels: ArrayLike | None = None,
     names: Sequence[str] = (),
     outliers: ArrayLike | None = None,
-    seed: int = 0,
 ) -> Rejector:
     """Learn a rejector from the shots.
 
@@ -273,7 +303,6 @@ def learn_rejector(
         negative_labels: (k, d) text features of negative labels, see `select_negative_labels`.
         names: the k negative labels, for the reasons.
         outliers: (b, d) features of pictures of none of the classes.
-        seed: of the draw among more than 512 outliers.
 
     Raises:
         InputError: if a shape does not fit, or there is nothing to learn from.
@@ -290,9 +319,14 @@ def learn_rejector(
     arrays = {
         "text": _check_matrix(text, "class text", X.shape[1], c),
         "negative_labels": _check_matrix(negative_labels, "negative labels", X.shape[1], len(names) or None),
-        "outliers": _subsample(_check_matrix(outliers, "outlier (background) features", X.shape[1], None), seed),
+        "outliers": _check_matrix(outliers, "outlier (background) features", X.shape[1], None),
     }
-    judged = _judged_shots(len(X), c, None if logits is None else rows, seed)
+    if arrays["outliers"] is not None:
+        arrays["outliers"] = arrays["outliers"][_draw(len(arrays["outliers"]), MAX_OUTLIERS)]
+    judged = None  # all shots are compared with the others
+    if len(X) * c > MAX_COMPARISONS:
+        is_given = logits is not None and rows is not None
+        judged = np.asarray(rows) if is_given else _draw(len(X), max(1, MAX_JUDGED_COMPARISONS // c))
     logit_rows = _check_rows(logits, rows, len(X), c)
     if judged is None and logit_rows is not None:
         held_out_logits = np.full((len(X), c), np.nan)  # NaN for the other shots
@@ -350,7 +384,8 @@ def _separation_weights(score_names: list[str], known: Array, other: Array, memo
             return np.ones(len(score_names))
         mean, variance = (float(np.mean([f(each) for each in outliers])) for f in (np.mean, np.var))
         deviation = math.sqrt((known[:, i].var() + variance) / 2)
-        weights.append(max(0.0, (mean - known[:, i].mean()) / deviation) if deviation > 1e-12 else 0.0)
+        weight = max(0.0, (mean - known[:, i].mean()) / deviation) if deviation > 1e-12 else 0.0
+        weights.append(weight * LOGIT_WEIGHT if name == "max-logit" else weight)
     return np.array(weights) if sum(weights) > 0 else np.ones(len(score_names))
 
 
@@ -366,19 +401,9 @@ def _check_matrix(value: ArrayLike | None, what: str, width: int, count: int | N
     return unit_rows(matrix) if len(matrix) else None
 
 
-def _subsample(outliers: Array | None, seed: int) -> Array | None:
-    if outliers is None or len(outliers) <= MAX_OUTLIERS:
-        return outliers
-    return outliers[np.sort(np.random.default_rng(seed).permutation(len(outliers))[:MAX_OUTLIERS])]
-
-
-def _judged_shots(n: int, c: int, rows: ArrayLike | None, seed: int) -> Array | None:
-    """The shots that are compared with the others; None for all."""
-    if n * c <= MAX_COMPARISONS:
-        return None
-    if rows is not None:
-        return np.asarray(rows)
-    return np.sort(np.random.default_rng(seed).permutation(n)[: max(1, MAX_JUDGED_COMPARISONS // c)])
+def _draw(n: int, k: int) -> Array:
+    """At most k of n rows in ascending order, the same ones each time."""
+    return np.sort(np.random.default_rng(0).permutation(n)[:k]) if n > k else np.arange(n)
 
 
 def _check_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int) -> Array | None:
@@ -392,48 +417,6 @@ def _check_rows(values: ArrayLike | None, rows: ArrayLike | None, n: int, c: int
         expected = f"({len(row_numbers)}, {c}) of {n} shots"
         raise InputError(f"held-out predictions {values_array.shape} of rows {row_numbers.shape}: give {expected}")
     return values_array
-
-
-SAVED_ARRAYS = ("text", "negative_labels", "outliers")
-"""Attributes of `MemoryBank` that are saved under their name."""
-
-
-def _memory_arrays(memory: MemoryBank) -> dict[str, Array]:
-    """The arrays of a memory by their keys in saved models."""
-    arrays = {name: getattr(memory, name) for name in SAVED_ARRAYS if getattr(memory, name) is not None}
-    if memory.gaussians is not None:
-        arrays |= {"means": memory.gaussians.means, "basis": memory.gaussians.basis}
-    return arrays
-
-
-def _read_state(
-    facts: Any, arrays: Mapping[str, Array], arrays_removed: bool
-) -> tuple[tuple[ScorePart, ...], tuple[str, ...], MemoryBank]:
-    """Parts, negative labels, and memory bank, which may be empty if ``arrays_removed``."""
-    saved = SavedState("rejector", facts, arrays)
-    parts = tuple(_read_part(fact) for fact in saved.fact("parts", list, lambda parts: len(parts) > 0))
-    names = saved.fact("negative_label_names", list, lambda names: all(isinstance(name, str) for name in names))
-    saved.fact("rate_is_upper_bound", bool)
-    scores = saved.array("held_out_scores", (None, len(parts)))
-    saved.require(len(scores), "it has no held-out score")
-    bank = {name: saved.array(name, (None, None)) for name in (*SAVED_ARRAYS, "means", "basis") if name in arrays}
-    # An array of another model would give wrong scores, not an error.
-    saved.require(set(arrays) == {"held_out_scores", *bank}, f"its arrays are {sorted(arrays)}")
-    widths = {array.shape[1] for array in bank.values()}
-    saved.require(len(widths) <= 1, f"its arrays are of widths {sorted(widths)}")
-    saved.require(all(len(array) or name == "basis" for name, array in bank.items()), "an array of it is empty")
-    gaussians, means, basis = None, bank.pop("means", None), bank.pop("basis", None)
-    if means is not None:
-        basis = saved.array("basis", (None, None))
-        saved.require(len(bank.get("text", means)) == len(means), "its means and class text are of other classes")
-        gaussians = ClassGaussians(means, basis, saved.fact("floor", float, lambda x: x > 0))
-    memory = MemoryBank(gaussians, **bank, scale=saved.fact("scale", float, lambda x: x > 0))
-    for part in parts:
-        has_arrays = all(getattr(memory, attribute) is not None for attribute in SCORES[part.name].arrays)
-        saved.require(arrays_removed or has_arrays, f"it lacks the arrays of {part.name!r}")
-    k = 0 if memory.negative_labels is None else len(memory.negative_labels)
-    saved.require(len(names) in (0, k), f"it has {len(names)} names of {k} negative labels")
-    return parts, tuple(names), memory
 
 
 def _read_part(fact: Any) -> ScorePart:

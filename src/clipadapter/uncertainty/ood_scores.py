@@ -32,11 +32,7 @@ def log_sum_exp(x: Array) -> Scores:
 
 
 def without_own(values: Array, labels: Array) -> Array:
-    """A copy of (n, c) with -inf for each row's own class: it simulates pictures of none of the classes.
-
-    >>> without_own(np.array([[3.0, 1.0]]), np.array([0]))
-    array([[-inf,   1.]])
-    """
+    """A copy of (n, c) with -inf for each row's own class: it simulates pictures of none of the classes."""
     other = np.array(values, dtype=np.float64)
     other[np.arange(len(labels)), labels] = -np.inf
     return other
@@ -200,15 +196,10 @@ def leave_one_out_outlier_scores(memory: MemoryBank) -> Array:
 def compare_with_shots(
     features: Array, labels: Array, c: int, logits: Array | None, judged: Array | None = None, **arrays: Any
 ) -> tuple[MemoryBank, HeldOutShots]:
-    """Make the memory bank, with further ``arrays``, and the held-out shots.
+    """Make the memory bank, with further ``arrays``, and the held-out shots: the ``judged`` ones (r,), by default all.
 
-    Args:
-        features: (n, d) of the shots.
-        labels: (n,).
-        c: number of classes. If one has no shot it has no mean, and there are no distances.
-        logits: (r, c) out-of-fold, NaN rows where a shot was not held out; or None.
-        judged: (r,) the shots that are compared with the others; None for all.
-        arrays: further attributes of the memory bank.
+    Out-of-fold logits (r, c) have NaN rows where a shot was not held out. If a class has no shot it has no mean, and
+    there are no distances.
     """
     rows, counts = unit_rows(features), np.bincount(labels, minlength=c)
     held_out_rows, held_out_labels = (rows, labels) if judged is None else (rows[judged], labels[judged])

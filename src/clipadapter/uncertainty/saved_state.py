@@ -16,17 +16,7 @@ MAX_NUMBER = 1e300
 
 
 class SavedState:
-    """What a part of a saved model consists of.
-
-    Args:
-        what: the part, for errors.
-        facts: by name.
-        arrays: by name.
-
-    >>> SavedState("calibration", {"n": "many"}, {}).fact("n", int)
-    Traceback (most recent call last):
-    clipadapter.errors.ArtifactError: the model's calibration is damaged: its 'n' is 'many'. Fit and save it again
-    """
+    """Facts and arrays by name of a part of a saved model; ``what`` names the part in errors."""
 
     def __init__(self, what: str, facts: Any, arrays: Mapping[str, Array]) -> None:
         self.what, self.arrays = what, arrays
@@ -34,11 +24,7 @@ class SavedState:
         self.facts: Mapping[str, Any] = facts
 
     def require(self, condition: object, reason: str) -> None:
-        """Refuse the model unless a condition holds.
-
-        Raises:
-            ArtifactError: with the reason.
-        """
+        """Refuse the model unless a condition holds."""
         if not condition:
             raise ArtifactError(f"the model's {self.what} is damaged: {reason}. Fit and save it again")
 

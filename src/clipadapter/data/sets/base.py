@@ -129,11 +129,7 @@ class BenchmarkSet(Described, ABC):
 
 
 def check_pictures_exist(name: str, samples: tuple[Sample, ...], folder: Path) -> None:
-    """Refuse a set of this name with missing pictures.
-
-    Raises:
-        DataError: if a picture is missing.
-    """
+    """Refuse a set of this name with missing pictures."""
     missing = missing_pictures((sample.path for sample in samples), folder)
     if missing:
         reason = f"{len(missing)} of its {len(samples)} pictures are missing: {format_list(missing, limit=3)}"

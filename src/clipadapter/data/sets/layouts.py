@@ -1,11 +1,18 @@
-"""The layouts of data sets: CoOp's split files, ImageNet's class folders, and the lists of FGVC-Aircraft."""
+"""The data sets, and their layouts: CoOp's split files, ImageNet's class folders, and the lists of FGVC-Aircraft.
+
+Each set is described by a TOML file of this folder. A new data set of a known layout is one such file.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
+
+from pydantic import ValidationError
 
 from clipadapter.data.dataset import Sample
 from clipadapter.data.sets.base import (
@@ -20,6 +27,8 @@ from clipadapter.errors import DataError
 from clipadapter.utils.files import IMAGE_SUFFIXES, open_text
 from clipadapter.utils.formatting import format_list
 from clipadapter.utils.imagenet import imagenet_names, imagenet_synsets
+from clipadapter.utils.parsing import parse_toml
+from clipadapter.utils.registry import unknown
 
 
 class SplitFileSet(BenchmarkSet):
@@ -135,3 +144,59 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, line.strip()
+
+
+LAYOUTS: Mapping[str, type[BenchmarkSet]] = {
+    "split-file": SplitFileSet,
+    "imagenet": ImageNetSet,
+    "aircraft": AircraftSet,
+}
+"""Class by the value of ``layout``. Its attributes are the other fields of the file."""
+
+
+def list_sets() -> list[str]:
+    """The names of the data sets, sorted."""
+    return sorted(_sets())
+
+
+def find_set(name: str) -> BenchmarkSet | None:
+    """The data set of this name; None if there is none.
+
+    >>> find_set("dtd").templates
+    'dtd'
+    >>> find_set("shots/") is None
+    True
+    """
+    return _sets().get(name)
+
+
+def get_set(name: str) -> BenchmarkSet:
+    """The data set of this name.
+
+    Raises:
+        UnknownNameError: if there is none.
+    """
+    if name not in _sets():
+        raise unknown("data set", name, list_sets())
+    return _sets()[name]
+
+
+def parse_description(name: str, text: str) -> BenchmarkSet:
+    """The data set of this name from its description: TOML with ``layout`` and the fields of the layout's class."""
+    where = f"data set '{name}'"
+    fields = parse_toml(text, where)
+    layout = fields.pop("layout", None)
+    if layout not in LAYOUTS:
+        raise unknown(f"layout of {where}", str(layout), list(LAYOUTS))
+    try:
+        return LAYOUTS[layout].model_validate({**fields, "name": name})
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors())
+        raise DataError(f"{where}: {faults}") from error
+
+
+@cache
+def _sets() -> dict[str, BenchmarkSet]:
+    found = (file for file in files(__package__).iterdir() if file.name.endswith(".toml"))
+    texts = {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in found}
+    return {name: parse_description(name, text) for name, text in texts.items()}
