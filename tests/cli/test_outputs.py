@@ -39,6 +39,7 @@ TEXTS = {
     "list.csv": "path\ndata/test/red/0.png\ndata/test/blue/0.png\n",
     "lines.jsonl": '{"a": 1}\n',
     "own.toml": 'title = "Neighbours"\nheads = ["zero-shot", "prototype", "knn"]\nshots = [1, 2]\nseeds = [1, 2]\n',
+    "few/green/0.png": "",
     "new/yellow/broken.png": "no picture",
     "mixed/train/red/empty.jpg": "",
     "mixed/train/red/notes.txt": "hello",
@@ -57,6 +58,8 @@ def draw(root):
         ("mixed/train", "blue red", 3),
         ("mixed/test", "blue red", 1),
         ("one", "red", 2),
+        ("few", "blue", 3),
+        ("few", "red", 1),
     ):
         for name in colours.split():
             folder = root / part / name
@@ -108,7 +111,8 @@ def contents(folder):
 def answers(text, monkeypatch):
     """The text of a file, made in a new folder."""
     before, parts, is_read = Path.cwd(), [], True
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
         try:
             os.chdir(folder)
             draw(Path(folder))
@@ -138,7 +142,7 @@ def test_commands_print_what_the_file_shows(file, monkeypatch):
 
 
 if __name__ == "__main__":
-    os.environ.update(HF_HUB_OFFLINE="1", XDG_CACHE_HOME=tempfile.mkdtemp())
+    os.environ["HF_HUB_OFFLINE"] = "1"
     for file in FILES:
         with pytest.MonkeyPatch.context() as patch:
             file.write_text(answers(file.read_text(encoding="utf-8"), patch), encoding="utf-8")

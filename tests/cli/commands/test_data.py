@@ -60,17 +60,6 @@ def test_info_lists_the_problems_of_an_incomplete_data_set(root, run):
     assert "12 of its 36 pictures are missing" in found["problems"][0]
 
 
-def test_a_typo_is_refused_before_the_download(root, run):
-    for verb in ("info", "prepare"):
-        result = run("data", verb, "eurosta", "--root", root)
-        assert result.exit_code == 1
-        assert result.stdout == ""
-        assert "no data set is called 'eurosta'. Did you mean 'eurosat'?" in result.stderr
-    result = run("data", "prepar")
-    assert result.exit_code == 2
-    assert "Did you mean 'prepare'?" in result.stderr
-
-
 def test_prepare_lists_missing_files_and_fails(root, run):
     result = run("data", "prepare", "ucf101", "dtd", "--root", root)
     assert result.exit_code == 1

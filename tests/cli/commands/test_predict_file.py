@@ -433,10 +433,6 @@ def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path,
 @pytest.mark.parametrize(
     ("prepare", "name", "words"),
     [
-        (None, "answers.txt", "does not end with .parquet, .jsonl or .csv"),
-        (None, "no/folder/answers.parquet", "there is no folder"),
-        (lambda path: path.write_text("a,b\n"), "answers.csv", "exists and is no file of predictions"),
-        (lambda path: path.write_text('{"a": 1}\n'), "answers.jsonl", "exists and is no file of predictions"),
         (lambda path: path.write_bytes(b"PAR1"), "answers.parquet", "exists and is no file of predictions"),
         (lambda path: path.with_name(f"{path.name}.parts").touch(), "answers.parquet", "is no folder"),
         (lambda path: put(path, f"{PART}.parquet"), "answers.parquet", "has no run.json"),
@@ -447,8 +443,7 @@ def test_features_of_another_encoder_are_refused(noisy_squares, probe, tmp_path,
     ],
 )
 def test_a_file_that_must_not_be_written_is_refused(prepare, name, words, squares, model, tmp_path, run):
-    if prepare is not None:
-        prepare(tmp_path / name)
+    prepare(tmp_path / name)
     before = contents(tmp_path)
     result = run("predict", model, squares, "--out", tmp_path / name)
     assert contents(tmp_path) == before
